@@ -1,0 +1,124 @@
+"""The nouns of routing: what is asked, who could answer, what we expect of each, and what was chosen.
+
+Everything here is a value. A router never sees a clock, a socket or a random generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What may be known of a request before any model has answered it."""
+
+    text: str
+    """The last user turn, which the vector describes (trimmed by the featurizer)."""
+    vector: Vector
+    """Embedding and structural features, shape (d,); `features_version` says which."""
+    features_version: str
+    input_tokens: int = 0
+    """Estimated tokens of the whole prompt."""
+    max_output_tokens: int | None = None
+    turns: int = 1
+    tools: int = 0
+    images: int = 0
+    wants_json: bool = False
+    task: str = ""
+    """The task's name where data names it; live traffic leaves it empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that could answer, with what it costs and how it is doing now."""
+
+    model: str
+    input_usd_per_mtok: float = 0.0
+    output_usd_per_mtok: float = 0.0
+    context_tokens: int = 0
+    """Most tokens of prompt and answer together; 0: unknown."""
+    supports: frozenset[str] = frozenset({"tools", "images", "json"})
+    healthy: bool = True
+    """False while every deployment's breaker is open."""
+    queue_s: float = 0.0
+    """Expected wait before the model starts on this request."""
+    cached_share: float = 0.0
+    """Share of the prompt expected to be in the model's prefix cache, 0..1."""
+    default_max_output_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a router expects of one candidate on one query."""
+
+    model: str
+    quality: float
+    """Expected score in [0, 1]; NaN where the router has no opinion."""
+    quality_sd: float
+    """Standard deviation of that expectation (not of the score)."""
+    cost_usd: float
+    latency_s: float = float("nan")
+    output_tokens: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What the operator or the request asked for. None: not asked."""
+
+    cost_weight: float | None = None
+    """Exchange rate of quality for money, 0 (quality only) to 1 (cost only)."""
+    min_quality: float | None = None
+    max_cost_usd: float | None = None
+    max_latency_s: float | None = None
+    budget_usd_per_day: float | None = None
+    explore: bool = True
+    """False: a tenant that opted out of exploration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A decision with everything needed to evaluate it later."""
+
+    model: str
+    propensity: float
+    """Probability with which this model was chosen, given the query and the eligible set."""
+    probabilities: Mapping[str, float]
+    """Over the eligible candidates; sums to 1."""
+    estimates: Sequence[Estimate]
+    excluded: Mapping[str, str]
+    """Model to reason, for each candidate that was not eligible."""
+    reason: str
+    """One short phrase for the header `x-headgate-reason`."""
+    router: str
+    """`name@version`."""
+    ranked: Sequence[str] = field(default=())
+    """Eligible models, best first: the order in which fallbacks and cascades read them."""
+
+
+class Router(Protocol):
+    """Chooses among candidates. `rng` is a float in [0, 1) drawn by the caller, so that a choice repeats."""
+
+    name: str
+    version: str
+    features_version: str
+    """Empty: reads no vector."""
+
+    def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
+        """Raises `routers.types.Undecided` where no candidate is eligible or an estimate is not finite."""
+        ...
+
+
+class Undecided(Exception):
+    """The router can't decide; the route falls back to its stated default and an alarm is raised."""
+
+    def __init__(self, reason: str, excluded: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.excluded = dict(excluded or {})
