@@ -1,0 +1,75 @@
+"""The bytes of a segment file: marker, length, CRC-32, payload, again and again.
+
+A reader needs nothing but the bytes: a torn tail is told from damage, and after damage the next whole frame is found
+again by its marker. Refuses to return a payload whose checksum is wrong.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import Struct
+
+MARKER = b"\xa7HG\x01"
+HEADER = Struct("<4sII")
+HEADER_BYTES = HEADER.size
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+SUFFIX = ".seg"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One record's bytes and where they lie. `damaged`: bytes between frames that no checksum vouches for."""
+
+    start: int
+    end: int
+    payload: bytes
+    damaged: bool = False
+
+
+def seal(buffer: bytearray) -> None:
+    """Writes the header over the first HEADER_BYTES of a buffer whose rest is the payload."""
+    with memoryview(buffer) as view:
+        crc = zlib.crc32(view[HEADER_BYTES:])
+    HEADER.pack_into(buffer, 0, MARKER, len(buffer) - HEADER_BYTES, crc)
+
+
+def read_frames(data: bytes, *, final: bool, base: int = 0) -> Iterator[Frame]:
+    """Frames of `data`, whose first byte lies at `base` in the file.
+
+    `final`: nobody will write more, so an incomplete tail is damage; otherwise it is a frame still being written and
+    reading stops before it.
+    """
+    at = 0
+    while at < len(data):
+        end = _whole_frame(data, at)
+        if end:
+            yield Frame(base + at, base + end, data[at + HEADER_BYTES : end])
+            at = end
+            continue
+        end = _next_frame(data, at + 1)
+        if end == len(data) and not final:
+            return
+        yield Frame(base + at, base + end, data[at:end], damaged=True)
+        at = end
+
+
+def _whole_frame(data: bytes, at: int) -> int:
+    """End of the valid frame that starts at `at`; 0 where there is none."""
+    if len(data) - at < HEADER_BYTES:
+        return 0
+    marker, length, crc = HEADER.unpack_from(data, at)
+    end: int = at + HEADER_BYTES + length
+    if marker != MARKER or length > MAX_PAYLOAD_BYTES or end > len(data):
+        return 0
+    return end if zlib.crc32(memoryview(data)[at + HEADER_BYTES : end]) == crc else 0
+
+
+def _next_frame(data: bytes, at: int) -> int:
+    """Start of the next valid frame at or after `at`; the end of the data where there is none."""
+    while (at := data.find(MARKER, at)) >= 0:
+        if _whole_frame(data, at):
+            return at
+        at += 1
+    return len(data)

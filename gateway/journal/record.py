@@ -1,0 +1,208 @@
+"""What the journal remembers: one immutable value per kind of record.
+
+A record's tag names its kind and schema version (`decision.1`), so a reader never guesses. Fields are only ever
+added, with defaults; a change of meaning is a new tag. Unknown is None (or NaN, which JSON turns into null).
+Refuses nothing: what a record may hold was decided by whoever made it (text only where the route says so).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import msgspec
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="t"):
+    pass
+
+
+class CandidateRecord(_Value):
+    """What the router expected of one eligible model."""
+
+    model: str
+    quality: float | None = None
+    quality_sd: float | None = None
+    cost_usd: float | None = None
+    latency_s: float | None = None
+    probability: float = 0.0
+    """With which this model was to be chosen; over all candidates of a decision it sums to 1."""
+
+
+class EvidenceRecord(_Value):
+    """What an answer showed about its own worth; never its text."""
+
+    mean_logprob: float | None = None
+    min_logprob: float | None = None
+    sum_logprob: float | None = None
+    output_tokens: int = 0
+    refused: bool | None = None
+    schema_valid: bool | None = None
+    tools_parse: bool | None = None
+    checks_passed: bool | None = None
+    agreement: float | None = None
+    judged: float | None = None
+    confidence: float | None = None
+    """P(correct) or the raw confidence the cascade compared with its threshold."""
+
+
+class AttemptRecord(_Value):
+    """One call of one deployment, failed ones included."""
+
+    model: str
+    deployment: str = ""
+    """provider/upstream name."""
+    started_s: float = 0.0
+    """Seconds after the request came in."""
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    status: int = 0
+    """HTTP status of the upstream; 0: none came."""
+    failure: str = ""
+    """One of gateway.errors.FAILURES; empty: it answered."""
+    usage: dict[str, int] = {}
+    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input, audio_output."""
+    cost_nanousd: int = 0
+    evidence: EvidenceRecord | None = None
+
+
+class DecisionRecord(_Record, tag="decision.1"):
+    """One request: what was known, what could have answered, what was chosen with which probability, what came."""
+
+    id: str
+    time_s: float
+    """Unix time at which the request came in."""
+    request_id: str = ""
+    response_id: str = ""
+    """The id inside the answer's body, which clients quote in feedback."""
+    tenant: str = ""
+    key_id: str = ""
+    surface: str = ""
+    route: str = ""
+    requested_model: str = ""
+
+    features_version: str = ""
+    input_tokens: int = 0
+    """Estimated before the call."""
+    turns: int = 0
+    tools: int = 0
+    images: int = 0
+    wants_json: bool = False
+    vector: bytes = b""
+    """float16, little-endian, for retraining without text."""
+
+    candidates: tuple[CandidateRecord, ...] = ()
+    excluded: dict[str, str] = {}
+    model: str = ""
+    """Chosen by the router; empty: nothing was chosen (a cache hit, a refusal)."""
+    propensity: float | None = None
+    router: str = ""
+    """name@version."""
+    reason: str = ""
+    plan: tuple[str, ...] = ()
+    """Models of the cascade in order; the first is `model`."""
+    thresholds: tuple[float | None, ...] = ()
+    """Least confidence that keeps each step's answer; None: any."""
+
+    attempts: tuple[AttemptRecord, ...] = ()
+    verdict: str = ""
+    """How the climb ended, as in cascade.types.Verdict.reason."""
+    answered_model: str = ""
+    status: int = 0
+    """HTTP status the client saw."""
+    error: str = ""
+    """Error code the client saw."""
+    stream: bool = False
+    cache: str = ""
+    """hit-exact | hit-semantic | miss | bypass ..."""
+    cache_why: dict[str, object] = {}
+    saved_nanousd: int = 0
+    """What a cache hit didn't cost."""
+    held_nanousd: int = 0
+    cost_nanousd: int = 0
+    """Settled: all attempts together."""
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    overhead_ms: float | None = None
+    prompt_text: str = ""
+    """Only where the route stores text."""
+    answer_text: str = ""
+
+
+class FeedbackRecord(_Record, tag="feedback.1"):
+    """What somebody or something says an answer was worth. Names its decision by any one of three ids."""
+
+    id: str
+    time_s: float
+    tenant: str = ""
+    decision_id: str = ""
+    response_id: str = ""
+    request_id: str = ""
+    score: float | None = None
+    """0..1; None: a label or a comment only."""
+    label: str = ""
+    comment: str = ""
+    source: str = "user"
+    """user | check | judge, or the caller's own word."""
+
+
+class ResponseRecord(_Record, tag="response.1"):
+    """A stored /v1/responses object, or its deletion."""
+
+    id: str
+    time_s: float
+    decision_id: str = ""
+    tenant: str = ""
+    model: str = ""
+    previous_response_id: str = ""
+    input: bytes = b"[]"
+    """JSON of the input items."""
+    output: bytes = b"{}"
+    """JSON of the response object."""
+    deleted: bool = False
+
+
+class KeyRecord(_Record, tag="key.1"):
+    """A virtual key made at run time. Only its hash is kept."""
+
+    id: str
+    name: str
+    key_hash: str
+    """hash_key(plaintext)."""
+    prefix: str
+    """First characters, to tell keys apart in a list."""
+    created_s: float
+    tenant: str = "default"
+    models: tuple[str, ...] = ()
+    rpm: int | None = None
+    tpm: int | None = None
+    budget_usd: float | None = None
+    budget_period: str = "month"
+    knobs: bool = True
+    explore: bool = True
+    expires_s: float | None = None
+    revoked_s: float | None = None
+
+
+class AuditRecord(_Record, tag="audit.1"):
+    """Who changed what, when."""
+
+    id: str
+    time_s: float
+    actor: str
+    action: str
+    target: str = ""
+    detail: dict[str, object] = {}
+
+
+Record = DecisionRecord | FeedbackRecord | ResponseRecord | AuditRecord
+"""What a spool holds. Keys are written to the store directly."""
+
+
+def new_id(kind: str) -> str:
+    """An id that sorts by time: `kind`, milliseconds in hex, 64 random bits."""
+    return f"{kind}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"

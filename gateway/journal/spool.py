@@ -1,0 +1,172 @@
+"""The worker's side of the journal: append a record with one write, never wait, never fail the request.
+
+A record is safe from a crash of the process once `append` returns (it lies in the page cache) and safe from a power
+loss once `sync` returns. One spool has one writer: one worker's event loop. A segment is locked (flock) as long as its
+writer lives, so a reader knows a finished segment from a live one without asking anybody.
+
+When the disk is full or the spools have reached `max_bytes`, decision records are dropped and counted in `lost`
+(answers go on; what is already written is never thrown away for what is new); `append` then says False, and what must
+not be lost (feedback) is refused by its caller. `alarm` says why in words. Writing resumes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from gateway.journal.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, SUFFIX, seal
+from gateway.journal.record import Record
+
+_FULL_RECHECK_S = 1.0
+_LARGEST_KEPT_BUFFER_BYTES = 1024 * 1024
+
+
+def spool_dir(run_dir: str | Path) -> Path:
+    """Where every worker's segments lie."""
+    return Path(run_dir) / "spool"
+
+
+class Spool:
+    """Append-only segments of one worker. Not thread-safe; `sync` may run while appends go on."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int = 16 * 1024 * 1024,
+        segment_age_s: float = 300.0,
+        max_bytes: int = 4 * 1024 * 1024 * 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.directory = directory
+        self.segment_bytes = segment_bytes
+        self.segment_age_s = segment_age_s
+        self.max_bytes = max_bytes
+        """Of all workers' segments together."""
+        self.lost = 0
+        """Records dropped since the start."""
+        self.alarm = ""
+        """Why records are being dropped right now; empty: they are not."""
+        self._clock = clock
+        self._encode_into = msgspec.msgpack.Encoder().encode_into
+        self._buffer = bytearray(4096)
+        self._file = -1
+        self._size = 0
+        self._opened_at = 0.0
+        self._full_until = 0.0
+        self._listed = -1
+        """Descriptor of the open segment once its directory entry has been forced to disk."""
+
+    def append(self, record: Record) -> bool:
+        """Writes one record; False: it was dropped and counted. Never raises."""
+        try:
+            now = self._clock()
+            if self._file < 0 or self._size >= self.segment_bytes or now - self._opened_at >= self.segment_age_s:
+                self._turn(now)
+            buffer = self._buffer
+            self._encode_into(record, buffer, HEADER_BYTES)
+            seal(buffer)
+            self._write(buffer)
+        except (OSError, ValueError, TypeError, OverflowError, msgspec.MsgspecError) as fault:
+            return self._drop(fault)
+        return True
+
+    async def sync(self) -> None:
+        """Returns when the open segment survives a power loss: call it right after `append`, with no await between.
+
+        Raises OSError where the disk won't. A cancelled caller leaves the work to end by itself.
+        """
+        if self._file < 0:
+            return
+        segment, listed = self._file, self._listed == self._file
+        folder = None if listed else self.directory
+        await asyncio.shield(asyncio.to_thread(_force_to_disk, os.dup(segment), folder))
+        if segment == self._file:
+            self._listed = segment
+
+    def close(self) -> None:
+        """Ends the open segment; its last records are now the shipper's to take."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, buffer: bytearray) -> None:
+        if len(buffer) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a record of {len(buffer)} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
+        written = os.write(self._file, buffer)
+        if written != len(buffer):
+            os.ftruncate(self._file, self._size)
+            raise OSError(28, "no space for a whole record")
+        self._size += written
+        if self.alarm:
+            self.alarm = ""
+        if written > _LARGEST_KEPT_BUFFER_BYTES:
+            self._buffer = bytearray(4096)
+
+    def _drop(self, fault: Exception) -> bool:
+        self.lost += 1
+        self.alarm = f"journal records are being dropped: {fault}"
+        return False
+
+    def _turn(self, now: float) -> None:
+        """Starts a new segment where the old one is full or old. Raises OSError where the spools are at their bound."""
+        if self._file >= 0 and self._size == 0:
+            self._opened_at = now
+            return
+        if now < self._full_until:
+            raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if spooled_bytes(self.directory) >= self.max_bytes:
+            self._full_until = now + _FULL_RECHECK_S
+            raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
+        fresh = _open_locked(self.directory)
+        self.close()
+        self._file, self._size, self._opened_at, self._listed = fresh, 0, now, -1
+
+
+def spooled_bytes(directory: Path) -> int:
+    """Bytes in segments that have not been shipped."""
+    total = 0
+    for entry in os.scandir(directory):
+        if entry.name.endswith(SUFFIX):
+            try:
+                total += entry.stat().st_size
+            except FileNotFoundError:
+                continue  # the shipper was faster
+    return total
+
+
+def _open_locked(directory: Path) -> int:
+    """A new segment, locked before it gets the name under which readers find it."""
+    name = f"{int(time.time() * 1000):012x}-{uuid.uuid4().hex}"
+    draft = directory / f"{name}.new"
+    file = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(draft, directory / f"{name}{SUFFIX}")
+    except BaseException:
+        os.close(file)
+        draft.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _force_to_disk(file: int, directory: Path | None) -> None:
+    """fdatasync of a duplicate descriptor, which it closes, and once per segment of its directory."""
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
+    if directory is not None:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
