@@ -1,0 +1,80 @@
+"""Which entries are given up."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.eviction import GreedyDual
+
+_moves = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "touch", "drop"]), st.integers(0, 9), st.integers(1, 60), st.integers(0, 5)
+    ),
+    max_size=80,
+)
+
+
+@given(_moves)
+def test_the_bytes_held_are_never_too_many(moves: list[tuple[str, int, int, int]]) -> None:
+    """After any moves the sizes of what is in add up, stay within bounds, and victims were in."""
+    policy: GreedyDual[int] = GreedyDual(100)
+    held: dict[int, int] = {}
+    for move, key, size, cost in moves:
+        if move == "admit":
+            victims = policy.admit(key, float(cost), size)
+            held.pop(key, None)
+            if victims is not None:
+                assert set(victims) <= held.keys()
+                assert len(set(victims)) == len(victims)
+                held = {k: s for k, s in held.items() if k not in victims}
+                held[key] = size
+        elif move == "touch":
+            policy.touch(key)
+        else:
+            policy.drop(key)
+            held.pop(key, None)
+        assert policy.used_bytes == sum(held.values()) <= 100
+
+
+def test_dear_small_and_frequent_entries_stay() -> None:
+    """Of two entries that differ in one thing only, the one worth less goes."""
+    for worse, better, hits in (
+        ((1.0, 50), (2.0, 50), 0),
+        ((1.0, 50), (1.0, 40), 0),
+        ((1.0, 50), (1.0, 50), 3),
+    ):
+        policy: GreedyDual[str] = GreedyDual(100)
+        policy.admit("worse", *worse)
+        policy.admit("better", *better)
+        for _ in range(hits):
+            policy.touch("better")
+        for _ in range(3):
+            policy.touch("new")
+        assert policy.admit("new", 5.0, 50) == ["worse"]
+
+
+def test_a_newcomer_worth_less_than_all_is_refused() -> None:
+    """A cheap question seen once pushes nothing out, asked often enough it does."""
+    policy: GreedyDual[str] = GreedyDual(100)
+    policy.admit("held", 3.0, 100)
+    answers = [policy.admit("new", 1.0, 100) for _ in range(4)]
+    assert answers == [None, None, ["held"], []]
+
+
+def test_yesterdays_favourites_go() -> None:
+    """Entries once frequent are given up when popularity has moved on."""
+    policy: GreedyDual[int] = GreedyDual(1000)
+    rng = random.Random(0)
+    for phase in range(2):
+        hits = 0
+        for n in range(6000):
+            key = phase * 1000 + min(int(rng.paretovariate(0.9)), 500)
+            if key in policy:
+                hits += n >= 3000
+                policy.touch(key)
+            else:
+                policy.admit(key, 1.0, 10)
+        assert hits > 2000

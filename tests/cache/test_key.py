@@ -1,0 +1,176 @@
+"""What separates two requests, and what does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.key import TRANSPORT_FIELDS, exact_key, partition_key
+
+_values: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_bodies = st.dictionaries(
+    st.text(max_size=8).filter(lambda f: f not in TRANSPORT_FIELDS), _values, max_size=4
+)
+
+
+def fields(blob: str | bytes) -> dict[str, msgspec.Raw]:
+    """Split a body as the gateway does."""
+    return msgspec.json.decode(blob, type=dict[str, msgspec.Raw])
+
+
+def key_of(body: Any, tenant: str = "t", scope: str = "auto", surface: str = "chat", **dumps: Any) -> bytes:
+    """The exact key of a body given as values."""
+    return exact_key(tenant=tenant, scope=scope, surface=surface, body=fields(json.dumps(body, **dumps)))
+
+
+def shuffled(value: Any) -> Any:
+    """The same value with every object's keys in the opposite order."""
+    if isinstance(value, dict):
+        return {k: shuffled(v) for k, v in reversed(value.items())}
+    return [shuffled(v) for v in value] if isinstance(value, list) else value
+
+
+def exactly(value: Any) -> str:
+    """A text that is equal only for values of equal types."""
+    return json.dumps(value, sort_keys=True)
+
+
+@given(_bodies)
+def test_order_white_space_and_escapes_do_not_count(body: dict[str, Any]) -> None:
+    """The same values have the same key however they are written down."""
+    assert key_of(body) == key_of(shuffled(body), indent=2) == key_of(body, ensure_ascii=False)
+
+
+@given(_bodies, _bodies)
+def test_different_values_have_different_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Two bodies have one key exactly when they say the same."""
+    assert (key_of(one) == key_of(other)) == (exactly(one) == exactly(other))
+
+
+@given(_bodies, st.sampled_from(sorted(TRANSPORT_FIELDS)), _values)
+def test_transport_fields_do_not_count(body: dict[str, Any], name: str, value: Any) -> None:
+    """How the answer is delivered is no part of the question."""
+    assert key_of(body) == key_of({**body, name: value})
+
+
+@given(_bodies, st.text(min_size=1, max_size=8).filter(lambda f: f not in TRANSPORT_FIELDS), _values)
+def test_unknown_parameters_count(body: dict[str, Any], name: str, value: Any) -> None:
+    """A parameter nobody has heard of separates two requests."""
+    body.pop(name, None)
+    assert key_of(body) != key_of({**body, name: value})
+
+
+@given(st.tuples(st.text(), st.text(), st.text()), st.tuples(st.text(), st.text(), st.text()))
+def test_tenant_scope_and_surface_count(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    """No two of tenant, scope and surface run into each other."""
+    assert (key_of({}, *one) == key_of({}, *other)) == (one == other)
+
+
+def test_keys_stay_what_they_were() -> None:
+    """A stored key is found again by a later process."""
+    assert key_of({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).hex() == (
+        "99e261f4bad44e509cf54180f83aa8b3"
+    )
+
+
+def test_a_secret_changes_every_key() -> None:
+    """Without the secret a key cannot be computed from a known prompt."""
+    body = fields('{"a":1}')
+    plain = exact_key(tenant="t", scope="s", surface="chat", body=body)
+    assert plain != exact_key(tenant="t", scope="s", surface="chat", body=body, secret=b"k")
+
+
+def test_a_body_beyond_json_is_keyed_by_its_bytes() -> None:
+    """What cannot be canonicalised still has a key, one for each spelling."""
+    deep = "[" * 5000 + "]" * 5000
+    keys = {
+        exact_key(tenant="t", scope="s", surface="chat", body={"a": blob.encode()})
+        for blob in (deep, deep + " ", "1e999", '"\\ud800"', '"\\ud801"')
+    }
+    assert len(keys) == 5
+
+
+def test_a_long_body_is_keyed() -> None:
+    """A request of 10 MB has a key as any other, and one changed byte at its end counts."""
+    one = exact_key(tenant="t", scope="s", surface="chat", body={"a": b'"' + b"x" * 10_000_000 + b'"'})
+    other = exact_key(tenant="t", scope="s", surface="chat", body={"a": b'"' + b"x" * 9_999_999 + b'y"'})
+    assert one != other
+
+
+def ask(text: str, **more: Any) -> dict[str, Any]:
+    """A chat request with a system prompt and one question."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+    return {"model": "auto", "messages": turns, **more}
+
+
+def partition(
+    body: Any, surface: str = "chat", embedder: str = "e", tenant: str = "t"
+) -> tuple[bytes, str] | None:
+    """The partition of a body given as values."""
+    blob = fields(json.dumps(body))
+    return partition_key(tenant=tenant, scope="s", surface=surface, body=blob, embedder=embedder)
+
+
+@given(st.text(), st.text())
+def test_only_the_last_user_text_is_left_out(one: str, other: str) -> None:
+    """Questions in other words share a partition and are handed back as they were."""
+    first, second = partition(ask(one)), partition(ask(other))
+    assert first is not None and second is not None
+    assert first[0] == second[0]
+    assert (first[1], second[1]) == (one, other)
+
+
+def test_everything_else_separates_partitions() -> None:
+    """System prompt, history, parameters, embedder and tenant each have partitions of their own."""
+    base = ask("q")
+    others = [
+        partition({**base, "max_tokens": 5}),
+        partition({**base, "messages": [{"role": "system", "content": "Be rude."}, base["messages"][1]]}),
+        partition({**base, "messages": [{"role": "user", "content": "before"}, *base["messages"]]}),
+        partition({**base, "messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}),
+        partition(base, embedder="f"),
+        partition(base, tenant="u"),
+        partition(base),
+    ]
+    assert len({found[0] for found in others if found is not None}) == len(others)
+
+
+def test_requests_without_one_plain_question_have_no_partition() -> None:
+    """Images, tool results, unfinished assistant turns and other surfaces are for the exact cache only."""
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    turns: list[Any] = [
+        [],
+        [{"role": "assistant", "content": "so far"}],
+        [{"role": "tool", "content": "42"}],
+        [{"role": "user", "content": [{"type": "text", "text": "q"}, picture]}],
+        [{"role": "user", "content": None}],
+        ["user"],
+        {"role": "user"},
+    ]
+    assert [partition({"messages": t}) for t in turns] == [None] * len(turns)
+    assert partition({"input": "q"}, surface="embeddings") is None
+    assert partition({}) is None
+
+
+def test_each_surface_names_its_question() -> None:
+    """Completions, responses and messages hand back their last user text."""
+    turn = {"role": "user", "content": [{"type": "input_text", "text": "q"}]}
+    found = [
+        partition({"prompt": "q"}, "completions"),
+        partition({"input": "q"}, "responses"),
+        partition({"input": [turn]}, "responses"),
+        partition({"messages": [{"role": "user", "content": "q"}]}, "messages"),
+    ]
+    assert [f and f[1] for f in found] == ["q"] * 4

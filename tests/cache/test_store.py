@@ -1,0 +1,127 @@
+"""The contract of every store, run on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache.entry import Entry
+from cache.memory import MemoryStore
+from cache.store import Store
+
+Open = Callable[[], Awaitable[Store]]
+KINDS = ("memory",)
+
+
+def entry(entry_id: str = "e1", tenant: str = "t", body: bytes = b'{"a":1}', **more: float) -> Entry:
+    """An entry of no importance."""
+    times = {"created_s": 100.0, "ttl_s": 60.0, "cost_usd": 0.01, **more}
+    return Entry(
+        entry_id, "chat", body, "small", "d1", tenant=tenant, input_tokens=3, output_tokens=5, **times
+    )
+
+
+@pytest.fixture(params=KINDS)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """One empty store of each kind."""
+    opened = MemoryStore(1 << 20)
+    yield opened
+    await opened.close()
+
+
+async def test_what_is_put_comes_back_whole(store: Store) -> None:
+    """An entry is found under its key, equal in every field."""
+    one = entry(body=bytes(range(256)))
+    assert await store.put(b"k1", one)
+    assert await store.get(b"k1", tenant="t", now_s=101) == one
+    assert await store.get(b"k2", tenant="t", now_s=101) is None
+    assert (store.stats().hits, store.stats().misses, store.stats().entries) == (1, 1, 1)
+
+
+async def test_an_entry_never_answers_another_tenant(store: Store) -> None:
+    """Even under its very key an entry is a miss for anyone else."""
+    await store.put(b"k", entry(tenant="t"))
+    assert await store.get(b"k", tenant="u", now_s=101) is None
+    assert await store.get(b"k", tenant="", now_s=101) is None
+
+
+async def test_an_entry_ends_with_its_time(store: Store) -> None:
+    """From the second its time is over an entry is a miss."""
+    await store.put(b"k", entry(created_s=100, ttl_s=60))
+    assert await store.get(b"k", tenant="t", now_s=159.9) is not None
+    assert await store.get(b"k", tenant="t", now_s=160.0) is None
+
+
+async def test_a_second_put_replaces_the_first(store: Store) -> None:
+    """A key answers with what was put last, and the old entry's id is gone."""
+    await store.put(b"k", entry("e1", body=b"old"))
+    await store.put(b"k", entry("e2", body=b"new"))
+    found = await store.get(b"k", tenant="t", now_s=101)
+    assert found is not None and found.body == b"new"
+    assert not await store.delete("e1")
+    assert await store.delete("e2")
+    assert store.stats().entries == 0
+
+
+async def test_a_deleted_entry_is_gone(store: Store) -> None:
+    """Deleting by id works once, and only for its own tenant where one is named."""
+    await store.put(b"k", entry("e1"))
+    assert not await store.delete("e1", tenant="u")
+    assert await store.get(b"k", tenant="t", now_s=101) is not None
+    assert await store.delete("e1", tenant="t")
+    assert not await store.delete("e1")
+    assert await store.get(b"k", tenant="t", now_s=101) is None
+
+
+async def test_a_deleted_tenant_is_gone_and_may_come_back(store: Store) -> None:
+    """Deleting a tenant takes all its entries and nobody else's; new entries live."""
+    await store.put(b"k1", entry("e1"))
+    await store.put(b"k2", entry("e2"))
+    await store.put(b"k3", entry("e3", tenant="u"))
+    assert await store.delete_tenant("t")
+    assert await store.get(b"k1", tenant="t", now_s=101) is None
+    assert await store.get(b"k2", tenant="t", now_s=101) is None
+    assert await store.get(b"k3", tenant="u", now_s=101) is not None
+    await store.put(b"k1", entry("e4"))
+    assert await store.get(b"k1", tenant="t", now_s=101) is not None
+
+
+_moves = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "get", "delete", "delete_tenant", "wait"]),
+        st.integers(0, 3),
+        st.sampled_from(["t", "u"]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=_moves)
+async def test_a_store_is_a_dictionary_with_times(store: Store, moves: list[tuple[str, int, str]]) -> None:
+    """After any moves each key answers as a plain dictionary would, for its own tenant only."""
+    model: dict[bytes, Entry] = {}
+    now_s, serial = 100.0, 0
+    for n in range(4):
+        await store.delete_tenant("t")
+        await store.delete_tenant("u")
+        del n
+    for move, number, tenant in moves:
+        key = bytes([number])
+        if move == "put":
+            serial += 1
+            model[key] = entry(f"id{id(moves)}-{serial}", tenant, created_s=now_s, ttl_s=50)
+            assert await store.put(key, model[key])
+        elif move == "delete" and key in model:
+            assert await store.delete(model.pop(key).id)
+        elif move == "delete_tenant":
+            assert await store.delete_tenant(tenant)
+            model = {k: e for k, e in model.items() if e.tenant != tenant}
+        elif move == "wait":
+            now_s += 20
+        held = model.get(key)
+        expected = held if held and held.tenant == tenant and now_s < held.created_s + 50 else None
+        assert await store.get(key, tenant=tenant, now_s=now_s) == expected
