@@ -1,13 +1,28 @@
-"""The configuration: one TOML file, one frozen typed tree, unknown keys refused with their path.
+"""The configuration: one frozen typed tree. What a value may be is part of its type.
 
+`config_load` reads it from one TOML file and refuses unknown keys with their path;
 `deploy/headgate.example.toml` holds every key with its meaning; a test keeps the two in step.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+"""0: any free one."""
+Count = Annotated[int, Meta(ge=1)]
+Tokens = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Usd = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Quality = Annotated[float, Meta(gt=0, le=1)]
+Weight = Annotated[float, Meta(ge=0)]
+Period = Literal["day", "week", "month", "total"]
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,110 +36,113 @@ class Secret(str):
         return "'***'" if self else "''"
 
 
-class Server(_Section):
+class Server(_Section, frozen=True):
     host: str = "127.0.0.1"
-    port: int = 8080
-    admin_port: int = 8081
-    workers: int = 1
-    max_body_bytes: int = 32 * 1024 * 1024
-    max_messages: int = 4096
-    request_timeout_s: float = 600.0
+    port: Port = 8080
+    admin_port: Port = 8081
+    workers: Count = 1
+    max_body_bytes: Count = 32 * 1024 * 1024
+    max_messages: Count = 4096
+    request_timeout_s: Seconds = 600.0
     """Deadline of a request whose client names none."""
-    first_byte_timeout_s: float = 60.0
-    stall_timeout_s: float = 30.0
+    first_byte_timeout_s: Seconds = 60.0
+    stall_timeout_s: Seconds = 30.0
     """Longest silence inside an upstream's stream."""
-    drain_timeout_s: float = 30.0
-    max_concurrency: int = 2048
+    drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    max_concurrency: Count = 2048
     """Requests in flight per worker; one more is answered 503."""
     run_dir: str = ".headgate"
     """Where spools and sockets live."""
 
 
-class Storage(_Section):
-    url: str = "sqlite:///headgate.db"
-    redis_url: str = ""
-    keep_days: float = 30.0
+class Storage(_Section, frozen=True):
+    url: Secret = Secret("sqlite:///headgate.db")
+    """May hold a password."""
+    redis_url: Secret = Secret("")
+    """Empty: limits, budgets and the cache are this machine's own."""
+    keep_days: Annotated[float, Meta(gt=0)] = 30.0
 
 
-class ProviderConfig(_Section):
+class ProviderConfig(_Section, frozen=True):
     name: str
     kind: Literal["openai", "anthropic", "azure", "local", "scripted"]
     base_url: str = ""
     api_key: Secret = Secret("")
     api_version: str = ""
     """Azure only."""
-    headers: dict[str, str] = {}
-    max_connections: int = 512
-    connect_timeout_s: float = 5.0
+    headers: dict[str, Secret] = {}
+    """Sent with every request to this provider."""
+    max_connections: Count = 512
+    connect_timeout_s: Seconds = 5.0
     verify_tls: bool = True
     options: dict[str, object] = {}
     """Of the `local` and `scripted` kinds."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(_Section, frozen=True):
     """A deployment. Entries of the same name are deployments of one model."""
 
     name: str
     provider: str
     upstream_name: str = ""
     """Empty: the same as `name`."""
-    input_usd_per_mtok: float = 0.0
-    output_usd_per_mtok: float = 0.0
-    cache_read_usd_per_mtok: float | None = None
+    input_usd_per_mtok: Usd = 0.0
+    output_usd_per_mtok: Usd = 0.0
+    cache_read_usd_per_mtok: Usd | None = None
     """None: as input."""
-    cache_write_usd_per_mtok: float | None = None
-    reasoning_usd_per_mtok: float | None = None
+    cache_write_usd_per_mtok: Usd | None = None
+    reasoning_usd_per_mtok: Usd | None = None
     """None: as output."""
-    audio_input_usd_per_mtok: float | None = None
-    audio_output_usd_per_mtok: float | None = None
-    context_tokens: int = 0
-    max_output_tokens: int = 4096
+    audio_input_usd_per_mtok: Usd | None = None
+    audio_output_usd_per_mtok: Usd | None = None
+    context_tokens: Tokens = 0
+    max_output_tokens: Count = 4096
     """What a request without its own limit is assumed to need, for the hold."""
     tools: bool = True
     images: bool = True
     json: bool = True
     logprobs: bool = False
     """True: the upstream gives log-probabilities, which cascades read as confidence."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Share of this deployment among those of its model."""
 
 
-class RouteConfig(_Section):
+class RouteConfig(_Section, frozen=True):
     name: str
     models: list[str]
     router: str = "default"
     rules: list[dict[str, object]] = []
-    weights: dict[str, float] = {}
-    cost_weight: float | None = None
-    min_quality: float | None = None
-    budget_usd_per_day: float | None = None
-    max_latency_s: float | None = None
-    max_cost_usd: float | None = None
+    weights: dict[str, Weight] = {}
+    cost_weight: Share | None = None
+    min_quality: Quality | None = None
+    budget_usd_per_day: Usd | None = None
+    max_latency_s: Seconds | None = None
+    max_cost_usd: Usd | None = None
     cascade: str = "none"
-    accept_at: float | None = None
+    accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
     cache: Literal["none", "exact", "semantic"] = "none"
-    cache_ttl_s: float = 3600.0
-    cache_eps: float = 0.03
+    cache_ttl_s: Seconds = 3600.0
+    cache_eps: Share = 0.03
     """Bound on the false-hit rate of the semantic cache."""
     fallback: list[str] = []
     """Routes or models tried when every model of this route has failed; cycles are refused."""
     default_model: str = ""
     """What answers when the router can't decide; empty: the last of `models`."""
-    max_attempts: int = 4
-    retries: int = 1
-    explore: float = 0.0
+    max_attempts: Count = 4
+    retries: Annotated[int, Meta(ge=0)] = 1
+    explore: Share = 0.0
     """Floor of the exploration probability, 0..1."""
-    hedge_after_s: float | None = None
+    hedge_after_s: Seconds | None = None
     """Start a second attempt when the first byte is this late; None: never."""
-    hedge_max_share: float = 0.05
+    hedge_max_share: Share = 0.05
     store_text: bool = False
     """True: prompts and answers are kept in the decision record."""
-    rpm: int | None = None
-    tpm: int | None = None
+    rpm: Count | None = None
+    tpm: Count | None = None
 
 
-class KeyConfig(_Section):
+class KeyConfig(_Section, frozen=True):
     """A virtual key set by the file; keys made by `headgate keys` live in the database, hashed."""
 
     name: str
@@ -132,28 +150,38 @@ class KeyConfig(_Section):
     tenant: str = "default"
     models: list[str] = []
     """Routes and models it may use; empty: all."""
-    rpm: int | None = None
-    tpm: int | None = None
-    budget_usd: float | None = None
-    budget_period: Literal["day", "week", "month", "total"] = "month"
+    rpm: Count | None = None
+    tpm: Count | None = None
+    budget_usd: Usd | None = None
+    budget_period: Period = "month"
     knobs: bool = True
     """May set x-headgate-* knobs."""
     explore: bool = True
 
 
-class Auth(_Section):
+class TenantConfig(_Section, frozen=True):
+    """A budget over all keys of a tenant. Tenants that aren't listed have none of their own."""
+
+    name: str
+    budget_usd: Usd | None = None
+    budget_period: Period = "month"
+
+
+class Auth(_Section, frozen=True):
     master_key: Secret = Secret("")
+    """Empty: open on loopback only, refused elsewhere."""
     keys: list[KeyConfig] = []
+    tenants: list[TenantConfig] = []
 
 
-class Telemetry(_Section):
+class Telemetry(_Section, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"
     otlp_endpoint: str = ""
     """Empty: no spans. Otherwise OTLP over HTTP; needs the extra `otel`."""
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     server: Server = Server()
     storage: Storage = Storage()
     providers: list[ProviderConfig] = []

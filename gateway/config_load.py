@@ -1,0 +1,357 @@
+"""Reads the configuration and finds every fault of it at once, each with its path.
+
+It refuses what would be dropped in silence: unknown keys, settings that nothing reads, `${ENV}` outside
+secrets. No message shows the value of a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from gateway.config import (
+    LOOPBACK,
+    Config,
+    ModelConfig,
+    ProviderConfig,
+    RouteConfig,
+    Secret,
+    _Section,
+)
+from gateway.errors import ConfigError
+
+ROUTERS = (
+    "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
+    "clusters", "domain", "mlp", "ensemble", "bandit",
+)  # fmt: skip
+CASCADES = ("none", "confidence")
+NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def load(path: str | None, env: Mapping[str, str]) -> Config:
+    """The configuration in the file at `path`, or the embedded one. Raises ConfigError with every problem."""
+    config, problems = check(path, env)
+    if config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def check(path: str | None, env: Mapping[str, str]) -> tuple[Config | None, list[str]]:
+    """The configuration, or None and all that is wrong with it."""
+    if path is None:
+        return embedded(), []
+    try:
+        with open(path, "rb") as file:
+            data = tomllib.load(file)
+    except OSError as error:
+        return None, [f"{path}: {error.strerror}"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return None, [f"{path}: not TOML: {error}"]
+    return parse(data, env)
+
+
+def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | None, list[str]]:
+    """The configuration in a decoded document, or None and all that is wrong with it."""
+    found = _Problems()
+    config = _section(Config, data, "", env, found)
+    _check_names(config, found)
+    _check_server(config, found)
+    for index, provider in enumerate(config.providers):
+        _check_provider(provider, f"providers[{index}]", found)
+    providers = [provider.name for provider in config.providers]
+    for index, model in enumerate(config.models):
+        found.unless_known(f"models[{index}].provider", "provider", model.provider, providers)
+    for index, route in enumerate(config.routes):
+        _check_route(route, f"routes[{index}]", config, found)
+    _check_cycles(config.routes, found)
+    _check_auth(config, found)
+    return (None if found.lines else config), found.lines
+
+
+def embedded() -> Config:
+    """What runs when no file is given: two small models of this machine behind one route."""
+    small = ModelConfig(
+        name="tiny-small", provider="home", input_usd_per_mtok=0.05, output_usd_per_mtok=0.20,
+        context_tokens=512, max_output_tokens=64, tools=False, images=False, json=False, logprobs=True,
+    )  # fmt: skip
+    large = msgspec.structs.replace(
+        small, name="tiny-large", input_usd_per_mtok=0.50, output_usd_per_mtok=2.00
+    )
+    return Config(
+        providers=[ProviderConfig(name="home", kind="local")],
+        models=[small, large],
+        routes=[RouteConfig(name="auto", models=["tiny-small", "tiny-large"])],
+    )
+
+
+class _Problems:
+    """What is wrong, one line a path: a value already refused isn't complained about again."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._paths: set[str] = set()
+
+    def add(self, path: str, message: str) -> None:
+        if path not in self._paths:
+            self._paths.add(path)
+            self.lines.append(f"{path}: {message}")
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
+
+    def unless_known(self, path: str, what: str, name: str, known: Collection[str]) -> None:
+        if name not in known:
+            self.add(path, f"no {what} named {name!r}{_meant(name, known)}")
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# Shape: from a document to the tree. A refused value is replaced by its default, so that reading goes on.
+
+
+@cache
+def _types(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def _section(section: Any, data: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
+    types = _types(section)
+    if not isinstance(data, Mapping):
+        found.add(path, "expected a table")
+        data = {}
+    for key in sorted(data.keys() - types.keys()):
+        found.add(_join(path, key), f"unknown key{_meant(key, types)}")
+    values = {}
+    for field in msgspec.structs.fields(section):
+        where = _join(path, field.name)
+        if field.name in data:
+            read = _value(types[field.name], data[field.name], where, env, found)
+            values[field.name] = _default(field, types[field.name]) if read is _REFUSED else read
+        elif field.required:
+            found.add(where, "missing")
+            values[field.name] = _default(field, types[field.name])
+    return section(**values)
+
+
+_REFUSED = object()
+
+
+def _default(field: msgspec.structs.FieldInfo, kind: Any) -> Any:
+    """The field's own default; of a required one an empty value, which no rule complains about again."""
+    if field.default is not msgspec.NODEFAULT:
+        return field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return typing.get_args(kind)[0]
+    return (origin or kind)()
+
+
+def _value(kind: Any, value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
+    if kind is Secret:
+        return _secret(value, path, env, found)
+    if _is_section(kind):
+        return _section(kind, value, path, env, found)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and _is_section(arguments[0]):
+        return _sections(arguments[0], value, path, env, found)
+    if origin is dict and arguments[1] is Secret and isinstance(value, dict):
+        return {key: _secret(item, f"{path}.{key}", env, found) for key, item in value.items()}
+    return _leaf(kind, value, path, found)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+def _sections(kind: Any, value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
+    if not isinstance(value, list):
+        found.add(path, f"expected a list of tables, written [[{path}]]")
+        return _REFUSED
+    return [_section(kind, item, f"{path}[{index}]", env, found) for index, item in enumerate(value)]
+
+
+def _leaf(kind: Any, value: object, path: str, found: _Problems) -> Any:
+    for where, part in _strings(value, path):
+        if _VARIABLE.search(part):
+            found.add(where, "${...} is read in secrets only")
+            return _REFUSED
+    if isinstance(value, float) and not math.isfinite(value):
+        found.add(path, f"expected a finite number, got {value}")
+        return _REFUSED
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        found.add(path + at.removesuffix("`"), message[0].lower() + message[1:])
+        return _REFUSED
+
+
+def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{path}[{index}]")
+
+
+def _secret(value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
+    if not isinstance(value, str):
+        found.add(path, f"expected `str`, got `{type(value).__name__}`")
+        return Secret("")
+    missing = [name for name in _VARIABLE.findall(value) if name not in env]
+    if missing:
+        found.add(path, f"environment variable {missing[0]} is not set")
+        return Secret("")
+    text = _VARIABLE.sub(lambda match: env[match[1]], value)
+    if _CONTROL.search(text):
+        found.add(path, "holds a line break or another control character")
+        return Secret("")
+    return Secret(text)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+# Meaning: what the parts of the tree say about each other.
+
+
+def _check_names(config: Config, found: _Problems) -> None:
+    _check_unique("providers", [provider.name for provider in config.providers], found)
+    _check_unique("routes", [route.name for route in config.routes], found)
+    _check_unique("auth.keys", [key.name for key in config.auth.keys], found)
+    _check_unique("auth.tenants", [tenant.name for tenant in config.auth.tenants], found)
+    deployments: set[tuple[str, str, str]] = set()
+    for index, model in enumerate(config.models):
+        deployment = (model.name, model.provider, model.upstream_name)
+        if not model.name:
+            found.add(f"models[{index}].name", "is empty")
+        elif deployment in deployments:
+            found.add(f"models[{index}].name", f"{model.name!r} at {model.provider!r} is listed twice")
+        deployments.add(deployment)
+    models = {model.name for model in config.models}
+    for index, route in enumerate(config.routes):
+        if route.name in models:
+            found.add(f"routes[{index}].name", f"{route.name!r} is also the name of a model")
+
+
+def _check_unique(path: str, names: list[str], found: _Problems) -> None:
+    for index, name in enumerate(names):
+        if not name:
+            found.add(f"{path}[{index}].name", "is empty")
+        elif name in names[:index]:
+            found.add(f"{path}[{index}].name", f"{name!r} is used twice")
+
+
+def _check_server(config: Config, found: _Problems) -> None:
+    server, storage = config.server, config.storage
+    if server.port and server.port == server.admin_port:
+        found.add("server.admin_port", f"is the port of the data plane, {server.port}")
+    _check_scheme("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
+    if storage.redis_url:
+        _check_scheme("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
+    if config.telemetry.otlp_endpoint:
+        _check_scheme("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
+
+
+_HTTP = ("http://", "https://")
+
+
+def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: _Problems) -> None:
+    if not url.startswith(schemes):
+        found.add(path, f"must start with one of {', '.join(schemes)}")
+    elif _CONTROL.search(url) or " " in url:
+        found.add(path, "holds a space or a control character")
+
+
+def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> None:
+    if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
+        _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
+    for name in provider.headers:
+        if not _HEADER_NAME.fullmatch(name):
+            found.add(f"{path}.headers.{name!r}", "is not the name of a header")
+
+
+def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems) -> None:
+    models = {model.name for model in config.models}
+    if not route.models:
+        found.add(f"{path}.models", "names no model")
+    for index, name in enumerate(route.models):
+        found.unless_known(f"{path}.models[{index}]", "model", name, models)
+        if name in route.models[:index]:
+            found.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
+    if route.default_model and route.default_model not in route.models:
+        found.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
+    for name in route.weights:
+        if name not in route.models:
+            found.add(f"{path}.weights.{name}", f"is not a model of the route{_meant(name, route.models)}")
+    if route.weights and not any(route.weights.values()):
+        found.add(f"{path}.weights", "are all zero")
+    for index, name in enumerate(route.fallback):
+        reachable = models | {other.name for other in config.routes}
+        found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
+    found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
+    if not _is_path(route.router):
+        found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
+    for setting, router in (("rules", "rules"), ("weights", "weighted")):
+        if getattr(route, setting) and route.router != router:
+            found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+
+
+def _is_path(router: str) -> bool:
+    """An artefact is named by a path, a router by a bare word."""
+    return "/" in router or "." in router
+
+
+def _check_cycles(routes: list[RouteConfig], found: _Problems) -> None:
+    edges = {route.name: route.fallback for route in routes}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            cycle = (*trail[trail.index(name) :], name)
+            index = next(i for i, route in enumerate(routes) if route.name == cycle[0])
+            found.add(f"routes[{index}].fallback", f"goes round: {' -> '.join(cycle)}")
+        elif name not in done:
+            for following in edges.get(name, ()):
+                visit(following, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def _check_auth(config: Config, found: _Problems) -> None:
+    if not config.auth.master_key and config.server.host not in LOOPBACK:
+        found.add("auth.master_key", f"is empty, so server.host must be loopback, not {config.server.host!r}")
+    secrets: set[str] = {config.auth.master_key}
+    known = {model.name for model in config.models} | {route.name for route in config.routes}
+    for index, key in enumerate(config.auth.keys):
+        path = f"auth.keys[{index}]"
+        if not key.key:
+            found.add(f"{path}.key", "is empty")
+        elif key.key in secrets:
+            found.add(f"{path}.key", "is used twice")
+        secrets.add(key.key)
+        for at, name in enumerate(key.models):
+            found.unless_known(f"{path}.models[{at}]", "route or model", name, known)

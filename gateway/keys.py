@@ -1,0 +1,189 @@
+"""Who is calling: an API key looked up by its digest, never by itself.
+
+Keys come from the file and from the database; both live in one immutable snapshot that a reload replaces
+whole. No plaintext is kept after start, and no `repr` or message shows one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from gateway.config import Auth, KeyConfig, TenantConfig
+from gateway.errors import PolicyError, Unauthorized
+from gateway.journal.record import KeyRecord, new_id
+from gateway.ledger import Account
+from gateway.limits import Limit
+from gateway.prices import nanousd
+
+PREFIX = "hg-"
+Load = Callable[[], Iterable[KeyRecord]]
+"""The keys of the database, revoked ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what the key allows."""
+
+    key_id: str
+    name: str
+    tenant: str = "default"
+    admin: bool = False
+    """The master key: may use the admin API."""
+    models: frozenset[str] = frozenset()
+    """Routes and models it may ask for; empty: all."""
+    knobs: bool = True
+    """May set x-headgate-* knobs."""
+    explore: bool = True
+    accounts: tuple[Account, ...] = ()
+    """Of the key and its tenant; the route's own comes on top."""
+    limits: tuple[Limit, ...] = ()
+    expires_s: float | None = None
+    disabled: bool = False
+
+    def may_use(self, model: str) -> bool:
+        return not self.models or model in self.models
+
+
+MASTER = Caller("master", "master", admin=True)
+ANYONE = Caller("open", "open", admin=True)
+"""Of a gateway without any key, which answers this machine only."""
+
+
+def hash_key(key: str | bytes) -> str:
+    """What is stored of a key. Keys are 192 random bits, so one round of SHA-256 is enough."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+def new_key(name: str, now: float, *, tenant: str = "default") -> tuple[str, KeyRecord]:
+    """A fresh key, shown once, and the record to store (restricted by `msgspec.structs.replace`)."""
+    key = PREFIX + secrets.token_urlsafe(24)
+    record = KeyRecord(
+        id=new_id("key"), name=name, key_hash=hash_key(key), prefix=key[:7], created_s=now, tenant=tenant
+    )
+    return key, record
+
+
+class Keyring:
+    """Every key that opens this gateway."""
+
+    def __init__(self, auth: Auth, load: Load = tuple) -> None:
+        self._master = hashlib.sha256(auth.master_key.encode()).digest() if auth.master_key else b""
+        self._tenants = {tenant.name: tenant for tenant in auth.tenants}
+        self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
+        self._load = load
+        self._callers: Mapping[str, Caller] = self._file
+        self.reload()
+
+    def __repr__(self) -> str:
+        return f"Keyring({len(self._callers)} keys)"
+
+    @property
+    def is_open(self) -> bool:
+        """No key exists, so this machine may call without one."""
+        return not self._master and not self._callers
+
+    def reload(self) -> None:
+        """Read the database's keys again; requests see the old snapshot or the new one, never a mix."""
+        stored = {record.key_hash: _stored_caller(record, self._tenants) for record in self._load()}
+        self._callers = {**stored, **self._file}
+
+    def identify(
+        self, authorization: bytes | None, x_api_key: bytes | None, client_host: str, now: float
+    ) -> Caller:
+        """The caller behind `Authorization: Bearer`, `x-api-key` or `api-key`. Raises Unauthorized."""
+        key = _bearer(authorization) or x_api_key
+        if not key:
+            return self._without_key(client_host)
+        digest = hashlib.sha256(key)
+        caller = self._callers.get(digest.hexdigest())
+        if caller is not None:
+            return caller if caller.expires_s is None and not caller.disabled else _valid(caller, now)
+        if self._master and hmac.compare_digest(self._master, digest.digest()):
+            return MASTER
+        if self.is_open:
+            return self._without_key(client_host)
+        raise Unauthorized("Incorrect API key provided.")
+
+    def _without_key(self, client_host: str) -> Caller:
+        if not self.is_open:
+            raise Unauthorized("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
+        if not is_loopback(client_host):
+            raise Unauthorized("This gateway has no key set, so it answers its own machine only.")
+        return ANYONE
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address of this machine; a name isn't looked up."""
+    if host in ("127.0.0.1", "::1"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _bearer(authorization: bytes | None) -> bytes:
+    """The token; a scheme's name has no case."""
+    if authorization is None or authorization[:7].lower() != b"bearer ":
+        return b""
+    return authorization[7:].strip()
+
+
+def _valid(caller: Caller, now: float) -> Caller:
+    if caller.disabled:
+        raise PolicyError(f"The API key '{caller.name}' is disabled.", status=401, code="invalid_api_key")
+    if caller.expires_s is not None and now >= caller.expires_s:
+        raise PolicyError(f"The API key '{caller.name}' has expired.", status=401, code="invalid_api_key")
+    return caller
+
+
+def _file_caller(key: KeyConfig, tenants: Mapping[str, TenantConfig]) -> Caller:
+    return Caller(
+        key_id=f"file:{key.name}",
+        name=key.name,
+        tenant=key.tenant,
+        models=frozenset(key.models),
+        knobs=key.knobs,
+        explore=key.explore,
+        accounts=_accounts(f"file:{key.name}", key, tenants),
+        limits=_limits(f"file:{key.name}", key),
+    )
+
+
+def _stored_caller(key: KeyRecord, tenants: Mapping[str, TenantConfig]) -> Caller:
+    return Caller(
+        key_id=key.id,
+        name=key.name,
+        tenant=key.tenant,
+        models=frozenset(key.models),
+        knobs=key.knobs,
+        explore=key.explore,
+        accounts=_accounts(key.id, key, tenants),
+        limits=_limits(key.id, key),
+        expires_s=key.expires_s,
+        disabled=key.revoked_s is not None,
+    )
+
+
+def _accounts(
+    key_id: str, key: KeyConfig | KeyRecord, tenants: Mapping[str, TenantConfig]
+) -> tuple[Account, ...]:
+    """Only what has a budget is kept account of."""
+    tenant = tenants.get(key.tenant)
+    found = []
+    if key.budget_usd is not None:
+        found.append(Account(f"key:{key_id}", nanousd(key.budget_usd), key.budget_period))  # type: ignore[arg-type]
+    if tenant is not None and tenant.budget_usd is not None:
+        found.append(Account(f"tenant:{tenant.name}", nanousd(tenant.budget_usd), tenant.budget_period))
+    return tuple(found)
+
+
+def _limits(key_id: str, key: KeyConfig | KeyRecord) -> tuple[Limit, ...]:
+    return (Limit(f"key:{key_id}", key.rpm, key.tpm),) if key.rpm is not None or key.tpm is not None else ()

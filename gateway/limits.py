@@ -1,0 +1,184 @@
+"""Requests and tokens per minute, as token buckets: no burst at a window's edge, two numbers each.
+
+What a request will use is guessed when it comes and corrected when it is settled. One larger than a whole
+minute's tokens passes when its bucket is full and leaves a debt, instead of never passing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf
+
+from gateway.errors import RateLimited
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Of a key or a route, `key:<id>` or `route:<name>`. None: unlimited."""
+
+    id: str
+    rpm: int | None = None
+    tpm: int | None = None
+
+
+class _Bucket:
+    """Refills at `capacity` a minute. `level` may be negative: a debt."""
+
+    __slots__ = ("capacity", "filled_s", "level")
+
+    def __init__(self, capacity: int, now: float) -> None:
+        self.capacity = capacity
+        self.level = float(capacity)
+        self.filled_s = now
+
+    def fill(self, now: float) -> None:
+        passed = now - self.filled_s
+        if passed > 0:
+            self.level = min(self.capacity, self.level + passed * self.capacity / 60)
+            self.filled_s = now
+
+    def wait_s(self, amount: float) -> float:
+        """Seconds until `amount` (or a full bucket, if less) is there; 0 or less: now."""
+        return (min(amount, self.capacity) - self.level) * 60 / self.capacity
+
+    def is_full(self, now: float) -> bool:
+        self.fill(now)
+        return self.level >= self.capacity
+
+
+class _Pair:
+    """The buckets of one limit."""
+
+    __slots__ = ("limit", "requests", "tokens")
+
+    def __init__(self, limit: Limit, now: float) -> None:
+        self.limit = limit
+        self.requests = _Bucket(limit.rpm, now) if limit.rpm is not None else None
+        self.tokens = _Bucket(limit.tpm, now) if limit.tpm is not None else None
+
+    def is_idle(self, now: float) -> bool:
+        return all(bucket is None or bucket.is_full(now) for bucket in (self.requests, self.tokens))
+
+
+class Taken:
+    """What one request took; corrected once by what it really used."""
+
+    __slots__ = ("_corrected", "_pairs", "tokens")
+
+    def __init__(self, pairs: Sequence[_Pair], tokens: int) -> None:
+        self._pairs = pairs
+        self._corrected = False
+        self.tokens = tokens
+
+    def correct(self, tokens: int, now: float) -> None:
+        """Give back what was guessed too high, take what was guessed too low, once."""
+        if self._corrected:
+            return
+        self._corrected = True
+        for pair in self._pairs:
+            bucket = pair.tokens
+            if bucket is not None:
+                bucket.fill(now)
+                bucket.level = min(bucket.capacity, bucket.level + self.tokens - tokens)
+        self.tokens = tokens
+
+    def headers(self, now: float) -> Headers:
+        """`x-ratelimit-*` of the tightest limit on requests and of the tightest on tokens."""
+        if not self._pairs:
+            return []
+        found: Headers = []
+        for name, buckets in (
+            (b"requests", [pair.requests for pair in self._pairs if pair.requests]),
+            (b"tokens", [pair.tokens for pair in self._pairs if pair.tokens]),
+        ):
+            if buckets:
+                found += _headers(name, buckets, now)
+        return found
+
+
+NOTHING_TAKEN = Taken((), 0)
+"""Of a request that nothing limits."""
+
+
+class Limits:
+    """The buckets in use. A full bucket says nothing and is forgotten when there are too many."""
+
+    def __init__(self, max_limits: int = 65_536) -> None:
+        self._pairs: dict[str, _Pair] = {}
+        self._max_limits = max_limits
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def take(self, limits: Sequence[Limit], tokens: int, now: float) -> Taken:
+        """One request of about `tokens` from every limit, or from none and raise RateLimited."""
+        if not limits:
+            return NOTHING_TAKEN
+        pairs = [self._pair(limit, now) for limit in limits]
+        for pair in pairs:
+            _refuse_beyond(pair, tokens, now)
+        for pair in pairs:
+            if pair.requests is not None:
+                pair.requests.level -= 1
+            if pair.tokens is not None:
+                pair.tokens.level -= tokens
+        return Taken(pairs, tokens)
+
+    def _pair(self, limit: Limit, now: float) -> _Pair:
+        pair = self._pairs.get(limit.id)
+        if pair is None or pair.limit != limit:
+            if pair is None and len(self._pairs) >= self._max_limits:
+                self._forget(now)
+            pair = self._pairs[limit.id] = _Pair(limit, now)
+        return pair
+
+    def _forget(self, now: float) -> None:
+        """Drop full buckets; where none is, the older half."""
+        busy = {id_: pair for id_, pair in self._pairs.items() if not pair.is_idle(now)}
+        if len(busy) >= self._max_limits:
+            busy = dict(list(busy.items())[len(busy) // 2 :])
+        self._pairs = busy
+
+
+def _refuse_beyond(pair: _Pair, tokens: int, now: float) -> None:
+    wait_s, what, capacity = 0.0, "", 0
+    for bucket, amount, name in ((pair.requests, 1, "requests"), (pair.tokens, tokens, "tokens")):
+        if bucket is None:
+            continue
+        bucket.fill(now)
+        missing_s = bucket.wait_s(amount)
+        if missing_s > max(wait_s, 1e-9):
+            wait_s, what, capacity = missing_s, name, bucket.capacity
+    if what:
+        kind, _, name = pair.limit.id.partition(":")
+        raise RateLimited(
+            f"Rate limit of {kind} '{name}' reached: {capacity} {what} per minute. "
+            f"Please try again in {duration(wait_s)}.",
+            retry_after_s=wait_s,
+        )
+
+
+def _headers(name: bytes, buckets: Sequence[_Bucket], now: float) -> Headers:
+    for bucket in buckets:
+        bucket.fill(now)
+    tightest = min(buckets, key=lambda bucket: bucket.level / bucket.capacity)
+    return [
+        (b"x-ratelimit-limit-" + name, b"%d" % tightest.capacity),
+        (b"x-ratelimit-remaining-" + name, b"%d" % max(0, tightest.level)),
+        (b"x-ratelimit-reset-" + name, duration(tightest.wait_s(inf)).encode()),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: `12ms`, `1.5s`, `6m0s`; rounded up to the millisecond."""
+    milliseconds = ceil(max(0.0, seconds) * 1000 - 1e-6)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:g}s"
+    minutes, rest = divmod(ceil(milliseconds / 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"

@@ -1,0 +1,76 @@
+"""What an answer costs, in integer nano-USD: money is counted, never rounded twice.
+
+A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too. Every
+disjoint bucket of `Usage` has its own price; one left out of the configuration costs as the bucket it is
+part of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.config import ModelConfig
+from gateway.wire.usage import Usage
+
+NANOUSD = 1_000_000_000
+"""In one dollar."""
+MTOK = 1_000_000
+
+
+def nanousd(usd: float) -> int:
+    """Dollars as nano-USD, to the nearest."""
+    return round(usd * NANOUSD)
+
+
+def usd(amount: int) -> float:
+    """Nano-USD as dollars, for people and headers."""
+    return amount / NANOUSD
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of one deployment; every field in nano-USD per million tokens."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = 0
+    audio_input: int = 0
+    audio_output: int = 0
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Price:
+        into, out = model.input_usd_per_mtok, model.output_usd_per_mtok
+        return cls(
+            input=nanousd(into),
+            cache_read=_or(model.cache_read_usd_per_mtok, into),
+            cache_write=_or(model.cache_write_usd_per_mtok, into),
+            output=nanousd(out),
+            reasoning=_or(model.reasoning_usd_per_mtok, out),
+            audio_input=_or(model.audio_input_usd_per_mtok, into),
+            audio_output=_or(model.audio_output_usd_per_mtok, out),
+        )
+
+    def cost(self, usage: Usage) -> int:
+        """Nano-USD of one answer, to the nearest."""
+        total = (
+            usage.input_tokens * self.input
+            + usage.cache_read_tokens * self.cache_read
+            + usage.cache_write_tokens * self.cache_write
+            + usage.output_tokens * self.output
+            + usage.reasoning_tokens * self.reasoning
+            + usage.audio_input_tokens * self.audio_input
+            + usage.audio_output_tokens * self.audio_output
+        )
+        return (total + MTOK // 2) // MTOK
+
+    def worst(self, input_tokens_bound: int, max_output_tokens: int, n: int = 1) -> int:
+        """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up."""
+        into = max(self.input, self.cache_read, self.cache_write, self.audio_input)
+        out = max(self.output, self.reasoning, self.audio_output)
+        return -(-(input_tokens_bound * into + max_output_tokens * n * out) // MTOK)
+
+
+def _or(price_usd: float | None, otherwise_usd: float) -> int:
+    return nanousd(otherwise_usd if price_usd is None else price_usd)
