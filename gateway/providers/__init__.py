@@ -1,0 +1,38 @@
+"""Providers: what to write to an upstream so that it answers in a dialect, and the pool it goes through.
+
+One class per kind of API. A provider knows paths and credentials; it refuses to know models' prices,
+retries, breakers or the content of a body.
+"""
+
+from __future__ import annotations
+
+from gateway.config import ProviderConfig, Server
+from gateway.providers.anthropic import AnthropicProvider
+from gateway.providers.azure import AzureProvider
+from gateway.providers.managed import managed_base_url
+from gateway.providers.openai import OpenAIProvider
+from gateway.providers.provider import Prepared, Provider
+
+__all__ = ["Prepared", "Provider", "open_provider"]
+
+_KINDS: dict[str, type[Provider]] = {
+    "openai": OpenAIProvider,
+    "azure": AzureProvider,
+    "anthropic": AnthropicProvider,
+    "local": OpenAIProvider,
+}
+
+
+def open_provider(config: ProviderConfig, server: Server) -> Provider:
+    """The provider of one `[[providers]]` entry, with its own pool; ConfigError where it can't be used.
+
+    A `local` or `scripted` provider without a base URL is a child process on a socket in `server.run_dir`.
+    """
+    if config.kind == "scripted":
+        dialect = config.options.get("dialect", "openai")
+        kind: type[Provider] = AnthropicProvider if dialect == "anthropic" else OpenAIProvider
+    else:
+        kind = _KINDS[config.kind]
+    if config.kind in ("local", "scripted") and not config.base_url:
+        return kind(config, base_url=managed_base_url(config, server))
+    return kind(config, base_url=config.base_url)

@@ -1,0 +1,31 @@
+"""Azure OpenAI: the same bodies, another path and another header.
+
+The classic surface names the deployment in the path; the newer one ends in /openai/v1 and takes it from
+the body. Which one is meant is read from the base URL.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+from urllib.parse import quote
+
+from gateway.providers.openai import PATHS
+from gateway.providers.provider import Provider
+
+DEFAULT_API_VERSION = "2024-10-21"
+
+
+class AzureProvider(Provider):
+    """`base_url` is `https://NAME.openai.azure.com`, or the same with `/openai/v1`."""
+
+    dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+
+    def path(self, upstream_name: str, dialect: str) -> str:
+        if self.endpoint.base_path.endswith("/openai/v1"):
+            version = quote(self.config.api_version, safe="")
+            return PATHS[dialect] + (f"?api-version={version}" if version else "")
+        version = quote(self.config.api_version or DEFAULT_API_VERSION, safe="")
+        return f"/openai/deployments/{quote(upstream_name, safe='')}{PATHS[dialect]}?api-version={version}"
+
+    def credentials(self) -> dict[str, str]:
+        return {"api-key": str(self.config.api_key)} if self.config.api_key else {}

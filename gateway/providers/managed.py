@@ -1,0 +1,84 @@
+"""Providers that are child processes of ours: how to start one, where it listens, when it is ready.
+
+Nothing is started here; the supervisor does that with what it is told. Both kinds speak the OpenAI
+dialect on a unix socket in `server.run_dir`, so for the request path they are providers like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.config import ProviderConfig, Server
+from gateway.errors import ConfigError, UpstreamError
+from gateway.upstream import Endpoint, Pool
+
+MAX_SOCKET_PATH_BYTES = 107
+"""The kernel's limit on the path of a unix socket."""
+_MODULES = {"local": "local_models", "scripted": "gateway.providers.scripted"}
+_PROBE = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """One child process: `command` starts it and it listens at `socket`."""
+
+    provider: str
+    command: list[str]
+    socket: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    """Added to the supervisor's own."""
+
+
+def managed(config: ProviderConfig, server: Server) -> Managed | None:
+    """What to run for this provider; None where it is somebody else's server."""
+    if config.kind not in _MODULES or config.base_url:
+        return None
+    socket = socket_path(config, server)
+    command = [sys.executable, "-m", _MODULES[config.kind], "--uds", str(socket)]
+    if config.kind == "scripted":
+        command += ["--scripts", json.dumps(config.options.get("scripts", {}))]
+    else:
+        command += ["--options", json.dumps(config.options)]
+    return Managed(config.name, command, socket)
+
+
+def socket_path(config: ProviderConfig, server: Server) -> Path:
+    path = Path(server.run_dir).resolve() / f"{config.name}.sock"
+    if not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError([f"providers.{config.name}: a managed provider's name is letters, digits, - _ ."])
+    if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError([f"server.run_dir: {path} is too long for a unix socket"])
+    return path
+
+
+def managed_base_url(config: ProviderConfig, server: Server) -> str:
+    return f"unix:{socket_path(config, server)}:/v1"
+
+
+async def is_ready(socket: Path, *, timeout_s: float = 1.0) -> bool:
+    """Whether the child answers GET /healthz with 200."""
+    pool = Pool(Endpoint.parse(f"unix:{socket}"), max_connections=1, connect_timeout_s=timeout_s)
+    try:
+        response = await pool.send(_PROBE, b"", timeout_s=timeout_s)
+        await response.read(64 * 1024, timeout_s=timeout_s)
+    except UpstreamError:
+        return False
+    else:
+        return response.status == 200
+    finally:
+        await pool.aclose()
+
+
+async def wait_ready(socket: Path, *, timeout_s: float, every_s: float = 0.05) -> bool:
+    """Poll until the child is ready; False when `timeout_s` has passed."""
+    deadline = time.monotonic() + timeout_s
+    while not await is_ready(socket):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(every_s)
+    return True

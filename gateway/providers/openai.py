@@ -1,0 +1,26 @@
+"""The OpenAI API and the many servers that speak it (vLLM, SGLang, llama.cpp, Ollama, our own)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from gateway.providers.provider import Provider
+
+PATHS = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+}
+
+
+class OpenAIProvider(Provider):
+    """`base_url` ends where the version does: `https://api.openai.com/v1`."""
+
+    dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    default_base_url: ClassVar[str] = "https://api.openai.com/v1"
+
+    def path(self, upstream_name: str, dialect: str) -> str:
+        return PATHS[dialect]
+
+    def credentials(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.config.api_key}"} if self.config.api_key else {}

@@ -1,0 +1,147 @@
+"""What every provider does: turn a model and a dialect into a request head, computed once and kept.
+
+Per request only the content length and the few headers that may be forwarded are added. The client's
+own credential never gets here: what is forwarded is a short list, not everything less something. CR, LF
+and NUL are refused wherever a value comes from outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gateway.config import ModelConfig, ProviderConfig
+from gateway.errors import CallerError, ConfigError
+from gateway.upstream import Endpoint, Pool, Response
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
+_OURS = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding", "accept",
+     "upgrade", "te", "trailer", "expect"}
+)  # fmt: skip
+MAX_FORWARDED_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request without its body: `prefix` lacks the content length and the empty line."""
+
+    prefix: bytes
+
+    def head(self, content_length: int) -> bytes:
+        return b"%bcontent-length: %d\r\n\r\n" % (self.prefix, content_length)
+
+
+class Provider:
+    """Subclasses say which paths exist, what proves who we are and which headers may pass."""
+
+    dialects: ClassVar[frozenset[str]] = frozenset()
+    default_base_url: ClassVar[str] = ""
+    forwarded: ClassVar[tuple[bytes, ...]] = (b"traceparent", b"tracestate")
+    """Client headers handed on, lower case."""
+
+    def __init__(self, config: ProviderConfig, *, base_url: str = "") -> None:
+        self.config = config
+        self.name = config.name
+        self.endpoint = self._endpoint(base_url or self.default_base_url)
+        self._fixed = self._fixed_headers()
+        self._prepared: dict[tuple[str, str, bool], Prepared] = {}
+        self.pool = Pool(
+            self.endpoint,
+            max_connections=config.max_connections,
+            connect_timeout_s=config.connect_timeout_s,
+        )
+
+    # ---- what a kind of API defines
+
+    def path(self, upstream_name: str, dialect: str) -> str:
+        """The request target of one of `dialects`."""
+        raise NotImplementedError
+
+    def credentials(self) -> dict[str, str]:
+        """The headers that prove who we are; none where there is no key."""
+        raise NotImplementedError
+
+    def defaults(self) -> dict[bytes, bytes]:
+        """Forwarded headers that must be there even when the client sends none."""
+        return {}
+
+    # ---- the seam
+
+    def prepare(
+        self, model: ModelConfig, dialect: str, stream: bool, call_headers: Mapping[bytes, bytes]
+    ) -> Prepared:
+        """The head for `model`; `call_headers` are the client's, names in lower case."""
+        name = model.upstream_name or model.name
+        prepared = self._prepared.get((name, dialect, stream))
+        if prepared is None:
+            prepared = self._prepared[name, dialect, stream] = self._prepare(name, dialect, stream)
+        passed = self._passed(call_headers)
+        return Prepared(prepared.prefix + passed) if passed else prepared
+
+    async def send(self, prepared: Prepared, body: bytes, *, timeout_s: float) -> Response:
+        return await self.pool.send(prepared.head(len(body)), body, timeout_s=timeout_s)
+
+    async def get(self, path: str, *, timeout_s: float) -> Response:
+        """For probes: GET `path`, which starts behind the base path."""
+        target = self.endpoint.base_path + path
+        _check_target(target, self.name)
+        head = f"GET {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n".encode("ascii")
+        return await self.pool.send(head + self._fixed + b"\r\n", b"", timeout_s=timeout_s)
+
+    async def aclose(self) -> None:
+        await self.pool.aclose()
+
+    # ---- inside
+
+    def _endpoint(self, base_url: str) -> Endpoint:
+        try:
+            return Endpoint.parse(base_url, verify_tls=self.config.verify_tls)
+        except ValueError as error:
+            raise ConfigError([f"providers.{self.config.name}.base_url: {error}"]) from None
+
+    def _fixed_headers(self) -> bytes:
+        problems = []
+        lines = []
+        for name, value in {**self.credentials(), **self.config.headers}.items():
+            if not _TOKEN.match(name) or name.lower() in _OURS:
+                problems.append(f"providers.{self.name}.headers: {name!r} is not a header you may set")
+            elif not _VALUE.match(value.encode("utf-8")):
+                problems.append(f"providers.{self.name}: the value of {name} holds a control character")
+            else:
+                lines.append(f"{name.lower()}: {value}\r\n".encode())
+        if problems:
+            raise ConfigError(problems)
+        return b"".join([b"accept-encoding: identity\r\nuser-agent: headgate\r\n", *lines])
+
+    def _prepare(self, upstream_name: str, dialect: str, stream: bool) -> Prepared:
+        assert dialect in self.dialects, (self.name, dialect)
+        target = self.endpoint.base_path + self.path(upstream_name, dialect)
+        _check_target(target, self.name)
+        accept = "text/event-stream" if stream else "application/json"
+        head = (
+            f"POST {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n"
+            f"content-type: application/json\r\naccept: {accept}\r\n"
+        )
+        return Prepared(head.encode("ascii") + self._fixed)
+
+    def _passed(self, call_headers: Mapping[bytes, bytes]) -> bytes:
+        passed = b""
+        for name in self.forwarded:
+            value = call_headers.get(name)
+            if value is not None:
+                if not _VALUE.match(value) or len(value) > MAX_FORWARDED_BYTES:
+                    raise CallerError(f"the header {name.decode()} can't be passed on", code="invalid_header")
+                passed += b"%b: %b\r\n" % (name, value)
+        for name, value in self.defaults().items():
+            if name not in call_headers:
+                passed += b"%b: %b\r\n" % (name, value)
+        return passed
+
+
+def _check_target(target: str, provider: str) -> None:
+    if not target.startswith("/") or any(not "!" <= sign <= "~" for sign in target):
+        raise ConfigError([f"providers.{provider}: {target!r} can't be a request path"])

@@ -1,0 +1,365 @@
+"""One connection to an upstream and the response that is being read from it.
+
+A `Connection` serves one exchange at a time and goes back to its pool when the message has ended, before
+its reader has taken the last bytes. A `Response` outlives that: it holds what was received. So a late
+`cancel()` can never touch the connection's next exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from gateway.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from gateway.upstream.pool import Pool
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Status line and headers of one answer; informational answers before it count too."""
+HIGH_WATER_BYTES = 256 * 1024
+"""Unread bytes above which we stop reading from the socket."""
+WRITE_SLICE_BYTES = 128 * 1024
+"""Larger requests are written in slices of this size, each when the transport has room."""
+
+_now = time.monotonic
+
+
+class Stale(Exception):
+    """A kept-alive connection died before a byte of the answer came: the request may be sent again."""
+
+
+class Response:
+    """An answer whose head is in. Exactly one of `read`, `chunk` to the end, or `cancel` must follow."""
+
+    __slots__ = ("_complete", "_connection", "_error", "_parts", "_unread", "_waiter", "_whole_limit",
+                 "headers", "status")  # fmt: skip
+
+    def __init__(self, connection: Connection) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self._connection: Connection | None = connection
+        self._parts: list[bytes] = []
+        self._unread = 0
+        self._complete = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._whole_limit = 0
+
+    async def read(self, limit: int, *, timeout_s: float = 600.0) -> bytes:
+        """The whole body, which must not be over `limit` bytes; `timeout_s` is for what hasn't come yet."""
+        if not self._complete and self._error is None:
+            await self._receive_all(limit, _now() + timeout_s)
+        elif self._error is None and self._unread > limit:
+            raise _too_long(limit)
+        if self._error is not None:
+            raise self._error
+        return self._take()
+
+    async def chunk(self, stall_s: float) -> bytes:
+        """The next bytes of the body, or b"" when the message has come to its proper end."""
+        if not self._parts and not self._complete and self._error is None:
+            deadline = _now() + stall_s
+            while not self._parts and not self._complete and self._error is None:
+                await self.wait(deadline)
+        if self._parts:
+            return self._take()
+        if self._error is not None:
+            raise self._error
+        return b""
+
+    def cancel(self) -> None:
+        """Give the answer up: the connection, if it still carries this answer, is aborted."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.fail(UpstreamError("cancelled", "the exchange was given up"))
+            connection.drop()
+
+    async def wait(self, deadline: float) -> None:
+        """Sleep until something happened to this exchange; at `deadline` the pool's timer fails it."""
+        connection = self._connection
+        assert connection is not None
+        waiter = connection.loop.create_future()
+        self._waiter = waiter
+        connection.watch(deadline)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End this answer with `error`; what was received before can still be taken."""
+        if not self._complete and self._error is None:
+            self._error = error
+        self.wake()
+
+    async def _receive_all(self, limit: int, deadline: float) -> None:
+        if int(self.headers.get(b"content-length", b"0")) > limit or self._unread > limit:
+            self.cancel()
+            raise _too_long(limit)
+        self._whole_limit = limit
+        if self._connection is not None:
+            self._connection.resume()
+        while not self._complete and self._error is None:
+            await self.wait(deadline)
+
+    def _take(self) -> bytes:
+        parts = self._parts
+        taken = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        self._unread = 0
+        if self._connection is not None:
+            self._connection.resume()
+        return taken
+
+    def received(self, body: bytes) -> None:
+        self._parts.append(body)
+        self._unread += len(body)
+
+    def end(self) -> None:
+        self._complete = True
+        self._connection = None
+        self.wake()
+
+    def needs_wake(self) -> bool:
+        """Whether the sleeping reader has something to do; one who wants the whole body waits for its end."""
+        return self._waiter is not None and not self._whole_limit
+
+    def over_limit(self) -> bool:
+        return 0 < self._whole_limit < self._unread
+
+    def is_full(self) -> bool:
+        return self._unread > HIGH_WATER_BYTES and not self._whole_limit
+
+    @property
+    def is_awaited(self) -> bool:
+        return self._waiter is not None
+
+    @property
+    def error(self) -> Exception | None:
+        return self._error
+
+
+class Connection(asyncio.Protocol):
+    """The protocol's callbacks; the parser calls `on_...`. Holds one of its pool's slots until it is gone."""
+
+    __slots__ = ("_body_until_eof", "_ended", "_head_bytes", "_headers", "_interim", "_keep_alive", "_parser",
+                 "_paused", "_transport", "_unsent", "_write_paused", "deadline", "holds_slot", "idle_since",
+                 "loop", "pool", "response", "served")  # fmt: skip
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self.pool = pool
+        self.loop = loop
+        self.response: Response | None = None
+        self.holds_slot = True
+        self.served = 0
+        self.deadline = 0.0
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        self._write_paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._ended = False
+        self._keep_alive = False
+        self._interim = False
+        self._body_until_eof = False
+        self._unsent = False
+        self._paused = False
+
+    # ---- the pool's side
+
+    def is_usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def begin(self, head: bytes, body: bytes) -> Response:
+        """Write a request that fits one write."""
+        response = self.response = Response(self)
+        self._reset()
+        assert self._transport is not None
+        self._transport.write(head + body)
+        return response
+
+    async def begin_large(self, head: bytes, body: bytes, deadline: float) -> Response:
+        """Write a large request no faster than the upstream takes it; an answer may come before its end."""
+        response = self.response = Response(self)
+        self._reset()
+        self._unsent = True
+        assert self._transport is not None
+        self._transport.write(head)
+        view = memoryview(body)
+        for start in range(0, len(view), WRITE_SLICE_BYTES):
+            while self._write_paused and self.response is response and not response.status:
+                await response.wait(deadline)
+            if self.response is not response or response.status:
+                return response
+            self._transport.write(view[start : start + WRITE_SLICE_BYTES])
+        self._unsent = False
+        return response
+
+    def watch(self, deadline: float) -> None:
+        self.deadline = deadline
+        if deadline < self.pool.checks_at:
+            self.pool.check_by(deadline)
+
+    def expire(self) -> None:
+        """The time of what is being waited for is up."""
+        response = self.response
+        if response is None:
+            return
+        if response.status:
+            self._break("stream_stalled", "the upstream fell silent inside its answer")
+        else:
+            self._break("timeout", "the upstream did not answer in time")
+
+    def drop(self) -> None:
+        """Leave at once; nothing more is read or sent."""
+        self.response = None
+        self.pool.leaves(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self.is_usable():
+                cast(asyncio.Transport, self._transport).resume_reading()
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        response = self.response
+        if response is None or self._parser is None:
+            self.drop()
+            return
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self._ended:
+                cause = error.__context__ or error
+                self._break("bad_response", f"the upstream's answer is unusable: {cause}")
+                return
+            self._keep_alive = False
+        if self._ended:
+            self._end(response)
+        elif not response.status:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._break("bad_response", f"the upstream's headers are over {MAX_HEAD_BYTES} bytes")
+        elif response.over_limit():
+            self._break("bad_response", "the upstream's answer is longer than allowed")
+        else:
+            if response.is_full():
+                self._pause()
+            if response.needs_wake():
+                response.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        response, self.response = self.response, None
+        self._parser = None
+        if response is not None:
+            if response.status and self._body_until_eof and exc is None:
+                response.end()
+            elif self.served and not self._head_bytes:
+                response.fail(Stale())
+            else:
+                response.fail(UpstreamError("reset", "the upstream broke the connection inside its answer"))
+        self.pool.leaves(self)
+        self.pool.gone(self)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._unsent and self.response is not None:
+            self.response.wake()
+
+    # ---- the parser's side
+
+    def on_message_begin(self) -> None:
+        if self._ended:  # bytes behind the answer: never believe what this connection says next
+            self._keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        parser, response = self._parser, self.response
+        if self._ended or parser is None or response is None:
+            return
+        status = cast(int, parser.get_status_code())
+        if status < 200:
+            self._interim = True
+            return
+        headers = self._headers
+        if b"transfer-encoding" in headers:
+            if headers[b"transfer-encoding"].lower() != b"chunked":
+                raise ValueError("a transfer encoding other than chunked")
+        elif b"content-length" not in headers and status not in (204, 304):
+            self._body_until_eof = True
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise ValueError("a compressed answer that nobody asked for")
+        response.headers = headers
+        response.status = status
+
+    def on_body(self, body: bytes) -> None:
+        if self.response is not None and not self._ended:
+            self.response.received(body)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim = False
+            self._headers = {}
+        elif not self._ended and self._parser is not None:
+            self._ended = True
+            # Asked here and nowhere else: the parser forgets when this callback has returned.
+            self._keep_alive = self._parser.should_keep_alive() and not self._unsent
+
+    # ---- ends
+
+    def _end(self, response: Response) -> None:
+        self.response = None
+        self.served += 1
+        if self._keep_alive:
+            self.resume()
+            self.pool.returns(self)
+        else:
+            self.pool.leaves(self)
+            if self._transport is not None:
+                self._transport.abort()
+        response.end()
+
+    def _break(self, failure: str, message: str) -> None:
+        response = self.response
+        self.drop()
+        if response is not None:
+            response.fail(UpstreamError(failure, message))
+
+    def _pause(self) -> None:
+        if not self._paused and self.is_usable():
+            self._paused = True
+            cast(asyncio.Transport, self._transport).pause_reading()
+
+
+def _too_long(limit: int) -> UpstreamError:
+    return UpstreamError("bad_response", f"the upstream's answer is longer than {limit} bytes")

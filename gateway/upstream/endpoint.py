@@ -1,0 +1,92 @@
+"""Where a provider listens: TCP, TLS or a unix socket, read once from its base URL.
+
+Refuses every scheme but http, https and unix, and anything in a URL that could change the request
+that is written from it: credentials, query, fragment, white space and control characters.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+_VISIBLE = re.compile(r"[!-~]+\Z")
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`scheme` is http, https or unix; `uds` is the socket's path and empty otherwise."""
+
+    scheme: str
+    host: str
+    port: int
+    uds: str
+    base_path: str
+    """Starts with a slash or is empty; never ends with one."""
+    tls: ssl.SSLContext | None = None
+
+    @classmethod
+    def parse(cls, base_url: str, *, verify_tls: bool = True, tls: ssl.SSLContext | None = None) -> Endpoint:
+        """`http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError."""
+        if not _VISIBLE.match(base_url):
+            raise ValueError("a base URL is made of visible ASCII characters only")
+        if base_url.startswith("unix:"):
+            return cls._unix(base_url[len("unix:") :])
+        parts = urlsplit(base_url)
+        _check(parts)
+        if parts.scheme == "https" and tls is None:
+            tls = client_context(verify=verify_tls)
+        return cls(
+            scheme=parts.scheme,
+            host=parts.hostname or "",
+            port=parts.port or _DEFAULT_PORT[parts.scheme],
+            uds="",
+            base_path=parts.path.rstrip("/"),
+            tls=tls if parts.scheme == "https" else None,
+        )
+
+    @classmethod
+    def _unix(cls, rest: str) -> Endpoint:
+        rest = rest.removeprefix("//")
+        socket_path, _, base_path = rest.partition(":")
+        if not socket_path.startswith("/"):
+            raise ValueError("a unix base URL names an absolute path: unix:/x.sock or unix:/x.sock:/v1")
+        if base_path and not base_path.startswith("/"):
+            raise ValueError("the path behind a unix socket starts with a slash")
+        return cls("unix", "localhost", 0, socket_path, base_path.rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """What goes into the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.uds or self.port == _DEFAULT_PORT[self.scheme]:
+            return host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        if self.uds:
+            return f"unix:{self.uds}"
+        return f"{self.scheme}://{self.authority}"
+
+
+def client_context(*, verify: bool = True) -> ssl.SSLContext:
+    """A TLS context for HTTP/1.1; `verify=False` accepts any certificate."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _check(parts: SplitResult) -> None:
+    if parts.scheme not in _DEFAULT_PORT:
+        raise ValueError(f"scheme {parts.scheme!r} is not http, https or unix")
+    if not parts.hostname:
+        raise ValueError("the base URL names no host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("credentials belong into api_key, not into the base URL")
+    if parts.query or parts.fragment:
+        raise ValueError("a base URL has no query and no fragment")

@@ -1,0 +1,286 @@
+"""Keep-alive connections to one endpoint: last used first, at most N, the rest wait in line.
+
+A slot is held by a connection from before its dial until after its end and is given back exactly once,
+by `gone`. Time limits cost nothing per request: each connection carries a deadline, and one timer per
+pool wakes at the earliest of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from typing import NamedTuple
+
+from gateway.errors import UpstreamError
+from gateway.upstream.connection import WRITE_SLICE_BYTES, Connection, Response, Stale
+from gateway.upstream.endpoint import Endpoint
+
+_now = time.monotonic
+
+
+class PoolStats(NamedTuple):
+    open: int
+    """Connections that exist, those being opened included."""
+    idle: int
+    in_use: int
+    waiting: int
+    """Requests in line for a connection."""
+    connects: int
+    """Connections made since the start."""
+
+
+class Pool:
+    def __init__(
+        self, endpoint: Endpoint, *, max_connections: int, connect_timeout_s: float, idle_s: float = 55.0
+    ) -> None:
+        self.endpoint = endpoint
+        self.max_connections = max_connections
+        self.connect_timeout_s = connect_timeout_s
+        self.idle_s = idle_s
+        self.connects = 0
+        self.checks_at = math.inf
+        """When the timer fires next, on the monotonic clock."""
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._open = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._emptied: asyncio.Future[None] | None = None
+
+    @property
+    def stats(self) -> PoolStats:
+        return PoolStats(self._open, len(self._idle), len(self._busy), len(self._waiting), self.connects)
+
+    @property
+    def in_use(self) -> int:
+        return len(self._busy)
+
+    async def send(self, head: bytes, body: bytes, *, timeout_s: float) -> Response:
+        """Write a request and return its answer when the answer's head is in.
+
+        `head` ends with its empty line and names the body's length. Raises UpstreamError: `connect`,
+        `timeout`, `reset` or `bad_response`. A request that went out on a kept-alive connection which
+        died before it said anything is sent once more.
+        """
+        deadline = _now() + timeout_s
+        try:
+            return await self._exchange(self._pop_idle(), head, body, deadline)
+        except Stale:
+            pass
+        try:
+            return await self._exchange(await self._acquire(deadline, first=True), head, body, deadline)
+        except Stale:
+            raise UpstreamError("reset", f"{self.endpoint} broke the connection twice") from None
+
+    async def aclose(self) -> None:
+        """Abort everything and wait until every socket is closed."""
+        self._closing = True
+        self._stop_timer()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(self._closed())
+        for connection in [*self._idle, *self._busy]:
+            response = connection.response
+            connection.drop()
+            if response is not None:
+                response.fail(self._closed())
+        if self._open:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
+    # ---- an exchange
+
+    async def _exchange(
+        self, connection: Connection | None, head: bytes, body: bytes, deadline: float
+    ) -> Response:
+        if connection is None:
+            connection = await self._acquire(deadline)
+        if len(body) <= WRITE_SLICE_BYTES:
+            response = connection.begin(head, body)
+        else:
+            response = await connection.begin_large(head, body, deadline)
+        while not response.status:
+            if response.error is not None:
+                raise response.error
+            await response.wait(deadline)
+        return response
+
+    def _pop_idle(self) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable():
+                self._busy.add(connection)
+                return connection
+        return None
+
+    async def _acquire(self, deadline: float, *, first: bool = False) -> Connection:
+        """A connection of our own: a new one where there is room, else the next that comes free."""
+        while True:
+            if self._closing:
+                raise self._closed()
+            if self._open < self.max_connections:
+                self._open += 1
+                return await self._dial(deadline)
+            connection = await self._queue(deadline, first=first)
+            if connection is None:  # a slot, already counted for us
+                return await self._dial(deadline)
+            if connection.is_usable():
+                return connection
+            self._busy.discard(connection)
+
+    async def _queue(self, deadline: float, *, first: bool) -> Connection | None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Connection | None] = loop.create_future()
+        if first:
+            self._waiting.appendleft(waiter)
+        else:
+            self._waiting.append(waiter)
+        timer = loop.call_later(max(0.0, deadline - _now()), self._give_up, waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self._hand_back(waiter)
+            raise
+        finally:
+            timer.cancel()
+
+    def _give_up(self, waiter: asyncio.Future[Connection | None]) -> None:
+        if not waiter.done():
+            self._waiting.remove(waiter)
+            message = f"all {self.max_connections} connections to {self.endpoint} stayed busy"
+            waiter.set_exception(UpstreamError("timeout", message))
+
+    def _hand_back(self, waiter: asyncio.Future[Connection | None]) -> None:
+        """The one in line left; what it may already have been given goes to the next."""
+        if waiter.cancelled():
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        elif waiter.exception() is None:
+            connection = waiter.result()
+            if connection is None:
+                self._free_slot()
+            elif connection.is_usable():
+                self.returns(connection)
+            else:
+                self._busy.discard(connection)
+
+    async def _dial(self, deadline: float) -> Connection:
+        """Open a connection for a slot that is already counted."""
+        loop = asyncio.get_running_loop()
+        connection = Connection(self, loop)
+        try:
+            async with asyncio.timeout(min(self.connect_timeout_s, deadline - _now())):
+                await self._connect(connection, loop)
+        except TimeoutError:
+            self._undo(connection)
+            raise UpstreamError("connect", f"{self.endpoint} did not accept a connection in time") from None
+        except (OSError, ValueError) as error:  # TLS and resolver errors are OSErrors too
+            self._undo(connection)
+            raise UpstreamError("connect", f"no connection to {self.endpoint}: {error}") from error
+        except BaseException:
+            self._undo(connection)
+            raise
+        if self._closing:
+            connection.drop()
+            raise self._closed()
+        self.connects += 1
+        self._busy.add(connection)
+        return connection
+
+    async def _connect(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        endpoint = self.endpoint
+        if endpoint.uds:
+            await loop.create_unix_connection(lambda: connection, endpoint.uds)
+        elif endpoint.tls is not None:
+            host = endpoint.host
+            await loop.create_connection(
+                lambda: connection, host, endpoint.port, ssl=endpoint.tls, server_hostname=host
+            )
+        else:
+            await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+
+    def _undo(self, connection: Connection) -> None:
+        connection.drop()
+        self.gone(connection)
+
+    # ---- what connections tell
+
+    def returns(self, connection: Connection) -> None:
+        """`connection` is free: the first in line gets it, else it rests."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._busy.add(connection)
+                waiter.set_result(connection)
+                return
+        self._busy.discard(connection)
+        connection.idle_since = now = _now()
+        self._idle.append(connection)
+        if now + self.idle_s < self.checks_at:
+            self.check_by(now + self.idle_s)
+
+    def leaves(self, connection: Connection) -> None:
+        """`connection` serves nobody any more and will not be used again."""
+        self._busy.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def gone(self, connection: Connection) -> None:
+        """Its socket is closed: the slot is free. Told twice, it counts once."""
+        if connection.holds_slot:
+            connection.holds_slot = False
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._open -= 1
+        if self._open == 0 and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    # ---- time
+
+    def check_by(self, deadline: float) -> None:
+        """Have the timer fire no later than `deadline`."""
+        if self._closing:
+            return
+        self._stop_timer()
+        self.checks_at = deadline
+        delay_s = max(0.001, deadline - _now())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)
+
+    def _check(self) -> None:
+        self.checks_at = math.inf
+        self._timer = None
+        now = _now()
+        for connection in [c for c in self._busy if c.deadline <= now and _is_awaited(c)]:
+            connection.expire()
+        while self._idle and self._idle[0].idle_since + self.idle_s <= now:
+            self._idle.popleft().close()
+        next_check = min((c.deadline for c in self._busy if _is_awaited(c)), default=math.inf)
+        if self._idle:
+            next_check = min(next_check, self._idle[0].idle_since + self.idle_s)
+        if next_check < math.inf:
+            self.check_by(next_check)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.checks_at = math.inf
+
+    def _closed(self) -> UpstreamError:
+        return UpstreamError("connect", f"the pool to {self.endpoint} is closed")
+
+
+def _is_awaited(connection: Connection) -> bool:
+    """A deadline counts only while somebody waits; a slow reader is not the upstream's fault."""
+    return connection.response is not None and connection.response.is_awaited
