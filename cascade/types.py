@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
+from typing import Protocol
+
+
+class PlanError(ValueError):
+    """The plan can't be climbed: no step, a cycle, a rung without price, a floor outside (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,15 @@ class Step:
     -inf keeps any answer."""
     worst_cost_usd: float = 0.0
     """Most that one attempt can cost: what the plan's hold is made of."""
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the request to change for this step (see `Rung.overrides`)."""
+    reads_confidence: bool | None = None
+    """None: as `accept_at` says; a step that must show something is read."""
+
+    @property
+    def reads(self) -> bool:
+        """True: this step's evidence will be looked at, so the driver must ask for it."""
+        return self.accept_at > -inf if self.reads_confidence is None else self.reads_confidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,20 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     retries: int = 1
     """Attempts beyond the first on the same model, for failures that may pass."""
+    strategy: Strategy | None = None
+    """What decides between keeping and asking on; None: climb the steps in order."""
+    confidence: Confidence | None = None
+    """Evidence to P(correct); None: `cascade.confidence.confidence`, uncalibrated."""
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise PlanError("a plan needs at least one step")
+        if self.retries < 0 or self.limits.max_attempts < 1:
+            raise PlanError("a plan needs at least one attempt and no negative number of retries")
+        if self.strategy is None:
+            models = [step.model for step in (*self.steps, *self.fallbacks)]
+            if len(set(models)) != len(models):
+                raise PlanError(f"a model stands twice in the plan: {models}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +83,9 @@ class Rung:
     """True: ask the model for log-probabilities (or whatever its evidence is)."""
     overrides: Mapping[str, object] = field(default_factory=dict)
     """Fields of the request to change for this attempt (temperature of a sample, say)."""
+    beside: tuple[Rung, ...] = ()
+    """Rungs to run at the same time; their outcomes go back in `Outcome.beside`, in this order. A driver
+    that can't may ignore them: the strategy asks again for what it still needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +125,64 @@ class Outcome:
     elapsed_s: float = 0.0
     """Seconds from the start of the climb to the end of this attempt."""
     latency_s: float = 0.0
+    beside: tuple[Outcome, ...] = ()
+    """What came of `Rung.beside`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the climb ended. `kept` indexes the outcomes; None: no answer could be kept."""
+    """How the climb ended. `kept` indexes `outcomes`; None: no answer could be kept."""
 
     kept: int | None
     model: str
     reason: str
-    """accepted | only | last | exhausted | failed | deadline | budget | attempts | abstained"""
+    """accepted | only | last | fallback | exhausted | failed | deadline | budget | attempts | abstained"""
     spent_usd: float
     attempts: int
+    outcomes: tuple[Outcome, ...] = ()
+    """Every attempt in the order it was sent in; those of `beside` after the rung they ran beside."""
+    confidence: float = nan
+    """P(correct) of the kept answer as the plan reads its evidence; NaN: nothing was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A strategy's move: try these steps now (several: at the same time)."""
+
+    steps: tuple[Step, ...]
+    then: tuple[Step, ...] = ()
+    """What the strategy might ask after this; empty: whatever comes is kept, so it may stream."""
+    streams: bool = True
+    """False: the answer kept may be another one, or be rewritten, so nothing may stream."""
+    why: str = "last"
+    """Reason of the verdict where this step's answer is kept for want of another step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A strategy's move: stop. `kept` indexes the history; None: nothing is good enough."""
+
+    kept: int | None
+    reason: str = "accepted"
+
+
+Fits = Callable[[Step], bool]
+"""Whether one more attempt on this step is within attempts, money and time."""
+
+
+class Confidence(Protocol):
+    """Evidence of a model's answer to P(correct) in [0, 1]; NaN where nothing is known."""
+
+    def __call__(self, model: str, evidence: Evidence) -> float: ...
+
+
+class Strategy(Protocol):
+    """Decides from what has come so far; stateless, so that a climb can be replayed from its record."""
+
+    def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
+        """Failed outcomes stand in the history too. The same history gives the same move."""
+        ...
+
+    def best(self, history: Sequence[Outcome]) -> int | None:
+        """Index of the answer to keep when a limit ends the climb now; None: no answer has come."""
+        ...

@@ -1,0 +1,65 @@
+"""From a router's choice to a plan: what to try first, what to escalate to, what to fall back on.
+
+Refuses what could never be climbed safely: an unknown strategy, a rung without price, a floor outside (0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite, isnan
+
+from cascade.types import Confidence, Limits, Plan, PlanError, Step
+from routers.types import Choice
+
+DEFAULT_ACCEPT_AT = 0.5
+MAX_STEPS = 3
+"""Longer fixed chains rarely pay for their double spending (Bouchard 2026)."""
+
+
+def plan_for(
+    choice: Choice,
+    strategy: str,
+    worst_cost_usd: Mapping[str, float],
+    *,
+    accept_at: float | Mapping[str, float] | None = None,
+    limits: Limits | None = None,
+    retries: int = 1,
+    fallbacks: Sequence[str] = (),
+    confidence: Confidence | None = None,
+) -> Plan:
+    """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models."""
+    if strategy not in ("none", "confidence"):
+        raise PlanError(f"unknown cascade {strategy!r}")
+    rungs = [choice.model] if strategy == "none" else _rungs(choice)
+    steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]
+    steps.append(_step(rungs[-1], worst_cost_usd, -inf))
+    rest = dict.fromkeys(m for m in (*choice.ranked, *fallbacks) if m not in rungs)
+    spare = tuple(_step(model, worst_cost_usd, -inf) for model in rest)
+    return Plan(tuple(steps), spare, limits or Limits(), retries, confidence=confidence)
+
+
+def _rungs(choice: Choice) -> list[str]:
+    """The chosen model, then those expected to do better, the best last; no opinion: the dearer ones."""
+    worth = {e.model: e.quality for e in choice.estimates if not isnan(e.quality)}
+    if choice.model not in worth:
+        worth = {e.model: e.cost_usd for e in choice.estimates}
+    floor = worth.get(choice.model, inf)
+    better = [m for m in choice.probabilities if m not in choice.excluded and worth.get(m, -inf) > floor]
+    better.sort(key=lambda m: worth[m])
+    return [choice.model, *better[-(MAX_STEPS - 1) :]]
+
+
+def _floor(accept_at: float | Mapping[str, float] | None, model: str) -> float:
+    if isinstance(accept_at, Mapping):
+        accept_at = accept_at.get(model)
+    floor = DEFAULT_ACCEPT_AT if accept_at is None else accept_at
+    if not 0.0 < floor <= 1.0:
+        raise PlanError(f"accept_at of {model!r} must be in (0, 1], not {floor}")
+    return floor
+
+
+def _step(model: str, worst_cost_usd: Mapping[str, float], accept_at: float) -> Step:
+    worst = worst_cost_usd.get(model)
+    if worst is None or not isfinite(worst) or worst < 0:
+        raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
+    return Step(model, accept_at, worst)
