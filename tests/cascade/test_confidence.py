@@ -30,15 +30,9 @@ def test_nothing_known_is_nan():
 
 
 @pytest.mark.parametrize(
-    "evidence",
-    [
-        Evidence(refused=True),
-        Evidence(schema_valid=False),
-        Evidence(tools_parse=False),
-        Evidence(checks_passed=False),
-    ],
+    "failed", [{"refused": True}, {"schema_valid": False}, {"tools_parse": False}, {"checks_passed": False}]
 )
-def test_a_failed_check_is_a_veto(evidence: Evidence):
+def test_a_failed_check_is_a_veto(failed: dict[str, bool]):
     """One failed check outweighs everything, calibrated or not."""
     evidence = Evidence(mean_logprob=-0.01, **failed)
     assert confidence(evidence) == 0.0
