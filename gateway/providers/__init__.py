@@ -11,9 +11,9 @@ from gateway.providers.anthropic import AnthropicProvider
 from gateway.providers.azure import AzureProvider
 from gateway.providers.managed import managed_base_url
 from gateway.providers.openai import OpenAIProvider
-from gateway.providers.provider import Prepared, Provider
+from gateway.providers.provider import Provider
 
-__all__ = ["Prepared", "Provider", "open_provider"]
+__all__ = ["Provider", "open_provider"]
 
 _KINDS: dict[str, type[Provider]] = {
     "openai": OpenAIProvider,

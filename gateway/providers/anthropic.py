@@ -17,6 +17,7 @@ class AnthropicProvider(Provider):
     """`base_url` may end in `/v1` or not, as both are usual."""
 
     dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    main_dialect: ClassVar[str] = "messages"
     default_base_url: ClassVar[str] = "https://api.anthropic.com"
     forwarded: ClassVar[tuple[bytes, ...]] = (
         *Provider.forwarded,

@@ -19,6 +19,7 @@ class AzureProvider(Provider):
     """`base_url` is `https://NAME.openai.azure.com`, or the same with `/openai/v1`."""
 
     dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    main_dialect: ClassVar[str] = "chat"
 
     def path(self, upstream_name: str, dialect: str) -> str:
         if self.endpoint.base_path.endswith("/openai/v1"):

@@ -20,7 +20,7 @@ from gateway.upstream import Endpoint, Pool
 MAX_SOCKET_PATH_BYTES = 107
 """The kernel's limit on the path of a unix socket."""
 _MODULES = {"local": "local_models", "scripted": "gateway.providers.scripted"}
-_PROBE = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+_PROBE = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class OpenAIProvider(Provider):
     """`base_url` ends where the version does: `https://api.openai.com/v1`."""
 
     dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    main_dialect: ClassVar[str] = "chat"
     default_base_url: ClassVar[str] = "https://api.openai.com/v1"
 
     def path(self, upstream_name: str, dialect: str) -> str:

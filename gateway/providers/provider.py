@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.config import ModelConfig, ProviderConfig
@@ -23,22 +22,16 @@ _OURS = frozenset(
      "upgrade", "te", "trailer", "expect"}
 )  # fmt: skip
 MAX_FORWARDED_BYTES = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request without its body: `prefix` lacks the content length and the empty line."""
-
-    prefix: bytes
-
-    def head(self, content_length: int) -> bytes:
-        return b"%bcontent-length: %d\r\n\r\n" % (self.prefix, content_length)
+UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
+"""Dialects that have no counterpart elsewhere."""
 
 
 class Provider:
     """Subclasses say which paths exist, what proves who we are and which headers may pass."""
 
     dialects: ClassVar[frozenset[str]] = frozenset()
+    main_dialect: ClassVar[str] = ""
+    """What requests of a surface that isn't among `dialects` are translated to."""
     default_base_url: ClassVar[str] = ""
     forwarded: ClassVar[tuple[bytes, ...]] = (b"traceparent", b"tracestate")
     """Client headers handed on, lower case."""
@@ -48,7 +41,7 @@ class Provider:
         self.name = config.name
         self.endpoint = self._endpoint(base_url or self.default_base_url)
         self._fixed = self._fixed_headers()
-        self._prepared: dict[tuple[str, str, bool], Prepared] = {}
+        self._heads: dict[tuple[str, str, bool], bytes] = {}
         self.pool = Pool(
             self.endpoint,
             max_connections=config.max_connections,
@@ -71,26 +64,30 @@ class Provider:
 
     # ---- the seam
 
-    def prepare(
-        self, model: ModelConfig, dialect: str, stream: bool, call_headers: Mapping[bytes, bytes]
-    ) -> Prepared:
-        """The head for `model`; `call_headers` are the client's, names in lower case."""
-        name = model.upstream_name or model.name
-        prepared = self._prepared.get((name, dialect, stream))
-        if prepared is None:
-            prepared = self._prepared[name, dialect, stream] = self._prepare(name, dialect, stream)
-        passed = self._passed(call_headers)
-        return Prepared(prepared.prefix + passed) if passed else prepared
+    def dialect_for(self, surface: str) -> str:
+        """The dialect to use for a client that speaks `surface`: the same where it exists."""
+        if surface in self.dialects:
+            return surface
+        if surface in UNTRANSLATABLE:
+            raise CallerError(f"the provider {self.name} has no {surface}", code="unsupported_endpoint")
+        return self.main_dialect
 
-    async def send(self, prepared: Prepared, body: bytes, *, timeout_s: float) -> Response:
-        return await self.pool.send(prepared.head(len(body)), body, timeout_s=timeout_s)
+    def head(
+        self, model: ModelConfig, dialect: str, stream: bool, call_headers: Mapping[bytes, bytes]
+    ) -> bytes:
+        """The head to give to `pool.send`; `call_headers` are the client's, names in lower case."""
+        name = model.upstream_name or model.name
+        head = self._heads.get((name, dialect, stream))
+        if head is None:
+            head = self._heads[name, dialect, stream] = self._head(name, dialect, stream)
+        return head + self._passed(call_headers)
 
     async def get(self, path: str, *, timeout_s: float) -> Response:
         """For probes: GET `path`, which starts behind the base path."""
         target = self.endpoint.base_path + path
         _check_target(target, self.name)
         head = f"GET {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n".encode("ascii")
-        return await self.pool.send(head + self._fixed + b"\r\n", b"", timeout_s=timeout_s)
+        return await self.pool.send(head + self._fixed, b"", timeout_s=timeout_s)
 
     async def aclose(self) -> None:
         await self.pool.aclose()
@@ -117,7 +114,7 @@ class Provider:
             raise ConfigError(problems)
         return b"".join([b"accept-encoding: identity\r\nuser-agent: headgate\r\n", *lines])
 
-    def _prepare(self, upstream_name: str, dialect: str, stream: bool) -> Prepared:
+    def _head(self, upstream_name: str, dialect: str, stream: bool) -> bytes:
         assert dialect in self.dialects, (self.name, dialect)
         target = self.endpoint.base_path + self.path(upstream_name, dialect)
         _check_target(target, self.name)
@@ -126,7 +123,7 @@ class Provider:
             f"POST {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n"
             f"content-type: application/json\r\naccept: {accept}\r\n"
         )
-        return Prepared(head.encode("ascii") + self._fixed)
+        return head.encode("ascii") + self._fixed
 
     def _passed(self, call_headers: Mapping[bytes, bytes]) -> bytes:
         passed = b""

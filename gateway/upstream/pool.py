@@ -61,11 +61,12 @@ class Pool:
     async def send(self, head: bytes, body: bytes, *, timeout_s: float) -> Response:
         """Write a request and return its answer when the answer's head is in.
 
-        `head` ends with its empty line and names the body's length. Raises UpstreamError: `connect`,
+        `head` is whole header lines; the body's length and the empty line are added here. Raises UpstreamError: `connect`,
         `timeout`, `reset` or `bad_response`. A request that went out on a kept-alive connection which
         died before it said anything is sent once more.
         """
         deadline = _now() + timeout_s
+        head = b"%bcontent-length: %d\r\n\r\n" % (head, len(body))
         try:
             return await self._exchange(self._pop_idle(), head, body, deadline)
         except Stale:
