@@ -35,10 +35,19 @@ class _Bucket:
         self.filled_s = now
 
     def fill(self, now: float) -> None:
-        passed = now - self.filled_s
-        if passed > 0:
-            self.level = min(self.capacity, self.level + passed * self.capacity / 60)
+        passed_s = now - self.filled_s
+        if passed_s > 0:
             self.filled_s = now
+            level = self.level + passed_s * self.capacity / 60
+            self.level = level if level < self.capacity else self.capacity
+
+    def take(self, amount: int, now: float) -> bool:
+        """False, and nothing is taken, where neither `amount` nor a full bucket is there."""
+        self.fill(now)
+        if self.level < amount and self.level < self.capacity:
+            return False
+        self.level -= amount
+        return True
 
     def wait_s(self, amount: float) -> float:
         """Seconds until `amount` (or a full bucket, if less) is there; 0 or less: now."""
@@ -58,6 +67,38 @@ class _Pair:
         self.limit = limit
         self.requests = _Bucket(limit.rpm, now) if limit.rpm is not None else None
         self.tokens = _Bucket(limit.tpm, now) if limit.tpm is not None else None
+
+    def take(self, tokens: int, now: float) -> bool:
+        """One request and its tokens, or nothing and False."""
+        requests, bucket = self.requests, self.tokens
+        if requests is not None and not requests.take(1, now):
+            return False
+        if bucket is None or bucket.take(tokens, now):
+            return True
+        if requests is not None:
+            requests.level += 1
+        return False
+
+    def give_back(self, tokens: int) -> None:
+        if self.requests is not None:
+            self.requests.level += 1
+        if self.tokens is not None:
+            self.tokens.level += tokens
+
+    def refusal(self, tokens: int) -> RateLimited:
+        """What to tell a request that got nothing: the longer of its two waits."""
+        waits = []
+        if self.requests is not None:
+            waits.append((self.requests.wait_s(1), self.requests.capacity, "requests"))
+        if self.tokens is not None:
+            waits.append((self.tokens.wait_s(tokens), self.tokens.capacity, "tokens"))
+        wait_s, capacity, what = max(waits)
+        kind, _, name = self.limit.id.partition(":")
+        return RateLimited(
+            f"Rate limit of {kind} '{name}' reached: {capacity} {what} per minute. "
+            f"Please try again in {duration(wait_s)}.",
+            retry_after_s=wait_s,
+        )
 
     def is_idle(self, now: float) -> bool:
         return all(bucket is None or bucket.is_full(now) for bucket in (self.requests, self.tokens))
@@ -117,22 +158,22 @@ class Limits:
         """One request of about `tokens` from every limit, or from none and raise RateLimited."""
         if not limits:
             return NOTHING_TAKEN
-        pairs = [self._pair(limit, now) for limit in limits]
-        for pair in pairs:
-            _refuse_beyond(pair, tokens, now)
-        for pair in pairs:
-            if pair.requests is not None:
-                pair.requests.level -= 1
-            if pair.tokens is not None:
-                pair.tokens.level -= tokens
+        pairs: list[_Pair] = []
+        for limit in limits:
+            pair = self._pairs.get(limit.id)
+            if pair is None or (pair.limit is not limit and pair.limit != limit):
+                pair = self._add(limit, now)
+            if not pair.take(tokens, now):
+                for taken in pairs:
+                    taken.give_back(tokens)
+                raise pair.refusal(tokens)
+            pairs.append(pair)
         return Taken(pairs, tokens)
 
-    def _pair(self, limit: Limit, now: float) -> _Pair:
-        pair = self._pairs.get(limit.id)
-        if pair is None or pair.limit != limit:
-            if pair is None and len(self._pairs) >= self._max_limits:
-                self._forget(now)
-            pair = self._pairs[limit.id] = _Pair(limit, now)
+    def _add(self, limit: Limit, now: float) -> _Pair:
+        if len(self._pairs) >= self._max_limits:
+            self._forget(now)
+        pair = self._pairs[limit.id] = _Pair(limit, now)
         return pair
 
     def _forget(self, now: float) -> None:
@@ -141,24 +182,6 @@ class Limits:
         if len(busy) >= self._max_limits:
             busy = dict(list(busy.items())[len(busy) // 2 :])
         self._pairs = busy
-
-
-def _refuse_beyond(pair: _Pair, tokens: int, now: float) -> None:
-    wait_s, what, capacity = 0.0, "", 0
-    for bucket, amount, name in ((pair.requests, 1, "requests"), (pair.tokens, tokens, "tokens")):
-        if bucket is None:
-            continue
-        bucket.fill(now)
-        missing_s = bucket.wait_s(amount)
-        if missing_s > max(wait_s, 1e-9):
-            wait_s, what, capacity = missing_s, name, bucket.capacity
-    if what:
-        kind, _, name = pair.limit.id.partition(":")
-        raise RateLimited(
-            f"Rate limit of {kind} '{name}' reached: {capacity} {what} per minute. "
-            f"Please try again in {duration(wait_s)}.",
-            retry_after_s=wait_s,
-        )
 
 
 def _headers(name: bytes, buckets: Sequence[_Bucket], now: float) -> Headers:

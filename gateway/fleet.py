@@ -1,0 +1,212 @@
+"""The deployments of every model: how each is doing, and which takes the next request.
+
+A breaker takes a failing deployment out of the draw, but never the last one of its model: a request that may
+fail is better than one that must. Pure but for its own counters; time and the random draw are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, isnan, log, nan, sqrt
+
+import msgspec
+
+from gateway.breaker import Breaker, State
+from gateway.config import ModelConfig
+from gateway.prices import Price
+
+HALF_LIFE_S = 300.0
+"""After which an observation counts half."""
+
+
+class Delay:
+    """Mean and 95th percentile of a delay, of late: older observations fade by the clock and by the count.
+
+    The percentile follows a lognormal fit of the faded moments, so it needs three numbers and no samples.
+    """
+
+    __slots__ = ("_log", "_log2", "_mean", "_seen_s", "_weight")
+
+    MEMORY = 200.0
+    """Observations that together weigh most; beyond, the oldest fade by count."""
+
+    def __init__(self) -> None:
+        self._weight = self._mean = self._log = self._log2 = 0.0
+        self._seen_s = 0.0
+
+    def add(self, delay_s: float, now: float) -> None:
+        kept = self._weight * 0.5 ** (max(0.0, now - self._seen_s) / HALF_LIFE_S)
+        weight = min(kept, self.MEMORY - 1) + 1
+        share = 1 / weight
+        logged = log(max(delay_s, 1e-6))
+        self._mean += (delay_s - self._mean) * share
+        self._log += (logged - self._log) * share
+        self._log2 += (logged * logged - self._log2) * share
+        self._weight, self._seen_s = weight, now
+
+    @property
+    def mean_s(self) -> float:
+        """NaN: never seen."""
+        return self._mean if self._weight else nan
+
+    @property
+    def p95_s(self) -> float:
+        """NaN below ten observations, which say too little of a tail."""
+        if self._weight < 10:
+            return nan
+        return exp(self._log + 1.645 * sqrt(max(0.0, self._log2 - self._log**2)))
+
+
+class Deployment:
+    """One way to reach a model."""
+
+    __slots__ = (
+        "breaker", "config", "failures", "id", "in_flight", "latency", "model", "price", "provider",
+        "requests", "ttft", "upstream_name", "upstream_raw", "weight",
+    )  # fmt: skip
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.model = config.name
+        self.provider = config.provider
+        self.upstream_name = config.upstream_name or config.name
+        self.upstream_raw = msgspec.Raw(msgspec.json.encode(self.upstream_name))
+        """The name as JSON, to be set into a request's body."""
+        self.id = f"{config.provider}/{self.upstream_name}"
+        self.price = Price.of(config)
+        self.weight = config.weight
+        self.breaker = Breaker()
+        self.latency = Delay()
+        """Of whole answers."""
+        self.ttft = Delay()
+        """To the first byte."""
+        self.in_flight = 0
+        self.requests = 0
+        self.failures = 0
+
+    def begin(self) -> None:
+        """A request goes out."""
+        self.in_flight += 1
+        self.requests += 1
+
+    def end(self) -> None:
+        """A request is over, whatever came of it."""
+        assert self.in_flight > 0, f"{self.id} ended more requests than it began"
+        self.in_flight -= 1
+        if not self.in_flight and self.breaker.opens_s:
+            self.breaker.idle()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A deployment as operators see it."""
+
+    id: str
+    model: str
+    state: State
+    retry_in_s: float
+    """Seconds until it is tried again; 0 unless it is open."""
+    reason: str
+    in_flight: int
+    requests: int
+    failures: int
+    latency_s: float | None
+    ttft_p95_s: float | None
+
+
+class Fleet:
+    """All deployments, by model."""
+
+    def __init__(self, models: Iterable[ModelConfig]) -> None:
+        self._deployments: dict[str, list[Deployment]] = {}
+        for config in models:
+            self._deployments.setdefault(config.name, []).append(Deployment(config))
+
+    def pick(self, model: str, draw: float, now: float, avoid: Deployment | None = None) -> Deployment | None:
+        """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed.
+
+        Where all are open: the one to be tried first, so a model's last deployment is never taken away.
+        None: the model has no other deployment than `avoid`, or is unknown.
+        """
+        all_ = self._deployments.get(model, ())
+        if avoid is not None:
+            all_ = [deployment for deployment in all_ if deployment is not avoid]
+        if not all_:
+            return None
+        open_ = all_ if len(all_) == 1 else [one for one in all_ if one.breaker.lets_pass(now)]
+        picked = _draw(open_, draw) if open_ else min(all_, key=lambda one: one.breaker.opens_s)
+        picked.breaker.begin(now)
+        return picked
+
+    def succeeded(
+        self, deployment: Deployment, now: float, ttft_s: float | None = None, latency_s: float | None = None
+    ) -> None:
+        """An answer came whole, streamed or not."""
+        deployment.breaker.succeed(now)
+        if ttft_s is not None:
+            deployment.ttft.add(ttft_s, now)
+        if latency_s is not None:
+            deployment.latency.add(latency_s, now)
+
+    def failed(
+        self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None
+    ) -> None:
+        """A failure, before or inside a stream."""
+        deployment.failures += 1
+        deployment.breaker.fail(failure, now, retry_after_s)
+
+    def healthy(self, model: str, now: float) -> bool:
+        """True while some deployment of the model may be tried."""
+        return any(one.breaker.lets_pass(now) for one in self._deployments.get(model, ()))
+
+    def ttft_p95_s(self, model: str) -> float:
+        """Of the slowest deployment that has enough observations: when a hedge is due. NaN: none has."""
+        known = [one.ttft.p95_s for one in self._deployments.get(model, ()) if not isnan(one.ttft.p95_s)]
+        return max(known, default=nan)
+
+    def latency_s(self, model: str) -> float:
+        """Mean of the fastest deployment; NaN: unknown."""
+        known = [one.latency.mean_s for one in self._deployments.get(model, ()) if one.latency.mean_s > 0]
+        return min(known, default=nan)
+
+    def deployments(self, model: str) -> Sequence[Deployment]:
+        return self._deployments.get(model, ())
+
+    def all(self) -> list[Deployment]:
+        return [one for deployments in self._deployments.values() for one in deployments]
+
+    def snapshot(self, now: float) -> list[Health]:
+        """Every deployment's state."""
+        return [_health(one, now) for one in self.all()]
+
+
+def _draw(deployments: Sequence[Deployment], draw: float) -> Deployment:
+    if len(deployments) == 1:
+        return deployments[0]
+    point = draw * sum(one.weight for one in deployments)
+    for one in deployments:
+        point -= one.weight
+        if point < 0:
+            return one
+    return deployments[-1]
+
+
+def _health(one: Deployment, now: float) -> Health:
+    state = one.breaker.state(now)
+    return Health(
+        id=one.id,
+        model=one.model,
+        state=state,
+        retry_in_s=one.breaker.opens_s - now if state == "open" else 0.0,
+        reason=one.breaker.reason,
+        in_flight=one.in_flight,
+        requests=one.requests,
+        failures=one.failures,
+        latency_s=_known(one.latency.mean_s),
+        ttft_p95_s=_known(one.ttft.p95_s),
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value
