@@ -1,7 +1,7 @@
 """The bytes of a segment file: marker, length, CRC-32, payload, again and again.
 
-A reader needs nothing but the bytes: a torn tail is told from damage, and after damage the next whole frame is found
-again by its marker. Refuses to return a payload whose checksum is wrong.
+A reader needs nothing but the bytes: a torn tail is told from damage, and after damage the next whole
+frame is found again by its marker. Refuses to return a payload whose checksum is wrong.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def seal(buffer: bytearray) -> None:
 def read_frames(data: bytes, *, final: bool, base: int = 0) -> Iterator[Frame]:
     """Frames of `data`, whose first byte lies at `base` in the file.
 
-    `final`: nobody will write more, so an incomplete tail is damage; otherwise it is a frame still being written and
-    reading stops before it.
+    `final`: nobody will write more, so an incomplete tail is damage; otherwise it is a frame still being
+    written and reading stops before it.
     """
     at = 0
     while at < len(data):

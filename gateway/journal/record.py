@@ -1,7 +1,7 @@
 """What the journal remembers: one immutable value per kind of record.
 
-A record's tag names its kind and schema version (`decision.1`), so a reader never guesses. Fields are only ever
-added, with defaults; a change of meaning is a new tag. Unknown is None (or NaN, which JSON turns into null).
+A record's tag names its kind and schema version (`decision.1`), so a reader never guesses. Fields are only
+ever added, with defaults; a change of meaning is a new tag. Unknown is None (or NaN, in JSON null).
 Refuses nothing: what a record may hold was decided by whoever made it (text only where the route says so).
 """
 
@@ -21,7 +21,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     pass
 
 
-class CandidateRecord(_Value):
+class CandidateRecord(_Value, frozen=True):
     """What the router expected of one eligible model."""
 
     model: str
@@ -33,7 +33,7 @@ class CandidateRecord(_Value):
     """With which this model was to be chosen; over all candidates of a decision it sums to 1."""
 
 
-class EvidenceRecord(_Value):
+class EvidenceRecord(_Value, frozen=True):
     """What an answer showed about its own worth; never its text."""
 
     mean_logprob: float | None = None
@@ -50,7 +50,7 @@ class EvidenceRecord(_Value):
     """P(correct) or the raw confidence the cascade compared with its threshold."""
 
 
-class AttemptRecord(_Value):
+class AttemptRecord(_Value, frozen=True):
     """One call of one deployment, failed ones included."""
 
     model: str
@@ -65,13 +65,13 @@ class AttemptRecord(_Value):
     failure: str = ""
     """One of gateway.errors.FAILURES; empty: it answered."""
     usage: dict[str, int] = {}
-    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input, audio_output."""
+    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input ..."""
     cost_nanousd: int = 0
     evidence: EvidenceRecord | None = None
 
 
-class DecisionRecord(_Record, tag="decision.1"):
-    """One request: what was known, what could have answered, what was chosen with which probability, what came."""
+class DecisionRecord(_Record, frozen=True, tag="decision.1"):
+    """One request: what was known, who could have answered, who was chosen how probably, what came."""
 
     id: str
     time_s: float
@@ -133,7 +133,7 @@ class DecisionRecord(_Record, tag="decision.1"):
     answer_text: str = ""
 
 
-class FeedbackRecord(_Record, tag="feedback.1"):
+class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
     """What somebody or something says an answer was worth. Names its decision by any one of three ids."""
 
     id: str
@@ -150,7 +150,7 @@ class FeedbackRecord(_Record, tag="feedback.1"):
     """user | check | judge, or the caller's own word."""
 
 
-class ResponseRecord(_Record, tag="response.1"):
+class ResponseRecord(_Record, frozen=True, tag="response.1"):
     """A stored /v1/responses object, or its deletion."""
 
     id: str
@@ -166,7 +166,7 @@ class ResponseRecord(_Record, tag="response.1"):
     deleted: bool = False
 
 
-class KeyRecord(_Record, tag="key.1"):
+class KeyRecord(_Record, frozen=True, tag="key.1"):
     """A virtual key made at run time. Only its hash is kept."""
 
     id: str
@@ -188,7 +188,7 @@ class KeyRecord(_Record, tag="key.1"):
     revoked_s: float | None = None
 
 
-class AuditRecord(_Record, tag="audit.1"):
+class AuditRecord(_Record, frozen=True, tag="audit.1"):
     """Who changed what, when."""
 
     id: str

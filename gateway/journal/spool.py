@@ -1,12 +1,13 @@
 """The worker's side of the journal: append a record with one write, never wait, never fail the request.
 
-A record is safe from a crash of the process once `append` returns (it lies in the page cache) and safe from a power
-loss once `sync` returns. One spool has one writer: one worker's event loop. A segment is locked (flock) as long as its
-writer lives, so a reader knows a finished segment from a live one without asking anybody.
+A record is safe from a crash of the process once `append` returns (it lies in the page cache) and safe
+from a power loss once `sync` returns. One spool has one writer: one worker's event loop. A segment is locked
+(flock) as long as its writer lives, so a reader knows a finished segment from a live one without asking.
 
-When the disk is full or the spools have reached `max_bytes`, decision records are dropped and counted in `lost`
-(answers go on; what is already written is never thrown away for what is new); `append` then says False, and what must
-not be lost (feedback) is refused by its caller. `alarm` says why in words. Writing resumes by itself.
+When the disk is full or the spools have reached `max_bytes`, decision records are dropped and counted in
+`lost` (answers go on; what is already written is never thrown away for what is new); `append` then says
+False, and what must not be lost (feedback) is refused by its caller. `alarm` says why in words. Writing
+resumes by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -59,7 +61,7 @@ class Spool:
         self._buffer = bytearray(4096)
         self._file = -1
         self._size = 0
-        self._opened_at = 0.0
+        self._turn_at = -inf
         self._full_until = 0.0
         self._listed = -1
         """Descriptor of the open segment once its directory entry has been forced to disk."""
@@ -68,7 +70,7 @@ class Spool:
         """Writes one record; False: it was dropped and counted. Never raises."""
         try:
             now = self._clock()
-            if self._file < 0 or self._size >= self.segment_bytes or now - self._opened_at >= self.segment_age_s:
+            if self._size >= self.segment_bytes or now >= self._turn_at:
                 self._turn(now)
             buffer = self._buffer
             self._encode_into(record, buffer, HEADER_BYTES)
@@ -79,7 +81,7 @@ class Spool:
         return True
 
     async def sync(self) -> None:
-        """Returns when the open segment survives a power loss: call it right after `append`, with no await between.
+        """Returns when the open segment survives a power loss: call it right after `append`, with no await.
 
         Raises OSError where the disk won't. A cancelled caller leaves the work to end by itself.
         """
@@ -95,7 +97,7 @@ class Spool:
         """Ends the open segment; its last records are now the shipper's to take."""
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1
+            self._file, self._turn_at = -1, -inf
 
     def _write(self, buffer: bytearray) -> None:
         if len(buffer) > MAX_PAYLOAD_BYTES:
@@ -116,9 +118,9 @@ class Spool:
         return False
 
     def _turn(self, now: float) -> None:
-        """Starts a new segment where the old one is full or old. Raises OSError where the spools are at their bound."""
+        """Starts a new segment. Raises OSError where the spools have reached their bound."""
         if self._file >= 0 and self._size == 0:
-            self._opened_at = now
+            self._turn_at = now + self.segment_age_s
             return
         if now < self._full_until:
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
@@ -128,7 +130,8 @@ class Spool:
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
         fresh = _open_locked(self.directory)
         self.close()
-        self._file, self._size, self._opened_at, self._listed = fresh, 0, now, -1
+        self._file, self._size, self._listed = fresh, 0, -1
+        self._turn_at = now + self.segment_age_s
 
 
 def spooled_bytes(directory: Path) -> int:

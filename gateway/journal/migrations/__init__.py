@@ -1,0 +1,1 @@
+"""Alembic's scripts. They only expand: a release runs on the tables of the one before and the one after."""

@@ -1,0 +1,128 @@
+"""Opens the journal's database and keeps its schema: migrate on command, check at start, destroy nothing.
+
+Migrations only expand (new tables, new columns with defaults, new indexes), so old and new releases run side
+by side. A statement that drops, renames or retypes is refused even when a migration asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from gateway.errors import ConfigError
+
+_DESTRUCTIVE = re.compile(
+    r"^\s*(drop|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
+)
+_MIGRATION_LOCK = 0x68656164
+"""PostgreSQL advisory lock: one migration at a time however many replicas start."""
+
+
+def open_engine(url: str) -> sa.Engine:
+    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet."""
+    address = _address(url)
+    if address.get_backend_name() == "sqlite":
+        engine = sa.create_engine(address, connect_args={"timeout": 30.0})
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        return engine
+    return sa.create_engine(
+        address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5}
+    )
+
+
+def migrate(url: str) -> list[str]:
+    """Brings the schema to this release's revision; returns the revisions it applied, oldest first."""
+    engine = open_engine(url)
+    try:
+        with engine.begin() as connection:
+            _take_migration_lock(connection)
+            before = _revision(connection)
+            if before is not None and before not in _known_revisions():
+                return []  # a newer release's schema, which this one runs on
+            sa.event.listen(connection, "before_cursor_execute", _refuse_destruction)
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return _revisions_after(before)
+    finally:
+        engine.dispose()
+
+
+def check_schema(engine: sa.Engine) -> None:
+    """Raises ConfigError where the database is behind this release. A newer release's schema is accepted."""
+    with engine.connect() as connection:
+        revision = _revision(connection)
+    if revision in _known_revisions() and _revisions_after(revision) == []:
+        return
+    if revision is not None and revision not in _known_revisions():
+        return
+    have = f"at revision {revision}" if revision else "empty"
+    raise ConfigError(
+        [f"storage.url: the database is {have}, this release needs {_head()}: run `headgate migrate`"]
+    )
+
+
+def _address(url: str) -> sa.URL:
+    try:
+        address = sa.make_url(url)
+    except sa.exc.ArgumentError as fault:
+        raise ConfigError([f"storage.url: {fault}"]) from None
+    backend = address.get_backend_name()
+    if backend not in ("sqlite", "postgresql", "postgres"):
+        raise ConfigError([f"storage.url: {backend} is not supported: use sqlite or postgresql"])
+    return address if backend == "sqlite" else address.set(drivername="postgresql+psycopg")
+
+
+def _prepare_sqlite(connection: object, _record: object) -> None:
+    """Readers never wait for the writer; a commit survives a power loss (segments go after it)."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _take_migration_lock(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _refuse_destruction(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+    if _DESTRUCTIVE.match(statement) and "alembic_version" not in statement:
+        raise ConfigError([f"migration refused, it would destroy data: {statement.strip()[:200]}"])
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(resources.files("gateway.journal") / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic())
+
+
+def _head() -> str:
+    return _scripts().get_current_head() or ""
+
+
+def _known_revisions() -> set[str]:
+    return {script.revision for script in _scripts().walk_revisions()}
+
+
+def _revisions_after(revision: str | None) -> list[str]:
+    """Oldest first."""
+    newer = [script.revision for script in _scripts().iterate_revisions("head", revision or "base")]
+    return newer[::-1]
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()

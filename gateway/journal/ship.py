@@ -1,0 +1,218 @@
+"""Moves what the workers spooled into the store: each record once, in batches, however often it is killed.
+
+A batch and the offset it reaches are committed together, so a shipper that dies resumes exactly there; a
+segment is deleted only when nobody writes it any more and its last byte has been committed. A database that
+is away loses nothing: the spools wait. What can't be read, or what no row can hold, goes to a `.bad` file
+beside the segment and is counted; nothing in a segment can stop the shipper.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.journal.frames import SUFFIX, Frame, read_frames
+from gateway.journal.record import Record
+from gateway.journal.spool import spooled_bytes
+from gateway.journal.tables import spool_offsets
+from gateway.journal.write import put_row, write_records
+
+log = logging.getLogger(__name__)
+
+_BATCH_RECORDS = 1000
+_READ_BYTES = 4 * 1024 * 1024
+_STALE_DRAFT_S = 60.0
+_UNSTORABLE = (sa.exc.DataError, sa.exc.IntegrityError, ValueError, TypeError, OverflowError)
+"""The record's own fault; any other error is the database's."""
+_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+
+
+@dataclass(slots=True)
+class ShipState:
+    """How shipping goes, for health and metrics."""
+
+    shipped: int = 0
+    quarantined: int = 0
+    waiting_bytes: int = 0
+    last_success_s: float = 0.0
+    """Unix time."""
+    fault: str = ""
+    """Why the last pass failed; empty: it didn't."""
+
+
+class Shipper:
+    """Ships one folder of segments. Only one lives per folder; a second one's passes do nothing."""
+
+    def __init__(self, directory: Path, engine: sa.Engine, *, read_bytes: int = _READ_BYTES) -> None:
+        self.directory = directory
+        self.state = ShipState()
+        self._engine = engine
+        self._read_bytes = read_bytes
+        self._lock = -1
+
+    def run(self, stop: threading.Event, *, pause_s: float = 0.25, longest_pause_s: float = 5.0) -> None:
+        """Ships until `stop`, then once more. Waits longer while the database is away."""
+        wait_s = pause_s
+        while not stop.wait(wait_s):
+            wait_s = pause_s if self.try_pass() else min(2 * wait_s, longest_pause_s)
+        self.try_pass()
+        self.close()
+
+    def try_pass(self) -> bool:
+        """One pass whose faults are noted, not raised; True: it went through."""
+        try:
+            self.ship_all()
+        except (sa.exc.SQLAlchemyError, OSError) as fault:
+            if not self.state.fault:
+                log.warning("journal: shipping waits: %s", fault)
+            self.state.fault = str(fault)
+            return False
+        if self.state.fault:
+            log.info("journal: shipping goes on")
+        self.state.fault = ""
+        self.state.last_success_s = time.time()
+        return True
+
+    def ship_all(self) -> int:
+        """Ships everything that is whole by now; the number of records. Raises where the database is away."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._own_folder():
+            return 0
+        before = self.state.shipped
+        _remove_stale_drafts(self.directory)
+        for segment in sorted(self.directory.glob(f"*{SUFFIX}")):
+            self._ship_segment(segment)
+        self.state.waiting_bytes = spooled_bytes(self.directory)
+        return self.state.shipped - before
+
+    def close(self) -> None:
+        """Leaves the folder to another shipper."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _own_folder(self) -> bool:
+        if self._lock < 0:
+            lock = os.open(self.directory / "shipper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not _try_lock(lock, fcntl.LOCK_EX):
+                os.close(lock)
+                return False
+            self._lock = lock
+        return True
+
+    def _ship_segment(self, path: Path) -> None:
+        with path.open("rb") as file:
+            final = _try_lock(file.fileno(), fcntl.LOCK_SH)  # asked before the size: what comes later waits
+            size = os.fstat(file.fileno()).st_size
+            with self._engine.connect() as connection:
+                at = shipped_bytes(connection, path.stem)
+            read_bytes = self._read_bytes
+            while at < size:
+                data = os.pread(file.fileno(), min(read_bytes, size - at), at)
+                if not data:
+                    break
+                whole = at + len(data) == size
+                frames = list(read_frames(data, final=final and whole, base=at))
+                if not frames and whole:
+                    break
+                read_bytes = self._read_bytes if frames else 2 * read_bytes
+                for first in range(0, len(frames), _BATCH_RECORDS):
+                    at = self._ship_frames(path, frames[first : first + _BATCH_RECORDS])
+        if final and at >= size:
+            path.unlink()
+
+    def _ship_frames(self, path: Path, frames: Sequence[Frame]) -> int:
+        """One batch into the store; the offset behind it."""
+        records: list[tuple[Frame, Record]] = []
+        bad: list[Frame] = []
+        for frame in frames:
+            record = None if frame.damaged else decode_record(frame.payload)
+            if record is None:
+                bad.append(frame)
+            else:
+                records.append((frame, record))
+        _quarantine(path, bad)
+        refused = self._commit(path, records, frames[-1].end)
+        self.state.shipped += len(records) - refused
+        self.state.quarantined += len(bad) + refused
+        return frames[-1].end
+
+    def _commit(self, path: Path, records: Sequence[tuple[Frame, Record]], end: int) -> int:
+        """The batch and the offset it reaches, in one transaction; how many records no row can hold."""
+        try:
+            with self._engine.begin() as connection:
+                write_records(connection, [record for _, record in records])
+                _set_shipped_bytes(connection, path.stem, end)
+            return 0
+        except _UNSTORABLE:
+            return self._commit_one_by_one(path, records, end)
+
+    def _commit_one_by_one(self, path: Path, records: Sequence[tuple[Frame, Record]], end: int) -> int:
+        refused: list[Frame] = []
+        with self._engine.begin() as connection:
+            _set_shipped_bytes(connection, path.stem, end)
+            for frame, record in records:
+                try:
+                    with connection.begin_nested():
+                        write_records(connection, [record])
+                except _UNSTORABLE as fault:
+                    log.warning("journal: a record is set aside in %s.bad: %s", path.stem, fault)
+                    refused.append(frame)
+            _quarantine(path, refused)
+        return len(refused)
+
+
+def shipped_bytes(connection: sa.Connection, segment: str) -> int:
+    """How much of a segment is in the store."""
+    query = sa.select(spool_offsets.c.shipped_bytes).where(spool_offsets.c.segment == segment)
+    return connection.execute(query).scalar_one_or_none() or 0
+
+
+def _set_shipped_bytes(connection: sa.Connection, segment: str, end: int) -> None:
+    put_row(connection, spool_offsets, {"segment": segment, "shipped_bytes": end, "time_s": time.time()})
+
+
+def decode_record(payload: bytes) -> Record | None:
+    """None: not a record of ours, or one of a release that we don't know."""
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _quarantine(segment: Path, frames: Sequence[Frame]) -> None:
+    """Keeps what can't be shipped. A pass repeated after a crash may write it twice."""
+    if not frames:
+        return
+    with segment.with_suffix(".bad").open("ab") as file:
+        for frame in frames:
+            file.write(frame.payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_stale_drafts(directory: Path) -> None:
+    """Segments whose writer died between creating and naming them. They are empty."""
+    for draft in directory.glob("*.new"):
+        try:
+            if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:
+                draft.unlink()
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,332 @@
+"""The journal's database as the rest of the house asks for it. Synchronous: call it off the event loop.
+
+Every question is answered from an index or from the counters, none by reading all decisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.journal.record import (
+    AuditRecord,
+    DecisionRecord,
+    FeedbackRecord,
+    KeyRecord,
+    ResponseRecord,
+    new_id,
+)
+from gateway.journal.schema import check_schema, migrate, open_engine
+from gateway.journal.tables import (
+    audit,
+    decisions,
+    feedback,
+    keys,
+    responses,
+    router_versions,
+    settings,
+    spend,
+    spool_offsets,
+    stats,
+)
+from gateway.journal.write import Row, clean, put_row, write_audit
+
+_BATCH_ROWS = 1000
+_OFFSETS_KEPT_S = 7 * 86400.0
+_STATS_KEPT_S = 400 * 86400.0
+_SUMMARY = [column for column in decisions.c if column.name != "payload"]
+_decode_decision = msgspec.json.Decoder(DecisionRecord, strict=False).decode
+_decode_key = msgspec.json.Decoder(KeyRecord).decode
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionFilter:
+    """Which decisions; an empty field doesn't ask."""
+
+    tenant: str = ""
+    route: str = ""
+    answered_model: str = ""
+    key_id: str = ""
+    since_s: float = 0.0
+    until_s: float = float("inf")
+    errors_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouterVersion:
+    """One trained router and where it stands."""
+
+    name: str
+    version: str
+    time_s: float
+    state: str
+    """candidate | shadow | canary | live | retired"""
+    artifact: str = ""
+    checksum: str = ""
+    metrics: dict[str, object] | None = None
+
+
+def hash_key(plaintext: str) -> str:
+    """What is kept of a key: SHA-256, enough for random keys of 128 bits and more."""
+    return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+def open_store(url: str, *, keep_days: float = 30.0) -> Store:
+    """The store at `url`, its schema checked. An embedded SQLite file is migrated here, a server is not."""
+    if url.startswith("sqlite"):
+        migrate(url)
+    engine = open_engine(url)
+    check_schema(engine)
+    return Store(engine, keep_days=keep_days)
+
+
+class Store:
+    """Reads the journal; writes what the control plane itself decides."""
+
+    def __init__(self, engine: sa.Engine, *, keep_days: float = 30.0) -> None:
+        self.engine = engine
+        self.keep_days = keep_days
+
+    def close(self) -> None:
+        """Gives its connections back."""
+        self.engine.dispose()
+
+    # decisions and what is said of them
+
+    def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
+        """By decision id, response id or request id (then the latest), of one tenant or of any."""
+        wanted = clean(id)
+        for column in (decisions.c.id, decisions.c.response_id, decisions.c.request_id):
+            query = sa.select(decisions.c.payload).where(column == wanted).order_by(decisions.c.time_s.desc())
+            if tenant is not None:
+                query = query.where(decisions.c.tenant == clean(tenant))
+            if found := self._scalar(query.limit(1)):
+                return _decode_decision(found)
+        return None
+
+    def decisions(
+        self, wanted: DecisionFilter, *, before: tuple[float, str] | None = None, limit: int = 100
+    ) -> list[Row]:
+        """Summaries, newest first. `before` is (time_s, id) of the last one of the page before."""
+        query = sa.select(*_SUMMARY).where(*_conditions(wanted))
+        if before is not None:
+            query = query.where(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
+        return self._rows(query.order_by(decisions.c.time_s.desc(), decisions.c.id.desc()).limit(limit))
+
+    def feedback(
+        self, *, decision_id: str = "", before_s: float | None = None, limit: int = 100
+    ) -> list[Row]:
+        """Newest first."""
+        query = sa.select(feedback).order_by(feedback.c.time_s.desc()).limit(limit)
+        if decision_id:
+            query = query.where(feedback.c.decision_id == decision_id)
+        if before_s is not None:
+            query = query.where(feedback.c.time_s < before_s)
+        return self._rows(query)
+
+    def feedback_by_id(self, id: str) -> FeedbackRecord | None:
+        """One feedback, as it was recorded."""
+        rows = self._rows(sa.select(feedback).where(feedback.c.id == clean(id)))
+        return FeedbackRecord(**{**rows[0], "decision_id": rows[0]["decision_id"] or ""}) if rows else None
+
+    def response(self, id: str, tenant: str) -> ResponseRecord | None:
+        """A stored response of this tenant; `deleted` is True for one that is gone."""
+        rows = self._rows(
+            sa.select(responses).where(responses.c.id == clean(id), responses.c.tenant == tenant)
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        texts = {"input": row["input"].encode(), "output": row["output"].encode()}
+        return ResponseRecord(**{**row, **texts})
+
+    # counters
+
+    def spend_since(self, since_s: float) -> list[Row]:
+        """Cost and requests per tenant, key and route since the hour that `since_s` lies in."""
+        totals = [sa.func.sum(spend.c[name]).label(name) for name in ("requests", "cost_nanousd")]
+        account = (spend.c.tenant, spend.c.key_id, spend.c.route)
+        query = sa.select(*account, *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
+        return [_whole_numbers(row) for row in self._rows(query.group_by(*account).order_by(*account))]
+
+    def stats(self, since_s: float, until_s: float, *, route: str = "", step_s: int = 60) -> list[Row]:
+        """Counters per step, route and model, oldest first. `step_s` is a multiple of 60."""
+        start = (stats.c.minute_s - stats.c.minute_s % step_s).label("time_s")
+        counters = [sa.func.sum(column).label(column.name) for column in stats.c if not column.primary_key]
+        query = sa.select(start, stats.c.route, stats.c.model, *counters).where(
+            stats.c.minute_s >= int(since_s), stats.c.minute_s < int(until_s)
+        )
+        if route:
+            query = query.where(stats.c.route == route)
+        query = query.group_by(start, stats.c.route, stats.c.model).order_by(start)
+        return [_whole_numbers(row) for row in self._rows(query)]
+
+    # keys
+
+    def add_key(self, key: KeyRecord, actor: str) -> None:
+        """Raises ValueError where a live key has this name already."""
+        with self.engine.begin() as connection:
+            same = sa.select(keys.c.id).where(keys.c.name == key.name, keys.c.revoked_s.is_(None))
+            if connection.execute(same).first() is not None:
+                raise ValueError(f"a key named {key.name!r} exists")
+            _put_key(connection, key)
+            _note(connection, actor, "key.create", key.id, {"name": key.name, "tenant": key.tenant})
+
+    def replace_key(self, key: KeyRecord, actor: str) -> None:
+        """Stores a changed key (limits, models, revocation)."""
+        with self.engine.begin() as connection:
+            _put_key(connection, key)
+            action = "key.change" if key.revoked_s is None else "key.revoke"
+            _note(connection, actor, action, key.id, {"name": key.name})
+
+    def keys(self, *, revoked: bool = True) -> list[KeyRecord]:
+        """In the order they were made."""
+        query = sa.select(keys.c.payload).order_by(keys.c.created_s, keys.c.id)
+        if not revoked:
+            query = query.where(keys.c.revoked_s.is_(None))
+        with self.engine.connect() as connection:
+            return [_decode_key(payload) for payload in connection.execute(query).scalars()]
+
+    def key(self, id: str) -> KeyRecord | None:
+        """By its id."""
+        found = self._scalar(sa.select(keys.c.payload).where(keys.c.id == clean(id)))
+        return _decode_key(found) if found else None
+
+    # settings and router versions
+
+    def save_setting(self, name: str, value: object, actor: str) -> int:
+        """Stores a new version of a setting; older ones stay. The version's number, from 1."""
+        with self.engine.begin() as connection:
+            latest = sa.select(sa.func.max(settings.c.version)).where(settings.c.name == name)
+            version = (connection.execute(latest).scalar() or 0) + 1
+            text = msgspec.json.encode(value).decode()
+            row = {"name": name, "version": version, "time_s": time.time(), "actor": actor, "value": text}
+            connection.execute(sa.insert(settings), row)
+            _note(connection, actor, "setting.save", name, {"version": version})
+        return version
+
+    def setting(self, name: str, version: int | None = None) -> Any:  # JSON is what the caller put there
+        """The latest value, or that of a version; None where there is none."""
+        query = sa.select(settings.c.value).where(settings.c.name == name).order_by(settings.c.version.desc())
+        if version is not None:
+            query = query.where(settings.c.version == version)
+        found = self._scalar(query.limit(1))
+        return msgspec.json.decode(found) if found else None
+
+    def setting_versions(self, name: str) -> list[Row]:
+        """All versions of a setting, newest first."""
+        query = sa.select(settings).where(settings.c.name == name).order_by(settings.c.version.desc())
+        return [{**row, "value": msgspec.json.decode(row["value"])} for row in self._rows(query)]
+
+    def save_router_version(self, version: RouterVersion, actor: str) -> None:
+        """Adds a version or changes where it stands; of one name at most one version is live."""
+        with self.engine.begin() as connection:
+            if version.state == "live":
+                connection.execute(
+                    sa.update(router_versions)
+                    .where(router_versions.c.name == version.name, router_versions.c.state == "live")
+                    .values(state="retired")
+                )
+            metrics = msgspec.json.encode(version.metrics or {}).decode()
+            row = {"name": version.name, "version": version.version, "time_s": version.time_s}
+            row |= {"state": version.state, "artifact": version.artifact, "checksum": version.checksum}
+            put_row(connection, router_versions, {**row, "metrics": metrics})
+            target = f"{version.name}@{version.version}"
+            _note(connection, actor, f"router.{version.state}", target, {"artifact": version.artifact})
+
+    def router_versions(self, name: str = "") -> list[RouterVersion]:
+        """Newest first."""
+        query = sa.select(router_versions).order_by(router_versions.c.time_s.desc())
+        if name:
+            query = query.where(router_versions.c.name == name)
+        return [
+            RouterVersion(**{**row, "metrics": msgspec.json.decode(row["metrics"])})
+            for row in self._rows(query)
+        ]
+
+    # audit and retention
+
+    def note(
+        self, actor: str, action: str, target: str = "", detail: dict[str, object] | None = None
+    ) -> None:
+        """Adds a line to the audit log."""
+        with self.engine.begin() as connection:
+            _note(connection, actor, action, target, detail or {})
+
+    def audit_log(self, *, before_s: float | None = None, limit: int = 100) -> list[Row]:
+        """Newest first."""
+        query = sa.select(audit).order_by(audit.c.time_s.desc(), audit.c.id.desc()).limit(limit)
+        if before_s is not None:
+            query = query.where(audit.c.time_s < before_s)
+        return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
+
+    def forget_old(self, now_s: float) -> int:
+        """Deletes what is older than `keep_days`, a batch per transaction; the number of rows.
+
+        Keys, settings, versions, audit and spend stay; counters stay for 400 days.
+        """
+        old_s = now_s - self.keep_days * 86400.0
+        gone = sum(self._forget(table, old_s) for table in (decisions, feedback, responses))
+        with self.engine.begin() as connection:
+            connection.execute(
+                sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)
+            )
+            connection.execute(sa.delete(stats).where(stats.c.minute_s < int(now_s - _STATS_KEPT_S)))
+        return gone
+
+    def _forget(self, table: sa.Table, old_s: float) -> int:
+        gone = 0
+        while True:
+            batch = sa.select(table.c.id).where(table.c.time_s < old_s).limit(_BATCH_ROWS)
+            with self.engine.begin() as connection:
+                count = connection.execute(sa.delete(table).where(table.c.id.in_(batch))).rowcount
+            gone += count
+            if count < _BATCH_ROWS:
+                return gone
+
+    def _scalar(self, query: sa.Select[Any]) -> Any:
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def _rows(self, query: sa.Select[Any]) -> list[Row]:
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _conditions(wanted: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
+    conditions = [
+        decisions.c[name] == value
+        for name in ("tenant", "route", "answered_model", "key_id")
+        if (value := getattr(wanted, name))
+    ]
+    conditions.append(decisions.c.time_s >= wanted.since_s)
+    if wanted.until_s < float("inf"):
+        conditions.append(decisions.c.time_s < wanted.until_s)
+    if wanted.errors_only:
+        conditions.append(decisions.c.status >= 400)
+    return conditions
+
+
+def _whole_numbers(row: Row) -> Row:
+    """Sums of integers are Decimal in PostgreSQL."""
+    return {name: value if isinstance(value, str) else int(value) for name, value in row.items()}
+
+
+def _put_key(connection: sa.Connection, key: KeyRecord) -> None:
+    row = {
+        name: getattr(key, name) for name in ("id", "key_hash", "name", "tenant", "created_s", "revoked_s")
+    }
+    put_row(connection, keys, {**row, "payload": msgspec.json.encode(key).decode()})
+
+
+def _note(connection: sa.Connection, actor: str, action: str, target: str, detail: dict[str, object]) -> None:
+    entry = AuditRecord(
+        id=new_id("aud"), time_s=time.time(), actor=actor, action=action, target=target, detail=detail
+    )
+    write_audit(connection, [entry])

@@ -1,0 +1,163 @@
+"""The journal's tables: columns for what is asked of them, the whole record as JSON text beside.
+
+Text, not a JSON type: it is the record's own bytes, the same in SQLite and PostgreSQL, and holds any string
+that JSON can. `migrations/` makes these tables; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+LATENCY_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the histogram's buckets; the last bucket has none."""
+LATENCY_COLUMNS = tuple(f"latency_{number:02d}" for number in range(len(LATENCY_BOUNDS_S) + 1))
+
+
+def latency_column(latency_s: float) -> str:
+    """The bucket a latency is counted in."""
+    return LATENCY_COLUMNS[bisect_left(LATENCY_BOUNDS_S, latency_s)]
+
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("response_id", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("answered_model", sa.Text, nullable=False),
+    sa.Column("router", sa.Text, nullable=False),
+    sa.Column("cost_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("cache", sa.Text, nullable=False),
+    sa.Column("latency_s", sa.Double),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Index("decisions_time", "time_s", "id"),
+    sa.Index("decisions_tenant_time", "tenant", "time_s"),
+    sa.Index("decisions_route_time", "route", "time_s"),
+    sa.Index("decisions_model_time", "answered_model", "time_s"),
+    sa.Index("decisions_request", "request_id"),
+    sa.Index("decisions_response", "response_id"),
+)
+
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("decision_id", sa.Text),  # NULL until the decision it speaks of has been found
+    sa.Column("response_id", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("score", sa.Double),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Index("feedback_time", "time_s"),
+    sa.Index("feedback_decision", "decision_id"),
+)
+
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("decision_id", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("previous_response_id", sa.Text, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Index("responses_time", "time_s"),
+)
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("key_hash", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("revoked_s", sa.Double),
+    sa.Column("payload", sa.Text, nullable=False),
+)
+
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+router_versions = sa.Table(
+    "router_versions",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("artifact", sa.Text, nullable=False),
+    sa.Column("checksum", sa.Text, nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Index("audit_time", "time_s"),
+)
+
+spool_offsets = sa.Table(
+    "spool_offsets",
+    metadata,
+    sa.Column("segment", sa.Text, primary_key=True),
+    sa.Column("shipped_bytes", sa.BigInteger, nullable=False),
+    sa.Column("time_s", sa.Double, nullable=False),
+)
+
+spend = sa.Table(
+    "spend",
+    metadata,
+    sa.Column("hour_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("route", sa.Text, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("cost_nanousd", sa.BigInteger, nullable=False),
+)
+
+stats = sa.Table(
+    "stats",
+    metadata,
+    sa.Column("minute_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("route", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("cache_hits", sa.BigInteger, nullable=False),
+    sa.Column("escalations", sa.BigInteger, nullable=False),
+    sa.Column("cost_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("saved_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in LATENCY_COLUMNS),
+)

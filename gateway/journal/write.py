@@ -1,0 +1,274 @@
+"""Records into rows: what one shipped batch changes, inside the transaction its caller opened.
+
+A record that is there already changes nothing, counters included, so shipping twice is harmless. Of two
+feedbacks or responses of one id the later one stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gateway.journal.record import AuditRecord, DecisionRecord, FeedbackRecord, Record, ResponseRecord
+from gateway.journal.tables import (
+    LATENCY_COLUMNS,
+    audit,
+    decisions,
+    feedback,
+    latency_column,
+    responses,
+    spend,
+    stats,
+)
+
+Row = dict[str, Any]
+_MINUTE_S = 60
+_HOUR_S = 3600
+_SAID_BY = ("response_id", "request_id")
+"""Other names a decision goes by, the more telling one first."""
+_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
+_OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
+_COUNTERS = (
+    "requests", "errors", "cache_hits", "escalations", "cost_nanousd", "saved_nanousd", "input_tokens",
+    "output_tokens", *LATENCY_COLUMNS,
+)  # fmt: skip
+
+
+def write_records(connection: sa.Connection, records: Iterable[Record]) -> None:
+    """Inserts a batch and adds it to the counters."""
+    by_kind: defaultdict[type, list[Any]] = defaultdict(list)
+    for record in records:
+        by_kind[type(record)].append(record)
+    write_decisions(connection, by_kind[DecisionRecord])
+    write_feedback(connection, by_kind[FeedbackRecord])
+    write_responses(connection, by_kind[ResponseRecord])
+    write_audit(connection, by_kind[AuditRecord])
+
+
+def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]) -> None:
+    """New decisions, their counters, and the feedback that was waiting for them."""
+    if not records:
+        return
+    insert = _insert(connection, decisions).on_conflict_do_nothing().returning(decisions.c.id)
+    new_ids = set(connection.execute(insert, [_decision_row(record) for record in records]).scalars())
+    fresh = {record.id: record for record in records if clean(record.id) in new_ids}.values()
+    _add(connection, stats, _stats_rows(fresh), _COUNTERS)
+    _add(connection, spend, _spend_rows(fresh), ("requests", "cost_nanousd"))
+    _attach_waiting(connection, fresh)
+
+
+def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord]) -> None:
+    """New or newer feedback, attached to its decision where that is known already."""
+    if not records:
+        return
+    rows = [_feedback_row(record) for record in sorted(records, key=lambda record: record.time_s)]
+    _find_decisions(connection, rows)
+    _put(connection, feedback, rows, newer_than=feedback.c.time_s)
+
+
+def write_responses(connection: sa.Connection, records: Sequence[ResponseRecord]) -> None:
+    """Stored responses; a deletion empties the row and stays, so that a late copy can't bring it back."""
+    if records:
+        rows = [_response_row(record) for record in sorted(records, key=lambda record: record.time_s)]
+        _put(connection, responses, rows, newer_than=responses.c.time_s)
+
+
+def write_audit(connection: sa.Connection, records: Sequence[AuditRecord]) -> None:
+    """Who changed what; never changed afterwards."""
+    if records:
+        rows = [_audit_row(record) for record in records]
+        connection.execute(_insert(connection, audit).on_conflict_do_nothing(), rows)
+
+
+def put_row(connection: sa.Connection, table: sa.Table, row: Row) -> None:
+    """Inserts one row or replaces the one of its key."""
+    _put(connection, table, [row])
+
+
+def clean(text: str) -> str:
+    """Without NUL, which PostgreSQL's text can't hold."""
+    return text.replace("\x00", "") if "\x00" in text else text
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:  # the two dialects' types share no base
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def _put(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Row],
+    newer_than: sa.Column[Any] | None = None,
+) -> None:
+    """Upsert: the last row of a key wins; over a stored one only where its `newer_than` is not older."""
+    names = [column.name for column in table.primary_key]
+    last = {tuple(row[name] for name in names): row for row in rows}
+    insert = _insert(connection, table)
+    changed = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
+    condition = None if newer_than is None else insert.excluded[newer_than.name] >= newer_than
+    upsert = insert.on_conflict_do_update(index_elements=names, set_=changed, where=condition)
+    connection.execute(upsert, list(last.values()))
+
+
+def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
+    """Adds to counters, in the order of their keys so that two shippers can't deadlock."""
+    if not rows:
+        return
+    names = [column.name for column in table.primary_key]
+    insert = _insert(connection, table)
+    sums = {name: table.c[name] + insert.excluded[name] for name in counters}
+    upsert = insert.on_conflict_do_update(index_elements=names, set_=sums)
+    connection.execute(upsert, sorted(rows, key=lambda row: tuple(row[name] for name in names)))
+
+
+def _decision_row(record: DecisionRecord) -> Row:
+    return {
+        "id": clean(record.id),
+        "time_s": record.time_s,
+        "request_id": clean(record.request_id),
+        "response_id": clean(record.response_id),
+        "tenant": clean(record.tenant),
+        "key_id": clean(record.key_id),
+        "route": clean(record.route),
+        "model": clean(record.model),
+        "answered_model": clean(record.answered_model),
+        "router": clean(record.router),
+        "cost_nanousd": record.cost_nanousd,
+        "status": record.status,
+        "cache": clean(record.cache),
+        "latency_s": record.latency_s,
+        "payload": msgspec.json.encode(record).decode(),
+    }
+
+
+def _feedback_row(record: FeedbackRecord) -> Row:
+    return {
+        "id": clean(record.id),
+        "time_s": record.time_s,
+        "tenant": clean(record.tenant),
+        "decision_id": clean(record.decision_id) or None,
+        "response_id": clean(record.response_id),
+        "request_id": clean(record.request_id),
+        "score": record.score,
+        "label": clean(record.label),
+        "comment": clean(record.comment),
+        "source": clean(record.source),
+    }
+
+
+def _response_row(record: ResponseRecord) -> Row:
+    return {
+        "id": clean(record.id),
+        "time_s": record.time_s,
+        "decision_id": clean(record.decision_id),
+        "tenant": clean(record.tenant),
+        "model": clean(record.model),
+        "previous_response_id": clean(record.previous_response_id),
+        "input": "" if record.deleted else record.input.decode(),
+        "output": "" if record.deleted else record.output.decode(),
+        "deleted": record.deleted,
+    }
+
+
+def _audit_row(record: AuditRecord) -> Row:
+    return {
+        "id": clean(record.id),
+        "time_s": record.time_s,
+        "actor": clean(record.actor),
+        "action": clean(record.action),
+        "target": clean(record.target),
+        "detail": msgspec.json.encode(record.detail).decode(),
+    }
+
+
+def _stats_rows(records: Iterable[DecisionRecord]) -> list[Row]:
+    sums: defaultdict[tuple[int, str, str], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        minute_s = int(record.time_s) // _MINUTE_S * _MINUTE_S
+        sums[minute_s, clean(record.route), clean(record.answered_model)].update(_counts(record))
+    return [
+        {"minute_s": minute_s, "route": route, "model": model, **{name: counts[name] for name in _COUNTERS}}
+        for (minute_s, route, model), counts in sums.items()
+    ]
+
+
+def _counts(record: DecisionRecord) -> Mapping[str, int]:
+    counts = {
+        "requests": 1,
+        "errors": int(record.status >= 400),
+        "cache_hits": int(record.cache.startswith("hit")),
+        "escalations": int(bool(record.model) and record.answered_model in record.plan[1:]),
+        "cost_nanousd": record.cost_nanousd,
+        "saved_nanousd": record.saved_nanousd,
+        "input_tokens": _tokens(record, _INPUT_BUCKETS),
+        "output_tokens": _tokens(record, _OUTPUT_BUCKETS),
+    }
+    if record.latency_s is not None:
+        counts[latency_column(record.latency_s)] = 1
+    return counts
+
+
+def _tokens(record: DecisionRecord, buckets: Sequence[str]) -> int:
+    return sum(attempt.usage.get(bucket, 0) for attempt in record.attempts for bucket in buckets)
+
+
+def _spend_rows(records: Iterable[DecisionRecord]) -> list[Row]:
+    sums: defaultdict[tuple[int, str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for record in records:
+        hour_s = int(record.time_s) // _HOUR_S * _HOUR_S
+        total = sums[hour_s, clean(record.tenant), clean(record.key_id), clean(record.route)]
+        total[0] += 1
+        total[1] += record.cost_nanousd
+    return [
+        {
+            "hour_s": hour_s,
+            "tenant": tenant,
+            "key_id": key_id,
+            "route": route,
+            "requests": requests,
+            "cost_nanousd": cost_nanousd,
+        }
+        for (hour_s, tenant, key_id, route), (requests, cost_nanousd) in sums.items()
+    ]
+
+
+def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Fills `decision_id` from the response or request id, within the feedback's own tenant."""
+    for name in _SAID_BY:
+        wanted = {row[name] for row in rows if row["decision_id"] is None and row[name]}
+        if not wanted:
+            continue
+        column = decisions.c[name]
+        query = sa.select(column, decisions.c.tenant, decisions.c.id).where(column.in_(wanted))
+        latest_last = connection.execute(query.order_by(decisions.c.time_s))
+        found = {(key, tenant): id for key, tenant, id in latest_last}
+        for row in rows:
+            if row["decision_id"] is None:
+                row["decision_id"] = found.get((row[name], row["tenant"]))
+
+
+def _attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
+    """Feedback can be shipped before its decision: another worker wrote it."""
+    owners = {
+        (clean(record.tenant), name, clean(id)): clean(record.id)
+        for record in records
+        for name, id in (("response_id", record.response_id), ("request_id", record.request_id))
+        if id
+    }
+    names = {id for _, _, id in owners}
+    waiting = sa.select(feedback).where(
+        feedback.c.decision_id.is_(None),
+        sa.or_(feedback.c.response_id.in_(names), feedback.c.request_id.in_(names)),
+    )
+    for row in connection.execute(waiting).mappings().all():
+        owner = next((owners.get((row["tenant"], name, row[name])) for name in _SAID_BY if row[name]), None)
+        if owner:
+            update = sa.update(feedback).where(feedback.c.id == row["id"])
+            connection.execute(update.values(decision_id=owner))
