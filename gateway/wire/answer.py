@@ -1,0 +1,283 @@
+"""Whole answers: peeked without being rewritten, and put into another dialect by way of chat's."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.errors import UpstreamError
+from gateway.wire.body import Raw, encode_json
+from gateway.wire.chunk import BAD_JSON, Chunk, Peek, read_chunk
+from gateway.wire.messages_writer import stop_reason
+from gateway.wire.readers import STOP_TO_FINISH
+from gateway.wire.responses import (
+    call_item,
+    finish_response,
+    message_item,
+    new_id,
+    reasoning_item,
+    response_object,
+)
+from gateway.wire.seen import Seen
+from gateway.wire.usage import Usage
+
+Json = dict[str, Any]
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    name: str | None = None
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Message(msgspec.Struct):
+    id: str = ""
+    model: str = ""
+    content: list[_Block] = []
+    stop_reason: str | None = None
+    usage: Json | None = None
+    type: str = ""
+
+
+_decode_message = msgspec.json.Decoder(_Message).decode
+
+
+def peek(body: bytes, dialect: str) -> Peek:
+    """UpstreamError (bad_response) when the body isn't what the dialect promises."""
+    try:
+        if dialect == "messages":
+            return _peek_message(body)
+        if dialect == "responses":
+            return _peek_response(body)
+        return _peek_chunk(read_chunk(body), dialect)
+    except BAD_JSON as error:
+        raise _bad(f"the upstream's answer can't be read: {error}") from None
+
+
+def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
+    """A whole answer is a single chunk whose choices have a message for a delta."""
+    if dialect != "embeddings" and not chunk.choices:
+        raise _bad("the upstream's answer has no choices")
+    seen = Seen()
+    for choice in chunk.choices:
+        choice.delta, choice.message = choice.message, None
+        for index, tool in enumerate((choice.delta.tool_calls if choice.delta else None) or ()):
+            tool.index = index
+    seen.take(chunk)
+    return seen.peek()
+
+
+def _peek_message(body: bytes) -> Peek:
+    message = _decode_message(body)
+    if message.type != "message":
+        raise _bad("the upstream's answer is no message")
+    tools = [block for block in message.content if block.type == "tool_use"]
+    finish = STOP_TO_FINISH.get(message.stop_reason or "", "stop")
+    text = "".join(block.text or "" for block in message.content if block.type == "text")
+    return Peek(
+        message.id,
+        message.model,
+        finish if message.stop_reason else "",
+        text,
+        text if message.stop_reason == "refusal" else "",
+        "".join(block.thinking or "" for block in message.content),
+        Usage.from_anthropic(message.usage),
+        tool_names=[tool.name or "" for tool in tools],
+        tool_arguments=[bytes(tool.input).decode() for tool in tools],
+    )
+
+
+class _OutputPart(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    refusal: str = ""
+
+
+class _Output(msgspec.Struct):
+    type: str = ""
+    content: list[_OutputPart] | None = None
+    name: str = ""
+    arguments: str = ""
+
+
+class _Response(msgspec.Struct):
+    id: str = ""
+    model: str = ""
+    status: str = ""
+    output: list[_Output] = []
+    usage: Json | None = None
+
+
+def _peek_response(body: bytes) -> Peek:
+    response = msgspec.json.decode(body, type=_Response)
+    parts = [part for item in response.output if item.type == "message" for part in item.content or ()]
+    calls = [item for item in response.output if item.type == "function_call"]
+    finish = "length" if response.status == "incomplete" else "tool_calls" if calls else "stop"
+    return Peek(
+        response.id,
+        response.model,
+        finish,
+        "".join(part.text for part in parts if part.type == "output_text"),
+        "".join(part.refusal for part in parts),
+        usage=Usage.from_responses(response.usage),
+        tool_names=[call.name for call in calls],
+        tool_arguments=[call.arguments for call in calls],
+    )
+
+
+def strip_logprobs(body: bytes) -> bytes:
+    """A chat or completions body or chunk with its choices' logprobs null; all else byte for byte."""
+    raw = msgspec.json.decode(body, type=Raw)
+    choices = msgspec.json.decode(raw["choices"], type=list[Raw]) if "choices" in raw else []
+    if not any("logprobs" in choice for choice in choices):
+        return body
+    for choice in choices:
+        if "logprobs" in choice:
+            choice["logprobs"] = msgspec.Raw(b"null")
+    raw["choices"] = msgspec.Raw(encode_json(choices))
+    return encode_json(raw)
+
+
+def translate_answer(
+    body: bytes | Json, src: str, dst: str, *, model: str, request: Raw, strip: bool = False
+) -> bytes:
+    """From the upstream's dialect to the client's; between equal ones the bytes stay, save for stripped logprobs.
+
+    `model` is the name a translated answer carries. UpstreamError (bad_response) when the body can't be read.
+    """
+    try:
+        if src == dst:
+            same = body if isinstance(body, bytes) else encode_json(body)
+            return strip_logprobs(same) if strip else same
+        given: Json = msgspec.json.decode(body) if isinstance(body, bytes) else body
+        chat = message_to_chat(given) if src == "messages" else given
+        if strip:
+            chat = {**chat, "choices": [{**choice, "logprobs": None} for choice in chat["choices"]]}
+        return encode_json(_from_chat(chat, dst, model, request))
+    except (*BAD_JSON, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _bad(f"the upstream's answer can't be translated: {error!r}") from None
+
+
+def _from_chat(chat: Json, dst: str, model: str, request: Raw) -> Json:
+    if dst == "chat":
+        return {**chat, "model": model or chat.get("model") or ""}
+    if dst == "completions":
+        return chat_to_completion(chat, model)
+    if dst == "messages":
+        return chat_to_message(chat, model)
+    if dst == "responses":
+        return chat_to_response(chat, model, request)
+    raise ValueError(f"no surface is called {dst}")
+
+
+def message_to_chat(message: Json) -> Json:
+    """Anthropic's message as a chat completion; thinking becomes `reasoning_content`."""
+    blocks = message["content"]
+    texts = [block["text"] for block in blocks if block.get("type") == "text"]
+    thoughts = [block["thinking"] for block in blocks if block.get("type") == "thinking"]
+    calls = [_chat_call(block) for block in blocks if block.get("type") == "tool_use"]
+    answer: Json = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": None}
+    if thoughts:
+        answer["reasoning_content"] = "".join(thoughts)
+    if calls:
+        answer["tool_calls"] = calls
+    usage = Usage.from_anthropic(message.get("usage"))
+    finish = STOP_TO_FINISH.get(message.get("stop_reason") or "", "stop")
+    chat: Json = {
+        "id": message.get("id") or new_id("chatcmpl-"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": message.get("model") or "",
+        "choices": [{"index": 0, "message": answer, "logprobs": None, "finish_reason": finish}],
+    }
+    if usage.known:
+        chat["usage"] = usage.to_openai()
+    if message.get("stop_sequence"):
+        chat["stop_sequence"] = message["stop_sequence"]
+    return chat
+
+
+def _chat_call(block: Json) -> Json:
+    function = {"name": block["name"], "arguments": encode_json(block.get("input") or {}).decode()}
+    return {"id": block["id"], "type": "function", "function": function}
+
+
+def chat_to_completion(chat: Json, model: str) -> Json:
+    choices = [
+        {
+            "index": choice["index"],
+            "text": choice["message"].get("content") or "",
+            "logprobs": None,
+            "finish_reason": "stop" if choice["finish_reason"] == "tool_calls" else choice["finish_reason"],
+        }
+        for choice in chat["choices"]
+    ]
+    kept = {name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat}
+    return {**kept, "object": "text_completion", "model": model or chat.get("model") or "", "choices": choices}
+
+
+def chat_to_message(chat: Json, model: str) -> Json:
+    choice = chat["choices"][0]
+    answer = choice["message"]
+    blocks: list[Json] = []
+    if thought := answer.get("reasoning_content") or answer.get("reasoning"):
+        blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
+    if text := answer.get("content") or answer.get("refusal"):
+        blocks.append({"type": "text", "text": text})
+    for call in answer.get("tool_calls") or ():
+        function = call["function"]
+        given = _arguments(function.get("arguments") or "")
+        blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
+    sequence = chat.get("stop_sequence")
+    reason = "refusal" if answer.get("refusal") else stop_reason(choice.get("finish_reason") or "", sequence)
+    return {
+        "id": chat.get("id") or new_id("msg_"),
+        "type": "message",
+        "role": "assistant",
+        "model": model or chat.get("model") or "",
+        "content": blocks,
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": Usage.from_openai(chat.get("usage")).to_anthropic(),
+    }
+
+
+def _arguments(text: str) -> Json:
+    """A model's arguments may not be JSON; Anthropic's must be an object, so what isn't is shown as it came."""
+    try:
+        value = msgspec.json.decode(text or "{}")
+    except BAD_JSON:
+        return {"_raw": text}
+    return value if isinstance(value, dict) else {"_raw": text}
+
+
+def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
+    choice = chat["choices"][0]
+    answer = choice["message"]
+    finish = choice.get("finish_reason") or "stop"
+    status = "incomplete" if finish in ("length", "content_filter") else "completed"
+    calls = answer.get("tool_calls") or ()
+    output = []
+    if thought := answer.get("reasoning_content") or answer.get("reasoning"):
+        output.append(reasoning_item(thought))
+    text, refusal = answer.get("content") or "", answer.get("refusal") or ""
+    if text or refusal or not calls:
+        logprobs = (choice.get("logprobs") or {}).get("content")
+        output.append(message_item(text, refusal, status, logprobs))
+    for call in calls:
+        output.append(call_item(call["id"], call["function"]["name"], call["function"].get("arguments") or "", status))
+    created_s = int(chat.get("created") or time.time())
+    name = model or chat.get("model") or ""
+    response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
+    return finish_response(response, output, finish, Usage.from_openai(chat.get("usage")))
+
+
+def _bad(message: str) -> UpstreamError:
+    return UpstreamError("bad_response", message)
+
+
+__all__ = ["Peek", "peek", "strip_logprobs", "translate_answer"]

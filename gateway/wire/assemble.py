@@ -1,0 +1,140 @@
+"""A stream's payloads put together as the body that the same answer has without streaming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.wire.body import encode_json
+
+Json = dict[str, Any]
+
+
+def assemble_chat(payloads: list[bytes]) -> bytes:
+    """From chat or completions chunks. Keeps fields we don't know: strings of deltas join, the rest is the last one's."""
+    body: Json = {}
+    choices: dict[int, Json] = {}
+    for payload in payloads:
+        if payload.strip() == b"[DONE]":
+            continue
+        chunk: Json = msgspec.json.decode(payload)
+        for choice in chunk.pop("choices", None) or ():
+            _grow_choice(choices.setdefault(choice.get("index", 0), {}), choice)
+        body |= {name: value for name, value in chunk.items() if value is not None or name not in body}
+    body.pop("obfuscation", None)
+    body["object"] = "text_completion" if body.get("object") == "text_completion" else "chat.completion"
+    body["choices"] = [_whole_choice(index, choices[index]) for index in sorted(choices)]
+    return encode_json(body)
+
+
+def _grow_choice(whole: Json, piece: Json) -> None:
+    for name, value in piece.items():
+        if name == "delta" and isinstance(value, dict):
+            _grow(whole.setdefault("delta", {}), value)
+        elif name == "logprobs" and isinstance(value, dict):
+            logprobs = whole.get("logprobs") or {}
+            whole["logprobs"] = logprobs
+            for key, values in value.items():
+                logprobs[key] = [*(logprobs.get(key) or []), *values] if values is not None else logprobs.get(key)
+        elif name == "text" and isinstance(value, str):
+            whole["text"] = whole.get("text", "") + value
+        elif value is not None or name not in whole:
+            whole[name] = value
+
+
+def _grow(whole: Json, piece: Json) -> None:
+    for name, value in piece.items():
+        if name == "tool_calls" and isinstance(value, list):
+            for call in value:
+                _grow_call(whole.setdefault("tool_calls", []), call)
+        elif isinstance(value, str) and isinstance(whole.get(name), str) and name not in ("role", "id", "type"):
+            whole[name] += value
+        elif isinstance(value, dict) and isinstance(whole.get(name), dict):
+            _grow(whole[name], value)
+        elif isinstance(value, list) and isinstance(whole.get(name), list):
+            whole[name] = [*whole[name], *value]
+        elif value is not None or name not in whole:
+            whole[name] = value
+
+
+def _grow_call(calls: list[Json], piece: Json) -> None:
+    """As in `Seen`: a new id on a known index is a new call."""
+    index, call_id = piece.get("index", 0), piece.get("id")
+    known = next((call for call in reversed(calls) if call["index"] == index), None)
+    if known is None or (call_id and known.get("id") and call_id != known["id"]):
+        calls.append({"index": index, **piece})
+        return
+    function = piece.get("function") or {}
+    target = known.setdefault("function", {})
+    target["name"] = target.get("name") or function.get("name")
+    target["arguments"] = (target.get("arguments") or "") + (function.get("arguments") or "")
+    if call_id:
+        known["id"] = call_id
+
+
+def _whole_choice(index: int, choice: Json) -> Json:
+    if "delta" not in choice:
+        return {**choice, "index": index, "logprobs": choice.get("logprobs")}
+    message: Json = {"role": "assistant", "content": None, "refusal": None} | choice.pop("delta")
+    message["role"] = "assistant"
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = [_whole_call(call) for call in calls]
+        message["content"] = message["content"] or None
+    return {**choice, "index": index, "message": message, "logprobs": choice.get("logprobs")}
+
+
+def _whole_call(call: Json) -> Json:
+    function = call.get("function") or {}
+    return {
+        **{name: value for name, value in call.items() if name != "index"},
+        "type": "function",
+        "id": call.get("id") or "",
+        "function": {"name": function.get("name") or "", "arguments": function.get("arguments") or ""},
+    }
+
+
+def assemble_messages(payloads: list[bytes]) -> bytes:
+    """From Anthropic's events; blocks of kinds we don't know are kept as they started."""
+    message: Json = {}
+    blocks: dict[int, Json] = {}
+    inputs: dict[int, list[str]] = {}
+    for payload in payloads:
+        event: Json = msgspec.json.decode(payload)
+        kind = event.get("type")
+        if kind == "message_start":
+            message = event["message"]
+        elif kind == "content_block_start":
+            blocks[event["index"]] = event["content_block"]
+        elif kind == "content_block_delta" and event.get("index") in blocks:
+            _grow_block(blocks[event["index"]], event["delta"], inputs.setdefault(event["index"], []))
+        elif kind == "message_delta":
+            message |= event["delta"]
+            usage = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
+            message["usage"] = (message.get("usage") or {}) | usage
+    for index, pieces in inputs.items():
+        if text := "".join(pieces):
+            blocks[index]["input"] = _json_or_empty(text)
+    message["content"] = [blocks[index] for index in sorted(blocks)]
+    return encode_json(message)
+
+
+def _grow_block(block: Json, delta: Json, pieces: list[str]) -> None:
+    kind = delta.get("type")
+    if kind == "input_json_delta":
+        pieces.append(delta.get("partial_json") or "")
+    elif kind == "citations_delta":
+        block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+    elif kind == "signature_delta":
+        block["signature"] = delta.get("signature")
+    else:
+        for name in ("text", "thinking"):
+            if isinstance(delta.get(name), str):
+                block[name] = (block.get(name) or "") + delta[name]
+
+
+def _json_or_empty(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return {}

@@ -1,0 +1,74 @@
+"""The body of a request, decoded once and only one level deep.
+
+Values stay the bytes they came as, so what isn't changed reaches the upstream byte for byte. Of a key given twice the
+last one counts, here and therefore upstream: two readers can't disagree about it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.errors import CallerError
+from gateway.wire.chunk import BAD_JSON
+
+Raw = dict[str, msgspec.Raw]
+T = TypeVar("T")
+
+_decode = msgspec.json.Decoder(Raw).decode
+encode_json = msgspec.json.Encoder().encode
+
+
+def decode(body: bytes) -> Raw:
+    """CallerError when the body isn't one JSON object in UTF-8."""
+    try:
+        if not body.isascii():
+            body.decode()
+        return _decode(body)
+    except UnicodeDecodeError:
+        raise CallerError("The request body isn't valid UTF-8.") from None
+    except RecursionError:
+        raise CallerError("The request body is nested too deeply.") from None
+    except msgspec.ValidationError:
+        raise CallerError("The request body must be a JSON object.") from None
+    except BAD_JSON as error:
+        raise CallerError(f"We could not parse the JSON body of your request: {error}") from None
+
+
+def encode(raw: Raw) -> bytes:
+    return encode_json(raw)
+
+
+@cache
+def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind | None)
+
+
+def read(raw: Raw, name: str, kind: type[T], default: T) -> T:
+    """One field, typed; absent and null give the default, a wrong type a CallerError that names it."""
+    value = raw.get(name)
+    if value is None:
+        return default
+    try:
+        decoded: T | None = _decoder_of(kind).decode(value)
+    except msgspec.ValidationError as error:
+        raise CallerError(f"Invalid type for '{name}': {error}", param=name, code="invalid_type") from None
+    except BAD_JSON as error:
+        raise CallerError(f"Invalid value for '{name}': {error}", param=name, code="invalid_value") from None
+    return default if decoded is None else decoded
+
+
+def is_set(raw: Raw, name: str) -> bool:
+    """Present and not null."""
+    value = raw.get(name)
+    return value is not None and bytes(value).strip() != b"null"
+
+
+def to_raw(fields: dict[str, object]) -> Raw:
+    """Each value as JSON; a `msgspec.Raw` stays as it is."""
+    return {
+        name: value if isinstance(value, msgspec.Raw) else msgspec.Raw(encode_json(value))
+        for name, value in fields.items()
+    }

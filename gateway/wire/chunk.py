@@ -1,0 +1,209 @@
+"""One piece of a streamed answer, in the shape every dialect is read into: OpenAI's chunk.
+
+Typed so that a peek costs half a microsecond. Providers deviate in details (a number where a string belongs, content as
+a list), which must not end a stream that is otherwise fine: what doesn't fit the types is read again, loosely.
+"""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import msgspec
+
+from gateway.wire.usage import Usage
+
+BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoding bytes that aren't JSON raises."""
+
+
+class Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolDelta(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    role: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolDelta] | None = None
+    function_call: Function | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    signature: str | None = None
+    """Of a thinking block; only Anthropic has it."""
+    audio: dict[str, Any] | None = None
+
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning_content or self.reasoning
+
+
+class TokenLogprob(msgspec.Struct):
+    logprob: float = 0.0
+    token: str = ""
+    bytes: list[int] | None = None
+    top_logprobs: list[dict[str, Any]] | None = None
+
+
+class Logprobs(msgspec.Struct):
+    content: list[TokenLogprob] | None = None
+    token_logprobs: list[float | None] | None = None
+    """Of completions."""
+
+    def values(self) -> list[float]:
+        if self.content is not None:
+            return [token.logprob for token in self.content]
+        return [value for value in self.token_logprobs or () if value is not None]
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    """In a whole answer, where a chunk has `delta`."""
+    text: str | None = None
+    """Of completions."""
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """It carries something of the answer, not just a role."""
+        if self.text or self.finish_reason:
+            return True
+        delta = self.delta
+        return delta is not None and bool(
+            delta.content
+            or delta.tool_calls
+            or delta.thought
+            or delta.refusal
+            or delta.function_call
+            or delta.audio
+            or delta.signature
+        )
+
+
+class Chunk(msgspec.Struct):
+    choices: list[Choice] = []
+    id: str | None = None
+    model: str | None = None
+    created: int | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+    object: str | None = None
+    message: str | None = None
+    """Of a bare error object, as vLLM sends it."""
+    code: Any = None
+    stop_sequence: str | None = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.error is not None or self.object == "error"
+
+
+class LogprobSummary(msgspec.Struct):
+    """Log-probabilities of the answer's tokens, natural logarithm; NaN when there are none."""
+
+    count: int = 0
+    sum: float = 0.0
+    least: float = inf
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count if self.count else nan
+
+    @property
+    def min(self) -> float:
+        return self.least if self.count else nan
+
+    def take(self, values: list[float]) -> None:
+        if values:
+            self.count += len(values)
+            self.sum += sum(values)
+            self.least = min(self.least, *values)
+
+
+class Peek(msgspec.Struct):
+    """What an answer shows without being rewritten. Text, refusal and tools are of the first choice only."""
+
+    id: str = ""
+    model: str = ""
+    finish_reason: str = ""
+    """OpenAI's names: stop, length, tool_calls, content_filter."""
+    text: str = ""
+    refusal: str = ""
+    thought: str = ""
+    usage: Usage = Usage()
+    logprobs: LogprobSummary = msgspec.field(default_factory=LogprobSummary)
+    tool_names: list[str] = []
+    tool_arguments: list[str] = []
+    """JSON text of each call, in order."""
+
+
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """Raises one of BAD_JSON when the payload isn't a JSON object."""
+    try:
+        return _decode(payload)
+    except msgspec.ValidationError:
+        return loosely(payload)
+
+
+def loosely(payload: bytes) -> Chunk:
+    """The chunk with everything left out that doesn't fit the types."""
+    value = msgspec.json.decode(payload)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    chunk: Chunk = _fit(value, Chunk)
+    choices = value.get("choices")
+    if not chunk.choices and isinstance(choices, list):
+        chunk.choices = [_fit_choice(choice) for choice in choices if isinstance(choice, dict)]
+    return chunk
+
+
+def _fit_choice(value: dict[str, Any]) -> Choice:
+    choice: Choice = _fit(value, Choice)
+    for name in ("delta", "message"):
+        if getattr(choice, name) is None and isinstance(value.get(name), dict):
+            setattr(choice, name, _fit_delta(value[name]))
+    return choice
+
+
+def _fit_delta(value: dict[str, Any]) -> Delta:
+    delta: Delta = _fit(value, Delta)
+    if delta.content is None and isinstance(value.get("content"), list):
+        parts = (part.get("text") for part in value["content"] if isinstance(part, dict))
+        delta.content = "".join(text for text in parts if isinstance(text, str))
+    if delta.tool_calls is None and isinstance(value.get("tool_calls"), list):
+        delta.tool_calls = [_fit_tool(tool) for tool in value["tool_calls"] if isinstance(tool, dict)]
+    return delta
+
+
+def _fit_tool(value: dict[str, Any]) -> ToolDelta:
+    tool: ToolDelta = _fit(value, ToolDelta)
+    if tool.function is None and isinstance(value.get("function"), dict):
+        tool.function = _fit(value["function"], Function)
+        arguments = value["function"].get("arguments")
+        if tool.function.arguments is None and isinstance(arguments, dict):
+            tool.function.arguments = msgspec.json.encode(arguments).decode()
+    return tool
+
+
+def _fit(value: dict[str, Any], kind: type[Any]) -> Any:
+    fields = {}
+    for field in msgspec.structs.fields(kind):
+        if field.name in value:
+            try:
+                fields[field.name] = msgspec.convert(value[field.name], field.type)
+            except msgspec.ValidationError:
+                continue
+    return kind(**fields)

@@ -1,0 +1,237 @@
+"""What a request asks for, peeked from its body: the part of reading a request that every one of them pays.
+
+The messages are decoded once, into typed structs that skip what we don't need. Validation goes as far as we rely on the
+fields; the rest is the upstream's to judge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.errors import CallerError
+from gateway.wire.body import Raw, read
+from gateway.wire.chunk import BAD_JSON
+
+CHARS_PER_TOKEN = 3.6
+"""English prose has about 4, code and other languages fewer."""
+TOKENS_PER_IMAGE = 1600
+"""Anthropic's cap for one image; OpenAI's high detail stays below it for common sizes."""
+TOKENS_PER_MESSAGE = 4
+_PROMPT_FIELD = {"chat": "messages", "messages": "messages", "completions": "prompt", "responses": "input",
+                 "embeddings": "input"}  # fmt: skip
+_MAX_TOKENS_FIELDS = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+    "messages": ("max_tokens",),
+    "embeddings": (),
+}
+_IMAGES = frozenset({"image_url", "image", "input_image"})
+_SYSTEM = frozenset({"system", "developer"})
+_MAX_N = 128
+
+
+class Described(msgspec.Struct):
+    """A request in numbers. Token counts are of the whole prompt, tools included."""
+
+    text: str = ""
+    """Of the last user turn."""
+    system_chars: int = 0
+    turns: int = 0
+    tools: int = 0
+    images: int = 0
+    wants_json: bool = False
+    input_tokens: int = 0
+    """Estimate."""
+    input_tokens_bound: int = 0
+    """No tokenizer gives more: a token is at least one byte."""
+    max_output_tokens: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    temperature: float | None = None
+    has_user_content: bool = False
+    logprobs: bool = False
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    content: Any = None
+    """Of a tool result."""
+    output: Any = None
+
+
+class _Turn(msgspec.Struct):
+    role: str = ""
+    content: str | list[_Part | str] | None = None
+    type: str = ""
+    output: Any = None
+
+
+_decode_turns = msgspec.json.Decoder(list[_Turn]).decode
+_decode_items = msgspec.json.Decoder(str | list[_Turn]).decode
+_decode_prompt = msgspec.json.Decoder(str | list[Any]).decode
+
+
+def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
+    """CallerError, with its param, for a missing prompt, a wrong type or more messages than allowed."""
+    field = _PROMPT_FIELD[surface]
+    value = raw.get(field)
+    if value is None:
+        raise CallerError(f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter")
+    described = Described()
+    _describe_prompt(described, value, field, surface, max_messages)
+    _describe_options(described, raw, surface)
+    size = len(bytes(value))
+    for name in ("tools", "system", "instructions", "functions", "response_format", "text", "output_config"):
+        if (extra := raw.get(name)) is not None:
+            size += len(bytes(extra))
+    described.input_tokens_bound = size + described.images * TOKENS_PER_IMAGE
+    described.input_tokens += int(_extra_chars(raw) / CHARS_PER_TOKEN) + described.images * TOKENS_PER_IMAGE
+    return described
+
+
+def estimate_tokens(raw: Raw, surface: str) -> int:
+    """Of the prompt; for providers without an endpoint that counts."""
+    return max(1, describe(raw, surface, max_messages=1 << 30).input_tokens)
+
+
+def _extra_chars(raw: Raw) -> int:
+    return sum(len(bytes(raw[name])) for name in ("tools", "functions") if name in raw)
+
+
+def _describe_prompt(described: Described, value: msgspec.Raw, field: str, surface: str, most: int) -> None:
+    try:
+        if field == "messages":
+            _describe_turns(described, _decode_turns(value), field, most)
+        elif surface == "responses":
+            items = _decode_items(value)
+            _describe_turns(described, [_Turn("user", items)] if isinstance(items, str) else items, field, most)
+        else:
+            _describe_plain(described, _decode_prompt(value), field, most)
+    except msgspec.ValidationError as error:
+        raise CallerError(f"Invalid type for '{field}': {error}", param=field, code="invalid_type") from None
+    except BAD_JSON as error:
+        raise CallerError(f"Invalid value for '{field}': {error}", param=field, code="invalid_value") from None
+
+
+def _describe_turns(described: Described, turns: list[_Turn], field: str, most: int) -> None:
+    if not turns:
+        raise CallerError(f"'{field}' must not be empty.", param=field, code="empty_array")
+    if len(turns) > most:
+        raise CallerError(
+            f"'{field}' has {len(turns)} entries; at most {most} are allowed.", param=field, code="array_above_max_length"
+        )
+    chars = 0
+    for turn in turns:
+        content = turn.content
+        text = content if isinstance(content, str) else _text_of(described, content) if content else ""
+        chars += len(text) if turn.output is None else len(text) + _chars_in(turn.output)
+        if turn.role == "user":
+            described.turns += 1
+            described.has_user_content = described.has_user_content or bool(content)
+            described.text = text or described.text
+        elif turn.role in _SYSTEM:
+            described.system_chars += len(text)
+    described.input_tokens = int(chars / CHARS_PER_TOKEN) + len(turns) * TOKENS_PER_MESSAGE
+
+
+def _text_of(described: Described, parts: list[_Part | str]) -> str:
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.text is not None:
+            texts.append(part.text)
+        elif part.type in _IMAGES:
+            described.images += 1
+        elif part.content is not None:
+            described.input_tokens += int(_chars_in(part.content) / CHARS_PER_TOKEN)
+    return texts[0] if len(texts) == 1 else "\n".join(texts)
+
+
+def _chars_in(value: object) -> int:
+    """Characters of all strings in a tool's result, however it nests."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(_chars_in(item) for item in value)
+    if isinstance(value, dict):
+        return sum(_chars_in(item) for key, item in value.items() if key != "data")
+    return 0
+
+
+def _describe_plain(described: Described, prompt: str | list[Any], field: str, most: int) -> None:
+    """A string, strings, token numbers, or lists of them."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    texts = [text for text in prompts if isinstance(text, str)]
+    tokens = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in prompts)
+    if len(prompts) > most and not isinstance(prompts[0], int):
+        raise CallerError(f"'{field}' has more than {most} entries.", param=field, code="array_above_max_length")
+    described.turns = 1
+    described.text = "\n".join(texts)
+    described.input_tokens = int(len(described.text) / CHARS_PER_TOKEN) + len(texts) + tokens
+    described.has_user_content = bool(described.text or tokens)
+
+
+class _Format(msgspec.Struct):
+    type: str = ""
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Text(msgspec.Struct):
+    format: _Format | None = None
+
+
+def _describe_options(described: Described, raw: Raw, surface: str) -> None:
+    if "stream" in raw:
+        described.stream = read(raw, "stream", bool, False)
+    if "stream_options" in raw and surface in ("chat", "completions"):
+        described.include_usage = bool(read(raw, "stream_options", _StreamOptions, _StreamOptions()).include_usage)
+    if "temperature" in raw:
+        described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
+    if "n" in raw and surface in ("chat", "completions"):
+        described.n = int(_within("n", read(raw, "n", int, 1), 1, _MAX_N))
+    if "tools" in raw:
+        described.tools = len(read(raw, "tools", list[dict[str, msgspec.Raw]], []))
+    if "functions" in raw and surface == "chat":
+        described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
+    for name in _MAX_TOKENS_FIELDS[surface]:
+        if name in raw and described.max_output_tokens is None:
+            limit = read(raw, name, int, 0)
+            if bytes(raw[name]).decode().strip() != "null":
+                described.max_output_tokens = int(_within(name, limit, 1, 2**31))
+    described.wants_json = _wants_json(raw, surface)
+    described.logprobs = "logprobs" in raw and surface == "chat" and read(raw, "logprobs", bool, False)
+    if surface == "messages" and "system" in raw:
+        system = read(raw, "system", str | list[_Part], "")  # type: ignore[arg-type]
+        described.system_chars += len(system if isinstance(system, str) else _text_of(described, system))
+    elif surface == "responses" and "instructions" in raw:
+        described.system_chars += len(read(raw, "instructions", str, ""))
+    else:
+        return
+    described.input_tokens += int(described.system_chars / CHARS_PER_TOKEN)
+
+
+def _wants_json(raw: Raw, surface: str) -> bool:
+    if surface == "chat" and "response_format" in raw:
+        return read(raw, "response_format", _Format, _Format()).type in ("json_object", "json_schema")
+    name = {"responses": "text", "messages": "output_config"}.get(surface, "")
+    if name in raw:
+        wanted = read(raw, name, _Text, _Text()).format
+        return wanted is not None and wanted.type in ("json_object", "json_schema")
+    return False
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if low <= value <= high:
+        return value
+    raise CallerError(
+        f"Invalid '{name}': {value:g} is not between {low:g} and {high:g}.", param=name, code="value_out_of_range"
+    )

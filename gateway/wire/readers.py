@@ -1,0 +1,169 @@
+"""Upstream streams, event by event, as chunks in OpenAI's shape.
+
+A reader knows its dialect's markers: which event ends the stream, which one is an error, where usage hides.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.wire.chunk import Choice, Chunk, Delta, Function, ToolDelta, read_chunk
+from gateway.wire.seen import Seen
+from gateway.wire.usage import Usage
+
+STOP_TO_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "content_filter",
+}
+
+
+class Reader(Protocol):
+    """`read` raises one of BAD_JSON when a payload isn't what the dialect promises."""
+
+    done: bool
+    """The end marker came."""
+    withheld: bool
+    """The payload just read is terminal: it goes to the client only after settlement."""
+
+    def read(self, payload: bytes, seen: Seen) -> Chunk | None: ...
+
+
+class ChatReader:
+    """chat and completions: chunks, then a usage chunk without choices, then [DONE]."""
+
+    __slots__ = ("done", "withheld")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.withheld = False
+
+    def read(self, payload: bytes, seen: Seen) -> Chunk | None:
+        if payload.strip() == b"[DONE]":
+            self.done = self.withheld = True
+            return None
+        chunk = read_chunk(payload)
+        self.withheld = chunk.usage is not None and not chunk.choices
+        seen.take(chunk)
+        return chunk
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
+    id: str | None = None
+    name: str | None = None
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+
+
+class _Message(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    index: int = 0
+    delta: _Part | None = None
+    content_block: _Part | None = None
+    message: _Message | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+class MessagesReader:
+    """Anthropic's events. Usage comes in two parts: the input's at the start, the output's (cumulative) at the end."""
+
+    __slots__ = ("_tool_of_block", "_usage", "done", "withheld")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.withheld = False
+        self._usage: dict[str, Any] = {}
+        self._tool_of_block: dict[int, int] = {}
+
+    def read(self, payload: bytes, seen: Seen) -> Chunk | None:
+        event = _decode_event(payload)
+        if event.type == "message_stop":
+            self.done = self.withheld = True
+            return None
+        chunk = self._chunk(event, seen)
+        if chunk is not None:
+            seen.take(chunk)
+        return chunk
+
+    def _chunk(self, event: _Event, seen: Seen) -> Chunk | None:
+        if event.type == "content_block_delta" and event.delta is not None:
+            return _chunk_of(self._delta(event.index, event.delta))
+        if event.type == "content_block_start" and event.content_block is not None:
+            return _chunk_of(self._block(event.index, event.content_block))
+        if event.type == "message_start" and event.message is not None:
+            self._count(event.message.usage, seen)
+            message = event.message
+            return Chunk([Choice(delta=Delta(role="assistant"))], id=message.id, model=message.model)
+        if event.type == "message_delta":
+            self._count(event.usage, seen)
+            return _end_chunk(event.delta)
+        if event.type == "error":
+            return Chunk(error=event.error or {"message": "the upstream sent an error event"})
+        return None  # ping, content_block_stop, and what is still to be invented
+
+    def _count(self, usage: dict[str, Any] | None, seen: Seen) -> None:
+        if usage:
+            self._usage |= {name: value for name, value in usage.items() if value is not None}
+            seen.usage = Usage.from_anthropic(self._usage)
+
+    def _block(self, index: int, block: _Part) -> Delta | None:
+        if block.type == "tool_use":
+            slot = self._tool_of_block[index] = len(self._tool_of_block)
+            return Delta(tool_calls=[ToolDelta(slot, block.id, Function(block.name, ""))])
+        if block.type == "text" and block.text:
+            return Delta(content=block.text)
+        if block.type == "thinking" and block.thinking:
+            return Delta(reasoning_content=block.thinking)
+        return None
+
+    def _delta(self, index: int, part: _Part) -> Delta | None:
+        if part.type == "text_delta":
+            return Delta(content=part.text)
+        if part.type == "input_json_delta" and index in self._tool_of_block:
+            tool = ToolDelta(self._tool_of_block[index], None, Function(None, part.partial_json))
+            return Delta(tool_calls=[tool])
+        if part.type == "thinking_delta":
+            return Delta(reasoning_content=part.thinking)
+        if part.type == "signature_delta":
+            return Delta(signature=part.signature)
+        return None
+
+
+def _chunk_of(delta: Delta | None) -> Chunk | None:
+    return None if delta is None else Chunk([Choice(delta=delta)])
+
+
+def _end_chunk(delta: _Part | None) -> Chunk | None:
+    if delta is None or delta.stop_reason is None:
+        return None
+    finish = STOP_TO_FINISH.get(delta.stop_reason, "stop")
+    return Chunk([Choice(delta=Delta(), finish_reason=finish)], stop_sequence=delta.stop_sequence)
+
+
+def reader_of(dialect: str) -> Reader:
+    if dialect == "messages":
+        return MessagesReader()
+    if dialect in ("chat", "completions"):
+        return ChatReader()
+    raise ValueError(f"no provider streams {dialect}")

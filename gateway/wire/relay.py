@@ -1,0 +1,212 @@
+"""A streamed answer on its way from an upstream to the client, without I/O.
+
+`feed` gives what may go out now; the terminal events are kept back for `tail`, which the driver sends only once the
+answer is settled. So a client that saw the end can rely on it, and a stream cut, stalled or spoilt in the middle can
+never look like a clean one: it ends with an error event and no terminal.
+
+Between equal dialects the bytes pass as they came, save for what the client didn't ask for: the usage chunk and the
+`"usage": null` of OpenAI's chunks when it didn't ask for usage, and log-probabilities that a cascade wanted.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from gateway.errors import HeadgateError, UpstreamError
+from gateway.wire.answer import strip_logprobs, translate_answer
+from gateway.wire.assemble import assemble_chat, assemble_messages
+from gateway.wire.body import Raw, encode_json
+from gateway.wire.chunk import BAD_JSON, Chunk, LogprobSummary, Peek
+from gateway.wire.errors import classify_in_stream
+from gateway.wire.readers import Reader, reader_of
+from gateway.wire.responses_writer import ResponsesWriter
+from gateway.wire.seen import Seen
+from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
+from gateway.wire.usage import Usage
+from gateway.wire.writers import Writer, writer_of
+
+_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
+
+
+class Relay:
+    """One upstream stream. Once `fault` is set, nothing more comes out but `error`."""
+
+    __slots__ = (
+        "_collected", "_dst", "_include_usage", "_late", "_model", "_reader", "_request", "_seen", "_splitter",
+        "_src", "_strip_logprobs", "_terminal", "_writer", "cause", "fault",
+    )  # fmt: skip
+
+    def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
+        self._src, self._dst = src, dst
+        self._model, self._request = model, request
+        self._reader: Reader = reader_of(src)
+        self._writer: Writer = writer_of(dst, model, request, options.include_usage)
+        self._include_usage = options.include_usage
+        self._strip_logprobs = options.strip_logprobs
+        self._collected: list[bytes] | None = [] if options.collect else None
+        self._splitter = Splitter()
+        self._seen = Seen()
+        self._terminal: list[bytes] = []
+        self._late = b""
+        self.fault: str | None = None
+        self.cause: UpstreamError | None = None
+        """Of the fault, when the upstream said it: a late 429 is told from an overload."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may go to the client now."""
+        if self.fault is not None or self._reader.done:
+            return b""
+        try:
+            events = self._splitter.feed(data)
+        except EventTooLong as error:
+            return self._fail("stream_malformed", UpstreamError("stream_malformed", str(error)))
+        if len(events) == 1:
+            return self._take(events[0])
+        return b"".join([self._take(event) for event in events])
+
+    def _take(self, event: bytes) -> bytes:
+        if self.fault is not None or self._reader.done:
+            return b""
+        payload = data_of(event)
+        if payload is None:
+            return event if self._src == self._dst else b""
+        try:
+            chunk = self._reader.read(payload, self._seen)
+        except BAD_JSON:
+            message = "the upstream sent an event that isn't JSON"
+            return self._fail("stream_malformed", UpstreamError("stream_malformed", message))
+        if chunk is not None and chunk.is_error:
+            return self._fail("stream_error", _cause(chunk))
+        if self._collected is not None:
+            self._collected.append(payload)
+        if self._src == self._dst:
+            return self._pass(event, payload)
+        return b"" if chunk is None else self._writer.write(chunk)
+
+    def _pass(self, event: bytes, payload: bytes) -> bytes:
+        if self._reader.withheld:
+            if self._reader.done or self._include_usage:
+                self._terminal.append(event)
+            return b""
+        if self._src == "messages":
+            return event
+        if self._strip_logprobs and b'"logprobs"' in payload:
+            event = frame(strip_logprobs(payload))
+        if not self._include_usage and b'"usage"' in event:
+            event = _NULL_USAGE.sub(b"", event)
+        return event
+
+    def _fail(self, fault: str, cause: UpstreamError) -> bytes:
+        self.fault, self.cause = fault, cause
+        return b""
+
+    def end(self) -> str | None:
+        """The upstream closed: None when the answer is whole, else its fault."""
+        if self.fault is None and not self._reader.done:
+            self._take_last(self._splitter.flush())
+        if self.fault is None and not self.finished:
+            if self._src != "messages" and self._seen.ended and not self._reader.done:
+                self._reader.done = True  # a finish reason, then a clean close: some providers never send [DONE]
+            else:
+                self._fail("stream_cut", UpstreamError("stream_cut", "the upstream's stream ended without its end"))
+        return self.fault
+
+    def _take_last(self, held: bytes) -> None:
+        """A last event whose blank line is missing counts if it is whole, and is cut short if it isn't."""
+        payload = data_of(held + b"\n\n") if held.strip() else None
+        if payload is None:
+            return
+        try:
+            whole = payload.strip() == b"[DONE]" or isinstance(msgspec.json.decode(payload), dict)
+        except BAD_JSON:
+            return
+        if whole:
+            self._late = self._take(held.rstrip(b"\r\n") + b"\n\n")
+
+    def tail(self) -> bytes:
+        """The terminal bytes; only when `finished`."""
+        assert self.finished, "a stream that isn't finished has no tail"
+        if self._src != self._dst:
+            return self._late + self._writer.tail(self._seen)
+        if self._src == "messages":
+            return self._late + b"".join(self._terminal)
+        terminal = self._terminal
+        usage_sent = len(terminal) > 1 or (len(terminal) == 1 and b"[DONE]" not in terminal[0][:16])
+        if self._include_usage and not usage_sent and self._seen.usage.known:
+            terminal = [self._writer.usage(self._seen), *terminal]
+        if not terminal or b"[DONE]" not in terminal[-1][:16]:
+            terminal = [*terminal, b"data: [DONE]\n\n"]
+        return self._late + b"".join(terminal)
+
+    def error(self, exc: HeadgateError) -> bytes:
+        """The in-band error that ends a stream which can't be finished."""
+        return self._writer.error(exc)
+
+    def answer(self) -> bytes:
+        """The whole answer as if it hadn't been streamed, in the client's dialect; after `tail`. Needs collect=True."""
+        assert self._collected is not None and self.finished
+        if isinstance(self._writer, ResponsesWriter):
+            return encode_json(self._writer.whole(self._seen))
+        assemble = assemble_messages if self._src == "messages" else assemble_chat
+        try:
+            body = assemble(self._collected)
+        except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
+            raise UpstreamError("bad_response", f"the stream can't be assembled: {error!r}") from None
+        strip = self._strip_logprobs and self._src != "messages"
+        return translate_answer(
+            body, self._src, self._dst, model=self._model, request=self._request, strip=strip
+        )
+
+    @property
+    def started(self) -> bool:
+        """Something of the answer has come: content, a tool's delta, an end; not a role, ping or comment."""
+        return self._seen.started
+
+    @property
+    def finished(self) -> bool:
+        return self._reader.done and self._seen.ended and self.fault is None
+
+    @property
+    def usage(self) -> Usage:
+        return self._seen.usage
+
+    @property
+    def text(self) -> str:
+        return "".join(self._seen.texts)
+
+    @property
+    def logprobs(self) -> LogprobSummary:
+        return self._seen.logprobs
+
+    def peek(self) -> Peek:
+        return self._seen.peek()
+
+
+class Options(msgspec.Struct, frozen=True):
+    include_usage: bool = False
+    """The client asked for the usage chunk."""
+    strip_logprobs: bool = False
+    collect: bool = False
+    """Keep the payloads for `answer`."""
+
+
+def relay(
+    src: str,
+    dst: str,
+    *,
+    model: str,
+    request: Raw,
+    include_usage: bool = False,
+    strip_logprobs: bool = False,
+    collect: bool = False,
+) -> Relay:
+    """From the upstream's dialect `src` to the client's `dst`; `model` is the name that translated events carry."""
+    options = Options(include_usage, strip_logprobs, collect)
+    return Relay(src, dst, model=model, request=request, options=options)
+
+
+def _cause(chunk: Chunk) -> UpstreamError:
+    error = chunk.error if chunk.error is not None else {"message": chunk.message, "code": chunk.code}
+    return classify_in_stream(error)

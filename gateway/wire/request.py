@@ -1,0 +1,20 @@
+"""Requests: reading a body, describing it, and putting it into another dialect. The names that others import."""
+
+from __future__ import annotations
+
+from gateway.wire.body import Raw, decode, encode, to_raw
+from gateway.wire.describe import Described, describe, estimate_tokens
+from gateway.wire.responses import responses_input
+from gateway.wire.translate import translate_request
+
+__all__ = [
+    "Described",
+    "Raw",
+    "decode",
+    "describe",
+    "encode",
+    "estimate_tokens",
+    "responses_input",
+    "to_raw",
+    "translate_request",
+]

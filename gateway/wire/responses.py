@@ -1,0 +1,125 @@
+"""The Responses API's object, its input items, and what of a turn is stored for the next one.
+
+We keep a conversation as items, input and output in order; `previous_response_id` means those items come first.
+Instructions are of one turn only, as the API has it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from gateway.errors import CallerError
+from gateway.wire.body import Raw, encode_json, read
+from gateway.wire.usage import Usage
+
+Item = dict[str, Any]
+Items = list[Item]
+_ECHOED: dict[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def new_id(prefix: str) -> str:
+    return prefix + uuid.uuid4().hex
+
+
+def input_items(raw: Raw) -> Items:
+    """The request's input as items: a bare string is a user message."""
+    given = raw.get("input")
+    if given is None:
+        raise CallerError("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+    value: str | Items = read(raw, "input", str | list[dict[str, Any]], "")  # type: ignore[arg-type]
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    return value
+
+
+def responses_input(previous: list[dict[str, Any]], raw: Raw) -> Raw:
+    """The request with the items of earlier turns first; `previous_response_id` stays, to be echoed."""
+    if not previous:
+        return raw
+    return {**raw, "input": msgspec.Raw(encode_json([*previous, *input_items(raw)]))}
+
+
+def stored_items(raw: Raw, body: bytes) -> Items:
+    """What the next turn must be given: this turn's input (earlier turns included) and the answer's items."""
+    answer = msgspec.json.decode(body)
+    return [*input_items(raw), *answer["output"]]
+
+
+def response_object(
+    request: Raw, *, response_id: str, model: str, created_s: int, status: str = "in_progress"
+) -> dict[str, Any]:
+    """The response as it stands before any output, the request's settings echoed."""
+    echoed = {name: request.get(name, default) for name, default in _ECHOED.items()}
+    for name in ("metadata", "parallel_tool_calls", "tool_choice", "tools", "text", "reasoning"):
+        if isinstance(echoed[name], msgspec.Raw) and bytes(echoed[name]).strip() == b"null":
+            echoed[name] = _ECHOED[name]
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_s,
+        "status": status,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        **echoed,
+        "usage": None,
+    }
+
+
+def finish_response(response: dict[str, Any], output: Items, finish_reason: str, usage: Usage) -> dict[str, Any]:
+    """The response with its output: completed, or incomplete for a limit or a filter."""
+    incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason)
+    return {
+        **response,
+        "status": "incomplete" if incomplete else "completed",
+        "completed_at": None if incomplete else int(time.time()),
+        "incomplete_details": {"reason": incomplete} if incomplete else None,
+        "output": output,
+        "usage": usage.to_responses() if usage.known else None,
+    }
+
+
+def message_item(text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None) -> Item:
+    content: Items = []
+    if text or not refusal:
+        content.append({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []})
+    if refusal:
+        content.append({"type": "refusal", "refusal": refusal})
+    return {"id": new_id("msg_"), "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def call_item(call_id: str, name: str, arguments: str, status: str = "completed") -> Item:
+    return {
+        "id": new_id("fc_"),
+        "type": "function_call",
+        "status": status,
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+    }
+
+
+def reasoning_item(text: str) -> Item:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": content, "status": "completed"}

@@ -1,0 +1,175 @@
+"""Chunks as the Responses API's typed events, numbered in sequence."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway.errors import HeadgateError
+from gateway.wire.body import Raw, encode_json
+from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
+from gateway.wire.errors import error_code
+from gateway.wire.responses import (
+    Item,
+    Items,
+    call_item,
+    finish_response,
+    message_item,
+    new_id,
+    reasoning_item,
+    response_object,
+)
+from gateway.wire.seen import Seen
+from gateway.wire.sse import frame
+
+_DELTAS = {
+    "output_text": "response.output_text.delta",
+    "refusal": "response.refusal.delta",
+    "reasoning_text": "response.reasoning_text.delta",
+}
+_FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
+
+
+class ResponsesWriter:
+    """A text-like item is open at a time; calls stay open beside one another until the end."""
+
+    __slots__ = ("_calls", "_open", "_output", "_parts", "_response", "_sequence", "_started")
+
+    def __init__(self, model: str, request: Raw) -> None:
+        created_s = int(time.time())
+        self._response = response_object(request, response_id=new_id("resp_"), model=model, created_s=created_s)
+        self._sequence = 0
+        self._started = False
+        self._output: Items = []
+        self._open: tuple[int, str] | None = None
+        """Output index and part type of the open text-like item."""
+        self._parts: list[str] = []
+        self._calls: dict[int, tuple[int, list[str]]] = {}
+        """Call index to output index and argument pieces."""
+
+    def write(self, chunk: Chunk) -> bytes:
+        out = b"" if self._started else self._start()
+        for choice in chunk.choices:
+            if choice.index == 0:
+                out += self._write_choice(choice)
+        return out
+
+    def _start(self) -> bytes:
+        self._started = True
+        created = self._event("response.created", response=self._response)
+        return created + self._event("response.in_progress", response=self._response)
+
+    def _write_choice(self, choice: Choice) -> bytes:
+        delta = choice.delta or Delta(content=choice.text)
+        out = b""
+        if delta.thought:
+            out += self._grow("reasoning_text", delta.thought)
+        if delta.content:
+            out += self._grow("output_text", delta.content)
+        if delta.refusal:
+            out += self._grow("refusal", delta.refusal)
+        for tool in delta.tool_calls or ():
+            out += self._write_tool(tool)
+        return out
+
+    def _grow(self, part: str, text: str) -> bytes:
+        out = b""
+        if self._open is None or self._open[1] != part:
+            out = self._close() + self._begin(part)
+        assert self._open is not None
+        self._parts.append(text)
+        extra = {"logprobs": []} if part == "output_text" else {}
+        index = self._open[0]
+        return out + self._event(_DELTAS[part], **self._place(index), content_index=0, delta=text, **extra)
+
+    def _begin(self, part: str) -> bytes:
+        item = reasoning_item("") if part == "reasoning_text" else message_item("", "", "in_progress")
+        item |= {"content": [], "status": "in_progress"}
+        index = len(self._output)
+        self._open, self._parts = (index, part), []
+        out = self._add(item)
+        empty = _part(part, "")
+        return out + self._event("response.content_part.added", **self._place(index), content_index=0, part=empty)
+
+    def _add(self, item: Item) -> bytes:
+        self._output.append(item)
+        index = len(self._output) - 1
+        return self._event("response.output_item.added", output_index=index, item=item)
+
+    def _place(self, index: int) -> dict[str, Any]:
+        return {"item_id": self._output[index]["id"], "output_index": index}
+
+    def _close(self, status: str = "completed") -> bytes:
+        if self._open is None:
+            return b""
+        (index, part), self._open = self._open, None
+        text = "".join(self._parts)
+        place = self._place(index)
+        extra = {"logprobs": []} if part == "output_text" else {}
+        done = {_FIELDS[part]: text, **extra}
+        out = self._event(_DELTAS[part].replace(".delta", ".done"), **place, content_index=0, **done)
+        whole = _part(part, text)
+        out += self._event("response.content_part.done", **place, content_index=0, part=whole)
+        return out + self._done(index, content=[whole], status=status)
+
+    def _done(self, index: int, **fields: Any) -> bytes:
+        item = self._output[index] = self._output[index] | fields
+        return self._event("response.output_item.done", output_index=index, item=item)
+
+    def _write_tool(self, tool: ToolDelta) -> bytes:
+        out = b""
+        if tool.index not in self._calls:
+            name = tool.function.name if tool.function else None
+            out = self._close() + self._add(call_item(tool.id or new_id("call_"), name or "", "", "in_progress"))
+            self._calls[tool.index] = (len(self._output) - 1, [])
+        index, parts = self._calls[tool.index]
+        if tool.function and tool.function.arguments:
+            parts.append(tool.function.arguments)
+            delta = tool.function.arguments
+            out += self._event("response.function_call_arguments.delta", **self._place(index), delta=delta)
+        return out
+
+    def _close_calls(self, status: str) -> bytes:
+        out = b""
+        for index, parts in self._calls.values():
+            arguments = "".join(parts)
+            name = self._output[index]["name"]
+            out += self._event(
+                "response.function_call_arguments.done", **self._place(index), name=name, arguments=arguments
+            )
+            out += self._done(index, arguments=arguments, status=status)
+        return out
+
+    def usage(self, seen: Seen) -> bytes:
+        return b""
+
+    def tail(self, seen: Seen) -> bytes:
+        out = b"" if self._started else self._start()
+        status = "incomplete" if seen.finish_reason in ("length", "content_filter") else "completed"
+        out += self._close(status) + self._close_calls(status)
+        self._calls = {}
+        response = self.whole(seen)
+        return out + self._event(f"response.{response['status']}", response=response)
+
+    def whole(self, seen: Seen) -> dict[str, Any]:
+        """The response as the last event has it; after `tail`."""
+        return finish_response(self._response, self._output, seen.finish_reason, seen.usage)
+
+    def error(self, exc: HeadgateError) -> bytes:
+        """`response.failed`; its code is one of the API's own few."""
+        out = b"" if self._started else self._start()
+        code = "rate_limit_exceeded" if error_code(exc) == "rate_limit_exceeded" else "server_error"
+        error = {"code": code, "message": exc.message}
+        failed = {**self._response, "status": "failed", "error": error, "output": self._output}
+        return out + self._event("response.failed", response=failed)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        payload = encode_json({"type": kind, "sequence_number": self._sequence, **fields})
+        self._sequence += 1
+        return frame(payload, kind)
+
+
+def _part(kind: str, text: str) -> dict[str, Any]:
+    if kind == "output_text":
+        return {"type": kind, "text": text, "annotations": [], "logprobs": []}
+    return {"type": kind, _FIELDS[kind]: text}

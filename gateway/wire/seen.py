@@ -1,0 +1,114 @@
+"""What has been seen of a streamed answer: enough to bill it, judge it and know whether it ended.
+
+Fed with chunks of any upstream dialect. Parts accumulate in lists and are joined when asked for, so a chunk costs
+well under a microsecond here.
+"""
+
+from __future__ import annotations
+
+from gateway.wire.chunk import Choice, Chunk, LogprobSummary, Peek, ToolDelta
+from gateway.wire.usage import Usage
+
+
+class ToolCall:
+    """One call as far as it has come."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self, call_id: str) -> None:
+        self.id = call_id
+        self.name = ""
+        self.arguments: list[str] = []
+
+
+class Seen:
+    """Accumulates the first choice's content, every choice's end, and usage."""
+
+    __slots__ = (
+        "_slots", "finish_reason", "id", "logprobs", "model", "open", "refusals", "started",
+        "stop_sequence", "texts", "thoughts", "tools", "usage",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.model = ""
+        self.started = False
+        self.open: dict[int, bool] = {}
+        """Choice index to whether it has ended."""
+        self.finish_reason = ""
+        self.stop_sequence: str | None = None
+        self.texts: list[str] = []
+        self.thoughts: list[str] = []
+        self.refusals: list[str] = []
+        self.tools: list[ToolCall] = []
+        self._slots: dict[int, int] = {}
+        self.logprobs = LogprobSummary()
+        self.usage = Usage()
+
+    @property
+    def ended(self) -> bool:
+        """Every choice seen has a finish reason."""
+        return bool(self.open) and all(self.open.values())
+
+    def take(self, chunk: Chunk) -> None:
+        if not self.id:
+            self.id, self.model = chunk.id or "", chunk.model or ""
+        if chunk.usage is not None:
+            usage = Usage.from_openai(chunk.usage)
+            self.usage = usage if usage.known else self.usage
+        for choice in chunk.choices:
+            self.started = self.started or choice.is_real
+            if choice.finish_reason:
+                self.open[choice.index] = True
+            else:
+                self.open.setdefault(choice.index, False)
+            if choice.index == 0:
+                self._take_first(choice, chunk.stop_sequence)
+
+    def _take_first(self, choice: Choice, stop_sequence: str | None) -> None:
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+            self.stop_sequence = stop_sequence
+        if choice.logprobs is not None:
+            self.logprobs.take(choice.logprobs.values())
+        if choice.text:
+            self.texts.append(choice.text)
+        delta = choice.delta
+        if delta is None:
+            return
+        if delta.content:
+            self.texts.append(delta.content)
+        if delta.thought:
+            self.thoughts.append(delta.thought)
+        if delta.refusal:
+            self.refusals.append(delta.refusal)
+        for tool in delta.tool_calls or ():
+            self._take_tool(tool)
+
+    def _take_tool(self, tool: ToolDelta) -> None:
+        """Some providers number every call 0: a new id on a known index is a new call. Renumbers the delta."""
+        slot = self._slots.get(tool.index)
+        if slot is None or (tool.id and tool.id != self.tools[slot].id):
+            slot = len(self.tools)
+            self.tools.append(ToolCall(tool.id or ""))
+            self._slots[tool.index] = slot
+        tool.index = slot
+        call = self.tools[slot]
+        if tool.function is not None:
+            call.name = call.name or tool.function.name or ""
+            if tool.function.arguments:
+                call.arguments.append(tool.function.arguments)
+
+    def peek(self) -> Peek:
+        return Peek(
+            self.id,
+            self.model,
+            self.finish_reason,
+            "".join(self.texts),
+            "".join(self.refusals),
+            "".join(self.thoughts),
+            self.usage,
+            self.logprobs,
+            [call.name for call in self.tools],
+            ["".join(call.arguments) for call in self.tools],
+        )

@@ -1,0 +1,179 @@
+"""Token usage as disjoint buckets, whatever shape the provider reports it in.
+
+OpenAI counts cached tokens inside the prompt and reasoning inside the completion; Anthropic counts cache reads and
+writes beside the input. Adding either up as the other bills wrongly, so every shape is read into one here, once.
+A field that is absent, null, negative or no number counts as 0, and a part never exceeds its whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+Json = Mapping[str, object]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one answer; the buckets don't overlap, so a cost is their weighted sum."""
+
+    input_tokens: int = 0
+    """Uncached text (and images) of the prompt."""
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    """Neither reasoning nor audio."""
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    known: bool = False
+    """False: the provider reported nothing, the zeros mean nothing."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.audio_input_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.output_tokens + self.reasoning_tokens + self.audio_output_tokens
+
+    @property
+    def total(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """The sum; known when either part is, since an unknown part adds nothing."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.audio_input_tokens + other.audio_input_tokens,
+            self.audio_output_tokens + other.audio_output_tokens,
+            self.known or other.known,
+        )
+
+    @classmethod
+    def from_openai(cls, usage: Json | None) -> Usage:
+        """From chat, completions or embeddings; DeepSeek's and xAI's ways of counting included."""
+        if not _has(usage, "prompt_tokens", "completion_tokens", "total_tokens"):
+            return cls()
+        prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        inside, outside = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
+        read = _count(inside, "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
+        read = read or _count(usage, "cached_tokens")
+        reasoning = _count(outside, "reasoning_tokens")
+        if reasoning > completion or prompt + completion + reasoning == _count(usage, "total_tokens"):
+            completion += reasoning  # some providers report reasoning beside the completion; only the total tells
+        return _buckets(
+            prompt,
+            completion,
+            read,
+            _count(inside, "cache_write_tokens"),
+            reasoning,
+            _count(inside, "audio_tokens"),
+            _count(outside, "audio_tokens"),
+        )
+
+    @classmethod
+    def from_anthropic(cls, usage: Json | None) -> Usage:
+        """From messages: cache reads and writes come beside `input_tokens`, thinking inside `output_tokens`."""
+        if not _has(usage, "input_tokens", "output_tokens"):
+            return cls()
+        read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
+        thinking = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
+        prompt = _count(usage, "input_tokens") + read + write
+        return _buckets(prompt, _count(usage, "output_tokens"), read, write, thinking)
+
+    @classmethod
+    def from_responses(cls, usage: Json | None) -> Usage:
+        """From the Responses API: details lie inside the totals, as in chat."""
+        if not _has(usage, "input_tokens", "output_tokens"):
+            return cls()
+        inside, outside = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
+        return _buckets(
+            _count(usage, "input_tokens"),
+            _count(usage, "output_tokens"),
+            _count(inside, "cached_tokens"),
+            _count(inside, "cache_write_tokens"),
+            _count(outside, "reasoning_tokens"),
+        )
+
+    def to_openai(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total,
+            "prompt_tokens_details": {
+                "cached_tokens": self.cache_read_tokens,
+                "cache_write_tokens": self.cache_write_tokens,
+                "audio_tokens": self.audio_input_tokens,
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "audio_tokens": self.audio_output_tokens,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+    def to_anthropic(self) -> dict[str, object]:
+        return {
+            "input_tokens": self.input_tokens + self.audio_input_tokens,
+            "cache_creation_input_tokens": self.cache_write_tokens,
+            "cache_read_input_tokens": self.cache_read_tokens,
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
+        }
+
+    def to_responses(self) -> dict[str, object]:
+        return {
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": self.cache_read_tokens,
+                "cache_write_tokens": self.cache_write_tokens,
+            },
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "total_tokens": self.total,
+        }
+
+
+def _buckets(
+    prompt: int, completion: int, read: int, write: int, reasoning: int, audio_in: int = 0, audio_out: int = 0
+) -> Usage:
+    """Take the parts out of their wholes, in turn, so that no bucket is negative and the sums stay."""
+    read = min(read, prompt)
+    write = min(write, prompt - read)
+    audio_in = min(audio_in, prompt - read - write)
+    reasoning = min(reasoning, completion)
+    audio_out = min(audio_out, completion - reasoning)
+    return Usage(
+        prompt - read - write - audio_in,
+        read,
+        write,
+        completion - reasoning - audio_out,
+        reasoning,
+        audio_in,
+        audio_out,
+        True,
+    )
+
+
+def _has(usage: Json | None, *names: str) -> bool:
+    return isinstance(usage, Mapping) and any(_is_count(usage.get(name)) for name in names)
+
+
+def _part(usage: Json | None, name: str) -> Json:
+    part = usage.get(name) if usage else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _count(usage: Json | None, name: str) -> int:
+    value = usage.get(name) if usage else None
+    return int(value) if _is_count(value) else 0  # type: ignore[call-overload]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
