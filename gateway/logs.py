@@ -1,0 +1,189 @@
+"""Structured logs, as JSON or as text, from which secrets and prompts are kept out.
+
+Known secrets are replaced wherever they occur, things that look like a credential as well, and a field whose
+name promises text of a request is dropped whole. An exception is logged by its type and place; its message
+goes through the same sieve.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from gateway.config import Config, Secret
+
+HIDDEN = "***"
+MAX_CHARS = 8192
+"""Of one message; a longer one is cut, since only text of a request is that long."""
+TEXT_FIELDS = frozenset(
+    {
+        "prompt", "messages", "content", "text", "input", "body", "answer", "completion", "output", "system",
+        "arguments", "prompt_text", "answer_text", "raw",
+    }
+)  # fmt: skip
+"""Names under which a request's or an answer's words travel."""
+SECRET_FIELDS = re.compile(r"key$|token$|secret|password|authorization|cookie|credential", re.IGNORECASE)
+
+_LOOKS_SECRET = re.compile(
+    r"(?P<bearer>\b(?:bearer|basic)\s+)[^\s\"',]+"
+    r"|\b(?:hg|sk|pk|rk|xai|gsk|ghp|gho|AIza|AKIA)[-_A-Za-z0-9]{12,}"
+    r"|(?P<field>\b(?:x-api-key|api[-_]?key|authorization|cookie|password|secret)[\"']?\s*[:=]\s*b?[\"']?)"
+    r"(?!\*\*\*)[^\s\"',;&]+"
+    r"|(?P<url>\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)",
+    re.IGNORECASE,
+)
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+
+class Sieve:
+    """Takes secrets out of text. The ones it knows need not look like secrets."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def clean(self, text: str) -> str:
+        """The text without secrets, on one line, of bounded length."""
+        if len(text) > MAX_CHARS:
+            text = text[:MAX_CHARS] + f"... ({len(text) - MAX_CHARS} more characters)"
+        if self._known is not None:
+            text = self._known.sub(HIDDEN, text)
+        text = _LOOKS_SECRET.sub(_hide, text)
+        return text.replace("\r", "\\r").replace("\n", "\\n")
+
+    def field(self, name: str, value: object) -> object:
+        """A value fit to be logged under this name."""
+        if SECRET_FIELDS.search(name):
+            return HIDDEN
+        if name in TEXT_FIELDS:
+            size = len(value) if isinstance(value, str | bytes | list | tuple | dict) else 0
+            return f"<{type(value).__name__} of {size}>"
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, dict):
+            return {str(key): self.field(str(key), item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.field(name, item) for item in value]
+        return self.clean(str(value))
+
+
+def _hide(match: re.Match[str]) -> str:
+    kept = match["bearer"] or match["field"] or match["url"] or ""
+    return kept + HIDDEN
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, then the record's extra fields."""
+
+    def __init__(self, sieve: Sieve) -> None:
+        super().__init__()
+        self._sieve = sieve
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": self._sieve.clean(_message(record)),
+            **_extra(record, self._sieve),
+        }
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextLines(logging.Formatter):
+    """A line for people: time, level, logger, message, then name=value."""
+
+    def __init__(self, sieve: Sieve) -> None:
+        super().__init__()
+        self._sieve = sieve
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
+        message = self._sieve.clean(_message(record))
+        fields = "".join(f" {name}={value}" for name, value in _extra(record, self._sieve).items())
+        return f"{time} {record.levelname.lower():7} {record.name}: {message}{fields}"
+
+
+def _message(record: logging.LogRecord) -> str:
+    """A message whose arguments don't fit it is still logged; logging itself would print them unsieved."""
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError):
+        return f"{record.msg} (arguments don't fit)"
+
+
+def _extra(record: logging.LogRecord, sieve: Sieve) -> dict[str, object]:
+    """What the caller gave by `extra=`, and where an exception came from."""
+    found = {name: sieve.field(name, value) for name, value in vars(record).items() if name not in _OWN}
+    if record.exc_info and record.exc_info[1] is not None:
+        found["error"] = sieve.clean(_told(record.exc_info[1]))
+    if record.stack_info:
+        found["stack"] = sieve.clean(record.stack_info)
+    return found
+
+
+def _told(error: BaseException) -> str:
+    """The chain of an error: type, message and the places it went through; never a local value."""
+    told: list[str] = []
+    following: BaseException | None = error
+    while following is not None and len(told) < 5:
+        places, trace = [], following.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
+            trace = trace.tb_next
+        told.append(f"{type(following).__name__}: {following} [{' > '.join(places[-8:])}]")
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return " <- ".join(told)
+
+
+def secrets_of(config: Config) -> set[str]:
+    """Every secret in the tree."""
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Secret):
+            found.add(_password(value) if "://" in value else str(value))
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                walk(item)
+        elif hasattr(value, "__struct_fields__"):
+            for name in value.__struct_fields__:
+                walk(getattr(value, name))
+
+    walk(config)
+    return found
+
+
+def _password(url: str) -> str:
+    """Of a URL, only the password is secret; empty: it has none."""
+    login, at, _ = url.partition("://")[2].rpartition("@")
+    return login.partition(":")[2] if at else ""
+
+
+def set_up(
+    level: str,
+    style: Literal["json", "text"],
+    secrets: Iterable[str] = (),
+    stream: TextIO | None = None,
+) -> logging.Handler:
+    """Send every logger's records through the sieve to `stream` (standard error), and only there."""
+    sieve = Sieve(secrets)
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines(sieve) if style == "json" else TextLines(sieve))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, handler.level))
+    return handler

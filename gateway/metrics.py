@@ -1,0 +1,334 @@
+"""What /metrics says: plain numbers while serving, Prometheus families only when somebody asks.
+
+Every name, label and bucket is listed once, in `METRICS`. Labels are bounded: they come from the
+configuration and from closed vocabularies, never from a key, a user or a prompt, and each metric has at
+most MAX_SERIES. A worker's `snapshot` is merged with its siblings' by another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+if TYPE_CHECKING:
+    from gateway.exchange import Attempt, Exchange
+    from gateway.fleet import Fleet
+
+MAX_SERIES = 2000
+Labels = tuple[str, ...]
+Series = dict[Labels, list[float]]
+"""Of a counter or gauge: [value]. Of a histogram: [sum, count of each bucket, count beyond the last]."""
+Read = Callable[[], Mapping[Labels, float]]
+
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_OURS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_TTFT_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One metric: what it counts, by which labels."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: Labels = ()
+    buckets: tuple[float, ...] = ()
+    merged: Literal["sum", "max"] = "sum"
+
+
+METRICS = (
+    Spec("headgate_requests", "counter", "Requests answered.", ("route", "surface", "status")),
+    Spec("headgate_refused", "counter", "Requests refused before a hold.", ("surface", "code")),
+    Spec("headgate_request_duration_seconds", "histogram", "From the request's arrival to its end.",
+         ("route", "surface"), _REQUEST_S),
+    Spec("headgate_overhead_seconds", "histogram", "Time of a request not spent waiting for upstreams.",
+         ("surface",), _OURS_S),
+    Spec("headgate_ttft_seconds", "histogram", "From an attempt's start to its first byte.",
+         ("model", "provider"), _TTFT_S),
+    Spec("headgate_tokens", "counter", "Tokens by disjoint price bucket.", ("model", "provider", "bucket")),
+    Spec("headgate_cost_usd", "counter", "Money spent on attempts.", ("route", "model", "provider")),
+    Spec("headgate_saved_usd", "counter", "What answers from the cache had cost.", ("route",)),
+    Spec("headgate_cache", "counter", "Outcomes of the cache.", ("route", "state")),
+    Spec("headgate_attempts", "counter", "Calls of deployments; failure is none where one answered.",
+         ("model", "provider", "failure")),
+    Spec("headgate_retries", "counter", "Attempts repeated on the same model.", ("route",)),
+    Spec("headgate_fallbacks", "counter", "Attempts on another model after a failure.", ("route",)),
+    Spec("headgate_escalations", "counter", "Attempts on another model after a rejected answer.", ("route",)),
+    Spec("headgate_hedges", "counter", "Second attempts started beside a slow first.", ("route",)),
+    Spec("headgate_verdicts", "counter", "How climbs ended.", ("route", "reason")),
+    Spec("headgate_router_choices", "counter", "Models chosen by routers.", ("route", "model")),
+    Spec("headgate_router_explored", "counter", "Choices of another than the best model.", ("route",)),
+    Spec("headgate_router_floor", "counter", "Choices made at the exploration floor.", ("route",)),
+    Spec("headgate_router_undecided", "counter", "Requests whose router could not decide.", ("route",)),
+    Spec("headgate_in_flight_requests", "gauge", "Requests held and not yet settled."),
+    Spec("headgate_holds_outstanding", "gauge", "Open holds of money."),
+    Spec("headgate_overrun_usd", "gauge", "Money spent beyond what was held for it."),
+    Spec("headgate_breaker_state", "gauge", "0 closed, 1 half-open, 2 open.", ("model", "provider"),
+         merged="max"),
+    Spec("headgate_deployment_in_flight", "gauge", "Attempts under way.", ("model", "provider")),
+    Spec("headgate_pool_connections", "gauge", "Connections to providers.", ("provider", "state")),
+    Spec("headgate_journal_lag_bytes", "gauge", "Bytes in the spool that the store doesn't have yet."),
+    Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
+)  # fmt: skip
+_SPECS = {spec.name: spec for spec in METRICS}
+_BUCKETS = (
+    ("input_tokens", "input"),
+    ("cache_read_tokens", "cache_read"),
+    ("cache_write_tokens", "cache_write"),
+    ("output_tokens", "output"),
+    ("reasoning_tokens", "reasoning"),
+    ("audio_input_tokens", "audio_input"),
+    ("audio_output_tokens", "audio_output"),
+)
+_STATUS = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+
+class Counter:
+    """Adds up by label values."""
+
+    __slots__ = ("_width", "name", "values")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._width = len(_SPECS[name].labels)
+        self.values: Series = {}
+
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        child = self.values.get(labels)
+        if child is None:
+            child = _child(self.values, labels, self._width, 1)
+        child[0] += amount
+
+
+class Histogram:
+    """Counts by bucket and adds up."""
+
+    __slots__ = ("_bounds", "_width", "name", "values")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._width = len(_SPECS[name].labels)
+        self._bounds = _SPECS[name].buckets
+        self.values: Series = {}
+
+    def observe(self, labels: Labels, value: float) -> None:
+        child = self.values.get(labels)
+        if child is None:
+            child = _child(self.values, labels, self._width, len(self._bounds) + 2)
+        child[0] += value
+        child[1 + bisect_left(self._bounds, value)] += 1
+
+
+def _child(values: Series, labels: Labels, width: int, size: int) -> list[float]:
+    """A new series, or the one for all beyond MAX_SERIES."""
+    assert len(labels) == width, labels
+    if len(values) >= MAX_SERIES:
+        labels = ("other",) * width
+    return values.setdefault(labels, [0.0] * size)
+
+
+class Metrics:
+    """One worker's numbers."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.requests = Counter("headgate_requests")
+        self.refusals = Counter("headgate_refused")
+        self.duration_s = Histogram("headgate_request_duration_seconds")
+        self.overhead_s = Histogram("headgate_overhead_seconds")
+        self.ttft_s = Histogram("headgate_ttft_seconds")
+        self.tokens = Counter("headgate_tokens")
+        self.cost_usd = Counter("headgate_cost_usd")
+        self.saved_usd = Counter("headgate_saved_usd")
+        self.cache = Counter("headgate_cache")
+        self.attempts = Counter("headgate_attempts")
+        self.retries = Counter("headgate_retries")
+        self.fallbacks = Counter("headgate_fallbacks")
+        self.escalations = Counter("headgate_escalations")
+        self.hedges = Counter("headgate_hedges")
+        self.verdicts = Counter("headgate_verdicts")
+        self.choices = Counter("headgate_router_choices")
+        self.explored = Counter("headgate_router_explored")
+        self.floor = Counter("headgate_router_floor")
+        self.undecideds = Counter("headgate_router_undecided")
+        self.lag_s = Histogram("headgate_loop_lag_seconds")
+        self._gauges: dict[str, Read] = {"headgate_in_flight_requests": lambda: {(): self.in_flight}}
+        self._kept = [kept for kept in vars(self).values() if isinstance(kept, Counter | Histogram)]
+
+    # While serving
+
+    def opened(self) -> None:
+        """A request is held."""
+        self.in_flight += 1
+
+    def refused(self, surface: str, code: str) -> None:
+        """A request was refused before it was held."""
+        self.refusals.add((surface, code))
+
+    def undecided(self, route: str) -> None:
+        """The router gave up; the route's default answers."""
+        self.undecideds.add((route,))
+
+    def settled(self, exchange: Exchange, elapsed_s: float) -> None:
+        """A request held before is over."""
+        self.in_flight -= 1
+        route, surface = exchange.route.name, exchange.call.surface
+        self.requests.add((route, surface, _STATUS[exchange.status // 100]))
+        self.duration_s.observe((route, surface), elapsed_s)
+        self.overhead_s.observe((surface,), max(0.0, elapsed_s - exchange.upstream_s))
+        self.cache.add((route, exchange.cache_state.partition(":")[0]))
+        if exchange.hit is not None:
+            self.saved_usd.add((route,), exchange.hit.entry.cost_usd)
+        if exchange.choice is not None:
+            self._chosen(exchange, route)
+        if exchange.verdict is not None:
+            self.verdicts.add((route, exchange.verdict.reason))
+        before: Attempt | None = None
+        for attempt in exchange.attempts:
+            self._attempted(attempt, route)
+            if before is not None:
+                self._moved(before, attempt, route)
+            before = attempt
+
+    def _chosen(self, exchange: Exchange, route: str) -> None:
+        choice = exchange.choice
+        assert choice is not None
+        self.choices.add((route, choice.model))
+        if choice.ranked and choice.ranked[0] != choice.model:
+            self.explored.add((route,))
+        floor = exchange.route.config.explore
+        if floor and choice.propensity * len(choice.probabilities) <= floor * 1.000001:
+            self.floor.add((route,))
+
+    def _attempted(self, attempt: Attempt, route: str) -> None:
+        model, provider = attempt.model, attempt.deployment.partition("/")[0]
+        self.attempts.add((model, provider, attempt.failure or "none"))
+        if attempt.first_byte_s is not None:
+            self.ttft_s.observe((model, provider), attempt.first_byte_s)
+        if attempt.cost_nanousd:
+            self.cost_usd.add((route, model, provider), attempt.cost_nanousd / 1e9)
+        usage = attempt.usage
+        for field, bucket in _BUCKETS:
+            count = getattr(usage, field)
+            if count:
+                self.tokens.add((model, provider, bucket), count)
+
+    def _moved(self, before: Attempt, attempt: Attempt, route: str) -> None:
+        if attempt.started_s < before.started_s + before.latency_s:
+            self.hedges.add((route,))  # both were under way at once
+        elif attempt.model == before.model:
+            self.retries.add((route,))
+        elif before.failure:
+            self.fallbacks.add((route,))
+        else:
+            self.escalations.add((route,))
+
+    # When asked
+
+    def watch(self, name: str, read: Read) -> None:
+        """Read a gauge from elsewhere whenever somebody asks."""
+        assert _SPECS[name].kind == "gauge", name
+        self._gauges[name] = read
+
+    def watch_fleet(self, fleet: Fleet, now: Callable[[], float]) -> None:
+        """Breakers and attempts under way."""
+        level = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
+
+        def states() -> dict[Labels, float]:
+            found: dict[Labels, float] = {}
+            for one in fleet.all():
+                key = (one.model, one.provider)
+                found[key] = max(found.get(key, 0.0), level[one.breaker.state(now())])
+            return found
+
+        def in_flight() -> dict[Labels, float]:
+            found: dict[Labels, float] = {}
+            for one in fleet.all():
+                key = (one.model, one.provider)
+                found[key] = found.get(key, 0.0) + one.in_flight
+            return found
+
+        self.watch("headgate_breaker_state", states)
+        self.watch("headgate_deployment_in_flight", in_flight)
+
+    def snapshot(self) -> bytes:
+        """Everything, for `merge`."""
+        held = {kept.name: list(kept.values.items()) for kept in self._kept}
+        for name, read in self._gauges.items():
+            held[name] = [(labels, [float(value)]) for labels, value in read().items()]
+        return msgspec.json.encode(held)
+
+    def expose(self) -> bytes:
+        """The text of this worker alone."""
+        return merge([self.snapshot()])
+
+
+def merge(snapshots: Iterable[bytes]) -> bytes:
+    """Prometheus' text for all workers together."""
+    totals: dict[str, Series] = {}
+    decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
+    for snapshot in snapshots:
+        for name, series in decoder.decode(snapshot).items():
+            if name in _SPECS:
+                _add(totals.setdefault(name, {}), series, _SPECS[name].merged)
+    registry = CollectorRegistry()
+    registry.register(_Families(totals))
+    return generate_latest(registry)
+
+
+def _add(total: Series, series: list[tuple[Labels, list[float]]], merged: str) -> None:
+    combine = max if merged == "max" else float.__add__
+    for labels, values in series:
+        known = total.get(labels)
+        total[labels] = [combine(a, b) for a, b in zip(known, values, strict=True)] if known else values
+
+
+class _Families:
+    """A collector over totals."""
+
+    def __init__(self, totals: Mapping[str, Series]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterable[Metric]:
+        for spec in METRICS:
+            if spec.name in self._totals:
+                yield _family(spec, self._totals[spec.name])
+
+
+def _family(spec: Spec, series: Series) -> Metric:
+    if spec.kind == "histogram":
+        histogram = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+        for labels, (total, *counts) in sorted(series.items()):
+            histogram.add_metric(labels, _cumulative(spec.buckets, counts), total)
+        return histogram
+    kind = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
+    family = kind(spec.name, spec.help, labels=spec.labels)
+    for labels, (value,) in sorted(series.items()):
+        family.add_metric(labels, value)
+    return family
+
+
+def _cumulative(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
+    found, seen = [], 0.0
+    for bound, count in zip([*map(str, map(float, bounds)), "+Inf"], counts, strict=True):
+        seen += count
+        found.append((bound, seen))
+    return found
+
+
+async def watch_loop(metrics: Metrics, every_s: float = 0.25) -> None:
+    """Measure how late the event loop wakes us, until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + every_s
+        await asyncio.sleep(every_s)
+        metrics.lag_s.observe((), max(0.0, loop.time() - due))
