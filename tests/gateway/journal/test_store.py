@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.journal.record import (
+    AuditRecord,
+    DecisionRecord,
+    FeedbackRecord,
+    KeyRecord,
+    Record,
+    ResponseRecord,
+)
+from gateway.journal.store import DecisionFilter, RouterVersion, Store, hash_key
+from gateway.journal.tables import decisions
+from gateway.journal.write import write_records
+from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
+
+
+def write(store: Store, *records: Record) -> None:
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+def test_a_decision_comes_back_whole_by_any_of_its_names(store: Store) -> None:
+    """Decision, response and request id all find the record that was written."""
+    record = decision(
+        1, vector=b"\x00\x3c\x01", prompt_text='quotes " and \x00 and 🙂', thresholds=(0.5, None)
+    )
+    write(store, record)
+    assert store.decision("dec_1") == record
+    assert store.decision("chatcmpl-1") == record
+    assert store.decision("req_1") == record
+    assert store.decision("dec_2") is None
+
+
+def test_unknown_numbers_come_back_as_none(store: Store) -> None:
+    """NaN means unknown, and JSON has no NaN."""
+    write(store, decision(1, latency_s=0.1, ttft_s=math.nan))
+    found = store.decision("dec_1")
+    assert found is not None and found.ttft_s is None
+
+
+def test_a_decision_of_another_tenant_is_not_found(store: Store) -> None:
+    """Looking up with a tenant never crosses it."""
+    write(store, decision(1))
+    assert store.decision("dec_1", tenant="other") is None
+    assert store.decision("chatcmpl-1", tenant="other") is None
+    assert store.decision("dec_1", tenant="acme") is not None
+
+
+def test_writing_twice_changes_nothing(store: Store) -> None:
+    """Counters count a decision once however often it is written, in one batch or in two."""
+    write(store, decision(1), decision(1))
+    write(store, decision(1), decision(2))
+    (row,) = store.stats(NOON_S - 60, NOON_S + 60)
+    assert (row["requests"], row["cost_nanousd"]) == (2, 2000)
+    (account,) = store.spend_since(NOON_S)
+    assert (account["requests"], account["cost_nanousd"]) == (2, 2000)
+
+
+def test_pages_of_decisions_join_without_gap_or_overlap(store: Store) -> None:
+    """Keyset pages walk all decisions once, newest first, even where times are equal."""
+    write(store, *(decision(number, time_s=NOON_S + number // 3) for number in range(10)))
+    seen, before = [], None
+    while page := store.decisions(DecisionFilter(), before=before, limit=3):
+        seen += [row["id"] for row in page]
+        before = (page[-1]["time_s"], page[-1]["id"])
+    assert sorted(seen) == sorted(f"dec_{number}" for number in range(10))
+    assert len(seen) == 10
+    assert seen[0] == "dec_9"
+
+
+def test_filters_narrow_the_list(store: Store) -> None:
+    """Each field of the filter asks its own column."""
+    write(store, decision(1), decision(2, route="code"), decision(3, status=502, tenant="b"))
+    assert [row["id"] for row in store.decisions(DecisionFilter(route="code"))] == ["dec_2"]
+    assert [row["id"] for row in store.decisions(DecisionFilter(tenant="b"))] == ["dec_3"]
+    assert [row["id"] for row in store.decisions(DecisionFilter(errors_only=True))] == ["dec_3"]
+    assert [row["id"] for row in store.decisions(DecisionFilter(until_s=NOON_S + 2))] == ["dec_1"]
+    assert len(store.decisions(DecisionFilter(answered_model="small", key_id="key_1"))) == 3
+
+
+def test_the_counters_hold_what_a_dashboard_shows(store: Store) -> None:
+    """Requests, errors, hits, escalations, money, tokens and the latency histogram per minute, route, model."""
+    write(
+        store,
+        decision(1),
+        decision(2, status=502),
+        decision(3, cache="hit-exact", attempts=(), saved_nanousd=700, cost_nanousd=0, latency_s=0.001),
+        decision(
+            4, plan=("small", "large"), answered_model="large", attempts=(attempt("small"), attempt("large"))
+        ),
+    )
+    small, large = sorted(store.stats(NOON_S, NOON_S + 60), key=lambda row: row["model"], reverse=True)
+    assert (small["requests"], small["errors"], small["cache_hits"], small["saved_nanousd"]) == (3, 1, 1, 700)
+    assert (small["latency_00"], small["latency_04"]) == (1, 2)
+    assert (large["escalations"], large["input_tokens"], large["output_tokens"]) == (1, 24, 10)
+    assert sum(row["requests"] for row in store.stats(NOON_S, NOON_S + 3600, step_s=3600)) == 4
+
+
+def test_stats_of_a_longer_step_sum_the_minutes(store: Store) -> None:
+    """A step of an hour is the sum of its minutes."""
+    write(store, *(decision(number, time_s=NOON_S + 60 * number) for number in range(5)))
+    (row,) = store.stats(NOON_S, NOON_S + 3600, step_s=3600)
+    assert row["requests"] == 5
+    assert row["time_s"] == NOON_S
+
+
+def test_spend_starts_at_its_hour(store: Store) -> None:
+    """Spend before the hour asked for is left out; accounts are kept apart."""
+    write(store, decision(1, time_s=NOON_S - 3600), decision(2), decision(3, key_id="key_2", cost_nanousd=5))
+    rows = store.spend_since(NOON_S + 30)
+    assert [(row["key_id"], row["cost_nanousd"]) for row in rows] == [("key_1", 1000), ("key_2", 5)]
+
+
+def test_feedback_finds_its_decision_by_any_id_and_in_any_order(store: Store) -> None:
+    """Feedback names a response or request id, and may be shipped before its decision."""
+    by_response = feedback(1, 1.0, decision_id="", response_id="chatcmpl-1")
+    by_request = feedback(2, 0.0, decision_id="", request_id="req_2")
+    write(store, by_response, decision(1), by_request)
+    write(store, decision(2))
+    assert [row["decision_id"] for row in store.feedback()] == ["dec_2", "dec_1"]
+
+
+def test_feedback_of_another_tenant_attaches_to_nothing(store: Store) -> None:
+    """Clients choose request ids, so two tenants may use the same one."""
+    stranger = feedback(1, 0.0, decision_id="", request_id="req_1", tenant="other")
+    write(store, decision(1), stranger)
+    write(store, decision(2, request_id="req_1", tenant="third"))
+    assert [row["decision_id"] for row in store.feedback()] == [None]
+
+
+def test_the_later_feedback_of_an_id_stays(store: Store) -> None:
+    """A corrected score replaces the older one, whichever is shipped first."""
+    write(store, feedback(1, 0.2, time_s=NOON_S + 9))
+    write(store, feedback(1, 1.0, time_s=NOON_S + 3))
+    (row,) = store.feedback(decision_id="dec_1")
+    assert row["score"] == 0.2
+    assert store.feedback_by_id("fb_1") == feedback(1, 0.2, time_s=NOON_S + 9)
+
+
+def test_a_response_is_its_tenants_and_a_deletion_is_final(store: Store) -> None:
+    """Stored responses never cross tenants; a late copy can't bring a deleted one back."""
+    made = ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", input=b'["hi"]', output=b'{"id":"resp_1"}')
+    gone = ResponseRecord(id="resp_1", time_s=2.0, tenant="acme", deleted=True)
+    write(store, made)
+    assert store.response("resp_1", "acme") == made
+    assert store.response("resp_1", "other") is None
+    write(store, gone)
+    write(store, made)
+    found = store.response("resp_1", "acme")
+    assert found is not None and found.deleted and found.output == b""
+
+
+def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
+    """The plaintext is nowhere; a name is unique among live keys; each change leaves an audit line."""
+    key = KeyRecord(id="key_1", name="ci", key_hash=hash_key("hg-secret"), prefix="hg-s", created_s=1.0)
+    store.add_key(key, actor="admin")
+    with pytest.raises(ValueError, match="ci"):
+        store.add_key(KeyRecord(id="key_2", name="ci", key_hash="x", prefix="", created_s=2.0), actor="admin")
+    assert store.keys() == [key] == [store.key("key_1")]
+    revoked = KeyRecord(
+        id="key_1", name="ci", key_hash=key.key_hash, prefix="hg-s", created_s=1.0, revoked_s=5.0
+    )
+    store.replace_key(revoked, actor="admin")
+    assert store.keys(revoked=False) == []
+    assert [row["action"] for row in store.audit_log()] == ["key.revoke", "key.create"]
+    assert "hg-secret" not in str(store.audit_log()) + str(store.keys())
+
+
+def test_settings_keep_every_version(store: Store) -> None:
+    """A saved setting adds a version; older ones can be read."""
+    assert store.setting("routes") is None
+    assert store.save_setting("routes", {"auto": 0.5}, "admin") == 1
+    assert store.save_setting("routes", {"auto": 0.7}, "admin") == 2
+    assert store.setting("routes") == {"auto": 0.7}
+    assert store.setting("routes", version=1) == {"auto": 0.5}
+    assert [row["version"] for row in store.setting_versions("routes")] == [2, 1]
+
+
+def test_at_most_one_version_of_a_router_is_live(store: Store) -> None:
+    """Promoting one retires the one before."""
+    store.save_router_version(RouterVersion("knn", "1", 1.0, "live"), "admin")
+    store.save_router_version(RouterVersion("knn", "2", 2.0, "candidate", metrics={"aiq": 0.7}), "admin")
+    store.save_router_version(RouterVersion("knn", "2", 2.0, "live", metrics={"aiq": 0.7}), "admin")
+    states = [(version.version, version.state) for version in store.router_versions("knn")]
+    assert states == [("2", "live"), ("1", "retired")]
+    assert store.router_versions("knn")[0].metrics == {"aiq": 0.7}
+
+
+def test_retention_forgets_decisions_but_not_money(store: Store) -> None:
+    """Old decisions, feedback and responses go; spend, keys and audit stay."""
+    write(
+        store,
+        *(decision(number) for number in range(5)),
+        feedback(1, 1.0),
+        ResponseRecord(id="resp_1", time_s=NOON_S, tenant="acme"),
+        AuditRecord(id="a", time_s=NOON_S, actor="x", action="y"),
+        decision(99, time_s=NOON_S + 40 * 86400),
+    )
+    assert store.forget_old(NOON_S + 41 * 86400) == 7
+    assert [row["id"] for row in store.decisions(DecisionFilter())] == ["dec_99"]
+    assert sum(row["cost_nanousd"] for row in store.spend_since(0)) == 6000
+    assert len(store.audit_log()) == 1
+
+
+def test_dashboard_questions_are_answered_from_indexes(store: Store) -> None:
+    """No query of the list or the look-ups reads all decisions."""
+    write(store, *(decision(number) for number in range(3)))
+    with store.engine.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        for column in ("id", "response_id", "request_id"):
+            query = f"{explain} SELECT payload FROM decisions WHERE {column} = 'x'"
+            plan = str(connection.exec_driver_sql(query).all())
+            assert "SCAN decisions" not in plan and "Seq Scan" not in plan
+        listing = sa.select(decisions.c.id).where(decisions.c.route == "auto", decisions.c.time_s >= 1.0)
+        text = listing.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = str(connection.exec_driver_sql(f"{explain} {text}").all())
+        assert "decisions_" in plan
+
+
+def test_records_have_no_kind_the_store_forgets() -> None:
+    """Each kind of the union is one that write_records handles."""
+    assert set(Record.__args__) == {DecisionRecord, FeedbackRecord, ResponseRecord, AuditRecord}

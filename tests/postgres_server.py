@@ -1,0 +1,105 @@
+"""A real PostgreSQL server for the session, on a free port; tests that ask for it are skipped where none is installed.
+
+As root the server runs as user `postgres` (it refuses root); fsync is off, since nothing here outlives the session.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+
+@dataclass
+class PostgresServer:
+    """A running server; `new_database` gives each test its own."""
+
+    binaries: Path
+    folder: Path
+    port: int = field(default=0)
+
+    def new_database(self) -> str:
+        """URL of a fresh, empty database."""
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(f"{self._url}/postgres", autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        return f"{self._url}/{name}"
+
+    def start(self) -> None:
+        """Starts (again) on the same port."""
+        if not self.port:
+            self.port = _free_port()
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c shared_buffers=16MB"
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", self._log, "-w", "start")
+
+    def stop(self) -> None:
+        """As a crash does: connections break."""
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
+
+    def create(self) -> None:
+        """Lays the cluster's files."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        self._run(
+            "initdb", "-D", str(self.folder / "data"), "-U", "headgate", "-A", "trust", "-N", "-E", "UTF8"
+        )
+
+    @property
+    def _url(self) -> str:
+        return f"postgresql://headgate@127.0.0.1:{self.port}"
+
+    @property
+    def _log(self) -> str:
+        return str(self.folder / "log")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        as_user = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        )
+        command = [*as_user, str(self.binaries / program), *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode:
+            log = Path(self._log)
+            raise RuntimeError(f"{program}: {done.stderr} {log.read_text() if log.exists() else ''}")
+
+
+def binaries() -> Path | None:
+    """Where the server's programs are: on the path, or where Debian puts them (newest first)."""
+    if found := shutil.which("initdb"):
+        return Path(found).parent
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server per test process."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="hgpg", dir="/tmp"))
+    server = PostgresServer(programs, folder)
+    try:
+        server.create()
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
