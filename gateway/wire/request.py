@@ -5,11 +5,12 @@ from __future__ import annotations
 from gateway.wire.body import Raw, decode, encode, to_raw
 from gateway.wire.describe import Described, describe, estimate_tokens
 from gateway.wire.responses import responses_input
-from gateway.wire.translate import translate_request
+from gateway.wire.translate import ask_usage, translate_request
 
 __all__ = [
     "Described",
     "Raw",
+    "ask_usage",
     "decode",
     "describe",
     "encode",

@@ -163,6 +163,29 @@ class ResponsesWriter:
         failed = {**self._response, "status": "failed", "error": error, "output": self._output}
         return out + self._event("response.failed", response=failed)
 
+    def _replay_item(self, index: int, item: Item) -> bytes:
+        parts = item.get("content") or []
+        empty = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
+        out = self._add(item | empty | {"status": "in_progress"})
+        for number, part in enumerate(parts):
+            out += self._replay_part(index, number, part)
+        if item["type"] == "function_call":
+            place, arguments = self._place(index), item["arguments"]
+            out += self._event("response.function_call_arguments.delta", **place, delta=arguments)
+            done = {"name": item["name"], "arguments": arguments}
+            out += self._event("response.function_call_arguments.done", **place, **done)
+        return out + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _replay_part(self, index: int, number: int, part: dict[str, Any]) -> bytes:
+        kind = part["type"]
+        place = {**self._place(index), "content_index": number}
+        extra = {"logprobs": []} if kind == "output_text" else {}
+        text = part[_FIELDS[kind]]
+        out = self._event("response.content_part.added", **place, part=_part(kind, ""))
+        out += self._event(_DELTAS[kind], **place, delta=text, **extra)
+        out += self._event(_DELTAS[kind].replace(".delta", ".done"), **place, **{_FIELDS[kind]: text}, **extra)
+        return out + self._event("response.content_part.done", **place, part=part)
+
     def _event(self, kind: str, **fields: Any) -> bytes:
         payload = encode_json({"type": kind, "sequence_number": self._sequence, **fields})
         self._sequence += 1
@@ -173,3 +196,13 @@ def _part(kind: str, text: str) -> dict[str, Any]:
     if kind == "output_text":
         return {"type": kind, "text": text, "annotations": [], "logprobs": []}
     return {"type": kind, _FIELDS[kind]: text}
+
+
+def replay_response(response: dict[str, Any]) -> bytes:
+    """A stored response as its stream, with its own ids."""
+    writer = ResponsesWriter("", {})
+    writer._response = response | {"status": "in_progress", "output": [], "usage": None}
+    events = [writer._start()]
+    for index, item in enumerate(response["output"]):
+        events.append(writer._replay_item(index, item))
+    return b"".join([*events, writer._event(f"response.{response['status']}", response=response)])

@@ -1,0 +1,308 @@
+"""Requests of completions, messages and responses as chat requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+from gateway.errors import CallerError
+from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
+from gateway.wire.responses import input_items
+
+Json = dict[str, Any]
+_PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
+_PASSED_COMPLETIONS = (
+    "n", "stop", "max_tokens", "frequency_penalty", "presence_penalty", "logit_bias", "stream_options",
+)  # fmt: skip
+_PASSED_RESPONSES = (
+    "parallel_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+)  # fmt: skip
+
+
+def refuse(param: str, why: str) -> CallerError:
+    return CallerError(f"'{param}': {why}", param=param, code="unsupported_parameter")
+
+
+def _passed(raw: Raw, *names: str) -> Raw:
+    return {name: raw[name] for name in (*_PASSED, *names) if name in raw}
+
+
+def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
+    """Refuse fields that are there and neither null nor their neutral value."""
+    for name in names:
+        if is_set(raw, name) and bytes(raw[name]).strip() not in (b"0", b"0.0", b"false", b"[]", b"{}", b'""'):
+            raise refuse(name, why)
+
+
+# completions
+
+
+def completions_to_chat(raw: Raw) -> Raw:
+    """One text prompt becomes one user message."""
+    refuse_set(raw, ("suffix", "echo", "logprobs"), "this model has no text completion API.")
+    if read(raw, "best_of", int, 1) > 1:
+        raise refuse("best_of", "this model has no text completion API.")
+    prompt: Any = read(raw, "prompt", str | list[Any], "")  # type: ignore[arg-type]
+    if isinstance(prompt, list):
+        if len(prompt) != 1 or not isinstance(prompt[0], str):
+            raise refuse("prompt", "this model takes one prompt of text, not tokens or several prompts.")
+        prompt = prompt[0]
+    messages = [{"role": "user", "content": prompt}]
+    return _passed(raw, *_PASSED_COMPLETIONS) | to_raw({"messages": messages})
+
+
+# messages
+
+
+def messages_to_chat(raw: Raw) -> Raw:
+    refuse_set(raw, ("container", "mcp_servers", "context_management"), "this model's API has no equivalent.")
+    messages: list[Json] = []
+    if is_set(raw, "system"):
+        system: Any = read(raw, "system", str | list[Json], "")  # type: ignore[arg-type]
+        messages.append({"role": "system", "content": _joined(system, "system")})
+    for message in read(raw, "messages", list[Json], []):
+        messages += _from_anthropic(message)
+    fields: Json = {"messages": messages}
+    if is_set(raw, "max_tokens"):
+        fields["max_completion_tokens"] = raw["max_tokens"]
+    if is_set(raw, "stop_sequences"):
+        fields["stop"] = raw["stop_sequences"]
+    if is_set(raw, "tools"):
+        fields["tools"] = [_tool_from_anthropic(tool) for tool in read(raw, "tools", list[Json], [])]
+    if is_set(raw, "tool_choice"):
+        fields |= _choice_from_anthropic(read(raw, "tool_choice", Json, {}))
+    fields |= _effort_and_format(raw)
+    user = read(raw, "metadata", Json, {}).get("user_id")
+    if isinstance(user, str):
+        fields["user"] = user
+    return _passed(raw) | to_raw(fields)
+
+
+def _joined(content: Any, param: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise CallerError(f"'{param}' must be a string or an array of blocks.", param=param, code="invalid_type")
+    return "\n\n".join(str(block.get("text", "")) for block in content)
+
+
+def _from_anthropic(message: Json) -> list[Json]:
+    content, role = message.get("content"), message.get("role")
+    if role == "system":
+        return [{"role": "system", "content": _joined(content, "messages")}]
+    if role not in ("user", "assistant"):
+        raise CallerError(f"Unknown role {role!r}.", param="messages", code="invalid_value")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise CallerError("'content' must be a string or an array of blocks.", param="messages", code="invalid_type")
+    return _assistant_turn(content) if role == "assistant" else _user_turn(content)
+
+
+def _assistant_turn(blocks: list[Json]) -> list[Json]:
+    texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
+    turn: Json = {"role": "assistant", "content": "".join(texts) or None}
+    calls = [_call_from_anthropic(block) for block in blocks if block.get("type") == "tool_use"]
+    if calls:
+        turn["tool_calls"] = calls
+    elif turn["content"] is None:
+        turn["content"] = ""
+    return [turn]
+
+
+def _call_from_anthropic(block: Json) -> Json:
+    arguments = encode_json(block.get("input") or {}).decode()
+    return {
+        "id": str(block.get("id", "")),
+        "type": "function",
+        "function": {"name": str(block.get("name", "")), "arguments": arguments},
+    }
+
+
+def _user_turn(blocks: list[Json]) -> list[Json]:
+    """Tool results become messages of their own, before what the user says; their images go with the user."""
+    results: list[Json] = []
+    parts: list[Json] = []
+    for block in blocks:
+        if block.get("type") != "tool_result":
+            parts.append(_part_from_anthropic(block))
+            continue
+        content = block.get("content") or ""
+        inner = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [str(piece.get("text", "")) for piece in inner if piece.get("type") == "text"]
+        parts += [_part_from_anthropic(piece) for piece in inner if piece.get("type") != "text"]
+        tool_id = str(block.get("tool_use_id", ""))
+        results.append({"role": "tool", "tool_call_id": tool_id, "content": "\n".join(texts)})
+    if not parts:
+        return results
+    only_text = all(part["type"] == "text" for part in parts) and len(parts) == 1
+    return [*results, {"role": "user", "content": parts[0]["text"] if only_text else parts}]
+
+
+def _part_from_anthropic(block: Json) -> Json:
+    kind, source = block.get("type"), block.get("source") or {}
+    if kind == "text":
+        return {"type": "text", "text": str(block.get("text", ""))}
+    if kind == "image" and source.get("type") == "url":
+        return {"type": "image_url", "image_url": {"url": source["url"]}}
+    if kind == "image" and source.get("type") == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+        return {"type": "image_url", "image_url": {"url": url}}
+    if kind == "document" and source.get("type") == "text":
+        return {"type": "text", "text": str(source.get("data", ""))}
+    if kind == "document" and source.get("type") == "base64":
+        data = f"data:{source.get('media_type')};base64,{source.get('data')}"
+        name = block.get("title") or "document.pdf"
+        return {"type": "file", "file": {"filename": name, "file_data": data}}
+    raise refuse("messages", f"this model can't be given a block of type {kind!r}.")
+
+
+def _tool_from_anthropic(tool: Json) -> Json:
+    if tool.get("type") not in (None, "custom"):
+        raise refuse("tools", f"this model has no server tool {tool.get('type')!r}.")
+    function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {}}
+    for name in ("description", "strict"):
+        if name in tool:
+            function[name] = tool[name]
+    return {"type": "function", "function": function}
+
+
+def _choice_from_anthropic(choice: Json) -> Json:
+    kind = choice.get("type")
+    named = {"auto": "auto", "any": "required", "none": "none"}.get(str(kind))
+    if kind == "tool":
+        fields: Json = {"tool_choice": {"type": "function", "function": {"name": choice.get("name")}}}
+    elif named:
+        fields = {"tool_choice": named}
+    else:
+        raise refuse("tool_choice", f"unknown type {kind!r}.")
+    if choice.get("disable_parallel_tool_use"):
+        fields["parallel_tool_calls"] = False
+    return fields
+
+
+def _effort_and_format(raw: Raw) -> Json:
+    fields: Json = {}
+    thinking = read(raw, "thinking", Json, {})
+    if thinking.get("type") == "enabled" and isinstance(thinking.get("budget_tokens"), int):
+        budget = thinking["budget_tokens"]
+        fields["reasoning_effort"] = "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
+    config = read(raw, "output_config", Json, {})
+    if config.get("effort") and thinking.get("type") != "disabled":
+        fields["reasoning_effort"] = config["effort"]
+    wanted = config.get("format")
+    if isinstance(wanted, dict):
+        schema = {"name": "answer", "schema": wanted.get("schema") or {}, "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return fields
+
+
+# responses
+
+
+def responses_to_chat(raw: Raw) -> Raw:
+    why = "isn't served here; send the whole conversation, or previous_response_id."
+    refuse_set(raw, ("background", "conversation", "prompt", "max_tool_calls"), why)
+    messages: list[Json] = []
+    if is_set(raw, "instructions"):
+        messages.append({"role": "system", "content": read(raw, "instructions", str, "")})
+    for item in input_items(raw):
+        _add_item(messages, item)
+    fields: Json = {"messages": messages}
+    if is_set(raw, "max_output_tokens"):
+        fields["max_completion_tokens"] = raw["max_output_tokens"]
+    if is_set(raw, "tools"):
+        fields["tools"] = [_tool_from_responses(tool) for tool in read(raw, "tools", list[Json], [])]
+    if is_set(raw, "tool_choice"):
+        fields["tool_choice"] = _choice_from_responses(raw)
+    if effort := read(raw, "reasoning", Json, {}).get("effort"):
+        fields["reasoning_effort"] = effort
+    if is_set(raw, "text"):
+        fields |= _text_config(read(raw, "text", Json, {}))
+    if "message.output_text.logprobs" in read(raw, "include", list[str], []):
+        fields["logprobs"] = True
+        if is_set(raw, "top_logprobs"):
+            fields["top_logprobs"] = raw["top_logprobs"]
+    return _passed(raw, *_PASSED_RESPONSES) | to_raw(fields)
+
+
+def _add_item(messages: list[Json], item: Json) -> None:
+    kind = item.get("type", "message")
+    if kind == "message":
+        messages.append(_message_from_item(item))
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": None})
+        messages[-1].setdefault("tool_calls", []).append(call)
+    elif kind == "function_call_output":
+        output = item.get("output")
+        content = output if isinstance(output, str) else _parts_from_responses(output)
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+    elif kind != "reasoning":
+        raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
+
+
+def _message_from_item(item: Json) -> Json:
+    role, content = item.get("role"), item.get("content")
+    if role not in ("user", "assistant", "system", "developer"):
+        raise CallerError(f"Unknown role {role!r}.", param="input", code="invalid_value")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    parts = _parts_from_responses(content)
+    if role == "user":
+        return {"role": role, "content": parts}
+    return {"role": role, "content": "".join(part.get("text", "") for part in parts)}
+
+
+def _parts_from_responses(content: Any) -> list[Json]:
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise CallerError("'content' must be a string or an array of parts.", param="input", code="invalid_type")
+    return [_part_from_responses(part) for part in content]
+
+
+def _part_from_responses(part: Json) -> Json:
+    kind = part.get("type")
+    if kind in ("input_text", "output_text", "text", "refusal"):
+        return {"type": "text", "text": str(part.get("text", part.get("refusal", "")))}
+    if kind == "input_image" and isinstance(part.get("image_url"), str):
+        image = {"url": part["image_url"]}
+        if part.get("detail"):
+            image["detail"] = part["detail"]
+        return {"type": "image_url", "image_url": image}
+    if kind == "input_file" and (part.get("file_data") or part.get("file_id")):
+        names = ("file_data", "file_id", "filename")
+        return {"type": "file", "file": {name: part[name] for name in names if part.get(name)}}
+    raise refuse("input", f"a part of type {kind!r} can't be served by this model.")
+
+
+def _tool_from_responses(tool: Json) -> Json:
+    if tool.get("type") != "function":
+        raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}.")
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+
+
+def _choice_from_responses(raw: Raw) -> Any:
+    choice: Any = read(raw, "tool_choice", str | Json, "auto")  # type: ignore[arg-type]
+    if isinstance(choice, str):
+        return choice
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    raise refuse("tool_choice", f"unknown type {choice.get('type')!r}.")
+
+
+def _text_config(text: Json) -> Json:
+    fields: Json = {}
+    if text.get("verbosity"):
+        fields["verbosity"] = text["verbosity"]
+    wanted = text.get("format")
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif isinstance(wanted, dict) and wanted.get("type") != "text":
+        fields["response_format"] = wanted
+    return fields
+
+

@@ -1,0 +1,183 @@
+"""Chat requests as Anthropic's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.errors import CallerError
+from gateway.wire.body import Raw, is_set, read, to_raw
+from gateway.wire.chunk import BAD_JSON
+from gateway.wire.to_chat import refuse, refuse_set
+
+Json = dict[str, Any]
+DEFAULT_MAX_TOKENS = 4096
+_IMPOSSIBLE = ("frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options")
+_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
+
+
+def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
+    refuse_set(raw, _IMPOSSIBLE, "this model's API has no equivalent.")
+    refuse_set(raw, ("functions", "function_call"), "is deprecated; send 'tools' and 'tool_choice'.")
+    if read(raw, "n", int, 1) > 1:
+        raise refuse("n", "this model gives one answer a request.")
+    if "audio" in read(raw, "modalities", list[str], []):
+        raise refuse("modalities", "this model gives no audio.")
+    fields: Json = _conversation(read(raw, "messages", list[Json], []))
+    fields["max_tokens"] = _limit(raw, max_tokens)
+    if is_set(raw, "stop"):
+        stop: Any = read(raw, "stop", str | list[str], "")  # type: ignore[arg-type]
+        fields["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+    if is_set(raw, "tools"):
+        fields["tools"] = [_tool(tool) for tool in read(raw, "tools", list[Json], [])]
+        fields |= _tool_choice(raw)
+    fields |= _output_config(raw)
+    for name in ("safety_identifier", "user"):
+        if is_set(raw, name):
+            fields["metadata"] = {"user_id": read(raw, name, str, "")}
+            break
+    passed = {name: raw[name] for name in ("model", "stream", "headgate") if name in raw}
+    return passed | to_raw(fields)
+
+
+def _limit(raw: Raw, default: int) -> int:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if limit := read(raw, name, int, 0):
+            return limit
+    return default
+
+
+def _conversation(messages: list[Json]) -> Json:
+    """System texts go to the top; neighbours of one role become one turn, as tool results must stay together."""
+    system: list[str] = []
+    turns: list[Json] = []
+    for message in messages:
+        role = message.get("role")
+        if role in ("system", "developer"):
+            system += [part["text"] for part in _blocks(message.get("content")) if part["type"] == "text"]
+            continue
+        role, blocks = _turn(str(role), message)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    fields: Json = {"messages": turns}
+    if system:
+        fields["system"] = "\n\n".join(system)
+    return fields
+
+
+def _turn(role: str, message: Json) -> tuple[str, list[Json]]:
+    content = message.get("content")
+    if role == "user":
+        return "user", _blocks(content)
+    if role == "assistant":
+        return "assistant", _blocks(content) + [_call(call) for call in message.get("tool_calls") or ()]
+    if role == "tool":
+        result = content if isinstance(content, str) else _blocks(content)
+        block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": result}
+        return "user", [block]
+    raise CallerError(f"Role {role!r} can't be served by this model.", param="messages", code="invalid_value")
+
+
+def _blocks(content: Any) -> list[Json]:
+    """Empty texts are left out: Anthropic refuses them."""
+    if content is None or content == "":
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise CallerError("'content' must be a string or an array of parts.", param="messages", code="invalid_type")
+    return [block for part in content if (block := _block(part)) != {"type": "text", "text": ""}]
+
+
+def _block(part: Json) -> Json:
+    kind = part.get("type")
+    if kind in ("text", "refusal"):
+        return {"type": "text", "text": str(part.get("text", part.get("refusal", "")))}
+    if kind == "image_url":
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        return {"type": "image", "source": _source(str(url))}
+    if kind == "file" and isinstance(part.get("file"), dict):
+        source = _source(str(part["file"].get("file_data", "")))
+        if source["type"] == "base64":
+            return {"type": "document", "source": source}
+    raise refuse("messages", f"this model can't be given a part of type {kind!r}.")
+
+
+def _source(url: str) -> Json:
+    if url.startswith("data:"):
+        head, _, data = url[5:].partition(",")
+        media_type, *options = head.split(";")
+        if "base64" not in options or not media_type:
+            raise CallerError("A data URL must be base64 and name its type.", param="messages", code="invalid_value")
+        return {"type": "base64", "media_type": media_type, "data": data}
+    if url.startswith(("https://", "http://")):
+        return {"type": "url", "url": url}
+    raise CallerError("An image must be an http(s) or a data URL.", param="messages", code="invalid_value")
+
+
+def _call(call: Any) -> Json:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise refuse("messages", "only calls of functions can be served by this model.")
+    try:
+        given = msgspec.json.decode(function.get("arguments") or "{}")
+    except (*BAD_JSON, TypeError):
+        given = None
+    if not isinstance(given, dict):
+        given = {"_raw": function.get("arguments")}  # a model's own bad arguments mustn't end the conversation
+    return {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given}
+
+
+def _tool(tool: Json) -> Json:
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        raise refuse("tools", f"this model has no tool of type {tool.get('type')!r}.")
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    written = {"name": function.get("name"), "input_schema": schema}
+    for name in ("description", "strict"):
+        if function.get(name) is not None:
+            written[name] = function[name]
+    return written
+
+
+def _tool_choice(raw: Raw) -> Json:
+    given: Any = read(raw, "tool_choice", str | Json, "")  # type: ignore[arg-type]
+    serial = is_set(raw, "parallel_tool_calls") and not read(raw, "parallel_tool_calls", bool, True)
+    if isinstance(given, dict):
+        function = given.get("function")
+        if given.get("type") != "function" or not isinstance(function, dict):
+            raise refuse("tool_choice", f"unknown type {given.get('type')!r}.")
+        choice: Json = {"type": "tool", "name": function.get("name")}
+    elif given in ("", "auto", "required", "none"):
+        choice = {"type": {"required": "any", "none": "none"}.get(given, "auto")}
+    else:
+        raise CallerError(f"Unknown 'tool_choice' {given!r}.", param="tool_choice", code="invalid_value")
+    if serial and choice["type"] != "none":
+        choice["disable_parallel_tool_use"] = True
+    return {"tool_choice": choice} if given or serial else {}
+
+
+def _output_config(raw: Raw) -> Json:
+    fields: Json = {}
+    config: Json = {}
+    effort = read(raw, "reasoning_effort", str, "")
+    if effort == "none":
+        fields["thinking"] = {"type": "disabled"}
+    elif effort:
+        if effort not in _EFFORTS:
+            raise CallerError(f"Unknown 'reasoning_effort' {effort!r}.", param="reasoning_effort", code="invalid_value")
+        config["effort"] = _EFFORTS[effort]
+        fields["thinking"] = {"type": "adaptive"}
+    wanted = read(raw, "response_format", Json, {})
+    if wanted.get("type") == "json_schema":
+        schema = wanted.get("json_schema")
+        if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
+            raise CallerError("'response_format' lacks its schema.", param="response_format", code="invalid_value")
+        config["format"] = {"type": "json_schema", "schema": schema["schema"]}
+    if config:
+        fields["output_config"] = config
+    return fields
