@@ -61,9 +61,9 @@ class Pool:
     async def send(self, head: bytes, body: bytes, *, timeout_s: float) -> Response:
         """Write a request and return its answer when the answer's head is in.
 
-        `head` is whole header lines; the body's length and the empty line are added here. Raises UpstreamError: `connect`,
-        `timeout`, `reset` or `bad_response`. A request that went out on a kept-alive connection which
-        died before it said anything is sent once more.
+        `head` is whole header lines; the body's length and the empty line are added here. Raises
+        UpstreamError: `connect`, `timeout`, `reset` or `bad_response`. A request that went out on a
+        kept-alive connection which died before it said anything is sent once more.
         """
         deadline = _now() + timeout_s
         head = b"%bcontent-length: %d\r\n\r\n" % (head, len(body))

@@ -1,0 +1,251 @@
+"""A real upstream that does what a script says: the shipped provider of kind `scripted`.
+
+It speaks chat, completions, embeddings and Anthropic messages on a TCP port or a unix socket, honestly by
+default, and misbehaves at byte level where its script wants that. So failover, budgets, routers and
+cascades can be tried, demonstrated and tested without a provider's key, over real sockets.
+
+    python -m gateway.providers.scripted --port 9000 --scripts '{"flaky": [{"status": 503}, {"text": "ok"}]}'
+
+    async with ScriptedServer({"flaky": [{"status": 503}, {"text": "ok"}]}) as server:
+        server.url  # http://127.0.0.1:PORT/v1
+
+GET /_seen tells what it saw. It checks no credentials and holds no state but how far each script has come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import socket
+import ssl
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import msgspec
+from httptools import HttpParserError, HttpRequestParser
+
+from gateway.providers.scripted_play import Act, Frame, dialect_of, error_body, json_answer, play
+from gateway.providers.scripted_script import Scripts, Seen, Step
+
+RECENT = 100
+"""Requests that GET /_seen remembers."""
+_LINGER_0 = struct.pack("ii", 1, 0)
+
+
+class ScriptedServer:
+    """Serves while its context is open. `url` is its base URL, `seen` what it saw."""
+
+    def __init__(
+        self,
+        scripts: Mapping[str, object] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        uds: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.scripts = Scripts(scripts)
+        self.seen = Seen()
+        self.url = ""
+        self._host, self._port, self._uds, self._tls = host, port, uds, tls
+        self._server: asyncio.Server | None = None
+        self.connections: set[_Connection] = set()
+
+    async def __aenter__(self) -> ScriptedServer:
+        loop = asyncio.get_running_loop()
+        if self._uds:
+            self._server = await loop.create_unix_server(lambda: _Connection(self), self._uds, ssl=self._tls)
+            self.url = f"unix:{self._uds}:/v1"
+        else:
+            self._server = await loop.create_server(
+                lambda: _Connection(self), self._host, self._port, ssl=self._tls, backlog=1024
+            )
+            port = self._server.sockets[0].getsockname()[1]
+            self.url = f"{'https' if self._tls else 'http'}://{self._host}:{port}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop listening and leave every client."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.act(Act.CLOSE)
+        self._server = None
+
+    def drop_clients(self) -> None:
+        """Close every connection, as a server does that restarts; it goes on listening."""
+        for connection in list(self.connections):
+            connection.act(Act.CLOSE)
+
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Iterator[Frame]:
+        if method == "GET":
+            return iter([self._tell(path)])
+        dialect = dialect_of(path)
+        if dialect is None:
+            return iter([json_answer(404, error_body("chat", 404, Step()))])
+        try:
+            request = msgspec.json.decode(body)
+            assert isinstance(request, dict)
+        except (msgspec.DecodeError, AssertionError):
+            return iter(
+                [json_answer(400, error_body(dialect, 400, Step(error="the body is not a JSON object")))]
+            )
+        model = str(request.setdefault("model", _deployment(path)))
+        self._note(path, headers, model, len(body))
+        return play(request, dialect, self.scripts.next(model), f"scripted-{self.seen.requests}")
+
+    def _tell(self, path: str) -> bytes:
+        if path == "/_seen":
+            self.seen.open = len(self.connections)
+            return json_answer(200, msgspec.to_builtins(self.seen))
+        if path.endswith("/models"):
+            models = [
+                {"id": m, "object": "model", "created": 0, "owned_by": "scripted"}
+                for m in self.scripts.models
+            ]
+            return json_answer(200, {"object": "list", "data": models})
+        return json_answer(200 if path == "/healthz" else 404, {"status": "ok"})
+
+    def _note(self, path: str, headers: dict[str, str], model: str, size: int) -> None:
+        seen = self.seen
+        seen.requests += 1
+        seen.by_model[model] = seen.by_model.get(model, 0) + 1
+        seen.recent.append({"path": path, "headers": headers, "model": model, "bytes": size})
+        del seen.recent[:-RECENT]
+
+
+def _deployment(path: str) -> str:
+    """Azure names the model in the path."""
+    return path.partition("/deployments/")[2].partition("/")[0] or "default"
+
+
+class _Connection(asyncio.Protocol):
+    """Reads requests and plays their frames one after the other; a paused socket pauses the play."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self.server = server
+        self.parser = HttpRequestParser(self)
+        self.transport: asyncio.Transport | None = None
+        self.path = b""
+        self.headers: dict[str, str] = {}
+        self.body: list[bytes] = []
+        self.requests: list[Iterator[Frame]] = []
+        self.playing: Iterator[Frame] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.paused = False
+        self.left_by_us = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.server.connections.add(self)
+        self.server.seen.connections += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.playing is not None and not self.left_by_us:
+            self.server.seen.disconnects += 1
+        self.transport = self.playing = None
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:
+            self.act(Act.CLOSE)
+
+    def on_url(self, url: bytes) -> None:
+        self.path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        self.body.append(body)
+
+    def on_message_complete(self) -> None:
+        method = self.parser.get_method().decode("latin-1")
+        path, headers, body = self.path.decode("latin-1"), self.headers, b"".join(self.body)
+        self.path, self.headers, self.body = b"", {}, []
+        self.requests.append(self.server.answer(method, path, headers, body))
+        if self.playing is None:
+            self.play()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.timer is None:
+            self.play()
+
+    def play(self) -> None:
+        """Go on until the frames are done, the socket is full, or there is something to wait for."""
+        self.timer = None
+        while self.transport is not None and not self.paused:
+            if self.playing is None:
+                if not self.requests:
+                    return
+                self.playing = self.requests.pop(0)
+            frame: Any = next(self.playing, None)
+            if frame is None:
+                self.playing = None
+            elif isinstance(frame, bytes):
+                self.transport.write(frame)
+            elif isinstance(frame, Act):
+                self.act(frame)
+                return
+            elif frame > 0:
+                self.timer = asyncio.get_running_loop().call_later(frame, self.play)
+                return
+
+    def act(self, act: Act) -> None:
+        if self.transport is None or act is Act.STALL:
+            return
+        self.left_by_us = True
+        if act is Act.RESET:
+            raw = self.transport.get_extra_info("socket")
+            if raw.family != socket.AF_UNIX:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    server = ScriptedServer(
+        json.loads(arguments.scripts), host=arguments.host, port=arguments.port, uds=arguments.uds
+    )
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with server:
+        print(server.url, flush=True)
+        await stopped.wait()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.providers.scripted", description="A scripted upstream."
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one; the base URL is printed")
+    parser.add_argument("--uds", default="", help="listen on a unix socket instead")
+    parser.add_argument("--scripts", default="{}", help="JSON: model -> list of steps")
+    arguments = parser.parse_args(argv)
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(arguments))
+    else:
+        uvloop.run(_serve(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""What a scripted upstream says: the content of an answer, rendered in each dialect, whole or as events.
+
+Pure: a request and a step in, JSON out. Tokens are words with the white space that follows them, so the
+usage it reports can be checked by counting.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.providers.scripted_script import Step, ToolCall
+
+Json = dict[str, Any]
+CREATED = 1_700_000_000
+"""Answers are deterministic, so time stands still."""
+IMAGE_TOKENS = 85
+DIMENSIONS = 64
+_TOKEN = re.compile(r"\S+\s*|\s+")
+_ANTHROPIC_STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+encode = msgspec.json.encode
+
+
+class Answer(msgspec.Struct):
+    """The content, before any dialect."""
+
+    id: str
+    model: str
+    tokens: list[str]
+    tool_calls: list[ToolCall]
+    finish_reason: str
+    logprob: float
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    n: int
+    wants_logprobs: bool
+    tells_usage: bool
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
+    """What `step` answers to `request`."""
+    tools = step.tool_calls or ([] if step.text is not None else _forced_tool(request))
+    text = step.text if step.text is not None else ("" if tools else _own_words(request))
+    if len(text) < step.body_bytes:
+        text += " lorem" * ((step.body_bytes - len(text)) // 6 + 1)
+    tokens, finish = _cut(_TOKEN.findall(text), request)
+    n = max(1, int(request.get("n") or 1))
+    spoken = len(tokens) + sum(len(tokenize(encode(c.arguments).decode())) for c in tools)
+    return Answer(
+        id=answer_id,
+        model=str(request.get("model", "scripted")),
+        tokens=tokens,
+        tool_calls=tools,
+        finish_reason=step.finish_reason or ("tool_calls" if tools else finish),
+        logprob=step.logprob,
+        input_tokens=count_input(request) if step.input_tokens is None else step.input_tokens,
+        output_tokens=(spoken * n if step.output_tokens is None else step.output_tokens),
+        cached_tokens=step.cached_tokens,
+        reasoning_tokens=step.reasoning_tokens,
+        n=n,
+        wants_logprobs=bool(request.get("logprobs")),
+        tells_usage=step.usage,
+    )
+
+
+def tokenize(text: str) -> list[str]:
+    return _TOKEN.findall(text)
+
+
+def count_input(request: Json) -> int:
+    """Tokens of everything the caller said; an image counts 85."""
+    parts = list(_spoken(request.get("system"))) + list(_spoken(request.get("prompt")))
+    parts += list(_spoken(request.get("input")))
+    for message in request.get("messages") or []:
+        parts += list(_spoken(message.get("content")))
+    return sum(IMAGE_TOKENS if part is None else len(tokenize(part)) for part in parts)
+
+
+def _spoken(content: Any) -> Iterator[str | None]:
+    """The texts in a content field; None stands for an image."""
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict) and part.get("type") in ("image_url", "image", "input_image"):
+            yield None
+        elif isinstance(part, dict) and "text" in part:
+            yield str(part["text"])
+
+
+def _own_words(request: Json) -> str:
+    schema = _schema_of(request)
+    if schema is not None:
+        return encode(instance_of(schema)).decode()
+    for message in reversed(request.get("messages") or []):
+        if message.get("role") == "user":
+            return " ".join(part for part in _spoken(message.get("content")) if part)
+    return " ".join(part for part in _spoken(request.get("prompt")) if part)
+
+
+def _schema_of(request: Json) -> Json | None:
+    form = request.get("response_format") or {}
+    if form.get("type") == "json_schema":
+        return dict(form.get("json_schema", {}).get("schema") or {})
+    return {"type": "object"} if form.get("type") == "json_object" else None
+
+
+def _forced_tool(request: Json) -> list[ToolCall]:
+    """A tool the caller insists on, called with the least arguments its schema allows."""
+    choice = request.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind not in ("required", "any", "function", "tool"):
+        return []
+    wanted = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
+    for tool in request.get("tools") or []:
+        function = tool.get("function") or tool
+        if wanted in (None, function.get("name")):
+            schema = function.get("parameters") or function.get("input_schema") or {}
+            return [ToolCall(str(function["name"]), dict(instance_of({"type": "object", **schema})))]
+    return []
+
+
+def instance_of(schema: Json) -> Any:
+    """The least value that fits a JSON schema, for the parts of it that schemas for models use."""
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for union in ("anyOf", "oneOf"):
+        if schema.get(union):
+            return instance_of(schema[union][0])
+    kind = schema.get("type", "object")
+    if isinstance(kind, list):
+        kind = kind[0]
+    if kind == "object":
+        properties = schema.get("properties") or {}
+        return {
+            name: instance_of(properties.get(name) or {}) for name in schema.get("required") or properties
+        }
+    if kind == "array":
+        return [instance_of(schema.get("items") or {}) for _ in range(int(schema.get("minItems") or 0))]
+    return {"string": "text", "integer": schema.get("minimum", 0), "number": 0.5, "boolean": True}.get(kind)
+
+
+def _cut(tokens: list[str], request: Json) -> tuple[list[str], str]:
+    stops = request.get("stop") or request.get("stop_sequences") or []
+    text = "".join(tokens)
+    places = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := text.find(stop)) >= 0]
+    if places:
+        tokens = tokenize(text[: min(places)])
+    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    if most and len(tokens) > int(most):
+        return tokens[: int(most)], "length"
+    return tokens, "stop"
+
+
+# ---- OpenAI
+
+
+def usage_openai(answer: Answer) -> Json:
+    return {
+        "prompt_tokens": answer.input_tokens,
+        "completion_tokens": answer.output_tokens + answer.reasoning_tokens,
+        "total_tokens": answer.input_tokens + answer.output_tokens + answer.reasoning_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+    }
+
+
+def _logprob(token: str, logprob: float) -> Json:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+
+
+def _chat_logprobs(answer: Answer, tokens: list[str]) -> Json | None:
+    if not answer.wants_logprobs:
+        return None
+    return {"content": [_logprob(token, answer.logprob) for token in tokens], "refusal": None}
+
+
+def _completion_logprobs(answer: Answer, tokens: list[str]) -> Json | None:
+    if not answer.wants_logprobs:
+        return None
+    return {
+        "tokens": tokens,
+        "token_logprobs": [answer.logprob] * len(tokens),
+        "top_logprobs": None,
+        "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
+    }
+
+
+def _tool_call_openai(answer: Answer, index: int) -> Json:
+    call = answer.tool_calls[index]
+    function = {"name": call.name, "arguments": encode(call.arguments).decode()}
+    return {"id": f"call_{answer.id}_{index}", "type": "function", "function": function}
+
+
+def chat(answer: Answer) -> Json:
+    message: Json = {"role": "assistant", "content": answer.text or None, "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = [_tool_call_openai(answer, i) for i in range(len(answer.tool_calls))]
+    elif message["content"] is None:
+        message["content"] = ""
+    logprobs = _chat_logprobs(answer, answer.tokens)
+    finish = answer.finish_reason
+    return _openai("chat.completion", answer) | {
+        "choices": [
+            {"index": i, "message": message, "logprobs": logprobs, "finish_reason": finish}
+            for i in range(answer.n)
+        ]
+    }
+
+
+def completions(answer: Answer) -> Json:
+    logprobs = _completion_logprobs(answer, answer.tokens)
+    choice = {"text": answer.text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+    return _openai("text_completion", answer) | {"choices": [{"index": i, **choice} for i in range(answer.n)]}
+
+
+def _openai(kind: str, answer: Answer, *, chunk: bool = False) -> Json:
+    body: Json = {"id": answer.id, "object": kind, "created": CREATED, "model": answer.model}
+    if answer.tells_usage and not chunk:
+        body["usage"] = usage_openai(answer)
+    return body
+
+
+def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
+    """Content events first, then finish, then usage where asked for."""
+    base = _openai("chat.completion.chunk", answer, chunk=True)
+    if include_usage:
+        base["usage"] = None
+
+    def event(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return base | {"choices": [choice]}
+
+    for i in range(answer.n):
+        yield event(i, {"role": "assistant", "content": "" if not answer.tool_calls else None})
+    for token in answer.tokens:
+        for i in range(answer.n):
+            yield event(i, {"content": token}, _chat_logprobs(answer, [token]))
+    for number, call in enumerate(answer.tool_calls):
+        opened = _tool_call_openai(answer, number)
+        opened["function"]["arguments"] = ""
+        yield event(0, {"tool_calls": [{"index": number, **opened}]})
+        for piece in tokenize(encode(call.arguments).decode()):
+            yield event(0, {"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
+    for i in range(answer.n):
+        yield event(i, {}, finish=answer.finish_reason)
+    if include_usage and answer.tells_usage:
+        yield base | {"choices": [], "usage": usage_openai(answer)}
+
+
+def completion_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
+    base = _openai("text_completion", answer, chunk=True)
+    if include_usage:
+        base["usage"] = None
+    for token in answer.tokens:
+        for i in range(answer.n):
+            logprobs = _completion_logprobs(answer, [token])
+            yield base | {
+                "choices": [{"index": i, "text": token, "logprobs": logprobs, "finish_reason": None}]
+            }
+    for i in range(answer.n):
+        finish = answer.finish_reason
+        yield base | {"choices": [{"index": i, "text": "", "logprobs": None, "finish_reason": finish}]}
+    if include_usage and answer.tells_usage:
+        yield base | {"choices": [], "usage": usage_openai(answer)}
+
+
+def embeddings(request: Json) -> Json:
+    """Hashed bags of words: texts that share words are near each other."""
+    given = request.get("input", "")
+    texts = [given] if isinstance(given, str) else list(given)
+    dimensions = int(request.get("dimensions") or DIMENSIONS)
+    vectors = [_vector(str(text), dimensions) for text in texts]
+    packed: list[Any] = [v.tolist() for v in vectors]
+    if request.get("encoding_format") == "base64":
+        packed = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
+    tokens = sum(len(tokenize(str(text))) for text in texts)
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(packed)],
+        "model": str(request.get("model", "scripted")),
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _vector(text: str, dimensions: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    vector = np.zeros(dimensions, dtype=np.float32)
+    for word in text.lower().split() or [""]:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+        vector += np.random.default_rng(seed).standard_normal(dimensions).astype(np.float32)
+    return vector / np.float32(np.linalg.norm(vector) or 1.0)
+
+
+# ---- Anthropic
+
+
+def usage_anthropic(answer: Answer) -> Json:
+    return {
+        "input_tokens": answer.input_tokens - answer.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": answer.cached_tokens,
+        "output_tokens": answer.output_tokens + answer.reasoning_tokens,
+    }
+
+
+def messages(answer: Answer) -> Json:
+    content: list[Json] = (
+        [{"type": "text", "text": answer.text}] if answer.text or not answer.tool_calls else []
+    )
+    content += [_tool_use(answer, i, call.arguments) for i, call in enumerate(answer.tool_calls)]
+    body = _message(answer) | {"content": content, "stop_reason": _stop_reason(answer)}
+    if answer.tells_usage:
+        body["usage"] = usage_anthropic(answer)
+    return body
+
+
+def _message(answer: Answer) -> Json:
+    return {"id": answer.id, "type": "message", "role": "assistant", "model": answer.model, "content": [],
+            "stop_reason": None, "stop_sequence": None}  # fmt: skip
+
+
+def _tool_use(answer: Answer, index: int, arguments: dict[str, object]) -> Json:
+    call = answer.tool_calls[index]
+    return {"type": "tool_use", "id": f"toolu_{answer.id}_{index}", "name": call.name, "input": arguments}
+
+
+def _stop_reason(answer: Answer) -> str:
+    return _ANTHROPIC_STOP.get(answer.finish_reason, answer.finish_reason)
+
+
+def message_events(answer: Answer) -> Iterator[Json]:
+    """`message_stop` included: it is this dialect's [DONE]."""
+    opened = _message(answer)
+    if answer.tells_usage:
+        opened["usage"] = usage_anthropic(answer) | {"output_tokens": 1}
+    yield {"type": "message_start", "message": opened}
+    index = 0
+    if answer.tokens or not answer.tool_calls:
+        yield _block(index, {"type": "text", "text": ""})
+        yield {"type": "ping"}
+        for token in answer.tokens:
+            yield _delta(index, {"type": "text_delta", "text": token})
+        yield {"type": "content_block_stop", "index": index}
+        index += 1
+    for number, call in enumerate(answer.tool_calls):
+        yield _block(index, _tool_use(answer, number, {}))
+        for piece in tokenize(encode(call.arguments).decode()):
+            yield _delta(index, {"type": "input_json_delta", "partial_json": piece})
+        yield {"type": "content_block_stop", "index": index}
+        index += 1
+    ended: Json = {
+        "type": "message_delta",
+        "delta": {"stop_reason": _stop_reason(answer), "stop_sequence": None},
+    }
+    if answer.tells_usage:
+        ended["usage"] = usage_anthropic(answer)
+    yield ended
+    yield {"type": "message_stop"}
+
+
+def _block(index: int, block: Json) -> Json:
+    return {"type": "content_block_start", "index": index, "content_block": block}
+
+
+def _delta(index: int, delta: Json) -> Json:
+    return {"type": "content_block_delta", "index": index, "delta": delta}
