@@ -51,6 +51,8 @@ class Server(_Section, frozen=True):
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     max_concurrency: Count = 2048
     """Requests in flight per worker; one more is answered 503."""
+    cache_bytes: Count = 256 * 1024 * 1024
+    """Bound on each worker's cache in memory."""
     run_dir: str = ".headgate"
     """Where spools and sockets live."""
 

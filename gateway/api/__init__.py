@@ -1,0 +1,28 @@
+"""The data plane's paths off the hot path. The surfaces that models answer are in gateway/asgi.py."""
+
+from __future__ import annotations
+
+import re
+
+from gateway.api import cache, decisions, health, messages, models, responses
+from gateway.asgi import Handler
+
+_TABLE: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", r"/v1/models", models.list_models),
+    ("GET", r"/v1/models/(.+)", models.get_model),
+    ("GET", r"/openai/v1/models", models.list_models),
+    ("POST", r"/v1/messages/count_tokens", messages.count_tokens),
+    ("GET", r"/v1/responses/([^/]+)", responses.get_response),
+    ("DELETE", r"/v1/responses/([^/]+)", responses.delete_response),
+    ("GET", r"/v1/responses/([^/]+)/input_items", responses.list_input_items),
+    ("POST", r"/v1/responses/([^/]+)/cancel", responses.cancel_response),
+    ("GET", r"/v1/decisions/([^/]+)", decisions.get_decision),
+    ("POST", r"/v1/feedback", decisions.post_feedback),
+    ("DELETE", r"/v1/cache/entries/([^/]+)", cache.delete_entry),
+    ("DELETE", r"/v1/cache/entries", cache.delete_tenant),
+    ("GET", r"/healthz|/health|/health/liveliness|/health/liveness", health.healthz),
+    ("GET", r"/readyz|/health/readiness", health.readyz),
+    ("GET", r"/metrics", health.metrics),
+)
+
+HANDLERS = [(method, re.compile(pattern), handler) for method, pattern, handler in _TABLE]

@@ -1,0 +1,122 @@
+"""The command `headgate`. Each sub-command is in the room it belongs to; this file names them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.config import Config
+from gateway.config_load import check, load
+from gateway.errors import ConfigError, HeadgateError
+
+app = typer.Typer(
+    name="headgate",
+    help="An LLM routing and cascade gateway.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the embedded defaults.",
+                 exists=True, dir_okay=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def main() -> None:
+    """Run the command; errors of ours end with one clear message and status 2."""
+    mount()
+    try:
+        app()
+    except ConfigError as error:
+        typer.secho("The configuration can't be used:", fg="red", err=True)
+        for problem in error.problems:
+            typer.echo(f"  {problem}", err=True)
+        sys.exit(2)
+    except HeadgateError as error:
+        typer.secho(error.message, fg="red", err=True)
+        sys.exit(2)
+
+
+def mount() -> None:
+    """Add the sub-commands of other rooms; each is imported only as far as its signature needs."""
+    from gateway import commands_journal, commands_learn
+
+    commands_journal.add_to(app)
+    commands_learn.add_to(app)
+
+
+def config_file(path: Path | None) -> str | None:
+    """The file asked for, else `headgate.toml` in this folder, else none."""
+    if path is not None:
+        return str(path)
+    return "headgate.toml" if Path("headgate.toml").is_file() else None
+
+
+def read(path: Path | None) -> Config:
+    """The configuration in force. Raises ConfigError."""
+    return load(config_file(path), os.environ)
+
+
+@app.command()
+def serve(
+    config: ConfigPath = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; overrides server.workers.", min=1)] = None,
+) -> None:
+    """Serve the gateway: workers, control process and managed local models, until SIGTERM."""
+    from gateway.logs import secrets_of, set_up
+    from gateway.supervise import serve as run
+
+    path = config_file(config)
+    chosen = load(path, os.environ)
+    set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
+    server = chosen.server
+    count = workers or server.workers
+
+    def ready() -> None:
+        typer.echo(f"Headgate answers on http://{server.host}:{server.port}/v1 with {count} worker(s); "
+                   f"admin on http://{server.host}:{server.admin_port}")
+
+    asyncio.run(run(chosen, path, ready, workers=count))
+
+
+@app.command("check-config")
+def check_config(config: ConfigPath = None, json: Json = False) -> None:
+    """Say everything that is wrong with a configuration, each fault with its path."""
+    import msgspec
+
+    path = config_file(config)
+    chosen, problems = check(path, os.environ)
+    if json:
+        typer.echo(msgspec.json.encode({"ok": chosen is not None, "problems": problems}).decode())
+    elif chosen is None:
+        typer.secho(f"{path}: {len(problems)} problem(s)", fg="red", err=True)
+        for problem in problems:
+            typer.echo(f"  {problem}", err=True)
+    else:
+        typer.echo(f"{path or 'embedded defaults'}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
+                   f"deployment(s), {len(chosen.routes)} route(s), all in order")
+    raise typer.Exit(0 if chosen is not None else 2)
+
+
+@app.command()
+def demo(
+    queries: Annotated[int, typer.Option(help="How many queries to send.", min=20)] = 600,
+    json: Json = False,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 7,
+) -> None:
+    """Route a real workload between two real local models and show what was saved."""
+    from gateway.demo import run
+
+    raise typer.Exit(asyncio.run(run(queries, seed=seed, as_json=json)))
+
+
+if __name__ == "__main__":
+    main()

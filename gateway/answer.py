@@ -1,0 +1,290 @@
+"""The request path. Read `answer` top to bottom: that is what happens to every request.
+
+    read_call -> identify -> hold -> describe -> look_up -> choose -> drive -> settle
+
+`read_call` (gateway/call.py) has run when a Call arrives here. Each step below does one thing and leaves
+what it learnt in the Exchange; policy lives in the rooms behind it (routers, cascade, cache), effects at
+the edge (providers, journal). Whatever happens, `settle` runs once, before the client sees the last byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from cache.entry import Entry
+from cache.flight import Ticket
+from cache.key import exact_key
+from cache.rules import may_cache, read_directive
+from cascade.plan import plan_for
+from cascade.types import Limits, Plan
+from gateway.call import Call
+from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
+from gateway.exchange import Exchange
+from gateway.headers import answer_headers, error_headers
+from gateway.keys import Caller
+from gateway.pinned import bare_query, merge, pinned
+from gateway.reply import EVENTS, JSON, Reply
+from gateway.routes import Route
+from gateway.services import Services
+from gateway.settle import entry_of, settle
+from gateway.wire.answer import translate_answer
+from gateway.wire.errors import render_error
+from gateway.wire.replay import replay
+from routers.types import Choice, Undecided
+
+log = logging.getLogger("headgate.answer")
+
+
+class Answering:
+    """Answers calls. One per worker; everything it needs was built by gateway/app.py."""
+
+    def __init__(self, services: Services) -> None:
+        self.s = services
+
+    async def answer(self, call: Call, reply: Reply) -> Exchange | None:
+        """Answer one call, come what may. None: it was refused before anything was held."""
+        try:
+            caller = self.identify(call)
+            exchange = await self.hold(call, caller)
+        except HeadgateError as error:
+            await self.refuse(call, reply, error)
+            return None
+        ending: HeadgateError | None = None
+        tail = b""
+        try:
+            with self.fly(exchange) as ticket:
+                self.describe(exchange)
+                if not await self.look_up(exchange, ticket):
+                    self.choose(exchange)
+                    tail = await self.drive(exchange, reply)
+                    await self.keep(exchange, ticket)
+        except HeadgateError as error:
+            ending = error
+        except asyncio.CancelledError:
+            ending = HeadgateError("the client left", code="cancelled", status=499)
+            raise
+        except Exception as error:
+            log.exception("request %s failed inside the gateway", call.request_id)
+            ending = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
+        finally:
+            settle(self.s, exchange, ending)
+        await self.finish(exchange, reply, tail, ending)
+        return exchange
+
+    # -- identify
+
+    def identify(self, call: Call) -> Caller:
+        """Whose key is it, and may it ask for this, in this way?"""
+        headers, s = call.headers, self.s
+        key = headers.get(b"x-api-key") or headers.get(b"api-key")
+        caller = s.keyring.identify(headers.get(b"authorization"), key, call.host, s.clock())
+        name = call.wishes.route or call.model
+        if not caller.may_use(name):
+            raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
+        if call.wishes.stated and not caller.knobs:
+            raise CallerError("this key may not set headgate knobs", param="headgate", status=403)
+        return caller
+
+    # -- hold
+
+    async def hold(self, call: Call, caller: Caller) -> Exchange:
+        """Rate limits, then the worst case of any plan this route can make, out of every budget at once."""
+        s = self.s
+        route = s.book.find(call.wishes.route or call.model)
+        if call.wishes.models:
+            route = s.book.narrow(route, call.wishes.models)
+        taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
+        money = await s.ledger.hold(caller.accounts + route.accounts, self.worst(call, route))
+        s.metrics.opened()
+        return Exchange(call, caller, route, s.ids.new("dec"), money, taken)
+
+    def worst(self, call: Call, route: Route, plan: Plan | None = None) -> int:
+        """Nano-dollars that no climb can exceed: the dearest attempts, as many as may be made."""
+        asked, config = call.described, route.config
+        names = [step.model for step in (*plan.steps, *plan.fallbacks)] if plan else route.names
+        each = [
+            self.s.book.models[name].worst(asked.input_tokens_bound, asked.max_output_tokens, asked.n)
+            for name in names
+        ]
+        tries = sorted(each * (1 + config.retries), reverse=True)[: config.max_attempts]
+        return sum(tries) + (tries[0] if config.hedge_after_s is not None else 0)
+
+    # -- describe
+
+    def describe(self, exchange: Exchange) -> None:
+        """What routers may know: features and one embedding, computed once. A pinned model needs none."""
+        asked, route = exchange.call.described, exchange.route
+        if route.router is None:
+            return
+        if not route.router.features_version:
+            exchange.query = bare_query(asked)
+            return
+        exchange.query = self.s.featurizer().describe(
+            asked.text,
+            input_tokens=asked.input_tokens,
+            max_output_tokens=asked.max_output_tokens,
+            turns=asked.turns,
+            tools=asked.tools,
+            images=asked.images,
+            wants_json=asked.wants_json,
+        )
+
+    # -- look_up
+
+    def fly(self, exchange: Exchange) -> Ticket | Alone:
+        """Take part in the flight of identical requests, where this one may be cached at all."""
+        call, config = exchange.call, exchange.route.config
+        directive = read_directive(call.wishes.cache, config.cache)
+        if directive is None or not (directive.look_up or directive.store or directive.only_if_cached):
+            return ALONE
+        exchange.directive = directive
+        refusal = may_cache(call.raw, self.s.shelf.rules_of(config), surface=call.surface)
+        if refusal:
+            exchange.cache_state = f"refused:{refusal}"
+            return ALONE
+        exchange.cache_state = "miss"
+        exchange.cache_key = exact_key(
+            tenant=exchange.caller.tenant, scope=exchange.route.scope, surface=call.surface, body=call.raw
+        )
+        return self.s.shelf.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
+
+    async def look_up(self, exchange: Exchange, ticket: Ticket | Alone) -> bool:
+        """The exact cache, then an identical request already under way."""
+        directive, shelf = exchange.directive, self.s.shelf
+        if directive is None:
+            return False
+        if exchange.cache_key:
+            if directive.look_up and await shelf.find(exchange, directive, self.s.clock()):
+                return True
+            if not ticket.leader:
+                entry = await ticket.wait(self.left_s(exchange.call))
+                if entry is not None:
+                    shelf.serve(exchange, entry, "shared")
+                    return True
+        if directive.only_if_cached:
+            raise NotFound("not in the cache, and the request said only-if-cached", code="not_cached", status=504)
+        return False
+
+    # -- choose
+
+    def choose(self, exchange: Exchange) -> None:
+        """A router's choice becomes a plan, and the hold shrinks to that plan's worst case."""
+        choice = exchange.choice = self.choice(exchange)
+        plan = exchange.plan = self.plan(exchange, choice)
+        exchange.hold.shrink(min(exchange.hold.nanousd, self.worst(exchange.call, exchange.route, plan)))
+
+    def choice(self, exchange: Exchange) -> Choice:
+        route, wishes = exchange.route, exchange.call.wishes
+        if route.router is None:
+            return pinned(route.default_model, "pinned")
+        knobs = merge(route.knobs, wishes.knobs) if wishes.stated else route.knobs
+        if not exchange.caller.explore:
+            knobs = replace(knobs, explore=False)
+        assert exchange.query is not None
+        candidates = route.candidates(self.s.fleet, self.s.now())
+        try:
+            return route.router.choose(exchange.query, candidates, knobs, next(self.s.draws))
+        except Undecided as undecided:
+            self.s.metrics.undecided(route.name)
+            exchange.alarms.append(undecided.reason)
+            return pinned(route.default_model, f"default: {undecided.reason}", undecided.excluded)
+
+    def plan(self, exchange: Exchange, choice: Choice) -> Plan:
+        call, route, config = exchange.call, exchange.route, exchange.route.config
+        can_show = self.s.book.models[choice.model].config.logprobs and call.described.n == 1
+        asked = call.described
+        return plan_for(
+            choice,
+            config.cascade if can_show and call.surface != "embeddings" else "none",
+            {
+                name: self.s.book.models[name].worst(asked.input_tokens_bound, asked.max_output_tokens, asked.n) / 1e9
+                for name in route.names
+            },
+            accept_at=config.accept_at,
+            limits=Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s),
+            retries=config.retries,
+            fallbacks=route.fallbacks,
+        )
+
+    # -- drive
+
+    async def drive(self, exchange: Exchange, reply: Reply) -> bytes:
+        """Climb the plan. Returns a live stream's last bytes, which go out once all is settled."""
+        call, s = exchange.call, self.s
+        tail = await s.driver.drive(
+            exchange, reply, lambda: [*answer_headers(exchange, s.now(), streamed=True), *EVENTS]
+        )
+        if exchange.kept is not None:
+            kept = exchange.kept
+            exchange.answer_body = translate_answer(
+                kept.body,
+                kept.dialect,
+                call.surface,
+                model=exchange.answered_by,
+                request=call.raw,
+                strip=kept.strip_logprobs,
+            )
+        return tail
+
+    # -- keep, settle, finish
+
+    async def keep(self, exchange: Exchange, ticket: Ticket | Alone) -> None:
+        """A whole answer goes to the cache, to whoever waits for the same, and to the store of responses."""
+        self.s.responses.keep(exchange)
+        if exchange.directive is None or not exchange.cache_key:
+            return
+        entry = entry_of(self.s, exchange)
+        ticket.land(entry)
+        if entry is not None and exchange.directive.store:
+            await self.s.shelf.store.put(exchange.cache_key, entry)
+
+    async def finish(
+        self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None
+    ) -> None:
+        """The client's last bytes: a whole answer, a stream's end, or an error in the client's own shape."""
+        call, now = exchange.call, self.s.now()
+        if ending is not None and reply.committed:
+            await reply.end(exchange.flow.error(ending) if exchange.flow is not None else b"")
+        elif ending is not None:
+            extra = error_headers(ending, spent=bool(exchange.attempts))
+            body = render_error(ending, call.surface, request_id=call.request_id)
+            await reply.whole(ending.status, [*answer_headers(exchange, now), JSON, *extra], body)
+        elif reply.committed:
+            await reply.end(tail)
+        elif call.stream:
+            await reply.begin(200, [*answer_headers(exchange, now, streamed=True), *EVENTS])
+            await reply.end(replay(exchange.answer_body, call.surface, include_usage=call.include_usage))
+        else:
+            await reply.whole(200, [*answer_headers(exchange, now), JSON], exchange.answer_body)
+
+    async def refuse(self, call: Call, reply: Reply, error: HeadgateError) -> None:
+        """An error before anything was held."""
+        self.s.metrics.refused(call.surface, error.code or error.kind)
+        headers = [(b"x-request-id", call.request_id.encode()), JSON, *error_headers(error)]
+        await reply.whole(error.status, headers, render_error(error, call.surface, request_id=call.request_id))
+
+    def left_s(self, call: Call) -> float:
+        return max(0.0, call.timeout_s - (self.s.now() - call.received_s))
+
+
+class Alone:
+    """The ticket of a request that shares its answer with nobody."""
+
+    leader = True
+
+    async def wait(self, timeout_s: float) -> Entry | None:
+        return None
+
+    def land(self, entry: Entry | None) -> None:
+        pass
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+ALONE = Alone()

@@ -1,0 +1,24 @@
+"""DELETE /v1/cache/entries: one entry, or all of the caller's tenant, gone before the next request."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.errors import NotFound
+from gateway.reply import JSON
+
+
+async def delete_entry(request: Request, id: str) -> Answer:
+    caller = request.caller()
+    store = request.services.shelf.store
+    if not await store.delete(id, tenant=None if caller.admin else caller.tenant):
+        raise NotFound(f"No cache entry has the id '{id}'.")
+    return 200, [JSON], msgspec.json.encode({"id": id, "deleted": True})
+
+
+async def delete_tenant(request: Request, _: str) -> Answer:
+    caller = request.caller()
+    tenant = request.query.get("tenant", [caller.tenant])[0] if caller.admin else caller.tenant
+    done = await request.services.shelf.store.delete_tenant(tenant)
+    return 200 if done else 503, [JSON], msgspec.json.encode({"tenant": tenant, "deleted": done})

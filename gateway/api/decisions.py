@@ -1,0 +1,64 @@
+"""GET /v1/decisions/{id} explains a decision; POST /v1/feedback says what its answer was worth."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.errors import CallerError, NotFound
+from gateway.journal.lookup import find_decision, record_feedback
+from gateway.journal.record import FeedbackRecord, new_id
+from gateway.journal.view import decision_view
+from gateway.reply import JSON
+
+MAX_LABEL = 200
+MAX_COMMENT = 4000
+
+
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    """What a client may say of an answer, named by any one of three ids."""
+
+    decision_id: str = ""
+    response_id: str = ""
+    request_id: str = ""
+    score: float | None = None
+    label: str = ""
+    comment: str = ""
+    source: str = "user"
+
+
+async def get_decision(request: Request, id: str) -> Answer:
+    """By decision, response or request id; another tenant's is not found."""
+    caller, services = request.caller(), request.services
+    tenant = None if caller.admin else caller.tenant
+    record = await find_decision(services.store(), services.spool_dir, id, tenant)
+    if record is None:
+        raise NotFound(f"No decision has the id '{id}'.")
+    return 200, [JSON], msgspec.json.encode(decision_view(record))
+
+
+async def post_feedback(request: Request, _: str) -> Answer:
+    """Answers once the feedback would survive a power loss."""
+    caller, services = request.caller(), request.services
+    try:
+        said = msgspec.json.decode(request.body, type=Feedback)
+    except msgspec.MsgspecError as error:
+        raise CallerError(f"feedback: {error}", code="invalid_feedback") from None
+    if said.score is None and not said.label and not said.comment:
+        raise CallerError("feedback needs a score, a label or a comment", param="score")
+    if len(said.label) > MAX_LABEL or len(said.comment) > MAX_COMMENT:
+        raise CallerError(f"label is at most {MAX_LABEL} characters, comment {MAX_COMMENT}", param="comment")
+    record = FeedbackRecord(
+        id=new_id("fb"),
+        time_s=services.clock(),
+        tenant=caller.tenant,
+        decision_id=said.decision_id,
+        response_id=said.response_id,
+        request_id=said.request_id,
+        score=said.score,
+        label=said.label,
+        comment=said.comment,
+        source=said.source,
+    )
+    await record_feedback(services.spool, record)
+    return 200, [JSON], msgspec.json.encode({"id": record.id, "object": "feedback"})

@@ -1,0 +1,67 @@
+"""Health and metrics. Liveness asks nobody; readiness asks what this process needs to decide, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.fleet import Health
+from gateway.metrics import merge
+from gateway.reply import JSON
+from gateway.services import Services
+from routers.types import Knobs, Undecided
+
+TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+SELF_TEST = "What is two plus two?"
+
+
+async def healthz(request: Request, _: str) -> Answer:
+    return 200, [JSON], b'{"status":"ok"}'
+
+
+async def readyz(request: Request, _: str) -> Answer:
+    """Every route's router makes a decision. A database or cache that is away is degraded, not unready."""
+    broken = failing_routers(request.services)
+    spool = request.services.spool
+    state = {
+        "status": "unready" if broken else "ready",
+        "routers": broken or "ok",
+        "journal": spool.alarm or "ok",
+        "breakers": [
+            msgspec.to_builtins(health)
+            for health in breakers(request.services)
+            if health.state != "closed"
+        ],
+    }
+    return 503 if broken else 200, [JSON], msgspec.json.encode(state)
+
+
+def failing_routers(services: Services) -> dict[str, str]:
+    """Routes whose router can't decide a harmless question, and why."""
+    found = {}
+    query = services.featurizer().describe(SELF_TEST, input_tokens=8)
+    for name, route in services.book.routes.items():
+        if route.router is None:
+            continue
+        candidates = [model.candidate for model in route.models]
+        try:
+            route.router.choose(query, candidates, Knobs(), 0.5)
+        except (Undecided, ValueError, ArithmeticError) as error:
+            found[name] = str(error)
+    return found
+
+
+def breakers(services: Services) -> list[Health]:
+    return services.fleet.snapshot(services.now())
+
+
+async def metrics(request: Request, _: str) -> Answer:
+    """All workers together: this one now, the others as they last said."""
+    services = request.services
+    own = f"worker-{services.index}.metrics"
+    others = [
+        path.read_bytes() for path in Path(services.config.server.run_dir).glob("worker-*.metrics") if path.name != own
+    ]
+    return 200, [TEXT], merge([services.metrics.snapshot(), *others])

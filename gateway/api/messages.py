@@ -1,0 +1,46 @@
+"""POST /v1/messages/count_tokens: asked of the provider where it has the endpoint, estimated where it hasn't."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.attempt import readable
+from gateway.call import read_model
+from gateway.errors import CallerError, UpstreamError
+from gateway.reply import JSON
+from gateway.wire.errors import classify
+from gateway.wire.request import Raw, decode, encode, estimate_tokens
+
+TIMEOUT_S = 30.0
+MAX_ANSWER_BYTES = 64 * 1024
+
+
+async def count_tokens(request: Request, _: str) -> Answer:
+    """A route counts with its default model."""
+    caller, services = request.caller(), request.services
+    raw = decode(request.body)
+    name = read_model(raw)
+    if not name or not caller.may_use(name):
+        raise CallerError("model: Field required", param="model")
+    route = services.book.find(name)
+    estimate = estimate_tokens(raw, "messages")
+    for deployment in services.fleet.deployments(route.default_model):
+        provider = services.driver.caller.providers[deployment.provider]
+        if "count_tokens" in provider.dialects:
+            return 200, [JSON], await _ask(request, raw, deployment.upstream_raw, deployment.id)
+    return 200, [JSON], msgspec.json.encode({"input_tokens": estimate})
+
+
+async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: str) -> bytes:
+    services = request.services
+    deployment = next(one for one in services.fleet.all() if one.id == deployment_id)
+    provider = services.driver.caller.providers[deployment.provider]
+    head = provider.head(deployment.config, "count_tokens", False, request.arrival.headers)
+    response = await provider.pool.send(head, encode({**raw, "model": model}), timeout_s=TIMEOUT_S)
+    body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)
+    if response.status >= 300:
+        raise classify(response.status, body, readable(response.headers), "messages")
+    if not body.startswith(b"{"):
+        raise UpstreamError("bad_response", "the provider's count of tokens isn't JSON")
+    return body

@@ -1,0 +1,49 @@
+"""GET /v1/models: routes first, then the models behind them. Ids may hold slashes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.errors import UnknownModel
+from gateway.keys import Caller
+from gateway.reply import JSON
+
+CREATED = 1735689600
+"""Clients want a number; ours says nothing."""
+
+
+async def list_models(request: Request, _: str) -> Answer:
+    caller = request.caller()
+    book = request.services.book
+    names = [name for name in (*book.routes, *book.models) if caller.may_use(name)]
+    if b"anthropic-version" in request.arrival.headers:
+        data = [_anthropic(name) for name in names]
+        page = {"data": data, "has_more": False, "first_id": names[0] if names else None,
+                "last_id": names[-1] if names else None}
+        return 200, [JSON], msgspec.json.encode(page)
+    return 200, [JSON], msgspec.json.encode({"object": "list", "data": [_openai(request, name) for name in names]})
+
+
+async def get_model(request: Request, name: str) -> Answer:
+    _known(request, request.caller(), name)
+    shape = _anthropic(name) if b"anthropic-version" in request.arrival.headers else _openai(request, name)
+    return 200, [JSON], msgspec.json.encode(shape)
+
+
+def _known(request: Request, caller: Caller, name: str) -> None:
+    if not caller.may_use(name):
+        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
+    request.services.book.find(name)
+
+
+def _openai(request: Request, name: str) -> dict[str, Any]:
+    route = request.services.book.routes.get(name)
+    owner = "headgate" if route else request.services.book.models[name].config.provider
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": owner}
+
+
+def _anthropic(name: str) -> dict[str, Any]:
+    return {"type": "model", "id": name, "display_name": name, "created_at": "2025-01-01T00:00:00Z"}

@@ -1,0 +1,43 @@
+"""Stored responses: retrieve, list the input, delete. Creating one is a surface like any other."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.asgi import Answer, Request
+from gateway.errors import CallerError
+from gateway.reply import JSON
+
+
+async def get_response(request: Request, id: str) -> Answer:
+    record = await request.services.responses.find(id, request.caller().tenant)
+    return 200, [JSON], record.output
+
+
+async def delete_response(request: Request, id: str) -> Answer:
+    await request.services.responses.delete(id, request.caller().tenant)
+    return 200, [JSON], msgspec.json.encode({"id": id, "object": "response", "deleted": True})
+
+
+async def list_input_items(request: Request, id: str) -> Answer:
+    """Newest first unless `order=asc`; every item has an id, as the API promises."""
+    record = await request.services.responses.find(id, request.caller().tenant)
+    items = [
+        {"id": f"item_{id}_{index}", **item} for index, item in enumerate(msgspec.json.decode(record.input))
+    ]
+    if request.query.get("order", ["desc"])[0] != "asc":
+        items.reverse()
+    page = {
+        "object": "list",
+        "data": items,
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": False,
+    }
+    return 200, [JSON], msgspec.json.encode(page)
+
+
+async def cancel_response(request: Request, id: str) -> Answer:
+    """Only background responses can be cancelled, and every response here is made while its client waits."""
+    await request.services.responses.find(id, request.caller().tenant)
+    raise CallerError("Cannot cancel a synchronous response.", code="cannot_cancel")

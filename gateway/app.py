@@ -1,0 +1,134 @@
+"""The composition root: the one place where a worker's parts are made and put together."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from cache.flight import Flight
+from cache.memory import MemoryStore
+from gateway.api import HANDLERS
+from gateway.asgi import App
+from gateway.attempt import Caller, Timeouts
+from gateway.config import Config, RouteConfig
+from gateway.drive import Driver, Hedging
+from gateway.errors import ConfigError
+from gateway.fleet import Fleet
+from gateway.journal.spool import Spool, spool_dir
+from gateway.journal.store import Store, open_store
+from gateway.keys import Keyring
+from gateway.ledger import MemoryLedger
+from gateway.limits import Limits
+from gateway.metrics import Metrics
+from gateway.providers import Provider, open_provider
+from gateway.responses import Responses
+from gateway.routes import RouteBook
+from gateway.services import Ids, Services, Shelf
+from gateway.settings import Current, Settings
+from gateway.tracing import tracing_to
+from routers.features import shipped_featurizer
+from routers.registry import open_router
+from routers.types import Router
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+def build(config: Config, index: int = 0) -> App:
+    """One worker's application. Raises ConfigError where a part can't be made."""
+    return App(build_services(config, Current(config.server.run_dir), index), HANDLERS)
+
+
+def build_services(config: Config, current: Current, index: int) -> Services:
+    now, clock = time.monotonic, time.time
+    fleet = Fleet(config.models)
+    providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
+    directory = spool_dir(config.server.run_dir)
+    spool = Spool(directory)
+    store = lazily(lambda: open_store(config.storage.url, keep_days=config.storage.keep_days))
+    draws = iter(random.Random().random, None)
+    metrics = Metrics()
+    metrics.watch_fleet(fleet, now)
+    metrics.watch("headgate_pool_connections", lambda: pool_connections(providers))
+    ledger = MemoryLedger(clock)
+    metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
+    metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
+    timeouts = Timeouts(config.server.first_byte_timeout_s, config.server.stall_timeout_s)
+    caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
+    return Services(
+        config=config,
+        now=now,
+        clock=clock,
+        draws=draws,
+        ids=Ids(),
+        keyring=Keyring(config.auth, lambda: current.settings.keys),
+        ledger=ledger,
+        limits=Limits(),
+        book=RouteBook(config, open_routers(config, current.settings)),
+        fleet=fleet,
+        featurizer=shipped_featurizer,
+        shelf=Shelf(MemoryStore(config.server.cache_bytes), Flight(), {}),
+        driver=Driver(caller, draws, Hedging()),
+        responses=Responses(spool, directory, store, clock),
+        spool=spool,
+        store=store,
+        spool_dir=directory,
+        metrics=metrics,
+        tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
+        current=current,
+        index=index,
+    )
+
+
+def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
+    """Each route's router: the version that was promoted, else what the configuration names."""
+    routers, problems = {}, []
+    for index, route in enumerate(config.routes):
+        try:
+            routers[route.name] = open_route_router(route, settings)
+        except (ValueError, OSError) as error:
+            problems.append(f"routes[{index}].router: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return routers
+
+
+def open_route_router(route: RouteConfig, settings: Settings) -> Router:
+    name = settings.routers.get(route.name, route.router)
+    return open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
+
+
+def reload(services: Services) -> None:
+    """New keys and router versions for the next request; those in flight keep what they began with."""
+    services.book = RouteBook(services.config, open_routers(services.config, services.current.settings))
+    services.keyring.reload()
+
+
+async def close(services: Services) -> None:
+    """Give back every connection and end the spool's segment."""
+    for provider in services.driver.caller.providers.values():
+        await provider.aclose()
+    await services.shelf.store.close()
+    services.spool.close()
+
+
+def pool_connections(providers: dict[str, Provider]) -> dict[tuple[str, ...], float]:
+    found: dict[tuple[str, ...], float] = {}
+    for name, provider in providers.items():
+        stats = provider.pool.stats
+        found[name, "idle"], found[name, "in_use"] = stats.idle, stats.in_use
+    return found
+
+
+def lazily(make: Callable[[], Store]) -> Callable[[], Store]:
+    """Made when first asked for: a worker whose database is away starts all the same."""
+    made: list[Store] = []
+
+    def get() -> Store:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+

@@ -1,0 +1,240 @@
+"""The data plane's ASGI application: from a connection to a handler, and nothing else.
+
+Hot paths are one dictionary look-up away. No framework stands here: routing and validation by one cost more
+than all of the gateway's own work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+from gateway.answer import Answering
+from gateway.call import Arrival, read_call
+from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
+from gateway.headers import error_headers
+from gateway.keys import Caller
+from gateway.reply import JSON, Headers, Reply, Send
+from gateway.services import Services
+from gateway.wire.errors import render_error
+from gateway.wire.request import decode
+
+log = logging.getLogger("headgate.asgi")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Scope = Mapping[str, Any]
+
+SURFACES = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/openai/v1/chat/completions": "chat",
+    "/openai/v1/completions": "completions",
+    "/openai/v1/embeddings": "embeddings",
+    "/openai/v1/responses": "responses",
+}
+AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|embeddings)\Z")
+
+
+@dataclass(slots=True)
+class Request:
+    """For everything off the hot path."""
+
+    services: Services
+    method: str
+    path: str
+    query: Mapping[str, list[str]]
+    arrival: Arrival
+    body: bytes
+
+    def caller(self) -> Caller:
+        """Who asks; raises Unauthorized."""
+        headers = self.arrival.headers
+        key = headers.get(b"x-api-key") or headers.get(b"api-key")
+        return self.services.keyring.identify(
+            headers.get(b"authorization"), key, self.arrival.host, self.services.clock()
+        )
+
+
+Answer = tuple[int, Headers, bytes]
+Handler = Callable[[Request, str], Awaitable[Answer]]
+"""Given the request and what the path's pattern caught."""
+
+
+class App:
+    """ASGI callable over one worker's services. `handlers`: (method, pattern, handler), first match wins."""
+
+    def __init__(self, services: Services, handlers: list[tuple[str, re.Pattern[str], Handler]]) -> None:
+        self.services = services
+        self.answering = Answering(services)
+        self.handlers = handlers
+        self.in_flight = 0
+        self.draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        surface = SURFACES.get(path) if scope["method"] == "POST" else None
+        model = ""
+        if surface is None and path.startswith("/openai/deployments/"):
+            surface, model = _azure(path)
+        arrival = self.arrive(scope, model)
+        reply = Reply(send)
+        if surface is None:
+            await self.serve(scope, receive, reply, arrival)
+        else:
+            await self.infer(surface, scope, receive, reply, arrival)
+
+    def arrive(self, scope: Scope, model: str) -> Arrival:
+        services = self.services
+        client = scope.get("client")
+        return Arrival(
+            headers=dict(scope["headers"]),
+            host=client[0] if client else "",
+            request_id=services.ids.new("req"),
+            received_s=services.now(),
+            model=model,
+        )
+
+    async def infer(
+        self, surface: str, scope: Scope, receive: Receive, reply: Reply, arrival: Arrival
+    ) -> None:
+        """A request for an answer of a model."""
+        services, server = self.services, self.services.config.server
+        self.in_flight += 1
+        watch: asyncio.Task[None] | None = None
+        gone = Gone()
+        try:
+            if self.in_flight > server.max_concurrency:
+                raise Draining("too many requests in flight on this worker", retry_after_s=1.0)
+            body = await read_body(receive, arrival.headers, server.max_body_bytes)
+            watch = asyncio.ensure_future(gone.watch(receive))
+            raw = None
+            if surface == "responses":
+                raw = await services.responses.continued(decode(body), self.tenant(arrival))
+            call = read_call(
+                surface,
+                body,
+                arrival,
+                max_messages=server.max_messages,
+                timeout_s=server.request_timeout_s,
+                raw=raw,
+            )
+            await self.answering.answer(call, reply)
+        except HeadgateError as error:
+            services.metrics.refused(surface, error.code or error.kind)
+            await self.refuse(error, surface, reply, arrival)
+        except asyncio.CancelledError:
+            if not gone.left:
+                raise
+        finally:
+            self.in_flight -= 1
+            if watch is not None:
+                watch.cancel()
+
+    def tenant(self, arrival: Arrival) -> str:
+        headers, s = arrival.headers, self.services
+        key = headers.get(b"x-api-key") or headers.get(b"api-key")
+        return s.keyring.identify(headers.get(b"authorization"), key, arrival.host, s.clock()).tenant
+
+    async def serve(self, scope: Scope, receive: Receive, reply: Reply, arrival: Arrival) -> None:
+        """Everything else: models, decisions, feedback, stored responses, health."""
+        path, method = scope["path"], scope["method"]
+        surface = "messages" if b"anthropic-version" in arrival.headers else "chat"
+        try:
+            handler, caught = self.find(method, path)
+            body = await read_body(receive, arrival.headers, self.services.config.server.max_body_bytes)
+            query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+            request = Request(self.services, method, path, query, arrival, body)
+            status, headers, answer = await handler(request, caught)
+        except HeadgateError as error:
+            await self.refuse(error, surface, reply, arrival)
+        except Exception as error:
+            log.exception("request %s %s failed inside the gateway", method, arrival.request_id)
+            wrapped = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
+            await self.refuse(wrapped, surface, reply, arrival)
+        else:
+            await reply.whole(status, [(b"x-request-id", arrival.request_id.encode()), *headers], answer)
+
+    def find(self, method: str, path: str) -> tuple[Handler, str]:
+        """Raises NotFound, or CallerError 405 where the path exists for other methods."""
+        allowed = []
+        for known, pattern, handler in self.handlers:
+            match = pattern.fullmatch(path)
+            if match and known == method:
+                return handler, unquote(match.group(1)) if match.groups() else ""
+            if match:
+                allowed.append(known)
+        if allowed or path in SURFACES:
+            methods = ", ".join(sorted({*allowed, *(["POST"] if path in SURFACES else [])}))
+            raise CallerError(f"{path} answers {methods}, not {method}", code="method_not_allowed", status=405)
+        raise NotFound(f"Unknown request URL: {method} {path[:200]}", code="unknown_url")
+
+    async def refuse(self, error: HeadgateError, surface: str, reply: Reply, arrival: Arrival) -> None:
+        request_id = arrival.request_id
+        headers = [(b"x-request-id", request_id.encode()), JSON, *error_headers(error)]
+        await reply.whole(error.status, headers, render_error(error, surface, request_id=request_id))
+
+
+class Gone:
+    """Watches for the client to leave, and cancels the request's task when it does."""
+
+    __slots__ = ("left", "task")
+
+    def __init__(self) -> None:
+        self.left = False
+        self.task = asyncio.current_task()
+
+    async def watch(self, receive: Receive) -> None:
+        message = await receive()
+        if message["type"] == "http.disconnect" and self.task is not None:
+            self.left = True
+            self.task.cancel()
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    """Raises TooLarge as soon as it is known to be."""
+    stated = headers.get(b"content-length", b"")
+    if stated.isdigit() and int(stated) > limit:
+        raise TooLarge(f"the request body is over {limit} bytes")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise CallerError("the client left while sending", status=499, code="cancelled")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise TooLarge(f"the request body is over {limit} bytes")
+    return b"".join(parts)
+
+
+def _azure(path: str) -> tuple[str | None, str]:
+    match = AZURE.match(path)
+    if match is None:
+        return None, ""
+    surface = "chat" if match.group(2) == "chat/completions" else match.group(2)
+    return surface, unquote(match.group(1))
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

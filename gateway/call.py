@@ -1,0 +1,198 @@
+"""One request as it came in: read once, never changed.
+
+The body is decoded one level deep (`dict[str, Raw]`), so every field that nobody touches goes upstream
+byte for byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from cache.rules import read_directive
+from gateway.errors import CallerError
+from gateway.wire.request import Described, Raw, decode, describe
+from routers.types import Knobs
+
+KNOB_FIELD = "headgate"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one request asks of the gateway itself: `headgate` in the body, or x-headgate-* headers."""
+
+    knobs: Knobs = Knobs()
+    models: tuple[str, ...] = ()
+    cache: str = ""
+    route: str = ""
+    stated: bool = False
+    """True: the request asks for anything at all."""
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(slots=True)
+class Call:
+    """A request on one surface."""
+
+    surface: str
+    """chat | completions | embeddings | responses | messages"""
+    raw: Raw
+    model: str
+    """The route or model asked for."""
+    named: str
+    """What the body itself calls it; the path may have said otherwise."""
+    stream: bool
+    described: Described
+    wishes: Wishes
+    headers: Mapping[bytes, bytes]
+    host: str
+    request_id: str
+    received_s: float
+    """Monotonic."""
+    timeout_s: float
+    """From `received_s`: the client's own read timeout, or the server's limit."""
+    include_usage: bool = False
+    body: bytes = b""
+    """As it came; empty where something in it was ours (knobs, the model in the path)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How a request came: everything of it but its body."""
+
+    headers: Mapping[bytes, bytes]
+    """Names in lower case."""
+    host: str
+    request_id: str
+    received_s: float
+    model: str = ""
+    """Named by the path (Azure style); empty: the body says."""
+
+
+def read_call(
+    surface: str, body: bytes, arrival: Arrival, *, max_messages: int, timeout_s: float, raw: Raw | None = None
+) -> Call:
+    """Raises CallerError, naming the parameter, for anything that can't be served as it stands.
+
+    `raw`: the body already decoded, where something was put into it.
+    """
+    headers, model = arrival.headers, arrival.model
+    ours = raw is not None or bool(model)
+    if raw is None:
+        raw = decode(body)
+    ours = ours or KNOB_FIELD in raw
+    wishes = read_wishes(raw, headers)
+    described = describe(raw, surface, max_messages=max_messages)
+    named = read_model(raw)
+    if not (model or named):
+        raise CallerError("you must provide a model parameter", param="model", code="missing_required_parameter")
+    return Call(
+        surface=surface,
+        raw=raw,
+        model=model or named,
+        named=named,
+        stream=described.stream,
+        described=described,
+        wishes=wishes,
+        headers=headers,
+        host=arrival.host,
+        request_id=arrival.request_id,
+        received_s=arrival.received_s,
+        timeout_s=client_timeout_s(headers, timeout_s),
+        include_usage=described.include_usage,
+        body=b"" if ours else body,
+    )
+
+
+def read_model(raw: Raw) -> str:
+    """The body's `model`; empty where it has none."""
+    value = raw.get("model")
+    if value is None:
+        return ""
+    try:
+        return msgspec.json.decode(value, type=str)
+    except msgspec.ValidationError:
+        raise CallerError("model must be a string", param="model", code="invalid_type") from None
+
+
+def client_timeout_s(headers: Mapping[bytes, bytes], limit_s: float) -> float:
+    """The official SDKs say how long they will wait; answering later is work for nobody."""
+    stated = headers.get(b"x-stainless-read-timeout")
+    if not stated:
+        return limit_s
+    try:
+        seconds = float(stated)
+    except ValueError:
+        return limit_s
+    return min(seconds, limit_s) if seconds > 0 and math.isfinite(seconds) else limit_s
+
+
+_HEADERS = {
+    b"x-headgate-cost-weight": "cost_weight",
+    b"x-headgate-min-quality": "min_quality",
+    b"x-headgate-max-cost-usd": "max_cost_usd",
+    b"x-headgate-max-latency-s": "max_latency_s",
+    b"x-headgate-models": "models",
+    b"x-headgate-cache": "cache",
+    b"x-headgate-route": "route",
+}
+_RANGES = {  # in the order of Knobs' fields
+    "cost_weight": (0.0, 1.0),
+    "min_quality": (0.0, 1.0),
+    "max_cost_usd": (0.0, math.inf),
+    "max_latency_s": (0.0, math.inf),
+}
+
+
+def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
+    """The body's `headgate` object wins over headers; it is taken out of the body here."""
+    stated: dict[str, Any] = {}
+    for header, name in _HEADERS.items():
+        value = headers.get(header)
+        if value is not None:
+            stated[name] = value.decode("latin-1").strip()
+    field = raw.pop(KNOB_FIELD, None)
+    if field is not None:
+        try:
+            stated.update(msgspec.json.decode(field, type=dict[str, Any]))
+        except msgspec.MsgspecError as error:
+            raise CallerError(f"headgate: {error}", param=KNOB_FIELD) from None
+    return _wishes(stated) if stated else NO_WISHES
+
+
+def _wishes(stated: dict[str, Any]) -> Wishes:
+    weight, quality, cost, latency = (_number(name, stated.pop(name, None)) for name in _RANGES)
+    knobs = Knobs(weight, quality, cost, latency)
+    models = stated.pop("models", ())
+    if isinstance(models, str):
+        models = [name.strip() for name in models.split(",") if name.strip()]
+    cache, route = stated.pop("cache", ""), stated.pop("route", "")
+    if stated:
+        unknown = ", ".join(sorted(stated))
+        raise CallerError(f"unknown headgate knob: {unknown}", param=f"{KNOB_FIELD}.{min(stated)}")
+    if not isinstance(cache, str) or read_directive(cache, "none") is None:
+        known = "none, exact, semantic, no-store, no-cache, only-if-cached, max-age=SECONDS"
+        raise CallerError(f"headgate.cache must be of: {known}", param="headgate.cache")
+    if not isinstance(route, str) or not all(isinstance(name, str) for name in models):
+        raise CallerError("headgate.route and headgate.models name routes and models", param="headgate.models")
+    return Wishes(knobs, tuple(models), cache, route, stated=True)
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    low, high = _RANGES[name]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not low <= number <= high:
+        limit = f"between {low:g} and {high:g}" if high < math.inf else "zero or more"
+        raise CallerError(f"headgate.{name} must be a number {limit}", param=f"{KNOB_FIELD}.{name}")
+    return number

@@ -1,0 +1,259 @@
+"""Climbs a plan against live providers: the cascade says what to do next, this does it.
+
+Before the first byte to the client anything may change: another attempt, another deployment, another
+model. After it there are two endings only: the stream's own end, or an error inside the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+from cascade.climb import climb
+from cascade.types import Outcome, Rung, Verdict
+from gateway.attempt import Caller, Opened, fault_of, wants_whole
+from gateway.errors import UpstreamError
+from gateway.evidence import evidence_of
+from gateway.exchange import Exchange, Kept
+from gateway.fleet import Deployment
+from gateway.reply import Headers, Reply
+from gateway.upstream import Response
+
+MAY_PASS = frozenset(
+    {"connect", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
+     "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
+)
+"""Failures that the same model may get over. A timeout is not among them: it has eaten the time."""
+DRAIN_S = 0.25
+
+
+class Driver:
+    """Drives climbs. One per worker."""
+
+    def __init__(self, caller: Caller, draws: Iterator[float], hedging: Hedging) -> None:
+        self.caller = caller
+        self.draws = draws
+        self.hedging = hedging
+
+    async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
+        """Climb until a verdict; returns a live stream's terminal bytes, held back until it is settled.
+
+        Whole answers are left in `exchange.kept`. Raises the last UpstreamError where nothing was kept.
+        """
+        assert exchange.plan is not None
+        run = Run(self, exchange, reply, headers)
+        steps = climb(exchange.plan, self.draws)
+        try:
+            await run.follow(steps)
+        finally:
+            steps.close()
+        return run.finish()
+
+
+class Run:
+    """One climb in progress."""
+
+    def __init__(self, driver: Driver, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> None:
+        self.driver = driver
+        self.exchange = exchange
+        self.reply = reply
+        self.headers = headers
+        self.answers: list[Kept | None] = []
+        """One for each outcome, so that a verdict's index finds its answer."""
+        self.error: UpstreamError | None = None
+        self.tail = b""
+
+    async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
+        try:
+            rung = next(steps)
+            while True:
+                if rung.delay_s:
+                    await asyncio.sleep(rung.delay_s)
+                outcome = await (self.together(rung) if rung.beside else self.step(rung))
+                rung = steps.send(outcome)
+        except StopIteration as stop:
+            self.exchange.verdict = stop.value
+
+    def finish(self) -> bytes:
+        verdict = self.exchange.verdict
+        assert verdict is not None
+        if self.reply.committed:
+            if self.error is not None:
+                raise self.error
+            return self.tail
+        if verdict.kept is not None:
+            self.exchange.kept = self.answers[verdict.kept]
+            self.exchange.answered_by = verdict.model
+            return b""
+        raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)
+
+    async def together(self, rung: Rung) -> Outcome:
+        """A rung and those beside it at the same time; their answers stand in the order the climb counts them."""
+        runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in (rung, *rung.beside)]
+        outcomes = await asyncio.gather(*(run.step(one) for run, one in zip(runs, (rung, *rung.beside), strict=True)))
+        for run in runs:
+            self.answers += run.answers
+            self.error = run.error or self.error
+        return replace(outcomes[0], beside=tuple(outcomes[1:]))
+
+    async def step(self, rung: Rung) -> Outcome:
+        """One rung, as far as the client may see of it."""
+        caller, exchange = self.driver.caller, self.exchange
+        begun = caller.now()
+        deployment = caller.fleet.pick(rung.model, next(self.driver.draws), begun)
+        if deployment is None:
+            error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
+            return self.lost(rung, error, begun)
+        live = rung.final and exchange.call.stream
+        try:
+            opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
+            if live:
+                await self.relay(opened, rung)
+        except UpstreamError as error:
+            return self.lost(rung, error, begun)
+        finally:
+            exchange.upstream_s += caller.now() - begun
+        self.answers.append(opened.kept)
+        return self.outcome(rung, opened, begun)
+
+    def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
+        attempt, now = opened.attempt, self.driver.caller.now()
+        return Outcome(
+            model=rung.model,
+            may_move=not self.reply.committed,
+            evidence=attempt.evidence,
+            cost_usd=attempt.cost_nanousd / 1e9,
+            elapsed_s=now - self.exchange.call.received_s,
+            latency_s=now - begun,
+        )
+
+    def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
+        self.error = error
+        self.answers.append(None)
+        attempts, now = self.exchange.attempts, self.driver.caller.now()
+        committed = self.reply.committed
+        return Outcome(
+            model=rung.model,
+            failure=error.failure,
+            may_pass=error.failure in MAY_PASS and not committed,
+            may_move=error.failure != "rejected" and not committed,
+            retry_after_s=error.retry_after_s or 0.0,
+            cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
+            elapsed_s=now - self.exchange.call.received_s,
+            latency_s=now - begun,
+        )
+
+    async def relay(self, opened: Opened, rung: Rung) -> None:
+        """Commit, then pass the stream on as it comes. The terminal bytes stay here until all is settled."""
+        response, flow, attempt = opened.response, opened.relay, opened.attempt
+        deployment = opened.deployment
+        assert response is not None and flow is not None
+        caller, exchange, reply = self.driver.caller, self.exchange, self.reply
+        exchange.answered_by, exchange.flow = rung.model, flow
+        try:
+            await reply.begin(200, self.headers())
+            data = opened.pending
+            while True:
+                if data:
+                    await reply.push(data)
+                if flow.finished or flow.fault:
+                    break
+                chunk = await response.chunk(caller.timeouts.stall_s)
+                if not chunk:
+                    break
+                data = flow.feed(chunk)
+            if flow.fault or not flow.finished:
+                if flow.end():
+                    raise fault_of(flow)
+            await _drain(response)
+        except UpstreamError as error:
+            response.cancel()
+            caller.charge(exchange, attempt, deployment, flow.usage, len(flow.text))
+            caller.failed(exchange, attempt, deployment, error)
+            raise
+        except (asyncio.CancelledError, OSError):
+            response.cancel()
+            caller.left(exchange, attempt, deployment, len(flow.text))
+            raise
+        finally:
+            deployment.end()
+            attempt.latency_s = caller.now() - exchange.call.received_s - attempt.started_s
+        seen = flow.peek()
+        attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
+        exchange.response_id = seen.id
+        caller.charge(exchange, attempt, deployment, flow.usage, len(seen.text))
+        caller.fleet.succeeded(deployment, caller.now(), attempt.first_byte_s, attempt.latency_s)
+        if wants_whole(exchange):
+            exchange.answer_body = flow.answer()
+        self.tail = flow.tail()
+
+
+async def _drain(response: Response) -> None:
+    """Read on to the message's own end, so that the connection serves again."""
+    try:
+        while await response.chunk(DRAIN_S):
+            pass
+    except UpstreamError:
+        response.cancel()
+
+
+@dataclass(slots=True)
+class Hedging:
+    """A second attempt when the first is late, for at most a share of requests."""
+
+    max_share: float = 0.05
+    requests: int = 0
+    hedged: int = 0
+
+    async def open(
+        self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
+    ) -> Opened:
+        """The first attempt that answers; the other is cancelled and its cost recorded."""
+        after_s = exchange.route.config.hedge_after_s
+        if after_s is None:
+            return await caller.open(exchange, rung, deployment, live=live)
+        self.requests += 1
+        first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
+        twins = [first]
+        winner: Opened | None = None
+        try:
+            await asyncio.wait(twins, timeout=after_s)
+            if not first.done() and self.allowed(exchange.route.config.hedge_max_share):
+                other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
+                twins.append(asyncio.ensure_future(caller.open(exchange, rung, other, live=live)))
+            winner = await _first_answer(set(twins))
+            return winner
+        finally:
+            for twin in twins:
+                await _abandon(caller, exchange, twin, winner)
+
+    def allowed(self, max_share: float) -> bool:
+        """One more hedge keeps the share of hedged requests within its cap."""
+        if self.hedged + 1 > max_share * max(self.requests, 1 / max(max_share, 1e-9)):
+            return False
+        self.hedged += 1
+        return True
+
+
+async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
+    """Whichever answers first; a failure only counts once all have failed."""
+    while True:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for attempt in done:
+            if not waiting or attempt.exception() is None:
+                return attempt.result()
+
+
+async def _abandon(
+    caller: Caller, exchange: Exchange, attempt: asyncio.Future[Opened], winner: Opened | None
+) -> None:
+    """Cancel an attempt still under way; one that lost a photo finish has its stream closed."""
+    if not attempt.done():
+        attempt.cancel()
+        await asyncio.wait({attempt})
+    if attempt.cancelled() or attempt.exception() is not None:
+        return
+    opened = attempt.result()
+    if opened is not winner:
+        caller.abandon(exchange, opened)

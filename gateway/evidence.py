@@ -1,0 +1,36 @@
+"""What an answer shows of its own worth, read from what the upstream sent. Unknown stays unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cascade.types import Evidence
+from gateway.wire.answer import Peek
+
+
+def evidence_of(seen: Peek, *, wants_json: bool) -> Evidence:
+    logprobs = seen.logprobs
+    return Evidence(
+        mean_logprob=logprobs.mean,
+        min_logprob=logprobs.min,
+        sum_logprob=logprobs.sum if logprobs.count else logprobs.mean,
+        output_tokens=seen.usage.completion_tokens,
+        refused=True if seen.refusal or seen.finish_reason == "content_filter" else None,
+        schema_valid=_is_json(seen.text) if wants_json and not seen.tool_names else None,
+        tools_parse=_all_json(seen.tool_arguments) if seen.tool_names else None,
+        text=seen.text,
+    )
+
+
+def _all_json(texts: Sequence[str]) -> bool:
+    return all(_is_json(text) for text in texts if text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True

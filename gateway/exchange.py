@@ -1,0 +1,103 @@
+"""What one request has gathered on its way: the only thing that changes while it is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import nan
+from typing import TYPE_CHECKING
+
+from cascade.types import Evidence, Plan, Verdict
+from gateway.wire.usage import Usage
+from routers.types import Choice, Query
+
+if TYPE_CHECKING:
+    from cache.entry import Hit
+    from cache.rules import Directive
+    from gateway.call import Call
+    from gateway.keys import Caller
+    from gateway.ledger import Hold
+    from gateway.limits import Taken
+    from gateway.routes import Route
+    from gateway.wire.relay import Relay
+
+NO_USAGE, NO_EVIDENCE = Usage(), Evidence()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One call of one deployment, whatever came of it."""
+
+    model: str
+    deployment: str
+    started_s: float
+    """From the request's arrival."""
+    latency_s: float = 0.0
+    first_byte_s: float | None = None
+    status: int = 0
+    failure: str = ""
+    usage: Usage = NO_USAGE
+    cost_nanousd: int = 0
+    estimated: bool = False
+    """True: the upstream told no usage, so tokens were estimated."""
+    evidence: Evidence = NO_EVIDENCE
+    confidence: float = nan
+    """What the cascade read out of the evidence."""
+    hedge: bool = False
+    """True: started beside a slow twin."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A whole answer from upstream that a verdict may keep."""
+
+    attempt: Attempt
+    dialect: str
+    body: bytes
+    strip_logprobs: bool = False
+    """True: the log-probabilities in it were ours to ask for, not the client's."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A call and everything decided about it."""
+
+    call: Call
+    caller: Caller
+    route: Route
+    decision_id: str
+    hold: Hold
+    taken: Taken
+    """From rate limits; corrected by what was really used."""
+    query: Query | None = None
+    choice: Choice | None = None
+    plan: Plan | None = None
+    hit: Hit | None = None
+    directive: Directive | None = None
+    cache_state: str = "off"
+    """off | hit | shared | semantic | miss | refused:<why>"""
+    cache_key: bytes = b""
+    attempts: list[Attempt] = field(default_factory=list)
+    kept: Kept | None = None
+    verdict: Verdict | None = None
+    answered_by: str = ""
+    response_id: str = ""
+    answer_body: bytes = b""
+    """The whole answer in the client's dialect, where it is needed after sending (cache, responses, text)."""
+    status: int = 0
+    error: str = ""
+    upstream_s: float = 0.0
+    """Time spent waiting for upstreams: what is left of the request's time is ours."""
+    flow: Relay | None = None
+    """The stream the client has begun to see: it knows how an error must end it."""
+    alarms: list[str] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """What every attempt used, for rate limits."""
+        return sum(attempt.usage.total for attempt in self.attempts)
+
+    @property
+    def cost_nanousd(self) -> int:
+        """What every attempt of this request cost, whether its answer was kept or not."""
+        return sum(attempt.cost_nanousd for attempt in self.attempts)
+

@@ -1,0 +1,43 @@
+"""Choices that need no router: a pinned model, a route's default; and what a request's knobs override."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import numpy as np
+
+from gateway.wire.request import Described
+from routers.types import Choice, Knobs, Query
+
+NO_VECTOR = np.zeros(0, np.float32)
+
+
+def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -> Choice:
+    """The one model, certainly."""
+    return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
+
+
+def bare_query(asked: Described) -> Query:
+    """For routers that read no vector."""
+    return Query(
+        text=asked.text,
+        vector=NO_VECTOR,
+        features_version="",
+        input_tokens=asked.input_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        turns=asked.turns,
+        tools=asked.tools,
+        images=asked.images,
+        wants_json=asked.wants_json,
+    )
+
+
+def merge(route: Knobs, request: Knobs) -> Knobs:
+    """The request's knobs where it has any, the route's elsewhere."""
+    stated = {
+        field.name: value
+        for field in fields(Knobs)
+        if field.name != "explore" and (value := getattr(request, field.name)) is not None
+    }
+    return Knobs(**{**{field.name: getattr(route, field.name) for field in fields(Knobs)}, **stated})

@@ -1,0 +1,90 @@
+"""Stored /v1/responses objects: what `previous_response_id` continues and `GET /v1/responses/{id}` returns.
+
+A stored response is a record in the journal like any other; a small memory of the newest spares the next turn
+of a conversation the way to the database. `store: false` keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from gateway.errors import NotFound
+from gateway.exchange import Exchange
+from gateway.journal.lookup import append_durably, find_response
+from gateway.journal.record import ResponseRecord
+from gateway.journal.spool import Spool
+from gateway.journal.store import Store
+from gateway.wire.request import Raw, responses_input
+from gateway.wire.responses import input_items
+
+REMEMBERED = 512
+MAX_REMEMBERED_BYTES = 64 * 1024
+
+
+class Responses:
+    """One per worker."""
+
+    def __init__(self, spool: Spool, directory: Path, store: Callable[[], Store], clock: Callable[[], float]) -> None:
+        self._spool = spool
+        self._directory = directory
+        self._store = store
+        self._clock = clock
+        self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
+
+    async def continued(self, raw: Raw, tenant: str) -> Raw:
+        """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
+        named = raw.get("previous_response_id")
+        previous = msgspec.json.decode(named) if named is not None else None
+        if not previous:
+            return raw
+        record = await self.find(str(previous), tenant, param="previous_response_id")
+        items = msgspec.json.decode(record.input) + msgspec.json.decode(record.output)["output"]
+        return responses_input(items, raw)
+
+    async def find(self, id: str, tenant: str, *, param: str | None = None) -> ResponseRecord:
+        """Raises NotFound."""
+        found = self._recent.get((tenant, id)) or await find_response(self._store(), self._directory, id, tenant)
+        if found is None or found.deleted:
+            kind = "Previous response" if param else "Response"
+            raise NotFound(f"{kind} with id '{id}' not found.", param=param,
+                           code="previous_response_not_found" if param else "not_found", status=400 if param else 404)
+        return found
+
+    async def delete(self, id: str, tenant: str) -> None:
+        """Gone for good once this returns; raises NotFound where there is none."""
+        await self.find(id, tenant)
+        self._recent.pop((tenant, id), None)
+        await append_durably(self._spool, ResponseRecord(id=id, time_s=self._clock(), tenant=tenant, deleted=True))
+
+    def keep(self, exchange: Exchange) -> None:
+        """Store the answer of a /v1/responses call, unless the caller said not to."""
+        call, body = exchange.call, exchange.answer_body
+        if call.surface != "responses" or not body or call.raw.get("store") == msgspec.Raw(b"false"):
+            return
+        answer = msgspec.json.decode(body, type=_Named)
+        exchange.response_id = answer.id
+        record = ResponseRecord(
+            id=answer.id,
+            time_s=self._clock(),
+            decision_id=exchange.decision_id,
+            tenant=exchange.caller.tenant,
+            model=exchange.answered_by,
+            input=msgspec.json.encode(input_items(call.raw)),
+            output=body,
+        )
+        self._spool.append(record)
+        self._remember(record)
+
+    def _remember(self, record: ResponseRecord) -> None:
+        if len(record.input) + len(record.output) <= MAX_REMEMBERED_BYTES:
+            self._recent[record.tenant, record.id] = record
+            if len(self._recent) > REMEMBERED:
+                self._recent.popitem(last=False)
+
+
+class _Named(msgspec.Struct):
+    id: str

@@ -1,0 +1,166 @@
+"""Names a client may ask for: routes, which choose, and models, which are pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gateway.config import Config, ModelConfig, RouteConfig
+from gateway.errors import CallerError, UnknownModel
+from gateway.fleet import Fleet
+from gateway.ledger import Account
+from gateway.limits import Limit
+from gateway.prices import Price, nanousd
+from routers.types import Candidate, Knobs, Router
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model under its public name; its deployments are the fleet's business."""
+
+    name: str
+    config: ModelConfig
+    """Of the dearest deployment, so that a hold covers any of them."""
+    price: Price
+    candidate: Candidate
+
+    def worst(self, input_tokens: int, output_tokens: int | None, n: int) -> int:
+        """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
+        most = self.config.max_output_tokens if output_tokens is None else output_tokens
+        return self.price.worst(input_tokens, most, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A name, the models behind it and how one of them is chosen."""
+
+    name: str
+    config: RouteConfig
+    models: tuple[Model, ...]
+    fallbacks: tuple[str, ...]
+    """Models tried when every one of `models` has failed."""
+    router: Router | None
+    """None: pinned to one model, nothing to decide."""
+    default_model: str
+    knobs: Knobs
+    names: tuple[str, ...]
+    """All models that may be tried: `models`, then `fallbacks`."""
+    scope: str
+    """What the cache keeps apart: the route and the models behind it."""
+    accounts: tuple[Account, ...] = ()
+    limits: tuple[Limit, ...] = ()
+
+    def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
+        """The route's models as the router may see them now."""
+        return [
+            model.candidate if fleet.healthy(model.name, now) else replace(model.candidate, healthy=False)
+            for model in self.models
+        ]
+
+
+class RouteBook:
+    """Every name a client can ask for. Immutable: a new configuration is a new book."""
+
+    def __init__(self, config: Config, routers: Mapping[str, Router]) -> None:
+        self.models = {name: _model(config, name) for name in dict.fromkeys(m.name for m in config.models)}
+        self._pinned = {name: self._pin(model) for name, model in self.models.items()}
+        self._configs = {route.name: route for route in config.routes}
+        self.routes = {route.name: self._route(route, routers[route.name]) for route in config.routes}
+
+    def find(self, name: str) -> Route:
+        """A route's name wins over a model's. Raises UnknownModel."""
+        route = self.routes.get(name) or self._pinned.get(name)
+        if route is None:
+            raise UnknownModel(
+                f"The model '{name}' does not exist: it is neither a route nor a model here. "
+                "GET /v1/models lists both.",
+                param="model",
+            )
+        return route
+
+    def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
+        """The same route with only the models a request allows. Raises CallerError where none is left."""
+        models = tuple(model for model in route.models if model.name in names)
+        if not models:
+            known = ", ".join(model.name for model in route.models)
+            raise CallerError(f"none of these models is in route '{route.name}', which has: {known}",
+                              param="headgate.models")
+        allowed = {model.name for model in models}
+        kept = tuple(name for name in route.names if name in allowed)
+        default = route.default_model if route.default_model in allowed else models[-1].name
+        return replace(
+            route, models=models, fallbacks=(), default_model=default, names=kept, scope=_scope(route.name, kept)
+        )
+
+    def _pin(self, model: Model) -> Route:
+        config = RouteConfig(name=model.name, models=[model.name])
+        names = (model.name,)
+        return Route(model.name, config, (model,), (), None, model.name, Knobs(), names, _scope("", names))
+
+    def _route(self, config: RouteConfig, router: Router) -> Route:
+        models = tuple(self.models[name] for name in config.models)
+        own = set(config.models)
+        fallbacks = tuple(name for name in self._fallbacks(config, set()) if name not in own)
+        knobs = Knobs(
+            cost_weight=config.cost_weight,
+            min_quality=config.min_quality,
+            max_cost_usd=config.max_cost_usd,
+            max_latency_s=config.max_latency_s,
+            budget_usd_per_day=config.budget_usd_per_day,
+        )
+        names = (*config.models, *fallbacks)
+        return Route(
+            config.name,
+            config,
+            models,
+            fallbacks,
+            router,
+            config.default_model or config.models[-1],
+            knobs,
+            names,
+            _scope(config.name, names),
+            _accounts(config),
+            _limits(config),
+        )
+
+    def _fallbacks(self, config: RouteConfig, seen: set[str]) -> list[str]:
+        """Fallback models in order, routes among them unfolded; a cycle was refused when the file was read."""
+        names: list[str] = []
+        for name in config.fallback:
+            if name in seen:
+                continue
+            seen.add(name)
+            other = self._configs.get(name)
+            names += [*other.models, *self._fallbacks(other, seen)] if other else [name]
+        return list(dict.fromkeys(names))
+
+
+def _model(config: Config, name: str) -> Model:
+    deployments = [model for model in config.models if model.name == name]
+    dearest = max(deployments, key=lambda m: m.output_usd_per_mtok + m.input_usd_per_mtok)
+    abilities = {"tools": dearest.tools, "images": dearest.images, "json": dearest.json}
+    candidate = Candidate(
+        model=name,
+        input_usd_per_mtok=dearest.input_usd_per_mtok,
+        output_usd_per_mtok=dearest.output_usd_per_mtok,
+        context_tokens=dearest.context_tokens,
+        supports=frozenset(ability for ability, able in abilities.items() if able),
+        default_max_output_tokens=dearest.max_output_tokens,
+    )
+    return Model(name, dearest, Price.of(dearest), candidate)
+
+
+def _scope(name: str, models: tuple[str, ...]) -> str:
+    return "\0".join((name, *models))
+
+
+def _accounts(config: RouteConfig) -> tuple[Account, ...]:
+    if config.budget_usd_per_day is None:
+        return ()
+    return (Account(f"route:{config.name}", nanousd(config.budget_usd_per_day), "day"),)
+
+
+def _limits(config: RouteConfig) -> tuple[Limit, ...]:
+    if config.rpm is None and config.tpm is None:
+        return ()
+    return (Limit(f"route:{config.name}", config.rpm, config.tpm),)

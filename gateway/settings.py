@@ -1,0 +1,72 @@
+"""What the control plane decides while workers run: keys, router versions. One file, replaced whole.
+
+Workers look at its modification time twice a second; a change is applied between two requests. A file that
+can't be read changes nothing: the last good settings stay.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from gateway.journal.record import KeyRecord
+
+FILE = "settings.json"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of everything that can change without a restart."""
+
+    version: int = 0
+    keys: tuple[KeyRecord, ...] = ()
+    routers: dict[str, str] = {}
+    """Route to the artefact that serves it now."""
+
+
+def read_settings(run_dir: str | Path) -> Settings:
+    """The current settings; the empty ones where none were ever written. Raises ValueError where they are spoilt."""
+    try:
+        return msgspec.json.decode((Path(run_dir) / FILE).read_bytes(), type=Settings)
+    except FileNotFoundError:
+        return Settings()
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{Path(run_dir) / FILE}: {error}") from None
+
+
+def write_settings(run_dir: str | Path, settings: Settings) -> None:
+    """Replace the file in one step, so that a reader sees the old one or the new one."""
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{FILE}.{os.getpid()}.new"
+    draft.write_bytes(msgspec.json.encode(settings))
+    draft.chmod(0o600)
+    os.replace(draft, folder / FILE)
+
+
+def stamp(run_dir: str | Path) -> int:
+    """Changes whenever the settings do; 0 where there are none."""
+    try:
+        return (Path(run_dir) / FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+class Current:
+    """The settings in force in this process."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = run_dir
+        self._stamp = stamp(run_dir)
+        self.settings = read_settings(run_dir)
+
+    def refresh(self) -> bool:
+        """True: the file has changed since we looked, and says something else. Raises ValueError where it is spoilt."""
+        seen = stamp(self.run_dir)
+        if seen == self._stamp:
+            return False
+        self._stamp = seen
+        fresh = read_settings(self.run_dir)
+        changed, self.settings = fresh != self.settings, fresh
+        return changed

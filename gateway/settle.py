@@ -1,0 +1,194 @@
+"""The end of a request: money settled, limits corrected, the decision recorded, metrics counted. Once.
+
+Nothing here waits, so it runs to its end even where the client has left. A decision is in the spool before
+its client sees the last byte of the answer.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from cache.entry import Entry
+from cache.rules import may_store
+from gateway.errors import HeadgateError
+from gateway.exchange import Attempt, Exchange
+from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord
+from gateway.services import Services
+from gateway.wire.answer import peek
+from gateway.wire.usage import Usage
+from routers.types import Choice, Vector
+
+
+def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
+    """`ending`: the error the client gets; None: an answer."""
+    exchange.status = ending.status if ending else 200
+    exchange.error = (ending.code or ending.kind) if ending else ""
+    held, cost = exchange.hold.nanousd, exchange.cost_nanousd
+    exchange.hold.settle(cost)
+    now = services.now()
+    exchange.taken.correct(exchange.tokens, now)
+    services.spool.append(record_of(services, exchange, held, cost, now))
+    services.metrics.settled(exchange, now - exchange.call.received_s)
+    if services.tracing is not None:
+        services.tracing.finish(exchange)
+
+
+def record_of(services: Services, exchange: Exchange, held: int, cost: int, now: float) -> DecisionRecord:
+    call, choice, query, plan = exchange.call, exchange.choice, exchange.query, exchange.plan
+    elapsed_s = now - call.received_s
+    asked = call.described
+    first = exchange.attempts[-1] if exchange.attempts else None
+    keeps_text = exchange.route.config.store_text
+    return DecisionRecord(
+        id=exchange.decision_id,
+        time_s=services.clock() - elapsed_s,
+        request_id=call.request_id,
+        response_id=exchange.response_id,
+        tenant=exchange.caller.tenant,
+        key_id=exchange.caller.key_id,
+        surface=call.surface,
+        route=exchange.route.name,
+        requested_model=call.model,
+        features_version=query.features_version if query else "",
+        input_tokens=asked.input_tokens,
+        turns=asked.turns,
+        tools=asked.tools,
+        images=asked.images,
+        wants_json=asked.wants_json,
+        vector=packed(query.vector) if query is not None else b"",
+        candidates=candidates_of(choice),
+        excluded=dict(choice.excluded) if choice else {},
+        model=choice.model if choice else "",
+        propensity=choice.propensity if choice else None,
+        router=choice.router if choice else "",
+        reason=choice.reason if choice else "",
+        plan=tuple(step.model for step in plan.steps) if plan else (),
+        thresholds=tuple(_finite(step.accept_at) for step in plan.steps) if plan else (),
+        attempts=tuple([attempt_record(attempt) for attempt in exchange.attempts]),
+        verdict=exchange.verdict.reason if exchange.verdict else "",
+        answered_model=exchange.answered_by,
+        status=exchange.status,
+        error=exchange.error,
+        stream=call.stream,
+        cache=exchange.cache_state,
+        cache_why=exchange.hit.why if exchange.hit else {},
+        saved_nanousd=round(exchange.hit.entry.cost_usd * 1e9) if exchange.hit else 0,
+        held_nanousd=held,
+        cost_nanousd=cost,
+        latency_s=elapsed_s,
+        ttft_s=first.started_s + first.first_byte_s if first and first.first_byte_s is not None else None,
+        overhead_ms=(elapsed_s - exchange.upstream_s) * 1e3,
+        prompt_text=asked.text if keeps_text else "",
+        answer_text=peek(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
+    )
+
+
+def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:
+    """Every eligible model with what was expected of it and how probable it was."""
+    if choice is None:
+        return ()
+    chances = choice.probabilities
+    if not choice.estimates:
+        return tuple([CandidateRecord(model=model, probability=p) for model, p in chances.items()])
+    return tuple(
+        [
+            CandidateRecord(
+                model=estimate.model,
+                quality=_finite(estimate.quality),
+                quality_sd=_finite(estimate.quality_sd),
+                cost_usd=_finite(estimate.cost_usd),
+                latency_s=_finite(estimate.latency_s),
+                probability=chances.get(estimate.model, 0.0),
+            )
+            for estimate in choice.estimates
+        ]
+    )
+
+
+def attempt_record(attempt: Attempt) -> AttemptRecord:
+    return AttemptRecord(
+        model=attempt.model,
+        deployment=attempt.deployment,
+        started_s=attempt.started_s,
+        latency_s=attempt.latency_s,
+        ttft_s=attempt.first_byte_s,
+        status=attempt.status,
+        failure=attempt.failure,
+        usage=buckets(attempt.usage),
+        cost_nanousd=attempt.cost_nanousd,
+        evidence=evidence_record(attempt),
+    )
+
+
+def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
+    """Numbers only; the answer's text stays out."""
+    evidence = attempt.evidence
+    if evidence.output_tokens == 0 and not isfinite(evidence.mean_logprob):
+        return None
+    return EvidenceRecord(
+        mean_logprob=_finite(evidence.mean_logprob),
+        min_logprob=_finite(evidence.min_logprob),
+        sum_logprob=_finite(evidence.sum_logprob),
+        output_tokens=evidence.output_tokens,
+        refused=evidence.refused,
+        schema_valid=evidence.schema_valid,
+        tools_parse=evidence.tools_parse,
+        checks_passed=evidence.checks_passed,
+        agreement=_finite(evidence.agreement),
+        judged=_finite(evidence.judged),
+        confidence=_finite(attempt.confidence),
+    )
+
+
+def buckets(usage: Usage) -> dict[str, int]:
+    """Only those that hold tokens."""
+    counts = {
+        "input": usage.input_tokens,
+        "cache_read": usage.cache_read_tokens,
+        "cache_write": usage.cache_write_tokens,
+        "output": usage.output_tokens,
+        "reasoning": usage.reasoning_tokens,
+        "audio_input": usage.audio_input_tokens,
+        "audio_output": usage.audio_output_tokens,
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def entry_of(services: Services, exchange: Exchange) -> Entry | None:
+    """A cache entry, where the answer is whole and may be kept."""
+    body, call = exchange.answer_body, exchange.call
+    if not body:
+        return None
+    seen = peek(body, call.surface)
+    rules = services.shelf.rules_of(exchange.route.config)
+    refusal = may_store(
+        rules, status=200, complete=True, finish_reason=seen.finish_reason or None,
+        answer_bytes=len(body),
+    )
+    if refusal:
+        exchange.cache_state = f"refused:{refusal}"
+        return None
+    return Entry(
+        id=services.ids.new("ent"),
+        surface=call.surface,
+        body=body,
+        model=exchange.answered_by,
+        decision_id=exchange.decision_id,
+        created_s=services.clock(),
+        ttl_s=exchange.route.config.cache_ttl_s,
+        cost_usd=exchange.cost_nanousd / 1e9,
+        tenant=exchange.caller.tenant,
+        input_tokens=seen.usage.prompt_tokens,
+        output_tokens=seen.usage.completion_tokens,
+    )
+
+
+def packed(vector: Vector) -> bytes:
+    """float16, little-endian: what retraining needs of a query, without its text."""
+    return vector.astype("<f2").tobytes()
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None
+
+
