@@ -1,6 +1,7 @@
-"""A real PostgreSQL server for the session, on a free port; tests that ask for it are skipped where none is installed.
+"""A real PostgreSQL server for the session, on a free port; where none is installed its tests are skipped.
 
-As root the server runs as user `postgres` (it refuses root); fsync is off, since nothing here outlives the session.
+As root the server runs as user `postgres` (it refuses root); fsync is off, since nothing here outlives the
+session.
 """
 
 from __future__ import annotations

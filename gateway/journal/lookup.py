@@ -1,7 +1,8 @@
-"""What a worker asks of the journal off its hot path: a decision or response just made, feedback to keep, spend.
+"""What a worker asks of the journal off its hot path: a decision just made, feedback to keep, what was spent.
 
-A record may still lie in a spool: so the store is asked, then the spools, then the store again, since it may have
-been shipped in between. All of it runs in a thread. A database that is away is no reason to miss what is in a spool.
+A record may still lie in a spool: so the store is asked, then the spools, then the store again, since it may
+have been shipped in between. All of it runs in a thread. A database that is away is no reason to miss what is
+in a spool.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ async def find_response(store: Store, directory: Path, id: str, tenant: str) -> 
 
 
 async def record_feedback(spool: Spool, feedback: FeedbackRecord) -> None:
-    """Returns when the feedback survives a power loss. Raises CallerError, HeadgateError 503 where it can't."""
+    """Returns when the feedback survives a power loss; raises CallerError, or HeadgateError 503."""
     if not (feedback.decision_id or feedback.response_id or feedback.request_id):
         raise CallerError("feedback needs a decision_id, response_id or request_id", param="decision_id")
     if feedback.score is not None and not 0.0 <= feedback.score <= 1.0:
@@ -78,8 +79,8 @@ async def append_durably(spool: Spool, record: FeedbackRecord | ResponseRecord) 
 def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
     """Spend per tenant, key and route since that hour, what is still in spools included: the ledger's start.
 
-    Rows have tenant, key_id, route, requests and cost_nanousd. The spools are read before the database, so what
-    is shipped meanwhile is known by its segment's offset and counted once.
+    Rows have tenant, key_id, route, requests and cost_nanousd. The spools are read before the database, so
+    what is shipped meanwhile is known by its segment's offset and counted once.
     """
     since_hour = int(since_s) // 3600
     spooled = list(_spooled_decisions(directory, since_hour))
@@ -105,9 +106,11 @@ def newest_in_spools(
         if needle not in data:
             continue
         for frame in read_frames(data, final=False):
-            if needle in frame.payload and isinstance(record := decode_record(frame.payload), kind):
-                if matches(record) and (newest is None or record.time_s >= newest.time_s):
-                    newest = record
+            record = decode_record(frame.payload) if needle in frame.payload else None
+            if not isinstance(record, kind) or not matches(record):
+                continue
+            if newest is None or record.time_s >= newest.time_s:
+                newest = record
     return newest
 
 
@@ -138,7 +141,7 @@ def _consistent_spend(store: Store, since_s: float) -> tuple[list[Row], dict[str
 def _offsets(store: Store) -> dict[str, int]:
     query = sa.select(spool_offsets.c.segment, spool_offsets.c.shipped_bytes)
     with store.engine.connect() as connection:
-        return {segment: shipped for segment, shipped in connection.execute(query)}
+        return {row.segment: row.shipped_bytes for row in connection.execute(query)}
 
 
 def _spooled_decisions(directory: Path, since_hour: int) -> Iterator[tuple[str, int, DecisionRecord]]:

@@ -84,7 +84,7 @@ def test_filters_narrow_the_list(store: Store) -> None:
 
 
 def test_the_counters_hold_what_a_dashboard_shows(store: Store) -> None:
-    """Requests, errors, hits, escalations, money, tokens and the latency histogram per minute, route, model."""
+    """Requests, errors, hits, escalations, money, tokens and latencies per minute, route and model."""
     write(
         store,
         decision(1),

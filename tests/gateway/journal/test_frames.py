@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.journal.frames import HEADER_BYTES, MARKER, read_frames, seal
+
+
+def framed(payload: bytes) -> bytes:
+    buffer = bytearray(HEADER_BYTES) + payload
+    seal(buffer)
+    return bytes(buffer)
+
+
+payloads = st.lists(st.binary(max_size=40) | st.just(MARKER * 3), max_size=8)
+
+
+@given(payloads)
+def test_what_was_framed_is_read(contents: list[bytes]) -> None:
+    """Payloads come back in order, even those that contain the marker, and cover the file."""
+    data = b"".join(map(framed, contents))
+    frames = list(read_frames(data, final=True))
+    assert [frame.payload for frame in frames] == contents
+    assert not any(frame.damaged for frame in frames)
+    assert (frames[-1].end if frames else 0) == len(data)
+
+
+@given(payloads.filter(bool), st.data())
+def test_a_torn_tail_waits_or_is_set_aside(contents: list[bytes], data: st.DataObject) -> None:
+    """A cut file gives every whole frame; the rest is still being written, or damage once nobody writes."""
+    whole = b"".join(map(framed, contents))
+    kept = b"".join(map(framed, contents[:-1]))
+    torn = whole[: data.draw(st.integers(len(kept) + 1, len(whole) - 1))]
+    live = list(read_frames(torn, final=False))
+    assert [frame.payload for frame in live] == contents[:-1]
+    ended = list(read_frames(torn, final=True))
+    assert [frame.payload for frame in ended if not frame.damaged] == contents[:-1]
+    assert ended[-1].damaged and ended[-1].end == len(torn)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=3, max_size=8), st.data())
+def test_damage_costs_only_the_frame_it_hits(contents: list[bytes], data: st.DataObject) -> None:
+    """One flipped bit anywhere in a frame loses that frame, and no other."""
+    victim = data.draw(st.integers(0, len(contents) - 2))
+    start = sum(len(framed(payload)) for payload in contents[:victim])
+    at = start + data.draw(st.integers(0, len(framed(contents[victim])) - 1))
+    spoiled = bytearray(b"".join(map(framed, contents)))
+    spoiled[at] ^= 1 << data.draw(st.integers(0, 7))
+    read = [frame.payload for frame in read_frames(bytes(spoiled), final=True) if not frame.damaged]
+    assert read == contents[:victim] + contents[victim + 1 :]
+
+
+@given(payloads, st.integers(0, 200))
+def test_reading_from_an_offset_gives_offsets_in_the_file(contents: list[bytes], base: int) -> None:
+    """`base` shifts where frames lie and nothing else."""
+    data = b"".join(map(framed, contents))
+    plain = [(frame.start + base, frame.end + base) for frame in read_frames(data, final=True)]
+    assert [(frame.start, frame.end) for frame in read_frames(data, final=True, base=base)] == plain

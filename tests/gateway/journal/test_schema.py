@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from gateway.errors import ConfigError
+from gateway.journal import schema
+from gateway.journal.schema import check_schema, migrate, open_engine
+from gateway.journal.store import open_store
+from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS, latency_column, metadata
+
+
+def test_migrations_make_exactly_the_tables(empty_database_url: str) -> None:
+    """What the migrations build and what the code expects don't differ; a second run does nothing."""
+    assert migrate(empty_database_url) == ["0001"]
+    assert migrate(empty_database_url) == []
+    with open_engine(empty_database_url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_server_that_was_not_migrated_is_refused_with_the_command_to_run(empty_database_url: str) -> None:
+    """The message names the key and the command; an embedded file is migrated by itself."""
+    with pytest.raises(ConfigError, match="headgate migrate"):
+        check_schema(open_engine(empty_database_url))
+    if empty_database_url.startswith("sqlite"):
+        open_store(empty_database_url).close()
+    else:
+        with pytest.raises(ConfigError, match=r"storage\.url"):
+            open_store(empty_database_url)
+
+
+def test_the_schema_of_a_newer_release_is_accepted(database_url: str) -> None:
+    """Migrations only expand, so an old replica still runs while a new one has migrated."""
+    engine = open_engine(database_url)
+    with engine.begin() as connection:
+        before = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    try:
+        check_schema(engine)
+        assert migrate(database_url) == []
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = :old"), {"old": before})
+
+
+def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> None:
+    """Three at once: one does the work, the others find it done, none fails."""
+    done: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: done.append(migrate(empty_database_url))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [[], [], ["0001"]]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE decisions",
+        "ALTER TABLE decisions DROP COLUMN payload",
+        "alter table decisions rename to x",
+        "ALTER TABLE decisions ALTER COLUMN cost TYPE INTEGER",
+        "TRUNCATE decisions",
+        "DELETE FROM keys",
+    ],
+)
+def test_a_migration_that_would_destroy_is_refused(statement: str) -> None:
+    """Whatever a script asks for, the connection it runs on says no."""
+    with pytest.raises(ConfigError, match="destroy"):
+        schema._refuse_destruction(None, None, statement)
+
+
+def test_a_destructive_step_leaves_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard holds in a real migration run, which is rolled back."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    migrate(url)
+
+    def drop(_config: object, _revision: str) -> None:
+        connection = _config.attributes["connection"]  # type: ignore[attr-defined]
+        connection.execute(sa.text("DROP TABLE decisions"))
+
+    monkeypatch.setattr(schema.command, "upgrade", drop)
+    with pytest.raises(ConfigError, match="destroy"):
+        migrate(url)
+    assert "decisions" in sa.inspect(open_engine(url)).get_table_names()
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense"])
+def test_other_databases_are_refused(url: str) -> None:
+    """Only SQLite and PostgreSQL, said with the key's path."""
+    with pytest.raises(ConfigError, match=r"storage\.url"):
+        open_engine(url)
+
+
+def test_each_latency_has_its_bucket() -> None:
+    """Bounds are inclusive upper bounds; what is above the last one is in the last column."""
+    assert len(LATENCY_COLUMNS) == len(LATENCY_BOUNDS_S) + 1
+    assert latency_column(0.0) == latency_column(0.01) == "latency_00"
+    assert latency_column(0.011) == "latency_01"
+    assert latency_column(1e9) == LATENCY_COLUMNS[-1]

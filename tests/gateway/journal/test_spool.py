@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import CallerError, HeadgateError
+from gateway.journal.frames import read_frames
+from gateway.journal.lookup import record_feedback
+from gateway.journal.record import Record, new_id
+from gateway.journal.ship import decode_record
+from gateway.journal.spool import Spool, spooled_bytes
+from tests.gateway.journal.records import decision, feedback
+
+
+def records_in(directory: Path) -> list[Record | None]:
+    return [
+        decode_record(frame.payload)
+        for path in sorted(directory.glob("*.seg"))
+        for frame in read_frames(path.read_bytes(), final=True)
+    ]
+
+
+def test_appended_records_can_be_read_at_once(tmp_path: Path) -> None:
+    """A record is in the file when `append` returns, without close or flush."""
+    spool = Spool(tmp_path)
+    assert spool.append(decision(1)) and spool.append(feedback(1, 0.5))
+    assert records_in(tmp_path) == [decision(1), feedback(1, 0.5)]
+
+
+def test_segments_turn_by_size_and_by_age(tmp_path: Path) -> None:
+    """A full or an old segment is closed and a new one begun; nothing is lost at the turn."""
+    now = [0.0]
+    spool = Spool(tmp_path, segment_bytes=2000, segment_age_s=60.0, clock=lambda: now[0])
+    for number in range(10):
+        spool.append(decision(number))
+    by_size = len(list(tmp_path.glob("*.seg")))
+    assert by_size > 2
+    now[0] = 61.0
+    spool.append(decision(10))
+    assert len(list(tmp_path.glob("*.seg"))) == by_size + 1
+    assert sorted(record.id for record in records_in(tmp_path) if record) == sorted(
+        f"dec_{n}" for n in range(11)
+    )
+
+
+def test_a_segment_is_locked_as_long_as_it_is_written(tmp_path: Path) -> None:
+    """A reader tells a live segment from a finished one by its lock."""
+    spool = Spool(tmp_path)
+    spool.append(decision(1))
+    with next(tmp_path.glob("*.seg")).open("rb") as segment:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        spool.close()
+        fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_a_full_spool_drops_counts_alarms_and_recovers(tmp_path: Path) -> None:
+    """At the bound records are dropped, never raised about; when there is room again writing goes on."""
+    now = [0.0]
+    spool = Spool(tmp_path, segment_bytes=1000, max_bytes=3000, clock=lambda: now[0])
+    results = [spool.append(decision(number)) for number in range(20)]
+    assert not all(results) and results[0]
+    assert spool.lost == results.count(False)
+    assert "3000 bytes" in spool.alarm
+    assert spooled_bytes(tmp_path) < 3000 + 2000
+    for path in tmp_path.glob("*.seg"):
+        path.unlink()
+    now[0] = 2.0
+    assert spool.append(decision(21))
+    assert spool.alarm == ""
+
+
+def test_a_short_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes half a record gets it taken back, and the next record is whole."""
+    spool = Spool(tmp_path)
+    spool.append(decision(1))
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, bytes(data)[: len(data) // 2]))
+    assert not spool.append(decision(2))
+    monkeypatch.undo()
+    assert spool.append(decision(3))
+    assert records_in(tmp_path) == [decision(1), decision(3)]
+    assert spool.lost == 1
+
+
+def test_a_record_that_cannot_be_encoded_is_dropped_not_raised(tmp_path: Path) -> None:
+    """The request that made it goes on."""
+    spool = Spool(tmp_path)
+    odd: dict[str, Any] = {"why": object()}
+    assert not spool.append(decision(1, cache_why=odd))
+    assert not spool.append(decision(2, route="\ud800"))
+    assert spool.append(decision(3))
+    assert records_in(tmp_path) == [decision(3)]
+
+
+async def test_feedback_is_forced_to_disk_before_it_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fdatasync has returned for the record's own segment before the answer."""
+    synced: list[str] = []
+    real = os.fdatasync
+
+    def fdatasync(file: int) -> None:
+        real(file)
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    spool = Spool(tmp_path)
+    await record_feedback(spool, feedback(1, 0.5))
+    assert synced == [str(next(tmp_path.glob("*.seg")))]
+    await asyncio.gather(*(record_feedback(spool, feedback(number, 0.5)) for number in range(2, 5)))
+    assert len(records_in(tmp_path)) == 4
+
+
+async def test_feedback_that_cannot_be_kept_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full spool or a failing disk answers 503, never a false acknowledgement."""
+    with pytest.raises(HeadgateError) as full:
+        await record_feedback(Spool(tmp_path, max_bytes=0), feedback(1, 0.5))
+    assert (full.value.status, full.value.code) == (503, "journal_unavailable")
+
+    def failing(_file: int) -> None:
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(HeadgateError) as broken:
+        await record_feedback(Spool(tmp_path), feedback(1, 0.5))
+    assert broken.value.status == 503
+
+
+@pytest.mark.parametrize("changes", [{"score": 1.5}, {"score": float("nan")}, {"decision_id": ""}])
+async def test_feedback_that_says_nothing_usable_is_the_callers_fault(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A score outside 0..1 or no id at all is refused and not written."""
+    spool = Spool(tmp_path)
+    score = changes.pop("score", 0.5)
+    with pytest.raises(CallerError):
+        await record_feedback(spool, feedback(1, score, **changes))
+    assert records_in(tmp_path) == []
+
+
+def test_ids_are_unique_and_sort_by_time() -> None:
+    """Ids of a later millisecond sort later."""
+    ids = [new_id("dec") for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert [id[:16] for id in ids] == sorted(id[:16] for id in ids)
