@@ -27,6 +27,7 @@ from gateway.config import (
     _Section,
 )
 from gateway.errors import ConfigError
+from routers.simple import read_rule
 
 ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
@@ -267,11 +268,22 @@ def _check_server(config: Config, found: _Problems) -> None:
     server, storage = config.server, config.storage
     if server.port and server.port == server.admin_port:
         found.add("server.admin_port", f"is the port of the data plane, {server.port}")
+    if server.workers > 1 and not storage.redis_url and _has_budgets(config):
+        found.add(
+            "server.workers", "more than one share their budgets through storage.redis_url, which is empty"
+        )
     _check_scheme("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
     if storage.redis_url:
         _check_scheme("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
     if config.telemetry.otlp_endpoint:
         _check_scheme("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
+
+
+def _has_budgets(config: Config) -> bool:
+    budgets = [route.budget_usd_per_day for route in config.routes]
+    budgets += [key.budget_usd for key in config.auth.keys]
+    budgets += [tenant.budget_usd for tenant in config.auth.tenants]
+    return any(budget is not None for budget in budgets)
 
 
 _HTTP = ("http://", "https://")
@@ -313,9 +325,22 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
     found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
+    _check_rules(route, path, found)
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
         if getattr(route, setting) and route.router != router:
             found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+
+
+def _check_rules(route: RouteConfig, path: str, found: _Problems) -> None:
+    for index, stated in enumerate(route.rules):
+        try:
+            rule = read_rule(index, stated)
+        except ValueError as error:
+            at, _, message = str(error).partition(": ")
+            found.add(f"{path}.{at}", message)
+            continue
+        for name in rule.weights:
+            found.unless_known(f"{path}.rules[{index}]", "model of the route", name, route.models)
 
 
 def _is_path(router: str) -> bool:

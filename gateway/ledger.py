@@ -59,10 +59,15 @@ class Hold(Protocol):
 class Ledger(Protocol):
     """Where accounts are kept."""
 
-    outstanding: int
-    """Open holds of this process."""
-    overrun_nanousd: int
-    """Spent beyond what was held, all accounts together: a worst case was wrong."""
+    @property
+    def outstanding(self) -> int:
+        """Open holds of this process."""
+        ...
+
+    @property
+    def overrun_nanousd(self) -> int:
+        """Spent beyond what was held, all requests together: a worst case was wrong."""
+        ...
 
     async def hold(self, accounts: Sequence[Account], nanousd: int) -> Hold:
         """Set the amount aside in all accounts, or in none and raise OverBudget."""
