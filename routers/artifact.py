@@ -1,0 +1,109 @@
+"""Learned routers as files: one safetensors file whose metadata is JSON with a schema, the version of the
+features it reads, its lineage and scores, and a checksum over all of it. No pickle, so a foreign file can
+do no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA = 1
+_KEY = "headgate"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class ArtifactError(ValueError):
+    """The file is corrupted, foreign, or of a schema or feature version that this build can't serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What an artefact says of itself."""
+
+    kind: str
+    """Name in the registry of routers."""
+    version: str
+    features_version: str
+    models: tuple[str, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parent: str = ""
+    """Version it was retrained from."""
+    data_checksum: str = ""
+    trained_on: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Scores at training time."""
+    schema: int = SCHEMA
+
+
+def checksum(arrays: Arrays, card: Mapping[str, Any]) -> str:
+    """sha256 over the card and every array's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_artifact(path: Path, card: Card, arrays: Arrays) -> None:
+    """Writes beside the target and renames, so that a reader never sees half a file."""
+    from safetensors.numpy import save
+
+    stated = json.loads(json.dumps(asdict(card)))
+    stated["checksum"] = checksum(arrays, stated)
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save(whole, metadata={_KEY: json.dumps(stated, sort_keys=True)}))
+    partial.replace(path)
+
+
+def load_artifact(path: Path, features_version: str | None = None) -> tuple[Card, dict[str, NDArray[Any]]]:
+    """The card and arrays. ArtifactError says what is wrong with the file; None asks for no feature
+    version.
+    """
+    stated, arrays = _read(path)
+    claimed = stated.pop("checksum", "")
+    if checksum(arrays, stated) != claimed:
+        raise ArtifactError(f"{path}: checksum does not match; the file is corrupted")
+    if stated.get("schema") != SCHEMA:
+        raise ArtifactError(f"{path}: schema {stated.get('schema')!r}, this build reads {SCHEMA}")
+    card = _card(path, stated)
+    if features_version is not None and card.features_version not in ("", features_version):
+        raise ArtifactError(
+            f"{path}: features_version {card.features_version!r}, this build makes {features_version!r}"
+        )
+    return card, arrays
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stated = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: not an artefact ({error})") from error
+    if not isinstance(stated, dict):
+        raise ArtifactError(f"{path}: no `{_KEY}` metadata; the file is foreign")
+    return stated, arrays
+
+
+def _card(path: Path, stated: dict[str, Any]) -> Card:
+    try:
+        return Card(
+            **{**stated, "models": tuple(stated["models"]), "trained_on": tuple(stated["trained_on"])}
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: card field {error}") from error

@@ -1,0 +1,63 @@
+"""Who may answer at all. A candidate is left out with a reason, never silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from routers.types import Candidate, Knobs, Query, Undecided
+
+SHORT_ANSWER_TOKENS = 16
+"""Room that a prompt must leave in a model's context when the request names no output limit."""
+
+
+def least_room(query: Query) -> int:
+    """Tokens that the context must hold: the prompt and the output asked for."""
+    return query.input_tokens + (query.max_output_tokens or SHORT_ANSWER_TOKENS)
+
+
+def expected_usd(query: Query, candidate: Candidate, output_tokens: float) -> float:
+    """Price of this query with that many output tokens."""
+    output = min(output_tokens, query.max_output_tokens or candidate.default_max_output_tokens)
+    return (query.input_tokens * candidate.input_usd_per_mtok + output * candidate.output_usd_per_mtok) / 1e6
+
+
+def worst_usd(query: Query, candidate: Candidate) -> float:
+    """Most that an answer can cost, where the request limits its output; else the prompt's own price."""
+    return expected_usd(query, candidate, float(query.max_output_tokens or 0))
+
+
+def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:
+    """Why this candidate can't answer this query; empty where it can."""
+    if not candidate.healthy:
+        return "unhealthy"
+    if candidate.context_tokens and least_room(query) > candidate.context_tokens:
+        return "context too short"
+    supports = candidate.supports
+    if query.tools and "tools" not in supports:
+        return "no tools"
+    if query.images and "images" not in supports:
+        return "no images"
+    if query.wants_json and "json" not in supports:
+        return "no JSON mode"
+    if knobs.max_cost_usd is not None and worst_usd(query, candidate) > knobs.max_cost_usd:
+        return "may cost more than max_cost_usd"
+    if knobs.max_latency_s is not None and candidate.queue_s > knobs.max_latency_s:
+        return "queue longer than max_latency_s"
+    return ""
+
+
+def eligible(
+    query: Query, candidates: Sequence[Candidate], knobs: Knobs
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Those who may answer, in the order given, and the reasons of the rest. Undecided where nobody may."""
+    kept: list[Candidate] = []
+    excluded: dict[str, str] = {}
+    for candidate in candidates:
+        reason = exclusion(query, candidate, knobs)
+        if reason:
+            excluded[candidate.model] = reason
+        else:
+            kept.append(candidate)
+    if not kept:
+        raise Undecided("no candidate is eligible", excluded)
+    return kept, excluded

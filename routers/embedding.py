@@ -1,0 +1,144 @@
+"""A text's meaning in microseconds: the normalised sum of static token vectors.
+
+The tokens are BERT's WordPieces (the test compares with the `tokenizers` library); each word is cut once and
+remembered in a bounded memo, so a text costs one regular expression, one dictionary look-up per word and
+one gather. It loads what `routers.build_embedding` made and refuses a file without its parts. It reads no
+network and no clock.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from math import log1p
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+SHIPPED = Path(__file__).parent / "weights" / "minilm_static.safetensors"
+MAX_WORD_CHARS = 100
+"""BERT reads a longer word as unknown."""
+MEMO_WORDS = 65_536
+FIRST_WORD = 999
+"""Tokens before this one are [PAD], [unused..], [CLS] ...: they never occur in a text."""
+
+_ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))  # fmt: skip
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and single punctuation marks, as BERT's uncased pre-tokeniser cuts them."""
+    if text.isascii():
+        if _CONTROL.search(text):
+            text = _CONTROL.sub("", text)
+        return _ASCII_WORDS.findall(text.lower())
+    return "".join(map(_spaced, unicodedata.normalize("NFD", text.lower()))).split()
+
+
+@lru_cache(maxsize=65_536)
+def _spaced(char: str) -> str:
+    category = unicodedata.category(char)
+    if char in "\t\n\r" or category == "Zs":
+        return " "
+    if category == "Mn" or category[0] == "C" or char == "\ufffd":
+        return ""
+    if category[0] == "P" or (char.isascii() and not char.isalnum()) or _is_cjk(ord(char)):
+        return f" {char} "
+    return char
+
+
+def _is_cjk(point: int) -> bool:
+    return point >= 0x3400 and any(low <= point <= high for low, high in _CJK)
+
+
+class StaticEmbedding:
+    """Token rows (int8 with a scale per row) and the vocabulary that names them."""
+
+    def __init__(
+        self, rows: NDArray[np.int8], scales: NDArray[np.float32], vocabulary: Mapping[str, int]
+    ) -> None:
+        self.dims = rows.shape[1]
+        self._rows = rows
+        self._scales = scales
+        self._vocabulary = vocabulary
+        self._memo: dict[str, tuple[int, ...]] = {}
+
+    def token_ids(self, words: list[str]) -> list[int]:
+        """WordPieces of every word, in order; a word that can't be cut is left out."""
+        memo = self._memo
+        ids: list[int] = []
+        for word in words:
+            pieces = memo.get(word)
+            if pieces is None:
+                pieces = self._remember(word)
+            ids += pieces
+        return ids
+
+    def vector(self, ids: list[int]) -> Vector:
+        """Unit vector of the tokens' weighted sum, shape (dims,); zeros where there is no token."""
+        if not ids:
+            return np.zeros(self.dims, np.float32)
+        total = self._scales[ids] @ self._rows[ids].astype(np.float32)
+        length = float(np.sqrt(total @ total))
+        return np.asarray(total / length if length > 0 else total, np.float32)
+
+    def rarity(self, word: str) -> float:
+        """Near 0 for the commonest words, 1 for a word that is no token of its own (ranks stand for
+        frequency).
+        """
+        rank = self._vocabulary.get(word)
+        return 1.0 if rank is None else log1p(max(rank - FIRST_WORD, 1)) / log1p(len(self._vocabulary))
+
+    def embed(self, text: str) -> Vector:
+        return self.vector(self.token_ids(words_of(text)))
+
+    def _remember(self, word: str) -> tuple[int, ...]:
+        if len(self._memo) >= MEMO_WORDS:
+            self._memo.clear()
+        pieces = tuple(self._cut(word))
+        self._memo[word] = pieces
+        return pieces
+
+    def _cut(self, word: str) -> list[int]:
+        """Greedy longest match (WordPiece); empty where some part is not in the vocabulary."""
+        ids: list[int] = []
+        start = 0
+        while start < len(word) <= MAX_WORD_CHARS:
+            end, prefix = len(word), "##" if start else ""
+            while end > start and prefix + word[start:end] not in self._vocabulary:
+                end -= 1
+            if end == start:
+                return []
+            ids.append(self._vocabulary[prefix + word[start:end]])
+            start = end
+        return ids
+
+
+def load_embedding(path: Path = SHIPPED) -> StaticEmbedding:
+    """ValueError where the file is not a distilled table."""
+    from safetensors.numpy import load_file
+
+    parts = load_file(path)
+    missing = {"rows", "scales", "vocabulary"} - parts.keys()
+    if missing:
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))}")
+    tokens = parts["vocabulary"].tobytes().decode("utf-8").split("\n")
+    if len(tokens) != len(parts["rows"]) or len(tokens) != len(parts["scales"]):
+        raise ValueError(
+            f"{path}: {len(tokens)} tokens, {len(parts['rows'])} rows, {len(parts['scales'])} scales"
+        )
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return StaticEmbedding(parts["rows"], parts["scales"].astype(np.float32), vocabulary)
+
+
+@cache
+def shipped_embedding() -> StaticEmbedding:
+    """The one table of the process: 6 MB, read once."""
+    return load_embedding()

@@ -1,0 +1,1 @@
+"""Quality and cost estimators, one per file, behind the contract of `routers.estimators.base`."""

@@ -1,0 +1,87 @@
+"""The contract of a quality estimator: partial scores in, a mean and its uncertainty per model out.
+
+Constructors store parameters untouched, learned arrays end in `_`, `fit` returns self (scikit-learn's
+manners). What is learnt is arrays only, so that an artefact needs no pickle. Fitting may import
+scikit-learn; predicting is numpy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Rows to learn from. `scores` and `costs` are (n, m) in the order of `models`; NaN: not observed."""
+
+    x: Matrix
+    scores: Matrix
+    tasks: Sequence[str]
+    models: Sequence[str]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n, m = self.scores.shape
+        if len(self.x) != n or len(self.tasks) != n or len(self.models) != m:
+            raise ValueError(
+                f"{n} x {m} scores, but {len(self.x)} vectors, {len(self.tasks)} tasks and "
+                f"{len(self.models)} models"
+            )
+        if n == 0 or not np.isfinite(self.scores).any():
+            raise ValueError("no score to learn from")
+
+    def rows(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Training:
+        """Those rows alone."""
+        places = np.arange(len(self.x))[index]
+        tasks = [self.tasks[i] for i in places.tolist()]
+        return Training(self.x[places], self.scores[places], tasks, self.models, self.seed)
+
+
+class Estimator(ABC):
+    """Predicts quality per model. Subclasses name their parameters and learned arrays for artefacts."""
+
+    kind: ClassVar[str]
+    PARAMETERS: ClassVar[tuple[str, ...]] = ()
+    LEARNED: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def fit(self, data: Training) -> Self:
+        """Learns from the observed cells."""
+
+    @abstractmethod
+    def predict(self, x: Matrix) -> tuple[Matrix, Matrix]:
+        """Mean quality in [0, 1] and the standard deviation of that mean, both (n, m)."""
+
+    def parameters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.PARAMETERS}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Every learned array by name."""
+        return {name: np.asarray(getattr(self, name)) for name in self.LEARNED}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> Self:
+        """Puts learned arrays back. KeyError names the array that is missing."""
+        for name in self.LEARNED:
+            setattr(self, name, state[name])
+        return self
+
+
+def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
+    """Mean score per model, shrunk toward the mean of all models by `prior_count` pseudo-observations."""
+    seen = np.isfinite(scores)
+    overall = float(scores[seen].mean())
+    total = np.where(seen, scores, 0.0).sum(0)
+    return np.asarray((total + prior_count * overall) / (seen.sum(0) + prior_count))
+
+
+def folds(n: int, k: int, seed: int) -> NDArray[np.intp]:
+    """Fold number of each row, balanced and shuffled."""
+    return np.asarray(np.random.default_rng(seed).permutation(np.arange(n) % k), np.intp)

@@ -1,0 +1,171 @@
+"""The plug-in router (CARROT): estimate every candidate's quality and cost, then let the knobs choose.
+
+One router serves any trade-off at request time, for estimates do not depend on the knobs. Models that the
+artefact never saw get a prior by price; a router with no artefact at all lives on that prior until it is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers import prior
+from routers.cost import Latency, LogLinear
+from routers.eligible import eligible
+from routers.estimators.base import Estimator
+from routers.projection import Projection
+from routers.select import Exploration, Forecast, chosen, probabilities, utilities
+from routers.simple import TYPICAL_OUTPUT_TOKENS
+from routers.types import Candidate, Choice, Knobs, Query, Undecided
+
+TYPICAL_INPUT_TOKENS = 500.0
+CACHED_PRICE = 0.1
+"""Share of the input price that a token in the prefix cache still costs, about as providers charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What training left behind; arrays in the order of `models`."""
+
+    models: tuple[str, ...]
+    projection: Projection
+    quality: Estimator
+    cost: LogLinear | None = None
+    """Dollars per call, where data names costs without prices."""
+    output_tokens: LogLinear | None = None
+    latency: Latency | None = None
+    reference_usd: float = 0.0
+    """Mean cost of the dearest model on the training rows; 0: take it from the candidates' prices."""
+    place: Mapping[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
+
+
+class PluginRouter:
+    """Chooses by estimated quality and cost; exploration probabilities are exact."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        features_version: str,
+        learned: Learned | None = None,
+        exploration: Exploration | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.features_version = features_version
+        self.learned = learned
+        self.exploration = exploration or Exploration()
+        self._label = f"{name}@{version}"
+
+    def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
+        kept, excluded = eligible(query, candidates, knobs)
+        forecast = self.forecast(query, kept)
+        if knobs.max_cost_usd is not None or knobs.max_latency_s is not None:
+            forecast, excluded = within(forecast, knobs, excluded)
+        worth = utilities(forecast, knobs, self._reference_usd(kept))
+        chances = probabilities(worth, self.exploration, knobs.explore)
+        return chosen(forecast, worth, chances, draw, excluded, self._label)
+
+    def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
+        """Estimates of those candidates. Undecided where the query's features are of another version."""
+        models = [c.model for c in kept]
+        input_usd = np.array([c.input_usd_per_mtok for c in kept]) / 1e6
+        output_usd = np.array([c.output_usd_per_mtok for c in kept]) / 1e6
+        input_usd *= 1.0 - (1.0 - CACHED_PRICE) * np.array([c.cached_share for c in kept])
+        queue_s = np.array([c.queue_s for c in kept])
+        if self.learned is None:
+            quality, sd = prior.expected(kept), np.full(len(kept), prior.PRIOR_SD)
+            tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
+            latency, cost = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
+        else:
+            quality, sd, tokens, latency, cost = self._learned(self.learned, query, kept, models)
+        tokens = np.minimum(tokens, query.max_output_tokens or np.inf)
+        priced = query.input_tokens * input_usd + tokens * output_usd
+        unpriced = (input_usd == 0) & (output_usd == 0) & np.isfinite(cost)
+        return Forecast(models, quality, sd, np.where(unpriced, cost, priced), latency + queue_s, tokens)
+
+    def _learned(
+        self, learned: Learned, query: Query, kept: Sequence[Candidate], models: Sequence[str]
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
+        if query.features_version != self.features_version:
+            raise Undecided(
+                f"features {query.features_version!r}, the router reads {self.features_version!r}"
+            )
+        index = np.array([learned.place.get(model, -1) for model in models])
+        known = index >= 0
+        z = learned.projection.apply(query.vector)[None].astype(np.float64)
+        mean, deviation = learned.quality.predict(z)
+        unknown = np.full(len(kept), np.nan)
+        quality, sd = (
+            np.where(known, mean[0][index], 0.0),
+            np.where(known, deviation[0][index], prior.PRIOR_SD),
+        )
+        if not known.all():
+            quality = np.where(known, quality, prior.expected(kept))
+        tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
+        if learned.output_tokens is not None:
+            expected = learned.output_tokens.predict(z)[0]
+            tokens = np.where(known & np.isfinite(expected[index]), expected[index], tokens)
+        latency = unknown
+        if learned.latency is not None:
+            latency = np.where(known, (learned.latency.first_s_ + 0.0)[index], np.nan)
+            latency = latency + np.where(known, learned.latency.per_token_s_[index], np.nan) * tokens
+        cost = unknown if learned.cost is None else np.where(known, learned.cost.predict(z)[0][index], np.nan)
+        return quality, sd, tokens, latency, cost
+
+    def _reference_usd(self, kept: Sequence[Candidate]) -> float:
+        """What one cost unit of the cost weight is: a typical call of the dearest candidate."""
+        dearest = max(
+            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok
+            for c in kept
+        )
+        if dearest > 0 or self.learned is None:
+            return dearest / 1e6
+        return self.learned.reference_usd
+
+
+def within(forecast: Forecast, knobs: Knobs, excluded: dict[str, str]) -> tuple[Forecast, dict[str, str]]:
+    """Without the models expected to break a bound on money (never chosen) or on time (chosen if nothing
+    else).
+
+    Undecided where every model is expected to cost more than `max_cost_usd`.
+    """
+    kept = np.ones(len(forecast.models), bool)
+    if knobs.max_cost_usd is not None:
+        kept &= forecast.cost_usd <= knobs.max_cost_usd
+        reason = "expected to cost more than max_cost_usd"
+        excluded = excluded | {m: reason for m, k in zip(forecast.models, kept, strict=True) if not k}
+        if not kept.any():
+            raise Undecided("no candidate within max_cost_usd", excluded)
+    if knobs.max_latency_s is not None:
+        timely = kept & ~(forecast.latency_s > knobs.max_latency_s)
+        if timely.any():
+            late = kept & ~timely
+            excluded = excluded | {
+                m: "expected to take longer than max_latency_s"
+                for m, is_late in zip(forecast.models, late, strict=True)
+                if is_late
+            }
+            kept = timely
+    return _only(forecast, kept), excluded
+
+
+def _only(forecast: Forecast, kept: NDArray[np.bool_]) -> Forecast:
+    if kept.all():
+        return forecast
+    return Forecast(
+        [m for m, k in zip(forecast.models, kept, strict=True) if k],
+        forecast.quality[kept],
+        forecast.quality_sd[kept],
+        forecast.cost_usd[kept],
+        forecast.latency_s[kept],
+        forecast.output_tokens[kept],
+    )

@@ -1,0 +1,130 @@
+"""Every router by the name that a route's configuration may give, or by an artefact's path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
+from routers.cost import Latency, LogLinear
+from routers.estimators.base import Estimator
+from routers.estimators.linear import Linear
+from routers.features import shipped_featurizer
+from routers.plugin import Learned, PluginRouter
+from routers.projection import Projection
+from routers.select import Exploration
+from routers.simple import Cheapest, Rules, Weighted
+from routers.types import Router
+
+ESTIMATORS: Mapping[str, type[Estimator]] = {kind.kind: kind for kind in (Linear,)}
+LEARNED_NAMES = (
+    "default", "task-mean", "knn", "linear", "factor", "preference",
+    "clusters", "domain", "mlp", "ensemble", "bandit",
+)  # fmt: skip
+NAMES = ("rules", "weighted", "cheapest", *LEARNED_NAMES)
+DEFAULT_ARTIFACT = Path(__file__).parent / "weights" / "default.safetensors"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def open_router(
+    name: str,
+    *,
+    rules: Sequence[Mapping[str, object]] = (),
+    weights: Mapping[str, float] | None = None,
+    explore: float = 0.0,
+) -> Router:
+    """The router of that name, or of the artefact at that path. A learned router without an artefact
+    knows only prices until it is trained. ValueError names what is wrong.
+    """
+    if not 0.0 <= explore <= 1.0:
+        raise ValueError(f"explore: {explore} is not between 0 and 1")
+    if name == "rules":
+        return Rules(rules)
+    if name == "weighted":
+        return Weighted(weights)
+    if name == "cheapest":
+        return Cheapest()
+    exploration = Exploration(floor=explore)
+    if name == "default" and DEFAULT_ARTIFACT.exists():
+        return load_router(DEFAULT_ARTIFACT, exploration)
+    if name in LEARNED_NAMES:
+        return PluginRouter(name, "0", shipped_featurizer().version, exploration=exploration)
+    if "/" in name or name.endswith(".safetensors"):
+        return load_router(Path(name), exploration)
+    raise ValueError(f"router {name!r} is unknown: a path, or one of {', '.join(NAMES)}")
+
+
+def load_router(path: Path, exploration: Exploration | None = None) -> PluginRouter:
+    """The router of an artefact. ArtifactError where this build can't serve it."""
+    card, arrays = load_artifact(path, shipped_featurizer().version)
+    try:
+        learned = _restore(card, arrays)
+    except KeyError as error:
+        raise ArtifactError(f"{path}: no {error}") from error
+    return PluginRouter(card.kind, card.version, card.features_version, learned, exploration)
+
+
+def save_router(path: Path, router: PluginRouter, card: Card) -> None:
+    """Writes a trained router with its card; the router's own facts override the card's."""
+    learned = router.learned
+    if learned is None:
+        raise ValueError(f"router {router.name!r} has learnt nothing to save")
+    arrays: dict[str, NDArray[Any]] = {}
+    parts: dict[str, Any] = {
+        "projection": learned.projection,
+        "quality": learned.quality,
+        "cost": learned.cost,
+        "output_tokens": learned.output_tokens,
+        "latency": learned.latency,
+    }
+    for part, estimator in parts.items():
+        if estimator is not None:
+            arrays |= {f"{part}.{name}": array for name, array in estimator.state().items()}
+    parameters = {
+        "quality": {"kind": learned.quality.kind, **learned.quality.parameters()},
+        "reference_usd": learned.reference_usd,
+    }
+    save_artifact(
+        path,
+        Card(
+            router.name, router.version, router.features_version, learned.models, parameters,
+            card.parent, card.data_checksum, card.trained_on, card.metrics,
+        ),
+        arrays,
+    )  # fmt: skip
+
+
+def _restore(card: Card, arrays: Arrays) -> Learned:
+    stated = dict(card.parameters["quality"])
+    kind = ESTIMATORS[stated.pop("kind")]
+    return Learned(
+        models=card.models,
+        projection=Projection().restore(_part(arrays, "projection")),
+        quality=kind(**stated).restore(_part(arrays, "quality")),
+        cost=LogLinear().restore(_part(arrays, "cost")) if "cost.weights_" in arrays else None,
+        output_tokens=(
+            LogLinear().restore(_part(arrays, "output_tokens"))
+            if "output_tokens.weights_" in arrays
+            else None
+        ),
+        latency=Latency().restore(_part(arrays, "latency")) if "latency.first_s_" in arrays else None,
+        reference_usd=float(card.parameters["reference_usd"]),
+    )
+
+
+def _part(arrays: Arrays, part: str) -> dict[str, NDArray[Any]]:
+    return {
+        name.removeprefix(f"{part}."): np.asarray(array, _dtype(array))
+        for name, array in arrays.items()
+        if name.startswith(f"{part}.")
+    }
+
+
+def _dtype(array: NDArray[Any]) -> type[Any]:
+    """Half precision saves bytes on disk only."""
+    return np.float32 if array.dtype == np.float16 else array.dtype.type

@@ -1,0 +1,143 @@
+"""From estimates to a choice with exact probabilities: the one decision rule that every learned router
+shares.
+
+Utility is quality minus exchange rate times cost. The cost weight w in [0, 1] sets the rate,
+`rate = BALANCE * (w / (1 - w))^2` quality points per reference cost, so 0 reads quality only and 1 cost only.
+A quality floor or a bound on latency comes before utility. Exploration is inverse-gap weighting
+(SquareCB, Foster & Rakhlin 2020) with a floor; a caller who opted out gets the best model with
+probability 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.types import Choice, Estimate, Knobs, Undecided
+
+DEFAULT_COST_WEIGHT = 0.5
+BALANCE = 0.2
+"""Quality points that one reference cost is worth at cost_weight 0.5."""
+CHEAPEST_RATE = 1e9
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of the eligible candidates, in one order: arrays of one length."""
+
+    models: Sequence[str]
+    quality: Array
+    quality_sd: Array
+    cost_usd: Array
+    latency_s: Array
+    """NaN where nothing is known; such a model is not held to `max_latency_s`."""
+    output_tokens: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """How often another than the best is tried. `floor` 0: never."""
+
+    floor: float = 0.0
+    """Least probability of each eligible model is floor / their number."""
+    sharpness: float = 1000.0
+    """SquareCB's gamma: a model whose utility is `gap` below the best is tried with 1 / (K + gamma * gap)."""
+
+
+def exchange_rate(cost_weight: float) -> float:
+    """Quality points per reference cost."""
+    if cost_weight >= 1.0:
+        return CHEAPEST_RATE
+    odds = cost_weight / (1.0 - cost_weight)
+    return BALANCE * odds * odds
+
+
+def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Array:
+    """Worth of each model under the knobs; models that miss a floor or a bound fall below all that meet
+    it.
+    """
+    cost = forecast.cost_usd / max(reference_usd, 1e-12)
+    if knobs.cost_weight is None and knobs.min_quality is not None:
+        worth = 1e-9 * forecast.quality - cost
+    else:
+        weight = DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight
+        worth = forecast.quality - exchange_rate(weight) * cost
+    if knobs.min_quality is not None:
+        worth = _penalised(worth, np.maximum(knobs.min_quality - forecast.quality, 0.0))
+    if knobs.max_latency_s is not None:
+        late = np.maximum(forecast.latency_s - knobs.max_latency_s, 0.0) / max(knobs.max_latency_s, 1e-9)
+        worth = _penalised(worth, np.nan_to_num(late))
+    return worth
+
+
+def _penalised(worth: Array, shortfall: Array) -> Array:
+    """Keeps the order among those without shortfall and puts the others below, least shortfall first."""
+    if not shortfall.any():
+        return worth
+    spread = float(worth.max() - worth.min()) + 1.0
+    return np.where(shortfall > 0, worth.min() - spread * (1.0 + shortfall), worth)
+
+
+def probabilities(worth: Array, exploration: Exploration, explore: bool) -> Array:
+    """Over the eligible models, summing to 1. Every model gets at least floor / K where exploration is on."""
+    k = len(worth)
+    best = int(worth.argmax())
+    chances = np.zeros(k)
+    if explore and exploration.floor > 0.0 and k > 1:
+        least = min(exploration.floor, 1.0) / k
+        chances = np.maximum(1.0 / (k + exploration.sharpness * (worth[best] - worth)), least)
+    chances[best] = 0.0
+    chances[best] = 1.0 - chances.sum()
+    return chances
+
+
+def drawn(chances: Array, draw: float) -> int:
+    """Index of the model whose share of [0, 1) holds `draw`; never one of probability zero."""
+    index = int(np.searchsorted(np.cumsum(chances), draw, side="right"))
+    return index if index < len(chances) and chances[index] > 0 else int(chances.argmax())
+
+
+def chosen(
+    forecast: Forecast,
+    worth: Array,
+    chances: Array,
+    draw: float,
+    excluded: Mapping[str, str],
+    router: str,
+    reason: str = "",
+) -> Choice:
+    """The choice as a record. Undecided where an estimate is not finite."""
+    if not (np.isfinite(worth).all() and np.isfinite(forecast.cost_usd).all()):
+        raise Undecided("an estimate is not finite", excluded)
+    models = forecast.models
+    index, best = drawn(chances, draw), int(worth.argmax())
+    order = np.argsort(-worth, kind="stable").tolist()
+    return Choice(
+        model=models[index],
+        propensity=float(chances[index]),
+        probabilities=dict(zip(models, chances.tolist(), strict=True)),
+        estimates=estimates_of(forecast),
+        excluded=excluded,
+        reason="explored" if index != best else reason or "best estimate",
+        router=router,
+        ranked=tuple(models[i] for i in order),
+    )
+
+
+def estimates_of(forecast: Forecast) -> tuple[Estimate, ...]:
+    return tuple(
+        map(
+            Estimate,
+            forecast.models,
+            forecast.quality.tolist(),
+            forecast.quality_sd.tolist(),
+            forecast.cost_usd.tolist(),
+            forecast.latency_s.tolist(),
+            forecast.output_tokens.tolist(),
+        )
+    )

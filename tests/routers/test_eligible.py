@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from routers.eligible import eligible, exclusion, expected_usd
+from routers.types import Knobs, Undecided
+from tests.routers.worlds import LARGE, POOL, SMALL, query
+
+NONE = frozenset[str]()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "known", "knobs", "reason"),
+    [
+        (replace(SMALL, healthy=False), {}, Knobs(), "unhealthy"),
+        (SMALL, {"input_tokens": 9_000}, Knobs(), "context too short"),
+        (SMALL, {"input_tokens": 5_000, "max_output_tokens": 4_000}, Knobs(), "context too short"),
+        (replace(SMALL, supports=NONE), {"tools": 1}, Knobs(), "no tools"),
+        (replace(SMALL, supports=NONE), {"images": 1}, Knobs(), "no images"),
+        (replace(SMALL, supports=NONE), {"wants_json": True}, Knobs(), "no JSON mode"),
+        (
+            LARGE,
+            {"max_output_tokens": 10_000},
+            Knobs(max_cost_usd=0.01),
+            "may cost more than max_cost_usd",
+        ),
+        (replace(SMALL, queue_s=3.0), {}, Knobs(max_latency_s=1.0), "queue longer than max_latency_s"),
+        (replace(SMALL, context_tokens=0), {"input_tokens": 10**6}, Knobs(), ""),
+        (replace(SMALL, supports=NONE), {}, Knobs(), ""),
+    ],
+)
+def test_a_candidate_is_left_out_with_its_reason(candidate, known, knobs, reason) -> None:
+    """Each cause of exclusion has its own words, and a candidate without any is kept."""
+    assert exclusion(query(**known), candidate, knobs) == reason
+
+
+def test_the_rest_stay_in_their_order() -> None:
+    """Excluding one model moves no other."""
+    kept, excluded = eligible(query(input_tokens=9_000), POOL, Knobs())
+    assert [c.model for c in kept] == ["middle", "large"]
+    assert excluded == {"small": "context too short"}
+
+
+def test_nobody_eligible_is_undecided_with_all_reasons() -> None:
+    """The error carries why each candidate was left out."""
+    with pytest.raises(Undecided) as caught:
+        eligible(query(), [replace(c, healthy=False) for c in POOL], Knobs())
+    assert set(caught.value.excluded) == {"small", "middle", "large"}
+
+
+def test_expected_price_counts_prompt_and_limited_output() -> None:
+    """A request's own output limit caps the expected output."""
+    asked = query(input_tokens=1_000, max_output_tokens=100)
+    assert expected_usd(asked, LARGE, 5_000.0) == pytest.approx((1_000 * 3.0 + 100 * 15.0) / 1e6)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from routers.embedding import SHIPPED, load_embedding, shipped_embedding, words_of
+
+EMBEDDING = shipped_embedding()
+OLD_CHARACTERS = st.one_of(
+    st.characters(max_codepoint=0x4FF, exclude_categories=["Cn"]),
+    st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5),
+)
+"""Characters that every version of Unicode puts in the same category."""
+
+
+@pytest.fixture(scope="module")
+def reference() -> Tokenizer:
+    tokens = load_file(SHIPPED)["vocabulary"].tobytes().decode("utf-8").split("\n")
+    tokenizer = Tokenizer(WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def assert_same_tokens(reference: Tokenizer, text: str) -> None:
+    unknown = reference.token_to_id("[UNK]")
+    expected = [i for i in reference.encode(text, add_special_tokens=False).ids if i != unknown]
+    assert EMBEDDING.token_ids(words_of(text)) == expected
+
+
+@settings(max_examples=300)
+@given(st.text(OLD_CHARACTERS, max_size=80))
+def test_tokens_are_those_of_the_reference(reference: Tokenizer, text: str) -> None:
+    """Any text is cut as the `tokenizers` library cuts it; only unknown words are left out."""
+    assert_same_tokens(reference, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Café naïve", "东京 tower", "don't stop!!", "x" * 120, "a\u00a0b\tc", "E=mc²"]
+)
+def test_tokens_of_hard_cases_are_those_of_the_reference(reference: Tokenizer, text: str) -> None:
+    """Accents, CJK, apostrophes, endless words and odd blanks."""
+    assert_same_tokens(reference, text)
+
+
+def test_like_meanings_are_nearer_than_unlike() -> None:
+    """The distilled table still knows what words mean."""
+    car, auto, soup = (
+        EMBEDDING.embed(t)
+        for t in ("How do I repair my car?", "fixing an automobile", "a recipe for tomato soup")
+    )
+    assert car @ auto > 0.3 + car @ soup
+
+
+@given(st.text(max_size=60))
+def test_a_vector_is_of_unit_length_or_zero(text: str) -> None:
+    """Nothing about a text makes its vector longer."""
+    length = float(np.linalg.norm(EMBEDDING.embed(text)))
+    assert length == pytest.approx(1.0, abs=1e-4) or length == 0.0
+
+
+def test_a_file_without_its_parts_is_refused(tmp_path: Path) -> None:
+    """A table without a vocabulary is no embedding."""
+    path = tmp_path / "e.safetensors"
+    save_file({"rows": np.zeros((2, 2), np.int8)}, path)
+    with pytest.raises(ValueError, match="no scales, vocabulary"):
+        load_embedding(path)
+
+
+def test_a_table_of_another_size_than_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Rows that nobody can name are refused."""
+    path = tmp_path / "e.safetensors"
+    words = np.frombuffer(b"a\nb\nc", np.uint8).copy()
+    save_file(
+        {"rows": np.zeros((2, 2), np.int8), "scales": np.ones(2, np.float16), "vocabulary": words}, path
+    )
+    with pytest.raises(ValueError, match="3 tokens, 2 rows"):
+        load_embedding(path)

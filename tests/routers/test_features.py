@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routers.features import HEAD_CHARS, TAIL_CHARS, Featurizer, shipped_featurizer
+
+FEATURES = shipped_featurizer()
+
+
+@given(st.text(max_size=200))
+def test_any_text_has_a_finite_vector_of_fixed_size(text: str) -> None:
+    """No text breaks the featurizer, the empty one included."""
+    query = FEATURES.describe(text)
+    assert query.vector.shape == (FEATURES.dims,)
+    assert query.vector.dtype == np.float32
+    assert np.isfinite(query.vector).all()
+    assert query.features_version == FEATURES.version
+
+
+@given(st.text(max_size=100))
+def test_a_vector_depends_on_its_text_alone(text: str) -> None:
+    """What was described before leaves no trace."""
+    fresh = Featurizer()
+    assert (fresh.describe(text).vector == FEATURES.describe(text).vector).all()
+
+
+def test_structure_is_kept_in_the_query() -> None:
+    """What the caller knows of the request stands in the query as given."""
+    query = FEATURES.describe(
+        "hi", input_tokens=7, max_output_tokens=9, turns=3, tools=2, images=1, wants_json=True, task="t"
+    )
+    known = (query.input_tokens, query.max_output_tokens, query.turns, query.tools, query.images)
+    assert known == (7, 9, 3, 2, 1)
+    assert (query.wants_json, query.task) == (True, "t")
+
+
+def test_tokens_are_estimated_where_unknown() -> None:
+    """About four characters make a token."""
+    assert 90 <= FEATURES.describe("word " * 80).input_tokens <= 110
+
+
+def test_a_long_text_is_read_at_both_ends() -> None:
+    """The middle of a very long text changes nothing, its ends do."""
+    head, tail = "begin " * 600, "end " * 1500
+    a = FEATURES.describe(head + "x " * 9_000 + tail)
+    b = FEATURES.describe(head + "y " * 9_000 + tail)
+    c = FEATURES.describe(head + "x " * 9_000 + "other " * 1000)
+    layout = FEATURES.layout
+    assert len(a.text) <= HEAD_CHARS + TAIL_CHARS + 1
+    assert np.allclose(a.vector[layout.whole], b.vector[layout.whole])
+    assert not np.allclose(a.vector[layout.tail], c.vector[layout.tail])
+
+
+def test_the_tail_differs_from_the_whole_under_a_template() -> None:
+    """Two questions behind one long template lie further apart in their tails than as wholes."""
+    template = "Answer the following question with one letter only. " * 20
+    a, b = (
+        FEATURES.describe(template + q).vector for q in ("How do plants grow? " * 5, "Who won the war? " * 5)
+    )
+    whole, tail = FEATURES.layout.whole, FEATURES.layout.tail
+    assert a[tail] @ b[tail] < a[whole] @ b[whole] - 0.1
+
+
+def test_other_options_make_another_version() -> None:
+    """Vectors of another layout can't be mistaken for these."""
+    assert Featurizer(hashed=64).version != FEATURES.version
+
+
+def test_words_order_is_seen() -> None:
+    """Word pairs tell texts of the same words apart."""
+    a, b = (FEATURES.describe(t).vector[FEATURES.layout.hashed] for t in ("man bites dog", "dog bites man"))
+    assert not np.allclose(a, b)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from routers.artifact import ArtifactError, Card
+from routers.features import shipped_featurizer
+from routers.plugin import PluginRouter
+from routers.registry import NAMES, load_router, open_router, save_router
+from routers.types import Knobs
+from tests.routers.test_plugin import LEARNED
+from tests.routers.worlds import POOL
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_opens_and_chooses(name: str) -> None:
+    """Each name of the configuration gives a router that decides before it has learnt anything."""
+    router = open_router(name, rules=[{"model": "small"}], explore=0.1)
+    query = shipped_featurizer().describe("Why is the sky blue?")
+    choice = router.choose(query, POOL, Knobs(), 0.5)
+    assert choice.model in choice.probabilities
+    assert choice.router == f"{router.name}@{router.version}"
+
+
+@pytest.mark.parametrize(("name", "message"), [("nonesuch", "unknown"), ("./no.safetensors", "no such file")])
+def test_an_unknown_name_is_refused(name: str, message: str) -> None:
+    """A misspelt router or a missing artefact stops the start."""
+    with pytest.raises(ValueError, match=message):
+        open_router(name)
+
+
+def test_explore_outside_its_range_is_refused() -> None:
+    """An exploration floor is a probability."""
+    with pytest.raises(ValueError, match="explore"):
+        open_router("default", explore=1.5)
+
+
+def test_a_saved_router_chooses_the_same(tmp_path: Path) -> None:
+    """The artefact holds everything that a choice depends on."""
+    version = shipped_featurizer().version
+    path = tmp_path / "r.safetensors"
+    before = PluginRouter("linear", "7", version, LEARNED)
+    save_router(path, before, Card("linear", "7", version, LEARNED.models, metrics={"aiq": 0.8}))
+    after = load_router(path)
+    x = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    query = shipped_featurizer().describe("x")
+    object.__setattr__(query, "vector", x)
+    old, new = (r.choose(query, POOL, Knobs(), 0.5) for r in (before, after))
+    assert (old.model, old.ranked, old.probabilities) == (new.model, new.ranked, new.probabilities)
+    assert [e.quality for e in old.estimates] == pytest.approx([e.quality for e in new.estimates])
+    assert [e.cost_usd for e in old.estimates] == pytest.approx([e.cost_usd for e in new.estimates])
+    assert (after.name, after.version) == ("linear", "7")
+
+
+def test_an_artefact_without_a_part_is_refused(tmp_path: Path) -> None:
+    """A card whose arrays are missing names the array."""
+    from routers.artifact import save_artifact
+
+    path = tmp_path / "r.safetensors"
+    parameters = {"quality": {"kind": "linear"}, "reference_usd": 0.0}
+    save_artifact(
+        path, Card("linear", "1", shipped_featurizer().version, ("a",), parameters), {"z": np.zeros(1)}
+    )
+    with pytest.raises(ArtifactError, match="mean_"):
+        load_router(path)

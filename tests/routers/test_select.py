@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routers.select import (
+    Exploration,
+    Forecast,
+    chosen,
+    drawn,
+    exchange_rate,
+    probabilities,
+    utilities,
+)
+from routers.types import Knobs, Undecided
+
+worths = st.lists(st.floats(-5, 5), min_size=1, max_size=8).map(np.array)
+
+
+def forecast(quality: list[float], cost: list[float], latency: list[float] | None = None) -> Forecast:
+    k = len(quality)
+    unknown = np.full(k, np.nan)
+    seconds = unknown if latency is None else np.array(latency)
+    return Forecast([f"m{i}" for i in range(k)], np.array(quality), unknown, np.array(cost), seconds, unknown)
+
+
+def best(knobs: Knobs, *, latency: list[float] | None = None) -> int:
+    return int(utilities(forecast([0.5, 0.7, 0.9], [1.0, 3.0, 30.0], latency), knobs, 30.0).argmax())
+
+
+@given(worths, st.floats(0.001, 1), st.floats(0, 1e4))
+def test_probabilities_sum_to_one_and_keep_the_floor(worth, floor, sharpness) -> None:
+    """Whatever the utilities, every model keeps its floor and the best is never the least likely."""
+    chances = probabilities(worth, Exploration(floor, sharpness), True)
+    assert chances.sum() == pytest.approx(1.0)
+    assert (chances >= floor / len(worth) - 1e-12).all()
+    assert chances[worth.argmax()] == pytest.approx(chances.max())
+
+
+@given(worths, st.floats(0, 1))
+def test_opting_out_of_exploration_is_deterministic(worth, floor) -> None:
+    """A tenant that opted out always gets the best model, with propensity 1."""
+    chances = probabilities(worth, Exploration(floor), False)
+    assert chances[worth.argmax()] == 1.0
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """Evenly spread draws pick each model exactly as often as stated."""
+    chances = probabilities(np.array([0.9, 0.8, 0.2]), Exploration(0.3, 20.0), True)
+    picks = [drawn(chances, (i + 0.5) / 10_000) for i in range(10_000)]
+    assert np.bincount(picks, minlength=3) / 10_000 == pytest.approx(chances, abs=2e-4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0, 1, exclude_max=True))
+def test_a_model_of_probability_zero_is_never_drawn(shares, draw) -> None:
+    """Rounding at the edges of [0, 1) can't pick a model that had no chance."""
+    chances = np.array(shares) / max(sum(shares), 1e-9) if sum(shares) > 0 else np.array([1.0, 0.0])
+    assert chances[drawn(chances, draw)] > 0
+
+
+def test_the_cost_weight_runs_from_quality_to_cost() -> None:
+    """0 picks the best, 1 the cheapest, and the middle something between."""
+    assert best(Knobs(cost_weight=0.0)) == 2
+    assert best(Knobs(cost_weight=1.0)) == 0
+    assert best(Knobs(cost_weight=0.55)) == 1
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_exchange_rate_grows_with_the_cost_weight(a, b) -> None:
+    """A higher weight never makes money count less."""
+    low, high = sorted((a, b))
+    assert exchange_rate(low) <= exchange_rate(high)
+
+
+def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
+    """With a floor alone, money decides among those above it; if none is, the best quality is taken."""
+    assert best(Knobs(min_quality=0.6)) == 1
+    assert best(Knobs(min_quality=0.95)) == 2
+    assert best(Knobs(min_quality=0.6, cost_weight=1.0)) == 1
+    assert best(Knobs(min_quality=0.6, cost_weight=0.0)) == 2
+
+
+def test_a_latency_bound_comes_before_utility() -> None:
+    """A model expected to be late loses to every model in time; an unknown latency is not held against a
+    model.
+    """
+    assert best(Knobs(cost_weight=0.0, max_latency_s=2.0), latency=[1.0, 1.5, 9.0]) == 1
+    assert best(Knobs(cost_weight=0.0, max_latency_s=2.0), latency=[1.0, 1.5, float("nan")]) == 2
+
+
+def test_a_choice_records_what_is_needed_later() -> None:
+    """Propensity, all probabilities, estimates in order and the ranking come out of one draw."""
+    given = forecast([0.5, 0.7], [1.0, 3.0])
+    chances = np.array([0.25, 0.75])
+    choice = chosen(given, np.array([0.1, 0.2]), chances, 0.1, {"x": "unhealthy"}, "r@1")
+    assert (choice.model, choice.propensity, choice.reason) == ("m0", 0.25, "explored")
+    assert choice.ranked == ("m1", "m0")
+    assert [e.quality for e in choice.estimates] == [0.5, 0.7]
+    assert dict(choice.probabilities) == {"m0": 0.25, "m1": 0.75}
+
+
+def test_an_estimate_that_is_not_finite_is_undecided() -> None:
+    """A NaN never silently wins or loses an argmax."""
+    given = forecast([0.5, float("nan")], [1.0, 3.0])
+    worth = utilities(given, Knobs(cost_weight=0.0), 1.0)
+    with pytest.raises(Undecided, match="not finite"):
+        chosen(given, worth, np.array([1.0, 0.0]), 0.5, {}, "r@1")
