@@ -216,7 +216,7 @@ def chat_to_completion(chat: Json, model: str) -> Json:
         }
         for choice in chat["choices"]
     ]
-    kept = {name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat}
+    kept: Json = {name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat}
     return {**kept, "object": "text_completion", "model": model or chat.get("model") or "", "choices": choices}
 
 

@@ -52,7 +52,7 @@ def read(raw: Raw, name: str, kind: type[T], default: T) -> T:
     if value is None:
         return default
     try:
-        decoded: T | None = _decoder_of(kind).decode(value)
+        decoded: T | None = _decoder_of(kind).decode(value)  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         raise CallerError(f"Invalid type for '{name}': {error}", param=name, code="invalid_type") from None
     except BAD_JSON as error:

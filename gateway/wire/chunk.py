@@ -103,10 +103,6 @@ class Chunk(msgspec.Struct):
     code: Any = None
     stop_sequence: str | None = None
 
-    @property
-    def is_error(self) -> bool:
-        return self.error is not None or self.object == "error"
-
 
 class LogprobSummary(msgspec.Struct):
     """Log-probabilities of the answer's tokens, natural logarithm; NaN when there are none."""

@@ -51,7 +51,7 @@ class MessagesWriter:
 
     def _start(self, message_id: str | None) -> bytes:
         self._started = True
-        message = {
+        message: dict[str, Any] = {
             "id": message_id or "msg_" + uuid.uuid4().hex,
             "type": "message",
             "role": "assistant",

@@ -45,7 +45,7 @@ class ChatReader:
         self.withheld = False
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None:
-        if payload.strip() == b"[DONE]":
+        if len(payload) < 16 and payload.strip() == b"[DONE]":
             self.done = self.withheld = True
             return None
         chunk = read_chunk(payload)

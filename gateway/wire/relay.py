@@ -35,11 +35,11 @@ class Relay:
 
     __slots__ = (
         "_collected", "_dst", "_include_usage", "_late", "_model", "_reader", "_request", "_seen", "_splitter",
-        "_src", "_strip_logprobs", "_terminal", "_writer", "cause", "fault",
+        "_same", "_src", "_strip_logprobs", "_terminal", "_writer", "cause", "fault",
     )  # fmt: skip
 
     def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
-        self._src, self._dst = src, dst
+        self._src, self._dst, self._same = src, dst, src == dst
         self._model, self._request = model, request
         self._reader: Reader = reader_of(src)
         self._writer: Writer = writer_of(dst, model, request, options.include_usage)
@@ -71,17 +71,17 @@ class Relay:
             return b""
         payload = data_of(event)
         if payload is None:
-            return event if self._src == self._dst else b""
+            return event if self._same else b""
         try:
             chunk = self._reader.read(payload, self._seen)
         except BAD_JSON:
             message = "the upstream sent an event that isn't JSON"
             return self._fail("stream_malformed", UpstreamError("stream_malformed", message))
-        if chunk is not None and chunk.is_error:
+        if chunk is not None and (chunk.error is not None or chunk.object == "error"):
             return self._fail("stream_error", _cause(chunk))
         if self._collected is not None:
             self._collected.append(payload)
-        if self._src == self._dst:
+        if self._same:
             return self._pass(event, payload)
         return b"" if chunk is None else self._writer.write(chunk)
 
@@ -95,7 +95,8 @@ class Relay:
         if self._strip_logprobs and b'"logprobs"' in payload:
             event = frame(strip_logprobs(payload))
         if not self._include_usage and b'"usage"' in event:
-            event = _NULL_USAGE.sub(b"", event)
+            plain = event.replace(b',"usage":null', b"")
+            event = plain if len(plain) < len(event) else _NULL_USAGE.sub(b"", event)
         return event
 
     def _fail(self, fault: str, cause: UpstreamError) -> bytes:
@@ -128,7 +129,7 @@ class Relay:
     def tail(self) -> bytes:
         """The terminal bytes; only when `finished`."""
         assert self.finished, "a stream that isn't finished has no tail"
-        if self._src != self._dst:
+        if not self._same:
             return self._late + self._writer.tail(self._seen)
         if self._src == "messages":
             return self._late + b"".join(self._terminal)

@@ -78,7 +78,7 @@ class ResponsesWriter:
             out = self._close() + self._begin(part)
         assert self._open is not None
         self._parts.append(text)
-        extra = {"logprobs": []} if part == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": []} if part == "output_text" else {}
         index = self._open[0]
         return out + self._event(_DELTAS[part], **self._place(index), content_index=0, delta=text, **extra)
 
@@ -105,7 +105,7 @@ class ResponsesWriter:
         (index, part), self._open = self._open, None
         text = "".join(self._parts)
         place = self._place(index)
-        extra = {"logprobs": []} if part == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": []} if part == "output_text" else {}
         done = {_FIELDS[part]: text, **extra}
         out = self._event(_DELTAS[part].replace(".delta", ".done"), **place, content_index=0, **done)
         whole = _part(part, text)
@@ -165,7 +165,7 @@ class ResponsesWriter:
 
     def _replay_item(self, index: int, item: Item) -> bytes:
         parts = item.get("content") or []
-        empty = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
+        empty: Item = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
         out = self._add(item | empty | {"status": "in_progress"})
         for number, part in enumerate(parts):
             out += self._replay_part(index, number, part)
@@ -179,7 +179,7 @@ class ResponsesWriter:
     def _replay_part(self, index: int, number: int, part: dict[str, Any]) -> bytes:
         kind = part["type"]
         place = {**self._place(index), "content_index": number}
-        extra = {"logprobs": []} if kind == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
         text = part[_FIELDS[kind]]
         out = self._event("response.content_part.added", **place, part=_part(kind, ""))
         out += self._event(_DELTAS[kind], **place, delta=text, **extra)

@@ -57,18 +57,20 @@ class Seen:
             usage = Usage.from_openai(chunk.usage)
             self.usage = usage if usage.known else self.usage
         for choice in chunk.choices:
-            self.started = self.started or choice.is_real
+            index = choice.index
             if choice.finish_reason:
-                self.open[choice.index] = True
-            else:
-                self.open.setdefault(choice.index, False)
-            if choice.index == 0:
-                self._take_first(choice, chunk.stop_sequence)
+                self.open[index] = True
+            elif index not in self.open:
+                self.open[index] = False
+            if not self.started:
+                self.started = choice.is_real
+            if index == 0:
+                self._take_first(choice, chunk)
 
-    def _take_first(self, choice: Choice, stop_sequence: str | None) -> None:
+    def _take_first(self, choice: Choice, chunk: Chunk) -> None:
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
-            self.stop_sequence = stop_sequence
+            self.stop_sequence = chunk.stop_sequence
         if choice.logprobs is not None:
             self.logprobs.take(choice.logprobs.values())
         if choice.text:
@@ -78,12 +80,13 @@ class Seen:
             return
         if delta.content:
             self.texts.append(delta.content)
-        if delta.thought:
-            self.thoughts.append(delta.thought)
+        if thought := delta.reasoning_content or delta.reasoning:
+            self.thoughts.append(thought)
         if delta.refusal:
             self.refusals.append(delta.refusal)
-        for tool in delta.tool_calls or ():
-            self._take_tool(tool)
+        if delta.tool_calls:
+            for tool in delta.tool_calls:
+                self._take_tool(tool)
 
     def _take_tool(self, tool: ToolDelta) -> None:
         """Some providers number every call 0: a new id on a known index is a new call. Renumbers the delta."""

@@ -31,17 +31,12 @@ class Splitter:
     def feed(self, data: bytes) -> list[bytes]:
         if self._held:
             data = self._held + data
-        elif self._is_plain(data):
+        elif data[-2:] == b"\n\n" and b"\r" not in data and len(data) <= self._max_bytes:
             if data.find(b"\n\n") == len(data) - 2:
                 return [data]
-            return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
+            if b"\n\n\n" not in data:
+                return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
         return self._cut(data)
-
-    def _is_plain(self, data: bytes) -> bool:
-        """Whole events with LF only, the common case, where splitting is two searches."""
-        if data[-2:] != b"\n\n" or len(data) > self._max_bytes:
-            return False
-        return b"\r" not in data and b"\n\n\n" not in data
 
     def _cut(self, data: bytes) -> list[bytes]:
         events = []
@@ -68,8 +63,11 @@ class Splitter:
 
 def data_of(event: bytes) -> bytes | None:
     """The event's data, lines joined by LF; None when it has none (a comment, a bare `event:`)."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
-        return event[6:-2]
+    start = 6
+    if event.startswith(b"event: "):
+        start += event.find(b"\n") + 1
+    if event.startswith(b"data: ", start - 6) and event.find(b"\n", start) == len(event) - 2 and b"\r" not in event:
+        return event[start:-2]
     data = [value for name, value in _fields(event) if name == b"data"]
     return b"\n".join(data) if data else None
 

@@ -1,0 +1,352 @@
+"""Streams of every dialect through the relay: what passes, what is kept back, and what a fault looks like."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.types import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from gateway.errors import FAILURES, UpstreamError
+from gateway.wire.relay import Relay, relay
+from tests.gateway.wire import streams
+from tests.gateway.wire.streams import (
+    CHAT,
+    CHAT_TEXT,
+    COMPLETIONS,
+    DONE,
+    MESSAGES,
+    ROLE,
+    TOOLS,
+    USAGE,
+    chunk,
+    data,
+    event,
+    parsed,
+    payloads,
+)
+
+PAIRS = [("chat", dst) for dst in ("chat", "completions", "messages", "responses")]
+PAIRS += [("messages", dst) for dst in ("chat", "completions", "messages", "responses")]
+PAIRS += [("completions", "completions")]
+CASES = [(src, dst, stream) for src, dst in PAIRS for stream in streams.UPSTREAMS[src]]
+
+
+def make(src: str, dst: str, **options: Any) -> Relay:
+    return relay(src, dst, model="shown", request={}, **options)
+
+
+def drain(it: Relay, *pieces: bytes) -> bytes:
+    """The client's whole stream; asserts that it ended well."""
+    out = b"".join(it.feed(piece) for piece in pieces)
+    assert it.end() is None
+    return out + it.tail()
+
+
+def test_chat_passes_byte_for_byte_when_usage_was_asked_for() -> None:
+    """Bytes in are bytes out, terminal events last."""
+    it = make("chat", "chat", include_usage=True)
+    assert it.feed(CHAT) + it.tail() == CHAT
+
+
+@pytest.mark.parametrize("stream", [MESSAGES])
+def test_messages_pass_byte_for_byte(stream: bytes) -> None:
+    """Thinking signatures, pings and block order reach the client untouched."""
+    assert drain(make("messages", "messages"), stream) == stream
+
+
+def test_terminal_events_wait_for_tail() -> None:
+    """The driver settles before the client learns that the answer is whole."""
+    for src, stream, last in (("chat", CHAT, b"[DONE]"), ("messages", MESSAGES, b"message_stop")):
+        it = make(src, src)
+        assert last not in it.feed(stream)
+        assert it.finished
+        assert last in it.tail()
+
+
+def test_usage_not_asked_for_is_stripped() -> None:
+    """The extra chunk and the null fields are gone, the same words inside the text are not."""
+    out = drain(make("chat", "chat"), CHAT)
+    assert all("usage" not in payload for payload in payloads(out))
+    text = "".join(payload["choices"][0]["delta"].get("content", "") for payload in payloads(out))
+    assert text == CHAT_TEXT
+
+
+@pytest.mark.parametrize("null", ['"usage": null, ', '"usage" : null,'])
+def test_usage_null_is_stripped_however_it_is_spaced(null: str) -> None:
+    """Providers that encode with spaces, or put usage first, are stripped too."""
+    line = b'data: {%s"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n' % null.encode()
+    assert make("chat", "chat").feed(line) == b'data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+
+
+def test_usage_and_evidence_are_read() -> None:
+    """What the driver bills and judges by."""
+    it = make("chat", "chat")
+    drain(it, CHAT)
+    assert (it.text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (CHAT_TEXT, True, 8, 5)
+    assert it.usage.total == 32
+    tools = make("chat", "chat")
+    drain(tools, TOOLS)
+    assert tools.peek().tool_names == ["weather", "time"]
+    assert tools.peek().tool_arguments == ['{"city":"Bern"}', '{"zone":"CET"}']
+
+
+def test_anthropic_usage_adds_start_and_delta() -> None:
+    """Input counts come at the start, output counts at the end."""
+    it = make("messages", "chat")
+    drain(it, MESSAGES)
+    usage = it.usage
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens) == (25, 100, 10)
+    assert usage.output_tokens == 42
+
+
+def test_missing_usage_is_unknown() -> None:
+    """A provider that reports none leaves zeros that say so."""
+    it = make("chat", "chat", include_usage=True)
+    out = drain(it, ROLE + chunk({"content": "x"}) + chunk({}, "stop") + DONE)
+    assert not it.usage.known
+    assert out.endswith(DONE)
+
+
+def test_usage_inside_the_last_chunk_is_given_as_a_chunk() -> None:
+    """A provider that puts usage beside the finish reason still serves include_usage."""
+    stream = chunk({"content": "x"}) + chunk({}, "stop", usage=USAGE) + DONE
+    last = payloads(drain(make("chat", "chat", include_usage=True), stream))[-1]
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 32
+
+
+@pytest.mark.parametrize(("src", "dst", "stream"), CASES)
+@given(cuts=st.lists(st.integers(0, 3000), max_size=12))
+@settings(max_examples=12, deadline=None)
+def test_any_split_gives_the_same_bytes(src: str, dst: str, stream: bytes, cuts: list[int]) -> None:
+    """Network reads may cut the stream anywhere, inside a character too."""
+    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+    whole, cut = make(src, dst), make(src, dst)
+    assert _stable(drain(cut, *pieces)) == _stable(drain(whole, stream))
+    assert cut.usage == whole.usage and cut.peek() == whole.peek()
+
+
+def _stable(stream: bytes) -> str:
+    """The stream without ids and times of our own making."""
+    events = payloads(stream)
+    names: dict[str, str] = {}
+
+    def scrub(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: scrub(item) for key, item in value.items() if key not in ("created", "created_at")}
+        if isinstance(value, list):
+            return [scrub(item) for item in value]
+        if isinstance(value, str) and value.startswith(("resp_", "msg_", "fc_", "rs_", "call_", "cmpl-")):
+            return names.setdefault(value, str(len(names)))
+        return None if isinstance(value, int) and value > 10**9 else value
+
+    return json.dumps([scrub(one) for one in events])
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r", b"\n"])
+@given(size=st.integers(1, 40))
+@settings(max_examples=10, deadline=None)
+def test_every_line_ending_is_understood(ending: bytes, size: int) -> None:
+    """CRLF and CR streams split at any byte carry the same answer."""
+    stream = b": hello\n\n".replace(b"\n", ending) + TOOLS.replace(b"\n", ending)
+    it = make("chat", "messages")
+    drain(it, *[stream[at : at + size] for at in range(0, len(stream), size)])
+    assert it.peek().tool_arguments == ['{"city":"Bern"}', '{"zone":"CET"}']
+
+
+@pytest.mark.parametrize(("src", "dst", "stream"), CASES)
+def test_every_event_parses_as_the_sdks_type(src: str, dst: str, stream: bytes) -> None:
+    """Translated streams have every field that the official types demand."""
+    assert parsed(drain(make(src, dst, include_usage=True), stream), dst)
+
+
+@pytest.mark.parametrize(("src", "dst", "stream"), CASES)
+def test_collected_answer_parses_as_the_sdks_type(src: str, dst: str, stream: bytes) -> None:
+    """What the cache stores is the answer that would have come without streaming."""
+    it = make(src, dst, collect=True)
+    drain(it, stream)
+    kinds: dict[str, Any] = {
+        "chat": ChatCompletion, "completions": Completion, "messages": Message, "responses": Response,
+    }  # fmt: skip
+    answer = kinds[dst].model_validate_json(it.answer())
+    assert answer.usage is not None
+    if dst == "responses":
+        assert answer.output_text == it.text
+    if dst == "messages":
+        assert "".join(block.text for block in answer.content if block.type == "text") == it.text
+
+
+def test_parallel_tools_become_blocks_in_order() -> None:
+    """Interleaved arguments are sorted into one block after the other, as Anthropic's stream promises."""
+    blocks: dict[int, Any] = {}
+    open_block = None
+    for one in parsed(drain(make("chat", "messages"), TOOLS), "messages"):
+        if one.type == "content_block_start":
+            assert open_block is None
+            open_block = one.index
+            blocks[one.index] = [one.content_block.name, ""]
+        elif one.type == "content_block_delta":
+            assert one.index == open_block
+            blocks[one.index][1] += one.delta.partial_json
+        elif one.type == "content_block_stop":
+            open_block = None
+    assert blocks == {0: ["weather", '{"city":"Bern"}'], 1: ["time", '{"zone":"CET"}']}
+
+
+def test_responses_events_are_numbered_and_whole() -> None:
+    """sequence_number counts up by one, and the last event holds the whole response."""
+    events = parsed(drain(make("messages", "responses"), MESSAGES), "responses")
+    assert [one.sequence_number for one in events] == list(range(len(events)))
+    assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
+    response = events[-1].response
+    assert response.output_text == "Hello wörld"
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert [(call.name, call.arguments) for call in calls] == [("weather", '{"city":"Bern"}'), ("time", "")]
+    assert response.usage.input_tokens == 135
+
+
+def test_length_ends_a_response_as_incomplete() -> None:
+    """A cut-off answer isn't called complete."""
+    stream = chunk({"content": "x"}) + chunk({}, "length") + DONE
+    last = parsed(drain(make("chat", "responses"), stream), "responses")[-1]
+    assert (last.type, last.response.incomplete_details.reason) == ("response.incomplete", "max_output_tokens")
+
+
+def test_calls_all_numbered_zero_are_told_apart_by_id() -> None:
+    """Some providers never count the index up."""
+    calls = [
+        {"tool_calls": [{"index": 0, "id": f"c{n}", "function": {"name": f"f{n}", "arguments": "{}"}}]} for n in (1, 2)
+    ]
+    it = make("chat", "messages", collect=True)
+    drain(it, chunk(calls[0]) + chunk(calls[1]) + chunk({}, "tool_calls") + DONE)
+    assert it.peek().tool_names == ["f1", "f2"]
+    assert [block["name"] for block in json.loads(it.answer())["content"]] == ["f1", "f2"]
+
+
+def test_started_needs_something_real() -> None:
+    """A role, a comment or a ping commits to nothing."""
+    it = make("chat", "chat")
+    it.feed(b": processing\n\n" + ROLE)
+    assert not it.started
+    it.feed(chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]}))
+    assert it.started
+    it = make("messages", "messages")
+    it.feed(streams.MESSAGE_START + event("ping"))
+    assert not it.started
+
+
+@pytest.mark.parametrize(("src", "stream"), [("chat", CHAT), ("messages", MESSAGES), ("completions", COMPLETIONS)])
+def test_every_cut_is_a_fault(src: str, stream: bytes) -> None:
+    """Wherever the upstream breaks off before its end, the stream doesn't count as finished."""
+    ends = stream.rindex(b'"finish_reason":"') if src != "messages" else stream.rindex(b"message_stop")
+    for at in range(0, ends, 7):
+        it = make(src, src)
+        it.feed(stream[:at])
+        assert it.end() == "stream_cut", stream[:at][-80:]
+        assert not it.finished
+        with pytest.raises(AssertionError):
+            it.tail()
+
+
+def test_finish_reason_then_close_is_a_clean_end() -> None:
+    """A provider that never sends [DONE] is still believed, and the client gets its [DONE]."""
+    stream = chunk({"content": "x"}) + chunk({}, "stop")
+    assert drain(make("chat", "chat", include_usage=True), stream) == stream + DONE
+
+
+def test_done_without_finish_reason_is_a_cut() -> None:
+    """Some proxies append [DONE] to whatever broke off."""
+    it = make("chat", "chat")
+    it.feed(chunk({"content": "x"}) + DONE)
+    assert it.end() == "stream_cut"
+
+
+def test_last_event_may_lack_its_blank_line() -> None:
+    """A server that closes right after [DONE] has ended well."""
+    assert drain(make("chat", "chat", include_usage=True), CHAT[:-1]) == CHAT
+    assert drain(make("chat", "chat", include_usage=True), CHAT[:-2]) == CHAT
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"data: {not json}\n\n", b"data: \xff\xfe\n\n", b"data: [1]\n\n", b"data: " + b"[" * 5000 + b"\n\n"],
+)
+@pytest.mark.parametrize(("src", "dst"), PAIRS)
+def test_malformed_chunk_is_a_fault(src: str, dst: str, bad: bytes) -> None:
+    """Nothing comes out after a chunk that isn't JSON, and the client is told in its own dialect."""
+    it = make(src, dst)
+    it.feed(bad)
+    assert (it.fault, it.feed(CHAT), it.end()) == ("stream_malformed", b"", "stream_malformed")
+    assert it.cause is not None
+    error = it.error(it.cause)
+    assert error and b"[DONE]" not in error and b"message_stop" not in error
+
+
+@pytest.mark.parametrize(
+    ("src", "line", "failure"),
+    [
+        ("chat", data({"error": {"message": "slow down", "type": "rate_limit_error", "code": 429}}), "rate_limited"),
+        ("chat", data({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}), "rate_limited"),
+        ("chat", data({"object": "error", "message": "boom", "code": 500}), "server_error"),
+        ("chat", b"event: error\n" + data({"error": {"message": "boom"}}), "server_error"),
+        ("messages", event("error", error={"type": "overloaded_error", "message": "busy"}), "overloaded"),
+    ],
+)
+def test_error_events_are_classed(src: str, line: bytes, failure: str) -> None:
+    """A late 429 is told from an overload, though both come after a 200."""
+    it = make(src, src)
+    it.feed((ROLE if src == "chat" else streams.MESSAGE_START) + line)
+    assert it.fault == "stream_error"
+    assert it.cause is not None and it.cause.failure == failure
+
+
+def test_errors_in_each_dialect() -> None:
+    """What the SDKs raise on: `error` in a chunk, `event: error`, `response.failed`."""
+    exc = UpstreamError("stream_cut", "cut")
+    assert set(payloads(make("chat", "chat").error(exc))[0]["error"]) == {"message", "type", "param", "code"}
+    assert make("chat", "messages").error(exc).startswith(b"event: error\n")
+    assert parsed(make("chat", "responses").error(exc), "responses")[-1].type == "response.failed"
+
+
+def test_logprobs_are_read_and_stripped() -> None:
+    """A cascade reads confidence that the client never asked for."""
+    logprobs = {"content": [{"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []}], "refusal": None}
+    piece = {"index": 0, "delta": {"content": "x"}, "logprobs": logprobs, "finish_reason": None}
+    line = data({"id": "1", "choices": [piece, {**piece, "index": 1}]})
+    it = make("chat", "chat", strip_logprobs=True)
+    [out] = payloads(it.feed(line))
+    assert [choice["logprobs"] for choice in out["choices"]] == [None, None]
+    assert (it.logprobs.count, it.logprobs.mean, it.logprobs.min) == (1, -0.5, -0.5)
+    assert make("chat", "chat").feed(line) == line
+
+
+def test_deviant_chunks_are_read_loosely() -> None:
+    """An index that is a string or content as parts doesn't end an otherwise good stream."""
+    it = make("chat", "messages")
+    it.feed(data({"choices": [{"index": "0", "delta": {"content": [{"type": "text", "text": "hi"}]}}]}))
+    assert (it.fault, it.text) == (None, "hi")
+
+
+@pytest.mark.parametrize(("src", "dst"), PAIRS)
+@given(junk=st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([b"data: ", b"\n\n", b"{}", b"\r", b'{"type":"content_block_start","content_block":{}}', b'{"choices":[{}]}', b'{"choices":[{"delta":{"tool_calls":[{}]},"finish_reason":"stop"}]}'])), max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_junk_never_raises(src: str, dst: str, junk: list[bytes]) -> None:
+    """Whatever a peer sends ends as an answer or as one of the defined failures."""
+    it = make(src, dst, collect=True, strip_logprobs=True)
+    for piece in junk:
+        it.feed(piece)
+    fault = it.end()
+    assert fault is None or fault in FAILURES
+    if fault is None:
+        it.tail()
+        try:
+            it.answer()
+        except UpstreamError as error:
+            assert error.failure == "bad_response"
