@@ -64,15 +64,18 @@ class Caller:
         self.max_answer_bytes = max_answer_bytes
         self.now = now
 
-    async def open(self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool) -> Opened:
+    async def open(
+        self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool = False
+    ) -> Opened:
         """Raises UpstreamError, its attempt already recorded in the exchange; so is a cancelled one."""
         call, now = exchange.call, self.now
         provider = self.providers[deployment.provider]
         dialect = provider.dialect_for(call.surface)
         begun = now()
-        attempt = Attempt(rung.model, deployment.id, begun - call.received_s)
+        attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
         exchange.attempts.append(attempt)
         deployment.begin()
+        flows = False
         try:
             body = request_body(call, deployment, dialect, rung, live=live)
             head = provider.head(deployment.config, dialect, live, call.headers)
@@ -83,7 +86,9 @@ class Caller:
                 refusal = await response.read(self.max_answer_bytes, timeout_s=limit_s)
                 raise classify(response.status, refusal, readable(response.headers), dialect)
             if live:
-                return await self._first_chunk(exchange, attempt, deployment, dialect, response)
+                opened = await self._first_chunk(exchange, attempt, deployment, dialect, response)
+                flows = True
+                return opened
             return await self._whole(exchange, rung, attempt, deployment, dialect, response, limit_s)
         except UpstreamError as error:
             self.failed(exchange, attempt, deployment, error)
@@ -93,7 +98,7 @@ class Caller:
             raise
         finally:
             attempt.latency_s = now() - begun
-            if not live or attempt.failure:
+            if not flows:
                 deployment.end()
 
     async def _whole(

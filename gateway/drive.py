@@ -215,18 +215,19 @@ class Hedging:
             return await caller.open(exchange, rung, deployment, live=live)
         self.requests += 1
         first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
-        twins = [first]
+        twins: set[asyncio.Future[Opened]] = {first}
         winner: Opened | None = None
         try:
             await asyncio.wait(twins, timeout=after_s)
             if not first.done() and self.allowed(exchange.route.config.hedge_max_share):
                 other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
-                twins.append(asyncio.ensure_future(caller.open(exchange, rung, other, live=live)))
-            winner = await _first_answer(set(twins))
-            return winner
-        finally:
-            for twin in twins:
-                await _abandon(caller, exchange, twin, winner)
+                twins.add(asyncio.ensure_future(caller.open(exchange, rung, other, live=live, hedge=True)))
+            winner = await _first_answer(twins)
+            await _abandon(caller, exchange, twins, winner)
+        except BaseException:
+            await _abandon(caller, exchange, twins, None)
+            raise
+        return winner
 
     def allowed(self, max_share: float) -> bool:
         """One more hedge keeps the share of hedged requests within its cap."""
@@ -246,14 +247,14 @@ async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
 
 
 async def _abandon(
-    caller: Caller, exchange: Exchange, attempt: asyncio.Future[Opened], winner: Opened | None
+    caller: Caller, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
 ) -> None:
-    """Cancel an attempt still under way; one that lost a photo finish has its stream closed."""
-    if not attempt.done():
-        attempt.cancel()
-        await asyncio.wait({attempt})
-    if attempt.cancelled() or attempt.exception() is not None:
-        return
-    opened = attempt.result()
-    if opened is not winner:
-        caller.abandon(exchange, opened)
+    """Cancel what is still under way and close what answered too late; what they did so far is billed."""
+    late = [twin for twin in twins if not twin.done()]
+    for twin in late:
+        twin.cancel()
+    if late:
+        await asyncio.wait(late)
+    for twin in twins:
+        if not twin.cancelled() and twin.exception() is None and twin.result() is not winner:
+            caller.abandon(exchange, twin.result())
