@@ -1,0 +1,176 @@
+"""Budgets in one process: what is held, settled and given back always adds up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from gateway.errors import OverBudget
+from gateway.ledger import Account, MemoryHold, MemoryLedger, period_end, period_start
+
+KEY = Account("key:a", 1000, "day")
+ROUTE = Account("route:r", 700, "total")
+TENANT = Account("tenant:t", None, "month")
+ACCOUNTS = (KEY, ROUTE, TENANT)
+DAY_S = 86_400.0
+NOON = 1_700_049_600.0
+"""Wednesday 15 November 2023, 12:00 UTC."""
+
+
+class Clock:
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Any order of holds, shrinks, settlements (twice, too) and days going by, against a plain model."""
+
+    holds = Bundle("holds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.ledger = MemoryLedger(self.clock)
+        self.open: dict[MemoryHold, tuple[tuple[Account, ...], int]] = {}
+        self.spent = dict.fromkeys(ACCOUNTS, 0)
+        self.overrun = 0
+
+    @rule(target=holds, accounts=st.sets(st.sampled_from(ACCOUNTS)), amount=st.integers(0, 900))
+    def hold(self, accounts: set[Account], amount: int) -> MemoryHold | None:
+        fits = all(
+            one.limit_nanousd is None or self.spent[one] + self.held(one) + amount <= one.limit_nanousd
+            for one in accounts
+        )
+        try:
+            hold = self.ledger.hold_now(tuple(accounts), amount)
+        except OverBudget:
+            assert not fits
+            return None
+        assert fits
+        self.open[hold] = (tuple(accounts), amount)
+        return hold
+
+    @rule(hold=holds, share=st.floats(0, 1))
+    def shrink(self, hold: MemoryHold | None, share: float) -> None:
+        if hold in self.open:
+            accounts, amount = self.open[hold]
+            hold.shrink(int(amount * share))
+            self.open[hold] = (accounts, int(amount * share))
+
+    @rule(hold=consumes(holds), amount=st.integers(0, 1200))
+    def settle(self, hold: MemoryHold | None, amount: int) -> None:
+        if hold is None:
+            return
+        accounts, held = self.open.pop(hold)
+        assert hold.settle(amount) is True
+        assert hold.settle(amount) is False and hold.release() is False
+        for account in accounts:
+            self.spent[account] += amount
+        self.overrun += max(0, amount - held)
+
+    @rule()
+    def next_day(self) -> None:
+        self.clock.now += DAY_S
+        self.spent[KEY] = 0
+        if period_start("month", self.clock.now) > self.clock.now - DAY_S:
+            self.spent[TENANT] = 0
+
+    def held(self, account: Account) -> int:
+        return sum(amount for accounts, amount in self.open.values() if account in accounts)
+
+    @invariant()
+    def adds_up(self) -> None:
+        for account in ACCOUNTS:
+            assert self.ledger.balance(account) == (self.spent[account], self.held(account))
+        assert self.ledger.outstanding == len(self.open)
+        assert self.ledger.overrun_nanousd == self.overrun
+
+    def teardown(self) -> None:
+        for hold in list(self.open):
+            hold.release()
+        assert [self.ledger.balance(account)[1] for account in ACCOUNTS] == [0, 0, 0]
+        assert self.ledger.outstanding == 0
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+async def test_a_refusal_touches_no_account() -> None:
+    """Where the second of two accounts says no, the first holds nothing."""
+    ledger = MemoryLedger(Clock())
+    with pytest.raises(OverBudget, match=r"route 'r' is \$7e-07"):
+        await ledger.hold((KEY, ROUTE), 800)
+    assert ledger.balance(KEY) == (0, 0)
+    assert ledger.outstanding == 0
+
+
+async def test_a_refusal_says_whether_waiting_may_help() -> None:
+    """Trying again soon helps only where holds in flight are in the way."""
+    ledger = MemoryLedger(Clock())
+    hold = await ledger.hold((KEY,), 900)
+    with pytest.raises(OverBudget) as refused:
+        await ledger.hold((KEY,), 200)
+    assert refused.value.retry_after_s == 1.0
+    assert refused.value.status == 429
+    hold.settle(900)
+    with pytest.raises(OverBudget) as refused:
+        await ledger.hold((KEY,), 200)
+    assert refused.value.retry_after_s is None
+
+
+async def test_what_the_journal_remembers_is_spent() -> None:
+    """A restart forgets no spending, and takes over none of a period that has ended since."""
+    clock = Clock()
+    ledger = MemoryLedger(clock)
+    ledger.restore({"key:a": 950, "route:r": 300})
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 51)
+    clock.now += DAY_S
+    assert (await ledger.hold((KEY, ROUTE), 400)).nanousd == 400
+    assert ledger.balance(ROUTE) == (300, 400)
+
+
+@pytest.mark.parametrize("wrong", [-1, -(10**12)])
+async def test_negative_money_is_refused(wrong: int) -> None:
+    """Nobody earns by asking."""
+    ledger = MemoryLedger(Clock())
+    with pytest.raises(ValueError):
+        await ledger.hold((KEY,), wrong)
+    hold = await ledger.hold((KEY,), 10)
+    for act in (hold.settle, hold.shrink):
+        with pytest.raises(ValueError):
+            act(wrong)
+    assert ledger.balance(KEY) == (0, 10)
+
+
+def test_a_hold_grows_by_nothing() -> None:
+    """Shrinking to more than is held is a mistake of the caller's."""
+    with pytest.raises(ValueError):
+        MemoryLedger(Clock()).hold_now((KEY,), 10).shrink(11)
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "end"),
+    [
+        ("day", 1_700_006_400.0, 1_700_092_800.0),
+        ("week", 1_699_833_600.0, 1_700_438_400.0),
+        ("month", 1_698_796_800.0, 1_701_388_800.0),
+    ],
+)
+def test_periods_begin_at_midnight_utc(period: str, start: float, end: float) -> None:
+    """Weeks on Monday, months on the first."""
+    for now in (start, NOON, end - 1):
+        assert period_start(period, now) == start  # type: ignore[arg-type]
+        assert period_end(period, now) == end  # type: ignore[arg-type]
+    assert period_start(period, end) == end  # type: ignore[arg-type]
+
+
+def test_a_total_never_ends() -> None:
+    """An account without period counts from the beginning of time."""
+    assert (period_start("total", NOON), period_end("total", NOON)) == (0.0, float("inf"))

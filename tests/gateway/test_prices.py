@@ -1,0 +1,91 @@
+"""Money: golden bills, and bounds that hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import ModelConfig
+from gateway.prices import Price, nanousd, usd
+from gateway.wire.usage import Usage
+
+MINI = Price.of(
+    ModelConfig(
+        name="mini",
+        provider="p",
+        input_usd_per_mtok=0.15,
+        output_usd_per_mtok=0.60,
+        cache_read_usd_per_mtok=0.075,
+    )
+)
+THINKER = Price.of(
+    ModelConfig(
+        name="t", provider="p", input_usd_per_mtok=3.0, output_usd_per_mtok=15.0,
+        cache_read_usd_per_mtok=0.30, cache_write_usd_per_mtok=3.75,
+    )
+)  # fmt: skip
+VOICE = Price.of(
+    ModelConfig(
+        name="v", provider="p", input_usd_per_mtok=2.5, output_usd_per_mtok=10.0, reasoning_usd_per_mtok=12.0,
+        audio_input_usd_per_mtok=40.0, audio_output_usd_per_mtok=80.0,
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("price", "usage", "nano"),
+    [
+        (MINI, Usage(input_tokens=1000, output_tokens=500), 150_000 + 300_000),
+        (MINI, Usage(input_tokens=200, cache_read_tokens=800, output_tokens=500), 30_000 + 60_000 + 300_000),
+        (MINI, Usage(input_tokens=1000, reasoning_tokens=400, output_tokens=100), 150_000 + 300_000),
+        (THINKER, Usage(21, 188_086, 0, 393), 63_000 + 56_425_800 + 5_895_000),
+        (THINKER, Usage(21, 0, 188_086, 393), 63_000 + 705_322_500 + 5_895_000),
+        (VOICE, Usage(10, 0, 0, 20, 30, 40, 50), 25_000 + 200_000 + 360_000 + 1_600_000 + 4_000_000),
+        (Price(), Usage(input_tokens=10**9), 0),
+    ],
+)
+def test_a_bill_adds_up_disjoint_buckets(price: Price, usage: Usage, nano: int) -> None:
+    """Each bucket at its own price; one without a price costs as what it is part of."""
+    assert price.cost(usage) == nano
+
+
+def test_a_price_below_a_nano_dollar_a_token_is_exact() -> None:
+    """$0.0375 per million is 37.5 nano-USD a token: two tokens cost 75, not 74 or 76."""
+    price = Price.of(ModelConfig(name="m", provider="p", input_usd_per_mtok=0.0375))
+    assert price.cost(Usage(input_tokens=2)) == 75
+    assert price.cost(Usage(input_tokens=1)) == 38
+
+
+def test_reading_from_openai_and_from_anthropic_bills_the_same() -> None:
+    """The two ways to report 1000 prompt tokens of which 900 were cached cost the same."""
+    openai = Usage.from_openai(
+        {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
+    )
+    anthropic = Usage.from_anthropic(
+        {"input_tokens": 100, "cache_read_input_tokens": 900, "output_tokens": 10}
+    )
+    assert THINKER.cost(openai) == THINKER.cost(anthropic) == 300_000 + 270_000 + 150_000
+
+
+counts = st.integers(0, 10**6)
+
+
+@given(usage=st.builds(Usage, counts, counts, counts, counts, counts, counts, counts), extra=counts)
+def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage, extra: int) -> None:
+    """Whatever buckets the tokens fall into."""
+    for price in (MINI, THINKER, VOICE):
+        worst = price.worst(usage.prompt_tokens + extra, usage.completion_tokens)
+        assert price.cost(usage) <= worst
+
+
+@given(counts, counts, st.integers(1, 8))
+def test_n_answers_pay_the_prompt_once(prompt: int, answer: int, n: int) -> None:
+    """`n` choices multiply the output only."""
+    assert MINI.worst(prompt, answer, n) == MINI.worst(prompt, answer * n)
+
+
+@given(st.integers(0, 10**15))
+def test_dollars_and_back(amount: int) -> None:
+    """Nothing is lost between nano-USD and the dollars shown, up to a million dollars."""
+    assert nanousd(usd(amount)) == amount
