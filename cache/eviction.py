@@ -46,8 +46,8 @@ class _Held:
 class GreedyDual(Generic[Key]):
     """GDSF with remembered, ageing frequencies and admission.
 
-    A hit only counts; an entry's place in the heap is corrected when it comes up for eviction, so a hit is one
-    look-up however large the cache is.
+    A hit only counts; an entry's place in the heap is corrected when it comes up for eviction, so a hit
+    is one look-up however large the cache is.
     """
 
     def __init__(self, max_bytes: int, *, remembered: int = 4) -> None:

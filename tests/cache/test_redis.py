@@ -1,0 +1,256 @@
+"""The shared store under a Redis that is killed, frozen, emptied, filled with garbage or lies."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from cache.codec import pack, unpack
+from cache.flight import Flight
+from cache.lease import RedisLease
+from cache.link import Link
+from cache.redis import ENTRY_BYTES, RedisStore
+from tests.cache.conftest import Server, free_port
+from tests.cache.test_store import entry
+
+
+@asynccontextmanager
+async def replica(
+    url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: Any
+) -> AsyncIterator[RedisStore]:
+    """A store with a link of its own, as another process has."""
+    link = Link(url, timeout_s=timeout_s, rest_s=rest_s)
+    store = RedisStore(link, **more)
+    yield store
+    await store.close()
+    await link.close()
+
+
+async def found(store: RedisStore, key: bytes = b"k") -> bool:
+    """Whether the store answers."""
+    return await store.get(key, tenant="t", now_s=101) is not None
+
+
+async def comes_back(store: RedisStore, key: bytes = b"k") -> None:
+    """The store answers again by itself within seconds."""
+    async with asyncio.timeout(20):
+        while not await found(store, key):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_deletion_holds_on_every_replica_at_once(server: Server) -> None:
+    """What one replica deletes is a miss on the other at the very next request."""
+    async with replica(server.url) as one, replica(server.url) as other:
+        for n in range(20):
+            await one.put(b"k", entry(f"a{n}"))
+            await one.put(b"l", entry(f"b{n}"))
+            assert await found(other)
+            assert await other.delete(f"a{n}")
+            assert not await found(one) and await found(one, b"l")
+            assert await one.delete_tenant("t")
+            assert not await found(other, b"l")
+
+
+async def test_a_deleted_tenants_bytes_are_given_back(server: Server) -> None:
+    """After a tenant's deletion nothing of its answers is left in Redis, and what came later is."""
+    async with replica(server.url) as store:
+        for n in range(300):
+            await store.put(b"%d" % n, entry(f"e{n}"))
+        await store.delete_tenant("t")
+        await store.put(b"0", entry("later"))
+        await store.close()
+        values = [key async for key in store._link.client.scan_iter("*}e:*")]
+        assert len(values) == 1 and await found(store, b"0")
+        totals = await store._link.client.hget(values[0].split(b"e:")[0] + b"m", "used")
+        assert totals is not None and ENTRY_BYTES < int(totals) < 2 * ENTRY_BYTES
+
+
+async def test_a_tenant_stays_within_its_quota(server: Server) -> None:
+    """A tenant that puts more than it may loses what is worth least, hits counted, and nobody else's."""
+    async with replica(server.url, max_tenant_bytes=20 * (1200 + ENTRY_BYTES)) as store:
+        await store.put(b"u", entry("u", tenant="u"))
+        for n in range(100):
+            await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=9 if n < 5 else 0.1))
+            assert await found(store, b"7") or n < 7 or n == 7
+        kept = [n for n in range(100) if await found(store, b"%d" % n)]
+        assert 15 <= len(kept) <= 20 and {0, 1, 2, 3, 4, 7, 99} <= set(kept)
+        assert await store.get(b"u", tenant="u", now_s=101) is not None
+        assert not await store.put(b"big", entry("big", body=b"x" * 40_000))
+
+
+async def test_foreign_and_broken_values_are_misses(server: Server) -> None:
+    """Garbage, truncation, another key's value, another type or an old epoch under a key are misses."""
+    async with replica(server.url) as store:
+        client = store._link.client
+        await store.put(b"k", entry())
+        name = (await client.keys("*}e:" + b"k".hex()))[0]
+        whole = await client.get(name)
+        assert isinstance(whole, bytes)
+        epoch = unpack(whole, key=b"k")
+        assert epoch is not None
+        for value in (b"", b"nonsense", whole[:-1], whole[::-1], pack(b"l", epoch[0], entry())):
+            await client.set(name, value)
+            assert not await found(store)
+        await client.set(name, pack(b"k", "other", entry()))
+        assert not await found(store)
+        await client.delete(name)
+        await client.lpush(name, "a list")
+        assert not await found(store)
+        await client.delete(name)
+        await client.set(name, whole)
+        assert await found(store)
+        assert store.stats().corrupt == 5
+
+
+async def test_an_emptied_redis_is_a_cold_one(server: Server) -> None:
+    """After FLUSHALL, SCRIPT FLUSH and a lost epoch there are misses, and puts work on."""
+    async with replica(server.url) as store:
+        await store.put(b"k", entry())
+        await store._link.client.flushall()
+        await store._link.client.script_flush()
+        assert not await found(store)
+        assert await store.put(b"k", entry()) and await found(store)
+        epoch = (await store._link.client.keys("*epoch"))[0]
+        await store._link.client.delete(epoch)
+        assert not await found(store)
+        assert await store.put(b"l", entry("l")) and not await found(store)
+
+
+async def test_scripts_run_where_only_eval_is_let_through(server: Server) -> None:
+    """A proxy or ACL that forbids EVALSHA does not stop the store."""
+    async with replica(server.url) as store:
+        await store._link.client.acl_setuser(
+            "default", enabled=True, nopass=True, categories=["+@all"], commands=["-evalsha"], keys=["*"]
+        )
+        assert await store.put(b"k", entry()) and await found(store)
+        assert await store.delete("e1")
+
+
+async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: Server) -> None:
+    """Under load no call raises whatever happens to Redis, and hits come back by themselves."""
+    async with replica(server.url, timeout_s=0.5, rest_s=0.01) as store:
+        stop = False
+
+        async def load(n: int) -> int:
+            calls = 0
+            while not stop:
+                key = b"%d" % (calls % 20)
+                got = await store.get(key, tenant="t", now_s=101)
+                assert got is None or got.id == key.decode()
+                if got is None:
+                    await store.put(key, entry(key.decode()))
+                calls += 1
+                await asyncio.sleep(0)
+            return calls
+
+        tasks = [asyncio.create_task(load(n)) for n in range(8)]
+        await comes_back(store, b"1")
+        server.kill()
+        while store.stats().failures < 20:
+            await asyncio.sleep(0.01)
+        server.start()
+        await comes_back(store, b"1")
+        server.freeze()
+        before = store.stats().failures
+        while store.stats().failures < before + 20:
+            await asyncio.sleep(0.01)
+        server.thaw()
+        await comes_back(store, b"2")
+        stop = True
+        assert min(await asyncio.gather(*tasks)) > 0
+
+
+async def test_a_dead_redis_is_not_waited_for_at_every_request(server: Server) -> None:
+    """After a few failures calls are refused at once; a frozen server costs its timeout a few times only."""
+    async with replica(server.url, timeout_s=0.05, rest_s=3600) as store:
+        server.freeze()
+        for _ in range(500):
+            assert not await found(store)
+        server.thaw()
+        assert store._link.tried < 10
+        assert store.stats().failures == 500
+
+
+async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
+    """Whatever an impostor on Redis's port answers, calls miss and do not raise."""
+    answers = [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"*2\r\n$5\r\nab",
+        b":1\r\n" * 50,
+        b"*-1\r\n",
+        b"\x00" * 99,
+    ]
+    for answer in answers:
+
+        async def speak(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = answer
+        ) -> None:
+            while await reader.read(4096):
+                writer.write(said)
+            writer.close()
+
+        port = free_port()
+        listening = await asyncio.start_server(speak, "127.0.0.1", port)
+        async with replica(f"redis://127.0.0.1:{port}/0", timeout_s=0.1) as store:
+            assert not await found(store)
+            await store.put(b"k", entry())
+            assert not await store.delete("e1")
+        listening.close()
+        await listening.wait_closed()
+
+
+def test_a_link_needs_a_bearable_deadline() -> None:
+    """A deadline of nothing, or of more than anyone waits, is refused where it is configured."""
+    for timeout_s in (0.0, -1.0, 60.0):
+        with pytest.raises(ValueError, match="timeout_s"):
+            Link("redis://127.0.0.1:1/0", timeout_s=timeout_s)
+
+
+async def test_replicas_ask_upstream_once(server: Server) -> None:
+    """Of identical requests on several replicas one asks and all get its answer."""
+    async with replica(server.url) as one, replica(server.url) as other:
+        asked = 0
+
+        async def request(store: RedisStore, flight: Flight) -> str:
+            nonlocal asked
+            with flight.join(b"k") as ticket:
+                got = await ticket.wait(30, lambda: store.get(b"k", tenant="t", now_s=101))
+                if got is not None:
+                    return got.id
+                assert ticket.leader
+                asked += 1
+                await asyncio.sleep(0.02)
+                made = entry(secrets.token_hex(4))
+                await store.put(b"k", made)
+                ticket.land(made)
+                return made.id
+
+        flights = [(s, Flight(RedisLease(s._link))) for s in (one, other)]
+        ids = await asyncio.gather(*(request(s, f) for s, f in flights for _ in range(5)))
+        assert asked == 1 and len(set(ids)) == 1
+
+
+async def test_a_failed_leader_lets_another_replica_ask(server: Server) -> None:
+    """A lease is given back on failure, ends by itself when its holder dies, and is nobody else's to give."""
+    async with replica(server.url) as one:
+        flight = Flight(RedisLease(one._link))
+        with flight.join(b"k") as ticket:
+            assert await ticket.wait(1, lambda: one.get(b"k", tenant="t", now_s=101)) is None
+            other = RedisLease(one._link)
+            assert ticket.leader and not await other.take(b"k")
+            await other.give_back(b"k")
+            assert not await other.take(b"k")
+        await asyncio.gather(*flight._returns)
+        assert await other.take(b"k")
+        brief = RedisLease(one._link, hold_s=0.001, prefix="brief:")
+        assert await brief.take(b"k")
+        async with asyncio.timeout(20):
+            while not await brief.take(b"k"):
+                await asyncio.sleep(0.001)
+        server.kill()
+        assert await other.take(b"l")

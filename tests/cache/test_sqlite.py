@@ -1,0 +1,96 @@
+"""The durable store outlives its process, shares its file and survives a broken one."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from cache.sqlite import ROW_BYTES, SqliteStore
+from tests.cache.test_store import entry
+
+
+async def test_entries_outlive_the_process(tmp_path: Path) -> None:
+    """What was put is there for the next process, and for another one at the same time."""
+    first = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
+    await first.put(b"k", entry())
+    second = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
+    assert await second.get(b"k", tenant="t", now_s=101) == entry()
+    assert await second.delete_tenant("t")
+    assert await first.get(b"k", tenant="t", now_s=101) is None
+    await first.close()
+    await second.put(b"k", entry("e2"))
+    await second.close()
+    third = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
+    assert await third.get(b"k", tenant="t", now_s=101) == entry("e2")
+    assert third.stats().entries == 1
+    await third.close()
+
+
+async def test_the_file_stays_within_its_bytes(tmp_path: Path) -> None:
+    """Entries that are dear or asked often stay, the others make room; what cannot fit is refused."""
+    store = SqliteStore(tmp_path / "c.db", max_bytes=10 * (1000 + ROW_BYTES), timeout_s=10)
+    for n in range(60):
+        await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=9 if n < 2 else 0.1))
+        await store.get(b"5", tenant="t", now_s=101)
+    assert store.stats().used_bytes <= 10 * (1000 + ROW_BYTES) and store.stats().evicted == 50
+    for n in (0, 1, 5, 59):
+        assert await store.get(b"%d" % n, tenant="t", now_s=101) is not None
+    assert not await store.put(b"big", entry("big", body=b"x" * 99_999))
+    await store.close()
+
+
+async def test_broken_rows_are_misses(tmp_path: Path) -> None:
+    """A truncated, swapped or mistyped value is a miss and is thrown away."""
+    store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
+    for n in range(3):
+        await store.put(b"%d" % n, entry(f"e{n}"))
+    with sqlite3.connect(tmp_path / "c.db") as other:
+        other.execute("UPDATE entries SET blob = substr(blob, 1, 40) WHERE key = ?", (b"0",))
+        other.execute("UPDATE entries SET blob = (SELECT blob FROM entries WHERE id = 'e2') WHERE id = 'e1'")
+        other.execute("UPDATE entries SET blob = 7 WHERE key = ?", (b"2",))
+    for n in range(3):
+        assert await store.get(b"%d" % n, tenant="t", now_s=101) is None
+    assert (store.stats().corrupt, store.stats().entries) == (3, 0)
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    """A broken file is renamed and a new one begun, at start and in mid-life."""
+    path = tmp_path / "c.db"
+    path.write_bytes(b"not a database at all " * 500)
+    store = SqliteStore(path, max_bytes=1 << 20, timeout_s=10)
+    assert (tmp_path / "c.db.broken").exists()
+    assert await store.put(b"k", entry())
+    await store.close()
+    path.write_bytes(path.read_bytes()[:100] + b"\x55" * 40_000)
+    store = SqliteStore(path, max_bytes=1 << 20, timeout_s=10)
+    await store.get(b"k", tenant="t", now_s=101)
+    await store.put(b"k", entry())
+    await store.put(b"k", entry())
+    assert await store.get(b"k", tenant="t", now_s=101) == entry()
+    await store.close()
+
+
+async def test_a_locked_file_stalls_nobody(tmp_path: Path) -> None:
+    """While another process holds the write lock puts are given up, and reads go on."""
+    store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=0.05)
+    while not await store.put(b"k", entry()):
+        await asyncio.sleep(0)
+    other = sqlite3.connect(tmp_path / "c.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert not await store.put(b"l", entry("e2"))
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.stats().failures > 0
+    while not await store.put(b"l", entry("e2")):
+        await asyncio.sleep(0)
+    await store.close()
+
+
+def test_a_file_needs_room(tmp_path: Path) -> None:
+    """No bytes at all is an error where it is configured."""
+    with pytest.raises(ValueError, match="max_bytes"):
+        SqliteStore(tmp_path / "c.db", max_bytes=0)
