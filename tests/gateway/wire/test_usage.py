@@ -1,0 +1,116 @@
+"""Usage of each provider's shape into disjoint buckets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from anthropic.types import Usage as AnthropicUsage
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types import CompletionUsage
+from openai.types.responses import ResponseUsage
+
+from gateway.wire.usage import Usage
+
+OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
+    "openai": (
+        {
+            "prompt_tokens": 2006, "completion_tokens": 300, "total_tokens": 2306,
+            "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 6},
+            "completion_tokens_details": {"reasoning_tokens": 192, "audio_tokens": 8,
+                                          "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+        },
+        Usage(80, 1920, 0, 100, 192, 6, 8, True),
+    ),
+    "openai with cache writes": (
+        {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101,
+         "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 50}},
+        Usage(10, 40, 50, 1, 0, 0, 0, True),
+    ),
+    "azure without details": (
+        {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21},
+        Usage(9, 0, 0, 12, 0, 0, 0, True),
+    ),
+    "vllm with null details": (
+        {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21, "prompt_tokens_details": None},
+        Usage(9, 0, 0, 12, 0, 0, 0, True),
+    ),
+    "deepseek": (
+        {"prompt_tokens": 16, "completion_tokens": 10, "total_tokens": 26, "prompt_cache_hit_tokens": 12,
+         "prompt_cache_miss_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 3}},
+        Usage(4, 12, 0, 7, 3, 0, 0, True),
+    ),
+    "xai, reasoning beside the completion": (
+        {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135,
+         "completion_tokens_details": {"reasoning_tokens": 94}},
+        Usage(32, 0, 0, 9, 94, 0, 0, True),
+    ),
+    "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, Usage(8, 0, 0, 0, 0, 0, 0, True)),
+    "parts larger than the whole": (
+        {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6, "prompt_tokens_details": {"cached_tokens": 9}},
+        Usage(0, 5, 0, 1, 0, 0, 0, True),
+    ),
+    "nonsense": ({"prompt_tokens": "many", "completion_tokens": -4}, Usage()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_openai_shapes(name: str) -> None:
+    """Cached tokens lie inside the prompt, reasoning and audio inside the completion."""
+    shape, wanted = OPENAI[name]
+    assert Usage.from_openai(shape) == wanted
+
+
+def test_anthropic_shape() -> None:
+    """Cache reads and writes lie beside the input, thinking inside the output."""
+    shape = {
+        "input_tokens": 50, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 200,
+        "output_tokens": 30, "output_tokens_details": {"thinking_tokens": 12},
+    }  # fmt: skip
+    usage = Usage.from_anthropic(shape)
+    assert usage == Usage(50, 1000, 200, 18, 12, 0, 0, True)
+    assert usage.total == 1280
+
+
+def test_responses_shape() -> None:
+    """The Responses API counts as chat does, under other names."""
+    shape = {
+        "input_tokens": 36, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 2},
+        "output_tokens": 87, "output_tokens_details": {"reasoning_tokens": 80}, "total_tokens": 123,
+    }  # fmt: skip
+    assert Usage.from_responses(shape) == Usage(4, 30, 2, 7, 80, 0, 0, True)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"prompt_tokens": None}, "x"])
+def test_nothing_reported_is_unknown(nothing: Any) -> None:
+    """Zero tokens and no report are told apart."""
+    assert not Usage.from_openai(nothing).known
+    assert not Usage.from_anthropic(nothing).known
+    assert not Usage.from_responses(nothing).known
+
+
+counts = st.integers(0, 10**6)
+usages = st.builds(Usage, counts, counts, counts, counts, counts, counts, counts, st.just(True))
+
+
+@given(usages)
+def test_openai_round_trip_loses_nothing(usage: Usage) -> None:
+    """What is written in OpenAI's shape reads back the same, and is the SDK's type."""
+    assert Usage.from_openai(CompletionUsage.model_validate(usage.to_openai()).model_dump()) == usage
+
+
+@given(usages)
+def test_other_round_trips_keep_totals(usage: Usage) -> None:
+    """Anthropic and Responses have no audio buckets; their totals are the same all the same."""
+    anthropic = AnthropicUsage.model_validate(usage.to_anthropic()).model_dump()
+    responses = ResponseUsage.model_validate(usage.to_responses()).model_dump()
+    assert Usage.from_anthropic(anthropic).total == usage.total
+    assert Usage.from_responses(responses).total == usage.total
+
+
+@given(usages, usages)
+def test_adding_adds_every_bucket(a: Usage, b: Usage) -> None:
+    """A climb's usage is the sum of its legs', and an unknown leg adds nothing."""
+    assert (a + b).total == a.total + b.total
+    assert a + Usage() == a
