@@ -40,7 +40,7 @@ class PostgresServer:
         if not self.port:
             self.port = _free_port()
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
-        options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c shared_buffers=16MB"
+        options += " -c fsync=off -c full_page_writes=off -c shared_buffers=16MB"
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", self._log, "-w", "start")
 
     def stop(self) -> None:

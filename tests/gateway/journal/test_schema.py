@@ -85,7 +85,7 @@ def test_a_destructive_step_leaves_the_data(tmp_path: Path, monkeypatch: pytest.
         connection = _config.attributes["connection"]  # type: ignore[attr-defined]
         connection.execute(sa.text("DROP TABLE decisions"))
 
-    monkeypatch.setattr(schema.command, "upgrade", drop)
+    monkeypatch.setattr("alembic.command.upgrade", drop)
     with pytest.raises(ConfigError, match="destroy"):
         migrate(url)
     assert "decisions" in sa.inspect(open_engine(url)).get_table_names()

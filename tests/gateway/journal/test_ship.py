@@ -90,7 +90,7 @@ def test_damage_and_strangers_are_set_aside(tmp_path: Path, store: Store) -> Non
 
 @pytest.mark.parametrize(
     "poison",
-    [{"time_s": float("nan")}, {"cost_nanousd": 2**63}, {"status": 2**40 * 2**30}, {"time_s": 1e300}],
+    [{"time_s": float("nan")}, {"cost_nanousd": 2**63}, {"time_s": 1e300}],
 )
 def test_a_record_no_row_can_hold_stops_nothing(tmp_path: Path, store: Store, poison: dict[str, Any]) -> None:
     """The batch around it is shipped, it is set aside, and no counter has counted it."""
@@ -228,7 +228,7 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing(
         assert shipper.state.fault
     finally:
         postgres_server.start()
-    assert shipper.try_pass()
+    assert shipper.try_pass(), shipper.state.fault
     assert stored_ids(store) == {f"dec_{number}" for number in range(1, 6)}
     assert requests_counted(store) == 5
     store.close()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow.parquet import read_table
+
+from gateway.journal.export import export, settle_score
+from gateway.journal.record import EvidenceRecord, Record
+from gateway.journal.store import Store
+from gateway.journal.write import write_records
+from routers.outcomes import read_outcomes
+from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
+
+
+def write(store: Store, *records: Record) -> None:
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+def outcomes(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
+    rows = read_table(folder / "outcomes.parquet").to_pylist()
+    return {(row["query_id"], row["model"]): row for row in rows}
+
+
+def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, database_url: str) -> None:
+    """The reader of outcome data accepts the export and finds scores, costs, confidences and propensities."""
+    write(store, *(decision(number, prompt_text=f"q{number}") for number in range(10)))
+    write(store, decision(10, model="large", answered_model="large", plan=(), attempts=(attempt("large"),)))
+    write(store, *(feedback(number, 0.5) for number in range(11)))
+    done = export(database_url, tmp_path)
+    assert (done.queries, done.outcomes, done.models) == (11, 11, {"small", "large"})
+    data = read_outcomes(tmp_path)
+    assert data.models == ("large", "small")
+    small = outcomes(tmp_path)["dec_0", "small"]
+    assert (small["propensity"], small["confidence"], small["cost_usd"]) == (0.8, 0.6, 1e-6)
+    assert (small["input_tokens"], small["output_tokens"], small["latency_s"]) == (12, 5, 0.2)
+
+
+def test_unscored_cached_and_failed_decisions_are_left_out(
+    tmp_path: Path, store: Store, database_url: str
+) -> None:
+    """No score, no model, no answer: no row; nor a decision of before or of another route."""
+    write(
+        store,
+        decision(1),
+        decision(2, cache="hit-exact", attempts=()),
+        decision(3, attempts=(attempt("small", failure="timeout"),), answered_model=""),
+        decision(4, route="code"),
+        decision(5, time_s=NOON_S - 86400),
+        decision(6),
+        *(feedback(number, 1.0) for number in range(2, 7)),
+    )
+    export(database_url, tmp_path, since_s=NOON_S, route="auto")
+    assert set(outcomes(tmp_path)) == {("dec_6", "small")}
+    assert [row["query_id"] for row in read_table(tmp_path / "queries.parquet").to_pylist()] == ["dec_6"]
+
+
+def test_a_cascades_kept_answer_has_the_feedback_and_a_judged_rung_its_judgement(
+    tmp_path: Path, store: Store, database_url: str
+) -> None:
+    """Feedback speaks of the answer the client saw; a rung sent back is scored only by a judge."""
+    judged = attempt("small", evidence=EvidenceRecord(judged=0.1, confidence=0.2))
+    climb = {"plan": ("small", "large"), "answered_model": "large"}
+    write(store, decision(1, **climb, attempts=(judged, attempt("large"))), feedback(1, 1.0))
+    write(store, decision(2, **climb, attempts=(attempt("small"), attempt("large"))), feedback(2, 0.9))
+    export(database_url, tmp_path)
+    found = {key: (row["score"], row["propensity"]) for key, row in outcomes(tmp_path).items()}
+    assert found == {
+        ("dec_1", "small"): (0.1, 0.8),
+        ("dec_1", "large"): (1.0, 0.8),
+        ("dec_2", "large"): (0.9, 0.8),
+    }
+
+
+def test_a_fallback_has_no_propensity_and_retries_are_paid(
+    tmp_path: Path, store: Store, database_url: str
+) -> None:
+    """Nothing chose a fallback; what failed attempts on a model cost is part of what it cost."""
+    failed = attempt("small", failure="timeout")
+    tries = (failed, attempt("spare", failure="reset"), attempt("spare"))
+    write(store, decision(1, answered_model="spare", attempts=tries), feedback(1, 1.0))
+    export(database_url, tmp_path)
+    (row,) = outcomes(tmp_path).values()
+    assert (row["model"], row["propensity"]) == ("spare", None)
+    assert (row["cost_usd"], row["answer_cost_usd"]) == (2e-6, 1e-6)
+
+
+def test_equal_texts_lie_on_one_side(tmp_path: Path, store: Store, database_url: str) -> None:
+    """A query asked many times is all train or all test; both sides exist; pages join."""
+    write(store, *(decision(number, prompt_text=f"q{number % 40}") for number in range(1200)))
+    write(store, *(feedback(number, 1.0) for number in range(1200)))
+    assert export(database_url, tmp_path).queries == 1200
+    sides: dict[str, set[str]] = {}
+    for row in read_table(tmp_path / "queries.parquet").to_pylist():
+        sides.setdefault(row["text"], set()).add(row["split"])
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ([], None),
+        ([("user", None, 1)], None),
+        ([("judge", 0.1, 9), ("user", 0.9, 1)], 0.9),
+        ([("user", 0.2, 1), ("user", 0.8, 2), ("user", None, 3)], 0.8),
+        ([("crowd", 0.3, 5), ("check", 1.0, 1), ("judge", 0.0, 9)], 1.0),
+    ],
+)
+def test_the_most_trusted_then_the_latest_score_counts(
+    said: list[tuple[str, float | None, float]], score: float | None
+) -> None:
+    """user before check before judge before any other; of one source the latest that has a score."""
+    rows = [{"source": source, "score": value, "time_s": time_s} for source, value, time_s in said]
+    assert settle_score(rows) == score
