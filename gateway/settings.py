@@ -7,6 +7,7 @@ can't be read changes nothing: the last good settings stay.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -70,3 +71,10 @@ class Current:
         fresh = read_settings(self.run_dir)
         changed, self.settings = fresh != self.settings, fresh
         return changed
+
+
+def publish_keys(run_dir: str | Path, keys: Sequence[KeyRecord]) -> None:
+    """Put the database's keys into force: workers know them within a second."""
+    settings = read_settings(run_dir)
+    if settings.keys != tuple(keys):
+        write_settings(run_dir, msgspec.structs.replace(settings, version=settings.version + 1, keys=tuple(keys)))

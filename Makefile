@@ -1,0 +1,52 @@
+# Everything sets itself up: a virtual environment in .venv, made again when the lock file changes.
+# `make demo` and `make test` are the two commands to know.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint bench soak chaos fuzz conformance lock servers clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+servers:  # Redis, PostgreSQL and nginx for the tests, from Debian's packages
+	@deploy/test-servers.sh
+
+demo: $(READY)  ## route a real workload between two real local models and see what was saved
+	$(BIN)/headgate demo
+
+serve: $(READY)  ## keep a gateway running with the embedded defaults
+	$(BIN)/headgate serve
+
+test: $(READY) servers lint  ## the whole suite, as CI runs it
+	$(PYTEST) -n 2 --dist loadgroup
+
+lint: $(READY)  ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)  ## CPU per request beside other gateways (installs them in their own environments)
+	$(BIN)/python -m tests.bench
+
+soak: $(READY) servers  ## long form of the load test with faults
+	$(PYTEST) -m slow tests/faults
+
+lock:  ## resolve pyproject.toml into requirements.lock
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --unsafe-package torch \
+	  --extra local --extra postgres --extra otel --extra dev -o requirements.lock pyproject.toml
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) .headgate headgate.db headgate.db-wal headgate.db-shm

@@ -1,0 +1,241 @@
+"""Commands on the journal and what is kept beside it: explain, export, keys, versions, promote, rollback, migrate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.config import Config
+from gateway.config_load import load
+from gateway.errors import CallerError
+
+ConfigPath = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the defaults.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+keys = typer.Typer(help="Virtual keys: make, list, revoke. Only a hash of a key is ever kept.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name these commands in `app`."""
+    for command in (explain, export, versions, promote, rollback, migrate):
+        app.command()(command)
+    app.add_typer(keys, name="keys")
+
+
+def explain(
+    decision: Annotated[str, typer.Argument(help="A decision, response or request id.")],
+    config: ConfigPath = None,
+    json: Json = False,
+) -> None:
+    """Why a request was answered as it was: candidates, estimates, propensity, attempts, cost."""
+    from gateway.journal.lookup import find_decision
+    from gateway.journal.spool import spool_dir
+    from gateway.journal.view import decision_view
+
+    chosen = _config(config)
+    store = _store(chosen)
+    record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))
+    if record is None:
+        raise CallerError(f"no decision has the id '{decision}'")
+    view = decision_view(record)
+    view["feedback"] = store.feedback(decision_id=record.id)
+    if json:
+        _print_json(view)
+    else:
+        _show_decision(view)
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="Folder to write queries.parquet and outcomes.parquet to.")],
+    config: ConfigPath = None,
+    route: Annotated[str, typer.Option(help="Only this route.")] = "",
+    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Write the journal as outcome data, which `train`, `evaluate` and other tools read."""
+    from gateway.journal.export import export as write
+    from gateway.journal.ship import Shipper
+    from gateway.journal.spool import spool_dir
+
+    chosen = _config(config)
+    store = _store(chosen)
+    shipper = Shipper(spool_dir(chosen.server.run_dir), store.engine)
+    shipper.try_pass()
+    shipper.close()
+    since_s = time.time() - since_hours * 3600 if since_hours else 0.0
+    counts = write(store, out, since_s=since_s, route=route)
+    if json:
+        _print_json(counts)
+    else:
+        typer.echo(f"{out}: {counts}")
+
+
+def versions(
+    route: Annotated[str, typer.Argument(help="Only this route's.")] = "", config: ConfigPath = None, json: Json = False
+) -> None:
+    """Every trained router that was ever taken in, newest first, and which one is live."""
+    listed = _versions(config).list(route)
+    if json:
+        _print_json([msgspec.to_builtins(version) for version in listed])
+        return
+    table = Table("route", "version", "state", "made", "artefact")
+    for one in listed:
+        table.add_row(one.name, one.version, one.state, _when(one.time_s), one.artifact)
+    Console().print(table if listed else "no version was ever promoted; routes use what the configuration names")
+
+
+def promote(
+    route: Annotated[str, typer.Argument(help="The route to serve.")],
+    version: Annotated[str, typer.Argument(help="A version (see `versions`), or an artefact's path to take in first.")],
+    config: ConfigPath = None,
+    json: Json = False,
+) -> None:
+    """Serve a trained router from the next request on; no stream is dropped."""
+    known = _versions(config)
+    if not any(one.name == route for one in _config(config).routes):
+        raise CallerError(f"no route is called '{route}'")
+    if Path(version).is_file():
+        version = known.add(route, Path(version), actor="command").version
+    live = known.promote(route, version, actor="command")
+    _print_json(msgspec.to_builtins(live)) if json else typer.echo(f"{route} is now served by {live.version}")
+
+
+def rollback(
+    route: Annotated[str, typer.Argument(help="The route to roll back.")], config: ConfigPath = None, json: Json = False
+) -> None:
+    """Serve the version that was live before this one."""
+    back = _versions(config).roll_back(route, actor="command")
+    if json:
+        _print_json(msgspec.to_builtins(back))
+    else:
+        typer.echo(f"{route} is now served by {back.version if back else 'what the configuration names'}")
+
+
+def migrate(config: ConfigPath = None) -> None:
+    """Bring the database's schema up to date. Only ever adds; never drops a table or a column."""
+    from gateway.journal.schema import migrate as run
+
+    run(str(_config(config).storage.url))
+    typer.echo("the schema is up to date")
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    config: ConfigPath = None,
+    tenant: str = "default",
+    models: Annotated[list[str] | None, typer.Option("--model", help="Route or model it may use; repeat.")] = None,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    budget_usd: float | None = None,
+    budget_period: str = "month",
+    json: Json = False,
+) -> None:
+    """Make a key. Its plaintext is shown once, here."""
+    from gateway.keys import new_key
+
+    chosen = _config(config)
+    plain, record = new_key(name, time.time(), tenant=tenant)
+    record = msgspec.structs.replace(
+        record, models=tuple(models or ()), rpm=rpm, tpm=tpm, budget_usd=budget_usd, budget_period=budget_period
+    )
+    store = _store(chosen)
+    store.add_key(record, "command")
+    _publish(chosen, store)
+    _print_json({"id": record.id, "key": plain}) if json else typer.echo(f"{record.id}\n{plain}")
+
+
+@keys.command("list")
+def list_keys(config: ConfigPath = None, json: Json = False) -> None:
+    """Every key, revoked ones included; never a plaintext."""
+    listed = _store(_config(config)).keys()
+    if json:
+        _print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
+        return
+    table = Table("id", "name", "tenant", "begins", "models", "budget", "made", "revoked")
+    for key in listed:
+        budget = f"${key.budget_usd:g}/{key.budget_period}" if key.budget_usd is not None else ""
+        gone = _when(key.revoked_s) if key.revoked_s else ""
+        models = ", ".join(key.models) or "all"
+        table.add_row(key.id, key.name, key.tenant, key.prefix, models, budget, _when(key.created_s), gone)
+    Console().print(table)
+
+
+@keys.command("revoke")
+def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigPath = None) -> None:
+    """Workers refuse it within a second."""
+    chosen = _config(config)
+    store = _store(chosen)
+    key = store.key(id)
+    if key is None:
+        raise CallerError(f"no key has the id '{id}'")
+    store.replace_key(msgspec.structs.replace(key, revoked_s=time.time()), "command")
+    _publish(chosen, store)
+    typer.echo(f"{id} is revoked")
+
+
+def _config(path: Path | None) -> Config:
+    named = str(path) if path is not None else ("headgate.toml" if Path("headgate.toml").is_file() else None)
+    return load(named, os.environ)
+
+
+def _store(config: Config) -> Any:
+    from gateway.journal.store import open_store
+
+    return open_store(config.storage.url, keep_days=config.storage.keep_days)
+
+
+def _versions(path: Path | None) -> Any:
+    from gateway.promote import Versions
+
+    config = _config(path)
+    return Versions(_store(config), config.server.run_dir)
+
+
+def _publish(config: Config, store: Any) -> None:
+    """Tell the workers: they follow the settings file, not the database."""
+    from gateway.settings import publish_keys
+
+    publish_keys(config.server.run_dir, store.keys())
+
+
+def _show_decision(view: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"[bold]{view['id']}[/]  {view['surface']} {view['requested_model']} -> "
+                  f"{view['answered_model'] or 'no answer'} ({view['status']} {view['error']})")
+    console.print(f"router {view['router'] or 'none'}: {view['reason'] or view['cache']}, "
+                  f"propensity {view['propensity']}, cost ${view['cost_usd']:.9f}, cache {view['cache']}")
+    table = Table("candidate", "quality", "cost", "probability", "", title="Candidates")
+    for one in view["candidates"]:
+        quality, cost = one.get("quality"), one.get("cost_usd")
+        table.add_row(one["model"], "" if quality is None else f"{quality:.3f}",
+                      "" if cost is None else f"${cost:.9f}", f"{one.get('probability', 0):.3f}",
+                      "chosen" if one["model"] == view["model"] else "")
+    for model, why in view["excluded"].items():
+        table.add_row(model, "", "", "0", f"excluded: {why}")
+    console.print(table)
+    attempts = Table("attempt", "started", "took", "status", "failure", "cost", title="Attempts")
+    for one in view["attempts"]:
+        attempts.add_row(one["deployment"], f"{one.get('started_s', 0):.3f} s", f"{one.get('latency_s') or 0:.3f} s",
+                         str(one.get("status", "")), one.get("failure", ""), f"${one['cost_usd']:.9f}")
+    console.print(attempts)
+    console.print(f"verdict: {view['verdict'] or 'none'}; feedback: {len(view['feedback'])}")
+
+
+def _when(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _print_json(value: object) -> None:
+    typer.echo(msgspec.json.encode(value).decode())

@@ -1,0 +1,258 @@
+"""`headgate demo`: the main job on real input, with nothing but what the repository holds.
+
+Starts a gateway with the two shipped models, lets it learn from feedback, then sends the same unseen questions
+in four ways - always the small model, always the large one, the learned router, the router with a cascade -
+checks every answer against the truth and says what was saved and how sure that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gateway.demo_report import Sent, Way, report_ways
+from local_models.tasks import Question, held_out_questions, is_right
+
+IN_FLIGHT = 8
+REPEATED = 0.15
+"""Share of questions that were asked before: what a cache is for."""
+LEARN_SHARE = 0.4
+WAYS = (
+    ("always small", "tiny-small"),
+    ("always large", "tiny-large"),
+    ("router", "routed"),
+    ("router + cascade", "auto"),
+)
+
+CONFIG = """
+[server]
+port = {port}
+admin_port = {admin_port}
+run_dir = "{folder}/run"
+[storage]
+url = "sqlite:///{folder}/headgate.db"
+[telemetry]
+log_level = "warning"
+[[providers]]
+name = "home"
+kind = "local"
+[[models]]
+name = "tiny-small"
+provider = "home"
+input_usd_per_mtok = 0.05
+output_usd_per_mtok = 0.20
+context_tokens = 512
+max_output_tokens = 64
+logprobs = true
+[[models]]
+name = "tiny-large"
+provider = "home"
+input_usd_per_mtok = 0.50
+output_usd_per_mtok = 2.00
+context_tokens = 512
+max_output_tokens = 64
+logprobs = true
+[[routes]]                    # learns: both models equally often, text kept for training
+name = "learn"
+models = ["tiny-small", "tiny-large"]
+router = "weighted"
+store_text = true
+[[routes]]                    # what was learnt, one model a question
+name = "routed"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cost_weight = {cost_weight}
+cache = "exact"
+[[routes]]                    # the same, and an unsure small answer goes on to the large model
+name = "auto"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cost_weight = {cost_weight}
+cascade = "confidence"
+accept_at = {accept_at}
+cache = "exact"
+"""
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run of the demo."""
+
+    folder: Path
+    console: Console
+    port: int
+    admin_port: int
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "headgate.toml"
+
+    def write_config(self, router: str, cost_weight: float = 0.5, accept_at: float = 0.9) -> None:
+        text = CONFIG.format(
+            port=self.port, admin_port=self.admin_port, folder=self.folder, router=router,
+            cost_weight=cost_weight, accept_at=accept_at,
+        )  # fmt: skip
+        self.config.write_text(text)
+
+    @asynccontextmanager
+    async def gateway(self) -> AsyncIterator[None]:
+        """The real thing: `headgate serve` in a process of its own."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "serve", "--config", str(self.config), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            line = await asyncio.wait_for(process.stdout.readline(), 120)
+            if b"answers on" not in line:
+                raise typer.Exit(1)
+            yield
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+    async def send(self, model: str, questions: Sequence[Question], *, feedback: bool) -> list[Sent]:
+        """Ask every question over HTTP with the official client; check each answer."""
+        from openai import AsyncOpenAI
+
+        client = AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        done: list[Sent] = []
+        with self.progress() as progress:
+            bar = progress.add_task(model, total=len(questions))
+
+            async def ask(question: Question) -> Sent:
+                async with gate:
+                    begun = time.perf_counter()
+                    raw = await client.chat.completions.with_raw_response.create(
+                        model=model, messages=[{"role": "user", "content": question.prompt}], temperature=0,
+                        max_tokens=48,
+                    )
+                    took_s = time.perf_counter() - begun
+                    text = raw.parse().choices[0].message.content or ""
+                    right = is_right(question, text)
+                    if feedback:
+                        decision = raw.headers["x-headgate-decision-id"]
+                        said = {"decision_id": decision, "score": float(right), "source": "demo"}
+                        await client.post("/feedback", body=said, cast_to=object)
+                    progress.advance(bar)
+                    return Sent.of(question, right, took_s, raw.headers)
+
+            # Two halves one after the other, so that a repeated question finds its answer in the cache.
+            for part in np.array_split(np.arange(len(questions)), 2):
+                done += await asyncio.gather(*(ask(questions[i]) for i in part))
+        await client.close()
+        return done
+
+    def progress(self) -> Progress:
+        columns = (TextColumn("  {task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.console, transient=True)
+
+    async def learn(self) -> Path:
+        """The journal becomes a data set, the data set a router: the same commands an operator runs."""
+        data, artifact = self.folder / "outcomes", self.folder / "router.safetensors"
+        await self.command("export", "--config", str(self.config), "--route", "learn", "--out", str(data))
+        await self.command("train", "--data", str(data), "--router", "linear", "--out", str(artifact))
+        return artifact
+
+    async def command(self, *words: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", *words,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        if process.returncode:
+            self.console.print(f"headgate {' '.join(words)} failed:\n{output.decode()}", style="red")
+            raise typer.Exit(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def workload(count: int, seed: int) -> tuple[list[Question], list[Question]]:
+    """Questions to learn from, and others to be judged by; some of the latter come twice."""
+    learning = round(count * LEARN_SHARE)
+    questions = held_out_questions(count * 3, seed=seed)
+    fresh = list({question.prompt: question for question in questions}.values())
+    learn, judge = fresh[:learning], fresh[learning:count]
+    rng = random.Random(seed)
+    repeats = round(len(judge) * REPEATED)
+    judge = judge[: len(judge) - repeats]
+    half = len(judge) // 2
+    again = rng.choices(judge[:half], k=repeats)
+    rest = judge[half:] + again
+    rng.shuffle(rest)
+    return learn, judge[:half] + rest
+
+
+async def run(queries: int, *, seed: int, as_json: bool) -> int:
+    console = Console(stderr=as_json)
+    learn, judge = workload(queries, seed)
+    with tempfile.TemporaryDirectory(prefix="headgate-demo-") as name:
+        demo = Demo(Path(name), console, free_port(), free_port())
+        console.print(f"[bold]1.[/] Learning from {len(learn)} questions, half to each model, with feedback")
+        demo.write_config("cheapest")
+        async with demo.gateway():
+            await demo.send("learn", learn, feedback=True)
+        console.print("[bold]2.[/] Training a router on what the journal recorded")
+        artifact = await demo.learn()
+        demo.write_config(str(artifact))
+        console.print(f"[bold]3.[/] {len(judge)} questions never seen before, sent in {len(WAYS)} ways")
+        async with demo.gateway():
+            ways = [Way(title, await demo.send(model, judge, feedback=False)) for title, model in WAYS]
+    report = report_ways(ways, baseline="always large", rng=np.random.default_rng(seed))
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+    else:
+        show(console, report)
+    return 0
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    table = Table(title="What it came to", caption="intervals: 95 %, bootstrap over questions, paired")
+    for column in ("", "accuracy", "cost / 1,000", "saved", "p50", "p95", "to large", "cache hits", "feedback"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.columns.pop()
+    for row in report["ways"]:
+        saved = row["saved"]
+        table.add_row(
+            row["way"],
+            f"{row['accuracy']:.1%}",
+            f"${row['usd_per_1000']:.4f}",
+            f"{saved['value']:.0%} [{saved['low']:.0%}, {saved['high']:.0%}]",
+            f"{row['p50_s'] * 1e3:.0f} ms",
+            f"{row['p95_s'] * 1e3:.0f} ms",
+            f"{row['large_share']:.0%}",
+            f"{row['cache_hits']:.0%}",
+        )
+    console.print(table)
+    best = report["ways"][-1]
+    drop = best["accuracy_difference"]
+    console.print(
+        f"Against always large, router + cascade saved {best['saved']['value']:.0%} "
+        f"(95 %: {best['saved']['low']:.0%} to {best['saved']['high']:.0%}) at an accuracy difference of "
+        f"{drop['value']:+.1%} ({drop['low']:+.1%} to {drop['high']:+.1%})."
+    )
+    console.print("Keep one running: [bold]make serve[/]. Its admin API: http://127.0.0.1:8081/docs")
+
+
