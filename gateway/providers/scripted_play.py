@@ -260,12 +260,12 @@ def _closing(fault: Fault, framing: str) -> list[Frame]:
 
 def _joined(frames: list[Frame]) -> Iterator[Frame]:
     """All bytes up to the next act in one write."""
-    held = b""
+    held: list[bytes] = []
     for frame in frames:
         if isinstance(frame, bytes):
-            held += frame
+            held.append(frame)
         elif isinstance(frame, Act):
-            yield held
-            held = b""
+            yield b"".join(held)
+            held = []
             yield frame
-    yield held
+    yield b"".join(held)
