@@ -98,14 +98,14 @@ def embedded() -> Config:
 
 
 class _Problems:
-    """What is wrong, one line a path: a value already refused isn't complained about again."""
+    """What is wrong, one line a path: what is refused already, or a part of it is, comes only once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._paths: set[str] = set()
 
     def add(self, path: str, message: str) -> None:
-        if path not in self._paths:
+        if not any(one == path or one.startswith((f"{path}[", f"{path}.")) for one in self._paths):
             self._paths.add(path)
             self.lines.append(f"{path}: {message}")
 
@@ -189,13 +189,13 @@ def _sections(kind: Any, value: object, path: str, env: Mapping[str, str], found
 
 
 def _leaf(kind: Any, value: object, path: str, found: _Problems) -> Any:
-    for where, part in _strings(value, path):
-        if _VARIABLE.search(part):
+    for where, part in _scalars(value, path):
+        if isinstance(part, str) and _VARIABLE.search(part):
             found.add(where, "${...} is read in secrets only")
             return _REFUSED
-    if isinstance(value, float) and not math.isfinite(value):
-        found.add(path, f"expected a finite number, got {value}")
-        return _REFUSED
+        if isinstance(part, float) and not math.isfinite(part):
+            found.add(where, f"expected a finite number, got {part}")
+            return _REFUSED
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -204,15 +204,15 @@ def _leaf(kind: Any, value: object, path: str, found: _Problems) -> Any:
         return _REFUSED
 
 
-def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, Mapping):
+def _scalars(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _strings(item, f"{path}.{key}")
+            yield from _scalars(item, f"{path}.{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _strings(item, f"{path}[{index}]")
+            yield from _scalars(item, f"{path}[{index}]")
+    else:
+        yield path, value
 
 
 def _secret(value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:

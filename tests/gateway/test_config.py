@@ -1,0 +1,307 @@
+"""The configuration: everything wrong at once, each with its path; the example file holds every key."""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.config import Config, Secret
+from gateway.config_load import ROUTERS, check, embedded, load, parse
+from gateway.errors import ConfigError
+from routers.registry import NAMES
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "headgate.example.toml"
+ENV = {
+    "ACME_KEY": "sk-acme-0001",
+    "HEADGATE_MASTER_KEY": "hg-master-0001",
+    "SEARCH_TEAM_KEY": "hg-search-0001",
+}
+BASE: dict[str, Any] = {
+    "providers": [{"name": "acme", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"}],
+    "models": [{"name": "small", "provider": "acme"}, {"name": "large", "provider": "acme"}],
+    "routes": [{"name": "auto", "models": ["small", "large"]}],
+}
+
+
+def problems(**changes: Any) -> list[str]:
+    config, found = parse({**BASE, **changes}, ENV)
+    assert (config is None) == bool(found)
+    return found
+
+
+def route(**changes: Any) -> list[str]:
+    return problems(routes=[{**BASE["routes"][0], **changes}])
+
+
+def test_the_base_of_these_tests_is_right() -> None:
+    """Otherwise every refusal below might be another's."""
+    assert problems() == []
+
+
+def test_the_example_file_loads() -> None:
+    """With its variables set, the example is a working configuration."""
+    config = load(str(EXAMPLE), ENV)
+    assert config.providers[0].api_key == "sk-acme-0001"
+    assert config.routes[0].fallback == ["steady"]
+
+
+def keys_of_tree(section: Any, path: str = "") -> set[str]:
+    found = set()
+    for name, kind in typing.get_type_hints(section).items():
+        inner = next((a for a in typing.get_args(kind) if hasattr(a, "__struct_fields__")), kind)
+        if hasattr(inner, "__struct_fields__"):
+            found |= keys_of_tree(inner, f"{path}{name}.")
+        else:
+            found.add(path + name)
+    return found
+
+
+def keys_of_file(section: Any, tree: set[str], path: str = "") -> set[str]:
+    found = set()
+    for name, value in section.items():
+        here = path + name
+        tables = value if isinstance(value, list) else [value]
+        if here in tree or not all(isinstance(table, dict) for table in tables):
+            found.add(here)
+        else:
+            found |= {key for table in tables for key in keys_of_file(table, tree, here + ".")}
+    return found
+
+
+def test_the_example_holds_every_key_and_no_other() -> None:
+    """Both ways, so that neither the tree nor the example can move alone."""
+    tree = keys_of_tree(Config)
+    assert keys_of_file(tomllib.loads(EXAMPLE.read_text()), tree) == tree
+
+
+def test_the_example_comments_every_key() -> None:
+    """Some line of its says what it means."""
+    told = {
+        line.split("=")[0].strip() for line in EXAMPLE.read_text().splitlines() if "=" in line and "#" in line
+    }
+    assert {key.rpartition(".")[2] for key in keys_of_tree(Config)} <= told
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """An operator fixes a file in one go."""
+    config, found = parse(
+        {
+            "server": {"prot": 1, "port": 70_000, "workers": True},
+            "providers": [{"kind": "opena"}],
+            "models": [{"name": "m", "provider": "nobody", "input_usd_per_mtok": -1.0}],
+            "routes": [{"name": "auto", "models": ["x"], "min_quality": 0, "cost_weight": float("nan")}],
+            "auth": {"master_key": "${NOWHERE}"},
+            "telemetry": 3,
+        },
+        {},
+    )
+    assert config is None
+    assert found == [
+        "server.prot: unknown key; did you mean 'port'?",
+        "server.port: expected `int` <= 65535",
+        "server.workers: expected `int`, got `bool`",
+        "providers[0].name: missing",
+        "providers[0].kind: invalid enum value 'opena'",
+        "models[0].input_usd_per_mtok: expected `float` >= 0.0",
+        "routes[0].cost_weight: expected a finite number, got nan",
+        "routes[0].min_quality: expected `float` > 0.0",
+        "auth.master_key: environment variable NOWHERE is not set",
+        "telemetry: expected a table",
+        "models[0].provider: no provider named 'nobody'",
+        "routes[0].models[0]: no model named 'x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"models": []}, "routes[0].models: names no model"),
+        ({"models": ["small", "smal"]}, "routes[0].models[1]: no model named 'smal'; did you mean 'small'?"),
+        ({"models": ["small", "small"]}, "routes[0].models[1]: 'small' is listed twice"),
+        ({"models": "small"}, "routes[0].models: expected `array`, got `str`"),
+        ({"models": ["small", 3]}, "routes[0].models[1]: expected `str`, got `int`"),
+        ({"router": "knnn"}, "routes[0].router: no router named 'knnn'; did you mean 'knn'?"),
+        (
+            {"cascade": "confident"},
+            "routes[0].cascade: no cascade named 'confident'; did you mean 'confidence'?",
+        ),
+        ({"cost_weight": 1.01}, "routes[0].cost_weight: expected `float` <= 1.0"),
+        ({"cost_weight": -0.01}, "routes[0].cost_weight: expected `float` >= 0.0"),
+        ({"min_quality": 1.5}, "routes[0].min_quality: expected `float` <= 1.0"),
+        ({"explore": 2}, "routes[0].explore: expected `float` <= 1.0"),
+        ({"max_attempts": 0}, "routes[0].max_attempts: expected `int` >= 1"),
+        ({"cache": "yes"}, "routes[0].cache: invalid enum value 'yes'"),
+        ({"default_model": "other"}, "routes[0].default_model: 'other' is not among the route's models"),
+        ({"fallback": ["other"]}, "routes[0].fallback[0]: no route or model named 'other'"),
+        ({"fallback": ["auto"]}, "routes[0].fallback: goes round: auto -> auto"),
+        ({"weights": {"small": 1}}, "routes[0].weights: is read by router 'weighted' only, not by 'default'"),
+        (
+            {"router": "weighted", "weights": {"smal": 1, "large": 1}},
+            "routes[0].weights.smal: is not a model of the route; did you mean 'small'?",
+        ),
+        ({"router": "weighted", "weights": {"small": -1}}, "routes[0].weights[...]: expected `float` >= 0.0"),
+        (
+            {"router": "weighted", "weights": {"small": float("nan")}},
+            "routes[0].weights.small: expected a finite number, got nan",
+        ),
+        ({"router": "weighted", "weights": {"small": 0}}, "routes[0].weights: are all zero"),
+        (
+            {"router": "rules", "rules": [{"model": "small", "iff": 1}]},
+            "routes[0].rules[0].iff: unknown key; known are images, json, keywords, match, max_input_tokens, "
+            "min_input_tokens, min_turns, model, tools, weights",
+        ),
+        (
+            {"router": "rules", "rules": [{"model": "x"}]},
+            "routes[0].rules[0]: no model of the route named 'x'",
+        ),
+        ({"name": "${HOME}"}, "routes[0].name: ${...} is read in secrets only"),
+        ({"name": ""}, "routes[0].name: is empty"),
+        ({"name": "small"}, "routes[0].name: 'small' is also the name of a model"),
+        ({"budget_usd_per_day": -3}, "routes[0].budget_usd_per_day: expected `float` >= 0.0"),
+        ({"max_cost_usd": float("inf")}, "routes[0].max_cost_usd: expected a finite number, got inf"),
+    ],
+)
+def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
+    """Each with its path, and nothing else complained about."""
+    assert route(**changes) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"nonsense": 1}, "nonsense: unknown key"),
+        ({"route": []}, "route: unknown key; did you mean 'routes'?"),
+        ({"routes": {}}, "routes: expected a list of tables, written [[routes]]"),
+        (
+            {"server": {"host": "0.0.0.0"}},
+            "auth.master_key: is empty, so server.host must be loopback, not '0.0.0.0'",
+        ),
+        ({"server": {"port": 8081}}, "server.admin_port: is the port of the data plane, 8081"),
+        ({"server": {"port": -1}}, "server.port: expected `int` >= 0"),
+        ({"server": {"host": 5}}, "server.host: expected `str`, got `int`"),
+        (
+            {"storage": {"url": "mysql://x"}},
+            "storage.url: must start with one of sqlite:, postgresql:, postgresql+",
+        ),
+        (
+            {"server": {"workers": 2}, "auth": {"tenants": [{"name": "t", "budget_usd": 1}]}},
+            "server.workers: more than one share their budgets through storage.redis_url, which is empty",
+        ),
+        ({"auth": {"keys": [{"name": "k", "key": ""}]}}, "auth.keys[0].key: is empty"),
+        (
+            {"auth": {"keys": [{"name": "a", "key": "hg-1"}, {"name": "b", "key": "hg-1"}]}},
+            "auth.keys[1].key: is used twice",
+        ),
+        (
+            {"auth": {"keys": [{"name": "a", "key": "hg-1"}, {"name": "a", "key": "hg-2"}]}},
+            "auth.keys[1].name: 'a' is used twice",
+        ),
+        (
+            {"auth": {"keys": [{"name": "a", "key": "hg-1", "models": ["atuo"]}]}},
+            "auth.keys[0].models[0]: no route or model named 'atuo'; did you mean 'auto'?",
+        ),
+        ({"auth": {"master_key": 5}}, "auth.master_key: expected `str`, got `int`"),
+    ],
+)
+def test_faults_elsewhere(changes: dict[str, Any], problem: str) -> None:
+    """Each with its path, and nothing else complained about."""
+    assert problems(**changes) == [problem]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "azure"])
+def test_a_remote_provider_needs_its_address(kind: str) -> None:
+    """There is no default to send a key to."""
+    found = problems(providers=[{"name": "acme", "kind": kind}])
+    assert found == ["providers[0].base_url: must start with one of http://, https://"]
+
+
+@pytest.mark.parametrize("kind", ["local", "scripted"])
+def test_a_provider_of_this_machine_needs_none(kind: str) -> None:
+    """What runs here has no address."""
+    assert problems(providers=[{"name": "acme", "kind": kind}]) == []
+
+
+def test_headers_cannot_be_split() -> None:
+    """A line break in a value or a name would let a file forge another header."""
+    headers = {"x-a": "b\r\nx-evil: 1", "x b": "1", "x-c": "fine"}
+    provider = {**BASE["providers"][0], "headers": headers, "api_key": "${TWO_LINES}"}
+    _, found = parse({**BASE, "providers": [provider]}, {"TWO_LINES": "a\n"})
+    assert found == [
+        "providers[0].api_key: holds a line break or another control character",
+        "providers[0].headers.x-a: holds a line break or another control character",
+        "providers[0].headers.'x b': is not the name of a header",
+    ]
+
+
+def test_duplicates_are_refused_but_deployments_are_not() -> None:
+    """Two entries of one model at different providers share its traffic; the same one twice is a mistake."""
+    two = [*BASE["providers"], {**BASE["providers"][0], "name": "other"}]
+    spread = [*BASE["models"], {"name": "small", "provider": "other"}]
+    assert problems(providers=two, models=spread) == []
+    assert problems(models=[*BASE["models"], BASE["models"][0]]) == [
+        "models[2].name: 'small' at 'acme' is listed twice"
+    ]
+    assert problems(providers=[*BASE["providers"], *BASE["providers"]]) == [
+        "providers[1].name: 'acme' is used twice"
+    ]
+
+
+def test_a_long_way_round_is_found_once() -> None:
+    """Fallbacks over several routes may not come back, wherever one starts."""
+    names = ["a", "b", "c"]
+    routes = [
+        {"name": name, "models": ["small"], "fallback": ["large", names[(i + 1) % 3]]}
+        for i, name in enumerate(names)
+    ]
+    assert problems(routes=routes) == ["routes[0].fallback: goes round: a -> b -> c -> a"]
+    routes[2]["fallback"] = ["large"]
+    assert problems(routes=routes) == []
+
+
+def test_secrets_are_read_from_the_environment_and_never_shown() -> None:
+    """Neither repr nor a problem tells a secret, in whatever field it stands."""
+    config = load(str(EXAMPLE), ENV)
+    shown = repr(config)
+    assert not any(secret in shown for secret in ENV.values())
+    assert isinstance(config.auth.keys[0].key, Secret)
+    _, found = parse(
+        {**BASE, "storage": {"url": "hg-secret-url"}, "auth": {"keys": [{"key": "hg-k"}] * 2}}, ENV
+    )
+    assert found and not any("hg-" in line for line in found)
+
+
+def test_part_of_a_secret_may_come_from_the_environment() -> None:
+    """A URL with a password is written with a variable in its place."""
+    config, found = parse({**BASE, "storage": {"url": "postgresql://me:${ACME_KEY}@host/db"}}, ENV)
+    assert found == [] and config is not None
+    assert config.storage.url == "postgresql://me:sk-acme-0001@host/db"
+
+
+def test_a_file_that_is_absent_or_not_toml_is_one_problem(tmp_path: Path) -> None:
+    """With its name and why."""
+    assert check(str(tmp_path / "no.toml"), {})[1] == [f"{tmp_path}/no.toml: No such file or directory"]
+    (tmp_path / "bad.toml").write_text("a = = 3")
+    assert "not TOML" in check(str(tmp_path / "bad.toml"), {})[1][0]
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(str(tmp_path / "binary.toml"), {})
+
+
+def test_without_a_file_two_models_of_this_machine_answer() -> None:
+    """The embedded configuration would pass as a file, but for nothing being wrong with it."""
+    config = load(None, {})
+    assert config == embedded()
+    assert [model.name for model in config.models] == ["tiny-small", "tiny-large"]
+    assert config.models[0].input_usd_per_mtok < config.models[1].input_usd_per_mtok
+    again, found = parse(msgspec.to_builtins(config, enc_hook=str), {})
+    assert found == [] and again == config
+
+
+def test_routers_are_named_as_the_registry_names_them() -> None:
+    """What the file may say is what can be opened."""
+    assert set(ROUTERS) == set(NAMES)

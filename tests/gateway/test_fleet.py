@@ -1,0 +1,261 @@
+"""The fleet: failing deployments rest, the last one never does, and everything can be seen."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
+from gateway.config import ModelConfig
+from gateway.errors import FAILURES
+from gateway.fleet import Delay, Deployment, Fleet
+
+A = ModelConfig(name="m", provider="a", upstream_name="m-1", weight=3.0)
+B = ModelConfig(name="m", provider="b", weight=1.0)
+HARMLESS = FAILURES - COUNTED - {"rate_limited", "unauthorized", "not_found"}
+
+
+def two() -> tuple[Fleet, Deployment, Deployment]:
+    fleet = Fleet([A, B])
+    first, second = fleet.deployments("m")
+    return fleet, first, second
+
+
+def break_(fleet: Fleet, deployment: Deployment, now: float, failure: str = "server_error") -> None:
+    for _ in range(CONSECUTIVE):
+        fleet.failed(deployment, failure, now)
+
+
+def picks(fleet: Fleet, now: float) -> set[str]:
+    found = {fleet.pick("m", draw / 10, now) for draw in range(10)}
+    return {one.id for one in found if one is not None}
+
+
+def test_a_deployment_knows_what_to_send() -> None:
+    """Its name upstream as text and as JSON, and an id that names provider and model."""
+    fleet, first, second = two()
+    assert (first.id, first.upstream_name, bytes(first.upstream_raw)) == ("a/m-1", "m-1", b'"m-1"')
+    assert second.upstream_name == "m"
+    assert fleet.pick("nobody", 0.5, 0.0) is None
+
+
+def test_weights_share_the_traffic() -> None:
+    """Three to one, as configured; a model of weight zero only answers where no other can."""
+    fleet, _, _ = two()
+    rng = random.Random(1)
+    counts = Counter(fleet.pick("m", rng.random(), 0.0).provider for _ in range(4000))  # type: ignore[union-attr]
+    assert counts["a"] / 4000 == pytest.approx(0.75, abs=0.03)
+    spare = Fleet([A, ModelConfig(name="m", provider="spare", weight=0.0)])
+    assert picks(spare, 0.0) == {"a/m-1"}
+    assert spare.pick("m", 0.1, 0.0, avoid=spare.deployments("m")[0]) is spare.deployments("m")[1]
+
+
+@pytest.mark.parametrize("failure", sorted(COUNTED))
+def test_failures_in_a_row_open_the_breaker(failure: str) -> None:
+    """Before a stream or inside one; then the other deployment answers alone, and later a probe goes."""
+    fleet, first, _ = two()
+    for _ in range(CONSECUTIVE - 1):
+        fleet.failed(first, failure, 0.0)
+    assert picks(fleet, 0.0) == {"a/m-1", "b/m"}
+    fleet.failed(first, failure, 0.0)
+    assert picks(fleet, 0.0) == picks(fleet, 4.9) == {"b/m"}
+    assert fleet.healthy("m", 0.0)
+    assert first.breaker.state(4.9) == "open" and first.breaker.state(5.0) == "half_open"
+    assert "a/m-1" in picks(fleet, 5.0)
+
+
+@pytest.mark.parametrize("failure", sorted(HARMLESS))
+def test_what_says_nothing_about_a_deployment_is_not_held_against_it(failure: str) -> None:
+    """A rejected request is the client's fault, however often it is sent; a client may leave."""
+    fleet, first, _ = two()
+    for _ in range(100):
+        fleet.failed(first, failure, 0.0)
+    assert first.breaker.state(0.0) == "closed"
+
+
+def test_every_failure_has_a_meaning_for_breakers() -> None:
+    """Whoever adds a failure decides whether it counts."""
+    assert {
+        "rejected", "context_length", "cancelled", "unavailable",
+    } == HARMLESS  # fmt: skip
+
+
+def test_success_between_failures_starts_the_row_again() -> None:
+    """Failures in a row, not in sum."""
+    fleet, first, _ = two()
+    for _ in range(LEAST // 4):
+        for _ in range(CONSECUTIVE - 4):
+            fleet.failed(first, "timeout", 0.0)
+        fleet.succeeded(first, 0.0)
+        fleet.succeeded(first, 0.0)
+    assert first.breaker.state(0.0) == "closed"
+
+
+def test_half_of_a_windows_requests_failing_opens_it_too() -> None:
+    """Even when no five fail in a row; failures long past don't count."""
+    fleet, first, _ = two()
+    for i in range(LEAST // 2 - 1):
+        fleet.failed(first, "timeout", i * 0.1)
+        fleet.succeeded(first, i * 0.1)
+    assert first.breaker.state(1.0) == "closed"
+    old = first.breaker
+    fleet.succeeded(first, 100.0)
+    fleet.failed(first, "timeout", 100.0)
+    assert old.state(100.0) == "closed"
+    for i in range(LEAST):
+        fleet.failed(first, "timeout", 101.0 + i * 0.1)
+        fleet.succeeded(first, 101.0 + i * 0.1)
+    assert old.opens_s > 0
+
+
+def test_a_429_rests_for_as_long_as_it_says() -> None:
+    """At once, without waiting for five."""
+    fleet, first, _ = two()
+    fleet.failed(first, "rate_limited", 0.0, retry_after_s=42.0)
+    assert picks(fleet, 41.9) == {"b/m"}
+    assert "a/m-1" in picks(fleet, 42.0)
+    assert first.breaker.reason == "rate_limited"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.sampled_from(sorted(FAILURES)), st.floats(0, 100)), max_size=40)
+)
+def test_an_opening_is_only_ever_extended(events: list[tuple[float, str, float]]) -> None:
+    """No failure, of whatever kind and with whatever retry-after, makes it shorter."""
+    breaker, now = Breaker(), 0.0
+    for wait_s, failure, retry_after_s in events:
+        now += wait_s
+        before = breaker.opens_s
+        breaker.fail(failure, now, retry_after_s)
+        assert breaker.opens_s >= before
+
+
+def test_one_probe_at_a_time_closes_or_reopens_for_longer() -> None:
+    """Half-open lets a single request try; failing, it rests twice as long; succeeding, all is forgotten."""
+    fleet, first, second = two()
+    break_(fleet, first, 0.0)
+    assert fleet.pick("m", 0.0, 5.0) is first
+    assert fleet.pick("m", 0.0, 5.0) is second
+    fleet.failed(first, "timeout", 5.0)
+    assert first.breaker.opens_s == 15.0
+    assert fleet.pick("m", 0.0, 15.0) is first
+    fleet.failed(first, "timeout", 15.0)
+    assert first.breaker.opens_s == 35.0
+    assert fleet.pick("m", 0.0, 35.0) is first
+    fleet.succeeded(first, 36.0, 0.1)
+    assert first.breaker.state(36.0) == "closed"
+    break_(fleet, first, 40.0)
+    assert first.breaker.opens_s == 45.0
+
+
+def test_an_answer_begun_before_the_opening_does_not_close_it() -> None:
+    """A long stream that ends well says nothing of what has happened since it began."""
+    fleet, first, _ = two()
+    first.begin()
+    break_(fleet, first, 0.0)
+    fleet.succeeded(first, 6.0)
+    assert first.breaker.state(6.0) == "half_open"
+
+
+def test_a_probe_that_is_never_heard_of_again_does_not_block_others() -> None:
+    """Its client left: once nothing is under way, the next may try."""
+    fleet, first, second = two()
+    break_(fleet, first, 0.0)
+    assert fleet.pick("m", 0.0, 5.0) is first
+    first.begin()
+    assert fleet.pick("m", 0.0, 5.0) is second
+    first.end()
+    assert fleet.pick("m", 0.0, 5.0) is first
+    assert fleet.pick("m", 0.0, 64.9) is second
+    assert fleet.pick("m", 0.0, 65.0) is first
+
+
+def test_the_last_deployment_is_never_taken_away() -> None:
+    """With all breakers open the one that rests the shortest is asked; routers still see the model as ill."""
+    fleet, first, second = two()
+    break_(fleet, first, 0.0)
+    fleet.failed(second, "rate_limited", 0.0, retry_after_s=2.0)
+    assert picks(fleet, 1.0) == {"b/m"}
+    assert not fleet.healthy("m", 1.0)
+    alone = Fleet([A])
+    (only,) = alone.deployments("m")
+    break_(alone, only, 0.0)
+    assert alone.pick("m", 0.5, 0.0) is only and not alone.healthy("m", 0.0)
+    assert alone.pick("m", 0.5, 0.0, avoid=only) is None
+    alone.succeeded(only, 1.0)
+    assert only.breaker.state(1.0) == "closed"
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["timeout", "rate_limited", ""])), max_size=60),
+       st.floats(0, 0.999))  # fmt: skip
+def test_a_known_model_always_has_a_deployment(events: list[tuple[bool, str]], draw: float) -> None:
+    """Whatever has happened to them."""
+    fleet, first, second = two()
+    for now, (which, failure) in enumerate(events):
+        one = first if which else second
+        if failure:
+            fleet.failed(one, failure, float(now))
+        else:
+            fleet.succeeded(one, float(now), 0.1)
+        assert fleet.pick("m", draw, float(now)) in (first, second)
+
+
+def test_requests_under_way_are_counted() -> None:
+    """And never fall below none."""
+    _, first, _ = two()
+    first.begin()
+    first.begin()
+    first.end()
+    assert (first.in_flight, first.requests) == (1, 2)
+    first.end()
+    with pytest.raises(AssertionError):
+        first.end()
+
+
+def test_delays_are_estimated_from_what_was_seen() -> None:
+    """Mean and 95th percentile of a lognormal sample, within a tenth or so; too few say nothing."""
+    delay, rng = Delay(), random.Random(3)
+    assert math.isnan(delay.mean_s)
+    for _ in range(9):
+        delay.add(1.0, 0.0)
+    assert math.isnan(delay.p95_s)
+    for _ in range(3000):
+        delay.add(rng.lognormvariate(-1.0, 0.5), 0.0)
+    assert delay.mean_s == pytest.approx(math.exp(-1 + 0.125), rel=0.15)
+    assert delay.p95_s == pytest.approx(math.exp(-1 + 1.645 * 0.5), rel=0.15)
+
+
+def test_delays_forget() -> None:
+    """What was long ago gives way to what is now."""
+    delay = Delay()
+    for _ in range(100):
+        delay.add(10.0, 0.0)
+    for i in range(20):
+        delay.add(1.0, 3600.0 + i)
+    assert delay.mean_s == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_hedge_is_due_after_the_slowest_known_percentile() -> None:
+    """NaN while nothing is known."""
+    fleet, first, second = two()
+    assert math.isnan(fleet.ttft_p95_s("m")) and math.isnan(fleet.latency_s("m"))
+    for _ in range(20):
+        fleet.succeeded(first, 0.0, 0.2, 1.0)
+        fleet.succeeded(second, 0.0, 0.4, 3.0)
+    assert fleet.ttft_p95_s("m") == pytest.approx(0.4)
+    assert fleet.latency_s("m") == pytest.approx(1.0)
+
+
+def test_the_state_of_every_deployment_can_be_seen() -> None:
+    """What is open, why, for how long, and what is under way."""
+    fleet, first, _ = two()
+    fleet.failed(first, "rate_limited", 0.0, 10.0)
+    first.begin()
+    seen, other = fleet.snapshot(4.0)
+    assert (seen.state, seen.retry_in_s, seen.reason, seen.in_flight) == ("open", 6.0, "rate_limited", 1)
+    assert (other.state, other.failures, other.ttft_p95_s) == ("closed", 0, None)
