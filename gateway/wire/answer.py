@@ -216,8 +216,15 @@ def chat_to_completion(chat: Json, model: str) -> Json:
         }
         for choice in chat["choices"]
     ]
-    kept: Json = {name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat}
-    return {**kept, "object": "text_completion", "model": model or chat.get("model") or "", "choices": choices}
+    kept: Json = {
+        name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat
+    }
+    return {
+        **kept,
+        "object": "text_completion",
+        "model": model or chat.get("model") or "",
+        "choices": choices,
+    }
 
 
 def chat_to_message(chat: Json, model: str) -> Json:
@@ -269,7 +276,9 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
         logprobs = (choice.get("logprobs") or {}).get("content")
         output.append(message_item(text, refusal, status, logprobs))
     for call in calls:
-        output.append(call_item(call["id"], call["function"]["name"], call["function"].get("arguments") or "", status))
+        output.append(
+            call_item(call["id"], call["function"]["name"], call["function"].get("arguments") or "", status)
+        )
     created_s = int(chat.get("created") or time.time())
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)

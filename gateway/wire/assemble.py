@@ -36,7 +36,9 @@ def _grow_choice(whole: Json, piece: Json) -> None:
             logprobs = whole.get("logprobs") or {}
             whole["logprobs"] = logprobs
             for key, values in value.items():
-                logprobs[key] = [*(logprobs.get(key) or []), *values] if values is not None else logprobs.get(key)
+                logprobs[key] = (
+                    [*(logprobs.get(key) or []), *values] if values is not None else logprobs.get(key)
+                )
         elif name == "text" and isinstance(value, str):
             whole["text"] = whole.get("text", "") + value
         elif value is not None or name not in whole:
@@ -48,7 +50,9 @@ def _grow(whole: Json, piece: Json) -> None:
         if name == "tool_calls" and isinstance(value, list):
             for call in value:
                 _grow_call(whole.setdefault("tool_calls", []), call)
-        elif isinstance(value, str) and isinstance(whole.get(name), str) and name not in ("role", "id", "type"):
+        elif (
+            isinstance(value, str) and isinstance(whole.get(name), str) and name not in ("role", "id", "type")
+        ):
             whole[name] += value
         elif isinstance(value, dict) and isinstance(whole.get(name), dict):
             _grow(whole[name], value)

@@ -1,7 +1,8 @@
 """One piece of a streamed answer, in the shape every dialect is read into: OpenAI's chunk.
 
-Typed so that a peek costs half a microsecond. Providers deviate in details (a number where a string belongs, content as
-a list), which must not end a stream that is otherwise fine: what doesn't fit the types is read again, loosely.
+Typed so that a peek costs half a microsecond. Providers deviate in details (a number where a string belongs,
+content as a list), which must not end a stream that is otherwise fine: what doesn't fit the types is read
+again, loosely.
 """
 
 from __future__ import annotations

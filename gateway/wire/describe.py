@@ -1,7 +1,7 @@
 """What a request asks for, peeked from its body: the part of reading a request that every one of them pays.
 
-The messages are decoded once, into typed structs that skip what we don't need. Validation goes as far as we rely on the
-fields; the rest is the upstream's to judge.
+The messages are decoded once, into typed structs that skip what we don't need. Validation goes as far as we
+rely on the fields; the rest is the upstream's to judge.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     field = _PROMPT_FIELD[surface]
     value = raw.get(field)
     if value is None:
-        raise CallerError(f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter")
+        raise CallerError(
+            f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter"
+        )
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
     _describe_options(described, raw, surface)
@@ -109,13 +111,17 @@ def _describe_prompt(described: Described, value: msgspec.Raw, field: str, surfa
             _describe_turns(described, _decode_turns(value), field, most)
         elif surface == "responses":
             items = _decode_items(value)
-            _describe_turns(described, [_Turn("user", items)] if isinstance(items, str) else items, field, most)
+            _describe_turns(
+                described, [_Turn("user", items)] if isinstance(items, str) else items, field, most
+            )
         else:
             _describe_plain(described, _decode_prompt(value), field, most)
     except msgspec.ValidationError as error:
         raise CallerError(f"Invalid type for '{field}': {error}", param=field, code="invalid_type") from None
     except BAD_JSON as error:
-        raise CallerError(f"Invalid value for '{field}': {error}", param=field, code="invalid_value") from None
+        raise CallerError(
+            f"Invalid value for '{field}': {error}", param=field, code="invalid_value"
+        ) from None
 
 
 def _describe_turns(described: Described, turns: list[_Turn], field: str, most: int) -> None:
@@ -123,7 +129,9 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
         raise CallerError(f"'{field}' must not be empty.", param=field, code="empty_array")
     if len(turns) > most:
         raise CallerError(
-            f"'{field}' has {len(turns)} entries; at most {most} are allowed.", param=field, code="array_above_max_length"
+            f"'{field}' has {len(turns)} entries; at most {most} are allowed.",
+            param=field,
+            code="array_above_max_length",
         )
     chars = 0
     for turn in turns:
@@ -136,7 +144,7 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
             described.text = text or described.text
         elif turn.role in _SYSTEM:
             described.system_chars += len(text)
-    described.input_tokens = int(chars / CHARS_PER_TOKEN) + len(turns) * TOKENS_PER_MESSAGE
+    described.input_tokens += int(chars / CHARS_PER_TOKEN) + len(turns) * TOKENS_PER_MESSAGE
 
 
 def _text_of(described: Described, parts: list[_Part | str]) -> str:
@@ -170,7 +178,9 @@ def _describe_plain(described: Described, prompt: str | list[Any], field: str, m
     texts = [text for text in prompts if isinstance(text, str)]
     tokens = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in prompts)
     if len(prompts) > most and not isinstance(prompts[0], int):
-        raise CallerError(f"'{field}' has more than {most} entries.", param=field, code="array_above_max_length")
+        raise CallerError(
+            f"'{field}' has more than {most} entries.", param=field, code="array_above_max_length"
+        )
     described.turns = 1
     described.text = "\n".join(texts)
     described.input_tokens = int(len(described.text) / CHARS_PER_TOKEN) + len(texts) + tokens
@@ -193,7 +203,9 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
     if "stream" in raw:
         described.stream = read(raw, "stream", bool, False)
     if "stream_options" in raw and surface in ("chat", "completions"):
-        described.include_usage = bool(read(raw, "stream_options", _StreamOptions, _StreamOptions()).include_usage)
+        described.include_usage = bool(
+            read(raw, "stream_options", _StreamOptions, _StreamOptions()).include_usage
+        )
     if "temperature" in raw:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if "n" in raw and surface in ("chat", "completions"):
@@ -233,5 +245,7 @@ def _within(name: str, value: float, low: float, high: float) -> float:
     if low <= value <= high:
         return value
     raise CallerError(
-        f"Invalid '{name}': {value:g} is not between {low:g} and {high:g}.", param=name, code="value_out_of_range"
+        f"Invalid '{name}': {value:g} is not between {low:g} and {high:g}.",
+        param=name,
+        code="value_out_of_range",
     )

@@ -1,7 +1,7 @@
 """Errors in both directions: ours in the client's dialect, and an upstream's answer as one of ours.
 
-A client never sees an upstream's credentials problem as its own: 401 and 403 from a provider are our configuration's
-fault, and only the upstream's 4xx about the request itself are passed on with their message.
+A client never sees an upstream's credentials problem as its own: 401 and 403 from a provider are our
+configuration's fault, and only the upstream's 4xx about the request itself are passed on with their message.
 """
 
 from __future__ import annotations
@@ -58,12 +58,19 @@ def error_object(exc: HeadgateError, surface: str, *, request_id: str | None = N
         error = {"type": anthropic_type(exc), "message": exc.message}
         return {"type": "error", "error": error, "request_id": request_id}
     return {
-        "error": {"message": exc.message, "type": openai_type(exc), "param": exc.param, "code": error_code(exc)}
+        "error": {
+            "message": exc.message,
+            "type": openai_type(exc),
+            "param": exc.param,
+            "code": error_code(exc),
+        }
     }
 
 
 def anthropic_type(exc: HeadgateError) -> str:
-    return _ANTHROPIC_TYPES.get(exc.status, "invalid_request_error" if 400 <= exc.status < 500 else "api_error")
+    return _ANTHROPIC_TYPES.get(
+        exc.status, "invalid_request_error" if 400 <= exc.status < 500 else "api_error"
+    )
 
 
 def openai_type(exc: HeadgateError) -> str:
@@ -113,7 +120,9 @@ def _failure(status: int, message: str, code: str) -> str:
         return "overloaded"
     if status >= 500 or status < 400:
         return "server_error" if status >= 500 else "bad_response"
-    if code == "context_length_exceeded" or (status in (400, 413, 422) and _TOO_LONG.search(message[:_MAX_MESSAGE])):
+    if code == "context_length_exceeded" or (
+        status in (400, 413, 422) and _TOO_LONG.search(message[:_MAX_MESSAGE])
+    ):
         return "context_length"
     if status in (401, 403):
         return "unauthorized"

@@ -67,7 +67,9 @@ class MessagesWriter:
         delta = choice.delta or Delta(content=choice.text)
         out = b""
         if delta.thought:
-            out += self._grow("thinking", {"thinking": "", "signature": ""}, "thinking_delta", "thinking", delta.thought)
+            out += self._grow(
+                "thinking", {"thinking": "", "signature": ""}, "thinking_delta", "thinking", delta.thought
+            )
         if delta.signature and self._open == "thinking":
             out += self._delta({"type": "signature_delta", "signature": delta.signature})
         text = delta.content or delta.refusal

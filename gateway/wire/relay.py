@@ -1,11 +1,12 @@
 """A streamed answer on its way from an upstream to the client, without I/O.
 
-`feed` gives what may go out now; the terminal events are kept back for `tail`, which the driver sends only once the
-answer is settled. So a client that saw the end can rely on it, and a stream cut, stalled or spoilt in the middle can
-never look like a clean one: it ends with an error event and no terminal.
+`feed` gives what may go out now; the terminal events are kept back for `tail`, which the driver sends only
+once the answer is settled. So a client that saw the end can rely on it, and a stream cut, stalled or spoilt
+in the middle can never look like a clean one: it ends with an error event and no terminal.
 
-Between equal dialects the bytes pass as they came, save for what the client didn't ask for: the usage chunk and the
-`"usage": null` of OpenAI's chunks when it didn't ask for usage, and log-probabilities that a cascade wanted.
+Between equal dialects the bytes pass as they came, save for what the client didn't ask for: the usage chunk
+and the `"usage": null` of OpenAI's chunks when it didn't ask for usage, and log-probabilities that a cascade
+wanted.
 """
 
 from __future__ import annotations
@@ -34,8 +35,22 @@ class Relay:
     """One upstream stream. Once `fault` is set, nothing more comes out but `error`."""
 
     __slots__ = (
-        "_collected", "_dst", "_include_usage", "_late", "_model", "_reader", "_request", "_seen", "_splitter",
-        "_same", "_src", "_strip_logprobs", "_terminal", "_writer", "cause", "fault",
+        "_collected",
+        "_dst",
+        "_include_usage",
+        "_late",
+        "_model",
+        "_reader",
+        "_request",
+        "_same",
+        "_seen",
+        "_splitter",
+        "_src",
+        "_strip_logprobs",
+        "_terminal",
+        "_writer",
+        "cause",
+        "fault",
     )  # fmt: skip
 
     def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
@@ -109,9 +124,13 @@ class Relay:
             self._take_last(self._splitter.flush())
         if self.fault is None and not self.finished:
             if self._src != "messages" and self._seen.ended and not self._reader.done:
-                self._reader.done = True  # a finish reason, then a clean close: some providers never send [DONE]
+                self._reader.done = (
+                    True  # a finish reason, then a clean close: some providers never send [DONE]
+                )
             else:
-                self._fail("stream_cut", UpstreamError("stream_cut", "the upstream's stream ended without its end"))
+                self._fail(
+                    "stream_cut", UpstreamError("stream_cut", "the upstream's stream ended without its end")
+                )
         return self.fault
 
     def _take_last(self, held: bytes) -> None:

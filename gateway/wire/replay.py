@@ -34,7 +34,9 @@ def replay(body: bytes, surface: str, *, include_usage: bool = False) -> bytes:
 
 def _chunks(answer: Json, include_usage: bool, surface: str) -> bytes:
     kind = "chat.completion.chunk" if surface == "chat" else "text_completion"
-    head = {name: value for name, value in answer.items() if name not in ("choices", "usage")} | {"object": kind}
+    head = {name: value for name, value in answer.items() if name not in ("choices", "usage")} | {
+        "object": kind
+    }
     nothing = {"usage": None} if include_usage else {}
     events = []
     for choice in answer["choices"]:
@@ -50,7 +52,7 @@ def _chat_pieces(choice: Json) -> list[Json]:
     calls = [{"index": index, **call} for index, call in enumerate(message.pop("tool_calls", None) or ())]
     if calls:
         message["tool_calls"] = calls
-    delta = {"role": "assistant", "content": "" if not calls else None} | message
+    delta = {"role": "assistant", "content": None} | message
     index, logprobs = choice["index"], choice.get("logprobs")
     first = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
     return [first, {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}]
@@ -65,7 +67,12 @@ def _text_pieces(choice: Json) -> list[Json]:
 
 def _messages(message: Json) -> bytes:
     usage = message.get("usage") or {}
-    start = message | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage | {"output_tokens": 0}}
+    start = message | {
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage | {"output_tokens": 0},
+    }
     events = [_event("message_start", message=start)]
     for index, block in enumerate(message["content"]):
         empty, deltas = _unfolded(block)

@@ -1,7 +1,7 @@
 """The Responses API's object, its input items, and what of a turn is stored for the next one.
 
-We keep a conversation as items, input and output in order; `previous_response_id` means those items come first.
-Instructions are of one turn only, as the API has it.
+We keep a conversation as items, input and output in order; `previous_response_id` means those items come
+first. Instructions are of one turn only, as the API has it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def input_items(raw: Raw) -> Items:
     """The request's input as items: a bare string is a user message."""
     given = raw.get("input")
     if given is None:
-        raise CallerError("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+        raise CallerError(
+            "Missing required parameter: 'input'.", param="input", code="missing_required_parameter"
+        )
     value: str | Items = read(raw, "input", str | list[dict[str, Any]], "")  # type: ignore[arg-type]
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
@@ -87,7 +89,9 @@ def response_object(
     }
 
 
-def finish_response(response: dict[str, Any], output: Items, finish_reason: str, usage: Usage) -> dict[str, Any]:
+def finish_response(
+    response: dict[str, Any], output: Items, finish_reason: str, usage: Usage
+) -> dict[str, Any]:
     """The response with its output: completed, or incomplete for a limit or a filter."""
     incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason)
     return {
@@ -100,13 +104,21 @@ def finish_response(response: dict[str, Any], output: Items, finish_reason: str,
     }
 
 
-def message_item(text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None) -> Item:
+def message_item(
+    text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None
+) -> Item:
     content: Items = []
     if text or not refusal:
         content.append({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []})
     if refusal:
         content.append({"type": "refusal", "refusal": refusal})
-    return {"id": new_id("msg_"), "type": "message", "status": status, "role": "assistant", "content": content}
+    return {
+        "id": new_id("msg_"),
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": content,
+    }
 
 
 def call_item(call_id: str, name: str, arguments: str, status: str = "completed") -> Item:
@@ -122,4 +134,10 @@ def call_item(call_id: str, name: str, arguments: str, status: str = "completed"
 
 def reasoning_item(text: str) -> Item:
     content = [{"type": "reasoning_text", "text": text}]
-    return {"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": content, "status": "completed"}
+    return {
+        "id": new_id("rs_"),
+        "type": "reasoning",
+        "summary": [],
+        "content": content,
+        "status": "completed",
+    }

@@ -37,7 +37,9 @@ class ResponsesWriter:
 
     def __init__(self, model: str, request: Raw) -> None:
         created_s = int(time.time())
-        self._response = response_object(request, response_id=new_id("resp_"), model=model, created_s=created_s)
+        self._response = response_object(
+            request, response_id=new_id("resp_"), model=model, created_s=created_s
+        )
         self._sequence = 0
         self._started = False
         self._output: Items = []
@@ -89,7 +91,9 @@ class ResponsesWriter:
         self._open, self._parts = (index, part), []
         out = self._add(item)
         empty = _part(part, "")
-        return out + self._event("response.content_part.added", **self._place(index), content_index=0, part=empty)
+        return out + self._event(
+            "response.content_part.added", **self._place(index), content_index=0, part=empty
+        )
 
     def _add(self, item: Item) -> bytes:
         self._output.append(item)
@@ -120,7 +124,9 @@ class ResponsesWriter:
         out = b""
         if tool.index not in self._calls:
             name = tool.function.name if tool.function else None
-            out = self._close() + self._add(call_item(tool.id or new_id("call_"), name or "", "", "in_progress"))
+            out = self._close() + self._add(
+                call_item(tool.id or new_id("call_"), name or "", "", "in_progress")
+            )
             self._calls[tool.index] = (len(self._output) - 1, [])
         index, parts = self._calls[tool.index]
         if tool.function and tool.function.arguments:
@@ -183,7 +189,9 @@ class ResponsesWriter:
         text = part[_FIELDS[kind]]
         out = self._event("response.content_part.added", **place, part=_part(kind, ""))
         out += self._event(_DELTAS[kind], **place, delta=text, **extra)
-        out += self._event(_DELTAS[kind].replace(".delta", ".done"), **place, **{_FIELDS[kind]: text}, **extra)
+        out += self._event(
+            _DELTAS[kind].replace(".delta", ".done"), **place, **{_FIELDS[kind]: text}, **extra
+        )
         return out + self._event("response.content_part.done", **place, part=part)
 
     def _event(self, kind: str, **fields: Any) -> bytes:

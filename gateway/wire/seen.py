@@ -1,7 +1,7 @@
 """What has been seen of a streamed answer: enough to bill it, judge it and know whether it ended.
 
-Fed with chunks of any upstream dialect. Parts accumulate in lists and are joined when asked for, so a chunk costs
-well under a microsecond here.
+Fed with chunks of any upstream dialect. Parts accumulate in lists and are joined when asked for, so a chunk
+costs well under a microsecond here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Server-sent events cut out of a byte stream that may be split anywhere.
 
-Events are handed on as the bytes they came in, terminator included, so a relay can pass them untouched. Lines end with
-LF, CRLF or CR (HTML standard, 9.2.6). An event beyond `max_event_bytes` is refused: a peer that never ends one must not
-fill our memory.
+Events are handed on as the bytes they came in, terminator included, so a relay can pass them untouched. Lines
+end with LF, CRLF or CR (HTML standard, 9.2.6). An event beyond `max_event_bytes` is refused: a peer that
+never ends one must not fill our memory.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def data_of(event: bytes) -> bytes | None:
     start = 6
     if event.startswith(b"event: "):
         start += event.find(b"\n") + 1
-    if event.startswith(b"data: ", start - 6) and event.find(b"\n", start) == len(event) - 2 and b"\r" not in event:
+    if (
+        event.startswith(b"data: ", start - 6)
+        and event.find(b"\n", start) == len(event) - 2
+        and b"\r" not in event
+    ):
         return event[start:-2]
     data = [value for name, value in _fields(event) if name == b"data"]
     return b"\n".join(data) if data else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.responses import input_items
@@ -30,7 +29,14 @@ def _passed(raw: Raw, *names: str) -> Raw:
 def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
     """Refuse fields that are there and neither null nor their neutral value."""
     for name in names:
-        if is_set(raw, name) and bytes(raw[name]).strip() not in (b"0", b"0.0", b"false", b"[]", b"{}", b'""'):
+        if is_set(raw, name) and bytes(raw[name]).strip() not in (
+            b"0",
+            b"0.0",
+            b"false",
+            b"[]",
+            b"{}",
+            b'""',
+        ):
             raise refuse(name, why)
 
 
@@ -82,7 +88,9 @@ def _joined(content: Any, param: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise CallerError(f"'{param}' must be a string or an array of blocks.", param=param, code="invalid_type")
+        raise CallerError(
+            f"'{param}' must be a string or an array of blocks.", param=param, code="invalid_type"
+        )
     return "\n\n".join(str(block.get("text", "")) for block in content)
 
 
@@ -95,7 +103,9 @@ def _from_anthropic(message: Json) -> list[Json]:
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise CallerError("'content' must be a string or an array of blocks.", param="messages", code="invalid_type")
+        raise CallerError(
+            "'content' must be a string or an array of blocks.", param="messages", code="invalid_type"
+        )
     return _assistant_turn(content) if role == "assistant" else _user_turn(content)
 
 
@@ -258,7 +268,9 @@ def _message_from_item(item: Json) -> Json:
 
 def _parts_from_responses(content: Any) -> list[Json]:
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise CallerError("'content' must be a string or an array of parts.", param="input", code="invalid_type")
+        raise CallerError(
+            "'content' must be a string or an array of parts.", param="input", code="invalid_type"
+        )
     return [_part_from_responses(part) for part in content]
 
 
@@ -281,7 +293,10 @@ def _tool_from_responses(tool: Json) -> Json:
     if tool.get("type") != "function":
         raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}.")
     names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+    return {
+        "type": "function",
+        "function": {name: tool[name] for name in names if tool.get(name) is not None},
+    }
 
 
 def _choice_from_responses(raw: Raw) -> Any:
@@ -304,5 +319,3 @@ def _text_config(text: Json) -> Json:
     elif isinstance(wanted, dict) and wanted.get("type") != "text":
         fields["response_format"] = wanted
     return fields
-
-

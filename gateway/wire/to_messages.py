@@ -14,7 +14,14 @@ from gateway.wire.to_chat import refuse, refuse_set
 Json = dict[str, Any]
 DEFAULT_MAX_TOKENS = 4096
 _IMPOSSIBLE = ("frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options")
-_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
+_EFFORTS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
 
 
 def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
@@ -88,7 +95,9 @@ def _blocks(content: Any) -> list[Json]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise CallerError("'content' must be a string or an array of parts.", param="messages", code="invalid_type")
+        raise CallerError(
+            "'content' must be a string or an array of parts.", param="messages", code="invalid_type"
+        )
     return [block for part in content if (block := _block(part)) != {"type": "text", "text": ""}]
 
 
@@ -112,7 +121,9 @@ def _source(url: str) -> Json:
         head, _, data = url[5:].partition(",")
         media_type, *options = head.split(";")
         if "base64" not in options or not media_type:
-            raise CallerError("A data URL must be base64 and name its type.", param="messages", code="invalid_value")
+            raise CallerError(
+                "A data URL must be base64 and name its type.", param="messages", code="invalid_value"
+            )
         return {"type": "base64", "media_type": media_type, "data": data}
     if url.startswith(("https://", "http://")):
         return {"type": "url", "url": url}
@@ -128,7 +139,9 @@ def _call(call: Any) -> Json:
     except (*BAD_JSON, TypeError):
         given = None
     if not isinstance(given, dict):
-        given = {"_raw": function.get("arguments")}  # a model's own bad arguments mustn't end the conversation
+        given = {
+            "_raw": function.get("arguments")
+        }  # a model's own bad arguments mustn't end the conversation
     return {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given}
 
 
@@ -169,14 +182,18 @@ def _output_config(raw: Raw) -> Json:
         fields["thinking"] = {"type": "disabled"}
     elif effort:
         if effort not in _EFFORTS:
-            raise CallerError(f"Unknown 'reasoning_effort' {effort!r}.", param="reasoning_effort", code="invalid_value")
+            raise CallerError(
+                f"Unknown 'reasoning_effort' {effort!r}.", param="reasoning_effort", code="invalid_value"
+            )
         config["effort"] = _EFFORTS[effort]
         fields["thinking"] = {"type": "adaptive"}
     wanted = read(raw, "response_format", Json, {})
     if wanted.get("type") == "json_schema":
         schema = wanted.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
-            raise CallerError("'response_format' lacks its schema.", param="response_format", code="invalid_value")
+            raise CallerError(
+                "'response_format' lacks its schema.", param="response_format", code="invalid_value"
+            )
         config["format"] = {"type": "json_schema", "schema": schema["schema"]}
     if config:
         fields["output_config"] = config

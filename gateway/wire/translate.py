@@ -1,9 +1,9 @@
 """Requests from the client's dialect into the upstream's, by way of chat's.
 
-What the target can't do is refused with the parameter's name. Left out without a word is only what changes how an
-answer comes about and not what was asked for: `seed`, `logprobs`, `store`, `metadata`, `service_tier`, cache hints; and
-towards Anthropic `temperature`, `top_p`, `verbosity` and `response_format: json_object`, which its API no longer has or
-never had.
+What the target can't do is refused with the parameter's name. Left out without a word is only what changes
+how an answer comes about and not what was asked for: `seed`, `logprobs`, `store`, `metadata`, `service_tier`,
+cache hints; and towards Anthropic `temperature`, `top_p`, `verbosity` and `response_format: json_object`,
+which its API no longer has or never had.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from gateway.wire.body import Raw, is_set, read, to_raw
 from gateway.wire.to_chat import completions_to_chat, messages_to_chat, responses_to_chat
 from gateway.wire.to_messages import DEFAULT_MAX_TOKENS, chat_to_messages
 
+_PROMPT = {"chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages"}
 _TO_CHAT = {
     "completions": completions_to_chat,
     "responses": responses_to_chat,
@@ -27,20 +28,21 @@ def translate_request(raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT
     """
     if src == dst:
         return raw
-    if src != "chat":
-        if src not in _TO_CHAT:
-            raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
-        raw = _TO_CHAT[src](raw)
-    if dst == "chat":
-        return raw
-    if dst == "messages":
-        return chat_to_messages(raw, max_tokens)
-    raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
+    if (src != "chat" and src not in _TO_CHAT) or dst not in ("chat", "messages"):
+        raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
+    try:
+        chat = raw if src == "chat" else _TO_CHAT[src](raw)
+        return chat if dst == "chat" else chat_to_messages(chat, max_tokens)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        param = _PROMPT[src]
+        raise CallerError(f"'{param}' isn't as the API has it: {error!r}", param=param) from None
 
 
 def ask_usage(raw: Raw) -> Raw:
     """A streamed chat or completions request that asks for the usage chunk, whatever the client asked for."""
-    options = dict(read(raw, "stream_options", dict[str, object], {})) if is_set(raw, "stream_options") else {}
+    options = (
+        dict(read(raw, "stream_options", dict[str, object], {})) if is_set(raw, "stream_options") else {}
+    )
     if options.get("include_usage") is True:
         return raw
     return {**raw, **to_raw({"stream_options": {**options, "include_usage": True}})}

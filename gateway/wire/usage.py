@@ -1,8 +1,9 @@
 """Token usage as disjoint buckets, whatever shape the provider reports it in.
 
-OpenAI counts cached tokens inside the prompt and reasoning inside the completion; Anthropic counts cache reads and
-writes beside the input. Adding either up as the other bills wrongly, so every shape is read into one here, once.
-A field that is absent, null, negative or no number counts as 0, and a part never exceeds its whole.
+OpenAI counts cached tokens inside the prompt and reasoning inside the completion; Anthropic counts cache
+reads and writes beside the input. Adding either up as the other bills wrongly, so every shape is read into
+one here, once. A field that is absent, null, negative or no number counts as 0, and a part never exceeds its
+whole.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Usage(msgspec.Struct, frozen=True):
         read = read or _count(usage, "cached_tokens")
         reasoning = _count(outside, "reasoning_tokens")
         if reasoning > completion or prompt + completion + reasoning == _count(usage, "total_tokens"):
-            completion += reasoning  # some providers report reasoning beside the completion; only the total tells
+            completion += (
+                reasoning  # some providers report reasoning beside the completion; only the total tells
+            )
         return _buckets(
             prompt,
             completion,

@@ -84,7 +84,9 @@ MESSAGE_START = event(
 )  # fmt: skip
 MESSAGES = (
     MESSAGE_START
-    + event("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""})
+    + event(
+        "content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""}
+    )
     + event("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "Hm."})
     + event("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "sig=="})
     + event("content_block_stop", index=0)
@@ -148,6 +150,8 @@ def parsed(stream: bytes, surface: str) -> list[Any]:
         "responses": ResponseStreamEvent,
     }
     adapter = TypeAdapter(kinds[surface])
-    if surface == "completions":  # the SDK's type wants a finish reason, which chunks before the last don't have
+    if (
+        surface == "completions"
+    ):  # the SDK's type wants a finish reason, which chunks before the last don't have
         return payloads(stream)
     return [adapter.validate_python(payload) for payload in payloads(stream) if payload.get("type") != "ping"]

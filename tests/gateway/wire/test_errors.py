@@ -11,7 +11,15 @@ from anthropic.types.shared import ErrorResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import FAILURES, CallerError, Draining, HeadgateError, OverBudget, Unauthorized, UpstreamError
+from gateway.errors import (
+    FAILURES,
+    CallerError,
+    Draining,
+    HeadgateError,
+    OverBudget,
+    Unauthorized,
+    UpstreamError,
+)
 from gateway.wire.errors import classify, classify_in_stream, render_error, retry_after_s
 
 ERRORS = [CallerError("bad", param="n"), Unauthorized("who?"), OverBudget("spent"), Draining("bye"),

@@ -82,14 +82,21 @@ def test_usage_not_asked_for_is_stripped() -> None:
 def test_usage_null_is_stripped_however_it_is_spaced(null: str) -> None:
     """Providers that encode with spaces, or put usage first, are stripped too."""
     line = b'data: {%s"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n' % null.encode()
-    assert make("chat", "chat").feed(line) == b'data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+    assert (
+        make("chat", "chat").feed(line) == b'data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+    )
 
 
 def test_usage_and_evidence_are_read() -> None:
     """What the driver bills and judges by."""
     it = make("chat", "chat")
     drain(it, CHAT)
-    assert (it.text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (CHAT_TEXT, True, 8, 5)
+    assert (it.text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (
+        CHAT_TEXT,
+        True,
+        8,
+        5,
+    )
     assert it.usage.total == 32
     tools = make("chat", "chat")
     drain(tools, TOOLS)
@@ -216,13 +223,17 @@ def test_length_ends_a_response_as_incomplete() -> None:
     """A cut-off answer isn't called complete."""
     stream = chunk({"content": "x"}) + chunk({}, "length") + DONE
     last = parsed(drain(make("chat", "responses"), stream), "responses")[-1]
-    assert (last.type, last.response.incomplete_details.reason) == ("response.incomplete", "max_output_tokens")
+    assert (last.type, last.response.incomplete_details.reason) == (
+        "response.incomplete",
+        "max_output_tokens",
+    )
 
 
 def test_calls_all_numbered_zero_are_told_apart_by_id() -> None:
     """Some providers never count the index up."""
     calls = [
-        {"tool_calls": [{"index": 0, "id": f"c{n}", "function": {"name": f"f{n}", "arguments": "{}"}}]} for n in (1, 2)
+        {"tool_calls": [{"index": 0, "id": f"c{n}", "function": {"name": f"f{n}", "arguments": "{}"}}]}
+        for n in (1, 2)
     ]
     it = make("chat", "messages", collect=True)
     drain(it, chunk(calls[0]) + chunk(calls[1]) + chunk({}, "tool_calls") + DONE)
@@ -242,7 +253,9 @@ def test_started_needs_something_real() -> None:
     assert not it.started
 
 
-@pytest.mark.parametrize(("src", "stream"), [("chat", CHAT), ("messages", MESSAGES), ("completions", COMPLETIONS)])
+@pytest.mark.parametrize(
+    ("src", "stream"), [("chat", CHAT), ("messages", MESSAGES), ("completions", COMPLETIONS)]
+)
 def test_every_cut_is_a_fault(src: str, stream: bytes) -> None:
     """Wherever the upstream breaks off before its end, the stream doesn't count as finished."""
     ends = stream.rindex(b'"finish_reason":"') if src != "messages" else stream.rindex(b"message_stop")
@@ -292,7 +305,11 @@ def test_malformed_chunk_is_a_fault(src: str, dst: str, bad: bytes) -> None:
 @pytest.mark.parametrize(
     ("src", "line", "failure"),
     [
-        ("chat", data({"error": {"message": "slow down", "type": "rate_limit_error", "code": 429}}), "rate_limited"),
+        (
+            "chat",
+            data({"error": {"message": "slow down", "type": "rate_limit_error", "code": 429}}),
+            "rate_limited",
+        ),
         ("chat", data({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}), "rate_limited"),
         ("chat", data({"object": "error", "message": "boom", "code": 500}), "server_error"),
         ("chat", b"event: error\n" + data({"error": {"message": "boom"}}), "server_error"),
@@ -317,7 +334,10 @@ def test_errors_in_each_dialect() -> None:
 
 def test_logprobs_are_read_and_stripped() -> None:
     """A cascade reads confidence that the client never asked for."""
-    logprobs = {"content": [{"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []}], "refusal": None}
+    logprobs = {
+        "content": [{"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []}],
+        "refusal": None,
+    }
     piece = {"index": 0, "delta": {"content": "x"}, "logprobs": logprobs, "finish_reason": None}
     line = data({"id": "1", "choices": [piece, {**piece, "index": 1}]})
     it = make("chat", "chat", strip_logprobs=True)
@@ -335,7 +355,25 @@ def test_deviant_chunks_are_read_loosely() -> None:
 
 
 @pytest.mark.parametrize(("src", "dst"), PAIRS)
-@given(junk=st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([b"data: ", b"\n\n", b"{}", b"\r", b'{"type":"content_block_start","content_block":{}}', b'{"choices":[{}]}', b'{"choices":[{"delta":{"tool_calls":[{}]},"finish_reason":"stop"}]}'])), max_size=20))
+@given(
+    junk=st.lists(
+        st.one_of(
+            st.binary(max_size=60),
+            st.sampled_from(
+                [
+                    b"data: ",
+                    b"\n\n",
+                    b"{}",
+                    b"\r",
+                    b'{"type":"content_block_start","content_block":{}}',
+                    b'{"choices":[{}]}',
+                    b'{"choices":[{"delta":{"tool_calls":[{}]},"finish_reason":"stop"}]}',
+                ]
+            ),
+        ),
+        max_size=20,
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_junk_never_raises(src: str, dst: str, junk: list[bytes]) -> None:
     """Whatever a peer sends ends as an answer or as one of the defined failures."""

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from gateway.wire.sse import EventTooLong, Splitter, data_of, name_of
 
-pieces = st.lists(st.sampled_from([b"data: a", b":c", b"\n", b"\r\n", b"\r", b"\n\n", b"event: e"]), max_size=30)
+pieces = st.lists(
+    st.sampled_from([b"data: a", b":c", b"\n", b"\r\n", b"\r", b"\n\n", b"event: e"]), max_size=30
+)
 
 
 @given(pieces, st.lists(st.integers(0, 80), max_size=8))

@@ -1,0 +1,180 @@
+"""Whole answers: peeked, stripped, translated and replayed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from anthropic.types import Message
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from gateway.errors import UpstreamError
+from gateway.wire.answer import peek, strip_logprobs, translate_answer
+from gateway.wire.relay import relay
+from gateway.wire.replay import replay
+from tests.gateway.wire.streams import USAGE, parsed, payloads
+
+Json = dict[str, Any]
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []},
+                        {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": []}], "refusal": None}  # fmt: skip
+CALL = {"id": "call_a", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}}
+
+
+def chat(finish: str = "stop", **message: Any) -> Json:
+    whole = {"role": "assistant", "content": None, "refusal": None, **message}
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1694268190, "model": "up-1", "usage": USAGE,
+        "choices": [{"index": 0, "message": whole, "logprobs": None, "finish_reason": finish}],
+    }  # fmt: skip
+
+
+CHAT = chat(content="Grüß Gott")
+TOOLS = chat("tool_calls", tool_calls=[CALL, CALL | {"id": "call_b"}])
+THOUGHT = chat(content="yes", reasoning_content="Hm.")
+REFUSAL = chat(refusal="I can't.")
+LONG = chat("length", content="and so")
+MESSAGE: Json = {
+    "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-1",
+    "content": [{"type": "thinking", "thinking": "Hm.", "signature": "sig=="}, {"type": "text", "text": "Hello"},
+                {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Bern"}}],
+    "stop_reason": "tool_use", "stop_sequence": None,
+    "usage": {"input_tokens": 25, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 0,
+              "output_tokens": 42},
+}  # fmt: skip
+COMPLETION: Json = {
+    "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-1", "usage": USAGE,
+    "choices": [{"index": 0, "text": "Once", "logprobs": None, "finish_reason": "stop"}],
+}  # fmt: skip
+KINDS: Json = {"chat": ChatCompletion, "completions": Completion, "messages": Message, "responses": Response}
+ANSWERS = [("chat", body) for body in (CHAT, TOOLS, THOUGHT, REFUSAL, LONG)] + [("messages", MESSAGE)]
+CASES = [(src, dst, body) for src, body in ANSWERS for dst in KINDS]
+
+
+def put(body: Json, src: str, dst: str, **options: Any) -> bytes:
+    return translate_answer(json.dumps(body).encode(), src, dst, model="shown", request={}, **options)
+
+
+@pytest.mark.parametrize(("src", "dst", "body"), CASES)
+def test_translated_answers_are_the_sdks_types(src: str, dst: str, body: Json) -> None:
+    """And they show the same text, usage and calls as the original."""
+    out = put(body, src, dst)
+    KINDS[dst].model_validate_json(out)
+    before, after = peek(json.dumps(body).encode(), src), peek(out, dst)
+    assert after.usage.total == before.usage.total
+    assert before.text == after.text or body == REFUSAL
+    if dst != "completions":
+        assert after.tool_names == before.tool_names
+        assert list(map(json.loads, after.tool_arguments)) == list(map(json.loads, before.tool_arguments))
+        assert after.finish_reason == before.finish_reason or body == REFUSAL
+    if src != dst:
+        assert after.model == "shown"
+
+
+def test_the_same_dialect_keeps_its_bytes() -> None:
+    """Spacing and unknown fields too."""
+    body = json.dumps({**CHAT, "x_new": 1}, indent=2).encode()
+    assert translate_answer(body, "chat", "chat", model="shown", request={}) == body
+
+
+def test_peek_reads_evidence() -> None:
+    """Log-probabilities, refusals and tools, without rewriting anything."""
+    body = chat(content="ab")
+    body["choices"][0]["logprobs"] = LOGPROBS
+    seen = peek(json.dumps(body).encode(), "chat")
+    assert (seen.logprobs.count, seen.logprobs.min, seen.text) == (2, -0.5, "ab")
+    assert seen.logprobs.mean == pytest.approx(-0.3)
+    assert seen.usage.cache_read_tokens == 8
+    assert peek(json.dumps(REFUSAL).encode(), "chat").refusal == "I can't."
+    assert peek(json.dumps(TOOLS).encode(), "chat").tool_names == ["weather", "weather"]
+
+
+def test_strip_logprobs() -> None:
+    """Only they become null."""
+    body = chat(content="ab")
+    body["choices"][0]["logprobs"] = LOGPROBS
+    raw = json.dumps(body).encode()
+    assert json.loads(strip_logprobs(raw)) == chat(content="ab")
+    assert json.loads(put(body, "chat", "chat", strip=True))["choices"][0]["logprobs"] is None
+
+
+def test_responses_echo_the_request() -> None:
+    """Settings come back as they were sent, null ones as their defaults."""
+    request = {
+        "instructions": msgspec.Raw(b'"S"'),
+        "tools": msgspec.Raw(b"null"),
+        "metadata": msgspec.Raw(b'{"a":"b"}'),
+    }
+    out = translate_answer(json.dumps(CHAT).encode(), "chat", "responses", model="shown", request=request)
+    response = Response.model_validate_json(out)
+    assert (response.instructions, response.tools, response.metadata) == ("S", [], {"a": "b"})
+
+
+def test_arguments_that_are_no_json_survive() -> None:
+    """A model's bad arguments reach an Anthropic client as it gave them."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": Ber'}}
+    [block] = json.loads(put(chat("tool_calls", tool_calls=[call]), "chat", "messages"))["content"]
+    assert block["input"] == {"_raw": '{"city": Ber'}
+
+
+@pytest.mark.parametrize("dialect", list(KINDS))
+@given(junk=st.one_of(st.binary(max_size=40), st.sampled_from([b"{}", b'{"choices":[{}]}', b'{"choices":[1]}',
+       b'{"content":1}', b'{"output":[{"type":"message","content":3}]}', b'{"type":"message","content":[{}]}'])))  # fmt: skip
+def test_junk_is_a_bad_response(dialect: str, junk: bytes) -> None:
+    """An upstream that answers nonsense fails as such, in every function."""
+    for act in (
+        lambda: peek(junk, dialect),
+        lambda: translate_answer(
+            junk, "messages" if dialect == "chat" else "chat", dialect, model="", request={}
+        ),
+        lambda: replay(junk, dialect),
+        lambda: translate_answer(junk, "chat", "chat", model="", request={}, strip=True),
+    ):
+        try:
+            act()
+        except UpstreamError as error:
+            assert error.failure == "bad_response"
+
+
+REPLAYED = [("chat", body) for body in (CHAT, TOOLS, THOUGHT, REFUSAL, LONG)]
+REPLAYED += [("messages", MESSAGE), ("completions", COMPLETION)]
+REPLAYED += [
+    ("responses", json.loads(put(body, "chat", "responses")))
+    for body in (CHAT, TOOLS, THOUGHT, REFUSAL, LONG)
+]
+
+
+@pytest.mark.parametrize(("surface", "body"), REPLAYED)
+def test_a_replayed_answer_is_a_valid_stream(surface: str, body: Json) -> None:
+    """Each event is the SDK's type."""
+    assert parsed(replay(json.dumps(body).encode(), surface, include_usage=True), surface)
+
+
+@pytest.mark.parametrize(("surface", "body"), [case for case in REPLAYED if case[0] != "responses"])
+def test_a_replayed_answer_collects_to_itself(surface: str, body: Json) -> None:
+    """Replay and assembly are each other's inverse."""
+    it = relay(surface, surface, model="", request={}, include_usage=True, collect=True)
+    it.feed(replay(json.dumps(body).encode(), surface, include_usage=True))
+    assert it.end() is None
+    assert json.loads(it.answer()) == body
+
+
+def test_a_replayed_response_ends_with_itself() -> None:
+    """Its ids are the stored ones."""
+    for surface, body in REPLAYED:
+        if surface == "responses":
+            events = payloads(replay(json.dumps(body).encode(), "responses"))
+            assert events[-1]["response"] == body
+            assert [one["sequence_number"] for one in events] == list(range(len(events)))
+
+
+def test_usage_is_replayed_only_when_asked_for() -> None:
+    """As a live stream would."""
+    events = payloads(replay(json.dumps(CHAT).encode(), "chat"))
+    assert all("usage" not in one for one in events)
+    assert payloads(replay(json.dumps(CHAT).encode(), "chat", include_usage=True))[-1]["usage"] == USAGE

@@ -1,0 +1,198 @@
+"""Reading and describing request bodies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import CallerError
+from gateway.wire.request import Described, ask_usage, decode, describe, encode, estimate_tokens
+
+SURFACES = ["chat", "completions", "embeddings", "responses", "messages"]
+
+
+def described(surface: str, **body: Any) -> Described:
+    return describe(decode(json.dumps(body).encode()), surface)
+
+
+def test_untouched_values_keep_their_bytes() -> None:
+    """Spacing, escapes, big numbers and unknown fields reach the upstream as they came."""
+    body = (
+        b'{ "model" : "a",\n "messages": [ {"role":"user", "content":"\\u00e9\\/ 1e3"} ], "x_new": 1.00e+2 }'
+    )
+    raw = decode(body)
+    raw["model"] = decode(b'{"m":"b"}')["m"]
+    out = encode(raw)
+    assert out == b'{"model":"b","messages":[ {"role":"user", "content":"\\u00e9\\/ 1e3"} ],"x_new":1.00e+2}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b'"x"', b"null", b'{"a":"\xff"}', b'{"a":' + b"[" * 9000, b'{"a":NaN}', b'{"a":1}x',
+     b'{"a":' + b"[" * 90000 + b"]" * 90000 + b"}"],
+)  # fmt: skip
+def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
+    """Malformed JSON, another type, bad UTF-8 and bottomless nesting are the caller's 400."""
+    with pytest.raises(CallerError) as caught:
+        decode(body)
+    assert caught.value.status == 400
+
+
+def test_the_last_of_two_equal_keys_counts() -> None:
+    """And only that one reaches the upstream."""
+    assert encode(decode(b'{"model":"a","model":"b"}')) == b'{"model":"b"}'
+
+
+def test_describe_chat() -> None:
+    """The features that a decision needs."""
+    it = described(
+        "chat",
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "first"},
+            {"role": "assistant", "content": None, "tool_calls": []},
+            {"role": "tool", "tool_call_id": "1", "content": "result"},
+            {"role": "user", "content": [{"type": "text", "text": "look"},
+                                         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
+        ],
+        stream=True, stream_options={"include_usage": True}, temperature=0, n=2, max_tokens=9,
+        max_completion_tokens=7, tools=[{"type": "function", "function": {"name": "f"}}],
+        response_format={"type": "json_object"}, logprobs=True,
+    )  # fmt: skip
+    assert (it.text, it.turns, it.images, it.tools, it.n) == ("look", 2, 1, 1, 2)
+    assert (it.system_chars, it.wants_json, it.stream, it.include_usage) == (9, True, True, True)
+    assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 7, True, True)
+
+
+def test_describe_messages() -> None:
+    """System and output format are top-level fields there."""
+    it = described(
+        "messages", max_tokens=5, system=[{"type": "text", "text": "Be brief."}],
+        output_config={"format": {"type": "json_schema", "schema": {}}},
+        messages=[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x" * 360},
+                                               {"type": "image", "source": {}}]}],
+    )  # fmt: skip
+    assert (it.system_chars, it.wants_json, it.images, it.max_output_tokens) == (9, True, 1, 5)
+    assert it.input_tokens > 100 + 1600
+
+
+def test_describe_responses() -> None:
+    """A string is a user turn; items are turns or tools' results."""
+    assert described("responses", input="hi").text == "hi"
+    it = described(
+        "responses", instructions="Be brief.", text={"format": {"type": "json_schema"}}, max_output_tokens=3,
+        input=[{"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image"}]},
+               {"type": "function_call_output", "call_id": "c", "output": "x" * 720}],
+    )  # fmt: skip
+    assert (it.text, it.system_chars, it.images, it.wants_json, it.max_output_tokens) == ("hi", 9, 1, True, 3)
+    assert it.input_tokens > 200 + 1600
+
+
+@pytest.mark.parametrize(
+    ("surface", "body", "text", "tokens"),
+    [
+        ("completions", {"prompt": "abc"}, "abc", 1),
+        ("embeddings", {"input": ["abc", "def"]}, "abc\ndef", 3),
+        ("embeddings", {"input": [1, 2, 3]}, "", 3),
+        ("completions", {"prompt": [[1, 2], [3]]}, "", 3),
+    ],
+)
+def test_describe_plain_prompts(surface: str, body: dict[str, Any], text: str, tokens: int) -> None:
+    """Strings, lists of them, and token numbers."""
+    it = described(surface, **body)
+    assert (it.text, it.input_tokens, it.has_user_content) == (text, tokens, True)
+
+
+@pytest.mark.parametrize(
+    ("surface", "body", "param"),
+    [
+        ("chat", {}, "messages"),
+        ("chat", {"messages": []}, "messages"),
+        ("chat", {"messages": "hi"}, "messages"),
+        ("chat", {"messages": [1]}, "messages"),
+        ("chat", {"messages": [{"role": 1}]}, "messages"),
+        ("chat", {"messages": [{"role": "user", "content": 5}]}, "messages"),
+        ("chat", {"messages": [{"role": "user"}], "stream": "yes"}, "stream"),
+        ("chat", {"messages": [{"role": "user"}], "n": 0}, "n"),
+        ("chat", {"messages": [{"role": "user"}], "temperature": 3}, "temperature"),
+        ("chat", {"messages": [{"role": "user"}], "max_tokens": -1}, "max_tokens"),
+        ("chat", {"messages": [{"role": "user"}], "tools": {}}, "tools"),
+        ("chat", {"messages": [{"role": "user"}], "response_format": "json"}, "response_format"),
+        ("messages", {"messages": [{"role": "user"}], "system": 3}, "system"),
+        ("responses", {"input": 3}, "input"),
+        ("completions", {"prompt": {}}, "prompt"),
+        ("embeddings", {}, "input"),
+    ],
+)
+def test_wrong_types_name_their_param(surface: str, body: dict[str, Any], param: str) -> None:
+    """The caller learns which field to mend."""
+    with pytest.raises(CallerError) as caught:
+        described(surface, **body)
+    assert caught.value.param == param
+
+
+def test_too_many_messages_are_refused() -> None:
+    """The limit holds before anything costs money."""
+    raw = decode(json.dumps({"messages": [{"role": "user", "content": "x"}] * 5}).encode())
+    assert describe(raw, "chat", max_messages=5).turns == 5
+    with pytest.raises(CallerError) as caught:
+        describe(raw, "chat", max_messages=4)
+    assert caught.value.param == "messages"
+
+
+def test_null_is_absent() -> None:
+    """Clients send null for what they don't set."""
+    body = {"messages": [{"role": "user", "content": "x"}], "n": None, "stream": None, "tools": None,
+            "max_tokens": None, "response_format": None, "stream_options": None}  # fmt: skip
+    it = described("chat", **body)
+    assert (it.n, it.stream, it.tools, it.max_output_tokens, it.wants_json) == (1, False, 0, None, False)
+
+
+@given(st.text(max_size=400), st.text(max_size=100))
+def test_the_bound_is_above_the_estimate(text: str, system: str) -> None:
+    """A hold made from the bound can't be too small: a token is at least one byte."""
+    body = {"messages": [{"role": "system", "content": system}, {"role": "user", "content": text}]}
+    it = described("chat", **body)
+    assert len(text.encode()) <= it.input_tokens_bound
+    assert it.input_tokens <= it.input_tokens_bound
+
+
+def test_estimate_grows_with_the_prompt() -> None:
+    """For providers that have no endpoint to count."""
+    raws = [
+        decode(json.dumps({"messages": [{"role": "user", "content": "word " * n}]}).encode()) for n in (1, 99)
+    ]
+    assert 1 <= estimate_tokens(raws[0], "messages") < 20 < estimate_tokens(raws[1], "messages")
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "type", "text", "image_url", "url", "source", "tool_calls", "function",
+                         "input", "output", "name", "format", "effort"]), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+fields = st.sampled_from(
+    ["messages", "input", "prompt", "tools", "tool_choice", "stop", "n", "response_format", "system", "text",
+     "reasoning", "thinking", "output_config", "stream_options", "metadata", "max_tokens", "include", "instructions"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(fields, junk, max_size=5), st.sampled_from(SURFACES))
+def test_junk_requests_raise_only_caller_errors(body: dict[str, Any], surface: str) -> None:
+    """Whatever JSON a client sends is described or refused."""
+    try:
+        described(surface, **body)
+    except CallerError:
+        pass
+
+
+def test_ask_usage() -> None:
+    """Other stream options stay."""
+    raw = ask_usage(decode(b'{"stream_options":{"include_obfuscation":false}}'))
+    assert json.loads(encode(raw))["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert ask_usage(raw) is raw
