@@ -32,6 +32,8 @@ from gateway.providers.scripted_script import Scripts, Seen, Step
 
 RECENT = 100
 """Requests that GET /_seen remembers."""
+RECENT_BYTES = 64 * 1024
+"""Of each one's body."""
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
@@ -97,7 +99,7 @@ class ScriptedServer:
                 [json_answer(400, error_body(dialect, 400, Step(error="the body is not a JSON object")))]
             )
         model = str(request.setdefault("model", _deployment(path)))
-        self._note(path, headers, model, len(body))
+        self._note(path, headers, model, body)
         return play(request, dialect, self.scripts.next(model), f"scripted-{self.seen.requests}")
 
     def _tell(self, path: str) -> bytes:
@@ -112,11 +114,12 @@ class ScriptedServer:
             return json_answer(200, {"object": "list", "data": models})
         return json_answer(200 if path == "/healthz" else 404, {"status": "ok"})
 
-    def _note(self, path: str, headers: dict[str, str], model: str, size: int) -> None:
+    def _note(self, path: str, headers: dict[str, str], model: str, body: bytes) -> None:
         seen = self.seen
         seen.requests += 1
         seen.by_model[model] = seen.by_model.get(model, 0) + 1
-        seen.recent.append({"path": path, "headers": headers, "model": model, "bytes": size})
+        text = body[:RECENT_BYTES].decode("utf-8", "replace")
+        seen.recent.append({"path": path, "headers": headers, "model": model, "bytes": len(body), "body": text})
         del seen.recent[:-RECENT]
 
 

@@ -98,7 +98,7 @@ class Seen(msgspec.Struct):
     """Clients that left before their answer was whole."""
     by_model: dict[str, int] = {}
     recent: list[dict[str, object]] = []
-    """Path, headers and body size of the last requests."""
+    """Path, headers, model, size and beginning of the body of the last requests."""
 
 
 class Scripts:
