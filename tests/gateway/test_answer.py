@@ -1,0 +1,170 @@
+"""The request path end to end: a real client socket in front, a real upstream socket behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from tests.live import live
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
+
+
+async def post(url: str, body: dict[str, object], path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.post(url + path, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+async def test_pinned_model_answers_and_is_recorded(tmp_path: Path) -> None:
+    """A pinned model answers; the decision is in the journal with its cost before the client has the answer."""
+    async with live(tmp_path) as gateway:
+        answer = await post(gateway.url, CHAT)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == "hello there"
+    assert record.answered_model == "echo" and record.verdict == "only" and record.status == 200
+    assert record.cost_nanousd == pytest.approx(float(answer.headers["x-headgate-cost-usd"]) * 1e9)
+    assert record.held_nanousd >= record.cost_nanousd > 0
+    assert record.request_id == answer.headers["x-request-id"]
+
+
+async def test_unknown_fields_reach_the_upstream_byte_for_byte(tmp_path: Path) -> None:
+    """What we do not know passes through as it came, odd spacing and number formats included."""
+    body = b'{"model":"echo" , "messages":[ {"role":"user","content":"hi"}],"x_new":{"a":1.0,"b":1e300},"seed":7}'
+    async with live(tmp_path) as gateway, httpx.AsyncClient() as client:
+        answer = await client.post(gateway.url + "/v1/chat/completions", content=body)
+        await gateway.rest()
+    assert answer.status_code == 200
+    assert gateway.upstream.seen.recent[-1]["body"] == body.decode()
+
+
+async def test_a_route_falls_back_and_says_so(tmp_path: Path) -> None:
+    """A model that fails for good is followed by the route's other model; both attempts are on record."""
+    routes = [{"name": "auto", "models": ["bad", "good"], "router": "cheapest"}]
+    models = [{"name": "bad", "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}, {"name": "good"}]
+    scripts = {"bad": [{"status": 500}], "good": [{"text": "fine"}]}
+    async with live(tmp_path, scripts=scripts, models=models, routes=routes) as gateway:
+        answer = await post(gateway.url, {**CHAT, "model": "auto"})
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert answer.json()["choices"][0]["message"]["content"] == "fine"
+    assert answer.headers["x-headgate-model"] == "good"
+    assert [attempt.failure for attempt in record.attempts] == ["server_error", "server_error", ""]
+    assert record.verdict == "fallback"
+
+
+async def test_spent_attempts_tell_the_client_not_to_retry(tmp_path: Path) -> None:
+    """Once our own attempts are used up, the SDK's retries would only multiply them."""
+    async with live(tmp_path, scripts={"echo": [{"status": 503}]}) as gateway:
+        answer = await post(gateway.url, CHAT)
+        await gateway.rest()
+    assert answer.status_code == 503
+    assert answer.headers["x-should-retry"] == "false"
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_rejected_request_is_never_retried(tmp_path: Path) -> None:
+    """A 400 of the upstream is the client's: one attempt, its message passed on."""
+    scripts = {"echo": [{"status": 400, "error": "bad tool"}]}
+    async with live(tmp_path, scripts=scripts) as gateway:
+        answer = await post(gateway.url, CHAT)
+        assert gateway.upstream.seen.requests == 1
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "bad tool"
+
+
+async def test_an_unsure_cheap_answer_is_escalated(tmp_path: Path) -> None:
+    """Low log-probabilities send the question on to the better model; the client sees no log-probabilities."""
+    models = [
+        {"name": "small", "logprobs": True, "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1},
+        {"name": "large", "logprobs": True},
+    ]
+    routes = [{"name": "auto", "models": ["small", "large"], "router": "cheapest", "cascade": "confidence",
+               "accept_at": 0.8}]
+    for logprob, expected in ((-0.01, "unsure"), (-2.0, "certain")):
+        scripts = {"small": [{"text": "unsure", "logprob": logprob}], "large": [{"text": "certain"}]}
+        async with live(tmp_path, scripts=scripts, models=models, routes=routes) as gateway:
+            for stream in (False, True):
+                answer = await post(gateway.url, {**CHAT, "model": "auto", "stream": stream})
+                assert expected in answer.text, (logprob, stream, answer.text)
+                assert '"logprob":' not in answer.text
+            await gateway.rest()
+
+
+async def test_identical_requests_share_one_upstream_call(tmp_path: Path) -> None:
+    """Two at once make one call; a third, later, makes none."""
+    import asyncio
+
+    routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "cache": "exact"}]
+    async with live(tmp_path, scripts={"echo": [{"delay_s": 0.2}]}, routes=routes) as gateway:
+        body = {**CHAT, "model": "auto"}
+        answers = await asyncio.gather(*(post(gateway.url, body) for _ in range(2)))
+        answers.append(await post(gateway.url, body))
+        streamed = await post(gateway.url, {**body, "stream": True})
+        assert gateway.upstream.seen.requests == 1
+        await gateway.rest()
+    assert sorted(answer.headers["x-headgate-cache"] for answer in answers) == ["hit", "miss", "shared"]
+    assert len({answer.content for answer in answers}) == 1
+    assert streamed.text.endswith("data: [DONE]\n\n") and "hello" in streamed.text
+    assert answers[-1].headers["x-headgate-cost-usd"] == "0.000000000"
+
+
+async def test_tenants_never_share_a_cached_answer(tmp_path: Path) -> None:
+    """The same question by another tenant goes upstream."""
+    routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "cache": "exact"}]
+    keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
+    async with live(tmp_path, routes=routes, auth={"keys": keys}) as gateway:
+        body = {**CHAT, "model": "auto"}
+        states = [
+            (await post(gateway.url, body, authorization=f"Bearer hg-{name}")).headers["x-headgate-cache"]
+            for name in ("a", "b", "a", "b")
+        ]
+    assert states == ["miss", "miss", "hit", "hit"]
+
+
+async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_path: Path) -> None:
+    """A request whose worst case doesn't fit is refused; one that fits leaves exactly its cost behind."""
+    keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.05}]
+    async with live(tmp_path, auth={"keys": keys}) as gateway:
+        refused = await post(gateway.url, {**CHAT, "max_tokens": 100_000}, authorization="Bearer hg-k")
+        answer = await post(gateway.url, {**CHAT, "max_tokens": 100}, authorization="Bearer hg-k")
+        caller = gateway.services.keyring.identify(b"Bearer hg-k", None, "127.0.0.1", 0)
+        spent, held = gateway.services.ledger.balance(caller.accounts[0])
+    assert refused.status_code == 429 and refused.json()["error"]["code"] == "insufficient_quota"
+    assert (spent, held) == (round(float(answer.headers["x-headgate-cost-usd"]) * 1e9), 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (b"{", 400, None),
+        (b"[]", 400, None),
+        (b'{"messages":[{"role":"user","content":"x"}]}', 400, "model"),
+        (b'{"model":7,"messages":[{"role":"user","content":"x"}]}', 400, "model"),
+        (b'{"model":"nope","messages":[{"role":"user","content":"x"}]}', 404, "model"),
+        (b'{"model":"echo","messages":"x"}', 400, "messages"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"\xff"}]}', 400, None),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"stream":"yes"}', 400, "stream"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"headgate":{"nope":1}}', 400, "headgate.nope"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"headgate":{"cost_weight":2}}', 400,
+         "headgate.cost_weight"),
+        (b"[" * 100_000, 400, None),
+        (b'{"model":"echo","messages":' + b"[" * 5000 + b"]" * 5000 + b"}", 400, None),
+    ],
+)
+async def test_bad_input_is_refused_in_the_clients_own_shape(
+    tmp_path: Path, body: bytes, status: int, param: str | None
+) -> None:
+    """A clear error with its param, the right status, and nothing held afterwards."""
+    async with live(tmp_path) as gateway, httpx.AsyncClient() as client:
+        answer = await client.post(gateway.url + "/v1/chat/completions", content=body)
+        gateway.assert_at_rest()
+    assert answer.status_code == status, answer.text
+    error = msgspec.json.decode(answer.content)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    if param is not None:
+        assert error["param"] == param

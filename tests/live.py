@@ -1,0 +1,151 @@
+"""A gateway on a real socket for tests: in this event loop where its inside is looked at, or as real processes.
+
+    async with live(scripts={"flaky": [{"status": 503}, {"text": "ok"}]}, models=["flaky"]) as gateway:
+        gateway.url, gateway.services, gateway.upstream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gateway.app import build, close
+from gateway.asgi import App
+from gateway.config_load import parse
+from gateway.journal.record import DecisionRecord
+from gateway.journal.lookup import find_decision
+from gateway.providers.scripted import ScriptedServer
+from gateway.services import Services
+from gateway.worker import server_config
+
+
+@dataclass(slots=True)
+class Live:
+    """A running gateway and the scripted upstreams behind it."""
+
+    url: str
+    """Base URL without /v1."""
+    app: App
+    upstream: ScriptedServer
+    server: uvicorn.Server
+
+    @property
+    def services(self) -> Services:
+        return self.app.services
+
+    async def decision(self, id: str) -> DecisionRecord:
+        """What the journal holds of a request, by any of its ids."""
+        record = await find_decision(self.services.store(), self.services.spool_dir, id)
+        assert record is not None, f"no decision {id}"
+        return record
+
+    def assert_at_rest(self) -> None:
+        """Nothing held, no attempt under way, no upstream connection in use, nobody in flight."""
+        services = self.services
+        assert services.ledger.outstanding == 0
+        assert services.metrics.in_flight == 0
+        assert self.app.in_flight == 0
+        assert len(services.shelf.flight) == 0
+        for deployment in services.fleet.all():
+            assert deployment.in_flight == 0, deployment.id
+        for name, provider in services.driver.caller.providers.items():
+            assert provider.pool.in_use == 0, name
+
+    async def rest(self, within_s: float = 5.0) -> None:
+        """Wait until nothing is under way any more."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while True:
+            try:
+                self.assert_at_rest()
+            except AssertionError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.005)
+            else:
+                return
+
+
+def table(
+    upstream_url: str, folder: Path, models: Sequence[str | Mapping[str, Any]], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A configuration as TOML would give it: provider `up` (OpenAI dialect) and `claude` (Anthropic's)."""
+    base = {
+        "server": {"run_dir": str(folder / "run"), **extra.get("server", {})},
+        "storage": {"url": f"sqlite:///{folder}/journal.db", **extra.get("storage", {})},
+        "providers": [
+            {"name": "up", "kind": "openai", "base_url": upstream_url, "api_key": "${UP_KEY}"},
+            {"name": "claude", "kind": "anthropic", "base_url": upstream_url, "api_key": "${UP_KEY}"},
+            *extra.get("providers", ()),
+        ],
+        "models": [
+            {"provider": "up", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0,
+             **({"name": model} if isinstance(model, str) else model)}
+            for model in models
+        ],
+    }
+    for section in ("routes", "auth", "telemetry"):
+        if section in extra:
+            base[section] = extra[section]
+    return base
+
+
+@asynccontextmanager
+async def live(
+    tmp_path: Path,
+    *,
+    scripts: Mapping[str, object] | None = None,
+    models: Sequence[str | Mapping[str, Any]] = ("echo",),
+    **extra: Any,
+) -> AsyncIterator[Live]:
+    """`extra`: sections of the configuration (`routes=[...]`, `auth={...}`, `server={...}`)."""
+    async with ScriptedServer(scripts) as upstream:
+        config, problems = parse(table(upstream.url, tmp_path, models, extra), {"UP_KEY": "sk-upstream-secret"})
+        assert config is not None, problems
+        app = build(config)
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(server_config(app, config.server))
+        serving = asyncio.create_task(server._serve([sock]))
+        while not server.started:
+            await asyncio.sleep(0.002)
+        try:
+            yield Live(f"http://127.0.0.1:{sock.getsockname()[1]}", app, upstream, server)
+        finally:
+            server.should_exit = True
+            await serving
+            await close(app.services)
+
+
+@asynccontextmanager
+async def served(config: Path, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`headgate serve` as real processes, ready to answer; stopped by SIGTERM."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve", "--config", str(config), *words,
+        stdout=asyncio.subprocess.PIPE, env=os.environ,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 60)
+        assert b"answers on" in line, line
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
