@@ -32,7 +32,8 @@ SECRET_FIELDS = re.compile(r"key$|token$|secret|password|authorization|cookie|cr
 _LOOKS_SECRET = re.compile(
     r"(?P<bearer>\b(?:bearer|basic)\s+)[^\s\"',]+"
     r"|\b(?:hg|sk|pk|rk|xai|gsk|ghp|gho|AIza|AKIA)[-_A-Za-z0-9]{12,}"
-    r"|(?P<field>\b(?:x-api-key|api[-_]?key|authorization|cookie|password|secret)[\"']?\s*[:=]\s*b?[\"']?)"
+    r"|(?P<field>\b(?:x-api-key|api[-_]?key|authorization|cookie|password|secret)"
+    r"(?:[\"']?\s*[:=]\s*(?:b?[\"'])?|[\"'],\s*b?[\"'])(?:(?:bearer|basic)\s+)?)"
     r"(?!\*\*\*)[^\s\"',;&]+"
     r"|(?P<url>\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)",
     re.IGNORECASE,

@@ -195,7 +195,9 @@ class Metrics:
         before: Attempt | None = None
         for attempt in exchange.attempts:
             self._attempted(attempt, route)
-            if before is not None:
+            if attempt.hedge:
+                self.hedges.add((route,))
+            elif before is not None:
                 self._moved(before, attempt, route)
             before = attempt
 
@@ -223,9 +225,7 @@ class Metrics:
                 self.tokens.add((model, provider, bucket), count)
 
     def _moved(self, before: Attempt, attempt: Attempt, route: str) -> None:
-        if attempt.started_s < before.started_s + before.latency_s:
-            self.hedges.add((route,))  # both were under way at once
-        elif attempt.model == before.model:
+        if attempt.model == before.model:
             self.retries.add((route,))
         elif before.failure:
             self.fallbacks.add((route,))

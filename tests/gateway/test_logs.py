@@ -1,0 +1,171 @@
+"""Logs: structured, and without secrets or text of requests, whatever way they come in."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
+from gateway.logs import JsonLines, Sieve, TextLines, secrets_of, set_up
+
+SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
+PROMPT = "how do I tell my doctor"
+
+
+class Sink:
+    """A logger of our own behind a real handler."""
+
+    def __init__(self, style: Literal["json", "text"]) -> None:
+        self.stream = io.StringIO()
+        handler = logging.StreamHandler(self.stream)
+        handler.setFormatter((JsonLines if style == "json" else TextLines)(Sieve(SECRETS)))
+        self.log = logging.Logger("headgate.test")
+        self.log.addHandler(handler)
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()
+
+
+@pytest.fixture(params=["json", "text"])
+def sink(request: pytest.FixtureRequest) -> Sink:
+    return Sink(request.param)
+
+
+def test_known_secrets_are_hidden_on_every_path(sink: Sink) -> None:
+    """In the message, its arguments, extra fields of any depth, exceptions, their causes and stacks."""
+    for secret in SECRETS:
+        sink.log.info("key " + secret)
+        sink.log.info("key %s of %r", secret, {"a": secret})
+        sink.log.info(
+            "x", extra={"provider": secret, "nested": {"deep": [secret, {"er": secret}]}, "raw": secret}
+        )
+        sink.log.info(secret + " %d", "not a number")
+        sink.log.info("x", extra={"an_object": ValueError(secret)})
+        try:
+            try:
+                raise OSError(f"inner {secret}")
+            except OSError as error:
+                raise RuntimeError(f"outer {secret}") from error
+        except RuntimeError:
+            sink.log.exception("failed with %s", secret)
+        sink.log.warning("x", stack_info=True, extra={"url": f"http://h/?q={secret}"})
+    assert sink.text.count("***") >= 20
+    assert not any(secret in sink.text for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "Authorization: Bearer abcDEF123.-_~+/=", "authorization: basic dXNlcjpwYXNz",
+        "x-api-key: 4242424242", "[(b'x-api-key', b'4242424242')]", "[(b'authorization', b'Bearer 4242424242')]",
+        '{"api_key": "4242424242"}', "{'api-key': b'4242424242'}", "sk-proj-4242424242424242",
+        "hg-4242424242424242", "postgresql://me:4242424242@host/db", "redis://:4242424242@host",
+        "password=4242424242",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_credential_is_hidden(leak: str, sink: Sink) -> None:
+    """Even one nobody told us of."""
+    sink.log.info("upstream said %s", leak)
+    for part in ("4242", "abcDEF123", "dXNlcjpwYXNz"):
+        assert part not in sink.text
+    assert "***" in sink.text
+
+
+@pytest.mark.parametrize("name", ["prompt", "messages", "content", "text", "body", "answer_text", "input"])
+def test_fields_that_carry_text_of_requests_are_dropped(name: str, sink: Sink) -> None:
+    """Only their size is told, at any depth."""
+    sink.log.info("x", extra={name: PROMPT, "call": {name: [{"role": "user", "x": PROMPT}]}})
+    assert PROMPT not in sink.text and "of 23" in sink.text
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "master_key", "session_token", "Authorization", "set-cookie", "secret"]
+)
+def test_fields_that_carry_secrets_are_hidden(name: str, sink: Sink) -> None:
+    """By their name, whatever is in them."""
+    sink.log.info("x", extra={name: 12345678, "headers": {name: "12345678"}})
+    assert "12345678" not in sink.text
+
+
+def test_json_is_one_object_a_line() -> None:
+    """With time, level, logger, message and the fields; line breaks can't forge a line."""
+    sink = Sink("json")
+    sink.log.warning("two\nlines", extra={"route": "auto", "tokens": 5, "ok": True, "none": None})
+    sink.log.info("next")
+    first, second = map(json.loads, sink.text.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "warning", "logger": "headgate.test", "message": "two\\nlines",
+        "route": "auto", "tokens": 5, "ok": True, "none": None,
+    }  # fmt: skip
+    assert second["message"] == "next"
+
+
+def test_an_exception_is_told_by_type_and_place() -> None:
+    """Not by its local values."""
+    sink = Sink("json")
+    hidden = PROMPT
+    try:
+        raise KeyError("route") from None
+    except KeyError:
+        sink.log.exception("broken")
+    error = json.loads(sink.text)["error"]
+    assert error.startswith("KeyError: 'route' [test_logs.py:") and hidden not in error
+
+
+def test_a_long_message_is_cut(sink: Sink) -> None:
+    """Only text of a request is that long."""
+    sink.log.info("x" * 100_000)
+    assert len(sink.text) < 9000
+
+
+@given(st.text(min_size=4, max_size=30), st.text(max_size=50), st.text(max_size=50))
+def test_a_known_secret_never_comes_through(secret: str, before: str, after: str) -> None:
+    """Wherever it stands and whatever it is made of."""
+    cleaned = Sieve({secret}).clean(before + secret + after)
+    assert secret not in cleaned.replace("***", "\0") or secret in "\\n\\r***"
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
+def test_the_sieve_takes_any_text(text: str) -> None:
+    """And gives one line."""
+    assert "\n" not in Sieve().clean(text)
+
+
+def test_secrets_come_from_the_whole_configuration() -> None:
+    """Keys, header values and the password of a URL, but no address."""
+    config = Config(
+        providers=[
+            ProviderConfig(name="a", kind="openai", api_key=Secret("k1"), headers={"x-key": Secret("k2")})
+        ],
+        auth=Auth(master_key=Secret("k3"), keys=[KeyConfig(name="n", key=Secret("k4"))]),
+        storage=Storage(url=Secret("postgresql://me:k5@host/db")),
+    )
+    assert secrets_of(config) - {""} == {"k1", "k2", "k3", "k4", "k5"}
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_every_logger_goes_through_the_sieve(root: logging.Logger) -> None:
+    """Libraries' loggers, too, and the server's."""
+    stream = io.StringIO()
+    set_up("info", "json", SECRETS, stream)
+    for name in ("uvicorn.error", "uvicorn.access", "some.library"):
+        logging.getLogger(name).warning("it is plainword99")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["message"] for line in lines] == ["it is ***"] * 3
