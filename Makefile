@@ -43,10 +43,14 @@ bench: $(READY)  ## CPU per request beside other gateways (installs them in thei
 soak: $(READY) servers  ## long form of the load test with faults
 	$(PYTEST) -m slow tests/faults
 
+# torch stays out of the lock file: its CPU build is pinned in pyproject.toml and installed beside it, so that no
+# resolver brings CUDA along. What torch itself needs is named here.
+TORCH_NEEDS := transformers>=5.0 filelock sympy networkx jinja2 fsspec typing-extensions setuptools
+
 lock:  ## resolve pyproject.toml into requirements.lock
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --unsafe-package torch \
-	  --extra local --extra postgres --extra otel --extra dev -o requirements.lock pyproject.toml
+	echo $(foreach need,$(TORCH_NEEDS),'$(need)') | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --upgrade \
+	  --generate-hashes --no-annotate --no-header --no-emit-index-url --universal --python-version 3.11 \
+	  --extra postgres --extra otel --extra dev -o requirements.lock pyproject.toml -
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .headgate headgate.db headgate.db-wal headgate.db-shm
