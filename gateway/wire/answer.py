@@ -145,7 +145,7 @@ def strip_logprobs(body: bytes) -> bytes:
 def translate_answer(
     body: bytes | Json, src: str, dst: str, *, model: str, request: Raw, strip: bool = False
 ) -> bytes:
-    """From the upstream's dialect to the client's; between equal ones the bytes stay, save for stripped logprobs.
+    """From the upstream's dialect to the client's; equal ones keep the bytes, but for stripped logprobs.
 
     `model` is the name a translated answer carries. UpstreamError (bad_response) when the body can't be read.
     """
@@ -254,7 +254,7 @@ def chat_to_message(chat: Json, model: str) -> Json:
 
 
 def _arguments(text: str) -> Json:
-    """A model's arguments may not be JSON; Anthropic's must be an object, so what isn't is shown as it came."""
+    """Anthropic's must be an object; a model's that aren't are shown as they came."""
     try:
         value = msgspec.json.decode(text or "{}")
     except BAD_JSON:
@@ -275,14 +275,16 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     if text or refusal or not calls:
         logprobs = (choice.get("logprobs") or {}).get("content")
         output.append(message_item(text, refusal, status, logprobs))
-    for call in calls:
-        output.append(
-            call_item(call["id"], call["function"]["name"], call["function"].get("arguments") or "", status)
-        )
+    output += [_call_item(call, status) for call in calls]
     created_s = int(chat.get("created") or time.time())
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
     return finish_response(response, output, finish, Usage.from_openai(chat.get("usage")))
+
+
+def _call_item(call: Json, status: str) -> Json:
+    function = call["function"]
+    return call_item(call["id"], function["name"], function.get("arguments") or "", status)
 
 
 def _bad(message: str) -> UpstreamError:

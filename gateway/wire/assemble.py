@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 def assemble_chat(payloads: list[bytes]) -> bytes:
-    """From chat or completions chunks. Keeps fields we don't know: strings of deltas join, the rest is the last one's."""
+    """From chat or completions chunks. Unknown fields are kept: strings join, of the rest the last counts."""
     body: Json = {}
     choices: dict[int, Json] = {}
     for payload in payloads:
@@ -65,7 +65,8 @@ def _grow(whole: Json, piece: Json) -> None:
 def _grow_call(calls: list[Json], piece: Json) -> None:
     """As in `Seen`: a new id on a known index is a new call."""
     index, call_id = piece.get("index", 0), piece.get("id")
-    known = next((call for call in reversed(calls) if call["index"] == index), None)
+    named = [call for call in calls if call_id and call.get("id") == call_id]
+    known = named[0] if named else next((call for call in reversed(calls) if call["index"] == index), None)
     if known is None or (call_id and known.get("id") and call_id != known["id"]):
         calls.append({"index": index, **piece})
         return

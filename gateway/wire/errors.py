@@ -40,8 +40,8 @@ _STATUS_OF_TYPE = {name: status for status, name in _ANTHROPIC_TYPES.items() if 
     "context_length_exceeded": 400,
 }
 _TOO_LONG = re.compile(
-    r"context.{0,12}(length|window)|maximum context|prompt is too long|too many (input )?tokens|exceed.{0,30}max_model_len"
-    r"|input length and .?max_tokens",
+    r"context.{0,12}(length|window)|maximum context|prompt is too long|too many (input )?tokens"
+    r"|exceed.{0,30}max_model_len|input length and .?max_tokens",
     re.IGNORECASE,
 )
 _MAX_MESSAGE = 2000
@@ -156,7 +156,7 @@ def _bounded_s(seconds: float) -> float | None:
 
 
 def _said(body: bytes) -> dict[str, Any]:
-    """The error object of a body in any dialect: `{"error": {...}}`, `{"error": "..."}`, `{"detail": ...}` or bare."""
+    """A body's error in any dialect: `{"error": {...}}`, `{"error": "..."}`, `{"detail": ...}` or bare."""
     try:
         return _inner(msgspec.json.decode(body))
     except BAD_JSON:

@@ -26,8 +26,8 @@ def stop_reason(finish_reason: str, stop_sequence: str | None) -> str:
 
 
 class MessagesWriter:
-    """One block is open at a time, as the API promises: an answer of parallel tools whose arguments interleave is put
-    in order, the calls after the first written when they are whole.
+    """One block is open at a time, as the API promises: of parallel tools, whose arguments may interleave,
+    the calls after the first are written at the end.
     """
 
     __slots__ = ("_index", "_model", "_open", "_parked", "_started", "_tool")

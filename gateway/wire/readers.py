@@ -86,7 +86,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class MessagesReader:
-    """Anthropic's events. Usage comes in two parts: the input's at the start, the output's (cumulative) at the end."""
+    """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end."""
 
     __slots__ = ("_tool_of_block", "_usage", "done", "withheld")
 

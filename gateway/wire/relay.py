@@ -26,7 +26,7 @@ from gateway.wire.responses_writer import ResponsesWriter
 from gateway.wire.seen import Seen
 from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
-from gateway.wire.writers import Writer, writer_of
+from gateway.wire.writers import DONE, Writer, writer_of
 
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
@@ -47,7 +47,7 @@ class Relay:
         "_splitter",
         "_src",
         "_strip_logprobs",
-        "_terminal",
+        "_terminal", "_usage_events",
         "_writer",
         "cause",
         "fault",
@@ -64,6 +64,7 @@ class Relay:
         self._splitter = Splitter()
         self._seen = Seen()
         self._terminal: list[bytes] = []
+        self._usage_events: list[bytes] = []
         self._late = b""
         self.fault: str | None = None
         self.cause: UpstreamError | None = None
@@ -102,8 +103,10 @@ class Relay:
 
     def _pass(self, event: bytes, payload: bytes) -> bytes:
         if self._reader.withheld:
-            if self._reader.done or self._include_usage:
+            if self._reader.done:
                 self._terminal.append(event)
+            elif self._include_usage:
+                self._usage_events.append(event)
             return b""
         if self._src == "messages":
             return event
@@ -152,20 +155,17 @@ class Relay:
             return self._late + self._writer.tail(self._seen)
         if self._src == "messages":
             return self._late + b"".join(self._terminal)
-        terminal = self._terminal
-        usage_sent = len(terminal) > 1 or (len(terminal) == 1 and b"[DONE]" not in terminal[0][:16])
-        if self._include_usage and not usage_sent and self._seen.usage.known:
-            terminal = [self._writer.usage(self._seen), *terminal]
-        if not terminal or b"[DONE]" not in terminal[-1][:16]:
-            terminal = [*terminal, b"data: [DONE]\n\n"]
-        return self._late + b"".join(terminal)
+        usage = b"".join(self._usage_events)
+        if self._include_usage and not usage and self._seen.usage.known:
+            usage = self._writer.usage(self._seen)
+        return self._late + usage + (b"".join(self._terminal) or DONE)
 
     def error(self, exc: HeadgateError) -> bytes:
         """The in-band error that ends a stream which can't be finished."""
         return self._writer.error(exc)
 
     def answer(self) -> bytes:
-        """The whole answer as if it hadn't been streamed, in the client's dialect; after `tail`. Needs collect=True."""
+        """The answer as it is without streaming, in the client's dialect; after `tail`, with collect=True."""
         assert self._collected is not None and self.finished
         if isinstance(self._writer, ResponsesWriter):
             return encode_json(self._writer.whole(self._seen))
@@ -222,7 +222,7 @@ def relay(
     strip_logprobs: bool = False,
     collect: bool = False,
 ) -> Relay:
-    """From the upstream's dialect `src` to the client's `dst`; `model` is the name that translated events carry."""
+    """From the upstream's dialect `src` to the client's `dst`; translated events carry the name `model`."""
     options = Options(include_usage, strip_logprobs, collect)
     return Relay(src, dst, model=model, request=request, options=options)
 

@@ -40,8 +40,8 @@ def _chunks(answer: Json, include_usage: bool, surface: str) -> bytes:
     nothing = {"usage": None} if include_usage else {}
     events = []
     for choice in answer["choices"]:
-        for piece in _chat_pieces(choice) if surface == "chat" else _text_pieces(choice):
-            events.append(frame(encode_json({**head, "choices": [piece], **nothing})))
+        pieces = _chat_pieces(choice) if surface == "chat" else _text_pieces(choice)
+        events += [frame(encode_json({**head, "choices": [piece], **nothing})) for piece in pieces]
     if include_usage and answer.get("usage"):
         events.append(frame(encode_json({**head, "choices": [], "usage": answer["usage"]})))
     return b"".join(events) + DONE

@@ -1,4 +1,4 @@
-"""Requests: reading a body, describing it, and putting it into another dialect. The names that others import."""
+"""Requests: reading a body, describing it, putting it into another dialect. The names that others import."""
 
 from __future__ import annotations
 

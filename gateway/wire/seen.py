@@ -89,18 +89,23 @@ class Seen:
                 self._take_tool(tool)
 
     def _take_tool(self, tool: ToolDelta) -> None:
-        """Some providers number every call 0: a new id on a known index is a new call. Renumbers the delta."""
+        """Some providers number every call 0: a new id is a new call. The delta is renumbered."""
         slot = self._slots.get(tool.index)
         if slot is None or (tool.id and tool.id != self.tools[slot].id):
-            slot = len(self.tools)
-            self.tools.append(ToolCall(tool.id or ""))
-            self._slots[tool.index] = slot
+            slot = self._slots[tool.index] = self._slot_of(tool.id)
         tool.index = slot
         call = self.tools[slot]
         if tool.function is not None:
             call.name = call.name or tool.function.name or ""
             if tool.function.arguments:
                 call.arguments.append(tool.function.arguments)
+
+    def _slot_of(self, call_id: str | None) -> int:
+        for slot, call in enumerate(self.tools):
+            if call_id and call.id == call_id:
+                return slot
+        self.tools.append(ToolCall(call_id or ""))
+        return len(self.tools) - 1
 
     def peek(self) -> Peek:
         return Peek(

@@ -56,7 +56,7 @@ def _limit(raw: Raw, default: int) -> int:
 
 
 def _conversation(messages: list[Json]) -> Json:
-    """System texts go to the top; neighbours of one role become one turn, as tool results must stay together."""
+    """System texts go to the top; neighbours of one role join, as tool results must stay together."""
     system: list[str] = []
     turns: list[Json] = []
     for message in messages:

@@ -81,7 +81,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_anthropic(cls, usage: Json | None) -> Usage:
-        """From messages: cache reads and writes come beside `input_tokens`, thinking inside `output_tokens`."""
+        """From messages: cache reads and writes lie beside `input_tokens`, thinking inside the output."""
         if not _has(usage, "input_tokens", "output_tokens"):
             return cls()
         read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")

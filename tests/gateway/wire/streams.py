@@ -27,9 +27,9 @@ def data(value: Json) -> bytes:
 
 
 def chunk(delta: Json | None = None, finish: str | None = None, index: int = 0, **extra: Any) -> bytes:
-    choices = [] if delta is None else [
-        {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-    ]  # fmt: skip
+    choices = (
+        [] if delta is None else [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    )
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1694268190, "model": "up-1"}
     return data({**head, "choices": choices, "usage": None, **extra})
 
@@ -76,12 +76,21 @@ def event(kind: str, **fields: Any) -> bytes:
 MESSAGE_START = event(
     "message_start",
     message={
-        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-1", "content": [],
-        "stop_reason": None, "stop_sequence": None,
-        "usage": {"input_tokens": 25, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 10,
-                  "output_tokens": 1},
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-1",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 25,
+            "cache_read_input_tokens": 100,
+            "cache_creation_input_tokens": 10,
+            "output_tokens": 1,
+        },
     },
-)  # fmt: skip
+)
 MESSAGES = (
     MESSAGE_START
     + event(
@@ -119,14 +128,36 @@ MESSAGES = (
 )
 
 COMPLETIONS = (
-    data({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-1",
-          "choices": [{"index": 0, "text": "Once", "logprobs": None, "finish_reason": None}]})
-    + data({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-1",
-            "choices": [{"index": 0, "text": " more", "logprobs": None, "finish_reason": "length"}]})
-    + data({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-1", "choices": [],
-            "usage": USAGE})
+    data(
+        {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": "up-1",
+            "choices": [{"index": 0, "text": "Once", "logprobs": None, "finish_reason": None}],
+        }
+    )
+    + data(
+        {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": "up-1",
+            "choices": [{"index": 0, "text": " more", "logprobs": None, "finish_reason": "length"}],
+        }
+    )
+    + data(
+        {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": "up-1",
+            "choices": [],
+            "usage": USAGE,
+        }
+    )
     + DONE
-)  # fmt: skip
+)
 
 UPSTREAMS = {"chat": [CHAT, TOOLS], "messages": [MESSAGES], "completions": [COMPLETIONS]}
 

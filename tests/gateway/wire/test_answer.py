@@ -21,17 +21,26 @@ from gateway.wire.replay import replay
 from tests.gateway.wire.streams import USAGE, parsed, payloads
 
 Json = dict[str, Any]
-LOGPROBS = {"content": [{"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []},
-                        {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": []}], "refusal": None}  # fmt: skip
+LOGPROBS = {
+    "content": [
+        {"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []},
+        {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": []},
+    ],
+    "refusal": None,
+}
 CALL = {"id": "call_a", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}}
 
 
 def chat(finish: str = "stop", **message: Any) -> Json:
     whole = {"role": "assistant", "content": None, "refusal": None, **message}
     return {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1694268190, "model": "up-1", "usage": USAGE,
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1694268190,
+        "model": "up-1",
+        "usage": USAGE,
         "choices": [{"index": 0, "message": whole, "logprobs": None, "finish_reason": finish}],
-    }  # fmt: skip
+    }
 
 
 CHAT = chat(content="Grüß Gott")
@@ -40,17 +49,32 @@ THOUGHT = chat(content="yes", reasoning_content="Hm.")
 REFUSAL = chat(refusal="I can't.")
 LONG = chat("length", content="and so")
 MESSAGE: Json = {
-    "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-1",
-    "content": [{"type": "thinking", "thinking": "Hm.", "signature": "sig=="}, {"type": "text", "text": "Hello"},
-                {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Bern"}}],
-    "stop_reason": "tool_use", "stop_sequence": None,
-    "usage": {"input_tokens": 25, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 0,
-              "output_tokens": 42},
-}  # fmt: skip
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-1",
+    "content": [
+        {"type": "thinking", "thinking": "Hm.", "signature": "sig=="},
+        {"type": "text", "text": "Hello"},
+        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Bern"}},
+    ],
+    "stop_reason": "tool_use",
+    "stop_sequence": None,
+    "usage": {
+        "input_tokens": 25,
+        "cache_read_input_tokens": 100,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": 42,
+    },
+}
 COMPLETION: Json = {
-    "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-1", "usage": USAGE,
+    "id": "cmpl-1",
+    "object": "text_completion",
+    "created": 1,
+    "model": "up-1",
+    "usage": USAGE,
     "choices": [{"index": 0, "text": "Once", "logprobs": None, "finish_reason": "stop"}],
-}  # fmt: skip
+}
 KINDS: Json = {"chat": ChatCompletion, "completions": Completion, "messages": Message, "responses": Response}
 ANSWERS = [("chat", body) for body in (CHAT, TOOLS, THOUGHT, REFUSAL, LONG)] + [("messages", MESSAGE)]
 CASES = [(src, dst, body) for src, body in ANSWERS for dst in KINDS]
@@ -123,8 +147,21 @@ def test_arguments_that_are_no_json_survive() -> None:
 
 
 @pytest.mark.parametrize("dialect", list(KINDS))
-@given(junk=st.one_of(st.binary(max_size=40), st.sampled_from([b"{}", b'{"choices":[{}]}', b'{"choices":[1]}',
-       b'{"content":1}', b'{"output":[{"type":"message","content":3}]}', b'{"type":"message","content":[{}]}'])))  # fmt: skip
+@given(
+    junk=st.one_of(
+        st.binary(max_size=40),
+        st.sampled_from(
+            [
+                b"{}",
+                b'{"choices":[{}]}',
+                b'{"choices":[1]}',
+                b'{"content":1}',
+                b'{"output":[{"type":"message","content":3}]}',
+                b'{"type":"message","content":[{}]}',
+            ]
+        ),
+    )
+)
 def test_junk_is_a_bad_response(dialect: str, junk: bytes) -> None:
     """An upstream that answers nonsense fails as such, in every function."""
     for act in (

@@ -22,8 +22,13 @@ from gateway.errors import (
 )
 from gateway.wire.errors import classify, classify_in_stream, render_error, retry_after_s
 
-ERRORS = [CallerError("bad", param="n"), Unauthorized("who?"), OverBudget("spent"), Draining("bye"),
-          UpstreamError("timeout", "late", status=504)]  # fmt: skip
+ERRORS = [
+    CallerError("bad", param="n"),
+    Unauthorized("who?"),
+    OverBudget("spent"),
+    Draining("bye"),
+    UpstreamError("timeout", "late", status=504),
+]
 
 
 @pytest.mark.parametrize("surface", ["chat", "completions", "embeddings", "responses"])
@@ -56,13 +61,17 @@ CASES: list[tuple[int, bytes, str, int]] = [
     (404, _openai("no such model", "model_not_found"), "not_found", 502),
     (400, _openai("This model's maximum context length is 8192 tokens."), "context_length", 400),
     (400, _openai("too long", "context_length_exceeded"), "context_length", 400),
-    (400, b'{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 > 8"}}',
-     "context_length", 400),
+    (
+        400,
+        b'{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 > 8"}}',
+        "context_length",
+        400,
+    ),
     (400, _openai("bad temperature", "invalid_value"), "rejected", 400),
     (422, b'{"detail":"field required"}', "rejected", 422),
     (408, b"", "timeout", 504),
     (302, b"", "bad_response", 502),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("status", "body", "failure", "seen"), CASES)
@@ -77,8 +86,11 @@ def test_a_rejected_request_keeps_the_upstreams_words() -> None:
     error = classify(400, _openai("bad temperature", "invalid_value"))
     body = json.loads(render_error(error, "chat"))["error"]
     assert body == {
-        "message": "bad temperature", "type": "invalid_request_error", "param": "p", "code": "invalid_value",
-    }  # fmt: skip
+        "message": "bad temperature",
+        "type": "invalid_request_error",
+        "param": "p",
+        "code": "invalid_value",
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,9 +122,17 @@ def test_any_answer_has_a_class(status: int, body: bytes) -> None:
     assert classify(status, body, {"retry-after": "x"}).failure in FAILURES
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers(-9, 999) | st.text(max_size=9),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["error", "message", "code", "type", "status"]), inner, max_size=4)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 999) | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["error", "message", "code", "type", "status"]), inner, max_size=4
+            )
+        ),
+    )
+)
 def test_any_error_event_has_a_class(error: Any) -> None:
     """So do error events inside a stream."""
     assert classify_in_stream(error).failure in FAILURES

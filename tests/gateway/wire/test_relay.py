@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_usage_inside_the_last_chunk_is_given_as_a_chunk() -> None:
 def test_any_split_gives_the_same_bytes(src: str, dst: str, stream: bytes, cuts: list[int]) -> None:
     """Network reads may cut the stream anywhere, inside a character too."""
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in itertools.pairwise(places)]
     whole, cut = make(src, dst), make(src, dst)
     assert _stable(drain(cut, *pieces)) == _stable(drain(whole, stream))
     assert cut.usage == whole.usage and cut.peek() == whole.peek()
@@ -180,8 +181,11 @@ def test_collected_answer_parses_as_the_sdks_type(src: str, dst: str, stream: by
     it = make(src, dst, collect=True)
     drain(it, stream)
     kinds: dict[str, Any] = {
-        "chat": ChatCompletion, "completions": Completion, "messages": Message, "responses": Response,
-    }  # fmt: skip
+        "chat": ChatCompletion,
+        "completions": Completion,
+        "messages": Message,
+        "responses": Response,
+    }
     answer = kinds[dst].model_validate_json(it.answer())
     assert answer.usage is not None
     if dst == "responses":

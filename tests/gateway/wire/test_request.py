@@ -32,9 +32,19 @@ def test_untouched_values_keep_their_bytes() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[1]", b'"x"', b"null", b'{"a":"\xff"}', b'{"a":' + b"[" * 9000, b'{"a":NaN}', b'{"a":1}x',
-     b'{"a":' + b"[" * 90000 + b"]" * 90000 + b"}"],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"x"',
+        b"null",
+        b'{"a":"\xff"}',
+        b'{"a":' + b"[" * 9000,
+        b'{"a":NaN}',
+        b'{"a":1}x',
+        b'{"a":' + b"[" * 90000 + b"]" * 90000 + b"}",
+    ],
+)
 def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
     """Malformed JSON, another type, bad UTF-8 and bottomless nesting are the caller's 400."""
     with pytest.raises(CallerError) as caught:
@@ -56,13 +66,24 @@ def test_describe_chat() -> None:
             {"role": "user", "content": "first"},
             {"role": "assistant", "content": None, "tool_calls": []},
             {"role": "tool", "tool_call_id": "1", "content": "result"},
-            {"role": "user", "content": [{"type": "text", "text": "look"},
-                                         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                ],
+            },
         ],
-        stream=True, stream_options={"include_usage": True}, temperature=0, n=2, max_tokens=9,
-        max_completion_tokens=7, tools=[{"type": "function", "function": {"name": "f"}}],
-        response_format={"type": "json_object"}, logprobs=True,
-    )  # fmt: skip
+        stream=True,
+        stream_options={"include_usage": True},
+        temperature=0,
+        n=2,
+        max_tokens=9,
+        max_completion_tokens=7,
+        tools=[{"type": "function", "function": {"name": "f"}}],
+        response_format={"type": "json_object"},
+        logprobs=True,
+    )
     assert (it.text, it.turns, it.images, it.tools, it.n) == ("look", 2, 1, 1, 2)
     assert (it.system_chars, it.wants_json, it.stream, it.include_usage) == (9, True, True, True)
     assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 7, True, True)
@@ -71,11 +92,20 @@ def test_describe_chat() -> None:
 def test_describe_messages() -> None:
     """System and output format are top-level fields there."""
     it = described(
-        "messages", max_tokens=5, system=[{"type": "text", "text": "Be brief."}],
+        "messages",
+        max_tokens=5,
+        system=[{"type": "text", "text": "Be brief."}],
         output_config={"format": {"type": "json_schema", "schema": {}}},
-        messages=[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x" * 360},
-                                               {"type": "image", "source": {}}]}],
-    )  # fmt: skip
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t", "content": "x" * 360},
+                    {"type": "image", "source": {}},
+                ],
+            }
+        ],
+    )
     assert (it.system_chars, it.wants_json, it.images, it.max_output_tokens) == (9, True, 1, 5)
     assert it.input_tokens > 100 + 1600
 
@@ -84,10 +114,15 @@ def test_describe_responses() -> None:
     """A string is a user turn; items are turns or tools' results."""
     assert described("responses", input="hi").text == "hi"
     it = described(
-        "responses", instructions="Be brief.", text={"format": {"type": "json_schema"}}, max_output_tokens=3,
-        input=[{"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image"}]},
-               {"type": "function_call_output", "call_id": "c", "output": "x" * 720}],
-    )  # fmt: skip
+        "responses",
+        instructions="Be brief.",
+        text={"format": {"type": "json_schema"}},
+        max_output_tokens=3,
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image"}]},
+            {"type": "function_call_output", "call_id": "c", "output": "x" * 720},
+        ],
+    )
     assert (it.text, it.system_chars, it.images, it.wants_json, it.max_output_tokens) == ("hi", 9, 1, True, 3)
     assert it.input_tokens > 200 + 1600
 
@@ -146,8 +181,15 @@ def test_too_many_messages_are_refused() -> None:
 
 def test_null_is_absent() -> None:
     """Clients send null for what they don't set."""
-    body = {"messages": [{"role": "user", "content": "x"}], "n": None, "stream": None, "tools": None,
-            "max_tokens": None, "response_format": None, "stream_options": None}  # fmt: skip
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "n": None,
+        "stream": None,
+        "tools": None,
+        "max_tokens": None,
+        "response_format": None,
+        "stream_options": None,
+    }
     it = described("chat", **body)
     assert (it.n, it.stream, it.tools, it.max_output_tokens, it.wants_json) == (1, False, 0, None, False)
 
@@ -171,15 +213,55 @@ def test_estimate_grows_with_the_prompt() -> None:
 
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["role", "content", "type", "text", "image_url", "url", "source", "tool_calls", "function",
-                         "input", "output", "name", "format", "effort"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "type",
+                    "text",
+                    "image_url",
+                    "url",
+                    "source",
+                    "tool_calls",
+                    "function",
+                    "input",
+                    "output",
+                    "name",
+                    "format",
+                    "effort",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 fields = st.sampled_from(
-    ["messages", "input", "prompt", "tools", "tool_choice", "stop", "n", "response_format", "system", "text",
-     "reasoning", "thinking", "output_config", "stream_options", "metadata", "max_tokens", "include", "instructions"]
-)  # fmt: skip
+    [
+        "messages",
+        "input",
+        "prompt",
+        "tools",
+        "tool_choice",
+        "stop",
+        "n",
+        "response_format",
+        "system",
+        "text",
+        "reasoning",
+        "thinking",
+        "output_config",
+        "stream_options",
+        "metadata",
+        "max_tokens",
+        "include",
+        "instructions",
+    ]
+)
 
 
 @given(st.dictionaries(fields, junk, max_size=5), st.sampled_from(SURFACES))

@@ -160,22 +160,38 @@ def test_anthropic_turns_to_chat() -> None:
     """Tool results come before the user's words; thinking stays behind."""
     out = put(
         {
-            "model": "m", "max_tokens": 5, "system": [{"type": "text", "text": "S"}],
+            "model": "m",
+            "max_tokens": 5,
+            "system": [{"type": "text", "text": "S"}],
             "messages": [
                 {"role": "user", "content": "hi"},
-                {"role": "assistant", "content": [
-                    {"type": "thinking", "thinking": "t", "signature": "s"},
-                    {"type": "text", "text": "calling"},
-                    {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}]},
-                {"role": "user", "content": [
-                    {"type": "text", "text": "and?"},
-                    {"type": "tool_result", "tool_use_id": "t1", "content": [
-                        {"type": "text", "text": "r"},
-                        {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}}]}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "t", "signature": "s"},
+                        {"type": "text", "text": "calling"},
+                        {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "and?"},
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "t1",
+                            "content": [
+                                {"type": "text", "text": "r"},
+                                {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}},
+                            ],
+                        },
+                    ],
+                },
             ],
         },
-        "messages", "chat",
-    )  # fmt: skip
+        "messages",
+        "chat",
+    )
     assert [message["role"] for message in out["messages"]] == ["system", "user", "assistant", "tool", "user"]
     assert out["messages"][2]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a":1}'}
     assert out["messages"][2]["content"] == "calling"
@@ -185,12 +201,20 @@ def test_anthropic_turns_to_chat() -> None:
 def test_responses_items_to_chat_and_messages() -> None:
     """Calls join the assistant's turn, outputs become tool messages, reasoning is left out."""
     body = {
-        "model": "m", "instructions": "S", "max_output_tokens": 9, "reasoning": {"effort": "low"},
+        "model": "m",
+        "instructions": "S",
+        "max_output_tokens": 9,
+        "reasoning": {"effort": "low"},
         "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}],
         "tool_choice": {"type": "function", "name": "f"},
         "input": [
-            {"role": "user", "content": [{"type": "input_text", "text": "hi"},
-                                         {"type": "input_image", "image_url": "https://x.test/a", "detail": "low"}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "hi"},
+                    {"type": "input_image", "image_url": "https://x.test/a", "detail": "low"},
+                ],
+            },
             {"type": "reasoning", "id": "rs", "summary": []},
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ok"}]},
             {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
@@ -198,7 +222,7 @@ def test_responses_items_to_chat_and_messages() -> None:
             {"type": "function_call_output", "call_id": "c1", "output": "r1"},
             {"type": "function_call_output", "call_id": "c2", "output": "r2"},
         ],
-    }  # fmt: skip
+    }
     out = put(body, "responses", "chat")
     assert [message["role"] for message in out["messages"]] == ["system", "user", "assistant", "tool", "tool"]
     assert [call["id"] for call in out["messages"][2]["tool_calls"]] == ["c1", "c2"]

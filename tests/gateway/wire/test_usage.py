@@ -16,16 +16,26 @@ from gateway.wire.usage import Usage
 OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
     "openai": (
         {
-            "prompt_tokens": 2006, "completion_tokens": 300, "total_tokens": 2306,
+            "prompt_tokens": 2006,
+            "completion_tokens": 300,
+            "total_tokens": 2306,
             "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 6},
-            "completion_tokens_details": {"reasoning_tokens": 192, "audio_tokens": 8,
-                                          "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 192,
+                "audio_tokens": 8,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
         },
         Usage(80, 1920, 0, 100, 192, 6, 8, True),
     ),
     "openai with cache writes": (
-        {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101,
-         "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 50}},
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 1,
+            "total_tokens": 101,
+            "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 50},
+        },
         Usage(10, 40, 50, 1, 0, 0, 0, True),
     ),
     "azure without details": (
@@ -37,22 +47,37 @@ OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
         Usage(9, 0, 0, 12, 0, 0, 0, True),
     ),
     "deepseek": (
-        {"prompt_tokens": 16, "completion_tokens": 10, "total_tokens": 26, "prompt_cache_hit_tokens": 12,
-         "prompt_cache_miss_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 3}},
+        {
+            "prompt_tokens": 16,
+            "completion_tokens": 10,
+            "total_tokens": 26,
+            "prompt_cache_hit_tokens": 12,
+            "prompt_cache_miss_tokens": 4,
+            "completion_tokens_details": {"reasoning_tokens": 3},
+        },
         Usage(4, 12, 0, 7, 3, 0, 0, True),
     ),
     "xai, reasoning beside the completion": (
-        {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135,
-         "completion_tokens_details": {"reasoning_tokens": 94}},
+        {
+            "prompt_tokens": 32,
+            "completion_tokens": 9,
+            "total_tokens": 135,
+            "completion_tokens_details": {"reasoning_tokens": 94},
+        },
         Usage(32, 0, 0, 9, 94, 0, 0, True),
     ),
     "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, Usage(8, 0, 0, 0, 0, 0, 0, True)),
     "parts larger than the whole": (
-        {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6, "prompt_tokens_details": {"cached_tokens": 9}},
+        {
+            "prompt_tokens": 5,
+            "completion_tokens": 1,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 9},
+        },
         Usage(0, 5, 0, 1, 0, 0, 0, True),
     ),
     "nonsense": ({"prompt_tokens": "many", "completion_tokens": -4}, Usage()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPENAI)
@@ -65,9 +90,12 @@ def test_openai_shapes(name: str) -> None:
 def test_anthropic_shape() -> None:
     """Cache reads and writes lie beside the input, thinking inside the output."""
     shape = {
-        "input_tokens": 50, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 200,
-        "output_tokens": 30, "output_tokens_details": {"thinking_tokens": 12},
-    }  # fmt: skip
+        "input_tokens": 50,
+        "cache_read_input_tokens": 1000,
+        "cache_creation_input_tokens": 200,
+        "output_tokens": 30,
+        "output_tokens_details": {"thinking_tokens": 12},
+    }
     usage = Usage.from_anthropic(shape)
     assert usage == Usage(50, 1000, 200, 18, 12, 0, 0, True)
     assert usage.total == 1280
@@ -76,9 +104,12 @@ def test_anthropic_shape() -> None:
 def test_responses_shape() -> None:
     """The Responses API counts as chat does, under other names."""
     shape = {
-        "input_tokens": 36, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 2},
-        "output_tokens": 87, "output_tokens_details": {"reasoning_tokens": 80}, "total_tokens": 123,
-    }  # fmt: skip
+        "input_tokens": 36,
+        "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 2},
+        "output_tokens": 87,
+        "output_tokens_details": {"reasoning_tokens": 80},
+        "total_tokens": 123,
+    }
     assert Usage.from_responses(shape) == Usage(4, 30, 2, 7, 80, 0, 0, True)
 
 
