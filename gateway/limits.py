@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
 from gateway.errors import RateLimited
 
@@ -128,15 +128,15 @@ class Taken:
 
     def headers(self, now: float) -> Headers:
         """`x-ratelimit-*` of the tightest limit on requests and of the tightest on tokens."""
-        if not self._pairs:
-            return []
+        requests = tokens = None
+        for pair in self._pairs:
+            requests = _tighter(pair.requests, requests, now)
+            tokens = _tighter(pair.tokens, tokens, now)
         found: Headers = []
-        for name, buckets in (
-            (b"requests", [pair.requests for pair in self._pairs if pair.requests]),
-            (b"tokens", [pair.tokens for pair in self._pairs if pair.tokens]),
-        ):
-            if buckets:
-                found += _headers(name, buckets, now)
+        if requests is not None:
+            _tell(found, _REQUESTS, requests)
+        if tokens is not None:
+            _tell(found, _TOKENS, tokens)
         return found
 
 
@@ -184,15 +184,22 @@ class Limits:
         self._pairs = busy
 
 
-def _headers(name: bytes, buckets: Sequence[_Bucket], now: float) -> Headers:
-    for bucket in buckets:
-        bucket.fill(now)
-    tightest = min(buckets, key=lambda bucket: bucket.level / bucket.capacity)
-    return [
-        (b"x-ratelimit-limit-" + name, b"%d" % tightest.capacity),
-        (b"x-ratelimit-remaining-" + name, b"%d" % max(0, tightest.level)),
-        (b"x-ratelimit-reset-" + name, duration(tightest.wait_s(inf)).encode()),
-    ]
+_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
+
+
+def _tighter(one: _Bucket | None, other: _Bucket | None, now: float) -> _Bucket | None:
+    """The bucket with the lesser share left."""
+    if one is None:
+        return other
+    one.fill(now)
+    return one if other is None or one.level * other.capacity < other.level * one.capacity else other
+
+
+def _tell(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket) -> None:
+    headers.append((names[0], b"%d" % bucket.capacity))
+    headers.append((names[1], b"%d" % bucket.level if bucket.level > 0 else b"0"))
+    headers.append((names[2], duration((bucket.capacity - bucket.level) * 60 / bucket.capacity).encode()))
 
 
 def duration(seconds: float) -> str:

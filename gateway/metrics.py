@@ -11,6 +11,7 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -80,15 +81,11 @@ METRICS = (
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
 _SPECS = {spec.name: spec for spec in METRICS}
-_BUCKETS = (
-    ("input_tokens", "input"),
-    ("cache_read_tokens", "cache_read"),
-    ("cache_write_tokens", "cache_write"),
-    ("output_tokens", "output"),
-    ("reasoning_tokens", "reasoning"),
-    ("audio_input_tokens", "audio_input"),
-    ("audio_output_tokens", "audio_output"),
-)
+_BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
+_counts = attrgetter(
+    "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens",
+    "audio_input_tokens", "audio_output_tokens",
+)  # fmt: skip
 _STATUS = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
@@ -218,9 +215,7 @@ class Metrics:
             self.ttft_s.observe((model, provider), attempt.first_byte_s)
         if attempt.cost_nanousd:
             self.cost_usd.add((route, model, provider), attempt.cost_nanousd / 1e9)
-        usage = attempt.usage
-        for field, bucket in _BUCKETS:
-            count = getattr(usage, field)
+        for bucket, count in zip(_BUCKETS, _counts(attempt.usage), strict=False):
             if count:
                 self.tokens.add((model, provider, bucket), count)
 

@@ -65,7 +65,8 @@ def test_known_secrets_are_hidden_on_every_path(sink: Sink) -> None:
     "leak",
     [
         "Authorization: Bearer abcDEF123.-_~+/=", "authorization: basic dXNlcjpwYXNz",
-        "x-api-key: 4242424242", "[(b'x-api-key', b'4242424242')]", "[(b'authorization', b'Bearer 4242424242')]",
+        "x-api-key: 4242424242", "[(b'x-api-key', b'4242424242')]",
+        "[(b'authorization', b'Bearer 4242424242')]",
         '{"api_key": "4242424242"}', "{'api-key': b'4242424242'}", "sk-proj-4242424242424242",
         "hg-4242424242424242", "postgresql://me:4242424242@host/db", "redis://:4242424242@host",
         "password=4242424242",
