@@ -1,14 +1,14 @@
 """The journal as outcome data: `queries.parquet` and `outcomes.parquet`, for `train` and `evaluate`.
 
-One query per decision that a model answered and somebody scored; one outcome per model that answered it and has
-a score. What the score is: of several feedbacks on one decision the most trusted source counts (user, then
-check, then judge, then any other), and of one source the latest that has a score. A rung of a cascade that was
+One query per decision that a model answered and somebody scored; one outcome per model that answered it and
+has a score. What the score is: of several feedbacks on one decision the most trusted source counts (user,
+then check, then judge, then any other), and of one source the latest that has a score. A rung of a cascade that was
 not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left out: no model was
 called.
 
-The propensity of an outcome is that of the decision where its model was planned; a fallback's is unknown, since
-nothing chose it. Train and test are told apart by a hash of the text (or vector), so that equal queries never
-lie on both sides.
+The propensity of an outcome is that of the decision where its model was planned; a fallback's is unknown,
+since nothing chose it. Train and test are told apart by a hash of the text (or vector), so that equal queries
+never lie on both sides.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _feedback_on(connection: sa.Connection, ids: Sequence[str]) -> dict[str, lis
 
 def _outcomes(record: DecisionRecord, score: float | None) -> list[Row]:
     """One row per model that answered and has a score; none for a cache hit or a failure."""
-    if record.cache.startswith("hit"):
+    if record.from_cache:
         return []
     answers = {attempt.model: attempt for attempt in record.attempts if not attempt.failure}
     rows = []

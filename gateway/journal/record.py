@@ -118,7 +118,7 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """Error code the client saw."""
     stream: bool = False
     cache: str = ""
-    """hit-exact | hit-semantic | miss | bypass ..."""
+    """hit... | shared | miss | off | refused:why ..."""
     cache_why: dict[str, object] = {}
     saved_nanousd: int = 0
     """What a cache hit didn't cost."""
@@ -131,6 +131,11 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     prompt_text: str = ""
     """Only where the route stores text."""
     answer_text: str = ""
+
+    @property
+    def from_cache(self) -> bool:
+        """True: answered by the cache or by another request's call; no model was called for it."""
+        return self.cache.startswith(("hit", "shared"))
 
 
 class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):

@@ -203,7 +203,7 @@ def _counts(record: DecisionRecord) -> Mapping[str, int]:
     counts = {
         "requests": 1,
         "errors": int(record.status >= 400),
-        "cache_hits": int(record.cache.startswith("hit")),
+        "cache_hits": int(record.from_cache),
         "escalations": int(bool(record.model) and record.answered_model in record.plan[1:]),
         "cost_nanousd": record.cost_nanousd,
         "saved_nanousd": record.saved_nanousd,

@@ -49,7 +49,8 @@ def test_unscored_cached_and_failed_decisions_are_left_out(
         decision(4, route="code"),
         decision(5, time_s=NOON_S - 86400),
         decision(6),
-        *(feedback(number, 1.0) for number in range(2, 7)),
+        decision(7, cache="shared"),
+        *(feedback(number, 1.0) for number in range(2, 8)),
     )
     export(database_url, tmp_path, since_s=NOON_S, route="auto")
     assert set(outcomes(tmp_path)) == {("dec_6", "small")}

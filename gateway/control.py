@@ -1,0 +1,139 @@
+"""The control process: serves the admin API, ships the journal, forgets what is old, hands keys to workers.
+
+Workers answer without it and without the database: whatever is away is tried again, and the spools wait. Only
+a database whose schema is behind this release ends it, with the command to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+import uvicorn
+
+from gateway.admin.app import make_admin
+from gateway.admin.desk import Desk
+from gateway.config import Config
+from gateway.config_load import load
+from gateway.errors import ConfigError
+from gateway.journal.schema import check_schema, migrate, open_engine
+from gateway.journal.ship import Shipper
+from gateway.journal.spool import spool_dir
+from gateway.journal.store import Store
+from gateway.logs import secrets_of, set_up
+
+log = logging.getLogger("headgate.control")
+
+KEYS_EVERY_S = 1.0
+FORGET_EVERY_S = 3600.0
+REOPEN_AFTER_S = 1.0
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: uvicorn raises them again at its end, before we have shipped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve_control(config: Config, stop: asyncio.Event) -> None:
+    """Until `stop`; what was spooled by then is shipped. Raises ConfigError for a schema behind us."""
+    engine = open_engine(config.storage.url)
+    shipper = Shipper(spool_dir(config.server.run_dir), engine)
+    desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
+    server = _Server(
+        uvicorn.Config(
+            make_admin(desk), config.server.host, config.server.admin_port, log_config=None, access_log=False
+        )
+    )
+    ended = threading.Event()
+    chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({chores, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        ended.set()
+        server.should_exit = True
+        await asyncio.gather(serving, chores, return_exceptions=True)
+        desk.store.close()
+    await chores
+    await serving
+
+
+def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
+    """Opens the database, then ships and does the chores beside until `ended`; in a thread of its own."""
+    while not _open(desk):
+        if ended.wait(REOPEN_AFTER_S):
+            return
+    chores = threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores")
+    chores.start()
+    try:
+        shipper.run(ended)
+    finally:
+        chores.join()
+
+
+def _open(desk: Desk) -> bool:
+    """True: the database is there and its schema is ours. Raises ConfigError where the schema is behind."""
+    url = desk.config.storage.url
+    try:
+        if url.startswith("sqlite"):
+            migrate(url)
+        check_schema(desk.store.engine)
+    except sa.exc.SQLAlchemyError as fault:
+        if not desk.shipping.fault:
+            log.warning("the database is away: %s", fault)
+        desk.shipping.fault = str(fault)
+        return False
+    desk.opened, desk.shipping.fault = True, ""
+    return True
+
+
+def _do_chores(desk: Desk, ended: threading.Event) -> None:
+    """Keys that another replica made reach our workers; old rows go. What fails is tried again."""
+    forget_at = time.monotonic()
+    while True:
+        try:
+            desk.publish_keys()
+            if time.monotonic() >= forget_at:
+                forget_at = time.monotonic() + FORGET_EVERY_S
+                desk.store.forget_old(time.time())
+        except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
+            log.warning("a chore waits: %s", fault)
+        if ended.wait(KEYS_EVERY_S):
+            return
+
+
+async def run(config: Config) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    await serve_control(config, stop)
+
+
+def main() -> None:
+    """`python -m gateway.control --config FILE`."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.control")
+    parser.add_argument("--config", default=None)
+    config = load(parser.parse_args().config, os.environ)
+    set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
+    try:
+        asyncio.run(run(config))
+    except ConfigError as fault:
+        raise SystemExit(str(fault)) from None
+
+
+if __name__ == "__main__":
+    main()

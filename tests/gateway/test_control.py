@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.admin.app import make_admin
+from gateway.admin.desk import Desk
+from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
+from gateway.control import serve_control
+from gateway.errors import ConfigError
+from gateway.journal.record import Record
+from gateway.journal.schema import open_engine
+from gateway.journal.ship import Shipper, ShipState
+from gateway.journal.spool import Spool, spool_dir
+from gateway.journal.store import RouterVersion, Store, open_store
+from gateway.journal.write import write_records
+from gateway.keys import hash_key
+from gateway.metrics import Metrics
+from gateway.settings import read_settings
+from tests.gateway.journal.records import NOON_S, decision, feedback
+from tests.postgres_server import PostgresServer, postgres_server
+
+__all__ = ["postgres_server"]
+MASTER = {"authorization": "Bearer master"}
+
+
+def configured(folder: Path, *, master_key: str = "", url: str = "", port: int = 0) -> Config:
+    return Config(
+        server=Server(run_dir=str(folder / "run"), admin_port=port),
+        storage=Storage(url=Secret(url or f"sqlite:///{folder}/journal.db")),
+        auth=Auth(master_key=Secret(master_key)),
+        models=[ModelConfig(name="small", provider="acme"), ModelConfig(name="large", provider="acme")],
+    )
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    config = configured(tmp_path)
+    return Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+
+
+@pytest.fixture
+async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(desk) as client:
+        yield client
+
+
+def client_of(desk: Desk, peer: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_admin(desk), client=(peer, 1))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:8081", **options)
+
+
+def write(store: Store, *records: Record) -> None:
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+async def test_decisions_are_listed_filtered_and_paged(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Following `next` sees every matching decision once; money is in dollars."""
+    write(desk.store, *(decision(number) for number in range(5)), decision(9, route="code"))
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"/admin/decisions?route=auto&limit=2&cursor={cursor}")).json()
+        seen += [row["id"] for row in page["data"]]
+        cursor = page["next"]
+    assert seen == ["dec_4", "dec_3", "dec_2", "dec_1", "dec_0"]
+    assert page["data"][0]["cost_usd"] == 1e-6
+    assert (await client.get("/admin/decisions?cursor=x:y")).status_code == 400
+
+
+async def test_a_decision_is_explained_with_its_feedback(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Stored or still in a spool, by any of its names."""
+    write(desk.store, decision(1), feedback(1, 0.25))
+    Spool(desk.spool_dir).append(decision(2))
+    found = (await client.get("/admin/decisions/chatcmpl-1")).json()
+    assert found["decision"]["propensity"] == 0.8
+    assert found["feedback"][0]["score"] == 0.25
+    assert (await client.get("/admin/decisions/dec_2")).json()["feedback"] == []
+    missing = await client.get("/admin/decisions/dec_3")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Only its hash is kept; workers get it, its changes and its revocation; each leaves an audit line."""
+    made = (await client.post("/admin/keys", json={"name": "ci", "models": ["small"], "rpm": 5})).json()
+    plaintext, id = made["key"], made["record"]["id"]
+    (held,) = read_settings(desk.run_dir).keys
+    assert held.key_hash == hash_key(plaintext) and held.models == ("small",)
+    changed = (await client.patch(f"/admin/keys/{id}", json={"rpm": None, "budget_usd": 2.5})).json()
+    assert (changed["rpm"], changed["budget_usd"], changed["models"]) == (None, 2.5, ["small"])
+    assert (await client.post("/admin/keys", json={"name": "ci"})).status_code == 409
+    await client.delete(f"/admin/keys/{id}")
+    assert read_settings(desk.run_dir).keys[0].revoked_s is not None
+    assert (await client.get("/admin/keys")).json() == []
+    everything = [
+        await client.get(path) for path in ("/admin/keys?revoked=true", f"/admin/keys/{id}", "/admin/audit")
+    ]
+    assert not any(plaintext in answer.text or hash_key(plaintext) in answer.text for answer in everything)
+    actions = [row["action"] for row in everything[-1].json()]
+    assert actions == ["key.revoke", "key.change", "key.create"]
+
+
+@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "a", "rpm": -1}, {"name": "a", "secret": "x"}])
+async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    """No name, a negative limit, an unknown field."""
+    assert (await client.post("/admin/keys", json=body)).status_code == 422
+
+
+async def test_counters_versions_and_feedback_are_shown(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Spend, stats, router versions and feedback come from the store as they are."""
+    write(desk.store, decision(1), decision(2, status=500), feedback(1, 1.0))
+    desk.store.save_router_version(RouterVersion("knn", "1", 1.0, "live"), "admin")
+    (spend,) = (await client.get("/admin/spend")).json()
+    assert (spend["requests"], spend["cost_usd"]) == (2, 2e-6)
+    stats = (await client.get(f"/admin/stats?since_s={NOON_S}&until_s={NOON_S + 60}")).json()
+    (row,) = stats["data"]
+    assert (row["requests"], row["errors"], sum(row["latency_counts"])) == (2, 1, 2)
+    assert len(row["latency_counts"]) == len(stats["latency_bounds_s"]) + 1
+    assert (await client.get("/admin/routers?name=knn")).json()[0]["state"] == "live"
+    assert (await client.get("/admin/feedback?decision_id=dec_1")).json()[0]["score"] == 1.0
+    assert (await client.get("/admin/stats?step_s=61")).status_code == 422
+
+
+async def test_models_show_the_worst_breaker_and_metrics_the_sum(
+    desk: Desk, client: httpx.AsyncClient
+) -> None:
+    """Two workers' snapshots are one answer."""
+    desk.run_dir.mkdir()
+    for worker, level in ((0, 0.0), (1, 2.0)):
+        said = Metrics()
+        said.watch("headgate_breaker_state", partial(dict, [(("small", "acme"), level)]))
+        said.watch("headgate_deployment_in_flight", lambda: {("small", "acme"): 3.0})
+        (desk.run_dir / f"worker-{worker}.metrics").write_bytes(said.snapshot())
+    desk.shipping.waiting_bytes = 77
+    small, large = (await client.get("/admin/models")).json()
+    assert (small["breaker"]["state"], small["breaker"]["in_flight"]) == ("open", 6)
+    assert large["breaker"] is None
+    text = (await client.get("/metrics")).text
+    assert "headgate_journal_lag_bytes 77.0" in text
+    assert 'headgate_deployment_in_flight{model="small",provider="acme"} 6.0' in text
+
+
+async def test_the_master_key_is_needed_where_there_is_one(tmp_path: Path) -> None:
+    """No key, a wrong one and a prefix of it are refused on every admin path; health is open."""
+    config = configured(tmp_path, master_key="master")
+    desk = Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+    async with client_of(desk, peer="203.0.113.9") as client:
+        paths = [path for path in make_admin(desk).openapi()["paths"] if path.startswith("/admin")]
+        assert len(paths) >= 9
+        for path in paths:
+            method = "post" if path == "/admin/keys" else "get"
+            for headers in ({}, {"authorization": "Bearer maste"}, {"authorization": "Basic master"}):
+                answer = await client.request(
+                    method, path.replace("{id}", "x"), headers=headers, json={"name": "a"}
+                )
+                assert answer.status_code == 401, path
+        assert (await client.get("/admin/audit", headers=MASTER)).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers"),
+    [
+        ("203.0.113.9", {}),
+        ("127.0.0.1", {"host": "evil.example"}),
+        ("127.0.0.1", {"origin": "https://evil.example"}),
+        ("127.0.0.1", {"origin": "null"}),
+    ],
+)
+async def test_without_a_key_only_this_machine_is_answered(
+    desk: Desk, peer: str, headers: dict[str, str]
+) -> None:
+    """Another machine, a rebound name and another site's page are refused."""
+    async with client_of(desk, peer=peer, headers=headers) as client:
+        assert (await client.get("/admin/audit")).status_code == 403
+        assert (await client.post("/admin/keys", json={"name": "a"})).status_code == 403
+
+
+async def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
+    """503 with a code, not a trace; readiness says it too."""
+    config = configured(tmp_path, url=f"sqlite:///{tmp_path}/missing/journal.db")
+    fault = ShipState(fault="away")
+    async with client_of(Desk(config, Store(open_engine(config.storage.url)), fault)) as client:
+        answer = await client.get("/admin/audit")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable")
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).status_code == 200
+
+
+@asynccontextmanager
+async def controlled(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """The whole control process in this one, reachable over HTTP."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(serve_control(config, stop))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.server.admin_port}") as client:
+        try:
+            yield client
+        finally:
+            stop.set()
+            await running
+
+
+async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], bool]) -> httpx.Response:
+    """Asks until the answer is as wanted; 20 s at most."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                answer: httpx.Response = await ask()
+                if wanted(answer):
+                    return answer
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.02)
+
+
+async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> None:
+    """From the spool over the database to the admin API; the rest is shipped at the stop."""
+    config = configured(tmp_path, port=free_port())
+    spool = Spool(spool_dir(config.server.run_dir))
+    spool.append(decision(1))
+    async with controlled(config) as client:
+        listed = await eventually(
+            lambda: client.get("/admin/decisions"), lambda answer: bool(answer.json().get("data"))
+        )
+        assert listed.json()["data"][0]["id"] == "dec_1"
+        ready = (await client.get("/readyz")).json()
+        assert (ready["status"], ready["database"]) == ("ready", "ok")
+        spool.append(decision(2, time_s=NOON_S + 10**8))
+        spool.close()
+    store = open_store(config.storage.url)
+    assert store.decision("dec_2") is not None
+    assert list(spool.directory.glob("*.seg")) == []
+    store.close()
+
+
+async def test_a_server_whose_schema_is_behind_ends_it_with_the_command(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    """Nothing is migrated behind the operator's back."""
+    config = configured(tmp_path, url=postgres_server.new_database(), port=free_port())
+    with pytest.raises(ConfigError, match="headgate migrate"):
+        await serve_control(config, asyncio.Event())
+
+
+async def test_a_database_that_is_away_at_start_is_waited_for(tmp_path: Path) -> None:
+    """It serves, says unready, and ships when the database has come."""
+    folder = tmp_path / "later"
+    config = configured(tmp_path, url=f"sqlite:///{folder}/journal.db", port=free_port())
+    Spool(spool_dir(config.server.run_dir)).append(decision(1))
+    async with controlled(config) as client:
+        away = await eventually(lambda: client.get("/readyz"), lambda answer: bool(answer.json()["fault"]))
+        assert away.status_code == 503
+        folder.mkdir()
+        await eventually(lambda: client.get("/admin/decisions"), lambda answer: "dec_1" in answer.text)
+
+
+async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
+    """SIGTERM ships what is spooled and exits 0."""
+    port = free_port()
+    file = tmp_path / "headgate.toml"
+    file.write_text(
+        f'[server]\nadmin_port = {port}\nport = 0\nrun_dir = "{tmp_path}/run"\n'
+        f'[storage]\nurl = "sqlite:///{tmp_path}/journal.db"\n'
+    )
+    command = [sys.executable, "-m", "gateway.control", "--config", str(file)]
+    process = subprocess.Popen(command, env={**os.environ})
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
+        spool = Spool(spool_dir(tmp_path / "run"))
+        spool.append(decision(1))
+        spool.close()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 20) == 0
+    finally:
+        process.kill()
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    assert store.decision("dec_1") is not None
+    store.close()
+
+
+def test_shipping_is_shared_with_the_desk(tmp_path: Path) -> None:
+    """What the shipper notes is what readiness reads."""
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    shipper = Shipper(tmp_path / "spool", store.engine)
+    desk = Desk(configured(tmp_path), store, shipper.state)
+    Spool(tmp_path / "spool").append(decision(1))
+    assert shipper.try_pass()
+    assert desk.shipping.shipped == 1
+    store.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
