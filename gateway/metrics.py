@@ -27,6 +27,7 @@ MAX_SERIES = 2000
 Labels = tuple[str, ...]
 Series = dict[Labels, list[float]]
 """Of a counter or gauge: [value]. Of a histogram: [sum, count of each bucket, count beyond the last]."""
+Children = tuple[list[float], ...]
 Read = Callable[[], Mapping[Labels, float]]
 
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -81,11 +82,9 @@ METRICS = (
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
 _SPECS = {spec.name: spec for spec in METRICS}
-_BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
-_counts = attrgetter(
-    "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens",
-    "audio_input_tokens", "audio_output_tokens",
-)  # fmt: skip
+_RARE = ("cache_read", "cache_write", "reasoning", "audio_input", "audio_output")
+"""Buckets that most answers leave empty."""
+_rare_counts = attrgetter(*(f"{bucket}_tokens" for bucket in _RARE))
 _STATUS = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
@@ -99,11 +98,12 @@ class Counter:
         self._width = len(_SPECS[name].labels)
         self.values: Series = {}
 
+    def child(self, labels: Labels) -> list[float]:
+        """The one number of a series."""
+        return self.values.get(labels) or _child(self.values, labels, self._width, 1)
+
     def add(self, labels: Labels, amount: float = 1) -> None:
-        child = self.values.get(labels)
-        if child is None:
-            child = _child(self.values, labels, self._width, 1)
-        child[0] += amount
+        self.child(labels)[0] += amount
 
 
 class Histogram:
@@ -117,12 +117,16 @@ class Histogram:
         self._bounds = _SPECS[name].buckets
         self.values: Series = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
-        child = self.values.get(labels)
-        if child is None:
-            child = _child(self.values, labels, self._width, len(self._bounds) + 2)
+    def child(self, labels: Labels) -> list[float]:
+        """The numbers of a series, for `put`."""
+        return self.values.get(labels) or _child(self.values, labels, self._width, len(self._bounds) + 2)
+
+    def put(self, child: list[float], value: float) -> None:
         child[0] += value
         child[1 + bisect_left(self._bounds, value)] += 1
+
+    def observe(self, labels: Labels, value: float) -> None:
+        self.put(self.child(labels), value)
 
 
 def _child(values: Series, labels: Labels, width: int, size: int) -> list[float]:
@@ -159,6 +163,8 @@ class Metrics:
         self.undecideds = Counter("headgate_router_undecided")
         self.lag_s = Histogram("headgate_loop_lag_seconds")
         self._gauges: dict[str, Read] = {"headgate_in_flight_requests": lambda: {(): self.in_flight}}
+        self._by_request: dict[tuple[str, str, int, str], Children] = {}
+        self._by_attempt: dict[tuple[str, str, str], Children] = {}
         self._kept = [kept for kept in vars(self).values() if isinstance(kept, Counter | Histogram)]
 
     # While serving
@@ -178,11 +184,13 @@ class Metrics:
     def settled(self, exchange: Exchange, elapsed_s: float) -> None:
         """A request held before is over."""
         self.in_flight -= 1
-        route, surface = exchange.route.name, exchange.call.surface
-        self.requests.add((route, surface, _STATUS[exchange.status // 100]))
-        self.duration_s.observe((route, surface), elapsed_s)
-        self.overhead_s.observe((surface,), max(0.0, elapsed_s - exchange.upstream_s))
-        self.cache.add((route, exchange.cache_state.partition(":")[0]))
+        route = exchange.route.name
+        key = (route, exchange.call.surface, exchange.status, exchange.cache_state)
+        requests, duration_s, overhead_s, cache = self._by_request.get(key) or self._remember_request(*key)
+        requests[0] += 1
+        cache[0] += 1
+        self.duration_s.put(duration_s, elapsed_s)
+        self.overhead_s.put(overhead_s, max(0.0, elapsed_s - exchange.upstream_s))
         if exchange.hit is not None:
             self.saved_usd.add((route,), exchange.hit.entry.cost_usd)
         if exchange.choice is not None:
@@ -198,6 +206,32 @@ class Metrics:
                 self._moved(before, attempt, route)
             before = attempt
 
+    def _remember_request(self, route: str, surface: str, status: int, cache_state: str) -> Children:
+        """The series of such requests, so that the next one needs a single look-up."""
+        if len(self._by_request) >= MAX_SERIES:
+            self._by_request.clear()
+        found = self._by_request[route, surface, status, cache_state] = (
+            self.requests.child((route, surface, _STATUS[status // 100])),
+            self.duration_s.child((route, surface)),
+            self.overhead_s.child((surface,)),
+            self.cache.child((route, cache_state.partition(":")[0])),
+        )
+        return found
+
+    def _remember_attempt(self, route: str, model: str, deployment: str) -> Children:
+        """The series of such attempts: answered, first byte, cost, input, output."""
+        if len(self._by_attempt) >= MAX_SERIES:
+            self._by_attempt.clear()
+        provider = deployment.partition("/")[0]
+        found = self._by_attempt[route, model, deployment] = (
+            self.attempts.child((model, provider, "none")),
+            self.ttft_s.child((model, provider)),
+            self.cost_usd.child((route, model, provider)),
+            self.tokens.child((model, provider, "input")),
+            self.tokens.child((model, provider, "output")),
+        )
+        return found
+
     def _chosen(self, exchange: Exchange, route: str) -> None:
         choice = exchange.choice
         assert choice is not None
@@ -209,15 +243,27 @@ class Metrics:
             self.floor.add((route,))
 
     def _attempted(self, attempt: Attempt, route: str) -> None:
-        model, provider = attempt.model, attempt.deployment.partition("/")[0]
-        self.attempts.add((model, provider, attempt.failure or "none"))
+        key = (route, attempt.model, attempt.deployment)
+        answered, ttft_s, cost_usd, into, out = self._by_attempt.get(key) or self._remember_attempt(*key)
+        usage = attempt.usage
+        if attempt.failure:
+            self.attempts.add((attempt.model, attempt.deployment.partition("/")[0], attempt.failure))
+        else:
+            answered[0] += 1
         if attempt.first_byte_s is not None:
-            self.ttft_s.observe((model, provider), attempt.first_byte_s)
-        if attempt.cost_nanousd:
-            self.cost_usd.add((route, model, provider), attempt.cost_nanousd / 1e9)
-        for bucket, count in zip(_BUCKETS, _counts(attempt.usage), strict=False):
+            self.ttft_s.put(ttft_s, attempt.first_byte_s)
+        cost_usd[0] += attempt.cost_nanousd / 1e9
+        into[0] += usage.input_tokens
+        out[0] += usage.output_tokens
+        rare = _rare_counts(usage)
+        if any(rare):
+            self._count_rare(attempt, rare)
+
+    def _count_rare(self, attempt: Attempt, counts: tuple[int, ...]) -> None:
+        provider = attempt.deployment.partition("/")[0]
+        for bucket, count in zip(_RARE, counts, strict=True):
             if count:
-                self.tokens.add((model, provider, bucket), count)
+                self.tokens.add((attempt.model, provider, bucket), count)
 
     def _moved(self, before: Attempt, attempt: Attempt, route: str) -> None:
         if attempt.model == before.model:
