@@ -1,0 +1,15 @@
+"""What we can run here: an engine for small language models, its server, and adapters to the larger engines.
+
+Importing this package imports no torch; only the engine, the server and the trainer do, when they run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name and folder of every model that comes with the package."""
+    return {folder.name: folder for folder in sorted(WEIGHTS.iterdir()) if (folder / "config.json").is_file()}

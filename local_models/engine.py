@@ -1,0 +1,256 @@
+"""The engine: schedule, run, postprocess, one step at a time, in whatever thread calls `step`.
+
+One bad request never touches another: what can never fit is refused when it is added, scores that are not
+numbers end the one request they belong to, and every request ends in exactly one `Finished`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from local_models import sampler
+from local_models.blocks import Blocks, SlotCopy
+from local_models.decoder import Batch, Decoder, Segment
+from local_models.grammar import Grammars
+from local_models.lengths import LengthPredictor
+from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
+from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
+from local_models.text import TextCodec, TokenStream
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of one engine; memory is what is said here, never a share of what the machine has."""
+
+    kv_tokens: int = 32_768
+    block_tokens: int = 16
+    step_tokens: int = 512
+    most_running: int = 64
+    most_waiting: int = 1024
+    dtype: str = "auto"
+    share_prefixes: bool = True
+    eviction_alpha: float | None = 1.0
+    """Marconi's weight of computation saved per byte; None: least recently used."""
+    copy_while_free: float = 0.5
+    """A shared prefix is copied, not gathered, while this share of the blocks is free."""
+
+
+class Engine:
+    """One model: add requests, call `step` until nothing is left to do."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        codec: TextCodec,
+        options: EngineOptions | None = None,
+        *,
+        predict: PredictTokens | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.decoder = decoder
+        self.codec = codec
+        self.options = options or EngineOptions()
+        self._clock = clock
+        self.lengths = LengthPredictor()
+        blocks = Blocks(
+            self.options.kv_tokens // self.options.block_tokens,
+            self.options.block_tokens,
+            alpha=self.options.eviction_alpha,
+            share=self.options.share_prefixes,
+            copy_while_free=self.options.copy_while_free,
+        )
+        self.scheduler = Scheduler(
+            blocks,
+            decoder.shape.context_tokens,
+            predict or self.lengths.predict,
+            step_tokens=self.options.step_tokens,
+            most_running=self.options.most_running,
+            most_waiting=self.options.most_waiting,
+        )
+        self._pool = decoder.new_pool(blocks.count * blocks.block_tokens)
+        self._grammars = Grammars(codec)
+        self._sequences: dict[str, Sequence] = {}
+        self._seeds: dict[str, int] = {}
+        self.steps = 0
+        self.output_tokens = 0
+
+    @classmethod
+    def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
+        """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
+        options = options or EngineOptions()
+        return cls(Decoder.load(folder, options.dtype), TextCodec(folder), options)
+
+    @property
+    def busy(self) -> bool:
+        """True while some request has not finished."""
+        return bool(self._sequences)
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.scheduler.blocks
+
+    def add(self, request: Request) -> None:
+        """Put a request in line; `RequestRefused` or `EngineFull` when it can't be."""
+        matcher = self._grammars.matcher(request.grammar) if request.grammar else None
+        sequence = self.scheduler.add(request, self._clock())
+        sequence.stream = TokenStream(self.codec, request.stop)
+        sequence.matcher = matcher
+        self._sequences[request.id] = sequence
+        seed = request.sampling.seed
+        self._seeds[request.id] = secrets.randbits(48) if seed is None else seed
+
+    def cancel(self, request_id: str) -> list[Event]:
+        """End a request now; nothing when it has ended already."""
+        sequence = self._sequences.get(request_id)
+        return [self._finish(sequence, "cancelled")] if sequence else []
+
+    def step(self) -> list[Event]:
+        """Compute one batch and say what came of it."""
+        now_s = self._clock()
+        events = self._expire(now_s)
+        plan = self.scheduler.plan(now_s)
+        self._copy(plan.copies)
+        if not plan.work:
+            return events
+        scores = self._run(plan.work)
+        self.steps += 1
+        return events + self._postprocess(plan.work, scores)
+
+    def audit(self) -> None:
+        """Assert that no block is leaked or owned twice."""
+        tables = [s.table for s in self._sequences.values() if s.table is not None]
+        self.blocks.audit(tables)
+
+    def embed(self, ids: Ids[int]) -> Tensor:
+        """The mean hidden state of a text, of length 1."""
+        count = len(ids)
+        positions = torch.arange(count)
+        segment = Segment(0, count, 0, slice(0, count))
+        batch = Batch(torch.tensor(ids), positions, positions, [segment], positions)
+        hidden = self.decoder.forward(batch, self.decoder.new_pool(count))
+        return torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
+
+    def _expire(self, now_s: float) -> list[Event]:
+        late = [
+            sequence
+            for sequence in self._sequences.values()
+            if sequence.request.deadline_s is not None and now_s >= sequence.request.deadline_s
+        ]
+        return [self._finish(sequence, "deadline") for sequence in late]
+
+    def _copy(self, copies: list[SlotCopy]) -> None:
+        slots = self._pool.tensor
+        for copy in copies:
+            source = slots[:, :, :, copy.source : copy.source + copy.count]
+            slots[:, :, :, copy.target : copy.target + copy.count].copy_(source)
+
+    def _run(self, work: list[Work]) -> Tensor:
+        """Scores of the last row of each piece of work that reaches its sequence's end."""
+        hidden = self.decoder.forward(self._batch(work), self._pool)
+        return self.decoder.logits(hidden) if len(hidden) else hidden
+
+    def _batch(self, work: list[Work]) -> Batch:
+        ids: list[int] = []
+        positions: list[int] = []
+        write_slots: list[int] = []
+        wanted: list[int] = []
+        segments = []
+        for piece in work:
+            end = piece.start + piece.count
+            segments.append(Segment(len(ids), piece.count, piece.start, self._slots(piece.sequence, end)))
+            ids += piece.sequence.ids[piece.start : end]
+            positions += range(piece.start, end)
+            write_slots += self._slot_numbers(piece.sequence, piece.start, end)
+            if end == len(piece.sequence.ids):
+                wanted.append(len(ids) - 1)
+        tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, write_slots, wanted)]
+        return Batch(tensors[0], tensors[1], tensors[2], segments, tensors[3])
+
+    def _slots(self, sequence: Sequence, end: int) -> slice | Tensor:
+        table, size = sequence.table, self.blocks.block_tokens
+        assert table is not None
+        blocks = table.blocks[: self.blocks.blocks_for(end)]
+        if blocks[-1] - blocks[0] == len(blocks) - 1 and blocks == list(range(blocks[0], blocks[-1] + 1)):
+            return slice(blocks[0] * size, blocks[0] * size + end)
+        return torch.tensor(self._slot_numbers(sequence, 0, end))
+
+    def _slot_numbers(self, sequence: Sequence, start: int, end: int) -> list[int]:
+        table, size = sequence.table, self.blocks.block_tokens
+        assert table is not None
+        return [table.blocks[at // size] * size + at % size for at in range(start, end)]
+
+    def _postprocess(self, work: list[Work], scores: Tensor) -> list[Event]:
+        events: list[Event] = []
+        row = 0
+        now_s = self._clock()
+        for piece in work:
+            sequence = piece.sequence
+            sequence.computed += piece.count
+            assert sequence.table is not None
+            self.blocks.commit(sequence.table, sequence.ids, sequence.computed)
+            if sequence.computed == len(sequence.ids):
+                events += self._extend(sequence, scores[row], now_s)
+                row += 1
+        return events
+
+    def _extend(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
+        """Choose the sequence's next token and tell of it."""
+        request = sequence.request
+        row = scores.numpy()
+        try:
+            sampler.require_numbers(row)
+        except sampler.NotNumbers as error:
+            return [self._finish(sequence, "error", str(error))]
+        if sequence.matcher is not None:
+            row = row.copy()
+            row[~sequence.matcher.allowed()] = float("-inf")
+        seed = self._seeds[request.id]
+        token_id = sampler.choose(row, request.sampling, seed, sequence.output_tokens, sequence.said)
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+        sequence.ids.append(token_id)
+        sequence.said[token_id] += 1
+        self.output_tokens += 1
+        if sequence.matcher is not None:
+            sequence.matcher.advance(token_id)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if request.top_logprobs is not None:
+            logprobs = (sampler.logprobs_of(scores, token_id, request.top_logprobs),)
+        return self._tell(sequence, token_id, logprobs)
+
+    def _tell(self, sequence: Sequence, token_id: int, logprobs: tuple[TokenLogprob, ...]) -> list[Event]:
+        request, stream = sequence.request, sequence.stream
+        assert stream is not None
+        ended = token_id in self.decoder.shape.end_ids and not request.ignore_end
+        if ended:
+            return [self._finish(sequence, "stop", text=stream.finish())]
+        text = stream.push(token_id)
+        delta = Delta(request.id, text, (token_id,), logprobs)
+        if stream.stopped_by is not None:
+            return [delta, self._finish(sequence, "stop")]
+        if sequence.output_tokens >= request.max_tokens:
+            return [delta, self._finish(sequence, "length", text=stream.finish())]
+        return [delta]
+
+    def _finish(self, sequence: Sequence, reason: Ending, message: str = "", text: str = "") -> Finished:
+        request, now_s = sequence.request, self._clock()
+        if sequence.table is not None and reason in ("stop", "length"):
+            self.blocks.commit(sequence.table, sequence.ids, sequence.computed, ends_turn=True)
+        self.scheduler.remove(sequence)
+        del self._sequences[request.id], self._seeds[request.id]
+        usage = sequence.usage
+        usage.output_tokens = sequence.output_tokens
+        started_s = sequence.started_s if sequence.started_s is not None else now_s
+        first_s = sequence.first_token_s if sequence.first_token_s is not None else now_s
+        usage.prefill_s, usage.decode_s = first_s - started_s, now_s - first_s
+        if reason in ("stop", "length"):
+            self.lengths.learn(request, usage.output_tokens)
+        return Finished(request.id, reason, text, message, usage)

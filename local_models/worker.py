@@ -1,0 +1,146 @@
+"""An engine in a thread of its own, spoken to from an asyncio loop.
+
+The loop never computes and the engine's thread never waits for a client: requests and cancellations go over
+as messages, events come back in one wake-up a step. When the engine itself fails, every open request ends
+with an error, later ones are refused, and `dead` tells the supervisor of the process to start a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
+
+from local_models.engine import Engine
+from local_models.errors import EngineDead
+from local_models.request import Event, Finished, Request
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Worker:
+    """Owns one engine and the thread that steps it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.dead: BaseException | None = None
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._inboxes: dict[str, asyncio.Queue[Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; call inside the loop that will read the answers."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in; open requests end as cancelled."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events, the last of them `Finished`; leaving early cancels it.
+
+        Raises `RequestRefused`, `EngineFull` or `EngineDead` before the first event.
+        """
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._inboxes[request.id] = inbox
+        finished = False
+        try:
+            await self.ask(lambda: self.engine.add(request))
+            while not finished:
+                event = await inbox.get()
+                finished = isinstance(event, Finished)
+                yield event
+        finally:
+            del self._inboxes[request.id]
+            if not finished:
+                self._post(lambda: self._tell(self.engine.cancel(request.id)))
+
+    async def ask(self, job: Callable[[], T]) -> T:
+        """Run `job` in the engine's thread between two steps."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                value = job()
+            except Exception as error:
+                loop.call_soon_threadsafe(_settle, answer, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, answer, value, None)
+
+        self._post(run)
+        return await answer
+
+    def _post(self, job: Callable[[], None]) -> None:
+        if self.dead is not None or self._stopping:
+            raise EngineDead("the engine has stopped")
+        with self._wake:
+            self._jobs.append(job)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                while self._jobs:
+                    self._jobs.popleft()()
+                if self.engine.busy:
+                    self._tell(self.engine.step())
+        except BaseException as error:  # whatever it was, the clients must hear of it
+            _log.exception("the engine failed")
+            self.dead = error
+        self._end_all("error" if self.dead else "cancelled")
+
+    def _wait(self) -> bool:
+        with self._wake:
+            while not (self._jobs or self.engine.busy or self._stopping):
+                self._wake.wait()
+        return not self._stopping
+
+    def _tell(self, events: list[Event]) -> None:
+        assert self._loop is not None
+        if events:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            inbox = self._inboxes.get(event.request_id)
+            if inbox is not None:
+                inbox.put_nowait(event)
+
+    def _end_all(self, reason: str) -> None:
+        assert self._loop is not None
+        message = f"the engine has stopped: {self.dead}" if self.dead else "the engine is stopping"
+        ending = "error" if reason == "error" else "cancelled"
+
+        def end() -> None:
+            for request_id, inbox in self._inboxes.items():
+                inbox.put_nowait(
+                    Finished(request_id, "error" if ending == "error" else "cancelled", "", message)
+                )
+
+        try:
+            self._loop.call_soon_threadsafe(end)
+            while self._jobs:
+                self._jobs.popleft()
+        except RuntimeError:  # the loop is closed: nobody is left to hear
+            pass
+
+
+def _settle(answer: asyncio.Future[T], value: T | None, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(value)  # type: ignore[arg-type]
