@@ -2,9 +2,9 @@
 
 One query per decision that a model answered and somebody scored; one outcome per model that answered it and
 has a score. What the score is: of several feedbacks on one decision the most trusted source counts (user,
-then check, then judge, then any other), and of one source the latest that has a score. A rung of a cascade that was
-not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left out: no model was
-called.
+then check, then judge, then any other), and of one source the latest that has a score. A rung of a cascade
+that was not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left out: no
+model was called.
 
 The propensity of an outcome is that of the decision where its model was planned; a fallback's is unknown,
 since nothing chose it. Train and test are told apart by a hash of the text (or vector), so that equal queries

@@ -35,6 +35,13 @@ def seal(buffer: bytearray) -> None:
     HEADER.pack_into(buffer, 0, MARKER, len(buffer) - HEADER_BYTES, crc)
 
 
+def framed(payload: bytes) -> bytes:
+    """A payload with its header."""
+    buffer = bytearray(HEADER_BYTES) + payload
+    seal(buffer)
+    return bytes(buffer)
+
+
 def read_frames(data: bytes, *, final: bool, base: int = 0) -> Iterator[Frame]:
     """Frames of `data`, whose first byte lies at `base` in the file.
 

@@ -177,7 +177,7 @@ class KeyRecord(_Record, frozen=True, tag="key.1"):
     id: str
     name: str
     key_hash: str
-    """hash_key(plaintext)."""
+    """gateway.keys.hash_key(plaintext)."""
     prefix: str
     """First characters, to tell keys apart in a list."""
     created_s: float

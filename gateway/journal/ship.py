@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from gateway.journal.frames import SUFFIX, Frame, read_frames
+from gateway.journal.frames import SUFFIX, Frame, framed, read_frames
 from gateway.journal.record import Record
 from gateway.journal.spool import spooled_bytes
 from gateway.journal.tables import spool_offsets
@@ -190,12 +190,15 @@ def decode_record(payload: bytes) -> Record | None:
 
 
 def _quarantine(segment: Path, frames: Sequence[Frame]) -> None:
-    """Keeps what can't be shipped. A pass repeated after a crash may write it twice."""
+    """Keeps what can't be shipped, whole records framed: renamed to .seg, a later release can ship them.
+
+    A pass repeated after a crash may write it twice.
+    """
     if not frames:
         return
     with segment.with_suffix(".bad").open("ab") as file:
         for frame in frames:
-            file.write(frame.payload)
+            file.write(frame.payload if frame.damaged else framed(frame.payload))
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,7 +5,6 @@ Every question is answered from an index or from the counters, none by reading a
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,11 +69,6 @@ class RouterVersion:
     artifact: str = ""
     checksum: str = ""
     metrics: dict[str, object] | None = None
-
-
-def hash_key(plaintext: str) -> str:
-    """What is kept of a key: SHA-256, enough for random keys of 128 bits and more."""
-    return hashlib.sha256(plaintext.encode()).hexdigest()
 
 
 def open_store(url: str, *, keep_days: float = 30.0) -> Store:

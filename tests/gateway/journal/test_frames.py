@@ -3,14 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.journal.frames import HEADER_BYTES, MARKER, read_frames, seal
-
-
-def framed(payload: bytes) -> bytes:
-    buffer = bytearray(HEADER_BYTES) + payload
-    seal(buffer)
-    return bytes(buffer)
-
+from gateway.journal.frames import MARKER, framed, read_frames
 
 payloads = st.lists(st.binary(max_size=40) | st.just(MARKER * 3), max_size=8)
 

@@ -13,9 +13,10 @@ from gateway.journal.record import (
     Record,
     ResponseRecord,
 )
-from gateway.journal.store import DecisionFilter, RouterVersion, Store, hash_key
+from gateway.journal.store import DecisionFilter, RouterVersion, Store
 from gateway.journal.tables import decisions
 from gateway.journal.write import write_records
+from gateway.keys import hash_key
 from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
 
 
