@@ -1,4 +1,4 @@
-"""The official clients read our streams: their own parsers and accumulators, only the transport is replaced."""
+"""The official clients read our streams: their own parsers and accumulators, with a transport of ours."""
 
 from __future__ import annotations
 
