@@ -76,7 +76,7 @@ class Engine:
             most_waiting=self.options.most_waiting,
         )
         self._pool = decoder.new_pool(blocks.count * blocks.block_tokens)
-        self._grammars = Grammars(codec)
+        self._grammars = Grammars(codec, decoder.shape.vocabulary, decoder.shape.end_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds: dict[str, int] = {}
         self.steps = 0

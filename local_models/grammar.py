@@ -19,10 +19,12 @@ ANY_OBJECT = json.dumps({"type": "object"})
 
 
 class Grammars:
-    """Compiles schemas for one tokenizer."""
+    """Compiles schemas for one tokenizer; `vocabulary` is the length of the model's rows of scores."""
 
-    def __init__(self, codec: TextCodec) -> None:
+    def __init__(self, codec: TextCodec, vocabulary: int, end_ids: tuple[int, ...]) -> None:
         self._codec = codec
+        self._vocabulary = vocabulary
+        self._end_ids = end_ids
         self._tokenizer: Any = None
 
     def matcher(self, schema: str) -> Matcher:
@@ -36,17 +38,32 @@ class Grammars:
                 param="response_format",
             ) from error
         if self._tokenizer is None:
-            self._tokenizer = llguidance.LLTokenizer(self._codec.tokenizer.to_str())
+            self._tokenizer = self._new_tokenizer(llguidance)
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
                 schema, defaults={"whitespace_flexible": False}
             )
-            matcher = llguidance.LLMatcher(self._tokenizer, grammar)
         except ValueError as error:
             raise _refusal(str(error)) from error
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise _refusal(matcher.get_error())
-        return Matcher(matcher, self._tokenizer.vocab_size)
+        return Matcher(matcher, self._vocabulary)
+
+    def _new_tokenizer(self, llguidance: Any) -> Any:
+        if not self._end_ids:
+            raise RequestRefused(
+                "a model without an end token cannot end a structured answer",
+                code="unsupported_value",
+                param="response_format",
+            )
+        ends = list(self._end_ids)
+        try:
+            return llguidance.LLTokenizer(self._codec.tokenizer.to_str(), self._vocabulary, ends)
+        except ValueError:
+            # It knows byte-level and sentencepiece decoders; others are described token by token.
+            wrapper = llguidance.TokenizerWrapper(_Described(self._codec, self._vocabulary, ends[0]))
+            return llguidance.LLTokenizer(wrapper, self._vocabulary, ends)
 
 
 class Matcher:
@@ -64,6 +81,20 @@ class Matcher:
     def advance(self, token_id: int) -> None:
         """Take a chosen token."""
         self._matcher.consume_token(token_id)
+
+
+class _Described:
+    """A tokenizer as the list of its tokens' bytes."""
+
+    def __init__(self, codec: TextCodec, vocabulary: int, end_id: int) -> None:
+        self._codec = codec
+        self.eos_token_id = end_id
+        self.bos_token_id = None
+        self.tokens = [codec.token(i).encode() if i < codec.size else b"" for i in range(vocabulary)]
+        self.special_token_ids = codec.special_ids
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._codec.encode(text.decode() if isinstance(text, bytes) else text)
 
 
 def _refusal(reason: str) -> RequestRefused:

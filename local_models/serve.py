@@ -106,6 +106,10 @@ class App:
             await started.fail(status, body)
         except _ClientGone:
             pass
+        except Exception:
+            _log.exception("a request failed")
+            status, body = wire.error_json(LocalModelError("an internal error; the log says more"))
+            await started.fail(status, body)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -508,20 +512,39 @@ def main() -> None:
     where.add_argument("--uds", type=Path, help="path of the Unix socket")
     where.add_argument("--port", type=int, help="TCP port")
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
     parser.add_argument(
         "--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped'
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
-    parser.add_argument("--kv-tokens", type=int, default=EngineOptions().kv_tokens, help="per model")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
+    parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(_OPTIONS)}")
+    for name in _ENGINE_OPTIONS:
+        kind = type(getattr(EngineOptions(), name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    parser.add_argument("--threads", type=int, help="torch's threads; default 1")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO)
-    torch.set_num_threads(arguments.threads)
-    options = EngineOptions(kv_tokens=arguments.kv_tokens, dtype=arguments.dtype)
-    folders = arguments.models or shipped_models()
-    models = {name: Served(name, Path(folder), options) for name, folder in folders.items()}
-    asyncio.run(_run(App(models), arguments))
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+        app = _app({**arguments.options, **given})
+    except LocalModelError as error:
+        parser.exit(2, f"{error}\n")
+    asyncio.run(_run(app, arguments))
+
+
+_ENGINE_OPTIONS = ("kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype")
+_OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
+
+
+def _app(options: dict[str, Any]) -> App:
+    """The application the options describe; those that are None keep their defaults."""
+    unknown = options.keys() - set(_OPTIONS)
+    if unknown:
+        raise LocalModelError(f"unknown options {', '.join(sorted(unknown))}; known: {', '.join(_OPTIONS)}")
+    torch.set_num_threads(options.get("threads") or 1)
+    chosen = {name: options[name] for name in _ENGINE_OPTIONS if options.get(name) is not None}
+    engine_options = EngineOptions(**chosen)
+    folders = options.get("models") or shipped_models()
+    return App({name: Served(name, Path(folder), engine_options) for name, folder in folders.items()})
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ class TextCodec:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self.config = _read_config(folder)
-        self._special = {
-            token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special
-        }
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special_ids = [token_id for token_id, token in added.items() if token.special]
+        self._special = {added[token_id].content for token_id in self.special_ids}
         source = _chat_template(folder, self.config)
         self._template = _environment().from_string(source) if source else None
 
