@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -15,9 +16,11 @@ help:  ## this list
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet "$$(sed -nE 's/^(uv==[0-9.]+).*/\1/p' requirements.lock)"
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock \
+	  || $(PIP) install --quiet --require-hashes -r requirements.lock  # an index of one's own is known to pip only
+	$(PIP) install --quiet --no-deps --no-compile torch==2.13.0
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 servers:  # Redis, PostgreSQL and nginx for the tests, from Debian's packages

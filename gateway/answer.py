@@ -96,7 +96,11 @@ class Answering:
         if call.wishes.models:
             route = s.book.narrow(route, call.wishes.models)
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
-        money = await s.ledger.hold(caller.accounts + route.accounts, self.worst(call, route))
+        try:
+            money = await s.ledger.hold(caller.accounts + route.accounts, self.worst(call, route))
+        except HeadgateError:
+            taken.correct(0, s.now())
+            raise
         s.metrics.opened()
         return Exchange(call, caller, route, s.ids.new("dec"), money, taken)
 

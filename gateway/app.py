@@ -7,18 +7,23 @@ import time
 from collections.abc import Callable
 
 from cache.flight import Flight
+from cache.link import Link
 from cache.memory import MemoryStore
+from cache.redis import RedisStore
+from cache.store import Store
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
+from gateway.budgets import open_ledger
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
 from gateway.journal.spool import Spool, spool_dir
-from gateway.journal.store import Store, open_store
+from gateway.journal.store import Store as Journal
+from gateway.journal.store import open_store
 from gateway.keys import Keyring
-from gateway.ledger import MemoryLedger
+from gateway.ledger_redis import RedisLedger
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider, open_provider
@@ -50,7 +55,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     metrics = Metrics()
     metrics.watch_fleet(fleet, now)
     metrics.watch("headgate_pool_connections", lambda: pool_connections(providers))
-    ledger = MemoryLedger(clock)
+    ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
     timeouts = Timeouts(config.server.first_byte_timeout_s, config.server.stall_timeout_s)
@@ -67,7 +72,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=RouteBook(config, open_routers(config, current.settings)),
         fleet=fleet,
         featurizer=shipped_featurizer,
-        shelf=Shelf(MemoryStore(config.server.cache_bytes), Flight(), {}),
+        shelf=Shelf(open_cache(config), Flight(), {}),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, directory, store, clock),
         spool=spool,
@@ -76,8 +81,16 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
+        chores=[ledger.run] if isinstance(ledger, RedisLedger) else [],
         index=index,
     )
+
+
+def open_cache(config: Config) -> Store:
+    """This process's memory, or the Redis that all replicas share."""
+    if config.storage.redis_url:
+        return RedisStore(Link(str(config.storage.redis_url)))
+    return MemoryStore(config.server.cache_bytes)
 
 
 def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
@@ -109,6 +122,10 @@ async def close(services: Services) -> None:
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
     await services.shelf.store.close()
+    if isinstance(services.ledger, RedisLedger):
+        await services.ledger.close()
+    if services.tracing is not None:
+        services.tracing.close()
     services.spool.close()
 
 
@@ -120,11 +137,11 @@ def pool_connections(providers: dict[str, Provider]) -> dict[tuple[str, ...], fl
     return found
 
 
-def lazily(make: Callable[[], Store]) -> Callable[[], Store]:
+def lazily(make: Callable[[], Journal]) -> Callable[[], Journal]:
     """Made when first asked for: a worker whose database is away starts all the same."""
-    made: list[Store] = []
+    made: list[Journal] = []
 
-    def get() -> Store:
+    def get() -> Journal:
         if not made:
             made.append(make())
         return made[0]

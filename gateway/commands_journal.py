@@ -74,11 +74,11 @@ def export(
     shipper.try_pass()
     shipper.close()
     since_s = time.time() - since_hours * 3600 if since_hours else 0.0
-    counts = write(store, out, since_s=since_s, route=route)
+    done = write(chosen.storage.url, out, since_s=since_s, route=route)
     if json:
-        _print_json(counts)
+        _print_json(msgspec.to_builtins(done))
     else:
-        typer.echo(f"{out}: {counts}")
+        typer.echo(f"{out}: {done}")
 
 
 def versions(

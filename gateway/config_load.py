@@ -93,7 +93,11 @@ def embedded() -> Config:
     return Config(
         providers=[ProviderConfig(name="home", kind="local")],
         models=[small, large],
-        routes=[RouteConfig(name="auto", models=["tiny-small", "tiny-large"])],
+        routes=[
+            RouteConfig(
+                name="auto", models=["tiny-small", "tiny-large"], cascade="confidence", accept_at=0.9, cache="exact"
+            )
+        ],
     )
 
 

@@ -87,6 +87,11 @@ class Keyring:
         """No key exists, so this machine may call without one."""
         return not self._master and not self._callers
 
+    @property
+    def callers(self) -> Iterable[Caller]:
+        """Everyone with a key of their own."""
+        return self._callers.values()
+
     def reload(self) -> None:
         """Read the database's keys again; requests see the old snapshot or the new one, never a mix."""
         stored = {record.key_hash: _stored_caller(record, self._tenants) for record in self._load()}

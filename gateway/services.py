@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,5 +102,7 @@ class Services:
     metrics: Metrics
     tracing: Tracing | None
     current: Current
+    chores: list[Callable[[], Coroutine[None, None, None]]]
+    """What must run beside the requests."""
     index: int
     """Which worker this is."""

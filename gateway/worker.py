@@ -10,14 +10,19 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy
 import uvicorn
 import uvloop
 
 from gateway.app import build, close, reload
 from gateway.asgi import App
+from gateway.budgets import restore
 from gateway.config import Config, Server
 from gateway.config_load import load
 from gateway.errors import ConfigError
@@ -44,11 +49,16 @@ def main() -> None:
 async def work(config: Config, index: int) -> None:
     """Serve until SIGTERM; in-flight requests and streams are finished first."""
     app = build(config, index)
-    server = uvicorn.Server(server_config(app, config.server))
+    server = _Server(server_config(app, config.server))
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, drain, app, server)
+    await asyncio.to_thread(restore_spending, app)
     chores = [
         asyncio.create_task(follow_settings(app)),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
+        *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
     # What was made at start lives as long as the process: the collector need never look at it again.
     gc.collect()
@@ -60,6 +70,28 @@ async def work(config: Config, index: int) -> None:
         for chore in chores:
             chore.cancel()
         await close(app.services)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn raises them again at its end, before we have closed anything."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def drain(app: App, server: uvicorn.Server) -> None:
+    """Accept nothing new, finish what is under way; a second signal doesn't wait for it."""
+    server.force_exit = app.draining
+    app.draining = server.should_exit = True
+
+
+def restore_spending(app: App) -> None:
+    """Budgets go on where they were. A database that is away costs a warning, not the start."""
+    try:
+        restore(app.services)
+    except (OSError, ConfigError, sqlalchemy.exc.SQLAlchemyError) as error:
+        log.warning("budgets start at nothing, the journal can't be read: %s", error)
 
 
 def server_config(app: App, server: Server) -> uvicorn.Config:

@@ -1,0 +1,44 @@
+"""Where budgets are kept, and how they go on after a restart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from redis import asyncio as aioredis
+
+from gateway.config import Config
+from gateway.journal.lookup import spend_since
+from gateway.ledger import Account, MemoryLedger, period_start
+from gateway.ledger_redis import RedisLedger
+from gateway.services import Services
+
+
+def open_ledger(config: Config, clock: Callable[[], float]) -> MemoryLedger | RedisLedger:
+    """In this process, or shared by all replicas where the configuration names a Redis."""
+    if not config.storage.redis_url:
+        return MemoryLedger(clock)
+    return RedisLedger(aioredis.Redis.from_url(str(config.storage.redis_url)), clock=clock)
+
+
+def restore(services: Services) -> None:
+    """What each budget's period has cost so far, from the journal and what is still in spools. Blocks."""
+    accounts = {account for caller in services.keyring.callers for account in caller.accounts}
+    accounts |= {account for route in services.book.routes.values() for account in route.accounts}
+    if accounts and isinstance(services.ledger, MemoryLedger):
+        services.ledger.restore(spent(services, accounts))
+
+
+def spent(services: Services, accounts: Iterable[Account]) -> dict[str, int]:
+    by_start = defaultdict(list)
+    for account in accounts:
+        by_start[period_start(account.period, services.clock())].append(account.id)
+    found: dict[str, int] = {}
+    for start_s, ids in by_start.items():
+        totals: dict[str, int] = defaultdict(int)
+        for row in spend_since(services.store(), services.spool_dir, start_s):
+            for kind in ("tenant", "route"):
+                totals[f"{kind}:{row[kind]}"] += row["cost_nanousd"]
+            totals[f"key:{row['key_id']}"] += row["cost_nanousd"]
+        found |= {id: totals[id] for id in ids if totals[id]}
+    return found
