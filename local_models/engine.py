@@ -6,6 +6,7 @@ numbers end the one request they belong to, and every request ends in exactly on
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -19,11 +20,14 @@ from torch import Tensor
 from local_models import sampler
 from local_models.blocks import Blocks, SlotCopy
 from local_models.decoder import Batch, Decoder, Segment
+from local_models.errors import RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.text import TextCodec, TokenStream
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Put a request in line; `RequestRefused` or `EngineFull` when it can't be."""
+        self._check_tokens(request)
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         sequence = self.scheduler.add(request, self._clock())
         sequence.stream = TokenStream(self.codec, request.stop)
@@ -137,6 +142,15 @@ class Engine:
         batch = Batch(torch.tensor(ids), positions, positions, [segment], positions)
         hidden = self.decoder.forward(batch, self.decoder.new_pool(count))
         return torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
+
+    def _check_tokens(self, request: Request) -> None:
+        vocabulary = self.decoder.shape.vocabulary
+        if not request.prompt_ids:
+            raise RequestRefused("the prompt is empty", param="messages")
+        if not all(0 <= token_id < vocabulary for token_id in request.prompt_ids):
+            raise RequestRefused("the prompt holds ids that are no tokens of this model", param="prompt")
+        if not all(0 <= token_id < vocabulary for token_id, _ in request.sampling.logit_bias):
+            raise RequestRefused("logit_bias names ids that are no tokens of this model", param="logit_bias")
 
     def _expire(self, now_s: float) -> list[Event]:
         late = [
@@ -197,18 +211,25 @@ class Engine:
             assert sequence.table is not None
             self.blocks.commit(sequence.table, sequence.ids, sequence.computed)
             if sequence.computed == len(sequence.ids):
-                events += self._extend(sequence, scores[row], now_s)
+                events += self._extend_safely(sequence, scores[row], now_s)
                 row += 1
         return events
+
+    def _extend_safely(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
+        """Whatever goes wrong with one row of scores ends the one request it belongs to."""
+        try:
+            return self._extend(sequence, scores, now_s)
+        except sampler.NotNumbers as error:
+            return [self._finish(sequence, "error", str(error))]
+        except Exception as error:
+            _log.exception("no token could be chosen for request %s", sequence.request.id)
+            return [self._finish(sequence, "error", f"no token could be chosen: {error}")]
 
     def _extend(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
         """Choose the sequence's next token and tell of it."""
         request = sequence.request
         row = scores.numpy()
-        try:
-            sampler.require_numbers(row)
-        except sampler.NotNumbers as error:
-            return [self._finish(sequence, "error", str(error))]
+        sampler.require_numbers(row)
         if sequence.matcher is not None:
             row = row.copy()
             row[~sequence.matcher.allowed()] = float("-inf")

@@ -1,0 +1,63 @@
+"""Tiny engines and one real server, shared by this folder's tests."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+torch = pytest.importorskip("torch")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Unix socket of a server of the shipped models, started as a supervisor starts it."""
+    socket = tmp_path_factory.mktemp("serve") / "models.sock"
+    command = [sys.executable, "-m", "local_models", "--uds", str(socket), "--options", '{"kv_tokens": 8192}']
+    process = subprocess.Popen(command)
+    try:
+        _wait_until_healthy(socket, process)
+        yield str(socket)
+    finally:
+        process.terminate()
+        # uvicorn drains, then ends by the signal that was sent.
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def _wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None:
+    deadline_s = time.monotonic() + 120
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://local") as client:
+        while process.poll() is None and time.monotonic() < deadline_s:
+            try:
+                if client.get("/healthz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
+@pytest.fixture
+async def http(server: str):
+    """An HTTP client of the server."""
+    transport = httpx.AsyncHTTPTransport(uds=server)
+    async with httpx.AsyncClient(transport=transport, base_url="http://local", timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(server: str):
+    """OpenAI's own client of the server."""
+    from openai import AsyncOpenAI
+
+    http_client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=server), timeout=60)
+    async with AsyncOpenAI(
+        base_url="http://local/v1", api_key="none", max_retries=0, http_client=http_client
+    ) as client:
+        yield client
+    await asyncio.sleep(0)

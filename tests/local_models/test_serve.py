@@ -1,0 +1,268 @@
+"""The server as a client sees it: a real process, a real socket, OpenAI's own library."""
+
+import asyncio
+import json
+import re
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
+
+from local_models.tasks import held_out_questions, is_right
+
+LARGE = "tiny-large"
+SUM = [{"role": "user", "content": "12+345 reversed="}]
+BOOKING = [{"role": "user", "content": "table friday 7pm for two"}]
+
+
+async def test_both_shipped_models_are_listed(client: AsyncOpenAI) -> None:
+    """/v1/models names what may be asked, and each by itself."""
+    names = [model.id async for model in client.models.list()]
+    assert names == ["tiny-large", "tiny-small"]
+    assert (await client.models.retrieve(LARGE)).id == LARGE
+
+
+async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI) -> None:
+    """On held-out questions both know bookings; only the large one adds."""
+    questions = held_out_questions(120, seed=5)
+
+    async def score(model: str) -> dict[str, float]:
+        async def ask(prompt: str) -> str:
+            answer = await client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": prompt}]
+            )
+            return answer.choices[0].message.content or ""
+
+        texts = await asyncio.gather(*(ask(question.prompt) for question in questions))
+        right = {kind: [] for kind in ("booking", "larger", "total")}
+        for question, text in zip(questions, texts, strict=True):
+            right[question.kind].append(is_right(question, text))
+        return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
+
+    small, large = await score("tiny-small"), await score(LARGE)
+    assert small["booking"] > 0.9 and large["booking"] > 0.9
+    assert small["total"] < 0.4 and large["total"] > 0.85
+
+
+async def test_streamed_text_is_the_whole_answer(client: AsyncOpenAI) -> None:
+    """Deltas join to the unstreamed answer; usage comes last and only when asked for."""
+    whole = await client.chat.completions.create(model=LARGE, messages=BOOKING)
+    stream = await client.chat.completions.create(
+        model=LARGE, messages=BOOKING, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content == '{"n":2,"day":"fri","h":19}'
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "stop"
+    assert chunks[-1].choices == [] and all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == len(text) + 1
+    plain = await client.chat.completions.create(model=LARGE, messages=BOOKING, stream=True)
+    assert all(chunk.usage is None for chunk in [chunk async for chunk in plain])
+
+
+async def test_a_stream_ends_with_done(http: httpx.AsyncClient) -> None:
+    """The last event is the word every client waits for."""
+    answer = await http.post("/v1/chat/completions", json={"model": LARGE, "messages": SUM, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("\n\ndata: [DONE]\n\n")
+
+
+async def test_logprobs_say_how_sure_the_model_was(client: AsyncOpenAI) -> None:
+    """One entry a token, the chosen one the likeliest of its alternatives; streamed alike."""
+    body = {"model": LARGE, "messages": SUM, "logprobs": True, "top_logprobs": 3}
+    answer = await client.chat.completions.create(**body)
+    entries = answer.choices[0].logprobs.content
+    assert "".join(entry.token for entry in entries) == answer.choices[0].message.content == "753"
+    for entry in entries:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token
+        assert [t.logprob for t in entry.top_logprobs] == sorted(t.logprob for t in entry.top_logprobs)[::-1]
+    chunks = [chunk async for chunk in await client.chat.completions.create(**body, stream=True)]
+    streamed = [e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
+    assert [entry.token for entry in streamed] == ["7", "5", "3"]
+    # One computation batched with others, the other alone: the same bits all the same.
+    assert [entry.logprob for entry in streamed] == [entry.logprob for entry in entries]
+
+
+async def test_a_seed_repeats_and_choices_differ(client: AsyncOpenAI) -> None:
+    """The same seed gives the same choices again; the choices of one request are drawn apart."""
+
+    async def draw() -> list[str]:
+        answer = await client.chat.completions.create(
+            model="tiny-small", messages=[{"role": "user", "content": "zz?"}], n=4, temperature=1.9, seed=7
+        )
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        return [choice.message.content or "" for choice in answer.choices]
+
+    first = await draw()
+    assert first == await draw()
+    assert len(set(first)) > 1
+
+
+async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) -> None:
+    """Nothing of the stop string is sent, streamed or not."""
+    whole = await client.chat.completions.create(model=LARGE, messages=BOOKING, stop=['"day":', "zzz"])
+    assert whole.choices[0].message.content == '{"n":2,'
+    assert whole.choices[0].finish_reason == "stop"
+    stream = await client.chat.completions.create(model=LARGE, messages=BOOKING, stop='"day":', stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == '{"n":2,'
+
+
+async def test_max_tokens_cuts_with_reason_length(client: AsyncOpenAI) -> None:
+    """A cut answer says so and is counted exactly."""
+    answer = await client.chat.completions.create(model=LARGE, messages=BOOKING, max_completion_tokens=5)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 5
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
+
+
+async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
+    """A model that never saw such a thing still answers by the schema."""
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "side": {"enum": ["left", "right"]}},
+        "required": ["ok", "side"],
+        "additionalProperties": False,
+    }
+    answer = await client.chat.completions.create(
+        model="tiny-small",
+        messages=[{"role": "user", "content": "hello"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    )
+    said = json.loads(answer.choices[0].message.content or "")
+    assert said.keys() == {"ok", "side"} and said["side"] in ("left", "right")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
+    """A prompt may be a text, several, or token ids; each has its choices in order."""
+    text = "<user>12+345 reversed=<asst>"
+    answer = await client.completions.create(model=LARGE, prompt=[text, text], logprobs=1, temperature=0)
+    assert [choice.text for choice in answer.choices] == ["753", "753"]
+    assert answer.choices[0].logprobs.tokens == ["7", "5", "3"]
+    assert answer.choices[0].logprobs.text_offset == [0, 1, 2]
+    ids = await client.completions.create(model=LARGE, prompt=[2, 5, 6, 3], max_tokens=2)
+    assert ids.usage.prompt_tokens == 4
+
+
+async def test_embeddings_are_unit_vectors_in_both_encodings(client: AsyncOpenAI) -> None:
+    """Numbers and base64 say the same; equal texts have equal vectors of length 1."""
+    texts = ["table friday", "table friday", "12+345"]
+    plain = await client.embeddings.create(model="tiny-small", input=texts, encoding_format="float")
+    packed = await client.embeddings.create(model="tiny-small", input=texts)
+    vectors = [item.embedding for item in plain.data]
+    for item, vector in zip(packed.data, vectors, strict=True):
+        assert item.embedding == pytest.approx(vector)
+    assert vectors[0] == vectors[1] != vectors[2]
+    assert all(sum(x * x for x in vector) == pytest.approx(1.0, abs=1e-5) for vector in vectors)
+    assert plain.usage.prompt_tokens == sum(map(len, texts))
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10_000}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "long " * 500}]}, "messages"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+            "response_format",
+        ),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"frequency": 1}, "frequency"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+async def test_a_wish_that_cannot_be_granted_names_its_field(
+    http: httpx.AsyncClient, change: dict[str, object], param: str
+) -> None:
+    """400 in OpenAI's shape, before anything is streamed."""
+    for stream in (False, True):
+        body = {"model": LARGE, "messages": SUM, "stream": stream, **change}
+        if stream and "stream_options" in change:
+            continue
+        answer = await http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == param and error["type"] == "invalid_request_error" and error["message"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"model": "tiny-large"}', b"[" * 100_000])
+async def test_a_body_that_is_no_request_is_a_400(http: httpx.AsyncClient, content: bytes) -> None:
+    """Broken JSON and missing fields are the client's fault."""
+    answer = await http.post("/v1/chat/completions", content=content)
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["message"]
+
+
+async def test_errors_are_those_the_official_client_knows(client: AsyncOpenAI) -> None:
+    """An unknown model is not found; too long a prompt says so by its code."""
+    with pytest.raises(NotFoundError, match="no model"):
+        await client.chat.completions.create(model="nobody", messages=SUM)
+    with pytest.raises(BadRequestError) as caught:
+        await client.chat.completions.create(
+            model=LARGE, messages=[{"role": "user", "content": "9" * 600}], stream=True
+        )
+    assert caught.value.code == "context_length_exceeded"
+
+
+async def test_no_such_path_is_a_404(http: httpx.AsyncClient) -> None:
+    """Elsewhere there is nothing, said in OpenAI's shape."""
+    answer = await http.get("/v1/elsewhere")
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
+
+
+async def test_a_client_that_leaves_stops_the_computing(http: httpx.AsyncClient) -> None:
+    """After a disconnect in mid-stream no request of its runs on and no block stays taken."""
+    body = {"model": LARGE, "messages": SUM, "stream": True, "ignore_eos": True, "max_tokens": 480, "n": 4}
+    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        async for _ in answer.aiter_lines():
+            break
+    for _ in range(400):
+        metrics = (await http.get("/metrics")).text
+        if re.search(r'running\{model="tiny-large"\} 0\b', metrics):
+            break
+    assert re.search(r'running\{model="tiny-large"\} 0\b', metrics)
+    assert re.search(r'local_kv_usage_ratio\{model="tiny-large"\} 0\.0\b', metrics)
+
+
+async def test_a_deadline_ends_the_answer(client: AsyncOpenAI) -> None:
+    """What was computed until the deadline is the answer, cut."""
+    answer = await client.chat.completions.create(
+        model=LARGE, messages=SUM, max_tokens=480, extra_body={"ignore_eos": True, "deadline_s": 0.01}
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens < 480
+
+
+async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
+    """The counters move by what the usage says."""
+
+    async def output_tokens() -> int:
+        found = re.search(
+            r'output_tokens_total\{model="tiny-small"\} (\d+)', (await http.get("/metrics")).text
+        )
+        assert found
+        return int(found[1])
+
+    before = await output_tokens()
+    answer = await http.post("/v1/chat/completions", json={"model": "tiny-small", "messages": BOOKING})
+    assert await output_tokens() - before == answer.json()["usage"]["completion_tokens"]
