@@ -119,7 +119,9 @@ class ScriptedServer:
         seen.requests += 1
         seen.by_model[model] = seen.by_model.get(model, 0) + 1
         text = body[:RECENT_BYTES].decode("utf-8", "replace")
-        seen.recent.append({"path": path, "headers": headers, "model": model, "bytes": len(body), "body": text})
+        seen.recent.append(
+            {"path": path, "headers": headers, "model": model, "bytes": len(body), "body": text}
+        )
         del seen.recent[:-RECENT]
 
 

@@ -32,6 +32,8 @@ HTML = b"<html><body>502 Bad Gateway</body></html>"
 _ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
                 404: "not_found_error", 429: "rate_limit_error", 529: "overloaded_error"}  # fmt: skip
 _BEFORE_ANY_BYTE: dict[Fault, Act] = {"close": Act.CLOSE, "rst": Act.RESET, "silent": Act.STALL}
+_OF_TRANSPORT = ("cut", "cut_rst", "stall", "bad_chunk")
+"""Faults that end the stream where they strike; the others have changed the events already."""
 _PATHS = (("/chat/completions", "chat"), ("/completions", "completions"), ("/embeddings", "embeddings"),
           ("/messages/count_tokens", "count_tokens"), ("/messages", "messages"))  # fmt: skip
 
@@ -226,7 +228,7 @@ def _stream(step: Step, events: list[_Event]) -> Iterator[Frame]:
         start += b"\r\n" if framing == "eof" else b"transfer-encoding: chunked\r\n\r\n"
     pieces = [_chunk(piece) for piece in pieces] if framing == "chunked" else pieces
     frames = [*_paced(step, pieces[:place]), *_fault(step.fault)]
-    if not step.fault or step.fault in ("malformed", "no_done", "no_finish", "close_after", "extra_bytes"):
+    if place < len(pieces) and step.fault not in _OF_TRANSPORT:
         frames += [step.gap_s, *_paced(step, pieces[place:])]
     frames += _closing(step.fault, framing)
     yield from _joined([start, *frames]) if step.coalesce else [start, *frames]

@@ -28,6 +28,8 @@ from gateway.upstream.endpoint import client_context
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 LOOPS: list[type[asyncio.AbstractEventLoopPolicy]] = [asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy]
 
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the")
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
