@@ -46,7 +46,10 @@ class Child:
             while True:
                 started = time.monotonic()
                 self.process = await asyncio.create_subprocess_exec(
-                    *self.command, env={**os.environ, **self.environment}, stdin=asyncio.subprocess.DEVNULL
+                    *self.command,
+                    env={**os.environ, **self.environment},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=sys.stderr,
                 )
                 status = await self.process.wait()
                 ran_s = time.monotonic() - started

@@ -1,0 +1,135 @@
+"""`headgate serve` as an operator runs it: real processes, a managed upstream, keys made while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.live import free_port, served
+
+CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
+
+
+def write_config(folder: Path, *, master_key: str = "hg-master") -> tuple[Path, int, int]:
+    """A gateway over the managed scripted upstream; the data port and the admin port."""
+    port, admin_port = free_port(), free_port()
+    path = folder / "headgate.toml"
+    path.write_text(f"""
+[server]
+port = {port}
+admin_port = {admin_port}
+run_dir = "{folder}/run"
+drain_timeout_s = 10
+[storage]
+url = "sqlite:///{folder}/journal.db"
+[[providers]]
+name = "script"
+kind = "scripted"
+[providers.options.scripts]
+small = [{{ text = "a small answer" }}]
+slow = [{{ text = "one two three four", gap_s = 0.3 }}]
+[[models]]
+name = "small"
+provider = "script"
+input_usd_per_mtok = 0.1
+output_usd_per_mtok = 0.4
+[[models]]
+name = "slow"
+provider = "script"
+[[routes]]
+name = "auto"
+models = ["small"]
+router = "cheapest"
+[auth]
+master_key = "{master_key}"
+""")
+    return path, port, admin_port
+
+
+def headgate(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=60)
+
+
+async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path: Path) -> None:
+    """A key works within a second of `keys create` and stops within a second of `keys revoke`; explain shows its use."""
+    config, port, _ = write_config(tmp_path)
+    where = ("--config", str(config))
+    async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 401
+        made = json.loads((await asyncio.to_thread(headgate, "keys", "create", "app", "--json", *where)).stdout)
+        auth = {"authorization": f"Bearer {made['key']}"}
+        answer = await eventually(client, auth, 200)
+        assert answer.json()["choices"][0]["message"]["content"] == "a small answer"
+        told = await asyncio.to_thread(headgate, "explain", answer.headers["x-headgate-decision-id"], "--json", *where)
+        assert json.loads(told.stdout)["key_id"] == made["id"]
+        listed = await asyncio.to_thread(headgate, "keys", "list", *where)
+        assert made["key"] not in listed.stdout
+        await asyncio.to_thread(headgate, "keys", "revoke", made["id"], *where)
+        await eventually(client, auth, 401)
+
+
+async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> httpx.Response:
+    """Ask until the status is as it should be; a second is promised, ten are allowed on a busy machine."""
+    for _ in range(100):
+        answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+        if answer.status_code == status:
+            return answer
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still {answer.status_code}, not {status}")
+
+
+async def test_sigterm_lets_a_stream_end_and_leaves_no_process(tmp_path: Path) -> None:
+    """A stream in flight at SIGTERM arrives whole; afterwards nothing listens any more."""
+    config, port, _ = write_config(tmp_path, master_key="")
+    async with served(config) as process:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            body = {**CHAT, "model": "slow", "stream": True}
+            async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                chunks = answer.aiter_text()
+                text = await anext(chunks)
+                process.terminate()
+                text += "".join([chunk async for chunk in chunks])
+        await asyncio.wait_for(process.wait(), 20)
+    assert "four" in text and text.endswith("data: [DONE]\n\n")
+    assert process.returncode == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz")
+
+
+async def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
+    """Two gateways on one port: the second ends with the path of the setting and starts nothing."""
+    config, _, _ = write_config(tmp_path, master_key="")
+    async with served(config):
+        second = await asyncio.to_thread(headgate, "serve", "--config", str(config))
+    assert second.returncode == 2
+    assert "server.port" in second.stderr
+
+
+def test_the_base_install_imports_no_torch() -> None:
+    """Everything a worker imports to serve, without torch, transformers or scikit-learn."""
+    code = (
+        "import sys, gateway.worker, gateway.app\n"
+        "from gateway.config_load import embedded\n"
+        "gateway.app.build(embedded())\n"
+        "print(sorted(set(sys.modules) & {'torch', 'transformers', 'sklearn', 'pandas', 'pyarrow', 'scipy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
+    """Three faults in one file are three lines with three paths."""
+    path = tmp_path / "bad.toml"
+    path.write_text('[server]\nprot = 1\n[[routes]]\nname = "a"\nmodels = ["x"]\nfallback = ["a"]\n')
+    done = headgate("check-config", "--config", str(path), "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.returncode == 2
+    assert any("server.prot" in line for line in problems)
+    assert any("routes[0].models[0]" in line for line in problems)
+    assert any("fallback" in line for line in problems)
