@@ -77,14 +77,20 @@ class Live:
 def table(
     upstream_url: str, folder: Path, models: Sequence[str | Mapping[str, Any]], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A configuration as TOML would give it: provider `up` (OpenAI dialect) and `claude` (Anthropic's)."""
+    """A configuration as TOML would give it: provider `up` (OpenAI dialect) and `claude` (Anthropic's).
+
+    UPSTREAM in another provider's base URL stands for the scripted server's.
+    """
     base = {
         "server": {"run_dir": str(folder / "run"), **extra.get("server", {})},
         "storage": {"url": f"sqlite:///{folder}/journal.db", **extra.get("storage", {})},
         "providers": [
             {"name": "up", "kind": "openai", "base_url": upstream_url, "api_key": "${UP_KEY}"},
             {"name": "claude", "kind": "anthropic", "base_url": upstream_url, "api_key": "${UP_KEY}"},
-            *extra.get("providers", ()),
+            *(
+                {**provider, "base_url": provider.get("base_url", "").replace("UPSTREAM", upstream_url)}
+                for provider in extra.get("providers", ())
+            ),
         ],
         "models": [
             {"provider": "up", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0,

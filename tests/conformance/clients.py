@@ -1,0 +1,76 @@
+"""The official clients, sync and async behind one face, so that one test speaks for both.
+
+    sdk = Sdk("openai", "sync", url)
+    answer = await sdk.do("chat.completions.create", model=..., messages=...)
+    events = await sdk.events("chat.completions.create", model=..., messages=..., stream=True)
+    events, final = await sdk.helped("chat.completions.stream", "get_final_completion", model=..., messages=...)
+
+A sync client runs in a thread of its own, as the gateway lives in this event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import anthropic
+import openai
+
+MODES = ("async", "sync")
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Reading the machine's certificates for every client would cost more than the tests do."""
+_AZURE = {"api_version": "2024-10-21"}
+
+
+class Sdk:
+    """One client of one kind (openai, azure, anthropic) in one mode (async, sync)."""
+
+    def __init__(self, kind: str, mode: str, url: str, **options: Any) -> None:
+        self.is_async = mode == "async"
+        package: Any = anthropic if kind == "anthropic" else openai
+        name = {"openai": "OpenAI", "azure": "AzureOpenAI", "anthropic": "Anthropic"}[kind]
+        http = package.DefaultAsyncHttpxClient if self.is_async else package.DefaultHttpxClient
+        make = getattr(package, f"Async{name}" if self.is_async else name)
+        where = {"openai": {"base_url": url + "/v1"}, "anthropic": {"base_url": url},
+                 "azure": {"azure_endpoint": url, **_AZURE}}[kind]  # fmt: skip
+        defaults = {"api_key": "k", "max_retries": 0, "http_client": http(verify=_NO_TLS), **where}
+        self.client: Any = make(**{**defaults, **options})
+
+    def _find(self, path: str) -> Callable[..., Any]:
+        found = self.client
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found  # type: ignore[no-any-return]
+
+    async def do(self, path: str, *args: Any, **body: Any) -> Any:
+        """One call."""
+        method = self._find(path)
+        return await method(*args, **body) if self.is_async else await asyncio.to_thread(method, *args, **body)
+
+    async def events(self, path: str, **body: Any) -> list[Any]:
+        """A call with `stream=True`, read to its end."""
+        method = self._find(path)
+        if self.is_async:
+            return [event async for event in await method(**body)]
+        return await asyncio.to_thread(lambda: list(method(**body)))
+
+    async def helped(self, path: str, final: str, **body: Any) -> tuple[list[Any], Any]:
+        """A call of a stream helper: its events, and what its method `final` makes of them."""
+        method = self._find(path)
+        if self.is_async:
+            async with method(**body) as stream:
+                return [event async for event in stream], await getattr(stream, final)()
+
+        def read() -> tuple[list[Any], Any]:
+            with method(**body) as stream:
+                return list(stream), getattr(stream, final)()
+
+        return await asyncio.to_thread(read)
+
+    async def close(self) -> None:
+        if self.is_async:
+            await self.client.close()
+        else:
+            self.client.close()

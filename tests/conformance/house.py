@@ -1,0 +1,85 @@
+"""A gateway in front of every kind of provider, each of which serves the same scripted models.
+
+A model is called KIND/SCRIPT, for example `azure/tools`: ids that clients use may hold slashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.clients import Sdk
+from tests.live import Live, live
+
+PROVIDERS = {"openai": "up", "azure": "az", "azure-v1": "az1", "anthropic": "claude", "scripted": "play",
+             "local": "near"}  # fmt: skip
+"""Kind to provider's name; `azure-v1` is Azure's newer surface."""
+KINDS = tuple(PROVIDERS)
+WEATHER, TIME = {"city": "Bern", "days": 2}, {"zone": "CET"}
+SCRIPTS: dict[str, list[Mapping[str, Any]]] = {
+    "echo": [{}],
+    "tools": [{"tool_calls": [{"name": "weather", "arguments": WEATHER}, {"name": "time", "arguments": TIME}]}],
+    "says": [{"text": "Let me look.", "tool_calls": [{"name": "weather", "arguments": WEATHER}]}],
+    "long": [{"text": "one two three four five six seven eight"}],
+    "used": [{"text": "dear", "input_tokens": 100, "output_tokens": 7, "cached_tokens": 40}],
+}
+
+
+def names(kind: str, scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": f"{kind}/{script}", "provider": PROVIDERS[kind], "upstream_name": script, "logprobs": True}
+        for script in scripts
+    ]
+
+
+def other_providers() -> list[dict[str, Any]]:
+    root = "UPSTREAM".removesuffix("/v1")
+    return [
+        {"name": "az", "kind": "azure", "base_url": f"{root}/azure", "api_key": "${UP_KEY}"},
+        {"name": "az1", "kind": "azure", "base_url": f"{root}/openai/v1", "api_key": "${UP_KEY}"},
+        {"name": "play", "kind": "scripted", "base_url": root},
+        {"name": "near", "kind": "local", "base_url": root},
+    ]
+
+
+class House:
+    """A gateway with every kind of provider, and the clients opened on it."""
+
+    def __init__(self, gateway: Live) -> None:
+        self.gateway = gateway
+        self.url = gateway.url
+        self.sdks: list[Sdk] = []
+
+    def sdk(self, kind: str, mode: str = "async", **options: Any) -> Sdk:
+        sdk = Sdk(kind, mode, self.url, **options)
+        self.sdks.append(sdk)
+        return sdk
+
+    @property
+    def requests(self) -> int:
+        """That reached an upstream."""
+        return self.gateway.upstream.seen.requests
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What an upstream saw last: path, headers, body."""
+        return self.gateway.upstream.seen.recent[-1]
+
+
+@asynccontextmanager
+async def house(
+    folder: Path, scripts: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = KINDS, **extra: Any
+) -> AsyncIterator[House]:
+    """Whatever a test does: afterwards nothing is held, in flight or connected."""
+    table = scripts if scripts is not None else SCRIPTS
+    models = [model for kind in kinds for model in names(kind, table)]
+    async with live(folder, scripts=table, models=models, providers=other_providers(), **extra) as gateway:
+        built = House(gateway)
+        try:
+            yield built
+        finally:
+            for sdk in built.sdks:
+                await sdk.close()
+        await gateway.rest()
