@@ -21,11 +21,14 @@ from routers.types import Knobs
 KNOB_FIELD = "headgate"
 
 
+NO_KNOBS = Knobs()
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What one request asks of the gateway itself: `headgate` in the body, or x-headgate-* headers."""
 
-    knobs: Knobs = Knobs()
+    knobs: Knobs = NO_KNOBS
     models: tuple[str, ...] = ()
     cache: str = ""
     route: str = ""

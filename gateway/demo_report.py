@@ -25,6 +25,10 @@ class Sent:
     model: str
     cache: str
 
+    @property
+    def cached(self) -> bool:
+        return self.cache in ("hit", "shared")
+
     @classmethod
     def of(cls, question: Question, right: bool, took_s: float, headers: Mapping[str, str]) -> Sent:
         cost_usd, cache = float(headers["x-headgate-cost-usd"]), headers["x-headgate-cache"]
@@ -70,9 +74,8 @@ def _row(way: Way, base: Way, picks: NDArray[np.int64]) -> dict[str, Any]:
         "accuracy_difference": _interval(scores.mean() - base.scores().mean(), difference),
         "p50_s": float(np.quantile(took, 0.5)),
         "p95_s": float(np.quantile(took, 0.95)),
-        "large_share": float(np.mean([one.model == "tiny-large" and one.cache == "miss" or
-                                      one.model == "tiny-large" and one.cache == "off" for one in way.sent])),
-        "cache_hits": float(np.mean([one.cache in ("hit", "shared") for one in way.sent])),
+        "large_share": float(np.mean([one.model == "tiny-large" and not one.cached for one in way.sent])),
+        "cache_hits": float(np.mean([one.cached for one in way.sent])),
     }
 
 

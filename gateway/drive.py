@@ -163,9 +163,8 @@ class Run:
                 if not chunk:
                     break
                 data = flow.feed(chunk)
-            if flow.fault or not flow.finished:
-                if flow.end():
-                    raise fault_of(flow)
+            if not flow.finished and flow.end():
+                raise fault_of(flow)
             await _drain(response)
         except UpstreamError as error:
             response.cancel()

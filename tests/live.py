@@ -21,8 +21,8 @@ import uvicorn
 from gateway.app import build, close
 from gateway.asgi import App
 from gateway.config_load import parse
-from gateway.journal.record import DecisionRecord
 from gateway.journal.lookup import find_decision
+from gateway.journal.record import DecisionRecord
 from gateway.providers.scripted import ScriptedServer
 from gateway.services import Services
 from gateway.worker import server_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -60,8 +61,10 @@ def breakers(services: Services) -> list[Health]:
 async def metrics(request: Request, _: str) -> Answer:
     """All workers together: this one now, the others as they last said."""
     services = request.services
-    own = f"worker-{services.index}.metrics"
-    others = [
-        path.read_bytes() for path in Path(services.config.server.run_dir).glob("worker-*.metrics") if path.name != own
-    ]
+    others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
     return 200, [TEXT], merge([services.metrics.snapshot(), *others])
+
+
+def published(run_dir: Path, own: int) -> list[bytes]:
+    """What the other workers last said of themselves."""
+    return [path.read_bytes() for path in run_dir.glob("worker-*.metrics") if path.name != f"worker-{own}.metrics"]
