@@ -105,11 +105,7 @@ async def test_reads_every_framing(framing: str, stream: bool) -> None:
         response = await pool.send(HEAD, ask(stream=stream), timeout_s=5)
         body = await take_all(response)
         assert response.status == 200
-        assert (
-            body.endswith(b"data: [DONE]\n\n")
-            if stream
-            else json.loads(body)["usage"]["completion_tokens"] == 3
-        )
+        assert body.endswith(b"data: [DONE]\n\n") if stream else json.loads(body)["usage"]["completion_tokens"] == 3
         assert pool.in_use == 0
         await pool.aclose()
 
@@ -453,10 +449,10 @@ async def test_silence_inside_an_answer(stream: bool) -> None:
 
 async def test_a_slow_reader_is_not_a_stall() -> None:
     """Time the reader spends elsewhere does not count as the upstream's silence."""
-    async with ScriptedServer({"m": [{"text": "a b c d", "gap_s": 0.001}]}) as server:
+    async with ScriptedServer({"m": [{"text": "a", "gap_s": 0.1}]}) as server:
         pool = open_pool(server.url)
-        response = await pool.send(HEAD, ask(stream=True), timeout_s=0.02)
-        taken = await response.chunk(5)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=0.03)
+        taken = await response.chunk(0.03)
         await asyncio.sleep(0.05)
         assert (taken + await take_all(response, stall_s=1.0)).endswith(b"[DONE]\n\n")
         await pool.aclose()
@@ -565,6 +561,26 @@ async def test_cancel_leaves_the_upstream() -> None:
         await until(lambda: server.seen.disconnects == 1 and pool.stats.open == 0)
         with pytest.raises(UpstreamError):
             await take_all(response)
+        await pool.aclose()
+
+
+@pytest.mark.parametrize("fault", ["silent", "stall"])
+async def test_cancelling_the_task_leaves_the_upstream(fault: str) -> None:
+    """A task cancelled while it waits for the head or for a chunk takes its connection with it."""
+    async with ScriptedServer({"m": [{"fault": fault}]}) as server:
+        pool = open_pool(server.url)
+
+        async def client() -> None:
+            await take_all(await pool.send(HEAD, ask(stream=True), timeout_s=5))
+
+        task = asyncio.create_task(client())
+        await until(lambda: server.seen.requests == 1)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert pool.in_use == 0
+        await until(lambda: server.seen.disconnects == 1 and pool.stats.open == 0)
         await pool.aclose()
 
 
