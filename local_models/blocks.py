@@ -67,6 +67,12 @@ class Table:
     tail: Node | None = None
     """The tree's node that equals this sequence up to `committed` blocks; held, so that it stays."""
 
+    @property
+    def private(self) -> list[int]:
+        """Blocks that are the sequence's alone."""
+        shared = {node.block for node in self.nodes}
+        return [block for block in self.blocks if block not in shared]
+
 
 class Blocks:
     """The block map and the prefix tree of one pool."""
@@ -74,7 +80,7 @@ class Blocks:
     def __init__(
         self,
         count: int,
-        block_tokens: int = 16,
+        block_tokens: int = 64,
         *,
         alpha: float | None = 1.0,
         share: bool = True,
@@ -174,14 +180,12 @@ class Blocks:
 
     def release(self, table: Table) -> None:
         """Give up all of a table's blocks; those in the tree stay there until room is needed."""
-        kept = set()
+        private = table.private
         for node in table.nodes:
             node.users -= 1
             node.last_used = self._clock
-            kept.add(node.block)
-        for block in table.blocks:
-            if block not in kept:
-                self._return(block)
+        for block in private:
+            self._return(block)
         self._hold_tail(table, None)
         table.blocks, table.nodes = [], []
 
@@ -203,8 +207,7 @@ class Blocks:
         private: list[int] = []
         users: dict[int, int] = {}
         for table in tables:
-            shared = {node.block for node in table.nodes}
-            private += [block for block in table.blocks if block not in shared]
+            private += table.private
             for node in [*table.nodes, *([table.tail] if table.tail else [])]:
                 users[node.block] = users.get(node.block, 0) + 1
         assert len(private) == len(set(private)), "one block in two tables"

@@ -76,9 +76,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [single]
 
 
-def _read_file(
-    file: Path, wanted: dict[str, tuple[int, ...]], dtype: torch.dtype, device: str
-) -> dict[str, Tensor]:
+def _read_file(file: Path, wanted: dict[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     tensors = {}
     try:
         with safe_open(file, framework="pt", device=device) as weights:

@@ -14,30 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from local_models.attention import Attention, Pool, Segment
 from local_models.checkpoint import load_tensors
 from local_models.linear import Dense, Linear
 from local_models.shape import Shape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}
-
-
-@dataclass(slots=True)
-class Segment:
-    """One sequence's rows in the flat batch and the slots of its whole context.
-
-    `slots` is a slice where the sequence's blocks lie in a row, so attention reads them in place; otherwise
-    the indices to gather.
-    """
-
-    row: int
-    count: int
-    start: int
-    slots: slice | Tensor
-
-    @property
-    def context(self) -> int:
-        """Tokens attention may see from the segment's last row."""
-        return self.start + self.count
 
 
 @dataclass(slots=True)
@@ -65,35 +47,19 @@ class _Layer:
     window: int
 
 
-class Pool:
-    """Keys and values of all sequences: one slot a token, `[layer, key or value, kv head, slot, head]`.
-
-    Memory is mapped by the system when a slot is first written, so a large pool costs what is used of it.
-    """
-
-    def __init__(self, shape: Shape, slots: int, dtype: torch.dtype, device: str = "cpu") -> None:
-        self.slots = slots
-        self.tensor = torch.empty(
-            shape.layers, 2, shape.kv_heads, slots, shape.head_dim, dtype=dtype, device=device
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Size when every slot is in use."""
-        return int(self.tensor.numel() * self.tensor.element_size())
-
-
 class Decoder:
     """The weights of one model and its forward pass."""
 
-    def __init__(self, shape: Shape, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, shape: Shape, tensors: dict[str, Tensor], block_tokens: int = 64) -> None:
         self.shape = shape
+        self.block_tokens = block_tokens
         self.dtype = tensors["model.embed_tokens.weight"].dtype
         self.device = tensors["model.embed_tokens.weight"].device
         self.embedding = tensors["model.embed_tokens.weight"]
         self.final_norm = tensors["model.norm.weight"]
         self.head: Linear = Dense(self.embedding if shape.tied else tensors["lm_head.weight"])
         self.layers = [_layer(shape, tensors, index) for index in range(shape.layers)]
+        self._attention = Attention(shape, block_tokens, self.dtype)
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
         )
@@ -102,15 +68,15 @@ class Decoder:
         self._sin = (angles.sin() * shape.rope_gain).to(self.device, self.dtype)
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto") -> Decoder:
+    def load(cls, folder: Path, dtype: str = "auto", block_tokens: int = 64) -> Decoder:
         """The model in a Hugging Face folder; `auto` keeps the folder's own number format."""
         shape = read_shape(folder)
         number = DTYPES[shape.dtype if dtype == "auto" else dtype]
-        return cls(shape, load_tensors(folder, shape, number))
+        return cls(shape, load_tensors(folder, shape, number), block_tokens)
 
-    def new_pool(self, slots: int) -> Pool:
-        """An empty pool for this model's keys and values."""
-        return Pool(self.shape, slots, self.dtype, str(self.device))
+    def new_pool(self, blocks: int) -> Pool:
+        """A zeroed pool for this model's keys and values."""
+        return Pool(self.shape, blocks, self.block_tokens, self.dtype)
 
     def forward(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
@@ -120,13 +86,13 @@ class Decoder:
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         x = F.embedding(batch.ids, self.embedding)
         cos, sin = self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)
-        masks: dict[tuple[int, int], Tensor] = {}
+        tiles = [tile for segment in batch.segments for tile in pool.tiles(segment)]
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, cos, sin)
             keys, values = pool.tensor[index]
             keys.index_copy_(1, batch.write_slots, k.transpose(0, 1))
             values.index_copy_(1, batch.write_slots, v.transpose(0, 1))
-            attended = self._attend(q, keys, values, batch.segments, layer.window, masks)
+            attended = self._attention(q, keys, values, tiles, layer.window)
             x = x + layer.out(attended)
             gate, up = layer.gate_up(self._norm(x, layer.norm_mlp)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
@@ -148,53 +114,10 @@ class Decoder:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
-    def _attend(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        segments: list[Segment],
-        window: int,
-        masks: dict[tuple[int, int], Tensor],
-    ) -> Tensor:
-        shape = self.shape
-        group = shape.heads // shape.kv_heads
-        out = torch.empty(q.shape[0], shape.heads * shape.head_dim, dtype=q.dtype, device=q.device)
-        for segment in segments:
-            rows = slice(segment.row, segment.row + segment.count)
-            mask = None
-            if segment.count > 1 or (window and segment.context > window):
-                mask = masks.get((segment.row, window))
-                if mask is None:
-                    mask = masks[segment.row, window] = _mask(segment, window, group, q.dtype, q.device)
-            # The heads that share keys become rows of one product.
-            packed = q[rows].view(segment.count, shape.kv_heads, group, -1).permute(1, 2, 0, 3)
-            packed = packed.reshape(1, shape.kv_heads, group * segment.count, -1)
-            y = F.scaled_dot_product_attention(
-                packed,
-                keys[:, segment.slots].unsqueeze(0),
-                values[:, segment.slots].unsqueeze(0),
-                attn_mask=mask,
-            )
-            y = y.view(shape.kv_heads, group, segment.count, -1).permute(2, 0, 1, 3)
-            out[rows] = y.reshape(segment.count, -1)
-        return out
-
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat([-b, a], -1) * sin
-
-
-def _mask(segment: Segment, window: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask `[group * count, context]`: each row sees what came before it, at most `window` back."""
-    rows = torch.arange(segment.start, segment.context, device=device).unsqueeze(1)
-    columns = torch.arange(segment.context, device=device).unsqueeze(0)
-    seen = columns <= rows
-    if window:
-        seen &= columns > rows - window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-    return mask.repeat(group, 1)
 
 
 def _layer(shape: Shape, tensors: dict[str, Tensor], index: int) -> _Layer:

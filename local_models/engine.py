@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from local_models import sampler
+from local_models.attention import Segment
 from local_models.blocks import Blocks, SlotCopy
-from local_models.decoder import Batch, Decoder, Segment
+from local_models.decoder import Batch, Decoder
 from local_models.errors import RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
@@ -35,7 +36,7 @@ class EngineOptions:
     """Limits of one engine; memory is what is said here, never a share of what the machine has."""
 
     kv_tokens: int = 32_768
-    block_tokens: int = 16
+    block_tokens: int = 64
     step_tokens: int = 512
     most_running: int = 64
     most_waiting: int = 1024
@@ -65,8 +66,8 @@ class Engine:
         self._clock = clock
         self.lengths = LengthPredictor()
         blocks = Blocks(
-            self.options.kv_tokens // self.options.block_tokens,
-            self.options.block_tokens,
+            self.options.kv_tokens // decoder.block_tokens,
+            decoder.block_tokens,
             alpha=self.options.eviction_alpha,
             share=self.options.share_prefixes,
             copy_while_free=self.options.copy_while_free,
@@ -79,7 +80,7 @@ class Engine:
             most_running=self.options.most_running,
             most_waiting=self.options.most_waiting,
         )
-        self._pool = decoder.new_pool(blocks.count * blocks.block_tokens)
+        self._pool = decoder.new_pool(blocks.count)
         self._grammars = Grammars(codec, decoder.shape.vocabulary, decoder.shape.end_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds: dict[str, int] = {}
@@ -90,7 +91,7 @@ class Engine:
     def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
         """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
         options = options or EngineOptions()
-        return cls(Decoder.load(folder, options.dtype), TextCodec(folder), options)
+        return cls(Decoder.load(folder, options.dtype, options.block_tokens), TextCodec(folder), options)
 
     @property
     def busy(self) -> bool:
@@ -138,9 +139,10 @@ class Engine:
         """The mean hidden state of a text, of length 1."""
         count = len(ids)
         positions = torch.arange(count)
-        segment = Segment(0, count, 0, slice(0, count))
+        blocks = self.blocks.blocks_for(count)
+        segment = Segment(0, count, 0, list(range(blocks)))
         batch = Batch(torch.tensor(ids), positions, positions, [segment], positions)
-        hidden = self.decoder.forward(batch, self.decoder.new_pool(count))
+        hidden = self.decoder.forward(batch, self.decoder.new_pool(blocks))
         return torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
 
     def _check_tokens(self, request: Request) -> None:
@@ -179,7 +181,8 @@ class Engine:
         segments = []
         for piece in work:
             end = piece.start + piece.count
-            segments.append(Segment(len(ids), piece.count, piece.start, self._slots(piece.sequence, end)))
+            assert piece.sequence.table is not None
+            segments.append(Segment(len(ids), piece.count, piece.start, piece.sequence.table.blocks))
             ids += piece.sequence.ids[piece.start : end]
             positions += range(piece.start, end)
             write_slots += self._slot_numbers(piece.sequence, piece.start, end)
@@ -187,14 +190,6 @@ class Engine:
                 wanted.append(len(ids) - 1)
         tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, write_slots, wanted)]
         return Batch(tensors[0], tensors[1], tensors[2], segments, tensors[3])
-
-    def _slots(self, sequence: Sequence, end: int) -> slice | Tensor:
-        table, size = sequence.table, self.blocks.block_tokens
-        assert table is not None
-        blocks = table.blocks[: self.blocks.blocks_for(end)]
-        if blocks[-1] - blocks[0] == len(blocks) - 1 and blocks == list(range(blocks[0], blocks[-1] + 1)):
-            return slice(blocks[0] * size, blocks[0] * size + end)
-        return torch.tensor(self._slot_numbers(sequence, 0, end))
 
     def _slot_numbers(self, sequence: Sequence, start: int, end: int) -> list[int]:
         table, size = sequence.table, self.blocks.block_tokens
@@ -208,8 +203,6 @@ class Engine:
         for piece in work:
             sequence = piece.sequence
             sequence.computed += piece.count
-            assert sequence.table is not None
-            self.blocks.commit(sequence.table, sequence.ids, sequence.computed)
             if sequence.computed == len(sequence.ids):
                 events += self._extend_safely(sequence, scores[row], now_s)
                 row += 1
@@ -230,6 +223,9 @@ class Engine:
         request = sequence.request
         row = scores.numpy()
         sampler.require_numbers(row)
+        # Not before: what led to no numbers must not become anybody's prefix.
+        assert sequence.table is not None
+        self.blocks.commit(sequence.table, sequence.ids, sequence.computed)
         if sequence.matcher is not None:
             row = row.copy()
             row[~sequence.matcher.allowed()] = float("-inf")
@@ -265,6 +261,8 @@ class Engine:
         request, now_s = sequence.request, self._clock()
         if sequence.table is not None and reason in ("stop", "length"):
             self.blocks.commit(sequence.table, sequence.ids, sequence.computed, ends_turn=True)
+        if sequence.table is not None and reason == "error":
+            self._pool.zero(sequence.table.private)
         self.scheduler.remove(sequence)
         del self._sequences[request.id], self._seeds[request.id]
         usage = sequence.usage

@@ -40,9 +40,7 @@ class Grammars:
         if self._tokenizer is None:
             self._tokenizer = self._new_tokenizer(llguidance)
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                schema, defaults={"whitespace_flexible": False}
-            )
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         except ValueError as error:
             raise _refusal(str(error)) from error
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)

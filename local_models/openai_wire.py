@@ -77,9 +77,7 @@ def read_chat(body: Body, temperature: float = 1.0) -> Wanted:
         raise RequestRefused("top_logprobs needs logprobs to be true", param="top_logprobs")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     schema = _schema(body.get("response_format"))
-    return _wanted(
-        {"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, schema
-    )
+    return _wanted({"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, schema)
 
 
 def read_completion(body: Body, temperature: float = 1.0) -> Wanted:
@@ -287,11 +285,7 @@ def _stops(stop: object) -> tuple[str, ...]:
     if stop is None:
         return ()
     stops = [stop] if isinstance(stop, str) else stop
-    if (
-        not isinstance(stops, list)
-        or len(stops) > _MOST_STOPS
-        or not all(isinstance(s, str) and s for s in stops)
-    ):
+    if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
         raise RequestRefused(f"stop must be a text or up to {_MOST_STOPS} texts", param="stop")
     return tuple(stops)
 

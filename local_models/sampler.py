@@ -86,7 +86,5 @@ def logprobs_of(scores: Tensor, token_id: int, top: int) -> TokenLogprob:
     """The chosen token's log-probability under the untouched scores, and the `top` likeliest."""
     logprobs = torch.log_softmax(scores, -1)
     best = torch.topk(logprobs, top) if top else None
-    alternatives = (
-        () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    )
+    alternatives = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return TokenLogprob(token_id, float(logprobs[token_id]), alternatives)

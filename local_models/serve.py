@@ -116,9 +116,7 @@ class App:
         if method == "POST" and path in self._posts:
             await self._posts[path](await _read_json(receive), receive, send)
         elif method == "GET" and path == "/v1/models":
-            await _send_json(
-                send, 200, {"object": "list", "data": [self._card(name) for name in self.models]}
-            )
+            await _send_json(send, 200, {"object": "list", "data": [self._card(name) for name in self.models]})
         elif method == "GET" and path.startswith("/v1/models/"):
             await _send_json(send, 200, self._card(self._served(path.removeprefix("/v1/models/")).name))
         elif method == "GET" and path == "/healthz":
@@ -344,9 +342,7 @@ class _Answer:
             await self._send_chunk(send, index, event.text, logprobs)
         lengths[index] += len(event.text)
         if isinstance(event, Finished):
-            await self._send_chunk(
-                send, index, {} if self._chat else "", None, wire.finish_reason(event.reason)
-            )
+            await self._send_chunk(send, index, {} if self._chat else "", None, wire.finish_reason(event.reason))
 
     async def _send_chunk(
         self,
@@ -513,9 +509,7 @@ def main() -> None:
     where.add_argument("--port", type=int, help="TCP port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
-    parser.add_argument(
-        "--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped'
-    )
+    parser.add_argument("--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped')
     parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(_OPTIONS)}")
     for name in _ENGINE_OPTIONS:
         kind = type(getattr(EngineOptions(), name))

@@ -70,9 +70,7 @@ class TextCodec:
                 **(options or {}),
             )
         except (TemplateError, TypeError, KeyError) as error:
-            raise RequestRefused(
-                f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
+            raise RequestRefused(f"the chat template refuses these messages: {error}", param="messages") from error
         return list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def _without_special_tokens(self, message: dict[str, Any]) -> dict[str, Any]:

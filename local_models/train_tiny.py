@@ -253,9 +253,7 @@ def save(model: TinyLlama, folder: Path, scores: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(hugging_face_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(model.recipe))
-    _write_json(
-        folder / "generation_config.json", {"do_sample": False, "eos_token_id": EOS, "pad_token_id": PAD}
-    )
+    _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": EOS, "pad_token_id": PAD})
     tokenizer = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[], unk_token="?"))  # noqa: S106
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL))
@@ -271,9 +269,7 @@ def save(model: TinyLlama, folder: Path, scores: dict[str, float]) -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    write_manifest(
-        folder, {"recipe": asdict(model.recipe), "held_out_exact_match": scores, "torch": torch.__version__}
-    )
+    write_manifest(folder, {"recipe": asdict(model.recipe), "held_out_exact_match": scores, "torch": torch.__version__})
 
 
 def _config(recipe: Recipe) -> dict[str, object]:

@@ -125,9 +125,7 @@ class Worker:
 
         def end() -> None:
             for request_id, inbox in self._inboxes.items():
-                inbox.put_nowait(
-                    Finished(request_id, "error" if ending == "error" else "cancelled", "", message)
-                )
+                inbox.put_nowait(Finished(request_id, "error" if ending == "error" else "cancelled", "", message))
 
         try:
             self._loop.call_soon_threadsafe(end)

@@ -28,9 +28,7 @@ async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI
 
     async def score(model: str) -> dict[str, float]:
         async def ask(prompt: str) -> str:
-            answer = await client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": prompt}]
-            )
+            answer = await client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}])
             return answer.choices[0].message.content or ""
 
         texts = await asyncio.gather(*(ask(question.prompt) for question in questions))
@@ -257,9 +255,7 @@ async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
     """The counters move by what the usage says."""
 
     async def output_tokens() -> int:
-        found = re.search(
-            r'output_tokens_total\{model="tiny-small"\} (\d+)', (await http.get("/metrics")).text
-        )
+        found = re.search(r'output_tokens_total\{model="tiny-small"\} (\d+)', (await http.get("/metrics")).text)
         assert found
         return int(found[1])
 

@@ -1,0 +1,160 @@
+"""Attention over a pool of key-value slots whose result for a token depends on the token's own past only, bit
+for bit.
+
+Sums round by how they are grouped, and kernels group by the length of the context and the number of query
+rows. So both are made a function of a token's position alone: queries are taken in tiles of one block, and a
+tile always attends to whole blocks, up to its own, with what lies beyond each row masked. Fewer than four
+rows are padded to four, as in `local_models.linear`. Whether a prompt came in one piece or many, was cached
+or computed, alone or in company, then changes nothing.
+
+What is masked is multiplied by zero, so the pool holds numbers everywhere from the start: it is zeroed
+memory, and whoever finds that a sequence's keys are not numbers zeroes its slots before others get them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from local_models.shape import Shape
+
+_LEAST_ROWS = 4
+
+
+@dataclass(slots=True)
+class Segment:
+    """One sequence's rows in the flat batch: `count` tokens from position `start` on, and the blocks they
+    live in."""
+
+    row: int
+    count: int
+    start: int
+    blocks: list[int]
+
+
+@dataclass(slots=True)
+class Tile:
+    """Rows of one segment within one block of positions; `slots` are those of blocks `first` up to the tile's
+    own."""
+
+    rows: slice
+    offset: int
+    """Position of the first row within its block."""
+    count: int
+    context: int
+    """Slots before and in the tile's block, before a window is cut."""
+    slots: slice | Tensor
+
+
+class Pool:
+    """Keys and values of all sequences: one slot a token, `[layer, key or value, kv head, slot, head]`.
+
+    The system maps zeroed memory when a slot is first touched, so a large pool costs what is used of it.
+    """
+
+    def __init__(self, shape: Shape, blocks: int, block_tokens: int, dtype: torch.dtype) -> None:
+        self.block_tokens = block_tokens
+        size = (shape.layers, 2, shape.kv_heads, blocks * block_tokens, shape.head_dim)
+        bits = {4: np.int32, 2: np.int16}[dtype.itemsize]
+        self.tensor = torch.from_numpy(np.zeros(size, bits)).view(dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Size when every slot is in use."""
+        return int(self.tensor.numel() * self.tensor.element_size())
+
+    def zero(self, blocks: list[int]) -> None:
+        """Make every slot of these blocks a number again."""
+        for block in blocks:
+            start = block * self.block_tokens
+            self.tensor[:, :, :, start : start + self.block_tokens] = 0
+
+    def tiles(self, segment: Segment) -> list[Tile]:
+        """A segment cut at the borders of blocks."""
+        size = self.block_tokens
+        tiles = []
+        at, end = segment.start, segment.start + segment.count
+        while at < end:
+            block = at // size
+            count = min(end, (block + 1) * size) - at
+            row = segment.row + at - segment.start
+            slots = self._slots(segment.blocks[: block + 1])
+            tiles.append(Tile(slice(row, row + count), at % size, count, (block + 1) * size, slots))
+            at += count
+        return tiles
+
+    def _slots(self, blocks: list[int]) -> slice | Tensor:
+        """Read in place where the blocks lie in a row, gathered otherwise."""
+        size, first = self.block_tokens, blocks[0]
+        if blocks[-1] - first == len(blocks) - 1 and blocks == list(range(first, first + len(blocks))):
+            return slice(first * size, (first + len(blocks)) * size)
+        starts = torch.tensor(blocks).unsqueeze(1) * size
+        return (starts + torch.arange(size)).flatten()
+
+
+class Attention:
+    """The attention of one model; keeps the masks of its windows."""
+
+    def __init__(self, shape: Shape, block_tokens: int, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._block = block_tokens
+        self._group = shape.heads // shape.kv_heads
+        blocks = -(-shape.context_tokens // block_tokens)
+        self._masks = {
+            window: _mask(blocks * block_tokens, block_tokens, window, dtype) for window in set(shape.windows)
+        }
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor, tiles: list[Tile], window: int) -> Tensor:
+        """Attended values `[rows, heads * head]` of queries `[rows, heads, head]`."""
+        shape, group = self._shape, self._group
+        out = torch.empty(q.shape[0], shape.heads * shape.head_dim, dtype=q.dtype)
+        packed = q.view(q.shape[0], shape.kv_heads, group, shape.head_dim)
+        # Heads that share keys are rows of one product when there is but one token.
+        padded = F.pad(packed, (0, 0, 0, _LEAST_ROWS - group)) if group < _LEAST_ROWS else packed
+        for tile in tiles:
+            k, v, mask = self._visible(tile, keys, values, window)
+            if tile.count == 1:
+                rows = padded[tile.rows]
+                mask = mask.expand(rows.shape[2], -1)
+                y = F.scaled_dot_product_attention(rows, k.unsqueeze(0), v.unsqueeze(0), attn_mask=mask)
+                out[tile.rows] = y[:, :, :group].reshape(1, -1)
+            else:
+                out[tile.rows] = self._attend_many(packed[tile.rows], k, v, mask)
+        return out
+
+    def _attend_many(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Queries `[count, kv head, group, head]` of one tile."""
+        count, more = q.shape[0], -q.shape[0] % _LEAST_ROWS
+        q = q.permute(1, 2, 0, 3)
+        if more:
+            q, mask = F.pad(q, (0, 0, 0, more)), F.pad(mask, (0, 0, 0, more))
+        size = (-1, self._group, -1, -1)
+        y = F.scaled_dot_product_attention(q, k.unsqueeze(1).expand(size), v.unsqueeze(1).expand(size), attn_mask=mask)
+        return y[:, :, :count].permute(2, 0, 1, 3).reshape(count, -1)
+
+    def _visible(self, tile: Tile, keys: Tensor, values: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of the tile's context, whole blocks outside the window cut off, and the rows'
+        mask."""
+        cut = 0
+        if window:
+            cut = max(0, (tile.context - self._block - window + 1) // self._block * self._block)
+        slots = tile.slots
+        slots = slice(slots.start + cut, slots.stop) if isinstance(slots, slice) else slots[cut:]
+        mask = self._masks[window]
+        rows = slice(tile.offset, tile.offset + tile.count)
+        return keys[:, slots], values[:, slots], mask[rows, mask.shape[1] - tile.context + cut :]
+
+
+def _mask(context: int, block: int, window: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask of the last block's rows over a context; a shorter context is a slice of it from the
+    right."""
+    rows = torch.arange(context - block, context).unsqueeze(1)
+    columns = torch.arange(context).unsqueeze(0)
+    seen = columns <= rows
+    if window:
+        seen &= columns > rows - window
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))

@@ -1,0 +1,224 @@
+"""The engine: answers that depend on nothing but their request, and ends that always come, once."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from local_models.engine import Engine, EngineOptions
+from local_models.errors import EngineFull, PromptTooLong, RequestRefused
+from local_models.request import Finished, Request, Sampling
+from tests.local_models.checkpoints import Answer, codec, decoder, engine, greedy, prompts, run
+
+
+def alone(requests: list[Request], **options: object) -> dict[str, Answer]:
+    """Each request's answer from an engine that serves nothing else."""
+    return {request.id: run(engine(**options), [request])[request.id] for request in requests}
+
+
+def some_requests(count: int, seed: int) -> list[Request]:
+    """Greedy and sampled requests of many lengths, some of which begin alike."""
+    rng = random.Random(seed)
+    asked = prompts(count, seed)
+    shared = prompts(1, seed + 1, longest=60)[0]
+    requests = []
+    for at, prompt in enumerate(asked):
+        ids = shared + prompt if rng.random() < 0.5 else prompt
+        sampling = Sampling(temperature=rng.choice([0.0, 1.0]), top_p=0.9, seed=at)
+        requests.append(Request(str(at), tuple(ids), rng.randint(1, 24), sampling, ignore_end=True, top_logprobs=0))
+    return requests
+
+
+def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
+    """Equal tokens and log-probabilities equal to the last bit."""
+    for name in one:
+        assert one[name].ids == other[name].ids
+        assert one[name].logprobs == other[name].logprobs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_answer_does_not_depend_on_its_batch(dtype: str) -> None:
+    """Sixteen requests together give bit for bit what each gives alone."""
+    requests = some_requests(16, seed=2)
+
+    def fresh() -> Engine:
+        return Engine(decoder("tiny-small", dtype), codec(), EngineOptions(kv_tokens=4096))
+
+    single = {request.id: run(fresh(), [request])[request.id] for request in requests}
+    assert_same(run(fresh(), requests), single)
+
+
+@pytest.mark.parametrize("step_tokens", [5, 33, 512])
+def test_an_answer_does_not_depend_on_how_prompts_are_cut(step_tokens: int) -> None:
+    """Chunked prefill changes no bit."""
+    requests = some_requests(8, seed=3)
+    assert_same(run(engine(step_tokens=step_tokens), requests), alone(requests))
+
+
+@pytest.mark.parametrize("copy_while_free", [0.0, 1.0])
+def test_an_answer_does_not_depend_on_what_is_cached(copy_while_free: float) -> None:
+    """A prefix copied or shared from the tree gives what computing it gives."""
+    requests = some_requests(8, seed=4)
+    warm = engine(copy_while_free=copy_while_free)
+    run(warm, requests)
+    again = run(warm, requests)
+    assert any(answer.last.usage.cached_tokens > 16 for answer in again.values())
+    assert_same(again, alone(requests))
+
+
+def test_an_answer_survives_being_put_aside() -> None:
+    """With too little memory sequences are preempted and computed again, with the same result."""
+    requests = [greedy(str(at), prompt, 60) for at, prompt in enumerate(prompts(6, seed=5, longest=30))]
+    small = Engine(decoder(), codec(), EngineOptions(kv_tokens=192), predict=lambda request: 1)
+    answers = run(small, requests)
+    assert small.scheduler.preempted > 0
+    assert_same(answers, alone(requests))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_mix_of_trouble_ends_every_request_once(seed: int) -> None:
+    """Cancellations, deadlines, stop strings, little memory: one ending each, and no block is left behind."""
+    rng = random.Random(seed)
+    clock = [0.0]
+    troubled = Engine(
+        decoder(),
+        codec(),
+        EngineOptions(kv_tokens=rng.choice([160, 320, 1024]), step_tokens=rng.choice([7, 64])),
+        predict=lambda request: rng.randint(1, request.max_tokens),
+        clock=lambda: clock[0],
+    )
+    ended: list[str] = []
+    added: list[str] = []
+    while len(added) < 12 or troubled.busy:
+        if len(added) < 12 and rng.random() < 0.5:
+            name = str(len(added))
+            added.append(name)
+            prompt = prompts(1, rng.randrange(2**32), longest=60)[0]
+            stop = ("a",) if rng.random() < 0.3 else ()
+            deadline_s = clock[0] + rng.random() * 20 if rng.random() < 0.3 else None
+            troubled.add(
+                Request(
+                    name,
+                    tuple(prompt),
+                    rng.randint(1, 60),
+                    Sampling(1.0, seed=1),
+                    stop,
+                    deadline_s=deadline_s,
+                )
+            )
+        events = troubled.cancel(rng.choice(added)) if added and rng.random() < 0.1 else troubled.step()
+        ended += [event.request_id for event in events if isinstance(event, Finished)]
+        clock[0] += 1.0
+        troubled.audit()
+    assert sorted(ended) == sorted(added)
+    troubled.blocks.forget()
+    assert troubled.blocks.free == troubled.blocks.count
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    """More tokens than the context or the memory holds is the client's error, and harms nobody."""
+    small = engine(kv_tokens=64)
+    with pytest.raises(PromptTooLong, match="exceed 64 tokens"):
+        small.add(greedy("a", [5] * 40, 30))
+    with pytest.raises(PromptTooLong, match="exceed 512 tokens"):
+        engine().add(greedy("b", [5] * 500, 13))
+    assert len(run(small, [greedy("c", [5] * 40, 24)])["c"].ids) == 24
+
+
+@pytest.mark.parametrize("ids", [[], [97], [-1]])
+def test_a_prompt_that_is_none_is_refused(ids: list[int]) -> None:
+    """No tokens, or ids outside the vocabulary."""
+    with pytest.raises(RequestRefused):
+        engine().add(greedy("a", ids))
+
+
+def test_a_full_line_is_said() -> None:
+    """Beyond the longest waiting line a request is refused, those in line are served."""
+    full = engine(most_waiting=2)
+    first = [greedy(name, [5, 6]) for name in "ab"]
+    for request in first:
+        full.add(request)
+    with pytest.raises(EngineFull):
+        full.add(greedy("c", [5]))
+    while full.busy:
+        full.step()
+
+
+def test_scores_that_are_not_numbers_end_one_request_only() -> None:
+    """NaN in one sequence's scores is that request's error; its neighbour finishes."""
+    broken = engine()
+    compute = broken.decoder.logits
+
+    class Poisoned:
+        shape = broken.decoder.shape
+        forward = staticmethod(broken.decoder.forward)
+
+        @staticmethod
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            scores = compute(hidden).clone()
+            scores[0, 3] = float("nan")
+            return scores
+
+    broken.decoder = Poisoned()  # type: ignore[assignment]
+    broken.add(greedy("sick", [5, 6]))
+    events = broken.step()
+    assert [(e.request_id, e.reason) for e in events if isinstance(e, Finished)] == [("sick", "error")]
+    broken.decoder = decoder()
+    assert run(broken, [greedy("well", [5, 6])])["well"].last.reason == "length"
+
+
+def test_a_cancelled_request_is_heard_of_once() -> None:
+    """Cancelling ends it now; cancelling again says nothing."""
+    some = engine()
+    some.add(greedy("a", [5, 6], 50))
+    some.step()
+    (event,) = some.cancel("a")
+    assert isinstance(event, Finished) and event.reason == "cancelled"
+    assert some.cancel("a") == [] and not some.busy
+    some.audit()
+
+
+def test_a_deadline_is_kept_while_waiting_too() -> None:
+    """A request that never ran ends when its time is up."""
+    now_s = [0.0]
+    some = Engine(decoder(), codec(), EngineOptions(kv_tokens=64, most_running=1), clock=lambda: now_s[0])
+    some.add(greedy("runs", [5], 40))
+    some.add(greedy("waits", [5], 40, deadline_s=3.0))
+    some.step()
+    now_s[0] = 3.0
+    ended = [event for event in some.step() if isinstance(event, Finished)]
+    assert [(event.request_id, event.reason) for event in ended] == [("waits", "deadline")]
+    assert ended[0].usage.output_tokens == 0
+
+
+def test_a_conversation_starts_where_its_last_turn_ended() -> None:
+    """The next turn's prompt, which holds the last answer, computes only what is new."""
+    some = engine()
+    first = prompts(1, seed=9, longest=80)[0] + [7] * 20
+    answer = run(some, [greedy("one", first, 30)])["one"]
+    second = [*first, *answer.ids, 9, 9, 9]
+    usage = run(some, [greedy("two", second)])["two"].last.usage
+    # All but the new words, and the last answered token, which was never computed.
+    assert usage.cached_tokens == len(first) + 29 - (len(first) + 29) % 16
+
+
+def test_salts_share_nothing() -> None:
+    """A prefix cached for one tenant is computed again for another."""
+    some = engine()
+    prompt = [5] * 64
+    run(some, [greedy("a", prompt, salt="one")])
+    assert run(some, [greedy("b", prompt, salt="two")])["b"].last.usage.cached_tokens == 0
+    assert run(some, [greedy("c", prompt, salt="one")])["c"].last.usage.cached_tokens > 0
+
+
+def test_usage_is_exact() -> None:
+    """Tokens in and out, with the end mark counted."""
+    ids = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
+    answer = run(engine("tiny-large"), [Request("a", tuple(ids), 64)])["a"]
+    assert answer.text == '{"n":2,"day":"fri","h":19}' and answer.last.reason == "stop"
+    usage = answer.last.usage
+    assert (usage.prompt_tokens, usage.output_tokens) == (len(ids), len(answer.text) + 1)
+    assert usage.queue_s >= 0 and usage.prefill_s > 0 and usage.decode_s > 0
