@@ -34,14 +34,12 @@ def names(kind: str, scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def other_providers() -> list[dict[str, Any]]:
-    root = "UPSTREAM".removesuffix("/v1")
-    return [
-        {"name": "az", "kind": "azure", "base_url": f"{root}/azure", "api_key": "${UP_KEY}"},
-        {"name": "az1", "kind": "azure", "base_url": f"{root}/openai/v1", "api_key": "${UP_KEY}"},
-        {"name": "play", "kind": "scripted", "base_url": root},
-        {"name": "near", "kind": "local", "base_url": root},
-    ]
+OTHER_PROVIDERS = [
+    {"name": "az", "kind": "azure", "base_url": "UPSTREAM/azure", "api_key": "${UP_KEY}"},
+    {"name": "az1", "kind": "azure", "base_url": "UPSTREAM/openai/v1", "api_key": "${UP_KEY}"},
+    {"name": "play", "kind": "scripted", "base_url": "UPSTREAM"},
+    {"name": "near", "kind": "local", "base_url": "UPSTREAM"},
+]
 
 
 class House:
@@ -50,12 +48,14 @@ class House:
     def __init__(self, gateway: Live) -> None:
         self.gateway = gateway
         self.url = gateway.url
-        self.sdks: list[Sdk] = []
+        self.sdks: dict[str, Sdk] = {}
 
     def sdk(self, kind: str, mode: str = "async", **options: Any) -> Sdk:
-        sdk = Sdk(kind, mode, self.url, **options)
-        self.sdks.append(sdk)
-        return sdk
+        """A client of its own where it has options, else the one of its kind and mode."""
+        name = f"{kind}/{mode}/{len(self.sdks) if options else ''}"
+        if name not in self.sdks:
+            self.sdks[name] = Sdk(kind, mode, self.url, **options)
+        return self.sdks[name]
 
     @property
     def requests(self) -> int:
@@ -73,13 +73,13 @@ async def house(
     folder: Path, scripts: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = KINDS, **extra: Any
 ) -> AsyncIterator[House]:
     """Whatever a test does: afterwards nothing is held, in flight or connected."""
-    table = scripts if scripts is not None else SCRIPTS
+    table = {**SCRIPTS, **(scripts or {})}
     models = [model for kind in kinds for model in names(kind, table)]
-    async with live(folder, scripts=table, models=models, providers=other_providers(), **extra) as gateway:
+    async with live(folder, scripts=table, models=models, providers=OTHER_PROVIDERS, **extra) as gateway:
         built = House(gateway)
         try:
             yield built
         finally:
-            for sdk in built.sdks:
+            for sdk in built.sdks.values():
                 await sdk.close()
         await gateway.rest()
