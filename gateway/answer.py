@@ -24,7 +24,7 @@ from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers
 from gateway.keys import Caller
-from gateway.pinned import bare_query, merge, pinned
+from gateway.pinned import bare_query, default_choice, merge, pinned
 from gateway.reply import EVENTS, JSON, Reply
 from gateway.routes import Route
 from gateway.services import Services
@@ -193,7 +193,7 @@ class Answering:
         except Undecided as undecided:
             self.s.metrics.undecided(route.name)
             exchange.alarms.append(undecided.reason)
-            return pinned(route.default_model, f"default: {undecided.reason}", undecided.excluded)
+            return default_choice(route, undecided)
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         call, route, config = exchange.call, exchange.route, exchange.route.config

@@ -7,15 +7,29 @@ from dataclasses import fields
 
 import numpy as np
 
+from gateway.errors import CallerError
+from gateway.routes import Route
 from gateway.wire.request import Described
-from routers.types import Choice, Knobs, Query
+from routers.types import Choice, Knobs, Query, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
+UNHEALTHY = "unhealthy"
 
 
 def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -> Choice:
     """The one model, certainly."""
     return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
+
+
+def default_choice(route: Route, undecided: Undecided) -> Choice:
+    """The route's stated default where the router can't decide. Raises CallerError where the request itself rules
+    every model out: its cap, its size or what it needs would be broken by any answer.
+    """
+    excluded = undecided.excluded
+    if excluded.get(route.default_model, UNHEALTHY) != UNHEALTHY:
+        reasons = "; ".join(f"{model}: {reason}" for model, reason in excluded.items())
+        raise CallerError(f"no model of route '{route.name}' may answer this request ({reasons})", code="no_eligible_model")
+    return pinned(route.default_model, f"default: {undecided.reason}", excluded)
 
 
 def bare_query(asked: Described) -> Query:

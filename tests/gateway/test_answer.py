@@ -168,3 +168,29 @@ async def test_bad_input_is_refused_in_the_clients_own_shape(
     assert set(error) == {"message", "type", "param", "code"}
     if param is not None:
         assert error["param"] == param
+
+
+async def test_a_cap_that_no_model_fits_is_refused_with_every_reason(tmp_path: Path) -> None:
+    """A request's own cost cap is never broken by the route's default; nothing is sent upstream."""
+    routes = [{"name": "auto", "models": ["small", "large"], "router": "cheapest"}]
+    async with live(tmp_path, models=["small", "large"], routes=routes) as gateway:
+        body = {**CHAT, "model": "auto", "max_tokens": 1000, "headgate": {"max_cost_usd": 1e-9}}
+        answer = await post(gateway.url, body)
+        assert gateway.upstream.seen.requests == 0
+        gateway.assert_at_rest()
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["code"] == "no_eligible_model"
+    assert "small" in error["message"] and "large" in error["message"]
+
+
+async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: Path) -> None:
+    """Rules without a match: the route's default answers, the record and the metrics say so."""
+    rules = [{"keywords": ["never said"], "model": "small"}]
+    routes = [{"name": "auto", "models": ["small", "large"], "router": "rules", "rules": rules,
+               "default_model": "large"}]  # fmt: skip
+    async with live(tmp_path, models=["small", "large"], routes=routes) as gateway:
+        answer = await post(gateway.url, {**CHAT, "model": "auto"})
+        metrics = (await httpx.AsyncClient().get(gateway.url + "/metrics")).text
+    assert answer.headers["x-headgate-model"] == "large"
+    assert answer.headers["x-headgate-reason"].startswith("default:")
+    assert 'headgate_router_undecided_total{route="auto"} 1.0' in metrics
