@@ -40,7 +40,7 @@ SURFACES = {
     "/openai/v1/embeddings": "embeddings",
     "/openai/v1/responses": "responses",
 }
-AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|embeddings)\Z")
+AZURE = re.compile(r"/openai/deployments/(.+?)/(chat/completions|completions|embeddings)\Z")
 
 
 @dataclass(slots=True)

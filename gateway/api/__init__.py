@@ -12,6 +12,7 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("GET", r"/v1/models/(.+)", models.get_model),
     ("GET", r"/openai/v1/models", models.list_models),
     ("POST", r"/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", r"/v1/responses/input_tokens", responses.count_input_tokens),
     ("GET", r"/v1/responses/([^/]+)", responses.get_response),
     ("DELETE", r"/v1/responses/([^/]+)", responses.delete_response),
     ("GET", r"/v1/responses/([^/]+)/input_items", responses.list_input_items),

@@ -1,12 +1,14 @@
-"""Stored responses: retrieve, list the input, delete. Creating one is a surface like any other."""
+"""Stored responses: retrieve, list the input, delete; and input counted. Creating one is a surface like any other."""
 
 from __future__ import annotations
 
 import msgspec
 
 from gateway.asgi import Answer, Request
-from gateway.errors import CallerError
+from gateway.call import read_model
+from gateway.errors import CallerError, UnknownModel
 from gateway.reply import JSON
+from gateway.wire.request import decode, estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
@@ -35,6 +37,19 @@ async def list_input_items(request: Request, id: str) -> Answer:
         "has_more": False,
     }
     return 200, [JSON], msgspec.json.encode(page)
+
+
+async def count_input_tokens(request: Request, _: str) -> Answer:
+    """Estimated, turns before this one included: no upstream is asked."""
+    caller, services = request.caller(), request.services
+    raw = await services.responses.continued(decode(request.body), caller.tenant)
+    name = read_model(raw)
+    if name and not caller.may_use(name):
+        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
+    if name:
+        services.book.find(name)
+    count = estimate_tokens(raw, "responses")
+    return 200, [JSON], msgspec.json.encode({"object": "response.input_tokens", "input_tokens": count})
 
 
 async def cancel_response(request: Request, id: str) -> Answer:

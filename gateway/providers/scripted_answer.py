@@ -115,6 +115,9 @@ def _schema_of(request: Json) -> Json | None:
     form = request.get("response_format") or {}
     if form.get("type") == "json_schema":
         return dict(form.get("json_schema", {}).get("schema") or {})
+    anthropic = (request.get("output_config") or {}).get("format") or {}
+    if anthropic.get("type") == "json_schema":
+        return dict(anthropic.get("schema") or {})
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 

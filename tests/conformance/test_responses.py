@@ -1,0 +1,165 @@
+"""The Responses API: stored, continued, streamed, with tools; on providers that never heard of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.conformance.clients import MODES
+from tests.conformance.house import House
+from tests.conformance.test_chat import PIXEL
+from tests.conformance.test_surfaces import RESPONSES_TOOLS
+
+KINDS = ("openai", "anthropic")
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_life_of_a_response(home: House, kind: str, mode: str) -> None:
+    """Created, retrieved as it was, its input listed, deleted, and then gone."""
+    sdk = home.sdk("openai", mode)
+    made = await sdk.do("responses.create", model=f"{kind}/echo", input="hello", metadata={"a": "b"})
+    assert made.status == "completed" and made.output_text == "hello" and made.metadata == {"a": "b"}
+    again = await sdk.do("responses.retrieve", made.id)
+    assert again.to_dict() == made.to_dict()
+    items = await sdk.do("responses.input_items.list", made.id)
+    assert [item.content for item in items.data] == ["hello"]
+    await sdk.do("responses.delete", made.id)
+    for path in ("responses.retrieve", "responses.input_items.list", "responses.delete"):
+        with pytest.raises(openai.NotFoundError):
+            await sdk.do(path, made.id)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_two_turns(home: House, kind: str, mode: str) -> None:
+    """`previous_response_id` puts the turns before it in front; instructions are of one turn only."""
+    sdk = home.sdk("openai", mode)
+    first = await sdk.do("responses.create", model=f"{kind}/echo", input="my name is Ada", instructions="be kind")
+    events = await sdk.events(
+        "responses.create", model=f"{kind}/echo", input="who am I?", previous_response_id=first.id, stream=True
+    )
+    second = events[-1].response
+    assert second.previous_response_id == first.id and second.output_text == "who am I?"
+    sent = json.loads(home.last["body"])
+    told = [turn["content"] for turn in sent["messages"]]
+    texts = [part if isinstance(part, str) else part[0]["text"] for part in told]
+    assert texts == ["my name is Ada", "my name is Ada", "who am I?"] and "be kind" not in str(sent)
+    third = await sdk.do("responses.create", model=f"{kind}/echo", input="and?", previous_response_id=second.id)
+    items = await sdk.do("responses.input_items.list", third.id, order="asc")
+    assert len(items.data) == 5
+
+
+async def test_a_turn_after_nothing(home: House) -> None:
+    """A previous response that isn't there is the client's error, with the parameter's name."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        await home.sdk("openai").do(
+            "responses.create", model="openai/echo", input="x", previous_response_id="resp_none"
+        )
+    assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
+
+
+async def test_what_is_not_stored_is_not_found(home: House) -> None:
+    """`store=False` keeps nothing."""
+    sdk = home.sdk("openai")
+    made = await sdk.do("responses.create", model="openai/echo", input="x", store=False)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.do("responses.retrieve", made.id)
+
+
+async def test_no_background_to_cancel(home: House) -> None:
+    """Every response is made while its client waits: cancelling one is refused, and so is `background`."""
+    sdk = home.sdk("openai")
+    made = await sdk.do("responses.create", model="openai/echo", input="x")
+    with pytest.raises(openai.BadRequestError):
+        await sdk.do("responses.cancel", made.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.do("responses.create", model="openai/echo", input="x", background=True)
+    assert caught.value.param == "background"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
+    """Calls come back as items; their outputs, continued by id, reach the model as its dialect has them."""
+    sdk = home.sdk("openai")
+    body: dict[str, Any] = {"model": f"{kind}/tools", "input": "look", "tools": RESPONSES_TOOLS}
+    if streamed:
+        first = (await sdk.events("responses.create", **body, stream=True))[-1].response
+    else:
+        first = await sdk.do("responses.create", **body)
+    calls = [item for item in first.output if item.type == "function_call"]
+    outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": f"{call.name}!"} for call in calls]
+    await sdk.do("responses.create", model=f"{kind}/echo", input=outputs, previous_response_id=first.id)
+    sent = json.loads(home.last["body"])["messages"]
+    if kind == "openai":
+        assert [turn["content"] for turn in sent if turn["role"] == "tool"] == ["weather!", "time!"]
+        assert [call["id"] for call in sent[1]["tool_calls"]] == [call.call_id for call in calls]
+    else:
+        assert [block["content"] for block in sent[2]["content"]] == ["weather!", "time!"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_stream_events(home: House, kind: str) -> None:
+    """Typed events, numbered without a gap, opened and closed in order; the last holds the whole."""
+    events = await home.sdk("openai").events(
+        "responses.create", model=f"{kind}/says", input="x", tools=RESPONSES_TOOLS, stream=True
+    )
+    kinds = [event.type for event in events]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert kinds[:2] == ["response.created", "response.in_progress"] and kinds[-1] == "response.completed"
+    assert kinds.count("response.output_item.added") == kinds.count("response.output_item.done") == 2
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text == "Let me look."
+    arguments = [event.arguments for event in events if event.type == "response.function_call_arguments.done"]
+    assert json.loads(arguments[0]) == {"city": "Bern", "days": 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_structured_output(home: House, kind: str, mode: str) -> None:
+    """`responses.parse` gets an object of its class, and so does the stream helper."""
+    sdk = home.sdk("openai", mode)
+    answer = await sdk.do("responses.parse", model=f"{kind}/echo", input="x", text_format=City)
+    assert answer.output_parsed == City(name="text", people=0)
+    _, final = await sdk.helped(
+        "responses.stream", "get_final_response", model=f"{kind}/echo", input="x", text_format=City
+    )
+    assert final.output_parsed == answer.output_parsed
+
+
+async def test_image(home: House) -> None:
+    """An input image reaches a chat model as its API has it."""
+    url = f"data:image/png;base64,{PIXEL}"
+    parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": url, "detail": "low"}]
+    await home.sdk("openai").do(
+        "responses.create", model="openai/echo", input=[{"role": "user", "content": parts}]
+    )
+    sent = json.loads(home.last["body"])["messages"][0]["content"]
+    assert sent[1] == {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
+
+
+async def test_tokens_are_counted_before_asking(home: House) -> None:
+    """`responses.input_tokens.count` estimates without asking a model."""
+    counted = await home.sdk("openai").do("responses.input_tokens.count", model="openai/echo", input="a b c " * 40)
+    assert counted.object == "response.input_tokens" and 20 < counted.input_tokens < 200 and home.requests == 0
+
+
+@pytest.mark.parametrize("surface", ["built-in tool", "conversation"])
+async def test_what_has_no_counterpart_is_refused(home: House, surface: str) -> None:
+    """Server-side tools and conversations are refused by name."""
+    field: dict[str, Any] = {"tools": [{"type": "web_search"}]}
+    if surface == "conversation":
+        field = {"conversation": "conv_1"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await home.sdk("openai").do("responses.create", model="openai/echo", input="x", **field)
+    assert caught.value.param in field and home.requests == 0
