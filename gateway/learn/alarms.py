@@ -1,0 +1,1 @@
+"""Whether learning is alive: exploration, labels, drift, calibration, concentration."""

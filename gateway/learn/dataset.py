@@ -1,0 +1,1 @@
+"""The journal as logged rounds and training data: feedback, automatic checks, propensities."""

@@ -1,0 +1,1 @@
+"""The closed loop: data set, retrain, gate, shadow, canary, promote or roll back."""

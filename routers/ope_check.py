@@ -1,0 +1,1 @@
+"""Shows the off-policy estimators against a known truth: `python -m routers.ope_check`."""

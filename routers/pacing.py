@@ -1,0 +1,1 @@
+"""A budget that refills, spent evenly: the price of a dollar rises while spending runs ahead (primal-dual)."""
