@@ -50,7 +50,8 @@ def mount() -> None:
     from gateway import commands_journal, commands_learn
 
     commands_journal.add_to(app)
-    commands_learn.add_to(app)
+    for command in (commands_learn.train, commands_learn.evaluate):
+        app.command()(command)
 
 
 def config_file(path: Path | None) -> str | None:
