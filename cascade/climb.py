@@ -48,9 +48,7 @@ def climb(plan: Plan, draws: Iterator[float]) -> Generator[Rung, Outcome, Verdic
     return meter.verdict(move.kept, move.reason)
 
 
-def _attempt(
-    move: Ask, meter: _Meter, draws: Iterator[float], *, others: bool
-) -> Generator[Rung, Outcome, Rung]:
+def _attempt(move: Ask, meter: _Meter, draws: Iterator[float], *, others: bool) -> Generator[Rung, Outcome, Rung]:
     """One move, tried again on the same model while its failure may pass; returns the last rung."""
     delay_s = 0.0
     for tries in range(1, meter.plan.retries + 2):

@@ -12,7 +12,8 @@ from math import exp, inf, isfinite, isnan, log, nan
 
 from cascade.types import Evidence
 
-_FLOOR = 1e-4
+CONFIDENCE_FLOOR = 1e-4
+"""Keeps -log(1 - p) finite at certainty."""
 
 
 def vetoed(evidence: Evidence) -> bool:
@@ -50,7 +51,7 @@ def _from_logprobs(evidence: Evidence) -> float:
 
 def spread(p: float) -> float:
     """-log(1 - p): pulls apart the confidences near one, where most of a large model's answers lie."""
-    return -log(1.0 - min(max(p, 0.0), 1.0) + _FLOOR)
+    return -log(1.0 - min(max(p, 0.0), 1.0) + CONFIDENCE_FLOOR)
 
 
 @dataclass(frozen=True, slots=True)

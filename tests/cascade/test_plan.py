@@ -49,9 +49,7 @@ def test_without_opinions_the_dearer_models_stand_for_the_better():
 
 def test_a_chain_is_no_longer_than_pays():
     """Of many better models the best are kept."""
-    plan = plan_for(
-        chose("small", dict(zip(PRICES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))), "confidence", PRICES
-    )
+    plan = plan_for(chose("small", dict(zip(PRICES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))), "confidence", PRICES)
     assert len(plan.steps) == MAX_STEPS and plan.steps[-1].model == "huge"
 
 

@@ -1,0 +1,257 @@
+"""What a cascade is worth on logged answers, honestly: the operating point is chosen on training rows only.
+
+Each split trains estimates, posterior and values on its training rows, picks one rate there by cross-fitting, and
+replays the test rows through the product's own climb. Means and spread over splits are the figures to quote; the hull
+through test points stands beside them for comparison with papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.logs import Logged
+from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
+from cascade.posterior_fit import (
+    Board,
+    Walked,
+    best_quality,
+    cheapest_matching,
+    fit_posterior,
+    rates_for,
+    solve,
+    walk,
+)
+from cascade.replay import Replayed, replay_all
+from cascade.routing import routed_plan
+from cascade.types import Plan
+from routers import frontier
+from routers.cost import LogLinear
+from routers.estimators.base import folds
+from routers.features import Featurizer, shipped_featurizer
+from routers.fit import described, fit_learned, out_of_fold, predicted
+from routers.registry import estimator_named
+from routers.types import Estimate
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a posterior cascade is trained. The pool is the cheapest and the best models of the training rows."""
+
+    router: str = "linear"
+    """Estimator behind the estimates before generation."""
+    depth: int = 2
+    pool: int = 6
+    folds: int = 5
+    tolerance: float = 0.0
+    """Quality below the best single model that still counts as matching it, on training rows."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a split with their estimates."""
+
+    logged: Logged
+    scene: Scene
+    prices: Prices
+
+    @property
+    def scores(self) -> Matrix:
+        return self.logged.data.scores
+
+    @property
+    def paid(self) -> Prices:
+        return Prices(self.logged.data.cost_usd, self.logged.data.checked_cost_usd)
+
+    def rows(self, kept: NDArray[np.intp]) -> Part:
+        return Part(self.logged.rows(kept), self.scene.rows(kept), self.prices.rows(kept))
+
+
+def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting) -> tuple[Part, Part]:
+    """Training rows with out-of-fold estimates, test rows with those of a router trained on all training rows."""
+    featurizer = shipped_featurizer()
+    taught, tested = logged.rows(train), logged.rows(~train)
+    quality, answer = out_of_fold(setting.router, taught.data, x[train], featurizer, seed=setting.seed)
+    learned = fit_learned(estimator_named(setting.router), taught.data, x[train], featurizer, setting.seed)
+    test_quality, test_answer = predicted(learned, x[~train])
+    checking = LogLinear().fit(z := learned.projection.apply(x[train]).astype(float), _extra(taught))
+    free = ~(_extra(taught) > 2 * _TINY).any(0)
+    test_z = learned.projection.apply(x[~train]).astype(float)
+    extra, test_extra = (np.where(free, 0.0, checking.predict(rows)) for rows in (z, test_z))
+    return (
+        Part(taught, _scene(taught, quality), Prices(answer, answer + extra)),
+        Part(tested, _scene(tested, test_quality), Prices(test_answer, test_answer + test_extra)),
+    )
+
+
+_TINY = 1e-9
+
+
+def _extra(logged: Logged) -> Matrix:
+    """What reading the evidence cost beyond the answer."""
+    return np.maximum(logged.data.checked_cost_usd - logged.data.cost_usd, _TINY)
+
+
+def _scene(logged: Logged, quality: Matrix) -> Scene:
+    logprob = logged.data.confidence
+    p = np.where(np.isnan(logprob), np.nan, np.exp(np.clip(np.nan_to_num(logprob, neginf=-700.0), -700.0, 0.0)))
+    return Scene(logit(quality), shown(p), logged.agreement)
+
+
+def space_of(part: Part, setting: Setting) -> Space:
+    """Openers: the models on the hull of training means first, then by quality."""
+    data = part.logged.data
+    cost, quality = data.cost_usd.mean(0), data.scores.mean(0)
+    points = np.column_stack([cost, quality])
+    chain = {tuple(point) for point in frontier.hull(points).tolist()}
+    order = sorted(range(len(cost)), key=lambda j: (tuple(points[j].tolist()) not in chain, -quality[j]))
+    paying = bool((_extra(part.logged) > 2 * _TINY).any())
+    pool = tuple(sorted(order[: setting.pool]))
+    return Space(data.models, pool, min(setting.depth, len(pool)), (False, True) if paying else (True,))
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A posterior and its rules at every rate, with what each achieved on held-out training rows."""
+
+    posterior: Posterior
+    rules: Sequence[Rule]
+    held_out: Matrix
+    """(rates, 2): mean cost and quality by cross-fitting."""
+
+
+def train(part: Part, setting: Setting) -> Trained:
+    space = space_of(part, setting)
+    reference = float(part.logged.data.cost_usd.mean(0).max())
+    rates = rates_for(reference)
+    n = len(part.scores)
+    costs, scores = np.zeros((len(rates), n)), np.zeros((len(rates), n))
+    fold = folds(n, setting.folds, setting.seed)
+    for k in range(setting.folds):
+        taught, held = part.rows(np.flatnonzero(fold != k)), part.rows(rows := np.flatnonzero(fold == k))
+        fitted = fit_posterior(space, taught.scene, taught.scores)
+        for index, walked in enumerate(_curve(fitted, taught, held, rates)):
+            costs[index, rows], scores[index, rows] = walked.cost_usd, walked.score
+    posterior = fit_posterior(space, part.scene, part.scores)
+    board = Board.of(posterior, part.scene)
+    rules = [solve(board, part.prices, rate) for rate in rates]
+    return Trained(posterior, rules, np.column_stack([costs.mean(1), scores.mean(1)]))
+
+
+def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:
+    board = Board.of(posterior, taught.scene)
+    return walked(posterior, [solve(board, taught.prices, rate) for rate in rates], held)
+
+
+def walked(posterior: Posterior, rules: Sequence[Rule], part: Part) -> list[Walked]:
+    """Every rule on those rows."""
+    board, latency_s = Board.of(posterior, part.scene), np.nan_to_num(part.logged.data.latency_s)
+    return [walk(rule, board, part.prices, part.paid, part.scores, latency_s) for rule in rules]
+
+
+def plans(trained: Trained, rule: Rule, part: Part) -> list[Plan]:
+    """One climb per row, as the gateway would make it."""
+    models, prices = trained.posterior.space.models, part.prices
+    worst = dict.fromkeys(models, float(part.paid.read.max()))
+    quality = 1.0 / (1.0 + np.exp(-part.scene.prior))
+    found = []
+    for row in range(len(part.scores)):
+        estimates = [
+            Estimate(m, float(quality[row, j]), 0.0, float(prices.answer[row, j])) for j, m in enumerate(models)
+        ]
+        read = {m: float(prices.read[row, j]) for j, m in enumerate(models)}
+        found.append(routed_plan(trained.posterior, rule, estimates, worst, read_cost_usd=read))
+    return found
+
+
+def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: Setting) -> dict[str, Any]:
+    """One split's figures, relative to the single model that was best on its training rows."""
+    taught, tested = parts(logged, x, train_rows, setting)
+    trained = train(taught, setting)
+    best = int(taught.scores.mean(0).argmax())
+    target = float(taught.scores[:, best].mean())
+    curve = np.array([w.means() for w in walked(trained.posterior, trained.rules, tested)])
+    chain = frontier.hull(curve)
+    single = (float(tested.paid.answer[:, best].mean()), float(tested.scores[:, best].mean()))
+    wait_s = float(np.nan_to_num(tested.logged.data.latency_s)[:, best].mean())
+    found: dict[str, Any] = {
+        "best_single": logged.data.models[best],
+        "best_single_quality": single[1],
+        "aiq": frontier.aiq(chain, float(tested.paid.answer.mean(0).min()), single[0]),
+        "max_quality": float(chain[-1, 1]),
+        "cost_saved_100": frontier.cost_saved(chain, single, 1.0),
+        "cost_saved_99": frontier.cost_saved(chain, single, 0.99),
+        "zero_router_aiq": _zero_router(tested, single[0]),
+    }
+    picks = {
+        "matching": cheapest_matching(trained.held_out, target, setting.tolerance),
+        "best_quality": best_quality(trained.held_out),
+    }
+    for name, index in picks.items():
+        rule = trained.rules[index]
+        found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
+    return found
+
+
+def _zero_router(part: Part, highest: float) -> float:
+    alone = np.column_stack([part.paid.answer.mean(0), part.scores.mean(0)])
+    return frontier.aiq(frontier.hull(alone), float(alone[:, 0].min()), highest)
+
+
+def _beside(got: Replayed, single: tuple[float, float], wait_s: float) -> dict[str, float]:
+    return {
+        "quality_difference": got.score - single[1],
+        "cost_ratio": got.cost_usd / single[0],
+        "latency_ratio": got.latency_s / wait_s if wait_s else float("nan"),
+        "calls": got.calls,
+    }
+
+
+def evaluate(
+    logged: Logged,
+    *,
+    splits: int = 8,
+    tasks: Sequence[str] = (),
+    setting: Setting | None = None,
+    featurizer: Featurizer | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Figures over random 70/30 splits by query: mean and standard deviation over splits of each."""
+    setting = setting or Setting()
+    if tasks:
+        logged = logged.rows(np.isin(np.array(logged.data.tasks), list(tasks)))
+    x = described(logged.data, featurizer or shipped_featurizer())
+    found = []
+    for seed in range(splits):
+        train_rows = np.random.default_rng(seed).random(len(x)) < 0.7
+        found.append(evaluate_split(logged, x, train_rows, replace(setting, seed=setting.seed + seed)))
+        if progress:
+            progress(seed + 1, splits)
+    return {
+        "n_queries": len(x),
+        "dropped_queries": logged.dropped,
+        "models": list(logged.data.models),
+        "splits": splits,
+        **_spread(found),
+    }
+
+
+def _spread(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of every number, key by key."""
+    table: dict[str, Any] = {}
+    for key, first in found[0].items():
+        values = [one[key] for one in found]
+        if isinstance(first, dict):
+            table[key] = _spread(values)
+        elif isinstance(first, str):
+            table[key] = sorted(set(values))
+        else:
+            table[key] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=min(1, len(values) - 1)))}
+    return table

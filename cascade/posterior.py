@@ -1,0 +1,177 @@
+"""Posterior cascade routing: after each answer, how likely is every model right, given all that was shown?
+
+One logistic regression per state (which models answered, which evidence was read) and model, on the router's
+estimates, the answers' confidences and their agreement; then the best of keep, call one model for good, or open one
+more, at an exchange rate of quality against money. It generalises cascade routing (Dekoninck et al. 2025) by reading
+agreement and by asking what a further answer would be worth, not only what it would cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.confidence import CONFIDENCE_FLOOR
+
+Matrix = NDArray[np.float64]
+State = tuple[tuple[int, bool], ...]
+"""The models that answered, by place, ascending; True: its evidence was read."""
+Action = tuple[int, bool]
+NEVER = -1e9
+"""Worth of what can't be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Which states a climb may reach."""
+
+    models: tuple[str, ...]
+    pool: tuple[int, ...]
+    """Models that may be asked before the last one, ascending places."""
+    depth: int
+    """Most answers looked at before the last call."""
+    readings: tuple[bool, ...] = (True,)
+    """With (False, True) an answer may also be asked for without paying for its evidence."""
+
+    def states(self) -> list[State]:
+        """All of them, fewest answers first."""
+        found: list[State] = []
+        for k in range(self.depth + 1):
+            for places in combinations(self.pool, k):
+                found += [tuple(zip(places, read, strict=True)) for read in product(self.readings, repeat=k)]
+        return found
+
+    def actions(self, state: State) -> list[Action]:
+        """Answers that may be opened and looked at from this state."""
+        if len(state) >= self.depth:
+            return []
+        answered = {j for j, _ in state}
+        return [(j, read) for j in self.pool if j not in answered for read in self.readings]
+
+
+def after(state: State, action: Action) -> State:
+    return tuple(sorted((*state, action)))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is known of n queries: the router's estimates before, and what each answer would show."""
+
+    prior: Matrix
+    """Logit of the router's estimated quality, (n, m)."""
+    shown: Matrix
+    """(n, m, 2): p and -log(1 - p) of each answer's confidence; zero where unread."""
+    agreement: Matrix
+    """(n, m, m)."""
+
+    def rows(self, kept: NDArray[np.intp]) -> Scene:
+        return Scene(self.prior[kept], self.shown[kept], self.agreement[kept])
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Expected dollars, (n, m): an answer alone, and one whose evidence is read."""
+
+    answer: Matrix
+    read: Matrix
+
+    def rows(self, kept: NDArray[np.intp]) -> Prices:
+        return Prices(self.answer[kept], self.read[kept])
+
+    def of(self, actions: Sequence[Action]) -> Matrix:
+        return np.stack([(self.read if read else self.answer)[:, j] for j, read in actions], 1)
+
+
+def logit(p: Matrix) -> Matrix:
+    bounded = np.clip(p, 0.01, 0.99)
+    return np.asarray(np.log(bounded / (1.0 - bounded)))
+
+
+def shown(p: Matrix) -> Matrix:
+    """Features of a confidence in [0, 1]; NaN shows nothing."""
+    known = np.clip(np.nan_to_num(p), 0.0, 1.0)
+    return np.stack([known, np.where(np.isfinite(p), -0.5 * np.log(1.0 - known + CONFIDENCE_FLOOR), 0.0)], -1)
+
+
+def sigmoid(z: Matrix) -> Matrix:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30.0, 30.0))))
+
+
+def design(state: State, j: int, scene: Scene) -> Matrix:
+    """Features by which the chance that model j is right is judged in a state, (n, d)."""
+    prior, seen, alike = scene.prior, scene.shown, scene.agreement
+    read = dict(state)
+    columns = [np.ones(len(prior)), prior[:, j], prior.mean(1)]
+    if j in read:
+        columns += _own(j, read[j], seen)
+        for i, i_read in state:
+            if i != j:
+                columns += _other(alike[:, j, i], prior[:, i], seen[:, i, 1] if i_read else None)
+        return np.stack(columns, 1)
+    for i, i_read in state:
+        columns += [*_own(i, i_read, seen), 0.5 * prior[:, i]]
+    columns += [alike[:, i, k] for (i, _), (k, _) in combinations(state, 2)]
+    return np.stack(columns, 1)
+
+
+def _own(j: int, read: bool, seen: Matrix) -> list[Matrix]:
+    return [seen[:, j, 0], seen[:, j, 1]] if read else []
+
+
+def _other(alike: Matrix, prior: Matrix, sure: Matrix | None) -> list[Matrix]:
+    """What another answer says of this one: agreement, weighed by how good and how sure the other is."""
+    columns = [alike, prior * (1.0 - alike), prior * alike]
+    return columns if sure is None else [*columns, alike * sure, (1.0 - alike) * sure]
+
+
+def value_design(state: State, chances: Matrix) -> Matrix:
+    """Features by which the worth of going on from a state is judged, (n, d)."""
+    answered = [j for j, _ in state]
+    others = [j for j in range(chances.shape[1]) if j not in answered]
+    ahead = chances[:, others].max(1) if others else np.zeros(len(chances))
+    columns = [np.ones(len(chances)), ahead, logit(ahead) / 3]
+    if answered:
+        best = chances[:, answered].max(1)
+        columns += [best, logit(best) / 3, best * best, ahead * best]
+    if len(answered) > 1:
+        columns += [chances[:, j] for j in answered]
+    columns += [logit(chances[:, j]) / 3 for j in others]
+    return np.stack(columns, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """The fitted heads: for each state, one weight vector per model."""
+
+    space: Space
+    weights: Mapping[State, Sequence[Matrix]] = field(repr=False)
+
+    def chances(self, state: State, scene: Scene) -> Matrix:
+        """P(right | all that is known) for every model, (n, m)."""
+        heads = self.weights[state]
+        return np.stack([sigmoid(design(state, j, scene) @ heads[j]) for j in range(len(heads))], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An operating point: quality points per dollar, and the worth of going on from each state at that rate."""
+
+    rate: float
+    ahead: Mapping[State, Matrix] = field(repr=False)
+    """Weights (d, actions) of the worth after each action, before its price; only states that go on."""
+
+    def options(self, space: Space, state: State, chances: Matrix, prices: Prices) -> Matrix:
+        """Worth of: keep the best answer; call each model for good (m); open each action. (n, 1 + m + a)."""
+        answered = [j for j, _ in state]
+        keep = chances[:, answered].max(1) if answered else np.full(len(chances), NEVER)
+        final = chances - self.rate * prices.answer
+        final[:, answered] = NEVER
+        actions = space.actions(state)
+        if not actions:
+            return np.column_stack([keep, final])
+        ahead = value_design(state, chances) @ self.ahead[state] - self.rate * prices.of(actions)
+        return np.column_stack([keep, final, ahead])

@@ -1,0 +1,162 @@
+"""Fitting the posterior cascade: heads by penalised logistic regression, values by induction from the last call.
+
+Everything here runs offline. Estimates that stand in `Scene.prior` must be out of fold, or the heads learn to trust
+them too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.posterior import (
+    Matrix,
+    Posterior,
+    Prices,
+    Rule,
+    Scene,
+    Space,
+    State,
+    after,
+    design,
+    sigmoid,
+    value_design,
+)
+
+HEAD_PENALTY = 1.0
+VALUE_PENALTY = 3.0
+
+
+def logistic(x: Matrix, y: Matrix, penalty: float, steps: int = 12) -> Matrix:
+    """Weights of a penalised logistic regression by Newton's method; the first column is not penalised.
+
+    `y` may be any score in [0, 1].
+    """
+    w = np.zeros(x.shape[1])
+    ridge = np.full(x.shape[1], penalty)
+    ridge[0] = 1e-6
+    for _ in range(steps):
+        p = sigmoid(x @ w)
+        gradient = x.T @ (p - y) + ridge * w
+        curvature = (x * (p * (1.0 - p))[:, None]).T @ x
+        curvature[np.diag_indices_from(curvature)] += ridge + 1e-9
+        step = np.linalg.solve(curvature, gradient)
+        w -= np.clip(step, -5.0, 5.0)
+        if np.abs(step).max() < 1e-4:
+            break
+    return w
+
+
+def fit_posterior(space: Space, scene: Scene, scores: Matrix) -> Posterior:
+    """Heads for every state, from all rows."""
+    m = len(space.models)
+    return Posterior(
+        space,
+        {
+            state: [logistic(design(state, j, scene), scores[:, j], HEAD_PENALTY) for j in range(m)]
+            for state in space.states()
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A posterior's chances in every state for given rows, computed once for all rates."""
+
+    space: Space
+    chances: dict[State, Matrix]
+
+    @classmethod
+    def of(cls, posterior: Posterior, scene: Scene) -> Board:
+        space = posterior.space
+        return cls(space, {state: posterior.chances(state, scene) for state in space.states()})
+
+
+def solve(board: Board, prices: Prices, rate: float) -> Rule:
+    """The worth of going on from every state at that rate, from the deepest states back to the empty one."""
+    space, ahead = board.space, dict[State, Matrix]()
+    worth: dict[State, Matrix] = {}
+    for state in reversed(space.states()):
+        chances = board.chances[state]
+        actions = space.actions(state)
+        if actions:
+            x = value_design(state, chances)
+            target = np.stack([worth[after(state, action)] for action in actions], 1)
+            gram = x.T @ x + VALUE_PENALTY * np.eye(x.shape[1])
+            ahead[state] = np.asarray(np.linalg.solve(gram, x.T @ target), np.float64)
+        worth[state] = Rule(rate, ahead).options(space, state, chances, prices).max(1)
+    return Rule(rate, ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """What each query cost, scored and took under one rule, (n,) each."""
+
+    cost_usd: Matrix
+    score: Matrix
+    latency_s: Matrix
+    calls: Matrix
+
+    def means(self) -> tuple[float, float]:
+        return float(self.cost_usd.mean()), float(self.score.mean())
+
+
+def walk(rule: Rule, board: Board, prices: Prices, paid: Prices, scores: Matrix, latency_s: Matrix) -> Walked:
+    """The rule on logged outcomes, all rows at once; `prices` is what it expects, `paid` what was charged."""
+    n, m = scores.shape
+    total = Walked(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n))
+    waiting: dict[State, NDArray[np.intp]] = {(): np.arange(n)}
+    while waiting:
+        state, rows = waiting.popitem()
+        chances = board.chances[state][rows]
+        pick = rule.options(board.space, state, chances, prices.rows(rows)).argmax(1)
+        answered = [j for j, _ in state]
+        if answered:
+            kept = rows[pick == 0]
+            best = np.array(answered)[chances[pick == 0][:, answered].argmax(1)]
+            total.score[kept] = scores[kept, best]
+        for j in range(m):
+            last = rows[pick == 1 + j]
+            _charge(total, last, paid.answer[last, j], latency_s[last, j])
+            total.score[last] = scores[last, j]
+        for index, action in enumerate(board.space.actions(state)):
+            on = rows[pick == 1 + m + index]
+            if len(on):
+                j, read = action
+                _charge(total, on, (paid.read if read else paid.answer)[on, j], latency_s[on, j])
+                reached = after(state, action)
+                waiting[reached] = np.concatenate([waiting.get(reached, on[:0]), on])
+    return total
+
+
+def _charge(total: Walked, rows: NDArray[np.intp], cost_usd: Matrix, latency_s: Matrix) -> None:
+    total.cost_usd[rows] += cost_usd
+    total.latency_s[rows] += latency_s
+    total.calls[rows] += 1
+
+
+def cheapest_matching(points: Matrix, target: float, tolerance: float = 0.0) -> int:
+    """Index of the cheapest point that reaches the target, read off a curve smoothed over neighbouring rates.
+
+    `points` are rows of (cost, quality) by rising rate. Where none reaches it, the point of highest quality.
+    """
+    smooth = _smoothed(points)
+    reached = np.flatnonzero(smooth[:, 1] >= target - tolerance)
+    return int(reached[smooth[reached, 0].argmin()]) if len(reached) else int(smooth[:, 1].argmax())
+
+
+def _smoothed(points: Matrix) -> Matrix:
+    padded = np.vstack([points[:1], points, points[-1:]])
+    return np.asarray((padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0)
+
+
+def best_quality(points: Matrix) -> int:
+    return int(_smoothed(points)[:, 1].argmax())
+
+
+def rates_for(reference_usd: float, points: int = 36) -> Sequence[float]:
+    """Exchange rates worth trying, by rising rate: from quality only to a quality point per reference cost."""
+    return [0.0, *(np.logspace(-2.6, 0.4, points - 1) / max(reference_usd, 1e-12)).tolist()]

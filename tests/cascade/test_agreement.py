@@ -1,0 +1,42 @@
+"""Answers agree by what they come down to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.agreement import agreement, agreements
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("A", "A.", 1.0),
+        ("A", "B", 0.0),
+        ("12 - 2 = 10, so\n#### 10", "First ... #### $10", 1.0),
+        ("#### 1,000", "#### 1000.", 1.0),
+        ("#### 10", "#### 11", 0.0),
+        ("Eros", "The Eros statue", 1.0),
+        ("Angel of the North", "Lover's Fountain", 0.0),
+        ("so \\boxed{42}", "#### 42", 1.0),
+        ("", "", 1.0),
+    ],
+)
+def test_answers_are_compared_by_what_they_state(one: str, other: str, expected: float):
+    """Stated numbers and letters exactly, short answers by their words."""
+    assert agreement(one, other) == expected
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_agreement_is_a_symmetric_share(one: str, other: str):
+    """Any two texts: within [0, 1], either way round, and full with itself."""
+    assert 0.0 <= agreement(one, other) <= 1.0
+    assert agreement(one, other) == agreement(other, one)
+    assert agreement(one, one) == 1.0
+
+
+def test_a_table_holds_every_pair():
+    """Ones on the diagonal, pairs on both sides."""
+    assert np.array_equal(agreements(["A", "B", "A"]), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])

@@ -1,0 +1,171 @@
+"""The posterior cascade: states, heads, values, and the strategy that climbs by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import repeat
+from math import nan
+
+import numpy as np
+import pytest
+
+from cascade.climb import climb
+from cascade.evaluate import Part, Setting, Trained, plans, train, walked
+from cascade.posterior import Prices, Scene, Space, after, logit, shown
+from cascade.posterior_fit import Board, cheapest_matching, logistic, solve
+from cascade.replay import LoggedModels, replay_all, replayed
+from cascade.routing import routed_plan
+from cascade.types import Evidence, Limits, Outcome, PlanError
+from routers.types import Estimate
+from tests.cascade.worlds import MODELS, logged
+
+WORST = dict.fromkeys(MODELS, 1e-3)
+
+
+def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> Part:
+    """Logged rows with the models' levels as the router's estimates."""
+    log = logged(n, seed, check_usd=check_usd)
+    prior = logit(np.tile(log.data.scores.mean(0), (n, 1)))
+    scene = Scene(prior, shown(np.exp(log.data.confidence)), log.agreement)
+    return Part(log, scene, Prices(log.data.cost_usd, log.data.checked_cost_usd))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    return train(part(seed=1), Setting(folds=2))
+
+
+def test_states_come_fewest_answers_first():
+    """Each subset of the pool up to the depth, once per way of reading."""
+    space = Space(MODELS, (0, 1), 2, (False, True))
+    states = space.states()
+    assert len(states) == 1 + 2 * 2 + 4 and states[0] == ()
+    assert [len(s) for s in states] == sorted(len(s) for s in states)
+    assert all(after(s, a) in states for s in states for a in space.actions(s))
+
+
+def test_logistic_finds_known_weights():
+    """Newton's method recovers the weights that made the labels."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(4000), rng.normal(size=(4000, 2))])
+    truth = np.array([0.5, 1.5, -1.0])
+    y = (rng.random(4000) < 1 / (1 + np.exp(-x @ truth))).astype(float)
+    assert np.allclose(logistic(x, y, 1e-3), truth, atol=0.15)
+
+
+def test_logistic_survives_separable_and_constant_labels():
+    """All right or perfectly separable: finite weights."""
+    x = np.column_stack([np.ones(50), np.linspace(-1, 1, 50)])
+    assert np.isfinite(logistic(x, np.ones(50), 1.0)).all()
+    assert np.isfinite(logistic(x, (x[:, 1] > 0).astype(float), 1.0)).all()
+
+
+def test_agreement_raises_a_chance(trained: Trained):
+    """Two models that say the same are likelier right than the same two at odds."""
+    state = ((0, True), (1, True))
+    scene = Scene(np.zeros((1, 3)), shown(np.full((1, 3), 0.8)), np.ones((1, 3, 3)))
+    apart = replace(scene, agreement=np.eye(3)[None])
+    assert trained.posterior.chances(state, scene)[0, 0] > trained.posterior.chances(state, apart)[0, 0] + 0.2
+
+
+def test_a_higher_rate_spends_less(trained: Trained):
+    """Money falls along the rates from quality only to cost only."""
+    points = np.array([w.means() for w in walked(trained.posterior, trained.rules, part(seed=2))])
+    assert points[0, 0] > 3 * points[-1, 0]
+    assert points[0, 1] > points[-1, 1]
+
+
+def test_it_beats_the_best_single_model_for_less(trained: Trained):
+    """On fresh rows the curve holds the large model's quality at well under its cost."""
+    rows = part(600, seed=3)
+    points = np.array([w.means() for w in walked(trained.posterior, trained.rules, rows)])
+    large = rows.scores[:, 2].mean(), rows.paid.answer[:, 2].mean()
+    good = points[points[:, 1] >= large[0]]
+    assert len(good) and good[:, 0].min() < 0.6 * large[1]
+
+
+@pytest.mark.parametrize("check_usd", [0.0, 2e-5])
+def test_the_climb_and_the_sweep_agree(check_usd: float):
+    """Driving the product's generator row by row pays and scores what the vectorised walk says."""
+    fitted = train(part(200, seed=4, check_usd=check_usd), Setting(folds=2))
+    rows = part(80, seed=5, check_usd=check_usd)
+    for rule in fitted.rules[::6]:
+        swept = walked(fitted.posterior, [rule], rows)[0]
+        climbed = replay_all(plans(fitted, rule, rows), rows.logged)
+        assert climbed.cost_usd == pytest.approx(swept.cost_usd.mean())
+        assert climbed.score == pytest.approx(swept.score.mean())
+        assert climbed.calls == pytest.approx(swept.calls.mean())
+        assert climbed.latency_s == pytest.approx(swept.latency_s.mean())
+
+
+def estimates(**quality: float) -> list[Estimate]:
+    return [Estimate(m, quality.get(m, 0.7), 0.1, c) for m, c in zip(MODELS, (1e-5, 5e-5, 3e-4), strict=True)]
+
+
+def test_a_failed_model_is_never_asked_again(trained: Trained):
+    """Whatever its worth, a model that failed is out; the others answer."""
+    plan = routed_plan(trained.posterior, trained.rules[10], estimates(), WORST, retries=0)
+    climbing, asked = climb(plan, repeat(0.5)), []
+    rung = next(climbing)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            asked.append(rung.model)
+            rung = climbing.send(Outcome(rung.model, "server_error"))
+    assert sorted(asked) == sorted(MODELS) and stop.value.value.reason == "failed"
+
+
+def test_a_vetoed_answer_is_not_kept_while_another_can_be_had(trained: Trained):
+    """A refusal has no chance of being right, however sure it sounds."""
+    plan = routed_plan(trained.posterior, trained.rules[20], estimates(), WORST)
+    climbing = climb(plan, repeat(0.5))
+    rung = next(climbing)
+    assert not rung.final
+    again = climbing.send(Outcome(rung.model, evidence=Evidence(-0.01, -0.01, refused=True, text="no")))
+    assert again.model != rung.model
+
+
+def test_missing_evidence_convinces_nobody(trained: Trained):
+    """An answer without log-probabilities leaves the state as it was, and is kept only for want of another."""
+    plan = routed_plan(trained.posterior, trained.rules[20], estimates(), WORST, limits=Limits(max_attempts=2))
+    climbing = climb(plan, repeat(0.5))
+    first = next(climbing)
+    second = climbing.send(Outcome(first.model, evidence=Evidence(text="A")))
+    assert second.model != first.model and second.final
+
+
+def test_abstention_says_so():
+    """Below the stated chance nothing is kept."""
+    fitted = train(part(200, seed=6), Setting(folds=2, pool=3))
+    plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
+    verdict = replayed(plan, LoggedModels(logged(5), 0))
+    assert verdict.reason in {"abstained", "last"} and (verdict.kept is None) == (verdict.reason == "abstained")
+
+
+@pytest.mark.parametrize("fault", [estimates(small=nan), estimates()[:2]])
+def test_a_model_without_an_estimate_is_refused(trained: Trained, fault: list[Estimate]):
+    """The posterior can't start from nothing."""
+    with pytest.raises(PlanError, match="estimate"):
+        routed_plan(trained.posterior, trained.rules[0], fault, WORST)
+
+
+def test_an_unpriced_model_is_refused(trained: Trained):
+    """Its climb could not be bounded."""
+    with pytest.raises(PlanError, match="price"):
+        routed_plan(trained.posterior, trained.rules[0], estimates(), {"small": 1.0, "large": 1.0})
+
+
+def test_the_cheapest_matching_point_is_smoothed():
+    """One lucky point between two poor ones does not win."""
+    points = np.array([[9, 0.9], [8, 0.9], [7, 0.9], [6, 0.8], [5, 0.9], [4, 0.7], [3, 0.6]], float)
+    assert cheapest_matching(points, 0.86) == 2
+    assert cheapest_matching(points, 2.0) in (0, 1, 2)
+
+
+def test_values_look_ahead():
+    """With nothing to pay, opening another answer is never worth less than calling it for good."""
+    rows = part(300, seed=7)
+    fitted = train(rows, Setting(folds=2))
+    board = Board.of(fitted.posterior, rows.scene)
+    rule = solve(board, rows.prices, 0.0)
+    options = rule.options(board.space, (), board.chances[()], rows.prices)
+    assert options[:, 4:].max(1).mean() > options[:, 1:4].max(1).mean()
