@@ -96,9 +96,7 @@ class PluginRouter:
     ) -> tuple[NDArray[np.float64], ...]:
         """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
         if query.features_version != self.features_version:
-            raise Undecided(
-                f"features {query.features_version!r}, the router reads {self.features_version!r}"
-            )
+            raise Undecided(f"features {query.features_version!r}, the router reads {self.features_version!r}")
         index = np.array([learned.place.get(model, -1) for model in models])
         known = index >= 0
         z = learned.projection.apply(query.vector)[None].astype(np.float64)
@@ -122,10 +120,14 @@ class PluginRouter:
         return quality, sd, tokens, latency, cost
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:
-        """What one cost unit of the cost weight is: a typical call of the dearest candidate."""
+        """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's calls are
+        where every candidate was trained on, else a typical one.
+        """
+        learned = self.learned
+        if learned is not None and learned.reference_usd > 0 and all(c.model in learned.place for c in kept):
+            return learned.reference_usd
         dearest = max(
-            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok
-            for c in kept
+            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok for c in kept
         )
         if dearest > 0 or self.learned is None:
             return dearest / 1e6
