@@ -147,7 +147,7 @@ def _whole(step: Step, status: int, body: bytes) -> Iterator[Frame]:
 
 
 def _ending(fault: Fault) -> Act:
-    return {"cut": Act.CLOSE, "cut_rst": Act.RESET, "stall": Act.STALL}[fault]
+    return {"cut": Act.CLOSE, "cut_end": Act.CLOSE, "cut_rst": Act.RESET, "stall": Act.STALL}[fault]
 
 
 def _chunk(data: bytes) -> bytes:
@@ -176,7 +176,7 @@ def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Ev
     if step.fault == "no_done":
         return events[:-1]
     if step.fault == "no_finish":
-        return events[: next(i for i, event in enumerate(events) if event.is_finish)]
+        return events[: _finish(events)]
     place = _place(events, step.after)
     if step.fault == "malformed":
         events.insert(place, _Event(NOT_JSON_EVENT))
@@ -216,8 +216,12 @@ def _place(events: list[_Event], after: int) -> int:
     return len(events)
 
 
+def _finish(events: list[_Event]) -> int:
+    return next(i for i, event in enumerate(events) if event.is_finish)
+
+
 def _stream(step: Step, events: list[_Event]) -> Iterator[Frame]:
-    place = _place(events, step.after)
+    place = _finish(events) + 1 if step.fault == "cut_end" else _place(events, step.after)
     framing = step.framing or ("length" if step.fault == "wrong_length" else "chunked")
     start = head(200, "text/event-stream; charset=utf-8", step)
     pieces = [event.wire for event in events]
@@ -244,7 +248,7 @@ def _paced(step: Step, pieces: list[bytes]) -> list[Frame]:
 
 
 def _fault(fault: Fault) -> list[Frame]:
-    if fault in ("cut", "cut_rst", "stall"):
+    if fault in ("cut", "cut_end", "cut_rst", "stall"):
         return [_ending(fault)]
     return [b"zz\r\nno size\r\n"] if fault == "bad_chunk" else []
 

@@ -25,6 +25,7 @@ Fault = Literal[
     "not_json",  # 200 with a page of HTML
     "cut",  # FIN after `after` events, or in the middle of a body
     "cut_rst",  # the same with RST
+    "cut_end",  # FIN in a stream behind the finish reason, before its last event
     "stall",  # silence after `after` events, or in the middle of a body
     "malformed",  # an event that is not JSON after `after` events; the stream goes on
     "bad_chunk",  # broken chunk framing after `after` events
