@@ -58,7 +58,8 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
-    timeouts = Timeouts(config.server.first_byte_timeout_s, config.server.stall_timeout_s)
+    server = config.server
+    timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
     return Services(
         config=config,

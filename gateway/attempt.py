@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from gateway.fleet import Deployment, Fleet
 from gateway.providers import Provider
 from gateway.upstream import Response
 from gateway.wire.answer import peek
+from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
 from gateway.wire.request import Raw, encode, translate_request
@@ -24,8 +24,9 @@ from gateway.wire.usage import Usage
 
 TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
+NOTHING_SEEN = Peek()
 STREAMED_USAGE = frozenset({"chat", "completions"})
-BYTES_PER_TOKEN = 4
+CHARS_PER_TOKEN = 4
 """For tokens nobody counted: about right for English, low for code."""
 
 
@@ -44,7 +45,25 @@ class Opened:
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     first_byte_s: float
+    """Longest silence before the first event of a stream, and between the events before its first real chunk."""
     stall_s: float
+    """Longest silence between events after it."""
+    whole_s: float = 600.0
+    """From a request's arrival to its stream's end. Not the client's own deadline, which is for each read."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """An attempt under way."""
+
+    exchange: Exchange
+    attempt: Attempt
+    deployment: Deployment
+    rung: Rung
+    dialect: str
+    ends_s: float
+    """Monotonic; nobody waits for it any longer."""
+    flow: Relay | None = None
 
 
 class Caller:
@@ -68,122 +87,156 @@ class Caller:
         self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool = False
     ) -> Opened:
         """Raises UpstreamError, its attempt already recorded in the exchange; so is a cancelled one."""
+        deployment.begin()
+        opened: Opened | None = None
+        try:
+            opened = await self._try(exchange, rung, deployment, live=live, hedge=hedge)
+        finally:
+            if opened is None or opened.response is None:
+                deployment.end()
+        return opened
+
+    async def _try(
+        self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool
+    ) -> Opened:
+        """A request that can't be written (CallerError) was never sent, so it is no attempt."""
         call, now = exchange.call, self.now
         provider = self.providers[deployment.provider]
         dialect = provider.dialect_for(call.surface)
+        body = request_body(call, deployment, dialect, rung, live=live)
+        head = provider.head(deployment.config, dialect, live, call.headers)
         begun = now()
         attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
         exchange.attempts.append(attempt)
-        deployment.begin()
-        flows = False
+        ends_s = min(begun + rung.timeout_s, call.received_s + call.timeout_s)
+        sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s)
         try:
-            body = request_body(call, deployment, dialect, rung, live=live)
-            head = provider.head(deployment.config, dialect, live, call.headers)
-            limit_s = min(rung.timeout_s, self.timeouts.first_byte_s) if live else rung.timeout_s
+            limit_s = min(ends_s - begun, self.timeouts.first_byte_s) if live else ends_s - begun
             response = await provider.pool.send(head, body, timeout_s=limit_s)
             attempt.status = response.status
             if response.status >= 300:
-                refusal = await response.read(self.max_answer_bytes, timeout_s=limit_s)
+                refusal = await response.read(self.max_answer_bytes, timeout_s=ends_s - now())
                 raise classify(response.status, refusal, readable(response.headers), dialect)
-            if live:
-                opened = await self._first_chunk(exchange, attempt, deployment, dialect, response)
-                flows = True
-                return opened
-            return await self._whole(exchange, rung, attempt, deployment, dialect, response, limit_s)
+            return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
         except UpstreamError as error:
-            self.failed(exchange, attempt, deployment, error)
+            self.failed(exchange, attempt, deployment, error, sent.flow)
             raise
-        except asyncio.CancelledError:
-            self.left(exchange, attempt, deployment)
+        except BaseException:
+            self.left(exchange, attempt, deployment, sent.flow)
             raise
         finally:
             attempt.latency_s = now() - begun
-            if not flows:
-                deployment.end()
 
-    async def _whole(
-        self,
-        exchange: Exchange,
-        rung: Rung,
-        attempt: Attempt,
-        deployment: Deployment,
-        dialect: str,
-        response: Response,
-        limit_s: float,
-    ) -> Opened:
-        body = await response.read(self.max_answer_bytes, timeout_s=limit_s)
+    async def _whole(self, sent: Sent, response: Response) -> Opened:
+        exchange, attempt, deployment = sent.exchange, sent.attempt, sent.deployment
+        body = await response.read(self.max_answer_bytes, timeout_s=sent.ends_s - self.now())
         now = self.now()
-        seen = peek(body, dialect)
+        seen = peek(body, sent.dialect)
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
         attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
         exchange.response_id = seen.id
-        self.charge(exchange, attempt, deployment, seen.usage, len(seen.text))
+        self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
         self.fleet.succeeded(deployment, now, attempt.first_byte_s, attempt.first_byte_s)
-        ours = adds_logprobs(rung, deployment, dialect) and not exchange.call.described.logprobs
-        return Opened(attempt, deployment, Kept(attempt, dialect, body, strip_logprobs=ours))
+        ours = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
+        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, strip_logprobs=ours))
 
-    async def _first_chunk(
-        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, dialect: str, response: Response
-    ) -> Opened:
+    async def _first_chunk(self, sent: Sent, response: Response) -> Opened:
         """Nothing is committed before the first chunk that says something: until then another may answer."""
+        exchange, attempt = sent.exchange, sent.attempt
         call = exchange.call
-        flow = relay(
-            dialect,
+        flow = sent.flow = relay(
+            sent.dialect,
             call.surface,
             model=attempt.model,
             request=call.raw,
             include_usage=call.include_usage,
             collect=wants_whole(exchange),
         )
-        pending = b""
         try:
-            while not (flow.started or flow.finished or flow.fault):
-                data = await response.chunk(self.timeouts.first_byte_s)
-                if not data:
-                    break
-                pending += flow.feed(data)
-            if flow.fault or not (flow.started or flow.finished):
-                flow.end()
-                raise fault_of(flow)
+            pending = await self._until_started(sent, response, flow)
         except BaseException:
             response.cancel()
             raise
         attempt.first_byte_s = self.now() - call.received_s - attempt.started_s
-        return Opened(attempt, deployment, None, response, flow, pending)
+        return Opened(attempt, sent.deployment, None, response, flow, pending)
+
+    async def _until_started(self, sent: Sent, response: Response, flow: Relay) -> bytes:
+        """What may go out with the first real chunk. A dribble that completes no event is silence."""
+        now, silence_s = self.now, self.timeouts.first_byte_s
+        silent_s = sent.exchange.call.received_s + sent.attempt.started_s + silence_s
+        pending, events = b"", 0
+        while not (flow.started or flow.finished or flow.fault):
+            if flow.events > events:
+                events, silent_s = flow.events, now() + silence_s
+            data = await response.chunk(min(silent_s, sent.ends_s) - now())
+            if not data:
+                break
+            pending += flow.feed(data)
+        if flow.fault or not (flow.started or flow.finished):
+            flow.end()
+            raise fault_of(flow)
+        return pending
 
     def charge(
-        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, text_bytes: int
+        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int
     ) -> None:
         """What the attempt cost, from what the upstream says it used; estimated where it says nothing."""
         if not usage.known:
             attempt.estimated = True
-            usage = Usage(
-                input_tokens=exchange.call.described.input_tokens,
-                output_tokens=-(-text_bytes // BYTES_PER_TOKEN),
-            )
+            usage = Usage(input_tokens=exchange.call.described.input_tokens, output_tokens=tokens_in(chars))
         attempt.usage = usage
         attempt.cost_nanousd = deployment.price.cost(usage)
 
     def failed(
-        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, error: UpstreamError
+        self,
+        exchange: Exchange,
+        attempt: Attempt,
+        deployment: Deployment,
+        error: UpstreamError,
+        flow: Relay | None = None,
     ) -> None:
+        """Before an answer or inside it (`flow`). An upstream that had begun to work is paid; a refusal is free."""
         attempt.failure = error.failure
+        seen = flow.peek() if flow is not None else NOTHING_SEEN
+        began = bool(attempt.status) or error.failure == "timeout"
+        if said_chars(seen) or (began and error.upstream_status < 400):
+            self._charge_part(exchange, attempt, deployment, seen)
         if error.upstream_status:
             attempt.status = error.upstream_status
         self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s)
 
-    def left(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, text_bytes: int = 0) -> None:
+    def left(
+        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, flow: Relay | None = None
+    ) -> None:
         """The client (or a faster twin) made this attempt pointless; its upstream bills what it did."""
         attempt.failure = "cancelled"
         deployment.breaker.fail("cancelled", self.now())
-        self.charge(exchange, attempt, deployment, Usage(), text_bytes)
+        seen = flow.peek() if flow is not None else NOTHING_SEEN
+        self._charge_part(exchange, attempt, deployment, seen)
+
+    def _charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
+        """Of a stream that broke off, what came counts: usage told at its start knows nothing of the rest."""
+        usage, chars = seen.usage, said_chars(seen)
+        if usage.known and usage.completion_tokens < tokens_in(chars):
+            attempt.estimated = True
+            usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
+        self.charge(exchange, attempt, deployment, usage, chars)
 
     def abandon(self, exchange: Exchange, opened: Opened) -> None:
         """Close a stream that lost against its twin; what it has done so far is billed."""
-        if opened.response is not None and opened.relay is not None:
+        if opened.response is not None:
             opened.response.cancel()
             opened.deployment.end()
-            self.left(exchange, opened.attempt, opened.deployment, len(opened.relay.text))
+            self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+
+
+def said_chars(seen: Peek) -> int:
+    """Everything an upstream bills as output."""
+    return len(seen.text) + len(seen.thought) + sum(map(len, seen.tool_arguments))
+
+
+def tokens_in(chars: int) -> int:
+    return -(-chars // CHARS_PER_TOKEN)
 
 
 def fault_of(flow: Relay) -> UpstreamError:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from cascade.climb import climb
 from cascade.types import Outcome, Rung, Verdict
-from gateway.attempt import Caller, Opened, fault_of, wants_whole
+from gateway.attempt import Caller, Opened, fault_of, said_chars, wants_whole
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
+from gateway.wire.relay import Relay
 
 MAY_PASS = frozenset(
     {"connect", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
@@ -69,11 +70,18 @@ class Run:
             rung = next(steps)
             while True:
                 if rung.delay_s:
-                    await asyncio.sleep(rung.delay_s)
+                    await self.back_off(rung.delay_s)
                 outcome = await (self.together(rung) if rung.beside else self.step(rung))
                 rung = steps.send(outcome)
         except StopIteration as stop:
             self.exchange.verdict = stop.value
+
+    async def back_off(self, delay_s: float) -> None:
+        begun = self.driver.caller.now()
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            self.exchange.upstream_s += self.driver.caller.now() - begun
 
     def finish(self) -> bytes:
         verdict = self.exchange.verdict
@@ -101,6 +109,8 @@ class Run:
         """One rung, as far as the client may see of it."""
         caller, exchange = self.driver.caller, self.exchange
         begun = caller.now()
+        if begun >= exchange.call.received_s + exchange.call.timeout_s:
+            return self.lost(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
         deployment = caller.fleet.pick(rung.model, next(self.driver.draws), begun)
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
@@ -114,6 +124,7 @@ class Run:
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun
+        self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
 
@@ -153,27 +164,15 @@ class Run:
         exchange.answered_by, exchange.flow = rung.model, flow
         try:
             await reply.begin(200, self.headers())
-            data = opened.pending
-            while True:
-                if data:
-                    await reply.push(data)
-                if flow.finished or flow.fault:
-                    break
-                chunk = await response.chunk(caller.timeouts.stall_s)
-                if not chunk:
-                    break
-                data = flow.feed(chunk)
-            if not flow.finished and flow.end():
-                raise fault_of(flow)
-            await _drain(response)
+            await self.pump(response, flow, opened.pending)
+            await _drain(response, caller.now)
         except UpstreamError as error:
             response.cancel()
-            caller.charge(exchange, attempt, deployment, flow.usage, len(flow.text))
-            caller.failed(exchange, attempt, deployment, error)
+            caller.failed(exchange, attempt, deployment, error, flow)
             raise
-        except (asyncio.CancelledError, OSError):
+        except BaseException:
             response.cancel()
-            caller.left(exchange, attempt, deployment, len(flow.text))
+            caller.left(exchange, attempt, deployment, flow)
             raise
         finally:
             deployment.end()
@@ -181,18 +180,39 @@ class Run:
         seen = flow.peek()
         attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
         exchange.response_id = seen.id
-        caller.charge(exchange, attempt, deployment, flow.usage, len(seen.text))
+        caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
         caller.fleet.succeeded(deployment, caller.now(), attempt.first_byte_s, attempt.latency_s)
+        self.tail = flow.tail()
         if wants_whole(exchange):
             exchange.answer_body = flow.answer()
-        self.tail = flow.tail()
+
+    async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
+        """Until the stream's end. The time a slow client takes is not the upstream's silence."""
+        call, timeouts, now = self.exchange.call, self.driver.caller.timeouts, self.driver.caller.now
+        ends_s, silence_s = call.received_s + timeouts.whole_s, min(timeouts.stall_s, call.timeout_s)
+        silent_s, events = 0.0, -1
+        while True:
+            if data:
+                await self.reply.push(data)
+            if flow.finished or flow.fault:
+                break
+            if flow.events > events:
+                events, silent_s = flow.events, now() + silence_s
+            chunk = await response.chunk(min(silent_s, ends_s) - now())
+            if not chunk:
+                break
+            data = flow.feed(chunk)
+        if not flow.finished and flow.end():
+            raise fault_of(flow)
 
 
-async def _drain(response: Response) -> None:
-    """Read on to the message's own end, so that the connection serves again."""
+async def _drain(response: Response, now: Callable[[], float]) -> None:
+    """Read on to the message's own end, so that the connection serves again; not for long."""
+    ends_s = now() + DRAIN_S
     try:
-        while await response.chunk(DRAIN_S):
-            pass
+        while await response.chunk(ends_s - now()):
+            if now() >= ends_s:
+                response.cancel()
     except UpstreamError:
         response.cancel()
 

@@ -141,6 +141,10 @@ class Response:
         return self._unread > HIGH_WATER_BYTES and not self._whole_limit
 
     @property
+    def is_read_whole(self) -> bool:
+        return self._whole_limit > 0
+
+    @property
     def is_awaited(self) -> bool:
         return self._waiter is not None
 
@@ -219,10 +223,11 @@ class Connection(asyncio.Protocol):
         response = self.response
         if response is None:
             return
-        if response.status:
+        if response.status and not response.is_read_whole:
             self._break("stream_stalled", "the upstream fell silent inside its answer")
         else:
-            self._break("timeout", "the upstream did not answer in time")
+            did = "finish its answer" if response.status else "answer"
+            self._break("timeout", f"the upstream did not {did} in time", status=504)
 
     def drop(self) -> None:
         """Leave at once; nothing more is read or sent."""
@@ -349,11 +354,11 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         response.end()
 
-    def _break(self, failure: str, message: str) -> None:
+    def _break(self, failure: str, message: str, *, status: int = 502) -> None:
         response = self.response
         self.drop()
         if response is not None:
-            response.fail(UpstreamError(failure, message))
+            response.fail(UpstreamError(failure, message, status=status))
 
     def _pause(self) -> None:
         if not self._paused and self.is_usable():

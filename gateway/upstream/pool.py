@@ -154,7 +154,7 @@ class Pool:
         if not waiter.done():
             self._waiting.remove(waiter)
             message = f"all {self.max_connections} connections to {self.endpoint} stayed busy"
-            waiter.set_exception(UpstreamError("timeout", message))
+            waiter.set_exception(UpstreamError("timeout", message, status=504))
 
     def _hand_back(self, waiter: asyncio.Future[Connection | None]) -> None:
         """The one in line left; what it may already have been given goes to the next."""

@@ -50,6 +50,7 @@ class Relay:
         "_terminal", "_usage_events",
         "_writer",
         "cause",
+        "events",
         "fault",
     )  # fmt: skip
 
@@ -66,6 +67,8 @@ class Relay:
         self._terminal: list[bytes] = []
         self._usage_events: list[bytes] = []
         self._late = b""
+        self.events = 0
+        """Whole events that have come, pings and comments included: the upstream's signs of life."""
         self.fault: str | None = None
         self.cause: UpstreamError | None = None
         """Of the fault, when the upstream said it: a late 429 is told from an overload."""
@@ -78,6 +81,7 @@ class Relay:
             events = self._splitter.feed(data)
         except EventTooLong as error:
             return self._fail("stream_malformed", UpstreamError("stream_malformed", str(error)))
+        self.events += len(events)
         if len(events) == 1:
             return self._take(events[0])
         return b"".join([self._take(event) for event in events])
