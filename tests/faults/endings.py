@@ -24,7 +24,7 @@ class Streamed:
     """terminal | error | content"""
 
 
-def read_stream(body: bytes) -> Streamed:
+def read_stream(body: bytes | bytearray) -> Streamed:
     """Any surface's events; whatever is no JSON and no [DONE] raises."""
     seen = Streamed()
     assert body.endswith(b"\n\n"), body[-100:]

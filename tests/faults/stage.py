@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.journal.frames import read_frames
+from gateway.journal.frames import SUFFIX, read_frames
 from gateway.journal.record import DecisionRecord
 from gateway.journal.ship import decode_record
 from tests.faults.cases import FALLBACK_TEXT, TEXT, Case
@@ -133,7 +133,7 @@ def judge(gateway: Live, case: Case, heard: Heard, record: DecisionRecord) -> Re
 def decisions(gateway: Live) -> list[DecisionRecord]:
     """Every decision record in the spool, duplicates included."""
     found = []
-    for path in sorted(gateway.services.spool_dir.glob("*.spool")) or gateway.services.spool_dir.iterdir():
+    for path in sorted(gateway.services.spool_dir.glob(f"*{SUFFIX}")):
         for frame in read_frames(path.read_bytes(), final=True):
             assert not frame.damaged
             record = decode_record(frame.payload)

@@ -27,7 +27,7 @@ class Heard:
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
     heads: int = 0
     whole: bool = False
     """The message ended as HTTP says it must."""
