@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cache.entry import Entry
@@ -22,7 +23,7 @@ from cascade.types import Limits, Plan
 from gateway.call import Call
 from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
-from gateway.headers import answer_headers, error_headers
+from gateway.headers import answer_headers, error_headers, refusal_headers
 from gateway.keys import Caller
 from gateway.pinned import bare_query, default_choice, merge, pinned
 from gateway.reply import EVENTS, JSON, Reply
@@ -96,24 +97,20 @@ class Answering:
         if call.wishes.models:
             route = s.book.narrow(route, call.wishes.models)
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
+        worst = self.worst(call, route)
         try:
-            money = await s.ledger.hold(caller.accounts + route.accounts, self.worst(call, route))
+            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names))
         except HeadgateError:
             taken.correct(0, s.now())
             raise
         s.metrics.opened()
-        return Exchange(call, caller, route, s.ids.new("dec"), money, taken)
+        return Exchange(call, caller, route, s.ids.new("dec"), money, taken, worst)
 
-    def worst(self, call: Call, route: Route, plan: Plan | None = None) -> int:
-        """Nano-dollars that no climb can exceed: the dearest attempts, as many as may be made."""
-        asked, config = call.described, route.config
-        names = [step.model for step in (*plan.steps, *plan.fallbacks)] if plan else route.names
-        each = [
-            self.s.book.models[name].worst(asked.input_tokens_bound, asked.max_output_tokens, asked.n)
-            for name in names
-        ]
-        tries = sorted(each * (1 + config.retries), reverse=True)[: config.max_attempts]
-        return sum(tries) + (tries[0] if config.hedge_after_s is not None else 0)
+    def worst(self, call: Call, route: Route) -> dict[str, int]:
+        """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
+        asked, models = call.described, self.s.book.models
+        into, out, n = asked.input_tokens_bound, asked.max_output_tokens, asked.n
+        return {name: models[name].worst(into, out, n) for name in route.names}
 
     # -- describe
 
@@ -177,7 +174,8 @@ class Answering:
         """A router's choice becomes a plan, and the hold shrinks to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
         plan = exchange.plan = self.plan(exchange, choice)
-        exchange.hold.shrink(min(exchange.hold.nanousd, self.worst(exchange.call, exchange.route, plan)))
+        models = [step.model for step in (*plan.steps, *plan.fallbacks)]
+        exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
         route, wishes = exchange.route, exchange.call.wishes
@@ -198,14 +196,10 @@ class Answering:
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         call, route, config = exchange.call, exchange.route, exchange.route.config
         can_show = self.s.book.models[choice.model].config.logprobs and call.described.n == 1
-        asked = call.described
         return plan_for(
             choice,
             config.cascade if can_show and call.surface != "embeddings" else "none",
-            {
-                name: self.s.book.models[name].worst(asked.input_tokens_bound, asked.max_output_tokens, asked.n) / 1e9
-                for name in route.names
-            },
+            {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()},
             accept_at=config.accept_at,
             limits=Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s),
             retries=config.retries,
@@ -266,11 +260,19 @@ class Answering:
     async def refuse(self, call: Call, reply: Reply, error: HeadgateError) -> None:
         """An error before anything was held."""
         self.s.metrics.refused(call.surface, error.code or error.kind)
-        headers = [(b"x-request-id", call.request_id.encode()), JSON, *error_headers(error)]
+        headers = refusal_headers(call.request_id, call.surface, error)
         await reply.whole(error.status, headers, render_error(error, call.surface, request_id=call.request_id))
 
     def left_s(self, call: Call) -> float:
         return max(0.0, call.timeout_s - (self.s.now() - call.received_s))
+
+
+def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
+    """Nano-dollars that no climb over these models can exceed: the dearest attempts, as many as may be made."""
+    config = route.config
+    each = [worst[model] for model in models]
+    tries = sorted(each * (1 + config.retries), reverse=True)[: config.max_attempts]
+    return sum(tries) + (tries[0] if config.hedge_after_s is not None else 0)
 
 
 class Alone:

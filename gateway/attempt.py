@@ -138,7 +138,7 @@ class Caller:
         self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
         self.fleet.succeeded(deployment, now, attempt.first_byte_s, attempt.first_byte_s)
         ours = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
-        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, strip_logprobs=ours))
+        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours))
 
     async def _first_chunk(self, sent: Sent, response: Response) -> Opened:
         """Nothing is committed before the first chunk that says something: until then another may answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.ledger import Hold
     from gateway.limits import Taken
     from gateway.routes import Route
+    from gateway.wire.chunk import Peek
     from gateway.wire.relay import Relay
 
 NO_USAGE, NO_EVIDENCE = Usage(), Evidence()
@@ -53,6 +55,7 @@ class Kept:
     attempt: Attempt
     dialect: str
     body: bytes
+    seen: Peek
     strip_logprobs: bool = False
     """True: the log-probabilities in it were ours to ask for, not the client's."""
 
@@ -68,6 +71,8 @@ class Exchange:
     hold: Hold
     taken: Taken
     """From rate limits; corrected by what was really used."""
+    worst: Mapping[str, int] = field(default_factory=dict)
+    """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
     plan: Plan | None = None

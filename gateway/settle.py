@@ -159,7 +159,8 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
     body, call = exchange.answer_body, exchange.call
     if not body:
         return None
-    seen = peek(body, call.surface)
+    kept = exchange.kept
+    seen = kept.seen if kept is not None and kept.dialect == call.surface else peek(body, call.surface)
     rules = services.shelf.rules_of(exchange.route.config)
     refusal = may_store(
         rules, status=200, complete=True, finish_reason=seen.finish_reason or None,
