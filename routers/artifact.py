@@ -102,8 +102,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def _card(path: Path, stated: dict[str, Any]) -> Card:
     try:
-        return Card(
-            **{**stated, "models": tuple(stated["models"]), "trained_on": tuple(stated["trained_on"])}
-        )
+        return Card(**{**stated, "models": tuple(stated["models"]), "trained_on": tuple(stated["trained_on"])})
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: card field {error}") from error

@@ -46,9 +46,7 @@ def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:
     return ""
 
 
-def eligible(
-    query: Query, candidates: Sequence[Candidate], knobs: Knobs
-) -> tuple[list[Candidate], dict[str, str]]:
+def eligible(query: Query, candidates: Sequence[Candidate], knobs: Knobs) -> tuple[list[Candidate], dict[str, str]]:
     """Those who may answer, in the order given, and the reasons of the rest. Undecided where nobody may."""
     kept: list[Candidate] = []
     excluded: dict[str, str] = {}

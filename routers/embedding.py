@@ -1,19 +1,21 @@
 """A text's meaning in microseconds: the normalised sum of static token vectors.
 
-The tokens are BERT's WordPieces (the test compares with the `tokenizers` library); each word is cut once and
-remembered in a bounded memo, so a text costs one regular expression, one dictionary look-up per word and
-one gather. It loads what `routers.build_embedding` made and refuses a file without its parts. It reads no
-network and no clock.
+The tokens are BERT's WordPieces (a test compares with the `tokenizers` library; control characters alone
+are read otherwise). Every stretch of text between blanks is cut once and remembered in a bounded memo, so
+a text costs one split, one dictionary look-up per stretch and one gather. It loads what
+`routers.build_embedding` made and refuses a file without its parts. It reads no network and no clock.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
-from math import log1p
+from itertools import chain
+from math import sqrt
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +25,9 @@ Vector = NDArray[np.float32]
 SHIPPED = Path(__file__).parent / "weights" / "minilm_static.safetensors"
 MAX_WORD_CHARS = 100
 """BERT reads a longer word as unknown."""
-MEMO_WORDS = 65_536
-FIRST_WORD = 999
-"""Tokens before this one are [PAD], [unused..], [CLS] ...: they never occur in a text."""
+MEMO_STRETCHES = 65_536
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
         (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))  # fmt: skip
 
@@ -36,8 +35,6 @@ _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73
 def words_of(text: str) -> list[str]:
     """Lower-case words and single punctuation marks, as BERT's uncased pre-tokeniser cuts them."""
     if text.isascii():
-        if _CONTROL.search(text):
-            text = _CONTROL.sub("", text)
         return _ASCII_WORDS.findall(text.lower())
     return "".join(map(_spaced, unicodedata.normalize("NFD", text.lower()))).split()
 
@@ -61,50 +58,47 @@ def _is_cjk(point: int) -> bool:
 class StaticEmbedding:
     """Token rows (int8 with a scale per row) and the vocabulary that names them."""
 
-    def __init__(
-        self, rows: NDArray[np.int8], scales: NDArray[np.float32], vocabulary: Mapping[str, int]
-    ) -> None:
+    def __init__(self, rows: NDArray[np.int8], scales: NDArray[np.float32], vocabulary: Mapping[str, int]) -> None:
         self.dims = rows.shape[1]
         self._rows = rows
         self._scales = scales
         self._vocabulary = vocabulary
         self._memo: dict[str, tuple[int, ...]] = {}
 
-    def token_ids(self, words: list[str]) -> list[int]:
-        """WordPieces of every word, in order; a word that can't be cut is left out."""
+    def pieces(self, text: str) -> list[tuple[int, ...]]:
+        """WordPieces of every stretch between blanks, in order; a word that can't be cut is left out."""
         memo = self._memo
-        ids: list[int] = []
-        for word in words:
-            pieces = memo.get(word)
-            if pieces is None:
-                pieces = self._remember(word)
-            ids += pieces
-        return ids
+        stretches = text.split()
+        found = list(map(memo.get, stretches))
+        if None in found:
+            return [self._remember(stretch) for stretch in stretches]
+        return cast(list[tuple[int, ...]], found)
 
-    def vector(self, ids: list[int]) -> Vector:
+    def vector(self, pieces: Iterable[tuple[int, ...]]) -> Vector:
         """Unit vector of the tokens' weighted sum, shape (dims,); zeros where there is no token."""
-        if not ids:
+        ids = np.fromiter(chain.from_iterable(pieces), np.intp)
+        if not len(ids):
             return np.zeros(self.dims, np.float32)
-        total = self._scales[ids] @ self._rows[ids].astype(np.float32)
-        length = float(np.sqrt(total @ total))
+        total = self._scales.take(ids) @ self._rows.take(ids, 0).astype(np.float32)
+        length = sqrt(float(total @ total))
         return np.asarray(total / length if length > 0 else total, np.float32)
 
-    def rarity(self, word: str) -> float:
-        """Near 0 for the commonest words, 1 for a word that is no token of its own (ranks stand for
-        frequency).
-        """
-        rank = self._vocabulary.get(word)
-        return 1.0 if rank is None else log1p(max(rank - FIRST_WORD, 1)) / log1p(len(self._vocabulary))
-
     def embed(self, text: str) -> Vector:
-        return self.vector(self.token_ids(words_of(text)))
+        return self.vector(self.pieces(text))
 
-    def _remember(self, word: str) -> tuple[int, ...]:
-        if len(self._memo) >= MEMO_WORDS:
+    def _remember(self, stretch: str) -> tuple[int, ...]:
+        known = self._memo.get(stretch)
+        if known is not None:
+            return known
+        if len(self._memo) >= MEMO_STRETCHES:
             self._memo.clear()
-        pieces = tuple(self._cut(word))
-        self._memo[word] = pieces
-        return pieces
+        ids: list[int] = []
+        for word in words_of(stretch):
+            whole = self._vocabulary.get(word)
+            ids += self._cut(word) if whole is None else (whole,)
+        known = tuple(ids)
+        self._memo[stretch] = known
+        return known
 
     def _cut(self, word: str) -> list[int]:
         """Greedy longest match (WordPiece); empty where some part is not in the vocabulary."""
@@ -131,9 +125,7 @@ def load_embedding(path: Path = SHIPPED) -> StaticEmbedding:
         raise ValueError(f"{path}: no {', '.join(sorted(missing))}")
     tokens = parts["vocabulary"].tobytes().decode("utf-8").split("\n")
     if len(tokens) != len(parts["rows"]) or len(tokens) != len(parts["scales"]):
-        raise ValueError(
-            f"{path}: {len(tokens)} tokens, {len(parts['rows'])} rows, {len(parts['scales'])} scales"
-        )
+        raise ValueError(f"{path}: {len(tokens)} tokens, {len(parts['rows'])} rows, {len(parts['scales'])} scales")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     return StaticEmbedding(parts["rows"], parts["scales"].astype(np.float32), vocabulary)
 

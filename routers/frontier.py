@@ -19,12 +19,11 @@ def hull(points: Points | Sequence[tuple[float, float]]) -> Points:
     """Points of the frontier by rising cost: a point no better than a cheaper one is dropped, then the
     upper concave chain is kept. Of equal costs the best stays.
     """
+    given = np.asarray(points, np.float64).reshape(-1, 2)
+    ordered = given[np.lexsort((-given[:, 1], given[:, 0]))]
+    better = np.concatenate([[True], ordered[1:, 1] > np.maximum.accumulate(ordered[:, 1])[:-1]])
     chain: list[tuple[float, float]] = []
-    for x, y in sorted((float(x), float(y)) for x, y in points):
-        if chain and y <= chain[-1][1]:
-            continue
-        if chain and chain[-1][0] == x:
-            chain.pop()
+    for x, y in ordered[better].tolist():
         while len(chain) >= 2 and _below(chain[-2], chain[-1], (x, y)):
             chain.pop()
         chain.append((x, y))
@@ -74,17 +73,18 @@ def aiq_repo(chain: Points, highest: float) -> float:
     return float(np.trapezoid(qualities, costs) / highest)
 
 
-def cost_saved(chain: Points, best: tuple[float, float], share: float) -> float:
-    """1 - cost / cost of the best single model, at the cheapest point of hull(chain + best) that reaches
-    `share` of its quality. Never negative, for the best single model itself is on offer.
+def cost_saved(chain: Points, best: tuple[float, float], *shares: float) -> list[float]:
+    """For each share: 1 - cost / cost of the best single model, at the cheapest point of hull(chain +
+    best) that reaches that share of its quality. Never negative, for the best single model itself is on
+    offer.
     """
+    if best[0] <= 0:
+        return [0.0] * len(shares)
     offered = hull(np.vstack([chain, [best]]))
-    return 1.0 - cost_at(offered, share * best[1]) / best[0] if best[0] > 0 else 0.0
+    return [max(1.0 - cost_at(offered, share * best[1]) / best[0], 0.0) for share in shares]
 
 
-def gap_recovered(
-    gain: NDArray[np.float64], weak: NDArray[np.float64], strong: NDArray[np.float64]
-) -> Points:
+def gap_recovered(gain: NDArray[np.float64], weak: NDArray[np.float64], strong: NDArray[np.float64]) -> Points:
     """PGR at every cut: rows of (share of calls to the strong model, share of the quality gap recovered).
 
     `gain` is the router's score for sending a query to the strong model; queries are cut in falling order
@@ -115,8 +115,11 @@ def calls_for(curve: Points, recovered: float) -> float:
     return float(curve[int(reached.argmax()), 0]) if reached.any() else float("nan")
 
 
-def arena_score(accuracy: float, usd_per_1000: float, beta: float = 0.1) -> float:
-    """RouterArena's score: accuracy and cost on a logarithmic scale from $0.0044 to $200, weighed by beta."""
+def arena_score(points: Points, beta: float = 0.1) -> float:
+    """RouterArena's score of the best point: accuracy and dollars per query, these on a logarithmic scale
+    from $0.0044 to $200 per 1,000, weighed by beta.
+    """
     low, high = 0.0044, 200.0
-    cost = (np.log2(high) - np.log2(np.clip(usd_per_1000, low, high))) / (np.log2(high) - np.log2(low))
-    return float((1 + beta) * accuracy * cost / (beta * accuracy + cost))
+    per_1000 = np.clip(points[:, 0] * 1000, low, high)
+    cost = (np.log2(high) - np.log2(per_1000)) / (np.log2(high) - np.log2(low))
+    return float(((1 + beta) * points[:, 1] * cost / np.maximum(beta * points[:, 1] + cost, 1e-12)).max())

@@ -1,5 +1,395 @@
 """Off-policy evaluation: what a policy would have been worth, from decisions that another one made.
 
-Each estimator returns one value per logged round, so that mean, interval and paired comparison come for free.
-Where the log cannot tell, the answer is a refusal with what it would take, never a number.
+Each estimator returns one value per logged round (Saito et al. 2021, obp), so that mean, interval and paired
+comparison come for free. Self-normalised estimators return linearised values: their mean is the estimate and
+their spread its delta-method error. Where the log cannot tell, the answer is a `Refusal` with what it would
+take, never a number. Rewards may be any quantity: quality, dollars, seconds.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, inf, log, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+MIN_ESS = 50.0
+"""Fewer effective rounds than this carry no normal interval worth showing."""
+MAX_UNSUPPORTED = 0.02
+"""Share of the policy's decisions that the log could never have made, beyond which it can't be judged."""
+
+
+class LogError(ValueError):
+    """The logged rounds can't be evaluated; the message names the field and the round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """n logged decisions over m models."""
+
+    action: NDArray[np.intp]
+    """(n,) the model that answered."""
+    reward: Array
+    """(n,) what came of it."""
+    logged: Array
+    """(n, m) probabilities under the policy that decided; zero where a model was not eligible."""
+
+    def __post_init__(self) -> None:
+        n, m = self.logged.shape
+        if self.action.shape != (n,) or self.reward.shape != (n,):
+            raise LogError(f"{n} x {m} probabilities, {len(self.action)} actions, {len(self.reward)} rewards")
+        if n == 0:
+            raise LogError("no logged round")
+        _refuse_rows("action", (self.action < 0) | (self.action >= m), self.action)
+        _refuse_rows("reward", ~np.isfinite(self.reward), self.reward)
+        _refuse_rows("propensity", ~((self.propensity > 0) & (self.propensity <= 1 + 1e-9)), self.propensity)
+
+    @property
+    def propensity(self) -> Array:
+        return self.logged[np.arange(len(self.action)), self.action]
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rounds:
+        return Rounds(self.action[rows], self.reward[rows], self.logged[rows])
+
+    def rewarded(self, reward: Array) -> Rounds:
+        """The same decisions with another quantity as their reward."""
+        return Rounds(self.action, reward, self.logged)
+
+
+def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic]) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise LogError(f"round {row}: {name} {values[row]} is out of range")
+
+
+def importance(rounds: Rounds, target: Array) -> Array:
+    """How much likelier the target makes each logged decision than the log did, (n,)."""
+    return target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity
+
+
+def effective_rounds(weights: Array) -> float:
+    """Kish's effective sample size of weighted rounds."""
+    squares = float(weights @ weights)
+    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+# -- estimators: per-round values, each given (rounds, target (n, m), reward model's predictions (n, m))
+
+
+def ips(rounds: Rounds, target: Array, model: Array) -> Array:
+    """Inverse propensity: unbiased, wide, moves with the reward's zero."""
+    return importance(rounds, target) * rounds.reward
+
+
+def clipped_ips(rounds: Rounds, target: Array, model: Array) -> Array:
+    """Weights cut at the square root of n (Ionides 2008): biased toward zero, never wild."""
+    return np.minimum(importance(rounds, target), sqrt(len(rounds.reward))) * rounds.reward
+
+
+def snips(rounds: Rounds, target: Array, model: Array) -> Array:
+    """Self-normalised inverse propensity (Swaminathan & Joachims 2015)."""
+    weights = importance(rounds, target)
+    return _self_normalised(weights, rounds.reward)
+
+
+def direct(rounds: Rounds, target: Array, model: Array) -> Array:
+    """The reward model alone: narrow, as biased as the model."""
+    return np.asarray((target * model).sum(1))
+
+
+def doubly_robust(rounds: Rounds, target: Array, model: Array) -> Array:
+    """The reward model, corrected where the log tells otherwise (Dudik et al. 2011)."""
+    return direct(rounds, target, model) + importance(rounds, target) * _surprise(rounds, model)
+
+
+def self_normalised_dr(rounds: Rounds, target: Array, model: Array) -> Array:
+    """Doubly robust with the correction divided by the mean weight."""
+    correction = _self_normalised(importance(rounds, target), _surprise(rounds, model))
+    return direct(rounds, target, model) + correction
+
+
+def switch_dr(rounds: Rounds, target: Array, model: Array, limit: float | None = None) -> Array:
+    """Corrects only where the weight is at most `limit` (Wang et al. 2017); None: the limit whose squared
+    bias bound and variance together are least.
+    """
+    weights, surprise = importance(rounds, target), _surprise(rounds, model)
+    base = direct(rounds, target, model)
+    if limit is None:
+        limit = _switch_limit(weights, surprise, base)
+    return np.asarray(base + np.where(weights <= limit, weights * surprise, 0.0))
+
+
+Estimator = Callable[[Rounds, Array, Array], Array]
+ESTIMATORS: Mapping[str, Estimator] = {
+    "ips": ips, "clipped_ips": clipped_ips, "snips": snips, "dm": direct,
+    "dr": doubly_robust, "sndr": self_normalised_dr, "switch_dr": switch_dr,
+}  # fmt: skip
+
+
+def _surprise(rounds: Rounds, model: Array) -> Array:
+    """Reward beyond what the model expected of the logged decision."""
+    return np.asarray(rounds.reward - model[np.arange(len(rounds.action)), rounds.action])
+
+
+def _self_normalised(weights: Array, values: Array) -> Array:
+    """Linearised ratio of means. Each residual is enlarged by its own leverage, as a jackknife would."""
+    total = float(weights.sum())
+    if total <= 0:
+        return np.zeros_like(values)
+    ratio = float(weights @ values) / total
+    parts = weights * (values - ratio) / (1.0 - np.minimum(weights / total, 0.5))
+    return np.asarray(ratio + (parts - parts.mean()) * len(weights) / total)
+
+
+def _switch_limit(weights: Array, surprise: Array, base: Array) -> float:
+    limits = np.unique(np.quantile(weights, [0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0]))
+    scale = float(np.abs(surprise).mean())
+
+    def badness(limit: float) -> float:
+        kept = np.where(weights <= limit, weights * surprise, 0.0)
+        bias = float(np.where(weights > limit, weights, 0.0).mean()) * scale
+        return float((base + kept).var()) / len(weights) + bias * bias
+
+    return float(min(limits, key=badness))
+
+
+# -- the reward model
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """Ridge in two parts, a query's level and each model's deviation from it; rewards of any range."""
+
+    weights: Array
+    """(d + 1, m), the last row is the intercept."""
+
+    def predict(self, x: Array) -> Array:
+        return np.asarray(x @ self.weights[:-1] + self.weights[-1])
+
+
+def fit_reward(x: Array, action: NDArray[np.intp], reward: Array, models: int, penalty: float = 10.0) -> RewardModel:
+    """From the logged cells alone; a model without any stays at the level of all."""
+    counts = np.bincount(action, minlength=models)
+    overall = float(reward.mean())
+    base = (np.bincount(action, reward, models) + 2.0 * overall) / (counts + 2.0)
+    centre = x.mean(0)
+    z = x - centre
+    shared = _ridge(z, reward - base[action], penalty)
+    rest = reward - base[action] - z @ shared
+    weights = np.tile(np.append(shared, -centre @ shared)[:, None], models)
+    weights[-1] += base
+    for model in np.flatnonzero(counts):
+        rows = action == model
+        own = _ridge(z[rows], rest[rows], 2.0 * penalty)
+        weights[:-1, model] += own
+        weights[-1, model] -= centre @ own
+    return RewardModel(weights)
+
+
+def _ridge(x: Array, y: Array, penalty: float) -> Array:
+    return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y))
+
+
+def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty: float = 10.0) -> Array:
+    """Predicted rewards (n, m), those of each round by a model that did not see it."""
+    n, m = rounds.logged.shape
+    fold = np.random.default_rng(seed).permutation(np.arange(n) % min(k, n))
+    predicted = np.full((n, m), float(rounds.reward.mean()))
+    for part in range(min(k, n)):
+        held = fold == part
+        if (~held).any():
+            model = fit_reward(x[~held], rounds.action[~held], rounds.reward[~held], m, penalty)
+            predicted[held] = model.predict(x[held])
+    return predicted
+
+
+# -- intervals
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def student(confidence: float, degrees: float) -> float:
+    """Two-sided quantile of Student's t by Cornish-Fisher's expansion (good to 1 % from 4 degrees on)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    f = max(degrees, 3.0)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / f + second / f**2 + third / f**3
+
+
+def normal_interval(values: Array, confidence: float = 0.95, degrees: float | None = None) -> Interval:
+    """Of the mean of per-round values. `degrees`: effective rounds, where weights make them fewer than n."""
+    n = len(values)
+    value = float(values.mean())
+    error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
+    reach = student(confidence, (n if degrees is None else degrees) - 1) * error
+    return Interval(value, value - reach, value + reach)
+
+
+def bootstrap_interval(
+    estimator: Estimator, rounds: Rounds, target: Array, model: Array,
+    *, confidence: float = 0.95, resamples: int = 400, seed: int = 0,
+) -> Interval:  # fmt: skip
+    """Percentiles over resampled rounds; the estimator runs anew on each, so ratios are resampled as such."""
+    rng = np.random.default_rng(seed)
+    n = len(rounds.reward)
+    drawn = []
+    for _ in range(resamples):
+        rows = rng.integers(0, n, n)
+        drawn.append(float(estimator(rounds.take(rows), target[rows], model[rows]).mean()))
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1.0 - tail])
+    return Interval(float(estimator(rounds, target, model).mean()), float(low), float(high))
+
+
+def bernstein_interval(values: Array, low: float, high: float, confidence: float = 0.95) -> Interval:
+    """Empirical Bernstein (Maurer & Pontil 2009, theorem 4): holds at any n for independent values in
+    [low, high].
+    """
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()), low, high)
+    if values.min() < low - 1e-9 or values.max() > high + 1e-9:
+        raise LogError(f"values of [{values.min():g}, {values.max():g}] are not in [{low:g}, {high:g}]")
+    tail = log(4.0 / (1.0 - confidence))
+    reach = sqrt(2.0 * float(values.var(ddof=1)) * tail / n) + 7.0 * (high - low) * tail / (3.0 * (n - 1))
+    value = float(values.mean())
+    return Interval(value, max(low, value - reach), min(high, value + reach))
+
+
+# -- overlap
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How well a log covers a policy."""
+
+    rounds: int
+    effective: float
+    unsupported: float
+    """Share of the policy's decisions that the log never makes."""
+    largest_weight: float
+
+
+def overlap(rounds: Rounds, target: Array) -> Overlap:
+    weights = importance(rounds, target)
+    missing = float(np.where(rounds.logged > 0, 0.0, target).sum(1).mean())
+    return Overlap(len(weights), effective_rounds(weights), missing, float(weights.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Not enough evidence, and what it would take."""
+
+    reason: str
+    overlap: Overlap
+    explored_calls: int
+    """Calls whose model is drawn at random."""
+    calls: int
+    """Calls in all, at the exploration assumed."""
+    cost_usd: float
+    """Of the explored calls; NaN where costs are unknown."""
+
+    def __str__(self) -> str:
+        money = f", about ${self.cost_usd:.4g}" if np.isfinite(self.cost_usd) else ""
+        return f"not enough evidence ({self.reason}): about {self.explored_calls} more explored calls needed{money}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What may count as enough, and what exploring would cost."""
+
+    min_effective: float = MIN_ESS
+    max_unsupported: float = MAX_UNSUPPORTED
+    exploration: float = 0.1
+    """Share of calls that would be drawn at random."""
+
+
+def judged(
+    rounds: Rounds, target: Array, wanted: Evidence | None = None, model_cost_usd: Array | None = None
+) -> Overlap | Refusal:
+    """The overlap where the log can tell what the policy is worth; otherwise a refusal."""
+    wanted = wanted or Evidence()
+    found = overlap(rounds, target)
+    reason = ""
+    if found.unsupported > wanted.max_unsupported:
+        reason = f"{found.unsupported:.0%} of its decisions were never tried"
+    elif found.effective < wanted.min_effective:
+        reason = f"{found.rounds} rounds are worth {found.effective:.0f}"
+    if not reason:
+        return found
+    calls = _calls_needed(rounds, target, found, wanted)
+    explored = ceil(calls * wanted.exploration)
+    price = float("nan") if model_cost_usd is None else float(np.nanmean(model_cost_usd))
+    return Refusal(reason, found, explored, ceil(calls), explored * price)
+
+
+def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:
+    """With that much uniform exploration mixed in, a round is worth 1 / E[sum pi^2 / mu] effective ones."""
+    eligible = (rounds.logged > 0) | (target > 0)
+    uniform = eligible / np.maximum(eligible.sum(1, keepdims=True), 1)
+    mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration * uniform
+    spread = float((target**2 / np.maximum(mixed, 1e-12)).sum(1).mean())
+    lacking = wanted.min_effective - (0.0 if found.unsupported > wanted.max_unsupported else found.effective)
+    return max(lacking, 0.0) * max(spread, 1.0)
+
+
+# -- the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Valuation:
+    """A policy's expected reward with its interval, by each estimator asked for."""
+
+    overlap: Overlap
+    estimates: Mapping[str, Interval]
+    headline: str = "dr"
+
+    @property
+    def best(self) -> Interval:
+        return self.estimates[self.headline]
+
+
+def valued(
+    rounds: Rounds, target: Array, model: Array, *, names: tuple[str, ...] = ("dr", "snips"), confidence: float = 0.95
+) -> Valuation:
+    """Without judging the overlap: see `judged`."""
+    found = overlap(rounds, target)
+    degrees = max(found.effective, 4.0)
+    return Valuation(
+        found,
+        {
+            name: normal_interval(
+                ESTIMATORS[name](rounds, target, model), confidence, None if name == "dm" else degrees
+            )
+            for name in names
+        },
+        names[0],
+    )
+
+
+def difference(
+    rounds: Rounds, target: Array, baseline: Array, model: Array, *, name: str = "dr", confidence: float = 0.95
+) -> Interval:
+    """Target minus baseline on the same rounds, paired round by round."""
+    estimator = ESTIMATORS[name]
+    values = estimator(rounds, target, model) - estimator(rounds, baseline, model)
+    weights = np.maximum(importance(rounds, target), importance(rounds, baseline))
+    return normal_interval(values, confidence, max(effective_rounds(weights), 4.0))

@@ -28,6 +28,8 @@ _NUMBERS = (
     "confidence",
     "propensity",
 )
+OVERSHOOT = 0.05
+"""A score this little outside [0, 1], as some text metrics give, is read as 0 or 1."""
 SPLITS = frozenset({"train", "test", ""})
 
 
@@ -66,9 +68,7 @@ class Outcomes:
                 raise DataError(f"outcomes.parquet: no model {model!r}; it has {', '.join(self.models)}")
         places = [self.models.index(model) for model in models]
         whole: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        matrices = {
-            name: v[:, places] for name, v in whole.items() if isinstance(v, np.ndarray) and v.ndim == 2
-        }
+        matrices = {name: v[:, places] for name, v in whole.items() if isinstance(v, np.ndarray) and v.ndim == 2}
         return Outcomes(**{**whole, **matrices, "models": tuple(models)})
 
     def checksum(self) -> str:
@@ -121,8 +121,7 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]]) -> O
     if len(unlabelled):
         first = int(unlabelled[0])
         raise DataError(
-            f"queries.parquet: row {first}: query_id {ids[first]!r} has no outcome "
-            f"({len(unlabelled)} such rows)"
+            f"queries.parquet: row {first}: query_id {ids[first]!r} has no outcome ({len(unlabelled)} such rows)"
         )
     found = {name: _number(name, outcomes, cells, shape) for name in _NUMBERS}
     checked = found.pop("cost_usd")
@@ -172,14 +171,11 @@ def _cells(
     seen: dict[tuple[int, int], int] = {}
     for row, (query_id, model) in enumerate(zip(outcomes["query_id"], outcomes["model"], strict=True)):
         if str(query_id) not in place:
-            raise DataError(
-                f"outcomes.parquet: row {row}: field query_id: {query_id!r} is not in queries.parquet"
-            )
+            raise DataError(f"outcomes.parquet: row {row}: field query_id: {query_id!r} is not in queries.parquet")
         cell = (place[str(query_id)], column[str(model)])
         if seen.setdefault(cell, row) != row:
             raise DataError(
-                f"outcomes.parquet: row {row}: query_id {query_id!r} and model {model!r} "
-                f"were already row {seen[cell]}"
+                f"outcomes.parquet: row {row}: query_id {query_id!r} and model {model!r} were already row {seen[cell]}"
             )
         rows.append(cell[0])
         columns.append(cell[1])
@@ -214,6 +210,8 @@ def _spread(
         numbers = np.array([np.nan if value is None else value for value in values], np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"outcomes.parquet: field {name}: {error}") from error
+    if name == "score":
+        numbers = np.where(np.abs(numbers - 0.5) <= 0.5 + OVERSHOOT, np.clip(numbers, 0.0, 1.0), numbers)
     absent = np.array([value is None for value in values])
     bad = ~((numbers >= bounds[0]) & (numbers <= bounds[1]))
     if name == "propensity":

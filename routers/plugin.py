@@ -46,6 +46,29 @@ class Learned:
         object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
 
 
+class Table:
+    """A list of candidates as arrays in its order: prices, queues, places in what was learnt, and the prior."""
+
+    def __init__(self, kept: Sequence[Candidate], place: Mapping[str, int]) -> None:
+        self.kept = kept
+        self.models = [c.model for c in kept]
+        cached = 1.0 - (1.0 - CACHED_PRICE) * np.array([c.cached_share for c in kept])
+        self.input_usd = np.array([c.input_usd_per_mtok for c in kept]) / 1e6 * cached
+        self.output_usd = np.array([c.output_usd_per_mtok for c in kept]) / 1e6
+        self.free = (self.input_usd == 0) & (self.output_usd == 0)
+        self.some_free = bool(self.free.any())
+        self.queue_s = np.array([c.queue_s for c in kept])
+        self.prior, self.prior_sd = prior.expected(kept), np.full(len(kept), prior.PRIOR_SD)
+        self.typical_tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
+        self.unknown = np.full(len(kept), np.nan)
+        self._index = np.array([place.get(model, -1) for model in self.models])
+        self._known = self._index >= 0
+
+    def pick(self, learnt: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From values per trained model to values per candidate."""
+        return np.where(self._known, learnt[self._index], otherwise)
+
+
 class PluginRouter:
     """Chooses by estimated quality and cost; exploration probabilities are exact."""
 
@@ -63,6 +86,7 @@ class PluginRouter:
         self.learned = learned
         self.exploration = exploration or Exploration()
         self._label = f"{name}@{version}"
+        self._table: Table | None = None
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         kept, excluded = eligible(query, candidates, knobs)
@@ -75,53 +99,47 @@ class PluginRouter:
 
     def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
         """Estimates of those candidates. Undecided where the query's features are of another version."""
-        models = [c.model for c in kept]
-        input_usd = np.array([c.input_usd_per_mtok for c in kept]) / 1e6
-        output_usd = np.array([c.output_usd_per_mtok for c in kept]) / 1e6
-        input_usd *= 1.0 - (1.0 - CACHED_PRICE) * np.array([c.cached_share for c in kept])
-        queue_s = np.array([c.queue_s for c in kept])
+        table = self._table_of(kept)
         if self.learned is None:
-            quality, sd = prior.expected(kept), np.full(len(kept), prior.PRIOR_SD)
-            tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
-            latency, cost = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
+            quality, sd, tokens = table.prior, table.prior_sd, table.typical_tokens
+            latency = cost = table.unknown
         else:
-            quality, sd, tokens, latency, cost = self._learned(self.learned, query, kept, models)
+            quality, sd, tokens, latency, cost = self._learned(self.learned, query, table)
         tokens = np.minimum(tokens, query.max_output_tokens or np.inf)
-        priced = query.input_tokens * input_usd + tokens * output_usd
-        unpriced = (input_usd == 0) & (output_usd == 0) & np.isfinite(cost)
-        return Forecast(models, quality, sd, np.where(unpriced, cost, priced), latency + queue_s, tokens)
+        spent = query.input_tokens * table.input_usd + tokens * table.output_usd
+        if table.some_free:
+            spent = np.where(table.free & np.isfinite(cost), cost, spent)
+        return Forecast(table.models, quality, sd, spent, latency + table.queue_s, tokens)
 
-    def _learned(
-        self, learned: Learned, query: Query, kept: Sequence[Candidate], models: Sequence[str]
-    ) -> tuple[NDArray[np.float64], ...]:
+    def _table_of(self, kept: Sequence[Candidate]) -> Table:
+        """The same candidates come again and again: what follows from them alone is worked out once."""
+        if self._table is None or self._table.kept != kept:
+            self._table = Table(kept, self.learned.place if self.learned is not None else {})
+        return self._table
+
+    def _learned(self, learned: Learned, query: Query, table: Table) -> tuple[NDArray[np.float64], ...]:
         """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
         if query.features_version != self.features_version:
             raise Undecided(f"features {query.features_version!r}, the router reads {self.features_version!r}")
-        index = np.array([learned.place.get(model, -1) for model in models])
-        known = index >= 0
         z = learned.projection.apply(query.vector)[None].astype(np.float64)
         mean, deviation = learned.quality.predict(z)
-        unknown = np.full(len(kept), np.nan)
-        quality, sd = (
-            np.where(known, mean[0][index], 0.0),
-            np.where(known, deviation[0][index], prior.PRIOR_SD),
-        )
-        if not known.all():
-            quality = np.where(known, quality, prior.expected(kept))
-        tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
+        quality = table.pick(mean[0], table.prior)
+        sd = table.pick(deviation[0], table.prior_sd)
+        tokens = table.typical_tokens
         if learned.output_tokens is not None:
-            expected = learned.output_tokens.predict(z)[0]
-            tokens = np.where(known & np.isfinite(expected[index]), expected[index], tokens)
-        latency = unknown
+            expected = table.pick(learned.output_tokens.predict(z)[0], table.unknown)
+            tokens = np.where(np.isfinite(expected), expected, tokens)
+        latency = cost = table.unknown
         if learned.latency is not None:
-            latency = np.where(known, (learned.latency.first_s_ + 0.0)[index], np.nan)
-            latency = latency + np.where(known, learned.latency.per_token_s_[index], np.nan) * tokens
-        cost = unknown if learned.cost is None else np.where(known, learned.cost.predict(z)[0][index], np.nan)
+            latency = table.pick(learned.latency.first_s_, table.unknown)
+            latency = latency + table.pick(learned.latency.per_token_s_, table.unknown) * tokens
+        if learned.cost is not None:
+            cost = table.pick(learned.cost.predict(z)[0], table.unknown)
         return quality, sd, tokens, latency, cost
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:
-        """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's calls are
-        where every candidate was trained on, else a typical one.
+        """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's
+        calls are where every candidate was trained on, else a typical one.
         """
         learned = self.learned
         if learned is not None and learned.reference_usd > 0 and all(c.model in learned.place for c in kept):

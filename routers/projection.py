@@ -1,11 +1,11 @@
-"""Query vectors made comparable: centred on the training rows and rotated to few axes.
+"""Query vectors made comparable: centred on the training rows, blocks balanced, and rotated to few axes.
 
 One projection serves all estimators of a router, so a query pays for it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -17,18 +17,22 @@ from routers.estimators.base import Matrix
 class Projection:
     """Principal components of the vectors; `dims` of them at most, the leading one of unit variance."""
 
-    def __init__(self, dims: int = 128) -> None:
+    def __init__(self, dims: int = 256) -> None:
         self.dims = dims
 
-    def fit(self, x: Matrix) -> Self:
+    def fit(self, x: Matrix, blocks: Sequence[tuple[slice, float]] = ()) -> Self:
+        """`blocks` are stretches of the vector with the spread (root of summed variance) each is to have."""
         mean = x.mean(0)
-        centred = x - mean
+        factor = np.ones(x.shape[1])
+        for block, spread in blocks:
+            factor[block] = spread / np.sqrt(x[:, block].var(0).sum() + 1e-12)
+        centred = (x - mean) * factor
         values, axes = np.linalg.eigh(centred.T @ centred / len(x))
         order = np.argsort(-values)[: self.dims]
-        kept = order[values[order] > 1e-9 * max(float(values.max()), 1e-12)]
-        scale = np.sqrt(max(float(values.max()), 1e-12))
+        largest = max(float(values.max()), 1e-12)
+        kept = order[values[order] > 1e-9 * largest]
         self.mean_ = mean.astype(np.float32)
-        self.axes_ = (axes[:, kept] / scale).astype(np.float32)
+        self.axes_ = (factor[:, None] * axes[:, kept] / np.sqrt(largest)).astype(np.float32)
         return self
 
     def apply(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

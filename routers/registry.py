@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator
+from routers.estimators.clusters import Clusters
+from routers.estimators.contrastive import Contrastive
+from routers.estimators.domain import Domain
+from routers.estimators.ensemble import Ensemble
+from routers.estimators.factor import Factor
+from routers.estimators.knn import NearestNeighbours
 from routers.estimators.linear import Linear
+from routers.estimators.mlp import Perceptron
+from routers.estimators.preference import Preference, SimilarWins
+from routers.estimators.task_mean import TaskMean
 from routers.features import shipped_featurizer
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
@@ -20,11 +29,14 @@ from routers.select import Exploration
 from routers.simple import Cheapest, Rules, Weighted
 from routers.types import Router
 
-ESTIMATORS: Mapping[str, type[Estimator]] = {kind.kind: kind for kind in (Linear,)}
-LEARNED_NAMES = (
-    "default", "task-mean", "knn", "linear", "factor", "preference",
-    "clusters", "domain", "mlp", "ensemble", "bandit",
-)  # fmt: skip
+ESTIMATORS: Mapping[str, type[Estimator]] = {
+    kind.kind: kind
+    for kind in (
+        TaskMean, NearestNeighbours, Linear, Factor, Preference, SimilarWins,
+        Clusters, Domain, Contrastive, Perceptron, Ensemble,
+    )
+}  # fmt: skip
+LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")
 NAMES = ("rules", "weighted", "cheapest", *LEARNED_NAMES)
 DEFAULT_ARTIFACT = Path(__file__).parent / "weights" / "default.safetensors"
 
@@ -57,6 +69,14 @@ def open_router(
     if "/" in name or name.endswith(".safetensors"):
         return load_router(Path(name), exploration)
     raise ValueError(f"router {name!r} is unknown: a path, or one of {', '.join(NAMES)}")
+
+
+def estimator_named(name: str) -> Estimator:
+    """A new estimator of that kind; `default` and `bandit` start from the ensemble and the ridge."""
+    kind = {"default": "ensemble", "bandit": "linear"}.get(name, name)
+    if kind not in ESTIMATORS:
+        raise ValueError(f"router {name!r} does not learn; those that do: {', '.join(LEARNED_NAMES)}")
+    return ESTIMATORS[kind]()
 
 
 def load_router(path: Path, exploration: Exploration | None = None) -> PluginRouter:
@@ -108,9 +128,7 @@ def _restore(card: Card, arrays: Arrays) -> Learned:
         quality=kind(**stated).restore(_part(arrays, "quality")),
         cost=LogLinear().restore(_part(arrays, "cost")) if "cost.weights_" in arrays else None,
         output_tokens=(
-            LogLinear().restore(_part(arrays, "output_tokens"))
-            if "output_tokens.weights_" in arrays
-            else None
+            LogLinear().restore(_part(arrays, "output_tokens")) if "output_tokens.weights_" in arrays else None
         ),
         latency=Latency().restore(_part(arrays, "latency")) if "latency.first_s_" in arrays else None,
         reference_usd=float(card.parameters["reference_usd"]),

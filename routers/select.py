@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +99,12 @@ def probabilities(worth: Array, exploration: Exploration, explore: bool) -> Arra
 
 def drawn(chances: Array, draw: float) -> int:
     """Index of the model whose share of [0, 1) holds `draw`; never one of probability zero."""
-    index = int(np.searchsorted(np.cumsum(chances), draw, side="right"))
-    return index if index < len(chances) and chances[index] > 0 else int(chances.argmax())
+    end = 0.0
+    for index, chance in enumerate(chances.tolist()):
+        end += chance
+        if draw < end:
+            return index
+    return int(chances.argmax())
 
 
 def chosen(
@@ -112,18 +117,19 @@ def chosen(
     reason: str = "",
 ) -> Choice:
     """The choice as a record. Undecided where an estimate is not finite."""
-    if not (np.isfinite(worth).all() and np.isfinite(forecast.cost_usd).all()):
+    values = worth.tolist()
+    if not all(map(isfinite, values)) or not all(map(isfinite, forecast.cost_usd.tolist())):
         raise Undecided("an estimate is not finite", excluded)
     models = forecast.models
-    index, best = drawn(chances, draw), int(worth.argmax())
-    order = np.argsort(-worth, kind="stable").tolist()
+    index = drawn(chances, draw)
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
     return Choice(
         model=models[index],
         propensity=float(chances[index]),
         probabilities=dict(zip(models, chances.tolist(), strict=True)),
         estimates=estimates_of(forecast),
         excluded=excluded,
-        reason="explored" if index != best else reason or "best estimate",
+        reason="explored" if index != order[0] else reason or "best estimate",
         router=router,
         ranked=tuple(models[i] for i in order),
     )

@@ -183,7 +183,5 @@ class Rules:
         names = {c.model for c in kept}
         for index, rule in enumerate(self._rules):
             if not names.isdisjoint(rule.weights) and rule.holds(query):
-                return _pick(
-                    query, kept, excluded, rule.weights, draw, f"rules@{self.version}", f"rule {index}"
-                )
+                return _pick(query, kept, excluded, rule.weights, draw, f"rules@{self.version}", f"rule {index}")
         raise Undecided("no rule holds", excluded)

@@ -7,6 +7,7 @@ scikit-learn; predicting is numpy.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,7 @@ class Training:
         n, m = self.scores.shape
         if len(self.x) != n or len(self.tasks) != n or len(self.models) != m:
             raise ValueError(
-                f"{n} x {m} scores, but {len(self.x)} vectors, {len(self.tasks)} tasks and "
-                f"{len(self.models)} models"
+                f"{n} x {m} scores, but {len(self.x)} vectors, {len(self.tasks)} tasks and {len(self.models)} models"
             )
         if n == 0 or not np.isfinite(self.scores).any():
             raise ValueError("no score to learn from")
@@ -57,8 +57,12 @@ class Estimator(ABC):
         """Learns from the observed cells."""
 
     @abstractmethod
-    def predict(self, x: Matrix) -> tuple[Matrix, Matrix]:
-        """Mean quality in [0, 1] and the standard deviation of that mean, both (n, m)."""
+    def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+        """Mean quality in [0, 1] and the standard deviation of that mean, both (n, m).
+
+        `tasks` are given only where the task's name is known before the answer; most estimators don't
+        read them.
+        """
 
     def parameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.PARAMETERS}
@@ -85,3 +89,43 @@ def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
 def folds(n: int, k: int, seed: int) -> NDArray[np.intp]:
     """Fold number of each row, balanced and shuffled."""
     return np.asarray(np.random.default_rng(seed).permutation(np.arange(n) % k), np.intp)
+
+
+def parted(scores: Matrix, difficulty: Matrix | None = None) -> tuple[Matrix, Matrix]:
+    """Scores as a row's own level and each model's deviation from it, after the models' means are taken off.
+
+    What decides between models is the deviation alone, so it may be regularised apart from the level. A
+    row with one observation can't tell the two apart: its level is then `difficulty`, what is predicted
+    for it (zero where None). Returns (n,) levels and (n, m) deviations, NaN where nothing was observed.
+    """
+    residual = scores - observed_mean(scores)
+    seen = np.isfinite(residual)
+    count = seen.sum(1)
+    mean = np.where(seen, residual, 0.0).sum(1) / np.maximum(count, 1)
+    alone = np.zeros(len(scores)) if difficulty is None else difficulty
+    level = np.where(count >= 2, mean, alone)
+    return level, residual - level[:, None]
+
+
+def packed(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Names as an array, for artefacts hold arrays only."""
+    return np.frombuffer(json.dumps(list(names)).encode(), np.uint8).copy()
+
+
+def unpacked(array: NDArray[np.uint8]) -> list[str]:
+    names: list[str] = json.loads(array.tobytes())
+    return names
+
+
+def task_table(scores: Matrix, tasks: Sequence[str], prior_count: float) -> tuple[list[str], Matrix, Matrix]:
+    """Mean score per task and model, shrunk toward the model's mean by `prior_count` pseudo-observations; the
+    counts beside it."""
+    names = sorted(set(tasks))
+    rows = np.array([names.index(task) for task in tasks])
+    base = observed_mean(scores, min(prior_count, 4.0))
+    seen = np.isfinite(scores)
+    total = np.zeros((len(names), scores.shape[1]))
+    count = np.zeros_like(total)
+    np.add.at(total, rows, np.where(seen, scores, 0.0))
+    np.add.at(count, rows, seen)
+    return names, (total + prior_count * base) / (count + prior_count), count

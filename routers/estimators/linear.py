@@ -1,57 +1,71 @@
-"""Ridge regression of the score per model, toward the model's own mean: CARROT's plug-in in closed form.
+"""Ridge regression in two parts: how hard the query is (light penalty) and how each model deviates (heavy
+penalty).
 
-All models that were scored on the same rows share one factorisation; models with missing cells get their own.
+Only deviations decide between models, and they are small and noisy: one penalty for both, as in plain
+per-model regression, leaves an argmax over many noisy estimates with a winner's curse.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, observed_mean
+from routers.estimators.base import Estimator, Matrix, Training, observed_mean, parted
+
+
+def ridge(x: Matrix, y: Matrix, penalty: float) -> Matrix:
+    """Weights (d, k) of a penalised regression through the origin."""
+    return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y))
 
 
 class Linear(Estimator):
-    """Least squares with penalty `ridge` on the weights, none on the intercept."""
+    """Least squares with penalty `ease` on the query's level and `ridge` on each model's deviation."""
 
     kind = "linear"
-    PARAMETERS = ("ridge",)
+    PARAMETERS = ("ridge", "ease")
     LEARNED = ("weights_", "intercept_", "covariance_", "noise_")
 
-    def __init__(self, ridge: float = 30.0) -> None:
+    def __init__(self, ridge: float = 300.0, ease: float = 30.0) -> None:
         self.ridge = ridge
+        self.ease = ease
 
     def fit(self, data: Training) -> Self:
-        d, m = data.x.shape[1], len(data.models)
+        x, m = data.x, len(data.models)
         base = observed_mean(data.scores)
-        self.weights_, self.intercept_ = np.zeros((d, m)), base.copy()
+        centre = x.mean(0)
+        rows = np.isfinite(data.scores).sum(1)
+        residual = np.where(np.isfinite(data.scores), data.scores - base, 0.0).sum(1) / np.maximum(rows, 1)
+        easy = ridge(x - centre, residual[:, None], self.ease)[:, 0]
+        _, deviation = parted(data.scores, (x - centre) @ easy)
+        self.weights_ = np.tile(easy[:, None], m)
         self.noise_ = np.full(m, 0.25)
-        self.covariance_ = np.linalg.inv(data.x.T @ data.x + self.ridge * np.eye(d))
-        for columns, rows in _same_rows(data.scores):
-            x, y = data.x[rows], data.scores[rows][:, columns]
-            if len(x) < 2:
-                continue
-            centre, level = x.mean(0), (y.sum(0) + 4 * base[columns]) / (len(y) + 4)
-            gram = (x - centre).T @ (x - centre) + self.ridge * np.eye(d)
-            self.weights_[:, columns] = np.linalg.solve(gram, (x - centre).T @ (y - level))
-            self.intercept_[columns] = level - centre @ self.weights_[:, columns]
-            self.noise_[columns] = np.maximum((y - self._mean(x)[:, columns]).var(0), 1e-4)
+        self.intercept_ = base.copy()
+        for columns, seen in _same_rows(deviation):
+            part, target = x[seen] - centre, deviation[seen][:, columns]
+            shift = target.sum(0) / (len(seen) + 4.0)
+            own = ridge(part, target - shift, self.ridge)
+            self.weights_[:, columns] += own
+            self.intercept_[columns] += shift
+            if len(seen) > 1:
+                self.noise_[columns] = np.maximum((target - shift - part @ own).var(0), 1e-4)
+        self.intercept_ -= centre @ self.weights_
+        self.covariance_ = np.linalg.inv((x - centre).T @ (x - centre) + self.ridge * np.eye(x.shape[1]))
         return self
 
-    def _mean(self, x: Matrix) -> Matrix:
-        return np.asarray(x @ self.weights_ + self.intercept_)
-
-    def predict(self, x: Matrix) -> tuple[Matrix, Matrix]:
+    def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         leverage = ((x @ self.covariance_) * x).sum(1)
-        return np.clip(self._mean(x), 0.0, 1.0), np.sqrt(np.outer(leverage, self.noise_))
+        return np.clip(x @ self.weights_ + self.intercept_, 0.0, 1.0), np.sqrt(np.outer(leverage, self.noise_))
 
 
 def _same_rows(scores: Matrix) -> list[tuple[list[int], NDArray[np.intp]]]:
-    """Groups of columns that were observed on exactly the same rows, with those rows."""
+    """Groups of columns that were observed on exactly the same rows, with those rows; unseen columns are
+    left out.
+    """
     groups: dict[bytes, list[int]] = {}
     seen = np.isfinite(scores)
-    for column in range(scores.shape[1]):
+    for column in np.flatnonzero(seen.any(0)).tolist():
         groups.setdefault(seen[:, column].tobytes(), []).append(column)
     return [(columns, np.flatnonzero(seen[:, columns[0]])) for columns in groups.values()]

@@ -23,9 +23,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     """Card and arrays survive the round trip, and no partial file stays behind."""
     card, arrays = load_artifact(saved, "f.1")
     assert card == CARD
-    assert {name: array.tolist() for name, array in arrays.items()} == {
-        n: a.tolist() for n, a in ARRAYS.items()
-    }
+    assert {name: array.tolist() for name, array in arrays.items()} == {n: a.tolist() for n, a in ARRAYS.items()}
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 

@@ -56,19 +56,11 @@ def test_a_long_text_is_read_at_both_ends() -> None:
 def test_the_tail_differs_from_the_whole_under_a_template() -> None:
     """Two questions behind one long template lie further apart in their tails than as wholes."""
     template = "Answer the following question with one letter only. " * 20
-    a, b = (
-        FEATURES.describe(template + q).vector for q in ("How do plants grow? " * 5, "Who won the war? " * 5)
-    )
+    a, b = (FEATURES.describe(template + q).vector for q in ("How do plants grow? " * 5, "Who won the war? " * 5))
     whole, tail = FEATURES.layout.whole, FEATURES.layout.tail
     assert a[tail] @ b[tail] < a[whole] @ b[whole] - 0.1
 
 
 def test_other_options_make_another_version() -> None:
     """Vectors of another layout can't be mistaken for these."""
-    assert Featurizer(hashed=64).version != FEATURES.version
-
-
-def test_words_order_is_seen() -> None:
-    """Word pairs tell texts of the same words apart."""
-    a, b = (FEATURES.describe(t).vector[FEATURES.layout.hashed] for t in ("man bites dog", "dog bites man"))
-    assert not np.allclose(a, b)
+    assert Featurizer(tail_words=16).version != FEATURES.version

@@ -1,1 +1,177 @@
-"""Tests of routers/ope.py."""
+"""Off-policy estimators against identities and known truths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routers import ope
+from routers.ope import Evidence, LogError, Refusal, Rounds
+from routers.ope_check import MODELS, checked, logging_policy, one_log, world
+
+
+def logged(seed: int = 0, n: int = 400, m: int = 3) -> tuple[Rounds, np.ndarray, np.ndarray]:
+    """A log, a target and a reward model's predictions, all at random."""
+    rng = np.random.default_rng(seed)
+    mu = rng.dirichlet(np.ones(m) * 3, n) * 0.9 + 0.1 / m
+    action = np.array([rng.choice(m, p=p) for p in mu])
+    target = rng.dirichlet(np.ones(m), n)
+    return Rounds(action, rng.random(n), mu), target, rng.random((n, m))
+
+
+@given(seed=st.integers(0, 50))
+def test_dr_without_a_model_is_ips(seed: int) -> None:
+    """Doubly robust with a reward model of zero is plain inverse propensity, round by round."""
+    rounds, target, model = logged(seed, n=50)
+    assert np.allclose(ope.doubly_robust(rounds, target, 0 * model), ope.ips(rounds, target, model))
+
+
+@given(seed=st.integers(0, 50))
+def test_dr_without_overlap_is_dm(seed: int) -> None:
+    """Where the target never makes a logged decision, doubly robust is the reward model alone."""
+    rounds, target, model = logged(seed, n=50)
+    target[np.arange(50), rounds.action] = 0.0
+    target /= target.sum(1, keepdims=True)
+    assert np.allclose(ope.doubly_robust(rounds, target, model), ope.direct(rounds, target, model))
+
+
+@given(seed=st.integers(0, 50), shift=st.floats(-5, 5))
+def test_snips_moves_with_the_rewards_zero(seed: int, shift: float) -> None:
+    """SNIPS of shifted rewards is SNIPS shifted; of the self-normalised estimators only."""
+    rounds, target, model = logged(seed, n=50)
+    moved = rounds.rewarded(rounds.reward + shift)
+    assert np.isclose(ope.snips(moved, target, model).mean(), ope.snips(rounds, target, model).mean() + shift)
+
+
+def test_snips_is_the_ratio_of_means() -> None:
+    """The mean of linearised values is the textbook estimate."""
+    rounds, target, model = logged(3)
+    weights = ope.importance(rounds, target)
+    expected = (weights * rounds.reward).sum() / weights.sum()
+    assert np.isclose(ope.snips(rounds, target, model).mean(), expected)
+
+
+def test_valuing_the_logging_policy_is_the_mean_reward() -> None:
+    """A log's own policy has weights of one: every weighting estimator returns the plain mean, all rounds
+    effective.
+    """
+    rounds, _, model = logged(4)
+    for name in ("ips", "snips", "clipped_ips"):
+        assert np.isclose(ope.ESTIMATORS[name](rounds, rounds.logged, model).mean(), rounds.reward.mean())
+    assert np.isclose(ope.overlap(rounds, rounds.logged).effective, len(rounds.reward))
+
+
+def test_switch_at_no_limit_is_dr_and_at_zero_is_dm() -> None:
+    """SWITCH lies between the reward model and doubly robust."""
+    rounds, target, model = logged(5)
+    assert np.allclose(ope.switch_dr(rounds, target, model, np.inf), ope.doubly_robust(rounds, target, model))
+    assert np.allclose(ope.switch_dr(rounds, target, model, 0.0), ope.direct(rounds, target, model))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "skewed"])
+def test_intervals_cover_a_known_truth(kind: str) -> None:
+    """Over 150 seeded logs the 95 % intervals of SNIPS and DR hold the truth about that often, and DR is no
+    worse than SNIPS or IPS on the uniform log.
+    """
+    found = checked(kind, logs=150, rounds=600, seed=1)
+    for name in ("snips", "dr"):
+        assert 0.90 <= found[name]["coverage"] <= 0.99, found[name]
+    if kind == "uniform":
+        assert found["dr"]["rmse"] <= min(found["snips"]["rmse"], found["ips"]["rmse"])
+
+
+def test_plain_mean_of_the_log_is_not_the_answer() -> None:
+    """The estimators correct for who decided: the log's mean is far from the target's value, DR is near."""
+    made = world(2)
+    x, log, target = one_log(made, "skewed", 4000, np.random.default_rng(0))
+    found = ope.valued(log, target, ope.cross_fitted(x, log))
+    assert abs(log.reward.mean() - made.truth) > 0.05
+    assert found.best.low <= made.truth <= found.best.high
+
+
+def test_bootstrap_agrees_with_the_normal_interval() -> None:
+    """Two ways to the same uncertainty differ by less than a fifth."""
+    rounds, target, model = logged(6, n=800)
+    normal = ope.normal_interval(ope.snips(rounds, target, model))
+    resampled = ope.bootstrap_interval(ope.snips, rounds, target, model)
+    assert abs(resampled.half_width / normal.half_width - 1) < 0.2
+
+
+@given(seed=st.integers(0, 30), n=st.integers(2, 300))
+def test_bernstein_is_wider_than_normal_and_inside_the_range(seed: int, n: int) -> None:
+    """The bound that holds at any n gives up width, and never leaves the range of the values."""
+    values = np.random.default_rng(seed).random(n)
+    bound, normal = ope.bernstein_interval(values, 0.0, 1.0), ope.normal_interval(values)
+    assert 0.0 <= bound.low <= bound.value <= bound.high <= 1.0
+    assert bound.half_width >= min(normal.half_width, 0.3) or n < 5
+
+
+def test_student_quantiles() -> None:
+    """Known values of Student's t."""
+    for degrees, known in ((5, 2.5706), (10, 2.2281), (30, 2.0423), (1e9, 1.95996)):
+        assert ope.student(0.95, degrees) == pytest.approx(known, rel=0.01)
+
+
+def test_cross_fitting_predicts_no_round_from_itself() -> None:
+    """Changing one round's reward leaves its own prediction as it was."""
+    made = world(0, 500)
+    x, log, _ = one_log(made, "uniform", 200, np.random.default_rng(1))
+    before = ope.cross_fitted(x, log)
+    changed = log.reward.copy()
+    changed[7] += 100.0
+    after = ope.cross_fitted(x, log.rewarded(changed))
+    assert np.allclose(before[7], after[7]) and not np.allclose(before, after)
+
+
+def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
+    """No overlap: a refusal that says how many explored calls it would take and what they cost."""
+    n = 500
+    mu = np.tile([1.0, 0.0, 0.0], (n, 1))
+    rounds = Rounds(np.zeros(n, np.intp), np.ones(n), mu)
+    target = np.tile([0.0, 1.0, 0.0], (n, 1))
+    found = ope.judged(rounds, target, Evidence(exploration=0.2), np.array([0.01, 0.02, 0.03]))
+    assert isinstance(found, Refusal)
+    assert found.overlap.unsupported == 1.0
+    # two models are in question, so every second explored call is of use
+    assert found.explored_calls == 100 and found.cost_usd == pytest.approx(2.0)
+    assert "about 100 more explored calls needed, about $2" in str(found)
+
+
+def test_a_thin_log_is_refused_until_the_calls_it_asked_for_were_made() -> None:
+    """The number of calls in a refusal is enough: with that many more the same question is answered."""
+    rng = np.random.default_rng(0)
+    mu = logging_policy("skewed", np.zeros((20_000, MODELS)))
+    target = np.eye(MODELS)[rng.integers(0, MODELS, 20_000)]
+    action = np.array([rng.choice(MODELS, p=p) for p in mu])
+    rounds = Rounds(action, np.ones(20_000), mu)
+    few = np.arange(100)
+    refused = ope.judged(rounds.take(few), target[few])
+    assert isinstance(refused, Refusal)
+    enough = np.arange(100 + round(1.1 * refused.calls))
+    assert not isinstance(ope.judged(rounds.take(enough), target[enough]), Refusal)
+
+
+@pytest.mark.parametrize(
+    ("action", "reward", "logged", "named"),
+    [
+        ([0, 1], [0.5, np.nan], [[0.5, 0.5], [0.5, 0.5]], "round 1: reward"),
+        ([0, 1], [0.5, 1.0], [[0.5, 0.5], [1.0, 0.0]], "round 1: propensity"),
+        ([0, 1], [0.5, 1.0], [[1.5, 0.5], [0.5, 0.5]], "round 0: propensity"),
+        ([0, 5], [0.5, 1.0], [[0.5, 0.5], [0.5, 0.5]], "action"),
+    ],
+)
+def test_bad_rounds_are_named(action: list[int], reward: list[float], logged: list[list[float]], named: str) -> None:
+    """A log that can't be evaluated is refused with the round and the field."""
+    with pytest.raises((LogError, IndexError), match=named if named != "action" else None):
+        _ = Rounds(np.array(action), np.array(reward), np.array(logged)).propensity
+
+
+def test_differences_are_paired() -> None:
+    """Two policies that agree on all but a few rounds differ by much less than either is uncertain."""
+    rounds, target, model = logged(8, n=600)
+    other = target.copy()
+    other[:6] = target[:6, ::-1]
+    found = ope.difference(rounds, target, other, model)
+    assert found.half_width < 0.3 * ope.valued(rounds, target, model).best.half_width

@@ -85,9 +85,7 @@ def test_a_defect_is_named_by_row_and_field(table, field, value, message) -> Non
 
 def test_a_query_without_outcome_is_named() -> None:
     """Missing labels are counted and the first is shown."""
-    queries = {name: [*values, values[0]] for name, values in QUERIES.items()} | {
-        "query_id": ["q0", "q1", "q2"]
-    }
+    queries = {name: [*values, values[0]] for name, values in QUERIES.items()} | {"query_id": ["q0", "q1", "q2"]}
     with pytest.raises(DataError, match=r"row 2: query_id 'q2' has no outcome \(1 such"):
         laid_out(queries, OUTCOMES)
 
@@ -96,6 +94,11 @@ def test_one_model_is_refused() -> None:
     """There is nothing to route between."""
     with pytest.raises(DataError, match="two or more"):
         laid_out(QUERIES, {"query_id": ["q0", "q1"], "model": ["m", "m"], "score": [1.0, 0.0]})
+
+
+def test_a_small_overshoot_is_clipped() -> None:
+    """Text metrics may leave [0, 1] by a hair."""
+    assert laid_out(QUERIES, OUTCOMES | {"score": [1.01, -0.03, 0.5]}).scores[0].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("field", ["query_id", "model", "score"])

@@ -60,8 +60,6 @@ def test_an_artefact_without_a_part_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "r.safetensors"
     parameters = {"quality": {"kind": "linear"}, "reference_usd": 0.0}
-    save_artifact(
-        path, Card("linear", "1", shipped_featurizer().version, ("a",), parameters), {"z": np.zeros(1)}
-    )
+    save_artifact(path, Card("linear", "1", shipped_featurizer().version, ("a",), parameters), {"z": np.zeros(1)})
     with pytest.raises(ArtifactError, match="mean_"):
         load_router(path)

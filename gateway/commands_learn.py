@@ -1,0 +1,125 @@
+"""`headgate train`, `evaluate` and `whatif`: the commands that learn and that prove it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.learn import evaluation
+from routers.artifact import Card
+from routers.features import shipped_featurizer
+from routers.fit import described, fit_router, out_of_fold
+from routers.outcomes import DataError, read_outcomes
+from routers.registry import save_router
+
+app = typer.Typer(no_args_is_help=True)
+
+_SHOWN = (
+    "aiq", "max_quality", "quality_at_10", "quality_at_50",
+    "cost_saved_100", "cost_saved_99", "cost_saved_95", "apgr", "cpt50", "cpt80",
+)  # fmt: skip
+
+DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _refuse(error: Exception) -> typer.Exit:
+    """Bad data ends the command with one line on standard error."""
+    typer.echo(f"headgate: {error}", err=True)
+    return typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    data: DataFolder,
+    router: Annotated[str, typer.Option(help="Name of a learned router, or an artefact's path")] = "default",
+    train_data: Annotated[Path | None, typer.Option(help="Train on this folder, test on all of --data")] = None,
+    models: Annotated[str, typer.Option(help="Comma-separated; default: all well covered models")] = "",
+    tasks: Annotated[str, typer.Option(help="Comma-separated; default: all")] = "",
+    train_rows: Annotated[int, typer.Option(help="Train on this many rows at random; 0: all")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
+    plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report what a router is worth beside the zero router, the task mean, the best single model and the
+    oracle.
+    """
+    try:
+        report, policies, bench = evaluation.evaluated(
+            router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
+            limit=train_rows, seed=seed, resamples=resamples,
+        )  # fmt: skip
+    except ValueError as error:
+        raise _refuse(error) from error
+    if plot is not None:
+        evaluation.draw(policies, bench, plot)
+    typer.echo(json.dumps(report) if as_json else as_table(report))
+
+
+@app.command()
+def train(
+    data: DataFolder,
+    router: Annotated[str, typer.Option(help="Name of a learned router")] = "default",
+    out: Annotated[Path, typer.Option(help="Where the artefact goes")] = Path("router.safetensors"),
+    version: Annotated[str, typer.Option(help="Version to write into the artefact")] = "1",
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a router on the rows whose split is not test, and write it as an artefact with its scores."""
+    featurizer = shipped_featurizer()
+    try:
+        outcomes = read_outcomes(data)
+        outcomes = outcomes.rows(outcomes.splits != "test")
+        x = described(outcomes, featurizer)
+        learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
+        metrics = evaluation.cross_validated(router, outcomes, x, out_of_fold)
+    except ValueError as error:
+        raise _refuse(error) from error
+    card = Card(
+        router, version, featurizer.version, outcomes.models,
+        data_checksum=outcomes.checksum(), trained_on=(data.name,), metrics=metrics,
+    )  # fmt: skip
+    save_router(out, learned, card)
+    found = {"out": str(out), "n_train": len(x), "models": list(outcomes.models), "metrics": metrics}
+    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The report as fixed-width lines: one figure a line, one policy a column."""
+    policies = ("router", "task_mean", "zero_router", "best_single", "oracle")
+    lines = [
+        f"{report['n_queries']} test queries, {report['n_train']} training queries, "
+        f"{len(report['models'])} models; best single: {report['best_single_model']}",
+        f"{'':16s}" + "".join(f"{name:>26s}" for name in policies),
+    ]
+    lines += [
+        f"{figure:16s}" + "".join(f"{_cell(report[name].get(figure)):>26s}" for name in policies)
+        for figure in _SHOWN
+        if figure in report["router"]
+    ]
+    point = report["operating_point"]
+    lines += [
+        f"router - task mean AIQ: {_cell(report['router_minus_task_mean']['aiq'])}",
+        "operating point fixed on training rows, against the best single model: quality "
+        f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, float | None] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.4f}"
+    return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
+
+
+__all__ = ["DataError", "app", "as_table", "evaluate", "train"]

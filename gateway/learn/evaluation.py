@@ -1,0 +1,220 @@
+"""The report of `headgate evaluate`: a router on a folder of outcomes, beside what it must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routers import evaluate, frontier
+from routers.estimators.base import Matrix, observed_mean
+from routers.estimators.task_mean import TaskMean
+from routers.evaluate import Bench, Policy
+from routers.features import Featurizer, shipped_featurizer
+from routers.fit import described, fit_learned, out_of_fold, predicted
+from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.plugin import Learned
+from routers.registry import LEARNED_NAMES, estimator_named, load_router
+
+Predict = Callable[[str, Outcomes, Matrix, Featurizer], tuple[Matrix, Matrix]]
+
+COVERED = 0.95
+"""A model must have been scored (and priced, where the data has prices) on this share of the queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Training and test rows of one comparison, with their feature vectors."""
+
+    train: Outcomes
+    test: Outcomes
+    train_x: Matrix
+    test_x: Matrix
+    priced: bool
+
+
+def rows_of(
+    data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = ()
+) -> Rows:
+    """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
+    either side is empty or fewer than two models are covered.
+    """
+    tested = read_outcomes(data)
+    if train_data is None:
+        if not (tested.splits == "test").any() or not (tested.splits == "train").any():
+            raise DataError("queries.parquet: field split: needs rows of train and of test")
+        tested = _complete(_of_tasks(tested, tasks), models)
+        held = tested.splits == "test"
+        trained, tested = tested.rows(~held), tested.rows(held)
+    else:
+        tested = _complete(_of_tasks(tested, tasks), models)
+        trained = _complete(read_outcomes(train_data), tested.models)
+    priced = bool(np.isfinite(tested.cost_usd).all() and np.isfinite(trained.cost_usd).all())
+    return Rows(trained, tested, described(trained, featurizer), described(tested, featurizer), priced)
+
+
+def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
+    if not tasks:
+        return data
+    kept = np.array([task in tasks for task in data.tasks])
+    if not kept.any():
+        raise DataError(f"queries.parquet: field task: no row of {', '.join(tasks)}")
+    return data.rows(kept)
+
+
+def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
+    """Named or well covered models, and the rows on which every one of them was scored and priced."""
+    if models:
+        data = data.columns(models)
+    seen = np.isfinite(data.scores)
+    priced = np.isfinite(data.cost_usd)
+    if priced.mean(0).max() >= COVERED:
+        seen = seen & priced
+    if not models:
+        data = data.columns([m for m, share in zip(data.models, seen.mean(0), strict=True) if share >= COVERED])
+        seen = seen[:, seen.mean(0) >= COVERED]
+    if len(data.models) < 2:
+        raise DataError(f"outcomes.parquet: {len(data.models)} model(s) scored on {COVERED:.0%} of the queries")
+    if not seen.all(1).any():
+        raise DataError("outcomes.parquet: no query was scored on every model")
+    return data.rows(np.asarray(seen.all(1)))
+
+
+def evaluated(
+    router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
+    tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
+) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
+    """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random."""
+    featurizer = shipped_featurizer()
+    rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
+    learned = None if router in LEARNED_NAMES and router != "default" else _artifact(router)
+    bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
+    name = "ensemble" if router == "default" else router
+    if learned is None:
+        learned = fit_learned(estimator_named(name), rows.train, rows.train_x, featurizer, seed)
+        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed)
+    else:
+        before = _known(learned, rows.train, rows.train_x)
+    labels = rows.test.tasks if name == "task-mean" else None
+    quality, cost = _known(learned, rows.test, rows.test_x, labels)
+    policies = {
+        "router": evaluate.swept(quality, _charged(rows, cost, bench), bench),
+        "task_mean": _task_mean(rows, bench),
+        "zero_router": evaluate.singles(bench),
+        "best_single": evaluate.best_single(bench),
+        "oracle": evaluate.oracle(bench),
+    }
+    chosen = evaluate.rate_matching(
+        evaluate.swept(before[0], _charged(rows, before[1], train_bench), train_bench), train_bench
+    )
+    report = _report(rows, policies, bench, seed, resamples) | {
+        "operating_point": evaluate.operating_point(policies["router"], chosen, bench, seed, resamples)
+        | {"rate": float(evaluate.RATES[chosen])},
+        "calibration": evaluate.calibration(quality, bench.scores),
+        "router_name": router,
+    }
+    return report, policies, bench
+
+
+def limited(rows: Rows, limit: int, seed: int) -> Rows:
+    """At most `limit` training rows, at random; 0: all."""
+    n = len(rows.train_x)
+    if not 0 < limit < n:
+        return rows
+    kept = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
+    return Rows(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
+
+
+def _artifact(router: str) -> Learned | None:
+    if router == "default":
+        return None
+    return load_router(Path(router)).learned
+
+
+def _bench(rows: Rows, part: Outcomes) -> Bench:
+    """Without prices a call to the best single model costs 1 and any other 0, as RouteLLM counts."""
+    best = int(rows.train.scores.mean(0).argmax())
+    costs = part.cost_usd
+    if not rows.priced:
+        costs = np.zeros_like(part.scores)
+        costs[:, best] = 1.0
+    return Bench(part.scores, costs, best)
+
+
+def _charged(rows: Rows, cost: Matrix, bench: Bench) -> Matrix:
+    return cost if rows.priced else bench.costs
+
+
+def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+    """Predictions in the data's order of models. DataError where the router never saw one of them."""
+    missing = [model for model in data.models if model not in learned.place]
+    if missing:
+        raise DataError(f"outcomes.parquet: the router knows no model {missing[0]!r}")
+    places = [learned.place[model] for model in data.models]
+    quality, cost = predicted(learned, x, labels)
+    return quality[:, places], cost[:, places]
+
+
+def _task_mean(rows: Rows, bench: Bench) -> Policy:
+    """Mean score and cost of the query's task, its label being known."""
+    tables = []
+    for matrix in (rows.train.scores, _bench(rows, rows.train).costs):
+        table = TaskMean(prior_count=0.01).fit_matrix(matrix, rows.train.tasks)
+        tables.append(table.predict(rows.test_x, rows.test.tasks)[0])
+    return evaluate.swept(tables[0], tables[1], bench)
+
+
+def _report(rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int) -> dict[str, Any]:
+    point, drawn = evaluate.compared(bench, policies, seed, resamples)
+    return {
+        "n_queries": len(bench.scores),
+        "n_train": len(rows.train_x),
+        "models": list(rows.test.models),
+        "best_single_model": rows.test.models[bench.best],
+        "cost": "cost_usd" if rows.priced else "share of calls to the best single model",
+        **evaluate.tabled(point, drawn),
+        "router_minus_task_mean": evaluate.paired(point, drawn, "router", "task_mean"),
+        "router_minus_zero_router": evaluate.paired(point, drawn, "router", "zero_router"),
+    }
+
+
+def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
+    """Writes the frontiers as a picture; the file's ending names its kind."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 5))
+    for name, style in (("router", "-"), ("task_mean", "--"), ("zero_router", ":"), ("oracle", "-.")):
+        chain = frontier.hull(policies[name].points())
+        axes.plot(chain[:, 0] * 1000, chain[:, 1], style, label=name.replace("_", " "))
+    alone = bench.singles()
+    axes.plot(alone[:, 0] * 1000, alone[:, 1], "k.", label="single models")
+    axes.set_xscale("log" if (alone[:, 0] > 0).all() else "linear")
+    axes.set_xlabel("cost per 1,000 queries")
+    axes.set_ylabel("quality")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+
+
+def cross_validated(router: str, data: Outcomes, x: Matrix, predict: Predict) -> dict[str, float]:
+    """Scores on the training rows, each predicted without having been seen: what the artefact's card says."""
+    seen = np.asarray(np.isfinite(data.scores))
+    featurizer = shipped_featurizer()
+    if len(x) < 8:
+        return {"rows": float(len(x))}
+    quality, _ = predict(router, data, x, featurizer)
+    error = (quality - data.scores)[seen]
+    base = (np.broadcast_to(observed_mean(data.scores), data.scores.shape) - data.scores)[seen]
+    return {
+        "rows": float(len(x)),
+        "brier": float((error**2).mean()),
+        "brier_of_means": float((base**2).mean()),
+        "auroc": evaluate.auroc(quality[seen], data.scores[seen] >= 0.5),
+    }

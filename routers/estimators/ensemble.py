@@ -1,0 +1,52 @@
+"""The default estimator: a domain table holds half the say, a ridge and a factorisation share the rest.
+
+Averaging over a table that knows only the domain is a shrinkage toward the task mean: it keeps most of
+the noise of query-level estimates out of the argmax, and errors of the three are little correlated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.estimators.base import Estimator, Matrix, Training
+from routers.estimators.domain import Domain
+from routers.estimators.factor import Factor
+from routers.estimators.linear import Linear
+
+
+class Ensemble(Estimator):
+    """Weighted mean of members; their disagreement adds to the deviation."""
+
+    kind = "ensemble"
+    PARAMETERS = ("weights",)
+
+    def __init__(self, weights: Sequence[float] = (0.5, 0.25, 0.25)) -> None:
+        self.weights = tuple(weights)
+        self.members: dict[str, Estimator] = {"domain": Domain(), "linear": Linear(), "factor": Factor()}
+
+    def fit(self, data: Training) -> Self:
+        for member in self.members.values():
+            member.fit(data)
+        return self
+
+    def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+        parts = [member.predict(x, tasks) for member in self.members.values()]
+        mean = sum(w * part for w, (part, _) in zip(self.weights, parts, strict=True))
+        noise = sum(w * sd**2 for w, (_, sd) in zip(self.weights, parts, strict=True))
+        spread = sum(w * (part - mean) ** 2 for w, (part, _) in zip(self.weights, parts, strict=True))
+        return np.asarray(mean), np.sqrt(np.asarray(noise) + np.asarray(spread))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            f"{name}/{key}": array for name, member in self.members.items() for key, array in member.state().items()
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> Self:
+        for name, member in self.members.items():
+            own = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+            member.restore(own)
+        return self

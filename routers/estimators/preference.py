@@ -1,0 +1,145 @@
+"""Preference estimators (RouteLLM): from who beat whom, a Bradley-Terry strength of every model on this
+query.
+
+`Preference` is the factorised form: strength(m, x) = level_m + (A x) . v_m, P(a beats b) = sigmoid of the
+difference. `SimilarWins` solves a Bradley-Terry model for each query, every battle weighted by how like
+its query is. Strengths know no scale of quality, so each model's strength is mapped to a score by one
+regression shared by all models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from routers.estimators.base import Estimator, Matrix, Training, observed_mean
+from routers.estimators.descent import Weights, descend, sigmoid
+from routers.estimators.knn import unit
+
+
+def battles(scores: Matrix) -> Matrix:
+    """(n, m, m): 1 where the row's model scored higher than the column's, 0 otherwise (unseen pairs
+    included).
+    """
+    return np.asarray(scores[:, :, None] > scores[:, None, :], np.float64)
+
+
+def scaled(strength: Matrix, scores: Matrix) -> Matrix:
+    """(intercept, slope) of the score on sigmoid(strength), by least squares over observed cells."""
+    seen = np.isfinite(scores)
+    squashed, y = sigmoid(strength[seen]), scores[seen]
+    spread = float(squashed.var())
+    slope = float(np.cov(squashed, y, bias=True)[0, 1]) / spread if spread > 1e-12 else 0.0
+    return np.array([y.mean() - slope * squashed.mean(), slope])
+
+
+class Preference(Estimator):
+    """Factorised Bradley-Terry, fitted by gradient on all battles."""
+
+    kind = "preference"
+    PARAMETERS = ("rank", "penalty", "steps")
+    LEARNED = ("level_", "traits_", "vectors_", "scale_", "count_")
+
+    def __init__(self, rank: int = 4, penalty: float = 0.5, steps: int = 150) -> None:
+        self.rank = rank
+        self.penalty = penalty
+        self.steps = steps
+
+    def fit(self, data: Training) -> Self:
+        rng = np.random.default_rng(data.seed)
+        d, m = data.x.shape[1], len(data.models)
+        wins = battles(data.scores)
+        held = rng.random(len(data.x)) < 0.12
+        base = observed_mean(data.scores)
+        start = {
+            "level": (base - base.mean()) * 4.0,
+            "traits": rng.normal(0, 0.05, (d, self.rank)),
+            "vectors": rng.normal(0, 0.3, (self.rank, m)),
+        }
+        found = descend(
+            start,
+            lambda w: _slopes(w, data.x[~held], wins[~held]),
+            lambda w: _loss(w, data.x[held], wins[held]),
+            decay={"traits": self.penalty, "vectors": 1e-3},
+            steps=self.steps,
+        )
+        self.level_, self.traits_, self.vectors_ = found["level"], found["traits"], found["vectors"]
+        self.scale_ = scaled(self.strength(data.x), data.scores)
+        self.count_ = np.isfinite(data.scores).sum(0).astype(float)
+        return self
+
+    def strength(self, x: Matrix) -> Matrix:
+        """(n, m); differences of it are log odds of winning."""
+        return np.asarray(x @ self.traits_ @ self.vectors_ + self.level_)
+
+    def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+        mean = np.clip(self.scale_[0] + self.scale_[1] * sigmoid(self.strength(x)), 0.0, 1.0)
+        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / (self.count_ / 10 + 1))
+
+
+def _edge(w: Weights, x: Matrix) -> Matrix:
+    strength = x @ w["traits"] @ w["vectors"] + w["level"]
+    return np.asarray(strength[:, :, None] - strength[:, None, :])
+
+
+def _slopes(w: Weights, x: Matrix, wins: Matrix) -> Weights:
+    error = wins * (sigmoid(_edge(w, x)) - 1.0)
+    pull = (error.sum(2) - error.sum(1)) * (10.0 / max(float(wins.sum()), 1.0))
+    return {
+        "level": pull.sum(0),
+        "traits": x.T @ (pull @ w["vectors"].T),
+        "vectors": (x @ w["traits"]).T @ pull,
+    }
+
+
+def _loss(w: Weights, x: Matrix, wins: Matrix) -> float:
+    won = wins > 0
+    return float(-np.log(sigmoid(_edge(w, x))[won] + 1e-9).mean()) if won.any() else 0.0
+
+
+class SimilarWins(Estimator):
+    """Similarity-weighted ranking: battle weights gamma^(1 + similarity), solved by Zermelo's iteration."""
+
+    kind = "similar-wins"
+    PARAMETERS = ("gamma", "most_rows", "rounds")
+    LEARNED = ("rows_", "wins_", "scale_", "count_")
+
+    def __init__(self, gamma: float = 10.0, most_rows: int = 4000, rounds: int = 12) -> None:
+        self.gamma = gamma
+        self.most_rows = most_rows
+        self.rounds = rounds
+
+    def fit(self, data: Training) -> Self:
+        step = max(1, -(-len(data.x) // self.most_rows))
+        part = data.rows(np.arange(0, len(data.x), step))
+        m = len(data.models)
+        self.rows_ = unit(part.x).astype(np.float32)
+        self.wins_ = battles(part.scores).reshape(len(part.x), m * m).astype(np.float32)
+        self.count_ = np.isfinite(data.scores).sum(0).astype(float)
+        check = part.rows(np.arange(0, len(part.x), 1 + len(part.x) // 500))
+        self.scale_ = scaled(self.strength(check.x), check.scores)
+        return self
+
+    def strength(self, x: Matrix) -> Matrix:
+        """Log of the Bradley-Terry worth of each model, centred, (n, m)."""
+        m = len(self.count_)
+        near = unit(x).astype(np.float32) @ self.rows_.T
+        near /= np.maximum(near.max(1, keepdims=True), 1e-6)
+        wins = (self.gamma ** (1.0 + near) @ self.wins_).reshape(len(x), m, m).astype(np.float64)
+        wins += 1e-3 * wins.mean((1, 2), keepdims=True) + 1e-9
+        games = wins + wins.transpose(0, 2, 1)
+        worth = np.ones((len(x), m))
+        off = ~np.eye(m, dtype=bool)
+        for _ in range(self.rounds):
+            pairs = games / (worth[:, :, None] + worth[:, None, :])
+            worth = (wins * off).sum(2) / (pairs * off).sum(2)
+            worth /= worth.mean(1, keepdims=True)
+        log = np.log(worth)
+        return np.asarray(log - log.mean(1, keepdims=True))
+
+    def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+        strength = np.concatenate([self.strength(x[i : i + 256]) for i in range(0, len(x), 256)])
+        mean = np.clip(self.scale_[0] + self.scale_[1] * sigmoid(strength), 0.0, 1.0)
+        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / (self.count_ / 10 + 1))

@@ -1,0 +1,237 @@
+"""What a router is worth on outcomes with known scores, beside what it must beat, each figure with its
+interval.
+
+A router's curve is the hull of its operating points over all exchange rates between quality and cost.
+Intervals are 95 % percentile bootstraps over queries; the same resamples serve every policy, so
+differences are paired. The published habit of reading a hull through test points flatters all routers
+alike; `operating_point` does not, for its exchange rate is chosen on training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers import frontier
+from routers.estimators.base import Matrix
+
+RATES = np.concatenate([[0.0], np.logspace(-3, 6, 91), [1e12]])
+"""Exchange rates: quality points per dollar."""
+RESAMPLES = 400
+FIGURES = (
+    "aiq", "aiq_repo", "max_quality", "quality_at_10", "quality_at_50",
+    "cost_saved_100", "cost_saved_99", "cost_saved_95", "arena_score",
+)  # fmt: skip
+PAIR_FIGURES = ("apgr", "apgr_repo", "cpt50", "cpt80")
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The rows on which policies are compared. All matrices (n, m), without gaps."""
+
+    scores: Matrix
+    costs: Matrix
+    best: int
+    """Column of the single model that was best on the training rows."""
+
+    def singles(self, weights: NDArray[np.float64] | None = None) -> frontier.Points:
+        """(cost, quality) of each model alone."""
+        return np.column_stack([np.average(self.costs, 0, weights), np.average(self.scores, 0, weights)])
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A family of assignments: row l of `cost` and `score` is what each query cost and scored at rate l."""
+
+    cost: Matrix
+    score: Matrix
+    gain: NDArray[np.float64] | None = None
+    """With two models: the score by which queries go to the strong one."""
+
+    def points(self, weights: NDArray[np.float64] | None = None) -> frontier.Points:
+        return np.column_stack([np.average(self.cost, 1, weights), np.average(self.score, 1, weights)])
+
+
+def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] = RATES) -> Policy:
+    """The policy that maximises estimated quality minus rate times estimated cost, at every rate."""
+    rows = np.arange(len(quality))
+    picks = [np.argmax(quality - rate * cost, 1) for rate in rates]
+    gain = None
+    if bench.scores.shape[1] == 2:
+        gain = quality[:, bench.best] - quality[:, 1 - bench.best]
+    return Policy(
+        np.array([bench.costs[rows, pick] for pick in picks]),
+        np.array([bench.scores[rows, pick] for pick in picks]),
+        gain,
+    )
+
+
+def singles(bench: Bench) -> Policy:
+    """The zero router: every model alone, mixed at will; it reads no query."""
+    return Policy(bench.costs.T, bench.scores.T)
+
+
+def best_single(bench: Bench) -> Policy:
+    return Policy(bench.costs.T[[bench.best]], bench.scores.T[[bench.best]])
+
+
+def oracle(bench: Bench) -> Policy:
+    """Knows every score and cost beforehand."""
+    return swept(bench.scores, bench.costs, bench)
+
+
+def figures(points: frontier.Points, alone: frontier.Points, best: int, dearest: float) -> Figures:
+    """Everything read off one curve. `alone` are the single models' points, `dearest` the highest cost
+    compared.
+    """
+    chain = frontier.hull(points)
+    low, high = float(alone[:, 0].min()), float(alone[best, 0])
+    strongest = (high, float(alone[best, 1]))
+    saved = frontier.cost_saved(chain, strongest, 1.0, 0.99, 0.95)
+    return {
+        "aiq": frontier.aiq(chain, low, high),
+        "aiq_repo": frontier.aiq_repo(chain, dearest),
+        "max_quality": float(chain[-1, 1]),
+        "quality_at_10": frontier.quality_at(chain, low + 0.1 * (high - low)),
+        "quality_at_50": frontier.quality_at(chain, low + 0.5 * (high - low)),
+        **dict(zip(("cost_saved_100", "cost_saved_99", "cost_saved_95"), saved, strict=True)),
+        "arena_score": frontier.arena_score(chain),
+    }
+
+
+def pair_figures(gain: NDArray[np.float64], bench: Bench, rows: NDArray[np.intp]) -> Figures:
+    """RouteLLM's figures of two models over those rows (repeats allowed)."""
+    weak, strong = bench.scores[rows, 1 - bench.best], bench.scores[rows, bench.best]
+    curve = frontier.gap_recovered(gain[rows], weak, strong)
+    return {
+        "apgr": frontier.apgr(curve),
+        "apgr_repo": frontier.apgr_repo(curve),
+        "cpt50": frontier.calls_for(curve, 0.5),
+        "cpt80": frontier.calls_for(curve, 0.8),
+    }
+
+
+def compared(
+    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:
+    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them."""
+    n = len(bench.scores)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    shares = (counts / n).astype(np.float64)
+    clouds = {name: _clouds(policy, shares) for name, policy in policies.items()}
+    alone = _clouds(singles(bench), shares)
+    point: dict[str, Figures] = {}
+    drawn: dict[str, list[Figures]] = {name: [] for name in policies}
+    for b in range(resamples + 1):
+        dearest = max(float(cloud[b, :, 0].max()) for cloud in clouds.values())
+        for name, cloud in clouds.items():
+            found = figures(cloud[b], alone[b], bench.best, dearest)
+            gain = policies[name].gain
+            if gain is not None:
+                rows = np.arange(n) if b == 0 else np.repeat(np.arange(n), counts[b - 1])
+                found |= pair_figures(gain, bench, rows)
+            if b == 0:
+                point[name] = found
+            else:
+                drawn[name].append(found)
+    return point, drawn
+
+
+def _clouds(policy: Policy, shares: Matrix) -> NDArray[np.float64]:
+    """(1 + resamples, points, 2): first the plain means, then those of every resample, by one product
+    each.
+    """
+    every = np.vstack([np.full((1, shares.shape[1]), 1.0 / shares.shape[1]), shares])
+    return np.stack([every @ policy.cost.T, every @ policy.score.T], axis=2)
+
+
+def with_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
+    """The figure and its 95 % percentile interval; null where it isn't defined."""
+    known = np.array([d for d in drawn if np.isfinite(d)])
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return {"value": _json(value), "low": _json(float(low)), "high": _json(float(high))}
+
+
+def _json(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def tabled(point: Mapping[str, Figures], drawn: Mapping[str, list[Figures]]) -> dict[str, Any]:
+    """Per policy, every figure with its interval."""
+    return {
+        name: {key: with_interval(value, [d[key] for d in drawn[name]]) for key, value in found.items()}
+        for name, found in point.items()
+    }
+
+
+def paired(point: Mapping[str, Figures], drawn: Mapping[str, list[Figures]], one: str, other: str) -> dict[str, Any]:
+    """Differences of `one` minus `other`, figure by figure, over the same resamples."""
+    keys = point[one].keys() & point[other].keys()
+    return {
+        key: with_interval(
+            point[one][key] - point[other][key],
+            [a[key] - b[key] for a, b in zip(drawn[one], drawn[other], strict=True)],
+        )
+        for key in sorted(keys)
+    }
+
+
+def rate_matching(policy: Policy, bench: Bench) -> int:
+    """Index of the cheapest rate whose mean quality on these (training) rows is at least the best single
+    model's; the rate of highest quality where none reaches it.
+    """
+    points = policy.points()
+    target = float(bench.scores[:, bench.best].mean())
+    reached = np.flatnonzero(points[:, 1] >= target)
+    return int(reached[points[reached, 0].argmin()]) if len(reached) else int(points[:, 1].argmax())
+
+
+def operating_point(
+    policy: Policy, index: int, bench: Bench, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed
+    beforehand.
+    """
+    n = len(bench.scores)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples) / n
+    gained = policy.score[index] - bench.scores[:, bench.best]
+    paid, price = policy.cost[index], bench.costs[:, bench.best]
+    ratio = float(paid.mean() / price.mean()) if price.mean() > 0 else float("nan")
+    ratios = (counts @ paid) / np.maximum(counts @ price, 1e-300)
+    return {
+        "quality_difference": with_interval(float(gained.mean()), (counts @ gained).tolist()),
+        "cost_ratio": with_interval(ratio, ratios.tolist()),
+    }
+
+
+def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, float]:
+    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"."""
+    guess, truth = quality.ravel(), scores.ravel()
+    order = np.argsort(guess, kind="stable")
+    gaps = [
+        len(part) * abs(float(guess[part].mean() - truth[part].mean()))
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+    return {
+        "brier": float(((guess - truth) ** 2).mean()),
+        "ece": sum(gaps) / len(guess),
+        "auroc": auroc(guess, truth >= 0.5),
+    }
+
+
+def auroc(guess: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Chance that a right answer was rated above a wrong one; ties count half."""
+    positives, negatives = int(right.sum()), int((~right).sum())
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    _, place, counts = np.unique(guess, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks = ends - (counts - 1) / 2.0
+    return float((ranks[place][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))

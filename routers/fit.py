@@ -1,0 +1,88 @@
+"""From outcome data to a trained plug-in router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.cost import Latency, LogLinear
+from routers.estimators.base import Estimator, Matrix, Training, folds
+from routers.features import Featurizer
+from routers.outcomes import DataError, Outcomes
+from routers.plugin import Learned, PluginRouter
+from routers.projection import Projection
+from routers.registry import estimator_named
+from routers.select import Exploration
+
+
+def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
+    """Feature vectors of every query, (n, d)."""
+    return np.stack([featurizer.describe(text).vector for text in data.texts]).astype(np.float64)
+
+
+def fit_router(
+    name: str,
+    data: Outcomes,
+    x: Matrix,
+    featurizer: Featurizer,
+    *,
+    version: str = "1",
+    seed: int = 0,
+    exploration: Exploration | None = None,
+) -> PluginRouter:
+    """A router of that kind, trained on all rows of `data`. DataError where there is too little to learn
+    from.
+    """
+    learned = fit_learned(estimator_named(name), data, x, featurizer, seed)
+    return PluginRouter(name, version, featurizer.version, learned, exploration)
+
+
+def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurizer, seed: int = 0) -> Learned:
+    """Projection, quality, cost, output length and latency, as far as the data tells."""
+    if len(x) < 2:
+        raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
+    unseen = [data.models[j] for j in np.flatnonzero(np.isfinite(data.scores).sum(0) == 0)]
+    if unseen:
+        raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows")
+    projection = Projection().fit(x, featurizer.layout.blocks())
+    z = projection.apply(x).astype(np.float64)
+    quality.fit(Training(z, data.scores, data.tasks, data.models, seed))
+    known = np.asarray(np.isfinite(data.cost_usd))
+    paid = np.where(known, data.cost_usd, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return Learned(
+        models=data.models,
+        projection=projection,
+        quality=quality,
+        cost=LogLinear().fit(z, data.cost_usd) if known.any() else None,
+        output_tokens=(LogLinear().fit(z, data.output_tokens) if np.isfinite(data.output_tokens).any() else None),
+        latency=(Latency().fit(data.latency_s, data.output_tokens) if np.isfinite(data.latency_s).any() else None),
+        reference_usd=float(paid.max()),
+    )
+
+
+def out_of_fold(
+    name: str, data: Outcomes, x: Matrix, featurizer: Featurizer, *, k: int = 4, seed: int = 0
+) -> tuple[Matrix, Matrix]:
+    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each."""
+    fold = folds(len(x), k, seed)
+    quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
+    for part in range(k):
+        held = fold == part
+        learned = fit_learned(estimator_named(name), data.rows(~held), x[~held], featurizer, seed)
+        quality[held], cost[held] = predicted(learned, x[held], _tasks(name, data, held))
+    return quality, cost
+
+
+def predicted(learned: Learned, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+    """Quality and cost of every row and model; cost zero where none was learnt."""
+    z = learned.projection.apply(x).astype(np.float64)
+    quality, _ = learned.quality.predict(z, tasks)
+    cost = np.zeros_like(quality) if learned.cost is None else np.nan_to_num(learned.cost.predict(z))
+    return quality, cost
+
+
+def _tasks(name: str, data: Outcomes, rows: NDArray[np.bool_]) -> tuple[str, ...] | None:
+    """Task names, for the one estimator that is allowed to know them."""
+    return data.rows(rows).tasks if name == "task-mean" else None

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.commands_learn import app
+from gateway.learn.evaluation import evaluated
+from routers.outcomes import DataError
+from routers.registry import load_router
+from tests.gateway.learn.folders import write_folder
+
+RUN = CliRunner()
+FIGURES = {
+    "aiq", "aiq_repo", "max_quality", "quality_at_10", "quality_at_50",
+    "cost_saved_100", "cost_saved_99", "cost_saved_95",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+def asked(*arguments: str) -> dict:
+    fewer = ["--resamples", "20"] if arguments[0] == "evaluate" else []
+    result = RUN.invoke(app, [*arguments, *fewer, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_the_report_keeps_its_contract(folder: Path) -> None:
+    """Every policy has every figure with its interval, and the operating point both of its own."""
+    report = asked("evaluate", "--data", str(folder), "--router", "linear")
+    assert report["n_queries"] == 72
+    assert report["models"] == ["large", "middle", "small"]
+    for policy in ("router", "task_mean", "zero_router", "best_single", "oracle"):
+        assert report[policy].keys() >= FIGURES
+        assert all(cell.keys() == {"value", "low", "high"} for cell in report[policy].values())
+    assert report["operating_point"].keys() >= {"quality_difference", "cost_ratio"}
+
+
+def test_a_router_that_reads_the_query_beats_the_zero_router(folder: Path) -> None:
+    """On texts that tell hard from easy, AIQ rises and money is saved."""
+    report, _, _ = evaluated("default", folder, resamples=20)
+    assert report["router"]["aiq"]["value"] > report["zero_router"]["aiq"]["value"] + 0.02
+    assert report["router"]["cost_saved_95"]["value"] > 0.2
+    assert report["operating_point"]["cost_ratio"]["value"] < 0.95
+
+
+def test_training_and_evaluating_the_artefact_agree(folder: Path, tmp_path: Path) -> None:
+    """An artefact trained on the training rows scores what the router by name does."""
+    out = tmp_path / "linear.safetensors"
+    found = asked("train", "--data", str(folder), "--router", "linear", "--out", str(out))
+    assert found["n_train"] == 168
+    assert found["metrics"]["brier"] < found["metrics"]["brier_of_means"]
+    assert load_router(out).name == "linear"
+    by_file = asked("evaluate", "--data", str(folder), "--router", str(out))
+    by_name = asked("evaluate", "--data", str(folder), "--router", "linear")
+    assert by_file["router"]["aiq"]["value"] == pytest.approx(by_name["router"]["aiq"]["value"], abs=1e-6)
+
+
+def test_another_folder_may_train(folder: Path, tmp_path: Path) -> None:
+    """With --train-data all rows of --data are tested."""
+    other = write_folder(tmp_path / "other", n=200, seed=3)
+    report = asked("evaluate", "--data", str(folder), "--train-data", str(other), "--router", "linear")
+    assert (report["n_queries"], report["n_train"]) == (240, 200)
+
+
+def test_two_models_without_prices_get_apgr(tmp_path: Path) -> None:
+    """Without costs, calls to the strong model are counted."""
+    pair = write_folder(tmp_path / "pair", models=("small", "large"), priced=False)
+    report = asked("evaluate", "--data", str(pair), "--router", "linear")
+    assert report["cost"].startswith("share of calls")
+    assert report["router"]["apgr"]["value"] > 0.6
+    assert report["oracle"]["apgr"]["value"] > report["router"]["apgr"]["value"] + 0.1
+    assert {"cpt50", "cpt80"} <= report["router"].keys()
+
+
+def test_models_tasks_and_rows_can_be_chosen(folder: Path) -> None:
+    """A part of the pool, of the tasks, of the training rows."""
+    report, _, _ = evaluated("linear", folder, models=["small", "large"], tasks=["hard"], limit=30, resamples=20)
+    assert report["models"] == ["small", "large"]
+    assert report["n_train"] == 30
+    assert report["n_queries"] < 72
+
+
+def test_the_table_is_for_people(folder: Path, tmp_path: Path) -> None:
+    """Without --json the figures come as lines, and --plot leaves a picture."""
+    picture = tmp_path / "frontier.png"
+    result = RUN.invoke(
+        app, ["evaluate", "--data", str(folder), "--router", "task-mean", "--resamples", "20", "--plot", str(picture)]
+    )
+    assert result.exit_code == 0
+    assert "aiq" in result.output and "operating point" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--router", "nonesuch/router"], "no such file"),
+        (["--router", "weighted"], "no such file"),
+        (["--router", "linear", "--models", "small,ghost"], "no model 'ghost'"),
+        (["--router", "linear", "--tasks", "ghost"], "no row of ghost"),
+        (["--router", "linear", "--models", "small"], "1 model"),
+    ],
+)
+def test_a_bad_call_says_what_is_wrong(folder: Path, arguments: list[str], message: str) -> None:
+    """One line on standard error, exit code 2."""
+    result = RUN.invoke(app, ["evaluate", "--data", str(folder), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_data_without_a_test_split_is_refused(tmp_path: Path) -> None:
+    """Nothing to report on is an error, not an empty report."""
+    import pyarrow.parquet as pq
+
+    folder = write_folder(tmp_path / "d")
+    queries = pq.read_table(folder / "queries.parquet").drop_columns(["split"])
+    pq.write_table(queries, folder / "queries.parquet")
+    with pytest.raises(DataError, match="field split"):
+        evaluated("linear", folder)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from routers import checks
+from routers.estimators.base import Estimator
+from routers.features import shipped_featurizer
+from routers.registry import ESTIMATORS, NAMES, open_router
+from tests.routers.worlds import POOL
+
+
+@pytest.mark.parametrize("check", checks.ESTIMATOR_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_every_estimator_keeps_every_property(kind: type[Estimator], check: Callable) -> None:
+    """All checks hold on all estimators that the registry knows."""
+    check(kind)
+
+
+@pytest.mark.parametrize("check", checks.ROUTER_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_router_keeps_every_property(name: str, check: Callable) -> None:
+    """All checks hold on all routers, explored or not."""
+    router = open_router(name, rules=[{"weights": {m.model: 1.0 for m in POOL}}], explore=0.2)
+    check(router, shipped_featurizer().describe("Is water wet?"), POOL)
+
+
+def test_a_broken_estimator_is_caught() -> None:
+    """The checks can fail."""
+
+    class Deaf(ESTIMATORS["linear"]):  # type: ignore[misc]
+        def predict(self, x, tasks=None):
+            mean, sd = super().predict(x * 0)
+            return mean, sd
+
+    with pytest.raises(AssertionError, match="squared error"):
+        checks.check_it_learns(Deaf)

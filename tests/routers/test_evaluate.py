@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from routers import evaluate
+from routers.evaluate import Bench, auroc, calibration, compared, operating_point, paired, rate_matching, swept
+from tests.routers.worlds import world
+
+
+def bench(n: int = 400, seed: int = 0) -> tuple[Bench, np.ndarray]:
+    data, truth = world(n, seed=seed)
+    costs = np.outer(np.ones(n), [1.0, 5.0, 30.0])
+    return Bench(data.scores, costs, 2), truth
+
+
+def test_the_oracle_beats_the_informed_router_beats_the_zero_router() -> None:
+    """AIQ orders policies by what they know."""
+    rows, truth = bench(2_000)
+    policies = {
+        "oracle": evaluate.oracle(rows),
+        "router": swept(truth, rows.costs, rows),
+        "zero": evaluate.singles(rows),
+        "best": evaluate.best_single(rows),
+    }
+    point, drawn = compared(rows, policies, resamples=50)
+    assert point["oracle"]["aiq"] > point["router"]["aiq"] + 0.05 > point["zero"]["aiq"] + 0.1
+    assert point["best"]["cost_saved_100"] == pytest.approx(0.0, abs=1e-9)
+    assert point["oracle"]["cost_saved_95"] > 0.5
+    gap = paired(point, drawn, "router", "zero")["aiq"]
+    assert 0 < gap["low"] < gap["value"] < gap["high"]
+
+
+def test_intervals_hold_the_value_and_shrink_with_rows() -> None:
+    """Four times the queries give about half the width."""
+    widths = []
+    for n in (300, 1_200):
+        rows, truth = bench(n)
+        point, drawn = compared(rows, {"router": swept(truth, rows.costs, rows)}, resamples=100)
+        cell = evaluate.tabled(point, drawn)["router"]["quality_at_50"]
+        assert cell["low"] <= cell["value"] <= cell["high"]
+        widths.append(cell["high"] - cell["low"])
+    assert 0.3 < widths[1] / widths[0] < 0.75
+
+
+def test_the_first_bootstrap_row_is_the_data_itself() -> None:
+    """Figures of the rows equal those computed without any resampling."""
+    rows, truth = bench()
+    policy = swept(truth, rows.costs, rows)
+    point, _ = compared(rows, {"router": policy}, resamples=3)
+    alone = rows.singles()
+    plain = evaluate.figures(policy.points(), alone, rows.best, max(policy.points()[:, 0]))
+    assert {k: point["router"][k] for k in plain} == pytest.approx(plain)
+
+
+def test_two_models_also_get_route_llm_figures() -> None:
+    """APGR of the truth lies between chance and the oracle."""
+    rows, truth = bench(1_000)
+    two = Bench(rows.scores[:, [0, 2]], rows.costs[:, [0, 2]], 1)
+    policies = {"router": swept(truth[:, [0, 2]], two.costs, two), "oracle": evaluate.oracle(two)}
+    point, _ = compared(two, policies, resamples=5)
+    assert 0.6 < point["router"]["apgr"] < point["oracle"]["apgr"]
+    assert point["router"]["cpt50"] < 0.5 < point["router"]["cpt80"] + 0.3
+
+
+def test_the_operating_point_is_fixed_before_the_test() -> None:
+    """The rate found on some rows matches the best model's quality on others at a lower cost."""
+    before, truth = bench(3_000)
+    index = rate_matching(swept(truth, before.costs, before), before)
+    after, unseen = bench(3_000, seed=7)
+    found = operating_point(swept(unseen, after.costs, after), index, after)
+    assert found["quality_difference"]["low"] > -0.03
+    assert found["cost_ratio"]["high"] < 0.8
+
+
+def test_no_rate_that_matches_takes_the_best_quality() -> None:
+    """A router worse than the best single model is shown at its best."""
+    rows, _ = bench()
+    worst = swept(np.tile([1.0, 0.0, 0.0], (400, 1)), rows.costs, rows)
+    assert worst.points()[rate_matching(worst, rows), 1] == worst.points()[:, 1].max()
+
+
+def test_calibration_of_the_truth_is_near_perfect() -> None:
+    """True probabilities have a small ECE; their complements a large one."""
+    data, truth = world(4_000)
+    good, bad = calibration(truth, data.scores), calibration(1 - truth, data.scores)
+    assert good["ece"] < 0.03 < 0.2 < bad["ece"]
+    assert good["auroc"] == pytest.approx(1 - bad["auroc"], abs=1e-9)
+    assert good["brier"] < bad["brier"]
+
+
+def test_auroc_counts_ties_half() -> None:
+    """A constant guess is worth .5; a perfect one 1; one class alone is undefined."""
+    right = np.array([True, False, True])
+    assert auroc(np.ones(3), right) == 0.5
+    assert auroc(np.array([0.9, 0.1, 0.8]), right) == 1.0
+    assert np.isnan(auroc(np.ones(3), np.ones(3, bool)))
