@@ -96,6 +96,27 @@ class Pool:
         return (starts + torch.arange(size)).flatten()
 
 
+@dataclass(slots=True)
+class _View:
+    """What one tile sees under one window, and the mask of its rows.
+
+    Slots that lie in a row are views of the pool, made once for all layers; others are gathered layer by
+    layer, after the layer has written its own.
+    """
+
+    in_place: tuple[Tensor, ...]
+    """`[1, kv head, slot, head]`: keys of layer 0, values of layer 0, keys of layer 1, ..."""
+    scattered: Tensor | None
+    mask: Tensor
+
+    def layer(self, index: int, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Keys and values `[1, kv head, slot, head]`."""
+        if self.scattered is None:
+            return self.in_place[2 * index], self.in_place[2 * index + 1]
+        keys, values = pool.tensor[index].index_select(2, self.scattered).unsqueeze(1)
+        return keys, values
+
+
 class Attention:
     """The attention of one model; keeps the masks of its windows."""
 
@@ -108,23 +129,33 @@ class Attention:
             window: _mask(blocks * block_tokens, block_tokens, window, dtype) for window in set(shape.windows)
         }
 
-    def __call__(self, q: Tensor, keys: Tensor, values: Tensor, tiles: list[Tile], window: int) -> Tensor:
+    def views(self, tiles: list[Tile], pool: Pool) -> dict[int, list[_View]]:
+        """By window, what each tile sees; made once a step, for all layers."""
+        return {window: [self._view(tile, pool, window) for tile in tiles] for window in self._masks}
+
+    def attend(self, layer: int, q: Tensor, pool: Pool, tiles: list[Tile], views: list[_View]) -> Tensor:
         """Attended values `[rows, heads * head]` of queries `[rows, heads, head]`."""
         shape, group = self._shape, self._group
-        out = torch.empty(q.shape[0], shape.heads * shape.head_dim, dtype=q.dtype)
         packed = q.view(q.shape[0], shape.kv_heads, group, shape.head_dim)
         # Heads that share keys are rows of one product when there is but one token.
         padded = F.pad(packed, (0, 0, 0, _LEAST_ROWS - group)) if group < _LEAST_ROWS else packed
-        for tile in tiles:
-            k, v, mask = self._visible(tile, keys, values, window)
+        attended, single = [], []
+        for tile, view in zip(tiles, views, strict=True):
+            k, v = view.layer(layer, pool)
             if tile.count == 1:
-                rows = padded[tile.rows]
-                mask = mask.expand(rows.shape[2], -1)
-                y = F.scaled_dot_product_attention(rows, k.unsqueeze(0), v.unsqueeze(0), attn_mask=mask)
-                out[tile.rows] = y[:, :, :group].reshape(1, -1)
-            else:
-                out[tile.rows] = self._attend_many(packed[tile.rows], k, v, mask)
-        return out
+                single.append(F.scaled_dot_product_attention(padded[tile.rows], k, v, attn_mask=view.mask))
+                continue
+            if single:
+                attended.append(self._unpacked(single))
+                single = []
+            attended.append(self._attend_many(packed[tile.rows], k, v, view.mask))
+        if single:
+            attended.append(self._unpacked(single))
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _unpacked(self, single: list[Tensor]) -> Tensor:
+        """Rows `[rows, heads * head]` of single tokens' results `[1, kv head, rows, head]`."""
+        return torch.cat(single)[:, :, : self._group].reshape(len(single), -1)
 
     def _attend_many(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Queries `[count, kv head, group, head]` of one tile."""
@@ -133,20 +164,22 @@ class Attention:
         if more:
             q, mask = F.pad(q, (0, 0, 0, more)), F.pad(mask, (0, 0, 0, more))
         size = (-1, self._group, -1, -1)
-        y = F.scaled_dot_product_attention(q, k.unsqueeze(1).expand(size), v.unsqueeze(1).expand(size), attn_mask=mask)
+        y = F.scaled_dot_product_attention(
+            q, k.transpose(0, 1).expand(size), v.transpose(0, 1).expand(size), attn_mask=mask
+        )
         return y[:, :, :count].permute(2, 0, 1, 3).reshape(count, -1)
 
-    def _visible(self, tile: Tile, keys: Tensor, values: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values of the tile's context, whole blocks outside the window cut off, and the rows'
-        mask."""
+    def _view(self, tile: Tile, pool: Pool, window: int) -> _View:
+        """Whole blocks outside the window are cut off."""
         cut = 0
         if window:
             cut = max(0, (tile.context - self._block - window + 1) // self._block * self._block)
-        slots = tile.slots
-        slots = slice(slots.start + cut, slots.stop) if isinstance(slots, slice) else slots[cut:]
         mask = self._masks[window]
-        rows = slice(tile.offset, tile.offset + tile.count)
-        return keys[:, slots], values[:, slots], mask[rows, mask.shape[1] - tile.context + cut :]
+        mask = mask[tile.offset : tile.offset + tile.count, mask.shape[1] - tile.context + cut :]
+        if not isinstance(tile.slots, slice):
+            return _View((), tile.slots[cut:], mask)
+        seen = pool.tensor[:, :, None, :, tile.slots.start + cut : tile.slots.stop]
+        return _View(seen.flatten(0, 1).unbind(0), None, mask)
 
 
 def _mask(context: int, block: int, window: int, dtype: torch.dtype) -> Tensor:

@@ -87,12 +87,13 @@ class Decoder:
         x = F.embedding(batch.ids, self.embedding)
         cos, sin = self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)
         tiles = [tile for segment in batch.segments for tile in pool.tiles(segment)]
+        views = self._attention.views(tiles, pool)
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, cos, sin)
             keys, values = pool.tensor[index]
             keys.index_copy_(1, batch.write_slots, k.transpose(0, 1))
             values.index_copy_(1, batch.write_slots, v.transpose(0, 1))
-            attended = self._attention(q, keys, values, tiles, layer.window)
+            attended = self._attention.attend(index, q, pool, tiles, views[layer.window])
             x = x + layer.out(attended)
             gate, up = layer.gate_up(self._norm(x, layer.norm_mlp)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
