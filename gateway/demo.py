@@ -39,7 +39,7 @@ WAYS = (
     ("always small", "tiny-small"),
     ("always large", "tiny-large"),
     ("router", "routed"),
-    ("router + cascade", "auto"),
+    ("router+cascade", "auto"),
 )
 
 CONFIG = """
@@ -228,31 +228,33 @@ async def run(queries: int, *, seed: int, as_json: bool) -> int:
 
 
 def show(console: Console, report: dict[str, Any]) -> None:
-    table = Table(box=SIMPLE_HEAD, caption="saved: against always large; 95 % intervals by paired bootstrap", padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for column in ("right", "$ / 1,000", "saved", "p50", "p95", "to large", "cached"):
+    for column in ("right", "$/1,000", "saved", "p50 ms", "p95 ms", "large", "cached"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["ways"]:
         table.add_row(
             row["way"],
             f"{row['accuracy']:.1%}",
             f"{row['usd_per_1000']:.4f}",
-            percent(row["saved"]) if row["way"] != report["baseline"] else "",
-            f"{row['p50_s'] * 1e3:.0f} ms",
-            f"{row['p95_s'] * 1e3:.0f} ms",
+            f"{row['saved']['value']:.0%}" if row["way"] != report["baseline"] else "",
+            f"{row['p50_s'] * 1e3:.0f}",
+            f"{row['p95_s'] * 1e3:.0f}",
             f"{row['large_share']:.0%}",
             f"{row['cache_hits']:.0%}",
         )
     console.print(table)
     for row in report["ways"][2:]:
+        change = row["accuracy_difference"]
         console.print(
-            f"[bold]{row['way']}[/] saved {percent(row['saved'])} of always large's bill; "
-            f"share of right answers {row['accuracy_difference']['value']:+.1%} "
-            f"\\[{row['accuracy_difference']['low']:+.1%}, {row['accuracy_difference']['high']:+.1%}]",
+            f"[bold]{row['way']}[/] saved {percent(row['saved'])} of always large's bill, with right answers "
+            f"{change['value']:+.1%} ({change['low']:+.1%} to {change['high']:+.1%})",
             highlight=False,
+            soft_wrap=True,
         )
+    console.print("Intervals: 95 %, bootstrap over questions, paired.")
     console.print("Keep one running: [bold]make serve[/]. Its admin API is described at http://127.0.0.1:8081/admin/docs")
 
 
 def percent(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.0%} \\[{figure['low']:.0%}, {figure['high']:.0%}]"
+    return f"{figure['value']:.0%} ({figure['low']:.0%} to {figure['high']:.0%})"
