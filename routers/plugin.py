@@ -47,7 +47,9 @@ class Learned:
 
 
 class Table:
-    """A list of candidates as arrays in its order: prices, queues, places in what was learnt, and the prior."""
+    """A list of candidates as arrays in its order: prices, queues, places in what was learnt, and the
+    prior.
+    """
 
     def __init__(self, kept: Sequence[Candidate], place: Mapping[str, int]) -> None:
         self.kept = kept
