@@ -23,10 +23,10 @@ from cascade.types import Limits, Plan
 from gateway.call import Call
 from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
-from gateway.headers import answer_headers, error_headers, refusal_headers
+from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
 from gateway.keys import Caller
 from gateway.pinned import bare_query, default_choice, merge, pinned
-from gateway.reply import EVENTS, JSON, Reply
+from gateway.reply import EVENTS, JSON, Headers, Reply
 from gateway.routes import Route
 from gateway.services import Services
 from gateway.settle import entry_of, settle
@@ -211,9 +211,7 @@ class Answering:
     async def drive(self, exchange: Exchange, reply: Reply) -> bytes:
         """Climb the plan. Returns a live stream's last bytes, which go out once all is settled."""
         call, s = exchange.call, self.s
-        tail = await s.driver.drive(
-            exchange, reply, lambda: [*answer_headers(exchange, s.now(), streamed=True), *EVENTS]
-        )
+        tail = await s.driver.drive(exchange, reply, lambda: self.stream_headers(exchange))
         if exchange.kept is not None:
             kept = exchange.kept
             exchange.answer_body = translate_answer(
@@ -225,6 +223,11 @@ class Answering:
                 strip=kept.strip_logprobs,
             )
         return tail
+
+    def stream_headers(self, exchange: Exchange) -> Headers:
+        """Of a live stream: what it will cost can only be expected."""
+        expected = expected_nanousd(exchange, self.s.book.models[exchange.answered_by].price)
+        return [*answer_headers(exchange, self.s.now(), expected_nanousd=expected), *EVENTS]
 
     # -- keep, settle, finish
 
@@ -252,7 +255,7 @@ class Answering:
         elif reply.committed:
             await reply.end(tail)
         elif call.stream:
-            await reply.begin(200, [*answer_headers(exchange, now, streamed=True), *EVENTS])
+            await reply.begin(200, [*answer_headers(exchange, now), *EVENTS])
             await reply.end(replay(exchange.answer_body, call.surface, include_usage=call.include_usage))
         else:
             await reply.whole(200, [*answer_headers(exchange, now), JSON], exchange.answer_body)

@@ -6,15 +6,17 @@ from math import ceil, isfinite
 
 from gateway.errors import HeadgateError
 from gateway.exchange import Exchange
-from gateway.reply import Headers
+from gateway.prices import Price
+from gateway.reply import JSON, Headers
 
 MAX_REASON = 200
+TYPICAL_OUTPUT_TOKENS = 256
 
 
-def answer_headers(exchange: Exchange, now: float, *, streamed: bool = False) -> Headers:
-    """A stream's cost is not known when its headers go: there `x-headgate-cost-usd` is the estimate."""
+def answer_headers(exchange: Exchange, now: float, *, expected_nanousd: int = 0) -> Headers:
+    """A stream's cost is not known when its headers go: `expected_nanousd` is what is yet to come."""
     call, choice = exchange.call, exchange.choice
-    cost = exchange.cost_nanousd or (expected_nanousd(exchange) if streamed else 0)
+    cost = exchange.cost_nanousd + expected_nanousd
     request_id = call.request_id.encode()
     ours_ms = (now - call.received_s - exchange.upstream_s) * 1e3
     reason = choice.reason if choice is not None else exchange.cache_state
@@ -33,6 +35,13 @@ def answer_headers(exchange: Exchange, now: float, *, streamed: bool = False) ->
     return headers + exchange.taken.headers(now)
 
 
+def refusal_headers(request_id: str, surface: str, error: HeadgateError) -> Headers:
+    """Of an answer to a request that was refused before anything was decided."""
+    id = request_id.encode()
+    named = [(b"x-request-id", id), (b"request-id", id)] if surface == "messages" else [(b"x-request-id", id)]
+    return [*named, JSON, *error_headers(error)]
+
+
 def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
     """`spent`: our own attempts are used up, so the client's retries would only multiply them."""
     headers: Headers = []
@@ -44,12 +53,14 @@ def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
     return headers
 
 
-def expected_nanousd(exchange: Exchange) -> int:
-    """What the router expected the answering model to cost; 0 where it had no opinion."""
+def expected_nanousd(exchange: Exchange, price: Price) -> int:
+    """What the rest of a stream will cost: as the router expected, else its prompt and a typical answer."""
     for estimate in exchange.choice.estimates if exchange.choice is not None else ():
         if estimate.model == exchange.answered_by and isfinite(estimate.cost_usd):
             return round(estimate.cost_usd * 1e9)
-    return 0
+    asked = exchange.call.described
+    output = min(asked.max_output_tokens or TYPICAL_OUTPUT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+    return price.worst(asked.input_tokens, output, asked.n)
 
 
 def printable(text: str) -> bytes:
