@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.cores import one_core
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator, Matrix, Training, folds
 from routers.features import Featurizer
@@ -46,6 +47,11 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featu
     unseen = [data.models[j] for j in np.flatnonzero(np.isfinite(data.scores).sum(0) == 0)]
     if unseen:
         raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows")
+    with one_core():
+        return _fitted(quality, data, x, featurizer, seed)
+
+
+def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurizer, seed: int) -> Learned:
     projection = Projection().fit(x, featurizer.layout.blocks())
     z = projection.apply(x).astype(np.float64)
     quality.fit(Training(z, data.scores, data.tasks, data.models, seed))

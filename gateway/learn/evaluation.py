@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from routers import evaluate, frontier
+from routers.cores import one_core
 from routers.estimators.base import Matrix, observed_mean
 from routers.estimators.task_mean import TaskMean
 from routers.evaluate import Bench, Policy
@@ -168,7 +169,8 @@ def _task_mean(rows: Rows, bench: Bench) -> Policy:
 
 
 def _report(rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int) -> dict[str, Any]:
-    point, drawn = evaluate.compared(bench, policies, seed, resamples)
+    with one_core():
+        point, drawn = evaluate.compared(bench, policies, seed, resamples)
     return {
         "n_queries": len(bench.scores),
         "n_train": len(rows.train_x),
