@@ -17,9 +17,9 @@ from urllib.parse import parse_qs, unquote
 from gateway.answer import Answering
 from gateway.call import Arrival, read_call
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
-from gateway.headers import error_headers
+from gateway.headers import refusal_headers
 from gateway.keys import Caller
-from gateway.reply import JSON, Headers, Reply, Send
+from gateway.reply import Headers, Reply, Send
 from gateway.services import Services
 from gateway.wire.errors import render_error
 from gateway.wire.request import decode
@@ -35,12 +35,8 @@ SURFACES = {
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
-    "/openai/v1/chat/completions": "chat",
-    "/openai/v1/completions": "completions",
-    "/openai/v1/embeddings": "embeddings",
-    "/openai/v1/responses": "responses",
 }
-AZURE = re.compile(r"/openai/deployments/(.+?)/(chat/completions|completions|embeddings)\Z")
+AZURE = re.compile(r"/openai(?:/deployments/(.+?)(?=/chat/completions\Z|/completions\Z|/embeddings\Z)|/v1)?(/.+)\Z")
 
 
 @dataclass(slots=True)
@@ -84,15 +80,14 @@ class App:
             return
         if scope["type"] != "http":
             return
-        path = scope["path"]
+        path, model = scope["path"], ""
+        if path.startswith("/openai/"):
+            path, model = _azure(path)
         surface = SURFACES.get(path) if scope["method"] == "POST" else None
-        model = ""
-        if surface is None and path.startswith("/openai/deployments/"):
-            surface, model = _azure(path)
         arrival = self.arrive(scope, model)
         reply = Reply(send)
         if surface is None:
-            await self.serve(scope, receive, reply, arrival)
+            await self.serve(scope, path, receive, reply, arrival)
         else:
             await self.infer(surface, scope, receive, reply, arrival)
 
@@ -148,9 +143,11 @@ class App:
         key = headers.get(b"x-api-key") or headers.get(b"api-key")
         return s.keyring.identify(headers.get(b"authorization"), key, arrival.host, s.clock()).tenant
 
-    async def serve(self, scope: Scope, receive: Receive, reply: Reply, arrival: Arrival) -> None:
+    async def serve(
+        self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival
+    ) -> None:
         """Everything else: models, decisions, feedback, stored responses, health."""
-        path, method = scope["path"], scope["method"]
+        method = scope["method"]
         surface = "messages" if b"anthropic-version" in arrival.headers else "chat"
         try:
             handler, caught = self.find(method, path)
@@ -183,7 +180,7 @@ class App:
 
     async def refuse(self, error: HeadgateError, surface: str, reply: Reply, arrival: Arrival) -> None:
         request_id = arrival.request_id
-        headers = [(b"x-request-id", request_id.encode()), JSON, *error_headers(error)]
+        headers = refusal_headers(request_id, surface, error)
         await reply.whole(error.status, headers, render_error(error, surface, request_id=request_id))
 
 
@@ -224,12 +221,10 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
     return b"".join(parts)
 
 
-def _azure(path: str) -> tuple[str | None, str]:
+def _azure(path: str) -> tuple[str, str]:
+    """Azure's paths as OpenAI's: /openai/deployments/NAME/..., /openai/v1/... and /openai/..."""
     match = AZURE.match(path)
-    if match is None:
-        return None, ""
-    surface = "chat" if match.group(2) == "chat/completions" else match.group(2)
-    return surface, unquote(match.group(1))
+    return ("/v1" + match.group(2), match.group(1) or "") if match else (path, "")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

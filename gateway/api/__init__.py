@@ -10,7 +10,6 @@ from gateway.asgi import Handler
 _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("GET", r"/v1/models", models.list_models),
     ("GET", r"/v1/models/(.+)", models.get_model),
-    ("GET", r"/openai/v1/models", models.list_models),
     ("POST", r"/v1/messages/count_tokens", messages.count_tokens),
     ("POST", r"/v1/responses/input_tokens", responses.count_input_tokens),
     ("GET", r"/v1/responses/([^/]+)", responses.get_response),

@@ -74,8 +74,10 @@ async def test_a_key_in_azures_header(home: House) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [("azure", "/v1/azure/openai/deployments/echo/chat/completions?api-version=2024-10-21"),
-     ("azure-v1", "/v1/openai/v1/chat/completions")],
+    [
+        ("azure", "/v1/azure/openai/deployments/echo/chat/completions?api-version=2024-10-21"),
+        ("azure-v1", "/v1/openai/v1/chat/completions"),
+    ],
 )
 async def test_azure_outbound(home: House, kind: str, path: str) -> None:
     """Towards Azure: its path, its header, its body."""

@@ -173,9 +173,7 @@ async def test_forced_tool(home: House, kind: str, choice: Any) -> None:
 async def test_stop_and_system(home: House, kind: str, stop: dict[str, Any]) -> None:
     """Stop sequences and system prompts reach both dialects."""
     turns = [{"role": "system", "content": "be brief"}, *TURNS]
-    answer = await home.sdk("openai").do(
-        "chat.completions.create", model=f"{kind}/long", messages=turns, **stop
-    )
+    answer = await home.sdk("openai").do("chat.completions.create", model=f"{kind}/long", messages=turns, **stop)
     assert answer.choices[0].message.content.strip() == "one two"
     sent = json.loads(home.last["body"])
     assert "be brief" in (sent["messages"][0]["content"] if kind == "openai" else sent["system"])

@@ -143,7 +143,7 @@ async def test_our_own_limit_may_be_tried_again(tmp_path: Path, surface: str, mo
 @pytest.mark.parametrize("fault", ["cut", "cut_rst", "malformed", "late_error", "no_finish"])
 async def test_a_fault_inside_a_stream_is_an_exception(tmp_path: Path, kind: str, fault: str, mode: str) -> None:
     """Text that has begun to come and can't be finished raises in both SDKs; it never ends like a whole answer."""
-    scripts = {"bad": [{"text": "one two three four", "fault": fault, "after": 2}]}
+    scripts = {"bad": [{"text": "one two three four", "fault": fault, "after": 2, "gap_s": 0.03}]}
     async with house(tmp_path, scripts, kinds=(kind,)) as home:
         with pytest.raises(openai.APIError) as caught:
             await home.sdk("openai", mode).events(
@@ -151,17 +151,13 @@ async def test_a_fault_inside_a_stream_is_an_exception(tmp_path: Path, kind: str
             )
         assert type(caught.value) is openai.APIError and caught.value.code
         with pytest.raises(openai.APIError):
-            await home.sdk("openai", mode).events(
-                "completions.create", model=f"{kind}/bad", prompt="x", stream=True
-            )
+            await home.sdk("openai", mode).events("completions.create", model=f"{kind}/bad", prompt="x", stream=True)
         with pytest.raises(anthropic.APIStatusError) as also:
             await home.sdk("anthropic", mode).events(
                 "messages.create", model=f"{kind}/bad", messages=TURNS, max_tokens=99, stream=True
             )
         assert set(also.value.body["error"]) == {"type", "message"}  # type: ignore[index,call-overload]
-        events = await home.sdk("openai", mode).events(
-            "responses.create", model=f"{kind}/bad", input="x", stream=True
-        )
+        events = await home.sdk("openai", mode).events("responses.create", model=f"{kind}/bad", input="x", stream=True)
         assert events[-1].type == "response.failed" and events[-1].response.error.code
         with pytest.raises(openai.NotFoundError):
             await home.sdk("openai", mode).do("responses.retrieve", events[-1].response.id)
@@ -183,9 +179,7 @@ async def test_a_stream_that_never_began_is_a_plain_error(tmp_path: Path, surfac
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("surface", ["chat", "messages"])
-async def test_the_clients_patience_is_the_deadline(
-    tmp_path: Path, surface: str, streamed: bool, mode: str
-) -> None:
+async def test_the_clients_patience_is_the_deadline(tmp_path: Path, surface: str, streamed: bool, mode: str) -> None:
     """A client with `timeout=0.3` before a silent upstream: the upstream is left, and all is at rest."""
     path, body = ASK[surface]
     async with house(tmp_path, {"slow": [{"fault": "silent"}]}, kinds=("openai",)) as home:

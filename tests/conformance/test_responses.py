@@ -141,9 +141,7 @@ async def test_image(home: House) -> None:
     """An input image reaches a chat model as its API has it."""
     url = f"data:image/png;base64,{PIXEL}"
     parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": url, "detail": "low"}]
-    await home.sdk("openai").do(
-        "responses.create", model="openai/echo", input=[{"role": "user", "content": parts}]
-    )
+    await home.sdk("openai").do("responses.create", model="openai/echo", input=[{"role": "user", "content": parts}])
     sent = json.loads(home.last["body"])["messages"][0]["content"]
     assert sent[1] == {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
 
