@@ -1,0 +1,89 @@
+"""An engine in its thread, seen from the loop."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from local_models.engine import Engine
+from local_models.errors import EngineDead, PromptTooLong
+from local_models.request import Event, Finished
+from local_models.worker import Worker
+from tests.local_models.checkpoints import engine, greedy
+
+Start = Callable[[Engine], Worker]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts workers and stops them."""
+    workers: list[Worker] = []
+
+    def start(engine: Engine) -> Worker:
+        workers.append(Worker(engine))
+        workers[-1].start()
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        await asyncio.to_thread(worker.stop)
+
+
+async def all_events(worker: Worker, name: str, tokens: int = 8) -> list[Event]:
+    return [event async for event in worker.generate(greedy(name, [5, 6, 7], tokens))]
+
+
+async def test_many_answers_at_once(start: Start) -> None:
+    """Each reader gets its own events, the last of them its ending."""
+    worker = start(engine())
+    answers = await asyncio.gather(*(all_events(worker, str(at)) for at in range(20)))
+    for at, events in enumerate(answers):
+        assert {event.request_id for event in events} == {str(at)}
+        assert [isinstance(event, Finished) for event in events] == [False] * 8 + [True]
+
+
+async def test_a_refusal_is_raised_where_it_was_asked(start: Start) -> None:
+    """What the engine refuses is the caller's exception, and the worker lives on."""
+    worker = start(engine(kv_tokens=64))
+    with pytest.raises(PromptTooLong):
+        await all_events(worker, "a", tokens=500)
+    assert len(await all_events(worker, "b")) == 9
+
+
+async def test_leaving_early_cancels(start: Start) -> None:
+    """A reader that stops reading frees the engine."""
+    worker = start(engine())
+    stream = worker.generate(greedy("a", [5], 400))
+    await anext(stream)
+    await stream.aclose()
+    assert not await worker.ask(lambda: worker.engine.busy)
+    await worker.ask(worker.engine.audit)
+
+
+async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -> None:
+    """An engine that fails ends what is open with an error; nobody waits for ever."""
+    worker = start(engine())
+    stream = worker.generate(greedy("a", [5], 400))
+    await anext(stream)
+
+    def fail(*_: object) -> list[Event]:
+        raise RuntimeError("out of order")
+
+    worker.engine.step = fail  # type: ignore[method-assign]
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Finished) and last.reason == "error" and "out of order" in last.message
+    assert isinstance(worker.dead, RuntimeError)
+    with pytest.raises(EngineDead):
+        await all_events(worker, "b")
+
+
+async def test_stopping_ends_what_is_open(start: Start) -> None:
+    """A worker that is stopped tells its readers."""
+    worker = start(engine())
+    stream = worker.generate(greedy("a", [5], 400))
+    await anext(stream)
+    await asyncio.to_thread(worker.stop)
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Finished) and last.reason == "cancelled"
+    assert not any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate())
