@@ -100,13 +100,14 @@ class _Meter:
 
     plan: Plan
     history: list[Outcome] = field(default_factory=list)
+    made: int = 0
     spent_usd: float = 0.0
     elapsed_s: float = 0.0
 
     def refuses(self, step: Step, delay_s: float = 0.0, besides: int = 0, held_usd: float = 0.0) -> str:
         """The limit that one more attempt on this step would break; empty: none."""
         limits = self.plan.limits
-        if len(self.history) + besides >= limits.max_attempts:
+        if self.made + besides >= limits.max_attempts:
             return "attempts"
         if self.spent_usd + held_usd + step.worst_cost_usd > limits.max_cost_usd:
             return "budget"
@@ -142,6 +143,7 @@ class _Meter:
             if came.elapsed_s > self.elapsed_s:
                 self.elapsed_s = came.elapsed_s
             self.history.append(came)
+            self.made += came.attempts
 
     def why_kept(self, move: Ask) -> str:
         """Why a final rung's answer stands: it was good enough, nothing better existed, or nothing fitted."""
@@ -155,7 +157,7 @@ class _Meter:
     def verdict(self, kept: int | None, reason: str) -> Verdict:
         model = self.history[kept].model if kept is not None else ""
         p = self._confidence(self.history[kept]) if kept is not None else nan
-        return Verdict(kept, model, reason, self.spent_usd, len(self.history), tuple(self.history), p)
+        return Verdict(kept, model, reason, self.spent_usd, self.made, tuple(self.history), p)
 
     def _confidence(self, outcome: Outcome) -> float:
         return (self.plan.confidence or RAW)(outcome.model, outcome.evidence)

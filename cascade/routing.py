@@ -16,7 +16,7 @@ import numpy as np
 from cascade.agreement import agreements
 from cascade.confidence import confidence, vetoed
 from cascade.posterior import NEVER, Matrix, Posterior, Prices, Rule, Scene, Space, State, logit, shown
-from cascade.types import Ask, Confidence, Fits, Keep, Limits, Outcome, Plan, PlanError, Step
+from cascade.types import Ask, Fits, Keep, Limits, Outcome, Plan, PlanError, Step
 from routers.types import Estimate
 
 
@@ -31,6 +31,8 @@ class CascadeRouting:
     worst_cost_usd: Mapping[str, float]
     abstain_below: float = 0.0
     """Keep nothing when the best answer in hand is less likely right than this."""
+    absent: frozenset[str] = frozenset()
+    """Models that can't be asked now."""
     _places: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,7 +41,7 @@ class CascadeRouting:
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
         state, chances = self._read(history)
         answered = {self._places[o.model]: i for i, o in enumerate(history) if not o.failure}
-        out = {self._places[o.model] for o in history}
+        out = {self._places[o.model] for o in history} | {self._places[m] for m in self.absent}
         options = self.rule.options(self.posterior.space, state, chances, self.prices)[0]
         m = chances.shape[1]
         actions = self.posterior.space.actions(state)
@@ -114,7 +116,8 @@ def routed_plan(
     limits: Limits | None = None,
     retries: int = 1,
     abstain_below: float = 0.0,
-    confidence: Confidence | None = None,
+    absent: frozenset[str] = frozenset(),
+    fallbacks: tuple[Step, ...] = (),
 ) -> Plan:
     """A plan that climbs by cascade routing, from the router's estimates for this query.
 
@@ -125,11 +128,13 @@ def routed_plan(
     for model in models:
         if model not in known or not isfinite(known[model].quality + known[model].cost_usd):
             raise PlanError(f"cascade routing needs an estimate of {model!r}")
-        if not 0.0 <= worst_cost_usd.get(model, nan) < inf:
+        if model not in absent and not 0.0 <= worst_cost_usd.get(model, nan) < inf:
             raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
     quality = np.array([[known[m].quality for m in models]])
     answer = np.array([[known[m].cost_usd for m in models]])
     read = answer if read_cost_usd is None else np.array([[read_cost_usd[m] for m in models]])
-    strategy = CascadeRouting(posterior, rule, logit(quality), Prices(answer, read), worst_cost_usd, abstain_below)
-    steps = tuple(Step(m, -inf, worst_cost_usd[m]) for m in models)
-    return Plan(steps, (), limits or Limits(), retries, strategy, confidence)
+    strategy = CascadeRouting(
+        posterior, rule, logit(quality), Prices(answer, read), worst_cost_usd, abstain_below, absent
+    )
+    steps = tuple(Step(m, -inf, worst_cost_usd[m]) for m in models if m not in absent)
+    return Plan(steps, fallbacks, limits or Limits(), retries, strategy)

@@ -127,6 +127,8 @@ class Outcome:
     latency_s: float = 0.0
     beside: tuple[Outcome, ...] = ()
     """What came of `Rung.beside`."""
+    attempts: int = 1
+    """Calls it took: with a hedge two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""A trained cascade survives its file, and plans what is on offer now."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.artifact import FittedCascade, load_cascade, save_cascade
+from cascade.climb import climb
+from cascade.evaluate import Setting, fitted, train
+from cascade.types import Outcome, PlanError
+from routers.artifact import ArtifactError, Card, save_artifact
+from routers.types import Choice, Estimate
+from tests.cascade.test_posterior import WORST, part
+from tests.cascade.worlds import MODELS
+
+
+@pytest.fixture(scope="module")
+def cascade() -> FittedCascade:
+    rows = part(200, seed=8)
+    return fitted(train(rows, Setting(folds=2)), rows)
+
+
+def choice(*models: str) -> Choice:
+    estimates = [Estimate(m, 0.7, 0.1, 1e-5) for m in models]
+    return Choice("small", 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
+
+
+def test_a_cascade_survives_its_file(cascade: FittedCascade, tmp_path: Path):
+    """Every head, rule and figure reads back the same."""
+    save_cascade(tmp_path / "c.safetensors", cascade, version="3")
+    read = load_cascade(tmp_path / "c.safetensors")
+    assert read.posterior.space == cascade.posterior.space and read.typical == cascade.typical
+    rows, space = part(20, seed=9), cascade.posterior.space
+    for state in space.states():
+        chances = cascade.posterior.chances(state, rows.scene)
+        assert np.allclose(read.posterior.chances(state, rows.scene), chances)
+        for mine, theirs in zip(cascade.rules, read.rules, strict=True):
+            assert np.allclose(
+                mine.options(space, state, chances, rows.prices), theirs.options(space, state, chances, rows.prices)
+            )
+
+
+def test_a_higher_share_of_quality_costs_more(cascade: FittedCascade):
+    """A floor of 70 % takes a cheaper rule than one of 100 %."""
+    assert cascade.rule_for(0.7).rate > cascade.rule_for(1.0).rate
+
+
+def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):
+    """A model out of the eligible set, or without a price now, takes no part."""
+    asked: list[str] = []
+    climbing = climb(cascade.plan(choice("small", "middle"), WORST, retries=0), repeat(0.5))
+    with pytest.raises(StopIteration):
+        rung = next(climbing)
+        while True:
+            asked.append(rung.model)
+            rung = climbing.send(Outcome(rung.model, "reset"))
+    assert set(asked) == {"small", "middle"}
+
+
+def test_an_unknown_model_stands_by_as_fallback(cascade: FittedCascade):
+    """A model that the cascade never saw answers when all others have failed."""
+    plan = cascade.plan(choice(*MODELS, "new"), {**WORST, "new": 1e-3})
+    assert [step.model for step in plan.fallbacks] == ["new"]
+
+
+def test_nothing_on_offer_is_refused(cascade: FittedCascade):
+    """A plan with no rung is no plan."""
+    with pytest.raises(PlanError):
+        cascade.plan(choice("new"), {"new": 1e-3})
+
+
+def test_a_foreign_artefact_is_refused(tmp_path: Path):
+    """A router's file is not a cascade's."""
+    save_artifact(tmp_path / "r.safetensors", Card("linear", "1", "", MODELS), {"x": np.zeros(2)})
+    with pytest.raises(ArtifactError, match="kind"):
+        load_cascade(tmp_path / "r.safetensors")
+
+
+def test_a_cascade_with_missing_numbers_is_refused(cascade: FittedCascade, tmp_path: Path):
+    """Arrays that don't fill the space are an error, not a wrong answer."""
+    from routers.artifact import load_artifact
+
+    save_cascade(tmp_path / "c.safetensors", cascade, version="3")
+    card, arrays = load_artifact(tmp_path / "c.safetensors")
+    save_artifact(tmp_path / "d.safetensors", card, {**arrays, "rules": arrays["rules"][:, :-1]})
+    with pytest.raises(ArtifactError, match="whole"):
+        load_cascade(tmp_path / "d.safetensors")
