@@ -1,1 +1,175 @@
-"""`headgate whatif` and `headgate learn`: turn a knob only after seeing its effect; let routers learn."""
+"""`headgate whatif`: turn a knob only after seeing its effect. `headgate learn`: let a route's router learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.commands_journal import ConfigPath, Json
+from gateway.errors import CallerError
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.journal.store import Store
+    from gateway.learn.dataset import Log
+    from gateway.learn.whatif import Answer, Figure, Policy
+
+Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name these commands in `app`."""
+    for command in (whatif, learn):
+        app.command()(command)
+
+
+def whatif(
+    config: ConfigPath = None,
+    route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
+    cost_weight: Share = None,
+    min_quality: Share = None,
+    max_cost_usd: float | None = None,
+    max_latency_s: float | None = None,
+    models: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
+    accept_at: Share = None,
+    router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name.")] = "",
+    explore: Share = None,
+    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.")] = 0.0,
+    data: Annotated[Path | None, typer.Option(help="Ask this folder of outcomes instead of the journal.")] = None,
+    json: Json = False,
+) -> None:
+    """What a knob or another router version would cost and be worth, from what was logged; or what it would take
+    to know.
+    """
+    from gateway.learn.threshold import at_threshold
+    from gateway.learn.whatif import what_if
+
+    knobs = {
+        "cost_weight": cost_weight, "min_quality": min_quality,
+        "max_cost_usd": max_cost_usd, "max_latency_s": max_latency_s,
+    }  # fmt: skip
+    changed = {name: value for name, value in knobs.items() if value is not None}
+    others = changed or models or router or explore is not None
+    if accept_at is not None and others:
+        raise CallerError("accept_at is asked alone: another first model changes what it would act on")
+    try:
+        if data is not None:
+            log, policy = _from_folder(data, router, changed, explore)
+        else:
+            log, policy = _from_journal(_read(config), route, router, changed, models, explore, since_hours)
+        answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
+    except ValueError as error:
+        raise CallerError(str(error)) from error
+    typer.echo(msgspec.json.encode(answer.as_dict()).decode()) if json else show(answer)
+
+
+def learn(
+    config: ConfigPath = None,
+    route: Annotated[str, typer.Option(help="The route that learns.")] = "auto",
+    once: Annotated[bool, typer.Option("--once", help="One round, then end; else every --every-s seconds.")] = False,
+    every_s: Annotated[float, typer.Option(min=1.0)] = 300.0,
+    router: Annotated[str, typer.Option(help="What kind of router to train.")] = "linear",
+    json: Json = False,
+) -> None:
+    """Retrain from the journal, judge the candidate on what was logged, put it before a share of the traffic, then
+    promote it or roll it back.
+    """
+    from gateway.learn.loop import Loop, Terms
+
+    chosen = _read(config)
+    loop = Loop.opened(chosen, route, Terms(router=router))
+    while True:
+        _ship(chosen, loop.store)
+        told = loop.step(time.time())
+        typer.echo(msgspec.json.encode(told.as_dict()).decode() if json else str(told))
+        if once:
+            return
+        time.sleep(every_s)
+
+
+def show(answer: Answer) -> None:
+    """As a table, refusals below it."""
+    console = Console()
+    table = Table("per request", "as logged", "would be", "difference", "by weighting alone")
+    scales = {"quality": (1.0, ""), "cost_usd": (1000.0, " $/1,000"), "latency_s": (1.0, " s")}
+    for name, figure in answer.figures.items():
+        scale, unit = scales[name]
+        table.add_row(f"{name.split('_')[0]}{unit}", *_cells(figure, scale))
+    if answer.figures:
+        console.print(table)
+    for name, refusal in answer.refusals.items():
+        console.print(f"{name}: {refusal}")
+    shares = ", ".join(
+        f"{model} {answer.now_shares[model]:.0%} -> {share:.0%}" for model, share in answer.then_shares.items()
+    )
+    console.print(f"{answer.rounds} rounds ({answer.labelled} scored) worth {answer.effective:.0f}; {shares}")
+
+
+def _cells(figure: Figure, scale: float) -> list[str]:
+    return [
+        f"{one.value * scale:.4g} [{one.low * scale:.4g}, {one.high * scale:.4g}]"
+        for one in (figure.now, figure.then, figure.difference, figure.snips)
+    ]
+
+
+def _read(path: Path | None) -> Config:
+    from gateway.__main__ import read
+
+    return read(path)
+
+
+def _ship(config: Config, store: Store) -> None:
+    """What lies in spools comes into the database first, unless a control process does it already."""
+    from gateway.journal.ship import Shipper
+    from gateway.journal.spool import spool_dir
+
+    shipper = Shipper(spool_dir(config.server.run_dir), store.engine)
+    shipper.try_pass()
+    shipper.close()
+
+
+def _from_journal(
+    config: Config, route: str, router: str, changed: Mapping[str, float], models: str, explore: float | None,
+    since_hours: float,
+) -> tuple[Log, Policy]:  # fmt: skip
+    from gateway.journal.store import open_store
+    from gateway.learn.dataset import read_log
+    from gateway.learn.policy import route_policy
+
+    store = open_store(config.storage.url, keep_days=config.storage.keep_days)
+    _ship(config, store)
+    policy = route_policy(config, store, route, router=router, explore=explore)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    kept = [one for one in policy.candidates if not names or one.model in names]
+    if not kept:
+        raise CallerError(f"route '{route}' has none of these models: {', '.join(names)}")
+    since_s = time.time() - since_hours * 3600 if since_hours else 0.0
+    log = read_log(store.engine, route=route, since_s=since_s)
+    stated: Any = dict(changed)
+    store.close()
+    return log, replace(policy, candidates=kept, knobs=replace(policy.knobs, **stated))
+
+
+def _from_folder(
+    folder: Path, router: str, changed: Mapping[str, float], explore: float | None
+) -> tuple[Log, Policy]:
+    from gateway.learn.dataset import log_of_outcomes
+    from gateway.learn.whatif import Policy
+    from routers.outcomes import read_outcomes
+    from routers.registry import open_router
+    from routers.types import Candidate, Knobs
+
+    if not router:
+        raise CallerError("--data needs --router: a folder of outcomes knows no route")
+    log = log_of_outcomes(read_outcomes(folder))
+    knobs: Any = dict(changed)
+    candidates = [Candidate(model) for model in log.models]
+    return log, Policy(open_router(router, explore=explore or 0.0), candidates, Knobs(**knobs))

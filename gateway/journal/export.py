@@ -60,7 +60,7 @@ def export(url: str, folder: Path, *, since_s: float = 0.0, route: str = "") -> 
             pq.ParquetWriter(folder / "queries.parquet", query_schema) as queries,
             pq.ParquetWriter(folder / "outcomes.parquet", outcome_schema) as outcomes,
         ):
-            for page in _pages(engine, since_s, route):
+            for page in scored_decisions(engine, since_s, route):
                 rows = [
                     (_query_row(record), found)
                     for record, score in page
@@ -86,10 +86,10 @@ def settle_score(rows: Sequence[Row]) -> float | None:
     return float(best["score"])
 
 
-def _pages(
-    engine: sa.Engine, since_s: float, route: str
+def scored_decisions(
+    engine: sa.Engine, since_s: float = 0.0, route: str = ""
 ) -> Iterator[list[tuple[DecisionRecord, float | None]]]:
-    """Scored decisions in the order of time."""
+    """Every decision since then with its score, if anybody gave one; in the order of time, a page at a time."""
     after: tuple[float, str] = (since_s, "")
     while True:
         query = (

@@ -1,1 +1,291 @@
-"""The journal as logged rounds and training data: feedback, automatic checks, propensities."""
+"""The journal as logged rounds and as training data: feedback, automatic checks, propensities.
+
+A round is a decision that a model was chosen for, with the probabilities of that moment and what came of
+the whole request: score, cost, latency. Its score is what somebody said of it; where nobody did, a failed
+automatic check (no answer, invalid schema, a tool call that doesn't parse, a refusal, the user asking
+again) says 0. So that bad answers are not the better labelled ones, a failed check speaks only as often
+as answers are scored at all; on a route without any feedback every answer is scored by its checks alone.
+
+Left out: cache hits, requests that the client broke off, choices without a propensity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from gateway.journal.export import scored_decisions
+from gateway.journal.record import DecisionRecord
+from routers.features import Featurizer, shipped_featurizer
+from routers.ope import Array, Rounds
+from routers.outcomes import Outcomes
+
+RETRY_WITHIN_S = 120.0
+"""The same question again this soon means that the answer was no good."""
+CLIENT_LEFT = 499
+
+Scored = tuple[DecisionRecord, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """n rounds over m models, oldest first."""
+
+    records: tuple[DecisionRecord, ...]
+    models: tuple[str, ...]
+    x: NDArray[np.float32]
+    """(n, d) query vectors; no columns where the log holds none of this build's."""
+    action: NDArray[np.intp]
+    logged: Array
+    """(n, m) probabilities at decision time."""
+    score: Array
+    """(n,) NaN: nobody knows."""
+    cost_usd: Array
+    latency_s: Array
+    left_out: int = 0
+    """Decisions that are no rounds."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.score)
+
+    def rows(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Log:
+        """Those rounds alone."""
+        places = np.arange(len(self))[kept]
+        return replace(
+            self, records=tuple(self.records[i] for i in places.tolist()), x=self.x[places],
+            action=self.action[places], logged=self.logged[places], score=self.score[places],
+            cost_usd=self.cost_usd[places], latency_s=self.latency_s[places],
+        )  # fmt: skip
+
+    def rounds(self, reward: Array) -> Rounds:
+        """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them."""
+        return Rounds(self.action, reward, self.logged)
+
+    def covariates(self, dims: int = 24) -> Array:
+        """What the reward model reads: the vectors' main axes and the prompt's length, all of unit spread."""
+        tokens = np.log1p([record.input_tokens for record in self.records])[:, None]
+        axes = _main_axes(self.x.astype(np.float64), dims) if self.x.shape[1] else np.zeros((len(self), 0))
+        z = np.concatenate([axes, tokens], 1)
+        return np.asarray((z - z.mean(0)) / np.maximum(z.std(0), 1e-9))
+
+    def mean_cost_usd(self) -> Array:
+        """Of each model where it was chosen; NaN where it never was."""
+        counts = np.bincount(self.action, minlength=len(self.models))
+        total = np.bincount(self.action, self.cost_usd, len(self.models))
+        return np.asarray(np.where(counts > 0, total / np.maximum(counts, 1), np.nan))
+
+
+def _main_axes(x: Array, dims: int) -> Array:
+    centred = x - x.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    return np.asarray(centred @ axes[:, np.argsort(-values)[:dims]])
+
+
+class NothingLogged(ValueError):
+    """No round to learn from; the message says what was there."""
+
+
+def read_log(
+    engine: sa.Engine, *, route: str, since_s: float = 0.0, limit: int = 20_000, featurizer: Featurizer | None = None
+) -> Log:
+    """The route's latest rounds, `limit` of them at most. Raises NothingLogged."""
+    found: list[Scored] = []
+    for page in scored_decisions(engine, since_s, route):
+        found += page
+        found = found[-2 * limit :]
+    return log_of(found, limit=limit, featurizer=featurizer)
+
+
+def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Featurizer | None = None) -> Log:
+    """Rounds of decisions in the order of time. Raises NothingLogged."""
+    labelled = scored_by_checks(decisions)
+    kept = [(record, score) for record, score in labelled if is_round(record)][-limit:]
+    if not kept:
+        raise NothingLogged(f"{len(decisions)} decision(s) in the journal, none with a choice and a propensity")
+    records = tuple(record for record, _ in kept)
+    models = tuple(sorted({one.model for record in records for one in record.candidates}))
+    place = {model: j for j, model in enumerate(models)}
+    logged = np.zeros((len(records), len(models)))
+    for i, record in enumerate(records):
+        for one in record.candidates:
+            logged[i, place[one.model]] = one.probability
+    return Log(
+        records=records,
+        models=models,
+        x=_vectors(records, featurizer or shipped_featurizer()),
+        action=np.array([place[record.model] for record in records], np.intp),
+        logged=logged,
+        score=np.array([np.nan if score is None else score for _, score in kept]),
+        cost_usd=np.array([record.cost_nanousd / 1e9 for record in records]),
+        latency_s=np.array([record.latency_s if record.latency_s is not None else np.nan for record in records]),
+        left_out=len(decisions) - len(kept),
+    )
+
+
+def is_round(record: DecisionRecord) -> bool:
+    """A model was chosen by chance, and the client waited for what came of it."""
+    if not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
+        return False
+    chance = next((one.probability for one in record.candidates if one.model == record.model), 0.0)
+    return isfinite(chance) and 0.0 < chance <= 1.0 + 1e-9
+
+
+def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
+    """Every decision with its score: what was said, else what the checks say, as often as they may."""
+    again = _asked_again([record for record, _ in decisions])
+    failed = [bool(failed_check(record)) or i in again for i, (record, _) in enumerate(decisions)]
+    silent = [i for i, (_, score) in enumerate(decisions) if score is None]
+    spoken = len(decisions) - len(silent)
+    if not spoken:
+        return [(record, 0.0 if bad else 1.0) for (record, _), bad in zip(decisions, failed, strict=True)]
+    sound = [i for i, bad in enumerate(failed) if not bad]
+    share = sum(decisions[i][1] is not None for i in sound) / max(len(sound), 1)
+    scored = list(decisions)
+    for i in silent:
+        if failed[i] and _draw(decisions[i][0].id) < share:
+            scored[i] = (decisions[i][0], 0.0)
+    return scored
+
+
+def failed_check(record: DecisionRecord) -> str:
+    """What an automatic check found wrong with the answer that the client got; empty: nothing."""
+    if record.status >= 500:
+        return "no answer"
+    answer = next((one for one in reversed(record.attempts) if one.model == record.answered_model), None)
+    seen = answer.evidence if answer else None
+    if seen is None:
+        return ""
+    if seen.schema_valid is False:
+        return "invalid schema"
+    if seen.tools_parse is False:
+        return "tool call does not parse"
+    if seen.checks_passed is False:
+        return "a check failed"
+    return "refused" if seen.refused else ""
+
+
+def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
+    """Places of decisions whose question the same caller asked again soon after."""
+    latest: dict[tuple[str, str, bytes], int] = {}
+    found: set[int] = set()
+    for i, record in enumerate(records):
+        what = record.prompt_text.encode() or record.vector
+        if not what:
+            continue
+        who = (record.tenant, record.key_id, hashlib.sha256(what).digest())
+        before = latest.get(who)
+        if before is not None and record.time_s - records[before].time_s <= RETRY_WITHIN_S:
+            found.add(before)
+        latest[who] = i
+    return found
+
+
+def _draw(id: str) -> float:
+    """A number in [0, 1) that belongs to this id for good."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
+
+
+def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer) -> NDArray[np.float32]:
+    """As recorded, or made from the text where only that was kept; no columns where a row has neither."""
+    rows = [_vector(record, featurizer) for record in records]
+    if any(row is None for row in rows):
+        return np.zeros((len(records), 0), np.float32)
+    return np.array(rows, np.float32)
+
+
+def _vector(record: DecisionRecord, featurizer: Featurizer) -> NDArray[np.float32] | None:
+    if record.vector and record.features_version == featurizer.version:
+        return np.frombuffer(record.vector, "<f2").astype(np.float32)
+    if not record.prompt_text:
+        return None
+    return featurizer.describe(
+        record.prompt_text, input_tokens=record.input_tokens, turns=record.turns or 1, tools=record.tools,
+        images=record.images, wants_json=record.wants_json,
+    ).vector  # fmt: skip
+
+
+def training_data(log: Log) -> tuple[Outcomes, Array]:
+    """The labelled rounds as partial outcomes, one cell a row, and their vectors.
+
+    A round whose answer came from another model than the chosen one (a cascade's later rung, a fallback)
+    tells of the model that answered.
+    """
+    kept = log.rows(log.labelled)
+    models = tuple(
+        sorted(set(log.models) | {record.answered_model for record in kept.records if record.answered_model})
+    )
+    place = {model: j for j, model in enumerate(models)}
+    shape = (len(kept), len(models))
+    cells = {name: np.full(shape, np.nan) for name in ("score", "cost", "input", "output", "latency", "chance")}
+    for i, record in enumerate(kept.records):
+        j = place[record.answered_model or record.model]
+        answer = next((one for one in reversed(record.attempts) if one.model == models[j]), None)
+        cells["score"][i, j] = kept.score[i]
+        cells["chance"][i, j] = record.propensity if record.propensity is not None else np.nan
+        if answer is not None and not answer.failure:
+            cells["cost"][i, j] = answer.cost_nanousd / 1e9
+            cells["output"][i, j] = answer.usage.get("output", 0) + answer.usage.get("reasoning", 0)
+            cells["input"][i, j] = record.input_tokens
+            cells["latency"][i, j] = np.nan if answer.latency_s is None else answer.latency_s
+    data = Outcomes(
+        query_ids=tuple(record.id for record in kept.records),
+        texts=tuple(record.prompt_text for record in kept.records),
+        tasks=tuple(record.route for record in kept.records),
+        splits=np.array(["train"] * len(kept)),
+        models=models,
+        scores=cells["score"], cost_usd=cells["cost"], checked_cost_usd=cells["cost"], input_tokens=cells["input"],
+        output_tokens=cells["output"], latency_s=cells["latency"], confidence=np.full(shape, np.nan),
+        propensity=cells["chance"],
+    )  # fmt: skip
+    return data, kept.x.astype(np.float64)
+
+
+def halves(log: Log, share: float = 0.5) -> tuple[Log, Log]:
+    """The log in two, by a hash of the query, so that equal queries lie on one side: to train on, to
+    judge on.
+    """
+    first = np.array([_draw(_key(record)) < share for record in log.records])
+    return log.rows(first), log.rows(~first)
+
+
+def _key(record: DecisionRecord) -> str:
+    return record.prompt_text or (record.vector.hex() if record.vector else record.id)
+
+
+def log_of_outcomes(data: Outcomes, featurizer: Featurizer | None = None) -> Log:
+    """Outcome data with one answer per query and its propensity, as a log. What was likely of the models
+    not chosen isn't in such data: they are taken to share the rest equally. Raises NothingLogged where
+    propensities are missing.
+    """
+    observed = np.isfinite(data.scores) & np.isfinite(data.propensity)
+    if not observed.any():
+        raise NothingLogged("outcomes.parquet: no score with a propensity")
+    kept = np.flatnonzero(observed.any(1))
+    action = observed[kept].argmax(1)
+    chance = data.propensity[kept, action]
+    rest = (1.0 - chance) / (len(data.models) - 1)
+    logged = np.tile(rest[:, None], len(data.models))
+    logged[np.arange(len(kept)), action] = chance
+    described = [(featurizer or shipped_featurizer()).describe(data.texts[i]) for i in kept.tolist()]
+    records = tuple(
+        DecisionRecord(
+            id=data.query_ids[i], time_s=0.0, model=data.models[j], features_version=query.features_version,
+            input_tokens=query.input_tokens, turns=1, prompt_text=data.texts[i],
+        )
+        for i, j, query in zip(kept.tolist(), action.tolist(), described, strict=True)
+    )  # fmt: skip
+    return Log(
+        records, data.models, np.array([query.vector for query in described], np.float32), action, logged,
+        data.scores[kept, action], data.cost_usd[kept, action], data.latency_s[kept, action],
+        len(data.query_ids) - len(kept),
+    )  # fmt: skip

@@ -1,0 +1,46 @@
+"""A route's policy outside the request path: the same router, candidates and knobs that answer its requests."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.app import open_route_router
+from gateway.config import Config, RouteConfig
+from gateway.errors import CallerError
+from gateway.journal.store import Store
+from gateway.learn.whatif import Policy
+from gateway.promote import Versions
+from gateway.routes import RouteBook
+from gateway.settings import Settings, read_settings
+
+
+def route_config(config: Config, route: str) -> RouteConfig:
+    """Raises CallerError where there is no such route."""
+    found = next((one for one in config.routes if one.name == route), None)
+    if found is None:
+        raise CallerError(f"no route is called '{route}'")
+    return found
+
+
+def route_policy(
+    config: Config, store: Store, route: str, *, router: str = "", explore: float | None = None
+) -> Policy:
+    """As it answers now, or with another router: an artefact, a version of the route's, or a name."""
+    stated = route_config(config, route)
+    if explore is not None:
+        stated = msgspec.structs.replace(stated, explore=explore)
+    settings = Settings(routers={route: artifact_of(config, store, route, router)}) if router else (
+        read_settings(config.server.run_dir)
+    )
+    book = RouteBook(
+        msgspec.structs.replace(config, routes=[stated]), {route: open_route_router(stated, settings)}
+    )
+    found = book.routes[route]
+    assert found.router is not None
+    return Policy(found.router, [model.candidate for model in found.models], found.knobs, found.default_model)
+
+
+def artifact_of(config: Config, store: Store, route: str, router: str) -> str:
+    """A version's file where one of the route's versions begins so; anything else is a path or a name."""
+    known = [one for one in Versions(store, config.server.run_dir).list(route) if one.version.startswith(router)]
+    return known[0].artifact if len(known) == 1 else router

@@ -1,0 +1,133 @@
+"""What another `accept_at` would have cost and been worth: only answers between the two thresholds change sides.
+
+For those, what would have come is read from twins: rounds of the same plan whose first answer was as confident but
+which were decided the other way (the threshold was once another, or a judge scored the answer that wasn't kept).
+Without enough twins the answer is a refusal. Within the band, confidence is all that is held equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.journal.record import AttemptRecord, DecisionRecord
+from gateway.learn.dataset import Log
+from gateway.learn.whatif import FIGURES, Answer, Figure
+from routers import ope
+from routers.ope import Array, Interval, Refusal
+
+MIN_TWINS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Climbs:
+    """The rounds that had something to escalate to, with the first answer's confidence."""
+
+    place: NDArray[np.intp]
+    """Where in the log."""
+    confidence: Array
+    kept: NDArray[np.bool_]
+    """True: the first answer stayed."""
+    first: tuple[AttemptRecord, ...]
+
+
+def climbs(log: Log) -> Climbs:
+    found = [(i, one) for i, record in enumerate(log.records) if (one := _first(record)) is not None]
+    confidence = [one.evidence.confidence if one.evidence else None for _, one in found]
+    kept = [log.records[i].answered_model == one.model for i, one in found]
+    return Climbs(
+        np.array([i for i, _ in found], np.intp),
+        np.array([np.nan if value is None else value for value in confidence], np.float64),
+        np.array(kept, bool),
+        tuple(one for _, one in found),
+    )
+
+
+def _first(record: DecisionRecord) -> AttemptRecord | None:
+    """The first model's answer, where a second model stood ready and the first could be told from it."""
+    if len(record.plan) < 2:
+        return None
+    answer = next((one for one in record.attempts if one.model == record.plan[0] and not one.failure), None)
+    known = answer is not None and answer.evidence is not None and answer.evidence.confidence is not None
+    return answer if known else None
+
+
+def at_threshold(log: Log, accept_at: float) -> Answer:
+    """The log with every first answer kept if, and only if, its confidence reaches `accept_at`."""
+    found = climbs(log)
+    would_keep = found.confidence >= accept_at
+    changed = would_keep != found.kept
+    told = {"score": log.score, "cost_usd": log.cost_usd, "latency_s": log.latency_s}
+    figures: dict[str, Figure] = {}
+    refusals: dict[str, Refusal] = {}
+    for name, reward in zip(FIGURES, told.values(), strict=True):
+        answer = _valued(log, found, would_keep, changed, reward, name)
+        if isinstance(answer, Figure):
+            figures[name] = answer
+        elif answer is not None:
+            refusals[name] = answer
+    escalated = {"kept": float(found.kept.mean()) if len(found.kept) else 1.0}
+    then = {"kept": float(would_keep.mean()) if len(found.kept) else 1.0}
+    return Answer(len(log), int(log.labelled.sum()), float(len(log)), figures, refusals, escalated, then)
+
+
+def _valued(
+    log: Log, found: Climbs, would_keep: NDArray[np.bool_], changed: NDArray[np.bool_], reward: Array, name: str
+) -> Figure | Refusal | None:
+    """Unchanged rounds as they were, changed ones by the mean of their twins."""
+    known = np.isfinite(reward)
+    if not known.any():
+        return None
+    then, error = reward.copy(), 0.0
+    for keeping in (True, False):
+        band = changed & (would_keep == keeping)
+        if not band.any():
+            continue
+        twins = _twins(log, found, band, keeping, reward, name)
+        if len(twins) < MIN_TWINS:
+            return _refused(log, found, band, len(twins))
+        then[found.place[band]] = twins.mean()
+        error += float(band.sum()) * float(twins.std(ddof=1)) / sqrt(len(twins))
+    counted = known | np.isin(np.arange(len(log)), found.place[changed])
+    values = then[counted]
+    wide = ope.normal_interval(values)
+    reach = wide.half_width + 1.96 * error / max(len(values), 1)
+    value = Interval(wide.value, wide.value - reach, wide.value + reach)
+    now = ope.normal_interval(reward[known])
+    both = counted & known
+    gap = ope.normal_interval(then[both] - reward[both])
+    stretch = gap.half_width + 1.96 * error / max(int(both.sum()), 1)
+    return Figure(now, value, Interval(gap.value, gap.value - stretch, gap.value + stretch), value)
+
+
+def _twins(
+    log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str
+) -> Array:
+    """What came of rounds as confident as the band's, decided as the band would be now."""
+    low, high = float(found.confidence[band].min()), float(found.confidence[band].max())
+    alike = (found.confidence >= low) & (found.confidence <= high) & (found.kept == keeping)
+    values = reward[found.place[alike]]
+    values = values[np.isfinite(values)]
+    if keeping:  # the first answer was there to be seen, kept or not
+        seen = [_alone(found.first[i], name) for i in np.flatnonzero(band)]
+        values = np.append(values, [value for value in seen if value is not None])
+    return np.asarray(values, np.float64)
+
+
+def _alone(answer: AttemptRecord, name: str) -> float | None:
+    """What the first answer was by itself."""
+    if name == "quality":
+        return answer.evidence.judged if answer.evidence else None
+    return answer.cost_nanousd / 1e9 if name == "cost_usd" else answer.latency_s
+
+
+def _refused(log: Log, found: Climbs, band: NDArray[np.bool_], twins: int) -> Refusal:
+    share = float(band.sum()) / len(log)
+    missing = MIN_TWINS - twins
+    price = float(np.mean(log.cost_usd[found.place[band]]))
+    overlap = ope.Overlap(len(log), float(twins), share, 1.0)
+    reason = f"{share:.0%} of the answers would change sides, {twins} alike were ever decided so"
+    return Refusal(reason, overlap, missing, round(missing / max(share, 1e-9)), missing * price)

@@ -1,0 +1,124 @@
+"""Rounds and training data out of decisions and what was said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from gateway.journal.record import DecisionRecord, EvidenceRecord
+from gateway.learn.dataset import (
+    NothingLogged,
+    Scored,
+    failed_check,
+    halves,
+    log_of,
+    log_of_outcomes,
+    scored_by_checks,
+    training_data,
+)
+from routers.outcomes import laid_out
+from routers.simple import Weighted
+from tests.gateway.learn.world import Town
+
+EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
+
+
+def decisions(n: int = 60, seed: int = 0, labelled: float = 1.0) -> list[Scored]:
+    return Town(seed).decisions(EVEN, n, labelled=labelled)
+
+
+def seen(record: DecisionRecord, **evidence: object) -> DecisionRecord:
+    attempt = replace(record.attempts[0], evidence=EvidenceRecord(**evidence))
+    return replace(record, attempts=(attempt,))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        ({"schema_valid": False}, "invalid schema"),
+        ({"tools_parse": False}, "tool call does not parse"),
+        ({"refused": True}, "refused"),
+        ({"schema_valid": True, "tools_parse": True, "refused": False}, ""),
+        ({}, ""),
+    ],
+)
+def test_each_check_says_what_is_wrong(evidence: dict[str, object], said: str) -> None:
+    """An answer's own evidence is read as a verdict on it."""
+    record, _ = decisions(1)[0]
+    assert failed_check(seen(record, **evidence)) == said
+    assert failed_check(replace(record, status=502)) == "no answer"
+
+
+def test_feedback_outranks_checks() -> None:
+    """What somebody said stays, whatever the checks found."""
+    rows = [(seen(record, refused=True), 1.0) for record, _ in decisions(20)]
+    assert all(score == 1.0 for _, score in scored_by_checks(rows))
+
+
+def test_asking_again_at_once_says_the_answer_was_no_good() -> None:
+    """The same question of the same caller within two minutes counts against the first answer, not the last."""
+    record, _ = decisions(1)[0]
+    soon, later = replace(record, time_s=record.time_s + 5), replace(record, time_s=record.time_s + 5000)
+    other = replace(soon, tenant="another")
+    assert [score for _, score in scored_by_checks([(record, None), (soon, None)])] == [0.0, 1.0]
+    assert [score for _, score in scored_by_checks([(record, None), (later, None)])] == [1.0, 1.0]
+    assert [score for _, score in scored_by_checks([(record, None), (other, None)])] == [1.0, 1.0]
+
+
+def test_failed_checks_do_not_outnumber_feedback() -> None:
+    """Where a tenth is scored, about a tenth of the failures is: the mean score stays what it is."""
+    rows: list[Scored] = []
+    for i, (record, _) in enumerate(decisions(2000)):
+        broken = i % 4 == 0
+        said = 1.0 if not broken and i % 10 == 1 else None
+        rows.append((replace(record, status=502) if broken else record, said))
+    scores = [score for _, score in scored_by_checks(rows) if score is not None]
+    assert np.mean(scores) == pytest.approx(0.75, abs=0.06)
+
+
+def test_what_is_no_round_is_left_out() -> None:
+    """Cache hits, clients that left and choices without chances don't count, but are counted."""
+    (a, _), (b, _), (c, _), (d, _) = decisions(4)
+    rows = [(replace(a, cache="hit"), 1.0), (replace(b, status=499), 1.0), (replace(c, candidates=()), 1.0), (d, 1.0)]
+    log = log_of(rows)
+    assert len(log) == 1 and log.left_out == 3
+    with pytest.raises(NothingLogged, match="3 decision"):
+        log_of(rows[:3])
+
+
+def test_logged_probabilities_are_the_routers() -> None:
+    """Every row sums to one and the chosen model's entry is the recorded propensity."""
+    log = log_of(decisions(40))
+    assert np.allclose(log.logged.sum(1), 1.0)
+    assert np.allclose(log.rounds(log.cost_usd).propensity, [record.propensity for record in log.records])
+
+
+def test_training_data_credits_the_model_that_answered() -> None:
+    """A later rung's answer is a score of that rung's model, at its own attempt's cost."""
+    rows = decisions(30)
+    record, _ = rows[0]
+    second = replace(record.attempts[0], model="large", cost_nanousd=7_000)
+    rows[0] = (replace(record, model="small", answered_model="large", attempts=(record.attempts[0], second)), 1.0)
+    data, x = training_data(log_of(rows))
+    assert data.scores[0, data.models.index("large")] == 1.0 and np.isfinite(data.scores[0]).sum() == 1
+    assert data.cost_usd[0, data.models.index("large")] == pytest.approx(7e-6)
+    assert x.shape[0] == 30
+
+
+def test_equal_queries_lie_in_one_half() -> None:
+    """Nothing is judged on a query that was trained on."""
+    log = log_of([(replace(record, prompt_text=f"q{i % 9}"), score) for i, (record, score) in enumerate(decisions(90))])
+    one, two = halves(log)
+    assert {r.prompt_text for r in one.records}.isdisjoint(r.prompt_text for r in two.records)
+    assert len(one) + len(two) == 90 and len(one) and len(two)
+
+
+def test_exported_outcomes_are_a_log_again() -> None:
+    """A folder with one answer per query and its propensity can be asked as the journal is."""
+    data = laid_out(
+        {"query_id": ["a", "b"], "text": ["one", "two"]},
+        {"query_id": ["a", "b"], "model": ["x", "y"], "score": [1.0, 0.0], "propensity": [0.25, 0.5]},
+    )
+    log = log_of_outcomes(data)
+    assert np.allclose(log.logged, [[0.25, 0.75], [0.5, 0.5]]) and log.action.tolist() == [0, 1]

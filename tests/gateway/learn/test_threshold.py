@@ -1,0 +1,69 @@
+"""What another threshold of a cascade would have done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from gateway.journal.record import AttemptRecord, EvidenceRecord
+from gateway.learn.dataset import Log, Scored, log_of
+from gateway.learn.threshold import at_threshold
+from routers.simple import Weighted
+from tests.gateway.learn.world import Town
+
+
+def climbed(n: int, thresholds: tuple[float, ...], seed: int = 0) -> Log:
+    """A journal of small -> large cascades whose threshold was one of those, at random. The first answer is right as
+    often as it is confident; the second is right nine times in ten and costs ten times as much.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[Scored] = []
+    for record, _ in Town(seed).decisions(Weighted({"small": 1.0}), n):
+        confidence, floor = float(rng.random()), float(rng.choice(thresholds))
+        kept = confidence >= floor
+        first = AttemptRecord(
+            model="small", latency_s=0.1, cost_nanousd=1000, evidence=EvidenceRecord(confidence=confidence)
+        )
+        second = AttemptRecord(model="large", latency_s=0.5, cost_nanousd=10_000)
+        attempts = (first,) if kept else (first, second)
+        right = rng.random() < (confidence if kept else 0.9)
+        made = replace(
+            record, plan=("small", "large"), thresholds=(floor, None), attempts=attempts,
+            answered_model=attempts[-1].model, cost_nanousd=sum(one.cost_nanousd for one in attempts),
+            latency_s=sum(one.latency_s or 0.0 for one in attempts),
+        )  # fmt: skip
+        rows.append((made, float(right)))
+    return log_of(rows)
+
+
+@pytest.mark.parametrize("accept_at", [0.35, 0.6])
+def test_a_threshold_between_those_tried_is_valued(accept_at: float) -> None:
+    """Where thresholds varied, twins tell what the other side is worth; the truth lies inside."""
+    answer = at_threshold(climbed(3000, (0.2, 0.8)), accept_at)
+    quality = 0.9 * accept_at + (1 - accept_at**2) / 2
+    figure = answer.figures["quality"].then
+    assert figure.low - 0.01 <= quality <= figure.high + 0.01
+    assert answer.figures["cost_usd"].then.value == pytest.approx(1e-6 + 1e-5 * accept_at, rel=0.06)
+    assert answer.then_shares["kept"] == pytest.approx(1 - accept_at, abs=0.04)
+
+
+def test_a_raised_threshold_never_tried_is_refused() -> None:
+    """Nobody saw what the second model says to answers that were always kept."""
+    answer = at_threshold(climbed(500, (0.3,)), 0.7)
+    assert set(answer.refusals) == {"quality", "cost_usd", "latency_s"}
+    assert answer.refusals["quality"].explored_calls == 30
+
+
+def test_a_lowered_threshold_is_known_in_cost_but_not_in_quality() -> None:
+    """The first answer was there and had its price; nobody scored it."""
+    answer = at_threshold(climbed(500, (0.7,)), 0.4)
+    assert set(answer.refusals) == {"quality"}
+    assert answer.figures["cost_usd"].then.value == pytest.approx(1e-6 + 1e-5 * 0.4, rel=0.2)
+    assert answer.figures["cost_usd"].difference.high < 0
+
+
+def test_the_threshold_in_force_changes_nothing() -> None:
+    """Asking about what is so answers exactly what was."""
+    answer = at_threshold(climbed(300, (0.5,)), 0.5)
+    assert all(figure.difference.value == 0.0 for figure in answer.figures.values()) and not answer.refusals

@@ -1,0 +1,102 @@
+"""What another knob would have done, against a known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gateway.learn.dataset import Log, NothingLogged, log_of, training_data
+from gateway.learn.whatif import Policy, what_if
+from routers.features import shipped_featurizer
+from routers.fit import fit_learned
+from routers.plugin import PluginRouter
+from routers.registry import estimator_named
+from routers.select import Exploration
+from routers.simple import Weighted
+from routers.types import Knobs
+from tests.gateway.learn.world import Town, candidates
+
+EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
+
+
+def trained(log: Log, explore: float = 0.0, version: str = "1") -> PluginRouter:
+    data, x = training_data(log)
+    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer())
+    return PluginRouter("linear", version, shipped_featurizer().version, learned, Exploration(explore))
+
+
+@pytest.fixture(scope="module")
+def even_log() -> Log:
+    return log_of(Town(1).decisions(EVEN, 1500))
+
+
+def test_a_knobs_effect_is_told_with_the_truth_inside(even_log: Log) -> None:
+    """Quality and cost of cost weights never served lie in the intervals told from the log."""
+    router, town = trained(even_log), Town(5)
+    told = []
+    for weight in (0.0, 0.6, 0.95):
+        policy = Policy(router, candidates(), Knobs(cost_weight=weight))
+        answer = what_if(even_log, policy)
+        quality, cost = town.worth(router, policy.knobs)
+        assert not answer.refusals
+        # 400 questions say what is true, within their own error
+        assert answer.figures["quality"].then.low - 0.03 <= quality <= answer.figures["quality"].then.high + 0.03
+        assert answer.figures["cost_usd"].then.value == pytest.approx(cost, rel=0.1)
+        told.append(answer.figures["cost_usd"].then.value)
+    assert told[0] > told[1] > told[2]
+
+
+def test_what_the_log_never_tried_is_refused_with_its_price() -> None:
+    """A router that always sent everything to one model can't say what another would have done."""
+    log = log_of(Town(2).decisions(Weighted({"small": 1.0}), 200))
+    answer = what_if(log, Policy(Weighted({"large": 1.0}), candidates(), Knobs()))
+    assert set(answer.refusals) == {"quality", "cost_usd", "latency_s"} and not answer.figures
+    told = answer.as_dict()
+    assert told["quality"] is None
+    assert "more explored calls needed" in told["refusals"]["quality"]["message"]
+    assert answer.then_shares["large"] == 1.0
+
+
+def test_a_new_model_is_refused(even_log: Log) -> None:
+    """A model that the log never knew is no candidate for an answer."""
+    new = [*candidates(), candidates(["large"])[0].__class__("brand-new", 0.1, 0.1)]
+    answer = what_if(even_log, Policy(Weighted({"brand-new": 1.0}), new, Knobs()))
+    assert answer.refusals and answer.refusals["quality"].overlap.unsupported == 1.0
+
+
+def test_the_policy_that_was_logged_differs_from_itself_by_nothing(even_log: Log) -> None:
+    """Asking about what is already so answers: no difference, every round counted."""
+    answer = what_if(even_log, Policy(EVEN, candidates(), Knobs()))
+    assert answer.effective == pytest.approx(len(even_log))
+    for figure in answer.figures.values():
+        assert abs(figure.difference.value) < 1e-9 and figure.difference.half_width < 1e-9
+
+
+def test_few_labels_refuse_quality_but_not_cost() -> None:
+    """Costs are known of every round, scores only where somebody spoke."""
+    log = log_of(Town(3).decisions(EVEN, 600, labelled=0.05))
+    answer = what_if(log, Policy(trained(log), candidates(), Knobs(cost_weight=0.5)))
+    assert "quality" in answer.refusals and "cost_usd" in answer.figures
+
+
+def test_a_log_without_vectors_says_so() -> None:
+    """A router that reads features can't decide again what was logged without them."""
+    from msgspec.structs import replace
+
+    decisions = [(replace(record, vector=b"", prompt_text=""), score) for record, score in Town(4).decisions(EVEN, 50)]
+    router = PluginRouter("linear", "1", shipped_featurizer().version)
+    with pytest.raises(NothingLogged, match="features"):
+        what_if(log_of(decisions), Policy(router, candidates(), Knobs()))
+
+
+def test_intervals_hold_over_many_journals(even_log: Log) -> None:
+    """Of 40 journals of 300 decisions at least 34 intervals hold the policy's true quality."""
+    router = trained(even_log)
+    policy = Policy(router, candidates(), Knobs(cost_weight=0.5))
+    truth, _ = Town(77).worth(router, policy.knobs, 2000)
+    held = 0
+    for seed in range(40):
+        figure = what_if(log_of(Town(100 + seed).decisions(EVEN, 300)), policy).figures["quality"].then
+        held += bool(figure.low <= truth <= figure.high)
+    assert held >= 34
+    assert np.isfinite(truth)
