@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 from gateway.answer import Answering
 from gateway.call import Arrival, read_call
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
+from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers
 from gateway.keys import Caller
 from gateway.reply import Headers, Reply, Send
@@ -108,13 +109,14 @@ class App:
         """A request for an answer of a model."""
         services, server = self.services, self.services.config.server
         self.in_flight += 1
-        watch: asyncio.Task[None] | None = None
+        front: Front | None = scope.get(FRONT)
         gone = Gone()
         try:
             if self.in_flight > server.max_concurrency:
                 raise Draining("too many requests in flight on this worker", retry_after_s=1.0)
             body = await read_body(receive, arrival.headers, server.max_body_bytes)
-            watch = asyncio.ensure_future(gone.watch(receive))
+            if front is not None:
+                front.watch(gone.leave)
             raw = None
             if surface == "responses":
                 raw = await services.responses.continued(decode(body), self.tenant(arrival))
@@ -133,10 +135,12 @@ class App:
         except asyncio.CancelledError:
             if not gone.left:
                 raise
+        except Exception as error:
+            await self.fail(error, surface, reply, arrival)
         finally:
             self.in_flight -= 1
-            if watch is not None:
-                watch.cancel()
+            if front is not None:
+                front.unwatch()
 
     def tenant(self, arrival: Arrival) -> str:
         headers, s = arrival.headers, self.services
@@ -158,9 +162,7 @@ class App:
         except HeadgateError as error:
             await self.refuse(error, surface, reply, arrival)
         except Exception as error:
-            log.exception("request %s %s failed inside the gateway", method, arrival.request_id)
-            wrapped = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
-            await self.refuse(wrapped, surface, reply, arrival)
+            await self.fail(error, surface, reply, arrival)
         else:
             await reply.whole(status, [(b"x-request-id", arrival.request_id.encode()), *headers], answer)
 
@@ -178,6 +180,14 @@ class App:
             raise CallerError(f"{path} answers {methods}, not {method}", code="method_not_allowed", status=405)
         raise NotFound(f"Unknown request URL: {method} {path[:200]}", code="unknown_url")
 
+    async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
+        """A fault of ours: the client learns its kind, the log its place."""
+        log.error("request %s failed inside the gateway", arrival.request_id, exc_info=error)
+        if reply.committed:
+            raise error
+        wrapped = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
+        await self.refuse(wrapped, surface, reply, arrival)
+
     async def refuse(self, error: HeadgateError, surface: str, reply: Reply, arrival: Arrival) -> None:
         request_id = arrival.request_id
         headers = refusal_headers(request_id, surface, error)
@@ -185,7 +195,7 @@ class App:
 
 
 class Gone:
-    """Watches for the client to leave, and cancels the request's task when it does."""
+    """Cancels the request's task when its client leaves."""
 
     __slots__ = ("left", "task")
 
@@ -193,10 +203,9 @@ class Gone:
         self.left = False
         self.task = asyncio.current_task()
 
-    async def watch(self, receive: Receive) -> None:
-        message = await receive()
-        if message["type"] == "http.disconnect" and self.task is not None:
-            self.left = True
+    def leave(self) -> None:
+        self.left = True
+        if self.task is not None:
             self.task.cancel()
 
 

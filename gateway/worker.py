@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy
 import uvicorn
 import uvloop
 
@@ -25,7 +24,8 @@ from gateway.asgi import App
 from gateway.budgets import restore
 from gateway.config import Config, Server
 from gateway.config_load import load
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, HeadgateError
+from gateway.front import Front
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 
@@ -90,14 +90,14 @@ def restore_spending(app: App) -> None:
     """Budgets go on where they were. A database that is away costs a warning, not the start."""
     try:
         restore(app.services)
-    except (OSError, ConfigError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (OSError, HeadgateError) as error:
         log.warning("budgets start at nothing, the journal can't be read: %s", error)
 
 
 def server_config(app: App, server: Server) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Front,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -43,7 +43,7 @@ def test_connections_are_kept_alive_under_load(tmp_path: Path) -> None:
                     load(target.url, model="auto", key=target.key, connections=8, seconds=0.3, stream=stream)
                 )
                 assert done["failures"] == 0, done["failure"]
-                assert int(str(done["requests"])) > 8
+                assert int(str(done["requests"])) >= 8
         own = 1  # the question itself
         assert upstream_connects(url) - before <= 8 + own
 
