@@ -154,6 +154,9 @@ class Caller:
         )
         try:
             pending = await self._until_started(sent, response, flow)
+        except UpstreamError as error:
+            response.cancel()
+            raise in_time(error, self.now() < sent.ends_s) from None
         except BaseException:
             response.cancel()
             raise
@@ -242,6 +245,13 @@ def tokens_in(chars: int) -> int:
 def fault_of(flow: Relay) -> UpstreamError:
     """What went wrong inside a stream, as the upstream said it or as we saw it."""
     return flow.cause or UpstreamError(flow.fault or "stream_cut", "the upstream's stream ended without its end")
+
+
+def in_time(error: UpstreamError, left: bool) -> UpstreamError:
+    """Silence until nobody waits any longer is the deadline's doing."""
+    if left or error.failure != "stream_stalled":
+        return error
+    return UpstreamError("timeout", "the upstream did not finish its answer in time", status=504)
 
 
 def adds_logprobs(rung: Rung, deployment: Deployment, dialect: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cascade.climb import climb
 from cascade.types import Outcome, Rung, Verdict
-from gateway.attempt import Caller, Opened, fault_of, said_chars, wants_whole
+from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Exchange, Kept
@@ -64,6 +64,8 @@ class Run:
         """One for each outcome, so that a verdict's index finds its answer."""
         self.error: UpstreamError | None = None
         self.tail = b""
+        self.made = 1
+        """Attempts of the last step: with a hedge two."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
         try:
@@ -116,6 +118,7 @@ class Run:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
             return self.lost(rung, error, begun)
         live = rung.final and exchange.call.stream
+        hedged = exchange.hedged
         try:
             opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
             if live:
@@ -124,6 +127,7 @@ class Run:
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun
+            self.made = 1 + (exchange.hedged and not hedged)
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
@@ -137,6 +141,7 @@ class Run:
             cost_usd=attempt.cost_nanousd / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
+            attempts=self.made,
         )
 
     def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
@@ -153,6 +158,7 @@ class Run:
             cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
+            attempts=self.made,
         )
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
@@ -166,10 +172,11 @@ class Run:
             await reply.begin(200, self.headers())
             await self.pump(response, flow, opened.pending)
             await _drain(response, caller.now)
-        except UpstreamError as error:
+        except UpstreamError as raised:
             response.cancel()
+            error = in_time(raised, caller.now() < self.ends_s)
             caller.failed(exchange, attempt, deployment, error, flow)
-            raise
+            raise error from None
         except BaseException:
             response.cancel()
             caller.left(exchange, attempt, deployment, flow)
@@ -186,10 +193,15 @@ class Run:
         if wants_whole(exchange):
             exchange.answer_body = flow.answer()
 
+    @property
+    def ends_s(self) -> float:
+        """When a stream must be at its end; the client's own deadline is for each read of it."""
+        return self.exchange.call.received_s + self.driver.caller.timeouts.whole_s
+
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
         """Until the stream's end. The time a slow client takes is not the upstream's silence."""
-        call, timeouts, now = self.exchange.call, self.driver.caller.timeouts, self.driver.caller.now
-        ends_s, silence_s = call.received_s + timeouts.whole_s, min(timeouts.stall_s, call.timeout_s)
+        caller = self.driver.caller
+        now, ends_s, silence_s = caller.now, self.ends_s, min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
         silent_s, events = 0.0, -1
         while True:
             if data:
@@ -221,7 +233,6 @@ async def _drain(response: Response, now: Callable[[], float]) -> None:
 class Hedging:
     """A second attempt when the first is late, for at most a share of requests."""
 
-    max_share: float = 0.05
     requests: int = 0
     hedged: int = 0
 
@@ -238,7 +249,8 @@ class Hedging:
         winner: Opened | None = None
         try:
             await asyncio.wait(twins, timeout=after_s)
-            if not first.done() and self.allowed(exchange.route.config.hedge_max_share):
+            if not first.done() and self.allowed(exchange):
+                exchange.hedged = True
                 other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
                 twins.add(asyncio.ensure_future(caller.open(exchange, rung, other, live=live, hedge=True)))
             winner = await _first_answer(twins)
@@ -248,8 +260,12 @@ class Hedging:
             raise
         return winner
 
-    def allowed(self, max_share: float) -> bool:
-        """One more hedge keeps the share of hedged requests within its cap."""
+    def allowed(self, exchange: Exchange) -> bool:
+        """One a request, within its attempts; and the share of hedged requests stays within its cap."""
+        config = exchange.route.config
+        if exchange.hedged or len(exchange.attempts) >= config.max_attempts:
+            return False
+        max_share = config.hedge_max_share
         if self.hedged + 1 > max_share * max(self.requests, 1 / max(max_share, 1e-9)):
             return False
         self.hedged += 1
@@ -260,9 +276,9 @@ async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
     """Whichever answers first; a failure only counts once all have failed."""
     while True:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for attempt in done:
-            if not waiting or attempt.exception() is None:
-                return attempt.result()
+        answered = [attempt for attempt in done if attempt.exception() is None]
+        if answered or not waiting:
+            return (answered or list(done))[0].result()
 
 
 async def _abandon(

@@ -92,6 +92,8 @@ class Exchange:
     error: str = ""
     upstream_s: float = 0.0
     """Time spent waiting for upstreams: what is left of the request's time is ours."""
+    hedged: bool = False
+    """True: its one second attempt beside a slow first has been made."""
     flow: Relay | None = None
     """The stream the client has begun to see: it knows how an error must end it."""
     alarms: list[str] = field(default_factory=list)

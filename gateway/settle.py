@@ -37,7 +37,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
     call, choice, query, plan = exchange.call, exchange.choice, exchange.query, exchange.plan
     elapsed_s = now - call.received_s
     asked = call.described
-    first = exchange.attempts[-1] if exchange.attempts else None
+    began = [a.started_s + a.first_byte_s for a in exchange.attempts if a.first_byte_s is not None]
     keeps_text = exchange.route.config.store_text
     return DecisionRecord(
         id=exchange.decision_id,
@@ -76,7 +76,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         held_nanousd=held,
         cost_nanousd=cost,
         latency_s=elapsed_s,
-        ttft_s=first.started_s + first.first_byte_s if first and first.first_byte_s is not None else None,
+        ttft_s=began[-1] if began else None,
         overhead_ms=(elapsed_s - exchange.upstream_s) * 1e3,
         prompt_text=asked.text if keeps_text else "",
         answer_text=peek(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",

@@ -76,10 +76,9 @@ async def test_a_client_that_leaves_a_stream(tmp_path: Path, when: str) -> None:
 async def test_a_client_that_leaves_before_a_whole_answer(tmp_path: Path) -> None:
     """Without streaming too: the upstream is cancelled and its input billed."""
     scripts = {"m": [{"fault": "silent"}]}
-    async with nothing_left():
-        async with live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
-            await leave_all(gateway, stream=False, reads=0)
-            records = decisions(gateway)
+    async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
+        await leave_all(gateway, stream=False, reads=0)
+        records = decisions(gateway)
     assert len(records) == len(SURFACES)
     for record in records:
         check_left(record)

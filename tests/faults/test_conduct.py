@@ -1,0 +1,308 @@
+"""How the gateway conducts itself when upstreams fail: attempts, waiting, breakers, hedges, money, overload."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.drive import _first_answer
+from gateway.errors import UpstreamError
+from tests.faults.stage import PRICES, decisions, failures, nothing_left
+from tests.faults.talk import Heard, ask, question
+from tests.faults.test_clients import until
+from tests.live import Live, live
+
+
+def route(*models: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"name": "auto", "models": list(models), "router": "cheapest", **more}]
+
+
+def priced(*names: str) -> list[dict[str, Any]]:
+    """Dearer from one to the next."""
+    return [{"name": name, "input_usd_per_mtok": 1.0 + at, "output_usd_per_mtok": 4.0} for at, name in enumerate(names)]
+
+
+async def chat(gateway: Live, model: str = "auto", *, stream: bool = False, **headers: str) -> Heard:
+    return await ask(gateway.url, "chat", question("chat", model, stream=stream), **headers)
+
+
+# ---- retry-after
+
+
+async def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+    """The same model is asked again, and not before its upstream said it may be."""
+    scripts = {"m": [{"status": 429, "retry_after_s": 0.3}, {"text": "now"}]}
+    async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m")) as gateway:
+        heard = await chat(gateway)
+        (record,) = decisions(gateway)
+    first, second = record.attempts
+    assert heard.status == 200
+    assert second.started_s - first.started_s >= 0.3
+
+
+async def test_a_long_retry_after_moves_on_to_the_next_model(tmp_path: Path) -> None:
+    """Nobody waits half a minute while another model could answer at once."""
+    scripts = {"m": [{"status": 429, "retry_after_s": 30}], "n": [{"text": "here"}]}
+    routes = route("m", fallback=["n"], retries=2)
+    async with live(tmp_path, scripts=scripts, models=priced("m", "n"), routes=routes) as gateway:
+        heard = await chat(gateway, x_stainless_read_timeout="10")
+        (record,) = decisions(gateway)
+    assert heard.status == 200
+    assert [attempt.model for attempt in record.attempts] == ["m", "n"]
+
+
+async def test_a_retry_after_beyond_the_deadline_is_passed_on(tmp_path: Path) -> None:
+    """The client learns how long to wait, and that its own retries would be in vain now."""
+    scripts = {"m": [{"status": 429, "retry_after_s": 30}]}
+    async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
+        heard = await chat(gateway, "m", x_stainless_read_timeout="5")
+    assert heard.status == 429
+    assert heard.headers["retry-after"] == "30" and heard.headers["x-should-retry"] == "false"
+    assert gateway.upstream.seen.requests == 1
+
+
+# ---- breakers
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_failures_open_the_breaker_where_operators_look(tmp_path: Path, stream: bool) -> None:
+    """Five in a row, in whole answers or inside streams; then the route leaves that model out."""
+    spoilt = {"fault": "cut", "after": 1} if stream else {"status": 500}
+    routes = route("m", "n", retries=0)
+    async with live(tmp_path, scripts={"m": [spoilt]}, models=priced("m", "n"), routes=routes) as gateway:
+        for _ in range(5):
+            await chat(gateway, "m", stream=stream)
+            if failures(decisions(gateway)[-1])[""]:
+                raise AssertionError("it was to fail")
+        asked = gateway.upstream.seen.by_model["m"]
+        assert await breaker_states(gateway) == {"up/m": "open"}
+        assert 'headgate_breaker_state{model="m",provider="up"} 2.0' in await metrics(gateway)
+        assert (await chat(gateway, stream=stream)).headers["x-headgate-model"] == "n"
+        assert gateway.upstream.seen.by_model["m"] == asked
+        await chat(gateway, "m", stream=stream)
+        assert gateway.upstream.seen.by_model["m"] > asked, "the last deployment of a model is never taken away"
+
+
+async def test_a_breaker_half_opens_and_closes(tmp_path: Path) -> None:
+    """One 429 opens it for as long as it says; the first answer after that closes it again."""
+    scripts = {"m": [{"status": 429, "retry_after_s": 0.4}, {"text": "well again"}]}
+    routes = route("m", retries=0)
+    async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
+        assert (await chat(gateway)).status == 429
+        assert await breaker_states(gateway) == {"up/m": "open"}
+        await until(lambda: gateway.services.fleet.all()[0].breaker.state(gateway.services.now()) == "half_open")
+        assert await breaker_states(gateway) == {"up/m": "half_open"}
+        assert 'headgate_breaker_state{model="m",provider="up"} 1.0' in await metrics(gateway)
+        assert (await chat(gateway)).status == 200
+        assert await breaker_states(gateway) == {}
+        assert 'headgate_breaker_state{model="m",provider="up"} 0.0' in await metrics(gateway)
+
+
+async def breaker_states(gateway: Live) -> dict[str, str]:
+    """As /readyz has them; closed ones are not listed."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(gateway.url + "/readyz")
+    assert answer.status_code == 200
+    return {breaker["id"]: breaker["state"] for breaker in answer.json()["breakers"]}
+
+
+async def metrics(gateway: Live) -> str:
+    async with httpx.AsyncClient() as client:
+        return (await client.get(gateway.url + "/metrics")).text
+
+
+# ---- hedging
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None:
+    """The second attempt answers; the first is cancelled, recorded and billed."""
+    scripts = {"m": [{"delay_s": 30}, {"text": "quick"}]}
+    routes = route("m", hedge_after_s=0.05)
+    async with nothing_left(), live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
+        heard = await chat(gateway, stream=stream)
+        await gateway.rest()
+        (record,) = decisions(gateway)
+        await until(lambda: gateway.upstream.seen.disconnects == 1)
+    assert b"quick" in heard.body
+    assert [attempt.failure for attempt in record.attempts] == ["cancelled", ""]
+    assert all(attempt.cost_nanousd > 0 for attempt in record.attempts)
+    assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+
+
+async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
+    """A failure of one twin is no answer while the other may still give one."""
+    scripts = {"m": [{"delay_s": 0.25, "text": "patience"}, {"status": 500}]}
+    async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m", hedge_after_s=0.05)) as gateway:
+        heard = await chat(gateway)
+        (record,) = decisions(gateway)
+    assert b"patience" in heard.body
+    assert [attempt.failure for attempt in record.attempts] == ["", "server_error"]
+
+
+async def test_twins_that_end_together_count_the_answer() -> None:
+    """Whichever order a failure and an answer are looked at in, the answer wins."""
+    for failing in range(8):
+        twins = {asyncio.ensure_future(_twin(at == failing)) for at in range(8)}
+        await asyncio.wait(twins)
+        assert await _first_answer(set(twins)) == "answer"  # type: ignore[arg-type, comparison-overlap]
+
+
+async def _twin(answers: bool) -> str:
+    if not answers:
+        raise UpstreamError("reset", "broken")
+    return "answer"
+
+
+async def test_a_hedge_counts_against_the_attempts(tmp_path: Path) -> None:
+    """One hedge a request, and with it no more upstream calls than the route allows."""
+    scripts = {"m": [{"delay_s": 0.1, "status": 500}], "n": [{"delay_s": 0.1, "status": 500}]}
+    routes = route("m", fallback=["n"], retries=3, max_attempts=3, hedge_after_s=0.03, hedge_max_share=1.0)
+    async with live(tmp_path, scripts=scripts, models=priced("m", "n"), routes=routes) as gateway:
+        heard = await chat(gateway)
+        (record,) = decisions(gateway)
+    assert heard.status == 502
+    assert len(record.attempts) == gateway.upstream.seen.requests == 3
+
+
+async def test_hedges_stay_within_their_share(tmp_path: Path) -> None:
+    """With every first byte late, at most the allowed share of requests is sent twice."""
+    scripts = {"m": [{"delay_s": 0.1}]}
+    routes = route("m", hedge_after_s=0.02, hedge_max_share=0.1)
+    async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
+        await asyncio.gather(*(chat(gateway) for _ in range(40)))
+        hedged = sum(len(record.attempts) - 1 for record in decisions(gateway))
+    assert 1 <= hedged <= 4
+
+
+# ---- deadlines
+
+
+async def test_a_late_answer_is_not_waited_for_twice(tmp_path: Path) -> None:
+    """The deadline holds for headers and body together, not for each."""
+    scripts = {"m": [{"delay_s": 0.35, "fault": "stall"}]}
+    async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
+        heard = await chat(gateway, "m", x_stainless_read_timeout="0.5")
+        (record,) = decisions(gateway)
+    assert heard.status == 504
+    assert record.latency_s is not None and 0.5 <= record.latency_s < 0.8
+
+
+async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path: Path) -> None:
+    """Silence up to the client's own deadline is a 504, not one more attempt."""
+    scripts = {"m": [{"fault": "stall", "after": 0}]}
+    async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
+        heard = await chat(gateway, "m", stream=True, x_stainless_read_timeout="0.3")
+        (record,) = decisions(gateway)
+    assert heard.status == 504
+    assert [attempt.failure for attempt in record.attempts] == ["timeout"]
+
+
+async def test_a_dribbling_stream_is_silence(tmp_path: Path) -> None:
+    """Bytes that complete no event are no sign of life, before the first chunk and after it."""
+    for before in (True, False):
+        async with dribbling(b"" if before else CHUNK) as url:
+            server = {"first_byte_timeout_s": 0.3, "stall_timeout_s": 0.3, "request_timeout_s": 20}
+            providers = [{"name": "drip", "kind": "openai", "base_url": url, "api_key": "k"}]
+            models = [{"name": "m", "provider": "drip", **PRICES}]
+            config = {"models": models, "server": server, "providers": providers}
+            async with live(tmp_path / str(before), **config, routes=route("m", retries=0)) as gateway:
+                heard = await chat(gateway, stream=True)
+                (record,) = decisions(gateway)
+        assert record.attempts[0].failure == "stream_stalled"
+        assert heard.status == (502 if before else 200)
+        assert b"[DONE]" not in heard.body and b'"error"' in heard.body
+
+
+CHUNK = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":"drip"},"finish_reason":null}]}\n\n'
+)
+
+
+@asynccontextmanager
+async def dribbling(first: bytes) -> AsyncIterator[str]:
+    """An upstream whose stream says `first` and then one byte at a time, for ever."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + first)
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"d")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
+    """However lively, a stream ends with the server's own limit for a request."""
+    scripts = {"m": [{"text": "on and " * 200, "gap_s": 0.05}]}
+    server = {"request_timeout_s": 0.6}
+    async with live(tmp_path, scripts=scripts, models=priced("m"), server=server) as gateway:
+        heard = await chat(gateway, "m", stream=True)
+        (record,) = decisions(gateway)
+    assert (record.error, record.status) == ("timeout", 504)
+    assert b"[DONE]" not in heard.body
+    assert record.latency_s is not None and record.latency_s < 1.2
+
+
+# ---- overload, limits and budgets under concurrency
+
+
+@pytest.mark.parametrize("surface", ["chat", "messages"])
+async def test_one_request_too_many_is_refused_at_once(tmp_path: Path, surface: str) -> None:
+    """503 in the client's own shape; those in flight are not touched and nothing of it is held."""
+    scripts = {"echo": [{"delay_s": 0.4}]}
+    async with live(tmp_path, scripts=scripts, server={"max_concurrency": 2}) as gateway:
+        busy = [asyncio.create_task(chat(gateway, "echo")) for _ in range(2)]
+        await until(lambda: gateway.app.in_flight == 2)
+        heard = await ask(gateway.url, surface, question(surface, "echo"))
+        assert (heard.status, heard.headers["retry-after"]) == (503, "1")
+        assert ("request_id" in heard.json) == (surface == "messages")
+        assert [one.status for one in await asyncio.gather(*busy)] == [200, 200]
+        await gateway.rest()
+        assert len(decisions(gateway)) == 2
+
+
+async def test_a_budget_is_never_overspent_by_200_at_once(tmp_path: Path) -> None:
+    """Requests pass as long as their worst case fits; what is spent in the end is what they cost."""
+    keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.004}]
+    scripts = {"m": [{"delay_s": 0.02}, {"fault": "cut"}, {"status": 500}, {"text": "one two three"}]}
+    routes = route("m", budget_usd_per_day=0.003)
+    async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes, auth={"keys": keys}) as gateway:
+        heards = await asyncio.gather(
+            *(chat(gateway, stream=bool(at % 2), authorization="Bearer hg-k") for at in range(200))
+        )
+        await gateway.rest()
+        caller = gateway.services.keyring.identify(b"Bearer hg-k", None, "127.0.0.1", 0)
+        accounts = [*caller.accounts, *gateway.services.book.routes["auto"].accounts]
+        balances = [gateway.services.ledger.balance(account) for account in accounts]  # type: ignore[attr-defined]
+        records = decisions(gateway)
+    refused = [heard for heard in heards if heard.status == 429]
+    assert len(records) == 200 - len(refused) and refused
+    assert {heard.json["error"]["code"] for heard in refused} == {"insufficient_quota"}
+    spent = sum(record.cost_nanousd for record in records)
+    assert set(balances) == {(spent, 0)}
+    assert spent <= 3_000_000 and gateway.services.ledger.overrun_nanousd == 0
+
+
+async def test_a_rate_limit_holds_for_200_at_once(tmp_path: Path) -> None:
+    """Exactly a minute's requests pass; the others are told how long to wait."""
+    keys = [{"name": "k", "key": "hg-k", "rpm": 20}]
+    async with live(tmp_path, auth={"keys": keys}) as gateway:
+        heards = await asyncio.gather(*(chat(gateway, "echo", authorization="Bearer hg-k") for _ in range(200)))
+        await gateway.rest()
+    passed = [heard for heard in heards if heard.status == 200]
+    assert 20 <= len(passed) <= 22, "a minute's worth, and what refilled meanwhile"
+    assert all("retry-after" in heard.headers for heard in heards if heard.status == 429)
+    assert gateway.upstream.seen.requests == len(passed)
