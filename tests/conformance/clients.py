@@ -11,6 +11,7 @@ A sync client runs in a thread of its own, as the gateway lives in this event lo
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,11 @@ class Sdk:
                 return list(stream), getattr(stream, final)()
 
         return await asyncio.to_thread(read)
+
+    async def parsed(self, raw: Any) -> Any:
+        """What a raw response holds; Anthropic's async client awaits it, OpenAI's doesn't."""
+        found = raw.parse()
+        return await found if inspect.isawaitable(found) else found
 
     async def close(self) -> None:
         if self.is_async:

@@ -1,0 +1,214 @@
+"""Bad input on every surface: a clear error in the client's own shape, nothing held, nothing told to the logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.conformance.house import House, house
+from tests.conformance.test_errors import sdk_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+KEY, PROMPT = "hg-a-key-nobody-may-see", "a prompt nobody may see"
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings",
+         "responses": "/v1/responses", "messages": "/v1/messages"}  # fmt: skip
+FIELDS = {"chat": "messages", "completions": "prompt", "embeddings": "input", "responses": "input",
+          "messages": "messages"}  # fmt: skip
+CLIENTS = ("httpcore", "httpx", "openai", "anthropic")
+"""Loggers of this side of the socket."""
+MAX_BODY, MAX_MESSAGES = 1_000_000, 10
+
+
+def good(surface: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": PROMPT}]
+    body: dict[str, Any] = {"model": "openai/echo"}
+    body[FIELDS[surface]] = turns if FIELDS[surface] == "messages" else PROMPT
+    return body | ({"max_tokens": 9} if surface == "messages" else {})
+
+
+def bad_bodies(surface: str) -> dict[str, tuple[bytes, int, str | None]]:
+    """Name to body, status and param."""
+    whole, field = good(surface), FIELDS[surface]
+    text = json.dumps(whole)
+    deep = b"[" * 100_000 + b"]" * 100_000
+    many = [whole[field][0] if field == "messages" else {"role": "user", "content": PROMPT}] * (MAX_MESSAGES + 1)
+
+    def changed(**fields: Any) -> bytes:
+        return json.dumps({**whole, **fields}).encode()
+
+    return {
+        "nothing": (b"", 400, None),
+        "half of it": (text[: len(text) // 2].encode(), 400, None),
+        "two of it": ((text + text).encode(), 400, None),
+        "a list": (b"[]", 400, None),
+        "a string": (b'"x"', 400, None),
+        "null": (b"null", 400, None),
+        "invalid UTF-8": (text.encode().replace(b"nobody", b"\xff\xfe"), 400, None),
+        "NaN": (text[:-1].encode() + b',"temperature":NaN}', 400, None),
+        "a lone surrogate": (text.replace("nobody", "\\ud800").encode(), 400, None),
+        "deep": (deep, 400, None),
+        "deep inside": (changed().replace(json.dumps(whole[field]).encode(), deep), 400, None),
+        "deep in a field nobody knows": (text[:-1].encode() + b',"x":' + deep + b"}", 400, None),
+        "too large": (changed(x="y" * MAX_BODY), 413, None),
+        "too many": (changed(**{field: many if field != "prompt" else ["x"] * (MAX_MESSAGES + 1)}), 400, field),
+        "no prompt": (json.dumps({"model": "openai/echo", "max_tokens": 9}).encode(), 400, field),
+        "a number for a prompt": (changed(**{field: 7}), 400, field),
+        "an object for a prompt": (changed(**{field: {"a": 1}}), 400, field),
+        "no model": (json.dumps({k: v for k, v in whole.items() if k != "model"}).encode(), 400, "model"),
+        "a number for a model": (changed(model=7), 400, "model"),
+        "an unknown model": (changed(model="no/such"), 404, "model"),
+        "a header for a model": (changed(model="openai/echo\r\nx-evil: 1"), 404, "model"),
+        "a word for stream": (changed(stream="yes"), 400, "stream"),
+        "a word for temperature": (changed(temperature="hot"), 400, "temperature"),
+        "an impossible temperature": (changed(temperature=99), 400, "temperature"),
+        "a word for tools": (changed(tools="hammer"), 400, "tools"),
+        "an unknown knob": (changed(headgate={"nope": 1}), 400, "headgate.nope"),
+    }
+
+
+CASES = [(surface, name) for surface in PATHS for name in bad_bodies(surface)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    auth = {"keys": [{"name": "k", "key": KEY}]}
+    server = {"max_body_bytes": MAX_BODY, "max_messages": MAX_MESSAGES}
+    folder = tmp_path_factory.mktemp("house")
+    async with house(folder, kinds=("openai", "anthropic"), auth=auth, server=server) as built:
+        yield built
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def strict(shared: House, caplog: pytest.LogCaptureFixture) -> AsyncIterator[House]:
+    """A gateway with limits and a key; nothing held, asked or told afterwards."""
+    caplog.set_level(logging.DEBUG)
+    asked = shared.requests
+    yield shared
+    shared.gateway.assert_at_rest()
+    assert shared.requests == asked
+    ours = [
+        record for record in caplog.records if not record.name.startswith(("httpcore", "httpx", "openai", "anthropic"))
+    ]
+    told = "\n".join([*(record.getMessage() for record in ours), *(str(record.exc_info) for record in ours)])
+    assert KEY not in told and PROMPT not in told and "nobody" not in told
+    assert [record for record in ours if record.levelno >= logging.ERROR] == []
+
+
+def check(answer: httpx.Response, surface: str, status: int, param: str | None = None) -> None:
+    """In the shape of the surface's API, every key there, nothing of ours showing."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json" and answer.headers["x-request-id"]
+    body = answer.json()
+    if surface == "messages":
+        assert set(body) == {"type", "error", "request_id"} and set(body["error"]) == {"type", "message"}
+    else:
+        assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+        assert body["error"]["param"] == param or param is None
+    message = body["error"]["message"]
+    assert message and "Traceback" not in message and KEY not in answer.text and "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize(("surface", "name"), CASES)
+async def test_bad_bodies(strict: House, surface: str, name: str) -> None:
+    """Refused with the right status, the parameter's name where one is at fault, before anything is held."""
+    body, status, param = bad_bodies(surface)[name]
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(strict.url + PATHS[surface], content=body, headers=headers)
+    check(answer, surface, status, param)
+
+
+@pytest.mark.parametrize("surface", PATHS)
+@pytest.mark.parametrize("key", ["", "Bearer", "Bearer hg-wrong", "Basic aGk6aGk=", "Bearer \xff\xfe"])
+async def test_bad_keys(strict: House, surface: str, key: str) -> None:
+    """No key, half a key, a wrong one, one in another scheme: 401 in the client's own shape."""
+    headers = {"authorization": key.encode("latin-1")} if key else {}
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(strict.url + PATHS[surface], json=good(surface), headers=headers)
+    check(answer, surface, 401)
+
+
+@pytest.mark.parametrize("surface", PATHS)
+async def test_a_body_without_a_length(strict: House, surface: str) -> None:
+    """A chunked body that grows too large is refused when it does."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 50_000
+
+    async with httpx.AsyncClient(verify=False) as client:
+        headers = {"authorization": f"Bearer {KEY}"}
+        answer = await client.post(strict.url + PATHS[surface], content=pieces(), headers=headers)
+    check(answer, surface, 413)
+
+
+@pytest.mark.parametrize("surface", ["chat", "messages"])
+async def test_a_large_body_from_an_sdk(strict: House, surface: str) -> None:
+    """A client that sends far more than allowed reads the 413, not a broken connection."""
+    path = "messages.create" if surface == "messages" else "chat.completions.create"
+    body = good(surface) | {"messages": [{"role": "user", "content": PROMPT * 300_000}]}
+    with pytest.raises((openai.APIStatusError, anthropic.APIStatusError)) as caught:
+        await sdk_for(strict, surface, api_key=KEY).do(path, **body)
+    assert caught.value.status_code == 413
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("surface", PATHS)
+async def test_wrong_methods(strict: House, surface: str, method: str) -> None:
+    """A path that exists answers 405 to a method that it hasn't."""
+    async with httpx.AsyncClient(verify=False) as client:
+        headers = {"anthropic-version": "2023-06-01"} if surface == "messages" else {}
+        answer = await client.request(method, strict.url + PATHS[surface], headers=headers)
+    check(answer, surface, 405)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nope", "/v1/chat/completions/", "/v1//models", "/openai/nope",
+                                  "/v1/models/%0d%0ax-evil:%201", "/v1/decisions/..%2f..%2fetc%2fpasswd",
+                                  "/v1/responses/" + "r" * 3000, "/%ff%fe"])  # fmt: skip
+async def test_unknown_paths(strict: House, path: str) -> None:
+    """404 in shape, whatever the path tries."""
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.get(strict.url + path, headers={"authorization": f"Bearer {KEY}"})
+    check(answer, "chat", 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/feedback", b"{"), ("/v1/feedback", b"[]"), ("/v1/feedback", b'{"score": "x"}'),
+     ("/v1/feedback", b'{"nope": 1}'), ("/v1/feedback", b'{"decision_id": "dec_x"}'), ("/v1/feedback", b"\xff"),
+     ("/v1/feedback", b'{"score": NaN}'), ("/v1/responses/input_tokens", b"{"),
+     ("/v1/responses/input_tokens", b'{"model":"openai/echo"}'), ("/v1/responses/input_tokens", b'{"input":7}')],
+)  # fmt: skip
+async def test_other_bodies(strict: House, path: str, body: bytes) -> None:
+    """Paths off the hot path are as strict."""
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(strict.url + path, content=body, headers={"authorization": f"Bearer {KEY}"})
+    check(answer, "chat", 400)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"model":"openai/echo"}', b'{"model":7,"messages":[]}', b"\xff",
+                                  b'{"messages":[{"role":"user","content":"x"}]}'])  # fmt: skip
+async def test_bad_counts(strict: House, body: bytes) -> None:
+    """So is the counting of tokens, in Anthropic's shape."""
+    async with httpx.AsyncClient(verify=False) as client:
+        headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+        answer = await client.post(strict.url + "/v1/messages/count_tokens", content=body, headers=headers)
+    check(answer, "messages", 400)
+
+
+@pytest.mark.parametrize("previous", [7, [], {}, "resp_x", "x" * 5000, True])
+async def test_a_bad_previous_response(strict: House, previous: Any) -> None:
+    """A previous response that is none is the client's error, whatever its type."""
+    body = good("responses") | {"previous_response_id": previous}
+    async with httpx.AsyncClient(verify=False) as client:
+        headers = {"authorization": f"Bearer {KEY}"}
+        answer = await client.post(strict.url + PATHS["responses"], json=body, headers=headers)
+    check(answer, "responses", 400, "previous_response_id")

@@ -1,0 +1,175 @@
+"""HTTP itself, by hand: what no client library would send, and what old ones still do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.live import Live, live
+
+BODY = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hello"}]}).encode()
+STREAM = BODY[:-1] + b',"stream":true}'
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Live]:
+    """Whatever bytes come: afterwards nothing is held."""
+    async with live(tmp_path, server={"max_body_bytes": 100_000}) as built:
+        yield built
+        await built.rest()
+
+
+def post(body: bytes = BODY, *lines: bytes, version: bytes = b"1.1", path: bytes = b"/v1/chat/completions") -> bytes:
+    head = [b"POST %b HTTP/%b" % (path, version), b"host: x", b"content-type: application/json", *lines]
+    return b"\r\n".join([*head, b"content-length: %d" % len(body), b"", body])
+
+
+async def talk(gateway: Live, *pieces: bytes, end: bool = False) -> bytes:
+    """Everything that comes back until the gateway closes, or nothing more comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    if end:
+        writer.write_eof()
+    heard = b""
+    try:
+        while data := await asyncio.wait_for(reader.read(65536), 2.0):
+            heard += data
+    except (TimeoutError, ConnectionError):
+        pass
+    writer.close()
+    return heard
+
+
+LAST = post(BODY, b"connection: close")
+
+
+async def test_keep_alive(gateway: Live) -> None:
+    """One connection serves one request after the other."""
+    heard = await talk(gateway, post(), post(STREAM), LAST)
+    assert heard.count(b"HTTP/1.1 200 OK") == 3 and heard.count(b'"content":"hello"') >= 2
+    assert heard.count(b"data: [DONE]") == 1
+
+
+async def test_pipelining(gateway: Live) -> None:
+    """Requests sent at once are answered in order, a stream among them whole."""
+    first, last = (BODY.replace(b"hello", word) for word in (b"first", b"last"))
+    heard = await talk(gateway, post(first) + post(STREAM) + post(last, b"connection: close"))
+    assert heard.count(b"HTTP/1.1 200 OK") == 3
+    assert heard.index(b'"first"') < heard.index(b"[DONE]") < heard.index(b'"last"')
+
+
+async def test_http_1_0(gateway: Live) -> None:
+    """An old client's answer has its length, and the connection ends with it."""
+    heard = await talk(gateway, post(version=b"1.0"))
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") and b"chunked" not in head
+    assert json.loads(body)["choices"][0]["message"]["content"] == "hello"
+
+
+async def test_expect_100(gateway: Live) -> None:
+    """A client that waits for leave to send its body gets it."""
+    whole = post(BODY, b"expect: 100-continue", b"connection: close")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    writer.write(head + b"\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 100")
+    writer.write(body)
+    assert b'"content":"hello"' in await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+
+
+async def test_a_body_byte_by_byte(gateway: Live) -> None:
+    """A slow sender is served like any other."""
+    heard = await talk(gateway, *(LAST[at : at + 7] for at in range(0, len(LAST), 7)))
+    assert heard.startswith(b"HTTP/1.1 200") and b'"content":"hello"' in heard
+
+
+async def test_a_chunked_body(gateway: Live) -> None:
+    """A body in chunks is as good as one with a length."""
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(BODY[at : at + 9]), BODY[at : at + 9]) for at in range(0, len(BODY), 9))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    heard = await talk(gateway, head + chunks + b"0\r\n\r\n")
+    assert heard.startswith(b"HTTP/1.1 200") and b'"content":"hello"' in heard
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        LAST.replace(b"HTTP/1.1", b"HTTP/9.9"),
+        LAST.replace(b"host: x", b"ho st: x"),
+        LAST.replace(b"host: x", b"x-a: b\x00c"),
+        LAST.replace(b"host: x", b"x-a: b\rx-evil: 1"),
+        LAST.replace(b"content-length: ", b"content-length: -"),
+        LAST.replace(b"content-length: ", b"content-length: 9\r\ncontent-length: "),
+        LAST.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"),
+        LAST.replace(b"content-length", b"transfer-encoding: gzip, identity\r\ncontent-length"),
+        post(b"", b"transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"") + b"zz\r\nhello",
+    ],
+    ids=["no HTTP", "TLS", "version", "name", "NUL", "CR", "negative length", "two lengths", "both framings",
+         "odd coding", "bad chunk"],
+)  # fmt: skip
+async def test_what_is_not_http_is_refused(gateway: Live, request_bytes: bytes) -> None:
+    """Malformed and ambiguous messages get a 400 or nothing; not one reaches a model, nor is a second one read."""
+    heard = await talk(gateway, request_bytes, end=True)
+    assert not heard or heard.startswith(b"HTTP/1.1 400")
+    assert heard.count(b"HTTP/1.1") <= 1 and b"x-evil" not in heard
+    assert gateway.upstream.seen.requests == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"x-headgate-models: echo\xff",),
+        (b"x-headgate-route: auto%0d%0ax-evil: 1",),
+        (b"x-headgate-cost-weight: \xf6",),
+    ],
+)
+async def test_odd_header_values_are_refused(gateway: Live, lines: tuple[bytes, ...]) -> None:
+    """A header of ours with a value it can't have is an error in JSON; no value comes back as a header."""
+    heard = await talk(gateway, post(BODY, *lines, b"connection: close"))
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert head.split(b" ", 2)[1] in (b"400", b"404") and b"x-evil" not in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_header_for_the_upstream_cannot_smuggle(gateway: Live) -> None:
+    """What is passed on is one line: a value folded over two is refused or joined, never a header of its own."""
+    await talk(gateway, post(BODY, b"traceparent: 00-a\r\n x-evil: 1", b"connection: close"))
+    assert all("x-evil" not in seen["headers"] for seen in gateway.upstream.seen.recent)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("piece", [LAST[:40], LAST[:-5], post(STREAM)[:-1], b""])
+async def test_a_client_that_leaves_early(gateway: Live, piece: bytes) -> None:
+    """Half a request and then nothing: no answer, no attempt, nothing held."""
+    _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    writer.write(piece)
+    await writer.drain()
+    writer.close()
+    await gateway.rest()
+    assert gateway.upstream.seen.requests == 0
+
+
+async def test_a_length_that_is_too_large(gateway: Live) -> None:
+    """A promise of too many bytes is refused before they are sent."""
+    head = post().partition(b"content-length")[0] + b"content-length: 99999999999\r\n\r\n"
+    heard = await talk(gateway, head, end=True)
+    assert heard.startswith(b"HTTP/1.1 413") and json.loads(heard.partition(b"\r\n\r\n")[2])["error"]["code"]
+
+
+async def test_headers_without_end(gateway: Live) -> None:
+    """Megabytes of headers are not read for ever."""
+    filler = b"".join(b"x-filler-%d: %b\r\n" % (number, b"f" * 1000) for number in range(2000))
+    try:
+        heard = await talk(gateway, post().partition(b"content-length")[0] + filler + b"\r\n", end=True)
+    except ConnectionError:
+        heard = b""
+    assert not heard or heard.startswith(b"HTTP/1.1 4")
+    assert gateway.upstream.seen.requests == 0
