@@ -28,8 +28,8 @@ SYSTEM = "You answer letters to a bookshop, kindly and in at most three sentence
 
 
 def requests(host: str, model: str, key: str, *, stream: bool) -> tuple[bytes, bytes]:
-    """The bytes of a request before and after its number, which has sixteen digits."""
-    mark = "0" * 16
+    """The bytes of a request before and after its number, which has ten digits."""
+    mark = "0" * 10
     body = {
         "model": model,
         "messages": [
@@ -54,7 +54,7 @@ class Run:
 
     def __init__(self, before: bytes, after: bytes, connections: int, seconds: float) -> None:
         self.before, self.after = before, after
-        self.numbers = itertools.count(time.time_ns() // 1000)
+        self.numbers = itertools.count(int(time.time() * 10_000) % 10**9)
         self.until = time.perf_counter() + seconds
         self.latencies_s: list[float] = []
         self.failures: list[str] = []
@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
 
     def ask(self) -> None:
         self.begun = time.perf_counter()
-        self.transport.write(b"%b%016d%b" % (self.run.before, next(self.run.numbers), self.run.after))
+        self.transport.write(b"%b%010d%b" % (self.run.before, next(self.run.numbers), self.run.after))
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
