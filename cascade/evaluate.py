@@ -55,6 +55,8 @@ class Setting:
     folds: int = 5
     tolerance: float = 0.003
     """Quality below the best single model that still counts as matching it, on training rows."""
+    rates: int = 36
+    """Exchange rates tried."""
     seed: int = 0
 
 
@@ -136,7 +138,7 @@ class Trained:
 def train(part: Part, setting: Setting) -> Trained:
     space = space_of(part, setting)
     reference = float(part.logged.data.cost_usd.mean(0).max())
-    rates = rates_for(reference)
+    rates = rates_for(reference, setting.rates)
     n = len(part.scores)
     costs, scores = np.zeros((len(rates), n)), np.zeros((len(rates), n))
     fold, single = folds(n, setting.folds, setting.seed), np.zeros(n)

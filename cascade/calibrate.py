@@ -1,0 +1,202 @@
+"""Quality floors with a certificate: thresholds chosen by learn-then-test, refused where the data can't support them.
+
+A family of rules is ordered beforehand from safest to cheapest. Each is tested against "its quality is below the
+floor"; testing stops at the first that can't be rejected, so the whole search spends one error budget (fixed-sequence
+testing; Angelopoulos et al. 2021, Learn then Test). A certificate speaks of traffic like its calibration rows only;
+`cascade.drift` watches whether traffic still is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.confidence import Curve, spread
+from cascade.posterior_fit import logistic
+
+Matrix = NDArray[np.float64]
+LEAST_ROWS = 50
+ASSUMPTION = "requests are exchangeable with the calibration rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """ "At least `floor` of the reference's quality with this confidence", and what that rests on."""
+
+    floor: float
+    confidence: float
+    reference: str
+    rule: int
+    """Index in the family of the cheapest rule that passed."""
+    p_value: float
+    quality_share: float
+    """Quality of the rule relative to the reference on the calibration rows."""
+    cost_usd: float
+    """Mean cost of the rule on the calibration rows."""
+    reference_cost_usd: float
+    rows: int
+    issued: str
+    """Date, as the caller says it."""
+    data_checksum: str = ""
+    horizon: int | None = None
+    """None: the floor holds in the long run. Else for the realised mean of this many requests."""
+    assumption: str = ASSUMPTION
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The data can't support the floor."""
+
+    reason: str
+    rows: int
+    rows_needed: int | None = None
+    """About how many calibration rows would do; None: no number would, as things look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Rules on calibration rows, safest first: what each scored and cost, (k, n), and the reference, (n,)."""
+
+    scores: Matrix
+    costs_usd: Matrix
+    reference: Matrix
+    reference_costs_usd: Matrix
+    reference_model: str
+
+    def rows(self, kept: NDArray[np.intp]) -> Family:
+        return Family(
+            self.scores[:, kept],
+            self.costs_usd[:, kept],
+            self.reference[kept],
+            self.reference_costs_usd[kept],
+            self.reference_model,
+        )
+
+
+def certify(
+    family: Family,
+    floor: float,
+    confidence: float = 0.95,
+    *,
+    horizon: int | None = None,
+    issued: str = "",
+    data_checksum: str = "",
+) -> Certificate | Refusal:
+    """The cheapest rule whose quality is at least `floor` of the reference's, at that confidence.
+
+    ValueError for a floor outside (0, 1] or a confidence outside (0, 1).
+    """
+    if not 0.0 < floor <= 1.0 or not 0.0 < confidence < 1.0:
+        raise ValueError(f"floor {floor} must be in (0, 1] and confidence {confidence} in (0, 1)")
+    n = len(family.reference)
+    if n < LEAST_ROWS:
+        return Refusal(f"{n} calibration rows; no floor is certified from fewer than {LEAST_ROWS}", n, LEAST_ROWS)
+    slack = family.scores - floor * family.reference
+    found, p_found = -1, 1.0
+    for k in range(len(slack)):
+        p = betting_p(slack[k], floor) if horizon is None else normal_p(slack[k], horizon)
+        if p > 1.0 - confidence:
+            break
+        found, p_found = k, p
+    if found < 0:
+        return _refused(slack[0], floor, confidence)
+    return Certificate(
+        floor=floor,
+        confidence=confidence,
+        reference=family.reference_model,
+        rule=found,
+        p_value=p_found,
+        quality_share=float(family.scores[found].mean() / max(family.reference.mean(), 1e-12)),
+        cost_usd=float(family.costs_usd[found].mean()),
+        reference_cost_usd=float(family.reference_costs_usd.mean()),
+        rows=n,
+        issued=issued,
+        data_checksum=data_checksum,
+        horizon=horizon,
+    )
+
+
+def _refused(slack: Matrix, floor: float, confidence: float) -> Refusal:
+    mean, variance = float(slack.mean()), float(slack.var())
+    if mean <= 0:
+        return Refusal(f"even the safest rule is below {floor:.0%} of the reference on these rows", len(slack))
+    needed = ceil(2.0 * log(1.0 / (1.0 - confidence)) * max(variance, 1e-4) / mean**2)
+    return Refusal("too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1))
+
+
+def betting_p(slack: Matrix, floor: float) -> float:
+    """P-value of "the mean slack is 0 or less" for slack in [-floor, 1], valid at any sample size.
+
+    Wealth of a gambler who bets on the mean being positive (Waudby-Smith & Ramdas 2024, predictable plug-in
+    stakes); by Ville's inequality it exceeds 1/p with probability p at most.
+    """
+    n, width = len(slack), 1.0 + floor
+    x, null = (np.asarray(slack) + floor) / width, floor / width
+    mixed = np.random.default_rng(0).permutation(n)
+    x = x[mixed]
+    count = np.arange(1, n + 1)
+    mean = (0.5 + np.cumsum(x)) / (count + 1.0)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1.0)
+    before_mean, before_variance = np.r_[0.5, mean[:-1]], np.r_[0.25, variance[:-1]]
+    edge = np.maximum(before_mean - null, 0.0)
+    stake = np.minimum(edge / (before_variance + edge**2), 0.75 / null)
+    wealth = np.cumsum(np.log1p(stake * (x - null)))
+    return float(np.exp(-max(0.0, float(wealth.max()))))
+
+
+def normal_p(slack: Matrix, horizon: int) -> float:
+    """P-value of "the mean slack of the next `horizon` requests is below 0", by the normal approximation."""
+    from math import erfc, sqrt
+
+    n = len(slack)
+    spread_of_mean = float(slack.std(ddof=1)) * sqrt(1.0 / n + 1.0 / horizon)
+    if spread_of_mean == 0.0:
+        return 0.0 if slack.mean() >= 0 else 1.0
+    return 0.5 * erfc(float(slack.mean()) / spread_of_mean / sqrt(2.0))
+
+
+def fit_curves(
+    raw: Matrix, scores: Matrix, models: Sequence[str], tasks: Sequence[str] | None = None, penalty: float = 1.0
+) -> Mapping[str, Curve]:
+    """P(correct | confidence) per model, and per `task/model` where tasks are named and have enough rows.
+
+    `raw` and `scores` are (n, m); a NaN of either leaves the cell out. A model without a row gets no curve.
+    """
+    curves: dict[str, Curve] = {}
+    for j, model in enumerate(models):
+        known = np.isfinite(raw[:, j]) & np.isfinite(scores[:, j])
+        groups = {model: known}
+        for task in sorted(set(tasks or ())):
+            groups[f"{task}/{model}"] = known & (np.array(tasks) == task)
+        for name, rows in groups.items():
+            if rows.sum() >= (LEAST_ROWS if "/" in name else 1):
+                curves[name] = _curve(raw[rows, j], scores[rows, j], penalty)
+    return curves
+
+
+def _curve(raw: Matrix, scores: Matrix, penalty: float) -> Curve:
+    x = np.column_stack([np.ones(len(raw)), raw, [spread(float(p)) for p in raw]])
+    intercept, slope, slope_spread = logistic(x, scores, penalty).tolist()
+    return Curve(slope, slope_spread, intercept)
+
+
+def abstention(p: Matrix, right: Matrix, risk: float, confidence: float = 0.95) -> float | Refusal:
+    """Least P(correct) at which answers may be given so that at most `risk` of those given are wrong.
+
+    Thresholds are tested from the most cautious on, each by the betting test on the answers it lets through.
+    """
+    for_rows = np.isfinite(p) & np.isfinite(right)
+    p, right = p[for_rows], right[for_rows]
+    found: float | None = None
+    for threshold in np.unique(np.quantile(p, np.linspace(0.95, 0.0, 39)))[::-1] if len(p) else []:
+        given = p >= threshold
+        if given.sum() < LEAST_ROWS:
+            continue
+        if betting_p(right[given] - (1.0 - risk), 1.0 - risk) > 1.0 - confidence:
+            break
+        found = float(threshold)
+    return Refusal(f"no threshold keeps the risk at {risk:.0%}", len(p)) if found is None else found

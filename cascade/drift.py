@@ -1,0 +1,85 @@
+"""Watches whether a certificate still speaks of today's traffic.
+
+Two gamblers bet against it, request by request: one, on audited requests, that quality has sunk below the floor; one,
+on every request, that the confidences no longer average what they did at calibration. Either's wealth passes 1/alarm
+with probability `alarm` at most while nothing has changed, however long it is watched (Ville), so the monitor may be
+read at any time. It decides nothing about requests; it tightens or withdraws the certificate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import exp, isfinite, log1p
+from typing import Literal
+
+STAKES = (0.05, 0.2, 0.6)
+"""Shares of the largest safe stake; wealth is their mean, so that small and large shifts are both found."""
+LOG_CAP = 500.0
+
+Standing = Literal["valid", "tighten", "withdrawn"]
+
+
+@dataclass(slots=True)
+class Bet:
+    """Wealth of betting that the mean of numbers in [0, 1] is above (or below) `null`."""
+
+    null: float
+    above: bool
+    logs: list[float] = field(default_factory=lambda: [0.0] * len(STAKES))
+
+    def see(self, x: float) -> None:
+        edge = x - self.null if self.above else self.null - x
+        largest = 1.0 / max(self.null if self.above else 1.0 - self.null, 1e-6)
+        for i, share in enumerate(STAKES):
+            self.logs[i] = min(self.logs[i] + log1p(max(share * largest * edge, -0.999999)), LOG_CAP)
+
+    @property
+    def wealth(self) -> float:
+        return sum(exp(one) for one in self.logs) / len(self.logs)
+
+
+@dataclass(slots=True)
+class Drift:
+    """State of a certificate in use."""
+
+    floor: float
+    mean_confidence: float
+    """Of the calibration rows."""
+    tolerance: float = 0.03
+    """Shift of the mean confidence that changes nothing yet."""
+    alarm: float = 0.01
+    seen: int = 0
+    audited: int = 0
+    _quality: Bet = field(init=False)
+    _shift: tuple[Bet, Bet] = field(init=False)
+    _standing: Standing = "valid"
+
+    def __post_init__(self) -> None:
+        self._quality = Bet(self.floor / (1.0 + self.floor), above=False)
+        high = min(self.mean_confidence + self.tolerance, 1.0)
+        low = max(self.mean_confidence - self.tolerance, 0.0)
+        self._shift = (Bet(high, above=True), Bet(low, above=False))
+
+    def observe(self, confidence: float) -> Standing:
+        """One request's confidence; what is missing is not counted."""
+        if isfinite(confidence):
+            self.seen += 1
+            for bet in self._shift:
+                bet.see(min(max(confidence, 0.0), 1.0))
+            if max(bet.wealth for bet in self._shift) >= 2.0 / self.alarm and self._standing == "valid":
+                self._standing = "tighten"
+        return self._standing
+
+    def audit(self, score: float, reference_score: float) -> Standing:
+        """One request answered by both the rule and the reference."""
+        if isfinite(score) and isfinite(reference_score):
+            self.audited += 1
+            self._quality.see((score - self.floor * reference_score + self.floor) / (1.0 + self.floor))
+            if self._quality.wealth >= 1.0 / self.alarm:
+                self._standing = "withdrawn"
+        return self._standing
+
+    @property
+    def standing(self) -> Standing:
+        """`tighten`: take a safer rule and recalibrate; `withdrawn`: answer by the reference alone."""
+        return self._standing

@@ -1,0 +1,124 @@
+"""Certificates: given where the data supports them, refused where it can't, kept in simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.calibrate import Certificate, Family, Refusal, abstention, betting_p, certify, fit_curves, normal_p
+from cascade.confidence import Calibrated
+from cascade.types import Evidence
+
+QUALITIES = (0.90, 0.88, 0.86, 0.82, 0.75, 0.6)
+
+
+def family(n: int, seed: int = 0) -> Family:
+    """Rules whose true qualities fall as QUALITIES, each wrong on a superset of the one before; reference 0.9."""
+    draws = np.random.default_rng(seed).random(n)
+    scores = np.array([(draws < q).astype(float) for q in QUALITIES])
+    costs = np.tile(np.linspace(0.6, 0.1, len(QUALITIES))[:, None], (1, n))
+    reference = (np.random.default_rng(seed + 10**6).permutation(draws) < 0.9).astype(float)
+    return Family(scores, costs, reference, np.ones(n), "large")
+
+
+def test_the_cheapest_rule_that_passes_is_chosen():
+    """With plenty of rows a floor of 90 % takes the rule just above it."""
+    found = certify(family(20_000), 0.9, issued="2026-01-31", data_checksum="abc")
+    assert isinstance(found, Certificate)
+    assert QUALITIES[found.rule] == 0.82 and found.p_value <= 0.05
+    assert (found.issued, found.data_checksum, found.reference, found.rows) == ("2026-01-31", "abc", "large", 20_000)
+
+
+def test_a_higher_floor_takes_a_safer_rule():
+    """97 % of the reference costs more than 90 %."""
+    low, high = certify(family(5000), 0.90), certify(family(5000), 0.97)
+    assert isinstance(low, Certificate) and isinstance(high, Certificate)
+    assert high.rule < low.rule and high.cost_usd > low.cost_usd
+
+
+@pytest.mark.parametrize(("n", "floor"), [(10, 0.9), (120, 0.99), (500, 1.0)])
+def test_too_little_data_is_refused(n: int, floor: float):
+    """A floor that the rows can't tell apart from a breach is refused, with what would do where that is known."""
+    found = certify(family(n), floor)
+    assert isinstance(found, Refusal) and found.reason
+    assert found.rows_needed is None or found.rows_needed > 10
+
+
+def test_a_rule_below_the_floor_is_refused_for_good():
+    """No number of rows certifies what is worse than the floor."""
+    low = family(2000)
+    worse = Family(low.scores[4:], low.costs_usd[4:], low.reference, low.reference_costs_usd, "large")
+    found = certify(worse, 0.97)
+    assert isinstance(found, Refusal) and found.rows_needed is None
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, 1.01, float("nan")])
+def test_a_floor_outside_its_range_is_an_error(floor: float):
+    """A floor is a share above zero and at most one."""
+    with pytest.raises(ValueError, match="floor"):
+        certify(family(100), floor)
+
+
+def test_the_floor_is_broken_no_oftener_than_promised():
+    """Over 200 fresh calibration sets the chosen rule is truly below the floor in at most 5 % (+ 2 s.e.)."""
+    broken = 0
+    for seed in range(200):
+        found = certify(family(600, seed), 0.95)
+        broken += isinstance(found, Certificate) and QUALITIES[found.rule] < 0.95 * 0.9
+    assert broken / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.05])
+def test_the_betting_test_holds_its_level(mean: float):
+    """Under the null it rejects at 5 % in at most 5 % (+ 2 s.e.) of samples."""
+    rng = np.random.default_rng(1)
+    samples = rng.choice([-0.9, 0.1], p=[0.1 - mean, 0.9 + mean], size=(400, 300))
+    assert np.mean([betting_p(s, 0.9) <= 0.05 for s in samples]) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_betting_test_has_power():
+    """A clear margin is seen in a few hundred rows."""
+    rng = np.random.default_rng(2)
+    assert betting_p(rng.choice([-0.9, 0.1], p=[0.02, 0.98], size=500), 0.9) < 0.01
+
+
+@given(st.lists(st.floats(-0.9, 1.0), min_size=1, max_size=50), st.floats(0.05, 1.0))
+@settings(deadline=None)
+def test_p_values_are_probabilities(values: list[float], floor: float):
+    """Whatever the slack."""
+    slack = np.clip(np.array(values), -floor, 1.0)
+    assert 0.0 <= betting_p(slack, floor) <= 1.0
+    if len(slack) > 1:
+        assert 0.0 <= normal_p(slack, 100) <= 1.0
+
+
+def test_a_horizon_asks_for_more():
+    """A promise on the next hundred requests is harder to give than one on the long run."""
+    slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
+    assert normal_p(slack, 100) > normal_p(slack, 10**9)
+
+
+def test_curves_calibrate_each_model_and_task():
+    """Fitted probabilities follow the frequencies, where a task differs too."""
+    rng = np.random.default_rng(4)
+    raw = rng.random((4000, 1))
+    tasks = ["hard" if r > 0.5 else "easy" for r in rng.random(4000)]
+    truth = np.clip(raw[:, 0] * np.where(np.array(tasks) == "hard", 0.5, 1.0), 0, 1)
+    scores = (rng.random(4000) < truth).astype(float)[:, None]
+    curves = fit_curves(raw, scores, ["m"], tasks)
+    assert curves["hard/m"](0.8) == pytest.approx(0.4, abs=0.08)
+    assert curves["easy/m"](0.8) == pytest.approx(0.8, abs=0.08)
+    judge = Calibrated(curves)
+    assert judge("m", Evidence(judged=0.8)) == pytest.approx(0.6, abs=0.08)
+
+
+def test_abstention_keeps_its_risk():
+    """Answers above the threshold are wrong no oftener than stated; an impossible risk is refused."""
+    rng = np.random.default_rng(5)
+    p = rng.random(4000)
+    right = (rng.random(4000) < p).astype(float)
+    threshold = abstention(p, right, risk=0.2)
+    assert isinstance(threshold, float) and 1.0 - p[p >= threshold].mean() <= 0.2
+    assert isinstance(abstention(p, np.zeros(4000), risk=0.1), Refusal)

@@ -1,0 +1,64 @@
+"""The monitor: silent while nothing changes, loud when it does."""
+
+from __future__ import annotations
+
+from math import nan
+
+import numpy as np
+
+from cascade.drift import Drift
+
+
+def test_steady_traffic_raises_no_alarm():
+    """At most the stated share of long steady runs alarms."""
+    alarms = 0
+    for seed in range(60):
+        rng, drift = np.random.default_rng(seed), Drift(0.95, 0.8)
+        for _ in range(1500):
+            drift.observe(float(rng.beta(8, 2)))
+        alarms += drift.standing != "valid"
+    assert alarms <= 3
+
+
+def test_a_shift_of_confidence_tightens():
+    """Confidences that average clearly less are found."""
+    rng, drift = np.random.default_rng(1), Drift(0.95, 0.8)
+    standings = [drift.observe(float(rng.beta(6, 4))) for _ in range(2000)]
+    assert standings[0] == "valid" and standings[-1] == "tighten"
+
+
+def test_sunken_quality_withdraws():
+    """Audits that show a breach withdraw the certificate, and it stays withdrawn."""
+    rng, drift = np.random.default_rng(2), Drift(0.95, 0.8)
+    for _ in range(1500):
+        drift.audit(float(rng.random() < 0.6), float(rng.random() < 0.9))
+    assert drift.standing == "withdrawn"
+    assert drift.observe(0.8) == "withdrawn"
+
+
+def test_quality_at_the_floor_is_left_alone():
+    """Audits at the promised level don't withdraw it."""
+    rng, withdrawn = np.random.default_rng(3), 0
+    for _ in range(30):
+        drift = Drift(0.95, 0.8)
+        for _ in range(800):
+            drift.audit(float(rng.random() < 0.86), float(rng.random() < 0.9))
+        withdrawn += drift.standing == "withdrawn"
+    assert withdrawn <= 2
+
+
+def test_missing_evidence_is_not_counted():
+    """NaN is no observation."""
+    drift = Drift(0.95, 0.8)
+    drift.observe(nan)
+    drift.audit(nan, 1.0)
+    assert (drift.seen, drift.audited, drift.standing) == (0, 0, "valid")
+
+
+def test_wealth_never_overflows():
+    """A million extreme observations end in a standing, not in an error."""
+    drift = Drift(1.0, 0.0)
+    for _ in range(5000):
+        drift.observe(1.0)
+        drift.audit(0.0, 1.0)
+    assert drift.standing == "withdrawn"
