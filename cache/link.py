@@ -29,9 +29,7 @@ _PATIENCE = 3
 class Link:
     """One Redis, reached within `timeout_s` or not at all."""
 
-    def __init__(
-        self, url: str, *, timeout_s: float = 0.02, rest_s: float = 0.25, connections: int = 64
-    ) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 0.02, rest_s: float = 0.25, connections: int = 64) -> None:
         if not 0 < timeout_s <= 10:
             raise ValueError(f"timeout_s must be in (0, 10], not {timeout_s}")
         self.client: aioredis.Redis = aioredis.Redis.from_url(

@@ -107,9 +107,7 @@ def may_cache_semantically(body: Body, rules: Rules, *, surface: str) -> str | N
     return None
 
 
-def may_store(
-    rules: Rules, *, status: int, complete: bool, finish_reason: str | None, answer_bytes: int
-) -> str | None:
+def may_store(rules: Rules, *, status: int, complete: bool, finish_reason: str | None, answer_bytes: int) -> str | None:
     """Say why an answer may not be kept; None when it is whole, successful and of a bearable size.
 
     `complete`: a stream was read to its own end marker, a body to its declared length.

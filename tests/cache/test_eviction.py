@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from cache.eviction import GreedyDual
 
 _moves = st.lists(
-    st.tuples(
-        st.sampled_from(["admit", "touch", "drop"]), st.integers(0, 9), st.integers(1, 60), st.integers(0, 5)
-    ),
+    st.tuples(st.sampled_from(["admit", "touch", "drop"]), st.integers(0, 9), st.integers(1, 60), st.integers(0, 5)),
     max_size=80,
 )
 

@@ -20,9 +20,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-_bodies = st.dictionaries(
-    st.text(max_size=8).filter(lambda f: f not in TRANSPORT_FIELDS), _values, max_size=4
-)
+_bodies = st.dictionaries(st.text(max_size=8).filter(lambda f: f not in TRANSPORT_FIELDS), _values, max_size=4)
 
 
 def fields(blob: str | bytes) -> dict[str, msgspec.Raw]:
@@ -115,9 +113,7 @@ def ask(text: str, **more: Any) -> dict[str, Any]:
     return {"model": "auto", "messages": turns, **more}
 
 
-def partition(
-    body: Any, surface: str = "chat", embedder: str = "e", tenant: str = "t"
-) -> tuple[bytes, str] | None:
+def partition(body: Any, surface: str = "chat", embedder: str = "e", tenant: str = "t") -> tuple[bytes, str] | None:
     """The partition of a body given as values."""
     blob = fields(json.dumps(body))
     return partition_key(tenant=tenant, scope="s", surface=surface, body=blob, embedder=embedder)

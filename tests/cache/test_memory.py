@@ -46,9 +46,7 @@ async def test_many_moves_leave_no_litter() -> None:
         key = b"%d" % rng.randrange(500)
         match rng.randrange(3):
             case 0:
-                await store.put(
-                    key, entry(f"e{n}", rng.choice("tuv"), b"x" * rng.randrange(2000), created_s=n)
-                )
+                await store.put(key, entry(f"e{n}", rng.choice("tuv"), b"x" * rng.randrange(2000), created_s=n))
             case 1:
                 await store.get(key, tenant=rng.choice("tuv"), now_s=n)
             case _:

@@ -20,9 +20,7 @@ from tests.cache.test_store import entry
 
 
 @asynccontextmanager
-async def replica(
-    url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: Any
-) -> AsyncIterator[RedisStore]:
+async def replica(url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: Any) -> AsyncIterator[RedisStore]:
     """A store with a link of its own, as another process has."""
     link = Link(url, timeout_s=timeout_s, rest_s=rest_s)
     store = RedisStore(link, **more)
@@ -187,9 +185,7 @@ async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
     ]
     for answer in answers:
 
-        async def speak(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = answer
-        ) -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = answer) -> None:
             while await reader.read(4096):
                 writer.write(said)
             writer.close()

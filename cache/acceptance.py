@@ -1,0 +1,224 @@
+"""When is another question's answer good enough: a learned score, a threshold with a bounded false-hit rate.
+
+What is bounded is the share of wrong answers among hits, `eps`. Every judged row - a miss whose new answer was
+compared with the cached one, a hit that was asked again in the shadow - is kept with its features and weighted
+by one over the probability that it was judged. A logistic score is refitted to the rows; the threshold is the
+lowest score above which the upper 95 % binomial (Clopper-Pearson) bound on the share of wrong rows stays within
+`eps`, after the judge's own error is taken off. No such score: nothing is served. The bound is re-tuned as rows
+come in and fitted to the same rows, so it is empirical: the audited rate with its interval is reported beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.judge import Floats, JudgeError
+
+NEVER = 2.0
+"""A threshold that no score reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a route asks of its semantic cache."""
+
+    eps: float = 0.03
+    """Bound on the share of wrong answers among hits."""
+    confidence: float = 0.95
+    audit_share: float = 0.1
+    """Share of hits asked again in the shadow."""
+    judged_share: float = 0.14
+    """Share of requests that may cost a judgement, once enough is known."""
+    least_rows: int = 50
+    refit_every: int = 250
+    """Requests between two fits."""
+    warm_up: int = 300
+    """Requests before the first fit."""
+    max_rows: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "confidence", "audit_share", "judged_share"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in (0, 1), not {getattr(self, name)}")
+
+    def tightened(self, eps: float) -> Terms:
+        """The same terms at the smaller of both bounds: callers may tighten, never loosen."""
+        return replace(self, eps=min(self.eps, eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What one fit has learnt; replaced as a whole."""
+
+    mean: Floats
+    scale: Floats
+    weights: Floats
+    threshold: float = NEVER
+    upper: float = 1.0
+    """Bound on the false-hit rate at the threshold."""
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A false-hit rate, measured on `n` audited hits."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Acceptance:
+    """The learned rule of one route."""
+
+    def __init__(self, terms: Terms, rng: random.Random, judge_error: JudgeError | None = None) -> None:
+        self.terms = terms
+        self.judge_error = judge_error or JudgeError()
+        self.fitted: Fitted | None = None
+        self.requests = 0
+        self.hits = 0
+        self.judgements = 0
+        self._rng = rng
+        self._rows: deque[tuple[list[float], float, float]] = deque(maxlen=terms.max_rows)
+        self._audits: deque[bool] = deque(maxlen=2000)
+        self._miss_share = 1.0
+        """Multiplies the probability that a miss is judged; steered by the budget."""
+        self._spent = 1.0
+        """Judgements per request of late."""
+        self._judged_then = 0
+        self._fitted_at = 0
+
+    def score(self, features: list[float]) -> float:
+        """Estimated probability that the cached answer is right; 0 before anything is learnt."""
+        fitted = self.fitted
+        if fitted is None:
+            return 0.0
+        z = (np.asarray(features) - fitted.mean) / fitted.scale
+        return 1.0 / (1.0 + math.exp(-float(np.clip(fitted.weights[0] + z @ fitted.weights[1:], -30, 30))))
+
+    def accepts(self, score: float) -> bool:
+        """Whether the bound holds for answers of this score."""
+        return self.fitted is not None and score >= self.fitted.threshold
+
+    def count(self, hit: bool) -> None:
+        """Count one request, and steer how many misses are judged."""
+        self.requests += 1
+        self.hits += hit
+        spent, self._judged_then = self.judgements - self._judged_then, self.judgements
+        self._spent += (spent - self._spent) / 500
+
+    def draw_audit(self) -> float:
+        """The weight of this hit's row if it is to be audited, else 0."""
+        return 1.0 / self.terms.audit_share if self._rng.random() < self.terms.audit_share else 0.0
+
+    def draw_miss(self, score: float) -> float:
+        """The weight of this miss's row if it is to be judged, else 0: likely ones near the threshold."""
+        share = self._miss_share
+        if self.fitted is None:
+            share = 1.0
+        elif self.fitted.threshold < NEVER:
+            share *= 2.0 * min(1.0, score / max(self.fitted.threshold, 1e-9)) ** 2
+        share = min(1.0, max(0.03, share))
+        return 1.0 / share if self._rng.random() < share else 0.0
+
+    def learn(self, features: list[float], right: bool, weight: float, *, audited: bool) -> None:
+        """Take in one judged row."""
+        self._rows.append((features, float(right), weight))
+        if audited:
+            self._audits.append(right)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to `refit`."""
+        enough = self.requests >= self.terms.warm_up and len(self._rows) > self.terms.least_rows
+        return enough and self.requests - self._fitted_at >= self.terms.refit_every
+
+    def refit(self) -> None:
+        """Fit score and threshold to all rows; some 10 ms, safe beside look-ups in another thread."""
+        self._fitted_at = self.requests
+        self._steer()
+        if self._drifted():
+            for _ in range(len(self._rows) // 2):
+                self._rows.popleft()
+            self._audits.clear()
+        rows = list(self._rows)
+        right = np.array([row[1] for row in rows])
+        if not rows or right.all() or not right.any():
+            return
+        features, weight = np.array([row[0] for row in rows]), np.array([row[2] for row in rows])
+        mean, scale = features.mean(0), features.std(0) + 1e-6
+        design = np.column_stack([np.ones(len(rows)), (features - mean) / scale])
+        weights = fit_logistic(design, right, weight / weight.mean())
+        scores = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
+        threshold, upper = self._threshold(scores, right, weight)
+        version = 1 if self.fitted is None else self.fitted.version + 1
+        self.fitted = Fitted(mean, scale, weights, threshold, upper, version)
+
+    def false_hit_rate(self) -> Rate:
+        """The audited false-hit rate of the last hits, judge's error taken off, with its 95 % interval."""
+        n = len(self._audits)
+        if not n:
+            return Rate(0.0, 0.0, 1.0, 0)
+        wrong = np.array([self._audits.count(False) / n])
+        low, high = 1.0 - beta_upper((1.0 - wrong) * n, wrong * n, 0.975), beta_upper(wrong * n, n - wrong * n, 0.975)
+        value, above = self.judge_error.correct(wrong, high)
+        below = value - (above - value) if self.judge_error.false_wrong else low
+        return Rate(float(value[0]), float(max(below[0], 0.0)), float(above[0]), n)
+
+    def _threshold(self, scores: Floats, right: Floats, weight: Floats) -> tuple[float, float]:
+        """The lowest score whose bound is within eps, and that bound."""
+        order = np.argsort(-scores)
+        weight = weight[order]
+        total = np.cumsum(weight)
+        wrong = np.cumsum(weight * (1.0 - right[order])) / total
+        n = np.square(total) / np.cumsum(np.square(weight))
+        upper = beta_upper(wrong * n, n - wrong * n, self.terms.confidence)
+        _, upper = self.judge_error.correct(wrong, upper)
+        within = np.flatnonzero(upper <= self.terms.eps)
+        if not len(within):
+            return NEVER, 1.0
+        return float(scores[order[within[-1]]]), float(upper[within[-1]])
+
+    def _steer(self) -> None:
+        """Judge much while little is known, then come down to the budget."""
+        known = max(0, self.judgements - 3000)
+        target = max(self.terms.judged_share, 0.6 * math.exp(-known / 800))
+        change = target / max(self._spent, 1e-3)
+        if self.requests > 1000:
+            self._miss_share = min(1.0, max(0.02, self._miss_share * min(1.25, max(0.8, change))))
+
+    def _drifted(self) -> bool:
+        """Whether even the lower bound of the last audits lies above eps: then older rows mislead."""
+        rate = self.false_hit_rate()
+        return rate.n >= 50 and rate.low > self.terms.eps
+
+
+def beta_upper(wrong: Floats, right: Floats, confidence: float) -> Floats:
+    """Upper Clopper-Pearson bound on a share, for counts that need not be whole."""
+    from scipy.special import betaincinv
+
+    bound: NDArray[np.float64] = betaincinv(wrong + 1.0, np.maximum(right, 1e-9), confidence)
+    return bound
+
+
+def fit_logistic(design: Floats, right: Floats, weight: Floats, l2: float = 1.0) -> Floats:
+    """Weighted logistic regression by Newton's method; the first column is the intercept."""
+    penalty = np.full(design.shape[1], l2)
+    penalty[0] = 1e-3
+    weights = np.zeros(design.shape[1])
+    for _ in range(8):
+        p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
+        slope = design.T @ (weight * (p - right)) + penalty * weights
+        bend = (design * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ design + np.diag(penalty)
+        step = np.clip(np.linalg.solve(bend, slope), -5, 5)
+        weights -= step
+        if np.abs(step).max() < 1e-4:
+            break
+    return weights

@@ -1,0 +1,64 @@
+"""What a judge that errs has really seen.
+
+A judge says "right" or "wrong" of a cached answer; sometimes it is the judge that is wrong. Its two error rates
+are estimated on pairs whose truth is known, and taken off what it reports (Rogan and Gladen 1978), the doubt
+about them added to the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Z95 = 1.645
+"""One-sided 95 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeError:
+    """How often a judge errs, from `n_same` known equal and `n_other` known different pairs of answers."""
+
+    false_wrong: float = 0.0
+    """Share of equal pairs called different."""
+    false_right: float = 0.0
+    """Share of different pairs called equal."""
+    n_same: int = 0
+    n_other: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.false_wrong >= 0 and self.false_right >= 0 and self.false_wrong + self.false_right < 0.9):
+            raise ValueError("a judge that errs this often says nothing")
+
+    @classmethod
+    def measured(cls, on_same: list[bool], on_other: list[bool]) -> JudgeError:
+        """From the verdicts ("right") on pairs known to be equal, and on pairs known to be different."""
+        return cls(
+            _share(on_same.count(False), len(on_same)),
+            _share(on_other.count(True), len(on_other)),
+            len(on_same),
+            len(on_other),
+        )
+
+    def correct(self, share: Floats, upper: Floats) -> tuple[Floats, Floats]:
+        """Turn the share called wrong, and its upper bound, into those that are wrong."""
+        if not (self.false_wrong or self.false_right):
+            return share, upper
+        sharpness = 1.0 - self.false_wrong - self.false_right
+        true_share = np.clip((share - self.false_wrong) / sharpness, 0.0, 1.0)
+        doubt = np.square(Z95 * _sd(self.false_wrong, self.n_same) * (1 - true_share))
+        doubt = doubt + np.square(Z95 * _sd(self.false_right, self.n_other) * true_share)
+        width = np.sqrt(np.square(upper - share) + doubt) / sharpness
+        return true_share, np.minimum(true_share + width, 1.0)
+
+
+def _share(count: int, n: int) -> float:
+    return count / n if n else 0.0
+
+
+def _sd(share: float, n: int) -> float:
+    """Standard error of a share; of one said to be known without counting, none."""
+    return math.sqrt((share * (1 - share) + 1 / n) / n) if n else 0.0

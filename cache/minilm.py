@@ -1,0 +1,94 @@
+"""MiniLM's vectors without a deep-learning framework: six BERT layers in numpy, weights verified by checksum.
+
+For evaluation and for routes where a few milliseconds do not matter; an ONNX file of the same model on
+onnxruntime is faster. One text at a time, so that a vector never depends on its neighbours in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+ALL_MINILM_L6_V2 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""SHA-256 of all-MiniLM-L6-v2's model.safetensors."""
+_MAX_TOKENS = 256
+
+
+class MiniLM:
+    """Sentence vectors of unit length from a folder with model.safetensors, config.json and tokenizer.json."""
+
+    def __init__(self, folder: str | Path, *, sha256: str = ALL_MINILM_L6_V2) -> None:
+        from safetensors.numpy import load
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        blob = (folder / "model.safetensors").read_bytes()
+        digest = hashlib.sha256(blob).hexdigest()
+        if digest != sha256:
+            raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {digest}, not {sha256}")
+        config = json.loads((folder / "config.json").read_text())
+        self.id = f"minilm-numpy-{digest[:12]}"
+        self.dimension: int = config["hidden_size"]
+        self._heads: int = config["num_attention_heads"]
+        self._layers: int = config["num_hidden_layers"]
+        self._w: dict[str, Floats] = {
+            name.removeprefix("bert."): np.asarray(value, np.float32)
+            for name, value in load(blob).items()
+            if value.dtype.kind == "f"
+        }
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.no_padding()
+
+    def __call__(self, text: str) -> Floats:
+        """The vector of one text."""
+        ids = self._tokenizer.encode(text).ids
+        x = self._w["embeddings.word_embeddings.weight"][ids]
+        x = x + self._w["embeddings.position_embeddings.weight"][: len(ids)]
+        x = self._norm(x + self._w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+        for layer in range(self._layers):
+            x = self._layer(x, f"encoder.layer.{layer}.")
+        mean = x.mean(0)
+        vector: Floats = mean / np.sqrt(mean @ mean)
+        return vector
+
+    def _layer(self, x: Floats, name: str) -> Floats:
+        attended = self._linear(self._attend(x, f"{name}attention.self."), f"{name}attention.output.dense")
+        x = self._norm(x + attended, f"{name}attention.output.LayerNorm")
+        inner = _gelu(self._linear(x, f"{name}intermediate.dense"))
+        return self._norm(x + self._linear(inner, f"{name}output.dense"), f"{name}output.LayerNorm")
+
+    def _attend(self, x: Floats, name: str) -> Floats:
+        n, width = x.shape
+        q, k, v = (
+            self._linear(x, f"{name}{part}").reshape(n, self._heads, -1).transpose(1, 0, 2)
+            for part in ("query", "key", "value")
+        )
+        scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(width / self._heads))
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed: Floats = (scores / scores.sum(-1, keepdims=True)) @ v
+        return mixed.transpose(1, 0, 2).reshape(n, width)
+
+    def _linear(self, x: Floats, name: str) -> Floats:
+        y: Floats = x @ self._w[f"{name}.weight"].T + self._w[f"{name}.bias"]
+        return y
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        centred = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-12)
+        y: Floats = centred / scale * self._w[f"{name}.weight"] + self._w[f"{name}.bias"]
+        return y
+
+
+def _gelu(x: Floats) -> Floats:
+    from scipy.special import erf
+
+    y: Floats = x * np.float32(0.5) * (1 + erf(x * np.float32(0.7071067811865476)))
+    return y

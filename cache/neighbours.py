@@ -1,0 +1,104 @@
+"""The entries around a question: which answer they speak for, and how clearly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cache.classes import AnswerClass
+from cache.words import Vocabulary, Wording
+
+_SHARPNESS = 12.0
+"""A neighbour's vote falls by e for each 1/12 of cosine."""
+
+
+class Item:
+    """A cached question: where its answer lies, and which class it is of."""
+
+    __slots__ = ("_class", "entry_id", "expires_s", "key", "label", "partition", "tenant", "text")
+
+    def __init__(
+        self, label: int, entry_id: str, key: bytes, tenant: str, partition: bytes, text: str, expires_s: float
+    ) -> None:
+        self.label = label
+        self.entry_id = entry_id
+        self.key = key
+        self.tenant = tenant
+        self.partition = partition
+        self.text = text
+        self.expires_s = expires_s
+        self._class = AnswerClass()
+
+    @property
+    def answer_class(self) -> AnswerClass:
+        """The class it is of by now."""
+        return self._class.root()
+
+    def belong(self, answer_class: AnswerClass, wording: Wording) -> None:
+        """Leave its class for another."""
+        old = self.answer_class
+        if old is not answer_class.root():
+            if old.size:
+                old.part(wording)
+            answer_class.root().join(wording)
+            self._class = answer_class
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """The nearest items, nearest first, and their vote."""
+
+    items: list[Item]
+    near: list[float]
+    classes: list[AnswerClass]
+    best: AnswerClass
+    best_vote: float
+    """Share of the votes for the best class."""
+    second: AnswerClass | None
+    second_vote: float
+
+    def of_best(self) -> list[tuple[Item, float]]:
+        """The items of the best class with their cosines."""
+        return [(i, s) for i, s, c in zip(self.items, self.near, self.classes, strict=True) if c is self.best]
+
+    def first_of(self, answer_class: AnswerClass) -> Item:
+        """The nearest item of a class."""
+        return self.items[self.classes.index(answer_class)]
+
+
+def poll(items: list[Item], near: list[float]) -> Neighbours:
+    """Let the nearest items vote for their classes."""
+    classes = [item.answer_class for item in items]
+    votes: dict[int, float] = {}
+    for answer_class, cosine in zip(classes, near, strict=True):
+        vote = math.exp(_SHARPNESS * (cosine - near[0]))
+        votes[id(answer_class)] = votes.get(id(answer_class), 0.0) + vote
+    total = sum(votes.values())
+    ranked = sorted({id(c): c for c in classes}.values(), key=lambda c: -votes[id(c)])
+    second = ranked[1] if len(ranked) > 1 else None
+    share = votes[id(ranked[0])] / total
+    return Neighbours(items, near, classes, ranked[0], share, second, votes[id(second)] / total if second else 0.0)
+
+
+def features(
+    found: Neighbours, cosine: float, asked: Wording, held: Wording, vocabulary: Vocabulary, k: int
+) -> list[float]:
+    """What the learned rule sees of a candidate of the best class at `cosine`."""
+    of_best = [s for s, c in zip(found.near, found.classes, strict=True) if c is found.best]
+    others = [s for s, c in zip(found.near, found.classes, strict=True) if c is not found.best]
+    best = found.best
+    vote = found.best_vote
+    return [
+        cosine,
+        cosine - (others[0] if others else found.near[-1]),
+        len(of_best) / k,
+        vote,
+        sum(found.near) / len(found.near),
+        math.log1p(best.size),
+        math.log((best.right + 1) / (best.wrong + 1)),
+        sum(of_best) / k,
+        cosine * cosine,
+        vote * vote,
+        cosine * vote,
+        *vocabulary.compare(asked, held, best.words),
+    ]

@@ -1,0 +1,342 @@
+"""Answers to the same question in other words, with a bounded share of wrong ones among the hits.
+
+A look-up stays within its partition (tenant, scope, model and all of the request but its last user text). Its
+nearest entries vote for an answer; words that turn answers into wrong ones veto; the learned rule of the route
+accepts or not. The index here only proposes: a hit is served when the store still has the entry, so whatever
+is deleted there is gone here. Judging is the caller's: a miss or a hit may carry a `Comparison`, whose verdict
+comes back by `audit`, off the critical path.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.acceptance import NEVER, Acceptance, Rate, Terms
+from cache.classes import AnswerClass
+from cache.entry import Entry, Hit
+from cache.guard import contradiction
+from cache.index import FlatIndex, Vector
+from cache.judge import JudgeError
+from cache.key import Partition
+from cache.neighbours import Item, Neighbours, features, poll
+from cache.store import Store
+from cache.words import Vocabulary, Wording
+
+_NEAREST = 8
+_FLOOR = 0.5
+"""Below this cosine nothing is compared."""
+_PROVISIONAL = 0.5
+"""An unjudged miss of at least this score is taken for its best class until a verdict says otherwise."""
+_MERGE_VOTE = 0.2
+"""A right answer whose runner-up class has this share of the votes asks whether both classes are one."""
+_MAX_PENDING = 10_000
+_MAX_TEXT = 4_000
+"""Characters; a longer question is no paraphrase of anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to be judged equal or not: the one now given and `entry_id`'s, under `key`."""
+
+    row: int
+    """Hand it back to `audit` with the verdict."""
+    entry_id: str
+    key: bytes
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why nothing was served, and what to do with the new answer."""
+
+    why: str
+    """off | vector | text | empty | far | score | gone | number, negation, polarity, kind, direction, entity"""
+    comparison: Comparison | None = None
+    """Judge the new answer against this entry's, once it is recorded."""
+    score: float = 0.0
+    similarity: float = 0.0
+    recordable: bool = True
+    likely: AnswerClass | None = None
+    """The class the new answer is taken for, until a verdict says otherwise."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A judgement under way."""
+
+    weight: float
+    audited: bool
+    features: list[float]
+    best: AnswerClass
+    second: Item | None
+    item: Item | None = None
+    merging: bool = False
+
+
+@dataclass(slots=True)
+class _Space:
+    """One partition: its index and the items it is of."""
+
+    index: FlatIndex
+    tenant: str
+
+
+class SemanticCache:
+    """The semantic tier of one route."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        dimension: int,
+        terms: Terms | None = None,
+        judge_error: JudgeError | None = None,
+        rng: random.Random | None = None,
+        max_entries: int = 100_000,
+        guard: bool = True,
+    ) -> None:
+        if dimension < 1 or max_entries < 1:
+            raise ValueError("dimension and max_entries must be positive")
+        self.acceptance = Acceptance(terms or Terms(), rng or random.Random(), judge_error)
+        self._store = store
+        self._dimension = dimension
+        self._max_entries = max_entries
+        self._guard = guard
+        self._spaces: dict[bytes, _Space] = {}
+        self._items: OrderedDict[int, Item] = OrderedDict()
+        """By label, the least recently used first."""
+        self._labels: dict[str, int] = {}
+        self._tenants: dict[str, set[int]] = {}
+        self._next_label = 0
+        self._vocabulary = Vocabulary()
+        self._rows: OrderedDict[int, _Row] = OrderedDict()
+        self._next_row = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    async def look_up(
+        self, question: Partition, vector: NDArray[np.floating], *, tenant: str, now_s: float
+    ) -> Hit | Miss:
+        """Answer a question from the entries around it, or say why not."""
+        proposed = self.propose(question, vector, tenant=tenant, now_s=now_s)
+        if isinstance(proposed, Miss):
+            return proposed
+        item, why = proposed
+        entry = await self._store.get(item.key, tenant=tenant, now_s=now_s)
+        if entry is None or entry.id != item.entry_id:
+            self._forget(item)
+            return Miss("gone")
+        similarity = why["similarity"]
+        return Hit(entry, "semantic", float(similarity) if isinstance(similarity, float) else 0.0, why)
+
+    def propose(
+        self, question: Partition, vector: NDArray[np.floating], *, tenant: str, now_s: float
+    ) -> tuple[Item, dict[str, object]] | Miss:
+        """The item whose answer would be served, and why it may; or the miss."""
+        unit = self._unit(vector)
+        if unit is None:
+            return Miss("vector", recordable=False)
+        asked = Wording(question.text)
+        if not asked.content or len(question.text) > _MAX_TEXT:
+            return Miss("text", recordable=False)
+        found = self._around(question.key, unit, tenant, now_s)
+        outcome = self._decide(question.text, asked, found)
+        self.acceptance.count(hit=not isinstance(outcome, Miss))
+        return outcome
+
+    def record(
+        self,
+        question: Partition,
+        vector: NDArray[np.floating],
+        entry: Entry,
+        *,
+        key: bytes,
+        miss: Miss | None = None,
+    ) -> None:
+        """Remember that `entry`, stored under `key`, answers this question; `miss`: what its look-up said."""
+        unit = self._unit(vector)
+        if unit is None or (miss is not None and not miss.recordable) or entry.id in self._labels:
+            return
+        space = self._spaces.setdefault(question.key, _Space(FlatIndex(self._dimension), entry.tenant))
+        if space.tenant != entry.tenant:
+            return
+        wording = Wording(question.text)
+        self._next_label += 1
+        expires_s = entry.created_s + entry.ttl_s
+        item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
+        self._settle(item, wording, miss)
+        space.index.add(item.label, unit)
+        self._items[item.label] = item
+        self._labels[entry.id] = item.label
+        self._tenants.setdefault(entry.tenant, set()).add(item.label)
+        self._vocabulary.learn(wording)
+        while len(self._items) > self._max_entries:
+            self._forget(next(iter(self._items.values())))
+
+    def audit(self, row: int, right: bool) -> Comparison | None:
+        """Take a verdict; the comparison returned, if any, is worth judging too (same new answer)."""
+        pending = self._rows.pop(row, None)
+        if pending is None:
+            return None
+        item = pending.item
+        if pending.merging:
+            assert pending.second is not None
+            (AnswerClass.merge if right else AnswerClass.tell_apart)(pending.best, pending.second.answer_class)
+            return None
+        if pending.features:
+            self.acceptance.learn(pending.features, right, pending.weight, audited=pending.audited)
+        pending.best.root().count(right)
+        if item is None or not right:
+            return None
+        item.belong(pending.best.root(), Wording(item.text))
+        return self._ask_merge(pending)
+
+    def delete(self, entry_id: str, *, tenant: str | None = None) -> bool:
+        """Stop proposing an entry, and count it against its class: somebody found it wrong."""
+        label = self._labels.get(entry_id)
+        if label is None or (tenant is not None and self._items[label].tenant != tenant):
+            return False
+        self._items[label].answer_class.count(False)
+        self._forget(self._items[label])
+        return True
+
+    def delete_tenant(self, tenant: str) -> None:
+        """Stop proposing a tenant's entries."""
+        for label in list(self._tenants.get(tenant, ())):
+            self._forget(self._items[label])
+
+    def false_hit_rate(self) -> Rate:
+        """The audited rate of wrong answers among hits, with its 95 % interval."""
+        return self.acceptance.false_hit_rate()
+
+    def maintain(self) -> None:
+        """Refit the rule when it is due; may run in another thread."""
+        if self.acceptance.due:
+            self.acceptance.refit()
+
+    def _unit(self, vector: NDArray[np.floating]) -> Vector | None:
+        """The vector at length one; None for one of another dimension, of no length or with NaN in it."""
+        unit = np.asarray(vector, np.float32)
+        if unit.shape != (self._dimension,):
+            return None
+        length = float(np.sqrt(unit @ unit))
+        return unit / length if 1e-6 < length < 1e6 else None
+
+    def _around(self, key: bytes, unit: Vector, tenant: str, now_s: float) -> Neighbours | None:
+        space = self._spaces.get(key)
+        if space is None or space.tenant != tenant:
+            return None
+        labels, near = space.index.search(unit, _NEAREST)
+        items = [self._items[label] for label in labels]
+        stale = [item for item in items if item.expires_s <= now_s]
+        if stale:
+            for item in stale:
+                self._forget(item)
+            return self._around(key, unit, tenant, now_s)
+        return poll(items, near) if items else None
+
+    def _decide(self, text: str, asked: Wording, found: Neighbours | None) -> tuple[Item, dict[str, object]] | Miss:
+        if found is None:
+            return Miss("empty")
+        if found.near[0] < _FLOOR:
+            return Miss("far", similarity=found.near[0])
+        chosen = self._unguarded(text, asked, found)
+        item, cosine, held, objection = chosen
+        seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST)
+        score = self.acceptance.score(seen)
+        if objection or not self.acceptance.accepts(score):
+            weight = self.acceptance.draw_miss(score)
+            row = self._await_verdict(found, item, [] if objection else seen, weight) if weight else None
+            likely = found.best if not (row or objection) and score >= _PROVISIONAL else None
+            return Miss(objection or self._short_of(), row, score, cosine, likely=likely)
+        self._items.move_to_end(item.label)
+        weight = self.acceptance.draw_audit()
+        row = self._await_verdict(found, item, seen, weight, audited=True) if weight else None
+        return item, self._why(found, cosine, score, row)
+
+    def _unguarded(self, text: str, asked: Wording, found: Neighbours) -> tuple[Item, float, Wording, str]:
+        """The nearest item of the best class that no guard objects to; else the nearest, and why not."""
+        candidates = [(item, cosine, Wording(item.text)) for item, cosine in found.of_best()]
+        first = ""
+        for item, cosine, held in candidates:
+            objection = contradiction(text, item.text, asked, held) if self._guard else None
+            if objection is None:
+                return item, cosine, held, ""
+            first = first or objection
+        return *candidates[0], first
+
+    def _short_of(self) -> str:
+        fitted = self.acceptance.fitted
+        return "score" if fitted is not None and fitted.threshold < NEVER else "off"
+
+    def _why(self, found: Neighbours, cosine: float, score: float, comparison: Comparison | None) -> dict[str, object]:
+        fitted = self.acceptance.fitted
+        assert fitted is not None
+        return {
+            "similarity": cosine,
+            "score": score,
+            "threshold": fitted.threshold,
+            "bound": fitted.upper,
+            "eps": self.acceptance.terms.eps,
+            "version": fitted.version,
+            "vote": found.best_vote,
+            "class_size": found.best.size,
+            "comparison": comparison,
+        }
+
+    def _await_verdict(
+        self, found: Neighbours, item: Item, seen: list[float], weight: float, *, audited: bool = False
+    ) -> Comparison:
+        close = found.second is not None and found.second_vote >= _MERGE_VOTE
+        second = found.first_of(found.second) if close and found.second is not None else None
+        return self._pend(_Row(weight, audited, seen, found.best, second), item)
+
+    def _pend(self, row: _Row, item: Item) -> Comparison:
+        self.acceptance.judgements += 1
+        self._next_row += 1
+        self._rows[self._next_row] = row
+        if len(self._rows) > _MAX_PENDING:
+            self._rows.popitem(last=False)
+        return Comparison(self._next_row, item.entry_id, item.key, item.tenant)
+
+    def _ask_merge(self, judged: _Row) -> Comparison | None:
+        second = judged.second
+        if second is None or second.label not in self._items or not judged.best.may_be(second.answer_class):
+            return None
+        row = _Row(0.0, False, [], judged.best, second, merging=True)
+        return self._pend(row, second)
+
+    def _settle(self, item: Item, wording: Wording, miss: Miss | None) -> None:
+        """Put a new item into its class: one of its own unless its score says better."""
+        pending = self._rows.get(miss.comparison.row) if miss is not None and miss.comparison else None
+        if pending is not None:
+            pending.item = item
+        if miss is not None and miss.likely is not None:
+            item.belong(miss.likely, wording)
+        else:
+            item.answer_class.join(wording)
+
+    def _forget(self, item: Item) -> None:
+        if self._items.pop(item.label, None) is None:
+            return
+        del self._labels[item.entry_id]
+        item.answer_class.part(Wording(item.text))
+        mine = self._tenants[item.tenant]
+        mine.discard(item.label)
+        if not mine:
+            del self._tenants[item.tenant]
+        space = self._spaces[item.partition]
+        space.index.remove(item.label)
+        if not len(space.index):
+            del self._spaces[item.partition]
+
+
+Embedder = Callable[[str], NDArray[np.float32]]
+"""A text's vector; its identity belongs into the partition key."""

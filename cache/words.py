@@ -1,0 +1,191 @@
+"""What two questions share and where they part, in words.
+
+Vectors place "turn it on" beside "turn it off"; words do not. Everything here is counting: no model, no list
+of facts, a few microseconds for two questions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from sys import intern
+
+_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+")
+_SHORT = (("n't", " not"), ("n’t", " not"), ("cannot", "can not"), ("'s", ""), ("’s", ""))
+
+NEGATIONS = frozenset(
+    ["not", "no", "never", "without", "nor", "neither", "none", "unable", "dont", "doesnt", "isnt", "wont", "cant"]
+)
+QUESTION_WORDS = frozenset(
+    [
+        "what",
+        "why",
+        "how",
+        "when",
+        "where",
+        "who",
+        "which",
+        "whose",
+        "whom",
+        "can",
+        "does",
+        "is",
+        "are",
+        "do",
+        "should",
+        "will",
+    ]
+)
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "and",
+        "or",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "am",
+        "i",
+        "you",
+        "we",
+        "they",
+        "he",
+        "she",
+        "it",
+        "my",
+        "your",
+        "our",
+        "their",
+        "me",
+        "us",
+        "them",
+        "this",
+        "that",
+        "these",
+        "those",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "with",
+        "from",
+        "by",
+        "as",
+        "if",
+        "so",
+        "but",
+        "can",
+        "could",
+        "will",
+        "would",
+        "should",
+        "may",
+        "might",
+        "what",
+        "why",
+        "how",
+        "when",
+        "where",
+        "who",
+        "which",
+        "s",
+        "t",
+        "m",
+        "re",
+        "ve",
+        "ll",
+        "d",
+        "not",
+        "no",
+        "there",
+        "about",
+        "any",
+        "some",
+        "get",
+        "please",
+    ]
+)
+
+WORD_FEATURES = 13
+"""How many numbers `Vocabulary.compare` gives."""
+
+
+class Wording:
+    """One question's words."""
+
+    __slots__ = ("bigrams", "content", "negated", "numbers", "opener", "tokens", "trigrams")
+
+    def __init__(self, text: str) -> None:
+        text = text.lower()
+        for short, long in _SHORT:
+            text = text.replace(short, long)
+        self.tokens = [intern(token) for token in _TOKEN.findall(text)]
+        self.content = frozenset(token for token in self.tokens if token not in STOP_WORDS)
+        self.negated = sum(token in NEGATIONS for token in self.tokens) % 2 == 1
+        self.numbers = frozenset(token for token in self.tokens if token[0].isdigit())
+        self.opener = next((token for token in self.tokens if token in QUESTION_WORDS), "")
+        self.bigrams = frozenset(zip(self.tokens, self.tokens[1:], strict=False))
+        joined = " ".join(self.tokens)
+        self.trigrams = frozenset(joined[i : i + 3] for i in range(len(joined) - 2))
+
+
+class Vocabulary:
+    """In how many questions each word was seen: what makes a shared word count."""
+
+    def __init__(self) -> None:
+        self._seen_in: dict[str, int] = {}
+        self._texts = 0
+
+    def learn(self, wording: Wording) -> None:
+        """Count one question."""
+        self._texts += 1
+        for word in wording.content:
+            self._seen_in[word] = self._seen_in.get(word, 0) + 1
+
+    def rarity(self, word: str) -> float:
+        """Inverse document frequency, smoothed."""
+        return math.log((self._texts + 1) / (self._seen_in.get(word, 0) + 1))
+
+    def compare(self, asked: Wording, held: Wording, known: dict[str, int]) -> list[float]:
+        """How alike two questions are, and how new the asked one's words are to a class with words `known`."""
+        rarity = {word: self.rarity(word) for word in asked.content | held.content}
+        union = sum(rarity.values())
+        shared = sum(rarity[word] for word in asked.content & held.content)
+        only_asked = max((rarity[word] for word in asked.content - held.content), default=0.0)
+        only_held = max((rarity[word] for word in held.content - asked.content), default=0.0)
+        asked_total = sum(rarity[word] for word in asked.content) + 1e-9
+        unseen = [rarity[word] for word in asked.content if word not in known]
+        settled = sum(rarity[word] * min(1.0, known.get(word, 0) / 3) for word in asked.content)
+        longest = max(len(asked.tokens), len(held.tokens), 1)
+        return [
+            shared / union if union else 1.0,
+            _overlap(asked.trigrams, held.trigrams),
+            _overlap(asked.bigrams, held.bigrams),
+            min(only_asked, only_held),
+            max(only_asked, only_held),
+            float(asked.negated != held.negated),
+            float(asked.numbers != held.numbers),
+            float(asked.opener != held.opener),
+            abs(len(asked.tokens) - len(held.tokens)) / longest,
+            max(unseen, default=0.0),
+            sum(unseen) / asked_total,
+            settled / asked_total,
+            float(not asked.content),
+        ]
+
+
+def _overlap(one: frozenset[object] | frozenset[str], other: frozenset[object] | frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))

@@ -1,0 +1,87 @@
+"""Questions that vectors take for one and the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from cache.guard import contradiction
+from cache.words import Vocabulary, Wording
+
+OPPOSED = [
+    ("cheap flights from New York to Florida", "cheap flights from Florida to New York", "direction"),
+    ("is it safe to fly while pregnant", "is it unsafe to fly while pregnant", "polarity"),
+    ("how do I turn dark mode on", "how do I turn dark mode off", "polarity"),
+    ("enable two-factor authentication", "disable two-factor authentication", "polarity"),
+    ("what is 12 plus 30", "what is 12 plus 31", "number"),
+    ("set an alarm for five", "set an alarm for six", "number"),
+    ("should I take aspirin", "should I not take aspirin", "negation"),
+    ("Can I return this item?", "Can't I return this item?", "negation"),
+    ("how many dollars is a kilo of gold", "how many euros is a kilo of gold", "kind"),
+    ("weather on monday", "weather on tuesday", "kind"),
+    ("What is the capital of France?", "What is the capital of Spain?", "entity"),
+    ("Who is the CEO of Apple?", "Who is the CEO of Microsoft?", "entity"),
+    ("how do I sort a list in python", "how do I sort a list in java", "kind"),
+    ("convert pounds to kilos", "convert kilos to pounds", "direction"),
+    ("can I deposit cash at an atm", "can I withdraw cash at an atm", "polarity"),
+    ("how to deposit a check", "how to withdraw a check", "polarity"),
+    ("what was the highest temperature", "what was the lowest temperature", "polarity"),
+    ("reset password without email", "reset password with email", "negation"),
+    ("did Germany beat Brazil", "did Brazil beat Germany", "direction"),
+    ("interest rate of 3.5 percent", "interest rate of 35 percent", "number"),
+]
+ALIKE = [
+    ("how do I enable 2FA", "how to turn on 2FA"),
+    ("best restaurants in Paris", "good places to eat in Paris"),
+    ("I still haven't received my card", "where is my new card"),
+    ("What is the capital of France?", "what's the capital city of France"),
+    ("Can I get a refund?", "is it possible to get my money back"),
+    ("how many people live in 1,000 islands", "how many people live in 1000 islands"),
+    ("Which ATM can I use?", "which ATMs can I use"),
+]
+
+
+def objection(one: str, other: str) -> str | None:
+    """What the guard says of two questions."""
+    return contradiction(one, other, Wording(one), Wording(other))
+
+
+@pytest.mark.parametrize(("one", "other", "why"), OPPOSED)
+def test_turned_meanings_are_named(one: str, other: str, why: str) -> None:
+    """A question turned by a word has an objection by name, whichever was asked first."""
+    assert objection(one, other) == why == objection(other, one)
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_other_words_for_the_same_pass(one: str, other: str) -> None:
+    """Paraphrases are left to the learned rule."""
+    assert objection(one, other) is None is objection(other, one)
+
+
+def test_a_question_never_contradicts_itself() -> None:
+    """Every question passes beside itself."""
+    for pair in OPPOSED:
+        for text in pair[:2]:
+            assert objection(text, text) is None
+
+
+def test_rare_words_count_more() -> None:
+    """A word seen in every question separates less than one seen for the first time."""
+    words = Vocabulary()
+    for n in range(50):
+        words.learn(Wording(f"card number{n}"))
+    assert words.rarity("card") < 0.1 < words.rarity("mortgage")
+    common = words.compare(Wording("card mortgage"), Wording("mortgage"), {})
+    rare = words.compare(Wording("card mortgage"), Wording("card"), {})
+    assert common[0] > 0.9 > 0.1 > rare[0]
+
+
+def test_words_new_to_a_class_show() -> None:
+    """A question with a word none of the class's questions had looks newer than one without."""
+    words = Vocabulary()
+    for n in range(10):
+        words.learn(Wording("lost card" if n % 2 else "other thing"))
+    known = {"lost": 5, "card": 9}
+    held = Wording("lost card")
+    assert words.compare(Wording("lost card"), held, known)[9:12] == [0.0, 0.0, pytest.approx(1.0)]
+    new = words.compare(Wording("lost luggage"), held, known)
+    assert new[9] > 1 and new[10] > 0.7

@@ -1,0 +1,50 @@
+"""The index finds what a full search would, through any adding and removing."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cache.index import FlatIndex
+
+
+def unit(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random direction."""
+    vector = rng.normal(size=8).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 200))
+def test_the_nearest_are_found(seed: int, moves: int) -> None:
+    """After any moves the k nearest, in order, are those of a dictionary searched in full."""
+    rng = np.random.default_rng(seed)
+    index = FlatIndex(8)
+    held: dict[int, NDArray[np.float32]] = {}
+    for label in range(moves):
+        if held and rng.random() < 0.3:
+            gone = int(rng.choice(list(held)))
+            index.remove(gone)
+            del held[gone]
+        else:
+            held[label] = unit(rng)
+            index.add(label, held[label])
+    asked = unit(rng)
+    labels, near = index.search(asked, 5)
+    ranked = sorted(((float(v @ asked), label) for label, v in held.items()), reverse=True)[:5]
+    assert labels == [label for _, label in ranked]
+    assert np.allclose(near, [cosine for cosine, _ in ranked], atol=1e-5)
+    assert len(index) == len(held) and sorted(index.labels()) == sorted(held)
+    assert all(np.array_equal(index.vector(label), held[label]) for label in held)
+
+
+def test_little_is_kept_free() -> None:
+    """An index of one vector is small, and one of many keeps at most a quarter free."""
+    rng, index = np.random.default_rng(0), FlatIndex(8)
+    assert index.nbytes() == 0 and index.search(unit(rng), 3) == ([], [])
+    for label in range(1000):
+        index.add(label, unit(rng))
+        if label > 20:
+            assert index.nbytes() <= 1.25 * (label + 1) * 8 * 4

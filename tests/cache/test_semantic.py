@@ -1,0 +1,250 @@
+"""The semantic cache learns what it may serve, serves only that, and only within a partition."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cache.acceptance import NEVER, Acceptance, Terms
+from cache.baselines import EntryRule, StaticRule
+from cache.entry import Entry, Hit
+from cache.key import Partition
+from cache.memory import MemoryStore
+from cache.semantic import Miss, SemanticCache
+from cache.streams import OUT_OF_SCOPE, Figures, Stream, replay, replay_rule
+
+DIMENSION = 16
+QUICK = Terms(eps=0.05, warm_up=150, refit_every=100)
+
+
+def question(text: str, partition: bytes = b"p") -> Partition:
+    """A question in a partition."""
+    return Partition(partition, text)
+
+
+def vector(seed: int) -> NDArray[np.float32]:
+    """A direction of its own for each seed."""
+    return np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
+
+
+def made_stream(n: int = 1500, topics: int = 25, seed: int = 0) -> tuple[Stream, NDArray[np.float32]]:
+    """Questions around topics, some nearly alike, a twentieth of them of no topic."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(topics, DIMENSION))
+    centres[1::5] = centres[::5] + 0.45 * rng.normal(size=centres[::5].shape)
+    labels = rng.integers(0, topics, n)
+    spread = rng.uniform(0.2, 0.8, n)[:, None]
+    vectors = centres[labels] + spread * rng.normal(size=(n, DIMENSION))
+    outside = rng.random(n) < 0.05
+    vectors[outside] = rng.normal(size=(int(outside.sum()), DIMENSION))
+    labels[outside] = OUT_OF_SCOPE
+    words = [f"{'abcdefghijklmnopqrstuvwxyz'[t]}topic word{rng.integers(9)}" for t in labels]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Stream("made", words, labels), vectors.astype(np.float32)
+
+
+async def put(
+    cache: SemanticCache, store: MemoryStore, name: str, at: int, *, tenant: str = "t", partition: bytes = b"p"
+) -> Entry:
+    """Store an answer to a question and record it."""
+    entry = Entry(name, "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant=tenant)
+    await store.put(name.encode(), entry)
+    cache.record(question(f"{name} question", partition), vector(at), entry, key=name.encode())
+    return entry
+
+
+def open_up(cache: SemanticCache) -> None:
+    """Let the rule accept anything near, as if it had learnt to."""
+    _stream, _vectors = made_stream(400, topics=4)
+    rule = cache.acceptance
+    for n in range(200):
+        near = n % 2 == 0
+        rule.learn([0.9 if near else 0.1] * 24, near, 1.0, audited=False)
+    rule.requests = 1000
+    rule.refit()
+    assert rule.fitted is not None
+    rule.fitted = replace(rule.fitted, threshold=0.0)
+
+
+async def test_nothing_is_served_before_anything_is_learnt() -> None:
+    """A new cache asks for judgements and serves nothing, not even its own questions."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    await put(cache, store, "a", 1)
+    answer = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
+    assert isinstance(answer, Miss) and answer.why == "off"
+    assert answer.comparison is not None and answer.comparison.entry_id == "a"
+
+
+async def test_a_hit_says_why() -> None:
+    """A served answer carries score, threshold, bound and the version of the rule."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    entry = await put(cache, store, "a", 1)
+    open_up(cache)
+    hit = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
+    assert isinstance(hit, Hit) and hit.entry is entry and hit.kind == "semantic"
+    assert {"score", "threshold", "bound", "eps", "version", "similarity"} <= hit.why.keys()
+    assert hit.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_what_the_store_lost_is_not_served() -> None:
+    """Deletion, expiry and replacement in the store, and deletion here, all end an entry."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    open_up(cache)
+
+    async def why() -> str:
+        found = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
+        return found.why if isinstance(found, Miss) else "hit"
+
+    await put(cache, store, "a", 1)
+    assert await why() == "hit"
+    await store.delete("a")
+    assert [await why(), await why()] == ["gone", "empty"]
+    await put(cache, store, "a", 1)
+    await store.put(b"a", Entry("other", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t"))
+    assert await why() == "gone"
+    await put(cache, store, "a", 1)
+    assert not cache.delete("a", tenant="u") and cache.delete("a", tenant="t") and await why() == "empty"
+    await put(cache, store, "a", 1)
+    cache.delete_tenant("t")
+    assert await why() == "empty" and len(cache) == 0
+    await put(cache, store, "a", 1)
+    assert isinstance(await cache.look_up(question("a question"), vector(1), tenant="t", now_s=1100), Miss)
+    assert len(cache) == 0
+
+
+_asked = st.tuples(st.integers(0, 3), st.sampled_from("tuv"), st.sampled_from([b"p", b"q"]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(_asked, max_size=12), st.lists(_asked, max_size=12))
+async def test_no_hit_ever_crosses_a_tenant(
+    held: list[tuple[int, str, bytes]], asked: list[tuple[int, str, bytes]]
+) -> None:
+    """Whatever is held and asked, with a rule that accepts anything, an answer is its own tenant's."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    open_up(cache)
+    for n, (at, tenant, partition) in enumerate(held):
+        await put(cache, store, f"e{n}", at, tenant=tenant, partition=partition)
+    for at, tenant, partition in asked:
+        found = await cache.look_up(question("e question", partition), vector(at), tenant=tenant, now_s=101)
+        if isinstance(found, Hit):
+            assert found.entry.tenant == tenant
+            number = int(found.entry.id[1:])
+            assert held[number][1:] == (tenant, partition)
+
+
+async def test_bad_vectors_and_texts_are_misses() -> None:
+    """Another dimension, NaN, no length, empty or endless texts miss and are not recorded."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    open_up(cache)
+    entry = await put(cache, store, "a", 1)
+    bad = [np.zeros(DIMENSION), np.full(DIMENSION, np.nan), np.full(DIMENSION, np.inf), vector(1)[:-1]]
+    for at in bad:
+        found = await cache.look_up(question("a question"), at, tenant="t", now_s=101)
+        assert isinstance(found, Miss) and found.why == "vector"
+        cache.record(question("b question"), at, entry, key=b"b", miss=found)
+    for text in ("", "the of", "x " * 3000):
+        found = await cache.look_up(question(text), vector(1), tenant="t", now_s=101)
+        assert isinstance(found, Miss) and found.why == "text"
+    assert len(cache) == 1
+
+
+async def test_a_guard_overrules_the_score() -> None:
+    """However near and however sure the rule, a turned question misses by the guard's name."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    open_up(cache)
+    entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
+    await store.put(b"a", entry)
+    cache.record(question("turn dark mode on"), vector(1), entry, key=b"a")
+    found = await cache.look_up(question("turn dark mode off"), vector(1), tenant="t", now_s=101)
+    assert isinstance(found, Miss) and found.why == "polarity"
+
+
+async def test_entries_are_bounded() -> None:
+    """Past its number of entries the cache lets go of the one used longest ago."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), max_entries=10)
+    for n in range(30):
+        await put(cache, store, f"e{n}", n)
+    assert len(cache) == 10 and not cache.delete("e19") and cache.delete("e20")
+
+
+def replayed(judge_error: float, seed: int = 0) -> Figures:
+    """A made stream through the cache."""
+    stream, vectors = made_stream(seed=seed)
+    return replay(stream, vectors, terms=QUICK, seed=seed, judge_error=judge_error)
+
+
+@pytest.mark.parametrize("judge_error", [0.0, 0.03])
+def test_the_bound_holds_on_a_made_stream(judge_error: float) -> None:
+    """With a judge that knows or errs 3 %, hits come and their error stays within eps."""
+    runs = [replayed(judge_error, seed) for seed in range(3)]
+    assert all(run.false_hit_rate <= QUICK.eps for run in runs)
+    assert sum(run.hit_share_at_end for run in runs) / 3 > 0.2
+
+
+def test_replays_repeat() -> None:
+    """The same seed gives the same figures."""
+    assert replayed(0.0) == replayed(0.0)
+
+
+def test_learning_beats_a_fixed_threshold_at_its_error() -> None:
+    """At no more error than the learned rule's, a fixed threshold serves less."""
+    stream, vectors = made_stream(3000)
+    ours = replay(stream, vectors, terms=QUICK, seed=0)
+    fixed = [replay_rule(stream, vectors, StaticRule(t / 100), seed=0) for t in range(70, 100, 3)]
+    best = max((run.hit_share for run in fixed if run.false_hit_rate <= ours.false_hit_rate), default=0.0)
+    assert ours.hit_share > best
+
+
+def test_vcache_bounds_wrong_answers_over_all_requests() -> None:
+    """The baseline keeps the bound it claims: wrong answers over requests, not over hits."""
+    stream, vectors = made_stream(3000, topics=8)
+    run = replay_rule(stream, vectors, EntryRule(0.05, random.Random(0)), seed=0)
+    assert run.hit_share > 0 and run.hit_share * run.false_hit_rate <= 0.05
+
+
+def test_a_change_for_the_worse_closes_the_cache() -> None:
+    """When audited hits turn out wrong, what was learnt before is dropped and nothing is served."""
+    rule = Acceptance(QUICK, random.Random(0))
+    rng = random.Random(1)
+
+    def feed(n: int, wrong: float) -> None:
+        for _ in range(n):
+            near = rng.random()
+            rule.learn([near] * 24, near > 0.5 and rng.random() >= wrong, 1.0, audited=near > 0.5)
+            rule.count(hit=near > 0.5)
+
+    feed(1000, 0.0)
+    rule.refit()
+    assert rule.accepts(rule.score([0.9] * 24))
+    feed(300, 0.5)
+    for _ in range(4):
+        rule.refit()
+        feed(50, 0.5)
+    assert not rule.accepts(rule.score([0.9] * 24))
+    assert rule.fitted is not None and rule.fitted.threshold == NEVER
+
+
+def test_terms_outside_their_range_are_refused() -> None:
+    """An eps, delta or share outside (0, 1) is an error where it is configured; callers only tighten."""
+    for value in (0.0, 1.0, -0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="eps"):
+            Terms(eps=value)
+        with pytest.raises(ValueError, match="delta"):
+            EntryRule(value, random.Random(0))
+    with pytest.raises(ValueError, match="dimension"):
+        SemanticCache(MemoryStore(1000), dimension=0)
+    assert Terms(eps=0.03).tightened(0.5).eps == 0.03 and Terms(eps=0.03).tightened(0.01).eps == 0.01
