@@ -172,18 +172,19 @@ def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
 def _wishes(stated: dict[str, Any]) -> Wishes:
     weight, quality, cost, latency = (_number(name, stated.pop(name, None)) for name in _RANGES)
     knobs = Knobs(weight, quality, cost, latency)
-    models = stated.pop("models", ())
+    models, cache, route = stated.pop("models", []), stated.pop("cache", ""), stated.pop("route", "")
     if isinstance(models, str):
         models = [name.strip() for name in models.split(",") if name.strip()]
-    cache, route = stated.pop("cache", ""), stated.pop("route", "")
     if stated:
         unknown = ", ".join(sorted(stated))
         raise CallerError(f"unknown headgate knob: {unknown}", param=f"{KNOB_FIELD}.{min(stated)}")
     if not isinstance(cache, str) or read_directive(cache, "none") is None:
         known = "none, exact, semantic, no-store, no-cache, only-if-cached, max-age=SECONDS"
         raise CallerError(f"headgate.cache must be of: {known}", param="headgate.cache")
-    if not isinstance(route, str) or not all(isinstance(name, str) for name in models):
-        raise CallerError("headgate.route and headgate.models name routes and models", param="headgate.models")
+    if not isinstance(route, str):
+        raise CallerError("headgate.route must be a route's name", param="headgate.route")
+    if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
+        raise CallerError("headgate.models must be names of models", param="headgate.models")
     return Wishes(knobs, tuple(models), cache, route, stated=True)
 
 

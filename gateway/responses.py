@@ -18,6 +18,7 @@ from gateway.journal.lookup import append_durably, find_response
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
 from gateway.journal.store import Store
+from gateway.wire.body import read
 from gateway.wire.request import Raw, responses_input
 from gateway.wire.responses import input_items
 
@@ -37,11 +38,10 @@ class Responses:
 
     async def continued(self, raw: Raw, tenant: str) -> Raw:
         """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
-        named = raw.get("previous_response_id")
-        previous = msgspec.json.decode(named) if named is not None else None
+        previous = read(raw, "previous_response_id", str, "")
         if not previous:
             return raw
-        record = await self.find(str(previous), tenant, param="previous_response_id")
+        record = await self.find(previous, tenant, param="previous_response_id")
         items = msgspec.json.decode(record.input) + msgspec.json.decode(record.output)["output"]
         return responses_input(items, raw)
 
