@@ -74,26 +74,26 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     with reserve(config.server):
-        upstreams, own = children(config, path, workers)
-        keepers = [asyncio.create_task(child.keep()) for child in (*upstreams, *own)]
+        groups = children(config, path, workers)
+        keepers = [[asyncio.create_task(child.keep()) for child in group] for group in groups]
         ready = asyncio.create_task(announce(config, on_ready))
         try:
             await stop.wait()
         finally:
             ready.cancel()
-            await finish(keepers[len(upstreams) :])
-            await finish(keepers[: len(upstreams)])
+            for group in reversed(keepers):
+                await finish(group)
 
 
 async def finish(keepers: list[asyncio.Task[None]]) -> None:
-    """Stop these and wait for them: the workers first, while their upstreams still answer."""
+    """Stop these and wait until they are gone."""
     for keeper in keepers:
         keeper.cancel()
     await asyncio.gather(*keepers, return_exceptions=True)
 
 
-def children(config: Config, path: str | None, workers: int) -> tuple[list[Child], list[Child]]:
-    """The servers we manage for providers, and our own processes."""
+def children(config: Config, path: str | None, workers: int) -> tuple[list[Child], list[Child], list[Child]]:
+    """In the order of need, so stopped from behind: workers end while upstreams still answer and control ships."""
     run_dir = Path(config.server.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     where = ["--config", path] if path else []
@@ -102,12 +102,12 @@ def children(config: Config, path: str | None, workers: int) -> tuple[list[Child
         for provider in config.providers
         if (one := managed(provider, config.server)) is not None
     ]
-    own = [Child("control", [sys.executable, "-m", "gateway.control", *where])]
-    own += [
+    control = [Child("control", [sys.executable, "-m", "gateway.control", *where])]
+    serving = [
         Child(f"worker {index}", [sys.executable, "-m", "gateway.worker", "--index", str(index), *where])
         for index in range(workers)
     ]
-    return upstreams, own
+    return upstreams, control, serving
 
 
 def reserve(server: Server) -> socket.socket:
@@ -130,7 +130,7 @@ def reserve(server: Server) -> socket.socket:
 async def announce(config: Config, on_ready: Callable[[], None]) -> None:
     """Say so once a worker accepts connections and every managed server answers."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not await _connects(config.server) and time.monotonic() < deadline:
+    while not await _connects(config.server) and time.monotonic() < deadline:  # noqa: ASYNC110 (another process)
         await asyncio.sleep(0.05)
     for provider in config.providers:
         one = managed(provider, config.server)

@@ -17,6 +17,7 @@ PATHS = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "messages": "/v1/messages",
+    "feedback": "/v1/feedback",
 }
 QUESTION = "say one two three"
 
