@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 from cache.flight import Flight
-from cache.link import Link
 from cache.memory import MemoryStore
-from cache.redis import RedisStore
 from cache.store import Store
 from gateway.api import HANDLERS
 from gateway.asgi import App
@@ -19,11 +16,9 @@ from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
+from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
-from gateway.journal.store import Store as Journal
-from gateway.journal.store import open_store
 from gateway.keys import Keyring
-from gateway.ledger_redis import RedisLedger
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider, open_provider
@@ -50,7 +45,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
     directory = spool_dir(config.server.run_dir)
     spool = Spool(directory)
-    store = lazily(lambda: open_store(config.storage.url, keep_days=config.storage.keep_days))
+    journal = Reader(config.storage.url, config.storage.keep_days, directory)
     draws = iter(random.Random().random, None)
     metrics = Metrics()
     metrics.watch_fleet(fleet, now)
@@ -75,14 +70,14 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         featurizer=shipped_featurizer,
         shelf=Shelf(open_cache(config), Flight(), {}),
         driver=Driver(caller, draws, Hedging()),
-        responses=Responses(spool, directory, store, clock),
+        responses=Responses(spool, journal, clock),
         spool=spool,
-        store=store,
+        journal=journal,
         spool_dir=directory,
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
-        chores=[ledger.run] if isinstance(ledger, RedisLedger) else [],
+        chores=[ledger.run],
         index=index,
     )
 
@@ -90,6 +85,9 @@ def build_services(config: Config, current: Current, index: int) -> Services:
 def open_cache(config: Config) -> Store:
     """This process's memory, or the Redis that all replicas share."""
     if config.storage.redis_url:
+        from cache.link import Link
+        from cache.redis import RedisStore
+
         return RedisStore(Link(str(config.storage.redis_url)))
     return MemoryStore(config.server.cache_bytes)
 
@@ -123,8 +121,8 @@ async def close(services: Services) -> None:
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
     await services.shelf.store.close()
-    if isinstance(services.ledger, RedisLedger):
-        await services.ledger.close()
+    await services.ledger.close()
+    services.journal.close()
     if services.tracing is not None:
         services.tracing.close()
     services.spool.close()
@@ -136,17 +134,3 @@ def pool_connections(providers: dict[str, Provider]) -> dict[tuple[str, ...], fl
         stats = provider.pool.stats
         found[name, "idle"], found[name, "in_use"] = stats.idle, stats.in_use
     return found
-
-
-def lazily(make: Callable[[], Journal]) -> Callable[[], Journal]:
-    """Made when first asked for: a worker whose database is away starts all the same."""
-    made: list[Journal] = []
-
-    def get() -> Journal:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get
-
-

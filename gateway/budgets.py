@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from redis import asyncio as aioredis
-
 from gateway.config import Config
-from gateway.journal.lookup import spend_since
-from gateway.ledger import Account, MemoryLedger, period_start
-from gateway.ledger_redis import RedisLedger
+from gateway.ledger import Account, Ledger, MemoryLedger, period_start
 from gateway.services import Services
 
 
-def open_ledger(config: Config, clock: Callable[[], float]) -> MemoryLedger | RedisLedger:
+def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
     """In this process, or shared by all replicas where the configuration names a Redis."""
     if not config.storage.redis_url:
         return MemoryLedger(clock)
+    from redis import asyncio as aioredis
+
+    from gateway.ledger_redis import RedisLedger
+
     return RedisLedger(aioredis.Redis.from_url(str(config.storage.redis_url)), clock=clock)
 
 
@@ -36,7 +36,7 @@ def spent(services: Services, accounts: Iterable[Account]) -> dict[str, int]:
     found: dict[str, int] = {}
     for start_s, ids in by_start.items():
         totals: dict[str, int] = defaultdict(int)
-        for row in spend_since(services.store(), services.spool_dir, start_s):
+        for row in services.journal.spend_since(start_s):
             for kind in ("tenant", "route"):
                 totals[f"{kind}:{row[kind]}"] += row["cost_nanousd"]
             totals[f"key:{row['key_id']}"] += row["cost_nanousd"]

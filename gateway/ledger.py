@@ -77,6 +77,14 @@ class Ledger(Protocol):
         """Take over what each account has spent in its running period, as the journal remembers it."""
         ...
 
+    async def run(self) -> None:
+        """What must go on beside the requests, until cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """Leave nothing unsaid."""
+        ...
+
 
 def period_start(period: Period, now: float) -> float:
     """Unix time at which the running period began; days, weeks (Monday) and months are of UTC."""
@@ -146,7 +154,7 @@ class MemoryHold:
         if not self._open:
             return False
         self._open = False
-        self._ledger.close(self._rows, self.nanousd, nanousd)
+        self._ledger.book(self._rows, self.nanousd, nanousd)
         self.nanousd = 0
         return True
 
@@ -167,6 +175,12 @@ class MemoryLedger:
     async def hold(self, accounts: Sequence[Account], nanousd: int) -> MemoryHold:
         return self.hold_now(accounts, nanousd)
 
+    async def run(self) -> None:
+        """Nothing: memory needs no upkeep."""
+
+    async def close(self) -> None:
+        """Nothing to leave."""
+
     def hold_now(self, accounts: Sequence[Account], nanousd: int) -> MemoryHold:
         """`hold` without waiting."""
         if nanousd < 0:
@@ -182,7 +196,7 @@ class MemoryLedger:
         self.outstanding += 1
         return MemoryHold(self, rows, nanousd)
 
-    def close(self, rows: Sequence[tuple[Account, _Row]], held: int, spent: int) -> None:
+    def book(self, rows: Sequence[tuple[Account, _Row]], held: int, spent: int) -> None:
         """The end of a hold: its money is spent in the period that runs now."""
         now = self._clock()
         for account, row in rows:

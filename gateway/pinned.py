@@ -28,7 +28,8 @@ def default_choice(route: Route, undecided: Undecided) -> Choice:
     excluded = undecided.excluded
     if excluded.get(route.default_model, UNHEALTHY) != UNHEALTHY:
         reasons = "; ".join(f"{model}: {reason}" for model, reason in excluded.items())
-        raise CallerError(f"no model of route '{route.name}' may answer this request ({reasons})", code="no_eligible_model")
+        message = f"no model of route '{route.name}' may answer this request ({reasons})"
+        raise CallerError(message, code="no_eligible_model")
     return pinned(route.default_model, f"default: {undecided.reason}", excluded)
 
 

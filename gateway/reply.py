@@ -1,4 +1,4 @@
-"""The way back to the client: headers once, then bytes, then the end. After the first byte nothing can be taken back."""
+"""The way back to the client: headers once, then bytes, then the end. What was sent can't be taken back."""
 
 from __future__ import annotations
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from gateway.errors import NotFound
 from gateway.exchange import Exchange
-from gateway.journal.lookup import append_durably, find_response
+from gateway.journal.durable import append_durably
+from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
-from gateway.journal.store import Store
 from gateway.wire.body import read
 from gateway.wire.request import Raw, responses_input
 from gateway.wire.responses import input_items
@@ -29,10 +28,9 @@ MAX_REMEMBERED_BYTES = 64 * 1024
 class Responses:
     """One per worker."""
 
-    def __init__(self, spool: Spool, directory: Path, store: Callable[[], Store], clock: Callable[[], float]) -> None:
+    def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float]) -> None:
         self._spool = spool
-        self._directory = directory
-        self._store = store
+        self._journal = journal
         self._clock = clock
         self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
 
@@ -47,7 +45,7 @@ class Responses:
 
     async def find(self, id: str, tenant: str, *, param: str | None = None) -> ResponseRecord:
         """Raises NotFound."""
-        found = self._recent.get((tenant, id)) or await find_response(self._store(), self._directory, id, tenant)
+        found = self._recent.get((tenant, id)) or await self._journal.response(id, tenant)
         if found is None or found.deleted:
             kind = "Previous response" if param else "Response"
             raise NotFound(f"{kind} with id '{id}' not found.", param=param,

@@ -16,8 +16,8 @@ from gateway.config import Config, RouteConfig
 from gateway.drive import Driver
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet
+from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
-from gateway.journal.store import Store as Journal
 from gateway.keys import Keyring
 from gateway.ledger import Ledger
 from gateway.limits import Limits
@@ -96,8 +96,7 @@ class Services:
     driver: Driver
     responses: Responses
     spool: Spool
-    store: Callable[[], Journal]
-    """The journal's database, opened when first needed."""
+    journal: Reader
     spool_dir: Path
     metrics: Metrics
     tracing: Tracing | None

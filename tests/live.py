@@ -21,7 +21,6 @@ import uvicorn
 from gateway.app import build, close
 from gateway.asgi import App
 from gateway.config_load import parse
-from gateway.journal.lookup import find_decision
 from gateway.journal.record import DecisionRecord
 from gateway.providers.scripted import ScriptedServer
 from gateway.services import Services
@@ -44,7 +43,7 @@ class Live:
 
     async def decision(self, id: str) -> DecisionRecord:
         """What the journal holds of a request, by any of its ids."""
-        record = await find_decision(self.services.store(), self.services.spool_dir, id)
+        record = await self.services.journal.decision(id)
         assert record is not None, f"no decision {id}"
         return record
 

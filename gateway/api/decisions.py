@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.asgi import Answer, Request
 from gateway.errors import CallerError, NotFound
-from gateway.journal.lookup import find_decision, record_feedback
+from gateway.journal.durable import record_feedback
 from gateway.journal.record import FeedbackRecord, new_id
 from gateway.journal.view import decision_view
 from gateway.reply import JSON
@@ -31,7 +31,7 @@ async def get_decision(request: Request, id: str) -> Answer:
     """By decision, response or request id; another tenant's is not found."""
     caller, services = request.caller(), request.services
     tenant = None if caller.admin else caller.tenant
-    record = await find_decision(services.store(), services.spool_dir, id, tenant)
+    record = await services.journal.decision(id, tenant)
     if record is None:
         raise NotFound(f"No decision has the id '{id}'.")
     return 200, [JSON], msgspec.json.encode(decision_view(record))

@@ -14,14 +14,15 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from gateway.errors import CallerError, HeadgateError
+from gateway.journal.durable import append_durably, record_feedback, unavailable
 from gateway.journal.frames import SUFFIX, read_frames
 from gateway.journal.record import DecisionRecord, FeedbackRecord, ResponseRecord
 from gateway.journal.ship import decode_record
-from gateway.journal.spool import Spool
 from gateway.journal.store import Store
 from gateway.journal.tables import spool_offsets
 from gateway.journal.write import Row
+
+__all__ = ["append_durably", "find_decision", "find_response", "record_feedback", "spend_since"]
 
 Found = TypeVar("Found", DecisionRecord, FeedbackRecord, ResponseRecord)
 
@@ -55,25 +56,6 @@ async def find_response(store: Store, directory: Path, id: str, tenant: str) -> 
     if found is None:
         found = await asyncio.to_thread(_find, lambda: store.response(id, tenant), look_in_spools)
     return None if found is None or found.deleted else found
-
-
-async def record_feedback(spool: Spool, feedback: FeedbackRecord) -> None:
-    """Returns when the feedback survives a power loss; raises CallerError, or HeadgateError 503."""
-    if not (feedback.decision_id or feedback.response_id or feedback.request_id):
-        raise CallerError("feedback needs a decision_id, response_id or request_id", param="decision_id")
-    if feedback.score is not None and not 0.0 <= feedback.score <= 1.0:
-        raise CallerError("score must be between 0 and 1", param="score")
-    await append_durably(spool, feedback)
-
-
-async def append_durably(spool: Spool, record: FeedbackRecord | ResponseRecord) -> None:
-    """Appends what must not be lost. Raises HeadgateError 503 where the spool is full or the disk fails."""
-    if not spool.append(record):
-        raise _unavailable(spool.alarm)
-    try:
-        await spool.sync()
-    except OSError as fault:
-        raise _unavailable(str(fault)) from fault
 
 
 def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
@@ -123,7 +105,7 @@ def _find(in_store: Callable[[], Found | None], in_spools: Callable[[], Found | 
         except sa.exc.SQLAlchemyError as error:
             fault = error
     if fault is not None:
-        raise _unavailable("the database is away") from fault
+        raise unavailable("the database is away") from fault
     return None
 
 
@@ -160,9 +142,3 @@ def _segments(directory: Path) -> Iterator[tuple[str, bytes]]:
             yield path.stem, path.read_bytes()
         except FileNotFoundError:
             continue
-
-
-def _unavailable(why: str) -> HeadgateError:
-    return HeadgateError(
-        f"the journal can't be used now: {why}", code="journal_unavailable", status=503, retry_after_s=1.0
-    )

@@ -1,0 +1,32 @@
+"""What must not be lost: it is on disk before anybody is told that it was taken."""
+
+from __future__ import annotations
+
+from gateway.errors import CallerError, HeadgateError
+from gateway.journal.record import FeedbackRecord, ResponseRecord
+from gateway.journal.spool import Spool
+
+
+async def record_feedback(spool: Spool, feedback: FeedbackRecord) -> None:
+    """Returns when the feedback survives a power loss; raises CallerError, or HeadgateError 503."""
+    if not (feedback.decision_id or feedback.response_id or feedback.request_id):
+        raise CallerError("feedback needs a decision_id, response_id or request_id", param="decision_id")
+    if feedback.score is not None and not 0.0 <= feedback.score <= 1.0:
+        raise CallerError("score must be between 0 and 1", param="score")
+    await append_durably(spool, feedback)
+
+
+async def append_durably(spool: Spool, record: FeedbackRecord | ResponseRecord) -> None:
+    """Appends what must not be lost. Raises HeadgateError 503 where the spool is full or the disk fails."""
+    if not spool.append(record):
+        raise unavailable(spool.alarm)
+    try:
+        await spool.sync()
+    except OSError as fault:
+        raise unavailable(str(fault)) from fault
+
+
+def unavailable(why: str) -> HeadgateError:
+    return HeadgateError(
+        f"the journal can't be used now: {why}", code="journal_unavailable", status=503, retry_after_s=1.0
+    )

@@ -1,0 +1,61 @@
+"""The journal as a worker asks it: rarely, off the hot path, and opened only at the first question.
+
+A worker that is asked nothing never loads a database driver, and one whose database is away starts all the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.journal.durable import unavailable
+from gateway.journal.record import DecisionRecord, ResponseRecord
+
+if TYPE_CHECKING:
+    from gateway.journal.store import Store
+    from gateway.journal.write import Row
+
+
+class Reader:
+    """Decisions, responses and spending, from the database and from what is still in the spools."""
+
+    def __init__(self, url: str, keep_days: float, spools: Path) -> None:
+        self.spools = spools
+        self._url = url
+        self._keep_days = keep_days
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            from gateway.journal.store import open_store
+
+            self._store = open_store(self._url, keep_days=self._keep_days)
+        return self._store
+
+    async def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
+        """By decision, response or request id; of one tenant, or of any where None."""
+        from gateway.journal.lookup import find_decision
+
+        return await find_decision(self.store, self.spools, id, tenant)
+
+    async def response(self, id: str, tenant: str) -> ResponseRecord | None:
+        """A stored /v1/responses object of this tenant; None where there is none or it was deleted."""
+        from gateway.journal.lookup import find_response
+
+        return await find_response(self.store, self.spools, id, tenant)
+
+    def spend_since(self, since_s: float) -> list[Row]:
+        """Per tenant, key and route, spools included. Blocks; raises HeadgateError 503 where the database is away."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from gateway.journal.lookup import spend_since
+
+        try:
+            return spend_since(self.store, self.spools, since_s)
+        except SQLAlchemyError as fault:
+            raise unavailable("the database is away") from fault
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
