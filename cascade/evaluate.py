@@ -35,6 +35,7 @@ from routers.cost import LogLinear
 from routers.estimators.base import folds
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
+from routers.outcomes import DataError
 from routers.registry import estimator_named
 from routers.types import Estimate
 
@@ -42,6 +43,11 @@ Progress = Callable[[int, int], None]
 CROSSED = 0.632
 """Weight of the cross-fitted curve, which is pessimistic for it learns from fewer rows, against the curve on the
 training rows themselves, which is optimistic (Efron's .632 rule)."""
+
+
+LEAST_ROWS = 60
+FAR_BELOW = 0.6
+"""A model below this share of the best one's quality opens no climb: its answers say too little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +93,20 @@ def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting)
     quality, answer = out_of_fold(setting.router, taught.data, x[train], featurizer, seed=setting.seed)
     learned = fit_learned(estimator_named(setting.router), taught.data, x[train], featurizer, setting.seed)
     test_quality, test_answer = predicted(learned, x[~train])
-    checking = LogLinear().fit(z := learned.projection.apply(x[train]).astype(float), _extra(taught))
-    free = ~(_extra(taught) > 2 * _TINY).any(0)
-    test_z = learned.projection.apply(x[~train]).astype(float)
-    extra, test_extra = (np.where(free, 0.0, checking.predict(rows)) for rows in (z, test_z))
+    z = [learned.projection.apply(rows).astype(float) for rows in (x[train], x[~train])]
+    checked = LogLinear().fit(z[0], taught.data.checked_cost_usd)
+    read, test_read = (checked.predict(rows) for rows in z)
+    if not paying(taught):
+        read, test_read = answer, test_answer
     return (
-        Part(taught, _scene(taught, quality), Prices(answer, answer + extra)),
-        Part(tested, _scene(tested, test_quality), Prices(test_answer, test_answer + test_extra)),
+        Part(taught, _scene(taught, quality), Prices(answer, np.maximum(read, answer))),
+        Part(tested, _scene(tested, test_quality), Prices(test_answer, np.maximum(test_read, test_answer))),
     )
 
 
-_TINY = 1e-9
-
-
-def _extra(logged: Logged) -> Matrix:
-    """What reading the evidence cost beyond the answer."""
-    return np.maximum(logged.data.checked_cost_usd - logged.data.cost_usd, _TINY)
+def paying(logged: Logged) -> bool:
+    """Reading the evidence cost something on some row."""
+    return bool((logged.data.checked_cost_usd > logged.data.cost_usd * (1.0 + 1e-6)).any())
 
 
 def _scene(logged: Logged, quality: Matrix) -> Scene:
@@ -112,15 +116,16 @@ def _scene(logged: Logged, quality: Matrix) -> Scene:
 
 
 def space_of(part: Part, setting: Setting) -> Space:
-    """Openers: the models on the hull of training means first, then by quality."""
+    """Openers: of the models not far below the best, those on the hull of training means first, then by quality."""
     data = part.logged.data
-    cost, quality = data.cost_usd.mean(0), data.scores.mean(0)
-    points = np.column_stack([cost, quality])
+    quality = data.scores.mean(0)
+    points = np.column_stack([data.cost_usd.mean(0), quality])
     chain = {tuple(point) for point in frontier.hull(points).tolist()}
-    order = sorted(range(len(cost)), key=lambda j: (tuple(points[j].tolist()) not in chain, -quality[j]))
-    paying = bool((_extra(part.logged) > 2 * _TINY).any())
-    pool = tuple(sorted(order[: setting.pool]))
-    return Space(data.models, pool, min(setting.depth, len(pool)), (False, True) if paying else (True,))
+    useful = [j for j in range(len(quality)) if quality[j] >= FAR_BELOW * quality.max()]
+    useful.sort(key=lambda j: (tuple(points[j].tolist()) not in chain, -quality[j]))
+    pool = tuple(sorted(useful[: setting.pool]))
+    readings = (False, True) if paying(part.logged) else (True,)
+    return Space(data.models, pool, min(setting.depth, len(pool)), readings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,15 @@ def fitted(trained: Trained, part: Part) -> FittedCascade:
     typical = {m: (float(quality[j]), float(cost[j])) for j, m in enumerate(trained.posterior.space.models)}
     rules = [trained.rules[i] for i in kept]
     return FittedCascade(trained.posterior, rules, trained.held_out[kept], trained.best_single, typical)
+
+
+def fitted_on(logged: Logged, setting: Setting) -> FittedCascade:
+    """Trained on all rows of the log. DataError where there are too few."""
+    if len(logged.answers) < LEAST_ROWS:
+        raise DataError(f"{len(logged.answers)} complete rows to train on; {LEAST_ROWS} or more are needed")
+    x = described(logged.data, shipped_featurizer())
+    taught, _ = parts(logged, x, np.ones(len(x), bool), setting)
+    return fitted(train(taught, setting), taught)
 
 
 def plans(trained: Trained, rule: Rule, part: Part) -> list[Plan]:
@@ -240,15 +254,12 @@ def evaluate(
     logged: Logged,
     *,
     splits: int = 8,
-    tasks: Sequence[str] = (),
     setting: Setting | None = None,
     featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures over random 70/30 splits by query: mean and standard deviation over splits of each."""
     setting = setting or Setting()
-    if tasks:
-        logged = logged.rows(np.isin(np.array(logged.data.tasks), list(tasks)))
     x = described(logged.data, featurizer or shipped_featurizer())
     found = []
     for seed in range(splits):

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from cascade.calibrate import Certificate, Family, certify
-from cascade.evaluate import Part, Setting, Trained, parts, train, walked
+from cascade.calibrate import Certificate, Family, Refusal, certify
+from cascade.evaluate import LEAST_ROWS, Part, Setting, Trained, parts, train, walked
 from cascade.logs import Logged
 from cascade.posterior import Matrix
 from cascade.posterior_fit import best_quality
 from routers.features import shipped_featurizer
 from routers.fit import described
+from routers.outcomes import DataError
 
 FLOORS = (0.90, 0.95, 0.97)
+RULES = 96
 
 
 def family_of(trained: Trained, part: Part) -> Family:
@@ -36,6 +38,27 @@ def family_of(trained: Trained, part: Part) -> Family:
         part.paid.answer[:, reference],
         part.logged.data.models[reference],
     )
+
+
+def certified(
+    logged: Logged,
+    floor: float,
+    confidence: float,
+    *,
+    horizon: int | None = None,
+    setting: Setting | None = None,
+    issued: str = "",
+) -> Certificate | Refusal:
+    """Rules trained on the rows whose split is train, certified on the others. DataError without such a split."""
+    train_rows = logged.data.splits == "train"
+    if train_rows.sum() < LEAST_ROWS or train_rows.all():
+        raise DataError(f"queries.parquet: field split: {train_rows.sum()} train rows; rules and certificate need both")
+    setting = replace(setting or Setting(), rates=RULES)
+    x = described(logged.data, shipped_featurizer())
+    taught, held = parts(logged, x, train_rows, setting)
+    family = family_of(train(taught, setting), held)
+    checksum = held.logged.data.checksum()
+    return certify(family, floor, confidence, horizon=horizon, issued=issued, data_checksum=checksum)
 
 
 def guarantee(
@@ -54,9 +77,10 @@ def guarantee(
     sample size.
     """
     rng = np.random.default_rng(seed)
+    setting = replace(setting or Setting(), rates=RULES)
     x = described(logged.data, shipped_featurizer())
-    taught, held = parts(logged, x, rng.random(len(x)) < 0.5, replace(setting or Setting(), rates=96))
-    family = family_of(train(taught, replace(setting or Setting(), rates=96)), held)
+    taught, held = parts(logged, x, rng.random(len(x)) < 0.5, setting)
+    family = family_of(train(taught, setting), held)
     n = len(family.reference)
     halves = [rng.permutation(n) for _ in range(splits)]
     report = {f"{floor:.2f}": _counted(family, floor, confidence, halves, realised) for floor in floors}

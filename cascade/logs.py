@@ -6,7 +6,8 @@ counted; a folder without confidences and without responses is refused, for a ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,19 @@ class Logged:
         return Logged(self.data.rows(kept), answers, self.agreement[kept], self.dropped)
 
 
-def read_logged(folder: Path) -> Logged:
-    """The folder's complete rows. DataError where a cascade has nothing to read."""
+def read_logged(folder: Path, tasks: Sequence[str] = ()) -> Logged:
+    """The folder's complete rows, of those tasks where any are named. DataError where a cascade has nothing to read."""
     data = read_outcomes(folder)
+    checked = np.where(np.isfinite(data.checked_cost_usd), data.checked_cost_usd, data.cost_usd)
+    data = replace(data, checked_cost_usd=checked)
     answers = _answers(folder, data)
     if not np.isfinite(data.confidence).any() and not any(map(any, answers)):
         raise DataError(f"{folder}: neither confidence nor response: a cascade has nothing to read")
     whole = np.isfinite(data.scores).all(1) & np.isfinite(data.cost_usd).all(1)
+    if tasks:
+        whole &= np.isin(np.array(data.tasks), list(tasks))
     if not whole.any():
-        raise DataError(f"{folder}: no query was answered, with its cost, by every model")
+        raise DataError(f"{folder}: no query (of those tasks) was answered, with its cost, by every model")
     kept = np.flatnonzero(whole)
     texts = tuple(answers[i] for i in kept.tolist())
     table = np.stack([agreements(row) if any(row) else np.eye(len(row)) for row in texts])

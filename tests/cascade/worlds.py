@@ -40,6 +40,7 @@ def write(log: Logged, folder: Path) -> None:
 
     data = log.data
     queries = {"query_id": list(data.query_ids), "task": list(data.tasks), "text": list(data.texts)}
+    queries["split"] = [str(split) for split in data.splits]
     cells = [(i, j) for i in range(len(data.query_ids)) for j in range(len(data.models))]
     outcomes = {
         "query_id": [data.query_ids[i] for i, _ in cells],

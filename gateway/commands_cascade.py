@@ -1,0 +1,176 @@
+"""`headgate cascade evaluate | train | certify | guarantee`: its worth, and what may be promised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from gateway.errors import CallerError
+
+if TYPE_CHECKING:
+    from cascade.evaluate import Setting
+    from cascade.logs import Logged
+
+cascade = typer.Typer(help="Cascades: evaluate, train, certify, and test the guarantee.", no_args_is_help=True)
+
+DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet.")]
+Tasks = Annotated[str, typer.Option(help="Comma-separated; default: all.")]
+Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers looked at before the last call.")]
+Floor = Annotated[float, typer.Option(help="Share of the reference's quality that is promised, in (0, 1].")]
+Sure = Annotated[float, typer.Option(help="Confidence of the promise, in (0, 1).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name these commands in `app`."""
+    app.add_typer(cascade, name="cascade")
+
+
+@cascade.command()
+def evaluate(
+    data: DataFolder,
+    tasks: Tasks = "",
+    splits: Annotated[int, typer.Option(min=1, help="Random 70/30 splits by query.")] = 8,
+    depth: Depth = 2,
+    router: Annotated[str, typer.Option(help="What estimates before generation.")] = "linear",
+    as_json: AsJson = False,
+) -> None:
+    """Quality and cost against the best single model at operating points chosen on training rows, over splits."""
+    from cascade.evaluate import evaluate as evaluated
+
+    logged = _read(data, tasks)
+    with _progress("splits") as told, _refusing():
+        report = evaluated(logged, splits=splits, setting=_setting(depth, router), progress=told)
+    _print(report, as_json)
+
+
+@cascade.command()
+def train(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Where the artefact goes.")] = Path("cascade.safetensors"),
+    tasks: Tasks = "",
+    depth: Depth = 2,
+    router: Annotated[str, typer.Option(help="What estimates before generation.")] = "linear",
+    version: Annotated[str, typer.Option(help="Version to write into the artefact.")] = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Train cascade routing on the rows whose split is not test."""
+    from cascade.artifact import save_cascade
+    from cascade.evaluate import fitted_on
+
+    logged = _read(data, tasks)
+    logged = logged.rows(logged.data.splits != "test")
+    with _refusing():
+        made = fitted_on(logged, _setting(depth, router))
+    save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
+    points = [{"cost_usd": float(c), "quality": float(q)} for c, q in made.held_out]
+    found = {"out": str(out), "n_train": len(logged.answers), "models": list(made.posterior.space.models)}
+    _print({**found, "best_single_quality": made.best_single, "rules": points}, as_json)
+
+
+@cascade.command()
+def certify(
+    data: DataFolder,
+    floor: Floor = 0.97,
+    confidence: Sure = 0.95,
+    horizon: Annotated[int, typer.Option(help="Promise the mean of this many requests; 0: the long run.")] = 0,
+    tasks: Tasks = "",
+    depth: Depth = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Train on rows whose split is train and certify a floor on the others; or refuse and say what is missing."""
+    from cascade.calibrate import Certificate
+    from cascade.guarantee import certified
+
+    logged = _read(data, tasks)
+    with _refusing():
+        found = certified(
+            logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, "linear"),
+            issued=datetime.now(UTC).date().isoformat(),
+        )  # fmt: skip
+    _print({"certified": isinstance(found, Certificate), **asdict(found)}, as_json)
+    if not isinstance(found, Certificate):
+        raise typer.Exit(1)
+
+
+@cascade.command()
+def guarantee(
+    data: DataFolder,
+    floors: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.90,0.95,0.97",
+    confidence: Sure = 0.95,
+    splits: Annotated[int, typer.Option(min=1, help="Random calibration/test splits.")] = 200,
+    long_run: Annotated[
+        bool, typer.Option("--long-run", help="Certify the long-run mean by the bound valid at any size.")
+    ] = False,
+    tasks: Tasks = "",
+    depth: Depth = 2,
+    as_json: AsJson = False,
+) -> None:
+    """How often the promised floor is broken over many random calibration/test splits, and at what cost."""
+    from cascade.guarantee import guarantee as counted
+
+    shares = [float(floor) for floor in floors.split(",")]
+    with _refusing():
+        report = counted(
+            _read(data, tasks), floors=shares, confidence=confidence, splits=splits,
+            setting=_setting(depth, "linear"), realised=not long_run,
+        )  # fmt: skip
+    _print(report, as_json)
+
+
+def _setting(depth: int, router: str) -> Setting:
+    from cascade.evaluate import Setting
+
+    return Setting(router=router, depth=depth)
+
+
+def _read(data: Path, tasks: str) -> Logged:
+    from cascade.logs import read_logged
+
+    with _refusing():
+        return read_logged(data, [task.strip() for task in tasks.split(",") if task.strip()])
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Bad data and bad arguments end the command with one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise CallerError(str(error)) from error
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere."""
+    with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+        return
+    for line in _lines(report):
+        typer.echo(line)
+
+
+def _lines(report: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in report.items():
+        if isinstance(value, dict) and set(value) == {"mean", "sd"}:
+            yield f"{indent}{name:34s} {value['mean']:.4f} +- {value['sd']:.4f}"
+        elif isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:34s} {value}"

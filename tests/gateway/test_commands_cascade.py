@@ -1,0 +1,77 @@
+"""The cascade's commands on a small folder of outcomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cascade.artifact import load_cascade
+from gateway.commands_cascade import add_to
+from gateway.errors import CallerError
+from tests.cascade.worlds import logged, write
+
+app = typer.Typer()
+add_to(app)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("outcomes")
+    log = logged(360)
+    splits = np.where(np.arange(360) < 120, "train", "test")
+    write(replace(log, data=replace(log.data, splits=splits)), path)
+    return path
+
+
+def run(*arguments: object) -> dict:
+    found = CliRunner().invoke(app, ["cascade", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert found.exit_code in (0, 1), found.output
+    return json.loads(found.stdout)
+
+
+def test_evaluate_reports_means_over_splits(folder: Path):
+    """One JSON object with quality and cost against the best single model."""
+    report = run("evaluate", "--data", folder, "--splits", 1, "--depth", 1)
+    assert report["n_queries"] == 360 and report["matching"]["cost_ratio"]["mean"] > 0
+
+
+def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path):
+    """The trained file is a cascade over the folder's models, from its training rows."""
+    found = run("train", "--data", folder, "--out", tmp_path / "c.safetensors", "--depth", 1)
+    assert found["n_train"] == 120
+    assert load_cascade(tmp_path / "c.safetensors").posterior.space.models == tuple(found["models"])
+
+
+def test_certify_gives_or_refuses(folder: Path):
+    """A modest floor is certified on these rows; an extreme one refused with a reason."""
+    given = run("certify", "--data", folder, "--floor", 0.7, "--depth", 1)
+    assert given["certified"] and given["rows"] == 240 and given["issued"]
+    refused = run("certify", "--data", folder, "--floor", 1.0, "--confidence", 0.9999, "--depth", 1)
+    assert not refused["certified"] and refused["reason"]
+
+
+def test_guarantee_counts_breaches(folder: Path):
+    """Per floor, the share of splits in which it broke."""
+    report = run("guarantee", "--data", folder, "--floors", "0.8", "--splits", 10, "--depth", 1)
+    assert 0.0 <= report["0.80"]["broken"] <= 1.0
+
+
+@pytest.mark.parametrize("more", [["--floor", "0"], ["--tasks", "nothing"]])
+def test_bad_arguments_end_with_one_message(folder: Path, more: list[str]):
+    """A floor outside its range and a task nobody has are the caller's errors."""
+    with pytest.raises(CallerError):
+        CliRunner().invoke(
+            app, ["cascade", "certify", "--data", str(folder), "--depth", "1", *more], catch_exceptions=False
+        )
+
+
+def test_a_table_is_printed_without_json(folder: Path):
+    """A person reads lines, not braces."""
+    found = CliRunner().invoke(app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--depth", "1"])
+    assert "cost_ratio" in found.stdout and "{" not in found.stdout
