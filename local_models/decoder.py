@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
-from local_models.checkpoint import load_tensors
-from local_models.linear import Dense, Linear
+from local_models.linear import Linear
+from local_models.quant import Weight, fused_linear, head_linear, load_weights
 from local_models.shape import Shape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}
@@ -50,15 +50,15 @@ class _Layer:
 class Decoder:
     """The weights of one model and its forward pass."""
 
-    def __init__(self, shape: Shape, tensors: dict[str, Tensor], block_tokens: int = 64) -> None:
+    def __init__(self, shape: Shape, weights: dict[str, Weight], block_tokens: int = 64, *, int8: bool = False) -> None:
         self.shape = shape
         self.block_tokens = block_tokens
-        self.dtype = tensors["model.embed_tokens.weight"].dtype
-        self.device = tensors["model.embed_tokens.weight"].device
-        self.embedding = tensors["model.embed_tokens.weight"]
-        self.final_norm = tensors["model.norm.weight"]
-        self.head: Linear = Dense(self.embedding if shape.tied else tensors["lm_head.weight"])
-        self.layers = [_layer(shape, tensors, index) for index in range(shape.layers)]
+        self.embedding = _tensor(weights, "model.embed_tokens.weight")
+        self.dtype = self.embedding.dtype
+        self.device = self.embedding.device
+        self.final_norm = _tensor(weights, "model.norm.weight")
+        self.head = head_linear(weights, self.dtype, int8=int8)
+        self.layers = [_layer(shape, weights, index, self.dtype, int8=int8) for index in range(shape.layers)]
         self._attention = Attention(shape, block_tokens, self.dtype)
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
@@ -68,11 +68,14 @@ class Decoder:
         self._sin = (angles.sin() * shape.rope_gain).to(self.device, self.dtype)
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto", block_tokens: int = 64) -> Decoder:
-        """The model in a Hugging Face folder; `auto` keeps the folder's own number format."""
+    def load(cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *, int8: bool = False) -> Decoder:
+        """The model in a Hugging Face folder; `auto` keeps the folder's own number format.
+
+        `int8` quantizes the matrices while loading; a folder that is quantized needs no word.
+        """
         shape = read_shape(folder)
-        number = DTYPES[shape.dtype if dtype == "auto" else dtype]
-        return cls(shape, load_tensors(folder, shape, number), block_tokens)
+        number = DTYPES.get(shape.dtype if dtype == "auto" else dtype, torch.float32)
+        return cls(shape, load_weights(folder, shape, number), block_tokens, int8=int8)
 
     def new_pool(self, blocks: int) -> Pool:
         """A zeroed pool for this model's keys and values."""
@@ -121,23 +124,26 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-def _layer(shape: Shape, tensors: dict[str, Tensor], index: int) -> _Layer:
+def _layer(shape: Shape, weights: dict[str, Weight], index: int, dtype: torch.dtype, *, int8: bool) -> _Layer:
     name = f"model.layers.{index}."
+
+    def linear(*parts: str) -> Linear:
+        return fused_linear(weights, [name + part for part in parts], dtype, int8=int8)
+
     return _Layer(
-        norm_in=tensors[name + "input_layernorm.weight"],
-        qkv=_fused(tensors, [f"{name}self_attn.{part}_proj" for part in "qkv"]),
-        out=_fused(tensors, [name + "self_attn.o_proj"]),
-        norm_mlp=tensors[name + "post_attention_layernorm.weight"],
-        gate_up=_fused(tensors, [name + "mlp.gate_proj", name + "mlp.up_proj"]),
-        down=_fused(tensors, [name + "mlp.down_proj"]),
-        q_norm=tensors.get(name + "self_attn.q_norm.weight"),
-        k_norm=tensors.get(name + "self_attn.k_norm.weight"),
+        norm_in=_tensor(weights, name + "input_layernorm.weight"),
+        qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        out=linear("self_attn.o_proj"),
+        norm_mlp=_tensor(weights, name + "post_attention_layernorm.weight"),
+        gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
+        down=linear("mlp.down_proj"),
+        q_norm=_tensor(weights, name + "self_attn.q_norm.weight") if shape.qk_norm else None,
+        k_norm=_tensor(weights, name + "self_attn.k_norm.weight") if shape.qk_norm else None,
         window=shape.windows[index],
     )
 
 
-def _fused(tensors: dict[str, Tensor], names: list[str]) -> Dense:
-    """One product for several; the parts leave `tensors`, so that no weight is held twice."""
-    weight = torch.cat([tensors.pop(name + ".weight") for name in names])
-    biases = [tensors.pop(name + ".bias") for name in names if name + ".bias" in tensors]
-    return Dense(weight, torch.cat(biases) if biases else None)
+def _tensor(weights: dict[str, Weight], name: str) -> Tensor:
+    weight = weights[name]
+    assert isinstance(weight, Tensor), f"{name} is never quantized"
+    return weight

@@ -26,6 +26,7 @@ from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
+from local_models.speculate import Drafter, NgramDrafter, share_budget
 from local_models.text import TextCodec, TokenStream
 
 _log = logging.getLogger(__name__)
@@ -41,11 +42,17 @@ class EngineOptions:
     most_running: int = 64
     most_waiting: int = 1024
     dtype: str = "auto"
+    int8: bool = False
+    """Quantize the weights while loading."""
     share_prefixes: bool = True
     eviction_alpha: float | None = 1.0
     """Marconi's weight of computation saved per byte; None: least recently used."""
     copy_while_free: float = 0.5
     """A shared prefix is copied, not gathered, while this share of the blocks is free."""
+    draft_tokens: int = 0
+    """Most tokens guessed ahead for one sequence; 0: no guessing."""
+    draft_budget: int = 64
+    """Most guesses checked in one step, all sequences together."""
 
 
 class Engine:
@@ -58,6 +65,7 @@ class Engine:
         options: EngineOptions | None = None,
         *,
         predict: PredictTokens | None = None,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.decoder = decoder
@@ -86,12 +94,16 @@ class Engine:
         self._seeds: dict[str, int] = {}
         self.steps = 0
         self.output_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self._drafter = drafter or (NgramDrafter() if self.options.draft_tokens else None)
 
     @classmethod
     def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
         """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
         options = options or EngineOptions()
-        return cls(Decoder.load(folder, options.dtype, options.block_tokens), TextCodec(folder), options)
+        decoder = Decoder.load(folder, options.dtype, options.block_tokens, int8=options.int8)
+        return cls(decoder, TextCodec(folder), options)
 
     @property
     def busy(self) -> bool:
@@ -126,6 +138,7 @@ class Engine:
         self._copy(plan.copies)
         if not plan.work:
             return events
+        self._guess(plan.work)
         scores = self._run(plan.work)
         self.steps += 1
         return events + self._postprocess(plan.work, scores)
@@ -181,13 +194,15 @@ class Engine:
         segments = []
         for piece in work:
             end = piece.start + piece.count
+            rows = piece.count + len(piece.drafts)
             assert piece.sequence.table is not None
-            segments.append(Segment(len(ids), piece.count, piece.start, piece.sequence.table.blocks))
+            segments.append(Segment(len(ids), rows, piece.start, piece.sequence.table.blocks))
             ids += piece.sequence.ids[piece.start : end]
-            positions += range(piece.start, end)
-            write_slots += self._slot_numbers(piece.sequence, piece.start, end)
+            ids += piece.drafts
+            positions += range(piece.start, piece.start + rows)
+            write_slots += self._slot_numbers(piece.sequence, piece.start, piece.start + rows)
             if end == len(piece.sequence.ids):
-                wanted.append(len(ids) - 1)
+                wanted += range(len(ids) - 1 - len(piece.drafts), len(ids))
         tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, write_slots, wanted)]
         return Batch(tensors[0], tensors[1], tensors[2], segments, tensors[3])
 
@@ -204,19 +219,58 @@ class Engine:
             sequence = piece.sequence
             sequence.computed += piece.count
             if sequence.computed == len(sequence.ids):
-                events += self._extend_safely(sequence, scores[row], now_s)
-                row += 1
+                rows = 1 + len(piece.drafts)
+                events += self._extend_safely(piece, scores[row : row + rows], now_s)
+                row += rows
         return events
 
-    def _extend_safely(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
-        """Whatever goes wrong with one row of scores ends the one request it belongs to."""
+    def _extend_safely(self, piece: Work, scores: Tensor, now_s: float) -> list[Event]:
+        """Whatever goes wrong with one request's scores ends that one only."""
+        sequence = piece.sequence
         try:
-            return self._extend(sequence, scores, now_s)
+            return self._extend_and_check(piece, scores, now_s)
         except sampler.NotNumbers as error:
             return [self._finish(sequence, "error", str(error))]
         except Exception as error:
             _log.exception("no token could be chosen for request %s", sequence.request.id)
             return [self._finish(sequence, "error", f"no token could be chosen: {error}")]
+
+    def _extend_and_check(self, piece: Work, scores: Tensor, now_s: float) -> list[Event]:
+        """The next token, and those after it for as long as each was guessed."""
+        sequence, drafts = piece.sequence, piece.drafts
+        events: list[Event] = []
+        accepted = 0
+        for row in range(1 + len(drafts)):
+            events += self._extend(sequence, scores[row], now_s)
+            if sequence.table is None or row == len(drafts) or sequence.ids[-1] != drafts[row]:
+                break
+            # The guess was right, and its keys were computed in this pass.
+            sequence.computed += 1
+            accepted += 1
+        if drafts:
+            sequence.usage.drafted_tokens += len(drafts)
+            sequence.usage.accepted_tokens += accepted
+            self.drafted_tokens += len(drafts)
+            self.accepted_tokens += accepted
+            if self._drafter is not None:
+                self._drafter.learn(sequence.request.id, len(drafts), accepted)
+        return events
+
+    def _guess(self, work: list[Work]) -> None:
+        """Let sequences that decode also check guesses, as far as the batch's budget and their room go."""
+        decoding = {piece.sequence.request.id: piece for piece in work if piece.sequence.is_decoding}
+        budget = min(self.options.draft_budget, self.options.draft_tokens * len(decoding))
+        if self._drafter is None or not decoding or budget <= 0:
+            return
+        contexts = {name: piece.sequence.ids for name, piece in decoding.items()}
+        guesses = self._drafter.propose(contexts, self.options.draft_tokens)
+        for name, drafts in share_budget(guesses, budget).items():
+            sequence = decoding[name].sequence
+            left = sequence.request.max_tokens - sequence.output_tokens - 1
+            drafts = drafts[: max(0, left)]
+            assert sequence.table is not None
+            if drafts and self.blocks.grow(sequence.table, len(sequence.ids) + len(drafts)):
+                decoding[name].drafts = list(drafts)
 
     def _extend(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
         """Choose the sequence's next token and tell of it."""
@@ -265,6 +319,8 @@ class Engine:
             self._pool.zero(sequence.table.private)
         self.scheduler.remove(sequence)
         del self._sequences[request.id], self._seeds[request.id]
+        if self._drafter is not None:
+            self._drafter.forget(request.id)
         usage = sequence.usage
         usage.output_tokens = sequence.output_tokens
         started_s = sequence.started_s if sequence.started_s is not None else now_s

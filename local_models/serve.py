@@ -219,6 +219,8 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
     ("local_requests_total", "counter", "Answers given.", lambda s: s.requests),
     ("local_prompt_tokens_total", "counter", "Prompt tokens of given answers.", lambda s: s.prompt_tokens),
     ("local_output_tokens_total", "counter", "Output tokens of given answers.", lambda s: s.output_tokens),
+    ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
+    ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
     ("local_engine_steps_total", "counter", "Steps computed.", lambda s: s.worker.engine.steps),
 ]
 
@@ -513,7 +515,10 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(_OPTIONS)}")
     for name in _ENGINE_OPTIONS:
         kind = type(getattr(EngineOptions(), name))
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+        if kind is bool:
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None)
+        else:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     parser.add_argument("--threads", type=int, help="torch's threads; default 1")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -525,7 +530,9 @@ def main() -> None:
     asyncio.run(_run(app, arguments))
 
 
-_ENGINE_OPTIONS = ("kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype")
+_ENGINE_OPTIONS = (
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "draft_tokens", "draft_budget",
+)  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 
 

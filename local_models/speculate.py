@@ -1,0 +1,213 @@
+"""Guess several tokens, check them in one pass: fewer steps, the same answer to the last token.
+
+The engine's scores do not depend on how many rows are computed together, and a request's randomness depends
+on the position alone. So a guess is accepted exactly when it is the token that would have been chosen without
+guessing, and speculation changes nothing but the time, sampled answers included. With one guess a position
+the chance of that is the target's own probability of the guess, which no rule of acceptance can exceed for a
+deterministic guess.
+
+Guesses come from the text itself (n-grams that occurred before) or from a smaller model. How many rows a step
+may spend on guesses is one budget for the whole batch, given to the likeliest guesses first (TETRIS).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from local_models.attention import Pool, Segment
+from local_models.blocks import Blocks, Table
+from local_models.decoder import Batch, Decoder
+
+_START_RATE = 0.6
+_MEMORY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Tokens that may come next, in order, each with its probability given those before it."""
+
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+NOTHING = Guess((), ())
+
+
+class Drafter(Protocol):
+    """Where guesses come from."""
+
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+        """Up to `most` tokens to follow each context, by request."""
+
+    def learn(self, request_id: str, drafted: int, accepted: int) -> None:
+        """Hear how a guess fared."""
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+
+
+def share_budget(guesses: dict[str, Guess], budget: int) -> dict[str, tuple[int, ...]]:
+    """The `budget` guesses likeliest to be accepted, whole batch considered.
+
+    A guess counts only if all before it in its sequence do, so its worth is the product of probabilities up
+    to it; products only fall, so taking the best next guess `budget` times is optimal (TETRIS, prefix-closed
+    greedy).
+    """
+    taken = dict.fromkeys(guesses, 0)
+    heap = [(-guess.probabilities[0], name) for name, guess in guesses.items() if guess.ids]
+    heapq.heapify(heap)
+    while heap and budget > 0:
+        worth, name = heapq.heappop(heap)
+        taken[name] += 1
+        budget -= 1
+        if taken[name] < len(guesses[name].ids):
+            heapq.heappush(heap, (worth * guesses[name].probabilities[taken[name]], name))
+    return {name: guesses[name].ids[:count] for name, count in taken.items()}
+
+
+def optimal_acceptance(target: npt.NDArray[np.float64], draft: npt.NDArray[np.float64], drafts: int = 1) -> float:
+    """The best chance any rule has to accept one of `drafts` independent guesses, without changing the
+    target.
+
+    Optimal transport's dual: `1 + min over sets H of P(H) - Q(H)^drafts`; the least set is a prefix of the
+    tokens sorted by falling `draft / target`. With one draft it is the sum of minima.
+    """
+    order = np.argsort(-draft / np.maximum(target, 1e-300), kind="stable")
+    inside = np.cumsum(target[order]) - np.cumsum(draft[order]) ** drafts
+    return float(1.0 + min(0.0, inside.min()))
+
+
+@dataclass(slots=True)
+class _Text:
+    """What an n-gram drafter knows of one request."""
+
+    after: dict[tuple[int, ...], int] = field(default_factory=dict)
+    indexed: int = 0
+    rate: float = _START_RATE
+
+
+class NgramDrafter:
+    """Guesses that the text goes on as it did after the same last tokens before."""
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        self._lengths = range(longest, shortest - 1, -1)
+        self._texts: dict[str, _Text] = {}
+
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+        return {name: self._propose(name, ids, most) for name, ids in contexts.items()}
+
+    def learn(self, request_id: str, drafted: int, accepted: int) -> None:
+        text = self._texts.get(request_id)
+        if text is not None and drafted:
+            text.rate = _MEMORY * text.rate + (1 - _MEMORY) * accepted / drafted
+
+    def forget(self, request_id: str) -> None:
+        self._texts.pop(request_id, None)
+
+    def _propose(self, name: str, ids: Ids[int], most: int) -> Guess:
+        text = self._texts.setdefault(name, _Text())
+        self._index(text, ids)
+        for length in self._lengths:
+            at = text.after.get(tuple(ids[len(ids) - length :])) if len(ids) > length else None
+            if at is not None:
+                follow = tuple(ids[at : at + most])
+                return Guess(follow, (text.rate,) * len(follow))
+        return NOTHING
+
+    def _index(self, text: _Text, ids: Ids[int]) -> None:
+        """Remember where each n-gram ended, once something has followed it."""
+        for end in range(max(1, text.indexed), len(ids)):
+            for length in self._lengths:
+                if end >= length:
+                    text.after[tuple(ids[end - length : end])] = end
+        text.indexed = len(ids)
+
+
+@dataclass(slots=True)
+class _Track:
+    """A request's place in the small model's pool: the tokens whose keys it holds."""
+
+    table: Table
+    seen: list[int]
+
+
+class ModelDrafter:
+    """Guesses by the likeliest tokens of a smaller model with the same tokenizer."""
+
+    def __init__(self, decoder: Decoder, kv_tokens: int) -> None:
+        self._decoder = decoder
+        self._blocks = Blocks(kv_tokens // decoder.block_tokens, decoder.block_tokens, share=False)
+        self._pool: Pool = decoder.new_pool(self._blocks.count)
+        self._tracks: dict[str, _Track] = {}
+
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+        """Catch up with what was accepted, then write on, all requests in one batch."""
+        texts = {name: list(ids) for name, ids in contexts.items() if self._has_room(name, ids, most)}
+        said: dict[str, list[tuple[int, float]]] = {name: [] for name in texts}
+        for _ in range(most if texts else 0):
+            for name, (token_id, probability) in self._next(texts).items():
+                texts[name].append(token_id)
+                said[name].append((token_id, probability))
+        guesses = dict.fromkeys(contexts, NOTHING)
+        for name, pairs in said.items():
+            guesses[name] = Guess(tuple(i for i, _ in pairs), tuple(p for _, p in pairs))
+        return guesses
+
+    def learn(self, request_id: str, drafted: int, accepted: int) -> None:
+        """Its probabilities are the small model's own."""
+
+    def forget(self, request_id: str) -> None:
+        track = self._tracks.pop(request_id, None)
+        if track is not None:
+            self._blocks.release(track.table)
+
+    def _has_room(self, name: str, ids: Ids[int], most: int) -> bool:
+        """Find the request's place, as far as its text still agrees; False when the pool is full."""
+        tokens = len(ids) + most
+        if tokens > self._decoder.shape.context_tokens:
+            return False
+        track = self._tracks.get(name)
+        if track is None:
+            taken = self._blocks.take(ids, tokens)
+            if taken is None:
+                return False
+            self._tracks[name] = _Track(taken[0], [])
+            return True
+        agreed = 0
+        for one, other in zip(track.seen, ids[:-1], strict=False):
+            if one != other:
+                break
+            agreed += 1
+        del track.seen[agreed:]
+        return self._blocks.grow(track.table, tokens)
+
+    def _next(self, texts: dict[str, list[int]]) -> dict[str, tuple[int, float]]:
+        """The small model's likeliest next token of each text."""
+        size = self._blocks.block_tokens
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        last: list[int] = []
+        segments = []
+        for name, text in texts.items():
+            track = self._tracks[name]
+            start = len(track.seen)
+            segments.append(Segment(len(ids), len(text) - start, start, track.table.blocks))
+            ids += text[start:]
+            positions += range(start, len(text))
+            slots += [track.table.blocks[at // size] * size + at % size for at in range(start, len(text))]
+            last.append(len(ids) - 1)
+            track.seen = list(text)
+        tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, slots, last)]
+        hidden = self._decoder.forward(Batch(tensors[0], tensors[1], tensors[2], segments, tensors[3]), self._pool)
+        best = self._decoder.logits(hidden).softmax(-1).max(-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return dict(zip(texts, pairs, strict=True))

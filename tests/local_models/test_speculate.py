@@ -1,0 +1,147 @@
+"""Guessing ahead: nothing changes but the number of steps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from local_models.engine import Engine, EngineOptions
+from local_models.request import Request, Sampling
+from local_models.speculate import (
+    Guess,
+    ModelDrafter,
+    NgramDrafter,
+    optimal_acceptance,
+    share_budget,
+)
+from local_models.tasks import held_out_questions
+from tests.local_models.checkpoints import Answer, codec, decoder, engine, greedy, prompts, run
+
+probabilities = st.lists(st.floats(0.01, 1.0), min_size=0, max_size=4)
+
+
+def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
+    for name in one:
+        assert (one[name].ids, one[name].logprobs) == (other[name].ids, other[name].logprobs)
+
+
+def with_model(draft_tokens: int, **options: int) -> Engine:
+    """The large model with the small one guessing."""
+    return Engine(
+        decoder("tiny-large"),
+        codec(),
+        EngineOptions(**{"kv_tokens": 4096, "draft_tokens": draft_tokens, **options}),
+        drafter=ModelDrafter(decoder("tiny-small"), 4096),
+    )
+
+
+def questions(count: int) -> list[Request]:
+    """Held-out bookings and comparisons, half of them sampled."""
+    asked = held_out_questions(count, seed=4, shares={"booking": 1.0, "larger": 1.0})
+    return [
+        Request(
+            str(at),
+            tuple(codec().encode_chat([{"role": "user", "content": question.prompt}])),
+            40,
+            Sampling(temperature=at % 2 * 1.2, seed=at),
+            top_logprobs=0,
+        )
+        for at, question in enumerate(asked)
+    ]
+
+
+def test_a_small_models_guesses_change_nothing_and_save_steps() -> None:
+    """Greedy and sampled answers are bit for bit those without guessing, in far fewer steps."""
+    plain, guessed = engine("tiny-large"), with_model(4)
+    assert_same(run(guessed, questions(12)), run(plain, questions(12)))
+    assert guessed.accepted_tokens > 0.6 * guessed.drafted_tokens > 0
+    assert guessed.steps < 0.6 * plain.steps
+
+
+def test_guesses_from_the_text_change_nothing_and_save_steps() -> None:
+    """Where an answer repeats itself n-grams guess it."""
+    requests = [greedy(str(at), prompt, 80) for at, prompt in enumerate(prompts(6, seed=3))]
+    plain, guessed = engine(), engine(draft_tokens=4)
+    assert_same(run(guessed, requests), run(plain, requests))
+    assert guessed.accepted_tokens > 0 and guessed.steps < plain.steps
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_a_small_budget_changes_nothing(budget: int) -> None:
+    """However few guesses a step may check, and with too little memory, answers stay the same."""
+    requests = questions(6)
+    tight = Engine(
+        decoder("tiny-large"),
+        codec(),
+        EngineOptions(kv_tokens=192, draft_tokens=4, draft_budget=budget),
+        predict=lambda request: 1,
+        drafter=ModelDrafter(decoder("tiny-small"), 128),
+    )
+    assert_same(run(tight, requests), run(engine("tiny-large"), requests))
+
+
+def test_usage_counts_guesses() -> None:
+    """Each request knows how many of its tokens were guessed, and how many rightly."""
+    answers = run(with_model(4), questions(4))
+    for answer in answers.values():
+        usage = answer.last.usage
+        assert 0 <= usage.accepted_tokens <= usage.drafted_tokens
+    assert sum(answer.last.usage.accepted_tokens for answer in answers.values()) > 0
+
+
+def test_a_finished_request_leaves_nothing_with_the_drafter() -> None:
+    """The small model's pool is free again when all have ended."""
+    drafter = ModelDrafter(decoder("tiny-small"), 1024)
+    some = Engine(decoder("tiny-large"), codec(), EngineOptions(kv_tokens=2048, draft_tokens=3), drafter=drafter)
+    run(some, questions(5))
+    assert drafter._blocks.free == drafter._blocks.count and not drafter._tracks
+
+
+def test_ngrams_follow_what_came_before() -> None:
+    """The longest n-gram seen before says what comes next."""
+    drafter = NgramDrafter()
+    assert drafter.propose({"a": [1, 2, 3, 4, 9, 8, 2, 3, 4]}, 2)["a"].ids == (9, 8)
+    assert drafter.propose({"a": [1, 2, 3, 4, 9, 8, 2, 3, 4, 9, 5]}, 2)["a"].ids == ()
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=2), probabilities, max_size=4), st.integers(0, 8))
+def test_the_budget_goes_where_acceptance_is_likeliest(chances: dict[str, list[float]], budget: int) -> None:
+    """No other division of the budget has a higher expected number of accepted guesses."""
+    guesses = {name: Guess(tuple(range(len(p))), tuple(p)) for name, p in chances.items()}
+    shared = share_budget(guesses, budget)
+
+    def expected(counts: tuple[int, ...]) -> float:
+        return sum(
+            float(np.prod(guess.probabilities[:upto]))
+            for guess, count in zip(guesses.values(), counts, strict=True)
+            for upto in range(1, count + 1)
+        )
+
+    counts = tuple(len(shared[name]) for name in guesses)
+    assert sum(counts) <= budget
+    every = itertools.product(*(range(len(guess.ids) + 1) for guess in guesses.values()))
+    best = max((expected(counts) for counts in every if sum(counts) <= budget), default=0.0)
+    assert expected(counts) == pytest.approx(best)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 7))
+def test_one_draft_is_accepted_with_the_sum_of_minima_at_best(seed: int, size: int) -> None:
+    """The known optimum for a single draft; more drafts never do worse, and the bound is a probability."""
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(size)), rng.dirichlet(np.ones(size))
+    assert optimal_acceptance(p, q) == pytest.approx(np.minimum(p, q).sum())
+    bounds = [optimal_acceptance(p, q, drafts) for drafts in (1, 2, 3)]
+    assert bounds == sorted(bounds) and bounds[-1] <= 1.0
+
+
+@given(st.integers(0, 2**32))
+def test_the_multi_draft_bound_is_that_of_all_subsets(seed: int) -> None:
+    """Prefixes of the sorted tokens reach the least set that trying every set finds."""
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+    for drafts in (1, 2, 3):
+        subsets = itertools.chain.from_iterable(itertools.combinations(range(5), n) for n in range(6))
+        least = min(p[list(s)].sum() - q[list(s)].sum() ** drafts for s in subsets)
+        assert optimal_acceptance(p, q, drafts) == pytest.approx(1 + least)
