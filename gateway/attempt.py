@@ -19,7 +19,7 @@ from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
-from gateway.wire.request import Raw, encode, translate_request
+from gateway.wire.request import Raw, ask_usage, encode, translate_request
 from gateway.wire.usage import Usage
 
 TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
@@ -274,7 +274,8 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
     if not same or deployment.upstream_name != call.named:
         changes["model"] = deployment.upstream_raw
     if live and dialect in STREAMED_USAGE and not (same and call.include_usage):
-        changes["stream_options"] = INCLUDE_USAGE
+        others = same and "stream_options" in call.raw
+        changes["stream_options"] = ask_usage(call.raw)["stream_options"] if others else INCLUDE_USAGE
     if call.stream and not live:
         changes["stream"] = FALSE
     if adds_logprobs(rung, deployment, dialect):

@@ -7,12 +7,16 @@ import msgspec
 from gateway.asgi import Answer, Request
 from gateway.call import read_model
 from gateway.errors import CallerError, UnknownModel
-from gateway.reply import JSON
+from gateway.reply import EVENTS, JSON
+from gateway.wire.replay import replay
 from gateway.wire.request import decode, estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
+    """With `stream=true`, as the stream it could have come as."""
     record = await request.services.responses.find(id, request.caller().tenant)
+    if request.query.get("stream", [""])[0] == "true":
+        return 200, [*EVENTS], replay(record.output, "responses")
     return 200, [JSON], record.output
 
 

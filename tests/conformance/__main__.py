@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.house import KINDS
+
 HERE = Path(__file__).parent
 WAYS = {"whole": "whole", "stream": "streamed", "events": "streamed"}
-ROW = "| {:<12} | {:<10} | {:<8} | {:<5} | {:>6} | {:>6} |"
+ROW = "| {:<12} | {:<8} |" + " {:>9} |" * len(KINDS)
 
 
 class Table:
-    """Counts cases by surface, provider kind, streamed or not, sync or async."""
+    """Counts cases by surface, provider kind, streamed or not; sync and async clients together."""
 
     def __init__(self) -> None:
         self.passed: Counter[tuple[str, ...]] = Counter()
@@ -33,7 +35,7 @@ class Table:
                 continue
             surface = asked.get("surface", "embeddings" if "embeddings" in item.name else "chat")
             way = WAYS[asked.get("way", "whole")]
-            self._cells[item.nodeid] = (surface, asked["kind"], way, asked.get("mode", "async"))
+            self._cells[item.nodeid] = (surface, way, asked["kind"])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
@@ -47,11 +49,14 @@ class Table:
         else:
             (self.passed if report.passed else self.failed)[cell] += 1
 
+    def cell(self, surface: str, way: str, kind: str) -> str:
+        passed, failed = (count[surface, way, kind] for count in (self.passed, self.failed))
+        return f"{passed}/{passed + failed}" if passed + failed else "-"
+
     def text(self) -> str:
-        lines = [ROW.format("surface", "provider", "mode", "sdk", "passed", "failed"),
-                 ROW.format("-" * 12, "-" * 10, "-" * 8, "-" * 5, "-" * 5 + ":", "-" * 5 + ":")]  # fmt: skip
-        for cell in sorted({*self.passed, *self.failed}):
-            lines.append(ROW.format(*cell, self.passed[cell], self.failed[cell]))
+        lines = [ROW.format("surface", "mode", *KINDS), ROW.format("-" * 12, "-" * 8, *["-" * 8 + ":"] * len(KINDS))]
+        for surface, way in sorted({cell[:2] for cell in (*self.passed, *self.failed)}):
+            lines.append(ROW.format(surface, way, *(self.cell(surface, way, kind) for kind in KINDS)))
         cells = f"cross product: {self.passed.total()} passed, {self.failed.total()} failed"
         others = ", ".join(f"{count} {what}" for what, count in sorted(self.others.items()))
         clients = ", ".join(f"{name} {version(name)}" for name in ("openai", "anthropic"))

@@ -49,6 +49,16 @@ async def test_done_and_usage_chunks(home: House, kind: str, surface: str) -> No
     assert len({json.loads(chunk)["id"] for chunk in [*chunks, usage]}) == 1
 
 
+async def test_other_stream_options_reach_the_upstream(home: House) -> None:
+    """We ask for usage for ourselves without losing what else the client wants of a stream."""
+    options = {"include_obfuscation": False}
+    body = {"model": "openai/echo", "messages": TURNS}
+    assert (await lines(home, {**body, "stream_options": options}))[-1] == "[DONE]"
+    assert json.loads(home.last["body"])["stream_options"] == {**options, "include_usage": True}
+    assert (await lines(home, {**body, "stream_options": None}))[-1] == "[DONE]"
+    assert json.loads(home.last["body"])["stream_options"] == {"include_usage": True}
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 async def test_structured_output(home: House, kind: str, mode: str) -> None:

@@ -31,6 +31,8 @@ async def test_life_of_a_response(home: House, kind: str, mode: str) -> None:
     assert made.status == "completed" and made.output_text == "hello" and made.metadata == {"a": "b"}
     again = await sdk.do("responses.retrieve", made.id)
     assert again.to_dict() == made.to_dict()
+    events = await sdk.events("responses.retrieve", response_id=made.id, stream=True)
+    assert events[-1].response.to_dict() == made.to_dict()
     items = await sdk.do("responses.input_items.list", made.id)
     assert [item.content for item in items.data] == ["hello"]
     await sdk.do("responses.delete", made.id)
