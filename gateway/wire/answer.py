@@ -10,6 +10,7 @@ import msgspec
 from gateway.errors import UpstreamError
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import BAD_JSON, Chunk, Peek, read_chunk
+from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.readers import STOP_TO_FINISH
 from gateway.wire.responses import (
@@ -41,13 +42,14 @@ class _Message(msgspec.Struct):
     stop_reason: str | None = None
     usage: Json | None = None
     type: str = ""
+    error: Any = None
 
 
 _decode_message = msgspec.json.Decoder(_Message).decode
 
 
 def peek(body: bytes, dialect: str) -> Peek:
-    """UpstreamError (bad_response) when the body isn't what the dialect promises."""
+    """UpstreamError when the body is an error after all, or isn't what the dialect promises (bad_response)."""
     try:
         if dialect == "messages":
             return _peek_message(body)
@@ -60,6 +62,8 @@ def peek(body: bytes, dialect: str) -> Peek:
 
 def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
     """A whole answer is a single chunk whose choices have a message for a delta."""
+    if chunk.error is not None and not chunk.choices:
+        raise classify_in_stream(chunk.error)
     if dialect != "embeddings" and not chunk.choices:
         raise _bad("the upstream's answer has no choices")
     seen = Seen()
@@ -73,6 +77,8 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
 
 def _peek_message(body: bytes) -> Peek:
     message = _decode_message(body)
+    if message.error is not None:
+        raise classify_in_stream(message.error)
     if message.type != "message":
         raise _bad("the upstream's answer is no message")
     tools = [block for block in message.content if block.type == "tool_use"]

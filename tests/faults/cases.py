@@ -34,6 +34,10 @@ class Fault:
     billed: bool = True
     """The attempt it spoils costs something: its upstream had begun to work."""
 
+    @property
+    def is_silence(self) -> bool:
+        return self.failure in ("timeout", "stream_stalled")
+
     def where_at(self, provider: str) -> Where:
         return self.at_anthropic or self.where if provider == "claude" else self.where
 
@@ -111,7 +115,7 @@ WHOLE = [
     Fault("HTML with status 200", {"fault": "not_json"}, "before", "bad_response"),
     Fault("empty body with status 200", {"fault": "empty"}, "before", "bad_response"),
     Fault("half a JSON document", {"fault": "malformed"}, "before", "bad_response"),
-    Fault("an error with status 200", {"fault": "late_error"}, "before", "bad_response"),
+    Fault("a 429 with status 200", {"fault": "late_error"}, "before", "rate_limited", 429, billed=False),
     Fault("cut in the body", {"fault": "cut"}, "before", "reset"),
     Fault("RST in the body", {"fault": "cut_rst"}, "before", "reset"),
     Fault("stall in the body", {"fault": "stall"}, "late", "timeout", 504),

@@ -20,8 +20,9 @@ from tests.faults.endings import ending_of
 from tests.faults.talk import Heard, ask, question
 from tests.live import Live, live
 
-SILENCE_S = 0.4
-DEADLINE_S = 0.8
+SILENCE_S = 0.6
+"""Waited for where a fault is silence; elsewhere a busy machine gets all the time it needs."""
+DEADLINE_S = 1.0
 PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0}
 
 
@@ -36,6 +37,8 @@ class Result:
     spent: int
     held: int
     """After the end."""
+    counted: int
+    """Failures of the faulty deployment, as its breaker was told."""
 
 
 @asynccontextmanager
@@ -60,6 +63,7 @@ async def stage(folder: Path, cases: Sequence[Case]) -> AsyncIterator[Live]:
     with socket.socket() as deaf:  # bound and not listening: connections are refused
         deaf.bind(("127.0.0.1", 0))
         deaf_url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        silence_s = SILENCE_S if any(case.fault.is_silence for case in cases) else 15.0
         scripts = {}
         for case in cases:
             honest = {name: value for name, value in case.fault.step.items() if name != "refused"}
@@ -71,7 +75,7 @@ async def stage(folder: Path, cases: Sequence[Case]) -> AsyncIterator[Live]:
             models=[model for case in cases for model in _models(case)],
             routes=[_route(case) for case in cases],
             auth={"keys": [{"name": case.name, "key": f"hg-{case.name}", "budget_usd": 1.0} for case in cases]},
-            server={"first_byte_timeout_s": SILENCE_S, "stall_timeout_s": SILENCE_S, "request_timeout_s": 20},
+            server={"first_byte_timeout_s": silence_s, "stall_timeout_s": silence_s, "request_timeout_s": 20},
             providers=[
                 {"name": "deaf-up", "kind": "openai", "base_url": deaf_url, "api_key": "k"},
                 {"name": "deaf-claude", "kind": "anthropic", "base_url": deaf_url, "api_key": "k"},
@@ -110,6 +114,7 @@ async def run_cases(folder: Path, cases: Sequence[Case]) -> list[Result]:
     async with nothing_left(), stage(folder, cases) as gateway:
         heards = await asyncio.gather(*(meet(gateway, case) for case in cases))
         await gateway.rest()
+        await upstream_rests(gateway)
         records = decisions(gateway)
         assert len(records) == len(cases), "a decision is recorded once"
         by_id = {record.id: record for record in records}
@@ -121,13 +126,23 @@ async def run_cases(folder: Path, cases: Sequence[Case]) -> list[Result]:
     return results
 
 
+async def upstream_rests(gateway: Live) -> None:
+    """It answers nobody any more: whoever was given up has seen us leave."""
+    for _ in range(400):
+        if not any(connection.playing for connection in gateway.upstream.connections):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("an upstream still answers a request that is over")
+
+
 def judge(gateway: Live, case: Case, heard: Heard, record: DecisionRecord) -> Result:
     texts = {"answer": TEXT, "fallback": FALLBACK_TEXT}
     ending = ending_of(case.surface, heard, stream=case.stream, texts=texts)
     services = gateway.services
     caller = services.keyring.identify(f"Bearer hg-{case.name}".encode(), None, "127.0.0.1", services.clock())
     spent, held = services.ledger.balance(caller.accounts[0])  # type: ignore[attr-defined]
-    return Result(case, heard, ending, record, spent, held)
+    failed = services.fleet.deployments(case.name)[0].failures
+    return Result(case, heard, ending, record, spent, held, failed)
 
 
 def decisions(gateway: Live) -> list[DecisionRecord]:

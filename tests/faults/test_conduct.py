@@ -91,7 +91,7 @@ async def test_failures_open_the_breaker_where_operators_look(tmp_path: Path, st
 
 async def test_a_breaker_half_opens_and_closes(tmp_path: Path) -> None:
     """One 429 opens it for as long as it says; the first answer after that closes it again."""
-    scripts = {"m": [{"status": 429, "retry_after_s": 0.4}, {"text": "well again"}]}
+    scripts = {"m": [{"status": 429, "retry_after_s": 1}, {"text": "well again"}]}
     routes = route("m", retries=0)
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
         assert (await chat(gateway)).status == 429
@@ -138,7 +138,7 @@ async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None
 
 async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
     """A failure of one twin is no answer while the other may still give one."""
-    scripts = {"m": [{"delay_s": 0.25, "text": "patience"}, {"status": 500}]}
+    scripts = {"m": [{"delay_s": 0.8, "text": "patience"}, {"status": 500}]}
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m", hedge_after_s=0.05)) as gateway:
         heard = await chat(gateway)
         (record,) = decisions(gateway)
@@ -162,7 +162,7 @@ async def _twin(answers: bool) -> str:
 
 async def test_a_hedge_counts_against_the_attempts(tmp_path: Path) -> None:
     """One hedge a request, and with it no more upstream calls than the route allows."""
-    scripts = {"m": [{"delay_s": 0.1, "status": 500}], "n": [{"delay_s": 0.1, "status": 500}]}
+    scripts = {"m": [{"delay_s": 0.3, "status": 500}], "n": [{"delay_s": 0.3, "status": 500}]}
     routes = route("m", fallback=["n"], retries=3, max_attempts=3, hedge_after_s=0.03, hedge_max_share=1.0)
     async with live(tmp_path, scripts=scripts, models=priced("m", "n"), routes=routes) as gateway:
         heard = await chat(gateway)
@@ -173,7 +173,7 @@ async def test_a_hedge_counts_against_the_attempts(tmp_path: Path) -> None:
 
 async def test_hedges_stay_within_their_share(tmp_path: Path) -> None:
     """With every first byte late, at most the allowed share of requests is sent twice."""
-    scripts = {"m": [{"delay_s": 0.1}]}
+    scripts = {"m": [{"delay_s": 0.2}]}
     routes = route("m", hedge_after_s=0.02, hedge_max_share=0.1)
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
         await asyncio.gather(*(chat(gateway) for _ in range(40)))
@@ -186,12 +186,12 @@ async def test_hedges_stay_within_their_share(tmp_path: Path) -> None:
 
 async def test_a_late_answer_is_not_waited_for_twice(tmp_path: Path) -> None:
     """The deadline holds for headers and body together, not for each."""
-    scripts = {"m": [{"delay_s": 0.35, "fault": "stall"}]}
+    scripts = {"m": [{"delay_s": 1.4, "fault": "stall"}]}
     async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
-        heard = await chat(gateway, "m", x_stainless_read_timeout="0.5")
+        heard = await chat(gateway, "m", x_stainless_read_timeout="1.5")
         (record,) = decisions(gateway)
     assert heard.status == 504
-    assert record.latency_s is not None and 0.5 <= record.latency_s < 0.8
+    assert record.latency_s is not None and 1.5 <= record.latency_s < 2.8
 
 
 async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ async def test_a_dribbling_stream_is_silence(tmp_path: Path) -> None:
     """Bytes that complete no event are no sign of life, before the first chunk and after it."""
     for before in (True, False):
         async with dribbling(b"" if before else CHUNK) as url:
-            server = {"first_byte_timeout_s": 0.3, "stall_timeout_s": 0.3, "request_timeout_s": 20}
+            server = {"first_byte_timeout_s": 0.6, "stall_timeout_s": 0.6, "request_timeout_s": 20}
             providers = [{"name": "drip", "kind": "openai", "base_url": url, "api_key": "k"}]
             models = [{"name": "m", "provider": "drip", **PRICES}]
             config = {"models": models, "server": server, "providers": providers}
@@ -253,7 +253,7 @@ async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
         (record,) = decisions(gateway)
     assert (record.error, record.status) == ("timeout", 504)
     assert b"[DONE]" not in heard.body
-    assert record.latency_s is not None and record.latency_s < 1.2
+    assert record.latency_s is not None and record.latency_s < 5
 
 
 # ---- overload, limits and budgets under concurrency

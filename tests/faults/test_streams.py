@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cases import STREAMED, WHOLE, Fault, cases_of
-from tests.faults.stage import Result, run_cases
-
-TRIED_AGAIN = {"timeout": 1, "unauthorized": 1, "not_found": 1}
-"""Attempts on the only model; every other failure may pass, so it is tried twice."""
+from tests.faults.checks import check
+from tests.faults.stage import run_cases
 
 
 @pytest.mark.parametrize("fault", STREAMED, ids=lambda fault: fault.name)
@@ -25,46 +23,3 @@ async def test_a_fault_in_a_whole_answer(tmp_path: Path, fault: Fault) -> None:
     """An answer without streaming is whole, another model's, or one error in the client's own shape."""
     for result in await run_cases(tmp_path, list(cases_of(fault, stream=False))):
         check(result)
-
-
-def check(result: Result) -> None:
-    """What must hold of each case."""
-    case, record, heard = result.case, result.record, result.heard
-    assert result.ending == case.ending, (case, heard, record.attempts)
-    assert [attempt.failure for attempt in record.attempts] == expected_failures(result), (case, record.attempts)
-    check_status(result)
-    check_money(result)
-
-
-def expected_failures(result: Result) -> list[str]:
-    case = result.case
-    where, failure = case.fault.where_at(case.provider), case.fault.failure
-    if where == "none":
-        return [""]
-    if where in ("inside", "late"):
-        return [failure]
-    return [failure, ""] if case.fallback else [failure] * TRIED_AGAIN.get(failure, 2)
-
-
-def check_status(result: Result) -> None:
-    case, record, heard = result.case, result.record, result.heard
-    spoilt = result.ending in ("error", "in-band error")
-    assert bool(record.error) == spoilt
-    if result.ending == "error":
-        assert heard.status == record.status == case.fault.status, (case, heard)
-        assert heard.headers["x-should-retry"] == "false"
-    else:
-        assert heard.status == 200
-    if result.ending == "in-band error":
-        assert record.error == case.fault.failure
-
-
-def check_money(result: Result) -> None:
-    """Held is given back, spent is the attempts' sum, and what an upstream began to do is billed."""
-    case, record = result.case, result.record
-    costs = [attempt.cost_nanousd for attempt in record.attempts]
-    assert result.held == 0
-    assert result.spent == record.cost_nanousd == sum(costs)
-    assert record.held_nanousd >= record.cost_nanousd
-    for attempt in record.attempts:
-        assert (attempt.cost_nanousd > 0) == (not attempt.failure or case.fault.billed), (case, attempt)
