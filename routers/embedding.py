@@ -71,7 +71,8 @@ class StaticEmbedding:
         stretches = text.split()
         found = list(map(memo.get, stretches))
         if None in found:
-            return [self._remember(stretch) for stretch in stretches]
+            known = zip(stretches, found, strict=True)
+            return [self._remember(stretch) if ids is None else ids for stretch, ids in known]
         return cast(list[tuple[int, ...]], found)
 
     def vector(self, pieces: Iterable[tuple[int, ...]]) -> Vector:
