@@ -7,6 +7,7 @@ is not whole, are never cached; the reason goes into the decision record.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -50,6 +51,7 @@ class Directive:
     max_age_s: float | None = None
 
 
+@lru_cache(maxsize=256)
 def read_directive(header: str | None, route: str) -> Directive | None:
     """Read `x-headgate-cache`; None when it says something unknown.
 

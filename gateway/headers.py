@@ -65,4 +65,7 @@ def expected_nanousd(exchange: Exchange, price: Price) -> int:
 
 def printable(text: str) -> bytes:
     """A header value of visible ASCII, whatever the text was."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:MAX_REASON]).encode("ascii")
+    text = text[:MAX_REASON]
+    if text.isascii() and text.isprintable():
+        return text.encode()
+    return "".join(c if " " <= c <= "~" else "?" for c in text).encode("ascii")

@@ -175,6 +175,8 @@ def _part(usage: Json | None, name: str) -> Json:
 
 def _count(usage: Json | None, name: str) -> int:
     value = usage.get(name) if usage else None
+    if type(value) is int and 0 <= value < 2**53:  # nearly always
+        return value
     return int(value) if _is_count(value) else 0  # type: ignore[call-overload]
 
 
