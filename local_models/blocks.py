@@ -9,8 +9,9 @@ While memory is plentiful a shared prefix is copied into the new sequence's own 
 attention reads one run in place; when it is short the blocks themselves are shared and attention gathers
 them.
 
-Eviction follows Marconi: blocks nobody asked for twice go first (admission by second sight), then the lowest
-`recency + alpha * computation saved per byte`. `alpha=None` is plain LRU, kept for comparison.
+Eviction follows Marconi: what was asked for again outlives what was seen once (admission by second sight),
+and of equals the least `recency + alpha * computation saved per byte` goes first. What once was popular still
+ages, in units of how long a block lasts at present. `alpha=None` is plain LRU, kept for comparison.
 
 No torch: slots are integers here, and copies are returned for the owner of the pool to make.
 """
@@ -18,12 +19,18 @@ No torch: slots are integers here, and copies are returned for the owner of the 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
 _FREE, _TAKEN = b"\x01", b"\x00"
 _LEAST_COPY = 4
 _CHILDREN_TRIED = 32
+_EVEN_DEPTH = 4096
+"""Tokens of context at which attention costs about what the matrix products do."""
+_SIGHT, _TURN, _MOST_SIGHTS = 8.0, 1.0, 4.0
+"""Lifetimes of a block seen once that a doubling of sights, or an answer's end, is worth; the most
+doublings."""
 
 
 @dataclass(eq=False, slots=True)
@@ -99,6 +106,7 @@ class Blocks:
         self._roots: dict[str, Node] = {}
         self._nodes: set[Node] = set()
         self._clock = 0
+        self._lifetime = 1.0
 
     @property
     def free(self) -> int:
@@ -316,6 +324,7 @@ class Blocks:
             self._nodes.discard(node)
             self._return(node.block)
             self.evicted += 1
+            self._lifetime += 0.05 * (self._clock - node.last_used - self._lifetime)
             count -= 1
             if parent in self._nodes and self._is_evictable(parent):
                 heapq.heappush(heap, (self._worth(parent), id(parent), parent))
@@ -323,13 +332,14 @@ class Blocks:
     def _is_evictable(self, node: Node) -> bool:
         return node.users == 0 and not node.children
 
-    def _worth(self, node: Node) -> tuple[bool, float]:
-        recency = node.last_used / max(1, self._clock)
+    def _worth(self, node: Node) -> float:
+        """When it was last used, and how much longer than usual it should stay, in uses of the cache."""
         if self._alpha is None:
-            return True, recency
-        admitted = node.sights > 1 or node.ends_turn
-        # Computing a token again costs its matrix products and attention over what precedes it.
-        return admitted, recency + self._alpha * node.depth / (node.depth + 4096)
+            return node.last_used
+        # Computing a token again costs its matrix products, and attention over what precedes it.
+        costly = node.depth / (node.depth + _EVEN_DEPTH)
+        seen = min(_MOST_SIGHTS, math.log2(node.sights))
+        return node.last_used + self._lifetime * (seen * _SIGHT + node.ends_turn * _TURN + self._alpha * costly)
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -71,12 +71,13 @@ def read_shape(folder: Path) -> Shape:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     try:
-        return _shape(config, _end_ids(folder, config))
+        return shape_of(config, _end_ids(folder, config))
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}") from error
 
 
-def _shape(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
+def shape_of(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
+    """The shape a config describes."""
     family = _family(config)
     if config.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"activation {config['hidden_act']!r} is not computed here; {_ADAPTER_HINT}")

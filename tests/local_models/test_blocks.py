@@ -132,13 +132,30 @@ def test_one_off_prompts_go_before_what_was_asked_twice() -> None:
 
 
 def test_a_conversation_outlives_one_off_prompts() -> None:
-    """What an answer ended is kept for the next turn, though it was seen once."""
-    blocks = Blocks(8, SIZE)
-    remember(blocks, [1] * 12, ends_turn=True)
-    for at in range(10):
-        remember(blocks, [10 + at] * 8)
-    table, _ = blocks.take([1] * 12 + [2], 13) or pytest.fail("no room")
-    assert table.cached_tokens == 12
+    """What an answer ended is kept longer for the next turn than a prompt that was only asked."""
+
+    def cached(ends_turn: bool) -> int:
+        blocks = Blocks(8, SIZE)
+        for at in range(20):
+            remember(blocks, [50 + at] * 8)  # the cache's usual lifetime
+        remember(blocks, [1] * 12, ends_turn=ends_turn)
+        for at in range(3):
+            remember(blocks, [10 + at] * 8)
+        table, _ = blocks.take([1] * 12 + [2], 13) or pytest.fail("no room")
+        return table.cached_tokens
+
+    assert cached(ends_turn=True) == 12 > cached(ends_turn=False)
+
+
+def test_what_once_was_popular_ages() -> None:
+    """A prefix seen often, but not for very long, gives way in the end."""
+    blocks = Blocks(12, SIZE)
+    for at in range(6):
+        remember(blocks, [*[1] * 16, 5 + at])
+    for at in range(400):
+        remember(blocks, [20 + at] * 8)
+    table, _ = blocks.take([*[1] * 16, 9], 17) or pytest.fail("no room")
+    assert table.cached_tokens == 0
 
 
 def test_sharing_can_be_switched_off() -> None:

@@ -1,0 +1,309 @@
+"""How fast the engine is, beside its rivals on the same weights: `python -m local_models.bench`.
+
+Every figure is a ratio of CPU-seconds on one thread, rivals run in turn within each round and the best round
+of each counts, so that other work on the machine weighs on all alike. Weights are random, of a real model's
+shape: good for speed, never for quality. Rivals that are not installed are left out, and a table says so.
+Nothing here uses a GPU; what needs one reads "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from local_models import shipped_models
+from local_models.blocks import Blocks
+from local_models.decoder import DTYPES, Decoder
+from local_models.engine import Engine, EngineOptions
+from local_models.quant import int8_levels
+from local_models.request import Delta, Request
+from local_models.shape import Shape, shape_of
+from local_models.text import TextCodec
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "3m": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
+           "num_key_value_heads": 2, "vocab_size": 2048},
+    "30m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "vocab_size": 8192},
+    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+                     "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
+}  # fmt: skip
+Prompts = list[list[int]]
+Run = Callable[[Prompts, int], list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """So many streams with prompts of so many tokens, each answered with `new` tokens."""
+
+    streams: int
+    prompt: int
+    new: int
+
+
+def decode_case(runs: dict[str, Run], case: Case, vocabulary: int, rounds: int) -> dict[str, Any]:
+    """CPU-seconds of each rival on one case, prefill and decode apart, and whether answers agree."""
+    rng = random.Random(case.streams)
+    prompts = [[rng.randrange(2, vocabulary) for _ in range(case.prompt)] for _ in range(case.streams)]
+    whole: dict[str, float] = {}
+    first: dict[str, float] = {}
+    answers: dict[str, list[list[int]]] = {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            first_s, _ = _cpu_s(run, prompts, 1)
+            whole_s, answers[name] = _cpu_s(run, prompts, case.new)
+            first[name] = min(first_s, first.get(name, first_s))
+            whole[name] = min(whole_s, whole.get(name, whole_s))
+    own = next(iter(answers))
+    return {
+        "streams": case.streams,
+        "prompt_tokens": case.prompt,
+        "new_tokens": case.new,
+        "cpu_s": whole,
+        "prefill_cpu_s": first,
+        "decode_cpu_s": {name: max(1e-9, whole[name] - first[name]) for name in whole},
+        "same_answers": {
+            name: sum(a == b for a, b in zip(answers[name], answers[own], strict=True)) for name in answers
+        },
+    }
+
+
+def _cpu_s(run: Run, prompts: Prompts, new: int) -> tuple[float, list[list[int]]]:
+    started_s = time.process_time()
+    answers = run(prompts, new)
+    return time.process_time() - started_s, answers
+
+
+def engine_run(decoder: Decoder, **options: Any) -> Run:
+    """Our engine, all prompts added at once."""
+    codec = TextCodec(shipped_models()["tiny-small"])
+
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
+        size = decoder.block_tokens
+        kv_tokens = sum(-(-(len(prompt) + new) // size) * size for prompt in prompts) + size
+        engine = Engine(decoder, codec, EngineOptions(kv_tokens=kv_tokens, **options))
+        said: list[list[int]] = [[] for _ in prompts]
+        for at, prompt in enumerate(prompts):
+            engine.add(Request(str(at), tuple(prompt), new, ignore_end=True))
+        while engine.busy:
+            for event in engine.step():
+                if isinstance(event, Delta):
+                    said[int(event.request_id)] += event.token_ids
+        return said
+
+    return run
+
+
+def generate_run(model: Any) -> Run:
+    """transformers' `generate`, the prompts as one batch."""
+
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+        answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        return answers
+
+    return run
+
+
+def continuous_run(model: Any) -> Run:
+    """transformers' continuous batching, its cache sized to what the prompts need."""
+    from transformers import GenerationConfig
+    from transformers.generation import ContinuousBatchingConfig
+
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
+        blocks = sum(-(-(len(prompt) + new) // 32) + 1 for prompt in prompts)
+        batching = ContinuousBatchingConfig(page_size=32, num_blocks=blocks, max_batch_tokens=512)
+        generation = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
+        outputs = model.generate_batch(
+            prompts, generation_config=generation, continuous_batching_config=batching, progress_bar=False
+        )
+        return [list(output.generated_tokens) for output in outputs.values()]
+
+    return run
+
+
+def rivals(config: dict[str, Any], dtype: torch.dtype, *, continuous: bool) -> dict[str, Run]:
+    """Our engine first, then whatever of transformers is installed, all on the same random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    llama = LlamaConfig(
+        **config, max_position_embeddings=2048, tie_word_embeddings=True,
+        eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(llama).to(dtype).eval()
+    shape = random_shape(config)
+    runs = {"engine": engine_run(Decoder(shape, dict(model.state_dict())))}
+    if int8_levels() is not None:
+        runs["engine int8"] = engine_run(Decoder(shape, dict(model.state_dict()), int8=True))
+    runs["transformers generate"] = generate_run(model)
+    if continuous:
+        runs["transformers continuous batching"] = continuous_run(model)
+    return runs
+
+
+def random_shape(config: dict[str, Any]) -> Shape:
+    """A Llama of these sizes with a tied head and no end token."""
+    return shape_of(
+        {
+            **config,
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+        (),
+    )
+
+
+def prefix_trace(kind: str, seed: int, requests: int) -> list[tuple[list[int], int]]:
+    """Prompts and answer lengths; 6 of 10 prompts are asked once and never again. The others are `shared`,
+    one of 64 long beginnings (Zipf), or `turns` of conversations that end after ten turns on average."""
+    rng = random.Random(seed)
+
+    def words(count: int) -> list[int]:
+        return [rng.randrange(1000) for _ in range(count)]
+
+    beginnings = [words(512) for _ in range(64)]
+    weights = [1 / (rank + 1) for rank in range(64)]
+    talks: list[list[int]] = []
+    trace = []
+    for _ in range(requests):
+        if rng.random() < 0.6:
+            trace.append((words(rng.randint(256, 1024)), 32))
+        elif kind == "shared":
+            trace.append((rng.choices(beginnings, weights)[0] + words(32), 32))
+        else:
+            if len(talks) < 24:
+                talks.append(words(128))
+            talk = rng.choice(talks)
+            talk += words(64)
+            trace.append((list(talk), 32))
+            talk += words(32)
+            if rng.random() < 0.1:
+                talks.remove(talk)
+    return trace
+
+
+def hit_rate(trace: list[tuple[list[int], int]], blocks: int, alpha: float | None) -> float:
+    """Share of prompt tokens found cached when the trace is served one request at a time."""
+    rng = random.Random(0)
+    tree = Blocks(blocks, 64, alpha=alpha)
+    for prompt, answer in trace:
+        ids = prompt + [rng.randrange(1000) for _ in range(answer)]
+        taken = tree.take(prompt, len(ids))
+        if taken is None:
+            continue
+        tree.commit(taken[0], ids, len(ids) - 1, ends_turn=True)
+        tree.release(taken[0])
+    return tree.hit_tokens / tree.asked_tokens
+
+
+def prefix_cases(requests: int) -> list[dict[str, Any]]:
+    """Token hit rates by eviction rule, with memory for a share of the trace's distinct blocks."""
+    rows = []
+    for kind in ("shared", "turns"):
+        trace = prefix_trace(kind, 1, requests)
+        distinct = {tuple(prompt[at : at + 64]) for prompt, _ in trace for at in range(0, len(prompt), 64)}
+        for share in (0.1, 0.03):
+            blocks = max(20, int(share * len(distinct)))
+            rates = {
+                "marconi": hit_rate(trace, blocks, 1.0),
+                "lru": hit_rate(trace, blocks, None),
+                "unbounded": hit_rate(trace, 2 * len(distinct), None),
+            }
+            rows.append({"trace": kind, "memory": share, "blocks": blocks, "hit_rate": rates})
+    return rows
+
+
+def admission_case(requests: int, rounds: int) -> dict[str, Any]:
+    """CPU-seconds for one mixed trace at the same memory: worst-case reservation against predicted
+    lengths."""
+    folder = shipped_models()["tiny-large"]
+    decoder, codec = Decoder.load(folder), TextCodec(folder)
+    from local_models.tasks import held_out_questions
+
+    asked = held_out_questions(requests, seed=9)
+    steps: dict[str, int] = {}
+    cpu_s: dict[str, float] = {}
+    for _ in range(rounds):
+        for name in ("worst case", "predicted"):
+            predict = (lambda request: request.max_tokens) if name == "worst case" else None
+            engine = Engine(decoder, codec, EngineOptions(kv_tokens=2048, share_prefixes=False), predict=predict)
+            started_s = time.process_time()
+            for at, question in enumerate(asked):
+                ids = codec.encode_chat([{"role": "user", "content": question.prompt}])
+                engine.add(Request(str(at), tuple(ids), 400))
+                if at == 40:  # some answers to learn lengths from; both ways pay for them
+                    while engine.busy:
+                        engine.step()
+            while engine.busy:
+                engine.step()
+            took_s = time.process_time() - started_s
+            cpu_s[name] = min(took_s, cpu_s.get(name, took_s))
+            steps[name] = engine.steps
+    return {"requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps}
+
+
+def _print_decode(row: dict[str, Any]) -> None:
+    own = "engine"
+    print(f"\n{row['streams']} streams, {row['prompt_tokens']} prompt + {row['new_tokens']} new tokens")
+    for name, seconds in row["cpu_s"].items():
+        decode = row["decode_cpu_s"][name]
+        rate = row["streams"] * (row["new_tokens"] - 1) / decode
+        faster, whole = decode / row["decode_cpu_s"][own], seconds / row["cpu_s"][own]
+        alike = f"{row['same_answers'][name]}/{row['streams']} answers alike"
+        print(f"  {name:34} {rate:8.1f} decoded tok/CPU-s; engine {faster:.2f}x in decode, {whole:.2f}x whole; {alike}")
+
+
+def main() -> None:
+    """Run the cases chosen and print tables, or JSON."""
+    parser = argparse.ArgumentParser(description="The engine beside its rivals, in CPU-seconds on one thread.")
+    parser.add_argument("--shape", choices=SHAPES, default="30m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 24])
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-continuous", action="store_true", help="leave transformers' continuous batching out")
+    parser.add_argument("--only", choices=("decode", "prefix", "admission"))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {"torch": torch.__version__, "int8_levels": int8_levels(), "gpu": "not measured"}
+    if arguments.only in (None, "decode"):
+        runs = rivals(SHAPES[arguments.shape], DTYPES[arguments.dtype], continuous=not arguments.no_continuous)
+        vocabulary = SHAPES[arguments.shape]["vocab_size"]
+        cases = [Case(streams, arguments.prompt, arguments.new) for streams in arguments.streams]
+        report["decode"] = [decode_case(runs, case, vocabulary, arguments.rounds) for case in cases]
+    if arguments.only in (None, "prefix"):
+        report["prefix"] = prefix_cases(600)
+    if arguments.only in (None, "admission"):
+        report["admission"] = admission_case(300, arguments.rounds)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return
+    for row in report.get("decode", []):
+        _print_decode(row)
+    for row in report.get("prefix", []):
+        rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
+        print(f"\nprefix cache, {row['trace']}, memory for {row['memory']:.0%} of it: hit rate {rates}")
+    if "admission" in report:
+        row = report["admission"]
+        ratio = row["cpu_s"]["worst case"] / row["cpu_s"]["predicted"]
+        print(f"\nadmission by predicted length: {ratio:.2f}x worst-case reservation, steps {row['steps']}")
+    print("\nGPU: not measured")
+
+
+if __name__ == "__main__":
+    main()
