@@ -179,7 +179,7 @@ def test_every_climb_ends_once(world: World) -> None:
 
 @pytest.mark.slow
 @given(worlds())
-@settings(CALM, max_examples=1500)
+@settings(CALM, max_examples=400)
 def test_every_climb_ends_once_at_length(world: World) -> None:
     """The long form."""
     run(world)
