@@ -45,7 +45,7 @@ def climb(plan: Plan, draws: Iterator[float]) -> Generator[Rung, Outcome, Verdic
             return meter.verdict(_still_usable(strategy, rung, meter.history), "failed")
     if move.kept is None and move.reason == "failed":
         return (yield from _fall_back(meter, draws))
-    return meter.verdict(move.kept, move.reason)
+    return meter.verdict(move.kept, move.reason, move.text)
 
 
 def _attempt(move: Ask, meter: _Meter, draws: Iterator[float], *, others: bool) -> Generator[Rung, Outcome, Rung]:
@@ -154,10 +154,10 @@ class _Meter:
             return "accepted"
         return self.refuses(min(move.then, key=lambda s: s.worst_cost_usd)) or "budget"
 
-    def verdict(self, kept: int | None, reason: str) -> Verdict:
+    def verdict(self, kept: int | None, reason: str, text: str = "") -> Verdict:
         model = self.history[kept].model if kept is not None else ""
         p = self._confidence(self.history[kept]) if kept is not None else nan
-        return Verdict(kept, model, reason, self.spent_usd, self.made, tuple(self.history), p)
+        return Verdict(kept, model, reason, self.spent_usd, self.made, tuple(self.history), p, text)
 
     def _confidence(self, outcome: Outcome) -> float:
         return (self.plan.confidence or RAW)(outcome.model, outcome.evidence)

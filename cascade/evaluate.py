@@ -136,6 +136,8 @@ class Trained:
     rules: Sequence[Rule]
     held_out: Matrix
     """(rates, 2): mean cost and quality expected on new rows, from the training rows alone."""
+    crossed: Matrix
+    """The same by cross-fitting alone: where quality peaks, rows that were learnt from would say "spend on"."""
     best_single: float
     """Held-out quality of the single model that was best on the other folds: what a rule is to match."""
 
@@ -158,7 +160,7 @@ def train(part: Part, setting: Setting) -> Trained:
     board = Board.of(posterior, part.scene)
     rules = [solve(board, part.prices, rate) for rate in rates]
     own = np.array([w.means() for w in walked(posterior, rules, part)])
-    return Trained(posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, float(single.mean()))
+    return Trained(posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, float(single.mean()))
 
 
 def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:
@@ -177,7 +179,7 @@ def fitted(trained: Trained, part: Part) -> FittedCascade:
     wanted = {
         cheapest_matching(trained.held_out, share * trained.best_single) for share in (1.0, 0.99, 0.97, 0.95, 0.9)
     }
-    kept = sorted(wanted | {best_quality(trained.held_out)} | set(range(0, len(trained.rules), 3)))
+    kept = sorted(wanted | {best_quality(trained.crossed)} | set(range(0, len(trained.rules), 3)))
     quality, cost = part.scores.mean(0), part.paid.answer.mean(0)
     typical = {m: (float(quality[j]), float(cost[j])) for j, m in enumerate(trained.posterior.space.models)}
     rules = [trained.rules[i] for i in kept]
@@ -228,7 +230,7 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     }
     picks = {
         "matching": cheapest_matching(trained.held_out, trained.best_single, setting.tolerance),
-        "best_quality": best_quality(trained.held_out),
+        "best_quality": best_quality(trained.crossed),
     }
     for name, index in picks.items():
         rule = trained.rules[index]

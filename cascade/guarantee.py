@@ -27,7 +27,7 @@ RULES = 96
 
 def family_of(trained: Trained, part: Part) -> Family:
     """The rules from the best held-out quality on, by falling cost there: an order that calibration rows can't sway."""
-    first = best_quality(trained.held_out)
+    first = best_quality(trained.crossed)
     order = [first, *(k for k in np.argsort(-trained.held_out[:, 0]).tolist() if k > first)]
     found = walked(trained.posterior, [trained.rules[k] for k in order], part)
     reference = int(part.scores.mean(0).argmax())

@@ -145,6 +145,8 @@ class Verdict:
     """Every attempt in the order it was sent in; those of `beside` after the rung they ran beside."""
     confidence: float = nan
     """P(correct) of the kept answer as the plan reads its evidence; NaN: nothing was read."""
+    text: str = ""
+    """Not empty: the answer's text is this one, composed from several outcomes (`Keep.text`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,8 @@ class Keep:
 
     kept: int | None
     reason: str = "accepted"
+    text: str = ""
+    """Not empty: the answer is this text, composed from several, in the kept outcome's frame."""
 
 
 Fits = Callable[[Step], bool]

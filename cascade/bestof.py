@@ -1,0 +1,80 @@
+"""How many tries is a question worth? Samples are drawn while the next one's expected gain exceeds its price.
+
+After b rejected samples the chance that the next one is right is p, so the b-th sample of a batch gains
+p (1 - p)^(b-1) (Damani et al. 2024, Learning How Hard to Think): `allocate` spends a batch's budget greedily by it,
+`BestOf` one request's. p is not known: it starts from the router's estimate and sinks with every rejected sample.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+
+from cascade.climb import best_answer
+from cascade.confidence import RAW
+from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
+
+
+def allocate(chances: Sequence[float], budget: int, most: int = 64) -> list[int]:
+    """Samples for each question so that the expected number answered right is largest (greedy is optimal here)."""
+    counts = [0] * len(chances)
+    heap = [(-p, i) for i, p in enumerate(chances) if p > 0]
+    heapq.heapify(heap)
+    for _ in range(budget):
+        if not heap:
+            break
+        gain, i = heapq.heappop(heap)
+        counts[i] += 1
+        if counts[i] < most:
+            heapq.heappush(heap, (gain * (1.0 - chances[i]), i))
+    return counts
+
+
+def solved(chances: Sequence[float], counts: Sequence[int]) -> float:
+    """Expected number of questions with a right sample."""
+    return sum(1.0 - (1.0 - p) ** k for p, k in zip(chances, counts, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """Sample, judge, and stop when another sample is worth less than it costs."""
+
+    tries: tuple[Step, ...]
+    chance: float
+    """The router's estimate that one sample is right."""
+    price_usd: float
+    """Expected cost of a sample."""
+    worth_usd: float
+    """What a right answer is worth."""
+    weight: float = 4.0
+    """How many samples the estimate counts for against what the samples show."""
+    good: float = 0.9
+    """Confidence that ends the search at once."""
+    confidence: Confidence = RAW
+
+    def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
+        left = self.tries[len(history) :]
+        best = self.best(history)
+        reached = self._shown(history[best]) if best is not None else 0.0
+        if best is not None and (
+            reached >= self.good or self._gain(history, reached) * self.worth_usd <= self.price_usd
+        ):
+            return Keep(best)
+        if left and fits(left[0]):
+            return Ask(left[:1], left[1:], streams=False)
+        return Keep(best, "failed" if best is None else "exhausted")
+
+    def best(self, history: Sequence[Outcome]) -> int | None:
+        return best_answer(history, self.confidence)
+
+    def _shown(self, outcome: Outcome) -> float:
+        p = self.confidence(outcome.model, outcome.evidence)
+        return 0.0 if isnan(p) else p
+
+    def _gain(self, history: Sequence[Outcome], reached: float) -> float:
+        """Expected rise of the best answer's chance by one more sample."""
+        shown = [self._shown(o) for o in history if not o.failure]
+        p = (self.chance * self.weight + sum(shown)) / (self.weight + len(shown))
+        return p * (1.0 - reached)
