@@ -41,6 +41,13 @@ def sdk_for(home: House, surface: str, mode: str = "async", **options: Any) -> S
     return home.sdk("anthropic" if surface == "messages" else "openai", mode, **options)
 
 
+async def upstream_left(home: House) -> None:
+    """The gateway has closed a connection whose answer wasn't whole."""
+    async with asyncio.timeout(10):
+        while home.gateway.upstream.seen.disconnects < 1:
+            await asyncio.sleep(0.005)
+
+
 def check_shape(error: Any, surface: str) -> None:
     """The body as the client's own API has it, and the id that finds it in our records."""
     if surface == "messages":
@@ -187,8 +194,7 @@ async def test_the_clients_patience_is_the_deadline(tmp_path: Path, surface: str
                             anthropic.InternalServerError)):  # fmt: skip
             await sdk_for(home, surface, mode, timeout=0.3).do(path, model="openai/slow", stream=streamed, **body)
         await home.gateway.rest()
-        while home.gateway.upstream.seen.disconnects < 1:
-            await asyncio.sleep(0.005)
+        await upstream_left(home)
         assert home.requests == 1
 
 
@@ -213,8 +219,7 @@ async def test_a_client_that_leaves_stops_the_upstream(tmp_path: Path) -> None:
         stream = await client.chat.completions.create(model="openai/slow", messages=TURNS, stream=True)
         await anext(aiter(stream))
         await stream.close()
-        while home.gateway.upstream.seen.disconnects < 1:
-            await asyncio.sleep(0.005)
+        await upstream_left(home)
 
 
 async def test_over_budget_is_a_quota_error(tmp_path: Path) -> None:
