@@ -34,6 +34,8 @@ log = logging.getLogger("headgate.worker")
 SETTINGS_EVERY_S = 0.5
 METRICS_EVERY_S = 1.0
 BACKLOG = 2048
+UNREAD_S = 120.0
+"""A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
 
 
 def main() -> None:
@@ -116,6 +118,8 @@ def listen(server: Server) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the sockets it accepts inherit it
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
     sock.bind((server.host, server.port))
     sock.listen(BACKLOG)
     sock.setblocking(False)

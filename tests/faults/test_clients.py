@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+import uvicorn
 
+from gateway import worker
 from gateway.journal.record import DecisionRecord
 from tests.faults.endings import read_stream
 from tests.faults.stage import PRICES, decisions, nothing_left
@@ -154,6 +157,27 @@ async def test_a_client_that_reads_slowly(tmp_path: Path, surface: str) -> None:
     assert (seen.terminals, seen.errors) == (1, 0)
     assert seen.text == LONG
     assert record.status == 200 and gateway.services.fleet.all()[0].failures == 0
+
+
+async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its connection and takes nothing: after a while it counts as gone, and its upstream is left."""
+    monkeypatch.setattr(worker, "UNREAD_S", 1.0)
+    scripts = {"m": [{"text": LONG, "coalesce": True}]}
+    async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
+        config = gateway.services.config.server
+        sock = worker.listen(msgspec.structs.replace(config, port=0))
+        server = uvicorn.Server(worker.server_config(gateway.app, config))
+        serving = asyncio.create_task(server._serve([sock]))
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        asking = question("chat", "up-m", stream=True, max_tokens=100_000)
+        async with asked(url, "chat", asking) as (reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.transport.pause_reading()
+            await gateway.rest(within_s=20)
+        server.should_exit = True
+        await serving
+        (record,) = decisions(gateway)
+    check_left(record, cost_at_least=4000)
 
 
 async def test_a_slow_reader_that_leaves(tmp_path: Path) -> None:
