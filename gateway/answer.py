@@ -14,12 +14,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from cache.entry import Entry
+from cache.entry import Entry, Hit
 from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
 from cascade.plan import plan_for
 from cascade.types import Limits, Plan
+from gateway.audit import Auditor
 from gateway.call import Call
 from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
@@ -43,12 +44,15 @@ class Answering:
 
     def __init__(self, services: Services) -> None:
         self.s = services
+        self.auditor = Auditor(services, self.answer)
 
-    async def answer(self, call: Call, reply: Reply) -> Exchange | None:
-        """Answer one call, come what may. None: it was refused before anything was held."""
+    async def answer(self, call: Call, reply: Reply, caller: Caller | None = None) -> Exchange | None:
+        """Answer one call, come what may. None: it was refused before anything was held.
+
+        `caller`: the gateway itself, asking on its own account.
+        """
         try:
-            caller = self.identify(call)
-            exchange = await self.hold(call, caller)
+            exchange = await self.hold(call, caller or self.identify(call))
         except HeadgateError as error:
             await self.refuse(call, reply, error)
             return None
@@ -57,7 +61,9 @@ class Answering:
         try:
             with self.fly(exchange) as ticket:
                 self.describe(exchange)
-                if not await self.look_up(exchange, ticket):
+                if await self.look_up(exchange, ticket):
+                    self.auditor.after_hit(exchange)
+                else:
                     self.choose(exchange)
                     tail = await self.drive(exchange, reply)
                     await self.keep(exchange, ticket)
@@ -152,17 +158,18 @@ class Answering:
         return self.s.shelf.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
 
     async def look_up(self, exchange: Exchange, ticket: Ticket | Alone) -> bool:
-        """The exact cache, then an identical request already under way."""
+        """The cache, exact and then semantic, then an identical request already under way."""
         directive, shelf = exchange.directive, self.s.shelf
         if directive is None:
             return False
         if exchange.cache_key:
-            if directive.look_up and await shelf.find(exchange, directive, self.s.clock()):
+            if directive.look_up and await shelf.find(exchange, self.s.clock()):
+                ticket.land(exchange.hit.entry if exchange.hit else None)
                 return True
             if not ticket.leader:
                 entry = await ticket.wait(self.left_s(exchange.call))
                 if entry is not None:
-                    shelf.serve(exchange, entry, "shared")
+                    shelf.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
                     return True
         if directive.only_if_cached:
             raise NotFound("not in the cache, and the request said only-if-cached", code="not_cached", status=504)
@@ -239,7 +246,7 @@ class Answering:
         entry = entry_of(self.s, exchange)
         ticket.land(entry)
         if entry is not None and exchange.directive.store:
-            await self.s.shelf.store.put(exchange.cache_key, entry)
+            self.auditor.after_miss(exchange, await self.s.shelf.remember(exchange, entry))
 
     async def finish(
         self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None

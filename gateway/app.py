@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 
-from cache.flight import Flight
 from cache.memory import MemoryStore
 from cache.store import Store
 from gateway.api import HANDLERS
@@ -24,8 +23,9 @@ from gateway.metrics import Metrics
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
 from gateway.routes import RouteBook
-from gateway.services import Ids, Services, Shelf
+from gateway.services import Ids, Services
 from gateway.settings import Current, Settings
+from gateway.shelf import Shelf
 from gateway.tracing import tracing_to
 from routers.features import shipped_featurizer
 from routers.registry import open_router
@@ -68,7 +68,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=RouteBook(config, open_routers(config, current.settings)),
         fleet=fleet,
         featurizer=shipped_featurizer,
-        shelf=Shelf(open_cache(config), Flight(), {}),
+        shelf=Shelf(open_cache(config), shipped_featurizer),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,
@@ -116,8 +116,10 @@ def reload(services: Services) -> None:
     services.keyring.reload()
 
 
-async def close(services: Services) -> None:
-    """Give back every connection and end the spool's segment."""
+async def close(app: App) -> None:
+    """Stop what runs beside the requests, give back every connection and end the spool's segment."""
+    services = app.services
+    await app.answering.auditor.close()
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
     await services.shelf.store.close()

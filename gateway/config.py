@@ -125,6 +125,8 @@ class RouteConfig(_Section, frozen=True):
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
     cache: Literal["none", "exact", "semantic"] = "none"
     cache_ttl_s: Seconds = 3600.0
+    cache_judge: str = ""
+    """Model that compares two answers of the semantic cache; empty: only equal ones count as the same."""
     cache_eps: Share = 0.03
     """Bound on the false-hit rate of the semantic cache."""
     fallback: list[str] = []

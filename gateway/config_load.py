@@ -31,7 +31,7 @@ from routers.simple import read_rule
 
 ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
-    "clusters", "domain", "mlp", "ensemble", "bandit",
+    "clusters", "domain", "contrastive", "similar-wins", "mlp", "ensemble", "bandit",
 )  # fmt: skip
 CASCADES = ("none", "confidence")
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
@@ -316,6 +316,9 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
         found.unless_known(f"{path}.models[{index}]", "model", name, models)
         if name in route.models[:index]:
             found.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
+    if route.cache_judge:
+        known = [model.name for model in config.models]
+        found.unless_known(f"{path}.cache_judge", "model", route.cache_judge, known)
     if route.default_model and route.default_model not in route.models:
         found.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
     for name in route.weights:

@@ -14,11 +14,13 @@ from routers.types import Choice, Query
 if TYPE_CHECKING:
     from cache.entry import Hit
     from cache.rules import Directive
+    from cache.semantic import Comparison
     from gateway.call import Call
     from gateway.keys import Caller
     from gateway.ledger import Hold
     from gateway.limits import Taken
     from gateway.routes import Route
+    from gateway.shelf import Similar
     from gateway.wire.chunk import Peek
     from gateway.wire.relay import Relay
 
@@ -78,6 +80,10 @@ class Exchange:
     plan: Plan | None = None
     hit: Hit | None = None
     directive: Directive | None = None
+    similar: Similar | None = None
+    """A semantic look-up that served nothing."""
+    comparison: Comparison | None = None
+    """A semantic hit drawn to be audited."""
     cache_state: str = "off"
     """off | hit | shared | semantic | miss | refused:<why>"""
     cache_key: bytes = b""

@@ -71,7 +71,7 @@ async def work(config: Config, index: int) -> None:
     finally:
         for chore in chores:
             chore.cancel()
-        await close(app.services)
+        await close(app)
 
 
 class _Server(uvicorn.Server):

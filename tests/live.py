@@ -127,7 +127,7 @@ async def live(
         finally:
             server.should_exit = True
             await serving
-            await close(app.services)
+            await close(app)
 
 
 @asynccontextmanager

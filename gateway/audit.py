@@ -1,0 +1,164 @@
+"""Judges the semantic cache off the critical path: was a hit right, would a miss have been?
+
+A share of hits is asked again in the shadow and compared; a miss near an entry is compared with its own fresh
+answer. Verdicts teach the cache its acceptance rule and bound its false-hit rate. Work waits in a short queue;
+where it is full a question stays unjudged, and no request ever waits for one. Shadow questions are charged to the
+route, never to the caller, and are in the journal under the key `audit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from cache.semantic import Comparison, SemanticCache
+from gateway.call import Arrival, Call, Wishes, read_call
+from gateway.exchange import Exchange
+from gateway.keys import Caller
+from gateway.reply import Reply
+from gateway.services import Services
+from gateway.wire.answer import peek
+
+log = logging.getLogger("headgate.audit")
+
+MAX_WAITING = 64
+AT_ONCE = 2
+JUDGE_TIMEOUT_S = 60.0
+QUESTION = (
+    "Two answers were given to the same kind of question. Do they say the same, so that a user would be equally "
+    "well served by either? Reply with the one word yes or no.\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}"
+)
+
+Answer = Callable[[Call, Reply, Caller], Awaitable[Exchange | None]]
+
+
+class Auditor:
+    """One per worker. `answer` is the request path itself, entered behind `identify`."""
+
+    def __init__(self, services: Services, answer: Answer) -> None:
+        self.s = services
+        self._answer = answer
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self.skipped = 0
+        """Questions left unjudged because too many waited."""
+
+    def after_hit(self, exchange: Exchange) -> None:
+        """Ask again what the cache has just answered, if this hit was drawn for it."""
+        comparison = exchange.comparison
+        if comparison is not None and exchange.hit is not None:
+            self._start(self._ask_again(exchange, comparison, exchange.hit.entry.body))
+
+    def after_miss(self, exchange: Exchange, comparison: Comparison | None) -> None:
+        """Compare a fresh answer with the entry that was near, if this miss was drawn for it."""
+        if comparison is not None:
+            self._start(self._compare(exchange, comparison, exchange.answer_body))
+        cache = self.s.shelf.semantic_of(exchange.route) if exchange.similar is not None else None
+        if cache is not None and cache.acceptance.due:
+            self._start(asyncio.to_thread(cache.maintain))
+
+    async def drain(self) -> None:
+        """Wait for what is under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self.drain()
+
+    def _start(self, work: Awaitable[None]) -> None:
+        if len(self._tasks) >= MAX_WAITING:
+            self.skipped += 1
+            if asyncio.iscoroutine(work):
+                work.close()
+            return
+        task = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            async with self._gate:
+                await work
+        except Exception:
+            log.exception("an audit failed; its question stays unjudged")
+
+    async def _ask_again(self, exchange: Exchange, comparison: Comparison, served: bytes) -> None:
+        fresh = await self._ask(anew(exchange.call), exchange.caller)
+        if fresh:
+            await self._judge(exchange, comparison, served, fresh)
+
+    async def _compare(self, exchange: Exchange, comparison: Comparison, fresh: bytes) -> None:
+        entry = await self.s.shelf.store.get(comparison.key, tenant=comparison.tenant, now_s=self.s.clock())
+        if entry is not None and entry.id == comparison.entry_id:
+            await self._judge(exchange, comparison, entry.body, fresh)
+
+    async def _judge(self, exchange: Exchange, comparison: Comparison, held: bytes, fresh: bytes) -> None:
+        """A verdict may ask for one more comparison with the same fresh answer."""
+        cache: SemanticCache = self.s.shelf.semantic_of(exchange.route)
+        following: Comparison | None = comparison
+        while following is not None:
+            right = await self.same(exchange, held, fresh)
+            following = cache.audit(following.row, right)
+            if following is not None:
+                entry = await self.s.shelf.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
+                held = entry.body if entry is not None else b""
+
+    async def same(self, exchange: Exchange, first: bytes, second: bytes) -> bool:
+        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one."""
+        surface = exchange.call.surface
+        texts = [peek(body, surface).text if body else "" for body in (first, second)]
+        if plain(texts[0]) == plain(texts[1]):
+            return True
+        judge = exchange.route.config.cache_judge
+        if not judge or not all(texts):
+            return False
+        body = await self._ask(self._judging(judge, *texts), exchange.caller)
+        return peek(body, "chat").text.strip().lower().startswith("yes") if body else False
+
+    def _judging(self, model: str, first: str, second: str) -> Call:
+        question = QUESTION.format(first=first, second=second)
+        message = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
+        now = self.s.now()
+        arrival = Arrival({}, "", self.s.ids.new("req"), now)
+        return read_call("chat", json.dumps(message).encode(), arrival, max_messages=1, timeout_s=JUDGE_TIMEOUT_S)
+
+    async def _ask(self, call: Call, asked_by: Caller) -> bytes:
+        """Through the whole request path, on the house; empty where no answer came."""
+        call = replace(call, request_id=self.s.ids.new("req"), received_s=self.s.now())
+        heard = Heard()
+        await self._answer(call, Reply(heard), Caller("audit", "audit", tenant=asked_by.tenant, explore=False))
+        return bytes(heard.body) if heard.status == 200 else b""
+
+
+class Heard:
+    """An ASGI `send` that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = bytearray()
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        self.status = message.get("status", self.status)
+        self.body += message.get("body", b"")
+
+
+def anew(call: Call) -> Call:
+    """The same question, whole and past the cache."""
+    raw = {name: value for name, value in call.raw.items() if name not in ("stream", "stream_options")}
+    return replace(call, raw=raw, body=b"", stream=False, wishes=Wishes(call.wishes.knobs, cache="none"))
+
+
+def plain(text: str) -> object:
+    """What two texts must share to say the same for certain."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return " ".join(text.split()).casefold().rstrip(".")

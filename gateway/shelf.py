@@ -1,0 +1,117 @@
+"""The cache as the request path uses it: look up, serve, remember, forget. One per worker.
+
+The exact tier is a store of whole answers; the semantic tier of a route that asks for it proposes entries of
+that same store for other words, within the bound that the route states (`cache_eps`). Judging is not done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cache.acceptance import Terms
+from cache.entry import Entry, Hit
+from cache.flight import Flight
+from cache.key import Partition, partition_key
+from cache.rules import Rules, may_cache_semantically
+from cache.semantic import Comparison, Miss, SemanticCache
+from cache.store import Store
+from gateway.config import RouteConfig
+from gateway.exchange import Exchange
+from gateway.routes import Route
+from routers.features import Featurizer
+from routers.types import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """A semantic look-up that served nothing: what the new answer will be remembered under."""
+
+    question: Partition
+    vector: Vector
+    miss: Miss
+
+
+class Shelf:
+    """`featurizer` embeds questions; its version is part of every partition, so vectors never mix."""
+
+    def __init__(self, store: Store, featurizer: Callable[[], Featurizer]) -> None:
+        self.store = store
+        self.flight = Flight()
+        self._featurizer = featurizer
+        self._rules: dict[float, Rules] = {}
+        self._semantic: dict[str, SemanticCache] = {}
+
+    def rules_of(self, config: RouteConfig) -> Rules:
+        """Routes differ in one rule only: the time to live."""
+        rules = self._rules.get(config.cache_ttl_s)
+        if rules is None:
+            rules = self._rules[config.cache_ttl_s] = Rules(ttl_s=config.cache_ttl_s)
+        return rules
+
+    def semantic_of(self, route: Route) -> SemanticCache:
+        """The semantic tier of one route, made when first needed."""
+        cache = self._semantic.get(route.name)
+        if cache is None:
+            size = self._featurizer().embed("").shape[0]
+            terms = Terms(eps=route.config.cache_eps)
+            cache = self._semantic[route.name] = SemanticCache(self.store, dimension=size, terms=terms)
+        return cache
+
+    async def find(self, exchange: Exchange, now_s: float) -> bool:
+        """True: a living answer to this very request, or to other words for it, and the exchange now holds it."""
+        directive = exchange.directive
+        assert directive is not None
+        entry = await self.store.get(exchange.cache_key, tenant=exchange.caller.tenant, now_s=now_s)
+        fresh = entry is not None and (directive.max_age_s is None or now_s - entry.created_s <= directive.max_age_s)
+        if entry is not None and fresh:
+            self.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "hit")
+            return True
+        return directive.semantic and await self._find_similar(exchange, now_s)
+
+    async def _find_similar(self, exchange: Exchange, now_s: float) -> bool:
+        call, route, tenant = exchange.call, exchange.route, exchange.caller.tenant
+        if may_cache_semantically(call.raw, self.rules_of(route.config), surface=call.surface):
+            return False
+        featurizer = self._featurizer()
+        question = partition_key(
+            tenant=tenant, scope=route.scope, surface=call.surface, body=call.raw, embedder=featurizer.version
+        )
+        if question is None:
+            return False
+        vector = featurizer.embed(question.text)
+        found = await self.semantic_of(route).look_up(question, vector, tenant=tenant, now_s=now_s)
+        if isinstance(found, Miss):
+            exchange.similar = Similar(question, vector, found)
+            return False
+        comparison = found.why.pop("comparison", None)
+        exchange.comparison = comparison if isinstance(comparison, Comparison) else None
+        self.serve(exchange, found, "semantic")
+        return True
+
+    def serve(self, exchange: Exchange, hit: Hit, state: str) -> None:
+        """Answer with an entry."""
+        exchange.hit, exchange.cache_state = hit, state
+        exchange.answer_body, exchange.answered_by = hit.entry.body, hit.entry.model
+
+    async def remember(self, exchange: Exchange, entry: Entry) -> Comparison | None:
+        """Keep an answer; the comparison, if any, is worth judging: is it the same as one we had?"""
+        if not await self.store.put(exchange.cache_key, entry) or exchange.similar is None:
+            return None
+        similar = exchange.similar
+        self.semantic_of(exchange.route).record(
+            similar.question, similar.vector, entry, key=exchange.cache_key, miss=similar.miss
+        )
+        return similar.miss.comparison
+
+    async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
+        """Forget one entry; with `tenant`, only if it is that tenant's."""
+        for cache in self._semantic.values():
+            cache.delete(entry_id, tenant=tenant)
+        return await self.store.delete(entry_id, tenant=tenant)
+
+    async def delete_tenant(self, tenant: str) -> bool:
+        """Forget all of a tenant's entries."""
+        for cache in self._semantic.values():
+            cache.delete_tenant(tenant)
+        return await self.store.delete_tenant(tenant)

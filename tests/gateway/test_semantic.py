@@ -1,0 +1,117 @@
+"""The semantic cache in the live path: learns what may be served, keeps within its bound, never crosses tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from tests.live import Live, live
+
+TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount", "delivery")
+WORDINGS = (
+    "how do i get my {topic} sorted out please",
+    "please tell me how to get my {topic} sorted out",
+    "i want to get my {topic} sorted out how do i do that",
+    "what do i do to get my {topic} sorted out",
+)
+FILLERS = ("thanks", "now", "today", "soon", "dear", "hello", "again", "kindly", "cheers", "friend", "quickly", "well",
+           "folks", "team", "regards", "greetings", "really", "just", "simply", "also")  # fmt: skip
+
+
+@asynccontextmanager
+async def upstream(answer: Callable[[str], str]) -> AsyncIterator[str]:
+    """A chat API whose answer is a function of the question."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = json.loads((await receive())["body"])
+        message = {"role": "assistant", "content": answer(body["messages"][-1]["content"])}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
+        reply = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
+                            "choices": [choice], "usage": usage}).encode()  # fmt: skip
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": reply})
+
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    serving = asyncio.create_task(server._serve([sock]))
+    while not server.started:
+        await asyncio.sleep(0.002)
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def gateway_over(tmp_path: Path, answer: Callable[[str], str], **extra: Any) -> AsyncIterator[Live]:
+    route = {"name": "auto", "models": ["talker"], "router": "cheapest", "cache": "semantic", "cache_eps": 0.1}
+    async with upstream(answer) as url:
+        providers = [{"name": "topics", "kind": "openai", "base_url": url}]
+        model = {"name": "talker", "provider": "topics", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1.0}
+        async with live(tmp_path, models=[model], routes=[route], providers=providers, **extra) as gateway:
+            yield gateway
+
+
+async def ask(gateway: Live, client: httpx.AsyncClient, text: str, key: str = "") -> httpx.Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    answer = await client.post(gateway.url + "/v1/chat/completions", json=body, headers=headers)
+    await gateway.app.answering.auditor.drain()
+    return answer
+
+
+def by_topic(text: str) -> str:
+    return f"This is what to do about your {next(topic for topic in TOPICS if topic in text)}."
+
+
+async def test_other_words_are_served_once_the_rule_is_learnt(tmp_path: Path) -> None:
+    """Nothing is served before the first fit; then paraphrases hit, rightly, and audits are charged to nobody's key."""
+    rng = random.Random(5)
+    keys = [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]
+    async with gateway_over(tmp_path, by_topic, auth={"keys": keys}) as gateway, httpx.AsyncClient() as client:
+        states, wrong = [], 0
+        for turn in range(700):
+            topic = rng.choice(TOPICS)
+            text = f"{rng.choice(WORDINGS).format(topic=topic)} {' '.join(rng.sample(FILLERS, 2))}"
+            answer = await ask(gateway, client, text, "hg-a")
+            state = answer.headers["x-headgate-cache"]
+            states.append(state)
+            if state == "semantic":
+                wrong += topic not in answer.json()["choices"][0]["message"]["content"]
+                last = answer.headers["x-headgate-decision-id"]
+            if turn == 650:
+                other = await ask(gateway, client, text, "hg-b")
+                assert other.headers["x-headgate-cache"] == "miss"
+        record = await gateway.decision(last)
+        await gateway.rest()
+    assert "semantic" not in states[:300]
+    hits = states.count("semantic")
+    assert hits > 20 and wrong <= 0.1 * hits
+    assert record.cache == "semantic" and record.cache_why["similarity"] > 0.5 and record.cost_nanousd == 0
+    assert record.saved_nanousd > 0
+
+
+async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
+    """DELETE takes effect before the next request, on the exact and on the semantic tier."""
+    async with gateway_over(tmp_path, by_topic) as gateway, httpx.AsyncClient() as client:
+        text = WORDINGS[0].format(topic="refund")
+        await ask(gateway, client, text)
+        hit = await ask(gateway, client, text)
+        entry = (await gateway.decision(hit.headers["x-headgate-decision-id"])).cache_why["entry"]
+        deleted = await client.delete(f"{gateway.url}/v1/cache/entries/{entry}")
+        again = await ask(gateway, client, text)
+    assert hit.headers["x-headgate-cache"] == "hit" and deleted.status_code == 200
+    assert again.headers["x-headgate-cache"] == "miss"
