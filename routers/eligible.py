@@ -50,12 +50,30 @@ def eligible(query: Query, candidates: Sequence[Candidate], knobs: Knobs) -> tup
     """Those who may answer, in the order given, and the reasons of the rest. Undecided where nobody may."""
     kept: list[Candidate] = []
     excluded: dict[str, str] = {}
+    room, needs = least_room(query), _needs(query)
+    plain = knobs.max_cost_usd is None and knobs.max_latency_s is None
     for candidate in candidates:
-        reason = exclusion(query, candidate, knobs)
-        if reason:
+        if (
+            plain
+            and candidate.healthy
+            and (not candidate.context_tokens or room <= candidate.context_tokens)
+            and needs <= candidate.supports
+        ):
+            kept.append(candidate)
+        elif reason := exclusion(query, candidate, knobs):
             excluded[candidate.model] = reason
         else:
             kept.append(candidate)
     if not kept:
         raise Undecided("no candidate is eligible", excluded)
     return kept, excluded
+
+
+_NOTHING = frozenset[str]()
+
+
+def _needs(query: Query) -> frozenset[str]:
+    if not (query.tools or query.images or query.wants_json):
+        return _NOTHING
+    asked = {"tools": query.tools, "images": query.images, "json": query.wants_json}
+    return frozenset(name for name, wanted in asked.items() if wanted)

@@ -23,6 +23,11 @@ CHARS_PER_TOKEN = 4.0
 
 _OPTIONS = ("\nB", "\nC", "\nD", "\n(B", "\n(C")
 _CODE = ("```", "def ", "return", "import ", "()")
+_CLASSES = np.zeros((256, 11))
+"""Which bytes count as which mark: ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
+for _column, _bytes in enumerate((b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789")):
+    _CLASSES[list(_bytes), _column] = 1.0
+_CLASSES[65:91, 8] = _CLASSES[32, 9] = _CLASSES[128:, 10] = 1.0
 STRUCTURE = 19
 
 
@@ -94,17 +99,22 @@ def _structure(text: str, words: int, known: tuple[float, ...]) -> list[float]:
     """`STRUCTURE` numbers of about unit size: lengths, shares of characters, marks of code, maths and
     choices.
     """
-    count = text.count
     raw = text.encode("utf-8", "replace")
-    seen = np.bincount(np.frombuffer(raw, np.uint8), minlength=128).tolist()
-    n = max(len(raw), 1)
-    marks = [min(seen[ord(mark)], 20) / 5 for mark in '?\n:"_']
-    code = min(sum(map(count, _CODE)) + seen[ord("{")] + seen[ord(";")], 20) / 5
-    maths = min(sum(seen[ord(mark)] for mark in "$\\^=+"), 40) / 10
-    options = min(sum(map(count, _OPTIONS)), 20) / 5
-    shares = [sum(seen[48:58]) / n * 5, sum(seen[65:91]) / n * 5, seen[32] / n * 5, sum(seen[128:]) / n * 5]
-    fixed = [*(value / 4 for value in known[:3]), *(min(float(value), 4.0) for value in known[3:])]
-    return [*marks, code, maths, options, *shares, n / max(words, 1) / 10, *fixed]
+    seen = np.bincount(np.frombuffer(raw, np.uint8), minlength=256)
+    *marks, code, maths, digits, capitals, blanks, foreign = (seen @ _CLASSES).tolist()
+    n, count = max(len(raw), 1), text.count
+    for sign in _CODE:
+        code += count(sign)
+    options = 0
+    for sign in _OPTIONS:
+        options += count(sign)
+    share = 5.0 / n
+    return [
+        *[min(mark, 20.0) / 5 for mark in marks],
+        min(code, 20.0) / 5, min(maths, 40.0) / 10, min(options, 20) / 5,
+        digits * share, capitals * share, blanks * share, foreign * share, n / max(words, 1) / 10,
+        known[0] / 4, known[1] / 4, known[2] / 4, min(known[3], 4.0), min(known[4], 4.0), float(known[5]),
+    ]  # fmt: skip
 
 
 @cache

@@ -99,7 +99,7 @@ def _table(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: no such file") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a parquet file ({error})") from error
-    wanted = {"query_id", "task", "split", "text", "model", "score", *_NUMBERS}
+    wanted = {"query_id", "task", "subtask", "split", "text", "model", "score", *_NUMBERS}
     return {name: table[name].to_pylist() for name in table.column_names if name in wanted}
 
 
@@ -127,7 +127,7 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]]) -> O
     checked = found.pop("cost_usd")
     answer = found.pop("answer_cost_usd")
     return Outcomes(
-        tuple(ids), texts, tuple(str(task or "") for task in queries.get("task") or [""] * len(ids)),
+        tuple(ids), texts, _tasks(queries, len(ids)),
         splits, models, scores, np.where(np.isfinite(answer), answer, checked), checked, **found,
     )  # fmt: skip
 
@@ -155,6 +155,13 @@ def _texts(values: list[Any]) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise DataError(f"queries.parquet: row {row}: field text: {text!r} is no text")
     return tuple(values)
+
+
+def _tasks(queries: dict[str, list[Any]], n: int) -> tuple[str, ...]:
+    """`task`, or `task/subtask` where the data knows finer ones; empty where it knows none."""
+    tasks = [str(task or "") for task in queries.get("task") or [""] * n]
+    finer = queries.get("subtask") or [None] * n
+    return tuple(f"{task}/{sub}" if sub else task for task, sub in zip(tasks, finer, strict=True))
 
 
 def _splits(values: list[Any]) -> NDArray[np.str_]:

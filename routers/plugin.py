@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import prior
+from routers.compiled import Compiled
 from routers.cost import Latency, LogLinear
 from routers.eligible import eligible
 from routers.estimators.base import Estimator
+from routers.estimators.ensemble import Ensemble
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, chosen, probabilities, utilities
 from routers.simple import TYPICAL_OUTPUT_TOKENS
-from routers.types import Candidate, Choice, Knobs, Query, Undecided
+from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0
 CACHED_PRICE = 0.1
@@ -41,9 +43,21 @@ class Learned:
     reference_usd: float = 0.0
     """Mean cost of the dearest model on the training rows; 0: take it from the candidates' prices."""
     place: Mapping[str, int] = field(init=False, default_factory=dict)
+    compiled: Compiled | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
+        if isinstance(self.quality, Ensemble):
+            object.__setattr__(self, "compiled", Compiled(self.projection, self.quality, self.cost))
+
+    def estimate(self, vector: Vector) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Quality, its deviation and the cost of one query; costs are empty where none was learnt."""
+        if self.compiled is not None:
+            return self.compiled.estimate(vector)
+        z = self.projection.apply(vector)[None].astype(np.float64)
+        mean, deviation = self.quality.predict(z)
+        cost = np.zeros(0) if self.cost is None else self.cost.predict(z)[0]
+        return mean[0], deviation[0], cost
 
 
 class Table:
@@ -65,9 +79,12 @@ class Table:
         self.unknown = np.full(len(kept), np.nan)
         self._index = np.array([place.get(model, -1) for model in self.models])
         self._known = self._index >= 0
+        self._all_known = bool(self._known.all())
 
     def pick(self, learnt: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
         """From values per trained model to values per candidate."""
+        if self._all_known:
+            return np.asarray(learnt[self._index])
         return np.where(self._known, learnt[self._index], otherwise)
 
 
@@ -123,20 +140,20 @@ class PluginRouter:
         """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
         if query.features_version != self.features_version:
             raise Undecided(f"features {query.features_version!r}, the router reads {self.features_version!r}")
-        z = learned.projection.apply(query.vector)[None].astype(np.float64)
-        mean, deviation = learned.quality.predict(z)
-        quality = table.pick(mean[0], table.prior)
-        sd = table.pick(deviation[0], table.prior_sd)
+        mean, deviation, spent = learned.estimate(query.vector)
+        quality = table.pick(mean, table.prior)
+        sd = table.pick(deviation, table.prior_sd)
         tokens = table.typical_tokens
         if learned.output_tokens is not None:
+            z = learned.projection.apply(query.vector)[None].astype(np.float64)
             expected = table.pick(learned.output_tokens.predict(z)[0], table.unknown)
             tokens = np.where(np.isfinite(expected), expected, tokens)
         latency = cost = table.unknown
         if learned.latency is not None:
             latency = table.pick(learned.latency.first_s_, table.unknown)
             latency = latency + table.pick(learned.latency.per_token_s_, table.unknown) * tokens
-        if learned.cost is not None:
-            cost = table.pick(learned.cost.predict(z)[0], table.unknown)
+        if len(spent):
+            cost = table.pick(spent, table.unknown)
         return quality, sd, tokens, latency, cost
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,25 +87,30 @@ def _penalised(worth: Array, shortfall: Array) -> Array:
 
 def probabilities(worth: Array, exploration: Exploration, explore: bool) -> Array:
     """Over the eligible models, summing to 1. Every model gets at least floor / K where exploration is on."""
-    k = len(worth)
-    best = int(worth.argmax())
-    chances = np.zeros(k)
-    if explore and exploration.floor > 0.0 and k > 1:
-        least = min(exploration.floor, 1.0) / k
-        chances = np.maximum(1.0 / (k + exploration.sharpness * (worth[best] - worth)), least)
-    chances[best] = 0.0
-    chances[best] = 1.0 - chances.sum()
-    return chances
+    values: list[float] = worth.tolist()
+    k, top = len(values), max(values)
+    best = values.index(top) if top == top else 0
+    if not (explore and exploration.floor > 0.0 and k > 1):
+        chances = np.zeros(k)
+        chances[best] = 1.0
+        return chances
+    least, sharpness = min(exploration.floor, 1.0) / k, exploration.sharpness
+    shares = [max(1.0 / (k + sharpness * (top - value)), least) for value in values]
+    shares[best] = 0.0
+    shares[best] = 1.0 - sum(shares)
+    return np.array(shares)
 
 
-def drawn(chances: Array, draw: float) -> int:
+def drawn(chances: Array | Sequence[float], draw: float) -> int:
     """Index of the model whose share of [0, 1) holds `draw`; never one of probability zero."""
-    end = 0.0
-    for index, chance in enumerate(chances.tolist()):
-        end += chance
-        if draw < end:
-            return index
-    return int(chances.argmax())
+    total, last = 0.0, 0
+    for index, chance in enumerate(chances):
+        if chance > 0.0:
+            total += chance
+            last = index
+            if draw < total:
+                return index
+    return last
 
 
 def chosen(
@@ -117,17 +123,17 @@ def chosen(
     reason: str = "",
 ) -> Choice:
     """The choice as a record. Undecided where an estimate is not finite."""
-    values = worth.tolist()
+    values, shares = worth.tolist(), chances.tolist()
     if not all(map(isfinite, values)) or not all(map(isfinite, forecast.cost_usd.tolist())):
         raise Undecided("an estimate is not finite", excluded)
     models = forecast.models
-    index = drawn(chances, draw)
+    index = drawn(shares, draw)
     order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
     return Choice(
         model=models[index],
-        propensity=float(chances[index]),
-        probabilities=dict(zip(models, chances.tolist(), strict=True)),
-        estimates=estimates_of(forecast),
+        propensity=shares[index],
+        probabilities=dict(zip(models, shares, strict=True)),
+        estimates=Estimates(forecast),
         excluded=excluded,
         reason="explored" if index != order[0] else reason or "best estimate",
         router=router,
@@ -135,15 +141,35 @@ def chosen(
     )
 
 
-def estimates_of(forecast: Forecast) -> tuple[Estimate, ...]:
-    return tuple(
-        map(
-            Estimate,
-            forecast.models,
-            forecast.quality.tolist(),
-            forecast.quality_sd.tolist(),
-            forecast.cost_usd.tolist(),
-            forecast.latency_s.tolist(),
-            forecast.output_tokens.tolist(),
-        )
-    )
+class Estimates(Sequence[Estimate]):
+    """The forecast as estimates, made when somebody reads them: most requests never do."""
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+        self._made: tuple[Estimate, ...] | None = None
+
+    def _all(self) -> tuple[Estimate, ...]:
+        if self._made is None:
+            f = self._forecast
+            columns = (f.quality, f.quality_sd, f.cost_usd, f.latency_s, f.output_tokens)
+            self._made = tuple(map(Estimate, f.models, *(column.tolist() for column in columns)))
+        return self._made
+
+    @overload
+    def __getitem__(self, index: int) -> Estimate: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Estimate]: ...
+    def __getitem__(self, index: int | slice) -> Estimate | Sequence[Estimate]:
+        return self._all()[index]
+
+    def __len__(self) -> int:
+        return len(self._forecast.models)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._all() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())

@@ -60,7 +60,7 @@ def rows_of(
 def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
     if not tasks:
         return data
-    kept = np.array([task in tasks for task in data.tasks])
+    kept = np.array([task in tasks or task.split("/")[0] in tasks for task in data.tasks])
     if not kept.any():
         raise DataError(f"queries.parquet: field task: no row of {', '.join(tasks)}")
     return data.rows(kept)

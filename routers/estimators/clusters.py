@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, task_table
+from routers.estimators.base import Estimator, Matrix, Training, observed_mean
 from routers.estimators.knn import unit
 
 
@@ -33,32 +33,36 @@ def k_means(x: Matrix, k: int, seed: int, rounds: int = 25) -> tuple[Matrix, NDA
 
 
 class Clusters(Estimator):
-    """A table of `count` clusters."""
+    """A table of `count` clusters, read under softmax(sharpness * likeness)."""
 
     kind = "clusters"
-    PARAMETERS = ("count", "nearest", "sharpness", "prior_count")
+    PARAMETERS = ("count", "sharpness", "prior_count")
     LEARNED = ("centres_", "table_", "deviation_")
 
-    def __init__(self, count: int = 32, nearest: int = 3, sharpness: float = 9.0, prior_count: float = 20.0) -> None:
+    def __init__(self, count: int = 32, sharpness: float = 16.0, prior_count: float = 20.0) -> None:
         self.count = count
-        self.nearest = nearest
         self.sharpness = sharpness
         self.prior_count = prior_count
 
     def fit(self, data: Training) -> Self:
-        self.centres_, label = k_means(unit(data.x), self.count, data.seed)
-        every = [f"{i:06d}" for i in range(len(self.centres_))]
-        names, table, count = task_table(data.scores, [every[i] for i in label], self.prior_count)
-        used = [int(name) for name in names]
-        self.centres_ = self.centres_[used]
-        self.table_, self.deviation_ = table, 0.5 / np.sqrt(count + self.prior_count)
+        centres, _ = k_means(unit(data.x), self.count, data.seed)
+        typical = np.sqrt((data.x**2).sum(1).mean())
+        self.centres_ = centres * self.sharpness / max(float(typical), 1e-9)
+        share = self.shares(data.x)
+        seen = np.isfinite(data.scores)
+        count = share.T @ seen
+        total = share.T @ np.where(seen, data.scores, 0.0)
+        self.table_ = (total + self.prior_count * observed_mean(data.scores)) / (count + self.prior_count)
+        self.deviation_ = 0.5 / np.sqrt(count + self.prior_count)
         return self
 
+    def shares(self, x: Matrix) -> Matrix:
+        """How much each cluster has to say on each row, (n, clusters)."""
+        near = x @ self.centres_.T
+        odds = np.exp(near - near.max(1, keepdims=True))
+        return np.asarray(odds / odds.sum(1, keepdims=True))
+
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
-        near = unit(x) @ self.centres_.T
-        least = np.partition(near, -min(self.nearest, near.shape[1]), axis=1)
-        cut = least[:, [-min(self.nearest, near.shape[1])]]
-        weight = np.where(near >= cut, np.exp(self.sharpness * (near - near.max(1, keepdims=True))), 0.0)
-        weight /= weight.sum(1, keepdims=True)
-        mean = weight @ self.table_
-        return mean, np.sqrt(np.maximum(weight @ (self.deviation_**2 + self.table_**2) - mean**2, 1e-8))
+        share = self.shares(x)
+        mean = share @ self.table_
+        return mean, np.sqrt(np.maximum(share @ (self.deviation_**2 + self.table_**2) - mean**2, 1e-8))

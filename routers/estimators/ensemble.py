@@ -1,7 +1,8 @@
-"""The default estimator: a domain table holds half the say, a ridge and a factorisation share the rest.
+"""The default estimator: tables of domains and of clusters hold most of the say, a ridge and a
+factorisation the rest.
 
-Averaging over a table that knows only the domain is a shrinkage toward the task mean: it keeps most of
-the noise of query-level estimates out of the argmax, and errors of the three are little correlated.
+Averaging over tables that know only the domain is a shrinkage toward the task mean: it keeps most of
+the noise of query-level estimates out of the argmax, and errors of the four are little correlated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.estimators.base import Estimator, Matrix, Training
+from routers.estimators.clusters import Clusters
 from routers.estimators.domain import Domain
 from routers.estimators.factor import Factor
 from routers.estimators.linear import Linear
@@ -24,9 +26,11 @@ class Ensemble(Estimator):
     kind = "ensemble"
     PARAMETERS = ("weights",)
 
-    def __init__(self, weights: Sequence[float] = (0.5, 0.25, 0.25)) -> None:
+    def __init__(self, weights: Sequence[float] = (0.4, 0.2, 0.1, 0.3)) -> None:
         self.weights = tuple(weights)
-        self.members: dict[str, Estimator] = {"domain": Domain(), "linear": Linear(), "factor": Factor()}
+        self.members: dict[str, Estimator] = {
+            "domain": Domain(), "linear": Linear(), "factor": Factor(), "clusters": Clusters(),
+        }  # fmt: skip
 
     def fit(self, data: Training) -> Self:
         for member in self.members.values():

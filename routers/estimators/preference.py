@@ -36,35 +36,41 @@ def scaled(strength: Matrix, scores: Matrix) -> Matrix:
 
 
 class Preference(Estimator):
-    """Factorised Bradley-Terry, fitted by gradient on all battles."""
+    """Factorised Bradley-Terry, fitted by gradient on all battles; of `penalties` the one that foretells
+    held-out battles best is kept.
+    """
 
     kind = "preference"
-    PARAMETERS = ("rank", "penalty", "steps")
+    PARAMETERS = ("rank", "penalties", "steps")
     LEARNED = ("level_", "traits_", "vectors_", "scale_", "count_")
 
-    def __init__(self, rank: int = 4, penalty: float = 0.5, steps: int = 150) -> None:
+    def __init__(self, rank: int = 4, penalties: Sequence[float] = (0.01, 0.05, 0.2, 0.5), steps: int = 150) -> None:
         self.rank = rank
-        self.penalty = penalty
+        self.penalties = tuple(penalties)
         self.steps = steps
 
     def fit(self, data: Training) -> Self:
         rng = np.random.default_rng(data.seed)
         d, m = data.x.shape[1], len(data.models)
         wins = battles(data.scores)
-        held = rng.random(len(data.x)) < 0.12
+        held = rng.random(len(data.x)) < 0.2
         base = observed_mean(data.scores)
         start = {
             "level": (base - base.mean()) * 4.0,
             "traits": rng.normal(0, 0.05, (d, self.rank)),
             "vectors": rng.normal(0, 0.3, (self.rank, m)),
         }
-        found = descend(
-            start,
-            lambda w: _slopes(w, data.x[~held], wins[~held]),
-            lambda w: _loss(w, data.x[held], wins[held]),
-            decay={"traits": self.penalty, "vectors": 1e-3},
-            steps=self.steps,
-        )
+        tried = [
+            descend(
+                start,
+                lambda w: _slopes(w, data.x[~held], wins[~held]),
+                lambda w: _loss(w, data.x[held], wins[held]),
+                decay={"traits": penalty, "vectors": 1e-3},
+                steps=self.steps,
+            )
+            for penalty in self.penalties
+        ]
+        found = min(tried, key=lambda w: _loss(w, data.x[held], wins[held]))
         self.level_, self.traits_, self.vectors_ = found["level"], found["traits"], found["vectors"]
         self.scale_ = scaled(self.strength(data.x), data.scores)
         self.count_ = np.isfinite(data.scores).sum(0).astype(float)

@@ -101,6 +101,11 @@ def test_a_small_overshoot_is_clipped() -> None:
     assert laid_out(QUERIES, OUTCOMES | {"score": [1.01, -0.03, 0.5]}).scores[0].tolist() == [1.0, 0.0]
 
 
+def test_finer_tasks_are_kept() -> None:
+    """A sub-task, where there is one, makes a task of its own."""
+    assert laid_out(QUERIES | {"subtask": ["x", None]}, OUTCOMES).tasks == ("t/x", "u")
+
+
 @pytest.mark.parametrize("field", ["query_id", "model", "score"])
 def test_a_missing_field_is_named(field: str) -> None:
     """Required fields are asked for by name."""
