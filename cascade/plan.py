@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, isnan
 
+from cascade.confidence import RAW
+from cascade.prompts import Message
+from cascade.strategies import BUILDERS, Built, Ground
 from cascade.types import Confidence, Limits, Plan, PlanError, Step
 from routers.types import Choice
 
+NAMES = ("none", "confidence", *BUILDERS)
+"""What a route's `cascade` may say; a trained cascade is an artefact's path (cascade.artifact)."""
 DEFAULT_ACCEPT_AT = 0.5
 MAX_STEPS = 3
 """Longer fixed chains rarely pay for their double spending (Bouchard 2026)."""
@@ -26,16 +31,41 @@ def plan_for(
     retries: int = 1,
     fallbacks: Sequence[str] = (),
     confidence: Confidence | None = None,
+    messages: Sequence[Message] = (),
 ) -> Plan:
-    """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models."""
-    if strategy not in ("none", "confidence"):
-        raise PlanError(f"unknown cascade {strategy!r}")
+    """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models.
+
+    `messages`: the chat, for strategies that write requests of their own (verify, refine, skeleton).
+    """
+    if strategy not in NAMES:
+        raise PlanError(f"unknown cascade {strategy!r}; known: {', '.join(NAMES)}")
     rungs = [choice.model] if strategy == "none" else _rungs(choice)
-    steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]
-    steps.append(_step(rungs[-1], worst_cost_usd, -inf))
-    rest = dict.fromkeys(m for m in (*choice.ranked, *fallbacks) if m not in rungs)
+    built = _built(strategy, choice, rungs, worst_cost_usd, accept_at, confidence, messages)
+    if strategy in BUILDERS and built is None:
+        rungs = rungs[:1]
+    steps = tuple(_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1])
+    steps += (_step(rungs[-1], worst_cost_usd, -inf),)
+    deciding, attempts = built if built is not None else (None, steps)
+    tried = {step.model for step in attempts}
+    rest = dict.fromkeys(m for m in (*choice.ranked, *fallbacks) if m not in tried)
     spare = tuple(_step(model, worst_cost_usd, -inf) for model in rest)
-    return Plan(tuple(steps), spare, limits or Limits(), retries, confidence=confidence)
+    return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence)
+
+
+def _built(
+    strategy: str,
+    choice: Choice,
+    rungs: Sequence[str],
+    worst_cost_usd: Mapping[str, float],
+    accept_at: float | Mapping[str, float] | None,
+    confidence: Confidence | None,
+    messages: Sequence[Message],
+) -> Built | None:
+    if strategy not in BUILDERS:
+        return None
+    floor = _floor(accept_at, choice.model)
+    ground = Ground(choice, lambda m: _step(m, worst_cost_usd, -inf), rungs[1:], messages, floor, confidence or RAW)
+    return BUILDERS[strategy](ground)
 
 
 def _rungs(choice: Choice) -> list[str]:

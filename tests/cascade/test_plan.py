@@ -6,9 +6,10 @@ from math import inf, nan
 
 import pytest
 
-from cascade.plan import MAX_STEPS, plan_for
-from cascade.types import PlanError
+from cascade.plan import MAX_STEPS, NAMES, plan_for
+from cascade.types import Limits, Outcome, PlanError
 from routers.types import Choice, Estimate
+from tests.cascade.playbook import driven, said
 
 PRICES = {"small": 1.0, "middle": 3.0, "large": 9.0, "spare": 2.0, "huge": 20.0}
 
@@ -78,3 +79,44 @@ def test_an_unknown_strategy_is_refused():
     """A misspelt cascade is an error, not a plan without one."""
     with pytest.raises(PlanError, match="confidance"):
         plan_for(KNOWN, "confidance", PRICES)
+
+
+CHAT = [{"role": "user", "content": "What are the advantages of trains?"}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_cascade_answers(name: str):
+    """Each name makes a plan that ends with an answer when every model says something."""
+    plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20))
+    verdict, _ = driven(plan, lambda rung: said(rung, "1. one\n2. two", -0.01))
+    assert verdict.kept is not None
+    assert verdict.spent_usd <= sum(step.worst_cost_usd for step in plan.steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_cascade_survives_a_failing_model(name: str):
+    """The chosen model is down: another answers."""
+    plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20), retries=0)
+    down = lambda rung: Outcome("small", "connect") if rung.model == "small" else said(rung, "x", -0.01)  # noqa: E731
+    verdict, _ = driven(plan, down)
+    assert verdict.kept is not None and verdict.model != "small"
+
+
+def test_one_model_leaves_no_room_for_a_second_opinion():
+    """Agreement with nobody is the plain answer."""
+    plan = plan_for(chose("large", {"large": 0.9}), "agreement", PRICES)
+    assert plan.strategy is None and [s.model for s in plan.steps] == ["large"]
+
+
+def test_agreement_asks_two_cheap_models_and_the_best_decides():
+    """The two cheapest at once, the best on disagreement."""
+    plan = plan_for(KNOWN, "agreement", PRICES)
+    texts = {"small": "7", "middle": "8", "large": "9"}
+    verdict, asked = driven(plan, lambda rung: said(rung, texts[rung.model]))
+    assert [r.model for r in asked] == ["small", "middle", "large"] and verdict.model == "large"
+
+
+def test_a_question_without_points_gets_no_skeleton():
+    """Maths is answered plainly and may stream."""
+    chat = [{"role": "user", "content": "Solve 3x = 9"}]
+    assert plan_for(KNOWN, "skeleton", PRICES, messages=chat).strategy is None

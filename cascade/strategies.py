@@ -1,0 +1,129 @@
+"""Strategies by name, built from a router's choice: what a route's `cascade` may say beyond a plain chain.
+
+Each builder says which models take which part. Where the choice leaves no room for a strategy (one model, a question
+that does not suit it) it answers None, and the plain plan is climbed instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+
+from cascade.bestof import BestOf
+from cascade.prompts import Message, point, refinement, skeleton, verification
+from cascade.rewrite import Refine, Skeleton, suits_skeleton
+from cascade.types import Confidence, Step, Strategy
+from cascade.verify import SelfVerification, Threshold
+from cascade.voting import Vote, samples
+from routers.types import Choice
+
+SAMPLES = 5
+VERDICTS = 3
+TEMPERATURE = 0.7
+WORTH_IN_CALLS = 8.0
+"""What a right answer is worth, in calls of the chosen model, where no better model sets its price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a builder may stand on."""
+
+    choice: Choice
+    step: Callable[[str], Step]
+    """The priced step of a model."""
+    better: Sequence[str]
+    """Models expected to do better than the chosen one, the best last."""
+    messages: Sequence[Message]
+    accept_at: float
+    confidence: Confidence
+
+    @property
+    def chosen(self) -> Step:
+        return self.step(self.choice.model)
+
+    @property
+    def best(self) -> Step | None:
+        return self.step(self.better[-1]) if self.better else None
+
+    @property
+    def question(self) -> str:
+        content = self.messages[-1].get("content", "") if self.messages else ""
+        return content if isinstance(content, str) else ""
+
+
+Built = tuple[Strategy, tuple[Step, ...]]
+"""A strategy and every attempt it may make: what a hold is taken for."""
+
+
+def agreement(ground: Ground) -> Built | None:
+    """Two cheap models that agree are believed; otherwise the best decides."""
+    best, cost = ground.best, {e.model: e.cost_usd for e in ground.choice.estimates}
+    if best is None:
+        return None
+    others = [m for m in ground.choice.probabilities if m not in (ground.choice.model, best.model)]
+    if not others:
+        return None
+    second = ground.step(min(others, key=lambda m: cost.get(m, float("inf"))))
+    ballots = (ground.chosen, second)
+    return Vote(ballots, best, 1.0, 1.0, at_once=2, confidence=ground.confidence), (*ballots, best)
+
+
+def self_consistency(ground: Ground) -> Built | None:
+    """Samples of the chosen model until their vote is clear; a split vote goes to the best model."""
+    ballots = samples(ground.chosen, SAMPLES, TEMPERATURE)
+    escalate = () if ground.best is None else (ground.best,)
+    return Vote(ballots, ground.best, confidence=ground.confidence), (*ballots, *escalate)
+
+
+def best_of(ground: Ground) -> Built | None:
+    """Samples of the chosen model while another is expected to be worth its price."""
+    estimates = {e.model: e for e in ground.choice.estimates}
+    own = estimates.get(ground.choice.model)
+    chance = 0.5 if own is None or isnan(own.quality) else own.quality
+    price = own.cost_usd if own is not None and isfinite(own.cost_usd) else 0.0
+    dearer = estimates[ground.best.model].cost_usd if ground.best and ground.best.model in estimates else 0.0
+    worth = max(dearer if isfinite(dearer) else 0.0, WORTH_IN_CALLS * price)
+    tries = samples(ground.chosen, SAMPLES, TEMPERATURE)
+    return BestOf(tries, chance, price, worth, good=ground.accept_at, confidence=ground.confidence), tries
+
+
+def verify(ground: Ground) -> Built | None:
+    """The chosen model checks its own answer; doubt goes to the best model."""
+    best, messages, chosen = ground.best, ground.messages, ground.chosen
+    if best is None or not messages:
+        return None
+    strategy = SelfVerification(
+        chosen, chosen, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), VERDICTS
+    )
+    return strategy, (chosen, *(chosen,) * VERDICTS, best)
+
+
+def refine(ground: Ground) -> Built | None:
+    """The chosen model mends its answer once where it shows too little."""
+    messages, chosen = ground.messages, ground.chosen
+    if not messages:
+        return None
+    strategy = Refine(
+        chosen, lambda answer: refinement(messages, answer), good=ground.accept_at, confidence=ground.confidence
+    )
+    return strategy, (chosen, chosen)
+
+
+def sketch(ground: Ground) -> Built | None:
+    """Skeleton-of-Thought where the question asks for a list of points."""
+    messages, chosen = ground.messages, ground.chosen
+    if not suits_skeleton(ground.question):
+        return None
+    strategy = Skeleton(chosen, skeleton(messages), lambda o, n, title: point(messages, o, n, title))
+    return strategy, (chosen,) * 12
+
+
+BUILDERS: Mapping[str, Callable[[Ground], Built | None]] = {
+    "agreement": agreement,
+    "self-consistency": self_consistency,
+    "best-of": best_of,
+    "verify": verify,
+    "refine": refine,
+    "skeleton": sketch,
+}
