@@ -24,6 +24,7 @@ from local_models.decoder import Batch, Decoder
 from local_models.errors import RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
+from local_models.meter import Piece, StepMeter, read_joules
 from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.speculate import Drafter, NgramDrafter, share_budget
@@ -73,6 +74,8 @@ class Engine:
         self.options = options or EngineOptions()
         self._clock = clock
         self.lengths = LengthPredictor()
+        self.meter = StepMeter()
+        self.busy_s = 0.0
         blocks = Blocks(
             self.options.kv_tokens // decoder.block_tokens,
             decoder.block_tokens,
@@ -138,9 +141,11 @@ class Engine:
         self._copy(plan.copies)
         if not plan.work:
             return events
+        begun_s, begun_joules = self._clock(), read_joules()
         self._guess(plan.work)
         scores = self._run(plan.work)
         self.steps += 1
+        self._charge(plan.work, self._clock() - begun_s, begun_joules)
         return events + self._postprocess(plan.work, scores)
 
     def audit(self) -> None:
@@ -166,6 +171,26 @@ class Engine:
             raise RequestRefused("the prompt holds ids that are no tokens of this model", param="prompt")
         if not all(0 <= token_id < vocabulary for token_id, _ in request.sampling.logit_bias):
             raise RequestRefused("logit_bias names ids that are no tokens of this model", param="logit_bias")
+
+    def _charge(self, work: list[Work], seconds: float, begun_joules: float | None) -> None:
+        """Divide a step's time and energy among its requests."""
+        pieces = [
+            Piece(
+                prompt_tokens=0 if piece.sequence.is_decoding else piece.count,
+                decoded_tokens=1 + len(piece.drafts) if piece.sequence.is_decoding else 0,
+                attended_tokens=piece.count * (piece.start + (piece.count + 1) // 2),
+            )
+            for piece in work
+        ]
+        for piece, share in zip(work, self.meter.split(pieces, seconds), strict=True):
+            piece.sequence.usage.compute_s += share
+        ended_joules = read_joules()
+        if begun_joules is not None and ended_joules is not None and ended_joules >= begun_joules:
+            shares = self.meter.split(pieces, ended_joules - begun_joules)
+            for piece, share in zip(work, shares, strict=True):
+                piece.sequence.usage.joules = (piece.sequence.usage.joules or 0.0) + share
+        self.meter.learn(pieces, seconds)
+        self.busy_s += seconds
 
     def _expire(self, now_s: float) -> list[Event]:
         late = [

@@ -137,6 +137,8 @@ def usage_json(usages: Ids[Usage], prompt_tokens: int) -> Body:
             "queue_s": max((u.queue_s for u in usages), default=0.0),
             "prefill_s": sum(u.prefill_s for u in usages),
             "decode_s": sum(u.decode_s for u in usages),
+            "compute_s": sum(u.compute_s for u in usages),
+            "joules": None if any(u.joules is None for u in usages) else sum(u.joules or 0.0 for u in usages),
         },
     }
 

@@ -87,6 +87,10 @@ class Usage:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    compute_s: float = 0.0
+    """The request's share of the engine's time, whoever shared its steps."""
+    joules: float | None = None
+    """Its share of the energy; None where the hardware does not tell."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -221,6 +221,7 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
     ("local_output_tokens_total", "counter", "Output tokens of given answers.", lambda s: s.output_tokens),
     ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
     ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
+    ("local_busy_seconds_total", "counter", "Time spent computing.", lambda s: s.worker.engine.busy_s),
     ("local_engine_steps_total", "counter", "Steps computed.", lambda s: s.worker.engine.steps),
 ]
 

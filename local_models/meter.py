@@ -1,0 +1,146 @@
+"""What a local answer costs: seconds of the machine, split exactly; the price of one more; the time it should
+take.
+
+A step computes prompt tokens and decoded tokens together, so its time is modelled as `base + prefill * prompt
+tokens + decode * decoded tokens + context * tokens attended to`, fitted by least squares as steps happen.
+Each step's seconds (and joules, where the hardware tells) are divided among its requests by that model, and
+the shares add up to the step. Prefill and decode are so priced apart, and the cost of one more answer follows
+from the load. numpy only; time and energy are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+
+_PRIOR = np.array([1e-3, 1e-5, 1e-4, 1e-8])
+_FORGET = 0.999
+_WEIGHT = 0.01
+"""How much the prior counts, in steps."""
+_RAPL = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One request's part of a step."""
+
+    prompt_tokens: int
+    decoded_tokens: int
+    attended_tokens: int
+
+    @property
+    def features(self) -> Vector:
+        return np.array([0.0, self.prompt_tokens, self.decoded_tokens, self.attended_tokens])
+
+
+@dataclass(slots=True)
+class StepMeter:
+    """Learns what steps take, and splits them. `coefficients` are seconds: a step, a prompt token, a decoded
+    token, an attended token."""
+
+    coefficients: Vector = field(default_factory=lambda: _PRIOR.copy())
+    steps: int = 0
+    _gram: Vector = field(default_factory=lambda: np.diag(_WEIGHT / _PRIOR**2))
+    _moment: Vector = field(default_factory=lambda: _WEIGHT / _PRIOR)
+
+    def learn(self, pieces: Sequence[Piece], seconds: float) -> None:
+        """One step took so long."""
+        x = _total(pieces)
+        # Relative errors count, so that a long step is not worth a thousand short ones.
+        expected_s = max(1e-6, float(x @ self.coefficients))
+        self._gram = _FORGET * self._gram + np.outer(x, x) / expected_s**2
+        self._moment = _FORGET * self._moment + seconds * x / expected_s**2
+        self.steps += 1
+        if self.steps % 16 == 0:
+            self.coefficients = _nonnegative(self._gram, self._moment)
+
+    def split(self, pieces: Sequence[Piece], amount: float) -> list[float]:
+        """Divide a step's seconds or joules among its requests; the shares add up to `amount`."""
+        base = self.coefficients[0] / max(1, len(pieces))
+        weights = np.array([base + piece.features @ self.coefficients for piece in pieces])
+        if weights.sum() <= 0:
+            weights = np.ones(len(pieces))
+        return [float(share) for share in amount * weights / weights.sum()]
+
+    def step_s(self, decoding: int, context_tokens: float, prompt_tokens: int = 0) -> float:
+        """What a step with so many decoding sequences, of such a mean context, should take."""
+        x = np.array([1.0, prompt_tokens, decoding, prompt_tokens + decoding * context_tokens])
+        return float(x @ self.coefficients)
+
+    def answer_s(self, prompt_tokens: int, cached_tokens: int, output_tokens: float, decoding: int) -> float:
+        """Machine time one more answer adds beside `decoding` sequences that run anyway.
+
+        Alone it also pays for every step's base; in company the steps happen already.
+        """
+        base, prefill, decode, attend = self.coefficients
+        computed = prompt_tokens - cached_tokens
+        attended = computed * (cached_tokens + prompt_tokens) / 2 + output_tokens * (prompt_tokens + output_tokens / 2)
+        own = prefill * computed + decode * output_tokens + attend * attended
+        return float(own + base * (1 + output_tokens) * (decoding == 0))
+
+    def answer_usd(
+        self, prompt_tokens: int, cached_tokens: int, output_tokens: float, decoding: int, usd_per_hour: float
+    ) -> float:
+        """The same in money, for a machine of a known price: what a router weighs against an API's price."""
+        return self.answer_s(prompt_tokens, cached_tokens, output_tokens, decoding) * usd_per_hour / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class IdealRuntime:
+    """Time on a dedicated machine: piecewise linear in the prompt plus so much a decoded token.
+
+    What an answer took beyond that was queueing and contention (Narayanan et al., 2023).
+    """
+
+    knots: Vector
+    knot_s: Vector
+    output_s: float
+
+    @classmethod
+    def fit(cls, prompt_tokens: Vector, output_tokens: Vector, seconds: Vector, knots: int = 4) -> IdealRuntime:
+        """Least squares on a few profiled answers; knots at quantiles of the prompts."""
+        places = np.unique(np.quantile(prompt_tokens, np.linspace(0, 1, knots)))
+        design = np.column_stack([_hats(prompt_tokens, places), output_tokens])
+        solution, *_ = np.linalg.lstsq(design, seconds, rcond=None)
+        return cls(places, np.asarray(solution[:-1], np.float64), float(solution[-1]))
+
+    def predict(self, prompt_tokens: Vector, output_tokens: Vector) -> Vector:
+        """Seconds without company; prompts beyond the profiled ones take as long as the nearest."""
+        return np.asarray(np.interp(prompt_tokens, self.knots, self.knot_s) + self.output_s * np.asarray(output_tokens))
+
+
+def read_joules(root: Path = _RAPL) -> float | None:
+    """Joules counted by the processor's packages since some past moment; None where nothing counts them."""
+    counters = sorted(root.glob("intel-rapl:[0-9]/energy_uj")) if root.is_dir() else []
+    try:
+        values = [int(counter.read_text()) for counter in counters]
+    except (OSError, ValueError):
+        return None
+    return sum(values) / 1e6 if values else None
+
+
+def _total(pieces: Sequence[Piece]) -> Vector:
+    x = np.sum([piece.features for piece in pieces], axis=0)
+    x[0] = 1.0
+    return np.asarray(x, np.float64)
+
+
+def _nonnegative(gram: Vector, moment: Vector) -> Vector:
+    """Least squares with no negative price: coordinates are minimised in turn, cut at zero."""
+    x = np.maximum(0.0, np.linalg.lstsq(gram, moment, rcond=None)[0])
+    for _ in range(50):
+        for at in range(len(x)):
+            rest = moment[at] - gram[at] @ x + gram[at, at] * x[at]
+            x[at] = max(0.0, rest / gram[at, at])
+    return np.asarray(x, np.float64)
+
+
+def _hats(x: Vector, knots: Vector) -> Vector:
+    """The basis of piecewise linear functions on `knots`."""
+    return np.column_stack([np.interp(x, knots, row) for row in np.eye(len(knots))])

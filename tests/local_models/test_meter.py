@@ -1,0 +1,91 @@
+"""What a local answer costs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from local_models.meter import IdealRuntime, Piece, StepMeter, read_joules
+from tests.local_models.checkpoints import engine, greedy, prompts, run
+
+TRUE = np.array([2e-3, 5e-5, 3e-4, 1e-7])
+pieces = st.lists(
+    st.builds(Piece, st.integers(0, 500), st.integers(0, 5), st.integers(0, 100_000)), min_size=1, max_size=8
+)
+
+
+def taught(steps: int = 600, noise: float = 0.0) -> StepMeter:
+    """A meter that has seen steps of known true cost."""
+    rng = np.random.default_rng(0)
+    meter = StepMeter()
+    for _ in range(steps):
+        batch = [
+            Piece(int(rng.integers(0, 300)) * int(rng.random() < 0.3), 1, int(rng.integers(1, 50_000)))
+            for _ in range(rng.integers(1, 12))
+        ]
+        x = np.sum([piece.features for piece in batch], axis=0)
+        x[0] = 1.0
+        meter.learn(batch, float(x @ TRUE) * (1 + noise * rng.standard_normal()))
+    return meter
+
+
+@given(pieces, st.floats(0, 100))
+def test_shares_add_up_to_the_step(batch: list[Piece], amount: float) -> None:
+    """Nothing is lost or invented, and no share is negative."""
+    shares = StepMeter().split(batch, amount)
+    assert sum(shares) == pytest.approx(amount)
+    assert all(share >= 0 for share in shares)
+
+
+def test_the_price_of_each_part_is_learnt() -> None:
+    """Base, prompt token, decoded token and attended token come out as they are."""
+    assert taught().coefficients == pytest.approx(TRUE, rel=0.02)
+    assert taught(noise=0.2).coefficients == pytest.approx(TRUE, rel=0.35)
+
+
+@given(st.integers(0, 2**32))
+def test_no_price_is_negative(seed: int) -> None:
+    """However steps were timed."""
+    rng = np.random.default_rng(seed)
+    meter = StepMeter()
+    for _ in range(32):
+        meter.learn([Piece(int(rng.integers(0, 9)), 1, int(rng.integers(0, 99)))], float(rng.random()))
+    assert (meter.coefficients >= 0).all()
+
+
+def test_one_more_answer_is_cheaper_in_company_and_with_a_known_prefix() -> None:
+    """Alone an answer pays the steps' base; cached tokens are not computed."""
+    meter = taught()
+    alone = meter.answer_s(200, 0, 50, decoding=0)
+    assert alone > meter.answer_s(200, 0, 50, decoding=4) > meter.answer_s(200, 192, 50, decoding=4)
+    usd = meter.answer_usd(200, 0, 50, decoding=0, usd_per_hour=3.6)
+    assert usd == pytest.approx(alone * 1e-3)
+
+
+def test_the_ideal_runtime_is_recovered() -> None:
+    """A piecewise linear prompt part and a constant a token are found from profiled answers."""
+    rng = np.random.default_rng(1)
+    prompt, output = rng.integers(1, 2000, 200).astype(float), rng.integers(1, 200, 200).astype(float)
+    true = np.interp(prompt, [0, 500, 2000], [0.1, 0.2, 1.4]) + 0.01 * output
+    ideal = IdealRuntime.fit(prompt, output, true, knots=9)
+    assert ideal.output_s == pytest.approx(0.01, rel=0.02)
+    assert ideal.predict(prompt, output) == pytest.approx(true, abs=0.05)
+
+
+def test_joules_are_none_where_nothing_counts_them(tmp_path: Path) -> None:
+    """No counter, no figure; with counters their sum."""
+    assert read_joules(tmp_path / "absent") is None
+    for package in (0, 1):
+        (tmp_path / f"intel-rapl:{package}").mkdir()
+        (tmp_path / f"intel-rapl:{package}" / "energy_uj").write_text("1500000\n")
+    assert read_joules(tmp_path) == 3.0
+
+
+def test_an_engine_charges_its_requests_for_all_its_time() -> None:
+    """The compute seconds of all requests add up to the seconds of all steps."""
+    some = engine()
+    answers = run(some, [greedy(str(at), prompt, 8) for at, prompt in enumerate(prompts(6, seed=2))])
+    charged = sum(answer.last.usage.compute_s for answer in answers.values())
+    assert charged == pytest.approx(some.busy_s) and charged > 0
