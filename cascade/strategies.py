@@ -18,6 +18,8 @@ from cascade.verify import SelfVerification, Threshold
 from cascade.voting import Vote, samples
 from routers.types import Choice
 
+WRITING = frozenset({"verify", "refine", "skeleton"})
+"""Those that write requests of their own, and so need the chat."""
 SAMPLES = 5
 VERDICTS = 3
 TEMPERATURE = 0.7
