@@ -1,14 +1,16 @@
-"""The client's side of the wire: uvicorn's protocol, which tells a request when its client has left.
+"""The client's side of the wire: uvicorn's protocol, made cheaper where ASGI's messages cost.
 
-ASGI tells it to whoever waits for the next message, so every request would need a task that waits. Here it is
-a call.
+ASGI tells that a client has left to whoever waits for the next message, so every request would need a task
+that waits: here it is a call. And an answer that is whole leaves in one write instead of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 FRONT = "headgate.front"
 """Where a request's scope holds its connection."""
@@ -37,3 +39,44 @@ class Front(HttpToolsProtocol):
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
+
+
+class Gathered:
+    """Stands in for a transport while an answer is put together."""
+
+    __slots__ = ("parts", "transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def flush(self) -> None:
+        if self.parts:
+            self.transport.write(b"".join(self.parts))
+            self.parts = []
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+
+async def send_at_once(
+    send: Callable[[dict[str, Any]], Awaitable[None]], start: dict[str, Any], body: dict[str, Any]
+) -> None:
+    """Both messages of a whole answer in one write; under another server than ours, one after the other."""
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        await send(start)
+        await send(body)
+        return
+    gathered = Gathered(cycle.transport)
+    cycle.transport = gathered  # type: ignore[assignment]
+    try:
+        await send(start)
+        await send(body)
+    finally:
+        cycle.transport = gathered.transport
+        gathered.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gateway.front import send_at_once
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
@@ -33,8 +35,8 @@ class Reply:
         self.committed = self.ended = True
         headers.append((b"content-length", b"%d" % len(body)))
         self.sent_bytes = len(body)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        await send_at_once(self._send, start, {"type": "http.response.body", "body": body})
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Commit to a stream."""
