@@ -1,13 +1,17 @@
 """What to give up when the cache is full: the entry that is expected to save the least per byte.
 
-An eviction score sees keys, costs and sizes only; stores hold the answers. The default is greedy dual size
-frequency (Cherkasova 1998): H = L + frequency * cost / size, L rising to the H of whatever was given up last,
-with frequencies remembered past eviction and a new entry refused when it is worth less than its victims.
+An eviction score sees keys, costs and sizes only; stores hold the answers. The default is least expected cost
+(Zhu et al., arXiv 2306.02003): rate of requests times cost of the answer, here per byte, with rates remembered
+past eviction and a new entry refused when it is worth less than its victims. How fast rates are forgotten is
+learnt: where popularity drifts the fast estimate predicts requests better and soon has all the weight. Beside
+it greedy dual size frequency (Cherkasova 1998), H = L + frequency * cost / size.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -130,3 +134,133 @@ class GreedyDual(Generic[Key]):
         """Halve every count when too many keys are remembered, and forget those seen once."""
         if len(self._counts) > self._remembered * len(self._held) + 1024:
             self._counts = {k: c / 2 for k, c in self._counts.items() if c >= 2.0 or k in self._held}
+
+
+_MEMORIES = (16_000.0, math.inf)
+"""After how many requests a rate estimate has forgotten all but 1/e: one that follows drift, one that never does."""
+_LEARNING = 0.05
+_SHARE = 0.0005
+"""How much of the weight is shared out at each request, so that either estimate can come back."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is remembered of a key, held or not."""
+
+    at: int
+    counts: list[float]
+    """Decayed requests, one for each of the memories."""
+    cost_usd: float = 0.0
+    answers: int = 0
+
+
+class LeastExpectedCost(Generic[Key]):
+    """Gives up, of a sample, the key with the least rate * cost / size.
+
+    The sample makes a score that changes by itself affordable: nothing is kept sorted, and the least of a few
+    dozen random keys is nearly always among the least of all.
+    """
+
+    def __init__(self, max_bytes: int, *, sample: int = 32, remembered: int = 4, seed: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._sample = sample
+        self._remembered = remembered
+        self._rng = random.Random(seed)
+        self._now = 0
+        self._trust = [1.0 / len(_MEMORIES)] * len(_MEMORIES)
+        self._seen: dict[Key, _Seen] = {}
+        self._sizes: dict[Key, int] = {}
+        self._keys: list[Key] = []
+        self._places: dict[Key, int] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._sizes
+
+    def touch(self, key: Key) -> None:
+        self._count(key)
+
+    def admit(self, key: Key, cost_usd: float, size_bytes: int) -> list[Key] | None:
+        seen = self._count(key)
+        seen.cost_usd += cost_usd
+        seen.answers += 1
+        self.drop(key)
+        if size_bytes > self.max_bytes:
+            return None
+        spans = self._spans()
+        victims = self._victims(size_bytes, self._worth(key, size_bytes, spans), spans)
+        if victims is None:
+            return None
+        for victim in victims:
+            self.drop(victim)
+        self._places[key] = len(self._keys)
+        self._keys.append(key)
+        self._sizes[key] = size_bytes
+        self.used_bytes += size_bytes
+        return victims
+
+    def drop(self, key: Key) -> None:
+        size = self._sizes.pop(key, None)
+        if size is None:
+            return
+        self.used_bytes -= size
+        place, last = self._places.pop(key), self._keys.pop()
+        if last != key:
+            self._keys[place] = last
+            self._places[last] = place
+
+    def _count(self, key: Key) -> _Seen:
+        """Count a request for a key, and trust the estimate more that expected it."""
+        self._now += 1
+        seen = self._seen.get(key)
+        if seen is None:
+            self._forget_old()
+            seen = self._seen[key] = _Seen(self._now, [1.0] * len(_MEMORIES))
+            return seen
+        counts = self._decayed(seen)
+        expected = [n / span + 1e-7 for n, span in zip(counts, self._spans(), strict=True)]
+        likely = sum(t * e for t, e in zip(self._trust, expected, strict=True))
+        trust = [t * (e / likely) ** _LEARNING for t, e in zip(self._trust, expected, strict=True)]
+        total = sum(trust)
+        self._trust = [(1 - _SHARE) * t / total + _SHARE / len(trust) for t in trust]
+        seen.at, seen.counts = self._now, [n + 1.0 for n in counts]
+        return seen
+
+    def _decayed(self, seen: _Seen) -> list[float]:
+        age = seen.at - self._now
+        return [n * math.exp(age / memory) for n, memory in zip(seen.counts, _MEMORIES, strict=True)]
+
+    def _spans(self) -> list[float]:
+        """How many requests each estimate's counts stand for."""
+        now = self._now
+        return [1.0 + (m * -math.expm1(-now / m) if m < math.inf else now) for m in _MEMORIES]
+
+    def _worth(self, key: Key, size_bytes: int, spans: list[float]) -> float:
+        seen = self._seen[key]
+        parts = zip(self._trust, self._decayed(seen), spans, strict=True)
+        rate = sum(trust * count / span for trust, count, span in parts)
+        return rate * seen.cost_usd / max(seen.answers, 1) / max(size_bytes, 1)
+
+    def _victims(self, size_bytes: int, worth: float, spans: list[float]) -> list[Key] | None:
+        """Keys whose going makes room, or None when one of them is worth more than `worth`."""
+        victims: dict[Key, None] = {}
+        free = self.max_bytes - self.used_bytes
+        while free < size_bytes:
+            drawn = {self._keys[int(self._rng.random() * len(self._keys))] for _ in range(self._sample)}
+            drawn -= victims.keys()
+            if not drawn:
+                drawn = {next(key for key in self._keys if key not in victims)}
+            least = min((self._worth(key, self._sizes[key], spans), self._places[key], key) for key in drawn)
+            if least[0] > worth:
+                return None
+            victims[least[2]] = None
+            free += self._sizes[least[2]]
+        return list(victims)
+
+    def _forget_old(self) -> None:
+        """Of too many keys remembered, keep those held and the more recent half of the others."""
+        if len(self._seen) <= self._remembered * len(self._sizes) + 1024:
+            return
+        ages = sorted(seen.at for key, seen in self._seen.items() if key not in self._sizes)
+        oldest = ages[len(ages) // 2]
+        self._seen = {k: seen for k, seen in self._seen.items() if k in self._sizes or seen.at > oldest}

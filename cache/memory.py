@@ -6,7 +6,7 @@ import heapq
 from dataclasses import replace
 
 from cache.entry import Entry
-from cache.eviction import Eviction, GreedyDual
+from cache.eviction import Eviction, LeastExpectedCost
 from cache.store import StoreStats, alive
 
 ENTRY_BYTES = 900
@@ -19,7 +19,7 @@ class MemoryStore:
     def __init__(self, max_bytes: int, eviction: Eviction[bytes] | None = None) -> None:
         if max_bytes <= 0:
             raise ValueError(f"max_bytes must be positive, not {max_bytes}")
-        self._eviction: Eviction[bytes] = eviction or GreedyDual(max_bytes)
+        self._eviction: Eviction[bytes] = eviction or LeastExpectedCost(max_bytes)
         self._entries: dict[bytes, Entry] = {}
         self._keys: dict[str, bytes] = {}
         self._tenants: dict[str, set[bytes]] = {}

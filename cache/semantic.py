@@ -26,7 +26,7 @@ from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
 from cache.store import Store
-from cache.words import Vocabulary, Wording
+from cache.words import Vocabulary, Wording, read
 
 _NEAREST = 8
 _FLOOR = 0.5
@@ -143,7 +143,7 @@ class SemanticCache:
         unit = self._unit(vector)
         if unit is None:
             return Miss("vector", recordable=False)
-        asked = Wording(question.text)
+        asked = read(question.text)
         if not asked.content or len(question.text) > _MAX_TEXT:
             return Miss("text", recordable=False)
         found = self._around(question.key, unit, tenant, now_s)
@@ -167,7 +167,7 @@ class SemanticCache:
         space = self._spaces.setdefault(question.key, _Space(FlatIndex(self._dimension), entry.tenant))
         if space.tenant != entry.tenant:
             return
-        wording = Wording(question.text)
+        wording = read(question.text)
         self._next_label += 1
         expires_s = entry.created_s + entry.ttl_s
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
@@ -195,7 +195,7 @@ class SemanticCache:
         pending.best.root().count(right)
         if item is None or not right:
             return None
-        item.belong(pending.best.root(), Wording(item.text))
+        item.belong(pending.best.root(), read(item.text))
         return self._ask_merge(pending)
 
     def delete(self, entry_id: str, *, tenant: str | None = None) -> bool:
@@ -263,14 +263,15 @@ class SemanticCache:
 
     def _unguarded(self, text: str, asked: Wording, found: Neighbours) -> tuple[Item, float, Wording, str]:
         """The nearest item of the best class that no guard objects to; else the nearest, and why not."""
-        candidates = [(item, cosine, Wording(item.text)) for item, cosine in found.of_best()]
-        first = ""
-        for item, cosine, held in candidates:
+        first: tuple[Item, float, Wording, str] | None = None
+        for item, cosine in found.of_best():
+            held = read(item.text)
             objection = contradiction(text, item.text, asked, held) if self._guard else None
             if objection is None:
                 return item, cosine, held, ""
-            first = first or objection
-        return *candidates[0], first
+            first = first or (item, cosine, held, objection)
+        assert first is not None
+        return first
 
     def _short_of(self) -> str:
         fitted = self.acceptance.fitted
@@ -327,7 +328,7 @@ class SemanticCache:
         if self._items.pop(item.label, None) is None:
             return
         del self._labels[item.entry_id]
-        item.answer_class.part(Wording(item.text))
+        item.answer_class.part(read(item.text))
         mine = self._tenants[item.tenant]
         mine.discard(item.label)
         if not mine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from sys import intern
 
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+")
@@ -134,12 +135,18 @@ class Wording:
             text = text.replace(short, long)
         self.tokens = [intern(token) for token in _TOKEN.findall(text)]
         self.content = frozenset(token for token in self.tokens if token not in STOP_WORDS)
-        self.negated = sum(token in NEGATIONS for token in self.tokens) % 2 == 1
+        self.negated = len([token for token in self.tokens if token in NEGATIONS]) % 2 == 1
         self.numbers = frozenset(token for token in self.tokens if token[0].isdigit())
         self.opener = next((token for token in self.tokens if token in QUESTION_WORDS), "")
         self.bigrams = frozenset(zip(self.tokens, self.tokens[1:], strict=False))
         joined = " ".join(self.tokens)
-        self.trigrams = frozenset(joined[i : i + 3] for i in range(len(joined) - 2))
+        self.trigrams = frozenset(map("".join, zip(joined, joined[1:], joined[2:], strict=False)))
+
+
+@lru_cache(4096)
+def read(text: str) -> Wording:
+    """A text's wording; those read of late are kept."""
+    return Wording(text)
 
 
 class Vocabulary:

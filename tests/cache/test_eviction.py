@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.eviction import GreedyDual
+from cache.eviction import GreedyDual, LeastExpectedCost
 
 _moves = st.lists(
     st.tuples(st.sampled_from(["admit", "touch", "drop"]), st.integers(0, 9), st.integers(1, 60), st.integers(0, 5)),
@@ -15,10 +17,14 @@ _moves = st.lists(
 )
 
 
-@given(_moves)
-def test_the_bytes_held_are_never_too_many(moves: list[tuple[str, int, int, int]]) -> None:
+KINDS: tuple[Any, ...] = (GreedyDual, LeastExpectedCost)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(moves=_moves)
+def test_the_bytes_held_are_never_too_many(kind: Any, moves: list[tuple[str, int, int, int]]) -> None:
     """After any moves the sizes of what is in add up, stay within bounds, and victims were in."""
-    policy: GreedyDual[int] = GreedyDual(100)
+    policy = kind(100)
     held: dict[int, int] = {}
     for move, key, size, cost in moves:
         if move == "admit":
@@ -37,14 +43,15 @@ def test_the_bytes_held_are_never_too_many(moves: list[tuple[str, int, int, int]
         assert policy.used_bytes == sum(held.values()) <= 100
 
 
-def test_dear_small_and_frequent_entries_stay() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_dear_small_and_frequent_entries_stay(kind: Any) -> None:
     """Of two entries that differ in one thing only, the one worth less goes."""
     for worse, better, hits in (
         ((1.0, 50), (2.0, 50), 0),
         ((1.0, 50), (1.0, 40), 0),
         ((1.0, 50), (1.0, 50), 3),
     ):
-        policy: GreedyDual[str] = GreedyDual(100)
+        policy = kind(100)
         policy.admit("worse", *worse)
         policy.admit("better", *better)
         for _ in range(hits):
@@ -62,9 +69,10 @@ def test_a_newcomer_worth_less_than_all_is_refused() -> None:
     assert answers == [None, None, ["held"], []]
 
 
-def test_yesterdays_favourites_go() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_yesterdays_favourites_go(kind: Any) -> None:
     """Entries once frequent are given up when popularity has moved on."""
-    policy: GreedyDual[int] = GreedyDual(1000)
+    policy = kind(1000)
     rng = random.Random(0)
     for phase in range(2):
         hits = 0

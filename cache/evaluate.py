@@ -1,0 +1,175 @@
+"""`python -m cache.evaluate`: what the semantic cache does on labelled questions, beside the rules it replaces.
+
+Streams are asked in random orders, one order per seed. `--embedder` is `minilm:FOLDER`, or `MODULE:NAME` of
+any function that turns a text into a vector. Vectors are kept in `--vectors FOLDER` between runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cache.acceptance import Terms
+from cache.baselines import EntryRule, StaticRule
+from cache.minilm import MiniLM
+from cache.pairs import PairFigures, judge_pairs
+from cache.streams import Figures, Stream, banking77, clinc150, qqp_clusters, qqp_pairs, replay, replay_rule
+
+Embed = Callable[[str], NDArray[np.float32]]
+
+STREAMS = {"banking77": banking77, "clinc150": clinc150, "qqp_clusters": qqp_clusters}
+EPS = {"banking77": 0.03, "clinc150": 0.025, "qqp_clusters": 0.10}
+_COLUMNS = {
+    "hit_share": "hits",
+    "false_hit_rate": "false hits",
+    "audited_high": "audited <=",
+    "out_of_scope_hits": "out of scope",
+    "hit_share_at_end": "hits at end",
+    "judged_share": "judged",
+    "judged_share_at_end": "judged at end",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for and print it."""
+    asked = _parser().parse_args(arguments)
+    embed, identity = load_embedder(asked.embedder)
+    report: dict[str, object] = {"embedder": identity}
+    screen = Console(stderr=asked.json)
+    for name in asked.streams:
+        if name == "qqp_pairs":
+            report[name] = _pairs(asked, embed, identity, screen).as_dict()
+        else:
+            report[name] = _stream(name, asked, embed, identity, screen)
+    if asked.json:
+        json.dump(report, sys.stdout, indent=2)
+
+
+def load_embedder(spec: str) -> tuple[Embed, str]:
+    """The function behind `minilm:FOLDER` or `MODULE:NAME`, and what to call its vectors."""
+    kind, _, rest = spec.partition(":")
+    if kind == "minilm":
+        model = MiniLM(rest)
+        return model, model.id
+    if not rest:
+        raise SystemExit(f"--embedder is minilm:FOLDER or MODULE:NAME, not {spec!r}")
+    found = getattr(importlib.import_module(kind), rest)
+    return found, spec.replace(":", "-")
+
+
+def vectors_of(texts: list[str], embed: Embed, identity: str, folder: Path | None) -> NDArray[np.float32]:
+    """Unit vectors of all texts, from `folder` where they were made before."""
+    digest = hashlib.blake2b("\0".join([identity, *texts]).encode(), digest_size=8).hexdigest()
+    file = folder / f"{digest}.npy" if folder is not None else None
+    if file is not None and file.exists():
+        kept: NDArray[np.float32] = np.load(file)
+        return kept
+    shown = track(texts, f"{len(texts)} vectors", console=Console(stderr=True))
+    made = np.array([embed(text) for text in shown], np.float32)
+    made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-9)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, made)
+    return made
+
+
+def summary(runs: list[Figures], eps: float | None = None) -> dict[str, float]:
+    """Means over orders; with `eps`, in what share of them the false-hit rate stayed within it."""
+    rows = [run.as_dict() for run in runs]
+    found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    if eps is not None:
+        found["bound_held"] = float(np.mean([run.false_hit_rate <= eps for run in runs]))
+    found["worst_false_hit_rate"] = max(run.false_hit_rate for run in runs)
+    found["orders"] = len(runs)
+    return found
+
+
+def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> object:
+    stream = STREAMS[name](asked.data)
+    vectors = vectors_of(stream.texts, embed, identity, asked.vectors)
+    eps = asked.eps or EPS[name]
+    rows = {f"learned, eps {eps}": _orders(stream, vectors, asked, eps, 0.0)}
+    for error in asked.judge_error:
+        rows[f"learned, eps {eps}, judge errs {error:.0%}"] = _orders(stream, vectors, asked, eps, error)
+    if asked.baselines:
+        rows |= _baselines(stream, vectors, asked.seed)
+    table = Table(title=f"{name}: {len(stream.texts)} questions")
+    table.add_column("rule")
+    for title in (*_COLUMNS.values(), "bound held"):
+        table.add_column(title, justify="right")
+    for rule, found in rows.items():
+        cells = [f"{found[column]:.4f}" for column in _COLUMNS]
+        table.add_row(rule, *cells, f"{found['bound_held']:.2f}" if "bound_held" in found else "")
+    screen.print(table)
+    return rows
+
+
+def _orders(
+    stream: Stream, vectors: NDArray[np.float32], asked: argparse.Namespace, eps: float, error: float
+) -> dict[str, float]:
+    seeds = range(asked.seed, asked.seed + asked.orders)
+    title = f"{stream.name}, eps {eps}" + (f", judge errs {error:.0%}" if error else "")
+    terms = Terms(eps=eps)
+    runs = [
+        replay(stream, vectors, terms=terms, seed=seed, judge_error=error, guard=not asked.no_guard)
+        for seed in track(seeds, title, console=Console(stderr=True))
+    ]
+    return summary(runs, eps)
+
+
+def _baselines(stream: Stream, vectors: NDArray[np.float32], seed: int) -> dict[str, dict[str, float]]:
+    rows = {}
+    for threshold in (0.80, 0.90, 0.95):
+        run = replay_rule(stream, vectors, StaticRule(threshold), seed=seed)
+        rows[f"static {threshold}"] = summary([run])
+    for delta in (0.01, 0.02, 0.05):
+        run = replay_rule(stream, vectors, EntryRule(delta, random.Random(seed)), seed=seed)
+        rows[f"vCache, delta {delta}"] = summary([run])
+    return rows
+
+
+def _pairs(asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> PairFigures:
+    pairs = qqp_pairs(asked.data)[: asked.pairs]
+    texts = sorted({text for pair in pairs for text in pair[:2]})
+    vectors = dict(zip(texts, vectors_of(texts, embed, identity, asked.vectors), strict=True))
+    found = judge_pairs(pairs, vectors, seed=asked.seed)
+    table = Table(title=f"QQP pairs: {found.pairs} test pairs of other questions than those learnt from")
+    for title in ("rule", "hit share at precision .90", "AUC"):
+        table.add_column(title)
+    table.add_row("cosine alone", f"{found.cosine_share:.4f}", f"{found.cosine_auc:.4f}")
+    table.add_row("words and vectors", f"{found.learned_share:.4f}", f"{found.learned_auc:.4f}")
+    screen.print(table)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m cache.evaluate", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with banking77, clinc150, gptcache_qqp")
+    parser.add_argument("--embedder", required=True, help="minilm:FOLDER or MODULE:NAME")
+    parser.add_argument("--vectors", type=Path, help="folder to keep vectors in")
+    parser.add_argument("--streams", nargs="+", default=[*STREAMS, "qqp_pairs"], choices=[*STREAMS, "qqp_pairs"])
+    parser.add_argument("--eps", type=float, help="bound on the false-hit rate; default by stream")
+    parser.add_argument("--orders", type=int, default=3, help="random orders per stream")
+    parser.add_argument("--seed", type=int, default=0, help="first order's seed")
+    parser.add_argument("--judge-error", type=float, nargs="*", default=[], help="a judge that errs so often too")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--no-guard", action="store_true", help="leave the lexical guards out")
+    parser.add_argument("--pairs", type=int, help="use the first N pairs only")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
