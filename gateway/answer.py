@@ -19,9 +19,10 @@ from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
 from cascade.plan import plan_for
+from cascade.strategies import WRITING
 from cascade.types import Limits, Plan
 from gateway.audit import Auditor
-from gateway.call import Call
+from gateway.call import Call, chat_messages
 from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
@@ -202,15 +203,23 @@ class Answering:
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         call, route, config = exchange.call, exchange.route, exchange.route.config
-        can_show = self.s.book.models[choice.model].config.logprobs and call.described.n == 1
+        worst_usd = {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
+        limits = Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s)
+        climbs = call.described.n == 1 and call.surface != "embeddings"
+        if route.cascade is not None and climbs:
+            return route.cascade.plan(
+                choice, worst_usd, limits=limits, retries=config.retries, fallbacks=route.fallbacks
+            )
+        shows = config.cascade != "confidence" or self.s.book.models[choice.model].config.logprobs
         return plan_for(
             choice,
-            config.cascade if can_show and call.surface != "embeddings" else "none",
-            {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()},
+            config.cascade if climbs and shows and route.cascade is None else "none",
+            worst_usd,
             accept_at=config.accept_at,
-            limits=Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s),
+            limits=limits,
             retries=config.retries,
             fallbacks=route.fallbacks,
+            messages=chat_messages(call) if config.cascade in WRITING else (),
         )
 
     # -- drive

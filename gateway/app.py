@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 from cache.memory import MemoryStore
 from cache.store import Store
+from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
@@ -65,7 +67,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         keyring=Keyring(config.auth, lambda: current.settings.keys),
         ledger=ledger,
         limits=Limits(),
-        book=RouteBook(config, open_routers(config, current.settings)),
+        book=RouteBook(config, open_routers(config, current.settings), open_cascades(config)),
         fleet=fleet,
         featurizer=shipped_featurizer,
         shelf=Shelf(open_cache(config), shipped_featurizer),
@@ -105,6 +107,20 @@ def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
     return routers
 
 
+def open_cascades(config: Config) -> dict[str, FittedCascade]:
+    """The trained cascades of the routes that name an artefact."""
+    cascades, problems = {}, []
+    for index, route in enumerate(config.routes):
+        if route.cascade.endswith(".safetensors"):
+            try:
+                cascades[route.name] = load_cascade(Path(route.cascade))
+            except (ValueError, OSError) as error:
+                problems.append(f"routes[{index}].cascade: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return cascades
+
+
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
     return open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
@@ -112,7 +128,8 @@ def open_route_router(route: RouteConfig, settings: Settings) -> Router:
 
 def reload(services: Services) -> None:
     """New keys and router versions for the next request; those in flight keep what they began with."""
-    services.book = RouteBook(services.config, open_routers(services.config, services.current.settings))
+    config = services.config
+    services.book = RouteBook(config, open_routers(config, services.current.settings), open_cascades(config))
     services.keyring.reload()
 
 

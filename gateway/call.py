@@ -113,6 +113,13 @@ def read_call(
     )
 
 
+def chat_messages(call: Call) -> list[dict[str, Any]]:
+    """The chat as it was sent; empty on surfaces that have none in this shape."""
+    if call.surface != "chat":
+        return []
+    return msgspec.json.decode(call.raw["messages"], type=list[dict[str, Any]])
+
+
 def read_model(raw: Raw) -> str:
     """The body's `model`; empty where it has none."""
     value = raw.get("model")

@@ -33,7 +33,7 @@ ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
     "clusters", "domain", "contrastive", "similar-wins", "mlp", "ensemble", "bandit",
 )  # fmt: skip
-CASCADES = ("none", "confidence")
+CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton")
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -329,7 +329,8 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
     for index, name in enumerate(route.fallback):
         reachable = models | {other.name for other in config.routes}
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
-    found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
+    if not _is_path(route.cascade):
+        found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)

@@ -19,6 +19,7 @@ from gateway.exchange import Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
+from gateway.wire.answer import with_text
 from gateway.wire.relay import Relay
 
 MAY_PASS = frozenset(
@@ -93,7 +94,10 @@ class Run:
                 raise self.error
             return self.tail
         if verdict.kept is not None:
-            self.exchange.kept = self.answers[verdict.kept]
+            kept = self.answers[verdict.kept]
+            if verdict.text and kept is not None:
+                kept = replace(kept, body=with_text(kept.body, kept.dialect, verdict.text))
+            self.exchange.kept = kept
             self.exchange.answered_by = verdict.model
             return b""
         raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)

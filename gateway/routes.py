@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cascade.artifact import FittedCascade
 from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
@@ -47,6 +48,8 @@ class Route:
     """All models that may be tried: `models`, then `fallbacks`."""
     scope: str
     """What the cache keeps apart: the route and the models behind it."""
+    cascade: FittedCascade | None = None
+    """A trained one; None: the strategy that `config.cascade` names."""
     accounts: tuple[Account, ...] = ()
     limits: tuple[Limit, ...] = ()
 
@@ -61,7 +64,10 @@ class Route:
 class RouteBook:
     """Every name a client can ask for. Immutable: a new configuration is a new book."""
 
-    def __init__(self, config: Config, routers: Mapping[str, Router]) -> None:
+    def __init__(
+        self, config: Config, routers: Mapping[str, Router], cascades: Mapping[str, FittedCascade] | None = None
+    ) -> None:
+        self._cascades = cascades or {}
         self.models = {name: _model(config, name) for name in dict.fromkeys(m.name for m in config.models)}
         self._pinned = {name: self._pin(model) for name, model in self.models.items()}
         self._configs = {route.name: route for route in config.routes}
@@ -119,6 +125,7 @@ class RouteBook:
             knobs,
             names,
             _scope(config.name, names),
+            self._cascades.get(config.name),
             _accounts(config),
             _limits(config),
         )

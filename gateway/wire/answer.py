@@ -298,3 +298,16 @@ def _bad(message: str) -> UpstreamError:
 
 
 __all__ = ["Peek", "peek", "strip_logprobs", "translate_answer"]
+
+
+def with_text(body: bytes, dialect: str, text: str) -> bytes:
+    """The same answer saying something else: the first choice's text replaced, all else as it was."""
+    answer: Json = msgspec.json.decode(body)
+    if dialect == "messages":
+        others = [block for block in answer["content"] if block.get("type") != "text"]
+        answer["content"] = [*others, {"type": "text", "text": text}]
+    elif dialect == "completions":
+        answer["choices"][0]["text"] = text
+    else:
+        answer["choices"][0]["message"]["content"] = text
+    return encode_json(answer)
