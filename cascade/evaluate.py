@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.artifact import FittedCascade
+from cascade.baselines import frugal_chain, frugal_plans, router_alone
 from cascade.logs import Logged
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
 from cascade.posterior_fit import (
@@ -235,6 +236,12 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     for name, index in picks.items():
         rule = trained.rules[index]
         found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
+    target = trained.best_single - setting.tolerance
+    scorer, chain_found = frugal_chain(taught, setting, target)
+    frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
+    found["frugal_chain"] = _beside(frugal, single, wait_s)
+    cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
+    found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
     return found
 
 
