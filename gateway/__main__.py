@@ -47,9 +47,11 @@ def main() -> None:
 
 def mount() -> None:
     """Add the sub-commands of other rooms; each is imported only as far as its signature needs."""
-    from gateway import commands_journal, commands_learn
+    from gateway import commands_cascade, commands_journal, commands_learn, commands_loop
 
     commands_journal.add_to(app)
+    commands_cascade.add_to(app)
+    commands_loop.add_to(app)
     for command in (commands_learn.train, commands_learn.evaluate):
         app.command()(command)
 
