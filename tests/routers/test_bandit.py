@@ -1,1 +1,176 @@
-"""Tests of routers/bandit.py."""
+"""Bandits: exact probabilities, additive statistics, less regret than a learner that reads no query."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routers import prior
+from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, Shrinkage, State, main_axes, posterior, thompson
+from routers.bandit_check import Replay, compared, told
+from routers.plugin import PluginRouter
+from routers.projection import Projection
+from routers.select import Exploration
+from routers.types import Candidate, Knobs, Query
+from tests.routers.worlds import LARGE, POOL, SMALL, world
+
+DIMS = 4
+PAIR = [SMALL, LARGE]
+
+
+def bandit(rule: str = THOMPSON, seed: int = 0, **stated: object) -> Bandit:
+    """Over a base router that knows nothing but prices."""
+    vectors = np.random.default_rng(seed).normal(size=(200, 8))
+    projection = main_axes(Projection().fit(vectors), vectors, DIMS)
+    return Bandit(PluginRouter("linear", "1", "v"), projection, rule=rule, **stated)  # type: ignore[arg-type]
+
+
+def query(seed: int = 0) -> Query:
+    return Query("q", np.random.default_rng(seed).normal(size=8).astype(np.float32), "v", input_tokens=100)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_probabilities_sum_to_one_and_match_frequencies(rule: str) -> None:
+    """Over even draws each model is chosen exactly as often as its probability says."""
+    learner = bandit(rule)
+    for i in range(40):
+        learner.update(query(i), POOL, POOL[i % 3].model, float(i % 2))
+    chances = learner.choose(query(99), POOL, Knobs(cost_weight=0.3), 0.0).probabilities
+    assert sum(chances.values()) == pytest.approx(1.0)
+    draws = [(i + 0.5) / 500 for i in range(500)]
+    picks = [learner.choose(query(99), POOL, Knobs(cost_weight=0.3), draw) for draw in draws]
+    for model, chance in chances.items():
+        assert np.mean([pick.model == model for pick in picks]) == pytest.approx(chance, abs=0.006)
+    assert all(pick.propensity == pytest.approx(chances[pick.model]) for pick in picks)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.5)), min_size=2, max_size=6))
+def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, float]]) -> None:
+    """Computed chances agree with a simulation of the same draws."""
+    mean, sd = np.array(arms).T
+    chances = thompson(mean, sd)
+    draws = np.random.default_rng(0).normal(mean, sd, size=(20_000, len(mean)))
+    simulated = np.bincount(draws.argmax(1), minlength=len(mean)) / 20_000
+    assert chances.sum() == pytest.approx(1.0) and np.abs(chances - simulated).max() < 0.03
+
+
+@given(seed=st.integers(0, 30), cut=st.integers(1, 29))
+@settings(max_examples=20, deadline=None)
+def test_replicas_add_up(seed: int, cut: int) -> None:
+    """Two states that saw a part each are, merged, the state that saw all; in whatever order."""
+    rng = np.random.default_rng(seed)
+    rows = [(rng.normal(size=3), str(rng.choice(["a", "b", "c"])), rng.random(), rng.random()) for _ in range(30)]
+    whole, left, right = State.empty((), 2), State.empty((), 2), State.empty((), 2)
+    for i, row in enumerate(rows):
+        whole.learn(*row)
+        (left if i < cut else right).learn(*row)
+    for merged in (left.merged(right), right.merged(left)):
+        order = [merged.models.index(model) for model in whole.models]
+        assert np.allclose(merged.gram[order], whole.gram) and np.allclose(merged.quality[order], whole.quality)
+        assert np.allclose(merged.cost[order], whole.cost) and merged.squares == pytest.approx(whole.squares)
+
+
+def test_a_state_survives_its_arrays() -> None:
+    """Saved and restored, a state says the same."""
+    state = State.empty(("a", "b"), 2)
+    state.learn(np.array([1.0, 2.0, 1.0]), "b", 0.3, 0.1)
+    again = State.restored(state.models, state.arrays())
+    assert np.allclose(posterior(again, Shrinkage()).quality, posterior(state, Shrinkage()).quality)
+
+
+def test_the_posterior_is_the_whole_ridge_regression() -> None:
+    """Block elimination gives what one big system with shared and own parts gives."""
+    rng, shrink = np.random.default_rng(0), Shrinkage(3.0, 7.0, 2.0)
+    m, d, n = 3, 3, 60
+    z, arm, y = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)], rng.integers(0, m, n), rng.normal(size=n)
+    state = State.empty([str(j) for j in range(m)], d - 1)
+    big = np.zeros((n, d * (m + 1)))
+    for i in range(n):
+        state.learn(z[i], str(arm[i]), y[i])
+        big[i, :d], big[i, d * (arm[i] + 1) : d * (arm[i] + 2)] = z[i], z[i]
+    penalty = np.r_[[shrink.shared] * (d - 1), 1.0, np.tile(np.r_[[shrink.own] * (d - 1), shrink.level], m)]
+    theta = np.linalg.solve(big.T @ big + np.diag(penalty), big.T @ y)
+    expected = theta[:d] + theta[d:].reshape(m, d)
+    assert np.allclose(posterior(state, shrink).quality, expected)
+
+
+def test_without_any_answer_it_is_its_base() -> None:
+    """A bandit that has seen nothing expects what its base router expects."""
+    learner = bandit(GREEDY)
+    assert np.allclose(learner.forecast(query(), POOL).quality, prior.expected(POOL))
+
+
+def test_it_learns_which_model_suits_which_query() -> None:
+    """Where the cheap model is right on one half of queries only, both halves are told apart."""
+    learner = bandit(GREEDY, shrink=Shrinkage(own=5.0, level=0.1))
+    for i in range(600):
+        asked = query(i)
+        easy = learner.axes(asked.vector)[0] > 0
+        learner.update(asked, PAIR, "small", 1.0 if easy else 0.0)
+        learner.update(asked, PAIR, "large", 0.5)
+    right = 0
+    for i in range(1000, 1100):
+        asked = query(i)
+        expected = "small" if learner.axes(asked.vector)[0] > 0 else "large"
+        right += learner.choose(asked, PAIR, Knobs(cost_weight=0.0), 0.5).model == expected
+    assert right >= 80
+
+
+def test_a_fading_memory_follows_a_change() -> None:
+    """When a model turns bad, a learner with a half-life lets go of it; one without still trusts it."""
+    preferred = {}
+    for half_life in (0.0, 40.0):
+        learner = bandit(GREEDY, half_life=half_life, shrink=Shrinkage(own=1e6))
+        for i in range(400):
+            learner.update(query(i), PAIR, "small", 1.0 if i < 340 else 0.0)
+            learner.update(query(i), PAIR, "large", 0.7)
+        preferred[half_life] = learner.choose(query(7), PAIR, Knobs(cost_weight=0.0), 0.5).model
+    assert preferred == {0.0: "small", 40.0: "large"}
+
+
+def test_who_opted_out_is_never_explored_with() -> None:
+    """Without exploration the best model has probability one, under every rule."""
+    for rule in (THOMPSON, SQUARE_CB):
+        choice = bandit(rule).choose(query(), POOL, Knobs(explore=False), 0.99)
+        assert choice.propensity == 1.0 and choice.reason == "best estimate"
+
+
+def test_every_model_keeps_the_floor() -> None:
+    """However sure the learner is, each eligible model keeps its share of exploration."""
+    for rule in (THOMPSON, SQUARE_CB):
+        learner = bandit(rule, exploration=Exploration(floor=0.06))
+        for i in range(300):
+            learner.update(query(i), POOL, "large", 1.0)
+            learner.update(query(i), POOL, "small", 0.0)
+        chances = learner.choose(query(1), POOL, Knobs(cost_weight=0.0), 0.0).probabilities
+        assert min(chances.values()) >= 0.06 / 3 - 1e-9
+
+
+def test_a_new_model_joins() -> None:
+    """A candidate that the state never saw is expected by its price, as unsure as the prior says."""
+    learner = bandit()
+    learner.update(query(), [SMALL], "small", 1.0)
+    fresh = Candidate("fresh", 1.0, 4.0)
+    forecast = learner.forecast(query(), [SMALL, fresh])
+    assert forecast.quality_sd[1] > forecast.quality_sd[0]
+    learner.update(query(), [SMALL, fresh], "fresh", 1.0)
+    assert "fresh" in learner.state.models
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    """Only rules with computed probabilities exist."""
+    with pytest.raises(ValueError, match="softmax"):
+        bandit("softmax")
+
+
+def test_regret_is_below_a_learner_that_reads_no_query() -> None:
+    """Replayed online in a world where the best model depends on the query, Thompson beats epsilon-greedy."""
+    data, truth = world(1500, d=6, seed=3)
+    z = np.c_[data.x[:, :DIMS], np.ones(len(truth))]
+    cost = np.tile([0.0001, 0.0005, 0.003], (len(truth), 1))
+    rows = Replay(data.scores, cost, z, np.zeros_like(cost), np.zeros_like(cost))
+    for weight in (0.0, 20.0):
+        found = told(compared(rows, weight, range(3)))
+        assert found[THOMPSON]["regret"] < found["epsilon_greedy"]["regret"]

@@ -1,1 +1,89 @@
-"""Tests of routers/pacing.py."""
+"""A budget that refills: never overspent, and spent where it buys most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routers.pacing import DAY_S, Purse, cost_weight_of, paced
+from routers.pacing_check import BUDGET_USD, KINDS, best_fixed_rate, spent_by_pacing, traffic, worst_day
+from routers.select import exchange_rate
+from routers.types import Knobs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_day_spends_more_than_the_budget(kind: str) -> None:
+    """In steady, daily, bursting and adversarial traffic every 24 hours stay within the budget, although always
+    asking the dearest would take several times as much.
+    """
+    came = traffic(kind, seed=1, days=2, per_day=1500)
+    quality, cost = spent_by_pacing(came)
+    assert worst_day(came.time_s, cost) <= BUDGET_USD
+    assert came.cost[:, 2].sum() > 2 * 2 * BUDGET_USD
+    assert quality.mean() > 0.3
+
+
+def test_steady_traffic_gets_what_the_best_fixed_rate_would_give() -> None:
+    """Without knowing the traffic, 97 % of the quality of the best single exchange rate chosen in hindsight."""
+    came = traffic("steady", seed=2, days=2)
+    quality, cost = spent_by_pacing(came)
+    assert quality.mean() >= 0.97 * best_fixed_rate(came, BUDGET_USD)
+    assert cost.sum() >= 0.9 * 2 * BUDGET_USD
+
+
+@given(st.lists(st.tuples(st.floats(0, 20_000), st.floats(0, 1)), max_size=200))
+def test_any_day_is_within_the_budget_whatever_is_asked(steps: list[tuple[float, float]]) -> None:
+    """Whoever spends no more than the purse says is within the budget in every window of 24 hours."""
+    purse, now, times, costs = Purse.new(10.0, 0.0), 0.0, [], []
+    for wait_s, share in steps:
+        now += wait_s
+        limit = paced(Knobs(), purse, now).max_cost_usd
+        assert limit is not None
+        purse.spend(share * limit)
+        times.append(now)
+        costs.append(share * limit)
+    if times:
+        assert worst_day(np.array(times), np.array(costs)) <= 10.0 + 1e-9
+
+
+@given(st.floats(0, 1e6))
+def test_a_rate_is_a_cost_weight(rate: float) -> None:
+    """The weight of a rate has that exchange rate."""
+    assert exchange_rate(cost_weight_of(rate)) == pytest.approx(rate, rel=1e-6, abs=1e-12)
+
+
+def test_an_emptier_purse_asks_more_for_a_dollar() -> None:
+    """The cost weight rises as the purse empties, and falls again as it refills."""
+    purse = Purse.new(24.0, 0.0)
+    weights = []
+    for _ in range(4):
+        weights.append(paced(Knobs(), purse, 0.0).cost_weight)
+        purse.spend(0.15)
+    assert weights == sorted(weights) and weights[0] != weights[-1]
+    assert paced(Knobs(), purse, DAY_S).cost_weight < weights[0]
+
+
+def test_pacing_is_never_more_generous_than_what_was_asked() -> None:
+    """A stated cost weight, limit or quality floor stays in force."""
+    purse = Purse.new(24.0, 0.0)
+    purse.refill(DAY_S)
+    assert paced(Knobs(cost_weight=0.9), purse, DAY_S).cost_weight == 0.9
+    assert paced(Knobs(max_cost_usd=0.001), purse, DAY_S).max_cost_usd == 0.001
+    assert paced(Knobs(min_quality=0.9), purse, DAY_S).cost_weight is None
+
+
+def test_a_clock_that_goes_back_refills_nothing() -> None:
+    """Time is the caller's, and may be wrong."""
+    purse = Purse.new(24.0, 1000.0)
+    level = purse.level_usd
+    purse.refill(0.0)
+    assert purse.level_usd == level and purse.time_s == 1000.0
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_that_is_none_is_refused(budget: float) -> None:
+    """Only a positive amount can be paced."""
+    with pytest.raises(ValueError, match="budget_usd_per_day"):
+        Purse.new(budget, 0.0)

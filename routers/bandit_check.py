@@ -1,0 +1,174 @@
+"""Shows bandits on logged outcomes replayed online: `python -m routers.bandit_check --data DIR`.
+
+Queries come in random orders; each round a model is chosen, its score and cost become known, and nothing else. Reward
+is `score - w * cost_usd`. Cumulative regret is against the best fixed model in hindsight (negative: better than it) and
+against the per-query oracle. Cold: nothing is known beforehand but the texts' main axes. Warm: the base router was
+trained on the rows whose split is train, and the rest is replayed; every rule on the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.bandit import SQUARE_CB, THOMPSON, EpsilonGreedy, Shrinkage, State, main_axes, posterior, thompson
+from routers.features import Featurizer, shipped_featurizer
+from routers.fit import described, fit_learned, predicted
+from routers.outcomes import Outcomes, read_outcomes
+from routers.projection import Projection
+from routers.registry import estimator_named
+from routers.select import Exploration, drawn, probabilities
+
+WEIGHTS = (0.0, 20.0, 100.0)
+"""Quality points per dollar."""
+DIMS = 16
+BOLDNESS = 0.4
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Rows to replay: what would come of every model, the query on its axes, and what is expected beforehand."""
+
+    score: Array
+    cost: Array
+    z: Array
+    expected: Array
+    expected_cost: Array
+
+    def reward(self, weight: float) -> Array:
+        return self.score - weight * self.cost
+
+
+def cold(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
+    """All rows; the axes are made of texts alone, and nothing is expected of any model."""
+    zero = np.zeros_like(data.scores)
+    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero)
+
+
+def warm(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
+    """The rows that are not for training, with what a router trained on the others expects."""
+    held = data.splits == "test"
+    learned = fit_learned(estimator_named("linear"), data.rows(~held), x[~held], featurizer)
+    quality, cost = predicted(learned, x[held])
+    tested = data.rows(held)
+    return Replay(tested.scores, tested.cost_usd, axes(x[~held], x[held], featurizer), quality, cost)
+
+
+def axes(fitted_on: Array, x: Array, featurizer: Featurizer) -> Array:
+    """Rows on the main axes, each of unit spread, and 1."""
+    z = main_axes(Projection().fit(fitted_on, featurizer.layout.blocks()), fitted_on, DIMS).apply(x)
+    return np.concatenate([z, np.ones((len(z), 1))], 1).astype(np.float64)
+
+
+def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: str, seed: int) -> float:
+    """Total reward of a bandit over that order."""
+    rng = np.random.default_rng(seed)
+    m = rows.score.shape[1]
+    names = [str(j) for j in range(m)]
+    state, shrink, total = State.empty(names, rows.z.shape[1] - 1), Shrinkage(), 0.0
+    told = posterior(state, shrink)
+    for t, i in enumerate(order.tolist()):
+        quality, sd, cost = told.correction(rows.z[i])
+        worth = rows.expected[i] + quality - weight * (rows.expected_cost[i] + cost)
+        if rule == THOMPSON:
+            chances = thompson(worth, BOLDNESS * sd)
+        else:
+            sharpness = 3000.0 * np.sqrt((t + 1) / 1000.0)
+            chances = probabilities(worth, Exploration(floor=0.02, sharpness=float(sharpness)), True)
+        j = drawn(chances, float(rng.random()))
+        total += float(rows.score[i, j] - weight * rows.cost[i, j])
+        surprise = rows.score[i, j] - rows.expected[i, j], rows.cost[i, j] - rows.expected_cost[i, j]
+        state.learn(rows.z[i], names[j], *surprise)
+        if t < 200 or t % 10 == 0:
+            told = posterior(state, shrink)
+    return total
+
+
+def greedy_reward(rows: Replay, order: NDArray[np.intp], weight: float, seed: int) -> float:
+    """Total reward of context-free epsilon-greedy."""
+    rng, reward = np.random.default_rng(seed), rows.reward(weight)
+    arms, total = EpsilonGreedy(reward.shape[1]), 0.0
+    for i in order.tolist():
+        j = drawn(arms.chances(), float(rng.random()))
+        arms.learn(j, float(reward[i, j]))
+        total += float(reward[i, j])
+    return total
+
+
+def offline_reward(rows: Replay, weight: float) -> float:
+    """Total reward of the base router as it stands, without learning."""
+    pick = (rows.expected - weight * rows.expected_cost).argmax(1)
+    return float(rows.reward(weight)[np.arange(len(pick)), pick].sum())
+
+
+def compared(rows: Replay, weight: float, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Regret against the best fixed model, per seed (each its own order)."""
+    reward = rows.reward(weight)
+    best = float(reward.sum(0).max())
+    found: dict[str, list[float]] = {"epsilon_greedy": [], THOMPSON: [], SQUARE_CB: []}
+    for seed in seeds:
+        order = np.random.default_rng(seed).permutation(len(reward))
+        found["epsilon_greedy"].append(best - greedy_reward(rows, order, weight, seed + 1000))
+        for rule in (THOMPSON, SQUARE_CB):
+            found[rule].append(best - learned_reward(rows, order, weight, rule, seed + 2000))
+    if rows.expected.any():
+        found["no_learning"] = [best - offline_reward(rows, weight)] * len(seeds)
+    found["oracle"] = [best - float(reward.max(1).sum())] * len(seeds)
+    return found
+
+
+def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Means with 95 % intervals over orders; `below_greedy` is paired, order by order."""
+    report = {}
+    greedy = np.array(found["epsilon_greedy"])
+    for name, values in found.items():
+        regret = np.array(values)
+        gap = greedy - regret
+        report[name] = {
+            "regret": float(regret.mean()), "half_width": _reach(regret),
+            "below_greedy": float(gap.mean()), "below_greedy_half_width": _reach(gap),
+        }  # fmt: skip
+    return report
+
+
+def _reach(values: Array) -> float:
+    return float(1.96 * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m routers.bandit_check", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    featurizer = shipped_featurizer()
+    data = read_outcomes(asked.data)
+    x = described(data, featurizer)
+    starts = {"cold": cold(data, x, featurizer)}
+    if (data.splits == "test").any():
+        starts["warm"] = warm(data, x, featurizer)
+    report = {
+        start: {f"{weight:g}": told(compared(rows, weight, range(asked.seeds))) for weight in WEIGHTS}
+        for start, rows in starts.items()
+    }
+    if asked.json:
+        print(json.dumps(report))
+        return
+    for start, rows in starts.items():
+        print(f"{start} start, {len(rows.score)} rounds, {rows.score.shape[1]} models, {asked.seeds} orders; "
+              "regret against the best fixed model, and how far below epsilon-greedy's (paired)")
+        for weight, table in report[start].items():
+            for name, row in table.items():
+                print(f"  w={weight:>4s} {name:15s} {row['regret']:8.1f} +- {row['half_width']:5.1f}   "
+                      f"{row['below_greedy']:8.1f} +- {row['below_greedy_half_width']:5.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Shows pacing against traffic of known worth: `python -m routers.pacing_check`.
+
+Requests come over days, each with models whose quality and cost are known beforehand to the simulation
+only. Beside the paced spending stands the best fixed rate in hindsight: the one exchange rate that would
+have kept the same total.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.pacing import DAY_S, Purse, paced
+from routers.select import Forecast, utilities
+from routers.types import Knobs
+
+KINDS = ("steady", "daily", "burst", "worthless first", "dear first")
+PRICES = np.array([0.1, 0.5, 2.0]) / 1000
+BUDGET_USD = 1.0
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    time_s: Array
+    quality: Array
+    """(n, m) expected, which is what comes."""
+    cost: Array
+
+
+def traffic(kind: str, seed: int, days: int = 3, per_day: int = 2000) -> Traffic:
+    """Stochastic (steady, daily) or made to hurt (a burst; worth or price that changes after the first
+    half).
+    """
+    rng = np.random.default_rng(seed)
+    n = days * per_day
+    time = np.sort(rng.random(n)) * days * DAY_S
+    if kind == "daily":
+        day = np.floor(time / DAY_S)
+        time = np.sort((day + np.clip(rng.normal(0.6, 0.12, n), 0, 0.999)) * DAY_S)
+    if kind == "burst":
+        time = np.sort(np.where(rng.random(n) < 0.6, 1.2 * DAY_S + rng.random(n) * 3600, time))
+    hard = rng.random(n)
+    late = np.arange(n) > n / 2
+    if kind == "worthless first":
+        hard = np.where(late, hard, 0.15 * hard)
+    quality = np.clip(np.array([0.95, 0.97, 1.0]) - hard[:, None] * np.array([0.8, 0.45, 0.08]), 0, 1)
+    cost = PRICES * rng.lognormal(0.0, 0.5, (n, 1))
+    if kind == "dear first":
+        cost = cost * np.where(late, 1.0, 4.0)[:, None]
+    return Traffic(time, quality, cost)
+
+
+def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD) -> tuple[Array, Array]:
+    """Quality and dollars of each request; what the purse can't pay gets no answer."""
+    purse = Purse.new(budget, float(came.time_s[0]))
+    reference = float(PRICES.max())
+    quality, cost = np.zeros(len(came.time_s)), np.zeros(len(came.time_s))
+    nothing = np.full(3, np.nan)
+    for i, now_s in enumerate(came.time_s.tolist()):
+        knobs = paced(Knobs(), purse, now_s)
+        affordable = came.cost[i] <= (knobs.max_cost_usd or 0.0)
+        if not affordable.any():
+            continue
+        forecast = Forecast(("a", "b", "c"), came.quality[i], nothing, came.cost[i], nothing, nothing)
+        worth = np.where(affordable, utilities(forecast, Knobs(cost_weight=knobs.cost_weight), reference), -np.inf)
+        pick = int(worth.argmax())
+        quality[i], cost[i] = came.quality[i, pick], came.cost[i, pick]
+        purse.spend(cost[i])
+    return quality, cost
+
+
+def best_fixed_rate(came: Traffic, daily_usd: float) -> float:
+    """Mean quality of the best single exchange rate that keeps the budget in every 24 hours, chosen with
+    all traffic known beforehand.
+    """
+    rows = np.arange(len(came.time_s))
+    best = 0.0
+    for rate in np.logspace(-2, 7, 200):
+        pick = (came.quality - rate * came.cost).argmax(1)
+        if worst_day(came.time_s, came.cost[rows, pick]) <= daily_usd:
+            best = max(best, float(came.quality[rows, pick].mean()))
+    return best
+
+
+def worst_day(time_s: Array, cost: Array) -> float:
+    """The most that was spent in any 24 hours."""
+    total = np.concatenate([[0.0], np.cumsum(cost)])
+    ends = np.searchsorted(time_s, time_s + DAY_S, side="left")
+    return float((total[ends] - total[:-1]).max())
+
+
+def checked(kind: str, seed: int) -> dict[str, float]:
+    came = traffic(kind, seed)
+    quality, cost = spent_by_pacing(came)
+    days = float(came.time_s[-1] - came.time_s[0]) / DAY_S
+    return {
+        "worst_day_share": worst_day(came.time_s, cost) / BUDGET_USD,
+        "spent_share": float(cost.sum()) / (BUDGET_USD * days),
+        "quality": float(quality.mean()),
+        "answered": float((cost > 0).mean()),
+        "best_fixed_rate": best_fixed_rate(came, BUDGET_USD),
+        "always_dear": float(came.cost[:, 2].sum()) / (BUDGET_USD * days),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m routers.pacing_check", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = {kind: [checked(kind, seed) for seed in range(asked.seeds)] for kind in KINDS}
+    if asked.json:
+        print(json.dumps(found))
+        return
+    for kind, rows in found.items():
+        mean = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+        worst = max(row["worst_day_share"] for row in rows)
+        print(
+            f"{kind:16s} worst 24 h {worst:.1%} of the budget, spent {mean['spent_share']:.0%} in all "
+            f"(always dear would take {mean['always_dear']:.0%}); quality {mean['quality']:.4f}, "
+            f"best fixed rate {mean['best_fixed_rate']:.4f}, answered {mean['answered']:.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
