@@ -31,7 +31,8 @@ from routers.simple import read_rule
 
 ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
-    "clusters", "domain", "contrastive", "similar-wins", "mlp", "ensemble", "bandit",
+    "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble",
+    "bandit",
 )  # fmt: skip
 CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton")
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
