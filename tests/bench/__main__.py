@@ -141,7 +141,10 @@ def load(url: str, key: str, case: Case, connections: int, seconds: float) -> di
         sys.executable, "-m", "tests.bench.load", url, "--key", key, "--model", case.model,
         "--connections", str(connections), "--seconds", str(seconds), *(["--stream"] if case.stream else []),
     ]  # fmt: skip
-    done = json.loads(subprocess.check_output(command))
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{case.name}: the load broke off: {run.stderr[-500:]}")
+    done = json.loads(run.stdout)
     if done["failures"]:
         raise RuntimeError(f"{case.name}: {done['failures']} requests failed: {done['failure']}")
     return dict(done)
