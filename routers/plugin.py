@@ -19,6 +19,7 @@ from routers.cost import Latency, LogLinear
 from routers.eligible import eligible
 from routers.estimators.base import Estimator
 from routers.estimators.ensemble import Ensemble
+from routers.estimators.general import General
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, chosen, probabilities, utilities
 from routers.simple import TYPICAL_OUTPUT_TOKENS
@@ -79,11 +80,11 @@ class Table:
         self.unknown = np.full(len(kept), np.nan)
         self._index = np.array([place.get(model, -1) for model in self.models])
         self._known = self._index >= 0
-        self._all_known = bool(self._known.all())
+        self.all_known = bool(self._known.all())
 
     def pick(self, learnt: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
         """From values per trained model to values per candidate."""
-        if self._all_known:
+        if self.all_known:
             return np.asarray(learnt[self._index])
         return np.where(self._known, learnt[self._index], otherwise)
 
@@ -140,6 +141,10 @@ class PluginRouter:
         """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
         if query.features_version != self.features_version:
             raise Undecided(f"features {query.features_version!r}, the router reads {self.features_version!r}")
+        if isinstance(learned.quality, General) and not table.all_known:
+            z = learned.projection.apply(query.vector)[None].astype(np.float64)
+            guess = prior.expected(table.kept, -float(learned.quality.easiness(z)[0]))
+            return guess, table.prior_sd, table.typical_tokens, table.unknown, table.unknown
         mean, deviation, spent = learned.estimate(query.vector)
         quality = table.pick(mean, table.prior)
         sd = table.pick(deviation, table.prior_sd)

@@ -17,6 +17,7 @@ from routers.estimators.contrastive import Contrastive
 from routers.estimators.domain import Domain
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.factor import Factor
+from routers.estimators.general import General
 from routers.estimators.knn import NearestNeighbours
 from routers.estimators.linear import Linear
 from routers.estimators.mlp import Perceptron
@@ -33,7 +34,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     kind.kind: kind
     for kind in (
         TaskMean, NearestNeighbours, Linear, Factor, Preference, SimilarWins,
-        Clusters, Domain, Contrastive, Perceptron, Ensemble,
+        Clusters, Domain, Contrastive, Perceptron, General, Ensemble,
     )
 }  # fmt: skip
 LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from routers import evaluate, frontier
+from routers import evaluate, frontier, prior
 from routers.cores import one_core
 from routers.estimators.base import Matrix, observed_mean
+from routers.estimators.general import General
 from routers.estimators.task_mean import TaskMean
 from routers.evaluate import Bench, Policy
 from routers.features import Featurizer, shipped_featurizer
@@ -19,6 +20,7 @@ from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.plugin import Learned
 from routers.registry import LEARNED_NAMES, estimator_named, load_router
+from routers.types import Candidate
 
 Predict = Callable[[str, Outcomes, Matrix, Featurizer], tuple[Matrix, Matrix]]
 
@@ -152,11 +154,23 @@ def _charged(rows: Rows, cost: Matrix, bench: Bench) -> Matrix:
 def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
     """Predictions in the data's order of models. DataError where the router never saw one of them."""
     missing = [model for model in data.models if model not in learned.place]
+    if missing and isinstance(learned.quality, General):
+        return _by_price(learned, learned.quality, data, x)
     if missing:
         raise DataError(f"outcomes.parquet: the router knows no model {missing[0]!r}")
     places = [learned.place[model] for model in data.models]
     quality, cost = predicted(learned, x, labels)
     return quality[:, places], cost[:, places]
+
+
+def _by_price(learned: Learned, quality: General, data: Outcomes, x: Matrix) -> tuple[Matrix, Matrix]:
+    """What the shipped default knows of models it never saw: their price (here their mean cost), the
+    query's ease.
+    """
+    price = data.cost_usd.mean(0) if np.isfinite(data.cost_usd).all() else np.ones(len(data.models))
+    skill = prior.skills([Candidate(m, output_usd_per_mtok=p * 1e6) for m, p in zip(data.models, price, strict=True)])
+    ease = quality.easiness(learned.projection.apply(x).astype(np.float64))
+    return 1.0 / (1.0 + np.exp(-ease[:, None] - skill)), np.tile(price, (len(x), 1))
 
 
 def _task_mean(rows: Rows, bench: Bench) -> Policy:

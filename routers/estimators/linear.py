@@ -8,7 +8,7 @@ per-model regression, leaves an argmax over many noisy estimates with a winner's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ class Linear(Estimator):
     """Least squares with penalty `ease` on the query's level and `ridge` on each model's deviation."""
 
     kind = "linear"
-    PARAMETERS = ("ridge", "ease")
-    LEARNED = ("weights_", "intercept_", "covariance_", "noise_")
+    PARAMETERS: ClassVar[tuple[str, ...]] = ("ridge", "ease")
+    LEARNED: ClassVar[tuple[str, ...]] = ("weights_", "intercept_", "covariance_", "noise_")
 
     def __init__(self, ridge: float = 300.0, ease: float = 30.0) -> None:
         self.ridge = ridge

@@ -1,0 +1,38 @@
+"""A candidate before a share of the traffic."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from routers.canary import Canary
+from routers.simple import Rules, Weighted
+from routers.types import Knobs
+from tests.routers.worlds import POOL, query
+
+
+def test_the_mixture_is_exact() -> None:
+    """Frequencies of models and of who decided match what is stated."""
+    router = Canary(Weighted({"small": 1.0}, version="old"), Weighted({"small": 1.0, "large": 3.0}, version="new"), 0.2)
+    picks = [router.choose(query(), POOL, Knobs(), (i + 0.5) / 1000) for i in range(1000)]
+    models, labels = Counter(p.model for p in picks), Counter(p.router for p in picks)
+    assert labels == {"weighted@new": 200, "weighted@old": 800}
+    for pick in picks:
+        assert pick.propensity == pytest.approx(models[pick.model] / 1000)
+        assert sum(pick.probabilities.values()) == pytest.approx(1.0)
+    assert models == {"small": 850, "large": 150}
+
+
+def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:
+    """Undecided candidates cost nothing but their share."""
+    router = Canary(Weighted({"small": 1.0}), Rules([]), 0.5)
+    choice = router.choose(query(), POOL, Knobs(), 0.1)
+    assert choice.model == "small" and choice.propensity == 1.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    """A canary has a part of the traffic, neither none nor all."""
+    with pytest.raises(ValueError, match="share"):
+        Canary(Weighted(), Weighted(), share)
