@@ -136,8 +136,8 @@ class GreedyDual(Generic[Key]):
             self._counts = {k: c / 2 for k, c in self._counts.items() if c >= 2.0 or k in self._held}
 
 
-_MEMORIES = (16_000.0, math.inf)
-"""After how many requests a rate estimate has forgotten all but 1/e: one that follows drift, one that never does."""
+_MEMORIES = (3_000.0, 16_000.0, math.inf)
+"""After how many requests a rate estimate has forgotten all but 1/e: from fast to never."""
 _LEARNING = 0.05
 _SHARE = 0.0005
 """How much of the weight is shared out at each request, so that either estimate can come back."""

@@ -21,7 +21,7 @@ from cache.acceptance import NEVER, Acceptance, Rate, Terms
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
-from cache.index import FlatIndex, Vector
+from cache.index import FlatIndex, GraphIndex, Vector
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
@@ -83,7 +83,7 @@ class _Row:
 class _Space:
     """One partition: its index and the items it is of."""
 
-    index: FlatIndex
+    index: FlatIndex | GraphIndex
     tenant: str
 
 
@@ -99,6 +99,7 @@ class SemanticCache:
         judge_error: JudgeError | None = None,
         rng: random.Random | None = None,
         max_entries: int = 100_000,
+        flat_limit: int = 8192,
         guard: bool = True,
     ) -> None:
         if dimension < 1 or max_entries < 1:
@@ -107,6 +108,7 @@ class SemanticCache:
         self._store = store
         self._dimension = dimension
         self._max_entries = max_entries
+        self._flat_limit = flat_limit
         self._guard = guard
         self._spaces: dict[bytes, _Space] = {}
         self._items: OrderedDict[int, Item] = OrderedDict()
@@ -172,6 +174,8 @@ class SemanticCache:
         expires_s = entry.created_s + entry.ttl_s
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
         self._settle(item, wording, miss)
+        if isinstance(space.index, FlatIndex) and len(space.index) >= self._flat_limit:
+            space.index = GraphIndex(self._dimension, space.index)
         space.index.add(item.label, unit)
         self._items[item.label] = item
         self._labels[entry.id] = item.label
@@ -217,9 +221,12 @@ class SemanticCache:
         return self.acceptance.false_hit_rate()
 
     def maintain(self) -> None:
-        """Refit the rule when it is due; may run in another thread."""
+        """Refit the rule when it is due, and bring large indexes up to date; best in another thread."""
         if self.acceptance.due:
             self.acceptance.refit()
+        for space in list(self._spaces.values()):
+            if isinstance(space.index, GraphIndex):
+                space.index.settle()
 
     def _unit(self, vector: NDArray[np.floating]) -> Vector | None:
         """The vector at length one; None for one of another dimension, of no length or with NaN in it."""

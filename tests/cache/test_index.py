@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.index import FlatIndex
+from cache.index import FlatIndex, GraphIndex
 
 
 def unit(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -48,3 +50,47 @@ def test_little_is_kept_free() -> None:
         index.add(label, unit(rng))
         if label > 20:
             assert index.nbytes() <= 1.25 * (label + 1) * 8 * 4
+
+
+def test_a_graph_finds_what_a_full_search_finds() -> None:
+    """While vectors move into the graph and out again, the nearest is found nearly always, the removed never."""
+    rng = np.random.default_rng(0)
+    vectors = np.array([unit(rng) for _ in range(2000)])
+    index = GraphIndex(8)
+    gone = set()
+    for label in range(2000):
+        index.add(label, vectors[label])
+        if label % 300 == 299:
+            index.settle(200)
+        if label % 7 == 6:
+            gone.add(label - 3)
+            index.remove(label - 3)
+    left = np.array(sorted(set(range(2000)) - gone))
+    right = 0
+    for _ in range(200):
+        asked = unit(rng)
+        labels, near = index.search(asked, 5)
+        assert not gone & set(labels) and near == sorted(near, reverse=True) and len(set(labels)) == 5
+        right += labels[0] == left[np.argmax(vectors[left] @ asked)]
+    assert right >= 196 and len(index) == len(left) == len(index.labels())
+
+
+def test_settling_beside_searches_and_removals_loses_nothing() -> None:
+    """With another thread moving vectors into the graph every search is right and every removal holds."""
+    rng = np.random.default_rng(1)
+    vectors = np.array([unit(rng) for _ in range(1500)])
+    index = GraphIndex(8)
+    for label in range(1500):
+        index.add(label, vectors[label])
+    with ThreadPoolExecutor(1) as other:
+        moving = other.submit(lambda: [index.settle(100) for _ in range(15)])
+        for label in range(0, 1500, 3):
+            index.remove(label)
+            kept = label + 1
+            labels, near = index.search(vectors[kept], 1)
+            assert near[0] > 0.99 and labels[0] % 3
+        moving.result()
+    while index.settle():
+        pass
+    assert len(index) == 1000
+    assert all(index.search(vectors[label], 8)[0].count(label) == 0 for label in range(0, 1500, 3))

@@ -1,0 +1,334 @@
+"""`python -m cache.bench`: what the cache's parts cost, and what they save beside the usual ones.
+
+`eviction`: share of cost saved on Zipf and drifting traces. `affinity`: cached tokens of an agent workload over
+eight deployments. `index`: search time and recall. `tenants`: a thousand of them in one structure. `latency`:
+key, exact look-up and whole semantic look-up. Times are CPU time, so that a busy machine does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from cache.acceptance import Fitted, Terms
+from cache.entry import Entry
+from cache.eviction import GreedyDual, LeastExpectedCost
+from cache.index import FlatIndex, GraphIndex
+from cache.key import Partition, exact_key
+from cache.memory import MemoryStore
+from cache.prefix import PrefixMap, Warmth, chain, choose
+from cache.semantic import SemanticCache
+
+_KEYS = 20_000
+
+
+class Recent:
+    """Least recently used goes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._sizes: OrderedDict[int, int] = OrderedDict()
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._sizes
+
+    def touch(self, key: int) -> None:
+        self._sizes.move_to_end(key)
+
+    def admit(self, key: int, cost_usd: float, size_bytes: int) -> None:
+        self._sizes[key] = size_bytes
+        self._free -= size_bytes
+        while self._free < 0:
+            self._free += self._sizes.popitem(last=False)[1]
+
+
+class Frequent(GreedyDual[int]):
+    """Least frequently used goes: every cost and size taken for the same, nothing refused."""
+
+    def admit(self, key: int, cost_usd: float, size_bytes: int) -> list[int] | None:
+        return super().admit(key, float(size_bytes), size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests by key, and what each key's answer costs and weighs."""
+
+    name: str
+    keys: list[int]
+    cost: NDArray[np.float64]
+    size: NDArray[np.float64]
+
+
+def eviction_traces(requests: int) -> list[Trace]:
+    """Zipf .9 and .6 at price ratios of 10 and 100, and Zipf .9 reshuffled six times."""
+    rng = np.random.default_rng(0)
+    size = np.maximum(1, rng.lognormal(0, 1, _KEYS))
+    dear = rng.random(_KEYS) < 0.5
+    traces = []
+    for power, ratio in ((0.9, 10.0), (0.9, 100.0), (0.6, 10.0), (0.6, 100.0)):
+        popular = 1 / np.arange(1, _KEYS + 1) ** power
+        keys = rng.choice(_KEYS, requests, p=rng.permutation(popular / popular.sum()))
+        traces.append(Trace(f"zipf {power}, {ratio:.0f}:1", keys.tolist(), np.where(dear, ratio, 1) * size, size))
+    popular = 1 / np.arange(1, _KEYS + 1) ** 0.9
+    parts = [rng.choice(_KEYS, requests // 6, p=rng.permutation(popular / popular.sum())) for _ in range(6)]
+    drift = np.concatenate(parts).tolist()
+    return [*traces, Trace("drift x6, 10:1", drift, np.where(dear, 10.0, 1.0) * size, size)]
+
+
+def saved_share(trace: Trace, policy: Any) -> float:
+    """The share of a trace's cost that hits save; the cost of one answer varies from one time to the next."""
+    rng = random.Random(1)
+    saved = total = 0.0
+    for key in trace.keys:
+        cost = trace.cost[key] * rng.lognormvariate(-0.125, 0.5)
+        total += cost
+        if key in policy:
+            saved += cost
+            policy.touch(key)
+        else:
+            policy.admit(key, cost, int(1000 * trace.size[key]))
+    return saved / total
+
+
+def bench_eviction(requests: int = 150_000) -> dict[str, dict[str, float]]:
+    """Share of cost saved by policy, at 2 % and 10 % of all bytes."""
+    policies: dict[str, Callable[[int], Any]] = {
+        "LRU": Recent,
+        "LFU": Frequent,
+        "GDSF": GreedyDual,
+        "least expected cost": LeastExpectedCost,
+    }
+    cases = [(trace, part) for trace in eviction_traces(requests) for part in (0.02, 0.1)]
+    rows = {}
+    for trace, part in track(cases, "eviction", console=Console(stderr=True)):
+        room = int(1000 * trace.size.sum() * part)
+        saved = {name: round(saved_share(trace, make(room)), 4) for name, make in policies.items()}
+        rows[f"{trace.name}, {part:.0%}"] = saved
+    return rows
+
+
+def bench_affinity(turns: int = 6000, deployments: int = 8) -> dict[str, dict[str, float]]:
+    """Share of prompt tokens cached, and load imbalance, of agents that talk to eight deployments."""
+    return {
+        "round robin": agents(turns, deployments, soft=False),
+        "soft affinity": agents(turns, deployments, soft=True),
+    }
+
+
+def agents(turns: int, deployments: int, *, soft: bool, talks: int = 64) -> dict[str, float]:
+    """Replay agents, each with a long system prompt and a conversation that grows by tool results.
+
+    A deployment keeps half as many conversations again as its share of them, the most recent ones.
+    """
+    rng = random.Random(0)
+    names = [f"d{n}" for n in range(deployments)]
+    seen = PrefixMap(warmths=dict.fromkeys(names, Warmth(step_tokens=16)))
+    kept: dict[str, OrderedDict[int, int]] = {name: OrderedDict() for name in names}
+    loads, served = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    active: list[tuple[int, list[bytes], list[int]]] = []
+    prompt = cached = 0
+    for turn in range(turns):
+        if len(active) < talks or rng.random() < 0.01:
+            system = b"system %d" % rng.randrange(4)
+            active = [*active, (turn, [system, b"%d" % turn], [4000, 2000 + rng.randrange(2000)])][-talks:]
+        talk, pieces, tokens = rng.choice(active)
+        links = chain("t", pieces, tokens)
+        shares = {name: seen.cached_share(links, name, now_s=turn / 20) for name in names}
+        name = choose(shares, loads) if soft else names[turn % deployments]
+        hit = kept[name].pop(talk, 0)
+        kept[name][talk] = links[-1][1]
+        if len(kept[name]) > 1.5 * talks / deployments:
+            kept[name].popitem(last=False)
+        prompt, cached = prompt + links[-1][1], cached + hit
+        loads = {n: load * 0.995 for n, load in loads.items()}
+        loads[name] += links[-1][1]
+        served[name] += links[-1][1]
+        seen.record(links, name, now_s=turn / 20, cached_tokens=hit)
+        pieces.append(b"result %d" % turn)
+        tokens.append(100 + rng.randrange(200))
+    imbalance = max(served.values()) / statistics.mean(served.values())
+    return {"cached_share": round(cached / prompt, 4), "imbalance": round(imbalance, 4)}
+
+
+def cpu_ms(work: Callable[[int], object], times: int) -> float:
+    """Median CPU time of one call, in milliseconds."""
+    spent = []
+    for n in range(times):
+        began = time.process_time_ns()
+        work(n)
+        spent.append(time.process_time_ns() - began)
+    return statistics.median(spent) / 1e6
+
+
+def near_real(n: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
+    """Vectors in clouds, as sentences lie."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(1, n // 20), dimension)).astype(np.float32)
+    made = centres[rng.integers(0, len(centres), n)] + 0.7 * rng.normal(size=(n, dimension)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made.astype(np.float32)
+
+
+def bench_index(sizes: tuple[int, ...] = (10_000, 100_000), dimension: int = 384) -> dict[str, dict[str, float]]:
+    """Search time, recall of the nearest and bytes per vector of the graph index beside a full search."""
+    return {f"{size} vectors": _index_figures(size, dimension) for size in sizes}
+
+
+def _index_figures(size: int, dimension: int) -> dict[str, float]:
+    vectors, rng = near_real(size, dimension), np.random.default_rng(1)
+    noise = 0.03 * rng.normal(size=(200, dimension)).astype(np.float32)
+    asked = vectors[rng.integers(0, size, 200)] + noise
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    index = GraphIndex(dimension)
+    began = time.process_time()
+    for n in range(size):
+        index.add(n, vectors[n])
+        if n % 256 == 255:
+            index.settle()
+    index.settle()
+    built_s = time.process_time() - began
+    nearest = [int(np.argmax(vectors @ vector)) for vector in asked]
+    found = [index.search(vector, 8)[0][0] for vector in asked]
+    return {
+        "search_ms": round(cpu_ms(lambda n: index.search(asked[n % 200], 8), 400), 4),
+        "full_search_ms": round(cpu_ms(lambda n: vectors @ asked[n % 200], 50), 4),
+        "recall_at_1": round(statistics.mean(a == b for a, b in zip(nearest, found, strict=True)), 4),
+        "bytes_per_vector": round(index.nbytes() / size),
+        "build_ms_per_vector": round(built_s / size * 1e3, 4),
+    }
+
+
+def bench_tenants(tenants: int = 1000, entries: int = 1000, dimension: int = 64) -> dict[str, float]:
+    """Many tenants in one semantic cache: time and memory beside a single tenant's index and a shared one."""
+    cache = trusting(MemoryStore(1 << 30), dimension, tenants * entries)
+    vectors = near_real(entries, dimension)
+    for tenant in track(range(tenants), "tenants", console=Console(stderr=True)):
+        name = str(tenant)
+        for n in range(entries):
+            entry = Entry(f"{name}:{n}", "chat", b"", "m", "", 0.0, 1e9, 0.0, tenant=name)
+            question = Partition(name.encode(), f"question {n}")
+            cache.record(question, vectors[n], entry, key=entry.id.encode())
+    alone = FlatIndex(dimension)
+    for n in range(entries):
+        alone.add(n, vectors[n])
+    spaces = [space.index for space in cache._spaces.values()]
+    rng = random.Random(0)
+
+    def crossing(_: int) -> None:
+        spaces[rng.randrange(tenants)].search(vectors[rng.randrange(entries)], 8)
+
+    return {
+        "entries": len(cache),
+        "search_ms": round(cpu_ms(crossing, 2000), 4),
+        "alone_ms": round(cpu_ms(lambda n: alone.search(vectors[n % entries], 8), 2000), 4),
+        "vector_bytes": round(sum(space.nbytes() for space in spaces) / len(cache)),
+        "plain_vector_bytes": dimension * 4,
+    }
+
+
+def trusting(store: MemoryStore, dimension: int, max_entries: int) -> SemanticCache:
+    """A semantic cache whose rule has learnt to accept whatever is near."""
+    cache = SemanticCache(store, dimension=dimension, terms=Terms(), rng=random.Random(0), max_entries=max_entries)
+    ones = np.ones(24)
+    cache.acceptance.fitted = Fitted(0 * ones, ones, np.zeros(25), 0.0, 0.0, 1)
+    return cache
+
+
+def bench_latency(entries: int = 1000, dimension: int = 384) -> dict[str, float]:
+    """Microseconds of CPU of the parts of a look-up, and of the whole without the embedding."""
+    words = [
+        "what",
+        "is",
+        "the",
+        "capital",
+        "city",
+        "of",
+        "a",
+        "country",
+        "that",
+        "borders",
+        "on",
+        "the",
+        "sea",
+        "and",
+        "has",
+        "a",
+        "large",
+        "harbour",
+    ]
+    body = {"model": "auto", "messages": [{"role": "user", "content": " ".join(words * 4)}], "max_tokens": 99}
+    fields = msgspec.json.decode(msgspec.json.encode(body), type=dict[str, msgspec.Raw])
+    store = MemoryStore(1 << 28)
+    cache, vectors = trusting(store, dimension, entries), near_real(entries, dimension)
+    key = exact_key(tenant="t", scope="s", surface="chat", body=fields)
+
+    async def fill() -> None:
+        for n in range(entries):
+            entry = Entry(str(n), "chat", b"{}" * 200, "m", "", 0.0, 1e9, 0.01, tenant="t")
+            name = key if n == 0 else b"%d" % n
+            await store.put(name, entry)
+            text = " ".join(random.Random(n).sample(words, 16))
+            cache.record(Partition(b"p", text), vectors[n], entry, key=name)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(fill())
+    text = " ".join(words[:16])
+
+    async def many(work: Callable[[int], Any], times: int) -> float:
+        spent = []
+        for n in range(times):
+            began = time.process_time_ns()
+            await work(n)
+            spent.append(time.process_time_ns() - began)
+        return round(statistics.median(spent) / 1e3, 2)
+
+    def ask(n: int) -> Any:
+        return cache.look_up(Partition(b"p", text), vectors[n % entries], tenant="t", now_s=1.0)
+
+    figures = {
+        "request_bytes": float(len(msgspec.json.encode(body))),
+        "exact_key_us": round(
+            1e3 * cpu_ms(lambda _: exact_key(tenant="t", scope="s", surface="chat", body=fields), 3000), 2
+        ),
+        "exact_get_us": loop.run_until_complete(many(lambda _: store.get(key, tenant="t", now_s=1.0), 3000)),
+        "semantic_look_up_us": loop.run_until_complete(many(ask, 1000)),
+    }
+    loop.close()
+    return figures
+
+
+_BENCHES: dict[str, Callable[[], object]] = {
+    "eviction": bench_eviction,
+    "affinity": bench_affinity,
+    "index": bench_index,
+    "tenants": bench_tenants,
+    "latency": bench_latency,
+}
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, all of them when none is."""
+    parser = argparse.ArgumentParser("python -m cache.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*_BENCHES, []], help="all when none is named")
+    names = parser.parse_args().names or list(_BENCHES)
+    json.dump({name: _BENCHES[name]() for name in names}, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Which deployment still has the beginning of a conversation in its cache, and what that is worth.
+
+Providers and local servers keep the keys and values of recent prompts for some minutes; a prompt that begins
+like one of them is cheaper and faster there. A conversation is a chain of pieces (tools, system prompt, turns),
+each known by the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who
+answered it when. The share reported is an expectation: how much of the prompt the deployment saw, times how
+often what it saw was really read from its cache. It is a reason among others for the router, never a rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What a deployment keeps, and for how long."""
+
+    ttl_s: float = 300.0
+    least_tokens: int = 1024
+    """Shorter prefixes are not kept at all."""
+    step_tokens: int = 128
+    """Prefixes count in whole steps."""
+
+
+@dataclass(slots=True)
+class _Trust:
+    """How much of what should be cached is, as the usage fields say; begins at the prior."""
+
+    expected: float = 200.0
+    cached: float = 180.0
+
+
+@dataclass(slots=True)
+class _Node:
+    tokens: int
+    """From the beginning of the conversation to the end of this piece."""
+    seen_s: dict[str, float] = field(default_factory=dict)
+
+
+Chain = Sequence[tuple[bytes, int]]
+"""(hash of the conversation up to here, tokens up to here), from its beginning on."""
+
+
+def chain(tenant: str, pieces: Sequence[bytes], tokens: Sequence[int]) -> list[tuple[bytes, int]]:
+    """Hash a conversation piece by piece; the tenant is in every hash, as caches are not shared."""
+    links, digest, total = [], blake2b(tenant.encode(), digest_size=12).digest(), 0
+    for piece, count in zip(pieces, tokens, strict=True):
+        digest = blake2b(piece, digest_size=12, key=digest).digest()
+        total += count
+        links.append((digest, total))
+    return links
+
+
+class PrefixMap:
+    """The recent conversations of every deployment, bounded by `max_nodes`."""
+
+    def __init__(self, *, max_nodes: int = 200_000, warmths: Mapping[str, Warmth] | None = None) -> None:
+        if max_nodes < 1:
+            raise ValueError(f"max_nodes must be positive, not {max_nodes}")
+        self._max_nodes = max_nodes
+        self._warmths = dict(warmths or {})
+        self._nodes: OrderedDict[bytes, _Node] = OrderedDict()
+        self._trust: dict[str, _Trust] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def cached_share(self, links: Chain, deployment: str, *, now_s: float) -> float:
+        """The share of the prompt's tokens expected to be read from the deployment's cache, 0..1."""
+        total = links[-1][1] if links else 0
+        if not total:
+            return 0.0
+        seen = self._seen_tokens(links, deployment, now_s)
+        trust = self._trust.get(deployment, _Trust())
+        return seen / total * trust.cached / trust.expected
+
+    def record(self, links: Chain, deployment: str, *, now_s: float, cached_tokens: int | None = None) -> None:
+        """Remember that a deployment has answered; `cached_tokens`: what its usage says it had."""
+        if cached_tokens is not None:
+            self._learn(deployment, self._seen_tokens(links, deployment, now_s), cached_tokens)
+        for digest, tokens in links:
+            node = self._nodes.get(digest)
+            if node is None:
+                node = self._nodes[digest] = _Node(tokens)
+            node.seen_s[deployment] = now_s
+        for digest, _ in reversed(links):  # so that ends are given up before the beginnings they hang on
+            self._nodes.move_to_end(digest)
+        while len(self._nodes) > self._max_nodes:
+            self._nodes.popitem(last=False)
+
+    def forget(self, deployment: str) -> None:
+        """A deployment has restarted: it has nothing any more."""
+        for node in self._nodes.values():
+            node.seen_s.pop(deployment, None)
+
+    def _seen_tokens(self, links: Chain, deployment: str, now_s: float) -> int:
+        """Tokens of the longest prefix the deployment answered within its time, in whole steps."""
+        warmth = self._warmths.get(deployment, Warmth())
+        for digest, _ in reversed(links):
+            node = self._nodes.get(digest)
+            if node is not None and now_s - node.seen_s.get(deployment, -math.inf) < warmth.ttl_s:
+                whole = node.tokens // warmth.step_tokens * warmth.step_tokens
+                return whole if node.tokens >= warmth.least_tokens else 0
+        return 0
+
+    def _learn(self, deployment: str, expected: int, cached: int) -> None:
+        if expected <= 0:
+            return
+        trust = self._trust.setdefault(deployment, _Trust())
+        scale = 1000.0 / expected
+        trust.expected = 0.98 * trust.expected + expected * scale
+        trust.cached = 0.98 * trust.cached + min(cached, expected) * scale
+
+
+def choose(shares: Mapping[str, float], loads: Mapping[str, float], *, load_price: float = 0.5) -> str:
+    """Soft affinity: the deployment with the most of the prompt, less the price of its overload.
+
+    `loads` are outstanding tokens. A load of twice the mean costs `load_price` of the prompt: a conversation
+    stays where it is warm unless that is far out of balance, a new one goes where there is least to do.
+    """
+    mean = sum(loads.values()) / len(loads) or 1.0
+    return max(loads, key=lambda name: (shares.get(name, 0.0) - load_price * loads[name] / mean, name))
