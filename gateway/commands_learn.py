@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.learn import evaluation
+from gateway.learn import cascaded, evaluation
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import described, fit_router, out_of_fold
@@ -46,6 +46,7 @@ def evaluate(
     train_rows: Annotated[int, typer.Option(help="Train on this many rows at random; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
+    cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead: routing")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,10 +54,15 @@ def evaluate(
     oracle.
     """
     try:
-        report, policies, bench = evaluation.evaluated(
-            router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
-            limit=train_rows, seed=seed, resamples=resamples,
-        )  # fmt: skip
+        if cascade:
+            report, policies, bench = cascaded.evaluated(
+                cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples
+            )
+        else:
+            report, policies, bench = evaluation.evaluated(
+                router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
+                limit=train_rows, seed=seed, resamples=resamples,
+            )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
     if plot is not None:
@@ -94,7 +100,8 @@ def train(
 
 def as_table(report: dict[str, Any]) -> str:
     """The report as fixed-width lines: one figure a line, one policy a column."""
-    policies = ("router", "task_mean", "zero_router", "best_single", "oracle")
+    known = ("cascade", "router", "task_mean", "zero_router", "best_single", "oracle")
+    policies = [name for name in known if name in report]
     lines = [
         f"{report['n_queries']} test queries, {report['n_train']} training queries, "
         f"{len(report['models'])} models; best single: {report['best_single_model']}",
@@ -107,7 +114,7 @@ def as_table(report: dict[str, Any]) -> str:
     ]
     point = report["operating_point"]
     lines += [
-        f"router - task mean AIQ: {_cell(report['router_minus_task_mean']['aiq'])}",
+        *(f"{name.replace('_', ' ')}, AIQ: {_cell(report[name]['aiq'])}" for name in report if "_minus_" in name),
         "operating point fixed on training rows, against the best single model: quality "
         f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}",
     ]

@@ -1,0 +1,72 @@
+"""`headgate evaluate --cascade`: cascade routing on a folder with confidences, in the same report as a router.
+
+The cascade is trained on the training rows, its operating point is the cheapest rule that matched the best single
+model there, and the frontier is that of its rules on the test rows. Answers whose confidence is read are charged with
+their self-check, as the data says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascade.evaluate import Part, Setting, parts, train, walked
+from cascade.logs import read_logged
+from cascade.posterior_fit import cheapest_matching
+from routers import evaluate
+from routers.evaluate import Bench, Policy
+from routers.features import shipped_featurizer
+from routers.fit import described
+from routers.outcomes import DataError
+
+NAMES = ("routing",)
+"""Cascades that can be evaluated on logged confidences; `confidence` is the fixed chain of a route."""
+
+
+def evaluated(
+    name: str, data: Path, *, tasks: Sequence[str] = (), router: str = "ensemble", seed: int = 0,
+    resamples: int = evaluate.RESAMPLES,
+) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
+    """The report of one split by the data's own `split`. DataError where the data can't support it."""
+    if name not in NAMES:
+        raise DataError(f"no cascade is called {name!r}; known: {', '.join(NAMES)}")
+    logged = read_logged(data, tasks)
+    splits = logged.data.splits
+    if not (splits == "train").any() or not (splits == "test").any():
+        raise DataError("queries.parquet: field split: needs rows of train and of test")
+    setting = Setting(router="ensemble" if router == "default" else router, seed=seed)
+    taught, tested = parts(logged, described(logged.data, shipped_featurizer()), splits != "test", setting)
+    trained = train(taught, setting)
+    bench = Bench(tested.scores, tested.paid.answer, int(taught.scores.mean(0).argmax()))
+    walks = walked(trained.posterior, trained.rules, tested)
+    policies = {
+        "cascade": Policy(np.stack([w.cost_usd for w in walks]), np.stack([w.score for w in walks])),
+        "router": _router(tested, bench),
+        "zero_router": evaluate.singles(bench),
+        "best_single": evaluate.best_single(bench),
+        "oracle": evaluate.oracle(bench),
+    }
+    point, drawn = evaluate.compared(bench, policies, seed, resamples)
+    chosen = cheapest_matching(trained.held_out, trained.best_single, setting.tolerance)
+    report = {
+        "n_queries": len(bench.scores),
+        "n_train": len(taught.scores),
+        "models": list(logged.data.models),
+        "best_single_model": logged.data.models[bench.best],
+        "cascade_name": name,
+        "cost": "cost_usd where a confidence is read, answer_cost_usd elsewhere",
+        **evaluate.tabled(point, drawn),
+        "cascade_minus_router": evaluate.paired(point, drawn, "cascade", "router"),
+        "operating_point": evaluate.operating_point(policies["cascade"], chosen, bench, seed, resamples)
+        | {"latency_s": float(walks[chosen].latency_s.mean()), "calls": float(walks[chosen].calls.mean())},
+    }
+    return report, policies, bench
+
+
+def _router(tested: Part, bench: Bench) -> Policy:
+    """The estimates before generation alone, as a router would use them."""
+    quality = 1.0 / (1.0 + np.exp(-tested.scene.prior))
+    return evaluate.swept(quality, tested.prices.answer, bench)
