@@ -55,9 +55,9 @@ FAR_BELOW = 0.6
 class Setting:
     """How a posterior cascade is trained. The pool is the cheapest and the best models of the training rows."""
 
-    router: str = "linear"
+    router: str = "ensemble"
     """Estimator behind the estimates before generation."""
-    depth: int = 2
+    depth: int = 1
     pool: int = 6
     folds: int = 5
     tolerance: float = 0.003

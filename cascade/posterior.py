@@ -87,7 +87,7 @@ class Prices:
 
 
 def logit(p: Matrix) -> Matrix:
-    bounded = np.clip(p, 0.01, 0.99)
+    bounded = np.minimum(np.maximum(p, 0.01), 0.99)
     return np.asarray(np.log(bounded / (1.0 - bounded)))
 
 
@@ -98,7 +98,7 @@ def shown(p: Matrix) -> Matrix:
 
 
 def sigmoid(z: Matrix) -> Matrix:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30.0, 30.0))))
+    return np.asarray(1.0 / (1.0 + np.exp(-np.minimum(np.maximum(z, -30.0), 30.0))))
 
 
 def design(state: State, j: int, scene: Scene) -> Matrix:
@@ -132,15 +132,15 @@ def value_design(state: State, chances: Matrix) -> Matrix:
     """Features by which the worth of going on from a state is judged, (n, d)."""
     answered = [j for j, _ in state]
     others = [j for j in range(chances.shape[1]) if j not in answered]
-    ahead = chances[:, others].max(1) if others else np.zeros(len(chances))
-    columns = [np.ones(len(chances)), ahead, logit(ahead) / 3]
+    odds = logit(chances) / 3
+    ahead = chances[:, others].max(1, keepdims=True, initial=0.0)
+    columns = [np.ones_like(ahead), ahead, logit(ahead) / 3, odds[:, others]]
     if answered:
-        best = chances[:, answered].max(1)
+        best = chances[:, answered].max(1, keepdims=True)
         columns += [best, logit(best) / 3, best * best, ahead * best]
     if len(answered) > 1:
-        columns += [chances[:, j] for j in answered]
-    columns += [logit(chances[:, j]) / 3 for j in others]
-    return np.stack(columns, 1)
+        columns.append(chances[:, answered])
+    return np.concatenate(columns, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,10 @@ class Posterior:
     def chances(self, state: State, scene: Scene) -> Matrix:
         """P(right | all that is known) for every model, (n, m)."""
         heads = self.weights[state]
-        return np.stack([sigmoid(design(state, j, scene) @ heads[j]) for j in range(len(heads))], 1)
+        if not state:  # what every request begins with: the columns of `design`, all models at once
+            bias, own, mean = np.stack(heads, 1)
+            return sigmoid(bias + own * scene.prior + mean * scene.prior.mean(1, keepdims=True))
+        return sigmoid(np.stack([design(state, j, scene) @ heads[j] for j in range(len(heads))], 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ Tasks = Annotated[str, typer.Option(help="Comma-separated; default: all.")]
 Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers looked at before the last call.")]
 Floor = Annotated[float, typer.Option(help="Share of the reference's quality that is promised, in (0, 1].")]
 Sure = Annotated[float, typer.Option(help="Confidence of the promise, in (0, 1).")]
+Estimator = Annotated[str, typer.Option(help="What estimates before generation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -40,8 +41,8 @@ def evaluate(
     data: DataFolder,
     tasks: Tasks = "",
     splits: Annotated[int, typer.Option(min=1, help="Random 70/30 splits by query.")] = 8,
-    depth: Depth = 2,
-    router: Annotated[str, typer.Option(help="What estimates before generation.")] = "linear",
+    depth: Depth = 1,
+    router: Estimator = "ensemble",
     as_json: AsJson = False,
 ) -> None:
     """Quality and cost against the best single model at operating points chosen on training rows, over splits."""
@@ -58,8 +59,8 @@ def train(
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Where the artefact goes.")] = Path("cascade.safetensors"),
     tasks: Tasks = "",
-    depth: Depth = 2,
-    router: Annotated[str, typer.Option(help="What estimates before generation.")] = "linear",
+    depth: Depth = 1,
+    router: Estimator = "ensemble",
     version: Annotated[str, typer.Option(help="Version to write into the artefact.")] = "1",
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +85,8 @@ def certify(
     confidence: Sure = 0.95,
     horizon: Annotated[int, typer.Option(help="Promise the mean of this many requests; 0: the long run.")] = 0,
     tasks: Tasks = "",
-    depth: Depth = 2,
+    depth: Depth = 1,
+    router: Estimator = "ensemble",
     as_json: AsJson = False,
 ) -> None:
     """Train on rows whose split is train and certify a floor on the others; or refuse and say what is missing."""
@@ -94,7 +96,7 @@ def certify(
     logged = _read(data, tasks)
     with _refusing():
         found = certified(
-            logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, "linear"),
+            logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router),
             issued=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
     _print({"certified": isinstance(found, Certificate), **asdict(found)}, as_json)
@@ -112,7 +114,8 @@ def guarantee(
         bool, typer.Option("--long-run", help="Certify the long-run mean by the bound valid at any size.")
     ] = False,
     tasks: Tasks = "",
-    depth: Depth = 2,
+    depth: Depth = 1,
+    router: Estimator = "ensemble",
     as_json: AsJson = False,
 ) -> None:
     """How often the promised floor is broken over many random calibration/test splits, and at what cost."""
@@ -122,7 +125,7 @@ def guarantee(
     with _refusing():
         report = counted(
             _read(data, tasks), floors=shares, confidence=confidence, splits=splits,
-            setting=_setting(depth, "linear"), realised=not long_run,
+            setting=_setting(depth, router), realised=not long_run,
         )  # fmt: skip
     _print(report, as_json)
 

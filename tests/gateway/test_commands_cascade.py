@@ -23,14 +23,16 @@ add_to(app)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("outcomes")
-    log = logged(360)
-    splits = np.where(np.arange(360) < 120, "train", "test")
+    log = logged(240)
+    splits = np.where(np.arange(240) < 80, "train", "test")
     write(replace(log, data=replace(log.data, splits=splits)), path)
     return path
 
 
 def run(*arguments: object) -> dict:
-    found = CliRunner().invoke(app, ["cascade", *map(str, arguments), "--json"], catch_exceptions=False)
+    found = CliRunner().invoke(
+        app, ["cascade", *map(str, arguments), "--router", "linear", "--json"], catch_exceptions=False
+    )
     assert found.exit_code in (0, 1), found.output
     return json.loads(found.stdout)
 
@@ -38,20 +40,20 @@ def run(*arguments: object) -> dict:
 def test_evaluate_reports_means_over_splits(folder: Path):
     """One JSON object with quality and cost against the best single model."""
     report = run("evaluate", "--data", folder, "--splits", 1, "--depth", 1)
-    assert report["n_queries"] == 360 and report["matching"]["cost_ratio"]["mean"] > 0
+    assert report["n_queries"] == 240 and report["matching"]["cost_ratio"]["mean"] > 0
 
 
 def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path):
     """The trained file is a cascade over the folder's models, from its training rows."""
     found = run("train", "--data", folder, "--out", tmp_path / "c.safetensors", "--depth", 1)
-    assert found["n_train"] == 120
+    assert found["n_train"] == 80
     assert load_cascade(tmp_path / "c.safetensors").posterior.space.models == tuple(found["models"])
 
 
 def test_certify_gives_or_refuses(folder: Path):
     """A modest floor is certified on these rows; an extreme one refused with a reason."""
     given = run("certify", "--data", folder, "--floor", 0.7, "--depth", 1)
-    assert given["certified"] and given["rows"] == 240 and given["issued"]
+    assert given["certified"] and given["rows"] == 160 and given["issued"]
     refused = run("certify", "--data", folder, "--floor", 1.0, "--confidence", 0.9999, "--depth", 1)
     assert not refused["certified"] and refused["reason"]
 
@@ -67,11 +69,13 @@ def test_bad_arguments_end_with_one_message(folder: Path, more: list[str]):
     """A floor outside its range and a task nobody has are the caller's errors."""
     with pytest.raises(CallerError):
         CliRunner().invoke(
-            app, ["cascade", "certify", "--data", str(folder), "--depth", "1", *more], catch_exceptions=False
+            app, ["cascade", "certify", "--data", str(folder), "--router", "linear", *more], catch_exceptions=False
         )
 
 
 def test_a_table_is_printed_without_json(folder: Path):
     """A person reads lines, not braces."""
-    found = CliRunner().invoke(app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--depth", "1"])
+    found = CliRunner().invoke(
+        app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--router", "linear"]
+    )
     assert "cost_ratio" in found.stdout and "{" not in found.stdout
