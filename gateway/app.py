@@ -29,6 +29,7 @@ from gateway.services import Ids, Services
 from gateway.settings import Current, Settings
 from gateway.shelf import Shelf
 from gateway.tracing import tracing_to
+from routers.canary import Canary
 from routers.features import shipped_featurizer
 from routers.registry import open_router
 from routers.types import Router
@@ -123,7 +124,9 @@ def open_cascades(config: Config) -> dict[str, FittedCascade]:
 
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
-    return open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
+    router = open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
+    canary = settings.canaries.get(route.name)
+    return Canary(router, open_router(canary.artifact, explore=route.explore), canary.share) if canary else router
 
 
 def reload(services: Services) -> None:

@@ -17,6 +17,13 @@ from gateway.journal.record import KeyRecord
 FILE = "settings.json"
 
 
+class CanarySetting(msgspec.Struct, frozen=True):
+    """A candidate that decides a share of a route's requests."""
+
+    artifact: str
+    share: float
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A version of everything that can change without a restart."""
 
@@ -24,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[KeyRecord, ...] = ()
     routers: dict[str, str] = {}
     """Route to the artefact that serves it now."""
+    canaries: dict[str, CanarySetting] = {}
+    """Route to the candidate before a share of its traffic."""
 
 
 def read_settings(run_dir: str | Path) -> Settings:
