@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
-from local_models.linear import Linear
+from local_models.linear import Linear, least_rows
 from local_models.quant import Weight, fused_linear, head_linear, load_weights
 from local_models.shape import Shape, read_shape
 
@@ -63,9 +63,9 @@ class Decoder:
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
         )
-        angles = torch.cat([angles, angles], -1)
-        self._cos = (angles.cos() * shape.rope_gain).to(self.device, self.dtype)
-        self._sin = (angles.sin() * shape.rope_gain).to(self.device, self.dtype)
+        self._cos = torch.cat([angles.cos(), angles.cos()], -1).to(self.device, self.dtype)
+        self._sin = torch.cat([-angles.sin(), angles.sin()], -1).to(self.device, self.dtype)
+        self._least_rows = least_rows(self.dtype)
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *, int8: bool = False) -> Decoder:
@@ -87,19 +87,23 @@ class Decoder:
             return self._forward(batch, pool)
 
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
-        x = F.embedding(batch.ids, self.embedding)
-        cos, sin = self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)
+        count = len(batch.ids)
+        # Rows that a product needs to be the same whatever their number are added once, not in every product.
+        more = max(0, self._least_rows - count)
+        ids, positions = F.pad(batch.ids, (0, more)), F.pad(batch.positions, (0, more))
+        x = F.embedding(ids, self.embedding)
+        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
         tiles = [tile for segment in batch.segments for tile in pool.tiles(segment)]
         views = self._attention.views(tiles, pool)
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, cos, sin)
             keys, values = pool.tensor[index]
-            keys.index_copy_(1, batch.write_slots, k.transpose(0, 1))
-            values.index_copy_(1, batch.write_slots, v.transpose(0, 1))
+            keys.index_copy_(1, batch.write_slots, k[:count].transpose(0, 1))
+            values.index_copy_(1, batch.write_slots, v[:count].transpose(0, 1))
             attended = self._attention.attend(index, q, pool, tiles, views[layer.window])
-            x = x + layer.out(attended)
+            x = x + layer.out(F.pad(attended, (0, 0, 0, more)) if more else attended)
             gate, up = layer.gate_up(self._norm(x, layer.norm_mlp)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
+            x = x + layer.down(F.silu(gate).mul_(up))
         return self._norm(x.index_select(0, batch.wanted_rows), self.final_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -116,12 +120,15 @@ class Decoder:
         q, k, v = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+            return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+        turned = _rotate(qkv[:, : shape.heads + shape.kv_heads], cos, sin)
+        return turned[:, : shape.heads], turned[:, shape.heads :], v
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat([-b, a], -1) * sin
+    """Rotary positions; the halves change places and `sin` carries the sign of the first."""
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 def _layer(shape: Shape, weights: dict[str, Weight], index: int, dtype: torch.dtype, *, int8: bool) -> _Layer:

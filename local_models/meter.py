@@ -132,13 +132,18 @@ def _total(pieces: Sequence[Piece]) -> Vector:
 
 
 def _nonnegative(gram: Vector, moment: Vector) -> Vector:
-    """Least squares with no negative price: coordinates are minimised in turn, cut at zero."""
-    x = np.maximum(0.0, np.linalg.lstsq(gram, moment, rcond=None)[0])
-    for _ in range(50):
-        for at in range(len(x)):
-            rest = moment[at] - gram[at] @ x + gram[at, at] * x[at]
-            x[at] = max(0.0, rest / gram[at, at])
-    return np.asarray(x, np.float64)
+    """Least squares with no negative price: where the free solution has one, coordinates are minimised in
+    turn."""
+    # In units of the prior, because a base and an attended token differ by five orders of magnitude.
+    gram, moment = gram * np.outer(_PRIOR, _PRIOR), moment * _PRIOR
+    x = np.linalg.lstsq(gram, moment, rcond=None)[0]
+    if (x < 0).any():
+        x = np.maximum(0.0, x)
+        for _ in range(200):
+            for at in range(len(x)):
+                rest = moment[at] - gram[at] @ x + gram[at, at] * x[at]
+                x[at] = max(0.0, rest / gram[at, at])
+    return np.asarray(x * _PRIOR, np.float64)
 
 
 def _hats(x: Vector, knots: Vector) -> Vector:

@@ -38,7 +38,6 @@ class Shape:
     eps: float
     context_tokens: int
     inverse_frequencies: tuple[float, ...]
-    rope_gain: float
     tied: bool
     qkv_bias: bool
     out_bias: bool
@@ -83,7 +82,6 @@ def shape_of(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
         raise CheckpointError(f"activation {config['hidden_act']!r} is not computed here; {_ADAPTER_HINT}")
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    frequencies, gain = _rope(config, head_dim)
     bias = bool(config.get("attention_bias", False))
     return Shape(
         family=family,
@@ -96,8 +94,7 @@ def shape_of(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
         head_dim=head_dim,
         eps=config.get("rms_norm_eps", 1e-6),
         context_tokens=config["max_position_embeddings"],
-        inverse_frequencies=frequencies,
-        rope_gain=gain,
+        inverse_frequencies=_rope(config, head_dim),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=bias or family == "qwen2",
         out_bias=bias and family != "qwen2",
@@ -132,19 +129,19 @@ def _windows(config: dict[str, Any], family: str) -> tuple[int, ...]:
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _rope(config: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Inverse frequencies and gain; transformers 5 keeps both in `rope_parameters`, earlier ones beside
+def _rope(config: dict[str, Any], head_dim: int) -> tuple[float, ...]:
+    """Inverse frequencies; transformers 5 keeps their rule in `rope_parameters`, earlier ones beside
     it."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
     plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
-        return tuple(plain), 1.0
+        return tuple(plain)
     if kind == "linear":
-        return tuple(f / parameters["factor"] for f in plain), 1.0
+        return tuple(f / parameters["factor"] for f in plain)
     if kind == "llama3":
-        return tuple(_llama3_frequency(f, parameters) for f in plain), 1.0
+        return tuple(_llama3_frequency(f, parameters) for f in plain)
     raise CheckpointError(f"rotary scaling {kind!r} is not computed here; {_ADAPTER_HINT}")
 
 

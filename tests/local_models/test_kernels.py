@@ -1,0 +1,75 @@
+"""GPU kernels without a GPU: computed by Triton's interpreter, and compiled for sm_90."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+# In a process of its own: whether kernels are interpreted is decided when they are defined.
+_INTERPRETED = """
+import torch
+from local_models.kernels import GroupLinear
+from local_models.quant import quantize
+
+torch.manual_seed(0)
+for bits in (4, 8):
+    for count, rows, inner, group in ((1, 64, 128, 64), (5, 128, 256, 128), (19, 64, 128, 32)):
+        packed = quantize(torch.randn(rows, inner) * 0.02, bits, group)
+        x, bias = torch.randn(count, inner), torch.randn(rows)
+        exact = x.double() @ packed.expand().double().T + bias
+        off = (GroupLinear(packed, bias)(x) - exact).norm() / exact.norm()
+        assert off < 1e-5, (bits, count, float(off))
+        again = GroupLinear(packed, bias)(x)
+        assert torch.equal(again, GroupLinear(packed, bias)(x))
+print("exact")
+"""
+
+_COMPILED = """
+import sys
+from local_models.kernels import compile_for_sm90
+
+kernel = compile_for_sm90(int(sys.argv[1]))
+sys.stdout.write(kernel.asm["ptx"])
+open(sys.argv[2], "wb").write(kernel.asm["cubin"])
+"""
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_products_are_those_of_the_expanded_weights() -> None:
+    """Four and eight bits, one row and many, more than a program holds: equal to the dense product in
+    float64."""
+    assert run_python(_INTERPRETED, TRITON_INTERPRET="1").strip() == "exact"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_kernel_compiles_for_sm90_as_meant(bits: int, tmp_path: Path) -> None:
+    """Tensor cores and asynchronous copies are used, nothing spills out of the registers."""
+    binary = tmp_path / "kernel.cubin"
+    ptx = run_python(_COMPILED, str(bits), str(binary), TRITON_CACHE_DIR=str(tmp_path))
+    assert "sm_90" in ptx and "mma.sync" in ptx and "cp.async" in ptx
+    assert not re.search(r"\b(ld|st)\.local", ptx)
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (
+        int(found[1]) for name in ("REG", "STACK", "LOCAL") if (found := re.search(rf"{name}:(\d+)", usage))
+    )
+    assert registers <= 168 and stack == 0 and local == 0
