@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from gateway.front import Front
 from tests.live import Live, live
 
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"hello there"}]}'
@@ -37,16 +41,33 @@ async def talk(gateway: Live) -> tuple[asyncio.Transport, Talker]:
     return await asyncio.get_running_loop().create_connection(Talker, host, int(port))
 
 
-async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path) -> None:
-    """Headers and body come with a single read."""
+class Counted:
+    """A transport that counts its writes."""
+
+    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
+        self._transport, self._writes = transport, writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers and body go to the socket together: half the system calls, and one packet."""
+    writes: list[bytes] = []
+    made = Front.connection_made
+    monkeypatch.setattr(Front, "connection_made", lambda self, one: made(self, Counted(one, writes)))  # type: ignore[arg-type]
     async with live(tmp_path) as gateway:
         transport, talker = await talk(gateway)
         transport.write(request())
         await talker.came.wait()
         transport.close()
         await gateway.rest()
-    assert len(talker.reads) == 1
-    head, _, body = talker.reads[0].partition(b"\r\n\r\n")
+    assert len(writes) == 1
+    head, _, body = writes[0].partition(b"\r\n\r\n")
     assert b"content-length: %d" % len(body) in head and b"hello there" in body
 
 
