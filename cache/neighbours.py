@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 from cache.classes import AnswerClass
-from cache.words import Vocabulary, Wording
+from cache.words import WORD_FEATURES, Vocabulary, Wording
 
 _SHARPNESS = 12.0
 """A neighbour's vote falls by e for each 1/12 of cosine."""
+FEATURES = 11 + WORD_FEATURES
+"""How many numbers the learned rule sees."""
 
 
 class Item:

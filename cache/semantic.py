@@ -40,6 +40,10 @@ _MAX_TEXT = 4_000
 """Characters; a longer question is no paraphrase of anything."""
 
 
+OnVerdict = Callable[[list[float], bool, float, bool], None]
+"""Told (features, right, weight, audited) of each row learnt here, for the other replicas."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two answers to be judged equal or not: the one now given and `entry_id`'s, under `key`."""
@@ -101,6 +105,7 @@ class SemanticCache:
         max_entries: int = 100_000,
         flat_limit: int = 8192,
         guard: bool = True,
+        on_verdict: OnVerdict | None = None,
     ) -> None:
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
@@ -110,6 +115,7 @@ class SemanticCache:
         self._max_entries = max_entries
         self._flat_limit = flat_limit
         self._guard = guard
+        self._on_verdict = on_verdict
         self._spaces: dict[bytes, _Space] = {}
         self._items: OrderedDict[int, Item] = OrderedDict()
         """By label, the least recently used first."""
@@ -196,6 +202,8 @@ class SemanticCache:
             return None
         if pending.features:
             self.acceptance.learn(pending.features, right, pending.weight, audited=pending.audited)
+            if self._on_verdict is not None:
+                self._on_verdict(pending.features, right, pending.weight, pending.audited)
         pending.best.root().count(right)
         if item is None or not right:
             return None
@@ -344,7 +352,3 @@ class SemanticCache:
         space.index.remove(item.label)
         if not len(space.index):
             del self._spaces[item.partition]
-
-
-Embedder = Callable[[str], NDArray[np.float32]]
-"""A text's vector; its identity belongs into the partition key."""

@@ -1,0 +1,125 @@
+"""What one replica records, another proposes; what is deleted anywhere is served nowhere."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import replace
+
+import numpy as np
+
+from cache.entry import Entry, Hit
+from cache.key import Partition
+from cache.link import Link
+from cache.redis import RedisStore
+from cache.replicate import Replication
+from cache.semantic import Miss, SemanticCache
+from tests.cache.conftest import Server
+
+DIMENSION = 16
+QUESTION = Partition(b"p", "lost my card")
+VECTOR = np.random.default_rng(0).normal(size=DIMENSION).astype(np.float32)
+ENTRY = Entry("e", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
+
+
+class Replica:
+    """A semantic cache on a shared store, with a link of its own."""
+
+    def __init__(self, url: str, route: str, embedder: str = "e") -> None:
+        self.link = Link(url, timeout_s=10)
+        self.store = RedisStore(self.link, prefix=f"{route}:")
+        self.cache = SemanticCache(self.store, dimension=DIMENSION, rng=random.Random(0))
+        self.replication = Replication(self.link, self.cache, route=route, embedder=embedder)
+        rule = self.cache.acceptance
+        for n in range(100):
+            rule.learn([float(n % 2)] * 24, n % 2 == 1, 1.0, audited=False)
+        rule.refit()
+        assert rule.fitted is not None
+        rule.fitted = replace(rule.fitted, threshold=0.0)
+
+    async def ask(self) -> Hit | Miss:
+        """Take in what the others wrote, then ask."""
+        while await self.replication.follow():
+            pass
+        return await self.cache.look_up(QUESTION, VECTOR, tenant="t", now_s=101)
+
+    async def record(self) -> None:
+        """Store and record the entry, and tell the others."""
+        await self.store.put(b"k", ENTRY)
+        self.cache.record(QUESTION, VECTOR, ENTRY, key=b"k")
+        await self.replication.tell_recorded(QUESTION, VECTOR, ENTRY, key=b"k")
+
+    async def close(self) -> None:
+        """Close store and link."""
+        await self.store.close()
+        await self.link.close()
+
+
+async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: Server) -> None:
+    """An entry recorded here answers there, until either replica deletes it."""
+    route = secrets.token_hex(4)
+    one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
+    await one.record()
+    hit = await other.ask()
+    assert isinstance(hit, Hit) and hit.entry == ENTRY
+    await other.store.delete("e")
+    gone = await one.ask()
+    assert isinstance(gone, Miss) and gone.why == "gone"
+    await one.record()
+    assert isinstance(await other.ask(), Hit)
+    other.cache.delete("e")
+    await other.replication.tell_deleted(entry_id="e")
+    missed = await one.ask()
+    assert isinstance(missed, Miss) and missed.why == "empty"
+    await one.record()
+    await one.replication.tell_deleted(tenant="t")
+    assert len(other.cache) == 0
+    missed = await other.ask()
+    assert isinstance(missed, Miss) and missed.why == "empty"
+    await one.close()
+    await other.close()
+
+
+async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server: Server) -> None:
+    """Though its index still proposes, a replica serves nothing of a tenant deleted elsewhere."""
+    route = secrets.token_hex(4)
+    one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
+    await one.record()
+    assert isinstance(await other.ask(), Hit)
+    await one.store.delete_tenant("t")
+    answer = await other.cache.look_up(QUESTION, VECTOR, tenant="t", now_s=101)
+    assert isinstance(answer, Miss) and answer.why == "gone"
+    await one.close()
+    await other.close()
+
+
+async def test_verdicts_are_shared(shared_server: Server) -> None:
+    """A row judged on one replica is learnt by the other, its own once."""
+    route = secrets.token_hex(4)
+    one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
+    before = other.cache.false_hit_rate().n
+    await one.replication.tell_judged([0.5] * 24, True, 2.0, True)
+    await one.replication.tell_judged([0.5] * 23, True, 2.0, True)
+    await one.replication.tell_judged([float("nan")] * 24, True, 2.0, True)
+    await one.replication.follow()
+    await other.replication.follow()
+    assert one.cache.false_hit_rate().n == before
+    assert other.cache.false_hit_rate().n == before + 1 and other.replication.skipped == 2
+    await one.close()
+    await other.close()
+
+
+async def test_foreign_messages_are_skipped(shared_server: Server) -> None:
+    """Garbage, odd vectors and vectors of another embedder or dimension leave the index alone."""
+    route = secrets.token_hex(4)
+    one, stranger = Replica(shared_server.url, route), Replica(shared_server.url, route, embedder="f")
+    await stranger.record()
+    await one.link.client.xadd(f"hg:s:{route}", {"m": b"garbage"})
+    await one.link.client.xadd(f"hg:s:{route}", {"x": b"y"})
+    same = Replica(shared_server.url, route)
+    await same.replication.tell_recorded(QUESTION, VECTOR[:-1], ENTRY, key=b"k")
+    while await one.replication.follow():
+        pass
+    assert len(one.cache) == 0 and one.replication.skipped == 3
+    for replica in (one, stranger, same):
+        await replica.close()
