@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cascade.artifact import FittedCascade
 from cascade.baselines import frugal_chain, frugal_plans, router_alone
+from cascade.calibrate import Refusal, abstention
 from cascade.logs import Logged
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
 from cascade.posterior_fit import (
@@ -47,6 +48,8 @@ training rows themselves, which is optimistic (Efron's .632 rule)."""
 
 
 LEAST_ROWS = 60
+RISKS = (0.05, 0.10)
+"""Shares of wrong answers at which abstention is reported."""
 FAR_BELOW = 0.6
 """A model below this share of the best one's quality opens no climb: its answers say too little."""
 
@@ -139,6 +142,10 @@ class Trained:
     """(rates, 2): mean cost and quality expected on new rows, from the training rows alone."""
     crossed: Matrix
     """The same by cross-fitting alone: where quality peaks, rows that were learnt from would say "spend on"."""
+    chances: Matrix
+    """(rates, n): how sure each rule was of each training row, by cross-fitting."""
+    scores: Matrix
+    """(rates, n): and what the answer scored."""
     best_single: float
     """Held-out quality of the single model that was best on the other folds: what a rule is to match."""
 
@@ -148,7 +155,7 @@ def train(part: Part, setting: Setting) -> Trained:
     reference = float(part.logged.data.cost_usd.mean(0).max())
     rates = rates_for(reference, setting.rates)
     n = len(part.scores)
-    costs, scores = np.zeros((len(rates), n)), np.zeros((len(rates), n))
+    costs, scores, chances = (np.zeros((len(rates), n)) for _ in range(3))
     fold, single = folds(n, setting.folds, setting.seed), np.zeros(n)
     for k in range(setting.folds):
         taught, held = part.rows(np.flatnonzero(fold != k)), part.rows(rows := np.flatnonzero(fold == k))
@@ -156,12 +163,15 @@ def train(part: Part, setting: Setting) -> Trained:
         fitted = fit_posterior(space, taught.scene, taught.scores)
         for index, one in enumerate(_curve(fitted, taught, held, rates)):
             costs[index, rows], scores[index, rows] = one.cost_usd, one.score
+            chances[index, rows] = one.chance
     crossed = np.column_stack([costs.mean(1), scores.mean(1)])
     posterior = fit_posterior(space, part.scene, part.scores)
     board = Board.of(posterior, part.scene)
     rules = [solve(board, part.prices, rate) for rate in rates]
     own = np.array([w.means() for w in walked(posterior, rules, part)])
-    return Trained(posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, float(single.mean()))
+    return Trained(
+        posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, chances, scores, float(single.mean())
+    )
 
 
 def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:
@@ -236,6 +246,7 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     for name, index in picks.items():
         rule = trained.rules[index]
         found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
+    found["abstaining"] = {f"risk_{risk:.2f}": _abstaining(trained, picks["matching"], tested, risk) for risk in RISKS}
     target = trained.best_single - setting.tolerance
     scorer, chain_found = frugal_chain(taught, setting, target)
     frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
@@ -243,6 +254,17 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
     found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
     return found
+
+
+def _abstaining(trained: Trained, index: int, tested: Part, risk: float) -> dict[str, float]:
+    """Share of test rows answered, and share of those wrong, at a threshold certified on training rows."""
+    least = abstention(trained.chances[index], trained.scores[index], risk)
+    if isinstance(least, Refusal):
+        return {"refused": 1.0, "coverage": 0.0, "risk": 0.0}
+    got = walked(trained.posterior, [trained.rules[index]], tested)[0]
+    given = got.chance >= least
+    wrong = 1.0 - float(got.score[given].mean()) if given.any() else 0.0
+    return {"refused": 0.0, "coverage": float(given.mean()), "risk": wrong}
 
 
 def _zero_router(part: Part, highest: float) -> float:
