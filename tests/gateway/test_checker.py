@@ -1,0 +1,46 @@
+"""Executed checks: heard where they speak, ended where they hang."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from gateway.checker import Checker
+
+
+def python(code: str, **limits: float) -> Checker:
+    return Checker([sys.executable, "-I", "-c", f"import sys, os\nanswer = sys.stdin.read()\n{code}"], **limits)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("sys.exit(0 if answer == '42' else 1)", True),
+        ("sys.exit(0 if answer == '43' else 1)", False),
+        ("sys.exit(7)", None),
+        ("os.kill(os.getpid(), 9)", None),
+        ("x = bytearray(10**10); sys.exit(0)", False),
+        ("sys.exit(0 if 'HEADGATE_SECRET' in os.environ else 1)", False),
+    ],
+)
+async def test_a_check_says_yes_no_or_nothing(code: str, said: bool | None, monkeypatch: pytest.MonkeyPatch):
+    """Exit status 0 and 1 speak; other ends don't; memory is bounded; our environment is not passed on."""
+    monkeypatch.setenv("HEADGATE_SECRET", "x")
+    assert await python(code, timeout_s=30.0).check("42") is said
+
+
+async def test_a_check_that_hangs_is_ended():
+    """It has said nothing, and no process is left."""
+    assert await python("import time; time.sleep(1000)", timeout_s=0.2).check("42") is None
+
+
+async def test_a_command_that_is_not_there_says_nothing():
+    """A misconfigured check never vetoes an answer."""
+    assert await Checker(["/no/such/program"]).check("x") is None
+
+
+def test_a_check_needs_a_command():
+    """An empty one is refused when it is made."""
+    with pytest.raises(ValueError, match="command"):
+        Checker([])
