@@ -76,6 +76,7 @@ class Engine:
         self.lengths = LengthPredictor()
         self.meter = StepMeter()
         self.busy_s = 0.0
+        self._counts_joules = read_joules() is not None
         blocks = Blocks(
             self.options.kv_tokens // decoder.block_tokens,
             decoder.block_tokens,
@@ -141,7 +142,7 @@ class Engine:
         self._copy(plan.copies)
         if not plan.work:
             return events
-        begun_s, begun_joules = self._clock(), read_joules()
+        begun_s, begun_joules = self._clock(), self._joules()
         self._guess(plan.work)
         scores = self._run(plan.work)
         self.steps += 1
@@ -162,6 +163,23 @@ class Engine:
         batch = Batch(torch.tensor(ids), positions, positions, [segment], positions)
         hidden = self.decoder.forward(batch, self.decoder.new_pool(blocks))
         return torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
+
+    def score(self, prompt: Ids[int], answer: Ids[int]) -> list[float]:
+        """Log-probabilities of an answer's tokens, whoever wrote it: evidence of how likely the model finds
+        it."""
+        ids = [*prompt, *answer]
+        count = len(ids) - 1
+        if not prompt or not answer or count > self.decoder.shape.context_tokens:
+            raise RequestRefused("scoring needs a prompt and an answer that fit the context", param="prompt")
+        positions = torch.arange(count)
+        blocks = self.blocks.blocks_for(count)
+        segment = Segment(0, count, 0, list(range(blocks)))
+        wanted = positions[len(prompt) - 1 :]
+        batch = Batch(torch.tensor(ids[:-1]), positions, positions, [segment], wanted)
+        scores = self.decoder.logits(self.decoder.forward(batch, self.decoder.new_pool(blocks)))
+        chosen = torch.tensor(answer).unsqueeze(1)
+        logprobs: list[float] = torch.log_softmax(scores, -1).gather(1, chosen)[:, 0].tolist()
+        return logprobs
 
     def _check_tokens(self, request: Request) -> None:
         vocabulary = self.decoder.shape.vocabulary
@@ -184,13 +202,16 @@ class Engine:
         ]
         for piece, share in zip(work, self.meter.split(pieces, seconds), strict=True):
             piece.sequence.usage.compute_s += share
-        ended_joules = read_joules()
+        ended_joules = self._joules()
         if begun_joules is not None and ended_joules is not None and ended_joules >= begun_joules:
             shares = self.meter.split(pieces, ended_joules - begun_joules)
             for piece, share in zip(work, shares, strict=True):
                 piece.sequence.usage.joules = (piece.sequence.usage.joules or 0.0) + share
         self.meter.learn(pieces, seconds)
         self.busy_s += seconds
+
+    def _joules(self) -> float | None:
+        return read_joules() if self._counts_joules else None
 
     def _expire(self, now_s: float) -> list[Event]:
         late = [

@@ -21,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 
 _PRIOR = np.array([1e-3, 1e-5, 1e-4, 1e-8])
 _FORGET = 0.999
-_WEIGHT = 0.01
+_WEIGHT = 1e-4
 """How much the prior counts, in steps."""
 _RAPL = Path("/sys/class/powercap")
 

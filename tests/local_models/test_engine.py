@@ -222,3 +222,15 @@ def test_usage_is_exact() -> None:
     usage = answer.last.usage
     assert (usage.prompt_tokens, usage.output_tokens) == (len(ids), len(answer.text) + 1)
     assert usage.queue_s >= 0 and usage.prefill_s > 0 and usage.decode_s > 0
+
+
+def test_an_answer_is_scored_as_it_was_said() -> None:
+    """Scoring an engine's own answer gives the log-probabilities it said, bit for bit; nonsense scores
+    lower."""
+    some = engine("tiny-large")
+    prompt = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
+    said = run(some, [greedy("a", prompt, 26)])["a"]
+    assert tuple(some.score(prompt, said.ids)) == said.logprobs
+    assert sum(some.score(prompt, said.ids[::-1])) < sum(said.logprobs)
+    with pytest.raises(RequestRefused):
+        some.score(prompt, [])

@@ -39,7 +39,7 @@ def test_shares_add_up_to_the_step(batch: list[Piece], amount: float) -> None:
     assert all(share >= 0 for share in shares)
 
 
-@pytest.mark.parametrize(("noise", "within"), [(0.0, 0.02), (0.2, 0.1)])
+@pytest.mark.parametrize(("noise", "within"), [(0.0, 0.02), (0.2, 0.2)])
 def test_what_a_step_takes_is_learnt(noise: float, within: float) -> None:
     """Steps of any company and prompt are foreseen, from noisy timings too."""
     meter = taught(noise=noise)

@@ -1,0 +1,97 @@
+"""Folders that are no models, and why."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from local_models import shipped_models
+from local_models.decoder import Decoder
+from local_models.errors import CheckpointError
+from local_models.shape import read_shape
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a shipped model, without its manifest."""
+    target = tmp_path / "model"
+    shutil.copytree(shipped_models()["tiny-small"], target)
+    (target / "manifest.json").unlink()
+    return target
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_an_untouched_folder_loads(folder: Path) -> None:
+    """The copy is a model."""
+    assert Decoder.load(folder).shape.parameters > 50_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "config.json").unlink(), r"no config\.json"),
+        (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "unknown"),
+        (lambda f: edit_config(f, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel.*vLLM"),
+        (lambda f: edit_config(f, hidden_act="gelu"), "gelu"),
+        (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
+        (lambda f: edit_config(f, hidden_size=None), "config"),
+        (lambda f: edit_config(f, vocab_size=97), r"embed_tokens.* \(97, 48\)"),
+        (lambda f: edit_config(f, num_hidden_layers=3), r"lacks 9 tensors.*layers\.2"),
+        (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"not tensors at all"), "cannot be read"),
+        (lambda f: edit_weights(f, lambda w: w.pop("model.norm.weight")), r"model\.norm\.weight"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    """Missing, broken, foreign or contradicting files are an error at load that names them."""
+    damage(folder)
+    with pytest.raises(CheckpointError, match=says):
+        Decoder.load(folder)
+
+
+def test_a_truncated_file_is_an_error(folder: Path) -> None:
+    """Half of the weights are none."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Decoder.load(folder)
+
+
+def test_a_changed_byte_is_found_by_the_manifest(folder: Path) -> None:
+    """A shipped model that was tampered with is not served."""
+    shutil.copy(shipped_models()["tiny-small"] / "manifest.json", folder / "manifest.json")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="differs from its manifest"):
+        Decoder.load(folder)
+
+
+def test_weights_in_several_files_are_one_model(folder: Path) -> None:
+    """A sharded checkpoint loads as its index says."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert Decoder.load(folder).shape == read_shape(shipped_models()["tiny-small"])

@@ -1,0 +1,50 @@
+"""The training of the shipped models, for a few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from local_models import shipped_models
+from local_models.engine import Engine, EngineOptions
+from local_models.manifest import verify_manifest
+from local_models.train_tiny import RECIPES, TinyLlama, exact_match, hugging_face_tensors, save, train
+from tests.local_models.checkpoints import greedy, prompts, run
+
+SHORT = replace(RECIPES["tiny-small"], steps=12, batch=16)
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyLlama:
+    return train(SHORT, Progress(disable=True), "short")
+
+
+def test_the_same_recipe_gives_the_same_weights(model: TinyLlama) -> None:
+    """Training is a function of its recipe."""
+    again = train(SHORT, Progress(disable=True), "again")
+    for name, tensor in hugging_face_tensors(model).items():
+        assert torch.equal(tensor, hugging_face_tensors(again)[name])
+    other = train(replace(SHORT, seed=1), Progress(disable=True), "other")
+    assert not torch.equal(other.embedding, model.embedding)
+
+
+def test_the_folder_is_what_the_trainer_computed(model: TinyLlama, tmp_path: Path) -> None:
+    """The engine, from the saved folder, chooses the token that the trainer's own forward pass finds
+    likeliest."""
+    save(model, tmp_path, {"booking": exact_match(model, "booking", 10)})
+    assert verify_manifest(tmp_path)
+    prompt = prompts(1, seed=1)[0]
+    answer = run(Engine.load(tmp_path, EngineOptions(kv_tokens=256)), [greedy("a", prompt, 1)])["a"]
+    with torch.inference_mode():
+        assert answer.ids[0] == int(model(torch.tensor([prompt]))[0, -1].argmax())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shipped_models_say_how_they_were_made(name: str) -> None:
+    """The recipe in a shipped manifest is the one in the code."""
+    manifest = json.loads((shipped_models()[name] / "manifest.json").read_text())
+    recipe = {**manifest["recipe"], "mix": tuple(tuple(pair) for pair in manifest["recipe"]["mix"])}
+    assert RECIPES[name] == type(RECIPES[name])(**recipe)
