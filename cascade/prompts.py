@@ -42,6 +42,13 @@ def point(messages: Sequence[Message], outline: str, number: int, title: str) ->
     return {"messages": [*messages, _assistant(outline), _user(asked)]}
 
 
+def next_step(messages: Sequence[Message], so_far: str) -> Fields:
+    """Ask for the next step of a solution only."""
+    asked = "Give only the next step, in one or two sentences. Begin the last step with 'Final answer:'."
+    written = [_assistant(so_far)] if so_far else []
+    return {"messages": [*messages, *written, _user(asked)], "stop": ["\n\n"]}
+
+
 def demonstrated(messages: Sequence[Message], solved: Sequence[tuple[str, str]]) -> Fields:
     """The chat with solved cases of its kind before its last turn."""
     shown: list[Message] = []
