@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "local_models", "--uds", str(socket), "--options", '{"kv_tokens": 8192}']
     process = subprocess.Popen(command)
     try:
-        _wait_until_healthy(socket, process)
+        wait_until_healthy(socket, process)
         yield str(socket)
     finally:
         process.terminate()
@@ -30,7 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert process.wait(30) in (0, -signal.SIGTERM)
 
 
-def _wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Return once the server answers; fail when it ends or takes too long."""
     deadline_s = time.monotonic() + 120
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://local") as client:
         while process.poll() is None and time.monotonic() < deadline_s:
