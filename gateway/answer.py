@@ -194,8 +194,9 @@ class Answering:
             knobs = replace(knobs, explore=False)
         assert exchange.query is not None
         candidates = route.candidates(self.s.fleet, self.s.now())
+        exchange.draw = next(self.s.draws)
         try:
-            return route.router.choose(exchange.query, candidates, knobs, next(self.s.draws))
+            return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
         except Undecided as undecided:
             self.s.metrics.undecided(route.name)
             exchange.alarms.append(undecided.reason)

@@ -77,6 +77,8 @@ class Exchange:
     """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
+    draw: float | None = None
+    """What the router chose with."""
     plan: Plan | None = None
     hit: Hit | None = None
     directive: Directive | None = None

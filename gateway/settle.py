@@ -16,7 +16,7 @@ from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecor
 from gateway.services import Services
 from gateway.wire.answer import peek
 from gateway.wire.usage import Usage
-from routers.types import Choice, Vector
+from routers.types import Choice, Knobs, Vector
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -56,6 +56,10 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         images=asked.images,
         wants_json=asked.wants_json,
         vector=packed(query.vector) if query is not None else b"",
+        max_output_tokens=asked.max_output_tokens,
+        knobs=stated_knobs(call.wishes.knobs) if call.wishes.stated else {},
+        explore=exchange.caller.explore,
+        draw=exchange.draw,
         candidates=candidates_of(choice),
         excluded=dict(choice.excluded) if choice else {},
         model=choice.model if choice else "",
@@ -81,6 +85,12 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         prompt_text=asked.text if keeps_text else "",
         answer_text=peek(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
     )
+
+
+def stated_knobs(knobs: Knobs) -> dict[str, float]:
+    """Those that the request itself asked for."""
+    stated = {name: getattr(knobs, name) for name in ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s")}
+    return {name: value for name, value in stated.items() if value is not None and isfinite(value)}
 
 
 def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:

@@ -94,6 +94,14 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     wants_json: bool = False
     vector: bytes = b""
     """float16, little-endian, for retraining without text."""
+    max_output_tokens: int | None = None
+    """The request's own limit."""
+    knobs: dict[str, float] = {}
+    """The request's own knobs; the route's were in force where it had none."""
+    explore: bool = True
+    """False: its key opted out of exploration."""
+    draw: float | None = None
+    """The random number, in [0, 1), that the router chose with: it makes the choice repeatable."""
 
     candidates: tuple[CandidateRecord, ...] = ()
     excluded: dict[str, str] = {}

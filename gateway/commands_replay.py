@@ -1,0 +1,86 @@
+"""`headgate replay`: decide a recorded request again, offline, and say what would differ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.commands_journal import ConfigPath, Json
+from gateway.errors import CallerError
+
+Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
+AtLeastNothing = Annotated[float | None, typer.Option(min=0.0)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name this command in `app`."""
+    app.command()(replay)
+
+
+def replay(
+    decision: Annotated[str, typer.Argument(help="A decision, response or request id.")],
+    config: ConfigPath = None,
+    router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name; "
+                                             "default: what serves the route now.")] = "",
+    cost_weight: Share = None,
+    min_quality: Share = None,
+    max_cost_usd: AtLeastNothing = None,
+    max_latency_s: AtLeastNothing = None,
+    json: Json = False,
+) -> None:
+    """Decide a recorded request again, offline, with the present or another router or knob; show what differs."""
+    from gateway.__main__ import read
+    from gateway.journal.lookup import find_decision
+    from gateway.journal.spool import spool_dir
+    from gateway.journal.store import open_store
+    from gateway.learn.policy import route_policy
+    from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
+    from routers.types import Knobs
+
+    chosen = read(config)
+    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    try:
+        record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))
+        if record is None:
+            raise CallerError(f"no decision has the id '{decision}'")
+        refuse_undecided(record)
+        try:
+            policy = route_policy(chosen, store, record.route, router=router)
+        except (ValueError, OSError) as error:
+            raise CallerError(f"--router: {error}") from None
+    finally:
+        store.close()
+    changed = Knobs(cost_weight, min_quality, max_cost_usd, max_latency_s)
+    told = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
+    typer.echo(msgspec.json.encode(told).decode()) if json else show(told)
+
+
+def show(told: Mapping[str, Any]) -> None:
+    """As a table, what to know below it."""
+    then, now = told["recorded"], told["replayed"]
+    table = Table("candidate", "quality", "cost", "probability", "", title=told["decision_id"])
+    for model in {**then["candidates"], **now["candidates"]}:
+        before, after = then["candidates"].get(model, {}), now["candidates"].get(model, {})
+        cells = [_change(before.get(name), after.get(name)) for name in ("quality", "cost_usd", "probability")]
+        marks = [word for word, side in (("recorded", then), ("replayed", now)) if side["model"] == model]
+        table.add_row(model, *cells, ", ".join(marks))
+    for model in {**then["excluded"], **now["excluded"]}:
+        why = [side["excluded"].get(model, "eligible") for side in (then, now)]
+        table.add_row(model, "", "", "", f"excluded: {why[0]}" if why[0] == why[1] else f"{why[0]} -> {why[1]}")
+    console = Console()
+    console.print(table)
+    same = "the same choice" if told["same_choice"] else f"differs in {', '.join(told['differs'])}"
+    console.print(f"{then['model']} ({then['reason']}) then, {now['model']} ({now['reason']}) now: {same}")
+    for note in told["notes"]:
+        console.print(f"note: {note}")
+
+
+def _change(before: float | None, after: float | None) -> str:
+    texts = ["" if value is None else f"{value:.6g}" for value in (before, after)]
+    return texts[0] if texts[0] == texts[1] else " -> ".join(text or "none" for text in texts)
