@@ -27,10 +27,10 @@ MODELS = [
     {"name": "large", "input_usd_per_mtok": 2.0, "output_usd_per_mtok": 8.0},
     {"name": "blind", "tools": False},
 ]
-ROUTES = [{"name": "auto", "models": ["small", "large", "blind"], "router": "default", "explore": 1.0}]
+ROUTES = [{"name": "auto", "models": ["small", "large", "blind"], "router": "default", "explore": 0.5}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 WISHES: list[dict[str, object]] = [
-    *({} for _ in range(12)), {"headgate": {"cost_weight": 0.9}}, {"headgate": {"models": ["small", "large"]}},
+    *({} for _ in range(20)), {"headgate": {"cost_weight": 0.9}}, {"headgate": {"models": ["small", "large"]}},
     {"tools": [TOOL]}, {"max_tokens": 5},
 ]  # fmt: skip
 CONFIG = """
