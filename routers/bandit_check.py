@@ -2,8 +2,9 @@
 
 Queries come in random orders; each round a model is chosen, its score and cost become known, and nothing else. Reward
 is `score - w * cost_usd`. Cumulative regret is against the best fixed model in hindsight (negative: better than it) and
-against the per-query oracle. Cold: nothing is known beforehand but the texts' main axes. Warm: the base router was
-trained on the rows whose split is train, and the rest is replayed; every rule on the same rows.
+against the per-query oracle. Cold: nothing is known beforehand but the texts' main axes. Priced: models' prices are
+known too. Warm: the base router was trained on the rows whose split is train, and the rest is replayed; every rule on
+the same rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from routers import prior
 from routers.bandit import SQUARE_CB, THOMPSON, EpsilonGreedy, Shrinkage, State, main_axes, posterior, thompson
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
@@ -24,6 +26,7 @@ from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration, drawn, probabilities
+from routers.types import Candidate
 
 WEIGHTS = (0.0, 20.0, 100.0)
 """Quality points per dollar."""
@@ -50,6 +53,16 @@ def cold(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
     """All rows; the axes are made of texts alone, and nothing is expected of any model."""
     zero = np.zeros_like(data.scores)
     return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero)
+
+
+def priced(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
+    """All rows, with what a gateway knows of models it has never heard an answer of: their prices (here the mean cost
+    of a call), and the prior that dearer models tend to be better.
+    """
+    price = data.cost_usd.mean(0)
+    quality = prior.expected([Candidate(name, usd, usd) for name, usd in zip(data.models, price * 1000, strict=True)])
+    same = np.ones((len(x), 1))
+    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), quality * same, price * same)
 
 
 def warm(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
@@ -80,8 +93,8 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
         if rule == THOMPSON:
             chances = thompson(worth, BOLDNESS * sd)
         else:
-            sharpness = 3000.0 * np.sqrt((t + 1) / 1000.0)
-            chances = probabilities(worth, Exploration(floor=0.02, sharpness=float(sharpness)), True)
+            sharpness = 1000.0 * np.sqrt((t + 1) / 1000.0)
+            chances = probabilities(worth, Exploration(floor=0.01, sharpness=float(sharpness)), True)
         j = drawn(chances, float(rng.random()))
         total += float(rows.score[i, j] - weight * rows.cost[i, j])
         surprise = rows.score[i, j] - rows.expected[i, j], rows.cost[i, j] - rows.expected_cost[i, j]
@@ -151,7 +164,7 @@ def main() -> None:
     featurizer = shipped_featurizer()
     data = read_outcomes(asked.data)
     x = described(data, featurizer)
-    starts = {"cold": cold(data, x, featurizer)}
+    starts = {"cold": cold(data, x, featurizer), "priced": priced(data, x, featurizer)}
     if (data.splits == "test").any():
         starts["warm"] = warm(data, x, featurizer)
     report = {

@@ -1,1 +1,187 @@
-"""Whether learning is alive: exploration, labels, drift, calibration, concentration."""
+"""Whether learning is alive: each alarm says what is wrong with a route's rounds, in words an operator can act on.
+
+Refuses to guess: with too few rounds an alarm stays silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.learn.dataset import Log
+from routers.ope import Array
+
+MIN_ROUNDS = 50
+CONCENTRATED = 0.95
+STARVED = 0.01
+RARELY_LABELLED = 0.01
+MISCALIBRATED = 0.1
+SURE_Z = 4.0
+DRIFTED_SD = 0.5
+STALE_ROUNDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    kind: str
+    """starved | concentrated | unlabelled | label delay | calibration | model drift | feature drift | stale"""
+    message: str
+    value: float
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A model whose scores left what they were."""
+
+    model: str
+    place: int
+    """The first round of the log after it."""
+    before: float
+    after: float
+
+
+def raised(log: Log, *, version_since_s: float = 0.0) -> list[Alarm]:
+    """Every alarm of a route's rounds, oldest first in the log. `version_since_s`: since when its router serves."""
+    if len(log) < MIN_ROUNDS:
+        return []
+    checks: Sequence[Callable[[Log], list[Alarm]]] = (
+        exploration_starved, one_model, labels, model_drift, feature_drift,
+    )  # fmt: skip
+    found = [alarm for check in checks for alarm in check(log)]
+    own = np.array([record.time_s > version_since_s for record in log.records], bool)
+    return found + calibration(log.rows(own)) + stale(log, version_since_s)
+
+
+def exploration_starved(log: Log) -> list[Alarm]:
+    """Almost every decision was certain: nothing can be learnt of the models not chosen."""
+    doubt = float((1.0 - log.logged.max(1))[-1000:].mean())
+    if len(log.models) < 2 or doubt >= STARVED:
+        return []
+    return [Alarm("starved", f"{doubt:.1%} of decisions try another model: set the route's `explore`", doubt)]
+
+
+def one_model(log: Log) -> list[Alarm]:
+    """One model answers nearly everything: routing has collapsed, or one model is simply best."""
+    shares = np.bincount(log.action[-1000:], minlength=len(log.models)) / min(len(log), 1000)
+    top = int(shares.argmax())
+    if len(log.models) < 2 or shares[top] <= CONCENTRATED:
+        return []
+    message = f"{log.models[top]} gets {shares[top]:.0%} of the requests"
+    return [Alarm("concentrated", message, float(shares[top]), log.models[top])]
+
+
+def labels(log: Log) -> list[Alarm]:
+    """No scores, or scores that stopped coming."""
+    known = log.labelled
+    share = float(known.mean())
+    if share < RARELY_LABELLED:
+        return [Alarm("unlabelled", f"{share:.1%} of answers are scored: nothing can be learnt", share)]
+    quarter = len(known) // 4
+    before, lately = float(known[:-quarter].mean()), float(known[-quarter:].mean())
+    if quarter * before >= 20 and lately < 0.5 * before:
+        return [Alarm("label delay", f"{lately:.1%} of the latest answers are scored, {before:.1%} before", lately)]
+    return []
+
+
+def expected_quality(log: Log) -> Array:
+    """What the router expected of the model it chose; NaN where it said nothing."""
+    told = []
+    for record in log.records:
+        one = next((c for c in record.candidates if c.model == record.model), None)
+        told.append(np.nan if one is None or one.quality is None else one.quality)
+    return np.array(told, np.float64)
+
+
+def calibration(log: Log) -> list[Alarm]:
+    """Answers of a model are better or worse than the router expects."""
+    gap = (log.score - expected_quality(log))[-1000:]
+    found = []
+    for j, model in enumerate(log.models):
+        mine = gap[(log.action[-1000:] == j) & np.isfinite(gap)]
+        if len(mine) < 30:
+            continue
+        mean, error = float(mine.mean()), float(mine.std(ddof=1)) / np.sqrt(len(mine))
+        if abs(mean) > MISCALIBRATED and abs(mean) > SURE_Z * max(float(error), 1e-3):
+            way = "above" if mean > 0 else "below"
+            message = f"{model} scores {abs(mean):.2f} {way} what the router expects"
+            found.append(Alarm("calibration", message, mean, model))
+    return found
+
+
+def model_drift(log: Log) -> list[Alarm]:
+    """A model answers better or worse than it did."""
+    return [
+        Alarm("model drift", f"{one.model} went from {one.before:.2f} to {one.after:.2f}",
+              one.after - one.before, one.model)
+        for one in changes(log)
+    ]  # fmt: skip
+
+
+def changes(log: Log, least: int = 25) -> list[Change]:
+    """Models whose mean score changed at some round: the largest jump, where it is beyond chance.
+
+    Scores are compared within the kinds of query that the router tells apart (its own expectation), so that a shift of
+    traffic toward harder queries is no drift of the model.
+    """
+    found = []
+    expected = expected_quality(log)
+    for j, model in enumerate(log.models):
+        places = np.flatnonzero((log.action == j) & log.labelled)
+        if len(places) < 2 * least:
+            continue
+        level = np.where(np.isfinite(expected[places]), expected[places], 0.0)
+        change = _largest_jump(log.score[places], _explained(log.score[places], level), least)
+        if change is not None:
+            at, before, after = change
+            found.append(Change(model, int(places[at]), before, after))
+    return found
+
+
+def _explained(score: Array, level: Array) -> Array:
+    """What of the score the expectation explains, by least squares."""
+    spread = float(level.var())
+    slope = float(np.cov(level, score, bias=True)[0, 1]) / spread if spread > 1e-9 else 0.0
+    return np.asarray(score.mean() + max(slope, 0.0) * (level - level.mean()))
+
+
+def _largest_jump(score: Array, explained: Array, least: int) -> tuple[int, float, float] | None:
+    """Place, mean before and mean after of the likeliest change; None where chance explains it.
+
+    The statistic is the maximum over places of a two-sample z, whose 99.9 % point for hundreds of places is about 4.
+    """
+    rest, n = score - explained, len(score)
+    total, sd = np.cumsum(rest), max(float(rest.std()), 1e-6)
+    places = np.arange(least, n - least + 1)
+    before = total[places - 1] / places
+    after = (total[-1] - total[places - 1]) / (n - places)
+    z = np.abs(after - before) / (sd * np.sqrt(1 / places + 1 / (n - places)))
+    best = int(z.argmax())
+    if z[best] < SURE_Z or abs(after[best] - before[best]) < MISCALIBRATED:
+        return None
+    at = int(places[best])
+    return at, float(score[:at].mean()), float(score[at:].mean())
+
+
+def feature_drift(log: Log) -> list[Alarm]:
+    """The queries of late are not those of before."""
+    z = log.covariates(8)
+    half = len(z) // 2
+    shift = np.abs(z[half:].mean(0) - z[:half].mean(0))
+    error = np.sqrt(1 / half + 1 / (len(z) - half))
+    worst = float(shift.max())
+    if worst > DRIFTED_SD and worst > SURE_Z * error:
+        return [Alarm("feature drift", f"queries moved by {worst:.1f} standard deviations", worst)]
+    return []
+
+
+def stale(log: Log, since_s: float) -> list[Alarm]:
+    """Scores came in plenty, and the router is still the one from before them."""
+    fresh = sum(
+        record.time_s > since_s for record, known in zip(log.records, log.labelled, strict=True) if known
+    )
+    if since_s <= 0 or fresh < STALE_ROUNDS:
+        return []
+    return [Alarm("stale", f"{fresh} scored answers since the router last changed", float(fresh))]

@@ -1,1 +1,87 @@
-"""Whether a candidate version may replace the incumbent: only when its lower bound beats the estimate."""
+"""Whether a candidate version may replace the incumbent: only when its lower bound beats the incumbent's estimate.
+
+Both are valued on the same logged rounds, as quality minus the price of money that the route's cost weight states; the
+bound is on their difference, paired round by round (doubly robust, one-sided 95 %). Refuses where the log can't tell,
+and then says what it would take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from gateway.learn.dataset import Log
+from routers import ope
+from routers.ope import Array, Evidence, Interval, Refusal
+from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
+from routers.types import Knobs
+
+ONE_SIDED = 0.90
+"""A two-sided interval of 90 % has a lower bound of 95 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the candidate passed, and by how much it is better."""
+
+    passed: bool
+    reason: str
+    difference: Interval | None = None
+    candidate: Interval | None = None
+    incumbent: Interval | None = None
+    refusal: Refusal | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        told: dict[str, object] = {"passed": self.passed, "reason": self.reason}
+        for name in ("difference", "candidate", "incumbent"):
+            found: Interval | None = getattr(self, name)
+            if found is not None:
+                told[name] = found.as_dict()
+        return told
+
+
+def worth(log: Log, knobs: Knobs, reference_usd: float) -> Array:
+    """Quality minus the exchange rate times cost, per round; NaN where nobody scored it.
+
+    With a quality floor instead of a cost weight the default weight states what money is worth.
+    """
+    weight = DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight
+    rate = min(exchange_rate(weight), 1e3)
+    return np.asarray(log.score - rate * log.cost_usd / max(reference_usd, 1e-12))
+
+
+def reference_of(log: Log) -> float:
+    """What a call of the dearest model costs on this route; one dollar where all are free."""
+    paid = log.mean_cost_usd()
+    dearest = float(np.nanmax(paid)) if np.isfinite(paid).any() else 0.0
+    return dearest if dearest > 0 else 1.0
+
+
+def judge(
+    log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Evidence | None = None, seed: int = 0
+) -> Verdict:
+    """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
+    known = np.isfinite(reward)
+    if not known.any():
+        return Verdict(False, "nobody scored any answer")
+    rounds = log.rows(known).rounds(reward[known])
+    verdict = ope.judged(rounds, candidate[known], evidence, log.mean_cost_usd())
+    if isinstance(verdict, Refusal):
+        return Verdict(False, str(verdict), refusal=verdict)
+    model = ope.cross_fitted(log.covariates()[known], rounds, seed=seed)
+    gap = ope.difference(rounds, candidate[known], incumbent[known], model, confidence=ONE_SIDED)
+    theirs = ope.valued(rounds, candidate[known], model, confidence=ONE_SIDED).best
+    ours = ope.valued(rounds, incumbent[known], model, confidence=ONE_SIDED).best
+    passed = gap.low > 0.0
+    reason = f"worth {theirs.value:.4f} against {ours.value:.4f}, difference at least {gap.low:+.4f}"
+    return Verdict(passed, reason, gap, theirs, ours)
+
+
+def compared(candidate: Array, incumbent: Array) -> Interval:
+    """Mean reward of two halves of randomised traffic: the candidate's minus the incumbent's, one-sided 95 %."""
+    gap = float(candidate.mean() - incumbent.mean())
+    error = float(np.sqrt(candidate.var(ddof=1) / len(candidate) + incumbent.var(ddof=1) / len(incumbent)))
+    reach = NormalDist().inv_cdf(0.95) * error
+    return Interval(gap, gap - reach, gap + reach)

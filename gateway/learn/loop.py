@@ -1,1 +1,249 @@
-"""The closed loop: data set, retrain, gate, shadow, canary, promote or roll back."""
+"""The closed loop of one route: data set, retrain, gate, shadow, canary, promote or roll back.
+
+Each step reads the journal, takes at most one of these turns and says what it did and why. Everything it must remember
+lies in the store, so a step may run anywhere, any time; nothing is promoted that the journal doesn't speak for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.config import Config
+from gateway.journal.store import RouterVersion, Store, open_store
+from gateway.learn.alarms import Alarm, raised
+from gateway.learn.dataset import Log, NothingLogged, read_log
+from gateway.learn.gate import Verdict, judge, reference_of, worth
+from gateway.learn.policy import route_config, route_policy
+from gateway.learn.retrain import Trained, lately, trained, twins
+from gateway.learn.shadow import begin_canary, end_canary, halves_of, mark, shadowed
+from gateway.learn.whatif import Policy, decided, widened
+from gateway.promote import Versions
+from routers.artifact import Card
+from routers.ope import Array
+from routers.outcomes import DataError
+from routers.registry import save_router
+from routers.types import Router
+
+WAITS, REFUSED, SHADOW, CANARY, PROMOTED, ROLLED_BACK = (
+    "waits", "refused", "shadow", "canary", "promoted", "rolled back",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How much evidence each turn asks for, in scored rounds."""
+
+    router: str = "linear"
+    min_scored: int = 100
+    """Before the first training, and after a change of a model."""
+    retrain_after: int = 200
+    """New ones since the last training."""
+    shadow_rounds: int = 50
+    canary_share: float = 0.2
+    canary_rounds: int = 40
+    """Decided by the candidate."""
+    margin: float = 0.05
+    """A canary may be this much worse, for all that its half of the traffic can tell, and still be promoted."""
+    patience: int = 200
+    """Canary rounds after which the sign alone decides."""
+    limit: int = 5000
+    """Latest rounds that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a step did."""
+
+    action: str
+    reason: str
+    version: str = ""
+    alarms: tuple[Alarm, ...] = ()
+
+    def __str__(self) -> str:
+        alarms = "".join(f"\n  alarm: {alarm.kind}: {alarm.message}" for alarm in self.alarms)
+        return f"{self.action} {self.version}: {self.reason}{alarms}".replace(" :", ":")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Loop:
+    """One route's."""
+
+    def __init__(self, config: Config, store: Store, route: str, terms: Terms | None = None) -> None:
+        self.config, self.store, self.route = config, store, route
+        self.terms = terms or Terms()
+        self.explore = route_config(config, route).explore
+        self.versions = Versions(store, config.server.run_dir)
+
+    @classmethod
+    def opened(cls, config: Config, route: str, terms: Terms | None = None) -> Loop:
+        """On the configuration's own store. Raises CallerError where there is no such route."""
+        route_config(config, route)
+        return cls(config, open_store(config.storage.url, keep_days=config.storage.keep_days), route, terms)
+
+    def step(self, now_s: float) -> Told:
+        """One turn at most."""
+        try:
+            log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
+        except NothingLogged as none:
+            return Told(WAITS, str(none))
+        incumbent = self.policy()
+        log = widened(log, [one.model for one in incumbent.candidates])
+        standing = {one.state: one for one in reversed(self.versions.list(self.route))}
+        live = standing.get("live")
+        alarms = tuple(raised(log, version_since_s=_since(live) if live else 0.0))
+        if "canary" in standing:
+            told = self.watch_canary(log, standing["canary"], now_s)
+        elif "shadow" in standing:
+            told = self.watch_shadow(log, standing["shadow"], incumbent, now_s)
+        else:
+            back = self.watch_live(log, live, incumbent) if live else None
+            told = back or self.retrain(log, incumbent, now_s)
+        return Told(told.action, told.reason, told.version, alarms)
+
+    # -- the turns
+
+    def retrain(self, log: Log, incumbent: Policy, now_s: float) -> Told:
+        """A new candidate, where enough was scored since the last one; the gate decides whether it goes on."""
+        train, judged = lately(log)
+        since_s = float((self.store.setting(self._setting) or {}).get("trained_until_s", 0.0))
+        fresh = sum(r.time_s > since_s for r, known in zip(log.records, log.labelled, strict=True) if known)
+        changed = judged is not log and judged.records[0].time_s > since_s
+        enough = self.terms.min_scored if changed or not since_s else self.terms.retrain_after
+        if (int(judged.labelled.sum()) if changed else fresh) < enough:
+            return Told(WAITS, f"{fresh} scored rounds since the last training")
+        try:
+            verdict = self.gated(train, judged, incumbent)
+            if verdict.refusal is not None:  # more rounds may tell: asked again at the next step
+                return Told(REFUSED, verdict.reason)
+            self.store.save_setting(self._setting, {"trained_until_s": log.records[-1].time_s}, "learn")
+            if not verdict.passed:
+                return Told(REFUSED, verdict.reason)
+            made = trained(train, self.terms.router, self._next_version(), self.explore)
+        except DataError as error:
+            return Told(REFUSED, str(error))
+        version = self.take_in(made, verdict, now_s)
+        return Told(SHADOW, verdict.reason, version.version)
+
+    def gated(self, train: Log, judged: Log, incumbent: Policy) -> Verdict:
+        """The way of training, judged on queries that its routers did not see."""
+        one, two, first = twins(train, judged, self.terms.router, self.explore)
+        target = np.where(
+            first[:, None], decided(_with(incumbent, one), judged), decided(_with(incumbent, two), judged)
+        )
+        return judge(judged, target, decided(incumbent, judged), self.reward(judged, incumbent))
+
+    def consider(self, artifact: Path, now_s: float) -> Told:
+        """Someone else's candidate: through the same gate, on all rounds."""
+        log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
+        incumbent = self.policy()
+        log = lately(widened(log, [one.model for one in incumbent.candidates]))[1]
+        target = decided(self.policy(str(artifact)), log)
+        verdict = judge(log, target, decided(incumbent, log), self.reward(log, incumbent))
+        if not verdict.passed:
+            return Told(REFUSED, verdict.reason)
+        version = self.versions.add(self.route, artifact, state="candidate", actor="learn")
+        mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=self._label(version))
+        return Told(SHADOW, verdict.reason, version.version)
+
+    def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> Told:
+        """On rounds that came after it was made: not significantly worse, and it goes before a share of the traffic."""
+        since_s = _since(version)
+        fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
+        if int(fresh.labelled.sum()) < self.terms.shadow_rounds:
+            return Told(WAITS, f"{int(fresh.labelled.sum())} scored rounds in the shadow", version.version)
+        found = shadowed(fresh, self.policy(version.artifact), incumbent, self.reward(fresh, incumbent))
+        gap = found.verdict.difference
+        if gap is not None and gap.high < 0.0:
+            mark(self.store, version, "refused", now_s, shadow=found.verdict.as_dict())
+            return Told(REFUSED, found.verdict.reason, version.version)
+        begin_canary(str(self.config.server.run_dir), self.route, version, self.terms.canary_share)
+        mark(self.store, version, "canary", now_s, shadow=found.verdict.as_dict())
+        return Told(CANARY, f"agrees with {found.agreement:.0%} of decisions; {found.verdict.reason}", version.version)
+
+    def watch_canary(self, log: Log, version: RouterVersion, now_s: float) -> Told:
+        """Randomised halves of the traffic decide."""
+        label = str((version.metrics or {}).get("label", ""))
+        halves = halves_of(log, label, self.reward(log, self.policy()), _since(version))
+        gap, count = halves.difference(), len(halves.candidate)
+        if gap is None or count < self.terms.canary_rounds:
+            return Told(WAITS, f"{count} scored canary rounds", version.version)
+        reason = f"{count} canary rounds, difference {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        bad = gap.high < 0.0 or (count >= self.terms.patience and gap.value < 0.0)
+        if not bad and gap.low <= -self.terms.margin and count < self.terms.patience:
+            return Told(WAITS, reason, version.version)
+        end_canary(str(self.config.server.run_dir), self.route)
+        if bad:
+            mark(self.store, version, "rolled_back", now_s, canary=gap.as_dict())
+            return Told(ROLLED_BACK, reason, version.version)
+        noted = mark(self.store, version, "candidate", now_s, canary=gap.as_dict())
+        self.versions.promote(self.route, noted.version, actor="learn")
+        return Told(PROMOTED, reason, version.version)
+
+    def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> Told | None:
+        """The version before comes back where it would have been worth more since."""
+        before = [
+            one for one in self.versions.list(self.route) if one.state == "retired" and one.time_s < live.time_s
+        ]
+        since_s = _since(live)
+        fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
+        if not before or int(fresh.labelled.sum()) < self.terms.min_scored:
+            return None
+        former = decided(self.policy(max(before, key=lambda one: one.time_s).artifact), fresh)
+        verdict = judge(fresh, former, decided(incumbent, fresh), self.reward(fresh, incumbent))
+        if not verdict.passed:
+            return None
+        self.versions.roll_back(self.route, actor="learn")
+        return Told(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
+
+    # -- what they share
+
+    def policy(self, router: str = "") -> Policy:
+        """What serves the route now, or that artefact in its place."""
+        return route_policy(self.config, self.store, self.route, router=router)
+
+    def reward(self, log: Log, incumbent: Policy) -> Array:
+        return worth(log, incumbent.knobs, reference_of(log))
+
+    def take_in(self, made: Trained, verdict: Verdict, now_s: float) -> RouterVersion:
+        """The trained router as an artefact with its lineage, in the shadow."""
+        live = next((one.version for one in self.versions.list(self.route) if one.state == "live"), "")
+        router = made.router
+        card = Card(
+            router.name, router.version, router.features_version, made.models, parent=live,
+            data_checksum=made.checksum, trained_on=(f"journal:{self.route}",),
+            metrics={"rows": made.rows, **verdict.as_dict()},
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "candidate.safetensors"
+            save_router(path, router, card)
+            version = self.versions.add(self.route, path, state="candidate", actor="learn")
+        label = f"{router.name}@{router.version}"
+        return mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=label, parent=live)
+
+    def _label(self, version: RouterVersion) -> str:
+        router = self.policy(version.artifact).router
+        return f"{router.name}@{router.version}"
+
+    def _next_version(self) -> str:
+        return f"{len(self.versions.list(self.route)) + 1}"
+
+    @property
+    def _setting(self) -> str:
+        return f"learn.{self.route}"
+
+
+def _since(version: RouterVersion) -> float:
+    """Since when it stands where it stands."""
+    told = (version.metrics or {}).get("since_s", version.time_s)
+    return float(told) if isinstance(told, (int, float)) else version.time_s
+
+
+def _with(policy: Policy, router: Router) -> Policy:
+    return Policy(router, policy.candidates, policy.knobs, policy.default_model)

@@ -1,4 +1,6 @@
-"""A route's policy outside the request path: the same router, candidates and knobs that answer its requests."""
+"""A route's policy outside the request path: the same router, candidates and knobs that answer its
+requests.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,15 @@ def route_config(config: Config, route: str) -> RouteConfig:
     return found
 
 
-def route_policy(
-    config: Config, store: Store, route: str, *, router: str = "", explore: float | None = None
-) -> Policy:
+def route_policy(config: Config, store: Store, route: str, *, router: str = "", explore: float | None = None) -> Policy:
     """As it answers now, or with another router: an artefact, a version of the route's, or a name."""
     stated = route_config(config, route)
     if explore is not None:
         stated = msgspec.structs.replace(stated, explore=explore)
-    settings = Settings(routers={route: artifact_of(config, store, route, router)}) if router else (
-        read_settings(config.server.run_dir)
-    )
-    book = RouteBook(
-        msgspec.structs.replace(config, routes=[stated]), {route: open_route_router(stated, settings)}
-    )
+    # a candidate that is before a share of the traffic is no part of what answers now
+    served = read_settings(config.server.run_dir).routers
+    settings = Settings(routers={route: artifact_of(config, store, route, router)} if router else served)
+    book = RouteBook(msgspec.structs.replace(config, routes=[stated]), {route: open_route_router(stated, settings)})
     found = book.routes[route]
     assert found.router is not None
     return Policy(found.router, [model.candidate for model in found.models], found.knobs, found.default_model)

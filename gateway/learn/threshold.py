@@ -1,8 +1,10 @@
-"""What another `accept_at` would have cost and been worth: only answers between the two thresholds change sides.
+"""What another `accept_at` would have cost and been worth: only answers between the two thresholds change
+sides.
 
-For those, what would have come is read from twins: rounds of the same plan whose first answer was as confident but
-which were decided the other way (the threshold was once another, or a judge scored the answer that wasn't kept).
-Without enough twins the answer is a refusal. Within the band, confidence is all that is held equal.
+For those, what would have come is read from twins: rounds of the same plan whose first answer was as
+confident but which were decided the other way (the threshold was once another, or a judge scored the
+answer that wasn't kept). Without enough twins the answer is a refusal. Within the band, confidence is all
+that is held equal.
 """
 
 from __future__ import annotations
@@ -103,9 +105,7 @@ def _valued(
     return Figure(now, value, Interval(gap.value, gap.value - stretch, gap.value + stretch), value)
 
 
-def _twins(
-    log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str
-) -> Array:
+def _twins(log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:
     """What came of rounds as confident as the band's, decided as the band would be now."""
     low, high = float(found.confidence[band].min()), float(found.confidence[band].max())
     alike = (found.confidence >= low) & (found.confidence <= high) & (found.kept == keeping)

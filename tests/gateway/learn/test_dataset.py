@@ -11,7 +11,7 @@ from gateway.learn.dataset import (
     NothingLogged,
     Scored,
     failed_check,
-    halves,
+    halves_of_queries,
     log_of,
     log_of_outcomes,
     scored_by_checks,
@@ -57,7 +57,9 @@ def test_feedback_outranks_checks() -> None:
 
 
 def test_asking_again_at_once_says_the_answer_was_no_good() -> None:
-    """The same question of the same caller within two minutes counts against the first answer, not the last."""
+    """The same question of the same caller within two minutes counts against the first answer, not the
+    last.
+    """
     record, _ = decisions(1)[0]
     soon, later = replace(record, time_s=record.time_s + 5), replace(record, time_s=record.time_s + 5000)
     other = replace(soon, tenant="another")
@@ -109,7 +111,8 @@ def test_training_data_credits_the_model_that_answered() -> None:
 def test_equal_queries_lie_in_one_half() -> None:
     """Nothing is judged on a query that was trained on."""
     log = log_of([(replace(record, prompt_text=f"q{i % 9}"), score) for i, (record, score) in enumerate(decisions(90))])
-    one, two = halves(log)
+    first = halves_of_queries(log)
+    one, two = log.rows(first), log.rows(~first)
     assert {r.prompt_text for r in one.records}.isdisjoint(r.prompt_text for r in two.records)
     assert len(one) + len(two) == 90 and len(one) and len(two)
 

@@ -14,8 +14,9 @@ from tests.gateway.learn.world import Town
 
 
 def climbed(n: int, thresholds: tuple[float, ...], seed: int = 0) -> Log:
-    """A journal of small -> large cascades whose threshold was one of those, at random. The first answer is right as
-    often as it is confident; the second is right nine times in ten and costs ten times as much.
+    """A journal of small -> large cascades whose threshold was one of those, at random. The first answer
+    is right as often as it is confident; the second is right nine times in ten and costs ten times as
+    much.
     """
     rng = np.random.default_rng(seed)
     rows: list[Scored] = []

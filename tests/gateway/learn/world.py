@@ -1,5 +1,5 @@
-"""A town with two kinds of question and three models, whose journal can be written without a gateway: the truth about
-every model on every kind is known.
+"""A town with two kinds of question and three models, whose journal can be written without a gateway: the
+truth about every model on every kind is known.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Town:
         record = DecisionRecord(
             id=f"dec_{self.seed}_{self.made}", time_s=1e9 + 200.0 * self.made, route="auto", status=200,
             tenant="t", input_tokens=query.input_tokens, turns=1, features_version=query.features_version,
-            vector=query.vector.astype("<f2").tobytes(), prompt_text=kind,
+            vector=query.vector.astype("<f2").tobytes(),
             candidates=tuple(
                 CandidateRecord(
                     model=model, probability=chance, quality=expected[model].quality if expected else None,

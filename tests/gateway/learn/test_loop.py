@@ -1,0 +1,223 @@
+"""The closed loop: from a router that knows nothing, through a gate that refuses what is worse, to recovery from a
+model that turned bad.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from gateway.app import open_route_router, reload
+from gateway.config import Config
+from gateway.config_load import parse
+from gateway.journal.record import FeedbackRecord
+from gateway.journal.ship import Shipper
+from gateway.journal.store import Store, open_store
+from gateway.journal.write import write_records
+from gateway.learn import loop as turns
+from gateway.learn.dataset import log_of, training_data
+from gateway.learn.loop import Loop, Terms, Told
+from gateway.learn.shadow import begin_canary, mark
+from gateway.settings import read_settings
+from routers.artifact import Card
+from routers.features import shipped_featurizer
+from routers.fit import fit_learned
+from routers.plugin import PluginRouter
+from routers.registry import estimator_named, save_router
+from routers.simple import Weighted
+from routers.types import Knobs, Router
+from tests.gateway.learn.world import PRICE, TRUTH, Town, candidates, described
+from tests.live import live
+
+KNOBS = Knobs(cost_weight=0.5)
+REFERENCE_USD = PRICE["large"] * 425 / 1e6
+TERMS = Terms(min_scored=100, retrain_after=200, shadow_rounds=40, canary_share=0.3, canary_rounds=25)
+
+
+def configured(folder: Path) -> Config:
+    table = {
+        "server": {"run_dir": str(folder / "run")},
+        "storage": {"url": f"sqlite:///{folder}/journal.db"},
+        "providers": [{"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:1/v1"}],
+        "models": [
+            {"name": name, "provider": "up", "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd}
+            for name, usd in PRICE.items()
+        ],
+        "routes": [{"name": "auto", "models": list(PRICE), "router": "linear", "cost_weight": 0.5, "explore": 0.2}],
+    }
+    config, problems = parse(table, {})
+    assert config is not None, problems
+    return config
+
+
+class Street:
+    """A town whose journal is written into a real store, decided by whatever serves the route."""
+
+    def __init__(self, folder: Path, seed: int = 3) -> None:
+        self.config = configured(folder)
+        self.store: Store = open_store(self.config.storage.url)
+        self.town = Town(seed)
+        self.loop = Loop(self.config, self.store, "auto", TERMS)
+
+    def router(self) -> Router:
+        return open_route_router(self.config.routes[0], read_settings(self.config.server.run_dir))
+
+    def round(self, n: int = 100) -> Told:
+        rows = self.town.decisions(self.router(), n, knobs=KNOBS)
+        said = [
+            FeedbackRecord(id="fb_" + record.id, time_s=record.time_s, decision_id=record.id, tenant="t", score=score)
+            for record, score in rows
+        ]
+        with self.store.engine.begin() as connection:
+            write_records(connection, [*(record for record, _ in rows), *said])
+        return self.loop.step(rows[-1][0].time_s + 1.0)
+
+    def until(self, action: str, rounds: int = 14) -> list[Told]:
+        told = []
+        for _ in range(rounds):
+            told.append(self.round())
+            if told[-1].action == action:
+                return told
+        raise AssertionError(f"never {action}: " + "; ".join(map(str, told)))
+
+    def worth(self, router: Router) -> float:
+        quality, cost = self.town.worth(router, certain(KNOBS), 200)
+        return quality - 0.2 * cost / REFERENCE_USD
+
+
+def certain(knobs: Knobs) -> Knobs:
+    """The same knobs without exploration: what the router thinks best."""
+    return Knobs(cost_weight=knobs.cost_weight, explore=False)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Iterator[Street]:
+    made = Street(tmp_path)
+    yield made
+    made.store.close()
+
+
+def best_worth(truth: dict[str, dict[str, float]]) -> float:
+    """Of the policy that knows the town: for each kind the model of highest worth."""
+    total = 0.0
+    for scores in truth.values():
+        total += max(scores[model] - 0.2 * PRICE[model] / PRICE["large"] for model in scores) / len(truth)
+    return total
+
+
+def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) -> None:
+    """From nothing to 95 % of what is possible, by way of shadow and canary; a bad candidate is refused; a model that
+    turns bad is noticed and routed around.
+    """
+    start = street.worth(street.router())
+    told = street.until(turns.PROMOTED)
+    actions = [one.action for one in told]
+    assert actions.index(turns.SHADOW) < actions.index(turns.CANARY) < actions.index(turns.PROMOTED)
+    possible = best_worth({kind: dict(scores) for kind, scores in TRUTH.items()})
+    assert start < 0.9 * possible
+    assert street.worth(street.router()) >= 0.95 * possible
+    states = {one.state for one in street.loop.versions.list("auto")}
+    assert states == {"live"}
+
+    bad = spoilt_artifact(street, tmp_path)
+    refused = street.loop.consider(bad, 2e9)
+    assert refused.action == turns.REFUSED and "difference at least -" in refused.reason
+
+    street.town.truth = {"sum": {**TRUTH["sum"], favourite(street): 0.15}, "poem": dict(TRUTH["poem"])}
+    fallen = street.worth(street.router())
+    told = street.until(turns.PROMOTED, 20)
+    assert any(alarm.kind == "model drift" for alarm in told[1].alarms), "noticed within 200 requests"
+    recovered = street.worth(street.router())
+    assert fallen < 0.8 * recovered
+    assert recovered >= 0.95 * best_worth({kind: dict(scores) for kind, scores in street.town.truth.items()})
+
+
+def favourite(street: Street) -> str:
+    """Which model answers most sums now."""
+    router, picks = street.router(), Counter[str]()
+    for i in range(60):
+        query = described(f"What is {1234 + 97 * i} + {8765 - 31 * i}? Answer with the number only.")
+        picks[router.choose(query, candidates(), certain(KNOBS), 0.0).model] += 1
+    return picks.most_common(1)[0][0]
+
+
+def spoilt_artifact(street: Street, folder: Path) -> Path:
+    """Trained on scores turned upside down."""
+    data, x = training_data(log_of(street.town.decisions(Weighted(), 300)))
+    spoilt = replace(data, scores=1.0 - data.scores)
+    learned = fit_learned(estimator_named("linear"), spoilt, x, shipped_featurizer())
+    router = PluginRouter("linear", "bad", shipped_featurizer().version, learned)
+    path = folder / "bad.safetensors"
+    save_router(path, router, Card(router.name, "bad", router.features_version, data.models))
+    return path
+
+
+def test_a_bad_canary_is_rolled_back(street: Street, tmp_path: Path) -> None:
+    """A candidate that slipped through does its harm to a share of the traffic, briefly, and is gone."""
+    street.round()
+    version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
+    mark(street.store, version, "canary", 1e9, label="linear@bad")
+    begin_canary(str(street.config.server.run_dir), "auto", version, 0.5)
+    told = street.until(turns.ROLLED_BACK)
+    assert len(told) <= 4
+    assert read_settings(street.config.server.run_dir).canaries == {}
+    assert street.loop.versions.find("auto", version.version).state == "rolled_back"
+
+
+def test_an_empty_journal_only_waits(street: Street) -> None:
+    """Nothing logged, nothing done."""
+    assert street.loop.step(1e9).action == turns.WAITS
+
+
+async def test_feedback_over_http_reaches_the_router(tmp_path: Path) -> None:
+    """Requests and feedback over HTTP, the loop beside: the promoted version serves the running gateway."""
+    route = {"name": "auto", "models": list(PRICE), "router": "linear", "cost_weight": 0.5, "explore": 0.4}
+    models = [
+        {"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd} for name, usd in PRICE.items()
+    ]
+    terms = Terms(min_scored=150, shadow_rounds=30, canary_share=0.5, canary_rounds=25, patience=60)
+    town = Town(5)
+    scripts = {name: [{"text": "word " * 40}] for name in PRICE}
+    async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gate:
+        services = gate.services
+        store = open_store(services.config.storage.url)
+        loop = Loop(services.config, store, "auto", terms)
+        shipper = Shipper(services.spool_dir, store.engine)
+        actions: list[str] = []
+        async with httpx.AsyncClient(base_url=gate.url) as client:
+            for _ in range(16):
+                for _ in range(50):
+                    await ask(client, town)
+                shipper.ship_all()
+                actions.append(loop.step(services.clock()).action)
+                if services.current.refresh():
+                    reload(services)
+                if actions[-1] == turns.PROMOTED:
+                    break
+            answer = await client.post("/v1/chat/completions", json=body(town.question()[1]))
+        shipper.close()
+        served = (loop.versions.list("auto")[0].metrics or {})["label"]
+        store.close()
+        assert actions[-1] == turns.PROMOTED, actions
+        record = await gate.decision(answer.headers["x-headgate-decision-id"])
+        assert record.router == served
+
+
+def body(text: str) -> dict[str, object]:
+    return {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 40}
+
+
+async def ask(client: httpx.AsyncClient, town: Town) -> None:
+    """One question, and what its answer was worth."""
+    kind, text = town.question()
+    answer = await client.post("/v1/chat/completions", json=body(text))
+    assert answer.status_code == 200, answer.text
+    right = town.rng.random() < town.truth[kind][answer.headers["x-headgate-model"]]
+    said = {"decision_id": answer.headers["x-headgate-decision-id"], "score": float(right)}
+    assert (await client.post("/v1/feedback", content=msgspec.json.encode(said))).status_code == 200
