@@ -11,6 +11,7 @@ from routers.cores import one_core
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator, Matrix, Training, folds
 from routers.features import Featurizer
+from routers.onboarding import completed
 from routers.outcomes import DataError, Outcomes
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
@@ -54,7 +55,7 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featu
 def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurizer, seed: int) -> Learned:
     projection = Projection().fit(x, featurizer.layout.blocks())
     z = projection.apply(x).astype(np.float64)
-    quality.fit(Training(z, data.scores, data.tasks, data.models, seed))
+    quality.fit(Training(z, completed(data.scores), data.tasks, data.models, seed))
     known = np.asarray(np.isfinite(data.cost_usd))
     paid = np.where(known, data.cost_usd, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     return Learned(
