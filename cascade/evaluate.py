@@ -62,7 +62,10 @@ class Setting:
     """Estimator behind the estimates before generation."""
     depth: int = 1
     pool: int = 6
-    folds: int = 5
+    folds: int = 10
+    """Of the posterior and its rules: the more, the less pessimistic the held-out curve."""
+    estimate_folds: int = 8
+    """Of the router's estimates on training rows."""
     tolerance: float = 0.003
     """Quality below the best single model that still counts as matching it, on training rows."""
     rates: int = 36
@@ -94,7 +97,9 @@ def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting)
     """Training rows with out-of-fold estimates, test rows with those of a router trained on all training rows."""
     featurizer = shipped_featurizer()
     taught, tested = logged.rows(train), logged.rows(~train)
-    quality, answer = out_of_fold(setting.router, taught.data, x[train], featurizer, seed=setting.seed)
+    quality, answer = out_of_fold(
+        setting.router, taught.data, x[train], featurizer, k=setting.estimate_folds, seed=setting.seed
+    )
     learned = fit_learned(estimator_named(setting.router), taught.data, x[train], featurizer, setting.seed)
     test_quality, test_answer = predicted(learned, x[~train])
     z = [learned.projection.apply(rows).astype(float) for rows in (x[train], x[~train])]

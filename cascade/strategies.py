@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from math import isfinite, isnan
 
 from cascade.bestof import BestOf
-from cascade.prompts import Message, point, refinement, skeleton, verification
+from cascade.prompts import Message, next_step, point, refinement, skeleton, verification
 from cascade.rewrite import Refine, Skeleton, suits_skeleton
+from cascade.stepwise import Stepwise
 from cascade.types import Confidence, Step, Strategy
 from cascade.verify import SelfVerification, Threshold
 from cascade.voting import Vote, samples
 from routers.types import Choice
 
-WRITING = frozenset({"verify", "refine", "skeleton"})
+WRITING = frozenset({"verify", "refine", "skeleton", "stepwise"})
 """Those that write requests of their own, and so need the chat."""
 SAMPLES = 5
 VERDICTS = 3
@@ -121,6 +122,17 @@ def sketch(ground: Ground) -> Built | None:
     return strategy, (chosen,) * 12
 
 
+def stepwise(ground: Ground) -> Built | None:
+    """The chosen model drafts a solution step by step; the best one redoes poor steps."""
+    best, messages, chosen = ground.best, ground.messages, ground.chosen
+    if best is None or not messages:
+        return None
+    strategy = Stepwise(
+        chosen, best, lambda so_far: next_step(messages, so_far), ground.accept_at, confidence=ground.confidence
+    )
+    return strategy, (*(chosen, best) * strategy.most, best)
+
+
 BUILDERS: Mapping[str, Callable[[Ground], Built | None]] = {
     "agreement": agreement,
     "self-consistency": self_consistency,
@@ -128,4 +140,5 @@ BUILDERS: Mapping[str, Callable[[Ground], Built | None]] = {
     "verify": verify,
     "refine": refine,
     "skeleton": sketch,
+    "stepwise": stepwise,
 }

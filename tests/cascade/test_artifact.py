@@ -21,7 +21,7 @@ from tests.cascade.worlds import MODELS
 @pytest.fixture(scope="module")
 def cascade() -> FittedCascade:
     rows = part(200, seed=8)
-    return fitted(train(rows, Setting(folds=2, depth=2)), rows)
+    return fitted(train(rows, Setting(estimate_folds=2, folds=2, depth=2)), rows)
 
 
 def choice(*models: str) -> Choice:

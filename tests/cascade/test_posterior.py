@@ -32,7 +32,7 @@ def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> Part:
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    return train(part(seed=1), Setting(folds=2, depth=2))
+    return train(part(seed=1), Setting(estimate_folds=2, folds=2, depth=2))
 
 
 def test_states_come_fewest_answers_first():
@@ -87,7 +87,7 @@ def test_it_beats_the_best_single_model_for_less(trained: Trained):
 @pytest.mark.parametrize("check_usd", [0.0, 2e-5])
 def test_the_climb_and_the_sweep_agree(check_usd: float):
     """Driving the product's generator row by row pays and scores what the vectorised walk says."""
-    fitted = train(part(200, seed=4, check_usd=check_usd), Setting(folds=2, depth=2))
+    fitted = train(part(200, seed=4, check_usd=check_usd), Setting(estimate_folds=2, folds=2, depth=2))
     rows = part(80, seed=5, check_usd=check_usd)
     for rule in fitted.rules[::6]:
         swept = walked(fitted.posterior, [rule], rows)[0]
@@ -135,7 +135,7 @@ def test_missing_evidence_convinces_nobody(trained: Trained):
 
 def test_abstention_says_so():
     """Below the stated chance nothing is kept."""
-    fitted = train(part(200, seed=6), Setting(folds=2, depth=2, pool=3))
+    fitted = train(part(200, seed=6), Setting(estimate_folds=2, folds=2, depth=2, pool=3))
     plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
     verdict = replayed(plan, LoggedModels(logged(5), 0))
     assert verdict.reason in {"abstained", "last"} and (verdict.kept is None) == (verdict.reason == "abstained")
@@ -164,7 +164,7 @@ def test_the_cheapest_matching_point_is_smoothed():
 def test_values_look_ahead():
     """With nothing to pay, opening another answer is never worth less than calling it for good."""
     rows = part(300, seed=7)
-    fitted = train(rows, Setting(folds=2, depth=2))
+    fitted = train(rows, Setting(estimate_folds=2, folds=2, depth=2))
     board = Board.of(fitted.posterior, rows.scene)
     rule = solve(board, rows.prices, 0.0)
     options = rule.options(board.space, (), board.chances[()], rows.prices)

@@ -338,7 +338,7 @@ def world(n: int = 300):
     from tests.cascade.test_posterior import part
 
     rows = part(n, seed=11)
-    return train(rows, Setting(folds=2, depth=1, pool=3, rates=4)).posterior, rows
+    return train(rows, Setting(estimate_folds=2, folds=2, depth=1, pool=3, rates=4)).posterior, rows
 
 
 def test_a_chain_under_a_budget_beats_its_first_model():
