@@ -31,22 +31,31 @@ class PairFigures:
 
 
 def judge_pairs(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]], *, seed: int) -> PairFigures:
-    """Learn on two thirds of the questions and measure on pairs of the others.
+    """Learn on the pairs of one half of the questions and measure on those of the other.
 
-    A pair belongs to a side when both questions do, so no question is seen on both.
+    Questions that any chain of pairs joins are on the same side, so that none is seen on both.
     """
     from sklearn.metrics import roc_auc_score
 
-    train = [pair for pair in pairs if _side(pair[0], seed) and _side(pair[1], seed)]
-    test = [pair for pair in pairs if not _side(pair[0], seed) and not _side(pair[1], seed)]
+    side = _sides(pairs, seed)
+    train = [pair for pair in pairs if side[pair[0]]]
+    test = [pair for pair in pairs if not side[pair[0]]]
     vocabulary = Vocabulary()
     for pair in train:
         vocabulary.learn(read(pair[0]))
         vocabulary.learn(read(pair[1]))
-    right = np.array([pair[2] for pair in train])
-    truth = np.array([pair[2] for pair in test])
+    right = np.array([pair[2] for pair in train], bool)
+    truth = np.array([pair[2] for pair in test], bool)
+    if min(right.sum(), (~right).sum(), truth.sum(), (~truth).sum()) < 10:
+        raise ValueError("too few pairs of either kind to learn from and to measure on")
     cosine = np.array([vectors[one] @ vectors[other] for one, other, _ in test])
-    scores = _learned(_features(train, vectors, vocabulary), right, _features(test, vectors, vocabulary), seed)
+    by_vector, by_vector_test = _by_vectors(_products(train, vectors), right, _products(test, vectors))
+    scores = _learned(
+        np.column_stack([_features(train, vectors, vocabulary), by_vector]),
+        right,
+        np.column_stack([_features(test, vectors, vocabulary), by_vector_test]),
+        seed,
+    )
     return PairFigures(
         pairs=len(test),
         cosine_share=share_at_precision(cosine, truth, 0.9),
@@ -56,16 +65,55 @@ def judge_pairs(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]], *, s
     )
 
 
+def _sides(pairs: list[Pair], seed: int) -> dict[str, bool]:
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while parent.setdefault(text, text) != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
+
+    for one, other, _ in pairs:
+        parent[root(one)] = root(other)
+    return {text: _heads(root(text), seed) for text in list(parent)}
+
+
+def _heads(text: str, seed: int) -> bool:
+    return hashlib.blake2b(f"{seed} {text}".encode(), digest_size=1).digest()[0] < 128
+
+
+def _products(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """In which directions two vectors agree and differ, dimension by dimension."""
+    one = np.array([vectors[pair[0]] for pair in pairs])
+    other = np.array([vectors[pair[1]] for pair in pairs])
+    scale = np.float32(one.shape[1] ** 0.5)
+    return np.hstack([one * other * scale**2, np.abs(one - other) * scale])
+
+
+def _by_vectors(
+    train: NDArray[np.float32], right: NDArray[np.bool_], test: NDArray[np.float32], folds: int = 3
+) -> tuple[Floats, Floats]:
+    """A linear score of the products: of each training row by a model that has not seen it."""
+    from sklearn.linear_model import LogisticRegression
+
+    def fitted(rows: NDArray[np.intp]) -> LogisticRegression:
+        return LogisticRegression(C=0.01, max_iter=60, tol=1e-3).fit(train[rows], right[rows])
+
+    fold = np.arange(len(train)) * folds // len(train)
+    scores = np.zeros(len(train))
+    for number in range(folds):
+        held = fold == number
+        scores[held] = fitted(np.flatnonzero(~held)).decision_function(train[held])
+    return scores, fitted(np.arange(len(train))).decision_function(test)
+
+
 def share_at_precision(scores: Floats, truth: NDArray[np.bool_], precision: float) -> float:
     """The largest share of pairs, best first, that is right this often."""
     order = np.argsort(-scores, kind="stable")
     reached = np.cumsum(truth[order]) / np.arange(1, len(order) + 1)
     within = np.flatnonzero(reached >= precision)
     return float((within[-1] + 1) / len(order)) if len(within) else 0.0
-
-
-def _side(text: str, seed: int) -> bool:
-    return hashlib.blake2b(f"{seed} {text}".encode(), digest_size=4).digest()[0] < 170
 
 
 def _features(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]], vocabulary: Vocabulary) -> Floats:

@@ -39,6 +39,7 @@ def data(tmp_path: Path) -> Path:
     clinc = {"train": [list(row) for row in rows], "oos_test": [["sing a song", "oos"], ["who am i", "oos"]]}
     (tmp_path / "clinc150" / "data_full.json").write_text(json.dumps(clinc))
     pairs = [(one[0], other[0], int(one[1] == other[1])) for one in rows for other in rows[:12] if one != other]
+    pairs += [(f"ask{n} a", f"ask{n} a now" if n % 3 else f"else{n} b", int(n % 3 > 0)) for n in range(200)]
     with gzip.open(tmp_path / "gptcache_qqp" / "qqp_pairs.tsv.gz", "wt") as out:
         out.write("text_a\ttext_b\tlabel\n" + "".join(f"{a}\t{b}\t{same}\n" for a, b, same in pairs))
     return tmp_path

@@ -1,0 +1,112 @@
+"""The framework-free encoder computes what a framework computes, from verified weights only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from cache.minilm import MiniLM
+
+WIDTH, INNER, LAYERS, HEADS = 16, 32, 2, 4
+
+
+def weights() -> dict[str, NDArray[np.float32]]:
+    """A small BERT's weights, drawn at random."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> NDArray[np.float32]:
+        return (0.3 * rng.normal(size=shape)).astype(np.float32)
+
+    made = {
+        "embeddings.word_embeddings.weight": draw(5, WIDTH),
+        "embeddings.position_embeddings.weight": draw(300, WIDTH),
+        "embeddings.token_type_embeddings.weight": draw(2, WIDTH),
+        "embeddings.LayerNorm.weight": draw(WIDTH),
+        "embeddings.LayerNorm.bias": draw(WIDTH),
+    }
+    parts = {f"attention.self.{part}": (WIDTH, WIDTH) for part in ("query", "key", "value")}
+    parts |= {"attention.output.dense": (WIDTH, WIDTH)}
+    parts |= {"intermediate.dense": (INNER, WIDTH), "output.dense": (WIDTH, INNER)}
+    for layer in range(LAYERS):
+        for part, shape in parts.items():
+            made[f"encoder.layer.{layer}.{part}.weight"] = draw(*shape)
+            made[f"encoder.layer.{layer}.{part}.bias"] = draw(shape[0])
+        for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
+            made[f"encoder.layer.{layer}.{norm}.weight"] = draw(WIDTH)
+            made[f"encoder.layer.{layer}.{norm}.bias"] = draw(WIDTH)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint as published."""
+    (tmp_path / "model.safetensors").write_bytes(save(weights()))
+    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "lost": 1, "my": 2, "card": 3, "pin": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def checksum(folder: Path) -> str:
+    """The weights' own."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_it_computes_what_torch_computes(folder: Path) -> None:
+    """The vector equals one computed from torch's own layers."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn.functional
+    w = {name: torch.tensor(value) for name, value in weights().items()}
+    ids = [1, 2, 3, 0]
+
+    def norm(x: Any, name: str) -> Any:
+        return nn.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-12)
+
+    def linear(x: Any, name: str) -> Any:
+        return nn.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for layer in range(LAYERS):
+        at = f"encoder.layer.{layer}."
+        parts = [linear(x, f"{at}attention.self.{part}") for part in ("query", "key", "value")]
+        q, k, v = (part.view(len(ids), HEADS, -1).transpose(0, 1) for part in parts)
+        mixed = nn.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(len(ids), WIDTH)
+        x = norm(x + linear(mixed, f"{at}attention.output.dense"), f"{at}attention.output.LayerNorm")
+        inner = nn.gelu(linear(x, f"{at}intermediate.dense"))
+        x = norm(x + linear(inner, f"{at}output.dense"), f"{at}output.LayerNorm")
+    expected = nn.normalize(x.mean(0), dim=0).numpy()
+    made = MiniLM(folder, sha256=checksum(folder))("lost my card please")
+    assert np.allclose(made, expected, atol=1e-5)
+    assert float(made @ made) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_changed_weights_are_refused(folder: Path) -> None:
+    """Weights of another checksum are not loaded, whatever they are."""
+    with pytest.raises(ValueError, match="SHA-256"):
+        MiniLM(folder)
+    before = checksum(folder)
+    blob = bytearray((folder / "model.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(blob))
+    with pytest.raises(ValueError, match="SHA-256"):
+        MiniLM(folder, sha256=before)
+
+
+def test_long_texts_are_cut(folder: Path) -> None:
+    """A text of any length has a vector."""
+    model = MiniLM(folder, sha256=checksum(folder))
+    assert model("card " * 1000).shape == (WIDTH,)
+    assert model.id.startswith("minilm-numpy-")
