@@ -6,15 +6,16 @@ import asyncio
 import os
 import time
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from gateway.config import Config
+from gateway.config import Config, Period
 from gateway.config_load import load
 from gateway.errors import CallerError
 
@@ -78,7 +79,9 @@ def export(
     if json:
         _print_json(msgspec.to_builtins(done))
     else:
-        typer.echo(f"{out}: {done}")
+        found = f"{done.queries} queries, {done.outcomes} outcomes of {', '.join(sorted(done.models)) or 'no model'}"
+        hint = "" if done.outcomes else "; only decisions with a score count: send feedback, or widen the selection"
+        typer.echo(f"{out}: {found}{hint}")
 
 
 def versions(
@@ -106,7 +109,10 @@ def promote(
     if not any(one.name == route for one in _config(config).routes):
         raise CallerError(f"no route is called '{route}'")
     if Path(version).is_file():
-        version = known.add(route, Path(version), actor="command").version
+        try:
+            version = known.add(route, Path(version), actor="command").version
+        except ValueError as error:
+            raise CallerError(f"{error}; nothing was promoted") from None
     live = known.promote(route, version, actor="command")
     _print_json(msgspec.to_builtins(live)) if json else typer.echo(f"{route} is now served by {live.version}")
 
@@ -134,24 +140,32 @@ def migrate(config: ConfigPath = None) -> None:
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it.")],
     config: ConfigPath = None,
-    tenant: str = "default",
+    tenant: Annotated[str, typer.Option(help="Whose caches and budgets it shares.")] = "default",
     models: Annotated[list[str] | None, typer.Option("--model", help="Route or model it may use; repeat.")] = None,
-    rpm: int | None = None,
-    tpm: int | None = None,
-    budget_usd: float | None = None,
-    budget_period: str = "month",
+    rpm: Annotated[int | None, typer.Option(help="Requests per minute.", min=1)] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens per minute.", min=1)] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="What it may spend in a period.")] = None,
+    budget_period: Annotated[Period, typer.Option(help="Of its budget, in UTC.")] = "month",
     json: Json = False,
 ) -> None:
     """Make a key. Its plaintext is shown once, here."""
     from gateway.keys import new_key
 
     chosen = _config(config)
+    if budget_usd is not None and not (budget_usd >= 0 and isfinite(budget_usd)):
+        raise CallerError(f"--budget-usd: {budget_usd} is not an amount of dollars")
+    known = {route.name for route in chosen.routes} | {model.name for model in chosen.models}
+    if unknown := ", ".join(name for name in models or () if name not in known):
+        raise CallerError(f"--model: neither a route nor a model: {unknown}")
     plain, record = new_key(name, time.time(), tenant=tenant)
     record = msgspec.structs.replace(
         record, models=tuple(models or ()), rpm=rpm, tpm=tpm, budget_usd=budget_usd, budget_period=budget_period
     )
     store = _store(chosen)
-    store.add_key(record, "command")
+    try:
+        store.add_key(record, "command")
+    except ValueError as error:
+        raise CallerError(f"{error}; revoke it first, or choose another name") from None
     _publish(chosen, store)
     _print_json({"id": record.id, "key": plain}) if json else typer.echo(f"{record.id}\n{plain}")
 
@@ -163,7 +177,7 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
     if json:
         _print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
         return
-    table = Table("id", "name", "tenant", "begins", "models", "budget", "made", "revoked")
+    table = Table(Column("id", no_wrap=True), "name", "tenant", "begins", "models", "budget", "made", "revoked")
     for key in listed:
         budget = f"${key.budget_usd:g}/{key.budget_period}" if key.budget_usd is not None else ""
         gone = _when(key.revoked_s) if key.revoked_s else ""

@@ -101,8 +101,8 @@ class KeyChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[Name] | None = None
-    rpm: Annotated[int, Field(ge=0)] | None = None
-    tpm: Annotated[int, Field(ge=0)] | None = None
+    rpm: Annotated[int, Field(ge=1)] | None = None
+    tpm: Annotated[int, Field(ge=1)] | None = None
     budget_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     budget_period: Literal["day", "week", "month", "total"] = "month"
     knobs: bool = True

@@ -1,0 +1,82 @@
+"""The journal's commands refuse what would spoil the gateway, in one line and before anything is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from gateway.commands_journal import add_to
+from gateway.errors import CallerError
+from gateway.settings import read_settings
+
+CONFIG = """
+[server]
+run_dir = "run"
+[storage]
+url = "sqlite:///journal.db"
+[[providers]]
+name = "up"
+kind = "scripted"
+[[models]]
+name = "small"
+provider = "up"
+[[routes]]
+name = "auto"
+models = ["small"]
+"""
+app = typer.Typer()
+add_to(app)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "headgate.toml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "words", [("--budget-period", "fortnight"), ("--rpm", "0"), ("--tpm", "-5")],
+)
+def test_a_key_that_could_not_be_served_is_refused(words: tuple[str, ...]) -> None:
+    """A limit or period that no worker understands is refused by name; no worker hears of the key."""
+    found = run("keys", "create", "app", *words)
+    assert found.exit_code == 2 and words[0] in found.output
+    assert read_settings("run").keys == ()
+
+
+@pytest.mark.parametrize("words", [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--model", "atuo")])
+def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...]) -> None:
+    """So is a budget that is no amount, and a model that nobody serves."""
+    with pytest.raises(CallerError, match=words[0]):
+        run("keys", "create", "app", *words)
+    assert read_settings("run").keys == ()
+
+
+def test_a_second_key_of_a_name_is_refused_and_the_first_stays() -> None:
+    """Names tell keys apart; the message says what to do."""
+    assert run("keys", "create", "app", "--rpm", "5", "--budget-period", "week", "--model", "auto").exit_code == 0
+    with pytest.raises(CallerError, match="'app' exists; revoke it first"):
+        run("keys", "create", "app")
+    (key,) = read_settings("run").keys
+    assert (key.rpm, key.budget_period, key.models) == (5, "week", ("auto",))
+    assert key.id in run("keys", "list").stdout
+
+
+def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
+    """It is refused by name, and the route goes on as it was."""
+    with pytest.raises(CallerError, match=r"not an artefact.*nothing was promoted"):
+        run("promote", "auto", "headgate.toml")
+    assert read_settings("run").routers == {}
+
+
+def test_an_empty_export_says_why() -> None:
+    """Nothing to export is no fault, but a reader is told what counts."""
+    found = run("export", "--out", "outcomes")
+    assert found.exit_code == 0 and "0 queries, 0 outcomes of no model; only decisions with a score" in found.output
