@@ -65,8 +65,8 @@ class Run:
         """One for each outcome, so that a verdict's index finds its answer."""
         self.error: UpstreamError | None = None
         self.tail = b""
-        self.made = 1
-        """Attempts of the last step: with a hedge two."""
+        self.hedged_before = False
+        """The request had its hedge before the step under way."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
         try:
@@ -122,7 +122,7 @@ class Run:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
             return self.lost(rung, error, begun)
         live = rung.final and exchange.call.stream
-        hedged = exchange.hedged
+        self.hedged_before = exchange.hedged
         try:
             opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
             if live:
@@ -131,10 +131,13 @@ class Run:
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun
-            self.made = 1 + (exchange.hedged and not hedged)
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
+
+    def made(self) -> int:
+        """Attempts of this step: with a hedge two."""
+        return 1 + (self.exchange.hedged and not self.hedged_before)
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
         attempt, now = opened.attempt, self.driver.caller.now()
@@ -145,7 +148,7 @@ class Run:
             cost_usd=attempt.cost_nanousd / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.made,
+            attempts=self.made(),
         )
 
     def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
@@ -162,7 +165,7 @@ class Run:
             cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.made,
+            attempts=self.made(),
         )
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
