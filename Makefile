@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench soak chaos fuzz conformance lock servers clean
+.PHONY: help demo serve test lint bench soak conformance faults lock servers clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,8 +43,14 @@ lint: $(READY)  ## style, types, and who may import whom
 bench: $(READY)  ## CPU per request beside other gateways (installs them in their own environments)
 	$(BIN)/python -m tests.bench
 
-soak: $(READY) servers  ## long form of the load test with faults
-	$(PYTEST) -m slow tests/faults
+soak: $(READY) servers  ## the long forms of the fault, kill and load tests
+	$(PYTEST) -m slow --timeout 3600
+
+conformance: $(READY)  ## the official SDKs against every surface and provider, as a table
+	$(BIN)/python -m tests.conformance
+
+faults: $(READY)  ## every stream fault and how it ends, as a table
+	$(BIN)/python -m tests.faults
 
 # torch stays out of the lock file: its CPU build is pinned in pyproject.toml and installed beside it, so that no
 # resolver brings CUDA along. What torch itself needs is named here.
