@@ -49,7 +49,8 @@ async def test_samples_that_agree_are_believed_and_the_odd_one_is_outvoted(tmp_p
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, cascade: str, stream: bool) -> None:
     """Whatever the strategy asks for on the way, the client gets one whole answer and every cent is settled."""
-    scripts = {"small": [{"text": "1. first point\n2. second point", "logprob": -1.0}], "large": [{"text": "yes, certain"}]}
+    points = {"text": "1. first point\n2. second point", "logprob": -1.0}
+    scripts = {"small": [points], "large": [{"text": "yes, certain"}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
         answer = await ask(gateway, stream=stream)
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])

@@ -16,7 +16,8 @@ import uvicorn
 
 from tests.live import Live, live
 
-TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount", "delivery")
+TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount",
+          "delivery")  # fmt: skip
 WORDINGS = (
     "how do i get my {topic} sorted out please",
     "please tell me how to get my {topic} sorted out",

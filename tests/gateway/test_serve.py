@@ -57,7 +57,7 @@ def headgate(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path: Path) -> None:
-    """A key works within a second of `keys create` and stops within a second of `keys revoke`; explain shows its use."""
+    """A key works within a second of `keys create` and not after `keys revoke`; explain shows its use."""
     config, port, _ = write_config(tmp_path)
     where = ("--config", str(config))
     async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
