@@ -66,6 +66,12 @@ def test_disagreement_is_escalated_and_the_escalation_streams():
     assert verdict.model == "large"
 
 
+def test_a_tie_is_no_majority():
+    """Half the votes are enough only for a leader who has more than the next."""
+    verdict, _ = driven(plan(Vote((SMALL, Step("other")), LARGE, 1.0, accept_share=0.5)), scripted("1", "2", "3"))
+    assert verdict.model == "large"
+
+
 def test_agreement_saves_the_escalation():
     """Two models that agree are believed."""
     verdict, asked = driven(plan(Vote((SMALL, Step("other")), LARGE, 1.0, 1.0)), scripted("42", "42."))

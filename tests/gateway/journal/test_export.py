@@ -44,7 +44,7 @@ def test_unscored_cached_and_failed_decisions_are_left_out(
     write(
         store,
         decision(1),
-        decision(2, cache="hit-exact", attempts=()),
+        decision(2, cache="semantic", attempts=()),
         decision(3, attempts=(attempt("small", failure="timeout"),), answered_model=""),
         decision(4, route="code"),
         decision(5, time_s=NOON_S - 86400),

@@ -90,7 +90,7 @@ def test_the_counters_hold_what_a_dashboard_shows(store: Store) -> None:
         store,
         decision(1),
         decision(2, status=502),
-        decision(3, cache="hit-exact", attempts=(), saved_nanousd=700, cost_nanousd=0, latency_s=0.001),
+        decision(3, cache="semantic", attempts=(), saved_nanousd=700, cost_nanousd=0, latency_s=0.001),
         decision(
             4, plan=("small", "large"), answered_model="large", attempts=(attempt("small"), attempt("large"))
         ),
