@@ -96,7 +96,8 @@ def embedded() -> Config:
         models=[small, large],
         routes=[
             RouteConfig(
-                name="auto", models=["tiny-small", "tiny-large"], cascade="confidence", accept_at=0.9, cache="exact"
+                name="auto", models=["tiny-small", "tiny-large"], cost_weight=0.7,
+                cascade="confidence", accept_at=0.9, cache="exact",
             )
         ],
     )
