@@ -107,7 +107,7 @@ class Answering:
         worst = self.worst(call, route)
         try:
             money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names))
-        except HeadgateError:
+        except BaseException:
             taken.correct(0, s.now())
             raise
         s.metrics.opened()

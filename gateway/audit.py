@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from cache.semantic import Comparison, SemanticCache
-from gateway.call import Arrival, Call, Wishes, read_call
+from gateway.call import Arrival, Call, read_call
 from gateway.exchange import Exchange
 from gateway.keys import Caller
 from gateway.reply import Reply
@@ -153,7 +153,7 @@ class Heard:
 def anew(call: Call) -> Call:
     """The same question, whole and past the cache."""
     raw = {name: value for name, value in call.raw.items() if name not in ("stream", "stream_options")}
-    return replace(call, raw=raw, body=b"", stream=False, wishes=Wishes(call.wishes.knobs, cache="none"))
+    return replace(call, raw=raw, body=b"", stream=False, wishes=replace(call.wishes, cache="none"))
 
 
 def plain(text: str) -> object:
