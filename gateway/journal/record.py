@@ -126,7 +126,7 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """Error code the client saw."""
     stream: bool = False
     cache: str = ""
-    """hit... | shared | miss | off | refused:why ..."""
+    """hit | shared | semantic | miss | off | refused:why"""
     cache_why: dict[str, object] = {}
     saved_nanousd: int = 0
     """What a cache hit didn't cost."""
@@ -143,7 +143,7 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     @property
     def from_cache(self) -> bool:
         """True: answered by the cache or by another request's call; no model was called for it."""
-        return self.cache.startswith(("hit", "shared"))
+        return self.cache in ("hit", "shared", "semantic")
 
 
 class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
