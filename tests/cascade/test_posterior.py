@@ -118,7 +118,7 @@ def test_a_failed_model_is_never_asked_again(trained: Trained):
 def test_a_vetoed_answer_is_not_kept_while_another_can_be_had(trained: Trained, refused: bool):
     """A refusal has no chance of being right, however good its model is thought to be."""
     known = estimates(small=0.99, middle=0.3, large=0.3)
-    strategy = routed_plan(trained.posterior, trained.rules[20], known, WORST).strategy
+    strategy = routed_plan(trained.posterior, trained.rules[31], known, WORST).strategy
     assert strategy is not None
     answer = Outcome("small", evidence=Evidence(-0.001, -0.001, refused=refused, text="no"))
     move = strategy.next([answer], lambda step: True)
