@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store
 from gateway.settings import Settings, read_settings, write_settings
 from routers.registry import open_router
+
+PROMOTIONS_READ = 10_000
+"""Latest promotions, of all routes, that a roll-back looks through."""
 
 
 class Versions:
@@ -58,9 +62,9 @@ class Versions:
         live = next((one for one in versions if one.state == "live"), None)
         if live is None:
             raise CallerError(f"route '{route}' has no promoted version to roll back")
-        before = [one for one in versions if one.state == "retired" and one.time_s < live.time_s]
+        before = [one for one in versions if one.state == "retired"]
         if before:
-            back = self.promote(route, max(before, key=lambda one: one.time_s).version, actor=actor)
+            back = self.promote(route, self._latest(route, before).version, actor=actor)
         else:
             back = None
             settings = read_settings(self._run_dir)
@@ -78,6 +82,13 @@ class Versions:
             known = ", ".join(one.version for one in self.list(route)) or "none"
             raise CallerError(f"route '{route}' has no single version '{version}'; it has: {known}")
         return found[0]
+
+    def _latest(self, route: str, versions: Sequence[RouterVersion]) -> RouterVersion:
+        """The one that was live last, which need not be the one made last."""
+        log = self._store.audit_log(action="router.live", limit=PROMOTIONS_READ)
+        newest_first = {target: place for place, target in enumerate(dict.fromkeys(entry["target"] for entry in log))}
+        last = len(newest_first)
+        return min(versions, key=lambda one: (newest_first.get(f"{route}@{one.version}", last), -one.time_s))
 
     def _mark(self, version: RouterVersion, state: str, actor: str) -> RouterVersion:
         marked = RouterVersion(

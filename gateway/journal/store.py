@@ -253,11 +253,13 @@ class Store:
         with self.engine.begin() as connection:
             _note(connection, actor, action, target, detail or {})
 
-    def audit_log(self, *, before_s: float | None = None, limit: int = 100) -> list[Row]:
-        """Newest first."""
+    def audit_log(self, *, before_s: float | None = None, action: str = "", limit: int = 100) -> list[Row]:
+        """Newest first; of one action, or of all."""
         query = sa.select(audit).order_by(audit.c.time_s.desc(), audit.c.id.desc()).limit(limit)
         if before_s is not None:
             query = query.where(audit.c.time_s < before_s)
+        if action:
+            query = query.where(audit.c.action == action)
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
 
     def forget_old(self, now_s: float) -> int:
