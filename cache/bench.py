@@ -249,6 +249,16 @@ def trusting(store: MemoryStore, dimension: int, max_entries: int) -> SemanticCa
     return cache
 
 
+async def many(work: Callable[[int], Any], times: int) -> float:
+    """Median CPU time of one awaited call, in microseconds."""
+    spent = []
+    for n in range(times):
+        began = time.process_time_ns()
+        await work(n)
+        spent.append(time.process_time_ns() - began)
+    return round(statistics.median(spent) / 1e3, 2)
+
+
 def bench_latency(entries: int = 1000, dimension: int = 384) -> dict[str, float]:
     """Microseconds of CPU of the parts of a look-up, and of the whole without the embedding."""
     words = [
@@ -288,14 +298,6 @@ def bench_latency(entries: int = 1000, dimension: int = 384) -> dict[str, float]
     loop = asyncio.new_event_loop()
     loop.run_until_complete(fill())
     text = " ".join(words[:16])
-
-    async def many(work: Callable[[int], Any], times: int) -> float:
-        spent = []
-        for n in range(times):
-            began = time.process_time_ns()
-            await work(n)
-            spent.append(time.process_time_ns() - began)
-        return round(statistics.median(spent) / 1e3, 2)
 
     def ask(n: int) -> Any:
         return cache.look_up(Partition(b"p", text), vectors[n % entries], tenant="t", now_s=1.0)

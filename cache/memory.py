@@ -9,7 +9,7 @@ from cache.entry import Entry
 from cache.eviction import Eviction, LeastExpectedCost
 from cache.store import StoreStats, alive
 
-ENTRY_BYTES = 900
+ENTRY_BYTES = 950
 """What an entry weighs beside its body: object, identifiers, three indexes and its place in the heap."""
 
 

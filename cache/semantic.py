@@ -35,6 +35,8 @@ _PROVISIONAL = 0.5
 """An unjudged miss of at least this score is taken for its best class until a verdict says otherwise."""
 _MERGE_VOTE = 0.2
 """A right answer whose runner-up class has this share of the votes asks whether both classes are one."""
+_FLAT_LIMIT = 8192
+"""Entries of a partition that are searched in full; beyond it a graph is built."""
 _MAX_PENDING = 10_000
 _MAX_TEXT = 4_000
 """Characters; a longer question is no paraphrase of anything."""
@@ -103,7 +105,6 @@ class SemanticCache:
         judge_error: JudgeError | None = None,
         rng: random.Random | None = None,
         max_entries: int = 100_000,
-        flat_limit: int = 8192,
         guard: bool = True,
         on_verdict: OnVerdict | None = None,
     ) -> None:
@@ -113,7 +114,6 @@ class SemanticCache:
         self._store = store
         self._dimension = dimension
         self._max_entries = max_entries
-        self._flat_limit = flat_limit
         self._guard = guard
         self._on_verdict = on_verdict
         self._spaces: dict[bytes, _Space] = {}
@@ -180,7 +180,7 @@ class SemanticCache:
         expires_s = entry.created_s + entry.ttl_s
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
         self._settle(item, wording, miss)
-        if isinstance(space.index, FlatIndex) and len(space.index) >= self._flat_limit:
+        if isinstance(space.index, FlatIndex) and len(space.index) >= _FLAT_LIMIT:
             space.index = GraphIndex(self._dimension, space.index)
         space.index.add(item.label, unit)
         self._items[item.label] = item
