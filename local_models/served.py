@@ -1,0 +1,128 @@
+"""A model with a name, as the server holds it: its worker, its sampling default, its counters and metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from local_models import openai_wire as wire
+from local_models.engine import Engine, EngineOptions
+from local_models.errors import RequestRefused
+from local_models.request import Request, Usage
+from local_models.worker import Worker
+
+
+class Served:
+    """One model by its name: its worker and what its folder says of sampling."""
+
+    def __init__(self, name: str, folder: Path, options: EngineOptions) -> None:
+        self.name = name
+        self.worker = Worker(Engine.load(folder, options))
+        self.codec = self.worker.engine.codec
+        self.temperature = _default_temperature(folder)
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+
+    def request(self, wanted: wire.Wanted, prompt: list[int], choice: int) -> Request:
+        """The engine's request for one choice; each has its own seed."""
+        if not prompt:
+            raise RequestRefused("the prompt is empty", param="messages")
+        room = self.worker.engine.scheduler.capacity_tokens - len(prompt)
+        max_tokens = wanted.max_tokens if wanted.max_tokens is not None else max(1, room)
+        sampling = wanted.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + choice)
+        deadline_s = None if wanted.deadline_s is None else time.monotonic() + wanted.deadline_s
+        return Request(
+            id=uuid.uuid4().hex,
+            prompt_ids=tuple(prompt),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=wanted.stop,
+            top_logprobs=wanted.top_logprobs,
+            ignore_end=wanted.ignore_end,
+            deadline_s=deadline_s,
+            grammar=wanted.schema,
+        )
+
+    def count(self, usage: Usage) -> None:
+        """Add a finished answer to the totals of /metrics."""
+        self.requests += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.output_tokens += usage.output_tokens
+
+
+def metrics_page(models: dict[str, Served]) -> str:
+    """Prometheus text of all models."""
+    lines = []
+    for name, kind, meaning, read in _METRICS:
+        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+        lines += [f'{name}{{model="{model}"}} {read(served)}' for model, served in models.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _kv_use(served: Served) -> float:
+    blocks = served.worker.engine.blocks
+    return 1.0 - (blocks.free + blocks.cached) / blocks.count if blocks.count else 0.0
+
+
+def _kv_cached(served: Served) -> float:
+    blocks = served.worker.engine.blocks
+    return blocks.cached / blocks.count if blocks.count else 0.0
+
+
+def _default_temperature(folder: Path) -> float:
+    """0 when the folder asks for greedy decoding; its own temperature, else OpenAI's 1."""
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.is_file() else {}
+    if generation.get("do_sample") is False:
+        return 0.0
+    return float(generation.get("temperature") or 1.0)
+
+
+_METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
+    (
+        "local_requests_waiting",
+        "gauge",
+        "Requests in line.",
+        lambda s: len(s.worker.engine.scheduler.waiting),
+    ),
+    (
+        "local_requests_running",
+        "gauge",
+        "Requests in the batch.",
+        lambda s: len(s.worker.engine.scheduler.running),
+    ),
+    ("local_kv_usage_ratio", "gauge", "Share of key-value blocks in use.", lambda s: _kv_use(s)),
+    ("local_kv_cached_ratio", "gauge", "Share kept for later prompts.", lambda s: _kv_cached(s)),
+    (
+        "local_prefix_asked_tokens_total",
+        "counter",
+        "Prompt tokens.",
+        lambda s: s.worker.engine.blocks.asked_tokens,
+    ),
+    (
+        "local_prefix_hit_tokens_total",
+        "counter",
+        "Of them cached.",
+        lambda s: s.worker.engine.blocks.hit_tokens,
+    ),
+    (
+        "local_preemptions_total",
+        "counter",
+        "Sequences put aside.",
+        lambda s: s.worker.engine.scheduler.preempted,
+    ),
+    ("local_requests_total", "counter", "Answers given.", lambda s: s.requests),
+    ("local_prompt_tokens_total", "counter", "Prompt tokens of given answers.", lambda s: s.prompt_tokens),
+    ("local_output_tokens_total", "counter", "Output tokens of given answers.", lambda s: s.output_tokens),
+    ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
+    ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
+    ("local_busy_seconds_total", "counter", "Time spent computing.", lambda s: s.worker.engine.busy_s),
+    ("local_engine_steps_total", "counter", "Steps computed.", lambda s: s.worker.engine.steps),
+]
