@@ -191,10 +191,12 @@ def abstention(p: Matrix, right: Matrix, risk: float, confidence: float = 0.95) 
     """
     for_rows = np.isfinite(p) & np.isfinite(right)
     p, right = p[for_rows], right[for_rows]
+    # Too few answers could not pass even if all were right, and would end the search before it began.
+    fewest = max(LEAST_ROWS, ceil(3.0 * log(1.0 / (1.0 - confidence)) / max(risk, 1e-3)))
     found: float | None = None
     for threshold in np.unique(np.quantile(p, np.linspace(0.95, 0.0, 39)))[::-1] if len(p) else []:
         given = p >= threshold
-        if given.sum() < LEAST_ROWS:
+        if given.sum() < fewest:
             continue
         if betting_p(right[given] - (1.0 - risk), 1.0 - risk) > 1.0 - confidence:
             break
