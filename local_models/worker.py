@@ -12,11 +12,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from local_models.engine import Engine
 from local_models.errors import EngineDead
-from local_models.request import Event, Finished, Request
+from local_models.request import Ending, Event, Finished, Request
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,9 +29,10 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.dead: BaseException | None = None
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._ended = False
         self._inboxes: dict[str, asyncio.Queue[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -63,43 +65,47 @@ class Worker:
                 yield event
         finally:
             del self._inboxes[request.id]
-            if not finished:
-                self._post(lambda: self._tell(self.engine.cancel(request.id)))
+            if not finished and not self._ended:
+                self._post(_Job(lambda: self._tell(self.engine.cancel(request.id))))
 
     async def ask(self, job: Callable[[], T]) -> T:
         """Run `job` in the engine's thread between two steps."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
 
+        def settle(value: T | None, error: Exception | None) -> None:
+            loop.call_soon_threadsafe(_settle, answer, value, error)
+
         def run() -> None:
             try:
                 value = job()
             except Exception as error:
-                loop.call_soon_threadsafe(_settle, answer, None, error)
+                settle(None, error)
             else:
-                loop.call_soon_threadsafe(_settle, answer, value, None)
+                settle(value, None)
 
-        self._post(run)
+        self._post(_Job(run, lambda error: settle(None, error)))
         return await answer
 
-    def _post(self, job: Callable[[], None]) -> None:
-        if self.dead is not None or self._stopping:
-            raise EngineDead("the engine has stopped")
+    def _post(self, job: _Job) -> None:
         with self._wake:
-            self._jobs.append(job)
-            self._wake.notify()
+            if not self._ended:
+                self._jobs.append(job)
+                self._wake.notify()
+                return
+        job.refuse(EngineDead("the engine has stopped"))
 
     def _run(self) -> None:
         try:
             while self._wait():
                 while self._jobs:
-                    self._jobs.popleft()()
+                    self._jobs.popleft().run()
                 if self.engine.busy:
                     self._tell(self.engine.step())
         except BaseException as error:  # whatever it was, the clients must hear of it
             _log.exception("the engine failed")
             self.dead = error
-        self._end_all("error" if self.dead else "cancelled")
+        self._end_all()
 
     def _wait(self) -> bool:
         with self._wake:
@@ -118,21 +124,37 @@ class Worker:
             if inbox is not None:
                 inbox.put_nowait(event)
 
-    def _end_all(self, reason: str) -> None:
+    def _end_all(self) -> None:
+        """Tell every reader and refuse every job that was not begun; none comes later."""
         assert self._loop is not None
+        ending: Ending = "error" if self.dead else "cancelled"
         message = f"the engine has stopped: {self.dead}" if self.dead else "the engine is stopping"
-        ending = "error" if reason == "error" else "cancelled"
 
         def end() -> None:
             for request_id, inbox in self._inboxes.items():
-                inbox.put_nowait(Finished(request_id, "error" if ending == "error" else "cancelled", "", message))
+                inbox.put_nowait(Finished(request_id, ending, "", message))
 
+        with self._wake:
+            self._ended = True
+            left, self._jobs = self._jobs, deque()
         try:
+            for job in left:
+                job.refuse(EngineDead(message))
             self._loop.call_soon_threadsafe(end)
-            while self._jobs:
-                self._jobs.popleft()
         except RuntimeError:  # the loop is closed: nobody is left to hear
             pass
+
+
+def _nobody_waits(error: Exception) -> None:
+    """A job without a caller is refused in silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Work for the engine's thread, and how to tell its caller that it will never run."""
+
+    run: Callable[[], None]
+    refuse: Callable[[Exception], None] = _nobody_waits
 
 
 def _settle(answer: asyncio.Future[T], value: T | None, error: Exception | None) -> None:

@@ -78,6 +78,28 @@ async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -
         await all_events(worker, "b")
 
 
+async def test_a_job_waiting_when_the_engine_dies_is_refused(start: Start) -> None:
+    """Whoever asked while the fatal step ran hears that it will never be done."""
+    worker = start(engine())
+    in_step, go_on = threading.Event(), threading.Event()
+
+    def fail() -> list[Event]:
+        in_step.set()
+        assert go_on.wait(30)
+        raise RuntimeError("out of order")
+
+    worker.engine.step = fail  # type: ignore[method-assign]
+    reading = asyncio.ensure_future(all_events(worker, "a"))
+    assert await asyncio.to_thread(in_step.wait, 30)
+    asked = [asyncio.ensure_future(all_events(worker, "b")), asyncio.ensure_future(worker.ask(lambda: 1))]
+    await asyncio.sleep(0)
+    go_on.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+    assert all(isinstance(outcome, EngineDead) for outcome in outcomes)
+    last = (await reading)[-1]
+    assert isinstance(last, Finished) and last.reason == "error"
+
+
 async def test_stopping_ends_what_is_open(start: Start) -> None:
     """A worker that is stopped tells its readers."""
     worker = start(engine())
