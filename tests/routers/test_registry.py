@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 
 from routers.artifact import ArtifactError, Card
 from routers.features import shipped_featurizer
-from routers.plugin import PluginRouter
-from routers.registry import NAMES, load_router, open_router, save_router
+from routers.plugin import Learned, PluginRouter
+from routers.projection import Projection
+from routers.registry import ESTIMATORS, NAMES, load_router, open_router, save_router
 from routers.types import Knobs
 from tests.routers.test_plugin import LEARNED
-from tests.routers.worlds import POOL
+from tests.routers.worlds import POOL, world
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,3 +65,17 @@ def test_an_artefact_without_a_part_is_refused(tmp_path: Path) -> None:
     save_artifact(path, Card("linear", "1", shipped_featurizer().version, ("a",), parameters), {"z": np.zeros(1)})
     with pytest.raises(ArtifactError, match="mean_"):
         load_router(path)
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_every_kind_survives_its_artefact(tmp_path: Path, kind: str) -> None:
+    """Whatever estimator was trained, the loaded router estimates the same."""
+    data, _ = world(200)
+    projection = Projection(8).fit(data.x)
+    quality = ESTIMATORS[kind]().fit(replace(data, x=projection.apply(data.x).astype(float)))
+    version, path = shipped_featurizer().version, tmp_path / "r.safetensors"
+    before = PluginRouter(kind, "1", version, Learned(data.models, projection, quality))
+    save_router(path, before, Card(kind, "1", version, data.models))
+    query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
+    old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
+    assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
