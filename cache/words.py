@@ -120,6 +120,9 @@ STOP_WORDS = frozenset(
     ]
 )
 
+_MAX_WORDS = 200_000
+"""Past it counts are halved and words seen once forgotten, so that nobody's gibberish fills the memory."""
+
 WORD_FEATURES = 13
 """How many numbers `Vocabulary.compare` gives."""
 
@@ -156,11 +159,17 @@ class Vocabulary:
         self._seen_in: dict[str, int] = {}
         self._texts = 0
 
+    def __len__(self) -> int:
+        return len(self._seen_in)
+
     def learn(self, wording: Wording) -> None:
         """Count one question."""
         self._texts += 1
         for word in wording.content:
             self._seen_in[word] = self._seen_in.get(word, 0) + 1
+        if len(self._seen_in) > _MAX_WORDS:
+            self._texts //= 2
+            self._seen_in = {word: count // 2 for word, count in self._seen_in.items() if count > 1}
 
     def rarity(self, word: str) -> float:
         """Inverse document frequency, smoothed."""

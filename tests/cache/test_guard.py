@@ -85,3 +85,13 @@ def test_words_new_to_a_class_show() -> None:
     assert words.compare(Wording("lost card"), held, known)[9:12] == [0.0, 0.0, pytest.approx(1.0)]
     new = words.compare(Wording("lost luggage"), held, known)
     assert new[9] > 1 and new[10] > 0.7
+
+
+def test_gibberish_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many words are seen once, the vocabulary stays bounded and common words stay common."""
+    monkeypatch.setattr("cache.words._MAX_WORDS", 100)
+    words = Vocabulary()
+    for n in range(1000):
+        words.learn(Wording(f"card {'xyzw'[n % 4] * (n // 4 + 2)}"))
+    assert len(words) <= 100
+    assert words.rarity("card") < 0.5 < words.rarity("mortgage")
