@@ -27,6 +27,8 @@ LONGEST_RESTART_S = 10.0
 STEADY_S = 30.0
 """A child that ran this long gets its next restart at once."""
 READY_TIMEOUT_S = 120.0
+ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ def children(config: Config, path: str | None, workers: int) -> tuple[list[Child
     ]
     control = [Child("control", [sys.executable, "-m", "gateway.control", *where])]
     serving = [
-        Child(f"worker {index}", [sys.executable, "-m", "gateway.worker", "--index", str(index), *where])
+        Child(f"worker {index}", [sys.executable, "-m", "gateway.worker", "--index", str(index), *where], ONE_CORE)
         for index in range(workers)
     ]
     return upstreams, control, serving
@@ -128,9 +130,12 @@ def reserve(server: Server) -> socket.socket:
 
 
 async def announce(config: Config, on_ready: Callable[[], None]) -> None:
-    """Say so once a worker accepts connections and every managed server answers."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while not await _connects(config.server) and time.monotonic() < deadline:  # noqa: ASYNC110 (another process)
+    """Say so once a worker accepts connections and every managed server answers; never where none does."""
+    warn_at = time.monotonic() + READY_TIMEOUT_S
+    while not await _connects(config.server):
+        if time.monotonic() >= warn_at:
+            log.error("no worker answers after %.0f s; what they said is above", READY_TIMEOUT_S)
+            warn_at += READY_TIMEOUT_S
         await asyncio.sleep(0.05)
     for provider in config.providers:
         one = managed(provider, config.server)
