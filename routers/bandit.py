@@ -179,7 +179,7 @@ class Bandit:
         projection: Projection,
         state: State | None = None,
         *,
-        rule: str = THOMPSON,
+        rule: str = SQUARE_CB,
         exploration: Exploration | None = None,
         boldness: float = 0.4,
         shrink: Shrinkage | None = None,
@@ -195,7 +195,7 @@ class Bandit:
         self.features_version = base.features_version
         self.state = state if state is not None else State.empty((), projection.dims)
         self.rule, self.boldness, self.half_life = rule, boldness, half_life
-        self.exploration = exploration or Exploration(floor=0.02)
+        self.exploration = exploration or Exploration(floor=0.01)
         self.shrink = shrink or Shrinkage()
         self.seen = 0
         self._posterior: Posterior | None = None

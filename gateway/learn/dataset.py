@@ -90,7 +90,9 @@ def main_axes(x: Array, dims: int) -> Array:
     centred = x - x.mean(0)
     basis = np.random.default_rng(0).normal(size=(x.shape[1], min(dims + 8, *x.shape)))
     for _ in range(4):
-        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+        basis = centred.T @ (centred @ basis)
+        values, turn = np.linalg.eigh(basis.T @ basis)
+        basis = basis @ (turn / np.sqrt(np.maximum(values, 1e-12 * values.max())))
     scores = centred @ basis
     values, turn = np.linalg.eigh(scores.T @ scores)
     return np.asarray(scores @ turn[:, np.argsort(-values)[:dims]])

@@ -45,13 +45,13 @@ def trained(log: Log, kind: str, version: str, explore: float) -> Trained:
     featurizer = shipped_featurizer()
     estimator = estimator_named(kind)
     if isinstance(estimator, Linear):
-        estimator = _tuned(data.scores, x, scored)
+        estimator = tuned(data.scores, x, scored)
     learned = fit_learned(estimator, data, x, featurizer)
     router = PluginRouter(kind, version, featurizer.version, learned, Exploration(floor=explore))
     return Trained(router, data.checksum(), len(x), data.models)
 
 
-def _tuned(scores: NDArray[np.float64], x: NDArray[np.float64], models: list[str]) -> Estimator:
+def tuned(scores: NDArray[np.float64], x: NDArray[np.float64], models: list[str]) -> Estimator:
     """The penalty on models' deviations that predicts held-out scores best: few rounds call for another than many."""
     z = main_axes(x, 64)
     z /= max(float(z[:, 0].std()), 1e-9)
