@@ -66,7 +66,7 @@ class Setting:
     """Of the posterior and its rules: the more, the less pessimistic the held-out curve."""
     estimate_folds: int = 8
     """Of the router's estimates on training rows."""
-    tolerance: float = 0.003
+    tolerance: float = 0.004
     """Quality below the best single model that still counts as matching it, on training rows."""
     rates: int = 36
     """Exchange rates tried."""
