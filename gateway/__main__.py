@@ -13,6 +13,7 @@ import typer
 from gateway.config import Config
 from gateway.config_load import check, load
 from gateway.errors import ConfigError, HeadgateError
+from gateway.settings import Settings, read_settings
 
 app = typer.Typer(
     name="headgate",
@@ -69,6 +70,22 @@ def read(path: Path | None) -> Config:
     return load(config_file(path), os.environ)
 
 
+def artefact_problems(config: Config, settings: Settings) -> list[str]:
+    """What is wrong with the trained files that would serve routes; nothing is loaded where none does."""
+    named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
+    if not any("/" in name or name.endswith(".safetensors") for name in named):
+        return []
+    from gateway.app import open_cascades, open_routers
+
+    problems = []
+    for opened in (lambda: open_routers(config, settings), lambda: open_cascades(config)):
+        try:
+            opened()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
 @app.command()
 def serve(
     config: ConfigPath = None,
@@ -80,6 +97,8 @@ def serve(
 
     path = config_file(config)
     chosen = load(path, os.environ)
+    if problems := artefact_problems(chosen, read_settings(chosen.server.run_dir)):
+        raise ConfigError(problems)
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
     server = chosen.server
     count = workers or server.workers
@@ -98,16 +117,17 @@ def check_config(config: ConfigPath = None, json: Json = False) -> None:
 
     path = config_file(config)
     chosen, problems = check(path, os.environ)
+    problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
     if json:
-        typer.echo(msgspec.json.encode({"ok": chosen is not None, "problems": problems}).decode())
-    elif chosen is None:
+        typer.echo(msgspec.json.encode({"ok": not problems, "problems": problems}).decode())
+    elif problems or chosen is None:
         typer.secho(f"{path}: {len(problems)} problem(s)", fg="red", err=True)
         for problem in problems:
             typer.echo(f"  {problem}", err=True)
     else:
         typer.echo(f"{path or 'embedded defaults'}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
                    f"deployment(s), {len(chosen.routes)} route(s), all in order")
-    raise typer.Exit(0 if chosen is not None else 2)
+    raise typer.Exit(2 if problems else 0)
 
 
 @app.command()

@@ -45,7 +45,10 @@ def main() -> None:
     chosen = parser.parse_args()
     config = load(chosen.config, os.environ)
     set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
-    uvloop.run(work(config, chosen.index))
+    try:
+        uvloop.run(work(config, chosen.index))
+    except ConfigError as fault:
+        raise SystemExit(str(fault)) from None
 
 
 async def work(config: Config, index: int) -> None:

@@ -133,3 +133,14 @@ def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
     assert any("server.prot" in line for line in problems)
     assert any("routes[0].models[0]" in line for line in problems)
     assert any("fallback" in line for line in problems)
+
+
+def test_a_trained_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """`check-config` and `serve` name the route; no worker is started again and again."""
+    path, _, _ = write_config(tmp_path)
+    path.write_text(path.read_text().replace('router = "cheapest"', 'router = "gone/router.safetensors"'))
+    for command in ("check-config", "serve"):
+        done = headgate(command, "--config", str(path))
+        assert done.returncode == 2
+        assert "routes[0].router: gone/router.safetensors: no such file" in done.stderr
+        assert "Traceback" not in done.stderr and "answers on" not in done.stdout
