@@ -1,0 +1,105 @@
+"""A limit as part of the arm: how many tokens (or seconds) a model may use, learnt from answers that were cut.
+
+An answer cut at its limit pays nothing and tells only that more would have been needed: a censored observation. But an
+answer under any limit speaks of every smaller one, and a finished one of every larger one too, so one model's limits
+share their observations (product-limit estimate of Kaplan & Meier 1958) instead of being arms of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class LimitArms:
+    """One model under several limits. Sums only, so replicas add up."""
+
+    limits: Array
+    """Rising, positive."""
+    price: float
+    """Of one unit of what is limited, in quality points."""
+    at_risk: Array = field(init=False)
+    """(L,) answers that were seen up to this limit's stretch."""
+    finished: Array = field(init=False)
+    """(L,) of them, those that finished within it."""
+    quality: float = 0.0
+    pulls: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.limits) == 0 or self.limits[0] <= 0 or (np.diff(self.limits) <= 0).any():
+            raise ValueError(f"limits: {self.limits.tolist()} are not positive and rising")
+        self.at_risk, self.finished = np.zeros(len(self.limits)), np.zeros(len(self.limits))
+
+    def learn(self, limit: int, used: float, quality: float) -> None:
+        """An answer under `limits[limit]`: it finished where `used` is below it; `quality` is then its worth."""
+        done = int(np.searchsorted(self.limits, used, side="left")) if used < self.limits[limit] else len(self.limits)
+        last = min(limit, done)
+        self.at_risk[: last + 1] += 1
+        self.pulls += 1
+        if done <= limit:
+            self.finished[done] += 1
+            self.quality += quality
+
+    def values(self, width: float = 1.0, total: int = 0) -> Array:
+        """Optimistic worth of each limit: P(finished by it) x mean quality - price x expected use.
+
+        The bonus adds up the stretches' uncertainties, each as far as answers get there; an unseen stretch is hoped
+        to finish every answer.
+        """
+        hazard = np.where(self.at_risk > 0, self.finished / np.maximum(self.at_risk, 1), 1.0)
+        unfinished = np.cumprod(1.0 - hazard)
+        before = np.concatenate([[1.0], unfinished[:-1]])
+        stretch = np.diff(np.concatenate([[0.0], self.limits]))
+        use = np.cumsum((before + unfinished) / 2 * stretch)
+        done = float(self.finished.sum())
+        worth = self.quality / done if done else 1.0
+        unsure = np.cumsum(before**2 / np.maximum(self.at_risk, 1.0))
+        bonus = width * np.sqrt(log(max(total, 2)) / 2 * unsure)
+        return np.asarray((1.0 - unfinished) * worth - self.price * use + bonus)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a model's answers take and are worth, in a simulation."""
+
+    mean: float
+    quality: float
+
+
+def regret(needs: list[Need], limits: Array, price: float, rounds: int, seed: int, *, shared: bool) -> float:
+    """Of upper-confidence choice over (model, limit) against the best such pair. `shared` False: every pair is an arm
+    of its own, which is the plain extension.
+    """
+    rng = np.random.default_rng(seed)
+    arms = [LimitArms(limits, price) for _ in needs]
+    count, total = np.zeros((len(needs), len(limits))), np.zeros((len(needs), len(limits)))
+    truth = np.array([_worth(need, limits, price) for need in needs])
+    lost = 0.0
+    for t in range(rounds):
+        if shared:
+            values = np.array([arm.values(0.5, t + 2) for arm in arms])
+        else:
+            values = np.where(count > 0, total / np.maximum(count, 1), 1e9) + 0.5 * sqrt(log(t + 2) / 2) / np.sqrt(
+                np.maximum(count, 1)
+            )
+        model, limit = np.unravel_index(int(values.argmax()), values.shape)
+        need = rng.exponential(needs[model].mean)
+        quality = float(rng.random() < needs[model].quality)
+        done = need < limits[limit]
+        count[model, limit] += 1
+        total[model, limit] += done * quality - price * min(need, limits[limit])
+        arms[model].learn(int(limit), min(need, float(limits[limit])), quality if done else 0.0)
+        lost += float(truth.max() - truth[model, limit])
+    return lost
+
+
+def _worth(need: Need, limits: Array, price: float) -> Array:
+    """Exactly, for exponentially distributed needs."""
+    done = 1.0 - np.exp(-limits / need.mean)
+    return np.asarray(done * need.quality - price * need.mean * done)

@@ -1,0 +1,83 @@
+"""`headgate whatif` and `headgate learn` as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.commands_loop import add_to
+from gateway.journal.record import FeedbackRecord
+from gateway.journal.store import open_store
+from gateway.journal.write import write_records
+from routers.simple import Weighted
+from tests.gateway.learn.world import PRICE, Town
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A route whose journal holds 400 scored decisions of an even draw."""
+    lines = [f'[server]\nrun_dir = "{tmp_path}/run"\n[storage]\nurl = "sqlite:///{tmp_path}/j.db"\n'
+             '[[providers]]\nname = "up"\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n']
+    lines += [f'[[models]]\nname = "{name}"\nprovider = "up"\ninput_usd_per_mtok = {usd}\n'
+              f'output_usd_per_mtok = {4 * usd}\n' for name, usd in PRICE.items()]
+    lines.append(f'[[routes]]\nname = "auto"\nmodels = {json.dumps(list(PRICE))}\nrouter = "linear"\nexplore = 0.2\n')
+    path = tmp_path / "headgate.toml"
+    path.write_text("".join(lines))
+    rows = Town(1).decisions(Weighted(), 400)
+    said = [FeedbackRecord(id=f"fb{record.id}", time_s=record.time_s, decision_id=record.id, tenant="t", score=score)
+            for record, score in rows]
+    store = open_store(f"sqlite:///{tmp_path}/j.db")
+    with store.engine.begin() as connection:
+        write_records(connection, [*(record for record, _ in rows), *said])
+    store.close()
+    return path
+
+
+def told(config: Path, *words: str) -> tuple[int, str]:
+    app = typer.Typer()
+    add_to(app)
+    done = CliRunner().invoke(app, [*words, "--config", str(config)])
+    return done.exit_code, done.output or str(done.exception)
+
+
+def test_whatif_answers_for_a_knob(config: Path) -> None:
+    """Each figure has an interval; the JSON says how much the log could tell."""
+    code, output = told(config, "whatif", "--cost-weight", "0.9", "--json")
+    assert code == 0, output
+    answer = json.loads(output)
+    assert answer["rounds"] == 400 and answer["effective_rounds"] > 50
+    for name in ("quality", "cost_usd", "latency_s"):
+        assert answer[name]["then"]["low"] < answer[name]["then"]["value"] < answer[name]["then"]["high"]
+    assert answer["shares"]["then"]["small"] > 0.5
+
+
+def test_whatif_shows_a_table(config: Path) -> None:
+    """Without --json a person reads it."""
+    code, output = told(config, "whatif", "--models", "small,middle")
+    assert code == 0 and "would be" in output and "large 33% -> 0%" in output.replace("\n", " ")
+
+
+def test_learn_takes_one_turn(config: Path) -> None:
+    """One step from the journal alone: a candidate is trained, passes the gate and goes into the shadow."""
+    code, output = told(config, "learn", "--once", "--json")
+    assert code == 0, output
+    assert json.loads(output)["action"] == "shadow", output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("whatif", "--route", "nowhere"), "no route is called 'nowhere'"),
+        (("whatif", "--models", "unknown"), "has none of these models"),
+        (("whatif", "--accept-at", "0.5", "--cost-weight", "0.2"), "asked alone"),
+        (("learn", "--route", "nowhere", "--once"), "no route is called 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
+    """A clear sentence, and a status that isn't zero."""
+    code, output = told(config, *words)
+    assert code != 0 and said in output
