@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store
-from gateway.settings import Settings, read_settings, write_settings
+from gateway.settings import Settings, change_settings
 from routers.registry import open_router
 
 PROMOTIONS_READ = 10_000
@@ -52,8 +52,7 @@ class Versions:
         """Serve this version from now on; the one before is retired, not forgotten."""
         chosen = self.find(route, version)
         live = self._mark(chosen, "live", actor)
-        settings = read_settings(self._run_dir)
-        self._write(settings, {**settings.routers, route: chosen.artifact})
+        self._serve(route, chosen.artifact)
         return live
 
     def roll_back(self, route: str, *, actor: str) -> RouterVersion | None:
@@ -67,8 +66,7 @@ class Versions:
             back = self.promote(route, self._latest(route, before).version, actor=actor)
         else:
             back = None
-            settings = read_settings(self._run_dir)
-            self._write(settings, {name: path for name, path in settings.routers.items() if name != route})
+            self._serve(route, "")
         self._mark(live, "rolled_back", actor)
         return back
 
@@ -97,7 +95,11 @@ class Versions:
         self._store.save_router_version(marked, actor)
         return marked
 
-    def _write(self, settings: Settings, routers: dict[str, str]) -> None:
-        write_settings(
-            self._run_dir, msgspec.structs.replace(settings, version=settings.version + 1, routers=routers)
-        )
+    def _serve(self, route: str, artifact: str) -> None:
+        """From now on with this artefact; empty: with what the configuration names."""
+
+        def change(settings: Settings) -> Settings:
+            routers = {**settings.routers, route: artifact}
+            return msgspec.structs.replace(settings, routers={name: path for name, path in routers.items() if path})
+
+        change_settings(self._run_dir, change)

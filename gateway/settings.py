@@ -6,8 +6,9 @@ can't be read changes nothing: the last good settings stay.
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from gateway.journal.record import KeyRecord
 
 FILE = "settings.json"
+LOCK = "settings.lock"
 
 
 class CanarySetting(msgspec.Struct, frozen=True):
@@ -82,8 +84,26 @@ class Current:
         return changed
 
 
-def publish_keys(run_dir: str | Path, keys: Sequence[KeyRecord]) -> None:
-    """Put the database's keys into force: workers know them within a second."""
-    settings = read_settings(run_dir)
-    if settings.keys != tuple(keys):
-        write_settings(run_dir, msgspec.structs.replace(settings, version=settings.version + 1, keys=tuple(keys)))
+def change_settings(run_dir: str | Path, change: Callable[[Settings], Settings]) -> bool:
+    """Put `change(settings)` into force; True: it says something new. Other processes wait their turn.
+
+    `change` must not itself change settings.
+    """
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings = read_settings(folder)
+        changed = change(settings)
+        if changed == settings:
+            return False
+        write_settings(folder, msgspec.structs.replace(changed, version=settings.version + 1))
+        return True
+    finally:
+        os.close(lock)
+
+
+def publish_keys(run_dir: str | Path, keys: Sequence[KeyRecord]) -> bool:
+    """Put the database's keys into force: workers know them within a second. True: they had others."""
+    return change_settings(run_dir, lambda settings: msgspec.structs.replace(settings, keys=tuple(keys)))

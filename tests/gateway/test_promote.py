@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, open_store
 from gateway.promote import Versions
-from gateway.settings import read_settings
+from gateway.settings import change_settings, read_settings
 
 
 @pytest.fixture
@@ -50,3 +52,25 @@ def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_
     assert live(versions) == [] and read_settings(tmp_path / "run").routers == {}
     with pytest.raises(CallerError, match="no promoted version"):
         versions.roll_back("auto", actor="me")
+
+
+def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
+    """Each reads what the one before has written, though all of them begin together."""
+    together = threading.Barrier(8)
+
+    def add(name: str) -> None:
+        together.wait()
+        for turn in range(10):
+            route = {f"{name}{turn}": "/a"}
+            change_settings(
+                tmp_path, lambda now, route=route: msgspec.structs.replace(now, routers={**now.routers, **route})
+            )
+
+    threads = [threading.Thread(target=add, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    settings = read_settings(tmp_path)
+    assert len(settings.routers) == settings.version == 80
+    assert change_settings(tmp_path, lambda now: now) is False
