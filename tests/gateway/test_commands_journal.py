@@ -80,3 +80,11 @@ def test_an_empty_export_says_why() -> None:
     """Nothing to export is no fault, but a reader is told what counts."""
     found = run("export", "--out", "outcomes")
     assert found.exit_code == 0 and "0 queries, 0 outcomes of no model; only decisions with a score" in found.output
+
+
+def test_a_database_that_is_away_is_told_in_one_line(tmp_path: Path) -> None:
+    """What can't be opened is named by its key in the configuration, without its URL."""
+    (tmp_path / "journal.db").mkdir()
+    for words in (("versions",), ("keys", "list"), ("explain", "dec_1")):
+        with pytest.raises(CallerError, match=r"^storage.url: the database can't be opened: unable to open"):
+            run(*words)
