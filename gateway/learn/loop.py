@@ -114,7 +114,8 @@ class Loop:
         train, judged = lately(log)
         since_s = float((self.store.setting(self._setting) or {}).get("trained_until_s", 0.0))
         fresh = sum(r.time_s > since_s for r, known in zip(log.records, log.labelled, strict=True) if known)
-        changed = judged is not log and judged.records[0].time_s > since_s
+        # after a change of a model every step asks again, until the router has changed too
+        changed = judged is not log and judged.records[0].time_s > self._live_since()
         enough = self.terms.min_scored if changed or not since_s else self.terms.retrain_after
         if (int(judged.labelled.sum()) if changed else fresh) < enough:
             return Told(WAITS, f"{fresh} scored rounds since the last training")
@@ -230,6 +231,10 @@ class Loop:
     def _label(self, version: RouterVersion) -> str:
         router = self.policy(version.artifact).router
         return f"{router.name}@{router.version}"
+
+    def _live_since(self) -> float:
+        """0: what the configuration names serves."""
+        return next((_since(one) for one in self.versions.list(self.route) if one.state == "live"), 0.0)
 
     def _next_version(self) -> str:
         return f"{len(self.versions.list(self.route)) + 1}"
