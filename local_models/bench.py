@@ -144,6 +144,9 @@ def rivals(config: dict[str, Any], dtype: torch.dtype, *, continuous: bool) -> d
     model = LlamaForCausalLM(llama).to(dtype).eval()
     shape = random_shape(config)
     runs = {"engine": engine_run(Decoder(shape, dict(model.state_dict())))}
+    if dtype == torch.float32:
+        free = Decoder(shape, dict(model.state_dict()), invariant=False)
+        runs["engine, not invariant"] = engine_run(free)
     if int8_levels() is not None:
         runs["engine int8"] = engine_run(Decoder(shape, dict(model.state_dict()), int8=True))
     runs["transformers generate"] = generate_run(model)

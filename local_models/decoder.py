@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
-from local_models.linear import Linear, least_rows
+from local_models.linear import Dense, Linear, least_rows
 from local_models.quant import Weight, fused_linear, head_linear, load_weights
 from local_models.shape import Shape, read_shape
 
@@ -46,11 +46,23 @@ class _Layer:
     k_norm: Tensor | None
     window: int
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
 
 class Decoder:
     """The weights of one model and its forward pass."""
 
-    def __init__(self, shape: Shape, weights: dict[str, Weight], block_tokens: int = 64, *, int8: bool = False) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        weights: dict[str, Weight],
+        block_tokens: int = 64,
+        *,
+        int8: bool = False,
+        invariant: bool = True,
+    ) -> None:
         self.shape = shape
         self.block_tokens = block_tokens
         self.embedding = _tensor(weights, "model.embed_tokens.weight")
@@ -66,16 +78,24 @@ class Decoder:
         self._cos = torch.cat([angles.cos(), angles.cos()], -1).to(self.device, self.dtype)
         self._sin = torch.cat([-angles.sin(), angles.sin()], -1).to(self.device, self.dtype)
         self._least_rows = least_rows(self.dtype)
+        if not invariant:
+            self._least_rows = 1
+            for linear in [self.head, *(part for layer in self.layers for part in layer.linears)]:
+                if isinstance(linear, Dense):
+                    linear.least_rows = 1
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *, int8: bool = False) -> Decoder:
+    def load(
+        cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *, int8: bool = False, invariant: bool = True
+    ) -> Decoder:
         """The model in a Hugging Face folder; `auto` keeps the folder's own number format.
 
-        `int8` quantizes the matrices while loading; a folder that is quantized needs no word.
+        `int8` quantizes the matrices while loading; a folder that is quantized needs no word. Without
+        `invariant` a lone float32 stream is faster, and its last bits may depend on how many others run.
         """
         shape = read_shape(folder)
         number = DTYPES.get(shape.dtype if dtype == "auto" else dtype, torch.float32)
-        return cls(shape, load_weights(folder, shape, number), block_tokens, int8=int8)
+        return cls(shape, load_weights(folder, shape, number), block_tokens, int8=int8, invariant=invariant)
 
     def new_pool(self, blocks: int) -> Pool:
         """A zeroed pool for this model's keys and values."""

@@ -45,6 +45,8 @@ class EngineOptions:
     dtype: str = "auto"
     int8: bool = False
     """Quantize the weights while loading."""
+    invariant: bool = True
+    """An answer's bits never depend on its batch; False: a lone float32 stream is faster."""
     share_prefixes: bool = True
     eviction_alpha: float | None = 1.0
     """Marconi's weight of computation saved per byte; None: least recently used."""
@@ -106,7 +108,9 @@ class Engine:
     def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
         """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
         options = options or EngineOptions()
-        decoder = Decoder.load(folder, options.dtype, options.block_tokens, int8=options.int8)
+        decoder = Decoder.load(
+            folder, options.dtype, options.block_tokens, int8=options.int8, invariant=options.invariant
+        )
         return cls(decoder, TextCodec(folder), options)
 
     @property

@@ -165,7 +165,7 @@ def main() -> None:
     for name in _ENGINE_OPTIONS:
         kind = type(getattr(EngineOptions(), name))
         if kind is bool:
-            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None)
+            parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction)
         else:
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     parser.add_argument("--threads", type=int, help="torch's threads; default 1")
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 _ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "draft_tokens", "draft_budget",
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "draft_tokens", "draft_budget",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 
