@@ -180,7 +180,8 @@ def main() -> None:
 
 
 _ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "draft_tokens", "draft_budget",
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant",
+    "draft_tokens", "draft_budget",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 
