@@ -58,15 +58,15 @@ def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
     """Each reads what the one before has written, though all of them begin together."""
     together = threading.Barrier(8)
 
-    def add(name: str) -> None:
+    def add(route: str) -> None:
+        change_settings(tmp_path, lambda now: msgspec.structs.replace(now, routers={**now.routers, route: "/a"}))
+
+    def add_ten(name: str) -> None:
         together.wait()
         for turn in range(10):
-            route = {f"{name}{turn}": "/a"}
-            change_settings(
-                tmp_path, lambda now, route=route: msgspec.structs.replace(now, routers={**now.routers, **route})
-            )
+            add(f"{name}{turn}")
 
-    threads = [threading.Thread(target=add, args=(name,)) for name in "abcdefgh"]
+    threads = [threading.Thread(target=add_ten, args=(name,)) for name in "abcdefgh"]
     for thread in threads:
         thread.start()
     for thread in threads:
