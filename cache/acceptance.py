@@ -208,12 +208,12 @@ def beta_upper(wrong: Floats, right: Floats, confidence: float) -> Floats:
     return bound
 
 
-def fit_logistic(design: Floats, right: Floats, weight: Floats, l2: float = 1.0) -> Floats:
+def fit_logistic(design: Floats, right: Floats, weight: Floats, l2: float = 1.0, rounds: int = 8) -> Floats:
     """Weighted logistic regression by Newton's method; the first column is the intercept."""
     penalty = np.full(design.shape[1], l2)
     penalty[0] = 1e-3
     weights = np.zeros(design.shape[1])
-    for _ in range(8):
+    for _ in range(rounds):
         p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
         slope = design.T @ (weight * (p - right)) + penalty * weights
         bend = (design * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ design + np.diag(penalty)

@@ -74,7 +74,7 @@ class EntryRule:
         near = np.array([cosine for cosine, _ in seen])
         right = np.array([float(good) for _, good in seen])
         design = np.column_stack([np.ones(len(near)), near])
-        fitted = fit_logistic(design, right, np.ones(len(near)), l2=1e-3)
+        fitted = fit_logistic(design, right, np.ones(len(near)), l2=1e-4, rounds=40)
         bias = float(fitted[0])
         slope = max(float(fitted[1]), 1e-6)
         threshold = min(1.0, max(0.0, -bias / slope))

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     embed, identity = load_embedder(asked.embedder)
     report: dict[str, object] = {"embedder": identity}
-    screen = Console(stderr=asked.json)
+    screen = Console(stderr=asked.json, width=130)
     for name in asked.streams:
         if name == "qqp_pairs":
             report[name] = _pairs(asked, embed, identity, screen).as_dict()
