@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.learn import cascaded, evaluation
+from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import described, fit_router, out_of_fold
@@ -55,6 +55,8 @@ def evaluate(
     """
     try:
         if cascade:
+            from gateway.learn import cascaded
+
             report, policies, bench = cascaded.evaluated(
                 cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples
             )
