@@ -54,7 +54,7 @@ faults: $(READY)  ## every stream fault and how it ends, as a table
 
 # torch stays out of the lock file: its CPU build is pinned in pyproject.toml and installed beside it, so that no
 # resolver brings CUDA along. What torch itself needs is named here.
-TORCH_NEEDS := transformers>=5.0 filelock sympy networkx jinja2 fsspec typing-extensions setuptools
+TORCH_NEEDS := transformers>=5.0 llguidance>=1.0 jinja2>=3.1 filelock sympy networkx fsspec typing-extensions setuptools
 
 lock:  ## resolve pyproject.toml into requirements.lock
 	echo $(foreach need,$(TORCH_NEEDS),'$(need)') | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --upgrade \

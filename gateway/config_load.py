@@ -34,7 +34,8 @@ ROUTERS = (
     "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble",
     "bandit",
 )  # fmt: skip
-CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton")
+CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton",
+            "stepwise")  # fmt: skip
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -16,7 +16,7 @@ from gateway.journal.store import RouterVersion, Store
 from gateway.learn.dataset import Log
 from gateway.learn.gate import Verdict, compared, judge
 from gateway.learn.whatif import Policy, decided
-from gateway.settings import CanarySetting, read_settings, write_settings
+from gateway.settings import CanarySetting, Settings, change_settings
 from routers.ope import Array, Interval
 
 
@@ -59,15 +59,22 @@ def halves_of(log: Log, label: str, reward: Array, since_s: float) -> Halves:
 
 def begin_canary(run_dir: str, route: str, version: RouterVersion, share: float) -> None:
     """Workers put the version before that share of the route's traffic within a second."""
-    settings = read_settings(run_dir)
-    canaries = {**settings.canaries, route: CanarySetting(version.artifact, share)}
-    write_settings(run_dir, msgspec.structs.replace(settings, version=settings.version + 1, canaries=canaries))
+
+    def change(settings: Settings) -> Settings:
+        canaries = {**settings.canaries, route: CanarySetting(version.artifact, share)}
+        return msgspec.structs.replace(settings, canaries=canaries)
+
+    change_settings(run_dir, change)
 
 
 def end_canary(run_dir: str, route: str) -> None:
-    settings = read_settings(run_dir)
-    canaries = {name: one for name, one in settings.canaries.items() if name != route}
-    write_settings(run_dir, msgspec.structs.replace(settings, version=settings.version + 1, canaries=canaries))
+    """All of the route's traffic goes back to the incumbent."""
+
+    def change(settings: Settings) -> Settings:
+        canaries = {name: one for name, one in settings.canaries.items() if name != route}
+        return msgspec.structs.replace(settings, canaries=canaries)
+
+    change_settings(run_dir, change)
 
 
 def mark(store: Store, version: RouterVersion, state: str, time_s: float, **told: object) -> RouterVersion:
