@@ -36,6 +36,7 @@ ROUTERS = (
 )  # fmt: skip
 CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton",
             "stepwise")  # fmt: skip
+STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -334,6 +335,8 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
     if not _is_path(route.cascade):
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
+    if route.cascade == "stepwise" and route.max_attempts < STEPWISE_ATTEMPTS:
+        found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cascade.plan import NAMES
-from gateway.config_load import CASCADES
+from gateway.config_load import CASCADES, parse
 from tests.live import Live, live
 
 MODELS = [
@@ -19,7 +19,7 @@ MODELS = [
 
 def route(cascade: str) -> dict[str, object]:
     return {"name": "auto", "models": ["small", "large"], "router": "cheapest", "cascade": cascade,
-            "accept_at": 0.8, "max_attempts": 8}  # fmt: skip
+            "accept_at": 0.8, "max_attempts": 25}  # fmt: skip
 
 
 async def ask(gateway: Live, **more: object) -> httpx.Response:
@@ -31,6 +31,14 @@ async def ask(gateway: Live, **more: object) -> httpx.Response:
 def test_the_file_may_name_every_strategy_there_is() -> None:
     """What the configuration accepts is what can be climbed."""
     assert set(CASCADES) == set(NAMES)
+
+
+def test_a_strategy_that_could_not_finish_is_refused_at_start() -> None:
+    """A step-by-step cascade with too few attempts would never have an answer."""
+    table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**model, "provider": "up"} for model in MODELS],
+             "routes": [{**route("stepwise"), "max_attempts": 8}]}  # fmt: skip
+    _, problems = parse(table, {})
+    assert [problem.partition(":")[0] for problem in problems] == ["routes[0].max_attempts"]
 
 
 async def test_samples_that_agree_are_believed_and_the_odd_one_is_outvoted(tmp_path: Path) -> None:
@@ -57,5 +65,5 @@ async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, ca
         await gateway.rest()
     assert answer.status_code == 200, answer.text
     assert answer.text.rstrip().endswith("[DONE]") if stream else answer.json()["choices"][0]["message"]["content"]
-    assert record.verdict and 1 <= len(record.attempts) <= 8
+    assert record.verdict and 1 <= len(record.attempts) <= 25
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
