@@ -35,8 +35,9 @@ def test_the_file_may_name_every_strategy_there_is() -> None:
 
 def test_a_strategy_that_could_not_finish_is_refused_at_start() -> None:
     """A step-by-step cascade with too few attempts would never have an answer."""
-    table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**model, "provider": "up"} for model in MODELS],
-             "routes": [{**route("stepwise"), "max_attempts": 8}]}  # fmt: skip
+    models = [{**model, "provider": "up"} for model in MODELS]
+    short = {**route("stepwise"), "max_attempts": 8}
+    table = {"providers": [{"name": "up", "kind": "scripted"}], "models": models, "routes": [short]}
     _, problems = parse(table, {})
     assert [problem.partition(":")[0] for problem in problems] == ["routes[0].max_attempts"]
 
