@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gateway.config import Config
-from gateway.config_load import check, load
+from gateway.config_load import check, file_of, load
 from gateway.errors import ConfigError, HeadgateError
 from gateway.settings import Settings, read_settings
 
@@ -58,18 +58,6 @@ def mount() -> None:
         app.command()(command)
 
 
-def config_file(path: Path | None) -> str | None:
-    """The file asked for, else `headgate.toml` in this folder, else none."""
-    if path is not None:
-        return str(path)
-    return "headgate.toml" if Path("headgate.toml").is_file() else None
-
-
-def read(path: Path | None) -> Config:
-    """The configuration in force. Raises ConfigError."""
-    return load(config_file(path), os.environ)
-
-
 def artefact_problems(config: Config, settings: Settings) -> list[str]:
     """What is wrong with the trained files that would serve routes; nothing is loaded where none does."""
     named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
@@ -95,7 +83,7 @@ def serve(
     from gateway.logs import secrets_of, set_up
     from gateway.supervise import serve as run
 
-    path = config_file(config)
+    path = file_of(config)
     chosen = load(path, os.environ)
     if problems := artefact_problems(chosen, read_settings(chosen.server.run_dir)):
         raise ConfigError(problems)
@@ -115,7 +103,7 @@ def check_config(config: ConfigPath = None, json: Json = False) -> None:
     """Say everything that is wrong with a configuration, each fault with its path."""
     import msgspec
 
-    path = config_file(config)
+    path = file_of(config)
     chosen, problems = check(path, os.environ)
     problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
     if json:

@@ -85,9 +85,7 @@ class Answering:
 
     def identify(self, call: Call) -> Caller:
         """Whose key is it, and may it ask for this, in this way?"""
-        headers, s = call.headers, self.s
-        key = headers.get(b"x-api-key") or headers.get(b"api-key")
-        caller = s.keyring.identify(headers.get(b"authorization"), key, call.host, s.clock())
+        caller = self.s.caller_of(call.headers, call.host)
         name = call.wishes.route or call.model
         if not caller.may_use(name):
             raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
@@ -199,7 +197,6 @@ class Answering:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
         except Undecided as undecided:
             self.s.metrics.undecided(route.name)
-            exchange.alarms.append(undecided.reason)
             return default_choice(route, undecided)
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:

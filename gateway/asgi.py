@@ -53,11 +53,7 @@ class Request:
 
     def caller(self) -> Caller:
         """Who asks; raises Unauthorized."""
-        headers = self.arrival.headers
-        key = headers.get(b"x-api-key") or headers.get(b"api-key")
-        return self.services.keyring.identify(
-            headers.get(b"authorization"), key, self.arrival.host, self.services.clock()
-        )
+        return self.services.caller_of(self.arrival.headers, self.arrival.host)
 
 
 Answer = tuple[int, Headers, bytes]
@@ -119,7 +115,8 @@ class App:
                 front.watch(gone.leave)
             raw = None
             if surface == "responses":
-                raw = await services.responses.continued(decode(body), self.tenant(arrival))
+                tenant = services.caller_of(arrival.headers, arrival.host).tenant
+                raw = await services.responses.continued(decode(body), tenant)
             call = read_call(
                 surface,
                 body,
@@ -141,11 +138,6 @@ class App:
             self.in_flight -= 1
             if front is not None:
                 front.unwatch()
-
-    def tenant(self, arrival: Arrival) -> str:
-        headers, s = arrival.headers, self.services
-        key = headers.get(b"x-api-key") or headers.get(b"api-key")
-        return s.keyring.identify(headers.get(b"authorization"), key, arrival.host, s.clock()).tenant
 
     async def serve(
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from gateway.config import Config, Period
-from gateway.config_load import load
+from gateway.config_load import file_of, load
 from gateway.errors import CallerError
 
 ConfigPath = Annotated[
@@ -44,7 +44,7 @@ def explain(
     from gateway.journal.spool import spool_dir
     from gateway.journal.view import decision_view
 
-    chosen = _config(config)
+    chosen = read_config(config)
     store = _store(chosen)
     record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))
     if record is None:
@@ -69,7 +69,7 @@ def export(
     from gateway.journal.ship import Shipper
     from gateway.journal.spool import spool_dir
 
-    chosen = _config(config)
+    chosen = read_config(config)
     store = _store(chosen)
     shipper = Shipper(spool_dir(chosen.server.run_dir), store.engine)
     shipper.try_pass()
@@ -106,7 +106,7 @@ def promote(
 ) -> None:
     """Serve a trained router from the next request on; no stream is dropped."""
     known = _versions(config)
-    if not any(one.name == route for one in _config(config).routes):
+    if not any(one.name == route for one in read_config(config).routes):
         raise CallerError(f"no route is called '{route}'")
     if Path(version).is_file():
         try:
@@ -132,7 +132,7 @@ def migrate(config: ConfigPath = None) -> None:
     """Bring the database's schema up to date. Only ever adds; never drops a table or a column."""
     from gateway.journal.schema import migrate as run
 
-    run(str(_config(config).storage.url))
+    run(str(read_config(config).storage.url))
     typer.echo("the schema is up to date")
 
 
@@ -151,7 +151,7 @@ def create_key(
     """Make a key. Its plaintext is shown once, here."""
     from gateway.keys import new_key
 
-    chosen = _config(config)
+    chosen = read_config(config)
     if budget_usd is not None and not (budget_usd >= 0 and isfinite(budget_usd)):
         raise CallerError(f"--budget-usd: {budget_usd} is not an amount of dollars")
     known = {route.name for route in chosen.routes} | {model.name for model in chosen.models}
@@ -173,7 +173,7 @@ def create_key(
 @keys.command("list")
 def list_keys(config: ConfigPath = None, json: Json = False) -> None:
     """Every key, revoked ones included; never a plaintext."""
-    listed = _store(_config(config)).keys()
+    listed = _store(read_config(config)).keys()
     if json:
         _print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
         return
@@ -189,7 +189,7 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
 @keys.command("revoke")
 def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigPath = None) -> None:
     """Workers refuse it within a second."""
-    chosen = _config(config)
+    chosen = read_config(config)
     store = _store(chosen)
     key = store.key(id)
     if key is None:
@@ -199,9 +199,9 @@ def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config:
     typer.echo(f"{id} is revoked")
 
 
-def _config(path: Path | None) -> Config:
-    named = str(path) if path is not None else ("headgate.toml" if Path("headgate.toml").is_file() else None)
-    return load(named, os.environ)
+def read_config(path: Path | None) -> Config:
+    """The configuration that a command is about. Raises ConfigError."""
+    return load(file_of(path), os.environ)
 
 
 def _store(config: Config) -> Any:
@@ -218,7 +218,7 @@ def _store(config: Config) -> Any:
 def _versions(path: Path | None) -> Any:
     from gateway.promote import Versions
 
-    config = _config(path)
+    config = read_config(path)
     return Versions(_store(config), config.server.run_dir)
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.commands_journal import ConfigPath, Json
+from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def whatif(
         if data is not None:
             log, policy = _from_folder(data, router, changed, explore)
         else:
-            log, policy = _from_journal(_read(config), route, router, changed, models, explore, since_hours)
+            log, policy = _from_journal(read_config(config), route, router, changed, models, explore, since_hours)
         answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
     except ValueError as error:
         raise CallerError(str(error)) from error
@@ -84,7 +84,7 @@ def learn(
     """
     from gateway.learn.loop import Loop, Terms
 
-    chosen = _read(config)
+    chosen = read_config(config)
     loop = Loop.opened(chosen, route, Terms(router=router))
     while True:
         _ship(chosen, loop.store)
@@ -118,12 +118,6 @@ def _cells(figure: Figure, scale: float) -> list[str]:
         f"{one.value * scale:.4g} [{one.low * scale:.4g}, {one.high * scale:.4g}]"
         for one in (figure.now, figure.then, figure.difference, figure.snips)
     ]
-
-
-def _read(path: Path | None) -> Config:
-    from gateway.__main__ import read
-
-    return read(path)
 
 
 def _ship(config: Config, store: Store) -> None:

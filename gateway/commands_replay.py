@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.commands_journal import ConfigPath, Json
+from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.errors import CallerError
 
 Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
@@ -35,7 +35,6 @@ def replay(
     json: Json = False,
 ) -> None:
     """Decide a recorded request again, offline, with the present or another router or knob; show what differs."""
-    from gateway.__main__ import read
     from gateway.journal.lookup import find_decision
     from gateway.journal.spool import spool_dir
     from gateway.journal.store import open_store
@@ -43,7 +42,7 @@ def replay(
     from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
     from routers.types import Knobs
 
-    chosen = read(config)
+    chosen = read_config(config)
     store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
     try:
         record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))

@@ -13,6 +13,7 @@ import tomllib
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -42,6 +43,13 @@ NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def file_of(path: Path | None) -> str | None:
+    """The file asked for, else `headgate.toml` in this folder, else none: the embedded configuration."""
+    if path is not None:
+        return str(path)
+    return "headgate.toml" if Path("headgate.toml").is_file() else None
 
 
 def load(path: str | None, env: Mapping[str, str]) -> Config:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 from cascade.climb import climb
+from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
 from gateway.errors import UpstreamError
@@ -141,6 +142,8 @@ class Run:
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
         attempt, now = opened.attempt, self.driver.caller.now()
+        if rung.reads_confidence and self.exchange.plan is not None:
+            attempt.confidence = (self.exchange.plan.confidence or RAW)(rung.model, attempt.evidence)
         return Outcome(
             model=rung.model,
             may_move=not self.reply.committed,

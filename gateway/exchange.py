@@ -104,7 +104,6 @@ class Exchange:
     """True: its one second attempt beside a slow first has been made."""
     flow: Relay | None = None
     """The stream the client has begun to see: it knows how an error must end it."""
-    alarms: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

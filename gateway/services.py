@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gateway.drive import Driver
 from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
-from gateway.keys import Keyring
+from gateway.keys import Caller, Keyring
 from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -68,3 +68,8 @@ class Services:
     """What must run beside the requests."""
     index: int
     """Which worker this is."""
+
+    def caller_of(self, headers: Mapping[bytes, bytes], host: str) -> Caller:
+        """Whose key these headers show, in any of the ways SDKs send one. Raises Unauthorized."""
+        key = headers.get(b"x-api-key") or headers.get(b"api-key")
+        return self.keyring.identify(headers.get(b"authorization"), key, host, self.clock())

@@ -126,6 +126,7 @@ def attempt_record(attempt: Attempt) -> AttemptRecord:
         failure=attempt.failure,
         usage=buckets(attempt.usage),
         cost_nanousd=attempt.cost_nanousd,
+        estimated=attempt.estimated,
         evidence=evidence_record(attempt),
     )
 

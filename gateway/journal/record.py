@@ -67,6 +67,8 @@ class AttemptRecord(_Value, frozen=True):
     usage: dict[str, int] = {}
     """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input ..."""
     cost_nanousd: int = 0
+    estimated: bool = False
+    """The upstream told no whole usage, so tokens and cost are estimates."""
     evidence: EvidenceRecord | None = None
 
 

@@ -68,3 +68,15 @@ async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, ca
     assert answer.text.rstrip().endswith("[DONE]") if stream else answer.json()["choices"][0]["message"]["content"]
     assert record.verdict and 1 <= len(record.attempts) <= 25
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+
+
+async def test_the_record_holds_the_confidence_that_was_compared(tmp_path: Path) -> None:
+    """A rung whose evidence was read has its confidence on record; a stream without usage says it was estimated."""
+    scripts = {"small": [{"text": "unsure", "logprob": -2.0}], "large": [{"text": "certain", "usage": False}]}
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route("confidence")]) as gateway:
+        answer = await ask(gateway)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    first, second = record.attempts
+    assert first.evidence is not None and first.evidence.confidence == pytest.approx(0.1353, abs=1e-3)
+    assert not first.estimated and second.estimated
