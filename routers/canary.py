@@ -8,7 +8,8 @@ Who decided is in the choice's router label, so the two halves are also a random
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec import structs
 
 from routers.types import Candidate, Choice, Knobs, Query, Router, Undecided
 
@@ -37,4 +38,4 @@ class Canary:
             for model in {**ours.probabilities, **theirs.probabilities}
         }
         choice = theirs if tried else ours
-        return replace(choice, probabilities=mixed, propensity=mixed[choice.model])
+        return structs.replace(choice, probabilities=mixed, propensity=mixed[choice.model])

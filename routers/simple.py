@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
+from msgspec import structs
 
 from routers.eligible import eligible, expected_usd
 from routers.select import Forecast, chosen
@@ -50,7 +51,7 @@ def _pick(
         raise Undecided(f"{reason}: no eligible model has a weight", excluded)
     shares = shares / shares.sum()
     forecast = priced(query, kept)
-    return replace(chosen(forecast, shares, shares, draw, excluded, router), reason=reason)
+    return structs.replace(chosen(forecast, shares, shares, draw, excluded, router), reason=reason)
 
 
 class Weighted:

@@ -6,17 +6,17 @@ Everything here is a value. A router never sees a clock, a socket or a random ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """What may be known of a request before any model has answered it."""
 
     text: str
@@ -54,8 +54,7 @@ class Candidate:
     default_max_output_tokens: int = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a router expects of one candidate on one query."""
 
     model: str
@@ -82,8 +81,7 @@ class Knobs:
     """False: a tenant that opted out of exploration."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """A decision with everything needed to evaluate it later."""
 
     model: str
@@ -98,7 +96,7 @@ class Choice:
     """One short phrase for the header `x-headgate-reason`."""
     router: str
     """`name@version`."""
-    ranked: Sequence[str] = field(default=())
+    ranked: Sequence[str] = ()
     """Eligible models, best first: the order in which fallbacks and cascades read them."""
 
 
