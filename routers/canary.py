@@ -8,8 +8,7 @@ Who decided is in the choice's router label, so the two halves are also a random
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from msgspec import structs
+from dataclasses import replace
 
 from routers.types import Candidate, Choice, Knobs, Query, Router, Undecided
 
@@ -38,4 +37,4 @@ class Canary:
             for model in {**ours.probabilities, **theirs.probabilities}
         }
         choice = theirs if tried else ours
-        return structs.replace(choice, probabilities=mixed, propensity=mixed[choice.model])
+        return replace(choice, probabilities=mixed, propensity=mixed[choice.model])

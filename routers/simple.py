@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import numpy as np
-from msgspec import structs
 
 from routers.eligible import eligible, expected_usd
 from routers.select import Forecast, chosen
@@ -51,7 +50,7 @@ def _pick(
         raise Undecided(f"{reason}: no eligible model has a weight", excluded)
     shares = shares / shares.sum()
     forecast = priced(query, kept)
-    return structs.replace(chosen(forecast, shares, shares, draw, excluded, router), reason=reason)
+    return replace(chosen(forecast, shares, shares, draw, excluded, router), reason=reason)
 
 
 class Weighted:

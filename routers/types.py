@@ -6,17 +6,17 @@ Everything here is a value. A router never sees a clock, a socket or a random ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
 
-class Query(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Query:
     """What may be known of a request before any model has answered it."""
 
     text: str
@@ -54,7 +54,8 @@ class Candidate:
     default_max_output_tokens: int = 4096
 
 
-class Estimate(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Estimate:
     """What a router expects of one candidate on one query."""
 
     model: str
@@ -81,7 +82,8 @@ class Knobs:
     """False: a tenant that opted out of exploration."""
 
 
-class Choice(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Choice:
     """A decision with everything needed to evaluate it later."""
 
     model: str
@@ -96,7 +98,7 @@ class Choice(msgspec.Struct, frozen=True):
     """One short phrase for the header `x-headgate-reason`."""
     router: str
     """`name@version`."""
-    ranked: Sequence[str] = ()
+    ranked: Sequence[str] = field(default=())
     """Eligible models, best first: the order in which fallbacks and cascades read them."""
 
 

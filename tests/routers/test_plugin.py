@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from routers.cost import LogLinear
 from routers.estimators.linear import Linear
@@ -82,7 +81,7 @@ def test_an_unknown_model_gets_the_prior() -> None:
 def test_features_of_another_version_are_undecided() -> None:
     """The route falls back rather than reading numbers that mean something else."""
     with pytest.raises(Undecided, match="features"):
-        router().choose(structs.replace(asked(EASY), features_version="w"), POOL, Knobs(), 0.5)
+        router().choose(replace(asked(EASY), features_version="w"), POOL, Knobs(), 0.5)
 
 
 def test_max_cost_excludes_by_expectation() -> None:

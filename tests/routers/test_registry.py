@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
 
 from routers.artifact import ArtifactError, Card
 from routers.features import shipped_featurizer
@@ -77,6 +76,6 @@ def test_every_kind_survives_its_artefact(tmp_path: Path, kind: str) -> None:
     version, path = shipped_featurizer().version, tmp_path / "r.safetensors"
     before = PluginRouter(kind, "1", version, Learned(data.models, projection, quality))
     save_router(path, before, Card(kind, "1", version, data.models))
-    query = structs.replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
+    query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
     old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
     assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
