@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import structs
 
 from cascade.types import Evidence
 
@@ -88,7 +90,7 @@ def with_checks(evidence: Evidence, checks: Sequence[Check]) -> tuple[Evidence, 
     if not said:
         return evidence, 0.0
     passed = False if False in said else None if None in said else True
-    return replace(evidence, checks_passed=passed), cost_usd
+    return structs.replace(evidence, checks_passed=passed), cost_usd
 
 
 def _said(check: Check, text: str) -> bool | None:

@@ -7,10 +7,11 @@ where it was not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
+from msgspec import structs
 
 from cascade.climb import climb
 from cascade.logs import Logged
@@ -30,7 +31,7 @@ class LoggedModels:
         """The rung's outcome, with those of the rungs beside it; they end together with the slowest."""
         first, *rest = (self._one(one, elapsed_s) for one in (rung, *rung.beside))
         ended_s = max(outcome.elapsed_s for outcome in (first, *rest))
-        return replace(first, elapsed_s=ended_s, beside=tuple(rest))
+        return structs.replace(first, elapsed_s=ended_s, beside=tuple(rest))
 
     def _one(self, rung: Rung, elapsed_s: float) -> Outcome:
         data, j = self.logged.data, self.logged.data.models.index(rung.model)

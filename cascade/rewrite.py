@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan
+
+from msgspec import structs
 
 from cascade.climb import best_answer
 from cascade.confidence import RAW
@@ -64,7 +66,7 @@ class Refine:
         return 0.0 if isnan(p) else p
 
     def _read(self, step: Step, fields: Fields | None = None) -> Step:
-        return replace(step, overrides={**step.overrides, **(fields or {})}, reads_confidence=True)
+        return structs.replace(step, overrides={**step.overrides, **(fields or {})}, reads_confidence=True)
 
 
 def points_of(outline: str, most: int = 10) -> list[str]:
@@ -110,7 +112,7 @@ class Skeleton:
         return sum(bool(outcome.failure) for outcome in history) > 1
 
     def _with(self, fields: Fields) -> Step:
-        return replace(self.step, overrides={**self.step.overrides, **fields})
+        return structs.replace(self.step, overrides={**self.step.overrides, **fields})
 
 
 def _joined(titles: Sequence[str], texts: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
@@ -67,4 +69,5 @@ class Stepwise:
         return Drafted(tuple(taken), sent_back, False, False)
 
     def _asked(self, step: Step, taken: Sequence[str]) -> Step:
-        return replace(step, overrides={**step.overrides, **self.prompt("\n".join(taken))}, reads_confidence=True)
+        overrides = {**step.overrides, **self.prompt("\n".join(taken))}
+        return structs.replace(step, overrides=overrides, reads_confidence=True)

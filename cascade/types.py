@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf, nan
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import msgspec
+
+AS_ASKED: Mapping[str, Any] = MappingProxyType({})
+"""No field of the request is changed."""
 
 
 class PlanError(ValueError):
     """The plan can't be climbed: no step, a cycle, a rung without price, a floor outside (0, 1]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What the whole climb may spend, retries, fallbacks and escalations included."""
 
     max_attempts: int = 4
@@ -22,8 +26,7 @@ class Limits:
     """Seconds from the start of the climb."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One model of a plan, and what its answer must show to be kept."""
 
     model: str
@@ -32,7 +35,7 @@ class Step:
     -inf keeps any answer."""
     worst_cost_usd: float = 0.0
     """Most that one attempt can cost: what the plan's hold is made of."""
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    overrides: Mapping[str, object] = AS_ASKED
     """Fields of the request to change for this step (see `Rung.overrides`)."""
     reads_confidence: bool | None = None
     """None: as `accept_at` says; a step that must show something is read."""
@@ -43,14 +46,13 @@ class Step:
         return self.accept_at > -inf if self.reads_confidence is None else self.reads_confidence
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What to try, in which order, and when to stop. A plan without a step is refused."""
 
     steps: tuple[Step, ...]
     fallbacks: tuple[Step, ...] = ()
     """Tried in order when a step fails for good; never escalated to."""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = Limits()
     retries: int = 1
     """Attempts beyond the first on the same model, for failures that may pass."""
     strategy: Strategy | None = None
@@ -69,8 +71,7 @@ class Plan:
                 raise PlanError(f"a model stands twice in the plan: {models}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rung:
+class Rung(msgspec.Struct, frozen=True):
     """What the driver is to do next."""
 
     model: str
@@ -81,15 +82,14 @@ class Rung:
     """Back-off before the attempt."""
     reads_confidence: bool = False
     """True: ask the model for log-probabilities (or whatever its evidence is)."""
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    overrides: Mapping[str, object] = AS_ASKED
     """Fields of the request to change for this attempt (temperature of a sample, say)."""
     beside: tuple[Rung, ...] = ()
     """Rungs to run at the same time; their outcomes go back in `Outcome.beside`, in this order. A driver
     that can't may ignore them: the strategy asks again for what it still needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What an answer shows about its own worth. NaN and None are 'not known', never zero."""
 
     mean_logprob: float = nan
@@ -108,8 +108,7 @@ class Evidence:
     """The answer's text, for scorers; never logged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What came of one rung. `failure` empty: an answer came."""
 
     model: str
@@ -120,7 +119,7 @@ class Outcome:
     may_move: bool = True
     """Another model may still answer (False: the request itself is at fault, or bytes have been sent)."""
     retry_after_s: float = 0.0
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: Evidence = Evidence()
     cost_usd: float = 0.0
     elapsed_s: float = 0.0
     """Seconds from the start of the climb to the end of this attempt."""
@@ -131,8 +130,7 @@ class Outcome:
     """Calls it took: with a hedge two."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """How the climb ended. `kept` indexes `outcomes`; None: no answer could be kept."""
 
     kept: int | None
@@ -149,8 +147,7 @@ class Verdict:
     """Not empty: the answer's text is this one, composed from several outcomes (`Keep.text`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A strategy's move: try these steps now (several: at the same time)."""
 
     steps: tuple[Step, ...]
@@ -162,8 +159,7 @@ class Ask:
     """Reason of the verdict where this step's answer is kept for want of another step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(msgspec.Struct, frozen=True):
     """A strategy's move: stop. `kept` indexes the history; None: nothing is good enough."""
 
     kept: int | None

@@ -8,8 +8,10 @@ streams before the vote is over, except the escalation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import comb
+
+from msgspec import structs
 
 from cascade.agreement import agreement
 from cascade.climb import best_answer
@@ -126,6 +128,8 @@ class Vote:
 def samples(step: Step, k: int, temperature: float) -> tuple[Step, ...]:
     """k ballots of one model; each must be read and none may be the same draw."""
     return tuple(
-        replace(step, overrides={**step.overrides, "temperature": temperature, "seed": i}, reads_confidence=True)
+        structs.replace(
+            step, overrides={**step.overrides, "temperature": temperature, "seed": i}, reads_confidence=True
+        )
         for i in range(k)
     )

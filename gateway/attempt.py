@@ -30,8 +30,7 @@ CHARS_PER_TOKEN = 4
 """For tokens nobody counted: about right for English, low for code."""
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(msgspec.Struct):
     """An attempt that has answered: whole, or as a stream whose first real chunk is here."""
 
     attempt: Attempt
@@ -52,8 +51,7 @@ class Timeouts:
     """From a request's arrival to its stream's end. Not the client's own deadline, which is for each read."""
 
 
-@dataclass(slots=True)
-class Sent:
+class Sent(msgspec.Struct):
     """An attempt under way."""
 
     exchange: Exchange

@@ -12,10 +12,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from cache.semantic import Comparison, SemanticCache
 from gateway.call import Arrival, Call, read_call

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -24,8 +23,7 @@ KNOB_FIELD = "headgate"
 NO_KNOBS = Knobs()
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(msgspec.Struct, frozen=True):
     """What one request asks of the gateway itself: `headgate` in the body, or x-headgate-* headers."""
 
     knobs: Knobs = NO_KNOBS
@@ -39,8 +37,7 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """A request on one surface."""
 
     surface: str
@@ -65,8 +62,7 @@ class Call:
     """As it came; empty where something in it was ours (knobs, the model in the path)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """How a request came: everything of it but its body."""
 
     headers: Mapping[bytes, bytes]

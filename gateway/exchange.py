@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cascade.types import Evidence, Plan, Verdict
 from gateway.wire.usage import Usage
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 NO_USAGE, NO_EVIDENCE = Usage(), Evidence()
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One call of one deployment, whatever came of it."""
 
     model: str
@@ -50,8 +50,7 @@ class Attempt:
     """True: started beside a slow twin."""
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(msgspec.Struct):
     """A whole answer from upstream that a verdict may keep."""
 
     attempt: Attempt
@@ -62,8 +61,7 @@ class Kept:
     """True: the log-probabilities in it were ours to ask for, not the client's."""
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """A call and everything decided about it."""
 
     call: Call
@@ -73,7 +71,7 @@ class Exchange:
     hold: Hold
     taken: Taken
     """From rate limits; corrected by what was really used."""
-    worst: Mapping[str, int] = field(default_factory=dict)
+    worst: Mapping[str, int] = {}
     """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
@@ -89,7 +87,7 @@ class Exchange:
     cache_state: str = "off"
     """off | hit | shared | semantic | miss | refused:<why>"""
     cache_key: bytes = b""
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     kept: Kept | None = None
     verdict: Verdict | None = None
     answered_by: str = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count, repeat
 from math import inf, nan
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cascade.climb import PATIENCE_S, Chain, climb
 from cascade.types import Ask, Evidence, Keep, Limits, Outcome, Plan, PlanError, Rung, Step, Verdict
