@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -233,10 +234,11 @@ def test_records_have_no_kind_the_store_forgets() -> None:
 
 def test_a_jobs_prompt_is_counted_once_and_keeps_its_first_answer(store: Store) -> None:
     """A start, a lost try, an answer shipped twice and a late one: one row, every call's cost in it once."""
+    replace = msgspec.structs.replace
     started = JobStartRecord(job="job_1", index=3, time_s=NOON_S, worst_nanousd=900)
-    lost = decision(id="dec_a", job="job_1", job_index=3, job_final=False, status=429, cost_nanousd=5)
-    answered = decision(id="dec_b", job="job_1", job_index=3, status=200, cost_nanousd=70, job_answer=b"one")
-    late = decision(id="dec_c", job="job_1", job_index=3, status=200, cost_nanousd=80, job_answer=b"two")
+    lost = replace(decision("dec_a"), job="job_1", job_index=3, job_final=False, status=429, cost_nanousd=5)
+    answered = replace(decision("dec_b"), job="job_1", job_index=3, status=200, cost_nanousd=70, job_answer=b"one")
+    late = replace(decision("dec_c"), job="job_1", job_index=3, status=200, cost_nanousd=80, job_answer=b"two")
     seen = []
     for batch in ([started], [lost], [started, answered], [answered], [late, started]):
         with store.engine.begin() as connection:
