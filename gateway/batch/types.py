@@ -361,8 +361,10 @@ class Plan:
             raise BadJob([Problem(0, "", f"{folder}: a plan of schema {card.schema}, not {SCHEMA}", "no_plan")])
         whole = {f.name: getattr(card, f.name) for f in fields(cls) if hasattr(card, f.name)}
         whole["deadline_s"] = math.inf if card.deadline_s is None else card.deadline_s
-        figures: dict[str, Any] = {name: math.inf if value is None else value for name, value in card.assignment.items()}
-        whole["assignment"] = Assignment(arm=arrays.pop("arm"), **figures)
+        own: dict[str, Any] = {
+            name: math.inf if value is None else value for name, value in card.assignment.items()
+        }
+        whole["assignment"] = Assignment(arm=arrays.pop("arm"), **own)
         prompts = Prompts(folder / PROMPTS_FILE, arrays.pop("ends"))
         return cls(prompts=prompts, estimates=Estimates(arms=card.arms, **arrays), **whole)
 
