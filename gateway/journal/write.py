@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gateway.journal.outcome import flags_of
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -22,6 +23,8 @@ from gateway.journal.record import (
     Record,
     ResponseRecord,
 )
+from gateway.journal.rollup import rollup_rows
+from gateway.journal.rollup_tables import ADDED, rollups
 from gateway.journal.tables import (
     LATENCY_COLUMNS,
     audit,
@@ -69,8 +72,9 @@ def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]
     insert = _insert(connection, decisions).on_conflict_do_nothing().returning(decisions.c.id)
     new_ids = set(connection.execute(insert, [_decision_row(record) for record in records]).scalars())
     fresh = {record.id: record for record in records if clean(record.id) in new_ids}.values()
-    _add(connection, stats, _stats_rows(fresh), _COUNTERS)
-    _add(connection, spend, _spend_rows(fresh), ("requests", "cost_nanousd"))
+    add_counts(connection, stats, _stats_rows(fresh), _COUNTERS)
+    add_counts(connection, spend, _spend_rows(fresh), ("requests", "cost_nanousd"))
+    add_counts(connection, rollups, rollup_rows(fresh), ADDED)
     _attach_waiting(connection, fresh)
     return new_ids
 
@@ -180,7 +184,7 @@ def _put(
     connection.execute(upsert, list(last.values()))
 
 
-def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
+def add_counts(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
     """Adds to counters, in the order of their keys so that two shippers can't deadlock."""
     if not rows:
         return
@@ -207,6 +211,8 @@ def _decision_row(record: DecisionRecord) -> Row:
         "status": record.status,
         "cache": clean(record.cache),
         "latency_s": record.latency_s,
+        "flags": flags_of(record),
+        "counted": 1,
         "payload": msgspec.json.encode(_without_answer(record)).decode(),
     }
 
