@@ -104,7 +104,7 @@ class Answering:
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
         worst = self.worst(call, route)
         try:
-            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names))
+            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names), taken)
         except BaseException:
             taken.correct(0, s.now())
             raise

@@ -12,7 +12,7 @@ from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
-from gateway.budgets import open_ledger
+from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
@@ -20,7 +20,6 @@ from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
-from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
@@ -67,7 +66,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         ids=Ids(),
         keyring=Keyring(config.auth, lambda: current.settings.keys),
         ledger=ledger,
-        limits=Limits(),
+        limits=open_limits(ledger),
         book=RouteBook(config, open_routers(config, current.settings), open_cascades(config)),
         fleet=fleet,
         featurizer=shipped_featurizer,
