@@ -40,6 +40,13 @@ class Server(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
     admin_port: Port = 8081
+    admin_host: str = ""
+    """Where the admin API listens; empty: as `host`."""
+    tls_certificate: str = ""
+    """PEM file with the chain, for both ports; empty: plain HTTP."""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    """PEM file: only clients with a certificate of this authority connect; empty: anybody."""
     workers: Count = 1
     max_body_bytes: Count = 32 * 1024 * 1024
     max_messages: Count = 4096
