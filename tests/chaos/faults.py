@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.chaos.stage import World, signal_all
 
@@ -77,7 +78,10 @@ async def cut_redis(world: World) -> None:
 
 
 async def kill_postgres(world: World) -> None:
-    signal_all(world.postgres.pid, signal.SIGKILL)
+    pid = world.postgres.pid
+    signal_all(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        await asyncio.sleep(0.01)
 
 
 async def start_postgres(world: World) -> None:
