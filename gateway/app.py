@@ -67,7 +67,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         keyring=Keyring(config.auth, lambda: current.settings.keys),
         ledger=ledger,
         limits=open_limits(ledger),
-        book=RouteBook(config, open_routers(config, current.settings), open_cascades(config)),
+        book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
         shelf=Shelf(open_cache(config), shipped_featurizer),
@@ -121,6 +121,10 @@ def open_cascades(config: Config) -> dict[str, FittedCascade]:
     return cascades
 
 
+def open_book(config: Config, settings: Settings) -> RouteBook:
+    return RouteBook(config, open_routers(config, settings), open_cascades(config), settings.floors)
+
+
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
     router = open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
@@ -131,7 +135,7 @@ def open_route_router(route: RouteConfig, settings: Settings) -> Router:
 def reload(services: Services) -> None:
     """New keys and router versions for the next request; those in flight keep what they began with."""
     config = services.config
-    services.book = RouteBook(config, open_routers(config, services.current.settings), open_cascades(config))
+    services.book = open_book(config, services.current.settings)
     services.keyring.reload()
 
 

@@ -132,10 +132,23 @@ class RouteConfig(_Section, frozen=True):
     cascade: str = "none"
     accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
+    speculate: bool = False
+    """True: the next model of a cascade starts beside the first: faster, and paid for where the first is kept too."""
+    reference: str = ""
+    """Model that a certified cascade's `min_quality` is a share of; empty: the last of `models`."""
+    certainty: Annotated[float, Meta(gt=0, lt=1)] = 0.95
+    """Confidence of a certified cascade's promise."""
+    measured_share: Share = 0.05
+    """Of a certified cascade's requests: answered by both models and compared."""
+    check: list[str] = []
+    """Command that reads an answer on standard input; exit status 0 says it is right, 1 that it is wrong."""
+    check_timeout_s: Seconds = 5.0
+    """Longest that a check may take; then it has said nothing."""
     cache: Literal["none", "exact", "semantic"] = "none"
     cache_ttl_s: Seconds = 3600.0
     cache_judge: str = ""
-    """Model that compares two answers of the semantic cache; empty: only equal ones count as the same."""
+    """Model that compares two answers, of the semantic cache or of a certified cascade; empty: only equal ones count as
+    the same."""
     cache_eps: Share = 0.03
     """Bound on the false-hit rate of the semantic cache."""
     fallback: list[str] = []

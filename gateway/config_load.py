@@ -36,8 +36,8 @@ ROUTERS = (
     "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble",
     "bandit",
 )  # fmt: skip
-CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton",
-            "stepwise")  # fmt: skip
+CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", "best-of", "verify", "refine",
+            "skeleton", "stepwise")  # fmt: skip
 STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
@@ -351,12 +351,24 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
     if route.cascade == "stepwise" and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
+    _check_promise(route, path, found)
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
         if getattr(route, setting) and route.router != router:
             found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+
+
+def _check_promise(route: RouteConfig, path: str, found: _Problems) -> None:
+    if route.reference and route.reference not in route.models:
+        found.add(f"{path}.reference", f"{route.reference!r} is not among the route's models")
+    if route.cascade != "certified":
+        return
+    if route.min_quality is None:
+        found.add(f"{path}.min_quality", "is what a certified cascade promises, and is not set")
+    if len(route.models) < 2:
+        found.add(f"{path}.models", "a certified cascade needs a model beside its reference")
 
 
 def _check_rules(route: RouteConfig, path: str, found: _Problems) -> None:
