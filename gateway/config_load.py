@@ -300,7 +300,9 @@ def unshared(config: Config) -> str:
     """Why several workers can't serve this configuration; empty: they can."""
     if config.storage.redis_url:
         return ""
-    counted: list[object] = [limit for route in config.routes for limit in (route.budget_usd_per_day, route.rpm, route.tpm)]
+    counted: list[object] = []
+    for route in config.routes:
+        counted += [route.budget_usd_per_day, route.rpm, route.tpm]
     counted += [limit for key in config.auth.keys for limit in (key.budget_usd, key.rpm, key.tpm)]
     counted += [tenant.budget_usd for tenant in config.auth.tenants]
     if all(limit is None for limit in counted):
