@@ -85,6 +85,8 @@ class Prompt:
     """Of the last user turn."""
     floor: float = 0.0
     """Least predicted quality that will do; 0: any."""
+    reference: str = ""
+    """The right answer, where the input knows it; never sent anywhere."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -94,6 +96,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     body: msgspec.Raw
     text: str = ""
     floor: float = 0.0
+    reference: str = ""
 
 
 _encode_line = msgspec.json.Encoder().encode
@@ -108,8 +111,10 @@ class PromptWriter:
         self._file: BinaryIO = path.open("wb")
         self._ends = [0]
 
-    def add(self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0) -> None:
-        record = _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor)) + b"\n"
+    def add(
+        self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
+    ) -> None:
+        record = _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))
 
@@ -149,8 +154,10 @@ class Prompts(Sequence[Prompt]):
 
 def _prompt(index: int, record: bytes) -> Prompt:
     line = _decode_line(record)
-    surface = SURFACES[line.url]
-    return Prompt(index, line.line, line.custom_id, surface, line.url, bytes(line.body), line.text, line.floor)
+    return Prompt(
+        index, line.line, line.custom_id, SURFACES[line.url], line.url, bytes(line.body), line.text, line.floor,
+        line.reference,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
