@@ -139,7 +139,7 @@ class RouteBook:
             _scope(config.name, names),
             self._cascades.get(config.name),
             _promise(config, self._floors.get(config.name)),
-            _accounts(config),
+            route_accounts(config),
             _limits(config),
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
         )
@@ -184,7 +184,7 @@ def _scope(name: str, models: tuple[str, ...]) -> str:
     return "\0".join((name, *models))
 
 
-def _accounts(config: RouteConfig) -> tuple[Account, ...]:
+def route_accounts(config: RouteConfig) -> tuple[Account, ...]:
     if config.budget_usd_per_day is None:
         return ()
     return (Account(f"route:{config.name}", nanousd(config.budget_usd_per_day), "day"),)

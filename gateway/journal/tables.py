@@ -132,6 +132,14 @@ audit = sa.Table(
     sa.Index("audit_time", "time_s"),
 )
 
+artifacts = sa.Table(
+    "artifacts",
+    metadata,
+    sa.Column("checksum", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("bytes", sa.LargeBinary, nullable=False),
+)
+
 spool_offsets = sa.Table(
     "spool_offsets",
     metadata,
