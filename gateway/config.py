@@ -86,6 +86,14 @@ class ProviderConfig(_Section, frozen=True):
     max_connections: Count = 512
     connect_timeout_s: Seconds = 5.0
     verify_tls: bool = True
+    rpm: Count | None = None
+    """Requests a minute that the account allows; batch jobs plan by it. None: unknown."""
+    tpm: Count | None = None
+    """Tokens a minute, in and out."""
+    batch_discount: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of the price that the provider's own batch endpoint takes off; 0: it is not used."""
+    batch_window_s: Seconds = 86_400.0
+    """Time within which that endpoint promises the answers."""
     options: dict[str, object] = {}
     """Of the `local` and `scripted` kinds."""
 
