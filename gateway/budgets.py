@@ -63,7 +63,7 @@ def right(config: Config, store: Store, now: float) -> int:
         return 0
     keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
     with Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as redis:
-        return int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))  # type: ignore[arg-type]
+        return int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
 
 
 def spent(
