@@ -9,9 +9,9 @@ from redis.exceptions import RedisError
 
 from gateway.budgets import right
 from gateway.config import Config
-from gateway.journal.store import SettingConflict, Store
+from gateway.journal.store import Store
 from gateway.leader import Leadership
-from gateway.together import Together
+from gateway.together import Overtaken, Together
 
 log = logging.getLogger("headgate.cluster")
 
@@ -36,7 +36,7 @@ class Cluster:
         if self._together is not None:
             try:
                 self._together.step()
-            except SettingConflict:
+            except Overtaken:
                 log.info("another replica changed settings at the same time; looking again")
         if self.leads and self._config.storage.redis_url and time.monotonic() >= self._right_at:
             self._right_at = time.monotonic() + RIGHT_EVERY_S

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from gateway.journal.store import SettingConflict, Store
+from gateway.journal.store import Store
 from gateway.journal.tables import artifacts, settings
 from gateway.settings import Settings, change_settings, read_settings
 
@@ -32,6 +32,10 @@ _MARK = "artifact:"
 _SUFFIX = ".safetensors"
 Document = dict[str, dict[str, Any]]
 """Field, then route."""
+
+
+class Overtaken(Exception):
+    """Another replica changed the same at the same time."""
 
 
 class Base(msgspec.Struct):
@@ -74,11 +78,15 @@ class Together:
         return (row[0], msgspec.json.decode(row[1])) if row else (0, {})
 
     def _save(self, document: Document, version: int) -> int:
-        """Raises SettingConflict where another replica was faster; the next step sees what it said."""
-        saved = self._store.save_setting(NAME, document, "gateway")
-        if saved != version + 1:
-            raise SettingConflict(NAME)
-        return saved
+        """Raises Overtaken where another replica was faster; the next step sees what it said."""
+        text = msgspec.json.encode(document).decode()
+        row = {"name": NAME, "version": version + 1, "time_s": time.time(), "actor": "gateway", "value": text}
+        try:
+            with self._store.engine.begin() as connection:
+                connection.execute(sa.insert(settings), row)
+        except sa.exc.IntegrityError:
+            raise Overtaken from None
+        return version + 1
 
     def _apply(self, base: Document, remote: Document) -> bool:
         """Put what others changed into this replica's settings; their artefacts first."""
