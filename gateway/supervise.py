@@ -69,7 +69,9 @@ class House:
         self._reloads: set[asyncio.Task[None]] = set()
         self._tasks: dict[Keeper, asyncio.Task[None]] = {}
         self._upstreams = [self._keeper(_upstream(one)) for one in _managed(config)]
-        self._sockets = [self._listen() for _ in range(workers)]
+        self._sockets: list[socket.socket] = []
+        for _ in range(workers):
+            self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
         self._control = self._keeper(self._control_child())
         self._workers = [self._keeper(self._worker_child(slot)) for slot in range(workers)]
@@ -150,7 +152,7 @@ class House:
     # Children
 
     def _listen(self) -> socket.socket:
-        sock = listen(self.config.server.host, self._port, "server.port", is_first=not getattr(self, "_sockets", []))
+        sock = listen(self.config.server.host, self._port, "server.port", is_first=not self._sockets)
         self._port = sock.getsockname()[1]
         return sock
 

@@ -57,7 +57,7 @@ def served(folder: Path) -> dict[str, bytes]:
 def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[Together, Path]]) -> None:
     """The artefact arrives before any setting names it; going back arrives too."""
     (one, here), (two, there), (three, yonder) = replicas
-    first, second = write(here / "routers/a/1.safetensors", b"first"), write(here / "routers/a/2.safetensors", b"second")
+    first, second = (write(here / f"routers/a/{name}.safetensors", name.encode()) for name in ("first", "second"))
     serve(here, "a", first)
     one.step()
     assert two.step() and served(there) == {"a": b"first"}
