@@ -325,9 +325,12 @@ class Plan:
     frontier: tuple[Point, ...]
     chosen: Point
     budget_usd: float
+    """For the run, what the pilot has spent taken off; infinite: none was set."""
     deadline_s: float
     """From the start of the run; infinite: none."""
     capacities: tuple[Capacity, ...] = ()
+    usd_price: float = 0.0
+    """Quality points that a dollar is worth where no budget sets its price: `replan` by `Taste(usd_price=...)`."""
     pilot: PilotReport | None = None
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)
@@ -367,7 +370,8 @@ class Plan:
         if card.schema != SCHEMA:
             raise BadJob([Problem(0, "", f"{folder}: a plan of schema {card.schema}, not {SCHEMA}", "no_plan")])
         whole = {f.name: getattr(card, f.name) for f in fields(cls) if hasattr(card, f.name)}
-        whole["deadline_s"] = math.inf if card.deadline_s is None else card.deadline_s
+        for name in ("budget_usd", "deadline_s"):
+            whole[name] = math.inf if whole[name] is None else whole[name]
         own: dict[str, Any] = {
             name: math.inf if value is None else value for name, value in card.assignment.items()
         }
@@ -390,9 +394,10 @@ class _Card(msgspec.Struct):
     problems: tuple[Problem, ...]
     frontier: tuple[Point, ...]
     chosen: Point
-    budget_usd: float
+    budget_usd: float | None
     deadline_s: float | None
     capacities: tuple[Capacity, ...]
+    usd_price: float
     pilot: PilotReport | None
     tenant: str
     metadata: dict[str, str]
