@@ -91,7 +91,7 @@ def write_job_items(connection: sa.Connection, records: Iterable[Record], new_id
     if not rows:
         return
     insert = _insert(connection, job_items)
-    ended = job_items.c.state.in_(ENDED)
+    ended = sa.or_(*(job_items.c.state == state for state in ENDED))
     sums = {name: job_items.c[name] + insert.excluded[name] for name in ("tries", "cost_nanousd")}
     others = [column.name for column in job_items.c if not column.primary_key and column.name not in sums]
     later = {name: sa.case((ended, job_items.c[name]), else_=insert.excluded[name]) for name in others}
