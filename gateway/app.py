@@ -6,8 +6,6 @@ import random
 import time
 from pathlib import Path
 
-from cache.memory import MemoryStore
-from cache.store import Store
 from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
@@ -26,7 +24,7 @@ from gateway.responses import Responses
 from gateway.routes import RouteBook
 from gateway.services import Ids, Services
 from gateway.settings import Current, Settings
-from gateway.shelf import Shelf
+from gateway.shared_shelf import open_shelf
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
@@ -70,7 +68,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
-        shelf=Shelf(open_cache(config), shipped_featurizer),
+        shelf=open_shelf(config, shipped_featurizer),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,
@@ -82,16 +80,6 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         chores=[ledger.run],
         index=index,
     )
-
-
-def open_cache(config: Config) -> Store:
-    """This process's memory, or the Redis that all replicas share."""
-    if config.storage.redis_url:
-        from cache.link import Link
-        from cache.redis import RedisStore
-
-        return RedisStore(Link(str(config.storage.redis_url)))
-    return MemoryStore(config.server.cache_bytes)
 
 
 def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
@@ -145,7 +133,7 @@ async def close(app: App) -> None:
     await app.answering.auditor.close()
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
-    await services.shelf.store.close()
+    await services.shelf.close()
     await services.ledger.close()
     services.journal.close()
     if services.tracing is not None:

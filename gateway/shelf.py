@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cache.acceptance import Terms
 from cache.entry import Entry, Hit
-from cache.flight import Flight
+from cache.flight import Flight, LookUp
 from cache.key import Partition, partition_key
 from cache.rules import Rules, may_cache_semantically
 from cache.semantic import Comparison, Miss, SemanticCache
@@ -41,6 +41,14 @@ class Shelf:
         self._featurizer = featurizer
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
+
+    def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
+        """How to look for what another replica may answer; None: there is none."""
+        return None
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self.store.close()
 
     def rules_of(self, config: RouteConfig) -> Rules:
         """Routes differ in one rule only: the time to live."""
