@@ -38,14 +38,14 @@ class Scale:
 def round_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """About `wanted` round numbers that span [low, high]."""
     span = high - low
-    if not isfinite(span) or span <= 0:
-        return [low, low + 1]
+    if not isfinite(span) or span <= max(abs(low), abs(high), 1e-6) * 1e-6:
+        return [low, low + max(abs(low), 1.0)]
     raw = span / wanted
     power = 10.0 ** floor(log10(raw))
     step = next(power * part for part in (1, 2, 2.5, 5, 10) if power * part >= raw * 0.999)
     first = floor(low / step + 1e-9)
-    ticks = [round((first + i) * step, 12) for i in range(wanted + 4)]
-    end = next(i for i, tick in enumerate(ticks) if tick >= high - step * 1e-6)
+    ticks = [float(f"{(first + i) * step:.9g}") for i in range(wanted + 4)]
+    end = next(i for i, tick in enumerate(ticks) if tick >= high - step * 1e-2)
     return ticks[: end + 1]
 
 
