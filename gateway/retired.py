@@ -30,6 +30,7 @@ def retire(run_dir: Path, number: int) -> None:
     draft.write_bytes(msgspec.json.encode(_added(_kept(kept), counted)))
     draft.replace(kept)
     last.unlink(missing_ok=True)
+    last.with_suffix(".door").unlink(missing_ok=True)
 
 
 def forget(run_dir: Path) -> None:

@@ -128,5 +128,5 @@ class SharedShelf(Shelf):
         while True:
             for replication in list(self._replications.values()):
                 while await replication.follow():
-                    await asyncio.sleep(0)
+                    pass
             await asyncio.sleep(FOLLOW_EVERY_S)

@@ -63,18 +63,20 @@ class House:
         self._numbers = itertools.count()
         self._run_dir = Path(config.server.run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._in_force = self._run_dir / "config.toml"
         forget(self._run_dir)
+        self._freeze()
         self._port = config.server.port
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         self._tasks: dict[Keeper, asyncio.Task[None]] = {}
         self._upstreams = [self._keeper(_upstream(one)) for one in _managed(config)]
         self._sockets: list[socket.socket] = []
-        for _ in range(workers):
+        for _ in range(self._count):
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
         self._control = self._keeper(self._control_child())
-        self._workers = [self._keeper(self._worker_child(slot)) for slot in range(workers)]
+        self._workers = [self._keeper(self._worker_child(slot)) for slot in range(self._count)]
 
     def start(self) -> None:
         for keeper in (*self._upstreams, self._control, *self._workers):
@@ -127,6 +129,7 @@ class House:
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             self.config = config
+            self._freeze()
             if await self._replace_workers():
                 await self._control.restart(self._control_child())
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
@@ -134,7 +137,7 @@ class House:
 
     async def _replace_workers(self) -> bool:
         """One after the other. False: a new one didn't start, so the others stay as they are."""
-        wanted = self._stated or self.config.server.workers
+        wanted = self._count
         while len(self._workers) > wanted:
             self._sockets.pop().close()
             await self._finish([self._workers.pop()])
@@ -151,6 +154,10 @@ class House:
 
     # Children
 
+    @property
+    def _count(self) -> int:
+        return self._stated or self.config.server.workers
+
     def _listen(self) -> socket.socket:
         sock = listen(self.config.server.host, self._port, "server.port", is_first=not self._sockets)
         self._port = sock.getsockname()[1]
@@ -161,7 +168,9 @@ class House:
 
     def _worker_child(self, slot: int) -> Child:
         return Child(
-            f"worker {slot}", [sys.executable, "-m", "gateway.worker", *self._where()], ONE_CORE,
+            f"worker {slot}",
+            [sys.executable, "-m", "gateway.worker", "--workers", str(self._count), *self._where()],
+            ONE_CORE,
             sockets=(self._sockets[slot],), tells=True, numbered=True,
         )  # fmt: skip
 
@@ -170,7 +179,15 @@ class House:
         return Child("control", command, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
-        return ["--config", self._path] if self._path else []
+        return ["--config", str(self._in_force)] if self._path else []
+
+    def _freeze(self) -> None:
+        """A copy of the file in force: a child that is started again goes by it, whatever the file says meanwhile."""
+        if self._path:
+            draft = self._in_force.with_suffix(".new")
+            draft.touch(mode=0o600)
+            draft.write_bytes(Path(self._path).read_bytes())
+            draft.replace(self._in_force)
 
     async def _finish(self, keepers: list[Keeper]) -> None:
         """Stop these and wait until they are gone."""

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from msgspec import structs
 
-from gateway.app import build, close, reload
+from gateway.app import build, close, reload, retire
 from gateway.asgi import App
 from gateway.budgets import restore
 from gateway.config import Config, Server
 from gateway.config_load import load
+from gateway.door import Door
 from gateway.errors import ConfigError, HeadgateError
 from gateway.front import Front
 from gateway.listen import listen, taken_over, tls_options
@@ -47,12 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway.worker")
     parser.add_argument("--config", default=None)
     parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--fd", type=int, action="append", default=[])
     parser.add_argument("--ready-fd", type=int, default=None)
     chosen = parser.parse_args()
-    config = load(chosen.config, os.environ)
-    set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
+        config = load(chosen.config, os.environ)
+        if chosen.workers is not None:  # the command line's number won over the file's
+            config = structs.replace(config, server=structs.replace(config.server, workers=chosen.workers))
+        set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
         uvloop.run(work(config, chosen.index, taken_over(chosen.fd), chosen.ready_fd))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
@@ -70,8 +75,11 @@ async def work(
     patience_s = max(config.server.drain_timeout_s, config.server.request_timeout_s)
     loop.add_signal_handler(RETIRE, drain, app, server, patience_s)
     await asyncio.to_thread(restore_spending, app)
+    follower = Follower(app)
+    door = Door(app, follower.look)
+    await door.open()
     chores = [
-        asyncio.create_task(follow_settings(app)),
+        asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
@@ -87,6 +95,7 @@ async def work(
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        await door.close()
         await close(app)
 
 
@@ -169,15 +178,29 @@ def server_config(app: App, server: Server) -> uvicorn.Config:
     )
 
 
-async def follow_settings(app: App) -> None:
-    """Apply new keys and router versions within a second, without dropping a stream."""
-    services = app.services
-    while True:
-        await asyncio.sleep(SETTINGS_EVERY_S)
+class Follower:
+    """Applies new keys, settings and router versions within a second, without dropping a stream."""
+
+    def __init__(self, app: App) -> None:
+        self._services = app.services
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(SETTINGS_EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        """Now, if anything has changed."""
+        current = self._services.current
         try:
-            if services.current.refresh():
-                reload(services)
-                log.info("settings version %d in force", services.current.settings.version)
+            if current.refresh():
+                for provider in reload(self._services):
+                    task = asyncio.create_task(retire(provider))
+                    self._retiring.add(task)
+                    task.add_done_callback(self._retiring.discard)
+                log.info("settings version %d in force", current.settings.version)
+                current.applied = current.settings.version
         except (ValueError, OSError, ConfigError) as error:
             log.error("new settings refused, the old ones stay: %s", error)
 
