@@ -15,6 +15,7 @@ from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
+from gateway.hints import hint_chores
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
@@ -77,7 +78,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
-        chores=[ledger.run],
+        chores=[*hint_chores(config, fleet, now), ledger.run],
         index=index,
     )
 
