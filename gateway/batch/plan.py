@@ -102,8 +102,12 @@ def plan_job(
         order.skip_bad,
         on_progress,
     )
-    gathered = gather(lines, how)
-    plan = solved(path.name, gathered, order, shop, pilot(gathered) if pilot is not None else None)
+    try:
+        gathered = gather(lines, how)
+        plan = solved(path.name, gathered, order, shop, pilot(gathered) if pilot is not None else None)
+    except BaseException:
+        how.file.unlink(missing_ok=True)
+        raise
     plan.save(folder)
     return plan
 

@@ -185,9 +185,14 @@ def program_of(
     if taste.usd_price:
         worth = worth - np.float32(taste.usd_price) * cost
     return Program(
-        np.asarray(np.where(barred, NEVER, worth), np.float32), cost, own.output_tokens, np.nan_to_num(own.latency_s), own.input_tokens,
-        np.array(weights), tuple(names),
-    )  # fmt: skip
+        np.asarray(np.where(barred, NEVER, worth), np.float32),
+        cost,
+        own.output_tokens,
+        np.nan_to_num(own.latency_s),
+        own.input_tokens,
+        np.array(weights),
+        tuple(names),
+    )
 
 
 def allowed(estimates: Estimates, deadline_s: float = math.inf) -> NDArray[np.bool_]:
