@@ -7,6 +7,7 @@ A replacement starts beside the one that serves; only when it is ready the old o
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -102,12 +103,14 @@ def _tell(spoke: asyncio.Future[None]) -> None:
 class Keeper:
     """Keeps one child alive until cancelled; then lets it drain."""
 
-    def __init__(self, child: Child, number: Callable[[], int], gone: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, child: Child, number: Callable[[], int] | None = None, gone: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.child = child
         self.is_ready = asyncio.Event()
         """Of its first run."""
         self.restarts = 0
-        self._number = number
+        self._number = number or itertools.count().__next__
         self._gone = gone
         self._run: Run | None = None
         self._replaced = asyncio.Event()
