@@ -123,6 +123,14 @@ class Fleet:
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
 
+    def update(self, models: Iterable[ModelConfig]) -> None:
+        """Take over another configuration: a deployment that is as it was keeps its breaker, delays and counts."""
+        before = {one.config: one for one in self.all()}
+        fresh: dict[str, list[Deployment]] = {}
+        for config in models:
+            fresh.setdefault(config.name, []).append(before.get(config) or Deployment(config))
+        self._deployments = fresh
+
     def pick(self, model: str, draw: float, now: float, avoid: Deployment | None = None) -> Deployment | None:
         """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed.
 

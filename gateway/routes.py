@@ -119,13 +119,7 @@ class RouteBook:
         models = tuple(self.models[name] for name in config.models)
         own = set(config.models)
         fallbacks = tuple(name for name in self._fallbacks(config, set()) if name not in own)
-        knobs = Knobs(
-            cost_weight=config.cost_weight,
-            min_quality=config.min_quality if config.cascade != "certified" else None,
-            max_cost_usd=config.max_cost_usd,
-            max_latency_s=config.max_latency_s,
-            budget_usd_per_day=config.budget_usd_per_day,
-        )
+        knobs = knobs_of(config)
         names = (*config.models, *fallbacks)
         return Route(
             config.name,
@@ -154,6 +148,17 @@ class RouteBook:
             other = self._configs.get(name)
             names += [*other.models, *self._fallbacks(other, seen)] if other else [name]
         return list(dict.fromkeys(names))
+
+
+KNOB_NAMES = ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s", "budget_usd_per_day")
+
+
+def knobs_of(config: RouteConfig) -> Knobs:
+    """What a route asks of its router. A certified cascade keeps the floor itself."""
+    stated = {name: getattr(config, name) for name in KNOB_NAMES}
+    if config.cascade == "certified":
+        stated["min_quality"] = None
+    return Knobs(**stated)
 
 
 def _model(config: Config, name: str) -> Model:

@@ -6,7 +6,7 @@ that same store for other words, within the bound that the route states (`cache_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cache.acceptance import Terms
@@ -56,6 +56,11 @@ class Shelf:
         if rules is None:
             rules = self._rules[config.cache_ttl_s] = Rules(ttl_s=config.cache_ttl_s)
         return rules
+
+    @property
+    def semantic(self) -> Mapping[str, SemanticCache]:
+        """The semantic tiers that were needed so far, by route."""
+        return self._semantic
 
     def semantic_of(self, route: Route) -> SemanticCache:
         """The semantic tier of one route, made when first needed."""
