@@ -48,7 +48,14 @@ def main() -> None:
 
 def mount() -> None:
     """Add the sub-commands of other rooms; each is imported only as far as its signature needs."""
-    from gateway import commands_batch, commands_cascade, commands_journal, commands_learn, commands_loop, commands_replay
+    from gateway import (
+        commands_batch,
+        commands_cascade,
+        commands_journal,
+        commands_learn,
+        commands_loop,
+        commands_replay,
+    )
 
     commands_journal.add_to(app)
     commands_cascade.add_to(app)
