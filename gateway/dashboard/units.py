@@ -169,5 +169,5 @@ def short_id(id: str) -> str:
 FILTERS: dict[str, Any] = {
     "ago": ago, "count": count, "difference": difference, "iso": iso, "moment": moment, "number": number,
     "percent": percent, "plain": plain, "quality": quality, "seconds": seconds, "short_id": short_id,
-    "size": size, "told": told, "usd": usd, "usd_per_1k": usd_per_1k,
+    "size": size, "told": told, "trimmed": trimmed, "usd": usd, "usd_per_1k": usd_per_1k,
 }  # fmt: skip

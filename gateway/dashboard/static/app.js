@@ -142,6 +142,14 @@ document.addEventListener("input", (event) => {
   range.setAttribute("aria-valuetext", `${number.value || "not set"} ${knob.dataset.unit ?? ""}`.trim());
 }, true);
 
+document.addEventListener("reset", (event) => {
+  const form = event.target;
+  setTimeout(() => {
+    for (const range of findAll("input[type=range]", form)) range.removeAttribute("aria-valuetext");
+    form.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+});
+
 const isLog = (range) => range.dataset.scale === "log";
 const round = (value) => Number(value.toPrecision(3));
 
