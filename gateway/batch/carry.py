@@ -52,8 +52,7 @@ async def carry(
     runner = await take_over(services, jobs, job, plan, caller, terms)
     if on_start is not None:
         on_start(runner)
-    parts = await asyncio.to_thread(jobs.parts, job.id)
-    await runner.run(endpoints, [part for part in parts if part.state == "sent"])
+    await runner.run(endpoints)
     if runner.stopped and not runner.over_for_good:
         await asyncio.to_thread(jobs.release, job, runner.last)
         return await asyncio.to_thread(jobs.find, job.id)

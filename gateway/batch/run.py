@@ -26,6 +26,7 @@ from gateway.batch.ask import Asker, Told, Ways
 from gateway.batch.assign import replan
 from gateway.batch.jobs import LEASE_S, Item, Job, Jobs, Part, Progress, State, Wish
 from gateway.batch.pace import Pace
+from gateway.batch.program import Taste
 from gateway.batch.report import progress_of
 from gateway.batch.supply import AWAY, BUSY, DONE, FAILED, Supply
 from gateway.batch.types import Arm, Plan
@@ -58,7 +59,13 @@ class LostLease(HeadgateError):
 class Endpoints(Protocol):
     """Providers' own batch endpoints (gateway/batch/endpoint.py)."""
 
-    async def run(self, runner: Runner, part: Part) -> None: ...
+    async def parts(self, runner: Runner) -> Sequence[Part]:
+        """What is to lie there: earlier runners' parts that have not ended, and new ones."""
+        ...
+
+    async def run(self, runner: Runner, part: Part) -> None:
+        """Until every prompt of the part is heard of (`heard_away`) or given back (`come_back`)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +130,13 @@ class Runner:
                 self.supply.state[left] = AWAY
         self.supply.fill()
 
-    async def run(self, endpoints: Endpoints | None = None, parts: Sequence[Part] = ()) -> None:
+    async def run(self, endpoints: Endpoints | None = None) -> None:
         """Until every prompt is over, the job is cancelled, its deadline has passed, or `stop`. Raises LostLease."""
         if endpoints is not None:
-            for part in parts:
+            for part in await endpoints.parts(self):
                 self._carry(endpoints.run(self, part))
+        for _, places in self.supply.at_endpoints():
+            self.come_back(places.tolist())
         try:
             while not self.over:
                 await self.look()
@@ -367,15 +376,15 @@ class Runner:
             return
         table = self.learnt.corrected(self.plan.estimates, self.paces)
         live = np.array([arm.via == "live" for arm in table.arms])
-        if self.parts or (self.supply.state == AWAY).any():
-            table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
+        table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
         busy = np.flatnonzero(self.supply.state == BUSY)
         under_way = forecast.expected_usd(self.plan.estimates.cost_usd, self.supply.arm, busy, self.learnt.ratios())
         left_usd = inf if self.limit is None else max(0.0, usd(self.limit - self.spent_now) - under_way)
         limits = [*self.plan.capacities, *forecast.measured(table.arms, self.paces, self.job.card.concurrency)]
         fresh = await asyncio.to_thread(
-            replan, table, rest, left_usd, deadline_s=max(0.001, self.left_s), capacities=limits
-        )
+            replan, table, rest, left_usd, deadline_s=max(0.001, self.left_s), capacities=limits,
+            taste=Taste() if self.limit is not None else Taste(usd_price=self.plan.usd_price),
+        )  # fmt: skip
         self.shortfall = fresh.shortfall
         self.replans += 1
         self.supply.plan(rest, fresh.arm)
