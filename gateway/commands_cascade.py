@@ -132,6 +132,20 @@ def guarantee(
 
 
 @cascade.command()
+def tiny(
+    queries: Annotated[int, typer.Option(min=20, help="Questions measured; as many others choose the threshold.")] = 400,
+    seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cascade and adaptive sampling with the two shipped models, over real HTTP."""
+    import asyncio
+
+    from gateway.tiny import measure
+
+    _print(asyncio.run(measure(queries, seed=seed, console=Console(stderr=True))), as_json)
+
+
+@cascade.command()
 def floors(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's file.")] = None,
     step: Annotated[bool, typer.Option(help="Ship, certify and watch first, as the control process does.")] = False,
