@@ -133,7 +133,7 @@ def guarantee(
 
 @cascade.command()
 def tiny(
-    queries: Annotated[int, typer.Option(min=20, help="Questions measured; as many others choose the threshold.")] = 400,
+    queries: Annotated[int, typer.Option(min=20, help="Questions measured, and as many to learn from.")] = 400,
     seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
     as_json: AsJson = False,
 ) -> None:
