@@ -193,7 +193,10 @@ class Answering:
         if not exchange.caller.explore:
             knobs = replace(knobs, explore=False)
         assert exchange.query is not None
-        candidates = route.candidates(self.s.fleet, self.s.now())
+        if route.config.budget_usd_per_day:
+            knobs = exchange.paced = self.s.purses.paced(route.name, knobs)
+        now = self.s.now()
+        candidates = self.s.prefixes.warmed(exchange, route.candidates(self.s.fleet, now), now)
         exchange.draw = next(self.s.draws)
         try:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)

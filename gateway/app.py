@@ -24,8 +24,11 @@ from gateway.hints import hint_chores
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
+from gateway.learn.online import Online, open_sums
 from gateway.metrics import Metrics
 from gateway.overlay import overlaid, read_secrets
+from gateway.pacing import Purses
+from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
 from gateway.routes import KNOB_NAMES, RouteBook, knobs_of
@@ -56,7 +59,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         config = in_force(config, current.settings)
     except ConfigError as error:  # the file has changed under it: the file alone serves
         log.error("what was changed at run time can't be used: %s", error)
-    fleet = Fleet(config.models)
+    fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
     directory = spool_dir(config.server.run_dir)
     spool = Spool(directory)
@@ -67,6 +70,9 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
+    online, purses = Online(open_sums(config, index)), Purses(clock, config.server.workers)
+    metrics.watch("headgate_bandit_answers", online.answers)
+    metrics.watch("headgate_purse_fullness", purses.fullness)
     server = config.server
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
@@ -92,7 +98,10 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
-        chores=[*hint_chores(config, fleet, now), ledger.run],
+        online=online,
+        purses=purses,
+        prefixes=Prefixes(),
+        chores=[*hint_chores(config, fleet, now), ledger.run, online.run],
         index=index,
     )
 
@@ -130,7 +139,9 @@ def open_book(config: Config, settings: Settings) -> RouteBook:
 
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
-    router: Router = open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
+    router: Router = open_router(
+        name, rules=route.rules, weights=route.weights, explore=route.explore, online=route.router == "bandit"
+    )
     canary = settings.canaries.get(route.name)
     if canary:
         router = Canary(router, open_router(canary.artifact, explore=route.explore), canary.share)
@@ -170,6 +181,7 @@ def reload(services: Services) -> list[Provider]:
         services.fleet.update(config.models)
     caller.providers = held | opened
     services.config, services.book = config, book
+    services.adopt()
     services.keyring.reload(config.auth)
     return gone
 
@@ -190,6 +202,7 @@ async def close(app: App) -> None:
         await provider.aclose()
     await services.shelf.close()
     await services.ledger.close()
+    await services.online.close()
     services.journal.close()
     if services.tracing is not None:
         services.tracing.close()

@@ -62,10 +62,7 @@ class Route:
 
     def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
         """The route's models as the router may see them now."""
-        return [
-            model.candidate if fleet.healthy(model.name, now) else replace(model.candidate, healthy=False)
-            for model in self.models
-        ]
+        return [fleet.as_of(model.candidate, now) for model in self.models]
 
 
 class RouteBook:
@@ -172,6 +169,7 @@ def _model(config: Config, name: str) -> Model:
         context_tokens=dearest.context_tokens,
         supports=frozenset(ability for ability, able in abilities.items() if able),
         default_max_output_tokens=dearest.max_output_tokens,
+        cached_price=_cached_price(dearest),
     )
     return Model(name, dearest, Price.of(dearest), candidate)
 
@@ -183,6 +181,13 @@ def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:
     reference = config.reference or config.models[-1]
     accept_at, router = (floor.accept_at, floor.router) if floor is not None else (None, "")
     return Promise(reference, config.measured_share, accept_at, router)
+
+
+def _cached_price(config: ModelConfig) -> float:
+    """Of a prompt token that the model had cached, as a share of the input price."""
+    if config.cache_read_usd_per_mtok is None or not config.input_usd_per_mtok:
+        return 1.0
+    return min(config.cache_read_usd_per_mtok / config.input_usd_per_mtok, 1.0)
 
 
 def _scope(name: str, models: tuple[str, ...]) -> str:
