@@ -31,6 +31,8 @@ def make_admin(desk: Desk) -> FastAPI:
     app.state.render_error = None
     app.add_exception_handler(HeadgateError, _say)
     app.add_exception_handler(sa.exc.SQLAlchemyError, _say_away)
+    for fault in (OverflowError, UnicodeEncodeError, sa.exc.DataError):
+        app.add_exception_handler(fault, _say_unstorable)
     app.add_exception_handler(RequestValidationError, _say_unsound)
     app.include_router(health.router)
     app.include_router(people.door)
@@ -56,6 +58,11 @@ def _say(request: Request, fault: Exception) -> Response:
 
 def _say_away(request: Request, _fault: Exception) -> Response:
     return _say(request, DatabaseAway("the database is away; what is shown may be missing something"))
+
+
+def _say_unstorable(request: Request, _fault: Exception) -> Response:
+    """Numbers that no database holds, text that is no Unicode, NUL where PostgreSQL has none."""
+    return _say(request, CallerError("a value is out of range or can't be stored", status=422, code="unsound"))
 
 
 def _say_unsound(request: Request, fault: Exception) -> Response:
