@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gateway.batch.dual import all_prices, least_load, money_price, sampled
 from gateway.batch.exact import exact
-from gateway.batch.program import NEVER, Program, Rows, Taste, allowed, program_of
+from gateway.batch.program import BARE, NEVER, Program, Rows, Taste, allowed, program_of
 from gateway.batch.rounding import Draft, rounded
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Impossible
 
@@ -26,7 +26,10 @@ _EXACT_CELLS = 4_000
 _EXACT_GAP = 1e-3
 _ANSWERED = 10.0
 """What it is worth to answer at all, where not every prompt can be answered: more than any answer's quality."""
-_HALVINGS = 30
+_LOOKED_AT = 4_000
+"""Prompts of a large job on which the least budget and deadline are sought."""
+_MORE = 1.0 + 1e-3
+_DOUBLINGS = 12
 
 
 def assign(
@@ -51,7 +54,7 @@ def assign(
     draft = _solved(program)
     if not draft.fits:
         raise _impossible(estimates, budget_usd, deadline_s, capacities)
-    bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=replace(taste, caution=0.0))
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=_plain(taste))
     finish_s = _finish_s(estimates, draft.arm, capacities)
     return _assignment(estimates, draft, _gap(bare, draft), budget_usd, finish_s)
 
@@ -72,7 +75,7 @@ def replan(
     if not len(rest):
         return Assignment(arm, 0.0, 0.0, 0.0, {}, 0.0, 0.0)
     program = program_of(estimates, budget_usd, deadline_s, capacities, rest, taste)
-    bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, replace(taste, caution=0.0))
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, _plain(taste))
     draft = None
     if not (program.worth <= NEVER / 2).all(1).any():
         draft = _solved(program)
@@ -83,6 +86,11 @@ def replan(
     arm[rest] = np.where(draft.arm == len(estimates.arms), UNASSIGNED, draft.arm)
     found = _assignment(estimates, replace(draft, arm=arm), gap, budget_usd, _finish_s(estimates, arm, capacities))
     return replace(found, shortfall=int((arm[rest] == UNASSIGNED).sum()))
+
+
+def _plain(taste: Taste) -> Taste:
+    """What the bound is stated in: predicted quality, and money where it has a price."""
+    return replace(BARE, usd_price=taste.usd_price)
 
 
 def _solved(program: Program) -> Draft:
@@ -152,16 +160,15 @@ def _impossible(
 ) -> Impossible:
     """What would be possible, found on a sample of a large job."""
 
-    def load(budget: float, deadline: float) -> float:
-        program = sampled(program_of(estimates, budget, deadline, capacities), most=4_000)
-        return math.inf if (program.worth <= NEVER / 2).all(1).any() else least_load(program)
+    def possible(budget: float, deadline: float) -> bool:
+        program = sampled(program_of(estimates, budget, deadline, capacities), most=_LOOKED_AT)
+        return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
 
     cheapest = float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
-    least_usd = _least(lambda usd: load(usd, deadline_s), cheapest, max(budget_usd, cheapest))
+    least_usd = _least(lambda usd: possible(usd, deadline_s), max(cheapest, budget_usd * _MORE))
     least_s = math.inf
     if cheapest <= budget_usd and math.isfinite(deadline_s):
-        longest_s = max(deadline_s, *(arm.window_s for arm in estimates.arms))
-        least_s = _least(lambda s: load(budget_usd, s), deadline_s, longest_s)
+        least_s = _least(lambda s: possible(budget_usd, s), deadline_s * _MORE)
     ways = [f"a budget of ${least_usd:,.4g}"] if math.isfinite(least_usd) else []
     ways += [f"a deadline of {least_s:,.0f} s"] if math.isfinite(least_s) else []
     return Impossible(
@@ -172,20 +179,28 @@ def _impossible(
     )
 
 
-def _least(load: Callable[[float], float], low: float, high: float) -> float:
-    """The least limit, at `low` or above, at which the load is bearable; infinite where none is."""
-    if load(low) <= 1.0:
+def _bearable(program: Program) -> bool:
+    """Whether anything keeps the limits; of a small job, with whole prompts."""
+    if least_load(program, asks=1.0) > 1.0:
+        return False
+    return program.worth.size > _EXACT_CELLS or exact(program, time_limit_s=1.0, gap=1.0) is not None
+
+
+def _least(possible: Callable[[float], bool], low: float) -> float:
+    """The least limit, at `low` or above, that makes the job possible; infinite where none does."""
+    low = max(low, 1e-9)
+    if possible(low):
         return low
-    low, high = max(low, 1e-9), max(high, 1e-9)
-    for _ in range(_HALVINGS):
-        if load(high) <= 1.0:
+    high = low
+    for _ in range(_DOUBLINGS):
+        low, high = high, high * 8.0
+        if possible(high):
             break
-        low, high = high, high * 4.0
     else:
         return math.inf
-    while high / low > 1.002:
+    while high / low > 1.005:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if load(middle) <= 1.0 else (middle, high)
+        low, high = (low, middle) if possible(middle) else (middle, high)
     return high
 
 

@@ -158,9 +158,11 @@ class Taste:
     """Standard errors that are taken off a predicted quality."""
     usd_price: float = 0.0
     """Quality points that a dollar is worth even where the budget has some left."""
+    thrift: float = 1e-5
+    """Quality points that the mean answer's cost is worth: settles ties in favour of the cheaper arm."""
 
 
-BARE = Taste(caution=0.0)
+BARE = Taste(caution=0.0, thrift=0.0)
 
 
 def program_of(
@@ -182,8 +184,9 @@ def program_of(
     worth: Floats = own.quality
     if taste.caution:
         worth = worth - np.float32(taste.caution) * own.quality_sd
-    if taste.usd_price:
-        worth = worth - np.float32(taste.usd_price) * cost
+    usd_price = taste.usd_price + _thrifty(taste, cost, barred)
+    if usd_price:
+        worth = worth - np.float32(usd_price) * cost
     return Program(
         np.asarray(np.where(barred, NEVER, worth), np.float32),
         cost,
@@ -193,6 +196,13 @@ def program_of(
         np.array(weights),
         tuple(names),
     )
+
+
+def _thrifty(taste: Taste, cost: Floats, barred: NDArray[np.bool_]) -> float:
+    if not taste.thrift:
+        return 0.0
+    mean = float(cost.sum(dtype=np.float64)) / max(barred.size - int(barred.sum()), 1)
+    return taste.thrift / mean if mean > 0 else 0.0
 
 
 def allowed(estimates: Estimates, deadline_s: float = math.inf) -> NDArray[np.bool_]:
