@@ -69,6 +69,8 @@ class Storage(_Section, frozen=True):
     """May hold a password."""
     redis_url: Secret = Secret("")
     """Empty: limits, budgets and the cache are this machine's own."""
+    redis_timeout_s: Seconds = 0.1
+    """Longest wait for an answer of Redis; a cache that is later is a miss."""
     redis_away: Literal["share", "refuse"] = "share"
     """Callers with a budget while Redis doesn't answer: each worker gives out its share of what was left, or 503."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
