@@ -22,7 +22,9 @@ def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
     from gateway.ledger_redis import RedisLedger
     from gateway.redis_wire import RedisWire
 
-    return RedisLedger(RedisWire(str(config.storage.redis_url)), when_away=config.storage.redis_away)
+    storage = config.storage
+    wire = RedisWire(str(storage.redis_url), timeout_s=storage.redis_timeout_s)
+    return RedisLedger(wire, when_away=storage.redis_away)
 
 
 def open_limits(ledger: Ledger) -> Limits:

@@ -16,8 +16,8 @@ from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
-from gateway.breaker import AT_ONCE
 from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
+from gateway.breaker import AT_ONCE
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept

@@ -37,7 +37,7 @@ TELL_WITHIN_S = 1.0
 def open_shelf(config: Config, featurizer: Callable[[], Featurizer]) -> Shelf:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
     if config.storage.redis_url:
-        return SharedShelf(str(config.storage.redis_url), featurizer)
+        return SharedShelf(str(config.storage.redis_url), config.storage.redis_timeout_s, featurizer)
     return Shelf(_own_store(config), featurizer)
 
 
@@ -54,9 +54,9 @@ def _own_store(config: Config) -> Store:
 class SharedShelf(Shelf):
     """One worker's part in the cache of all."""
 
-    def __init__(self, redis_url: str, featurizer: Callable[[], Featurizer]) -> None:
-        self._link = Link(redis_url)
-        self._slow_link = Link(redis_url, timeout_s=TELL_WITHIN_S, connections=8)
+    def __init__(self, redis_url: str, timeout_s: float, featurizer: Callable[[], Featurizer]) -> None:
+        self._link = Link(redis_url, timeout_s=timeout_s)
+        self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
         super().__init__(RedisStore(self._link), featurizer)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
