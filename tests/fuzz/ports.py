@@ -258,7 +258,7 @@ def by_document(
 
 
 def _cases_of(here: Ports, app: Any, operation: Any, mode: GenerationMode, count: int, tally: Tally, seed: int) -> None:
-    if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
+    if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
         return
 
     @hypothesis.seed(seed)
