@@ -169,6 +169,10 @@ class RouteConfig(_Section, frozen=True):
     retries: Annotated[int, Meta(ge=0)] = 1
     explore: Share = 0.0
     """Floor of the exploration probability, 0..1."""
+    learn_every_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds between turns of the learning loop (retrain, gate, shadow, canary, promote); 0: only `headgate learn`."""
+    learn_router: Literal["linear", "ensemble", "knn", "factor", "domain", "clusters", "mlp"] = "linear"
+    """Kind of router that the learning loop trains."""
     hedge_after_s: Seconds | None = None
     """Start a second attempt when the first byte is this late; None: never."""
     hedge_max_share: Share = 0.05

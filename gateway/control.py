@@ -30,6 +30,7 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
+from gateway.learn.chore import Turns
 from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
@@ -113,6 +114,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     forget_at = promise_at = time.monotonic()
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
+    turns = Turns(lambda: desk.current, desk.store)
     while True:
         try:
             desk.publish()
@@ -121,12 +123,15 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                 promises = promises or Promises(desk.config, desk.store)
                 promises.step(time.time())
             cluster.step()
+            if cluster.leads:
+                turns.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(time.time())
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
         if ended.wait(KEYS_EVERY_S):
+            turns.close()
             cluster.close()
             return
 
