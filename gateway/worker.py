@@ -35,11 +35,13 @@ from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE
 from gateway.retired import snapshot_of
+from gateway.services import Services
 
 log = logging.getLogger("headgate.worker")
 
-SETTINGS_EVERY_S = 0.5
+SETTINGS_EVERY_S = 0.2
 METRICS_EVERY_S = 1.0
+BATCHES_EVERY_S = 1.0
 LINGER_S = 5.0
 """While draining, so long an idle connection has for its next request, which is answered and ends it."""
 DRAIN_EVERY_S = 0.02
@@ -82,6 +84,7 @@ async def work(
         asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
+        asyncio.create_task(watch_batches(app.services)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
     # What was made at start lives as long as the process: the collector need never look at it again.
@@ -203,6 +206,18 @@ class Follower:
                 current.applied = current.settings.version
         except (ValueError, OSError, ConfigError) as error:
             log.error("new settings refused, the old ones stay: %s", error)
+
+
+async def watch_batches(services: Services) -> None:
+    """Run batch jobs once there is one; until then nothing of them is loaded."""
+    desk = services.batches
+    while not desk.marker.exists():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(desk.asked.wait(), BATCHES_EVERY_S)
+        desk.asked.clear()
+    from gateway.batch.owner import keep_batches
+
+    await keep_batches(services)
 
 
 async def publish_metrics(app: App) -> None:
