@@ -227,8 +227,11 @@ async def publish_metrics(app: App) -> None:
 
     def publish() -> None:
         draft = path.with_suffix(".new")
-        draft.write_bytes(app.services.metrics.snapshot())
-        draft.replace(path)
+        try:
+            draft.write_bytes(app.services.metrics.snapshot())
+            draft.replace(path)
+        except OSError as fault:  # a full disk: the spool's alarm says so
+            log.debug("metrics not published: %s", fault)
 
     try:
         while True:
