@@ -15,6 +15,7 @@ from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
+from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
@@ -94,6 +95,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         responses=Responses(spool, journal, clock),
         spool=spool,
         journal=journal,
+        batches=BatchDesk(journal, config.server.run_dir),
         spool_dir=directory,
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),

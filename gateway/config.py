@@ -58,6 +58,8 @@ class Server(_Section, frozen=True):
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     max_concurrency: Count = 2048
     """Requests in flight per worker; one more is answered 503."""
+    batch_concurrency: Count = 16
+    """Calls at once of one batch job that this gateway runs for a client."""
     cache_bytes: Count = 256 * 1024 * 1024
     """Bound on each worker's cache in memory."""
     run_dir: str = ".headgate"

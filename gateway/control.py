@@ -22,6 +22,9 @@ import uvicorn
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
+from gateway.admin.upkeep import keep_up
+from gateway.batch.desk import MARKER
+from gateway.batch.jobs import Jobs
 from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
@@ -73,6 +76,7 @@ async def serve_control(
     finally:
         stopping.cancel()
         ended.set()
+        desk.closing = True
         server.should_exit = True
         await asyncio.gather(serving, chores, return_exceptions=True)
         desk.store.close()
@@ -85,12 +89,17 @@ def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
     while not _open(desk):
         if ended.wait(REOPEN_AFTER_S):
             return
-    chores = threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores")
-    chores.start()
+    chores = [
+        threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores"),
+        threading.Thread(target=keep_up, args=(desk, ended), name="figures"),
+    ]
+    for chore in chores:
+        chore.start()
     try:
         shipper.run(ended)
     finally:
-        chores.join()
+        for chore in chores:
+            chore.join()
 
 
 def _open(desk: Desk) -> bool:
@@ -118,6 +127,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     while True:
         try:
             desk.publish()
+            mark_batches(desk)
             if time.monotonic() >= promise_at:
                 promise_at = time.monotonic() + PROMISES_EVERY_S
                 promises = promises or Promises(desk.config, desk.store)
@@ -134,6 +144,12 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             turns.close()
             cluster.close()
             return
+
+
+def mark_batches(desk: Desk) -> None:
+    """Workers look for batch jobs while this machine's run folder says that one is unfinished, whoever made it."""
+    if Jobs(desk.store.engine).unfinished("api"):
+        (desk.run_dir / MARKER).touch()
 
 
 async def run(config: Config, sockets: list[socket.socket]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.batch.desk import Desk as BatchDesk
 from gateway.config import Config
 from gateway.drive import Driver
 from gateway.fleet import Fleet
@@ -63,6 +64,7 @@ class Services:
     responses: Responses
     spool: Spool
     journal: Reader
+    batches: BatchDesk
     spool_dir: Path
     metrics: Metrics
     tracing: Tracing | None
