@@ -28,7 +28,7 @@ from rich.progress import track
 from cache.acceptance import Fitted, Terms
 from cache.entry import Entry
 from cache.eviction import GreedyDual, LeastExpectedCost
-from cache.index import FlatIndex, GraphIndex
+from cache.index import GraphIndex
 from cache.key import Partition, exact_key
 from cache.memory import MemoryStore
 from cache.prefix import PrefixMap, Warmth, chain, choose
