@@ -261,10 +261,12 @@ class Answering:
         self.s.responses.keep(exchange)
         if exchange.directive is None or not exchange.cache_key:
             return
-        entry = entry_of(self.s, exchange)
-        ticket.land(entry)
+        entry, comparison = entry_of(self.s, exchange), None
         if entry is not None and exchange.directive.store:
-            self.auditor.after_miss(exchange, await self.s.shelf.remember(exchange, entry))
+            comparison = await self.s.shelf.remember(exchange, entry)
+        ticket.land(entry)  # only now: another replica looks into the store when the lease comes back
+        if comparison is not None:
+            self.auditor.after_miss(exchange, comparison)
 
     async def finish(
         self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None
