@@ -61,7 +61,7 @@ LENGTHS = (b"-1", b"x", b"1, 2", b"99999999999", b"0", b"", b"5", b"1e3")
 LEAVES_S = 1.0
 """A client that is still waiting leaves: streams without an end end so."""
 REFUSALS_OF_OURS = (501, 504)
-"""Honest answers that are no fault: not served here, not in the cache."""
+"""Honest answers that are no fault: not served here, not in the cache. Nor is 503 where no worker runs to ask."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Tally:
     def note(self, said: Said, what: str) -> None:
         self.cases += 1
         self.statuses[said.status] = self.statuses.get(said.status, 0) + 1
-        if said.status >= 500 and said.status not in REFUSALS_OF_OURS:
+        if said.status >= 500 and said.status not in REFUSALS_OF_OURS and b'"workers_away"' not in said.body:
             self.faults.append(f"{said.status} {what[:600]} -> {said.body[:300]!r}")
 
 
