@@ -19,6 +19,7 @@ from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
+from gateway.embedders import open_embedder
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
 from gateway.hints import hint_chores
@@ -60,6 +61,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         config = in_force(config, current.settings)
     except ConfigError as error:  # the file has changed under it: the file alone serves
         log.error("what was changed at run time can't be used: %s", error)
+    embedder = open_embedder(config.embedding)
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
     directory = spool_dir(config.server.run_dir)
@@ -90,6 +92,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
+        embedder=embedder,
         shelf=open_shelf(config, shipped_featurizer),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),

@@ -223,6 +223,21 @@ class Telemetry(_Section, frozen=True):
     """Empty: no spans. Otherwise OTLP over HTTP; needs the extra `otel`."""
 
 
+class Embedding(_Section, frozen=True):
+    """What routers trained upon another embedder than the shipped one read."""
+
+    kind: Literal["static", "folder", "openai"] = "static"
+    path: str = ""
+    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean."""
+    base_url: str = ""
+    """Of an OpenAI-kind endpoint, with its /v1."""
+    api_key: Secret = Secret("")
+    model: str = ""
+    dims: Tokens = 0
+    """Numbers in the endpoint's vectors."""
+    timeout_s: Seconds = 2.0
+
+
 class Config(_Section, frozen=True):
     server: Server = Server()
     storage: Storage = Storage()
@@ -231,3 +246,4 @@ class Config(_Section, frozen=True):
     routes: list[RouteConfig] = []
     auth: Auth = Auth()
     telemetry: Telemetry = Telemetry()
+    embedding: Embedding = Embedding()

@@ -59,6 +59,8 @@ class Services:
     fleet: Fleet
     featurizer: Callable[[], Featurizer]
     """Loaded when a route's router first needs it."""
+    embedder: Featurizer | None
+    """The configured one, which takes milliseconds, for routers trained upon it."""
     shelf: Shelf
     driver: Driver
     responses: Responses
