@@ -39,7 +39,9 @@ from routers.types import Undecided
 router = APIRouter(prefix="/admin/certificates", tags=["certificates"])
 WATCH = Actor("certificate", "admin")
 """Who turns the knob where drift tightens or withdraws an enforced certificate."""
-_STANDS: dict[str, Literal["valid", "tighten", "withdrawn"]] = {"valid": "valid", "tightened": "tighten", "withdrawn": "withdrawn"}
+_STANDS: dict[str, Literal["valid", "tighten", "withdrawn"]] = {
+    "valid": "valid", "tightened": "tighten", "withdrawn": "withdrawn",
+}  # fmt: skip
 
 
 def certificates(desk: Desk, route: str = "") -> list[CertificateView]:

@@ -90,7 +90,7 @@ def drifts(log: Log) -> list[DriftPoint]:
 
 
 def _mean(values: NDArray[np.float64]) -> Interval:
-    """Of scores in [0, 1], at 95 % (Wilson 1927): exact in spirit for right and wrong, cautious for anything between."""
+    """Of scores in [0, 1], at 95 % (Wilson 1927); cautious where scores are neither right nor wrong."""
     mean = float(values.mean())
     low, high = interval(mean * len(values), len(values))
     return Interval(value=mean, low=low, high=high)

@@ -6,6 +6,7 @@ follow.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Desk:
     doorman: Doorman = field(default_factory=new_doorman)
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Answers that may be a little old: by question, when (monotonic) and what."""
+    busy: dict[str, threading.Lock] = field(default_factory=dict)
+    """Held while the answer to a question is found, so that it is found once."""
     _current: tuple[int, Config] | None = None
 
     @property

@@ -19,6 +19,7 @@ from gateway.learn.policy import route_policy
 from gateway.learn.whatif import Policy
 from gateway.routes import KNOB_NAMES
 from gateway.settings import stamp
+from routers.features import shipped_featurizer
 
 ROUNDS = 2000
 """Latest decisions that figures rest on."""
@@ -27,9 +28,9 @@ LOG_S = 30.0
 FRESH_S = 3.0
 """The same, where somebody watches a trial."""
 ROUTES_KEPT = 4
+LEAST_TOLD = 50
 KNOBS = (*KNOB_NAMES, "accept_at", "explore")
 T = TypeVar("T")
-_busy = threading.Lock()
 
 
 def route_of(desk: Desk, name: str) -> RouteConfig:
@@ -46,8 +47,14 @@ def latest_log(desk: Desk, route: str, lasts_s: float = LOG_S) -> Log:
 
 
 def _read(desk: Desk, route: str) -> Log:
-    found = latest_scored(desk.store.engine, route, limit=2 * ROUNDS)
-    return log_of(found, limit=ROUNDS)
+    """Rounds that a router can read where there are enough: others came before its features, or kept none."""
+    found, version = latest_scored(desk.store.engine, route, limit=2 * ROUNDS), shipped_featurizer().version
+    told = [
+        (record, score)
+        for record, score in found
+        if record.prompt_text or (record.vector and record.features_version == version)
+    ]
+    return log_of(told if len(told) >= LEAST_TOLD else found, limit=ROUNDS)
 
 
 def policy_of(desk: Desk, route: str, knobs: Mapping[str, float | None], router: str = "") -> Policy:
@@ -85,12 +92,13 @@ def kept(desk: Desk, question: str, lasts_s: float, answer: Callable[[], T]) -> 
     if known is not None and time.monotonic() - known[0] < lasts_s:
         value: T = known[1]
         return value
-    with _busy:
+    with desk.busy.setdefault(question, threading.Lock()):
         known = desk.kept.get(question)
         if known is None or time.monotonic() - known[0] >= lasts_s:
             known = (time.monotonic(), answer())
             _make_room(desk, question.partition(":")[0])
             desk.kept[question] = known
+    desk.busy.pop(question, None)
     fresh: T = known[1]
     return fresh
 
