@@ -158,12 +158,21 @@ def _from_folder(
     from gateway.learn.dataset import log_of_outcomes
     from gateway.learn.whatif import Policy
     from routers.outcomes import read_outcomes
+    from routers.plugin import PluginRouter
     from routers.registry import open_router
+    from routers.simple import TYPICAL_OUTPUT_TOKENS
     from routers.types import Candidate, Knobs
 
     if not router:
         raise CallerError("--data needs --router: a folder of outcomes knows no route")
     log = log_of_outcomes(read_outcomes(folder))
     knobs: Any = dict(changed)
-    candidates = [Candidate(model) for model in log.models]
-    return log, Policy(open_router(router, explore=explore or 0.0), candidates, Knobs(**knobs))
+    chosen = open_router(router, explore=explore or 0.0)
+    learnt = isinstance(chosen, PluginRouter) and chosen.learned is not None and chosen.learned.cost is not None
+    paid = [0.0 if learnt or not usd > 0 else usd for usd in log.mean_cost_usd().tolist()]
+    # a model's price is such that a typical answer costs what its answers did cost
+    candidates = [
+        Candidate(model, output_usd_per_mtok=usd * 1e6 / TYPICAL_OUTPUT_TOKENS)
+        for model, usd in zip(log.models, paid, strict=True)
+    ]
+    return log, Policy(chosen, candidates, Knobs(**knobs))

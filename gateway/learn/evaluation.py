@@ -88,7 +88,8 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
 
 def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
-    tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES, featurizer: Featurizer | None = None,
+    tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
+    featurizer: Featurizer | None = None,
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random."""
     featurizer = featurizer or shipped_featurizer()
