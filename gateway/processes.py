@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 log = logging.getLogger("headgate.serve")
 
@@ -48,6 +48,7 @@ class Run:
         self.number = number
         self.began_s = time.monotonic()
         self.ended = asyncio.create_task(process.wait())
+        self.was_ready = False
         self._told = told
 
     @classmethod
@@ -77,13 +78,15 @@ class Run:
         """When it says so; False: it ended before. One that doesn't tell is ready at once."""
         told, self._told = self._told, None
         if told is None:
+            self.was_ready = True
             return True
         loop = asyncio.get_running_loop()
         spoke: asyncio.Future[None] = loop.create_future()
         loop.add_reader(told, _tell, spoke)
         try:
             await spoke
-            return bool(os.read(told, 1))
+            self.was_ready = bool(os.read(told, 1))
+            return self.was_ready
         finally:
             loop.remove_reader(told)
             os.close(told)
@@ -110,6 +113,9 @@ class Keeper:
         self.is_ready = asyncio.Event()
         """Of its first run."""
         self.restarts = 0
+        self.stumbled: Callable[[], None] | None = None
+        """It ended before it was ready: whoever holds its sockets closes them, and it listens for itself when it can,
+        so that nobody waits in a queue that nobody serves."""
         self._number = number or itertools.count().__next__
         self._gone = gone
         self._run: Run | None = None
@@ -128,6 +134,9 @@ class Keeper:
                     log.error("%s ended with status %s after %.0f s; starting it again", self.child.name, status, ran_s)
                     self._run = None
                     self._gone(run.number)
+                    if not run.was_ready and self.child.sockets and self.stumbled is not None:
+                        self.child = replace(self.child, sockets=())
+                        self.stumbled()
                     self.restarts += 1
                     await asyncio.sleep(delay_s)
         finally:

@@ -76,7 +76,9 @@ class House:
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
         self._control = self._keeper(self._control_child())
-        self._workers = [self._keeper(self._worker_child(slot)) for slot in range(self._count)]
+        self._workers: list[Keeper] = []
+        for _ in range(self._count):
+            self._add_worker()
 
     def start(self) -> None:
         for keeper in (*self._upstreams, self._control, *self._workers):
@@ -142,15 +144,24 @@ class House:
             self._sockets.pop().close()
             await self._finish([self._workers.pop()])
         for slot, keeper in enumerate(self._workers):
+            if self._sockets[slot].fileno() < 0:
+                self._sockets[slot] = self._listen()
             if not await keeper.replace(self._worker_child(slot), READY_TIMEOUT_S):
                 log.error("worker %d can't start with the new configuration; the old one goes on", slot)
                 return False
         while len(self._workers) < wanted:
             self._sockets.append(self._listen())
-            keeper = self._keeper(self._worker_child(len(self._workers)))
-            self._workers.append(keeper)
+            keeper = self._add_worker()
             self._tasks[keeper] = asyncio.create_task(keeper.keep())
         return True
+
+    def _add_worker(self) -> Keeper:
+        slot = len(self._workers)
+        keeper = self._keeper(self._worker_child(slot))
+        if self.config.server.port:
+            keeper.stumbled = lambda: self._sockets[slot].close()
+        self._workers.append(keeper)
+        return keeper
 
     # Children
 

@@ -93,7 +93,7 @@ async def work(
     gc.set_threshold(50_000, 20, 20)
     server.ready_fd = ready_fd
     try:
-        await server.serve(sockets=sockets or [listen(config.server.host, config.server.port)])
+        await server.serve(sockets=sockets or [listen(config.server.host, config.server.port, is_first=False)])
     finally:
         for chore in chores:
             chore.cancel()

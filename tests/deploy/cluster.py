@@ -35,13 +35,13 @@ SECRETS = {
 }  # fmt: skip
 PROMPT, ANSWER = "the-prompt-nobody-may-log", "the-answer-nobody-may-log"
 SCRIPTS = """{
- "paid": [{"text": "%s", "output_tokens": 50, "delay_s": 0.02}],
+ "paid": [{"text": "ANSWER", "output_tokens": 50, "delay_s": 0.02}],
  "cached": [{"text": "1st"}, {"text": "2nd"}, {"text": "3rd"}, {"text": "4th"}],
  "slow": [{"text": "slow", "delay_s": 0.5}],
  "busy": [{"status": 429, "retry_after_s": 300}],
- "leaky": [{"status": 401, "error": "Incorrect API key provided: %s"}],
+ "leaky": [{"status": 401, "error": "Incorrect API key provided: CREDENTIAL"}],
  "long": [{"text": "one two three four five six", "gap_s": 0.3}]
-}""" % (ANSWER, SECRETS["PROVIDER"])
+}""".replace("ANSWER", ANSWER).replace("CREDENTIAL", SECRETS["PROVIDER"])
 CONFIG = """
 [server]
 port = {port}
@@ -224,7 +224,8 @@ def _start_replica(stack: ExitStack, folder: Path, database: str, redis: str, up
     folder.mkdir()
     port, admin_port = free_port(), free_port()
     models = "".join(
-        f'[[models]]\nname = "{name}"\nprovider = "up"\noutput_usd_per_mtok = 4.0\nmax_output_tokens = {OUTPUT_TOKENS}\n'
+        f'[[models]]\nname = "{name}"\nprovider = "up"\noutput_usd_per_mtok = 4.0\n'
+        f"max_output_tokens = {OUTPUT_TOKENS}\n"
         for name in ("paid", "cached", "slow", "leaky", "long", "echo")
     )
     config = folder / "headgate.toml"

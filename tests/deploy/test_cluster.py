@@ -179,13 +179,17 @@ async def test_a_replica_reloads_behind_nginx_without_a_failed_request(world: Cl
             while not stop:
                 answer = await client.post(world.url + PATH, json=chat("echo"))
                 count += 1
+                await asyncio.sleep(0.03)
                 if answer.status_code != 200:
                     failures.append(f"{answer.status_code} {answer.text[:200]}")
 
     async def stream() -> str:
-        async with httpx.AsyncClient(timeout=60, headers=auth("FREE")) as client:
-            async with client.stream("POST", world.url + PATH, json=chat("long", stream=True)) as answer:
-                return "".join([text async for text in answer.aiter_text()])
+        body = chat("long", stream=True)
+        async with (
+            httpx.AsyncClient(timeout=60, headers=auth("FREE")) as client,
+            client.stream("POST", world.url + PATH, json=body) as answer,
+        ):
+            return "".join([text async for text in answer.aiter_text()])
 
     loads = [asyncio.create_task(load()) for _ in range(6)]
     for replica in world.replicas:
@@ -236,7 +240,7 @@ def test_a_killed_workers_spending_is_counted_all_the_same(world: Cluster) -> No
 
 
 def test_no_secret_and_no_prompt_is_in_any_log_or_answer(world: Cluster) -> None:
-    """At the most talkative level, after all of the above and some errors: no key, no password, no word of a request."""
+    """At the most talkative level, after all of the above and some errors: no key, no password, no one's words."""
     bodies = [
         ask(world.url, chat("leaky")).text,
         ask(world.url, chat("nonsense")).text,

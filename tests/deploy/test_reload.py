@@ -7,20 +7,26 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
 from tests.faults.test_kill import workers_of
-from tests.live import free_port, served
+from tests.live import free_port
+
+pytestmark = pytest.mark.xdist_group("reload")
 
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "hello there"}]}
 SLOW = {**CHAT, "model": "slow", "stream": True}
 
 
-def write_config(folder: Path, *, answer: str = "an answer", port: int = 0, admin_port: int = 0, **server: object) -> Path:
+def write_config(folder: Path, *, answer: str, port: int, admin_port: int, **server: object) -> Path:
     """Two workers over a scripted upstream of their own; `answer` is what changes. The folder's own ports."""
     path = folder / "headgate.toml"
     settings = {"port": port, "admin_port": admin_port, "run_dir": f"{folder}/run", "workers": 2, **server}
@@ -48,13 +54,43 @@ provider = "script"
     return path
 
 
-@asynccontextmanager
-async def gateway(folder: Path) -> AsyncIterator[tuple[int, int, int]]:
-    """Its supervisor's pid, its port and its admin port."""
-    port, admin_port = free_port(), free_port()
+@dataclass(slots=True)
+class Gateway:
+    """A supervisor and what it says to systemd."""
+
+    pid: int
+    port: int
+    admin_port: int
+    folder: Path
+    notified: socket.socket
+
+    def told(self) -> str:
+        """The next thing that systemd hears."""
+        return self.notified.recv(99).decode()
+
+    def change(self, **settings: Any) -> None:
+        write_config(self.folder, port=self.port, admin_port=self.admin_port, **settings)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Ready, under a service manager."""
+    folder, port, admin_port = tmp_path_factory.mktemp("reload"), free_port(), free_port()
     config = write_config(folder, answer="small", port=port, admin_port=admin_port)
-    async with served(config) as process:
-        yield process.pid, port, admin_port
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(120)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify")}
+        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        one = Gateway(process.pid, port, admin_port, folder, notified)
+        try:
+            assert one.told() == "READY=1"
+            yield one
+        finally:
+            process.terminate()
+            process.wait(60)
+            assert one.told() == "STOPPING=1"
 
 
 class Load:
@@ -77,6 +113,7 @@ class Load:
                         self.answers.append(answer.json()["choices"][0]["message"]["content"])
                 except httpx.HTTPError as fault:
                     self.failures.append(repr(fault))
+                await asyncio.sleep(0.03)
 
     async def until(self, text: str) -> None:
         """Some answer says this."""
@@ -86,78 +123,86 @@ class Load:
 
 
 async def stream(port: int) -> str:
-    async with httpx.AsyncClient(timeout=60) as client:
-        async with client.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=SLOW) as answer:
-            return "".join([chunk async for chunk in answer.aiter_text()])
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    async with httpx.AsyncClient(timeout=60) as client, client.stream("POST", url, json=SLOW) as answer:
+        return "".join([chunk async for chunk in answer.aiter_text()])
 
 
 async def counted(port: int) -> float:
     """Requests that the gateway says it has answered."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("headgate_requests_total{"))
 
 
-async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(tmp_path: Path) -> None:
+async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: Gateway) -> None:
     """SIGHUP: new workers, the new configuration, every request answered, streams whole, counters never less."""
-    async with gateway(tmp_path) as (pid, port, admin_port):
-        load = Load(port)
-        clients = [asyncio.create_task(load.client()) for _ in range(8)]
-        await load.until("small")
-        before, streaming = workers_of(pid), asyncio.create_task(stream(port))
-        await asyncio.sleep(0.3)  # the stream is under way in a worker that is about to go
-        write_config(tmp_path, answer="large", port=port, admin_port=admin_port)
-        os.kill(pid, signal.SIGHUP)
-        await load.until("large")
-        text = await streaming
-        async with asyncio.timeout(60):
-            while set(workers_of(pid)) & set(before):
-                await asyncio.sleep(0.02)
-        load.stop = True
-        await asyncio.gather(*clients)
-        assert load.failures == []
-        assert "six" in text and text.endswith("data: [DONE]\n\n")
-        assert len(workers_of(pid)) == 2
-        async with asyncio.timeout(10):
-            while await counted(admin_port) < len(load.answers):
-                await asyncio.sleep(0.05)
-        assert await counted(admin_port) == len(load.answers) + 1
-        async with httpx.AsyncClient() as client:
-            assert (await client.get(f"http://127.0.0.1:{admin_port}/healthz")).status_code == 200
+    load = Load(gateway.port)
+    clients = [asyncio.create_task(load.client()) for _ in range(6)]
+    await load.until("small")
+    before, streaming = workers_of(gateway.pid), asyncio.create_task(stream(gateway.port))
+    await asyncio.sleep(0.3)  # the stream is under way in a worker that is about to go
+    gateway.change(answer="large")
+    os.kill(gateway.pid, signal.SIGHUP)
+    await load.until("large")
+    text = await streaming
+    async with asyncio.timeout(60):
+        while set(workers_of(gateway.pid)) & set(before):
+            await asyncio.sleep(0.02)
+    load.stop = True
+    await asyncio.gather(*clients)
+    assert load.failures == []
+    assert "six" in text and text.endswith("data: [DONE]\n\n")
+    assert len(workers_of(gateway.pid)) == 2
+    async with asyncio.timeout(60):  # control starts again, and workers say every second what they have counted
+        while await counted(gateway.admin_port) != len(load.answers) + 1:
+            await asyncio.sleep(0.05)
+    told = await asyncio.to_thread(gateway.told)
+    assert told.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
-async def test_a_faulty_file_changes_nothing(tmp_path: Path) -> None:
-    """After SIGHUP with a broken file the same workers serve on, and the next good file is taken."""
-    async with gateway(tmp_path) as (pid, port, admin_port):
-        load = Load(port)
-        before = workers_of(pid)
-        good = (tmp_path / "headgate.toml").read_text()
-        (tmp_path / "headgate.toml").write_text(good.replace("workers = 2", "workers = 0"))
-        os.kill(pid, signal.SIGHUP)
-        client = asyncio.create_task(load.client())
-        await load.until("small")
-        assert workers_of(pid) == before
-        write_config(tmp_path, answer="large", port=port, admin_port=admin_port, workers=3)
-        os.kill(pid, signal.SIGHUP)
-        await load.until("large")
-        async with asyncio.timeout(60):
-            while len(set(workers_of(pid)) - set(before)) < 3:
-                await asyncio.sleep(0.02)
-        load.stop = True
-        await client
-        assert load.failures == []
+async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
+    """After SIGHUP with a broken file the same workers serve on, and one that dies starts again as it was."""
+    load = Load(gateway.port)
+    before = workers_of(gateway.pid)
+    (gateway.folder / "headgate.toml").write_text("[server]\nworkers = 0\n")
+    os.kill(gateway.pid, signal.SIGHUP)
+    client = asyncio.create_task(load.client())
+    await load.until("large")
+    assert workers_of(gateway.pid) == before
+    os.kill(before[0], signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while len(set(workers_of(gateway.pid)) - {before[0]}) < 2:
+            await asyncio.sleep(0.02)
+    load.stop = True
+    await client
 
 
-async def test_systemd_is_told(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """READY after the first worker serves, RELOADING and READY around a reload, STOPPING at the end."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(60), gateway(tmp_path) as (pid, _, _):
-            assert await loop.sock_recv(notified, 99) == b"READY=1"
-            os.kill(pid, signal.SIGHUP)
-            assert (await loop.sock_recv(notified, 99)).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-            assert await loop.sock_recv(notified, 99) == b"READY=1"
-        assert await loop.sock_recv(notified, 99) == b"STOPPING=1"
+async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
+    """A worker that dies at its start again and again leaves its share of the connections to the others."""
+    in_force = gateway.folder / "run" / "config.toml"
+    ask_all(gateway.port)  # both workers are up again
+    good, victim = in_force.read_bytes(), workers_of(gateway.pid)[0]
+    in_force.write_text("[server]\nworkers = 0\n")
+    os.kill(victim, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while sockets_at(gateway.port) > 1:
+            await asyncio.sleep(0.05)
+    ask_all(gateway.port)
+    in_force.write_bytes(good)
+    async with asyncio.timeout(60):
+        while sockets_at(gateway.port) < 2:
+            await asyncio.sleep(0.05)
+
+
+def ask_all(port: int) -> None:
+    """Over so many connections that every worker is asked."""
+    for _ in range(12):
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+
+
+def sockets_at(port: int) -> int:
+    """How many listening sockets share this port."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[1] == f"0100007F:{port:04X}" and line.split()[3] == "0A" for line in lines)
