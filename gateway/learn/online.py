@@ -23,7 +23,7 @@ from gateway.config import Config
 from gateway.journal.reader import Reader
 from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.learn.rounds import drawn_of, failed_check, is_round
-from gateway.learn.shared import Folder, Shared, Sums
+from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
 from routers.bandit import Bandit
 from routers.canary import Canary
@@ -184,6 +184,14 @@ def bandit_of(router: Router | None) -> Bandit | None:
     if isinstance(router, Canary):
         router = router.incumbent
     return router if isinstance(router, Bandit) else None
+
+
+def recalled(router: Router, config: Config, route: str) -> Router:
+    """The route's router with what its bandit knows by now: for whoever asks from outside the workers."""
+    bandit = bandit_of(router)
+    if bandit is not None:
+        bandit.hear(added(told_of(config, key_of(route, bandit)), bandit.projection.dims))
+    return router
 
 
 def key_of(route: str, bandit: Bandit) -> str:

@@ -10,6 +10,7 @@ from gateway.app import open_route_router
 from gateway.config import Config, RouteConfig
 from gateway.errors import CallerError
 from gateway.journal.store import Store
+from gateway.learn.online import recalled
 from gateway.learn.whatif import Policy
 from gateway.promote import Versions
 from gateway.routes import RouteBook
@@ -32,7 +33,8 @@ def route_policy(config: Config, store: Store, route: str, *, router: str = "", 
     # a candidate that is before a share of the traffic is no part of what answers now
     served = read_settings(config.server.run_dir).routers
     settings = Settings(routers={route: artifact_of(config, store, route, router)} if router else served)
-    book = RouteBook(msgspec.structs.replace(config, routes=[stated]), {route: open_route_router(stated, settings)})
+    opened = recalled(open_route_router(stated, settings), config, route)
+    book = RouteBook(msgspec.structs.replace(config, routes=[stated]), {route: opened})
     found = book.routes[route]
     assert found.router is not None
     return Policy(found.router, [model.candidate for model in found.models], found.knobs, found.default_model)

@@ -14,9 +14,11 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol, cast
 
+import redis
 from redis.asyncio import Redis
 
 from cache.link import Link
+from gateway.config import Config
 
 PREFIX = "headgate:bandit:"
 
@@ -99,3 +101,15 @@ class Shared:
 
 def _all(redis: Redis, key: str) -> Awaitable[dict[bytes, bytes]]:
     return cast(Awaitable[dict[bytes, bytes]], redis.hgetall(PREFIX + key))
+
+
+def told_of(config: Config, key: str) -> list[bytes]:
+    """What every writer told, read once from outside the workers. Raises OSError where it can't be read."""
+    if not config.storage.redis_url:
+        return [path.read_bytes() for path in sorted((Path(config.server.run_dir) / "bandit" / key).glob("*.sums"))]
+    try:
+        with redis.Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0) as client:
+            found = cast(dict[bytes, bytes], client.hgetall(PREFIX + key))
+    except redis.RedisError as error:
+        raise OSError(f"Redis does not answer: {error}") from error
+    return list(found.values())

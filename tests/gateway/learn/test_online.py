@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from gateway.journal.record import FeedbackRecord
+from gateway.journal.store import open_store
 from gateway.learn.online import bandit_of, query_of
+from gateway.learn.policy import route_policy
 from routers.sums import State
 from tests.gateway.redis_server import RedisServer
 from tests.live import Live, live
@@ -104,8 +106,8 @@ async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shared", ["files", "redis"])
 async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: str) -> None:
     """Two gateways share one run directory, or one Redis: each adds the other's sums to its own."""
-    for _ in redis(tmp_path, shared):
-        extra = {"storage": {"redis_url": _}} if _ else {}
+    for url in redis(tmp_path, shared):
+        extra = {"storage": {"redis_url": url}} if url else {}
         async with (
             live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as one,
             live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as two,
@@ -207,3 +209,19 @@ async def test_cascades_do_not_teach(tmp_path: Path) -> None:
         steps = (await gateway.decision(answer.headers["x-headgate-decision-id"])).plan
         assert len(steps) > 1 or answer.headers["x-headgate-model"] == "large"
         assert known(gateway) < 6
+
+
+@pytest.mark.parametrize("shared", ["files", "redis"])
+async def test_whoever_asks_from_outside_hears_what_was_learnt(tmp_path: Path, shared: str) -> None:
+    """A what-if values the bandit that answers, not the one that knew nothing."""
+    for url in redis(tmp_path, shared):
+        extra = {"storage": {"redis_url": url}} if url else {}
+        async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as gateway:
+            await taught(gateway, 10)
+            config, serving = gateway.services.config, bandit_of(gateway.services.book.find("auto").router)
+        store = open_store(config.storage.url)
+        policy = await asyncio.to_thread(route_policy, config, store, "auto")
+        store.close()
+        asked = bandit_of(policy.router)
+        assert asked is not None and serving is not None and asked.seen == 10
+        assert np.allclose(asked.posterior.quality, serving.posterior.quality)
