@@ -31,6 +31,7 @@ from cache.eviction import GreedyDual, LeastExpectedCost
 from cache.index import GraphIndex
 from cache.key import Partition, exact_key
 from cache.memory import MemoryStore
+from cache.neighbours import FEATURES
 from cache.prefix import PrefixMap, Warmth, chain, choose
 from cache.semantic import SemanticCache
 
@@ -251,8 +252,8 @@ def bench_tenants(tenants: int = 1000, entries: int = 1000, dimension: int = 64)
 def trusting(store: MemoryStore, dimension: int, max_entries: int) -> SemanticCache:
     """A semantic cache whose rule has learnt to accept whatever is near."""
     cache = SemanticCache(store, dimension=dimension, terms=Terms(), rng=random.Random(0), max_entries=max_entries)
-    ones = np.ones(24)
-    cache.acceptance.fitted = Fitted(0 * ones, ones, np.zeros(25), 0.0, 0.0, 1)
+    ones = np.ones(FEATURES)
+    cache.acceptance.fitted = Fitted(0 * ones, ones, np.zeros(FEATURES + 1), 0.0, 0.0, 1)
     return cache
 
 

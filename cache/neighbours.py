@@ -10,7 +10,7 @@ from cache.words import WORD_FEATURES, Vocabulary, Wording
 
 _SHARPNESS = 12.0
 """A neighbour's vote falls by e for each 1/12 of cosine."""
-FEATURES = 11 + WORD_FEATURES
+FEATURES = 12 + WORD_FEATURES
 """How many numbers the learned rule sees."""
 
 
@@ -102,5 +102,6 @@ def features(
         cosine * cosine,
         vote * vote,
         cosine * vote,
+        float(best.right == 0),
         *vocabulary.compare(asked, held, best.words),
     ]
