@@ -85,9 +85,11 @@ def certify(
     horizon: int | None = None,
     issued: str = "",
     data_checksum: str = "",
+    mixed: bool = True,
 ) -> Certificate | Refusal:
     """The cheapest rule whose quality is at least `floor` of the reference's, at that confidence.
 
+    `mixed` False: rows are in the order of time, and the answer may be asked for again after each of them.
     ValueError for a floor outside (0, 1] or a confidence outside (0, 1).
     """
     if not 0.0 < floor <= 1.0 or not 0.0 < confidence < 1.0:
@@ -98,7 +100,7 @@ def certify(
     slack = family.scores - floor * family.reference
     found, p_found = -1, 1.0
     for k in range(len(slack)):
-        p = betting_p(slack[k], floor) if horizon is None else normal_p(slack[k], horizon)
+        p = betting_p(slack[k], floor, mixed=mixed) if horizon is None else normal_p(slack[k], horizon)
         if p > 1.0 - confidence:
             break
         found, p_found = k, p
@@ -121,23 +123,33 @@ def certify(
 
 
 def _refused(slack: Matrix, floor: float, confidence: float) -> Refusal:
-    mean, variance = float(slack.mean()), float(slack.var())
-    if mean <= 0:
+    needed = rows_for(slack, confidence)
+    if needed is None:
         return Refusal(f"even the safest rule is below {floor:.0%} of the reference on these rows", len(slack))
-    needed = ceil(2.0 * log(1.0 / (1.0 - confidence)) * max(variance, 1e-4) / mean**2)
-    return Refusal("too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1))
+    return Refusal(
+        "too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1)
+    )
 
 
-def betting_p(slack: Matrix, floor: float) -> float:
+def rows_for(slack: Matrix, confidence: float) -> int | None:
+    """About how many rows like these would tell their mean from 0; None: no number, as things look."""
+    mean = float(slack.mean())
+    if mean <= 1e-4:
+        return None
+    return ceil(2.0 * log(1.0 / (1.0 - confidence)) * max(float(slack.var()), 1e-4) / mean**2)
+
+
+def betting_p(slack: Matrix, floor: float, *, mixed: bool = True) -> float:
     """P-value of "the mean slack is 0 or less" for slack in [-floor, 1], valid at any sample size.
 
+    `mixed`: in an order of our own; without, in the order given, so that the value only falls as rows are added.
     Wealth of a gambler who bets on the mean being positive (Waudby-Smith & Ramdas 2024, predictable plug-in
     stakes); by Ville's inequality it exceeds 1/p with probability p at most.
     """
     n, width = len(slack), 1.0 + floor
     x, null = (np.asarray(slack) + floor) / width, floor / width
-    mixed = np.random.default_rng(0).permutation(n)
-    x = x[mixed]
+    if mixed:
+        x = x[np.random.default_rng(0).permutation(n)]
     count = np.arange(1, n + 1)
     mean = (0.5 + np.cumsum(x)) / (count + 1.0)
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1.0)

@@ -7,7 +7,7 @@ keeping an answer and asking on. An answer to a final rung is never sent back: i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan, nan
 
@@ -29,7 +29,7 @@ def climb(plan: Plan, draws: Iterator[float]) -> Generator[Rung, Outcome, Verdic
 
     `draws` are floats in [0, 1): the jitter of the back-offs.
     """
-    strategy = plan.strategy or Chain(plan.steps, plan.confidence or RAW)
+    strategy = plan.strategy or Chain(plan.steps, plan.confidence or RAW, plan.speculates)
     meter = _Meter(plan)
     while True:
         move = strategy.next(meter.history, meter.fits)
@@ -134,7 +134,7 @@ class _Meter:
         # A rung that may be sent back gets half of what is left: one hung model can't eat the climb.
         timeout_s = left_s / 2 if follows else left_s
         others = tuple(_rung(step, False, timeout_s, delay_s) for step in beside)
-        return _rung(first, final, timeout_s, delay_s, others)
+        return _rung(first, final, timeout_s, delay_s, others, move.enough if others else None)
 
     def record(self, move: Ask, rung: Rung, outcome: Outcome) -> None:
         came_in = (outcome, *outcome.beside[: len(rung.beside)]) if outcome.beside else (outcome,)
@@ -169,9 +169,16 @@ def _worst_usd(move: Ask, model: str) -> float:
     return next((step.worst_cost_usd for step in move.steps if step.model == model), 0.0)
 
 
-def _rung(step: Step, final: bool, timeout_s: float, delay_s: float, beside: tuple[Rung, ...] = ()) -> Rung:
+def _rung(
+    step: Step,
+    final: bool,
+    timeout_s: float,
+    delay_s: float,
+    beside: tuple[Rung, ...] = (),
+    enough: Callable[[Outcome], bool] | None = None,
+) -> Rung:
     reads = step.reads and not final
-    return Rung(step.model, final, timeout_s, delay_s, reads, step.overrides, beside)
+    return Rung(step.model, final, timeout_s, delay_s, reads, step.overrides, beside, enough)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +187,18 @@ class Chain:
 
     steps: tuple[Step, ...]
     confidence: Confidence = RAW
+    speculates: bool = False
 
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
-        if history and self._accepts(history[-1]):
-            return Keep(len(history) - 1)
+        for index, outcome in enumerate(history):
+            if self._accepts(outcome):
+                return Keep(index, "last" if outcome.model == self.steps[-1].model else "accepted")
         open_steps = self._open(history)
         for index, step in enumerate(open_steps):
             if fits(step) or index == len(open_steps) - 1:
                 then = tuple(open_steps[index + 1 :]) if step.accept_at > -inf else ()
+                if self.speculates and then:
+                    return Ask((step, then[0]), then[1:], self._accepts, streams=False)
                 return Ask((step,), then, why="only" if len(self.steps) == 1 else "last")
         kept = self.best(history)
         return Keep(kept, "failed" if kept is None else "exhausted")

@@ -8,9 +8,10 @@ read at any time. It decides nothing about requests; it tightens or withdraws th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, isfinite, log1p
-from typing import Literal
+from typing import Any, Literal
 
 STAKES = (0.05, 0.2, 0.6)
 """Shares of the largest safe stake; wealth is their mean, so that small and large shifts are both found."""
@@ -79,7 +80,25 @@ class Drift:
                 self._standing = "withdrawn"
         return self._standing
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, from which `from_dict` makes the same monitor again."""
+        told: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        told["standing"] = self._standing
+        told["logs"] = [list(bet.logs) for bet in (self._quality, *self._shift)]
+        return told
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Drift:
+        drift = cls(**{name: told[name] for name in _PLAIN})
+        drift._standing = told["standing"]
+        for bet, logs in zip((drift._quality, *drift._shift), told["logs"], strict=True):
+            bet.logs = [float(log) for log in logs]
+        return drift
+
     @property
     def standing(self) -> Standing:
         """`tighten`: take a safer rule and recalibrate; `withdrawn`: answer by the reference alone."""
         return self._standing
+
+
+_PLAIN = ("floor", "mean_confidence", "tolerance", "alarm", "seen", "audited")

@@ -14,8 +14,9 @@ from cascade.strategies import BUILDERS, Built, Ground
 from cascade.types import Confidence, Limits, Plan, PlanError, Step
 from routers.types import Choice
 
-NAMES = ("none", "confidence", *BUILDERS)
-"""What a route's `cascade` may say; a trained cascade is an artefact's path (cascade.artifact)."""
+NAMES = ("none", "confidence", "certified", *BUILDERS)
+"""What a route's `cascade` may say; a trained cascade is an artefact's path (cascade.artifact). A certified one has a
+plan of its own (cascade.promise); where it promises nothing the chosen model answers."""
 DEFAULT_ACCEPT_AT = 0.5
 MAX_STEPS = 3
 """Longer fixed chains rarely pay for their double spending (Bouchard 2026)."""
@@ -32,6 +33,7 @@ def plan_for(
     fallbacks: Sequence[str] = (),
     confidence: Confidence | None = None,
     messages: Sequence[Message] = (),
+    speculates: bool = False,
 ) -> Plan:
     """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models.
 
@@ -39,7 +41,7 @@ def plan_for(
     """
     if strategy not in NAMES:
         raise PlanError(f"unknown cascade {strategy!r}; known: {', '.join(NAMES)}")
-    rungs = [choice.model] if strategy == "none" else _rungs(choice)
+    rungs = [choice.model] if strategy in ("none", "certified") else _rungs(choice)
     built = _built(strategy, choice, rungs, worst_cost_usd, accept_at, confidence, messages)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
@@ -49,7 +51,7 @@ def plan_for(
     tried = {step.model for step in attempts}
     rest = dict.fromkeys(m for m in (*choice.ranked, *fallbacks) if m not in tried)
     spare = tuple(_step(model, worst_cost_usd, -inf) for model in rest)
-    return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence)
+    return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence, speculates)
 
 
 def _built(

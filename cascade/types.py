@@ -59,6 +59,9 @@ class Plan(msgspec.Struct, frozen=True):
     """What decides between keeping and asking on; None: climb the steps in order."""
     confidence: Confidence | None = None
     """Evidence to P(correct); None: `cascade.confidence.confidence`, uncalibrated."""
+    speculates: bool = False
+    """Climbed in order, each step starts together with the one after it: faster where the first is not kept, and what
+    the other had cost by then is paid where it is."""
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -87,6 +90,9 @@ class Rung(msgspec.Struct, frozen=True):
     beside: tuple[Rung, ...] = ()
     """Rungs to run at the same time; their outcomes go back in `Outcome.beside`, in this order. A driver
     that can't may ignore them: the strategy asks again for what it still needs."""
+    enough: Callable[[Outcome], bool] | None = None
+    """Of a rung with others beside it: True for an outcome that will be kept, so that the driver may cut off what still
+    runs (failure "cancelled", with what it had cost). None: all are waited for."""
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -153,6 +159,8 @@ class Ask(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     then: tuple[Step, ...] = ()
     """What the strategy might ask after this; empty: whatever comes is kept, so it may stream."""
+    enough: Callable[[Outcome], bool] | None = None
+    """See `Rung.enough`."""
     streams: bool = True
     """False: the answer kept may be another one, or be rewritten, so nothing may stream."""
     why: str = "last"

@@ -1,9 +1,10 @@
 #!/bin/sh
-# The real servers that tests talk to. Installs what is missing where it may; otherwise says what to install.
+# The real servers that tests talk to, and the browser that they look with. Installs what is missing where it may; otherwise says what to install.
 set -eu
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
+[ -x /usr/bin/chromium ] || missing="$missing chromium"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gateway.config import Config
-from gateway.config_load import check, file_of, load
+from gateway.config_load import check, file_of, load, unshared
 from gateway.errors import ConfigError, HeadgateError
 from gateway.settings import Settings, read_settings
 
@@ -90,10 +90,13 @@ def serve(
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
     server = chosen.server
     count = workers or server.workers
+    if count > 1 and (problem := unshared(chosen)):
+        raise ConfigError([f"--workers: {problem}"])
+    scheme = "https" if server.tls_certificate else "http"
 
     def ready() -> None:
-        typer.echo(f"Headgate answers on http://{server.host}:{server.port}/v1 with {count} worker(s); "
-                   f"admin on http://{server.host}:{server.admin_port}")
+        typer.echo(f"Headgate answers on {scheme}://{server.host}:{server.port}/v1 with {count} worker(s); "
+                   f"admin on {scheme}://{server.admin_host or server.host}:{server.admin_port}")
 
     asyncio.run(run(chosen, path, ready, workers=count))
 

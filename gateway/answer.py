@@ -68,6 +68,7 @@ class Answering:
                     self.choose(exchange)
                     tail = await self.drive(exchange, reply)
                     await self.keep(exchange, ticket)
+                    self.auditor.after_climb(exchange)
         except HeadgateError as error:
             ending = error
         except asyncio.CancelledError:
@@ -104,7 +105,7 @@ class Answering:
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
         worst = self.worst(call, route)
         try:
-            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names))
+            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names), taken)
         except BaseException:
             taken.correct(0, s.now())
             raise
@@ -204,11 +205,16 @@ class Answering:
         worst_usd = {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
         limits = Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s)
         climbs = call.described.n == 1 and call.surface != "embeddings"
+        if route.promise is not None and climbs:
+            return route.promise.plan(
+                choice, worst_usd, next(self.s.draws), limits=limits, retries=config.retries,
+                fallbacks=route.fallbacks, speculates=config.speculate,
+            )
         if route.cascade is not None and climbs:
             return route.cascade.plan(
                 choice, worst_usd, limits=limits, retries=config.retries, fallbacks=route.fallbacks
             )
-        shows = config.cascade != "confidence" or self.s.book.models[choice.model].config.logprobs
+        shows = config.cascade != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(
             choice,
             config.cascade if climbs and shows and route.cascade is None else "none",
@@ -218,6 +224,7 @@ class Answering:
             retries=config.retries,
             fallbacks=route.fallbacks,
             messages=chat_messages(call) if config.cascade in WRITING else (),
+            speculates=config.speculate,
         )
 
     # -- drive

@@ -12,7 +12,7 @@ from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
-from gateway.budgets import open_ledger
+from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
@@ -20,7 +20,6 @@ from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
-from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
@@ -67,8 +66,8 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         ids=Ids(),
         keyring=Keyring(config.auth, lambda: current.settings.keys),
         ledger=ledger,
-        limits=Limits(),
-        book=RouteBook(config, open_routers(config, current.settings), open_cascades(config)),
+        limits=open_limits(ledger),
+        book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
         shelf=Shelf(open_cache(config), shipped_featurizer),
@@ -122,6 +121,10 @@ def open_cascades(config: Config) -> dict[str, FittedCascade]:
     return cascades
 
 
+def open_book(config: Config, settings: Settings) -> RouteBook:
+    return RouteBook(config, open_routers(config, settings), open_cascades(config), settings.floors)
+
+
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
     router = open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
@@ -132,7 +135,7 @@ def open_route_router(route: RouteConfig, settings: Settings) -> Router:
 def reload(services: Services) -> None:
     """New keys and router versions for the next request; those in flight keep what they began with."""
     config = services.config
-    services.book = RouteBook(config, open_routers(config, services.current.settings), open_cascades(config))
+    services.book = open_book(config, services.current.settings)
     services.keyring.reload()
 
 

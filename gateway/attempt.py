@@ -103,6 +103,9 @@ class Caller:
         dialect = provider.dialect_for(call.surface)
         body = request_body(call, deployment, dialect, rung, live=live)
         head = provider.head(deployment.config, dialect, live, call.headers)
+        if call.once:
+            answered = sum(not one.failure for one in exchange.attempts)
+            head += b"idempotency-key: %s-%d\r\n" % (call.once.encode(), answered)
         begun = now()
         attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
         exchange.attempts.append(attempt)

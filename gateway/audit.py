@@ -18,8 +18,10 @@ import msgspec
 from msgspec.structs import replace
 
 from cache.semantic import Comparison, SemanticCache
+from cascade.promise import is_measured
 from gateway.call import Arrival, Call, read_call
 from gateway.exchange import Exchange
+from gateway.journal.record import FeedbackRecord, new_id
 from gateway.keys import Caller
 from gateway.reply import Reply
 from gateway.services import Services
@@ -62,6 +64,12 @@ class Auditor:
         cache = self.s.shelf.semantic_of(exchange.route) if exchange.similar is not None else None
         if cache is not None and cache.acceptance.due:
             self._start(asyncio.to_thread(cache.maintain))
+
+    def after_climb(self, exchange: Exchange) -> None:
+        """Compare the two answers of a measured request of a certified cascade."""
+        plan = exchange.plan
+        if exchange.route.promise is not None and plan is not None and is_measured(plan):
+            self._start(self._measure(exchange))
 
     async def drain(self) -> None:
         """Wait for what is under way."""
@@ -111,10 +119,27 @@ class Auditor:
                 entry = await self.s.shelf.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
                 held = entry.body if entry is not None else b""
 
+    async def _measure(self, exchange: Exchange) -> None:
+        """A first answer that failed, or that has nothing to compare, says nothing."""
+        assert exchange.plan is not None
+        said = {one.model: one.evidence.text for one in exchange.attempts if not one.failure}
+        texts = [said.get(step.model, "") for step in exchange.plan.steps]
+        if not all(texts):
+            return
+        same = await self.alike(exchange, *texts)
+        told = FeedbackRecord(
+            id=new_id("fb"), time_s=self.s.clock(), tenant=exchange.caller.tenant, decision_id=exchange.decision_id,
+            label="same" if same else "different", source="reference",
+        )  # fmt: skip
+        self.s.spool.append(told)
+
     async def same(self, exchange: Exchange, first: bytes, second: bytes) -> bool:
-        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one."""
+        """Two answers in the client's dialect."""
         surface = exchange.call.surface
-        texts = [peek(body, surface).text if body else "" for body in (first, second)]
+        return await self.alike(exchange, *(peek(body, surface).text if body else "" for body in (first, second)))
+
+    async def alike(self, exchange: Exchange, *texts: str) -> bool:
+        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one."""
         if plain(texts[0]) == plain(texts[1]):
             return True
         judge = exchange.route.config.cache_judge

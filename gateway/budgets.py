@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from gateway.config import Config
 from gateway.ledger import Account, Ledger, MemoryLedger, period_start
+from gateway.limits import Limits
 from gateway.services import Services
 
 
@@ -14,19 +15,29 @@ def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
     """In this process, or shared by all replicas where the configuration names a Redis."""
     if not config.storage.redis_url:
         return MemoryLedger(clock)
-    from redis import asyncio as aioredis
-
     from gateway.ledger_redis import RedisLedger
+    from gateway.redis_wire import RedisWire
 
-    return RedisLedger(aioredis.Redis.from_url(str(config.storage.redis_url)), clock=clock)
+    return RedisLedger(RedisWire(str(config.storage.redis_url)), when_away=config.storage.redis_away)
+
+
+def open_limits(ledger: Ledger) -> Limits:
+    """Rate limits, kept where budgets are."""
+    if isinstance(ledger, MemoryLedger):
+        return Limits()
+    from gateway.ledger_redis import RedisLedger
+    from gateway.limits_shared import SharedLimits
+
+    assert isinstance(ledger, RedisLedger)
+    return SharedLimits(ledger)
 
 
 def restore(services: Services) -> None:
     """What each budget's period has cost so far, from the journal and what is still in spools. Blocks."""
     accounts = {account for caller in services.keyring.callers for account in caller.accounts}
     accounts |= {account for route in services.book.routes.values() for account in route.accounts}
-    if accounts and isinstance(services.ledger, MemoryLedger):
-        services.ledger.restore(spent(services, accounts))
+    if accounts:
+        services.ledger.restore(spent(services, accounts), accounts)
 
 
 def spent(services: Services, accounts: Iterable[Account]) -> dict[str, int]:

@@ -60,6 +60,8 @@ class Call(msgspec.Struct):
     include_usage: bool = False
     body: bytes = b""
     """As it came; empty where something in it was ours (knobs, the model in the path)."""
+    once: str = ""
+    """Names this call to upstreams that answer, and bill, one name once; empty: a repeated call is a new one."""
 
 
 class Arrival(msgspec.Struct, frozen=True):

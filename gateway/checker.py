@@ -8,11 +8,15 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 
 MIB = 1024 * 1024
+AT_ONCE = 4
+"""Checks of one route that run at the same time in one worker; more wait their turn, within their own time."""
 
 
 class Checker:
@@ -24,9 +28,17 @@ class Checker:
         self.command = tuple(command)
         self.timeout_s = timeout_s
         self.memory_mib = memory_mib
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def check(self, answer: str) -> bool | None:
-        """What the command says of the answer; None where it says nothing in time."""
+    async def check(self, answer: str, *, within_s: float = inf) -> bool | None:
+        """What the command says of the answer; None where it says nothing in time, waiting for its turn included."""
+        try:
+            async with asyncio.timeout(max(0.0, min(self.timeout_s, within_s))), self._turns:
+                return await self._run(answer)
+        except TimeoutError:
+            return None
+
+    async def _run(self, answer: str) -> bool | None:
         with tempfile.TemporaryDirectory(prefix="headgate-check-", ignore_cleanup_errors=True) as folder:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -39,12 +51,10 @@ class Checker:
                     start_new_session=True,
                     preexec_fn=self._limit,
                 )
-            except OSError:
+            except (OSError, subprocess.SubprocessError):
                 return None
             try:
-                await asyncio.wait_for(process.communicate(answer.encode()), self.timeout_s)
-            except TimeoutError:
-                return None
+                await process.communicate(answer.encode(errors="replace"))
             finally:
                 await _end(process)
         return {0: True, 1: False}.get(process.returncode if process.returncode is not None else -1)

@@ -40,6 +40,13 @@ class Server(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
     admin_port: Port = 8081
+    admin_host: str = ""
+    """Where the admin API listens; empty: as `host`."""
+    tls_certificate: str = ""
+    """PEM file with the chain, for both ports; empty: plain HTTP."""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    """PEM file: only clients with a certificate of this authority connect; empty: anybody."""
     workers: Count = 1
     max_body_bytes: Count = 32 * 1024 * 1024
     max_messages: Count = 4096
@@ -62,6 +69,8 @@ class Storage(_Section, frozen=True):
     """May hold a password."""
     redis_url: Secret = Secret("")
     """Empty: limits, budgets and the cache are this machine's own."""
+    redis_away: Literal["share", "refuse"] = "share"
+    """Callers with a budget while Redis doesn't answer: each worker gives out its share of what was left, or 503."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
 
 
@@ -123,10 +132,23 @@ class RouteConfig(_Section, frozen=True):
     cascade: str = "none"
     accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
+    speculate: bool = False
+    """True: the next model of a cascade starts beside the first: faster, and paid for where the first is kept too."""
+    reference: str = ""
+    """Model that a certified cascade's `min_quality` is a share of; empty: the last of `models`."""
+    certainty: Annotated[float, Meta(gt=0, lt=1)] = 0.95
+    """Confidence of a certified cascade's promise."""
+    measured_share: Share = 0.05
+    """Of a certified cascade's requests: answered by both models and compared."""
+    check: list[str] = []
+    """Command that reads an answer on standard input; exit status 0 says it is right, 1 that it is wrong."""
+    check_timeout_s: Seconds = 5.0
+    """Longest that a check may take; then it has said nothing."""
     cache: Literal["none", "exact", "semantic"] = "none"
     cache_ttl_s: Seconds = 3600.0
     cache_judge: str = ""
-    """Model that compares two answers of the semantic cache; empty: only equal ones count as the same."""
+    """Model that compares two answers, of the semantic cache or of a certified cascade; empty: only equal ones count as
+    the same."""
     cache_eps: Share = 0.03
     """Bound on the false-hit rate of the semantic cache."""
     fallback: list[str] = []

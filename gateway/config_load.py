@@ -28,6 +28,7 @@ from gateway.config import (
     _Section,
 )
 from gateway.errors import ConfigError
+from gateway.listen import tls_problems
 from routers.simple import read_rule
 
 ROUTERS = (
@@ -35,8 +36,8 @@ ROUTERS = (
     "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble",
     "bandit",
 )  # fmt: skip
-CASCADES = ("none", "confidence", "agreement", "self-consistency", "best-of", "verify", "refine", "skeleton",
-            "stepwise")  # fmt: skip
+CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", "best-of", "verify", "refine",
+            "skeleton", "stepwise")  # fmt: skip
 STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
@@ -284,10 +285,10 @@ def _check_server(config: Config, found: _Problems) -> None:
     server, storage = config.server, config.storage
     if server.port and server.port == server.admin_port:
         found.add("server.admin_port", f"is the port of the data plane, {server.port}")
-    if server.workers > 1 and not storage.redis_url and _has_budgets(config):
-        found.add(
-            "server.workers", "more than one share their budgets through storage.redis_url, which is empty"
-        )
+    if server.workers > 1 and (problem := unshared(config)):
+        found.add("server.workers", problem)
+    for setting, problem in tls_problems(server):
+        found.add(setting, problem)
     _check_scheme("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
     if storage.redis_url:
         _check_scheme("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
@@ -295,11 +296,18 @@ def _check_server(config: Config, found: _Problems) -> None:
         _check_scheme("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
 
 
-def _has_budgets(config: Config) -> bool:
-    budgets = [route.budget_usd_per_day for route in config.routes]
-    budgets += [key.budget_usd for key in config.auth.keys]
-    budgets += [tenant.budget_usd for tenant in config.auth.tenants]
-    return any(budget is not None for budget in budgets)
+def unshared(config: Config) -> str:
+    """Why several workers can't serve this configuration; empty: they can."""
+    if config.storage.redis_url:
+        return ""
+    counted: list[object] = []
+    for route in config.routes:
+        counted += [route.budget_usd_per_day, route.rpm, route.tpm]
+    counted += [limit for key in config.auth.keys for limit in (key.budget_usd, key.rpm, key.tpm)]
+    counted += [tenant.budget_usd for tenant in config.auth.tenants]
+    if all(limit is None for limit in counted):
+        return ""
+    return "more than one share their budgets and limits through storage.redis_url, which is empty"
 
 
 _HTTP = ("http://", "https://")
@@ -345,12 +353,24 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
     if route.cascade == "stepwise" and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
+    _check_promise(route, path, found)
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
         if getattr(route, setting) and route.router != router:
             found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+
+
+def _check_promise(route: RouteConfig, path: str, found: _Problems) -> None:
+    if route.reference and route.reference not in route.models:
+        found.add(f"{path}.reference", f"{route.reference!r} is not among the route's models")
+    if route.cascade != "certified":
+        return
+    if route.min_quality is None:
+        found.add(f"{path}.min_quality", "is what a certified cascade promises, and is not set")
+    if len(route.models) < 2:
+        found.add(f"{path}.models", "a certified cascade needs a model beside its reference")
 
 
 def _check_rules(route: RouteConfig, path: str, found: _Problems) -> None:
@@ -389,8 +409,10 @@ def _check_cycles(routes: list[RouteConfig], found: _Problems) -> None:
 
 
 def _check_auth(config: Config, found: _Problems) -> None:
-    if not config.auth.master_key and config.server.host not in LOOPBACK:
-        found.add("auth.master_key", f"is empty, so server.host must be loopback, not {config.server.host!r}")
+    for setting in ("host", "admin_host"):
+        host = getattr(config.server, setting)
+        if not config.auth.master_key and host and host not in LOOPBACK:
+            found.add("auth.master_key", f"is empty, so server.{setting} must be loopback, not {host!r}")
     secrets: set[str] = {config.auth.master_key}
     known = {model.name for model in config.models} | {route.name for route in config.routes}
     for index, key in enumerate(config.auth.keys):

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
+from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
 
 log = logging.getLogger("headgate.control")
@@ -45,19 +47,22 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve_control(config: Config, stop: asyncio.Event) -> None:
+async def serve_control(
+    config: Config, stop: asyncio.Event, sockets: list[socket.socket] | None = None
+) -> None:
     """Until `stop`; what was spooled by then is shipped. Raises ConfigError for a schema behind us."""
     engine = open_engine(config.storage.url)
     shipper = Shipper(spool_dir(config.server.run_dir), engine)
     desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
     server = _Server(
         uvicorn.Config(
-            make_admin(desk), config.server.host, config.server.admin_port, log_config=None, access_log=False
+            make_admin(desk), admin_host(config.server), config.server.admin_port, log_config=None,
+            access_log=False, **tls_options(config.server),
         )
     )
     ended = threading.Event()
     chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets=sockets or None))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({chores, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,22 +120,24 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             return
 
 
-async def run(config: Config) -> None:
+async def run(config: Config, sockets: list[socket.socket]) -> None:
     """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    await serve_control(config, stop)
+    await serve_control(config, stop, sockets)
 
 
 def main() -> None:
-    """`python -m gateway.control --config FILE`."""
+    """`python -m gateway.control [--config FILE] [--fd LISTENING_SOCKET]`."""
     parser = argparse.ArgumentParser(prog="python -m gateway.control")
     parser.add_argument("--config", default=None)
-    config = load(parser.parse_args().config, os.environ)
+    parser.add_argument("--fd", type=int, action="append", default=[])
+    chosen = parser.parse_args()
+    config = load(chosen.config, os.environ)
     set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
-        asyncio.run(run(config))
+        asyncio.run(run(config, taken_over(chosen.fd)))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
 

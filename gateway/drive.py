@@ -15,10 +15,11 @@ from msgspec.structs import replace
 from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
+from gateway.at_once import at_once
 from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
-from gateway.exchange import Exchange, Kept
+from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
@@ -107,11 +108,15 @@ class Run:
 
     async def together(self, rung: Rung) -> Outcome:
         """A rung and those beside it at the same time; their answers stand in the order the climb counts them."""
-        runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in (rung, *rung.beside)]
-        outcomes = await asyncio.gather(*(run.step(one) for run, one in zip(runs, (rung, *rung.beside), strict=True)))
+        rungs = (rung, *rung.beside)
+        runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
+        steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
+        begun, waited_s = self.driver.caller.now(), self.exchange.upstream_s
+        outcomes = await at_once(steps, rung.enough, lambda place: self.cut(rungs[place]))
         for run in runs:
-            self.answers += run.answers
+            self.answers += run.answers or [None]
             self.error = run.error or self.error
+        self.exchange.upstream_s = waited_s + self.driver.caller.now() - begun
         return replace(outcomes[0], beside=tuple(outcomes[1:]))
 
     async def step(self, rung: Rung) -> Outcome:
@@ -134,9 +139,26 @@ class Run:
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun
+        await self.check(rung, opened.attempt)
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
+
+    async def check(self, rung: Rung, attempt: Attempt) -> None:
+        """The operator's check, of an answer that may still be sent back; one that says nothing changes nothing."""
+        checker = self.exchange.route.checker
+        if checker is None or rung.final or "messages" in rung.overrides or not attempt.evidence.text:
+            return
+        left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.caller.now()
+        passed = await checker.check(attempt.evidence.text, within_s=left_s)
+        attempt.evidence = replace(attempt.evidence, checks_passed=passed)
+
+    def cut(self, rung: Rung) -> Outcome:
+        """A rung cut off because another one's answer is kept: what it had cost by then counts."""
+        made = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
+        cost_usd = sum(one.cost_nanousd for one in made) / 1e9
+        elapsed_s = self.driver.caller.now() - self.exchange.call.received_s
+        return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(made))
 
     def made(self) -> int:
         """Attempts of this step: with a hedge two."""

@@ -8,7 +8,7 @@ the client has left. At rest, held is zero in every account; between, it is the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -16,6 +16,7 @@ from typing import Protocol
 
 from gateway.config import Period
 from gateway.errors import OverBudget
+from gateway.limits import NOTHING_TAKEN, Taken
 from gateway.prices import usd
 
 Clock = Callable[[], float]
@@ -69,11 +70,14 @@ class Ledger(Protocol):
         """Spent beyond what was held, all requests together: a worst case was wrong."""
         ...
 
-    async def hold(self, accounts: Sequence[Account], nanousd: int) -> Hold:
-        """Set the amount aside in all accounts, or in none and raise OverBudget."""
+    async def hold(self, accounts: Sequence[Account], nanousd: int, taken: Taken = NOTHING_TAKEN) -> Hold:
+        """Set the amount aside in all accounts, or in none and raise OverBudget.
+
+        `taken`: from rate limits; where they are shared they are taken here, which may raise RateLimited.
+        """
         ...
 
-    def restore(self, spent: Mapping[str, int]) -> None:
+    def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
         """Take over what each account has spent in its running period, as the journal remembers it."""
         ...
 
@@ -172,7 +176,9 @@ class MemoryLedger:
         self._rows: dict[str, _Row] = {}
         self._restored: dict[str, tuple[int, float]] = {}
 
-    async def hold(self, accounts: Sequence[Account], nanousd: int) -> MemoryHold:
+    async def hold(
+        self, accounts: Sequence[Account], nanousd: int, taken: Taken = NOTHING_TAKEN
+    ) -> MemoryHold:
         return self.hold_now(accounts, nanousd)
 
     async def run(self) -> None:
@@ -208,7 +214,7 @@ class MemoryLedger:
         if spent > held:
             self.overrun_nanousd += spent - held
 
-    def restore(self, spent: Mapping[str, int]) -> None:
+    def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
         for account_id, amount in spent.items():
             row = self._rows.get(account_id)
             if row is None:

@@ -1,158 +1,90 @@
-"""Budgets shared by workers and replicas through Redis; the contract of `ledger.Ledger`.
+"""Budgets and rate limits shared by workers and replicas through Redis; the contract of `ledger.Ledger`.
 
-Holding is one script, atomic over all accounts. Settling never waits: it joins a queue that `run` sends, and
-each entry is applied once however often it is sent. A hold is a lease: when its worker dies, the next hold
-after the lease's end gives the money back, so a crash never eats a budget. While Redis is away, holds are
-made against what this process last knew, and what is spent meanwhile is sent when Redis is back.
+Holding is one script in one round trip, atomic over all accounts and limits. Settling never waits: it joins a
+queue that `run` sends, and each entry is applied once however often it is sent. A hold is a lease: when its
+worker dies, the next hold after the lease's end gives the money back, so a crash never eats a budget.
+
+Redis may lose its data: whoever notices says what it knew before anything is held or booked again. Redis may be
+away: then callers with a budget are refused (`refuse`) or go on by shares (`share`, see `ledger_alone`). What is
+spent meanwhile is sent when Redis is back, a second before anybody holds by Redis again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
+from gateway.errors import PolicyError
 from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
+from gateway.ledger_alone import Alone
+from gateway.ledger_scripts import CORRECT, HOLD, PULSE, RAISE, REHOLD, SETTLE, SHRINK
+from gateway.limits import NOTHING_TAKEN, Taken
+from gateway.limits_shared import SharedTaken, Words
+from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
 
 log = logging.getLogger("headgate.ledger")
 
+PREFIX = "{headgate}:ledger:"
 LEASE_S = 120.0
 """A living worker renews its leases in time; a dead one's holds lapse after this long."""
 SETTLED_S = 3600
 """How long Redis remembers a settlement, so that one sent twice counts once."""
-TIMEOUT_S = 0.1
-FLUSH_TIMEOUT_S = 2.0
-RETRY_S = 0.5
+SETTLE_DOWN_S = 1.5
+"""After Redis lost its data: so long every worker has to say what it knew, before anything is held."""
+RETRY_S = 0.25
 BATCH = 64
 """Settlements sent at once."""
 MAX_QUEUED = 20_000
 """Settlements kept while Redis is away; beyond, those of one account become one sum."""
+MAX_CORRECTIONS = 2_000
+"""A correction of a rate limit that can't be sent is forgotten: the bucket refills within a minute."""
+PULSE_S = 1.0
+SILENT_S = 5.0
+"""A worker that hasn't been heard of for this long doesn't count when shares are made."""
+GRACE_S = 1.0
+"""After Redis is back: so long every worker has to send what it spent alone, before shares end."""
+TRIES = 2
+"""Of a hold, before Redis counts as away: one late answer is no outage."""
 
-_ROLL = """
-local function roll(key, start)
-  if tonumber(redis.call('HGET', key, 'start') or '-1') < tonumber(start) then
-    redis.call('HSET', key, 'start', start, 'spent', 0)
-  end
-end
-local function free(prefix, hold)
-  local name = prefix .. 'hold:' .. hold
-  local held = redis.call('HGETALL', name)
-  for i = 1, #held, 2 do redis.call('HINCRBY', held[i], 'held', -held[i + 1]) end
-  redis.call('DEL', name)
-  redis.call('ZREM', prefix .. 'leases', hold)
-end
-"""
-# KEYS: leases, then accounts. ARGV: prefix, hold, now, lease's end, amount, then each one's limit and
-# period start. Answers the index of the account that refuses (0: none), its held, and each one's spent.
-_HOLD = (
-    _ROLL
-    + """
-local prefix, hold, now, ends, amount = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 64)
-for _, lapsed in ipairs(dead) do free(prefix, lapsed) end
-local spents, refused, held_there = {}, 0, 0
-for i = 2, #KEYS do
-  local limit, start = ARGV[2 + 2 * i], ARGV[3 + 2 * i]
-  roll(KEYS[i], start)
-  local row = redis.call('HMGET', KEYS[i], 'spent', 'held')
-  local spent, held = tonumber(row[1] or '0'), tonumber(row[2] or '0')
-  spents[i - 1] = spent
-  if refused == 0 and limit ~= '' and spent + held + amount > tonumber(limit) then
-    refused, held_there = i - 1, held
-  end
-end
-if refused == 0 then
-  for i = 2, #KEYS do
-    redis.call('HINCRBY', KEYS[i], 'held', ARGV[5])
-    redis.call('HSET', prefix .. 'hold:' .. hold, KEYS[i], ARGV[5])
-  end
-  redis.call('ZADD', KEYS[1], ends, hold)
-end
-return {refused, held_there, unpack(spents)}
-"""
-)
-# KEYS: settled marker, leases, then accounts. ARGV: prefix, hold, amount, seconds to remember, period starts.
-_SETTLE = (
-    _ROLL
-    + """
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[4]) then return 0 end
-free(ARGV[1], ARGV[2])
-for i = 3, #KEYS do
-  roll(KEYS[i], ARGV[2 + i])
-  redis.call('HINCRBY', KEYS[i], 'spent', ARGV[3])
-end
-return 1
-"""
-)
-# KEYS: as the hold's accounts. ARGV: prefix, hold, amount to keep.
-_SHRINK = """
-local name = ARGV[1] .. 'hold:' .. ARGV[2]
-for _, key in ipairs(KEYS) do
-  local held = redis.call('HGET', name, key)
-  if held and tonumber(held) > tonumber(ARGV[3]) then
-    redis.call('HINCRBY', key, 'held', ARGV[3] - held)
-    redis.call('HSET', name, key, ARGV[3])
-  end
-end
-return 1
-"""
-
-
-class _Script:
-    """Runs by digest; where Redis (or a proxy before it) doesn't know the digest, by its text."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    async def run(self, redis: Redis, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
-        given = [str(argument) for argument in arguments]
-        try:
-            return await redis.evalsha(self.sha, len(keys), *keys, *given)
-        except NoScriptError:
-            return await redis.eval(self.text, len(keys), *keys, *given)
-
-
-_Entry = tuple[_Script, list[str], list[str | int | float]]
+WhenAway = Literal["share", "refuse"]
+_Entry = tuple[Script, list[str], list[str | int | float]]
 """A script to run, its keys and its arguments."""
-_HOLDING, _SETTLING, _SHRINKING = _Script(_HOLD), _Script(_SETTLE), _Script(_SHRINK)
 
 
 class RedisHold:
     """See `ledger.Hold`. `local` is its count in this process, which says whether it is settled."""
 
-    __slots__ = ("_ledger", "accounts", "id", "leased_s", "local")
+    __slots__ = ("_ledger", "accounts", "alone", "id", "local")
 
-    def __init__(
-        self, ledger: RedisLedger, local: MemoryHold, accounts: Sequence[Account], leased_s: float | None
-    ) -> None:
+    def __init__(self, ledger: RedisLedger, local: MemoryHold, accounts: Sequence[Account], *, alone: bool) -> None:
         self._ledger = ledger
         self.local = local
         self.accounts = accounts
         self.id = ledger.new_id()
-        self.leased_s = leased_s
-        """End of its lease; None: Redis doesn't know it."""
+        self.alone = alone
+        """Redis doesn't know it."""
 
     @property
     def nanousd(self) -> int:
         return self.local.nanousd
 
     def shrink(self, to: int) -> None:
-        if to != self.local.nanousd:
+        before = self.local.nanousd
+        if to != before:
             self.local.shrink(to)
-            self._ledger.queue_shrink(self, to)
+            self._ledger.shrunk(self, before - to)
 
     def settle(self, nanousd: int) -> bool:
+        held = self.local.nanousd
         settled = self.local.settle(nanousd)
         if settled:
-            self._ledger.queue_settle(self, nanousd)
+            self._ledger.settled(self, held, nanousd)
         return settled
 
     def release(self) -> bool:
@@ -160,30 +92,41 @@ class RedisHold:
 
 
 class RedisLedger:
-    """One per worker. `run` must be running; `close` sends what is left."""
+    """One per worker. `run` must be running; `close` sends what is left.
+
+    `clock`: None outside tests, then Redis' own clock decides, but for where a period begins.
+    """
 
     def __init__(
         self,
-        redis: Redis,
+        wire: RedisWire,
         *,
-        clock: Clock = time.time,
-        prefix: str = "{headgate}:ledger:",
+        clock: Clock | None = None,
+        prefix: str = PREFIX,
         lease_s: float = LEASE_S,
-        timeout_s: float = TIMEOUT_S,
+        when_away: WhenAway = "share",
+        settle_down_s: float = SETTLE_DOWN_S,
     ) -> None:
-        """`prefix` holds a hash tag, since a cluster must keep all accounts in one slot."""
-        self._redis = redis
-        self._clock = clock
+        self._wire = wire
+        self._clock = clock or time.time
+        self._stated = clock
         self._prefix = prefix
         self._lease_s = lease_s
-        self._timeout_s = timeout_s
-        self._local = MemoryLedger(clock)
+        self._when_away = when_away
+        self._settle_down_s = settle_down_s
+        self._local = MemoryLedger(self._clock)
+        self._alone = Alone(self._clock)
         self._holds: dict[str, RedisHold] = {}
         self._queue: list[_Entry] = []
+        self._corrections: list[_Entry] = []
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._meeting = asyncio.Lock()
+        self._epoch = ""
         self._worker = secrets.token_hex(6)
         self._count = 0
+        self.workers = 1
+        """Of all replicas, as of the last pulse."""
         self.is_away = False
         """Redis didn't answer last time."""
 
@@ -200,88 +143,121 @@ class RedisLedger:
         """Settlements that Redis doesn't have yet."""
         return len(self._queue)
 
-    async def hold(self, accounts: Sequence[Account], nanousd: int) -> RedisHold:
+    # Holding
+
+    async def hold(self, accounts: Sequence[Account], nanousd: int, taken: Taken = NOTHING_TAKEN) -> RedisHold:
+        """Money and rate limits at once, or nothing. Raises OverBudget, RateLimited, or PolicyError (503)."""
         if nanousd < 0:
             raise ValueError(f"can't hold {nanousd}")
-        if not accounts:
-            return RedisHold(self, self._local.hold_now((), nanousd), (), None)
-        ends_s = self._clock() + self._lease_s
-        hold = RedisHold(self, self._local.hold_now((), nanousd), accounts, ends_s)
-        try:
-            answer = await self._ask(hold, nanousd)
-        except (RedisError, OSError, TimeoutError) as error:
-            hold.local.release()
-            self._note_away(error)
-            return self._hold_alone(hold, accounts, nanousd)
-        except BaseException:
-            hold.release()  # it may have been made although nobody waits for it any more
-            raise
-        self.is_away = False
-        refused, held, *spent = answer
-        self._local.restore({account.id: amount for account, amount in zip(accounts, spent, strict=True)})
-        if refused:
-            hold.local.release()
-            raise over_budget(accounts[refused - 1], nanousd, spent[refused - 1], held)
+        wanted = taken if isinstance(taken, SharedTaken) else None
+        if not accounts and wanted is None:
+            return RedisHold(self, self._local.hold_now((), nanousd), (), alone=True)
+        for _ in range(0 if self.is_away else TRIES):
+            hold = RedisHold(self, self._local.hold_now((), nanousd), accounts, alone=False)
+            try:
+                self._read(await self._ask(hold, nanousd, wanted), hold, nanousd, wanted)
+            except RedisError as fault:
+                hold.release()  # it may have been made all the same
+                failed = fault
+            except PolicyError:
+                hold.local.release()
+                raise
+            except BaseException:
+                hold.release()
+                raise
+            else:
+                self._holds[hold.id] = hold
+                return hold
+        if not self.is_away:
+            self._note_away(failed)
+        return self._hold_alone(accounts, nanousd, wanted)
+
+    async def _ask(self, hold: RedisHold, nanousd: int, wanted: SharedTaken | None) -> list[Any]:
+        """Redis' answer, of a Redis that knows what we knew."""
+        while True:
+            answer = cast(list[Any], await self._wire.run(HOLD, *self._words(hold, nanousd, wanted)))
+            if not answer[1]:
+                return answer
+            await self._meet(answer[0].decode())
+            await asyncio.sleep(float(answer[1]))
+
+    def _words(self, hold: RedisHold, nanousd: int, wanted: SharedTaken | None) -> tuple[list[str], Words]:
+        now = self._clock()
+        keys = [self._prefix + "leases", *self._keys(hold.accounts)]
+        arguments: Words = [self._prefix, hold.id, self._now(), self._lease_s, nanousd, secrets.token_hex(8),
+                            self._settle_down_s, wanted.tokens if wanted else 0, self._epoch,
+                            len(hold.accounts)]  # fmt: skip
+        for account in hold.accounts:
+            limit = account.limit_nanousd
+            arguments += ["" if limit is None else limit, int(period_start(account.period, now))]
+        if wanted is not None:
+            keys += [self._prefix + key for key in wanted.names()]
+            arguments += wanted.capacities()
+        return keys, arguments
+
+    def _read(self, answer: Sequence[Any], hold: RedisHold, nanousd: int, wanted: SharedTaken | None) -> None:
+        """Note what was told. Raises what it refuses with."""
+        poor, short, told, accounts = answer[2], answer[3], answer[4:], hold.accounts
+        more = 0 if poor or short else nanousd
+        for account, spent, held in zip(accounts, told[::2], told[1::2], strict=False):
+            self._alone.told(account, spent, held + more)
+        if wanted is not None:
+            wanted.know(told[2 * len(accounts) :], short)
+        if poor:
+            if wanted is not None:
+                wanted.forget()
+            raise over_budget(accounts[poor - 1], nanousd, told[2 * poor - 2], told[2 * poor - 1])
+
+    # Redis is away
+
+    def _hold_alone(self, accounts: Sequence[Account], nanousd: int, wanted: SharedTaken | None) -> RedisHold:
+        """By what this process knows."""
+        if self._when_away == "refuse" and any(account.limit_nanousd is not None for account in accounts):
+            if wanted is not None:
+                wanted.forget()
+            raise PolicyError("budgets can't be checked just now", status=503, code="budget_unavailable",
+                              retry_after_s=1.0)  # fmt: skip
+        if wanted is not None:
+            wanted.take_alone(self.workers)
+        self._alone.hold(accounts, nanousd, self.workers)
+        hold = RedisHold(self, self._local.hold_now((), nanousd), accounts, alone=True)
         self._holds[hold.id] = hold
         return hold
 
-    async def _ask(self, hold: RedisHold, nanousd: int) -> list[int]:
-        now = self._clock()
-        terms: list[str | int | float] = []
-        for account in hold.accounts:
-            limit = account.limit_nanousd
-            terms += ["" if limit is None else limit, int(period_start(account.period, now))]
-        keys = [self._prefix + "leases", *self._keys(hold.accounts)]
-        arguments = [self._prefix, hold.id, now, hold.leased_s or 0.0, nanousd, *terms]
-        return cast(
-            list[int], await asyncio.wait_for(_HOLDING.run(self._redis, keys, arguments), self._timeout_s)
-        )
+    # What holds tell
 
-    def _hold_alone(self, lost: RedisHold, accounts: Sequence[Account], nanousd: int) -> RedisHold:
-        """By what this process knows. The lost hold may have been made all the same, so it is taken back."""
-        self._enqueue_settle(lost.id, accounts, 0)
-        return RedisHold(self, self._local.hold_now(accounts, nanousd), accounts, None)
+    def shrunk(self, hold: RedisHold, given_back: int) -> None:
+        """A hold got smaller."""
+        if hold.alone:
+            self._alone.give_back(hold.accounts, given_back)
+        elif hold.accounts:
+            self._enqueue(SHRINK, self._keys(hold.accounts), [self._prefix, hold.id, hold.nanousd])
 
-    def restore(self, spent: Mapping[str, int]) -> None:
-        """Only what this process falls back on: Redis remembers for itself (see `seed`)."""
-        self._local.restore(spent)
-
-    async def seed(self, accounts: Sequence[Account], spent: Mapping[str, int]) -> None:
-        """Write what the journal remembers to accounts that Redis doesn't know, after it lost its data."""
-        now = self._clock()
-        for account in accounts:
-            key = self._prefix + account.id
-            if await cast(Awaitable[bool], self._redis.hsetnx(key, "spent", str(spent.get(account.id, 0)))):
-                start = str(int(period_start(account.period, now)))
-                await self._redis.hset(key, "start", start)
-
-    async def balance(self, account: Account) -> tuple[int, int]:
-        """Spent in the account's last period with any traffic, and held, in nano-USD."""
-        row = await cast(
-            Awaitable[list[Any]], self._redis.hmget(self._prefix + account.id, ["spent", "held"])
-        )
-        return int(row[0] or 0), int(row[1] or 0)
-
-    def new_id(self) -> str:
-        self._count += 1
-        return f"{self._worker}{self._count:x}"
-
-    def queue_shrink(self, hold: RedisHold, to: int) -> None:
-        if hold.accounts and hold.leased_s is not None:
-            self._enqueue(_SHRINKING, self._keys(hold.accounts), [self._prefix, hold.id, to])
-
-    def queue_settle(self, hold: RedisHold, nanousd: int) -> None:
+    def settled(self, hold: RedisHold, held: int, spent: int) -> None:
+        """A hold is over."""
         self._holds.pop(hold.id, None)
-        if hold.accounts:
-            self._enqueue_settle(hold.id, hold.accounts, nanousd)
+        if not hold.accounts:
+            return
+        if hold.alone:
+            self._alone.give_back(hold.accounts, held - spent)
+        else:
+            self._alone.settled(hold.accounts, held, spent)
+        self._enqueue_settle(hold.id, hold.accounts, spent)
+
+    def queue_correct(self, keys: list[str], capacities: Words, tokens: int) -> None:
+        """Rate limits: what was guessed wrong. Not sent twice, and forgotten where it can't be sent."""
+        if len(self._corrections) < MAX_CORRECTIONS:
+            keys = [self._prefix + key for key in keys]
+            self._corrections.append((CORRECT, keys, [self._now(), tokens, *capacities]))
+        self._wake.set()
 
     def _enqueue_settle(self, hold_id: str, accounts: Sequence[Account], nanousd: int) -> None:
         now = self._clock()
         keys = [f"{self._prefix}settled:{hold_id}", self._prefix + "leases", *self._keys(accounts)]
         starts = [int(period_start(account.period, now)) for account in accounts]
-        self._enqueue(_SETTLING, keys, [self._prefix, hold_id, nanousd, SETTLED_S, *starts])
+        self._enqueue(SETTLE, keys, [self._prefix, hold_id, self._now(), nanousd, SETTLED_S, "", 0.0, *starts])
 
-    def _enqueue(self, script: _Script, keys: list[str], arguments: list[str | int | float]) -> None:
+    def _enqueue(self, script: Script, keys: list[str], arguments: Words) -> None:
         self._queue.append((script, keys, arguments))
         if len(self._queue) > MAX_QUEUED:
             self._queue[BATCH:] = self._sums(self._queue[BATCH:])
@@ -291,67 +267,173 @@ class RedisLedger:
         """One settlement an account instead of one a request; the holds themselves lapse."""
         sums: dict[str, tuple[int, str | int | float]] = {}
         for script, keys, arguments in entries:
-            if script is _SETTLING:
-                for key, start in zip(keys[2:], arguments[4:], strict=True):
-                    sums[key] = (sums.get(key, (0, 0))[0] + int(arguments[2]), start)
+            if script is SETTLE:
+                for key, start in zip(keys[2:], arguments[7:], strict=True):
+                    sums[key] = (sums.get(key, (0, 0))[0] + int(arguments[3]), start)
         found: list[_Entry] = []
         for key, (amount, start) in sums.items():
             id_ = self.new_id()
             keys = [f"{self._prefix}settled:{id_}", self._prefix + "leases", key]
-            found.append((_SETTLING, keys, [self._prefix, id_, amount, SETTLED_S, start]))
+            found.append((SETTLE, keys, [self._prefix, id_, self._now(), amount, SETTLED_S, "", 0.0, start]))
         return found
 
-    def _keys(self, accounts: Sequence[Account]) -> list[str]:
-        return [self._prefix + account.id for account in accounts]
+    # Beside the requests
 
     async def flush(self) -> None:
-        """Send what is queued, in order. Raises what Redis raises; what was not taken stays queued."""
+        """Send what is queued, in order. Raises what the wire raises; what was not taken stays queued."""
         async with self._sending:
+            corrections, self._corrections = self._corrections, []
+            for start in range(0, len(corrections), BATCH):
+                await self._wire.run_all(corrections[start : start + BATCH])
             while self._queue:
-                await self._send(self._queue[:BATCH])
+                batch = [self._dated(entry) for entry in self._queue[:BATCH]]
+                answers = await self._wire.run_all(batch)
+                taken = next((i for i, answer in enumerate(answers) if answer == -1), len(answers))
+                self._note_booked(batch[:taken], answers)
+                del self._queue[:taken]
+                if taken < len(batch):
+                    await self._meet(await self._read_epoch())
+                    await asyncio.sleep(self._settle_down_s / 10)
 
-    async def _send(self, batch: Sequence[_Entry]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for script, keys, arguments in batch:
-            pipeline.evalsha(script.sha, len(keys), *keys, *map(str, arguments))
-        answers = await asyncio.wait_for(pipeline.execute(raise_on_error=False), FLUSH_TIMEOUT_S)
-        for (script, keys, arguments), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                await asyncio.wait_for(script.run(self._redis, keys, arguments), FLUSH_TIMEOUT_S)
-            elif isinstance(answer, Exception):
-                raise answer
-            self._queue.pop(0)
+    def _note_booked(self, entries: Sequence[_Entry], answers: Sequence[Any]) -> None:
+        for (script, keys, arguments), answer in zip(entries, answers, strict=False):
+            if script is SETTLE and answer == 1:
+                for key in keys[2:]:
+                    self._alone.booked(key.removeprefix(self._prefix), int(arguments[3]))
+
+    def _dated(self, entry: _Entry) -> _Entry:
+        """A settlement says which Redis it was made for."""
+        script, keys, arguments = entry
+        if script is SETTLE:
+            arguments = [*arguments[:5], self._epoch, self._settle_down_s, *arguments[7:]]
+        return script, keys, arguments
+
+    async def _read_epoch(self) -> str:
+        """Of the Redis that answers now; one that has none yet gets one."""
+        nothing = RedisHold(self, MemoryLedger(self._clock).hold_now((), 0), (), alone=True)
+        answer = await self._wire.run(HOLD, *self._words(nothing, 0, None))
+        return str(answer[0].decode())
+
+    async def _meet(self, epoch: str) -> None:
+        """A Redis we don't know: tell it what every account has spent at least, and what we hold."""
+        async with self._meeting:
+            if epoch == self._epoch:
+                return
+            if self._epoch:
+                log.warning("redis has lost its data; telling it what this worker knows")
+            await self.seed(self._alone.accounts, self._alone.spent)
+            await self._rehold(hold for hold in self._holds.values() if not hold.alone)
+            self._epoch = epoch
+
+    async def _rehold(self, holds: Iterable[RedisHold]) -> None:
+        for hold in list(holds):
+            if hold.accounts:
+                keys = [self._prefix + "leases", *self._keys(hold.accounts)]
+                await self._wire.run(REHOLD, keys, [self._prefix, hold.id, self._now(), self._lease_s, hold.nanousd])
+            hold.alone = False
+
+    async def seed(self, accounts: Sequence[Account], spent: Mapping[str, int]) -> None:
+        """Raise each account to what it has spent at least in its running period."""
+        if accounts:
+            words = raising(accounts, spent, self._clock(), self._now(), self._prefix)
+            await self._wire.run(RAISE, *words)
+
+    def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
+        """What the journal remembers: a floor, told to a Redis that doesn't know us."""
+        self._alone.floor(accounts, spent)
 
     async def renew(self) -> None:
-        """Prolong the leases of this worker's open holds."""
-        if self._holds:
-            ends_s = self._clock() + self._lease_s
-            await self._redis.zadd(self._prefix + "leases", dict.fromkeys(self._holds, ends_s), xx=True)
+        """Say that we live: prolongs our leases, counts the workers, and looks after the accounts in use."""
+        keys = [self._prefix + "leases", self._prefix + "workers"]
+        held = [id_ for id_, hold in self._holds.items() if hold.accounts and not hold.alone]
+        words = [self._now(), self._lease_s, self._worker, SILENT_S, *held]
+        self.workers = int(await self._wire.run(PULSE, keys, words))
+        epoch = await self._wire.ask("HGET", self._prefix + "born", "epoch")
+        if epoch is None or epoch.decode() != self._epoch:
+            await self._meet(await self._read_epoch())
+        elif not self.is_away:
+            await self._look_after()
+
+    async def _look_after(self) -> None:
+        """What others have spent and held meanwhile."""
+        self._alone.forget()
+        now = self._clock()
+        for account in self._alone.accounts:
+            spent, held, start = await self._row(account)
+            if start == int(period_start(account.period, now)):
+                self._alone.told(account, spent, held)
+
+    async def come_back(self) -> None:
+        """Redis answers again: it learns what was spent and is held alone, and the others get a moment for the same."""
+        await self.renew()
+        await self._rehold(hold for hold in self._holds.values() if hold.alone)
+        await self.flush()
+        await asyncio.sleep(GRACE_S if self._settle_down_s else 0)
+        await self._rehold(hold for hold in self._holds.values() if hold.alone)
+        self.is_away = False
+        log.warning("redis is back; budgets and limits are shared again")
+
+    async def balance(self, account: Account) -> tuple[int, int]:
+        """Spent in the account's last period with any traffic, and held, in nano-USD."""
+        return (await self._row(account))[:2]
+
+    async def _row(self, account: Account) -> tuple[int, int, int]:
+        row = await self._wire.ask("HMGET", self._prefix + account.id, "spent", "held", "start")
+        return int(row[0] or 0), int(row[1] or 0), int(row[2] or -1)
 
     async def run(self) -> None:
-        """Send settlements as they come and renew leases, until cancelled."""
+        """Send settlements as they come and the pulse every second, until cancelled."""
+        pulse_at = 0.0
         while True:
             self._wake.clear()
             try:
+                if self.is_away:
+                    await self.come_back()
+                elif time.monotonic() >= pulse_at:
+                    await self.renew()
+                    pulse_at = time.monotonic() + PULSE_S
                 await self.flush()
-                await self.renew()
-            except (RedisError, OSError) as error:
-                self._note_away(error)
+            except (RedisError, OSError) as fault:
+                self._note_away(fault)
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), self._lease_s / 3)
+                await asyncio.wait_for(self._wake.wait(), max(0.0, pulse_at - time.monotonic()))
             except TimeoutError:
                 pass
 
     async def close(self) -> None:
         """Send what is left, as far as Redis takes it."""
         try:
-            await self.flush()
-        except (RedisError, OSError) as error:
-            self._note_away(error)
+            await asyncio.wait_for(self.flush(), 2 * self._settle_down_s + 1.0)
+        except (RedisError, OSError, TimeoutError) as fault:
+            self._note_away(fault)
+        await self._wire.close()
 
-    def _note_away(self, error: BaseException) -> None:
+    def new_id(self) -> str:
+        self._count += 1
+        return f"{self._worker}{self._count:x}"
+
+    def _keys(self, accounts: Sequence[Account]) -> list[str]:
+        return [self._prefix + account.id for account in accounts]
+
+    def _now(self) -> str | float:
+        return "" if self._stated is None else self._stated()
+
+    def _note_away(self, fault: BaseException) -> None:
         if not self.is_away:
-            log.warning("redis is away (%s); budgets go by what this worker knows", type(error).__name__)
+            log.warning("redis is away (%s); budgets: %s", fault, self._when_away)
         self.is_away = True
+
+
+def raising(
+    accounts: Sequence[Account], spent: Mapping[str, int], now: float, stated: str | float = "", prefix: str = PREFIX
+) -> tuple[list[str], Words]:
+    """Keys and arguments of RAISE."""
+    words: Words = [stated]
+    for account in accounts:
+        words += [spent.get(account.id, 0), int(period_start(account.period, now))]
+    return [prefix + account.id for account in accounts], words
+
+
+__all__ = ["RedisAway", "RedisHold", "RedisLedger", "RedisRefused", "raising"]

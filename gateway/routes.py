@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cascade.artifact import FittedCascade
+from cascade.promise import Promise
+from gateway.checker import Checker
 from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
 from gateway.prices import Price, nanousd
+from gateway.settings import FloorSetting
 from routers.types import Candidate, Knobs, Router
 
 
@@ -50,8 +53,12 @@ class Route:
     """What the cache keeps apart: the route and the models behind it."""
     cascade: FittedCascade | None = None
     """A trained one; None: the strategy that `config.cascade` names."""
+    promise: Promise | None = None
+    """Of a certified cascade: what may be kept now."""
     accounts: tuple[Account, ...] = ()
     limits: tuple[Limit, ...] = ()
+    checker: Checker | None = None
+    """The operator's check of answers that a climb may still send back."""
 
     def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
         """The route's models as the router may see them now."""
@@ -65,9 +72,14 @@ class RouteBook:
     """Every name a client can ask for. Immutable: a new configuration is a new book."""
 
     def __init__(
-        self, config: Config, routers: Mapping[str, Router], cascades: Mapping[str, FittedCascade] | None = None
+        self,
+        config: Config,
+        routers: Mapping[str, Router],
+        cascades: Mapping[str, FittedCascade] | None = None,
+        floors: Mapping[str, FloorSetting] | None = None,
     ) -> None:
         self._cascades = cascades or {}
+        self._floors = floors or {}
         self.models = {name: _model(config, name) for name in dict.fromkeys(m.name for m in config.models)}
         self._pinned = {name: self._pin(model) for name, model in self.models.items()}
         self._configs = {route.name: route for route in config.routes}
@@ -109,7 +121,7 @@ class RouteBook:
         fallbacks = tuple(name for name in self._fallbacks(config, set()) if name not in own)
         knobs = Knobs(
             cost_weight=config.cost_weight,
-            min_quality=config.min_quality,
+            min_quality=config.min_quality if config.cascade != "certified" else None,
             max_cost_usd=config.max_cost_usd,
             max_latency_s=config.max_latency_s,
             budget_usd_per_day=config.budget_usd_per_day,
@@ -126,8 +138,10 @@ class RouteBook:
             names,
             _scope(config.name, names),
             self._cascades.get(config.name),
+            _promise(config, self._floors.get(config.name)),
             _accounts(config),
             _limits(config),
+            Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
         )
 
     def _fallbacks(self, config: RouteConfig, seen: set[str]) -> list[str]:
@@ -155,6 +169,15 @@ def _model(config: Config, name: str) -> Model:
         default_max_output_tokens=dearest.max_output_tokens,
     )
     return Model(name, dearest, Price.of(dearest), candidate)
+
+
+def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:
+    """A certified cascade keeps its floor by its threshold; the router need not keep it by estimates."""
+    if config.cascade != "certified":
+        return None
+    reference = config.reference or config.models[-1]
+    accept_at, router = (floor.accept_at, floor.router) if floor is not None else (None, "")
+    return Promise(reference, config.measured_share, accept_at, router)
 
 
 def _scope(name: str, models: tuple[str, ...]) -> str:

@@ -26,6 +26,14 @@ class CanarySetting(msgspec.Struct, frozen=True):
     share: float
 
 
+class FloorSetting(msgspec.Struct, frozen=True):
+    """The threshold that a route's quality floor is certified for."""
+
+    accept_at: float
+    router: str
+    """Label of the router that chose while it was measured."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A version of everything that can change without a restart."""
 
@@ -35,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Route to the artefact that serves it now."""
     canaries: dict[str, CanarySetting] = {}
     """Route to the candidate before a share of its traffic."""
+    floors: dict[str, FloorSetting] = {}
+    """Route to what is certified of it now."""
 
 
 def read_settings(run_dir: str | Path) -> Settings:

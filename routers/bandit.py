@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from routers.eligible import eligible
 from routers.plugin import PluginRouter, within
 from routers.projection import Projection
-from routers.select import Exploration, Forecast, chosen, utilities
+from routers.select import Exploration, Forecast, Numbers, chosen, utilities
 from routers.select import probabilities as inverse_gap
 from routers.types import Candidate, Choice, Knobs, Query, Vector
 
@@ -218,9 +218,9 @@ class Bandit:
         quality, sd, cost = self.correction(query.vector, found.models)
         return replace(
             found,
-            quality=np.clip(found.quality + quality, 0.0, 1.0),
-            quality_sd=sd,
-            cost_usd=np.maximum(found.cost_usd + cost, 0.0),
+            quality=np.clip(np.array(found.quality) + quality, 0.0, 1.0).tolist(),
+            quality_sd=sd.tolist(),
+            cost_usd=np.maximum(np.array(found.cost_usd) + cost, 0.0).tolist(),
         )
 
     def correction(self, vector: Vector, models: Sequence[str]) -> tuple[Array, Array, Array]:
@@ -236,7 +236,7 @@ class Bandit:
             quality[here], sd[here], cost[here] = (part[there] for part in moved)
         return quality, sd, cost
 
-    def chances(self, worth: Array, sd: Array, explore: bool) -> Array:
+    def chances(self, worth: Numbers, sd: Numbers, explore: bool) -> Numbers:
         """Probabilities over the eligible models, by this bandit's rule."""
         k = len(worth)
         if not explore or k == 1 or self.rule == GREEDY:
@@ -245,7 +245,9 @@ class Bandit:
             sharper = self.exploration.sharpness * np.sqrt(max(self.seen, 1) / 1000.0)
             return inverse_gap(worth, replace(self.exploration, sharpness=float(sharper)), True)
         floor = self.exploration.floor
-        return np.asarray((1.0 - floor) * thompson(worth, self.boldness * sd) + floor / k)
+        drawn_best = thompson(np.array(worth), self.boldness * np.array(sd))
+        shares: Numbers = ((1.0 - floor) * drawn_best + floor / k).tolist()
+        return shares
 
     # -- learning
 

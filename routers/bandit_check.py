@@ -91,10 +91,10 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
         quality, sd, cost = told.correction(rows.z[i])
         worth = rows.expected[i] + quality - weight * (rows.expected_cost[i] + cost)
         if rule == THOMPSON:
-            chances = thompson(worth, BOLDNESS * sd)
+            chances = thompson(worth, BOLDNESS * sd).tolist()
         else:
             sharpness = 1000.0 * np.sqrt((t + 1) / 1000.0)
-            chances = probabilities(worth, Exploration(floor=0.01, sharpness=float(sharpness)), True)
+            chances = probabilities(worth.tolist(), Exploration(floor=0.01, sharpness=float(sharpness)), True)
         j = drawn(chances, float(rng.random()))
         total += float(rows.score[i, j] - weight * rows.cost[i, j])
         surprise = rows.score[i, j] - rows.expected[i, j], rows.cost[i, j] - rows.expected_cost[i, j]
@@ -175,12 +175,16 @@ def main() -> None:
         print(json.dumps(report))
         return
     for start, rows in starts.items():
-        print(f"{start} start, {len(rows.score)} rounds, {rows.score.shape[1]} models, {asked.seeds} orders; "
-              "regret against the best fixed model, and how far below epsilon-greedy's (paired)")
+        print(
+            f"{start} start, {len(rows.score)} rounds, {rows.score.shape[1]} models, {asked.seeds} orders; "
+            "regret against the best fixed model, and how far below epsilon-greedy's (paired)"
+        )
         for weight, table in report[start].items():
             for name, row in table.items():
-                print(f"  w={weight:>4s} {name:15s} {row['regret']:8.1f} +- {row['half_width']:5.1f}   "
-                      f"{row['below_greedy']:8.1f} +- {row['below_greedy_half_width']:5.1f}")
+                print(
+                    f"  w={weight:>4s} {name:15s} {row['regret']:8.1f} +- {row['half_width']:5.1f}   "
+                    f"{row['below_greedy']:8.1f} +- {row['below_greedy_half_width']:5.1f}"
+                )
 
 
 if __name__ == "__main__":

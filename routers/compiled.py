@@ -1,86 +1,185 @@
-"""The default ensemble as one matrix: what a request pays for instead of four estimators in turn.
+"""What was learnt, folded for one pool of models: what a request pays for instead of a projection and its
+estimators in turn.
 
-Domain logits, deviations, traits, likeness to clusters and costs are all linear in the projected query,
-so one product gives them all; the rest is small tables. Predicts what the ensemble predicts, but for
+Whatever is linear in the projected query (a ridge, domain logits, traits, likeness to clusters, logarithms of
+costs and lengths) is linear in the query itself, so one product gives it all; the rest is small tables and
+plain floats, which beat arrays for the few models of a pool. A fold predicts what its estimators predict, but for
 rounding and for the standard deviation, which leaves out how the query lies to the training rows.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from math import exp, sqrt
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.cost import LogLinear
+from routers.estimators.base import Estimator
 from routers.estimators.clusters import Clusters
 from routers.estimators.domain import Domain
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.factor import Factor
 from routers.estimators.linear import Linear
 from routers.projection import Projection
+from routers.types import Vector
 
-Row = NDArray[np.float32]
-Values = NDArray[np.float64]
+MOST_EXPONENT = 50.0
+Array = NDArray[np.float64]
+Part = tuple[Array, Array]
+"""Weights (d, k) on the projected query, and intercepts (k,)."""
 
 
-class Compiled:
-    """Quality, its deviation and the cost of one query for every trained model."""
+class Expected(NamedTuple):
+    """Of one query, in the order of the pool; empty where nothing was learnt."""
 
-    def __init__(self, projection: Projection, ensemble: Ensemble, cost: LogLinear | None) -> None:
-        domain = cast(Domain, ensemble.members["domain"])
-        linear = cast(Linear, ensemble.members["linear"])
-        factor = cast(Factor, ensemble.members["factor"])
-        clusters = cast(Clusters, ensemble.members["clusters"])
-        z = len(projection.axes_[0])
-        costs = np.zeros((z, 0)) if cost is None else cost.weights_
-        parts = (
-            (domain.weights_, domain.intercept_),
-            (
-                -factor.ease_[:, None] - factor.traits_ @ factor.vectors_,
-                -factor.level_ - factor.trait_level_ @ factor.vectors_,
-            ),
-            (costs, np.zeros(0) if cost is None else cost.intercept_),
-            (clusters.centres_.T, np.zeros(len(clusters.centres_))),
-            (linear.weights_, linear.intercept_),
-        )
-        axes = projection.axes_.astype(np.float64)
-        matrix = np.concatenate([w for w, _ in parts], axis=1).T @ axes.T
-        self._matrix = np.ascontiguousarray(matrix, np.float32)
-        self._offset = np.asarray(
-            np.concatenate([b for _, b in parts]) - matrix @ projection.mean_.astype(np.float64), np.float32
-        )
-        ends = np.cumsum([w.shape[1] for w, _ in parts]).tolist()
-        self._domain, self._factor, self._costs, self._near, self._linear = (
-            slice(start, end) for start, end in zip([0, *ends], ends, strict=False)
-        )
-        self._raised = slice(0, ends[3])
-        self._domain_table, self._cluster_table = (np.asarray(e.table_, np.float32) for e in (domain, clusters))
-        self._weights = np.asarray(ensemble.weights, np.float32)
-        self._noise = np.asarray(
-            ensemble.weights[0] * (domain.deviation_**2).mean(0)
-            + ensemble.weights[3] * (clusters.deviation_**2).mean(0),
-            np.float32,
-        )
+    quality: list[float]
+    quality_sd: list[float]
+    cost_usd: list[float]
+    output_tokens: list[float]
 
-    def estimate(self, vector: Row) -> tuple[Values, Values, Values]:
-        """Quality, standard deviation, cost (empty where none was learnt), in the order of the trained
-        models.
-        """
-        row = self._matrix @ vector + self._offset
-        raised = np.exp(np.minimum(row[self._raised], 50.0))
-        share = raised[self._domain]
-        parts = np.empty((4, len(self._noise)), np.float32)
-        parts[0] = share @ self._domain_table / share.sum()
-        parts[1] = row[self._linear]
-        parts[2] = 1.0 / (1.0 + raised[self._factor])
-        near = raised[self._near]
-        parts[3] = near @ self._cluster_table / near.sum()
-        parts.clip(0.0, 1.0, out=parts)
-        mean = self._weights @ parts
-        spread = self._weights @ (parts * parts) - mean * mean
-        return (
-            mean.astype(np.float64),
-            np.sqrt(np.abs(spread) + self._noise).astype(np.float64),
-            raised[self._costs].astype(np.float64),
+
+class Fold(Protocol):
+    """Estimates one query for the models it was folded for."""
+
+    def estimate(self, vector: Vector) -> Expected: ...
+
+
+class Product:
+    """Affine functions of the projected query as functions of the query itself."""
+
+    def __init__(self, projection: Projection, parts: Sequence[Part]) -> None:
+        weights = projection.axes_.astype(np.float64) @ np.concatenate([w for w, _ in parts], axis=1)
+        offset = np.concatenate([b for _, b in parts]) - projection.mean_.astype(np.float64) @ weights
+        self.matrix = np.ascontiguousarray(weights.T, np.float32)
+        self.offset = np.asarray(offset, np.float32)
+
+    def __call__(self, vector: Vector) -> Vector:
+        row: Vector = self.matrix.dot(vector)
+        row += self.offset
+        return row
+
+
+def fold(
+    projection: Projection,
+    quality: Estimator,
+    cost: LogLinear | None,
+    output_tokens: LogLinear | None,
+    places: Sequence[int],
+) -> Fold:
+    """For the models at those places of what was trained."""
+    index = list(places)
+    logs = _logs(cost, index), _logs(output_tokens, index)
+    if isinstance(quality, Ensemble):
+        return FoldedEnsemble(projection, quality, index, *logs)
+    if isinstance(quality, Linear):
+        return FoldedLinear(projection, quality, index, *logs)
+    return Unfolded(projection, quality, index, *logs)
+
+
+def _logs(learnt: LogLinear | None, index: Sequence[int]) -> Part | None:
+    return None if learnt is None else (learnt.weights_[:, index], learnt.intercept_[index])
+
+
+def _raised(logs: Sequence[float]) -> list[float]:
+    return [exp(log if not log > MOST_EXPONENT else MOST_EXPONENT) for log in logs]
+
+
+def _clipped(values: Sequence[float]) -> list[float]:
+    return [0.0 if value < 0.0 else 1.0 if value > 1.0 else value for value in values]
+
+
+def _listed(parts: Sequence[Part | None]) -> tuple[list[Part], list[int]]:
+    """Those that are there, and where each one ends."""
+    there = [part for part in parts if part is not None]
+    return there, np.cumsum([0 if part is None else part[0].shape[1] for part in parts]).tolist()
+
+
+class FoldedLinear:
+    """A ridge; its deviation is that of a middling query."""
+
+    def __init__(
+        self, projection: Projection, quality: Linear, index: list[int], cost: Part | None, tokens: Part | None
+    ) -> None:
+        ridge = quality.weights_[:, index], quality.intercept_[index]
+        there, (self._quality, self._cost, self._tokens) = _listed((ridge, cost, tokens))
+        self._product = Product(projection, there)
+        self._sd = np.sqrt(quality.typical_leverage() * quality.noise_[index]).tolist()
+
+    def estimate(self, vector: Vector) -> Expected:
+        row = self._product(vector).tolist()
+        q, c, t = self._quality, self._cost, self._tokens
+        return Expected(_clipped(row[:q]), self._sd, _raised(row[q:c]), _raised(row[c:t]))
+
+
+class FoldedEnsemble:
+    """Two tables under soft labels, a ridge and a factorisation, weighted."""
+
+    def __init__(
+        self, projection: Projection, quality: Ensemble, index: list[int], cost: Part | None, tokens: Part | None
+    ) -> None:
+        domain = cast(Domain, quality.members["domain"])
+        linear = cast(Linear, quality.members["linear"])
+        factor = cast(Factor, quality.members["factor"])
+        clusters = cast(Clusters, quality.members["clusters"])
+        vectors, self._k = factor.vectors_[:, index], len(index)
+        odds = (
+            -factor.ease_[:, None] - factor.traits_ @ vectors,
+            -factor.level_[index] - factor.trait_level_ @ vectors,
         )
+        ridge = linear.weights_[:, index], linear.intercept_[index]
+        near = clusters.centres_.T, np.zeros(len(clusters.centres_))
+        label = domain.weights_, domain.intercept_
+        there, ends = _listed((ridge, odds, cost, tokens, label, near))
+        _, self._odds, self._cost, self._tokens, labels, self._end = ends
+        self._product = Product(projection, there)
+        self._table = np.zeros((self._end - self._tokens, 2 * self._k + 2), np.float32)
+        split = labels - self._tokens
+        self._table[:split, : self._k + 1] = np.column_stack([domain.table_[:, index], np.ones(split)])
+        self._table[split:, self._k + 1 :] = np.column_stack(
+            [clusters.table_[:, index], np.ones(len(clusters.centres_))]
+        )
+        self._weights = quality.weights
+        self._noise = (
+            quality.weights[0] * (domain.deviation_[:, index] ** 2).mean(0)
+            + quality.weights[3] * (clusters.deviation_[:, index] ** 2).mean(0)
+        ).tolist()
+
+    def estimate(self, vector: Vector) -> Expected:
+        k, w = self._k, self._weights
+        row = self._product(vector)
+        raised = np.exp(np.minimum(row[k:], MOST_EXPONENT))
+        sums = raised[self._tokens - k :].dot(self._table).tolist()
+        ridge, up = _clipped(row[:k].tolist()), raised[: self._tokens - k].tolist()
+        by_label, by_near = w[0] / sums[k], w[3] / sums[2 * k + 1]
+        quality, sd = [], []
+        for j in range(k):
+            label, near, line, odds = sums[j], sums[k + 1 + j], ridge[j], 1.0 / (1.0 + up[j])
+            mean = by_label * label + by_near * near + w[1] * line + w[2] * odds
+            squares = (
+                by_label * label * label / sums[k] + by_near * near * near / sums[2 * k + 1]
+                + w[1] * line * line + w[2] * odds * odds
+            )  # fmt: skip
+            quality.append(mean)
+            sd.append(sqrt(abs(squares - mean * mean) + self._noise[j]))
+        return Expected(quality, sd, up[k : self._cost - k], up[self._cost - k :])
+
+
+class Unfolded:
+    """Any other estimator, as it stands: one projection, one prediction for all models."""
+
+    def __init__(
+        self, projection: Projection, quality: Estimator, index: list[int], cost: Part | None, tokens: Part | None
+    ) -> None:
+        self._projection, self._quality, self._index = projection, quality, index
+        self._cost, self._tokens = cost, tokens
+
+    def estimate(self, vector: Vector) -> Expected:
+        z = self._projection.apply(vector).astype(np.float64)
+        mean, sd = self._quality.predict(z[None])
+        cost, tokens = (
+            [] if part is None else _raised((z @ part[0] + part[1]).tolist()) for part in (self._cost, self._tokens)
+        )
+        return Expected(mean[0, self._index].tolist(), sd[0, self._index].tolist(), cost, tokens)

@@ -2,7 +2,8 @@
 
 The tokens are BERT's WordPieces (a test compares with the `tokenizers` library; control characters alone
 are read otherwise). Every stretch of text between blanks is cut once and remembered in a bounded memo, so
-a text costs one split, one dictionary look-up per stretch and one gather. It loads what
+a text costs one split, one dictionary look-up per stretch and one gather. What is remembered is the tokens' numbers
+as bytes, for joined bytes are an array at no cost. It loads what
 `routers.build_embedding` made and refuses a file without its parts. It reads no network and no clock.
 """
 
@@ -12,7 +13,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
-from itertools import chain
 from math import sqrt
 from pathlib import Path
 from typing import cast
@@ -26,6 +26,7 @@ SHIPPED = Path(__file__).parent / "weights" / "minilm_static.safetensors"
 MAX_WORD_CHARS = 100
 """BERT reads a longer word as unknown."""
 MEMO_STRETCHES = 65_536
+IDS = np.int32
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -63,31 +64,31 @@ class StaticEmbedding:
         self._rows = rows
         self._scales = scales
         self._vocabulary = vocabulary
-        self._memo: dict[str, tuple[int, ...]] = {}
+        self._memo: dict[str, bytes] = {}
 
-    def pieces(self, text: str) -> list[tuple[int, ...]]:
-        """WordPieces of every stretch between blanks, in order; a word that can't be cut is left out."""
+    def pieces(self, text: str) -> list[bytes]:
+        """WordPieces of every stretch between blanks, in order, as packed `IDS`; a word that can't be cut is left
+        out.
+        """
         memo = self._memo
         stretches = text.split()
         found = list(map(memo.get, stretches))
         if None in found:
             known = zip(stretches, found, strict=True)
             return [self._remember(stretch) if ids is None else ids for stretch, ids in known]
-        return cast(list[tuple[int, ...]], found)
+        return cast(list[bytes], found)
 
-    def vector(self, pieces: Iterable[tuple[int, ...]]) -> Vector:
-        """Unit vector of the tokens' weighted sum, shape (dims,); zeros where there is no token."""
-        ids = np.fromiter(chain.from_iterable(pieces), np.intp)
-        if not len(ids):
-            return np.zeros(self.dims, np.float32)
-        total = self._scales.take(ids) @ self._rows.take(ids, 0).astype(np.float32)
-        length = sqrt(float(total @ total))
-        return np.asarray(total / length if length > 0 else total, np.float32)
+    def total(self, pieces: Iterable[bytes]) -> Vector:
+        """The tokens' weighted sum, shape (dims,)."""
+        ids = np.frombuffer(b"".join(pieces), IDS)
+        total: Vector = self._scales.take(ids).dot(self._rows.take(ids, 0).astype(np.float32))
+        return total
 
     def embed(self, text: str) -> Vector:
-        return self.vector(self.pieces(text))
+        """Unit vector of the text; zeros where it has no token."""
+        return unit(self.total(self.pieces(text)))
 
-    def _remember(self, stretch: str) -> tuple[int, ...]:
+    def _remember(self, stretch: str) -> bytes:
         known = self._memo.get(stretch)
         if known is not None:
             return known
@@ -97,8 +98,7 @@ class StaticEmbedding:
         for word in words_of(stretch):
             whole = self._vocabulary.get(word)
             ids += self._cut(word) if whole is None else (whole,)
-        known = tuple(ids)
-        self._memo[stretch] = known
+        known = self._memo[stretch] = np.array(ids, IDS).tobytes()
         return known
 
     def _cut(self, word: str) -> list[int]:
@@ -114,6 +114,12 @@ class StaticEmbedding:
             ids.append(self._vocabulary[prefix + word[start:end]])
             start = end
         return ids
+
+
+def unit(total: Vector) -> Vector:
+    """Of length one; zeros stay zeros."""
+    length = sqrt(float(total.dot(total)))
+    return total * np.float32(1.0 / length) if length > 0 else total
 
 
 def load_embedding(path: Path = SHIPPED) -> StaticEmbedding:

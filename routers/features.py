@@ -13,7 +13,7 @@ from math import log1p
 
 import numpy as np
 
-from routers.embedding import StaticEmbedding, Vector, shipped_embedding
+from routers.embedding import StaticEmbedding, Vector, shipped_embedding, unit
 from routers.types import Query
 
 HEAD_CHARS = 3000
@@ -23,11 +23,10 @@ CHARS_PER_TOKEN = 4.0
 
 _OPTIONS = ("\nB", "\nC", "\nD", "\n(B", "\n(C")
 _CODE = ("```", "def ", "return", "import ", "()")
-_CLASSES = np.zeros((256, 11))
-"""Which bytes count as which mark: ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
-for _column, _bytes in enumerate((b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789")):
-    _CLASSES[list(_bytes), _column] = 1.0
-_CLASSES[65:91, 8] = _CLASSES[32, 9] = _CLASSES[128:, 10] = 1.0
+_MARKS = (b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789", bytes(range(65, 91)), b" ",
+          bytes(range(128, 256)))  # fmt: skip
+_KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in marks), 0) for byte in range(256))
+"""Each byte's kind: 0 none, else ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
 STRUCTURE = 19
 
 
@@ -73,47 +72,51 @@ class Featurizer:
         task: str = "",
     ) -> Query:
         """The query as routers see it. `input_tokens` of the whole prompt; None: estimated from this text."""
-        tokens = round(len(text) / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
-        ends = text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+        n = len(text)
+        tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
+        ends = text if n <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
         pieces = self._embedding.pieces(ends)
-        vector = np.empty(self.layout.dims, np.float32)
-        self._fill_meaning(vector, pieces)
-        vector[self.layout.structure] = _structure(
-            ends, len(pieces), (log1p(len(text)), log1p(tokens), log1p(turns), tools, images, wants_json)
-        )
+        vector = self._meaning(pieces)
+        vector[self.layout.structure] = [
+            *_structure(ends, len(pieces)),
+            log1p(n) / 4, log1p(tokens) / 4, log1p(turns) / 4,
+            tools if tools < 4 else 4.0, images if images < 4 else 4.0, wants_json,
+        ]  # fmt: skip
         return Query(ends, vector, self.version, tokens, max_output_tokens, turns, tools, images, wants_json, task)
 
     def embed(self, text: str) -> Vector:
         """The meaning alone, a unit vector: what a semantic cache compares."""
         return self._embedding.embed(text)
 
-    def _fill_meaning(self, vector: Vector, pieces: list[tuple[int, ...]]) -> None:
-        layout = self.layout
-        whole = self._embedding.vector(pieces)
-        vector[layout.whole] = whole
-        short = len(pieces) <= self._tail_words
-        vector[layout.tail] = whole if short else self._embedding.vector(pieces[-self._tail_words :])
+    def _meaning(self, pieces: list[bytes]) -> Vector:
+        """A vector whose first two blocks are filled."""
+        vector = np.empty(self.layout.dims, np.float32)
+        embedding, words, tail = self._embedding, self._tail_words, self.layout.tail
+        total = embedding.total(pieces[-words:])
+        if len(pieces) > words:
+            vector[tail] = unit(total)
+            vector[self.layout.whole] = unit(total + embedding.total(pieces[:-words]))
+        else:
+            vector[self.layout.whole] = vector[tail] = unit(total)
+        return vector
 
 
-def _structure(text: str, words: int, known: tuple[float, ...]) -> list[float]:
-    """`STRUCTURE` numbers of about unit size: lengths, shares of characters, marks of code, maths and
-    choices.
-    """
+def _structure(text: str, words: int) -> list[float]:
+    """Shares of characters, and marks of code, maths and choices, each of about unit size."""
     raw = text.encode("utf-8", "replace")
-    seen = np.bincount(np.frombuffer(raw, np.uint8), minlength=256)
-    *marks, code, maths, digits, capitals, blanks, foreign = (seen @ _CLASSES).tolist()
-    n, count = max(len(raw), 1), text.count
+    found = np.bincount(np.frombuffer(raw.translate(_KINDS), np.uint8), minlength=len(_MARKS) + 1).tolist()
+    _, asks, lines, colons, quotes, scores, code, maths, digits, capitals, blanks, foreign = found
+    n, count, options = max(len(raw), 1), text.count, 0
     for sign in _CODE:
         code += count(sign)
-    options = 0
-    for sign in _OPTIONS:
-        options += count(sign)
+    if lines:
+        for sign in _OPTIONS:
+            options += count(sign)
     share = 5.0 / n
     return [
-        *[min(mark, 20.0) / 5 for mark in marks],
-        min(code, 20.0) / 5, min(maths, 40.0) / 10, min(options, 20) / 5,
+        *[mark / 5 if mark < 20 else 4.0 for mark in (asks, lines, colons, quotes, scores, code)],
+        maths / 10 if maths < 40 else 4.0, options / 5 if options < 20 else 4.0,
         digits * share, capitals * share, blanks * share, foreign * share, n / max(words, 1) / 10,
-        known[0] / 4, known[1] / 4, known[2] / 4, min(known[3], 4.0), min(known[4], 4.0), float(known[5]),
     ]  # fmt: skip
 
 

@@ -60,13 +60,14 @@ def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD) -> tuple[Array, A
     purse = Purse.new(budget, float(came.time_s[0]))
     reference = float(PRICES.max())
     quality, cost = np.zeros(len(came.time_s)), np.zeros(len(came.time_s))
-    nothing = np.full(3, np.nan)
+    nothing = [float("nan")] * 3
     for i, now_s in enumerate(came.time_s.tolist()):
         knobs = paced(Knobs(), purse, now_s)
         affordable = came.cost[i] <= (knobs.max_cost_usd or 0.0)
         if not affordable.any():
             continue
-        forecast = Forecast(("a", "b", "c"), came.quality[i], nothing, came.cost[i], nothing, nothing)
+        expected = came.quality[i].tolist(), nothing, came.cost[i].tolist()
+        forecast = Forecast(("a", "b", "c"), *expected, nothing, nothing)
         worth = np.where(affordable, utilities(forecast, Knobs(cost_weight=knobs.cost_weight), reference), -np.inf)
         pick = int(worth.argmax())
         quality[i], cost[i] = came.quality[i, pick], came.cost[i, pick]

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from math import exp, inf, isfinite, nan
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routers import prior
-from routers.compiled import Compiled
+from routers.compiled import Expected, Fold, fold
 from routers.cost import Latency, LogLinear
 from routers.eligible import eligible
 from routers.estimators.base import Estimator
-from routers.estimators.ensemble import Ensemble
 from routers.estimators.general import General
 from routers.projection import Projection
-from routers.select import Exploration, Forecast, chosen, probabilities, utilities
+from routers.select import Exploration, Forecast, Numbers, chosen, probabilities, utilities
 from routers.simple import TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0
 CACHED_PRICE = 0.1
 """Share of the input price that a token in the prefix cache still costs, about as providers charge."""
+MOST_POOLS = 64
+"""Pools of models remembered: requests may narrow a route in many ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,49 +46,76 @@ class Learned:
     reference_usd: float = 0.0
     """Mean cost of the dearest model on the training rows; 0: take it from the candidates' prices."""
     place: Mapping[str, int] = field(init=False, default_factory=dict)
-    compiled: Compiled | None = field(init=False, default=None)
+    easy: tuple[Vector, float] | None = field(init=False, default=None)
+    """Of the query: by how many logits it is easier than a middling one, where that is known apart from models."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
-        if isinstance(self.quality, Ensemble):
-            object.__setattr__(self, "compiled", Compiled(self.projection, self.quality, self.cost))
+        if isinstance(self.quality, General):
+            weights = self.projection.axes_.astype(np.float64) @ self.quality.easy_
+            offset = -float(self.projection.mean_ @ weights)
+            object.__setattr__(self, "easy", (weights.astype(np.float32), offset))
 
-    def estimate(self, vector: Vector) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Quality, its deviation and the cost of one query; costs are empty where none was learnt."""
-        if self.compiled is not None:
-            return self.compiled.estimate(vector)
-        z = self.projection.apply(vector)[None].astype(np.float64)
-        mean, deviation = self.quality.predict(z)
-        cost = np.zeros(0) if self.cost is None else self.cost.predict(z)[0]
-        return mean[0], deviation[0], cost
+    def folded(self, models: Sequence[str]) -> Fold:
+        """For those models, each of which was trained on."""
+        places = [self.place[model] for model in models]
+        return fold(self.projection, self.quality, self.cost, self.output_tokens, places)
+
+
+class Pool:
+    """A list of models with what was learnt of them."""
+
+    def __init__(self, models: Sequence[str], learned: Learned | None) -> None:
+        self.models = list(models)
+        place: Mapping[str, int] = learned.place if learned is not None else {}
+        self.known = [i for i, model in enumerate(self.models) if model in place]
+        self.all_known = len(self.known) == len(self.models)
+        self.fold: Fold | None = None
+        self.first_s: Numbers | None = None
+        self.per_token_s: Numbers | None = None
+        if learned is None or not self.known:
+            return
+        if learned.easy is None or self.all_known:
+            self.fold = learned.folded([self.models[i] for i in self.known])
+        if learned.latency is not None:
+            index = [place[self.models[i]] for i in self.known]
+            self.first_s = self.spread(learned.latency.first_s_[index].tolist(), self.unknown)
+            self.per_token_s = self.spread(learned.latency.per_token_s_[index].tolist(), self.unknown)
+
+    @property
+    def unknown(self) -> Numbers:
+        return [nan] * len(self.models)
+
+    def spread(self, learnt: Numbers, otherwise: Numbers) -> Numbers:
+        """From values per known model to values per model."""
+        if self.all_known:
+            return learnt
+        values = otherwise.copy()
+        for i, value in zip(self.known, learnt, strict=True):
+            values[i] = value
+        return values
 
 
 class Table:
-    """A list of candidates as arrays in its order: prices, queues, places in what was learnt, and the
-    prior.
-    """
+    """A list of candidates in its order: prices, queues, the prior, and their pool."""
 
-    def __init__(self, kept: Sequence[Candidate], place: Mapping[str, int]) -> None:
-        self.kept = kept
-        self.models = [c.model for c in kept]
-        cached = 1.0 - (1.0 - CACHED_PRICE) * np.array([c.cached_share for c in kept])
-        self.input_usd = np.array([c.input_usd_per_mtok for c in kept]) / 1e6 * cached
-        self.output_usd = np.array([c.output_usd_per_mtok for c in kept]) / 1e6
-        self.free = (self.input_usd == 0) & (self.output_usd == 0)
-        self.some_free = bool(self.free.any())
-        self.queue_s = np.array([c.queue_s for c in kept])
-        self.prior, self.prior_sd = prior.expected(kept), np.full(len(kept), prior.PRIOR_SD)
-        self.typical_tokens = np.full(len(kept), TYPICAL_OUTPUT_TOKENS)
-        self.unknown = np.full(len(kept), np.nan)
-        self._index = np.array([place.get(model, -1) for model in self.models])
-        self._known = self._index >= 0
-        self.all_known = bool(self._known.all())
+    def __init__(self, kept: Sequence[Candidate], pool: Pool) -> None:
+        self.kept, self.pool, self.models = kept, pool, pool.models
+        self.input_usd = [c.input_usd_per_mtok / 1e6 * (1.0 - (1.0 - CACHED_PRICE) * c.cached_share) for c in kept]
+        self.output_usd = [c.output_usd_per_mtok / 1e6 for c in kept]
+        self.free = [not (into or out) for into, out in zip(self.input_usd, self.output_usd, strict=True)]
+        self.some_free = any(self.free)
+        self.queue_s = [c.queue_s for c in kept]
+        self.skills = prior.skills(kept).tolist()
+        self.prior_sd = [prior.PRIOR_SD] * len(kept)
+        self.typical_tokens = [TYPICAL_OUTPUT_TOKENS] * len(kept)
+        self.dearest_usd = max(
+            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok for c in kept
+        ) / 1e6  # fmt: skip
 
-    def pick(self, learnt: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From values per trained model to values per candidate."""
-        if self.all_known:
-            return np.asarray(learnt[self._index])
-        return np.where(self._known, learnt[self._index], otherwise)
+    def prior(self, easiness: float = 0.0) -> Numbers:
+        """Mean quality by price, on a query of that easiness (logits)."""
+        return [1.0 / (1.0 + exp(min(-easiness - skill, 50.0))) for skill in self.skills]
 
 
 class PluginRouter:
@@ -107,6 +136,7 @@ class PluginRouter:
         self.exploration = exploration or Exploration()
         self._label = f"{name}@{version}"
         self._table: Table | None = None
+        self._pools: dict[tuple[str, ...], Pool] = {}
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         kept, excluded = eligible(query, candidates, knobs)
@@ -120,60 +150,77 @@ class PluginRouter:
     def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
         """Estimates of those candidates. Undecided where the query's features are of another version."""
         table = self._table_of(kept)
-        if self.learned is None:
-            quality, sd, tokens = table.prior, table.prior_sd, table.typical_tokens
-            latency = cost = table.unknown
+        quality, sd, cost, tokens = self._expected(query, table)
+        most, into = query.max_output_tokens or inf, query.input_tokens
+        typical = TYPICAL_OUTPUT_TOKENS
+        if tokens:
+            tokens = [most if n > most else n if n == n else min(typical, most) for n in tokens]
         else:
-            quality, sd, tokens, latency, cost = self._learned(self.learned, query, table)
-        tokens = np.minimum(tokens, query.max_output_tokens or np.inf)
-        spent = query.input_tokens * table.input_usd + tokens * table.output_usd
-        if table.some_free:
-            spent = np.where(table.free & np.isfinite(cost), cost, spent)
-        return Forecast(table.models, quality, sd, spent, latency + table.queue_s, tokens)
+            tokens = [min(typical, most)] * len(sd)
+        spent = [
+            into * input_usd + n * output_usd
+            for input_usd, output_usd, n in zip(table.input_usd, table.output_usd, tokens, strict=True)
+        ]
+        if table.some_free and cost:
+            spent = [
+                learnt if free and isfinite(learnt) else usd
+                for free, learnt, usd in zip(table.free, cost, spent, strict=True)
+            ]
+        return Forecast(table.models, quality, sd, spent, self._latency_s(table, tokens), tokens)
 
     def _table_of(self, kept: Sequence[Candidate]) -> Table:
         """The same candidates come again and again: what follows from them alone is worked out once."""
-        if self._table is None or self._table.kept != kept:
-            self._table = Table(kept, self.learned.place if self.learned is not None else {})
-        return self._table
+        table = self._table
+        if table is None or table.kept != kept:
+            table = self._table = Table(kept, self._pool_of(tuple([c.model for c in kept])))
+        return table
 
-    def _learned(self, learned: Learned, query: Query, table: Table) -> tuple[NDArray[np.float64], ...]:
-        """Quality, its sd, output tokens, latency and cost; the prior where a model is unknown."""
+    def _pool_of(self, models: tuple[str, ...]) -> Pool:
+        pool = self._pools.get(models)
+        if pool is None:
+            if len(self._pools) >= MOST_POOLS:
+                self._pools.clear()
+            pool = self._pools[models] = Pool(models, self.learned)
+        return pool
+
+    def _expected(self, query: Query, table: Table) -> Expected:
+        """The prior where a model is unknown; no cost and no output tokens where none were learnt."""
+        learned, pool = self.learned, table.pool
+        if learned is None:
+            return Expected(table.prior(), table.prior_sd, [], [])
         if query.features_version != self.features_version:
             raise Undecided(f"features {query.features_version!r}, the router reads {self.features_version!r}")
-        if isinstance(learned.quality, General) and not table.all_known:
-            z = learned.projection.apply(query.vector)[None].astype(np.float64)
-            guess = prior.expected(table.kept, -float(learned.quality.easiness(z)[0]))
-            return guess, table.prior_sd, table.typical_tokens, table.unknown, table.unknown
-        mean, deviation, spent = learned.estimate(query.vector)
-        quality = table.pick(mean, table.prior)
-        sd = table.pick(deviation, table.prior_sd)
-        tokens = table.typical_tokens
-        if learned.output_tokens is not None:
-            z = learned.projection.apply(query.vector)[None].astype(np.float64)
-            expected = table.pick(learned.output_tokens.predict(z)[0], table.unknown)
-            tokens = np.where(np.isfinite(expected), expected, tokens)
-        latency = cost = table.unknown
-        if learned.latency is not None:
-            latency = table.pick(learned.latency.first_s_, table.unknown)
-            latency = latency + table.pick(learned.latency.per_token_s_, table.unknown) * tokens
-        if len(spent):
-            cost = table.pick(spent, table.unknown)
-        return quality, sd, tokens, latency, cost
+        if learned.easy is not None and not pool.all_known:
+            weights, offset = learned.easy
+            return Expected(table.prior(float(weights.dot(query.vector)) + offset), table.prior_sd, [], [])
+        if pool.fold is None:
+            return Expected(table.prior(), table.prior_sd, [], [])
+        found = pool.fold.estimate(query.vector)
+        if pool.all_known:
+            return found
+        return Expected(
+            pool.spread(found.quality, table.prior()),
+            pool.spread(found.quality_sd, table.prior_sd),
+            pool.spread(found.cost_usd, pool.unknown) if found.cost_usd else [],
+            pool.spread(found.output_tokens, table.typical_tokens) if found.output_tokens else [],
+        )
+
+    def _latency_s(self, table: Table, tokens: Numbers) -> Numbers:
+        """`first + per_token * tokens + queue`; NaN where nothing was learnt of a model."""
+        pool = table.pool
+        if pool.first_s is None or pool.per_token_s is None:
+            return pool.unknown
+        terms = zip(pool.first_s, pool.per_token_s, tokens, table.queue_s, strict=True)
+        return [first + each * n + queue for first, each, n, queue in terms]
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:
         """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's
         calls are where every candidate was trained on, else a typical one.
         """
-        learned = self.learned
-        if learned is not None and learned.reference_usd > 0 and all(c.model in learned.place for c in kept):
+        learned, table = self.learned, self._table_of(kept)
+        if learned is not None and learned.reference_usd > 0 and (table.pool.all_known or table.dearest_usd <= 0):
             return learned.reference_usd
-        dearest = max(
-            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok for c in kept
-        )
-        if dearest > 0 or self.learned is None:
-            return dearest / 1e6
-        return self.learned.reference_usd
+        return table.dearest_usd
 
 
 def within(forecast: Forecast, knobs: Knobs, excluded: dict[str, str]) -> tuple[Forecast, dict[str, str]]:
@@ -182,34 +229,33 @@ def within(forecast: Forecast, knobs: Knobs, excluded: dict[str, str]) -> tuple[
 
     Undecided where every model is expected to cost more than `max_cost_usd`.
     """
-    kept = np.ones(len(forecast.models), bool)
+    kept = [True] * len(forecast.models)
     if knobs.max_cost_usd is not None:
-        kept &= forecast.cost_usd <= knobs.max_cost_usd
+        kept = [cost <= knobs.max_cost_usd for cost in forecast.cost_usd]
         reason = "expected to cost more than max_cost_usd"
         excluded = excluded | {m: reason for m, k in zip(forecast.models, kept, strict=True) if not k}
-        if not kept.any():
+        if not any(kept):
             raise Undecided("no candidate within max_cost_usd", excluded)
     if knobs.max_latency_s is not None:
-        timely = kept & ~(forecast.latency_s > knobs.max_latency_s)
-        if timely.any():
-            late = kept & ~timely
+        timely = [k and not latency > knobs.max_latency_s for k, latency in zip(kept, forecast.latency_s, strict=True)]
+        if any(timely):
             excluded = excluded | {
                 m: "expected to take longer than max_latency_s"
-                for m, is_late in zip(forecast.models, late, strict=True)
-                if is_late
+                for m, k, in_time in zip(forecast.models, kept, timely, strict=True)
+                if k and not in_time
             }
             kept = timely
     return _only(forecast, kept), excluded
 
 
-def _only(forecast: Forecast, kept: NDArray[np.bool_]) -> Forecast:
-    if kept.all():
+def _only(forecast: Forecast, kept: Sequence[bool]) -> Forecast:
+    if all(kept):
         return forecast
     return Forecast(
-        [m for m, k in zip(forecast.models, kept, strict=True) if k],
-        forecast.quality[kept],
-        forecast.quality_sd[kept],
-        forecast.cost_usd[kept],
-        forecast.latency_s[kept],
-        forecast.output_tokens[kept],
+        list(compress(forecast.models, kept)),
+        list(compress(forecast.quality, kept)),
+        list(compress(forecast.quality_sd, kept)),
+        list(compress(forecast.cost_usd, kept)),
+        list(compress(forecast.latency_s, kept)),
+        list(compress(forecast.output_tokens, kept)),
     )

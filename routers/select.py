@@ -10,13 +10,10 @@ probability 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import overload
-
-import numpy as np
-from numpy.typing import NDArray
 
 from routers.types import Choice, Estimate, Knobs, Undecided
 
@@ -25,20 +22,20 @@ BALANCE = 0.2
 """Quality points that one reference cost is worth at cost_weight 0.5."""
 CHEAPEST_RATE = 1e9
 
-Array = NDArray[np.float64]
+Numbers = list[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Forecast:
-    """What is expected of the eligible candidates, in one order: arrays of one length."""
+    """What is expected of the eligible candidates, in one order: lists of one length, since pools are small."""
 
     models: Sequence[str]
-    quality: Array
-    quality_sd: Array
-    cost_usd: Array
-    latency_s: Array
+    quality: Numbers
+    quality_sd: Numbers
+    cost_usd: Numbers
+    latency_s: Numbers
     """NaN where nothing is known; such a model is not held to `max_latency_s`."""
-    output_tokens: Array
+    output_tokens: Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,49 +56,57 @@ def exchange_rate(cost_weight: float) -> float:
     return BALANCE * odds * odds
 
 
-def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Array:
+def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers:
     """Worth of each model under the knobs; models that miss a floor or a bound fall below all that meet
     it.
     """
-    cost = forecast.cost_usd / max(reference_usd, 1e-12)
+    unit = 1.0 / max(reference_usd, 1e-12)
+    terms = zip(forecast.quality, forecast.cost_usd, strict=True)
     if knobs.cost_weight is None and knobs.min_quality is not None:
-        worth = 1e-9 * forecast.quality - cost
+        worth = [1e-9 * quality - cost * unit for quality, cost in terms]
     else:
-        weight = DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight
-        worth = forecast.quality - exchange_rate(weight) * cost
+        rate = exchange_rate(DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight) * unit
+        worth = [quality - rate * cost for quality, cost in terms]
     if knobs.min_quality is not None:
-        worth = _penalised(worth, np.maximum(knobs.min_quality - forecast.quality, 0.0))
+        floor = knobs.min_quality
+        worth = _penalised(worth, [floor - quality for quality in forecast.quality])
     if knobs.max_latency_s is not None:
-        late = np.maximum(forecast.latency_s - knobs.max_latency_s, 0.0) / max(knobs.max_latency_s, 1e-9)
-        worth = _penalised(worth, np.nan_to_num(late))
+        bound = knobs.max_latency_s
+        worth = _penalised(worth, [(latency - bound) / max(bound, 1e-9) for latency in forecast.latency_s])
     return worth
 
 
-def _penalised(worth: Array, shortfall: Array) -> Array:
-    """Keeps the order among those without shortfall and puts the others below, least shortfall first."""
-    if not shortfall.any():
+def _penalised(worth: Numbers, shortfall: Numbers) -> Numbers:
+    """Keeps the order among those without shortfall and puts the others below, least shortfall first.
+
+    A shortfall that is not a number is none; a worth that is not one stays so.
+    """
+    if not any(short > 0.0 for short in shortfall):
         return worth
-    spread = float(worth.max() - worth.min()) + 1.0
-    return np.where(shortfall > 0, worth.min() - spread * (1.0 + shortfall), worth)
+    lowest = min(worth)
+    spread = max(worth) - lowest + 1.0
+    return [
+        lowest - spread * (1.0 + short) + 0.0 * value if short > 0.0 else value
+        for value, short in zip(worth, shortfall, strict=True)
+    ]
 
 
-def probabilities(worth: Array, exploration: Exploration, explore: bool) -> Array:
+def probabilities(worth: Numbers, exploration: Exploration, explore: bool) -> Numbers:
     """Over the eligible models, summing to 1. Every model gets at least floor / K where exploration is on."""
-    values: list[float] = worth.tolist()
-    k, top = len(values), max(values)
-    best = values.index(top) if top == top else 0
+    k, top = len(worth), max(worth)
+    best = worth.index(top) if top == top else 0
     if not (explore and exploration.floor > 0.0 and k > 1):
-        chances = np.zeros(k)
-        chances[best] = 1.0
-        return chances
+        shares = [0.0] * k
+        shares[best] = 1.0
+        return shares
     least, sharpness = min(exploration.floor, 1.0) / k, exploration.sharpness
-    shares = [max(1.0 / (k + sharpness * (top - value)), least) for value in values]
+    shares = [max(1.0 / (k + sharpness * (top - value)), least) for value in worth]
     shares[best] = 0.0
     shares[best] = 1.0 - sum(shares)
-    return np.array(shares)
+    return shares
 
 
-def drawn(chances: Array | Sequence[float], draw: float) -> int:
+def drawn(chances: Iterable[float], draw: float) -> int:
     """Index of the model whose share of [0, 1) holds `draw`; never one of probability zero."""
     total, last = 0.0, 0
     for index, chance in enumerate(chances):
@@ -115,24 +120,23 @@ def drawn(chances: Array | Sequence[float], draw: float) -> int:
 
 def chosen(
     forecast: Forecast,
-    worth: Array,
-    chances: Array,
+    worth: Numbers,
+    chances: Numbers,
     draw: float,
     excluded: Mapping[str, str],
     router: str,
     reason: str = "",
 ) -> Choice:
     """The choice as a record. Undecided where an estimate is not finite."""
-    values, shares = worth.tolist(), chances.tolist()
-    if not all(map(isfinite, values)) or not all(map(isfinite, forecast.cost_usd.tolist())):
+    if not isfinite(sum(worth) + sum(forecast.cost_usd)):
         raise Undecided("an estimate is not finite", excluded)
     models = forecast.models
-    index = drawn(shares, draw)
-    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    index = drawn(chances, draw)
+    order = sorted(range(len(worth)), key=worth.__getitem__, reverse=True)
     return Choice(
         model=models[index],
-        propensity=shares[index],
-        probabilities=dict(zip(models, shares, strict=True)),
+        propensity=chances[index],
+        probabilities=dict(zip(models, chances, strict=True)),
         estimates=Estimates(forecast),
         excluded=excluded,
         reason="explored" if index != order[0] else reason or "best estimate",
@@ -151,8 +155,8 @@ class Estimates(Sequence[Estimate]):
     def _all(self) -> tuple[Estimate, ...]:
         if self._made is None:
             f = self._forecast
-            columns = (f.quality, f.quality_sd, f.cost_usd, f.latency_s, f.output_tokens)
-            self._made = tuple(map(Estimate, f.models, *(column.tolist() for column in columns)))
+            columns = (f.models, f.quality, f.quality_sd, f.cost_usd, f.latency_s, f.output_tokens)
+            self._made = tuple(map(Estimate._make, zip(*columns, strict=True)))
         return self._made
 
     @overload

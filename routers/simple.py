@@ -7,12 +7,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import TypeVar, cast
 
-import numpy as np
-
 from routers.eligible import eligible, expected_usd
-from routers.select import Forecast, chosen
+from routers.select import Exploration, Forecast, chosen, probabilities
 from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
 TYPICAL_OUTPUT_TOKENS = 256.0
@@ -30,8 +29,8 @@ _KEYS = frozenset(
 
 def priced(query: Query, candidates: Sequence[Candidate]) -> Forecast:
     """A forecast of costs alone, from prices and a typical answer; quality and latency stay NaN."""
-    unknown = np.full(len(candidates), np.nan)
-    cost = np.array([expected_usd(query, c, TYPICAL_OUTPUT_TOKENS) for c in candidates])
+    unknown = [nan] * len(candidates)
+    cost = [expected_usd(query, c, TYPICAL_OUTPUT_TOKENS) for c in candidates]
     return Forecast([c.model for c in candidates], unknown, unknown, cost, unknown, unknown)
 
 
@@ -45,10 +44,11 @@ def _pick(
     reason: str,
 ) -> Choice:
     """A draw by weight among the eligible models."""
-    shares = np.array([max(weights.get(c.model, 0.0), 0.0) for c in kept])
-    if not shares.sum() > 0:
+    shares = [max(weights.get(c.model, 0.0), 0.0) for c in kept]
+    total = sum(shares)
+    if not total > 0:
         raise Undecided(f"{reason}: no eligible model has a weight", excluded)
-    shares = shares / shares.sum()
+    shares = [share / total for share in shares]
     forecast = priced(query, kept)
     return replace(chosen(forecast, shares, shares, draw, excluded, router), reason=reason)
 
@@ -84,9 +84,8 @@ class Cheapest:
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         kept, excluded = eligible(query, candidates, knobs)
         forecast = priced(query, kept)
-        worth = -forecast.cost_usd
-        chances = np.zeros(len(kept))
-        chances[int(worth.argmax())] = 1.0
+        worth = [-cost for cost in forecast.cost_usd]
+        chances = probabilities(worth, Exploration(), False)
         return chosen(forecast, worth, chances, draw, excluded, f"cheapest@{self.version}", "least price")
 
 

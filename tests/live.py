@@ -131,11 +131,11 @@ async def live(
 
 
 @asynccontextmanager
-async def served(config: Path, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def served(config: Path, *words: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """`headgate serve` as real processes, ready to answer; stopped by SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "serve", "--config", str(config), *words,
-        stdout=asyncio.subprocess.PIPE, env=os.environ,
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, **environment},
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,11 @@ class PostgresServer:
         )
 
     @property
+    def pid(self) -> int:
+        """Of the postmaster."""
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
+    @property
     def _url(self) -> str:
         return f"postgresql://headgate@127.0.0.1:{self.port}"
 
@@ -88,13 +94,22 @@ def postgres_server() -> Iterator[PostgresServer]:
     programs = binaries()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
+    with running_postgres(programs) as server:
+        yield server
+
+
+@contextmanager
+def running_postgres(programs: Path) -> Iterator[PostgresServer]:
+    """A new cluster, gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="hgpg", dir="/tmp"))
     server = PostgresServer(programs, folder)
     try:
         server.create()
         server.start()
-        yield server
-        server.stop()
+        try:
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

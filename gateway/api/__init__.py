@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.api import cache, decisions, health, messages, models, responses
+from gateway.api import cache, decisions, health, messages, models, openapi, responses
 from gateway.asgi import Handler
 
 _TABLE: tuple[tuple[str, str, Handler], ...] = (
@@ -23,6 +23,7 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("GET", r"/healthz|/health|/health/liveliness|/health/liveness", health.healthz),
     ("GET", r"/readyz|/health/readiness", health.readyz),
     ("GET", r"/metrics", health.metrics),
+    ("GET", r"/openapi\.json", openapi.get_openapi),
 )
 
 HANDLERS = [(method, re.compile(pattern), handler) for method, pattern, handler in _TABLE]

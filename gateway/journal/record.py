@@ -142,6 +142,15 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """Only where the route stores text."""
     answer_text: str = ""
 
+    job: str = ""
+    """Batch job this call belongs to; empty: none."""
+    job_index: int = 0
+    """Which of its prompts."""
+    job_final: bool = True
+    """False: the prompt will be asked again."""
+    job_answer: bytes = b""
+    """The answer's body, so that one write keeps both what was paid and what was bought. Moves to the job's rows."""
+
     @property
     def from_cache(self) -> bool:
         """True: answered by the cache or by another request's call; no model was called for it."""
@@ -181,6 +190,15 @@ class ResponseRecord(_Record, frozen=True, tag="response.1"):
     deleted: bool = False
 
 
+class JobStartRecord(_Record, frozen=True, tag="job_start.1"):
+    """A batch job is about to ask one of its prompts: what may be paid though no decision ever tells of it."""
+
+    job: str
+    index: int
+    time_s: float
+    worst_nanousd: int = 0
+
+
 class KeyRecord(_Record, frozen=True, tag="key.1"):
     """A virtual key made at run time. Only its hash is kept."""
 
@@ -214,7 +232,7 @@ class AuditRecord(_Record, frozen=True, tag="audit.1"):
     detail: dict[str, object] = {}
 
 
-Record = DecisionRecord | FeedbackRecord | ResponseRecord | AuditRecord
+Record = DecisionRecord | FeedbackRecord | ResponseRecord | AuditRecord | JobStartRecord
 """What a spool holds. Keys are written to the store directly."""
 
 

@@ -40,7 +40,13 @@ decisions = sa.Table(
     sa.Column("cache", sa.Text, nullable=False),
     sa.Column("latency_s", sa.Double),
     sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("flags", sa.Integer, nullable=False, server_default="0"),  # of gateway.journal.outcome
+    sa.Column("counted", sa.Integer, nullable=False, server_default="0"),  # 1: it is in `rollups`
     sa.Index("decisions_time", "time_s", "id"),
+    sa.Index("decisions_search", "time_s", "id", "route", "tenant", "answered_model", "key_id", "flags",
+             "cost_nanousd"),
+    sa.Index("decisions_uncounted", "counted", sqlite_where=sa.text("counted = 0"),
+             postgresql_where=sa.text("counted = 0")),
     sa.Index("decisions_tenant_time", "tenant", "time_s"),
     sa.Index("decisions_route_time", "route", "time_s"),
     sa.Index("decisions_model_time", "answered_model", "time_s"),
@@ -160,4 +166,71 @@ stats = sa.Table(
     sa.Column("input_tokens", sa.BigInteger, nullable=False),
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in LATENCY_COLUMNS),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("wish", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("lease_s", sa.Double, nullable=False),
+    sa.Column("at_risk_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("progress", sa.Text, nullable=False),
+    sa.Index("jobs_tenant_time", "tenant", "created_s"),
+    sa.Index("jobs_state", "state"),
+)
+
+job_items = sa.Table(
+    "job_items",
+    metadata,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.Text, nullable=False),  # started | open | done | failed
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("worst_nanousd", sa.BigInteger, nullable=False),  # of the call under way
+    sa.Column("cost_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("decision_id", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+)
+
+job_parts = sa.Table(
+    "job_parts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # sent | ended
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("worst_nanousd", sa.BigInteger, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Index("job_parts_job", "job"),
+)
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("expires_s", sa.Double),
+    sa.Index("files_tenant_time", "tenant", "created_s"),
+)
+
+file_chunks = sa.Table(
+    "file_chunks",
+    metadata,
+    sa.Column("file", sa.Text, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
 )

@@ -14,12 +14,23 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.journal.record import AuditRecord, DecisionRecord, FeedbackRecord, Record, ResponseRecord
+from gateway.journal.outcome import flags_of
+from gateway.journal.record import (
+    AuditRecord,
+    DecisionRecord,
+    FeedbackRecord,
+    JobStartRecord,
+    Record,
+    ResponseRecord,
+)
+from gateway.journal.rollup import rollup_rows
+from gateway.journal.rollup_tables import ADDED, rollups
 from gateway.journal.tables import (
     LATENCY_COLUMNS,
     audit,
     decisions,
     feedback,
+    job_items,
     latency_column,
     responses,
     spend,
@@ -29,6 +40,8 @@ from gateway.journal.tables import (
 Row = dict[str, Any]
 _MINUTE_S = 60
 _HOUR_S = 3600
+ENDED = ("done", "failed")
+"""States of a batch job's prompt that nothing changes any more."""
 _SAID_BY = ("response_id", "request_id")
 """Other names a decision goes by, the more telling one first."""
 _INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
@@ -42,24 +55,78 @@ _COUNTERS = (
 def write_records(connection: sa.Connection, records: Iterable[Record]) -> None:
     """Inserts a batch and adds it to the counters."""
     by_kind: defaultdict[type, list[Any]] = defaultdict(list)
-    for record in records:
+    in_order = list(records)
+    for record in in_order:
         by_kind[type(record)].append(record)
-    write_decisions(connection, by_kind[DecisionRecord])
+    new_ids = write_decisions(connection, by_kind[DecisionRecord])
+    write_job_items(connection, in_order, new_ids)
     write_feedback(connection, by_kind[FeedbackRecord])
     write_responses(connection, by_kind[ResponseRecord])
     write_audit(connection, by_kind[AuditRecord])
 
 
-def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]) -> None:
-    """New decisions, their counters, and the feedback that was waiting for them."""
+def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]) -> set[str]:
+    """New decisions, their counters, and the feedback that was waiting for them; the ids that were new."""
     if not records:
-        return
+        return set()
     insert = _insert(connection, decisions).on_conflict_do_nothing().returning(decisions.c.id)
     new_ids = set(connection.execute(insert, [_decision_row(record) for record in records]).scalars())
     fresh = {record.id: record for record in records if clean(record.id) in new_ids}.values()
-    _add(connection, stats, _stats_rows(fresh), _COUNTERS)
-    _add(connection, spend, _spend_rows(fresh), ("requests", "cost_nanousd"))
+    add_counts(connection, stats, _stats_rows(fresh), _COUNTERS)
+    add_counts(connection, spend, _spend_rows(fresh), ("requests", "cost_nanousd"))
+    add_counts(connection, rollups, rollup_rows(fresh), ADDED)
     _attach_waiting(connection, fresh)
+    return new_ids
+
+
+def write_job_items(connection: sa.Connection, records: Iterable[Record], new_ids: set[str]) -> None:
+    """What each prompt of a batch job has come to: one row a prompt, its calls' costs added up, once each."""
+    rows: dict[tuple[str, int], Row] = {}
+    for record in records:
+        if isinstance(record, JobStartRecord):
+            _start_item(rows, record)
+        elif isinstance(record, DecisionRecord) and record.job and clean(record.id) in new_ids:
+            new_ids = new_ids - {clean(record.id)}
+            _answer_item(rows, record)
+    if not rows:
+        return
+    insert = _insert(connection, job_items)
+    ended = job_items.c.state.in_(ENDED)
+    sums = {name: job_items.c[name] + insert.excluded[name] for name in ("tries", "cost_nanousd")}
+    others = [column.name for column in job_items.c if not column.primary_key and column.name not in sums]
+    later = {name: sa.case((ended, job_items.c[name]), else_=insert.excluded[name]) for name in others}
+    upsert = insert.on_conflict_do_update(index_elements=["job", "place"], set_=sums | later)
+    connection.execute(upsert, [rows[key] for key in sorted(rows)])
+
+
+def _start_item(rows: dict[tuple[str, int], Row], record: JobStartRecord) -> None:
+    row = _item(rows, record.job, record.index)
+    if row["state"] not in ENDED:
+        row |= {"state": "started", "worst_nanousd": record.worst_nanousd, "time_s": record.time_s}
+
+
+def _answer_item(rows: dict[tuple[str, int], Row], record: DecisionRecord) -> None:
+    row = _item(rows, record.job, record.job_index)
+    row["tries"] += 1
+    row["cost_nanousd"] += record.cost_nanousd
+    if row["state"] in ENDED:
+        return
+    state = "open" if not record.job_final else "done" if record.status < 400 else "failed"
+    row |= {
+        "state": state,
+        "worst_nanousd": 0,
+        "decision_id": clean(record.id),
+        "model": clean(record.answered_model),
+        "status": record.status,
+        "time_s": record.time_s + (record.latency_s or 0.0),
+        "answer": record.job_answer,
+    }
+
+
+def _item(rows: dict[tuple[str, int], Row], job: str, place: int) -> Row:
+    blank = {"state": "open", "tries": 0, "worst_nanousd": 0, "cost_nanousd": 0, "decision_id": "", "model": "",
+             "status": 0, "time_s": 0.0, "answer": b""}  # fmt: skip
+    return rows.setdefault((job, place), {"job": job, "place": place, **blank})
 
 
 def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord]) -> None:
@@ -117,7 +184,7 @@ def _put(
     connection.execute(upsert, list(last.values()))
 
 
-def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
+def add_counts(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
     """Adds to counters, in the order of their keys so that two shippers can't deadlock."""
     if not rows:
         return
@@ -144,8 +211,14 @@ def _decision_row(record: DecisionRecord) -> Row:
         "status": record.status,
         "cache": clean(record.cache),
         "latency_s": record.latency_s,
-        "payload": msgspec.json.encode(record).decode(),
+        "flags": flags_of(record),
+        "counted": 1,
+        "payload": msgspec.json.encode(_without_answer(record)).decode(),
     }
+
+
+def _without_answer(record: DecisionRecord) -> DecisionRecord:
+    return msgspec.structs.replace(record, job_answer=b"") if record.job_answer else record
 
 
 def _feedback_row(record: FeedbackRecord) -> Row:

@@ -55,6 +55,15 @@ class Linear(Estimator):
         self.covariance_ = np.linalg.inv((x - centre).T @ (x - centre) + self.ridge * np.eye(x.shape[1]))
         return self
 
+    def typical_leverage(self) -> float:
+        """Mean over the training rows of what multiplies the noise of a prediction: effective parameters per row.
+
+        The rows' number is read off the leading axis, which a projection gives unit variance.
+        """
+        values = 1.0 / np.linalg.eigvalsh(self.covariance_)
+        rows = max(float(values.max()) - self.ridge, 1.0)
+        return float((1.0 - self.ridge / values).sum()) / rows
+
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         leverage = ((x @ self.covariance_) * x).sum(1)
         return np.clip(x @ self.weights_ + self.intercept_, 0.0, 1.0), np.sqrt(np.outer(leverage, self.noise_))

@@ -19,7 +19,7 @@ MODELS = [
 
 def route(cascade: str) -> dict[str, object]:
     return {"name": "auto", "models": ["small", "large"], "router": "cheapest", "cascade": cascade,
-            "accept_at": 0.8, "max_attempts": 25}  # fmt: skip
+            "accept_at": 0.8, "max_attempts": 25, "min_quality": 0.9}  # fmt: skip
 
 
 async def ask(gateway: Live, **more: object) -> httpx.Response:

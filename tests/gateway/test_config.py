@@ -190,7 +190,7 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ),
         (
             {"server": {"workers": 2}, "auth": {"tenants": [{"name": "t", "budget_usd": 1}]}},
-            "server.workers: more than one share their budgets through storage.redis_url, which is empty",
+            "server.workers: more than one share their budgets and limits through storage.redis_url, which is empty",
         ),
         ({"auth": {"keys": [{"name": "k", "key": ""}]}}, "auth.keys[0].key: is empty"),
         (

@@ -1,21 +1,27 @@
-"""Budgets shared through a real Redis."""
+"""Budgets and rate limits shared through a real Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from gateway import ledger_redis
-from gateway.errors import OverBudget
+from gateway.errors import OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
 from gateway.ledger_redis import RedisLedger
+from gateway.limits import Limit
+from gateway.limits_shared import SharedLimits, SharedTaken
+from gateway.redis_wire import RedisWire
 
 from .redis_server import RedisServer, redis_server  # noqa: F401
 
+Make = Callable[..., RedisLedger]
 KEY = Account("key:a", 1000, "day")
 TENANT = Account("tenant:t", 1500, "total")
 FREE = Account("route:r", None, "month")
@@ -42,13 +48,23 @@ def clock() -> Clock:
     return Clock()
 
 
-def worker(redis: Redis, clock: Clock) -> RedisLedger:
-    return RedisLedger(redis, clock=clock, timeout_s=2.0)
+@pytest.fixture
+async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Callable[..., RedisLedger]]:  # noqa: F811
+    """Makes ledgers, each as a worker of its own has one."""
+    made: list[RedisLedger] = []
+
+    def make(clock: Clock | None = None, **settings: Any) -> RedisLedger:
+        settings = {"settle_down_s": 0, **settings}
+        made.append(RedisLedger(RedisWire(redis_server.url, timeout_s=2.0), clock=clock, **settings))
+        return made[-1]
+
+    yield make
+    await asyncio.gather(*(ledger.close() for ledger in made))
 
 
-async def test_what_one_worker_holds_another_sees(redis: Redis, clock: Clock) -> None:
+async def test_what_one_worker_holds_another_sees(worker: Make, clock: Clock) -> None:
     """A budget is one budget, however many workers spend from it."""
-    one, two = worker(redis, clock), worker(redis, clock)
+    one, two = worker(clock), worker(clock)
     hold = await one.hold((KEY, TENANT), 700)
     with pytest.raises(OverBudget, match="key 'a'"):
         await two.hold((KEY, TENANT), 400)
@@ -60,18 +76,18 @@ async def test_what_one_worker_holds_another_sees(redis: Redis, clock: Clock) ->
     assert await two.balance(TENANT) == (100, 900)
 
 
-async def test_a_refusal_holds_nothing_anywhere(redis: Redis, clock: Clock) -> None:
+async def test_a_refusal_holds_nothing_anywhere(worker: Make, clock: Clock) -> None:
     """Where the second account says no, the first isn't touched."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     with pytest.raises(OverBudget, match="tenant 't'"):
         await ledger.hold((FREE, TENANT), 1501)
     assert await ledger.balance(FREE) == (0, 0)
     assert ledger.outstanding == 0
 
 
-async def test_settling_is_counted_once_however_often_it_is_sent(redis: Redis, clock: Clock) -> None:
+async def test_settling_is_counted_once_however_often_it_is_sent(worker: Make, clock: Clock) -> None:
     """A settlement whose answer was lost is sent again and changes nothing."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     hold = await ledger.hold((KEY,), 700)
     assert hold.settle(1200) and not hold.settle(1) and not hold.release()
     sent = list(ledger._queue)
@@ -82,9 +98,9 @@ async def test_settling_is_counted_once_however_often_it_is_sent(redis: Redis, c
     assert ledger.overrun_nanousd == 500
 
 
-async def test_shrinking_gives_back_at_once(redis: Redis, clock: Clock) -> None:
+async def test_shrinking_gives_back_at_once(worker: Make, clock: Clock) -> None:
     """What a plan turns out not to need is free for others."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     hold = await ledger.hold((KEY,), 900)
     hold.shrink(200)
     await ledger.flush()
@@ -96,9 +112,9 @@ async def test_shrinking_gives_back_at_once(redis: Redis, clock: Clock) -> None:
     assert await ledger.balance(KEY) == (0, 0)
 
 
-async def test_a_dead_workers_holds_lapse_and_a_living_ones_are_renewed(redis: Redis, clock: Clock) -> None:
+async def test_a_dead_workers_holds_lapse_and_a_living_ones_are_renewed(worker: Make, clock: Clock) -> None:
     """A crash doesn't eat the budget; a long stream doesn't lose its hold."""
-    dead, alive = worker(redis, clock), worker(redis, clock)
+    dead, alive = worker(clock), worker(clock)
     await dead.hold((TENANT,), 1000)
     await alive.hold((TENANT,), 100)
     clock.now += 100
@@ -108,9 +124,9 @@ async def test_a_dead_workers_holds_lapse_and_a_living_ones_are_renewed(redis: R
     assert await alive.balance(TENANT) == (0, 1500)
 
 
-async def test_a_settlement_after_its_lease_still_counts(redis: Redis, clock: Clock) -> None:
+async def test_a_settlement_after_its_lease_still_counts(worker: Make, clock: Clock) -> None:
     """Money spent by a hold that lapsed is spent all the same, and is given back only once."""
-    slow, other = worker(redis, clock), worker(redis, clock)
+    slow, other = worker(clock), worker(clock)
     hold = await slow.hold((TENANT,), 1000)
     clock.now += 121
     await other.hold((TENANT,), 10)
@@ -119,9 +135,9 @@ async def test_a_settlement_after_its_lease_still_counts(redis: Redis, clock: Cl
     assert await other.balance(TENANT) == (600, 10)
 
 
-async def test_a_new_day_begins_with_nothing_spent(redis: Redis, clock: Clock) -> None:
+async def test_a_new_day_begins_with_nothing_spent(worker: Make, clock: Clock) -> None:
     """Periods roll; what is held stays held."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     (await ledger.hold((KEY,), 900)).settle(900)
     running = await ledger.hold((KEY,), 100)
     await ledger.flush()
@@ -134,9 +150,9 @@ async def test_a_new_day_begins_with_nothing_spent(redis: Redis, clock: Clock) -
     assert await ledger.balance(KEY) == (100, 850)
 
 
-async def test_concurrent_workers_never_pass_the_limit(redis: Redis, clock: Clock) -> None:
+async def test_concurrent_workers_never_pass_the_limit(worker: Make, clock: Clock) -> None:
     """However requests interleave, no more is held than the budget, and at rest held is zero."""
-    workers = [worker(redis, clock) for _ in range(3)]
+    workers = [worker(clock) for _ in range(3)]
     rng = random.Random(5)
     spent = 0
 
@@ -164,11 +180,11 @@ async def test_concurrent_workers_never_pass_the_limit(redis: Redis, clock: Cloc
 
 async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     redis_server: RedisServer,  # noqa: F811
-    redis: Redis,
+    worker: Make,
     clock: Clock,
 ) -> None:
     """Serving goes on by what the worker knew, within the limit; the spending arrives when Redis is back."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     (await ledger.hold((KEY,), 600)).settle(600)
     await ledger.flush()
     redis_server.stop()
@@ -178,18 +194,18 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     with pytest.raises(OverBudget):
         await ledger.hold((KEY,), 900)
     redis_server.start()
-    await ledger.seed((KEY,), {"key:a": 600})
-    await ledger.flush()
+    await ledger.come_back()
+    assert not ledger.is_away
     assert await ledger.balance(KEY) == (850, 0)
     assert ledger.queued == 0
 
 
 async def test_a_long_outage_keeps_sums_instead_of_requests(
-    redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    worker: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is bounded, and what it sums up arrives whole."""
     monkeypatch.setattr(ledger_redis, "MAX_QUEUED", 100)
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     for _ in range(500):
         ledger._enqueue_settle(ledger.new_id(), (KEY, FREE), 3)
         assert ledger.queued <= 101
@@ -198,9 +214,9 @@ async def test_a_long_outage_keeps_sums_instead_of_requests(
     assert await ledger.balance(FREE) == (1500, 0)
 
 
-async def test_scripts_run_where_digests_are_unknown(redis: Redis, clock: Clock) -> None:
+async def test_scripts_run_where_digests_are_unknown(redis: Redis, worker: Make, clock: Clock) -> None:
     """After SCRIPT FLUSH (or behind a proxy without SCRIPT) the text itself is sent."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     await redis.script_flush()
     hold = await ledger.hold((KEY,), 10)
     await redis.script_flush()
@@ -209,9 +225,9 @@ async def test_scripts_run_where_digests_are_unknown(redis: Redis, clock: Clock)
     assert await ledger.balance(KEY) == (4, 0)
 
 
-async def test_the_runner_sends_by_itself(redis: Redis, clock: Clock) -> None:
+async def test_the_runner_sends_by_itself(worker: Make, clock: Clock) -> None:
     """A settlement reaches Redis without anybody waiting for it."""
-    ledger = worker(redis, clock)
+    ledger = worker(clock)
     runner = asyncio.create_task(ledger.run())
     hold = await ledger.hold((KEY,), 10)
     hold.settle(7)
@@ -221,3 +237,187 @@ async def test_the_runner_sends_by_itself(redis: Redis, clock: Clock) -> None:
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
     await ledger.close()
+
+
+async def test_a_redis_that_lost_its_data_is_told_before_anything_is_held(
+    redis: Redis, worker: Make, clock: Clock
+) -> None:
+    """What was spent and what is held come back; a hold that a forgetful Redis allowed is not kept."""
+    one, two = worker(clock), worker(clock)
+    (await one.hold((KEY,), 600)).settle(600)
+    await one.flush()
+    running = await one.hold((KEY,), 300)
+    await two.hold((KEY,), 50)
+    await redis.flushall()
+    with pytest.raises(OverBudget):
+        await one.hold((KEY,), 200)
+    assert await one.balance(KEY) == (600, 300)
+    await two.renew()
+    assert await two.balance(KEY) == (600, 350)
+    running.settle(100)
+    await one.flush()
+    assert await two.balance(KEY) == (700, 50)
+
+
+async def test_nothing_is_held_while_a_new_redis_is_being_told(redis: Redis, worker: Make) -> None:
+    """After a loss every worker has a moment to say what it knew, also one that nobody asks anything."""
+    busy, idle = worker(settle_down_s=0.4), worker(settle_down_s=0.4)
+    (await idle.hold((TENANT,), 1400)).settle(1400)
+    await idle.flush()
+    await busy.renew()
+    await redis.flushall()
+    late = asyncio.create_task(busy.hold((TENANT,), 200))
+    await asyncio.sleep(0)
+    await idle.renew()
+    with pytest.raises(OverBudget):
+        await late
+    assert await busy.balance(TENANT) == (1400, 0)
+
+
+async def test_a_clock_that_runs_ahead_begins_no_period_for_the_others(worker: Make) -> None:
+    """Redis' clock decides whether a day has come, so a wrong clock can't make a spent budget new."""
+    right = worker()
+    (await right.hold((KEY,), 1000)).settle(1000)
+    await right.flush()
+    ahead = worker()
+    ahead._clock = lambda: time.time() + 86_400
+    for ledger in (ahead, right):
+        with pytest.raises(OverBudget):
+            await ledger.hold((KEY,), 1)
+
+
+async def test_shares_of_all_workers_stay_within_the_budget(
+    redis_server: RedisServer,  # noqa: F811
+    worker: Make,
+    clock: Clock,
+) -> None:
+    """While Redis is away three workers together give away no more than was left."""
+    ledgers = [worker(clock) for _ in range(3)]
+    for ledger in ledgers:
+        (await ledger.hold((TENANT,), 100)).settle(100)
+        await ledger.flush()
+    for ledger in [*ledgers, *ledgers]:
+        await ledger.renew()
+    assert [ledger.workers for ledger in ledgers] == [3, 3, 3]
+    redis_server.stop()
+    given = 0
+    for ledger in ledgers:
+        with pytest.raises(OverBudget):
+            while True:
+                (await ledger.hold((TENANT,), 50)).settle(50)
+                given += 50
+    redis_server.start()
+    assert 0 < given <= 1200
+    for ledger in ledgers:
+        await ledger.come_back()
+    assert await ledgers[0].balance(TENANT) == (300 + given, 0)
+
+
+async def test_where_told_to_a_budget_is_refused_while_redis_is_away(
+    redis_server: RedisServer,  # noqa: F811
+    worker: Make,
+) -> None:
+    """`redis_away = "refuse"`: 503 for whoever has a budget, and service for everybody else."""
+    ledger = worker(when_away="refuse")
+    redis_server.stop()
+    with pytest.raises(PolicyError) as refused:
+        await ledger.hold((KEY,), 1)
+    assert refused.value.status == 503
+    (await ledger.hold((FREE,), 5)).settle(5)
+    redis_server.start()
+    await ledger.come_back()
+    assert await ledger.balance(FREE) == (5, 0)
+
+
+# Rate limits
+
+RPM = Limit("key:a", rpm=10)
+TPM = Limit("route:r", tpm=1000)
+
+
+async def take(ledger: RedisLedger, limits: SharedLimits, tokens: int = 0, now: float = 0.0) -> SharedTaken:
+    taken = limits.take((RPM, TPM), tokens, now)
+    await ledger.hold((KEY,), 0, taken)
+    assert isinstance(taken, SharedTaken)
+    return taken
+
+
+async def test_a_limit_is_one_limit_for_all_workers(worker: Make, clock: Clock) -> None:
+    """Ten requests a minute are ten, however they fall on workers; the eleventh is told when to come again."""
+    pairs = [(ledger, SharedLimits(ledger)) for ledger in (worker(clock), worker(clock))]
+    for n in range(10):
+        await take(*pairs[n % 2])
+    for ledger, limits in pairs:
+        with pytest.raises(RateLimited) as refused:
+            await take(ledger, limits)
+        assert refused.value.retry_after_s == pytest.approx(6.0)
+    clock.now += 6.1
+    await take(*pairs[0], now=6.1)
+    with pytest.raises(RateLimited):
+        await take(*pairs[1], now=6.1)
+
+
+async def test_corrections_reach_every_worker(worker: Make, clock: Clock) -> None:
+    """Tokens guessed too high are given back to all, and the headers say what Redis said."""
+    one, two = worker(clock), worker(clock)
+    first, second = SharedLimits(one), SharedLimits(two)
+    taken = await take(one, first, 800)
+    assert dict(taken.headers(0.0))[b"x-ratelimit-remaining-tokens"] == b"200"
+    with pytest.raises(RateLimited):
+        await take(two, second, 800)
+    taken.correct(100, 0.0)
+    taken.correct(0, 0.0)
+    await one.flush()
+    again = await take(two, second, 800, now=1.0)
+    assert dict(again.headers(1.0))[b"x-ratelimit-remaining-tokens"] == b"100"
+
+
+async def test_what_a_budget_refuses_takes_no_limit(worker: Make, clock: Clock) -> None:
+    """Money and limits are one step: all or nothing."""
+    ledger = worker(clock)
+    limits = SharedLimits(ledger)
+    taken = limits.take((RPM, TPM), 10, 0.0)
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 1001, taken)
+    taken.correct(0, 0.0)
+    await ledger.flush()
+    left = dict((await take(ledger, limits)).headers(0.0))
+    assert (left[b"x-ratelimit-remaining-requests"], left[b"x-ratelimit-remaining-tokens"]) == (b"9", b"1000")
+
+
+async def test_a_refusal_is_not_asked_for_again_at_once(redis: Redis, worker: Make, clock: Clock) -> None:
+    """A flood beyond the limit costs Redis one question in a while."""
+    ledger = worker(clock)
+    limits = SharedLimits(ledger)
+    for _ in range(10):
+        await take(ledger, limits)
+    with pytest.raises(RateLimited):
+        await take(ledger, limits)
+    before = (await redis.info("stats"))["total_commands_processed"]
+    for _ in range(100):
+        with pytest.raises(RateLimited):
+            await take(ledger, limits)
+    assert (await redis.info("stats"))["total_commands_processed"] - before <= 2
+
+
+async def test_while_redis_is_away_limits_are_shared_out(
+    redis_server: RedisServer,  # noqa: F811
+    worker: Make,
+    clock: Clock,
+) -> None:
+    """Two workers have half of the limit each, and the whole of it together once Redis is back."""
+    ledgers = [worker(clock), worker(clock)]
+    for ledger in [*ledgers, *ledgers]:
+        await ledger.renew()
+    redis_server.stop()
+    for ledger in ledgers:
+        limits, passed = SharedLimits(ledger), 0
+        with pytest.raises(RateLimited):
+            while True:
+                await take(ledger, limits)
+                passed += 1
+        assert passed == 5
+    redis_server.start()
+    await ledgers[0].come_back()
+    for _ in range(10):
+        await take(ledgers[0], SharedLimits(ledgers[0]))

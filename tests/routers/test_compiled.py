@@ -1,41 +1,81 @@
+"""Folded for a pool, estimators say what they say one by one."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from routers.compiled import Compiled
+from routers.compiled import fold
 from routers.cost import LogLinear
+from routers.estimators.base import Estimator
 from routers.estimators.ensemble import Ensemble
+from routers.estimators.general import General
+from routers.estimators.knn import NearestNeighbours
+from routers.estimators.linear import Linear
 from routers.projection import Projection
 from tests.routers.worlds import world
 
+POOLS = ([0, 1, 2], [2, 0], [1])
+RAW, _ = world(50, seed=3)
 
-@pytest.mark.parametrize("one_task", [False, True])
-def test_it_predicts_what_the_ensemble_predicts(one_task: bool) -> None:
-    """One product gives the same quality and cost as four estimators in turn."""
+
+def fitted(quality: Estimator, one_task: bool = False) -> tuple[Projection, Estimator, LogLinear, LogLinear]:
     data, _ = world(600)
     projection = Projection(8).fit(data.x)
     data = replace(data, x=projection.apply(data.x).astype(float))
     if one_task:
         data = replace(data, tasks=[""] * len(data.tasks))
-    ensemble = Ensemble().fit(data)
-    cost = LogLinear().fit(data.x, np.outer(np.exp(0.2 * data.x[:, 2]), [1e-5, 1e-4, 1e-3]))
-    compiled = Compiled(projection, ensemble, cost)
-    raw, _ = world(50, seed=3)
-    z = projection.apply(raw.x).astype(float)
-    quality, _ = ensemble.predict(z)
-    for i in range(50):
-        found, sd, spent = compiled.estimate(raw.x[i].astype(np.float32))
-        assert found == pytest.approx(quality[i], abs=2e-3)
-        assert spent == pytest.approx(cost.predict(z[i : i + 1])[0], rel=1e-3)
-        assert ((sd > 0) & (sd < 0.5)).all()
+    easy = np.exp(0.2 * data.x[:, 2])
+    cost, tokens = LogLinear().fit(data.x, np.outer(easy, [1e-5, 1e-4, 1e-3])), LogLinear()
+    return projection, quality.fit(data), cost, tokens.fit(data.x, np.outer(easy, [50.0, 100.0, 400.0]))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("quality", [Linear(), General(), Ensemble(), NearestNeighbours()])
+def test_it_predicts_what_its_estimators_predict(quality: Estimator, pool: Sequence[int]) -> None:
+    """One product gives the same quality, cost and length as the estimators in turn, for any pool."""
+    projection, quality, cost, tokens = fitted(quality)
+    found = fold(projection, quality, cost, tokens, pool)
+    z = projection.apply(RAW.x).astype(float)
+    mean, deviation = quality.predict(z)
+    for i, row in enumerate(RAW.x.astype(np.float32)):
+        told = found.estimate(row)
+        assert told.quality == pytest.approx(mean[i, pool], abs=1e-5)
+        assert told.cost_usd == pytest.approx(cost.predict(z[i : i + 1])[0, pool], rel=1e-4)
+        assert told.output_tokens == pytest.approx(tokens.predict(z[i : i + 1])[0, pool], rel=1e-4)
+        assert told.quality_sd == pytest.approx(deviation[i, pool], rel=3.0)
+
+
+def test_a_ridge_is_as_unsure_as_on_a_middling_query() -> None:
+    """The deviation that a fold states is the root mean square of those it stands for."""
+    projection, quality, cost, tokens = fitted(Linear())
+    data, _ = world(600)
+    _, deviation = quality.predict(projection.apply(data.x).astype(float))
+    told = fold(projection, quality, cost, tokens, [0, 1, 2]).estimate(RAW.x[0].astype(np.float32))
+    assert told.quality_sd == pytest.approx(np.sqrt((deviation**2).mean(0)), rel=0.05)
+
+
+def test_one_task_alone_can_be_folded() -> None:
+    """A table of a single domain still sums to one."""
+    projection, quality, cost, tokens = fitted(Ensemble(), one_task=True)
+    mean, _ = quality.predict(projection.apply(RAW.x).astype(float))
+    told = fold(projection, quality, cost, tokens, [0, 1, 2]).estimate(RAW.x[0].astype(np.float32))
+    assert told.quality == pytest.approx(mean[0], abs=1e-5)
+
+
+def test_a_far_query_stays_finite() -> None:
+    """No exponential overflows, whatever vector comes."""
+    far = np.full(8, 1e4, np.float32)
+    for quality in (Linear(), Ensemble()):
+        told = fold(*fitted(quality), [0, 1, 2]).estimate(far)
+        assert np.isfinite([told.quality, told.cost_usd, told.output_tokens]).all()
 
 
 def test_without_costs_it_gives_none() -> None:
-    """Where nothing was learnt of costs, none is made up."""
-    data, _ = world(200)
-    projection = Projection(8).fit(data.x)
-    ensemble = Ensemble().fit(replace(data, x=projection.apply(data.x).astype(float)))
-    assert len(Compiled(projection, ensemble, None).estimate(data.x[0].astype(np.float32))[2]) == 0
+    """Where nothing was learnt of costs or lengths, none is made up."""
+    projection, quality, _, _ = fitted(Linear())
+    told = fold(projection, quality, None, None, [0, 1]).estimate(RAW.x[0].astype(np.float32))
+    assert told.cost_usd == told.output_tokens == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,3 +65,14 @@ def test_the_tail_differs_from_the_whole_under_a_template() -> None:
 def test_other_options_make_another_version() -> None:
     """Vectors of another layout can't be mistaken for these."""
     assert Featurizer(tail_words=16).version != FEATURES.version
+
+
+def test_structure_counts_what_is_written() -> None:
+    """Marks, code, maths and options stand in their places, each scaled to about one."""
+    text = 'Is {a} = "b"? $x^2$ def f():\nA 1\nB 2\n(C) 3é'
+    marks = FEATURES.describe(text, turns=2, tools=1).vector[FEATURES.layout.structure]
+    n = len(text.encode())
+    expected = [1, 3, 1, 2, 0]
+    assert marks[:5] * 5 == pytest.approx(expected)
+    assert marks[5:8] * [5, 10, 5] == pytest.approx([3, 4, 2])
+    assert marks[8:12] * n / 5 == pytest.approx([4, 4, text.count(" "), 2])

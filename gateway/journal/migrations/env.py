@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from gateway.journal.tables import metadata
+from gateway.journal.rollup_tables import rollups
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=rollups.metadata)
 context.run_migrations()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -9,12 +10,13 @@ from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
     FeedbackRecord,
+    JobStartRecord,
     KeyRecord,
     Record,
     ResponseRecord,
 )
 from gateway.journal.store import DecisionFilter, RouterVersion, Store
-from gateway.journal.tables import decisions
+from gateway.journal.tables import decisions, job_items
 from gateway.journal.write import write_records
 from gateway.keys import hash_key
 from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
@@ -227,4 +229,24 @@ def test_dashboard_questions_are_answered_from_indexes(store: Store) -> None:
 
 def test_records_have_no_kind_the_store_forgets() -> None:
     """Each kind of the union is one that write_records handles."""
-    assert set(Record.__args__) == {DecisionRecord, FeedbackRecord, ResponseRecord, AuditRecord}
+    assert set(Record.__args__) == {DecisionRecord, FeedbackRecord, ResponseRecord, AuditRecord, JobStartRecord}
+
+
+def test_a_jobs_prompt_is_counted_once_and_keeps_its_first_answer(store: Store) -> None:
+    """A start, a lost try, an answer shipped twice and a late one: one row, every call's cost in it once."""
+    replace = msgspec.structs.replace
+    started = JobStartRecord(job="job_1", index=3, time_s=NOON_S, worst_nanousd=900)
+    lost = replace(decision(1), job="job_1", job_index=3, job_final=False, status=429, cost_nanousd=5)
+    answered = replace(decision(2), job="job_1", job_index=3, status=200, cost_nanousd=70, job_answer=b"one")
+    late = replace(decision(3), job="job_1", job_index=3, status=200, cost_nanousd=80, job_answer=b"two")
+    seen = []
+    for batch in ([started], [lost], [started, answered], [answered], [late, started]):
+        with store.engine.begin() as connection:
+            write_records(connection, batch)
+            row = connection.execute(sa.select(job_items)).mappings().one()
+            seen.append((row["state"], row["cost_nanousd"], row["worst_nanousd"], row["answer"]))
+    done = ("done", 75, 0, b"one")
+    assert seen == [("started", 0, 900, b""), ("open", 5, 0, b""), done, done, ("done", 155, 0, b"one")]
+    with store.engine.connect() as connection:
+        payloads = connection.execute(sa.select(decisions.c.payload)).scalars().all()
+    assert len(payloads) == 3 and not any("job_answer" in payload for payload in payloads)

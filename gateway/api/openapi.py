@@ -1,0 +1,188 @@
+"""GET /openapi.json: the data plane described for people and tools.
+
+The paths come from the handlers' own table, so none can be missing; bodies are described as far as the gateway
+itself reads them. Fields that aren't listed go to the provider as they came.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.asgi import SURFACES, Answer, Handler, Request
+from gateway.reply import JSON
+
+Schema = dict[str, Any]
+
+_CAUGHT = re.compile(r"\((?:\[\^/\]|\.)\+\)")
+_TEXT: Schema = {"type": "string"}
+_NUMBER_0_1: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_COUNT: Schema = {"type": "integer", "minimum": 1}
+_TURNS: Schema = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Turn"}}
+_COMMON: Schema = {
+    "model": {"type": "string", "description": "a route, or a model to pin"},
+    "stream": {"type": "boolean", "default": False},
+    "temperature": {"type": "number"},
+    "headgate": {"$ref": "#/components/schemas/Knobs"},
+}
+_BODIES: dict[str, Schema] = {
+    "chat": {
+        "properties": {
+            **_COMMON, "messages": _TURNS, "max_tokens": _COUNT, "max_completion_tokens": _COUNT,
+            "n": {"type": "integer", "minimum": 1, "maximum": 128}, "tools": {"type": "array"},
+            "stream_options": {"type": "object"}, "response_format": {"type": "object"},
+        },
+        "required": ["model", "messages"],
+    },
+    "completions": {
+        "properties": {**_COMMON, "prompt": {"anyOf": [_TEXT, {"type": "array"}]}, "max_tokens": _COUNT},
+        "required": ["model", "prompt"],
+    },
+    "embeddings": {
+        "properties": {**_COMMON, "input": {"anyOf": [_TEXT, {"type": "array"}]}},
+        "required": ["model", "input"],
+    },
+    "responses": {
+        "properties": {
+            **_COMMON, "input": {"anyOf": [_TEXT, _TURNS]}, "instructions": {"type": ["string", "null"]},
+            "max_output_tokens": _COUNT, "previous_response_id": {"type": ["string", "null"]},
+            "store": {"type": ["boolean", "null"]}, "tools": {"type": "array"},
+        },
+        "required": ["model", "input"],
+    },
+    "messages": {
+        "properties": {
+            **_COMMON, "messages": _TURNS, "max_tokens": _COUNT, "system": {"anyOf": [_TEXT, {"type": "array"}]},
+            "tools": {"type": "array"},
+        },
+        "required": ["model", "messages", "max_tokens"],
+    },
+}  # fmt: skip
+_FEEDBACK: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "decision_id": _TEXT, "response_id": _TEXT, "request_id": _TEXT,
+        "score": {"anyOf": [_NUMBER_0_1, {"type": "null"}]},
+        "label": {"type": "string", "maxLength": 200}, "comment": {"type": "string", "maxLength": 4000},
+        "source": _TEXT,
+    },
+}  # fmt: skip
+_OTHERS: dict[tuple[str, str], Schema] = {
+    ("POST", "/v1/feedback"): _FEEDBACK,
+    ("POST", "/v1/messages/count_tokens"): {
+        "type": "object", "properties": {"model": _TEXT, "messages": _TURNS}, "required": ["model", "messages"],
+    },
+    ("POST", "/v1/responses/input_tokens"): {
+        "type": "object", "properties": {"model": _TEXT, "input": {"anyOf": [_TEXT, _TURNS]}},
+        "required": ["model", "input"],
+    },
+}  # fmt: skip
+_COMPONENTS: dict[str, Schema] = {
+    "Turn": {
+        "type": "object",
+        "properties": {
+            "role": {"type": "string"},
+            "content": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+        },
+        "required": ["role", "content"],
+    },
+    "Knobs": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "cost_weight": _NUMBER_0_1, "min_quality": _NUMBER_0_1,
+            "max_cost_usd": {"type": "number", "minimum": 0}, "max_latency_s": {"type": "number", "minimum": 0},
+            "models": {"type": "array", "items": _TEXT}, "cache": _TEXT, "route": _TEXT,
+        },
+    },
+    "Error": {
+        "type": "object",
+        "properties": {"error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}}},
+        "required": ["error"],
+    },
+}  # fmt: skip
+
+
+async def get_openapi(request: Request, _: str) -> Answer:
+    """Needs no key: it holds nothing of this installation."""
+    return 200, [JSON], document()
+
+
+@functools.cache
+def document() -> bytes:
+    """OpenAPI 3.1 as JSON."""
+    from gateway.api import HANDLERS  # the table holds this module's own handler
+
+    paths: dict[str, dict[str, Schema]] = {}
+    for path, surface in SURFACES.items():
+        paths[path] = {"post": answering(path, surface)}
+    for method, pattern, handler in HANDLERS:
+        for path in paths_of(pattern.pattern):
+            paths.setdefault(path, {})[method.lower()] = operation(method, path, handler)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Headgate", "version": importlib.metadata.version("headgate")},
+            "paths": paths,
+            "components": {
+                "schemas": _COMPONENTS,
+                "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            },
+            "security": [{"key": []}, {}],
+        }
+    )
+
+
+def answering(path: str, surface: str) -> Schema:
+    """A path that models answer."""
+    body = {"type": "object", **_BODIES[surface]}
+    answer = {"200": {"description": "the answer, whole or as events", "content": _json({"type": "object"})}}
+    answer["200"]["content"]["text/event-stream"] = {"schema": _TEXT}  # type: ignore[index]
+    return {
+        "summary": f"An answer of a model, in the shape of {surface}",
+        "operationId": _id("POST", path),
+        "requestBody": {"required": True, "content": _json(body)},
+        "responses": {**answer, **_errors()},
+    }
+
+
+def operation(method: str, path: str, handler: Handler) -> Schema:
+    """Any other path: its handler says what it does."""
+    said: Schema = {
+        "summary": (handler.__doc__ or handler.__name__.replace("_", " ")).strip().splitlines()[0],
+        "operationId": _id(method, path),
+        "responses": {"2XX": {"description": "done"}, **_errors()},
+    }
+    if names := re.findall(r"{(\w+)}", path):
+        said["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
+    if body := _OTHERS.get((method, path)):
+        said["requestBody"] = {"required": True, "content": _json(body)}
+    return said
+
+
+def paths_of(pattern: str) -> Iterator[str]:
+    """The paths of a handler's pattern, `{id}` for what it catches."""
+    for one in pattern.split("|"):
+        yield _CAUGHT.sub("{id}", one).replace("\\", "")
+
+
+def _errors() -> dict[str, Schema]:
+    error = {"content": _json({"$ref": "#/components/schemas/Error"})}
+    return {
+        "4XX": {"description": "what is wrong with the request, or with the caller's means", **error},
+        "5XX": {"description": "a provider's failure, or this gateway can't answer now", **error},
+    }
+
+
+def _json(schema: Schema) -> dict[str, Schema]:
+    return {"application/json": {"schema": schema}}
+
+
+def _id(method: str, path: str) -> str:
+    return method.lower() + re.sub(r"\W+", "_", path).rstrip("_")

@@ -1,0 +1,36 @@
+"""Several steps of a climb at the same time, until all have ended or one has brought enough."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from cascade.types import Outcome
+
+Step = Coroutine[Any, Any, Outcome]
+
+
+async def at_once(
+    steps: Sequence[Step], enough: Callable[[Outcome], bool] | None, cut: Callable[[int], Outcome]
+) -> list[Outcome]:
+    """Outcomes in the order of the steps. What still runs when `enough` says so is cancelled, and `cut` says what came
+    of it. Whatever happens, no step is left running.
+    """
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    waiting = set(tasks)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if enough is not None and any(enough(task.result()) for task in done):
+                break
+    finally:
+        await _end(waiting)
+    return [cut(place) if task.cancelled() else task.result() for place, task in enumerate(tasks)]
+
+
+async def _end(tasks: set[asyncio.Task[Outcome]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

@@ -1,0 +1,291 @@
+"""Asks one prompt of a job through the request path that live traffic takes, and keeps what came in one write.
+
+An answer and the decision that paid for it are one record of the spool, so a crash can lose both or neither. Before
+the call an intent is written: after a crash, one without its decision may have been billed though nobody knows, and
+counts as spent (`Jobs.write_off`). Every call names itself to its upstream (`Call.once`), so that a provider which
+honours idempotency keys bills and answers a repeated call once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from cascade.plan import plan_for
+from cascade.strategies import TEMPERATURE
+from cascade.types import Limits, Plan
+from cascade.voting import Vote, samples
+from gateway.answer import Answering, bound
+from gateway.audit import Heard
+from gateway.batch.types import Arm, Prompt
+from gateway.call import Arrival, Call, read_call
+from gateway.errors import CallerError, HeadgateError
+from gateway.journal.record import DecisionRecord, JobStartRecord, Record
+from gateway.journal.spool import Spool
+from gateway.keys import Caller
+from gateway.reply import Reply
+from gateway.routes import Route, RouteBook
+from gateway.services import Services
+from gateway.wire.errors import render_error
+from routers.types import Candidate, Choice, Estimate, Knobs, Query
+
+MAX_TRIES = 5
+"""Calls of one prompt, each with its own attempts, before its failure is final."""
+MAY_PASS = frozenset({408, 409, 425, 429, 499, 500, 502, 503, 504})
+SPOOL_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How an arm answers: the model, what was expected of it, and who may be asked after it."""
+
+    arm: Arm
+    quality: float
+    cost_usd: float
+    better: tuple[Estimate, ...] = ()
+    """Who the route's cascade may ask after it; empty: nobody."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What came of one call."""
+
+    place: int
+    status: int
+    """HTTP status as a client would have seen it."""
+    body: bytes = b""
+    code: str = ""
+    cost_nanousd: int = 0
+    held: bool = True
+    """False: refused before any money was held, and nothing was recorded."""
+    final: bool = True
+    retry_after_s: float = 0.0
+    latency_s: float = 0.0
+    model: str = ""
+    decision_id: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+
+class JobSpool(Spool):
+    """The worker's spool, but for the decisions of calls under way: their asker writes them, with the answer."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__(spool.directory)
+        self._spool = spool
+        self._expected: dict[str, DecisionRecord | None] = {}
+
+    def append(self, record: Record) -> bool:
+        if isinstance(record, DecisionRecord) and record.request_id in self._expected:
+            self._expected[record.request_id] = record
+            return True
+        return self._spool.append(record)
+
+    def expect(self, request_id: str) -> None:
+        """Hold this request's decision back until `take`."""
+        self._expected[request_id] = None
+
+    def take(self, request_id: str) -> DecisionRecord | None:
+        return self._expected.pop(request_id)
+
+    async def sync(self) -> None:
+        await self._spool.sync()
+
+    def close(self) -> None:
+        """Its owner's to close."""
+
+
+class Listening(Heard):
+    """Hears an answer, and how long a refusal says to wait."""
+
+    retry_after_s = 0.0
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        await super().__call__(message)
+        for name, value in message.get("headers", ()):
+            if name == b"retry-after-ms":
+                self.retry_after_s = float(value) / 1e3
+
+
+class JobBook(RouteBook):
+    """The worker's routes as they are now, and one of its own for each prompt under way."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.planned: dict[str, Route] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._services.book, name)
+
+    def find(self, name: str) -> Route:
+        return self.planned.get(name) or self._services.book.find(name)
+
+    def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
+        """A planned route stays: the plan has chosen among the models that its line allows."""
+        return route
+
+
+class Planned:
+    """A router whose one choice the plan has made."""
+
+    name, version, features_version = "batch", "1", ""
+
+    def __init__(self, choice: Choice) -> None:
+        self._choice = choice
+
+    def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
+        return self._choice
+
+
+class Sampled:
+    """Best of several samples of one model, by their vote and confidence."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def plan(
+        self, choice: Choice, worst_cost_usd: Mapping[str, float], *, limits: Limits, retries: int, **_: object
+    ) -> Plan:
+        plain = plan_for(choice, "none", worst_cost_usd, limits=limits, retries=retries)
+        ballots = samples(plain.steps[0], self.count, TEMPERATURE)
+        return Plan(ballots, (), limits, retries, Vote(ballots, accept_share=0.0))
+
+
+class Asker:
+    """Asks the prompts of one job, as many at once as its runner wants."""
+
+    def __init__(self, services: Services, job: str, caller: Caller) -> None:
+        self.job = job
+        self.caller = caller
+        self.spool = JobSpool(services.spool)
+        self.book = JobBook(services)
+        self.s = replace(services, spool=self.spool, book=self.book)
+        self.answering = Answering(self.s)
+
+    def worst(self, prompt: Prompt, ways: Ways) -> int:
+        """Most nano-dollars that one call of this prompt may be held for. Raises CallerError for a bad prompt."""
+        call = self._call(prompt, "", 600.0)
+        route = self._route(call, ways)
+        return bound(route, self.answering.worst(call, route), route.names)
+
+    async def ask(self, prompt: Prompt, ways: Ways, *, tries: int, timeout_s: float) -> Told:
+        """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
+        request_id = f"{self.job}-{prompt.index}-{self.s.ids.new('try')[4:]}"
+        told = Told(prompt.index, 0)
+        try:
+            call = self._call(prompt, request_id, timeout_s)
+            if not self.caller.may_use(call.model):
+                raise CallerError(f"this key may not use '{call.model}'", code="model_not_found", status=404)
+            route = self._route(call, ways)
+        except HeadgateError as error:
+            return await self._refused(told, prompt, request_id, error)
+        name = f"\0{request_id}"
+        self.book.planned[name] = route
+        call.wishes = msgspec.structs.replace(call.wishes, route=name)
+        worst = bound(route, self.answering.worst(call, route), route.names)
+        await self._write(JobStartRecord(job=self.job, index=prompt.index, time_s=self.s.clock(), worst_nanousd=worst))
+        try:
+            return await self._heard(call, told, tries)
+        finally:
+            del self.book.planned[name]
+
+    async def _heard(self, call: Call, told: Told, tries: int) -> Told:
+        """Between the decision's making and its record nothing waits: only a crash in those microseconds parts them."""
+        heard = Listening()
+        self.spool.expect(call.request_id)
+        try:
+            exchange = await self.answering.answer(call, Reply(heard), self.caller)
+        except BaseException:
+            decision = self.spool.take(call.request_id)
+            if decision is not None:
+                self.spool.append(self._kept(decision, told, b""))
+            raise
+        decision = self.spool.take(call.request_id)
+        told.status, told.retry_after_s = heard.status, heard.retry_after_s
+        told.latency_s = self.s.now() - call.received_s
+        told.final = told.ok or not (told.status in MAY_PASS and tries + 1 < MAX_TRIES)
+        if exchange is None or decision is None:
+            told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
+            return told
+        told.code, told.cost_nanousd = exchange.error, exchange.cost_nanousd
+        told.model, told.decision_id = exchange.answered_by, exchange.decision_id
+        await self._write(self._kept(decision, told, bytes(heard.body) if told.final else b""))
+        return told
+
+    async def give_up(self, prompt: Prompt, status: int, code: str, message: str) -> None:
+        """A prompt that nobody will be asked: it failed, for nothing."""
+        error = HeadgateError(message, code=code, status=status)
+        await self._refused(Told(prompt.index, 0), prompt, f"{self.job}-{prompt.index}", error)
+
+    async def _refused(self, told: Told, prompt: Prompt, request_id: str, error: HeadgateError) -> Told:
+        told.status, told.code = error.status, error.code or error.kind
+        told.body = render_error(error, prompt.surface, request_id=request_id)
+        await self._write(self._refusal(told, prompt, request_id))
+        return told
+
+    def _refusal(self, told: Told, prompt: Prompt, request_id: str) -> DecisionRecord:
+        return DecisionRecord(
+            id=self.s.ids.new("dec"), time_s=self.s.clock(), request_id=request_id, tenant=self.caller.tenant,
+            key_id=self.caller.key_id, surface=prompt.surface, status=told.status, error=told.code, cache="off",
+            job=self.job, job_index=prompt.index, job_answer=told.body,
+        )  # fmt: skip
+
+    def _kept(self, decision: DecisionRecord, told: Told, body: bytes) -> DecisionRecord:
+        """`body` is empty where the prompt will be asked again."""
+        return msgspec.structs.replace(
+            decision, job=self.job, job_index=told.place, job_final=bool(body), job_answer=body
+        )
+
+    async def _write(self, record: Record) -> None:
+        """What was paid for is never dropped: where the disk is full, nothing goes on until it is not."""
+        while not self.spool.append(record):  # noqa: ASYNC110 - nothing tells when a disk has space again
+            await asyncio.sleep(SPOOL_RETRY_S)
+
+    def _call(self, prompt: Prompt, request_id: str, timeout_s: float) -> Call:
+        arrival = Arrival({}, "", request_id, self.s.now())
+        limit = self.s.config.server.max_messages
+        call = read_call(prompt.surface, prompt.body, arrival, max_messages=limit, timeout_s=timeout_s)
+        if call.stream:
+            raise CallerError("a batch line can't stream", param="stream", code="invalid_request")
+        call.once = f"{self.job}-{prompt.index}"
+        return call
+
+    def _route(self, call: Call, ways: Ways) -> Route:
+        """The asked route with the plan's choice; retries are the runner's, so the worst case is one call's."""
+        book, arm = self.s.book, ways.arm
+        asked = book.find(call.wishes.route or call.model)
+        model = book.models[arm.model]
+        if ways.better and asked.router is not None:
+            return replace(asked, router=Planned(choice_of(ways)))
+        config = msgspec.structs.replace(
+            asked.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"
+        )
+        sampled: Any = Sampled(arm.samples) if arm.samples > 1 else None
+        names = (arm.model,) * max(1, arm.samples)
+        return replace(
+            asked, config=config, models=(model,), fallbacks=(), router=Planned(choice_of(replace(ways, better=()))),
+            default_model=arm.model, names=names, cascade=sampled, promise=None,
+        )  # fmt: skip
+
+
+def choice_of(ways: Ways) -> Choice:
+    """The plan's choice as a router's: certain, with those expected to do better after it."""
+    own = Estimate(ways.arm.model, ways.quality, 0.0, ways.cost_usd)
+    ranked = (own, *sorted(ways.better, key=lambda one: one.quality))
+    chances = {one.model: float(one is own) for one in ranked}
+    return Choice(own.model, 1.0, chances, ranked, {}, "planned", "batch@1", tuple(chances))
+
+
+def error_code(body: bytes | bytearray) -> str:
+    """What an error answer says of its kind."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        return str(error.get("code") or error.get("type") or "")
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        return ""

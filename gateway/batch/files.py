@@ -1,0 +1,127 @@
+"""Uploaded files and what jobs leave: kept in the database in pieces, each of one tenant, which alone sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.errors import NotFound
+from gateway.journal.record import new_id
+from gateway.journal.tables import file_chunks, files
+from gateway.journal.write import clean, put_row
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class File(msgspec.Struct):
+    """One file's own description."""
+
+    id: str
+    tenant: str
+    purpose: str
+    name: str
+    bytes: int
+    created_s: float
+    expires_s: float | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """As OpenAI's API describes a file."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.bytes,
+            "created_at": int(self.created_s),
+            "expires_at": None if self.expires_s is None else int(self.expires_s),
+            "filename": self.name,
+            "purpose": self.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+
+
+class Files:
+    """Over one database. Synchronous: call it off the event loop."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def add(
+        self,
+        tenant: str,
+        purpose: str,
+        name: str,
+        data: Iterable[bytes],
+        now_s: float,
+        *,
+        id: str = "",
+        expires_s: float | None = None,
+    ) -> File:
+        """All of it or nothing. `id`: to write the same file again in place of a broken-off one."""
+        file = File(id or new_id("file"), clean(tenant), clean(purpose), clean(name), 0, now_s, expires_s)
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(file_chunks).where(file_chunks.c.file == file.id))
+            for place, piece in enumerate(_pieces(data)):
+                connection.execute(sa.insert(file_chunks), {"file": file.id, "place": place, "data": piece})
+                file.bytes += len(piece)
+            put_row(connection, files, msgspec.to_builtins(file))
+        return file
+
+    def find(self, id: str, tenant: str) -> File:
+        """Raises NotFound."""
+        query = sa.select(files).where(files.c.id == clean(id), files.c.tenant == clean(tenant))
+        with self.engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound(f"No such File object: {id}", param="id")
+        return File(**row)
+
+    def page(
+        self, tenant: str, *, purpose: str = "", after: str = "", limit: int = 10_000, oldest_first: bool = False
+    ) -> list[File]:
+        """`after`: the id of the last one of the page before."""
+        place = sa.tuple_(files.c.created_s, files.c.id)
+        query = sa.select(files).where(files.c.tenant == clean(tenant)).limit(limit)
+        if purpose:
+            query = query.where(files.c.purpose == clean(purpose))
+        if after:
+            last = self.find(after, tenant)
+            edge = sa.tuple_(last.created_s, last.id)
+            query = query.where(place > edge if oldest_first else place < edge)
+        order = (files.c.created_s, files.c.id)
+        query = query.order_by(*(order if oldest_first else [column.desc() for column in order]))
+        with self.engine.connect() as connection:
+            return [File(**row) for row in connection.execute(query).mappings()]
+
+    def read(self, id: str) -> Iterator[bytes]:
+        """Its content, piece by piece."""
+        place = 0
+        while True:
+            query = sa.select(file_chunks.c.data).where(file_chunks.c.file == id, file_chunks.c.place == place)
+            with self.engine.connect() as connection:
+                piece = connection.execute(query).scalar_one_or_none()
+            if piece is None:
+                return
+            yield piece
+            place += 1
+
+    def delete(self, id: str, tenant: str) -> None:
+        """Raises NotFound."""
+        self.find(id, tenant)
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(files).where(files.c.id == id))
+            connection.execute(sa.delete(file_chunks).where(file_chunks.c.file == id))
+
+
+def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of CHUNK_BYTES."""
+    held = bytearray()
+    for part in data:
+        held += part
+        while len(held) >= CHUNK_BYTES:
+            yield bytes(held[:CHUNK_BYTES])
+            del held[:CHUNK_BYTES]
+    if held:
+        yield bytes(held)

@@ -1,0 +1,338 @@
+"""The durable list of batch jobs: what each is, who runs it, how far it is, and what somebody wishes of it.
+
+It lies in the journal's database, where the shipper puts what every prompt came to (`job_items`), so a job and its
+money can't disagree with the journal. One process at a time runs a job: it holds a lease, and whoever finds the lease
+lapsed (or its holder dead, on this machine) takes over. Synchronous: call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.errors import CallerError, NotFound
+from gateway.journal.record import new_id
+from gateway.journal.tables import job_items, job_parts, jobs
+from gateway.journal.write import ENDED as ITEM_ENDED
+from gateway.journal.write import clean, put_row
+
+State = Literal[
+    "validating", "running", "paused", "finalizing", "cancelling", "completed", "cancelled", "expired", "failed"
+]
+ENDED = ("completed", "cancelled", "expired", "failed")
+LEASE_S = 15.0
+PAGE_ROWS = 500
+Wish = Literal["", "pause", "cancel"]
+
+
+class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a job is: all that its runner needs to begin, and what its end left."""
+
+    source: str
+    """The input's name, for people."""
+    route: str = ""
+    """What answers lines that name no model."""
+    key_id: str = ""
+    """The key it runs on the account of; empty: the operator's own."""
+    folder: str = ""
+    """Of the plan, on the machine that made it."""
+    out: str = ""
+    errors_out: str = ""
+    fingerprint: str = ""
+    """Of the input's bytes: a job is resumed on the very same input only."""
+    budget_usd: float | None = None
+    deadline_s: float | None = None
+    """Unix time."""
+    concurrency: int = 16
+    cascade: bool = False
+    skip_bad: bool = False
+    engine: str = "embedded"
+    total: int = 0
+    """Lines to be answered, duplicates included."""
+    endpoint: str = ""
+    completion_window: str = ""
+    metadata: dict[str, str] = {}
+    input_file: str = ""
+    output_file: str = ""
+    error_file: str = ""
+    errors: list[dict[str, Any]] = []
+    """Why it failed, line by line."""
+    times: dict[str, float] = {}
+    """Unix time at which each state was reached."""
+
+
+class Progress(msgspec.Struct, omit_defaults=True):
+    """How far a job is, as its runner last said. Counts are of lines, duplicates included."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    at_provider: int = 0
+    """Prompts that wait in a provider's batch."""
+    spent_nanousd: int = 0
+    expected_nanousd: int = 0
+    """What the whole job will have cost, as now predicted."""
+    at_risk_nanousd: int = 0
+    """Calls under way when a runner died: their provider may have billed them, nobody knows."""
+    quality: float | None = None
+    """Mean predicted quality of what was and will be answered."""
+    rate_per_s: float = 0.0
+    eta_s: float | None = None
+    """Seconds to the end; None: unknown."""
+    concurrency: int = 0
+    replans: int = 0
+    warning: str = ""
+    """A shortfall that is coming, said before it is there."""
+    by_model: dict[str, int] = {}
+    time_s: float = 0.0
+
+
+class Job(msgspec.Struct):
+    id: str
+    tenant: str
+    origin: str
+    """command | api"""
+    state: State
+    wish: Wish
+    created_s: float
+    owner: str
+    lease_s: float
+    at_risk_nanousd: int
+    card: Card
+    progress: Progress
+
+
+class Item(msgspec.Struct):
+    """One prompt, as the journal knows it."""
+
+    place: int
+    state: str
+    tries: int
+    worst_nanousd: int
+    cost_nanousd: int
+    decision_id: str
+    model: str
+    status: int
+    answer: bytes = b""
+
+
+class Part(msgspec.Struct):
+    """Prompts handed to a provider's own batch endpoint, all at once."""
+
+    id: str
+    job: str
+    state: str
+    """sent | ended"""
+    worst_nanousd: int
+    provider: str = ""
+    model: str = ""
+    places: list[int] = []
+    upstream: str = ""
+    """The provider's id of the batch; empty: not known yet."""
+    window_s: float = 86400.0
+
+
+_decode_card = msgspec.json.Decoder(Card).decode
+_decode_progress = msgspec.json.Decoder(Progress).decode
+
+
+def owner_name() -> str:
+    """Of this process: the machine, the process, and which of its runs."""
+    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+
+
+def is_gone(owner: str) -> bool:
+    """True: the owner was a process of this machine that has ended. A stranger's state is not known."""
+    host, _, rest = owner.partition("/")
+    pid = rest.partition("/")[0]
+    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+class Jobs:
+    """Over one database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    # the list
+
+    def add(self, tenant: str, origin: str, card: Card, now_s: float, state: State = "validating") -> Job:
+        card.times[state] = now_s
+        job = Job(new_id("batch"), clean(tenant), origin, state, "", now_s, "", 0.0, 0, card, Progress())
+        with self.engine.begin() as connection:
+            put_row(connection, jobs, _row(job))
+        return job
+
+    def find(self, id: str, tenant: str | None = None) -> Job:
+        """Of this tenant, or of any where None. Raises NotFound."""
+        query = sa.select(jobs).where(jobs.c.id == clean(id))
+        if tenant is not None:
+            query = query.where(jobs.c.tenant == clean(tenant))
+        found = self._jobs(query)
+        if not found:
+            raise NotFound(f"No batch found with id '{id}'.")
+        return found[0]
+
+    def page(self, tenant: str | None = None, *, after: str = "", limit: int = 20) -> list[Job]:
+        """Newest first; `after`: the id of the last one of the page before."""
+        query = sa.select(jobs).order_by(jobs.c.created_s.desc(), jobs.c.id.desc()).limit(limit)
+        if tenant is not None:
+            query = query.where(jobs.c.tenant == clean(tenant))
+        if after:
+            last = self.find(after, tenant)
+            query = query.where(sa.tuple_(jobs.c.created_s, jobs.c.id) < sa.tuple_(last.created_s, last.id))
+        return self._jobs(query)
+
+    def unfinished(self, origin: str) -> list[Job]:
+        """Oldest first."""
+        query = sa.select(jobs).where(jobs.c.state.not_in(ENDED), jobs.c.origin == origin)
+        return self._jobs(query.order_by(jobs.c.created_s, jobs.c.id))
+
+    def change(self, job: Job, state: State, now_s: float) -> None:
+        """The runner's own: a new state and whatever it wrote into the card."""
+        job.state = state
+        job.card.times.setdefault(state, now_s)
+        payload = msgspec.json.encode(job.card).decode()
+        self._update(job.id, {"state": state, "payload": payload}, owner=job.owner)
+
+    def ask(self, id: str, wish: Wish, now_s: float) -> Job:
+        """Pause, resume ('') or cancel; the runner obeys at its next look. Raises CallerError where it is over."""
+        job = self.find(id)
+        if job.state in ENDED:
+            raise CallerError(f"the batch is {job.state}", code="batch_ended", status=409)
+        if job.wish == "cancel" and wish != "cancel":
+            raise CallerError("the batch is being cancelled", code="batch_ended", status=409)
+        values: dict[str, Any] = {"wish": wish}
+        if wish == "cancel":
+            job.card.times.setdefault("cancelling", now_s)
+            values |= {"state": "cancelling", "payload": msgspec.json.encode(job.card).decode()}
+        self._update(id, values)
+        return self.find(id)
+
+    # who runs it
+
+    def claim(self, id: str, owner: str, now_s: float) -> Job | None:
+        """Ours, if nobody holds it (any more); None: somebody does, or it is over."""
+        job = self.find(id)
+        if job.state in ENDED or (job.owner and job.lease_s > now_s and not is_gone(job.owner)):
+            return None
+        mine = sa.update(jobs).where(
+            jobs.c.id == id, jobs.c.owner == job.owner, jobs.c.lease_s == job.lease_s, jobs.c.state.not_in(ENDED)
+        )
+        with self.engine.begin() as connection:
+            taken = connection.execute(mine.values(owner=owner, lease_s=now_s + LEASE_S)).rowcount
+        return self.find(id) if taken else None
+
+    def renew(self, job: Job, progress: Progress, now_s: float) -> Wish | None:
+        """The lease goes on; what is wished of us. None: it is no longer ours."""
+        text = msgspec.json.encode(progress).decode()
+        if not self._update(job.id, {"lease_s": now_s + LEASE_S, "progress": text}, owner=job.owner):
+            return None
+        with self.engine.connect() as connection:
+            wish: Wish = connection.execute(sa.select(jobs.c.wish).where(jobs.c.id == job.id)).scalar_one()
+        return wish
+
+    def release(self, job: Job, progress: Progress) -> None:
+        """Anybody may take it from here."""
+        text = msgspec.json.encode(progress).decode()
+        self._update(job.id, {"owner": "", "lease_s": 0.0, "progress": text}, owner=job.owner)
+
+    # its prompts
+
+    def write_off(self, job: Job) -> int:
+        """Calls that a dead runner began and no record ended: counted as spent at worst, and open again.
+
+        Call it once the dead runner's records have been shipped. Returns all that is at risk, in nano-dollars.
+        """
+        lost = (job_items.c.job == job.id, job_items.c.state == "started")
+        with self.engine.begin() as connection:
+            worst = connection.execute(sa.select(sa.func.sum(job_items.c.worst_nanousd)).where(*lost)).scalar() or 0
+            connection.execute(sa.update(job_items).where(*lost).values(state="open", worst_nanousd=0))
+            more = jobs.c.at_risk_nanousd + int(worst)
+            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(at_risk_nanousd=more))
+        job.at_risk_nanousd += int(worst)
+        return job.at_risk_nanousd
+
+    def items(self, id: str, *, answers: bool = False) -> Iterator[Item]:
+        """Every prompt that was asked, in order."""
+        columns = [column for column in job_items.c if column.name not in ("job", "time_s")]
+        if not answers:
+            columns.remove(job_items.c.answer)
+        at = -1
+        while True:
+            query = sa.select(*columns).where(job_items.c.job == id, job_items.c.place > at)
+            with self.engine.connect() as connection:
+                rows = connection.execute(query.order_by(job_items.c.place).limit(PAGE_ROWS)).mappings().all()
+            yield from (Item(**row) for row in rows)
+            if len(rows) < PAGE_ROWS:
+                return
+            at = rows[-1]["place"]
+
+    def ended_count(self, id: str) -> int:
+        """Prompts whose answer or final failure is in the database."""
+        query = sa.select(sa.func.count()).where(job_items.c.job == id, job_items.c.state.in_(ITEM_ENDED))
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def spent(self, id: str) -> int:
+        """Nano-dollars that the journal's decisions of this job add up to."""
+        query = sa.select(sa.func.sum(job_items.c.cost_nanousd)).where(job_items.c.job == id)
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    # what waits at a provider
+
+    def put_part(self, part: Part, now_s: float) -> None:
+        kept = {name: getattr(part, name) for name in ("provider", "model", "places", "upstream", "window_s")}
+        row = {"id": part.id, "job": part.job, "state": part.state, "time_s": now_s,
+               "worst_nanousd": part.worst_nanousd, "payload": msgspec.json.encode(kept).decode()}  # fmt: skip
+        with self.engine.begin() as connection:
+            put_row(connection, job_parts, row)
+
+    def parts(self, id: str) -> Sequence[Part]:
+        """Oldest first."""
+        query = sa.select(job_parts).where(job_parts.c.job == id).order_by(job_parts.c.time_s, job_parts.c.id)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        own = ("id", "job", "state", "worst_nanousd")
+        return [Part(**{name: row[name] for name in own}, **msgspec.json.decode(row["payload"])) for row in rows]
+
+    # inside
+
+    def _update(self, id: str, values: Mapping[str, Any], owner: str | None = None) -> bool:
+        """False: there is no such job, or its owner is another."""
+        which = [jobs.c.id == id] if owner is None else [jobs.c.id == id, jobs.c.owner == owner]
+        with self.engine.begin() as connection:
+            return bool(connection.execute(sa.update(jobs).where(*which).values(**values)).rowcount)
+
+    def _jobs(self, query: sa.Select[Any]) -> list[Job]:
+        with self.engine.connect() as connection:
+            return [_job(row) for row in connection.execute(query).mappings().all()]
+
+
+def _row(job: Job) -> dict[str, Any]:
+    row = {name: getattr(job, name) for name in job.__struct_fields__ if name not in ("card", "progress")}
+    return row | {
+        "payload": msgspec.json.encode(job.card).decode(),
+        "progress": msgspec.json.encode(job.progress).decode(),
+    }
+
+
+def _job(row: Mapping[Any, Any]) -> Job:
+    own = {name: row[name] for name in Job.__struct_fields__ if name not in ("card", "progress")}
+    return Job(**own, card=_decode_card(row["payload"]), progress=_decode_progress(row["progress"]))

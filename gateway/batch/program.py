@@ -1,0 +1,188 @@
+"""The assignment as a linear program, evaluated in bulk: what prices on money and capacity make everybody choose.
+
+    maximise  sum_i worth[i, x_i]   over arms x_i,   subject to   sum_i use_k[i, x_i] <= 1   for every limit k
+
+Uses are shares of the limit (money over the budget, tokens over what the deadline leaves room for), so limits of any
+unit are alike. With a price p_k >= 0 on each limit every prompt decides alone, and
+
+    D(p) = sum_i max_a (worth[i, a] - sum_k p_k use_k[i, a]) + sum_k p_k
+
+is no less than the worth of any assignment within the limits (Lagrange relaxation). A use is linear in five things: a
+call, its cost, its tokens in and out and its seconds, so no matrix per limit is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.batch.types import Capacity, Estimates, Floats
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+CALLS, MONEY, INPUT, OUTPUT, SECONDS = range(5)
+NEVER = np.float32(-1e30)
+"""The worth of an arm that may not answer."""
+_CHUNK = 16_384
+"""Rows looked at together: they stay in the processor's cache."""
+
+
+class Decision(NamedTuple):
+    """What all prompts together do at some prices."""
+
+    arm: NDArray[np.int16]
+    totals: Array
+    """Shape (5, arms): calls, dollars, tokens in, tokens out and seconds of each arm."""
+    worth: float
+    value: float
+    """Sum over prompts of the best worth less its price."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Rows by arms. `weights` is (limits, 5, arms): what one unit of each thing uses of each limit."""
+
+    worth: Floats
+    """NEVER where the arm may not answer."""
+    cost: Floats
+    """Zero there."""
+    output: Floats
+    seconds: Floats
+    """NaN-free; zero where unknown."""
+    input: Floats
+    """Shape (n,)."""
+    weights: Array
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.worth)
+
+    def rows(self, kept: Rows) -> Program:
+        """Those prompts alone, under the same limits."""
+        return Program(
+            self.worth[kept], self.cost[kept], self.output[kept], self.seconds[kept], self.input[kept],
+            self.weights, self.names,
+        )  # fmt: skip
+
+    def scaled(self, share: float) -> Program:
+        """The same rows under limits `share` times as wide: what a sample of the rows may use."""
+        weights = self.weights / share
+        return Program(self.worth, self.cost, self.output, self.seconds, self.input, weights, self.names)
+
+    def priced(self, prices: Array, part: slice) -> Floats:
+        """What every arm's use costs those rows at these prices, shape (rows, arms)."""
+        each: Floats = np.asarray(np.tensordot(prices, self.weights, 1), np.float32)
+        price: Floats = self.cost[part] * each[MONEY]
+        price += each[CALLS]
+        if each[OUTPUT].any():
+            price += self.output[part] * each[OUTPUT]
+        if each[SECONDS].any():
+            price += self.seconds[part] * each[SECONDS]
+        if each[INPUT].any():
+            price += self.input[part, None] * each[INPUT]
+        return price
+
+    def values(self, prices: Array, part: slice) -> Floats:
+        """Worth less price of every arm for those rows."""
+        price = self.priced(prices, part)
+        return np.subtract(self.worth[part], price, out=price)
+
+    def parts(self) -> Iterator[slice]:
+        """All rows, in stretches that stay in the processor's cache."""
+        for start in range(0, len(self), _CHUNK):
+            yield slice(start, min(start + _CHUNK, len(self)))
+
+    def decide(self, prices: Array) -> Decision:
+        """Every prompt's best arm at those prices, shape (limits,)."""
+        n, arms = self.worth.shape
+        arm = np.empty(n, np.int16)
+        totals = np.zeros((5, arms))
+        worth = value = 0.0
+        for part in self.parts():
+            found = self.values(prices, part)
+            best = found.argmax(1)
+            arm[part] = best
+            value += float(np.take_along_axis(found, best[:, None], 1).sum(dtype=np.float64))
+            worth += self._add(totals, best, part)
+        return Decision(arm, totals, worth, value)
+
+    def tally(self, arm: NDArray[np.int16]) -> Decision:
+        """The same account of an assignment made otherwise; rows of a negative arm count for nothing."""
+        totals = np.zeros((5, self.worth.shape[1]))
+        worth = 0.0
+        for part in self.parts():
+            worth += self._add(totals, arm[part].astype(np.intp), part)
+        return Decision(arm, totals, worth, worth)
+
+    def _add(self, totals: Array, best: Rows, part: slice) -> float:
+        """Add the rows' uses to `totals`; the sum of their worth."""
+        rows = np.flatnonzero(best >= 0)
+        best, rows, arms = best[rows], rows + part.start, self.worth.shape[1]
+        totals[CALLS] += np.bincount(best, minlength=arms)
+        totals[INPUT] += np.bincount(best, self.input[rows], arms)
+        for place, matrix in ((MONEY, self.cost), (OUTPUT, self.output), (SECONDS, self.seconds)):
+            totals[place] += np.bincount(best, matrix[rows, best], arms)
+        return float(self.worth[rows, best].sum(dtype=np.float64))
+
+    def uses(self, decision: Decision) -> Array:
+        """Share of each limit used, shape (limits,)."""
+        return np.asarray(np.tensordot(self.weights, decision.totals, 2))
+
+    def bound(self, decision: Decision, prices: Array) -> float:
+        """D(prices): no assignment within the limits is worth more."""
+        return decision.value + float(prices.sum())
+
+    def use_of(self, rows: Rows, arm: NDArray[np.intp]) -> Array:
+        """What answering those rows by those arms uses of each limit, shape (len(rows), limits)."""
+        things = np.stack([
+            np.ones(len(rows)), self.cost[rows, arm], self.input[rows], self.output[rows, arm], self.seconds[rows, arm],
+        ])  # fmt: skip
+        return np.asarray(np.einsum("ktr,tr->rk", self.weights[:, :, arm], things))
+
+
+def program_of(
+    estimates: Estimates,
+    budget_usd: float,
+    deadline_s: float,
+    capacities: Sequence[Capacity],
+    rows: Rows | slice = slice(None),
+) -> Program:
+    """The program of those prompts. Limits that bind nothing (no deadline) are left out; money is always the first."""
+    own = estimates.rows(rows)
+    late = np.array([arm.window_s > deadline_s for arm in own.arms])
+    barred = ~np.isfinite(own.cost_usd) | (own.quality < own.floor[:, None]) | late
+    names, weights = ["budget"], [_money(len(own.arms), budget_usd)]
+    for capacity in capacities if math.isfinite(deadline_s) else ():
+        names.append(capacity.name)
+        weights.append(_weights(capacity, len(own.arms), capacity.per_s * deadline_s))
+    return Program(
+        np.where(barred, NEVER, own.quality),
+        np.where(barred, np.float32(0), own.cost_usd),
+        own.output_tokens,
+        np.nan_to_num(own.latency_s),
+        own.input_tokens,
+        np.array(weights),
+        tuple(names),
+    )
+
+
+def _money(arms: int, budget_usd: float) -> Array:
+    weights = np.zeros((5, arms))
+    weights[MONEY] = 1.0 / max(budget_usd, 1e-12)
+    return weights
+
+
+def _weights(capacity: Capacity, arms: int, room: float) -> Array:
+    weights = np.zeros((5, arms))
+    stated = ((CALLS, capacity.requests), (INPUT, capacity.input_tokens),
+              (OUTPUT, capacity.output_tokens), (SECONDS, capacity.seconds))  # fmt: skip
+    for place, values in stated:
+        if values:
+            weights[place] = np.array(values) / max(room, 1e-12)
+    return weights

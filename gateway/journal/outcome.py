@@ -1,0 +1,55 @@
+"""What a decision came to, as a few bits: they are a column, so that a search reads no records."""
+
+from __future__ import annotations
+
+from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
+
+ERROR, CACHED, ESCALATED, EXPLORED, AUDIT = 1, 2, 4, 8, 16
+NAMES = {"error": ERROR, "cached": CACHED, "escalated": ESCALATED, "explored": EXPLORED, "audit": AUDIT}
+AUDIT_KEY = "audit"
+"""Key under which the gateway asks on its own account: shadow questions and judgements."""
+
+
+def flags_of(record: DecisionRecord) -> int:
+    """Every bit that holds; 0: a plain answer."""
+    flags = ERROR if record.status >= 400 else 0
+    if record.from_cache:
+        flags |= CACHED
+    if record.model and record.answered_model in record.plan[1:]:
+        flags |= ESCALATED
+    if explored_nanousd(record) is not None:
+        flags |= EXPLORED
+    return flags | AUDIT if record.key_id == AUDIT_KEY else flags
+
+
+def named(flags: int) -> list[str]:
+    """The bits' names."""
+    return [name for name, bit in NAMES.items() if flags & bit]
+
+
+def explored_nanousd(record: DecisionRecord) -> int | None:
+    """What trying another model than the likeliest was expected to cost beyond it, never below 0; None: it was the
+    likeliest, or the router estimates nothing, so that chance is all it goes by.
+    """
+    if len(record.candidates) < 2 or not record.model:
+        return None
+    likeliest: CandidateRecord | None = None
+    chosen: CandidateRecord | None = None
+    for one in record.candidates:
+        if likeliest is None or one.probability > likeliest.probability:
+            likeliest = one
+        if one.model == record.model:
+            chosen = one
+    if chosen is None or likeliest is None or chosen.quality is None or chosen.probability >= likeliest.probability:
+        return None
+    if chosen.cost_usd is None or likeliest.cost_usd is None:
+        return 0
+    return max(0, round((chosen.cost_usd - likeliest.cost_usd) * 1e9))
+
+
+def kept_attempt(record: DecisionRecord) -> AttemptRecord | None:
+    """The call whose answer the client got."""
+    for attempt in reversed(record.attempts):
+        if not attempt.failure and attempt.model == record.answered_model:
+            return attempt
+    return None

@@ -1,0 +1,257 @@
+"""Keeps the promises of certified routes: certify, publish, watch, tighten, withdraw; and says where each stands.
+
+Everything is read from the journal and what must be remembered is a setting in the store, so a step may run anywhere,
+any time. A measured request is a decision that both models answered; the comparison of the two is a feedback of source
+`reference`. Only rounds of the router that serves now count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import nan, sqrt
+from typing import Any
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+
+from cascade.promise import NEVER, Measured, Standing
+from gateway.config import Config, RouteConfig
+from gateway.journal.record import AttemptRecord, DecisionRecord
+from gateway.journal.store import Store
+from gateway.journal.tables import decisions, feedback
+from gateway.settings import FloorSetting, Settings, change_settings
+
+LATE_S = 2.0
+"""Records come in by several workers' spools: what is younger than this may not be whole yet."""
+MOST_ROWS = 20_000
+SAVED_EVERY_S = 3600.0
+_decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A decision of the route whose first model was asked."""
+
+    time_s: float
+    router: str
+    confidence: float
+    """NaN: nothing was read, or the first model failed."""
+    kept: bool
+    cost_usd: float
+
+
+def certified_routes(config: Config) -> list[RouteConfig]:
+    return [route for route in config.routes if route.cascade == "certified"]
+
+
+class Promises:
+    """Those of all certified routes. What only monitors is saved once an hour; after a restart it is read again."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.keepers = [Keeper(config, store, route) for route in certified_routes(config)]
+
+    def step(self, now_s: float) -> list[dict[str, Any]]:
+        """One step for every certified route, and where each stands after it (see `Keeper.told`)."""
+        return [keeper.step(now_s) for keeper in self.keepers]
+
+
+def standings(config: Config, store: Store) -> list[dict[str, Any]]:
+    """Where every certified route stands, without a step: JSON-able, for the admin API and the command."""
+    return [Keeper(config, store, route).told() for route in certified_routes(config)]
+
+
+class Keeper:
+    """Of one route."""
+
+    def __init__(self, config: Config, store: Store, route: RouteConfig) -> None:
+        self.config, self.store, self.route = config, store, route
+        assert route.min_quality is not None
+        self.reference = route.reference or route.models[-1]
+        remembered = store.setting(self.name) or {}
+        self.standing = self._restored(remembered)
+        self.router: str = remembered.get("router", "")
+        self.seen_s: float = remembered.get("seen_s", 0.0)
+        """What came before was shown to the drift monitor."""
+        self._saved_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of the setting."""
+        return f"floor.{self.route.name}"
+
+    def step(self, now_s: float) -> dict[str, Any]:
+        """Look at what came since the last step, then certify, tighten or withdraw; at most one of these."""
+        until_s = now_s - LATE_S
+        before = self._promised()
+        router = self._serving()
+        if self.standing.certified is not None and router not in ("", self.router):
+            self.standing.withdraw(f"the router changed from {self.router} to {router}", now_s)
+            self.router = router
+        else:
+            self.router = router or self.router
+            self._look(now_s, until_s)
+        if self._promised() != before or now_s - self._saved_s > SAVED_EVERY_S:
+            self._remember()
+            self._saved_s = now_s
+        self._publish()
+        return self.told()
+
+    def _look(self, now_s: float, until_s: float) -> None:
+        issued = datetime.fromtimestamp(now_s, UTC).date().isoformat()
+        measured = self.measured(self.standing.measured_from_s, until_s)
+        said = self.standing.watch(self._confidences(until_s), self.measured(self.seen_s, until_s))
+        self.seen_s = until_s
+        if said == "withdrawn":
+            self.standing.withdraw("audited quality fell below the floor", now_s)
+        elif said == "tighten":
+            self.standing.tighten(measured.last(max(200, len(measured) // 2)), now_s, issued)
+        elif self.standing.state != "tightened":
+            self.standing.calibrate(measured, now_s, issued)
+
+    def told(self) -> dict[str, Any]:
+        """The promise, what it rests on and what came of it since, as plain values."""
+        standing, floor = self.standing, self.standing.certified
+        return {
+            "route": self.route.name,
+            "state": standing.state,
+            "why": standing.why,
+            "floor": standing.floor,
+            "confidence": standing.confidence,
+            "reference": standing.reference,
+            "accept_at": standing.accept_at,
+            "router": self.router,
+            "since_s": standing.changed_s or None,
+            "rows": standing.rows,
+            "rows_needed": standing.rows_needed,
+            "certificate": floor.as_dict()["certificate"] if floor is not None else None,
+            "kept_share": floor.kept_share if floor is not None else None,
+            "coverage": self.coverage() if floor is not None else None,
+            "assumption": floor.certificate.assumption if floor is not None else None,
+        }
+
+    def coverage(self) -> dict[str, Any]:
+        """What came of the promise since it stands so: how much it kept, and how well measured rounds held."""
+        since_s, accept_at = self.standing.changed_s, self.standing.accept_at
+        rounds = list(self._rounds(since_s, float("inf")))
+        measured = self.measured(since_s, float("inf"))
+        with np.errstate(invalid="ignore"):
+            held = np.where(measured.confidence >= (accept_at or NEVER), measured.same, 1.0)
+        right, n = float(held.sum()), len(held)
+        low, high = interval(right, n) if n else (None, None)
+        return {
+            "requests": len(rounds),
+            "kept": sum(one.kept for one in rounds),
+            "measured": n,
+            "quality_share": right / n if n else None,
+            "quality_low": low,
+            "quality_high": high,
+            "cost_usd": sum(one.cost_usd for one in rounds),
+            "reference_usd": float(measured.reference_usd.mean()) * len(rounds) if n else None,
+        }
+
+    # -- what the journal says
+
+    def measured(self, since_s: float, until_s: float) -> Measured:
+        """Comparisons made in that time, oldest first, of rounds that the serving router decided."""
+        query = (
+            sa.select(decisions.c.payload, feedback.c.label)
+            .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
+            .where(feedback.c.source == "reference", decisions.c.route == self.route.name)
+            .where(feedback.c.time_s >= since_s, feedback.c.time_s < until_s)
+            .order_by(feedback.c.time_s.desc(), feedback.c.id)
+            .limit(MOST_ROWS)
+        )
+        with self.store.engine.connect() as connection:
+            found = [(_decode(row.payload), row.label == "same") for row in connection.execute(query)][::-1]
+        rows = [row for record, same in found if record.router == self.router and (row := self._row(record, same))]
+        return Measured(*np.array(rows, np.float64).reshape(-1, 4).T)
+
+    def _row(self, record: DecisionRecord, same: bool) -> tuple[float, ...] | None:
+        first, last = _answer(record, record.plan[0]), _answer(record, self.reference)
+        if first is None or last is None:
+            return None
+        return (_confidence(first), float(same), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9)
+
+    def _rounds(self, since_s: float, until_s: float) -> Iterator[Round]:
+        query = (
+            sa.select(decisions.c.payload)
+            .where(decisions.c.route == self.route.name)
+            .where(decisions.c.time_s >= since_s, decisions.c.time_s < until_s)
+            .order_by(decisions.c.time_s.desc())
+            .limit(MOST_ROWS)
+        )
+        with self.store.engine.connect() as connection:
+            records = [_decode(row.payload) for row in connection.execute(query)]
+        for record in reversed(records):
+            if record.attempts and not record.from_cache and record.plan:
+                first = _answer(record, record.plan[0]) if len(record.plan) > 1 else None
+                confidence = _confidence(first) if first is not None else nan
+                kept = record.answered_model != self.reference
+                yield Round(record.time_s, record.router, confidence, kept, record.cost_nanousd / 1e9)
+
+    def _confidences(self, until_s: float) -> np.ndarray[Any, Any]:
+        since_s = max(self.seen_s, self.standing.changed_s)
+        return np.array([one.confidence for one in self._rounds(since_s, until_s) if one.router == self.router])
+
+    def _serving(self) -> str:
+        """Label of the router behind the latest round; empty: there was none."""
+        query = (
+            sa.select(decisions.c.router)
+            .where(decisions.c.route == self.route.name, decisions.c.router != "")
+            .order_by(decisions.c.time_s.desc())
+            .limit(1)
+        )
+        with self.store.engine.connect() as connection:
+            return str(connection.execute(query).scalar() or "")
+
+    # -- what is remembered
+
+    def _restored(self, remembered: dict[str, Any]) -> Standing:
+        """As it stood, unless the configuration now promises something else."""
+        assert self.route.min_quality is not None
+        fresh = Standing(self.route.min_quality, self.route.certainty, self.reference)
+        if "standing" not in remembered:
+            return fresh
+        old = Standing.from_dict(remembered["standing"])
+        same = (old.floor, old.confidence, old.reference) == (fresh.floor, fresh.confidence, fresh.reference)
+        return old if same else fresh
+
+    def _promised(self) -> dict[str, Any]:
+        """What must not be lost; the rest can be read again."""
+        standing = self.standing.as_dict()
+        return {**standing, "drift": None, "rows": 0, "router": self.router}
+
+    def _remember(self) -> None:
+        told = {"standing": self.standing.as_dict(), "router": self.router, "seen_s": self.seen_s}
+        self.store.save_setting(self.name, told, "learn")
+
+    def _publish(self) -> None:
+        """Workers follow within a second."""
+        name, accept_at = self.route.name, self.standing.accept_at
+
+        def change(settings: Settings) -> Settings:
+            floors = {route: floor for route, floor in settings.floors.items() if route != name}
+            if accept_at is not None:
+                floors[name] = FloorSetting(accept_at, self.router)
+            return msgspec.structs.replace(settings, floors=floors)
+
+        change_settings(self.config.server.run_dir, change)
+
+
+def interval(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Of a share, at 95 % (Wilson 1927)."""
+    share, spread = right / n, z * z / n
+    middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
+
+
+def _answer(record: DecisionRecord, model: str) -> AttemptRecord | None:
+    return next((one for one in reversed(record.attempts) if one.model == model and not one.failure), None)
+
+
+def _confidence(answer: AttemptRecord) -> float:
+    told = answer.evidence.confidence if answer.evidence is not None else None
+    return nan if told is None else told

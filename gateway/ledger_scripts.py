@@ -1,0 +1,206 @@
+"""What the shared ledger does inside Redis: each script is one step that nothing comes between.
+
+Redis' own clock counts (a worker's may be wrong), but where a caller states the time. All keys carry one hash
+tag, so a cluster would keep them together. `born` is drawn anew whenever Redis has lost its data: for a moment
+after it nothing is held and nothing is booked, while every worker says what it knew.
+"""
+
+from __future__ import annotations
+
+from gateway.redis_wire import Script
+
+_TIME = """
+local function time_of(stated)
+  if stated ~= '' then return tonumber(stated) end
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+local function born_of(prefix, fresh, settle_s)
+  local born = redis.call('HMGET', prefix .. 'born', 'epoch', 'at')
+  local now = time_of('')
+  if not born[1] then
+    redis.call('HSET', prefix .. 'born', 'epoch', fresh, 'at', string.format('%.6f', math.floor(now * 1e3) / 1e3))
+    return fresh, settle_s
+  end
+  return born[1], settle_s - (now - tonumber(born[2]))
+end
+"""
+# A period begins when its start has come: a worker whose clock runs ahead doesn't begin it for the others.
+_ROLL = """
+local function roll(key, start, now)
+  start = tonumber(start)
+  if start <= now and tonumber(redis.call('HGET', key, 'start') or '-1') < start then
+    redis.call('HSET', key, 'start', start, 'spent', 0)
+  end
+end
+local function free(prefix, hold)
+  local name = prefix .. 'hold:' .. hold
+  local held = redis.call('HGETALL', name)
+  for i = 1, #held, 2 do redis.call('HINCRBY', held[i], 'held', string.format('%.0f', 0 - held[i + 1])) end
+  redis.call('DEL', name)
+  redis.call('ZREM', prefix .. 'leases', hold)
+end
+local function put(prefix, hold, keys, from, to, amount, ends)
+  for i = from, to do
+    redis.call('HINCRBY', keys[i], 'held', amount)
+    redis.call('HSET', prefix .. 'hold:' .. hold, keys[i], amount)
+  end
+  redis.call('ZADD', prefix .. 'leases', string.format('%.3f', ends), hold)
+end
+"""
+# Token buckets: see gateway/limits.py, which counts the same way.
+_BUCKETS = """
+local function level(kept, capacity, passed_s)
+  if capacity == '' then return nil end
+  if not kept then return tonumber(capacity) end
+  return math.min(tonumber(capacity), tonumber(kept) + passed_s * capacity / 60)
+end
+local function fill(key, rpm, tpm, now)
+  local row = redis.call('HMGET', key, 'r', 't', 'at')
+  local passed_s = math.max(0, now - tonumber(row[3] or now))
+  return level(row[1], rpm, passed_s), level(row[2], tpm, passed_s)
+end
+local function is_short(held, capacity, amount)
+  return held and held < amount and held < tonumber(capacity)
+end
+local function full_in_s(held, capacity)
+  return held and (tonumber(capacity) - held) * 60 / capacity or 0
+end
+local function keep(key, r, t, rpm, tpm, now)
+  local words = {'at', string.format('%.6f', now)}
+  if r then words[#words + 1] = 'r'; words[#words + 1] = string.format('%.6f', r) end
+  if t then words[#words + 1] = 't'; words[#words + 1] = string.format('%.6f', t) end
+  redis.call('HSET', key, unpack(words))
+  redis.call('PEXPIRE', key, math.ceil(1000 * math.max(full_in_s(r, rpm), full_in_s(t, tpm)) + 1000))
+end
+local function told(held) return held and string.format('%.6f', held) or '' end
+"""
+
+# KEYS: leases, the accounts, the limits. ARGV: prefix, hold, now or '', seconds of the lease, amount, an epoch
+# to draw, seconds to settle down, tokens, the epoch its sender knows, how many accounts; each account's limit and
+# period start; each limit's requests and tokens a minute. Answers the epoch, the seconds to wait before asking
+# again (empty: it was done; otherwise there is no more), the account that refuses (0: none), the limit that does,
+# spent and held of each account, and the levels of each limit.
+HOLD = Script(
+    _TIME
+    + _ROLL
+    + _BUCKETS
+    + """
+local prefix, hold, now, amount, tokens = ARGV[1], ARGV[2], time_of(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[8])
+local n = tonumber(ARGV[10])
+local epoch, wait_s = born_of(prefix, ARGV[6], tonumber(ARGV[7]))
+if wait_s > 0 or epoch ~= ARGV[9] then return {epoch, tostring(math.max(0, wait_s))} end
+for _, lapsed in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 64)) do free(prefix, lapsed) end
+local answer, poor, short = {epoch, '', 0, 0}, 0, 0
+for i = 1, n do
+  local key, limit = KEYS[1 + i], ARGV[9 + 2 * i]
+  roll(key, ARGV[10 + 2 * i], now)
+  local row = redis.call('HMGET', key, 'spent', 'held')
+  local spent, held = tonumber(row[1] or '0'), tonumber(row[2] or '0')
+  answer[#answer + 1] = spent
+  answer[#answer + 1] = held
+  if poor == 0 and limit ~= '' and spent + held + amount > tonumber(limit) then poor = i end
+end
+local levels = {}
+for j = 1, #KEYS - 1 - n do
+  local rpm, tpm = ARGV[9 + 2 * n + 2 * j], ARGV[10 + 2 * n + 2 * j]
+  local r, t = fill(KEYS[1 + n + j], rpm, tpm, now)
+  levels[j] = {r, t, rpm, tpm}
+  if short == 0 and (is_short(r, rpm, 1) or is_short(t, tpm, tokens)) then short = j end
+end
+for j, one in ipairs(levels) do
+  local r, t = one[1], one[2]
+  if short == 0 and poor == 0 then
+    r, t = r and r - 1, t and t - tokens
+    keep(KEYS[1 + n + j], r, t, one[3], one[4], now)
+  end
+  answer[#answer + 1] = told(r)
+  answer[#answer + 1] = told(t)
+end
+if short == 0 and poor == 0 and n > 0 then put(prefix, hold, KEYS, 2, 1 + n, ARGV[5], now + ARGV[4]) end
+answer[3], answer[4] = short == 0 and poor or 0, short
+return answer
+"""
+)
+# KEYS: settled marker, leases, the accounts. ARGV: prefix, hold, now or '', amount, seconds to remember, the
+# epoch its sender knows, seconds to settle down, period starts. -1: not now, the sender has something to say first.
+SETTLE = Script(
+    _TIME
+    + _ROLL
+    + """
+local born = redis.call('HMGET', ARGV[1] .. 'born', 'epoch', 'at')
+if born[1] ~= ARGV[6] or time_of('') < tonumber(born[2]) + ARGV[7] then return -1 end
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[5]) then return 0 end
+free(ARGV[1], ARGV[2])
+for i = 3, #KEYS do
+  roll(KEYS[i], ARGV[5 + i], time_of(ARGV[3]))
+  redis.call('HINCRBY', KEYS[i], 'spent', ARGV[4])
+end
+return 1
+"""
+)
+# KEYS: as the hold's accounts. ARGV: prefix, hold, amount to keep.
+SHRINK = Script("""
+local name = ARGV[1] .. 'hold:' .. ARGV[2]
+for _, key in ipairs(KEYS) do
+  local held = redis.call('HGET', name, key)
+  if held and tonumber(held) > tonumber(ARGV[3]) then
+    redis.call('HINCRBY', key, 'held', string.format('%.0f', ARGV[3] - held))
+    redis.call('HSET', name, key, ARGV[3])
+  end
+end
+return 1
+""")
+# KEYS: the limits. ARGV: now or '', tokens to give back, each limit's requests and tokens a minute.
+CORRECT = Script(
+    _TIME
+    + _BUCKETS
+    + """
+local now = time_of(ARGV[1])
+for j, key in ipairs(KEYS) do
+  local rpm, tpm = ARGV[1 + 2 * j], ARGV[2 + 2 * j]
+  local r, t = fill(key, rpm, tpm, now)
+  if t then keep(key, r, math.min(tonumber(tpm), t + ARGV[2]), rpm, tpm, now) end
+end
+return 1
+"""
+)
+# KEYS: accounts. ARGV: now or '', what each has spent at least, and its period's start.
+RAISE = Script(
+    _TIME
+    + _ROLL
+    + """
+local raised = 0
+for i, key in ipairs(KEYS) do
+  roll(key, ARGV[2 * i + 1], time_of(ARGV[1]))
+  local row = redis.call('HMGET', key, 'spent', 'start')
+  if row[2] == ARGV[2 * i + 1] and tonumber(row[1] or '0') < tonumber(ARGV[2 * i]) then
+    redis.call('HSET', key, 'spent', ARGV[2 * i])
+    raised = raised + 1
+  end
+end
+return raised
+"""
+)
+# KEYS: leases, the accounts. ARGV: prefix, hold, now or '', seconds of the lease, amount. A hold that Redis forgot.
+REHOLD = Script(
+    _TIME
+    + _ROLL
+    + """
+if redis.call('EXISTS', ARGV[1] .. 'hold:' .. ARGV[2]) == 1 then return 0 end
+put(ARGV[1], ARGV[2], KEYS, 2, #KEYS, ARGV[5], time_of(ARGV[3]) + ARGV[4])
+return 1
+"""
+)
+# KEYS: leases, workers. ARGV: now or '', seconds of the lease, worker, seconds after which a silent worker is
+# gone, then the holds to prolong. Answers how many workers there are.
+PULSE = Script(
+    _TIME
+    + """
+local now = time_of(ARGV[1])
+redis.call('ZADD', KEYS[2], now, ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[4])
+for i = 5, #ARGV do redis.call('ZADD', KEYS[1], 'XX', string.format('%.3f', now + ARGV[2]), ARGV[i]) end
+return redis.call('ZCARD', KEYS[2])
+"""
+)

@@ -1,0 +1,81 @@
+"""Listening sockets and TLS, as workers, control and supervisor share them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+from gateway.config import Server
+from gateway.errors import ConfigError
+
+BACKLOG = 2048
+UNREAD_S = 120.0
+"""A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
+
+
+def admin_host(server: Server) -> str:
+    """Where the control process listens; the data plane's address unless told otherwise."""
+    return server.admin_host or server.host
+
+
+def listen(host: str, port: int, setting: str = "server.port", *, is_first: bool = True) -> socket.socket:
+    """A listening socket on the shared port: the kernel spreads connections over all that listen there.
+
+    `is_first`: nobody may listen there yet. Raises ConfigError, naming the setting, where somebody does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        if is_first:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # the sockets it accepts inherit it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError([f"{setting}: {host}:{port}: {error.strerror}"]) from None
+    sock.setblocking(False)
+    return sock
+
+
+def taken_over(fds: list[int]) -> list[socket.socket]:
+    """Sockets that the supervisor opened and handed down."""
+    found = [socket.socket(fileno=fd) for fd in fds]
+    for sock in found:
+        sock.setblocking(False)
+    return found
+
+
+def tls_options(server: Server) -> dict[str, Any]:
+    """For uvicorn; none where the server speaks plain HTTP."""
+    if not server.tls_certificate:
+        return {}
+    options: dict[str, Any] = {"ssl_certfile": server.tls_certificate, "ssl_keyfile": server.tls_key}
+    if server.tls_client_ca:
+        options |= {"ssl_ca_certs": server.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
+
+
+def tls_problems(server: Server) -> list[tuple[str, str]]:
+    """Setting and fault of what can't be used."""
+    if not server.tls_certificate and not server.tls_key:
+        return [("server.tls_client_ca", "is read with server.tls_certificate only")] if server.tls_client_ca else []
+    if not server.tls_certificate or not server.tls_key:
+        return [("server.tls_certificate", "and server.tls_key go together")]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(server.tls_certificate, server.tls_key)
+    except (OSError, ssl.SSLError) as fault:
+        return [("server.tls_certificate", f"with server.tls_key: {fault.strerror or fault}")]
+    try:
+        if server.tls_client_ca:
+            context.load_verify_locations(server.tls_client_ca)
+    except (OSError, ssl.SSLError) as fault:
+        return [("server.tls_client_ca", str(fault.strerror or fault))]
+    return []

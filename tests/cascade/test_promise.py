@@ -1,0 +1,113 @@
+"""Certified thresholds for two models: what measured requests support, and what drift takes away."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cascade.calibrate import Refusal
+from cascade.promise import GRID, NEVER, Measured, Promise, Standing, certify_floor, is_measured
+from cascade.types import PlanError
+from routers.types import Choice
+
+
+def measured(n: int, seed: int, *, shift: float = 0.0, surer: float = 0.0) -> Measured:
+    """Confidences that are honest up to `shift`."""
+    rng = np.random.default_rng(seed)
+    sure = rng.beta(5, 1.2, n)
+    same = (rng.random(n) < np.clip(sure + 0.02 - shift, 0, 1)).astype(float)
+    return Measured(np.clip(sure + surer, 0, 1), same, np.full(n, 1e-5), np.full(n, 1e-4))
+
+
+def choice(model: str = "small", router: str = "r@1") -> Choice:
+    return Choice(model, 1.0, {"small": 1.0, "large": 0.0}, (), {}, "", router)
+
+
+def test_the_grid_runs_from_never_down():
+    """Safest first, and no two alike."""
+    assert GRID[0] == NEVER and list(GRID) == sorted(set(GRID), reverse=True) and 0.0 < GRID[-1] < 0.05
+
+
+def test_a_floor_is_kept_in_the_long_run():
+    """Over many worlds the certified threshold breaks the floor no more often than promised."""
+    truth, broken, saved = measured(200_000, 0), 0, []
+    for seed in range(1, 61):
+        found = certify_floor(measured(600, seed), 0.95)
+        assert not isinstance(found, Refusal)
+        kept = truth.confidence >= found.accept_at
+        broken += float(np.where(kept, truth.same, 1.0).mean()) < 0.95
+        saved.append(float(kept.mean()))
+    assert broken <= 3 + 2 * (60 * 0.05 * 0.95) ** 0.5 and np.mean(saved) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (measured(20, 1), "fewer"),
+        (Measured(np.full(400, np.nan), np.ones(400), np.ones(400), np.ones(400)), "no confidence"),
+        (measured(400, 1, shift=0.9), "differ"),
+    ],
+)
+def test_data_that_supports_nothing_is_refused(rows: Measured, why: str):
+    """Too few rows, no confidences, or a model that is no substitute: a reason instead of a certificate."""
+    found = certify_floor(rows, 0.97)
+    assert isinstance(found, Refusal) and why in found.reason
+
+
+def test_too_few_rows_say_how_many_would_do():
+    """The refusal names a number, and with that many rows there is a certificate."""
+    found = certify_floor(measured(60, 2), 0.95)
+    assert isinstance(found, Refusal) and found.rows_needed is not None
+    assert not isinstance(certify_floor(measured(max(found.rows_needed, 200), 2), 0.95), Refusal)
+
+
+def test_unreached_confidence_withdraws_what_audits_contradict():
+    """Quality that sinks below the floor withdraws the promise, and old measurements no longer count."""
+    standing = Standing(0.95, 0.95, "large")
+    standing.calibrate(measured(600, 3), 100.0, "2026-01-01")
+    assert standing.state == "valid" and standing.accept_at is not None and standing.changed_s == 100.0
+    assert standing.watch(measured(500, 4).confidence, measured(500, 4)) == "valid"
+    assert standing.watch(np.zeros(0), measured(400, 5, shift=0.5)) == "withdrawn"
+    standing.withdraw("audits", 200.0)
+    assert standing.accept_at is None and standing.measured_from_s == 200.0 and standing.state == "withdrawn"
+
+
+def test_shifted_confidences_tighten_and_never_loosen():
+    """A shift of what requests look like takes a threshold from recent rows only, no lower than before."""
+    standing = Standing(0.95, 0.95, "large")
+    standing.calibrate(measured(600, 3), 0.0, "")
+    before = standing.accept_at
+    surer = measured(900, 6, shift=0.1, surer=0.12)
+    assert standing.watch(surer.confidence, surer.last(0)) == "tighten"
+    standing.tighten(surer, 10.0, "")
+    assert standing.state in ("tightened", "withdrawn")
+    assert standing.accept_at is None or standing.accept_at >= before
+
+
+def test_a_standing_survives_as_json():
+    """What is remembered is the same monitor again, its wealth included."""
+    standing = Standing(0.95, 0.95, "large")
+    standing.calibrate(measured(600, 3), 0.0, "")
+    standing.watch(measured(50, 8).confidence, measured(50, 8))
+    again = Standing.from_dict(json.loads(json.dumps(standing.as_dict())))
+    assert again.as_dict() == standing.as_dict()
+    rows = measured(200, 9, shift=0.5)
+    assert again.watch(rows.confidence, rows) == standing.watch(rows.confidence, rows)
+
+
+def test_what_is_not_certified_is_answered_by_the_reference():
+    """No certificate, or one for another router: the reference alone; a measured request asks both."""
+    worst = {"small": 1e-3, "large": 1e-2}
+    models = lambda plan: [step.model for step in plan.steps]  # noqa: E731
+    assert models(Promise("large", 0.1).plan(choice(), worst, 0.5)) == ["large"]
+    asked = Promise("large", 0.1).plan(choice(), worst, 0.05)
+    assert models(asked) == ["small", "large"] and is_measured(asked)
+    held = Promise("large", 0.1, 0.8, "r@1")
+    plan = held.plan(choice(), worst, 0.5)
+    assert models(plan) == ["small", "large"] and plan.steps[0].accept_at == 0.8 and not is_measured(plan)
+    assert models(held.plan(choice(router="r@2"), worst, 0.5)) == ["large"]
+    assert models(held.plan(choice("large"), worst, 0.05)) == ["large"]
+    with pytest.raises(PlanError, match="price"):
+        held.plan(choice(), {"large": 1e-2}, 0.5)

@@ -1,0 +1,205 @@
+"""Strikes faults one after the other under load, and judges what was left of every promise."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tests.chaos.faults import Fault
+from tests.chaos.load import Load
+from tests.chaos.stage import ANSWER_NANOUSD, World, world
+
+BUDGET_ANSWERS = 60
+PURSE_CLIENTS = 4
+RECOVERY_S = 60.0
+
+
+@dataclass(slots=True)
+class Result:
+    """What a fault did."""
+
+    fault: str
+    skipped: str = ""
+    during: Counter[str] = field(default_factory=Counter)
+    """Outcomes of requests from the fault's beginning to its end."""
+    after: Counter[str] = field(default_factory=Counter)
+    """From its end to recovery."""
+    longest_s: float = 0.0
+    """The slowest right answer meanwhile."""
+    recovered_s: float = 0.0
+    """From the fault's end until answers come, a decision reaches the database and the budgets are shared again."""
+    bought: int = 0
+    """Answers that the upstream gave on the purse's model."""
+    sold: int = 0
+    """Of these, seen whole by a client."""
+    budget: int = BUDGET_ANSWERS
+
+    @property
+    def complaints(self) -> list[str]:
+        """What was promised and not kept."""
+        found = []
+        if self.during["WRONG"] or self.after["WRONG"]:
+            found.append("wrong answers")
+        if self.sold > self.budget:
+            found.append(f"overspent: {self.sold} answers on a budget of {self.budget}")
+        return [f"{self.fault}: {one}" for one in found]
+
+
+@dataclass(slots=True)
+class Report:
+    results: list[Result] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    answered: int = 0
+    acknowledged: int = 0
+    lost_answers: int = 0
+    """Decisions of whole answers that are in no database, while a disk was there to record them on."""
+    lost_feedback: int = 0
+    twice: int = 0
+
+
+@dataclass(slots=True)
+class Scale:
+    """How hard it is pressed."""
+
+    clients: int = 12
+    answers: int = 60
+    """Right answers or refusals to see while a fault lasts."""
+    longest_s: float = 4.0
+    """A fault ends after this long, however little was seen."""
+
+
+async def run(folder: Path, faults: Sequence[Fault], scale: Scale, say: Callable[[str], None]) -> Report:
+    report = Report()
+    async with world(folder, [fault.purse for fault in faults], BUDGET_ANSWERS) as stage:
+        load = Load(stage.url)
+        unrecorded: set[str] = set()
+        async with pressed(load, scale.clients):
+            for fault in faults:
+                say(fault.name)
+                report.results.append(await strike(stage, load, fault, scale, unrecorded))
+        await settle_down(stage, load, report, unrecorded)
+    for result in report.results:
+        report.complaints += result.complaints
+    report.complaints += [f"wrong: {one}" for one in load.wrong[:5]]
+    if report.lost_answers or report.lost_feedback or report.twice:
+        report.complaints.append(
+            f"lost: {report.lost_answers} decisions, {report.lost_feedback} feedback; twice: {report.twice}"
+        )
+    return report
+
+
+@asynccontextmanager
+async def pressed(load: Load, clients: int) -> AsyncIterator[None]:
+    """Clients of two tenants, without a tight budget, all the time."""
+    asking = [
+        asyncio.create_task(load.client(number, "rich" if number % 3 else "other")) for number in range(clients)
+    ]
+    try:
+        yield
+    finally:
+        await stopped(asking)
+
+
+async def stopped(asking: Sequence[asyncio.Task[None]]) -> None:
+    for task in asking:
+        task.cancel()
+    for ended in await asyncio.gather(*asking, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+
+
+async def strike(stage: World, load: Load, fault: Fault, scale: Scale, unrecorded: set[str]) -> Result:
+    """One fault under load, until the gateway has recovered and the fault's purse is empty."""
+    result = Result(fault.name)
+    if fault.needs and getattr(stage, fault.needs) is None:
+        result.skipped = f"this machine has no {fault.needs} to play with"
+        return result
+    purse = fault.purse
+    await grown(lambda: sum(load.right.values()), 10, 20.0)
+    asking = [asyncio.create_task(load.client(100 + n, purse, purse)) for n in range(PURSE_CLIENTS)]
+    try:
+        await grown(lambda: load.right[purse], BUDGET_ANSWERS // 6, 20.0)
+        first = len(load.answered)
+        load.turn()
+        await fault.begin(stage)
+        await grown(lambda: sum(load.outcomes.values()), scale.answers, scale.longest_s)
+        await fault.end(stage)
+        over = time.monotonic()
+        result.during, result.longest_s = load.turn()
+        await recover(stage, load, result, over)
+        result.recovered_s = time.monotonic() - over
+        if not fault.keeps_journal:
+            unrecorded.update(load.answered[first:])
+        await spent_out(load, purse)
+    finally:
+        await stopped(asking)
+    result.after, longest_s = load.turn()
+    result.longest_s = max(result.longest_s, longest_s)
+    result.sold = load.right[purse]
+    result.bought = stage.upstream.seen.by_model.get(purse, 0)
+    return result
+
+
+async def grown(count: Callable[[], int], by: int, within_s: float) -> None:
+    """Until the count has grown by so much, or the time is over."""
+    target, deadline = count() + by, time.monotonic() + within_s
+    while count() < target and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+
+
+async def recover(stage: World, load: Load, result: Result, over: float) -> None:
+    """Twenty right answers in a row and a decision made since then in the database; AssertionError after RECOVERY_S."""
+    deadline = over + RECOVERY_S
+    while time.monotonic() < deadline:
+        before = sum(load.right.values())
+        await grown(lambda: sum(load.right.values()), 20, RECOVERY_S)
+        if sum(load.right.values()) - before < 20:
+            break
+        if await arrived(stage, load.answered[-1], deadline):
+            return
+    result.after["NOT RECOVERED"] += 1
+    raise AssertionError(f"no recovery from {result.fault} within {RECOVERY_S} s: {load.outcomes} {load.wrong[:3]}")
+
+
+async def arrived(stage: World, decision_id: str, deadline: float) -> bool:
+    """Whether the decision reaches the database in time."""
+    while time.monotonic() < deadline:
+        told, _ = await asyncio.to_thread(stage.stored)
+        if decision_id in told:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+async def spent_out(load: Load, purse: str) -> None:
+    """Until the purse's clients get nothing any more: the budget is at its end, or what is left is still held."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        before = load.right[purse]
+        await grown(lambda: load.right[purse], 1, 1.0)
+        if load.right[purse] == before:
+            return
+
+
+async def settle_down(stage: World, load: Load, report: Report, unrecorded: set[str]) -> None:
+    """After the last request: everything that was acknowledged is in the database, once."""
+    deadline = time.monotonic() + RECOVERY_S
+    answered, acknowledged = set(load.answered) - unrecorded, set(load.acknowledged)
+    while True:
+        told, heard = await asyncio.to_thread(stage.stored)
+        if (answered <= set(told) and acknowledged <= heard) or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.1)
+    report.answered, report.acknowledged = len(load.answered), len(load.acknowledged)
+    report.lost_answers = len(answered - set(told))
+    report.lost_feedback = len(acknowledged - heard)
+    report.twice = len(told) - len(set(told))
+
+

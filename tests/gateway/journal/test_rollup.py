@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.journal.backfill import count_old, waiting
+from gateway.journal.outcome import CACHED, ERROR, ESCALATED, EXPLORED, flags_of, named
+from gateway.journal.record import CandidateRecord, DecisionRecord
+from gateway.journal.rollup_tables import LATENCY, TTFT, rollups, tenant_key
+from gateway.journal.store import Store
+from gateway.journal.tables import decisions
+from gateway.journal.write import write_records
+from tests.gateway.journal.records import NOON_S, attempt, decision
+
+EXPLORING = (
+    CandidateRecord(model="small", quality=0.7, cost_usd=1e-6, probability=0.9),
+    CandidateRecord(model="large", quality=0.9, cost_usd=9e-6, probability=0.1),
+)
+
+
+def traffic() -> list[DecisionRecord]:
+    """One of each kind, over two minutes, routes and tenants."""
+    return [
+        decision(0, ttft_s=0.05),
+        decision(1, status=502, attempts=(attempt("small", failure="timeout", cost_nanousd=300),), answered_model="",
+                 cost_nanousd=300),
+        decision(2, cache="semantic", attempts=(), model="", candidates=(), cost_nanousd=0, saved_nanousd=700),
+        decision(3, plan=("small", "large"), attempts=(attempt("small"), attempt("large", cost_nanousd=9000)),
+                 answered_model="large", cost_nanousd=10_000),
+        decision(4, model="large", candidates=EXPLORING, answered_model="large",
+                 attempts=(attempt("large", cost_nanousd=9000),), cost_nanousd=9000),
+        decision(5, key_id="audit", route="auto", cost_nanousd=1000),
+        decision(70, route="code", tenant="other"),
+    ]  # fmt: skip
+
+
+def rows(store: Store, **where: Any) -> list[dict[str, Any]]:
+    query = sa.select(rollups).where(*(rollups.c[name] == value for name, value in where.items()))
+    with store.engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query.order_by(*rollups.primary_key)).mappings()]
+
+
+def total(found: list[dict[str, Any]], name: str) -> int:
+    return sum(row[name] for row in found)
+
+
+def write(store: Store, records: list[DecisionRecord]) -> None:
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+def test_every_span_adds_up_to_the_same(store: Store) -> None:
+    """Minutes, hours and days hold the same sums, and so do the tenants together."""
+    write(store, traffic())
+    for name in ("requests", "errors", "cost_nanousd", "cascade_nanousd", "judge_nanousd", "input_cost"):
+        sums = {span_s: total(rows(store, span_s=span_s, tenant=""), name) for span_s in (60, 3600, 86400)}
+        assert len(set(sums.values())) == 1
+        apart = sum(total(rows(store, span_s=60, tenant=tenant_key(one)), name) for one in ("acme", "other"))
+        assert apart == sums[60]
+
+
+def test_each_kind_of_decision_is_counted_as_what_it_is(store: Store) -> None:
+    """Errors, hits, escalations, explored choices, judging; what was spent twice; the answers' tokens."""
+    write(store, traffic())
+    day = rows(store, span_s=86400, tenant="")
+    counted = {name: total(day, name) for name in (
+        "requests", "errors", "semantic_hits", "exact_hits", "escalations", "explored", "audits", "judge_nanousd",
+        "exploration_nanousd", "cascade_nanousd", "saved_nanousd", "answers", "answer_input_tokens",
+    )}  # fmt: skip
+    assert counted == {
+        "requests": 6, "errors": 1, "semantic_hits": 1, "exact_hits": 0, "escalations": 1, "explored": 1, "audits": 1,
+        "judge_nanousd": 1000, "exploration_nanousd": 8000, "cascade_nanousd": 300 + 1000, "saved_nanousd": 700,
+        "answers": 4, "answer_input_tokens": 4 * 12,
+    }  # fmt: skip
+    assert sum(total(day, name) for name in LATENCY) == 6
+    assert sum(total(day, name) for name in TTFT) == 1
+
+
+def test_a_record_that_comes_twice_is_counted_once(store: Store) -> None:
+    """Shipping again changes nothing."""
+    write(store, traffic())
+    before = rows(store)
+    write(store, traffic())
+    assert rows(store) == before
+
+
+def test_decisions_of_before_are_added_up_once(store: Store) -> None:
+    """Whatever was stored without sums gets the very same sums later, in batches, and none twice."""
+    write(store, traffic())
+    wanted, flags = rows(store), stored_flags(store)
+    with store.engine.begin() as connection:
+        connection.execute(sa.delete(rollups))
+        connection.execute(sa.update(decisions).values(counted=0, flags=0))
+    assert waiting(store.engine)
+    assert [count_old(store.engine, batch_rows=3) for _ in range(4)] == [3, 3, 1, 0]
+    assert not waiting(store.engine)
+    assert rows(store) == wanted
+    assert stored_flags(store) == flags
+
+
+def stored_flags(store: Store) -> dict[str, int]:
+    with store.engine.connect() as connection:
+        return {row.id: row.flags for row in connection.execute(sa.select(decisions.c.id, decisions.c.flags))}
+
+
+@pytest.mark.parametrize(
+    ("place", "flags"),
+    [(0, 0), (1, ERROR), (2, CACHED), (3, ESCALATED), (4, EXPLORED)],
+)
+def test_what_a_decision_came_to_is_in_its_bits(place: int, flags: int) -> None:
+    """One bit per kind, told by name."""
+    record = traffic()[place]
+    assert flags_of(record) == flags
+    assert len(named(flags)) == bool(flags)
+
+
+def test_chance_alone_is_no_exploration() -> None:
+    """A router without estimates that splits traffic explores nothing, and neither does the likeliest choice."""
+    blind = tuple(CandidateRecord(model=name, probability=p) for name, p in (("small", 0.2), ("large", 0.8)))
+    assert flags_of(decision(1, candidates=blind)) == 0
+    assert flags_of(decision(2, candidates=EXPLORING)) == 0
+
+
+def test_noon_is_a_whole_minute() -> None:
+    """The fixtures' clock starts where a minute does, so traffic() spans two."""
+    assert NOON_S % 60 == 0

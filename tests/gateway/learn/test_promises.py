@@ -1,0 +1,181 @@
+"""A quality floor on a live gateway: measured, certified, kept, watched, withdrawn."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from gateway.app import reload
+from gateway.config import Config
+from gateway.config_load import parse
+from gateway.journal.record import AttemptRecord, DecisionRecord, EvidenceRecord, FeedbackRecord
+from gateway.journal.ship import Shipper
+from gateway.journal.store import Store, open_store
+from gateway.journal.write import write_records
+from gateway.learn.promises import Promises, interval, standings
+from gateway.settings import read_settings
+from tests.live import Live, live, table
+
+ROUTE = {"name": "auto", "models": ["small", "large"], "router": "cheapest", "cascade": "certified",
+         "min_quality": 0.9, "measured_share": 0.5}  # fmt: skip
+MODELS = [
+    {"name": "small", "logprobs": True, "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1},
+    {"name": "large", "logprobs": True},
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    found, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, MODELS, {"routes": [ROUTE]}), {"UP_KEY": "x"})
+    assert found is not None, problems
+    return found
+
+
+@pytest.fixture
+def store(config: Config) -> Iterator[Store]:
+    opened = open_store(config.storage.url)
+    yield opened
+    opened.close()
+
+
+def rounds(n: int, at_s: float, *, right: float = 1.0, seed: int = 0, router: str = "cheapest@1") -> list[Any]:
+    """Measured decisions a second apart; sure first answers are the same as the reference's with chance `right`."""
+    rng = np.random.default_rng(seed)
+    made: list[Any] = []
+    for i in range(n):
+        sure = rng.random() < 0.7
+        same = rng.random() < (right if sure else 0.4)
+        id = f"dec_{seed}_{at_s:.0f}_{i}"
+        evidence = EvidenceRecord(confidence=0.95 if sure else 0.3)
+        first = AttemptRecord(model="small", cost_nanousd=1000, evidence=evidence)
+        last = AttemptRecord(model="large", cost_nanousd=10_000)
+        made.append(
+            DecisionRecord(
+                id=id, time_s=at_s + i, route="auto", model="small", router=router, plan=("small", "large"),
+                attempts=(first, last), answered_model="large", status=200, cost_nanousd=11_000,
+            )
+        )
+        label = "same" if same else "different"
+        said_s = at_s + i + 0.1
+        made.append(FeedbackRecord(id=f"fb_{id}", time_s=said_s, decision_id=id, label=label, source="reference"))
+    return made
+
+
+def put(store: Store, records: list[Any]) -> None:
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+def test_enough_measurements_become_a_certificate_that_workers_get(config: Config, store: Store) -> None:
+    """First a refusal that says how many are missing, then a threshold in the workers' settings, remembered."""
+    put(store, rounds(30, 1000.0))
+    promises = Promises(config, store)
+    first = promises.step(2000.0)[0]
+    assert first["state"] == "collecting" and first["rows_needed"] > 30 and first["accept_at"] is None
+    put(store, rounds(400, 3000.0, seed=1))
+    told = promises.step(4000.0)[0]
+    assert told["state"] == "valid" and 0.3 < told["accept_at"] <= 0.95
+    assert told["certificate"]["quality_share"] >= 0.9 and told["certificate"]["reference"] == "large"
+    assert told["certificate"]["cost_usd"] < told["certificate"]["reference_cost_usd"]
+    assert read_settings(config.server.run_dir).floors["auto"].accept_at == told["accept_at"]
+    again = standings(config, store)[0]
+    assert (again["state"], again["accept_at"]) == ("valid", told["accept_at"])
+    json.dumps(again)
+
+
+def test_a_model_that_turned_bad_withdraws_the_promise(config: Config, store: Store) -> None:
+    """Audits contradict the certificate: workers lose the threshold, and only new measurements count."""
+    put(store, rounds(400, 1000.0))
+    promises = Promises(config, store)
+    assert promises.step(2000.0)[0]["state"] == "valid"
+    put(store, rounds(300, 2000.0, right=0.5, seed=2))
+    told = promises.step(3000.0)[0]
+    assert told["state"] == "withdrawn" and told["accept_at"] is None and "below the floor" in told["why"]
+    assert read_settings(config.server.run_dir).floors == {}
+    assert promises.step(3100.0)[0]["state"] == "withdrawn"
+    put(store, rounds(400, 4000.0, seed=3))
+    assert promises.step(5000.0)[0]["state"] == "valid"
+
+
+def test_another_router_needs_another_certificate(config: Config, store: Store) -> None:
+    """What was measured under one router says nothing of the questions that another sends to the small model."""
+    put(store, rounds(400, 1000.0))
+    promises = Promises(config, store)
+    promises.step(2000.0)
+    put(store, rounds(5, 2500.0, seed=4, router="cheapest@2"))
+    told = promises.step(3000.0)[0]
+    assert told["state"] == "withdrawn" and "router changed" in told["why"]
+
+
+def test_coverage_counts_what_was_kept_since(config: Config, store: Store) -> None:
+    """Requests and comparisons since the certificate, with an interval; a restart forgets nothing."""
+    put(store, rounds(400, 1000.0))
+    Promises(config, store).step(2000.0)
+    kept = [
+        DecisionRecord(
+            id=f"k{i}", time_s=2100.0 + i, route="auto", model="small", router="cheapest@1", plan=("small", "large"),
+            attempts=(AttemptRecord(model="small", cost_nanousd=1000, evidence=EvidenceRecord(confidence=0.95)),),
+            answered_model="small", status=200, cost_nanousd=1000,
+        )
+        for i in range(10)
+    ]  # fmt: skip
+    put(store, [*kept, *rounds(50, 2200.0, seed=5)])
+    found = Promises(config, store).step(3000.0)[0]["coverage"]
+    assert found["requests"] == 60 and found["kept"] == 10 and found["measured"] == 50
+    assert found["quality_low"] <= found["quality_share"] <= found["quality_high"]
+    assert found["cost_usd"] < found["reference_usd"]
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (95, 100)])
+def test_an_interval_holds_its_share(right: int, n: int) -> None:
+    """Within 0 and 1, around the share."""
+    low, high = interval(right, n)
+    assert 0.0 <= low <= right / n <= high <= 1.0
+
+
+async def ask(gateway: Live, n: int) -> list[httpx.Response]:
+    async with httpx.AsyncClient(timeout=30) as client:
+        return [
+            await client.post(
+                gateway.url + "/v1/chat/completions",
+                json={"model": "auto", "messages": [{"role": "user", "content": f"question {i}"}]},
+            )
+            for i in range(n)
+        ]
+
+
+async def test_a_live_route_measures_certifies_and_then_keeps_small_answers(tmp_path: Path) -> None:
+    """Before: the reference answers all. After enough comparisons: the small model's sure answers are kept."""
+    scripts = {"small": [{"text": "Seven.", "logprob": -0.01}], "large": [{"text": "seven"}]}
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[{**ROUTE, "measured_share": 0.9}]) as gateway:
+        services = gateway.services
+        answers = await ask(gateway, 120)
+        assert {answer.headers["x-headgate-model"] for answer in answers} == {"large"}
+        await gateway.app.answering.auditor.drain()
+        told = keep(services, time.time() + 10)
+        assert told["state"] == "valid" and told["certificate"]["quality_share"] == 1.0
+        assert services.current.refresh()
+        reload(services)
+        answers = await ask(gateway, 40)
+        await gateway.rest()
+        record = await gateway.decision(answers[-1].headers["x-headgate-decision-id"])
+    assert "small" in {answer.headers["x-headgate-model"] for answer in answers}
+    assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+
+
+def keep(services: Any, now_s: float) -> dict[str, Any]:
+    """What the control process does: ship, then one step."""
+    store = open_store(services.config.storage.url)
+    shipper = Shipper(services.spool_dir, store.engine)
+    shipper.ship_all()
+    shipper.close()
+    told = Promises(services.config, store).step(now_s)[0]
+    store.close()
+    return told
