@@ -170,12 +170,7 @@ def _buckets(
 
 
 def _has(usage: Json | None, *names: str) -> TypeGuard[Json]:
-    if not isinstance(usage, dict):
-        return False
-    for name in names:
-        if _is_count(usage.get(name)):
-            return True
-    return False
+    return isinstance(usage, dict) and any(map(_is_count, map(usage.get, names)))
 
 
 def _part(usage: Json, name: str) -> Json:

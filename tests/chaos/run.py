@@ -10,11 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from tests.chaos.faults import Fault
 from tests.chaos.load import Load
-from tests.chaos.stage import ANSWER_NANOUSD, World, world
+from tests.chaos.stage import World, world
 
 BUDGET_ANSWERS = 60
 PURSE_CLIENTS = 4

@@ -136,7 +136,7 @@ async def world(folder: Path, purses: Sequence[str], budget_answers: int) -> Asy
 
 def scripts(purses: Sequence[str]) -> dict[str, object]:
     whole = [{"output_tokens": OUTPUT_TOKENS, "delay_s": 0.004, "gap_s": 0.002}]
-    return {"quick": whole, "slow": [{"delay_s": 0.05, "gap_s": 0.03}], **{name: whole for name in purses}}
+    return {"quick": whole, "slow": [{"delay_s": 0.05, "gap_s": 0.03}], **dict.fromkeys(purses, whole)}
 
 
 def settings(purses: Sequence[str], budget_answers: int) -> str:
