@@ -123,7 +123,8 @@ class Taken:
             bucket = pair.tokens
             if bucket is not None:
                 bucket.fill(now)
-                bucket.level = min(bucket.capacity, bucket.level + self.tokens - tokens)
+                level = bucket.level + self.tokens - tokens
+                bucket.level = level if level < bucket.capacity else bucket.capacity
         self.tokens = tokens
 
     def headers(self, now: float) -> Headers:
