@@ -71,6 +71,10 @@ class MemoryStore:
             self._forget(key)
         return True
 
+    def entries(self) -> list[Entry]:
+        """All of them, in no order."""
+        return list(self._entries.values())
+
     def stats(self) -> StoreStats:
         """Return the counts; a copy."""
         return replace(self._stats, entries=len(self._entries), used_bytes=self._eviction.used_bytes)

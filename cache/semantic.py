@@ -129,6 +129,10 @@ class SemanticCache:
     def __len__(self) -> int:
         return len(self._items)
 
+    def questions(self) -> dict[str, str]:
+        """By entry id, the words it was asked in."""
+        return {item.entry_id: item.text for item in self._items.values()}
+
     async def look_up(
         self, question: Partition, vector: NDArray[np.floating], *, tenant: str, now_s: float
     ) -> Hit | Miss:

@@ -166,8 +166,9 @@ class Answering:
             if directive.look_up and await shelf.find(exchange, self.s.clock()):
                 ticket.land(exchange.hit.entry if exchange.hit else None)
                 return True
-            if not ticket.leader:
-                entry = await ticket.wait(self.left_s(exchange.call))
+            if not ticket.leader or shelf.flight.lease is not None:
+                look_again = shelf.finder(exchange, self.s.clock)
+                entry = await ticket.wait(self.left_s(exchange.call), look_again)
                 if entry is not None:
                     shelf.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
                     return True
@@ -193,7 +194,10 @@ class Answering:
         if not exchange.caller.explore:
             knobs = replace(knobs, explore=False)
         assert exchange.query is not None
-        candidates = route.candidates(self.s.fleet, self.s.now())
+        if route.config.budget_usd_per_day:
+            knobs = exchange.paced = self.s.purses.paced(route.name, knobs)
+        now = self.s.now()
+        candidates = self.s.prefixes.warmed(exchange, route.candidates(self.s.fleet, now), now)
         exchange.draw = next(self.s.draws)
         try:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
@@ -307,7 +311,7 @@ class Alone:
 
     leader = True
 
-    async def wait(self, timeout_s: float) -> Entry | None:
+    async def wait(self, timeout_s: float, look_up: object = None) -> Entry | None:
         return None
 
     def land(self, entry: Entry | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cache.memory import MemoryStore
-from cache.store import Store
 from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
@@ -17,23 +20,31 @@ from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
+from gateway.hints import hint_chores
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
+from gateway.learn.online import Online, open_sums
 from gateway.metrics import Metrics
+from gateway.overlay import overlaid, read_secrets
+from gateway.pacing import Purses
+from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
-from gateway.routes import RouteBook
+from gateway.routes import KNOB_NAMES, RouteBook, knobs_of
 from gateway.services import Ids, Services
 from gateway.settings import Current, Settings
-from gateway.shelf import Shelf
+from gateway.shared_shelf import open_shelf
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
 from routers.registry import open_router
+from routers.turned import Turned
 from routers.types import Router
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+RETIRES_WITHIN_S = 600.0
+log = logging.getLogger("headgate.app")
 
 
 def build(config: Config, index: int = 0) -> App:
@@ -43,7 +54,12 @@ def build(config: Config, index: int = 0) -> App:
 
 def build_services(config: Config, current: Current, index: int) -> Services:
     now, clock = time.monotonic, time.time
-    fleet = Fleet(config.models)
+    current.base = config
+    try:
+        config = in_force(config, current.settings)
+    except ConfigError as error:  # the file has changed under it: the file alone serves
+        log.error("what was changed at run time can't be used: %s", error)
+    fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
     directory = spool_dir(config.server.run_dir)
     spool = Spool(directory)
@@ -51,13 +67,16 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     draws = iter(random.Random().random, None)
     metrics = Metrics()
     metrics.watch_fleet(fleet, now)
-    metrics.watch("headgate_pool_connections", lambda: pool_connections(providers))
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
+    online, purses = Online(open_sums(config, index)), Purses(clock, config.server.workers)
+    metrics.watch("headgate_bandit_answers", online.answers)
+    metrics.watch("headgate_purse_fullness", purses.fullness)
     server = config.server
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
+    metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
     return Services(
         config=config,
         now=now,
@@ -70,7 +89,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
-        shelf=Shelf(open_cache(config), shipped_featurizer),
+        shelf=open_shelf(config, shipped_featurizer),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,
@@ -79,19 +98,12 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
-        chores=[ledger.run],
+        online=online,
+        purses=purses,
+        prefixes=Prefixes(),
+        chores=[*hint_chores(config, fleet, now), ledger.run, online.run],
         index=index,
     )
-
-
-def open_cache(config: Config) -> Store:
-    """This process's memory, or the Redis that all replicas share."""
-    if config.storage.redis_url:
-        from cache.link import Link
-        from cache.redis import RedisStore
-
-        return RedisStore(Link(str(config.storage.redis_url)))
-    return MemoryStore(config.server.cache_bytes)
 
 
 def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
@@ -127,16 +139,59 @@ def open_book(config: Config, settings: Settings) -> RouteBook:
 
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     name = settings.routers.get(route.name, route.router)
-    router = open_router(name, rules=route.rules, weights=route.weights, explore=route.explore)
+    router: Router = open_router(
+        name, rules=route.rules, weights=route.weights, explore=route.explore, online=route.router == "bandit"
+    )
     canary = settings.canaries.get(route.name)
-    return Canary(router, open_router(canary.artifact, explore=route.explore), canary.share) if canary else router
+    if canary:
+        router = Canary(router, open_router(canary.artifact, explore=route.explore), canary.share)
+    trial = settings.overlay.trials.get(route.name)
+    return Canary(router, turned(router, route, trial.knobs), trial.share) if trial else router
 
 
-def reload(services: Services) -> None:
-    """New keys and router versions for the next request; those in flight keep what they began with."""
-    config = services.config
-    services.book = open_book(config, services.current.settings)
-    services.keyring.reload()
+def turned(router: Router, route: RouteConfig, knobs: Mapping[str, float | None]) -> Turned:
+    """The route's router with other knobs in place of the route's own."""
+    base = knobs_of(route)
+    stated: Any = {name: value for name, value in knobs.items() if name in KNOB_NAMES}
+    return Turned(router, base, replace(base, **stated))
+
+
+def in_force(config: Config, settings: Settings) -> Config:
+    """The configuration with what was changed at run time. Raises ConfigError where the two don't fit."""
+    found, problems = overlaid(config, settings.overlay, read_secrets(config.server.run_dir))
+    if found is None:
+        raise ConfigError(problems)
+    return found
+
+
+def reload(services: Services) -> list[Provider]:
+    """New keys, settings and router versions for the next request; those in flight keep what they began with.
+
+    Returns the providers that no new request will use. Raises ConfigError or ValueError, and then nothing has changed.
+    """
+    settings = services.current.settings
+    config = in_force(services.current.base or services.config, settings)
+    book = open_book(config, settings)
+    caller = services.driver.caller
+    held = {name: provider for name, provider in caller.providers.items() if provider.config in config.providers}
+    fresh = [one for one in config.providers if one.name not in held]
+    opened = {one.name: open_provider(one, config.server) for one in fresh}
+    gone = [provider for name, provider in caller.providers.items() if name not in held]
+    if config.models != services.config.models:
+        services.fleet.update(config.models)
+    caller.providers = held | opened
+    services.config, services.book = config, book
+    services.adopt()
+    services.keyring.reload(config.auth)
+    return gone
+
+
+async def retire(provider: Provider) -> None:
+    """Lets the requests it is answering end, then gives its connections back."""
+    deadline = time.monotonic() + RETIRES_WITHIN_S
+    while provider.pool.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  the pool tells nobody
+        await asyncio.sleep(0.25)
+    await provider.aclose()
 
 
 async def close(app: App) -> None:
@@ -145,15 +200,16 @@ async def close(app: App) -> None:
     await app.answering.auditor.close()
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
-    await services.shelf.store.close()
+    await services.shelf.close()
     await services.ledger.close()
+    await services.online.close()
     services.journal.close()
     if services.tracing is not None:
         services.tracing.close()
     services.spool.close()
 
 
-def pool_connections(providers: dict[str, Provider]) -> dict[tuple[str, ...], float]:
+def pool_connections(providers: Mapping[str, Provider]) -> dict[tuple[str, ...], float]:
     found: dict[tuple[str, ...], float] = {}
     for name, provider in providers.items():
         stats = provider.pool.stats

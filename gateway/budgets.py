@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from gateway.config import Config
+from gateway.journal.store import Store
+from gateway.keys import Keyring
 from gateway.ledger import Account, Ledger, MemoryLedger, period_start
 from gateway.limits import Limits
+from gateway.routes import route_accounts
 from gateway.services import Services
 
 
@@ -18,7 +22,9 @@ def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
     from gateway.ledger_redis import RedisLedger
     from gateway.redis_wire import RedisWire
 
-    return RedisLedger(RedisWire(str(config.storage.redis_url)), when_away=config.storage.redis_away)
+    storage = config.storage
+    wire = RedisWire(str(storage.redis_url), timeout_s=storage.redis_timeout_s)
+    return RedisLedger(wire, when_away=storage.redis_away)
 
 
 def open_limits(ledger: Ledger) -> Limits:
@@ -37,17 +43,41 @@ def restore(services: Services) -> None:
     accounts = {account for caller in services.keyring.callers for account in caller.accounts}
     accounts |= {account for route in services.book.routes.values() for account in route.accounts}
     if accounts:
-        services.ledger.restore(spent(services, accounts), accounts)
+        services.ledger.restore(spent(services.journal.spend_since, accounts, services.clock()), accounts)
 
 
-def spent(services: Services, accounts: Iterable[Account]) -> dict[str, int]:
+def right(config: Config, store: Store, now: float) -> int:
+    """Raise what Redis has of each budget to what the journal knows was spent; how many it was wrong of. Blocks.
+
+    Redis lacks what a killed worker had spent and not told, and all of it where it lost its data.
+    """
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    from gateway.ledger_redis import raising
+    from gateway.ledger_scripts import RAISE
+
+    keyring = Keyring(config.auth, store.keys)
+    accounts = {account for caller in keyring.callers for account in caller.accounts}
+    accounts |= {account for route in config.routes for account in route_accounts(route)}
+    if not accounts:
+        return 0
+    keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
+    with Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as redis:
+        return int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
+
+
+def spent(
+    spend_since: Callable[[float], Iterable[Mapping[str, Any]]], accounts: Iterable[Account], now: float
+) -> dict[str, int]:
     by_start = defaultdict(list)
     for account in accounts:
-        by_start[period_start(account.period, services.clock())].append(account.id)
+        by_start[period_start(account.period, now)].append(account.id)
     found: dict[str, int] = {}
     for start_s, ids in by_start.items():
         totals: dict[str, int] = defaultdict(int)
-        for row in services.journal.spend_since(start_s):
+        for row in spend_since(start_s):
             for kind in ("tenant", "route"):
                 totals[f"{kind}:{row[kind]}"] += row["cost_nanousd"]
             totals[f"key:{row['key_id']}"] += row["cost_nanousd"]

@@ -1,7 +1,8 @@
-"""`headgate cascade evaluate | train | certify | guarantee`: its worth, and what may be promised."""
+"""`headgate cascade evaluate | train | certify | guarantee | floors | tiny`: its worth, and what may be promised."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -128,6 +129,44 @@ def guarantee(
             setting=_setting(depth, router), realised=not long_run,
         )  # fmt: skip
     _print(report, as_json)
+
+
+@cascade.command()
+def tiny(
+    queries: Annotated[int, typer.Option(min=20, help="Questions measured, and as many to learn from.")] = 400,
+    seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cascade and adaptive sampling with the two shipped models, over real HTTP."""
+    import asyncio
+
+    from gateway.tiny import measure
+
+    _print(asyncio.run(measure(queries, seed=seed, console=Console(stderr=True))), as_json)
+
+
+@cascade.command()
+def floors(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's file.")] = None,
+    step: Annotated[bool, typer.Option(help="Ship, certify and watch first, as the control process does.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the certified routes promise now, what that rests on and what came of it since."""
+    from gateway.commands_journal import read_config
+    from gateway.journal.ship import Shipper
+    from gateway.journal.spool import spool_dir
+    from gateway.journal.store import open_store
+    from gateway.learn.promises import Promises, standings
+
+    chosen = read_config(config)
+    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    if step:
+        shipper = Shipper(spool_dir(chosen.server.run_dir), store.engine)
+        shipper.try_pass()
+        shipper.close()
+        Promises(chosen, store).step(time.time())
+    _print({told["route"]: told for told in standings(chosen, store)}, as_json)
+    store.close()
 
 
 def _setting(depth: int, router: str) -> Setting:

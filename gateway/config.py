@@ -69,6 +69,8 @@ class Storage(_Section, frozen=True):
     """May hold a password."""
     redis_url: Secret = Secret("")
     """Empty: limits, budgets and the cache are this machine's own."""
+    redis_timeout_s: Seconds = 0.1
+    """Longest wait for an answer of Redis; a cache that is later is a miss."""
     redis_away: Literal["share", "refuse"] = "share"
     """Callers with a budget while Redis doesn't answer: each worker gives out its share of what was left, or 503."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
@@ -86,6 +88,14 @@ class ProviderConfig(_Section, frozen=True):
     max_connections: Count = 512
     connect_timeout_s: Seconds = 5.0
     verify_tls: bool = True
+    rpm: Count | None = None
+    """Requests a minute that the account allows; batch jobs plan by it. None: unknown."""
+    tpm: Count | None = None
+    """Tokens a minute, in and out."""
+    batch_discount: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of the price that the provider's own batch endpoint takes off; 0: it is not used."""
+    batch_window_s: Seconds = 86_400.0
+    """Time within which that endpoint promises the answers."""
     options: dict[str, object] = {}
     """Of the `local` and `scripted` kinds."""
 

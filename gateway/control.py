@@ -22,6 +22,7 @@ import uvicorn
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
+from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
 from gateway.errors import ConfigError
@@ -29,13 +30,15 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
+from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
 
 log = logging.getLogger("headgate.control")
 
-KEYS_EVERY_S = 1.0
+KEYS_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
+PROMISES_EVERY_S = 15.0
 REOPEN_AFTER_S = 1.0
 
 
@@ -106,17 +109,25 @@ def _open(desk: Desk) -> bool:
 
 
 def _do_chores(desk: Desk, ended: threading.Event) -> None:
-    """Keys that another replica made reach our workers; old rows go. What fails is tried again."""
-    forget_at = time.monotonic()
+    """Keys that another replica made reach our workers; floors are watched; old rows go. What fails is tried again."""
+    forget_at = promise_at = time.monotonic()
+    promises: Promises | None = None
+    cluster = Cluster(desk.config, desk.store)
     while True:
         try:
-            desk.publish_keys()
-            if time.monotonic() >= forget_at:
+            desk.publish()
+            if time.monotonic() >= promise_at:
+                promise_at = time.monotonic() + PROMISES_EVERY_S
+                promises = promises or Promises(desk.config, desk.store)
+                promises.step(time.time())
+            cluster.step()
+            if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(time.time())
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
         if ended.wait(KEYS_EVERY_S):
+            cluster.close()
             return
 
 

@@ -17,6 +17,7 @@ from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
 from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
+from gateway.breaker import AT_ONCE
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
@@ -188,12 +189,17 @@ class Run:
             failure=error.failure,
             may_pass=error.failure in MAY_PASS and not committed,
             may_move=error.failure != "rejected" and not committed,
-            retry_after_s=error.retry_after_s or 0.0,
+            retry_after_s=0.0 if self.elsewhere(rung, error) else error.retry_after_s or 0.0,
             cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
             attempts=self.made(),
         )
+
+    def elsewhere(self, rung: Rung, error: UpstreamError) -> bool:
+        """The deployment that said 'not now' is left alone by its breaker, and another one of the model serves."""
+        caller = self.driver.caller
+        return error.failure in AT_ONCE and caller.fleet.healthy(rung.model, caller.now())
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
         """Commit, then pass the stream on as it comes. The terminal bytes stay here until all is settled."""

@@ -10,10 +10,11 @@ import msgspec
 
 from cascade.types import Evidence, Plan, Verdict
 from gateway.wire.usage import Usage
-from routers.types import Choice, Query
+from routers.types import Choice, Knobs, Query
 
 if TYPE_CHECKING:
     from cache.entry import Hit
+    from cache.prefix import Chain
     from cache.rules import Directive
     from cache.semantic import Comparison
     from gateway.call import Call
@@ -75,6 +76,10 @@ class Exchange(msgspec.Struct):
     """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
+    links: Chain = ()
+    """The conversation's beginnings, where they matter to the choice."""
+    paced: Knobs | None = None
+    """Knobs in force, where the route's purse had a say."""
     draw: float | None = None
     """What the router chose with."""
     plan: Plan | None = None

@@ -6,8 +6,8 @@ fail is better than one that must. Pure but for its own counters; time and the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import exp, isnan, log, nan, sqrt
 
 import msgspec
@@ -15,12 +15,15 @@ import msgspec
 from gateway.breaker import Breaker, State
 from gateway.config import ModelConfig
 from gateway.prices import Price
+from routers.types import Candidate
 
 HALF_LIFE_S = 300.0
 """After which an observation counts half."""
 TICK_S = 0.1
 """Weights fade in steps of at least this, for a power costs more than all the rest of an observation."""
 LEAST_LOG = log(1e-6)
+VIEW_S = 0.1
+"""How old what routers are told of delays and queues may be."""
 
 
 class Delay:
@@ -68,7 +71,7 @@ class Deployment:
 
     __slots__ = (
         "breaker", "config", "failures", "id", "in_flight", "latency", "model", "price", "provider",
-        "requests", "ttft", "upstream_name", "upstream_raw", "weight",
+        "requests", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -86,6 +89,8 @@ class Deployment:
         """Of whole answers."""
         self.ttft = Delay()
         """To the first byte."""
+        self.turn = Delay()
+        """Of a whole answer, by how many were under way: what one more adds to the wait, where answers queue."""
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
@@ -123,10 +128,21 @@ class Health:
 class Fleet:
     """All deployments, by model."""
 
-    def __init__(self, models: Iterable[ModelConfig]) -> None:
+    def __init__(self, models: Iterable[ModelConfig], queueing: Container[str] = ()) -> None:
+        """`queueing`: providers whose answers share one machine, so that each one under way makes the next wait."""
+        self._queueing = queueing
+        self._views: dict[str, tuple[Candidate, Candidate, float]] = {}
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
+
+    def update(self, models: Iterable[ModelConfig]) -> None:
+        """Take over another configuration: a deployment that is as it was keeps its breaker, delays and counts."""
+        before = {one.config: one for one in self.all()}
+        fresh: dict[str, list[Deployment]] = {}
+        for config in models:
+            fresh.setdefault(config.name, []).append(before.get(config) or Deployment(config))
+        self._deployments = fresh
 
     def pick(self, model: str, draw: float, now: float, avoid: Deployment | None = None) -> Deployment | None:
         """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed.
@@ -153,6 +169,8 @@ class Fleet:
             deployment.ttft.add(ttft_s, now)
         if latency_s is not None:
             deployment.latency.add(latency_s, now)
+            if deployment.provider in self._queueing:
+                deployment.turn.add(latency_s / max(1, deployment.in_flight), now)
 
     def failed(
         self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None
@@ -174,6 +192,31 @@ class Fleet:
         """Mean of the fastest deployment; NaN: unknown."""
         known = [one.latency.mean_s for one in self._deployments.get(model, ()) if one.latency.mean_s > 0]
         return min(known, default=nan)
+
+    def queue_s(self, model: str) -> float:
+        """Expected wait behind what is under way, at the least busy deployment; 0 where nothing queues or is known."""
+        waits = [
+            0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
+            for one in self._deployments.get(model, ())
+        ]
+        return min(waits, default=0.0)
+
+    def as_of(self, candidate: Candidate, now: float) -> Candidate:
+        """The candidate as it is doing now. The same object while nothing about it has changed: routers remember what
+        follows from it.
+        """
+        model = candidate.model
+        healthy, view = self.healthy(model, now), self._views.get(model)
+        if view is not None and view[0] is candidate and now < view[2] and view[1].healthy == healthy:
+            return view[1]
+        queue_s, latency_s = self.queue_s(model), self.latency_s(model)
+        seen = replace(
+            candidate, healthy=healthy, queue_s=queue_s, latency_s=0.0 if isnan(latency_s) else latency_s
+        )
+        if view is not None and view[1] == seen:
+            seen = view[1]
+        self._views[model] = candidate, seen, now + VIEW_S
+        return seen
 
     def deployments(self, model: str) -> Sequence[Deployment]:
         return self._deployments.get(model, ())

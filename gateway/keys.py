@@ -92,8 +92,14 @@ class Keyring:
         """Everyone with a key of their own."""
         return self._callers.values()
 
-    def reload(self) -> None:
-        """Read the database's keys again; requests see the old snapshot or the new one, never a mix."""
+    def reload(self, auth: Auth | None = None) -> None:
+        """Read the database's keys again; requests see the old snapshot or the new one, never a mix.
+
+        `auth`: where tenants' budgets have changed.
+        """
+        if auth is not None and auth.tenants != list(self._tenants.values()):
+            self._tenants = {tenant.name: tenant for tenant in auth.tenants}
+            self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
         stored = {record.key_hash: _stored_caller(record, self._tenants) for record in self._load()}
         self._callers = {**stored, **self._file}
 

@@ -61,10 +61,7 @@ class Route:
 
     def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
         """The route's models as the router may see them now."""
-        return [
-            model.candidate if fleet.healthy(model.name, now) else replace(model.candidate, healthy=False)
-            for model in self.models
-        ]
+        return [fleet.as_of(model.candidate, now) for model in self.models]
 
 
 class RouteBook:
@@ -118,13 +115,7 @@ class RouteBook:
         models = tuple(self.models[name] for name in config.models)
         own = set(config.models)
         fallbacks = tuple(name for name in self._fallbacks(config, set()) if name not in own)
-        knobs = Knobs(
-            cost_weight=config.cost_weight,
-            min_quality=config.min_quality if config.cascade != "certified" else None,
-            max_cost_usd=config.max_cost_usd,
-            max_latency_s=config.max_latency_s,
-            budget_usd_per_day=config.budget_usd_per_day,
-        )
+        knobs = knobs_of(config)
         names = (*config.models, *fallbacks)
         return Route(
             config.name,
@@ -138,7 +129,7 @@ class RouteBook:
             _scope(config.name, names),
             self._cascades.get(config.name),
             _promise(config, self._floors.get(config.name)),
-            _accounts(config),
+            route_accounts(config),
             _limits(config),
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
         )
@@ -155,6 +146,17 @@ class RouteBook:
         return list(dict.fromkeys(names))
 
 
+KNOB_NAMES = ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s", "budget_usd_per_day")
+
+
+def knobs_of(config: RouteConfig) -> Knobs:
+    """What a route asks of its router. A certified cascade keeps the floor itself."""
+    stated = {name: getattr(config, name) for name in KNOB_NAMES}
+    if config.cascade == "certified":
+        stated["min_quality"] = None
+    return Knobs(**stated)
+
+
 def _model(config: Config, name: str) -> Model:
     deployments = [model for model in config.models if model.name == name]
     dearest = max(deployments, key=lambda m: m.output_usd_per_mtok + m.input_usd_per_mtok)
@@ -166,6 +168,7 @@ def _model(config: Config, name: str) -> Model:
         context_tokens=dearest.context_tokens,
         supports=frozenset(ability for ability, able in abilities.items() if able),
         default_max_output_tokens=dearest.max_output_tokens,
+        cached_price=_cached_price(dearest),
     )
     return Model(name, dearest, Price.of(dearest), candidate)
 
@@ -179,11 +182,18 @@ def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:
     return Promise(reference, config.measured_share, accept_at, router)
 
 
+def _cached_price(config: ModelConfig) -> float:
+    """Of a prompt token that the model had cached, as a share of the input price."""
+    if config.cache_read_usd_per_mtok is None or not config.input_usd_per_mtok:
+        return 1.0
+    return min(config.cache_read_usd_per_mtok / config.input_usd_per_mtok, 1.0)
+
+
 def _scope(name: str, models: tuple[str, ...]) -> str:
     return "\0".join((name, *models))
 
 
-def _accounts(config: RouteConfig) -> tuple[Account, ...]:
+def route_accounts(config: RouteConfig) -> tuple[Account, ...]:
     if config.budget_usd_per_day is None:
         return ()
     return (Account(f"route:{config.name}", nanousd(config.budget_usd_per_day), "day"),)

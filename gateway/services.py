@@ -14,9 +14,12 @@ from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
 from gateway.keys import Caller, Keyring
+from gateway.learn.online import Online
 from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.pacing import Purses
+from gateway.prefixes import Prefixes
 from gateway.responses import Responses
 from gateway.routes import RouteBook
 from gateway.settings import Current
@@ -64,10 +67,24 @@ class Services:
     metrics: Metrics
     tracing: Tracing | None
     current: Current
+    online: Online
+    """Bandits that learn while they serve."""
+    purses: Purses
+    """Of the routes with a daily budget."""
+    prefixes: Prefixes
+    """Which model has which conversation in its cache."""
     chores: list[Callable[[], Coroutine[None, None, None]]]
     """What must run beside the requests."""
     index: int
     """Which worker this is."""
+
+    def __post_init__(self) -> None:
+        self.adopt()
+
+    def adopt(self) -> None:
+        """The routes as they are from now on; what bandits have learnt and purses hold goes on."""
+        self.online.adopt(self.book)
+        self.purses.adopt(self.config.routes)
 
     def caller_of(self, headers: Mapping[bytes, bytes], host: str) -> Caller:
         """Whose key these headers show, in any of the ways SDKs send one. Raises Unauthorized."""

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.config import Config
 from gateway.journal.record import KeyRecord
+from gateway.overlay import Overlay
 
 FILE = "settings.json"
 LOCK = "settings.lock"
@@ -45,6 +47,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Route to the candidate before a share of its traffic."""
     floors: dict[str, FloorSetting] = {}
     """Route to what is certified of it now."""
+    overlay: Overlay = Overlay()
+    """What operators changed, laid over the configuration file."""
 
 
 def read_settings(run_dir: str | Path) -> Settings:
@@ -80,8 +84,12 @@ class Current:
 
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = run_dir
+        self.base: Config | None = None
+        """The configuration that the settings' overlay is laid over; None: nobody has said."""
         self._stamp = stamp(run_dir)
         self.settings = read_settings(run_dir)
+        self.applied = self.settings.version
+        """The version that this process works by."""
 
     def refresh(self) -> bool:
         """True: the file has changed since we looked, and says something else. Raises ValueError where it is spoilt."""
@@ -90,7 +98,10 @@ class Current:
             return False
         self._stamp = seen
         fresh = read_settings(self.run_dir)
-        changed, self.settings = fresh != self.settings, fresh
+        changed = msgspec.structs.replace(fresh, version=0) != msgspec.structs.replace(self.settings, version=0)
+        if not changed and self.applied == self.settings.version:
+            self.applied = fresh.version
+        self.settings = fresh
         return changed
 
 

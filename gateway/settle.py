@@ -32,7 +32,11 @@ def settle(services: Services, exchange: Exchange, ending: HeadgateError | None)
     exchange.hold.settle(cost)
     now = services.now()
     exchange.taken.correct(exchange.tokens, now)
-    services.spool.append(record_of(services, exchange, held, cost, now))
+    record = record_of(services, exchange, held, cost, now)
+    services.spool.append(record)
+    services.purses.spend(exchange.route.name, cost)
+    services.prefixes.settled(exchange, now)
+    services.online.outcome(record)
     services.metrics.settled(exchange, now - exchange.call.received_s)
     if services.tracing is not None:
         services.tracing.finish(exchange)
@@ -62,7 +66,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         wants_json=asked.wants_json,
         vector=packed(query.vector) if query is not None else b"",
         max_output_tokens=asked.max_output_tokens,
-        knobs=stated_knobs(call.wishes.knobs) if call.wishes.stated else {},
+        knobs=stated_knobs(exchange.paced or call.wishes.knobs) if exchange.paced or call.wishes.stated else {},
         explore=exchange.caller.explore,
         draw=exchange.draw,
         candidates=candidates_of(choice),

@@ -6,12 +6,12 @@ that same store for other words, within the bound that the route states (`cache_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cache.acceptance import Terms
 from cache.entry import Entry, Hit
-from cache.flight import Flight
+from cache.flight import Flight, LookUp
 from cache.key import Partition, partition_key
 from cache.rules import Rules, may_cache_semantically
 from cache.semantic import Comparison, Miss, SemanticCache
@@ -42,12 +42,25 @@ class Shelf:
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
 
+    def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
+        """How to look for what another replica may answer; None: there is none."""
+        return None
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self.store.close()
+
     def rules_of(self, config: RouteConfig) -> Rules:
         """Routes differ in one rule only: the time to live."""
         rules = self._rules.get(config.cache_ttl_s)
         if rules is None:
             rules = self._rules[config.cache_ttl_s] = Rules(ttl_s=config.cache_ttl_s)
         return rules
+
+    @property
+    def semantic(self) -> Mapping[str, SemanticCache]:
+        """The semantic tiers that were needed so far, by route."""
+        return self._semantic
 
     def semantic_of(self, route: Route) -> SemanticCache:
         """The semantic tier of one route, made when first needed."""

@@ -1,11 +1,14 @@
 """`headgate serve`: starts the workers, the control process and the servers we manage; restarts what dies.
 
-The supervisor itself serves nothing and holds no state, so it has nothing to lose.
+The supervisor serves nothing and holds no state but the listening sockets: one for each worker, so that the kernel
+spreads connections over them, and what waits in a socket's queue outlives the worker that was to take it. SIGHUP
+reads the configuration again and replaces the workers one after the other; no request fails, no stream is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -13,142 +16,210 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from gateway.config import Config, Server
-from gateway.errors import ConfigError
-from gateway.providers.managed import managed, wait_ready
+from gateway.config import Config
+from gateway.config_load import check
+from gateway.listen import admin_host, listen
+from gateway.processes import Child, Keeper
+from gateway.providers.managed import Managed, managed, wait_ready
+from gateway.retired import forget, retire
 
 log = logging.getLogger("headgate.serve")
 
-FIRST_RESTART_S = 0.2
-LONGEST_RESTART_S = 10.0
-STEADY_S = 30.0
-"""A child that ran this long gets its next restart at once."""
 READY_TIMEOUT_S = 120.0
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
-
-
-@dataclass(slots=True)
-class Child:
-    """A process to keep alive."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    process: asyncio.subprocess.Process | None = None
-    restarts: int = 0
-
-    async def keep(self) -> None:
-        """Run it, again and again, until cancelled; then let it drain."""
-        delay_s = FIRST_RESTART_S
-        try:
-            while True:
-                started = time.monotonic()
-                self.process = await asyncio.create_subprocess_exec(
-                    *self.command,
-                    env={**os.environ, **self.environment},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=sys.stderr,
-                )
-                status = await self.process.wait()
-                ran_s = time.monotonic() - started
-                delay_s = FIRST_RESTART_S if ran_s > STEADY_S else min(delay_s * 2, LONGEST_RESTART_S)
-                log.error("%s ended with status %s after %.0f s; starting it again", self.name, status, ran_s)
-                self.restarts += 1
-                await asyncio.sleep(delay_s)
-        finally:
-            await self.stop()
-
-    async def stop(self) -> None:
-        process = self.process
-        if process is not None and process.returncode is None:
-            process.terminate()
-            await process.wait()
+FIXED = ("host", "port", "admin_host", "admin_port", "run_dir")
+"""Settings of the server that a reload can't change."""
 
 
 async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int) -> None:
-    """Until SIGINT or SIGTERM. Raises ConfigError where the port is taken."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Until SIGINT or SIGTERM. Raises ConfigError where a port is taken."""
+    house = House(config, path, workers)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    with reserve(config.server):
-        groups = children(config, path, workers)
-        keepers = [[asyncio.create_task(child.keep()) for child in group] for group in groups]
-        ready = asyncio.create_task(announce(config, on_ready))
+    loop.add_signal_handler(signal.SIGHUP, house.reload_soon)
+    ready = asyncio.create_task(house.announce(on_ready))
+    house.start()
+    try:
+        await stop.wait()
+    finally:
+        tell_system("STOPPING=1")
+        ready.cancel()
+        await house.stop()
+
+
+class House:
+    """All processes of one gateway on one machine."""
+
+    def __init__(self, config: Config, path: str | None, workers: int) -> None:
+        self.config = config
+        self._path = path
+        self._stated = workers if workers != config.server.workers else None
+        """The command line's number wins over the file's, at a reload too."""
+        self._numbers = itertools.count()
+        self._run_dir = Path(config.server.run_dir)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._in_force = self._run_dir / "config.toml"
+        forget(self._run_dir)
+        self._freeze()
+        self._port = config.server.port
+        self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Keeper, asyncio.Task[None]] = {}
+        self._upstreams = [self._keeper(_upstream(one)) for one in _managed(config)]
+        self._sockets: list[socket.socket] = []
+        for _ in range(self._count):
+            self._sockets.append(self._listen())
+        self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
+        self._control = self._keeper(self._control_child())
+        self._workers = [self._keeper(self._worker_child(slot)) for slot in range(self._count)]
+
+    def start(self) -> None:
+        for keeper in (*self._upstreams, self._control, *self._workers):
+            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+
+    async def stop(self) -> None:
+        """From behind, in the order of need: workers end while upstreams still answer and control ships."""
+        for task in self._reloads:
+            task.cancel()
+        for sock in self._sockets:
+            sock.close()
+        await self._finish(self._workers)
+        self._admin_socket.close()
+        await self._finish([self._control])
+        await self._finish(self._upstreams)
+
+    async def announce(self, on_ready: Callable[[], None]) -> None:
+        """Say so once a worker accepts connections and every managed server answers; never where none does."""
+        waiting: set[asyncio.Task[Any]] = {asyncio.create_task(keeper.is_ready.wait()) for keeper in self._workers}
+        done: set[asyncio.Task[Any]] = set()
+        while not done:
+            done, waiting = await asyncio.wait(
+                waiting, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                log.error("no worker answers after %.0f s; what they said is above", READY_TIMEOUT_S)
+        for task in waiting:
+            task.cancel()
+        for one in _managed(self.config):
+            if not await wait_ready(one.socket, timeout_s=READY_TIMEOUT_S):
+                log.error("provider %s is not ready after %.0f s", one.provider, READY_TIMEOUT_S)
+        on_ready()
+        tell_system("READY=1")
+
+    # Reloading
+
+    def reload_soon(self) -> None:
+        """SIGHUP."""
+        task = asyncio.create_task(self.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def reload(self) -> None:
+        """The configuration as it is now, in every worker and in control; a faulty one changes nothing."""
+        async with self._reloading:
+            config, problems = check(self._path, os.environ)
+            if config is None:
+                log.error("configuration not reloaded, the old one stays: %s", "; ".join(problems))
+                return
+            _warn_of_fixed(self.config, config)
+            tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self.config = config
+            self._freeze()
+            if await self._replace_workers():
+                await self._control.restart(self._control_child())
+                log.warning("configuration reloaded; %d worker(s)", len(self._workers))
+            tell_system("READY=1")
+
+    async def _replace_workers(self) -> bool:
+        """One after the other. False: a new one didn't start, so the others stay as they are."""
+        wanted = self._count
+        while len(self._workers) > wanted:
+            self._sockets.pop().close()
+            await self._finish([self._workers.pop()])
+        for slot, keeper in enumerate(self._workers):
+            if not await keeper.replace(self._worker_child(slot), READY_TIMEOUT_S):
+                log.error("worker %d can't start with the new configuration; the old one goes on", slot)
+                return False
+        while len(self._workers) < wanted:
+            self._sockets.append(self._listen())
+            keeper = self._keeper(self._worker_child(len(self._workers)))
+            self._workers.append(keeper)
+            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+        return True
+
+    # Children
+
+    @property
+    def _count(self) -> int:
+        return self._stated or self.config.server.workers
+
+    def _listen(self) -> socket.socket:
+        sock = listen(self.config.server.host, self._port, "server.port", is_first=not self._sockets)
+        self._port = sock.getsockname()[1]
+        return sock
+
+    def _keeper(self, child: Child) -> Keeper:
+        return Keeper(child, lambda: next(self._numbers), lambda number: retire(self._run_dir, number))
+
+    def _worker_child(self, slot: int) -> Child:
+        return Child(
+            f"worker {slot}",
+            [sys.executable, "-m", "gateway.worker", "--workers", str(self._count), *self._where()],
+            ONE_CORE,
+            sockets=(self._sockets[slot],), tells=True, numbered=True,
+        )  # fmt: skip
+
+    def _control_child(self) -> Child:
+        command = [sys.executable, "-m", "gateway.control", *self._where()]
+        return Child("control", command, sockets=(self._admin_socket,))
+
+    def _where(self) -> list[str]:
+        return ["--config", str(self._in_force)] if self._path else []
+
+    def _freeze(self) -> None:
+        """A copy of the file in force: a child that is started again goes by it, whatever the file says meanwhile."""
+        if self._path:
+            draft = self._in_force.with_suffix(".new")
+            draft.touch(mode=0o600)
+            draft.write_bytes(Path(self._path).read_bytes())
+            draft.replace(self._in_force)
+
+    async def _finish(self, keepers: list[Keeper]) -> None:
+        """Stop these and wait until they are gone."""
+        tasks = [self._tasks.pop(keeper) for keeper in keepers if keeper in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _managed(config: Config) -> list[Managed]:
+    return [one for provider in config.providers if (one := managed(provider, config.server)) is not None]
+
+
+def _upstream(one: Managed) -> Child:
+    return Child(f"provider {one.provider}", one.command, one.environment)
+
+
+def _warn_of_fixed(old: Config, new: Config) -> None:
+    changed = [f"server.{name}" for name in FIXED if getattr(old.server, name) != getattr(new.server, name)]
+    if [one.command for one in _managed(old)] != [one.command for one in _managed(new)]:
+        changed.append("providers of this machine")
+    if changed:
+        log.warning("a restart is needed for what changed in: %s", ", ".join(changed))
+
+
+def tell_system(state: str) -> None:
+    """systemd, where it asked to be told (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
-            await stop.wait()
-        finally:
-            ready.cancel()
-            for group in reversed(keepers):
-                await finish(group)
-
-
-async def finish(keepers: list[asyncio.Task[None]]) -> None:
-    """Stop these and wait until they are gone."""
-    for keeper in keepers:
-        keeper.cancel()
-    await asyncio.gather(*keepers, return_exceptions=True)
-
-
-def children(config: Config, path: str | None, workers: int) -> tuple[list[Child], list[Child], list[Child]]:
-    """In the order of need, so stopped from behind: workers end while upstreams still answer and control ships."""
-    run_dir = Path(config.server.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    where = ["--config", path] if path else []
-    upstreams = [
-        Child(f"provider {one.provider}", one.command, one.environment)
-        for provider in config.providers
-        if (one := managed(provider, config.server)) is not None
-    ]
-    control = [Child("control", [sys.executable, "-m", "gateway.control", *where])]
-    serving = [
-        Child(f"worker {index}", [sys.executable, "-m", "gateway.worker", "--index", str(index), *where], ONE_CORE)
-        for index in range(workers)
-    ]
-    return upstreams, control, serving
-
-
-def reserve(server: Server) -> socket.socket:
-    """Bind the port without listening, so that a port in use is found out here and not by every worker."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((server.host, server.port))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((server.host, server.port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError([f"server.port: {server.host}:{server.port}: {error.strerror}"]) from None
-    return sock
-
-
-async def announce(config: Config, on_ready: Callable[[], None]) -> None:
-    """Say so once a worker accepts connections and every managed server answers; never where none does."""
-    warn_at = time.monotonic() + READY_TIMEOUT_S
-    while not await _connects(config.server):
-        if time.monotonic() >= warn_at:
-            log.error("no worker answers after %.0f s; what they said is above", READY_TIMEOUT_S)
-            warn_at += READY_TIMEOUT_S
-        await asyncio.sleep(0.05)
-    for provider in config.providers:
-        one = managed(provider, config.server)
-        if one is not None and not await wait_ready(one.socket, timeout_s=READY_TIMEOUT_S):
-            log.error("provider %s is not ready after %.0f s", provider.name, READY_TIMEOUT_S)
-    on_ready()
-
-
-async def _connects(server: Server) -> bool:
-    host = "127.0.0.1" if server.host in ("0.0.0.0", "") else server.host  # noqa: S104
-    try:
-        _, writer = await asyncio.open_connection(host, server.port)
-    except OSError:
-        return False
-    writer.close()
-    return True
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as fault:
+            log.warning("systemd can't be told: %s", fault)

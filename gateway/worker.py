@@ -1,6 +1,7 @@
-"""One worker process: its own socket on the shared port, its own event loop, nothing shared but files and databases.
+"""One worker process: a socket of its own on the shared port, its own event loop; shared are files and databases only.
 
-Run as `python -m gateway.worker --index 0 [--config FILE]` by the supervisor; SIGTERM drains it.
+Run as `python -m gateway.worker --index 0 [--fd 3] [--config FILE]` by the supervisor, which holds the socket. SIGTERM
+drains it within the drain timeout, SIGUSR1 (its successor serves already) for as long as a request may take.
 """
 
 from __future__ import annotations
@@ -12,55 +13,73 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 import uvloop
+from msgspec import structs
 
-from gateway.app import build, close, reload
+from gateway.app import build, close, reload, retire
 from gateway.asgi import App
 from gateway.budgets import restore
 from gateway.config import Config, Server
 from gateway.config_load import load
+from gateway.door import Door
 from gateway.errors import ConfigError, HeadgateError
 from gateway.front import Front
+from gateway.listen import listen, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
+from gateway.processes import RETIRE
+from gateway.retired import snapshot_of
 
 log = logging.getLogger("headgate.worker")
 
 SETTINGS_EVERY_S = 0.5
 METRICS_EVERY_S = 1.0
-BACKLOG = 2048
-UNREAD_S = 120.0
-"""A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
+LINGER_S = 5.0
+"""While draining, so long an idle connection has for its next request, which is answered and ends it."""
+DRAIN_EVERY_S = 0.02
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway.worker")
     parser.add_argument("--config", default=None)
     parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--fd", type=int, action="append", default=[])
+    parser.add_argument("--ready-fd", type=int, default=None)
     chosen = parser.parse_args()
-    config = load(chosen.config, os.environ)
-    set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
-        uvloop.run(work(config, chosen.index))
+        config = load(chosen.config, os.environ)
+        if chosen.workers is not None:  # the command line's number won over the file's
+            config = structs.replace(config, server=structs.replace(config.server, workers=chosen.workers))
+        set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
+        uvloop.run(work(config, chosen.index, taken_over(chosen.fd), chosen.ready_fd))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
 
 
-async def work(config: Config, index: int) -> None:
+async def work(
+    config: Config, index: int, sockets: list[socket.socket] | None = None, ready_fd: int | None = None
+) -> None:
     """Serve until SIGTERM; in-flight requests and streams are finished first."""
     app = build(config, index)
     server = _Server(server_config(app, config.server))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, drain, app, server)
+        loop.add_signal_handler(signum, drain, app, server, config.server.drain_timeout_s)
+    patience_s = max(config.server.drain_timeout_s, config.server.request_timeout_s)
+    loop.add_signal_handler(RETIRE, drain, app, server, patience_s)
     await asyncio.to_thread(restore_spending, app)
+    follower = Follower(app)
+    door = Door(app, follower.look)
+    await door.open()
     chores = [
-        asyncio.create_task(follow_settings(app)),
+        asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
@@ -69,25 +88,69 @@ async def work(config: Config, index: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    server.ready_fd = ready_fd
     try:
-        await server.serve(sockets=[listen(config.server)])
+        await server.serve(sockets=sockets or [listen(config.server.host, config.server.port)])
     finally:
         for chore in chores:
             chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await door.close()
         await close(app)
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn raises them again at its end, before we have closed anything."""
+    """Leaves signals to us: uvicorn raises them again at its end, before we have closed anything.
+
+    Draining never closes a connection that a client may be about to use: each is told so with its next answer,
+    and closed where none comes within `LINGER_S`.
+    """
+
+    ready_fd: int | None = None
+    patience_s = 0.0
+    """How long what is under way may take, from the signal on."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        fd, self.ready_fd = self.ready_fd, None
+        if fd is not None:
+            with suppress(OSError):  # whoever waited for it is gone
+                os.write(fd, b"1")
+            os.close(fd)
 
-def drain(app: App, server: uvicorn.Server) -> None:
-    """Accept nothing new, finish what is under way; a second signal doesn't wait for it."""
-    server.force_exit = app.draining
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        began_s, state = time.monotonic(), self.server_state
+        for listener in self.servers:
+            listener.close()
+        for sock in sockets or []:
+            sock.close()
+        state.default_headers.append((b"connection", b"close"))
+        for connection in list(state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                connection.shutdown()  # closes after this answer
+        while state.connections and not self.force_exit:
+            passed_s = time.monotonic() - began_s
+            if passed_s >= min(LINGER_S, self.patience_s):
+                for connection in list(state.connections):
+                    connection.shutdown()
+            if passed_s >= self.patience_s:
+                break
+            await asyncio.sleep(DRAIN_EVERY_S)
+        for task in list(state.tasks):
+            task.cancel()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=1.0)
+
+
+def drain(app: App, server: _Server, patience_s: float) -> None:
+    """Accept nothing new, finish what is under way; the same signal again doesn't wait for it."""
+    server.force_exit = app.draining and patience_s <= server.patience_s
+    server.patience_s = patience_s
     app.draining = server.should_exit = True
 
 
@@ -111,49 +174,53 @@ def server_config(app: App, server: Server) -> uvicorn.Config:
         date_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(server.drain_timeout_s)),
+        **tls_options(server),
     )
 
 
-def listen(server: Server) -> socket.socket:
-    """A listening socket of our own on the shared port: the kernel spreads connections over the workers'."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the sockets it accepts inherit it
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
-    sock.bind((server.host, server.port))
-    sock.listen(BACKLOG)
-    sock.setblocking(False)
-    return sock
+class Follower:
+    """Applies new keys, settings and router versions within a second, without dropping a stream."""
 
+    def __init__(self, app: App) -> None:
+        self._services = app.services
+        self._retiring: set[asyncio.Task[None]] = set()
 
-async def follow_settings(app: App) -> None:
-    """Apply new keys and router versions within a second, without dropping a stream."""
-    services = app.services
-    while True:
-        await asyncio.sleep(SETTINGS_EVERY_S)
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(SETTINGS_EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        """Now, if anything has changed."""
+        current = self._services.current
         try:
-            if services.current.refresh():
-                reload(services)
-                log.info("settings version %d in force", services.current.settings.version)
+            if current.refresh():
+                for provider in reload(self._services):
+                    task = asyncio.create_task(retire(provider))
+                    self._retiring.add(task)
+                    task.add_done_callback(self._retiring.discard)
+                log.info("settings version %d in force", current.settings.version)
+                current.applied = current.settings.version
         except (ValueError, OSError, ConfigError) as error:
             log.error("new settings refused, the old ones stay: %s", error)
 
 
 async def publish_metrics(app: App) -> None:
-    """Leave a snapshot where the other workers and the control process find it."""
-    path = Path(app.services.config.server.run_dir) / f"worker-{app.services.index}.metrics"
+    """Leave a snapshot where the other workers and the control process find it; the last one for `retired`."""
+    path = snapshot_of(Path(app.services.config.server.run_dir), app.services.index)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def publish() -> None:
+        draft = path.with_suffix(".new")
+        draft.write_bytes(app.services.metrics.snapshot())
+        draft.replace(path)
+
     try:
         while True:
-            draft = path.with_suffix(".new")
-            draft.write_bytes(app.services.metrics.snapshot())
-            draft.replace(path)
+            publish()
             await asyncio.sleep(METRICS_EVERY_S)
     finally:
-        path.unlink(missing_ok=True)
+        publish()
 
 
 if __name__ == "__main__":

@@ -13,140 +13,24 @@ knobs are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
 from statistics import NormalDist
-from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routers.eligible import eligible
+from routers.estimators.linear import Linear
 from routers.plugin import PluginRouter, within
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, utilities
 from routers.select import probabilities as inverse_gap
+from routers.sums import Array, Posterior, Shrinkage, State, fitted
 from routers.types import Candidate, Choice, Knobs, Query, Vector
 
-Array = NDArray[np.float64]
 THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
 RULES = (THOMPSON, SQUARE_CB, GREEDY)
-
-
-@dataclass(frozen=True, slots=True)
-class Shrinkage:
-    """How far corrections may go, as ridge penalties; noise is the variance of one score around its mean."""
-
-    shared: float = 20.0
-    own: float = 400.0
-    """Of each model's own slopes."""
-    level: float = 5.0
-    """Of each model's own mean: with noise .2 it may lie .2 off what the base expects."""
-    noise: float = 0.2
-
-
-@dataclass(slots=True)
-class State:
-    """Sums over scored answers: (m, d + 1, d + 1) second moments of the query, (m, d + 1) moments with
-    what the base router did not expect of quality and cost. The last entry of a query is 1.
-    """
-
-    models: tuple[str, ...]
-    gram: Array
-    quality: Array
-    cost: Array
-    squares: float = 0.0
-    """Of unexpected quality, for the noise."""
-
-    @classmethod
-    def empty(cls, models: Sequence[str], dims: int) -> Self:
-        m, d = len(models), dims + 1
-        return cls(tuple(models), np.zeros((m, d, d)), np.zeros((m, d)), np.zeros((m, d)))
-
-    @property
-    def counts(self) -> Array:
-        """Answers seen of each model, faded ones in part."""
-        return np.asarray(self.gram[:, -1, -1])
-
-    def learn(self, z: Array, model: str, quality: float, cost_usd: float = 0.0) -> None:
-        """One scored answer: what its quality and cost were beyond what the base router expected."""
-        j = self.place(model)
-        self.gram[j] += np.outer(z, z)
-        self.quality[j] += quality * z
-        self.cost[j] += cost_usd * z
-        self.squares += quality * quality
-
-    def place(self, model: str) -> int:
-        """The model's column; a new one is added."""
-        if model not in self.models:
-            self.models = (*self.models, model)
-            for name in ("gram", "quality", "cost"):
-                held = getattr(self, name)
-                setattr(self, name, np.concatenate([held, np.zeros((1, *held.shape[1:]))]))
-        return self.models.index(model)
-
-    def fade(self, factor: float) -> None:
-        """What was learnt so far counts only `factor` as much as what comes: for a world that drifts."""
-        self.gram *= factor
-        self.quality *= factor
-        self.cost *= factor
-        self.squares *= factor
-
-    def merged(self, other: State) -> State:
-        """Both replicas' answers."""
-        both = State(self.models, self.gram.copy(), self.quality.copy(), self.cost.copy(), self.squares)
-        for model in other.models:
-            both.place(model)
-        to = [both.models.index(model) for model in other.models]
-        both.gram[to] += other.gram
-        both.quality[to] += other.quality
-        both.cost[to] += other.cost
-        both.squares += other.squares
-        return both
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """For an artefact or a shared store."""
-        return {"gram": self.gram, "quality": self.quality, "cost": self.cost, "squares": np.array([self.squares])}
-
-    @classmethod
-    def restored(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        gram, quality, cost = (arrays[name].astype(np.float64) for name in ("gram", "quality", "cost"))
-        return cls(tuple(models), gram, quality, cost, float(arrays["squares"][0]))
-
-
-@dataclass(frozen=True, slots=True)
-class Posterior:
-    """What a state says of each model: weights on the query (m, d + 1) and how unsure the model's own
-    part is.
-    """
-
-    models: tuple[str, ...]
-    quality: Array
-    cost: Array
-    covariance: Array
-    noise: float
-
-    def correction(self, z: Array) -> tuple[Array, Array, Array]:
-        """Of quality, its standard deviation, and of cost, per model."""
-        spread = np.einsum("i,kij,j->k", z, self.covariance, z)
-        return self.quality @ z, np.sqrt(self.noise * np.maximum(spread, 0.0)), self.cost @ z
-
-
-def posterior(state: State, shrink: Shrinkage) -> Posterior:
-    """Ridge on shared plus own parts, solved by eliminating the own parts block by block."""
-    d = state.quality.shape[1]
-    own = np.diag(np.append(np.full(d - 1, shrink.own), shrink.level))
-    shared = np.diag(np.append(np.full(d - 1, shrink.shared), 1.0))
-    covariance = np.asarray(np.linalg.inv(state.gram + own), np.float64)
-    pulled = state.gram @ covariance
-    left = shared + (state.gram - pulled @ state.gram).sum(0)
-
-    def solved(moment: Array) -> Array:
-        right = (moment - np.einsum("kij,kj->ki", pulled, moment)).sum(0)
-        common = np.linalg.solve(left, right)
-        return np.asarray(common + np.einsum("kij,kj->ki", covariance, moment - state.gram @ common))
-
-    return Posterior(state.models, solved(state.quality), solved(state.cost), covariance, shrink.noise)
 
 
 _NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / 32) for i in range(32)])
@@ -190,16 +74,18 @@ class Bandit:
         """
         if rule not in RULES:
             raise ValueError(f"rule {rule!r} is unknown: one of {', '.join(RULES)}")
-        self.name, self.version = "bandit", base.version
+        self.name, self.version = "bandit", f"{base.name}-{base.version}"
         self.base, self.projection = base, projection
         self.features_version = base.features_version
         self.state = state if state is not None else State.empty((), projection.dims)
+        self.others: State | None = None
+        """Sums of other replicas, never added to our own."""
         self.rule, self.boldness, self.half_life = rule, boldness, half_life
         self.exploration = exploration or Exploration(floor=0.01)
         self.shrink = shrink or Shrinkage()
-        self.seen = 0
+        self.seen = int(self.state.counts.sum())
         self._posterior: Posterior | None = None
-        self._label = f"bandit@{base.version}"
+        self._label = f"bandit@{self.version}"
 
     # -- deciding
 
@@ -218,23 +104,22 @@ class Bandit:
         quality, sd, cost = self.correction(query.vector, found.models)
         return replace(
             found,
-            quality=np.clip(np.array(found.quality) + quality, 0.0, 1.0).tolist(),
-            quality_sd=sd.tolist(),
-            cost_usd=np.maximum(np.array(found.cost_usd) + cost, 0.0).tolist(),
+            quality=[min(max(q + more, 0.0), 1.0) for q, more in zip(found.quality, quality, strict=True)],
+            quality_sd=sd,
+            cost_usd=[max(usd + more, 0.0) for usd, more in zip(found.cost_usd, cost, strict=True)],
         )
 
-    def correction(self, vector: Vector, models: Sequence[str]) -> tuple[Array, Array, Array]:
+    def correction(self, vector: Vector, models: Sequence[str]) -> tuple[Numbers, Numbers, Numbers]:
         """Quality, its deviation and cost beyond the base router's, in the order of `models`."""
         z, told = self.axes(vector), self.posterior
-        prior = float(np.sqrt(told.noise * (1.0 / self.shrink.level + z[:-1] @ z[:-1] / self.shrink.own)))
-        quality, sd, cost = np.zeros(len(models)), np.full(len(models), prior), np.zeros(len(models))
-        place = {model: j for j, model in enumerate(told.models)}
-        known = [(i, place[model]) for i, model in enumerate(models) if model in place]
-        if known:
-            here, there = (list(part) for part in zip(*known, strict=True))
-            moved = told.correction(z)
-            quality[here], sd[here], cost[here] = (part[there] for part in moved)
-        return quality, sd, cost
+        unsure = sqrt(told.noise * (1.0 / self.shrink.level + float(z[:-1] @ z[:-1]) / self.shrink.own))
+        quality, sd, cost = (part.tolist() for part in told.correction(z))
+        places = [told.place.get(model, -1) for model in models]
+        return (
+            [0.0 if j < 0 else quality[j] for j in places],
+            [unsure if j < 0 else sd[j] for j in places],
+            [0.0 if j < 0 else cost[j] for j in places],
+        )
 
     def chances(self, worth: Numbers, sd: Numbers, explore: bool) -> Numbers:
         """Probabilities over the eligible models, by this bandit's rule."""
@@ -268,8 +153,20 @@ class Bandit:
             self.state.fade(0.5 ** (1.0 / self.half_life))
         self.state.learn(self.axes(vector), model, quality, cost_usd)
         self.seen += 1
-        if self.seen <= 200 or self.seen % 5 == 0:  # a posterior costs about half a millisecond
+        if self.seen <= 20 or self.seen % 20 == 0:  # a posterior costs about two milliseconds
             self._posterior = None
+
+    def amend(self, query: Query, model: str, by: float) -> None:
+        """An answer learnt before was worth so much more (or less) than was said then."""
+        self.state.amend(self.axes(query.vector), model, by)
+        self._posterior = None
+
+    def hear(self, others: State | None) -> None:
+        """What other replicas have seen by now."""
+        self.others = others
+        total = self.state if others is None else self.state.merged(others)
+        self.seen = int(total.counts.sum())
+        self._posterior = fitted(total, self.shrink)
 
     def axes(self, vector: Vector) -> Array:
         """The query on its main axes, and 1."""
@@ -278,7 +175,8 @@ class Bandit:
     @property
     def posterior(self) -> Posterior:
         if self._posterior is None:
-            self._posterior = posterior(self.state, self.shrink)
+            total = self.state if self.others is None else self.state.merged(self.others)
+            self._posterior = fitted(total, self.shrink)
         return self._posterior
 
 
@@ -286,6 +184,14 @@ def main_axes(projection: Projection, vectors: Array, dims: int = 16) -> Project
     """The projection's first axes, each of unit spread over those vectors: what shrinkage is measured in."""
     spread = np.maximum(projection.apply(vectors)[:, :dims].std(0), 1e-6)
     return Projection().restore({"mean_": projection.mean_, "axes_": projection.axes_[:, :dims] / spread})
+
+
+def learnt_axes(projection: Projection, ridge: Linear, dims: int = 16) -> Projection:
+    """The same where the vectors are gone: their spread is read off the ridge that was fitted on them."""
+    squares = 1.0 / np.diag(ridge.covariance_)[:dims] - ridge.ridge
+    spread = np.sqrt(np.maximum(squares / squares.max(), 1e-6))
+    axes = (projection.axes_[:, :dims] / spread).astype(np.float32)
+    return Projection().restore({"mean_": projection.mean_, "axes_": axes})
 
 
 class EpsilonGreedy:

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import prior
-from routers.bandit import SQUARE_CB, THOMPSON, EpsilonGreedy, Shrinkage, State, main_axes, posterior, thompson
+from routers.bandit import SQUARE_CB, THOMPSON, EpsilonGreedy, main_axes, thompson
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
 from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration, drawn, probabilities
+from routers.sums import Shrinkage, State, posterior
 from routers.types import Candidate
 
 WEIGHTS = (0.0, 20.0, 100.0)

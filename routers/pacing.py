@@ -55,10 +55,14 @@ class Purse:
         self.level_usd -= cost_usd
 
     @property
+    def fullness(self) -> float:
+        """0: empty or in debt, 1: full."""
+        return min(max(self.level_usd / self.capacity_usd, 0.0), 1.0)
+
+    @property
     def rate(self) -> float:
         """Quality points per reference cost."""
-        fullness = min(max(self.level_usd / self.capacity_usd, 0.0), 1.0)
-        return exp(log(EMPTY_RATE) + fullness * (log(FULL_RATE) - log(EMPTY_RATE)))
+        return exp(log(EMPTY_RATE) + self.fullness * (log(FULL_RATE) - log(EMPTY_RATE)))
 
 
 def cost_weight_of(rate: float) -> float:
@@ -67,16 +71,22 @@ def cost_weight_of(rate: float) -> float:
     return odds / (1.0 + odds)
 
 
-def paced(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
-    """The knobs in force while the budget is kept: never more generous than what was asked for.
+def weighed(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
+    """The knobs in force while spending keeps its pace: a cost weight never below what was asked for.
 
-    Where only a quality floor was asked for, the floor stays until the purse is empty; no model may then
-    be expected to cost more than what is left.
+    Where only a quality floor was asked for, the cheapest model that meets it is taken anyway.
     """
     purse.refill(now_s)
+    if knobs.min_quality is not None and knobs.cost_weight is None:
+        return knobs
+    return replace(knobs, cost_weight=max(knobs.cost_weight or 0.0, cost_weight_of(purse.rate)))
+
+
+def paced(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
+    """As `weighed`, and no model may be expected to cost more than what is left: kept to the cent by itself, where no
+    ledger refuses what is beyond the budget.
+    """
+    weighty = weighed(knobs, purse, now_s)
     affordable = max(purse.level_usd, 0.0)
     limit = affordable if knobs.max_cost_usd is None else min(knobs.max_cost_usd, affordable)
-    if knobs.min_quality is not None and knobs.cost_weight is None:
-        return replace(knobs, max_cost_usd=limit)
-    weight = max(knobs.cost_weight or 0.0, cost_weight_of(purse.rate))
-    return replace(knobs, cost_weight=weight, max_cost_usd=limit)
+    return replace(weighty, max_cost_usd=limit)

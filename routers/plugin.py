@@ -26,8 +26,6 @@ from routers.simple import TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0
-CACHED_PRICE = 0.1
-"""Share of the input price that a token in the prefix cache still costs, about as providers charge."""
 MOST_POOLS = 64
 """Pools of models remembered: requests may narrow a route in many ways."""
 
@@ -101,11 +99,12 @@ class Table:
 
     def __init__(self, kept: Sequence[Candidate], pool: Pool) -> None:
         self.kept, self.pool, self.models = kept, pool, pool.models
-        self.input_usd = [c.input_usd_per_mtok / 1e6 * (1.0 - (1.0 - CACHED_PRICE) * c.cached_share) for c in kept]
+        self.input_usd = [c.input_usd_per_mtok / 1e6 * (1.0 - (1.0 - c.cached_price) * c.cached_share) for c in kept]
         self.output_usd = [c.output_usd_per_mtok / 1e6 for c in kept]
         self.free = [not (into or out) for into, out in zip(self.input_usd, self.output_usd, strict=True)]
         self.some_free = any(self.free)
         self.queue_s = [c.queue_s for c in kept]
+        self.seen_s = [c.latency_s + c.queue_s if c.latency_s or c.queue_s else nan for c in kept]
         self.skills = prior.skills(kept).tolist()
         self.prior_sd = [prior.PRIOR_SD] * len(kept)
         self.typical_tokens = [TYPICAL_OUTPUT_TOKENS] * len(kept)
@@ -206,12 +205,14 @@ class PluginRouter:
         )
 
     def _latency_s(self, table: Table, tokens: Numbers) -> Numbers:
-        """`first + per_token * tokens + queue`; NaN where nothing was learnt of a model."""
+        """`first + per_token * tokens + queue` (idealised runtime); of late's where that was not learnt; NaN where
+        nothing is known.
+        """
         pool = table.pool
         if pool.first_s is None or pool.per_token_s is None:
-            return pool.unknown
-        terms = zip(pool.first_s, pool.per_token_s, tokens, table.queue_s, strict=True)
-        return [first + each * n + queue for first, each, n, queue in terms]
+            return table.seen_s
+        terms = zip(pool.first_s, pool.per_token_s, tokens, table.queue_s, table.seen_s, strict=True)
+        return [seen if first != first else first + each * n + queue for first, each, n, queue, seen in terms]
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:
         """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
+from routers.bandit import Bandit, learnt_axes
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator
 from routers.estimators.clusters import Clusters
@@ -41,6 +43,9 @@ LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")
 NAMES = ("rules", "weighted", "cheapest", *LEARNED_NAMES)
 DEFAULT_ARTIFACT = Path(__file__).parent / "weights" / "default.safetensors"
 
+LEAST_EXPLORATION = 0.02
+"""Floor of a bandit whose route states none."""
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -50,10 +55,15 @@ def open_router(
     rules: Sequence[Mapping[str, object]] = (),
     weights: Mapping[str, float] | None = None,
     explore: float = 0.0,
+    online: bool = False,
 ) -> Router:
     """The router of that name, or of the artefact at that path. A learned router without an artefact
-    knows only prices until it is trained. ValueError names what is wrong.
+    knows only prices until it is trained. `online`: a bandit goes on learning upon it, as upon the default under the
+    name "bandit". ValueError names what is wrong.
     """
+    if online or name == "bandit":
+        base = open_router("default" if name == "bandit" else name, rules=rules, weights=weights, explore=explore)
+        return bandit_upon(base, explore)
     if not 0.0 <= explore <= 1.0:
         raise ValueError(f"explore: {explore} is not between 0 and 1")
     if name == "rules":
@@ -70,6 +80,22 @@ def open_router(
     if "/" in name or name.endswith(".safetensors"):
         return load_router(Path(name), exploration)
     raise ValueError(f"router {name!r} is unknown: a path, or one of {', '.join(NAMES)}")
+
+
+def bandit_upon(base: Router, explore: float = 0.0) -> Router:
+    """Learns from here on what the base does not expect. It must explore: without a stated floor a little."""
+    if not isinstance(base, PluginRouter):
+        return base
+    return Bandit(base, bandit_axes(), exploration=Exploration(floor=explore or LEAST_EXPLORATION))
+
+
+@cache
+def bandit_axes() -> Projection:
+    """Those of the shipped artefact, whatever a bandit's base: so what bandits have seen can be told anywhere."""
+    card, arrays = load_artifact(DEFAULT_ARTIFACT, shipped_featurizer().version)
+    learned = _restore(card, arrays)
+    assert isinstance(learned.quality, Linear)
+    return learnt_axes(learned.projection, learned.quality)
 
 
 def estimator_named(name: str) -> Estimator:

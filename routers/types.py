@@ -53,6 +53,10 @@ class Candidate:
     """Expected wait before the model starts on this request."""
     cached_share: float = 0.0
     """Share of the prompt expected to be in the model's prefix cache, 0..1."""
+    cached_price: float = 0.1
+    """Of such a token, as a share of the input price; about as providers charge."""
+    latency_s: float = 0.0
+    """Of its answers of late; 0: unknown."""
     default_max_output_tokens: int = 4096
 
 

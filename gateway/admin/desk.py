@@ -1,19 +1,55 @@
-"""What the control process works with, and what it hands to the workers: keys, within a second.
+"""What the control process works with, and what it hands to the workers: keys and settings, within a second.
 
-The database is where keys live; `settings.json` in the run folder is this machine's copy, which workers
+The database is where keys and settings live; `settings.json` in the run folder is this machine's copy, which workers
 follow.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from gateway.config import Config
 from gateway.journal.ship import ShipState
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
-from gateway.settings import publish_keys
+from gateway.overlay import Overlay, Trial, overlaid, read_secrets
+from gateway.settings import Settings, change_settings, read_settings, stamp
+
+if TYPE_CHECKING:
+    from gateway.admin.sessions import Doorman
+
+CONFIRM_WITHIN_S = 2.0
+KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant": "tenants"}
+"""Settings are named `kind:name`; these are laid over the configuration."""
+
+
+def overlay_of(values: Mapping[str, Any]) -> Overlay:
+    """Of all settings in force, those that are laid over the configuration."""
+    laid: dict[str, dict[str, Any]] = {field: {} for field in KINDS.values()}
+    trials: dict[str, Trial] = {}
+    for name, value in sorted(values.items()):
+        kind, _, rest = name.partition(":")
+        if kind not in KINDS or value is None:
+            continue
+        table = {key: one for key, one in value.items() if key != "trial"}
+        if table:
+            laid[KINDS[kind]][rest] = table
+        trial = value.get("trial")
+        if trial and trial["kind"] == "canary":
+            trials[rest] = Trial(trial["knobs"], trial["share"])
+    return Overlay(**laid, trials=trials)
+
+
+def new_doorman() -> Doorman:
+    from gateway.admin.sessions import Doorman
+
+    return Doorman()
 
 
 @dataclass(slots=True)
@@ -21,10 +57,21 @@ class Desk:
     """The admin API's means."""
 
     config: Config
+    """As the file says; `current` is what is in force."""
     store: Store
     shipping: ShipState
     opened: bool = False
     """The database has been reached and its schema checked."""
+    closing: bool = False
+    """The process ends: streams to dashboards end too."""
+    counting: bool = False
+    """Decisions of before the sums are being added up."""
+    alarms: int = 0
+    """Raised now, over all routes."""
+    doorman: Doorman = field(default_factory=new_doorman)
+    kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
+    """Answers that may be a little old: by question, when (monotonic) and what."""
+    _current: tuple[int, Config] | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -34,9 +81,43 @@ class Desk:
     def spool_dir(self) -> Path:
         return spool_dir(self.run_dir)
 
-    def publish_keys(self) -> bool:
-        """Hands the database's keys to the workers; True: they had others."""
-        return publish_keys(self.run_dir, self.store.keys())
+    @property
+    def current(self) -> Config:
+        """What workers go by: the file and what was changed since. The file alone where the rest is unsound."""
+        seen = stamp(self.run_dir)
+        if self._current is None or self._current[0] != seen:
+            self._current = (seen, self._read())
+        return self._current[1]
+
+    def _read(self) -> Config:
+        found, _ = overlaid(self.config, self.settings().overlay, read_secrets(self.run_dir))
+        return found or self.config
+
+    def settings(self) -> Settings:
+        """This machine's copy."""
+        try:
+            return read_settings(self.run_dir)
+        except ValueError:
+            return Settings()
+
+    def publish(self) -> bool:
+        """Hands the database's keys and settings to the workers; True: they had others."""
+        keys, overlay = tuple(self.store.keys()), overlay_of(self.store.latest_settings())
+        return change_settings(
+            self.run_dir, lambda settings: msgspec.structs.replace(settings, keys=keys, overlay=overlay)
+        )
+
+    def confirm(self) -> tuple[int, int]:
+        """How many workers run, and how many say within two seconds that they work by the settings of now."""
+        from gateway.admin.doors import doors, settings_version
+
+        wanted, open_doors = self.settings().version, doors(self.run_dir)
+        deadline, waiting = time.monotonic() + CONFIRM_WITHIN_S, list(open_doors)
+        while waiting and time.monotonic() < deadline:
+            waiting = [door for door in waiting if (settings_version(door) or 0) < wanted]
+            if waiting:
+                time.sleep(0.02)
+        return len(open_doors), len(open_doors) - len(waiting)
 
     def snapshots(self) -> list[tuple[str, bytes]]:
         """What each worker last said of itself, by its name."""

@@ -1,7 +1,9 @@
-"""Who may use the admin API: the master key's holder, or, where no key is set, this machine alone.
+"""Who may use the admin API and pages, and for what.
 
-Without a key a web page in the operator's browser could reach us through the operator's own machine; so a
-foreign Origin, or a Host that isn't a loopback name (DNS rebinding), is refused.
+Three ways in: the master key as a bearer token (scripts), a signed-in session's cookie (people), or, where there is
+neither a master key nor a user, this machine itself. Without a key a web page in the operator's browser could reach us
+through the operator's own machine; so a foreign Origin, or a Host that isn't a loopback name (DNS rebinding), is
+refused. A cookie is sent by browsers unasked, so a change that comes with one must show the session's CSRF token too.
 """
 
 from __future__ import annotations
@@ -9,25 +11,100 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 
+from gateway.admin.actor import Actor, may
+from gateway.admin.desk import Desk
+from gateway.admin.sessions import COOKIE, csrf_of, is_open, session_of
+from gateway.admin.shapes.common import Role
 from gateway.errors import PolicyError, Unauthorized
 
-_bearer = HTTPBearer(auto_error=False, description="The master key.")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_MAX_FORM_BYTES = 1 << 20
+__all__ = ["Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "may", "operator", "viewer"]
+
+documented = [
+    Depends(HTTPBearer(auto_error=False, description="The master key.")),
+    Depends(APIKeyCookie(name=COOKIE, auto_error=False, description="A session from POST /admin/session.")),
+]
+"""For OpenAPI only; the checking is done by `identify`."""
 
 
-def identify(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """The actor's name for the audit log. Raises Unauthorized or PolicyError."""
-    master_key: str = request.app.state.desk.config.auth.master_key
-    if not master_key:
+def desk_of(request: Request) -> Desk:
+    """The means of the application that answers this request."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def identify(request: Request) -> Actor:
+    """Who asks; blocks on the database where a session must be looked up. Raises Unauthorized or PolicyError."""
+    desk = desk_of(request)
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and sent:
+        return _by_master_key(desk, sent.strip())
+    token = request.cookies.get(COOKIE, "")
+    if token:
+        found = session_of(desk, token)
+        if found is not None:
+            return Actor(found.user, found.role, csrf_of(token), "cookie", found.expires_s)
+    if is_open(desk):
         _only_this_machine(request)
-        return "local"
-    if sent is None or not hmac.compare_digest(sent.credentials.encode(), master_key.encode()):
-        raise Unauthorized("the admin API needs the master key as a bearer token")
-    return "master"
+        return Actor("local", "admin", "", "this machine")
+    raise Unauthorized("sign in first, or send the master key as a bearer token")
+
+
+async def form_token(request: Request) -> str:
+    """The field csrf_token of a form; empty elsewhere."""
+    if request.method in _SAFE or request.headers.get("x-csrf-token"):
+        return ""
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return ""
+    if int(request.headers.get("content-length") or 0) > _MAX_FORM_BYTES:
+        return ""
+    fields = parse_qs((await request.body()).decode("utf-8", "replace"))
+    return fields.get("csrf_token", [""])[0]
+
+
+def viewer(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
+    """Anybody who is signed in."""
+    return _need(request, form, "viewer")
+
+
+def operator(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
+    """Somebody who may turn knobs, promote, label and clear the cache."""
+    return _need(request, form, "operator")
+
+
+def admin(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
+    """Somebody who may do all: users, keys, budgets, providers, models."""
+    return _need(request, form, "admin")
+
+
+Means = Annotated[Desk, Depends(desk_of)]
+Viewer = Annotated[Actor, Depends(viewer)]
+Operator = Annotated[Actor, Depends(operator)]
+Admin = Annotated[Actor, Depends(admin)]
+
+
+def _need(request: Request, form: str, role: Role) -> Actor:
+    who = identify(request)
+    if request.method not in _SAFE and who.how == "cookie":
+        sent = request.headers.get("x-csrf-token") or form
+        if not hmac.compare_digest(sent.encode(), who.csrf.encode()):
+            raise PolicyError("this page is out of date: load it again and repeat the change", code="csrf", status=403)
+    if not may(who, role):
+        raise PolicyError(f"this needs the role {role}; {who.name} is {who.role}", code="role", status=403)
+    return who
+
+
+def _by_master_key(desk: Desk, sent: str) -> Actor:
+    master_key = desk.config.auth.master_key
+    if not master_key or not hmac.compare_digest(sent.encode(), master_key.encode()):
+        raise Unauthorized("the bearer token is not the master key")
+    return Actor("master", "admin", "", "bearer")
 
 
 def _only_this_machine(request: Request) -> None:
@@ -50,6 +127,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-Actor = Annotated[str, Depends(identify)]

@@ -3,71 +3,95 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
+from gateway.admin.actor import Actor
+from gateway.admin.changes import database
 from gateway.admin.desk import Desk
-from gateway.admin.guard import Actor
-from gateway.admin.views import Key, KeyChange, MadeKey, NewKey, key_view
+from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.shapes.access import Key, KeyChange, KeyRow, MadeKey, NewKey, Period
+from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import KeyRecord
 from gateway.keys import new_key
 
-router = APIRouter(prefix="/admin/keys")
+router = APIRouter(prefix="/admin/keys", tags=["keys"])
+
+
+def key_rows(desk: Desk, revoked: bool = False) -> list[KeyRow]:
+    """Keys made here, in the order they were made, then those of the configuration file, which are changed there."""
+    with database():
+        spending = Spending(desk)
+        made = [_made_row(one, spending) for one in desk.store.keys(revoked=revoked)]
+    return made + [_file_row(desk, place, spending) for place in range(len(desk.config.auth.keys))]
+
+
+def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
+    """409 where a live key has this name."""
+    _refuse_unknown(desk, wanted.models)
+    plaintext, record = new_key(wanted.name, time.time(), tenant=wanted.tenant)
+    record = _changed(record, wanted)
+    with database():
+        try:
+            desk.store.add_key(record, who.name)
+        except ValueError as fault:
+            raise CallerError(str(fault), status=409, code="key_exists", param="name") from None
+        desk.publish()
+    return MadeKey(key=plaintext, record=_view(record))
+
+
+def change_key(desk: Desk, who: Actor, id: str, change: KeyChange) -> Key:
+    """Changes what is named; a limit set to null is lifted."""
+    _refuse_unknown(desk, change.models)
+    with database():
+        record = _changed(_find(desk, id), change)
+        desk.store.replace_key(record, who.name)
+        desk.publish()
+    return _view(record)
+
+
+def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
+    """The workers refuse it within a second. Its spend stays on record."""
+    with database():
+        record = _find(desk, id)
+        if record.revoked_s is None:
+            record = msgspec.structs.replace(record, revoked_s=time.time())
+            desk.store.replace_key(record, who.name)
+            desk.publish()
+    return _view(record)
 
 
 @router.get("")
-def list_keys(request: Request, actor: Actor, revoked: bool = False) -> list[Key]:
-    """In the order they were made; revoked ones only when asked for."""
-    return [key_view(record) for record in _desk(request).store.keys(revoked=revoked)]
+def get_keys(desk: Means, who: Viewer, revoked: bool = False) -> list[KeyRow]:
+    """Revoked ones only when asked for."""
+    return key_rows(desk, revoked)
 
 
 @router.post("", status_code=201)
-def make_key(request: Request, actor: Actor, wanted: NewKey) -> MadeKey:
+def post_key(desk: Means, who: Admin, wanted: NewKey) -> MadeKey:
     """409 where a live key has this name."""
-    desk = _desk(request)
-    plaintext, record = new_key(wanted.name, time.time(), tenant=wanted.tenant)
-    record = _changed(record, wanted)
-    try:
-        desk.store.add_key(record, actor)
-    except ValueError as fault:
-        raise CallerError(str(fault), status=409, code="key_exists", param="name") from None
-    desk.publish_keys()
-    return MadeKey(key=plaintext, record=key_view(record))
+    return make_key(desk, who, wanted)
 
 
 @router.get("/{id}")
-def get_key(request: Request, actor: Actor, id: str) -> Key:
+def get_key(desk: Means, who: Viewer, id: str) -> Key:
     """One key, revoked or not."""
-    return key_view(_find(_desk(request), id))
+    return _view(_find(desk, id))
 
 
 @router.patch("/{id}")
-def change_key(request: Request, actor: Actor, id: str, change: KeyChange) -> Key:
+def patch_key(desk: Means, who: Admin, id: str, change: KeyChange) -> Key:
     """Changes what is named; a limit set to null is lifted."""
-    desk = _desk(request)
-    record = _changed(_find(desk, id), change)
-    desk.store.replace_key(record, actor)
-    desk.publish_keys()
-    return key_view(record)
+    return change_key(desk, who, id, change)
 
 
 @router.delete("/{id}")
-def revoke_key(request: Request, actor: Actor, id: str) -> Key:
-    """The workers refuse it within a second. Its spend stays on record."""
-    desk = _desk(request)
-    record = _find(desk, id)
-    if record.revoked_s is None:
-        record = msgspec.structs.replace(record, revoked_s=time.time())
-        desk.store.replace_key(record, actor)
-        desk.publish_keys()
-    return key_view(record)
-
-
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+def delete_key(desk: Means, who: Admin, id: str) -> Key:
+    """The workers refuse it within a second."""
+    return revoke_key(desk, who, id)
 
 
 def _find(desk: Desk, id: str) -> KeyRecord:
@@ -82,3 +106,35 @@ def _changed(record: KeyRecord, change: KeyChange) -> KeyRecord:
     if "models" in named:
         named["models"] = tuple(named["models"] or ())
     return msgspec.structs.replace(record, **named)
+
+
+def _refuse_unknown(desk: Desk, names: list[str] | None) -> None:
+    config = desk.current
+    known = {route.name for route in config.routes} | {model.name for model in config.models}
+    if unknown := ", ".join(name for name in names or () if name not in known):
+        raise CallerError(f"neither a route nor a model: {unknown}", param="models", status=422)
+
+
+def _view(record: KeyRecord) -> Key:
+    """Without the hash."""
+    return Key.model_validate({name: getattr(record, name) for name in Key.model_fields})
+
+
+def _made_row(record: KeyRecord, spending: Spending) -> KeyRow:
+    period = cast(Period, record.budget_period)
+    return KeyRow(
+        id=record.id, name=record.name, prefix=record.prefix, tenant=record.tenant, source="here",
+        models=list(record.models), rpm=record.rpm, tpm=record.tpm, knobs=record.knobs, explore=record.explore,
+        created_s=record.created_s, expires_s=record.expires_s, revoked_s=record.revoked_s,
+        spent=spent_of(spending, "key_id", record.id, period, record.budget_usd), version=0,
+    )  # fmt: skip
+
+
+def _file_row(desk: Desk, place: int, spending: Spending) -> KeyRow:
+    key = desk.config.auth.keys[place]
+    id = f"file:{key.name}"
+    return KeyRow(
+        id=id, name=key.name, prefix="", tenant=key.tenant, source="file", models=key.models, rpm=key.rpm,
+        tpm=key.tpm, knobs=key.knobs, explore=key.explore, created_s=None, expires_s=None, revoked_s=None,
+        spent=spent_of(spending, "key_id", id, key.budget_period, key.budget_usd), version=0,
+    )  # fmt: skip

@@ -34,7 +34,10 @@ from gateway.wire.errors import render_error
 from routers.types import Candidate, Choice, Estimate, Knobs, Query
 
 MAX_TRIES = 5
-"""Calls of one prompt, each with its own attempts, before its failure is final."""
+"""Calls of one prompt before its failure is final."""
+MAX_TRIES_BUSY = 40
+"""The same where its provider only says that it is busy."""
+BUSY = frozenset({429, 503})
 MAY_PASS = frozenset({408, 409, 425, 429, 499, 500, 502, 503, 504})
 SPOOL_RETRY_S = 0.5
 
@@ -209,7 +212,7 @@ class Asker:
         decision = self.spool.take(call.request_id)
         told.status, told.retry_after_s = heard.status, heard.retry_after_s
         told.latency_s = self.s.now() - call.received_s
-        told.final = told.ok or not (told.status in MAY_PASS and tries + 1 < MAX_TRIES)
+        told.final = told.ok or not may_ask_again(told.status, tries + 1)
         if exchange is None or decision is None:
             told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
             return told
@@ -280,6 +283,11 @@ def choice_of(ways: Ways) -> Choice:
     ranked = (own, *sorted(ways.better, key=lambda one: one.quality))
     chances = {one.model: float(one is own) for one in ranked}
     return Choice(own.model, 1.0, chances, ranked, {}, "planned", "batch@1", tuple(chances))
+
+
+def may_ask_again(status: int, tries: int) -> bool:
+    """After that many calls, the last of which ended with this status."""
+    return status in MAY_PASS and tries < (MAX_TRIES_BUSY if status in BUSY else MAX_TRIES)
 
 
 def error_code(body: bytes | bytearray) -> str:

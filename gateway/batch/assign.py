@@ -16,16 +16,20 @@ from numpy.typing import NDArray
 
 from gateway.batch.dual import all_prices, least_load, money_price, sampled
 from gateway.batch.exact import exact
-from gateway.batch.program import NEVER, Array, Program, Rows, program_of
+from gateway.batch.program import BARE, NEVER, Program, Rows, Taste, allowed, program_of
 from gateway.batch.rounding import Draft, rounded
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Impossible
 
+TASTE = Taste()
 _EXACT_CELLS = 4_000
 """A job of at most that many prompts times arms is worth the exact way."""
 _EXACT_GAP = 1e-3
 _ANSWERED = 10.0
 """What it is worth to answer at all, where not every prompt can be answered: more than any answer's quality."""
-_HALVINGS = 30
+_LOOKED_AT = 4_000
+"""Prompts of a large job on which the least budget and deadline are sought."""
+_MORE = 1.0 + 1e-3
+_DOUBLINGS = 12
 
 
 def assign(
@@ -34,22 +38,25 @@ def assign(
     *,
     deadline_s: float = math.inf,
     capacities: Sequence[Capacity] = (),
+    taste: Taste = TASTE,
 ) -> Assignment:
     """Every prompt gets an arm, so that the sum of predicted qualities is as large as the limits allow.
 
     Impossible where no assignment keeps them, with the least budget and the least deadline that would do; prompts
     that no arm may answer must have been taken out before (ValueError).
     """
-    program = program_of(estimates, budget_usd, deadline_s, capacities)
+    program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
     nobody = (program.worth <= NEVER / 2).all(1)
     if nobody.any():
-        if (np.isfinite(estimates.cost_usd) & (estimates.quality >= estimates.floor[:, None])).any(1).all():
+        if allowed(estimates).any(1).all():
             raise _impossible(estimates, budget_usd, deadline_s, capacities)
         raise ValueError(f"{int(nobody.sum())} prompt(s) that no arm may answer; the first is {int(nobody.argmax())}")
-    draft, bound = _solved(program)
+    draft = _solved(program)
     if not draft.fits:
         raise _impossible(estimates, budget_usd, deadline_s, capacities)
-    return _assignment(program, draft, bound, budget_usd, _finish_s(estimates, draft.arm, capacities))
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=_plain(taste))
+    finish_s = _finish_s(estimates, draft.arm, capacities)
+    return _assignment(estimates, draft, _gap(bare, draft), budget_usd, finish_s)
 
 
 def replan(
@@ -59,6 +66,7 @@ def replan(
     *,
     deadline_s: float = math.inf,
     capacities: Sequence[Capacity] = (),
+    taste: Taste = TASTE,
 ) -> Assignment:
     """The same for the rows `rest`, with what is left of money and time. Where that is too little for all of them,
     as many as possible are answered; the others, and those outside `rest`, are UNASSIGNED.
@@ -66,36 +74,48 @@ def replan(
     arm = np.full(len(estimates), UNASSIGNED, np.int16)
     if not len(rest):
         return Assignment(arm, 0.0, 0.0, 0.0, {}, 0.0, 0.0)
-    program = program_of(estimates, budget_usd, deadline_s, capacities, rest)
-    bound, draft = 0.0, None
+    program = program_of(estimates, budget_usd, deadline_s, capacities, rest, taste)
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, _plain(taste))
+    draft = None
     if not (program.worth <= NEVER / 2).all(1).any():
-        draft, bound = _solved(program)
+        draft = _solved(program)
     if draft is None or not draft.fits:
-        draft, bound = _solved(_optional(program))
-        draft.arm[draft.arm == program.worth.shape[1]] = UNASSIGNED
-        bound -= _ANSWERED * int((draft.arm != UNASSIGNED).sum())
-        draft.program = program
-    arm[rest] = draft.arm
-    finish_s = _finish_s(estimates, arm, capacities)
-    return replace(_assignment(program, draft, bound, budget_usd, finish_s), arm=arm)
+        draft = _solved(_optional(program))
+        bare = _optional(bare)
+    gap = _gap(bare, draft)
+    arm[rest] = np.where(draft.arm == len(estimates.arms), UNASSIGNED, draft.arm)
+    found = _assignment(estimates, replace(draft, arm=arm), gap, budget_usd, _finish_s(estimates, arm, capacities))
+    return replace(found, shortfall=int((arm[rest] == UNASSIGNED).sum()))
 
 
-def _solved(program: Program) -> tuple[Draft, float]:
-    """An assignment and the bound on its worth."""
+def _plain(taste: Taste) -> Taste:
+    """What the bound is stated in: predicted quality, and money where it has a price."""
+    return replace(BARE, usd_price=taste.usd_price)
+
+
+def _solved(program: Program) -> Draft:
+    """An assignment and the prices that led to it."""
     prices = money_price(program)
     draft = rounded(program, prices)
-    others = program.uses(program.decide(prices))[1:]
-    if (others > 1.0).any():
+    if (program.uses(program.decide(prices))[1:] > 1.0).any():
         prices = all_prices(program, prices)
         draft = rounded(program, prices)
-    bound = program.bound(program.decide(prices), prices)
-    missed = 1.0 if not draft.fits else (bound - program.tally(draft.arm).worth) / max(abs(bound), 1e-9)
-    if missed > _EXACT_GAP and program.worth.size <= _EXACT_CELLS and least_load(program) <= 1.0 + 1e-9:
+    if program.worth.size > _EXACT_CELLS:
+        return draft
+    missed = math.inf
+    if draft.fits:
+        missed = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
+    if missed > _EXACT_GAP and least_load(program) <= 1.0 + 1e-9:
         best = exact(program)
         if best is not None:
-            uses = program.uses(program.tally(best[0]))
-            return Draft(program, prices, best[0], np.minimum(uses, 1.0)), min(bound, best[1])
-    return draft, bound
+            return Draft(program, prices, best[0], np.minimum(program.uses(program.tally(best[0])), 1.0))
+    return draft
+
+
+def _gap(program: Program, draft: Draft) -> float:
+    """What the best assignment under the same limits could be worth more, at most."""
+    bound = program.bound(program.decide(draft.prices), draft.prices)
+    return max(bound - program.tally(draft.arm).worth, 0.0)
 
 
 def _optional(program: Program) -> Program:
@@ -107,18 +127,21 @@ def _optional(program: Program) -> Program:
     return Program(wider[0], wider[1], wider[2], wider[3], program.input, weights, program.names)
 
 
-def _assignment(program: Program, draft: Draft, bound: float, budget_usd: float, finish_s: float) -> Assignment:
-    decision = program.tally(draft.arm)
-    prices = dict(zip(program.names, draft.prices.tolist(), strict=True))
+def _assignment(
+    estimates: Estimates, draft: Draft, gap: float, budget_usd: float, finish_s: float
+) -> Assignment:
+    rows = np.flatnonzero(draft.arm != UNASSIGNED)
+    arm = draft.arm[rows]
+    quality = float(estimates.quality[rows, arm].sum(dtype=np.float64))
+    prices = dict(zip(draft.program.names, draft.prices.tolist(), strict=True))
     return Assignment(
         arm=draft.arm,
-        quality=decision.worth,
-        cost_usd=float(decision.totals[1].sum()),
+        quality=quality,
+        cost_usd=float(estimates.cost_usd[rows, arm].sum(dtype=np.float64)),
         usd_price=prices.pop("budget") / budget_usd if 0 < budget_usd < math.inf else 0.0,
         capacity_prices=prices,
-        bound=bound,
+        bound=quality + gap,
         finish_s=finish_s,
-        shortfall=int((draft.arm == UNASSIGNED).sum()),
     )
 
 
@@ -137,16 +160,15 @@ def _impossible(
 ) -> Impossible:
     """What would be possible, found on a sample of a large job."""
 
-    def load(budget: float, deadline: float) -> float:
-        program = sampled(program_of(estimates, budget, deadline, capacities), most=4_000)
-        return math.inf if (program.worth <= NEVER / 2).all(1).any() else least_load(program)
+    def possible(budget: float, deadline: float) -> bool:
+        program = sampled(program_of(estimates, budget, deadline, capacities), most=_LOOKED_AT)
+        return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
 
-    cheapest = float(np.where(_allowed(estimates), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
-    least_usd = _least(lambda usd: load(usd, deadline_s), cheapest, max(budget_usd, cheapest))
+    cheapest = float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
+    least_usd = _least(lambda usd: possible(usd, deadline_s), max(cheapest, budget_usd * _MORE))
     least_s = math.inf
     if cheapest <= budget_usd and math.isfinite(deadline_s):
-        longest_s = max(deadline_s, *(arm.window_s for arm in estimates.arms))
-        least_s = _least(lambda s: load(budget_usd, s), deadline_s, longest_s)
+        least_s = _least(lambda s: possible(budget_usd, s), deadline_s * _MORE)
     ways = [f"a budget of ${least_usd:,.4g}"] if math.isfinite(least_usd) else []
     ways += [f"a deadline of {least_s:,.0f} s"] if math.isfinite(least_s) else []
     return Impossible(
@@ -157,29 +179,31 @@ def _impossible(
     )
 
 
-def _allowed(estimates: Estimates) -> NDArray[np.bool_]:
-    return np.isfinite(estimates.cost_usd) & (estimates.quality >= estimates.floor[:, None])
+def _bearable(program: Program) -> bool:
+    """Whether anything keeps the limits; of a small job, with whole prompts."""
+    if least_load(program, asks=1.0) > 1.0:
+        return False
+    return program.worth.size > _EXACT_CELLS or exact(program, time_limit_s=1.0, gap=1.0) is not None
 
 
-def _least(load: Callable[[float], float], low: float, high: float) -> float:
-    """The least limit, at `low` or above, at which the load is bearable; infinite where none is."""
-    if load(low) <= 1.0:
+def _least(possible: Callable[[float], bool], low: float) -> float:
+    """The least limit, at `low` or above, that makes the job possible; infinite where none does."""
+    low = max(low, 1e-9)
+    if possible(low):
         return low
-    low, high = max(low, 1e-9), max(high, 1e-9)
-    for _ in range(_HALVINGS):
-        if load(high) <= 1.0:
+    high = low
+    for _ in range(_DOUBLINGS):
+        low, high = high, high * 8.0
+        if possible(high):
             break
-        low, high = high, high * 4.0
     else:
         return math.inf
-    while high / low > 1.002:
+    while high / low > 1.005:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if load(middle) <= 1.0 else (middle, high)
+        low, high = (low, middle) if possible(middle) else (middle, high)
     return high
 
 
 def _spoken(deadline_s: float) -> str:
     return f"a deadline of {deadline_s:,.0f} s" if math.isfinite(deadline_s) else "no deadline"
 
-
-__all__ = ["Array", "assign", "replan"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gateway.batch.program import Array, Decision, Program, Rows
+from gateway.batch.program import NEVER, Array, Decision, Program, Rows
 
 SAMPLE = 20_000
 _BISECTIONS = 60
@@ -20,15 +20,12 @@ _TOLERANCE = 1e-5
 
 def money_price(program: Program) -> Array:
     """Prices with money's alone above zero: the least at which the budget holds, if the cheapest arms keep it."""
-    low, high = 0.0, _tie_breaker(program)
-    ceiling = 1e7 * len(program)
+    low = high = 0.0
     decision = program.decide(_money(program, high))
-    while _spent(program, decision) > 1.0:
-        if high >= ceiling:
-            return _money(program, high)
+    while _spent(program, decision) > 1.0 and high < 1e7 * len(program):
         low, high = high, max(high * 16.0, len(program) * 1e-3)
         decision = program.decide(_money(program, high))
-    return _money(program, _bisected(program, low, high, decision) if low else high)
+    return _money(program, _bisected(program, low, high, decision) if high > 0.0 else 0.0)
 
 
 def _bisected(program: Program, low: float, high: float, dear: Decision) -> float:
@@ -62,11 +59,6 @@ def _money(program: Program, price: float) -> Array:
 
 def _spent(program: Program, decision: Decision) -> float:
     return float(program.uses(decision)[0])
-
-
-def _tie_breaker(program: Program) -> float:
-    """A price so low that it only settles ties, in favour of the cheaper arm."""
-    return 1e-7 * len(program)
 
 
 def all_prices(program: Program, start: Array, seed: int = 0) -> Array:
@@ -141,16 +133,16 @@ class Descent:
         return np.asarray(found.x[:-1]) * scale, float(found.x[-1]) * scale
 
 
-def least_load(program: Program, rounds: int = 60) -> float:
+def least_load(program: Program, rounds: int = 60, *, asks: float | None = None) -> float:
     """The smallest s for which some (fractional) assignment uses at most s of every limit, from below.
 
     More than 1: nothing keeps the limits. Its dual: the largest, over prices that sum to one, of what all prompts
-    together pay when each chooses what is cheapest.
+    together pay when each chooses what is cheapest. `asks`: stop as soon as it is told whether s is more than that.
     """
     from scipy.optimize import linprog
 
     bare = Program(
-        np.where(program.worth < 0, program.worth, np.float32(0)), program.cost, program.output, program.seconds,
+        np.where(program.worth > NEVER / 2, np.float32(0), NEVER), program.cost, program.output, program.seconds,
         program.input, program.weights, program.names,
     )  # fmt: skip
     limits = len(program.names)
@@ -163,7 +155,8 @@ def least_load(program: Program, rounds: int = 60) -> float:
             np.append(np.zeros(limits), -1.0), A_ub=np.array(cuts), b_ub=np.zeros(len(cuts)),
             A_eq=[[*np.ones(limits), 0.0]], b_eq=[1.0], bounds=[(0, 1)] * limits + [(None, None)], method="highs",
         )  # fmt: skip
-        if not found.success or -found.fun <= best * (1 + 1e-4):
+        most = -found.fun if found.success else best
+        if most <= best * (1 + 1e-4) or (asks is not None and (best > asks or most <= asks)):
             break
         prices = np.asarray(found.x[:-1])
     return best

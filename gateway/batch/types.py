@@ -85,6 +85,8 @@ class Prompt:
     """Of the last user turn."""
     floor: float = 0.0
     """Least predicted quality that will do; 0: any."""
+    reference: str = ""
+    """The right answer, where the input knows it; never sent anywhere."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -94,6 +96,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     body: msgspec.Raw
     text: str = ""
     floor: float = 0.0
+    reference: str = ""
 
 
 _encode_line = msgspec.json.Encoder().encode
@@ -108,8 +111,10 @@ class PromptWriter:
         self._file: BinaryIO = path.open("wb")
         self._ends = [0]
 
-    def add(self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0) -> None:
-        record = _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor)) + b"\n"
+    def add(
+        self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
+    ) -> None:
+        record = _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))
 
@@ -149,8 +154,10 @@ class Prompts(Sequence[Prompt]):
 
 def _prompt(index: int, record: bytes) -> Prompt:
     line = _decode_line(record)
-    surface = SURFACES[line.url]
-    return Prompt(index, line.line, line.custom_id, surface, line.url, bytes(line.body), line.text, line.floor)
+    return Prompt(
+        index, line.line, line.custom_id, SURFACES[line.url], line.url, bytes(line.body), line.text, line.floor,
+        line.reference,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +325,12 @@ class Plan:
     frontier: tuple[Point, ...]
     chosen: Point
     budget_usd: float
+    """For the run, what the pilot has spent taken off; infinite: none was set."""
     deadline_s: float
     """From the start of the run; infinite: none."""
     capacities: tuple[Capacity, ...] = ()
+    usd_price: float = 0.0
+    """Quality points that a dollar is worth where no budget sets its price: `replan` by `Taste(usd_price=...)`."""
     pilot: PilotReport | None = None
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)
@@ -360,7 +370,8 @@ class Plan:
         if card.schema != SCHEMA:
             raise BadJob([Problem(0, "", f"{folder}: a plan of schema {card.schema}, not {SCHEMA}", "no_plan")])
         whole = {f.name: getattr(card, f.name) for f in fields(cls) if hasattr(card, f.name)}
-        whole["deadline_s"] = math.inf if card.deadline_s is None else card.deadline_s
+        for name in ("budget_usd", "deadline_s"):
+            whole[name] = math.inf if whole[name] is None else whole[name]
         own: dict[str, Any] = {
             name: math.inf if value is None else value for name, value in card.assignment.items()
         }
@@ -383,9 +394,10 @@ class _Card(msgspec.Struct):
     problems: tuple[Problem, ...]
     frontier: tuple[Point, ...]
     chosen: Point
-    budget_usd: float
+    budget_usd: float | None
     deadline_s: float | None
     capacities: tuple[Capacity, ...]
+    usd_price: float
     pilot: PilotReport | None
     tenant: str
     metadata: dict[str, str]

@@ -25,14 +25,15 @@ _MIGRATION_LOCK = 0x68656164
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet."""
+    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet. Its errors quote no rows."""
     address = _address(url)
     if address.get_backend_name() == "sqlite":
-        engine = sa.create_engine(address, connect_args={"timeout": 30.0})
+        engine = sa.create_engine(address, connect_args={"timeout": 30.0}, hide_parameters=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         return engine
     return sa.create_engine(
-        address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5}
+        address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5},
+        hide_parameters=True,
     )
 
 

@@ -39,7 +39,7 @@ from gateway.journal.write import Row, clean, put_row, write_audit
 _BATCH_ROWS = 1000
 _OFFSETS_KEPT_S = 7 * 86400.0
 _STATS_KEPT_S = 400 * 86400.0
-_SUMMARY = [column for column in decisions.c if column.name != "payload"]
+_SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
 _decode_decision = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 _decode_key = msgspec.json.Decoder(KeyRecord).decode
 
@@ -69,6 +69,10 @@ class RouterVersion:
     artifact: str = ""
     checksum: str = ""
     metrics: dict[str, object] | None = None
+
+
+class SettingConflict(Exception):
+    """Another version of the setting is in force than its writer thought."""
 
 
 def open_store(url: str, *, keep_days: float = 30.0) -> Store:
@@ -194,16 +198,36 @@ class Store:
 
     # settings and router versions
 
-    def save_setting(self, name: str, value: object, actor: str) -> int:
-        """Stores a new version of a setting; older ones stay. The version's number, from 1."""
+    def save_setting(
+        self, name: str, value: object, actor: str, *, expected: int | None = None,
+        detail: dict[str, object] | None = None,
+    ) -> int:
+        """Stores a new version of a setting; older ones stay. The version's number, from 1.
+
+        Raises SettingConflict where `expected` is stated and is not the latest version.
+        """
         with self.engine.begin() as connection:
             latest = sa.select(sa.func.max(settings.c.version)).where(settings.c.name == name)
             version = (connection.execute(latest).scalar() or 0) + 1
+            if expected is not None and version != expected + 1:
+                raise SettingConflict(name)
             text = msgspec.json.encode(value).decode()
             row = {"name": name, "version": version, "time_s": time.time(), "actor": actor, "value": text}
-            connection.execute(sa.insert(settings), row)
-            _note(connection, actor, "setting.save", name, {"version": version})
+            try:
+                connection.execute(sa.insert(settings), row)
+            except sa.exc.IntegrityError:
+                raise SettingConflict(name) from None
+            _note(connection, actor, "setting.save", name, {"version": version, **(detail or {})})
         return version
+
+    def latest_settings(self) -> dict[str, Any]:
+        """The value in force of every setting."""
+        newest = sa.select(settings.c.name, sa.func.max(settings.c.version).label("version")).group_by(settings.c.name)
+        last = newest.subquery()
+        query = sa.select(settings.c.name, settings.c.value).join(
+            last, sa.and_(settings.c.name == last.c.name, settings.c.version == last.c.version)
+        )
+        return {row["name"]: msgspec.json.decode(row["value"]) for row in self._rows(query)}
 
     def setting(self, name: str, version: int | None = None) -> Any:  # JSON is what the caller put there
         """The latest value, or that of a version; None where there is none."""
@@ -213,9 +237,16 @@ class Store:
         found = self._scalar(query.limit(1))
         return msgspec.json.decode(found) if found else None
 
-    def setting_versions(self, name: str) -> list[Row]:
-        """All versions of a setting, newest first."""
-        query = sa.select(settings).where(settings.c.name == name).order_by(settings.c.version.desc())
+    def setting_numbers(self, prefix: str) -> dict[str, int]:
+        """The version in force of every setting whose name begins so; a removed one is left out."""
+        values = {name: value for name, value in self.latest_settings().items() if name.startswith(prefix)}
+        newest = sa.select(settings.c.name, sa.func.max(settings.c.version).label("version")).group_by(settings.c.name)
+        found = {row["name"]: int(row["version"]) for row in self._rows(newest)}
+        return {name: found[name] for name in values}
+
+    def setting_versions(self, name: str, *, limit: int | None = None) -> list[Row]:
+        """The versions of a setting, newest first."""
+        query = sa.select(settings).where(settings.c.name == name).order_by(settings.c.version.desc()).limit(limit)
         return [{**row, "value": msgspec.json.decode(row["value"])} for row in self._rows(query)]
 
     def save_router_version(self, version: RouterVersion, actor: str) -> None:

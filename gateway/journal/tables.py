@@ -17,9 +17,9 @@ LATENCY_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 LATENCY_COLUMNS = tuple(f"latency_{number:02d}" for number in range(len(LATENCY_BOUNDS_S) + 1))
 
 
-def latency_column(latency_s: float) -> str:
-    """The bucket a latency is counted in."""
-    return LATENCY_COLUMNS[bisect_left(LATENCY_BOUNDS_S, latency_s)]
+def latency_bucket(latency_s: float) -> int:
+    """Which of `LATENCY_COLUMNS` a latency is counted in."""
+    return bisect_left(LATENCY_BOUNDS_S, latency_s)
 
 
 decisions = sa.Table(
@@ -130,6 +130,14 @@ audit = sa.Table(
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Index("audit_time", "time_s"),
+)
+
+artifacts = sa.Table(
+    "artifacts",
+    metadata,
+    sa.Column("checksum", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("bytes", sa.LargeBinary, nullable=False),
 )
 
 spool_offsets = sa.Table(

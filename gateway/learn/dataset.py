@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 
 import numpy as np
 import sqlalchemy as sa
@@ -22,13 +21,13 @@ from numpy.typing import NDArray
 
 from gateway.journal.export import scored_decisions
 from gateway.journal.record import DecisionRecord
+from gateway.learn.rounds import drawn_of, failed_check, is_round
 from routers.features import Featurizer, shipped_featurizer
 from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
 
 RETRY_WITHIN_S = 120.0
 """The same question again this soon means that the answer was no good."""
-CLIENT_LEFT = 499
 
 Scored = tuple[DecisionRecord, float | None]
 
@@ -139,14 +138,6 @@ def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Feat
     )
 
 
-def is_round(record: DecisionRecord) -> bool:
-    """A model was chosen by chance, and the client waited for what came of it."""
-    if not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
-        return False
-    chance = next((one.probability for one in record.candidates if one.model == record.model), 0.0)
-    return isfinite(chance) and 0.0 < chance <= 1.0 + 1e-9
-
-
 def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
     """Every decision with its score: what was said, else what the checks say, as often as they may."""
     again = _asked_again([record for record, _ in decisions])
@@ -159,26 +150,9 @@ def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
     share = sum(decisions[i][1] is not None for i in sound) / max(len(sound), 1)
     scored = list(decisions)
     for i in silent:
-        if failed[i] and _draw(decisions[i][0].id) < share:
+        if failed[i] and drawn_of(decisions[i][0].id) < share:
             scored[i] = (decisions[i][0], 0.0)
     return scored
-
-
-def failed_check(record: DecisionRecord) -> str:
-    """What an automatic check found wrong with the answer that the client got; empty: nothing."""
-    if record.status >= 500:
-        return "no answer"
-    answer = next((one for one in reversed(record.attempts) if one.model == record.answered_model), None)
-    seen = answer.evidence if answer else None
-    if seen is None:
-        return ""
-    if seen.schema_valid is False:
-        return "invalid schema"
-    if seen.tools_parse is False:
-        return "tool call does not parse"
-    if seen.checks_passed is False:
-        return "a check failed"
-    return "refused" if seen.refused else ""
 
 
 def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
@@ -195,11 +169,6 @@ def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
             found.add(before)
         latest[who] = i
     return found
-
-
-def _draw(id: str) -> float:
-    """A number in [0, 1) that belongs to this id for good."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
 
 
 def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer) -> NDArray[np.float32]:
@@ -259,7 +228,7 @@ def training_data(log: Log) -> tuple[Outcomes, Array]:
 
 def halves_of_queries(log: Log, share: float = 0.5) -> NDArray[np.bool_]:
     """Which rounds are in the first half, by a hash of the query: equal queries lie on one side."""
-    return np.array([_draw(_key(record)) < share for record in log.records], bool)
+    return np.array([drawn_of(_key(record)) < share for record in log.records], bool)
 
 
 def _key(record: DecisionRecord) -> str:

@@ -51,6 +51,7 @@ class ScriptedServer:
     ) -> None:
         self.scripts = Scripts(scripts)
         self.seen = Seen()
+        self._answered: dict[str, tuple[Step, str]] = {}
         self.url = ""
         self._host, self._port, self._uds, self._tls = host, port, uds, tls
         self._server: asyncio.Server | None = None
@@ -100,7 +101,19 @@ class ScriptedServer:
             )
         model = str(request.setdefault("model", _deployment(path)))
         self._note(path, headers, model, body)
-        return play(request, dialect, self.scripts.next(model), f"scripted-{self.seen.requests}")
+        step, answer_id = self._once(headers.get("idempotency-key", ""), model)
+        return play(request, dialect, step, answer_id)
+
+    def _once(self, key: str, model: str) -> tuple[Step, str]:
+        """The script's next step; a request whose key was answered before gets that answer again, and isn't billed."""
+        known = self._answered.get(key)
+        if known is not None:
+            self.seen.repeated += 1
+            return known
+        step, answer_id = self.scripts.next(model), f"scripted-{self.seen.requests}"
+        if key and step.status == 200:
+            self._answered[key] = step, answer_id
+        return step, answer_id
 
     def _tell(self, path: str) -> bytes:
         if path == "/_seen":

@@ -22,6 +22,7 @@ CREATED = 1_700_000_000
 """Answers are deterministic, so time stands still."""
 IMAGE_TOKENS = 85
 DIMENSIONS = 64
+MAX_DIMENSIONS = 8192
 _TOKEN = re.compile(r"\S+\s*|\s+")
 _ANTHROPIC_STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 encode = msgspec.json.encode
@@ -288,6 +289,8 @@ def embeddings(request: Json) -> Json:
     given = request.get("input", "")
     texts = [given] if isinstance(given, str) else list(given)
     dimensions = int(request.get("dimensions") or DIMENSIONS)
+    if not 0 < dimensions <= MAX_DIMENSIONS:
+        raise ValueError(f"dimensions must be between 1 and {MAX_DIMENSIONS}")
     vectors = [_vector(str(text), dimensions) for text in texts]
     packed: list[Any] = [v.tolist() for v in vectors]
     if request.get("encoding_format") == "base64":

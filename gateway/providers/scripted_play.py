@@ -65,7 +65,10 @@ def play(request: Json, dialect: str, step: Step, answer_id: str) -> Iterator[Fr
             yield whole[at : at + 1]
             yield step.gap_s
     else:
-        yield from _answer(request, dialect, step, answer_id)
+        try:
+            yield from _answer(request, dialect, step, answer_id)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as fault:
+            yield json_answer(400, error_body(dialect, 400, Step(error=f"the request can't be read: {fault!r}")))
     if step.fault == "close_after":
         yield Act.CLOSE
 

@@ -97,6 +97,8 @@ class Seen(msgspec.Struct):
     """Connections at this moment, the asking one included."""
     disconnects: int = 0
     """Clients that left before their answer was whole."""
+    repeated: int = 0
+    """Requests whose idempotency key had been answered before: served again, billed once."""
     by_model: dict[str, int] = {}
     recent: list[dict[str, object]] = []
     """Path, headers, model, size and beginning of the body of the last requests."""

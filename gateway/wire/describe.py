@@ -250,7 +250,7 @@ def _within(name: str, value: float, low: float, high: float) -> float:
     if low <= value <= high:
         return value
     raise CallerError(
-        f"Invalid '{name}': {value:g} is not between {low:g} and {high:g}.",
+        f"Invalid '{name}': {str(value)[:40]} is not between {low:g} and {high:g}.",
         param=name,
         code="value_out_of_range",
     )

@@ -91,6 +91,8 @@ def classify(
     message = _text(said, "message") or f"the upstream answered {status}"
     code = _text(said, "code") or _text(said, "type")
     failure = _failure(status, message, code)
+    if failure == "unauthorized":  # providers repeat the credential in their message
+        message = f"the provider refused the gateway's own credential ({status})"
     error = UpstreamError(
         failure,
         message[:_MAX_MESSAGE],

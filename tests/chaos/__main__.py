@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +37,7 @@ def main() -> None:
         show(console, report)
         broken += report.complaints
         if chosen.json:
-            chosen.json.write_text(json.dumps(asdict(report), indent=1))
+            chosen.json.write_text(msgspec.json.format(msgspec.json.encode(report)).decode())
     console.print(f"{time.monotonic() - begun:.0f} s")
     raise SystemExit(bool(broken))
 

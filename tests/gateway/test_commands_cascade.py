@@ -79,3 +79,33 @@ def test_a_table_is_printed_without_json(folder: Path):
         app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--router", "linear"]
     )
     assert "cost_ratio" in found.stdout and "{" not in found.stdout
+
+
+def test_floors_say_where_every_promise_stands(tmp_path: Path):
+    """Before anything was measured: collecting, and why."""
+    file = tmp_path / "headgate.toml"
+    file.write_text(f"""
+[storage]
+url = "sqlite:///{tmp_path}/journal.db"
+[server]
+run_dir = "{tmp_path}/run"
+[[providers]]
+name = "up"
+kind = "openai"
+base_url = "http://127.0.0.1:1/v1"
+[[models]]
+name = "small"
+provider = "up"
+[[models]]
+name = "large"
+provider = "up"
+[[routes]]
+name = "auto"
+models = ["small", "large"]
+cascade = "certified"
+min_quality = 0.97
+""")
+    done = CliRunner().invoke(app, ["cascade", "floors", "--config", str(file), "--step", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)["auto"]
+    assert told["state"] == "collecting" and told["reference"] == "large" and "50" in told["why"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from gateway.journal.record import Record
 from gateway.journal.schema import open_engine
 from gateway.journal.ship import Shipper, ShipState
 from gateway.journal.spool import Spool, spool_dir
-from gateway.journal.store import RouterVersion, Store, open_store
+from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
 from gateway.keys import hash_key
 from gateway.metrics import Metrics
@@ -100,6 +101,7 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     (held,) = read_settings(desk.run_dir).keys
     assert held.key_hash == hash_key(plaintext) and held.models == ("small",)
     changed = (await client.patch(f"/admin/keys/{id}", json={"rpm": None, "budget_usd": 2.5})).json()
+    assert (await client.patch(f"/admin/keys/{id}", json={"models": ["smal"]})).status_code == 422
     assert (changed["rpm"], changed["budget_usd"], changed["models"]) == (None, 2.5, ["small"])
     assert (await client.post("/admin/keys", json={"name": "ci"})).status_code == 409
     await client.delete(f"/admin/keys/{id}")
@@ -119,25 +121,20 @@ async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, b
     assert (await client.post("/admin/keys", json=body)).status_code == 422
 
 
-async def test_counters_versions_and_feedback_are_shown(desk: Desk, client: httpx.AsyncClient) -> None:
-    """Spend, stats, router versions and feedback come from the store as they are."""
+async def test_counters_are_shown(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Spend and stats come from the store as they are."""
     write(desk.store, decision(1), decision(2, status=500), feedback(1, 1.0))
-    desk.store.save_router_version(RouterVersion("knn", "1", 1.0, "live"), "admin")
     (spend,) = (await client.get("/admin/spend")).json()
     assert (spend["requests"], spend["cost_usd"]) == (2, 2e-6)
     stats = (await client.get(f"/admin/stats?since_s={NOON_S}&until_s={NOON_S + 60}")).json()
     (row,) = stats["data"]
     assert (row["requests"], row["errors"], sum(row["latency_counts"])) == (2, 1, 2)
     assert len(row["latency_counts"]) == len(stats["latency_bounds_s"]) + 1
-    assert (await client.get("/admin/routers?name=knn")).json()[0]["state"] == "live"
-    assert (await client.get("/admin/feedback?decision_id=dec_1")).json()[0]["score"] == 1.0
     assert (await client.get("/admin/stats?step_s=61")).status_code == 422
 
 
-async def test_models_show_the_worst_breaker_and_metrics_the_sum(
-    desk: Desk, client: httpx.AsyncClient
-) -> None:
-    """Two workers' snapshots are one answer."""
+async def test_metrics_are_the_sum_of_all_workers(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Two workers' snapshots are one answer, and the lag of the journal is beside them."""
     desk.run_dir.mkdir()
     for worker, level in ((0, 0.0), (1, 2.0)):
         said = Metrics()
@@ -145,28 +142,25 @@ async def test_models_show_the_worst_breaker_and_metrics_the_sum(
         said.watch("headgate_deployment_in_flight", lambda: {("small", "acme"): 3.0})
         (desk.run_dir / f"worker-{worker}.metrics").write_bytes(said.snapshot())
     desk.shipping.waiting_bytes = 77
-    small, large = (await client.get("/admin/models")).json()
-    assert (small["breaker"]["state"], small["breaker"]["in_flight"]) == ("open", 6)
-    assert large["breaker"] is None
     text = (await client.get("/metrics")).text
     assert "headgate_journal_lag_bytes 77.0" in text
     assert 'headgate_deployment_in_flight{model="small",provider="acme"} 6.0' in text
 
 
 async def test_the_master_key_is_needed_where_there_is_one(tmp_path: Path) -> None:
-    """No key, a wrong one and a prefix of it are refused on every admin path; health is open."""
+    """No key, a wrong one and a prefix of it are refused by every method of every admin path; health is open."""
     config = configured(tmp_path, master_key="master")
     desk = Desk(config, open_store(config.storage.url), ShipState(), opened=True)
     async with client_of(desk, peer="203.0.113.9") as client:
-        paths = [path for path in make_admin(desk).openapi()["paths"] if path.startswith("/admin")]
-        assert len(paths) >= 9
-        for path in paths:
-            method = "post" if path == "/admin/keys" else "get"
+        paths = make_admin(desk).openapi()["paths"]
+        guarded = [(method, path) for path in paths for method in paths[path] if path.startswith("/admin")]
+        assert len(guarded) >= 20
+        for method, path in guarded:
+            if (method, path) == ("post", "/admin/session"):
+                continue
             for headers in ({}, {"authorization": "Bearer maste"}, {"authorization": "Basic master"}):
-                answer = await client.request(
-                    method, path.replace("{id}", "x"), headers=headers, json={"name": "a"}
-                )
-                assert answer.status_code == 401, path
+                answer = await client.request(method, re.sub(r"{\w+}", "x", path), headers=headers)
+                assert answer.status_code == 401, (method, path)
         assert (await client.get("/admin/audit", headers=MASTER)).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
 

@@ -14,6 +14,7 @@ from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
 from gateway.config import ModelConfig
 from gateway.errors import FAILURES
 from gateway.fleet import Delay, Deployment, Fleet
+from routers.types import Candidate
 
 A = ModelConfig(name="m", provider="a", upstream_name="m-1", weight=3.0)
 B = ModelConfig(name="m", provider="b", weight=1.0)
@@ -259,3 +260,29 @@ def test_the_state_of_every_deployment_can_be_seen() -> None:
     seen, other = fleet.snapshot(4.0)
     assert (seen.state, seen.retry_in_s, seen.reason, seen.in_flight) == ("open", 6.0, "rate_limited", 1)
     assert (other.state, other.failures, other.ttft_p95_s) == ("closed", 0, None)
+
+
+def test_routers_see_a_candidate_as_it_is_doing() -> None:
+    """Delays and queues reach routers; while nothing changes they see the very same object, and health at once."""
+    fleet, candidate = Fleet([A], queueing={A.provider}), Candidate(A.name)
+    (deployment,) = fleet.all()
+    before = fleet.as_of(candidate, 0.0)
+    assert before == candidate and fleet.as_of(candidate, 5.0) is before
+    for _ in range(3):
+        deployment.begin()
+    fleet.succeeded(deployment, 6.0, 0.5, 3.0)
+    busy = fleet.as_of(candidate, 6.0)
+    assert (busy.latency_s, busy.queue_s) == pytest.approx((3.0, 3.0))
+    assert fleet.as_of(candidate, 6.01) is busy
+    for _ in range(20):
+        fleet.failed(deployment, "connect", 6.02)
+    assert not fleet.as_of(candidate, 6.03).healthy
+
+
+def test_only_models_of_one_machine_queue() -> None:
+    """What a remote provider has under way makes nobody wait here."""
+    fleet = Fleet([A])
+    (deployment,) = fleet.all()
+    deployment.begin()
+    fleet.succeeded(deployment, 1.0, 0.5, 3.0)
+    assert fleet.queue_s(A.name) == 0.0

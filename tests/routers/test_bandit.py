@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers import prior
-from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, Shrinkage, State, main_axes, posterior, thompson
+from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, main_axes, thompson
 from routers.bandit_check import Replay, compared, told
 from routers.plugin import PluginRouter
 from routers.projection import Projection
 from routers.select import Exploration
+from routers.sums import Shrinkage, State, fitted, posterior
 from routers.types import Candidate, Knobs, Query
 from tests.routers.worlds import LARGE, POOL, SMALL, world
 
@@ -174,3 +175,41 @@ def test_regret_is_below_a_learner_that_reads_no_query() -> None:
     for weight in (0.0, 20.0):
         found = told(compared(rows, weight, range(3)))
         assert found[THOMPSON]["regret"] < found["epsilon_greedy"]["regret"]
+
+
+def seen(rng: np.random.Generator, rounds: int, differ: float) -> State:
+    """Answers of two models whose quality differs by the query, or doesn't."""
+    state = State.empty((), DIMS)
+    for i in range(rounds):
+        z = np.append(rng.normal(size=DIMS), 1.0)
+        chance = 0.5 + (0.4 if i % 2 else -0.4) * differ * np.sign(z[0])
+        state.learn(z, "ab"[i % 2], float(rng.random() < chance) - 0.5)
+    return state
+
+
+def test_answers_free_models_that_differ_by_query() -> None:
+    """The evidence loosens the penalty on own slopes where models differ, and keeps it where they don't."""
+    rng, stated = np.random.default_rng(1), Shrinkage()
+    for differ in (0.0, 1.0):
+        state = seen(rng, 200, differ)
+        held = np.abs(posterior(state, stated).quality[:, 0]).max()
+        free = np.abs(fitted(state, stated).quality[:, 0]).max()
+        assert (free > 1.5 * held) == (differ > 0)
+
+
+def test_noise_is_learnt_with_the_answers() -> None:
+    """Answers that are foretold well leave the bandit surer than those that are not."""
+    rng = np.random.default_rng(2)
+    loud, quiet = seen(rng, 400, 0.0), State.empty((), DIMS)
+    for _ in range(400):
+        quiet.learn(np.append(rng.normal(size=DIMS), 1.0), "a", 0.1)
+    assert fitted(quiet, Shrinkage()).noise < 0.1 < fitted(loud, Shrinkage()).noise
+
+
+@given(st.binary(max_size=60))
+def test_what_are_no_sums_is_refused(data: bytes) -> None:
+    """Bytes of another kind, or of another shape, never become a state."""
+    with pytest.raises(ValueError):
+        State.from_bytes(data, 3)
+    with pytest.raises(ValueError, match="axes"):
+        State.from_bytes(State.empty(("a",), 2).to_bytes(), 3)

@@ -1,1 +1,4 @@
-"""What the admin API says and takes, typed for OpenAPI: one file per page. Money is in dollars, times are Unix seconds."""
+"""What the admin API says and takes, typed for OpenAPI: one file per page.
+
+Money is in dollars, times are Unix seconds.
+"""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from gateway.admin.shapes.common import Name, Role, Usd, Wanted
 
 Period = Literal["day", "week", "month", "total"]
+Source = Literal["file", "here", "file, changed here", "seen"]
 Count = Annotated[int, Field(ge=1)]
 Password = Annotated[str, Field(min_length=12, max_length=200)]
 
@@ -139,7 +140,7 @@ class Tenant(BaseModel):
     """A tenant: stated in the file, made here, or only seen in traffic."""
 
     name: str
-    source: Literal["file", "here", "file, changed here", "seen"]
+    source: Source
     keys: int
     spent: Spent
     month_usd: float

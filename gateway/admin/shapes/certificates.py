@@ -24,7 +24,7 @@ class CertificateWanted(Wanted):
 
 
 class CertificateView(BaseModel):
-    """A promise. `standing` follows the traffic since: `tighten` and `withdrawn` mean that it no longer speaks of it."""
+    """A promise. `standing` follows the traffic since: `tighten` and `withdrawn`: it no longer speaks of it."""
 
     id: str
     route: str

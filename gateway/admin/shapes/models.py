@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gateway.admin.shapes.common import Name, Usd, Wanted
 
@@ -119,7 +119,7 @@ class ProviderWanted(Wanted):
     base_url: str = ""
     api_key: str | None = None
     """The secret itself, or ${NAME} of an environment variable of the gateway's."""
-    headers: dict[str, str | None] = {}
+    headers: dict[str, str | None] = Field(default_factory=dict)
     api_version: str = ""
     max_connections: int = 512
     connect_timeout_s: float = 5.0

@@ -10,14 +10,16 @@ from alembic.runtime.migration import MigrationContext
 
 from gateway.errors import ConfigError
 from gateway.journal import schema
+from gateway.journal.record import DecisionRecord
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.store import open_store
-from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS, latency_column, metadata
+from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS, decisions, latency_bucket, metadata
+from gateway.journal.write import _decision_row
 
 
 def test_migrations_make_exactly_the_tables(empty_database_url: str) -> None:
     """What the migrations build and what the code expects don't differ; a second run does nothing."""
-    assert migrate(empty_database_url) == ["0001", "0002", "0003"]
+    assert migrate(empty_database_url) == ["0001", "0002", "0003", "0004"]
     assert migrate(empty_database_url) == []
     with open_engine(empty_database_url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -56,7 +58,7 @@ def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(done) == [[], [], ["0001", "0002", "0003"]]
+    assert sorted(done) == [[], [], ["0001", "0002", "0003", "0004"]]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,12 @@ def test_other_databases_are_refused(url: str) -> None:
 def test_each_latency_has_its_bucket() -> None:
     """Bounds are inclusive upper bounds; what is above the last one is in the last column."""
     assert len(LATENCY_COLUMNS) == len(LATENCY_BOUNDS_S) + 1
-    assert latency_column(0.0) == latency_column(0.01) == "latency_00"
-    assert latency_column(0.011) == "latency_01"
-    assert latency_column(1e9) == LATENCY_COLUMNS[-1]
+    assert latency_bucket(0.0) == latency_bucket(0.01) == 0
+    assert latency_bucket(0.011) == 1
+    assert latency_bucket(1e9) == len(LATENCY_COLUMNS) - 1
+
+
+def test_a_row_stands_in_its_table_s_order() -> None:
+    """Rows go to SQLite's driver as tuples, so a value in another place would land in another column."""
+    row = _decision_row(DecisionRecord(id="dec_1", time_s=1.0))
+    assert list(row) == [column.name for column in decisions.c]

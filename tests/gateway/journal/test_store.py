@@ -239,11 +239,12 @@ def test_a_jobs_prompt_is_counted_once_and_keeps_its_first_answer(store: Store) 
     lost = replace(decision(1), job="job_1", job_index=3, job_final=False, status=429, cost_nanousd=5)
     answered = replace(decision(2), job="job_1", job_index=3, status=200, cost_nanousd=70, job_answer=b"one")
     late = replace(decision(3), job="job_1", job_index=3, status=200, cost_nanousd=80, job_answer=b"two")
+    other = JobStartRecord(job="job_2", index=0, time_s=NOON_S)
     seen = []
-    for batch in ([started], [lost], [started, answered], [answered], [late, started]):
+    for batch in ([started], [lost], [started, other, answered], [answered], [late, started]):
         with store.engine.begin() as connection:
             write_records(connection, batch)
-            row = connection.execute(sa.select(job_items)).mappings().one()
+            row = connection.execute(sa.select(job_items).where(job_items.c.job == "job_1")).mappings().one()
             seen.append((row["state"], row["cost_nanousd"], row["worst_nanousd"], row["answer"]))
     done = ("done", 75, 0, b"one")
     assert seen == [("started", 0, 900, b""), ("open", 5, 0, b""), done, done, ("done", 155, 0, b"one")]

@@ -4,6 +4,7 @@ model that turned bad.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -186,6 +187,7 @@ async def test_feedback_over_http_reaches_the_router(tmp_path: Path) -> None:
     scripts = {name: [{"text": "word " * 40}] for name in PRICE}
     async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gate:
         services = gate.services
+        services.draws = iter(random.Random(4).random, None)
         store = open_store(services.config.storage.url)
         loop = Loop(services.config, store, "auto", terms)
         shipper = Shipper(services.spool_dir, store.engine)

@@ -1,0 +1,64 @@
+"""Who changed what, and the way back where there is one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from gateway.admin import changes
+from gateway.admin.actor import Actor, may
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.shapes.common import Applied, AuditRow, Wanted
+from gateway.errors import CallerError, PolicyError
+
+router = APIRouter(prefix="/admin/audit", tags=["audit"])
+OPERATORS = ("route:",)
+"""Settings that an operator may change; the others are an admin's."""
+UNDOABLE = ("route:", "provider:", "model:", "tenant:", "baseline")
+
+
+class Undo(Wanted):
+    """Which setting, and the version of it that is in force."""
+
+    name: str
+    version: int
+
+
+def audit_log(desk: Desk, before_s: float | None = None, action: str = "", limit: int = 100) -> list[AuditRow]:
+    """Newest first. Only the latest change of a setting can be undone: it carries `undo`."""
+    with database():
+        rows = desk.store.audit_log(before_s=before_s, action=action, limit=limit)
+        in_force = desk.store.setting_numbers("") if any(row["action"] == "setting.save" for row in rows) else {}
+    found = []
+    for row in rows:
+        version, name = row["detail"].get("version"), row["target"]
+        latest = row["action"] == "setting.save" and name.startswith(UNDOABLE) and in_force.get(name) == version
+        found.append(AuditRow(**row, undo={"name": name, "version": version} if latest else None))
+    return found
+
+
+def undo_setting(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+    """Back to what was in force before `version`. Raises Conflict, CallerError or PolicyError."""
+    if not name.startswith(UNDOABLE):
+        raise CallerError(f"{name} is not changed by hand, so not undone by hand", param="name", status=422)
+    if not name.startswith(OPERATORS) and not may(who, "admin"):
+        raise PolicyError(f"undoing {name} needs the role admin; {who.name} is {who.role}", code="role", status=403)
+    return changes.undo(desk, who, name, version)
+
+
+@router.get("")
+def get_audit(
+    desk: Means, who: Viewer, before_s: float | None = None, action: str = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[AuditRow]:
+    """Newest first."""
+    return audit_log(desk, before_s, action, limit)
+
+
+@router.post("/undo")
+def post_undo(desk: Means, who: Operator, wanted: Undo) -> Applied:
+    """Back to what was in force before."""
+    return undo_setting(desk, who, wanted.name, wanted.version)

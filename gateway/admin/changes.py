@@ -1,0 +1,118 @@
+"""Changing a setting: checked as configuration, stored as a new version, in force in every worker, noted.
+
+Whoever changes something says which version he saw; where another is in force by now nothing changes and he learns
+whose it is. A change is stored before it is published, and published whole: there is no half of one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.admin.actor import Actor
+from gateway.admin.desk import Desk, overlay_of
+from gateway.admin.shapes.common import Applied, SettingVersion
+from gateway.errors import CallerError, HeadgateError
+from gateway.journal.store import SettingConflict
+from gateway.overlay import overlaid, read_secrets
+
+Value = dict[str, Any]
+
+
+class Conflict(HeadgateError):
+    """Somebody else changed it meanwhile."""
+
+    status = 409
+    kind = "conflict"
+    code = "conflict"
+
+    def __init__(self, message: str, current: SettingVersion | None = None) -> None:
+        super().__init__(message)
+        self.current = current
+        """What is in force."""
+
+
+class DatabaseAway(HeadgateError):
+    """Nothing can be read or changed now."""
+
+    status = 503
+    code = "journal_unavailable"
+
+    def __init__(self, message: str = "the database is away: nothing was changed; try again in a moment") -> None:
+        super().__init__(message, retry_after_s=1.0)
+
+
+@contextmanager
+def database() -> Iterator[None]:
+    """Turns a database that is away into its own error."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as fault:
+        raise DatabaseAway() from fault
+
+
+def setting(desk: Desk, name: str) -> SettingVersion:
+    """The version in force; version 0: it was never set."""
+    rows = desk.store.setting_versions(name, limit=1)
+    return SettingVersion(**rows[0]) if rows else SettingVersion(
+        name=name, version=0, time_s=0.0, actor="", value=None
+    )  # fmt: skip
+
+
+def history(desk: Desk, name: str, limit: int = 50) -> list[SettingVersion]:
+    """Newest first."""
+    return [SettingVersion(**row) for row in desk.store.setting_versions(name, limit=limit)]
+
+
+def change(
+    desk: Desk, who: Actor, name: str, value: Value | None, version: int, *, why: str = "", checked: bool = True
+) -> Applied:
+    """Puts a value into force; None: what the configuration says. Raises Conflict, CallerError or DatabaseAway."""
+    with database():
+        current = setting(desk, name)
+        if current.version != version:
+            raise _conflict(current)
+        if checked:
+            refuse_unsound(desk, name, value)
+        detail: dict[str, Any] = {"before": current.value, "after": value, **({"why": why} if why else {})}
+        try:
+            number = desk.store.save_setting(name, value, who.name, expected=version, detail=detail)
+        except SettingConflict:
+            raise _conflict(setting(desk, name)) from None
+        desk.publish()
+    workers, confirmed = desk.confirm()
+    stored = SettingVersion(name=name, version=number, time_s=time.time(), actor=who.name, value=value)
+    return Applied(setting=stored, workers=workers, confirmed=confirmed)
+
+
+def undo(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+    """Back to the value before the one in force, which must be `version`; itself a new version."""
+    with database():
+        rows = desk.store.setting_versions(name, limit=2)
+    if not rows:
+        raise CallerError(f"{name} was never changed", code="nothing_to_undo", status=409)
+    before = rows[1]["value"] if len(rows) > 1 else None
+    return change(desk, who, name, before, version, why=f"undo of version {rows[0]['version']}")
+
+
+def refuse_unsound(desk: Desk, name: str, value: Value | None) -> None:
+    """Raises CallerError with all that is wrong, where the configuration would not be sound with this value."""
+    values = {**desk.store.latest_settings(), name: value}
+    _, problems = overlaid(desk.config, overlay_of(values), read_secrets(desk.run_dir))
+    if problems:
+        raise CallerError("; ".join(problems), code="unsound", status=422, param=problems[0].partition(":")[0])
+
+
+def _conflict(current: SettingVersion) -> Conflict:
+    if not current.version:
+        return Conflict(f"{current.name} was never changed: look at it again before you change it", current)
+    ago_s = max(0, round(time.time() - current.time_s))
+    return Conflict(
+        f"{current.actor} changed {current.name} {ago_s} s ago (version {current.version}): "
+        "look at it again before you change it",
+        current,
+    )

@@ -1,0 +1,85 @@
+"""Plain counters, for scripts: spend by account, and requests by step, route and model."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from gateway.admin.guard import Means, Viewer
+from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS
+from gateway.journal.write import Row
+
+router = APIRouter(prefix="/admin", tags=["counters"])
+_DAY_S = 86400.0
+
+
+class SpendRow(BaseModel):
+    """Since the hour asked for."""
+
+    tenant: str
+    key_id: str
+    route: str
+    requests: int
+    cost_usd: float
+
+
+class StatsRow(BaseModel):
+    """One step of one route and model. `latency_counts` has one number per bound of `Stats` and one above."""
+
+    time_s: int
+    route: str
+    model: str
+    requests: int
+    errors: int
+    cache_hits: int
+    escalations: int
+    cost_usd: float
+    saved_usd: float
+    input_tokens: int
+    output_tokens: int
+    latency_counts: list[int]
+
+
+class Stats(BaseModel):
+    """Oldest first."""
+
+    latency_bounds_s: list[float] = list(LATENCY_BOUNDS_S)
+    data: list[StatsRow]
+
+
+@router.get("/spend")
+def list_spend(desk: Means, who: Viewer, since_s: float = 0.0) -> list[SpendRow]:
+    """Per tenant, key and route since the hour that `since_s` lies in."""
+    return [SpendRow(**_in_dollars(row)) for row in desk.store.spend_since(since_s)]
+
+
+@router.get("/stats")
+def list_stats(
+    desk: Means,
+    who: Viewer,
+    since_s: float | None = None,
+    until_s: float | None = None,
+    route: str = "",
+    step_s: Annotated[int, Query(ge=60, le=86400, multiple_of=60)] = 60,
+) -> Stats:
+    """Counters per step, route and model: the last day unless told otherwise."""
+    until_s = time.time() + 60 if until_s is None else until_s
+    since_s = until_s - _DAY_S if since_s is None else since_s
+    rows = desk.store.stats(since_s, until_s, route=route, step_s=step_s)
+    return Stats(data=[_stats_row(row) for row in rows])
+
+
+def _in_dollars(row: Row) -> Row:
+    """Nano-dollars to dollars, by their names."""
+    return {
+        name.replace("_nanousd", "_usd"): value / 1e9 if name.endswith("_nanousd") else value
+        for name, value in row.items()
+    }
+
+
+def _stats_row(row: Row) -> StatsRow:
+    """The histogram's columns as one list."""
+    return StatsRow(**_in_dollars(row), latency_counts=[row[name] for name in LATENCY_COLUMNS])

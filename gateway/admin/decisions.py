@@ -1,0 +1,235 @@
+"""Decisions: found, explained in plain words, decided again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import msgspec
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Query
+
+from gateway.admin.actor import Actor, may
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.explaining import MEANINGS, summary_of
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.shapes.decisions import (
+    Attempt,
+    Candidate,
+    DecisionPage,
+    DecisionRow,
+    Exclusion,
+    Explained,
+    FeedbackRow,
+    Replayed,
+    ReplaySide,
+    ReplayWanted,
+)
+from gateway.errors import CallerError, NotFound
+from gateway.journal import search as journal
+from gateway.journal.lookup import find_decision
+from gateway.journal.outcome import NAMES, flags_of, kept_attempt, named
+from gateway.journal.record import DecisionRecord
+from gateway.journal.rollup_tables import ALL_TENANTS, rollups
+from gateway.journal.search import DecisionFilter
+from gateway.journal.tables import spend
+from gateway.journal.view import decision_view
+from gateway.journal.write import Row
+from gateway.prices import Price
+
+router = APIRouter(prefix="/admin/decisions", tags=["decisions"])
+FACETS_S = 35 * 86400.0
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def search(desk: Desk, wanted: DecisionFilter, cursor: str = "", limit: int = 50) -> DecisionPage:
+    """Newest first; `cursor` is `next` of the page before."""
+    if wanted.outcome not in ("", "ok", *NAMES):
+        raise CallerError(f"outcome is ok or one of {', '.join(NAMES)}", param="outcome", status=422)
+    if wanted.since_s >= wanted.until_s:
+        raise CallerError("the time begins after it ends", param="since_s", status=422)
+    with database():
+        found = journal.search(desk.store, wanted, _read_cursor(cursor), limit)
+    following = f"{found.after[0]!r}:{found.after[1]}" if found.after is not None else None
+    return DecisionPage(
+        data=[_row(row) for row in found.rows], next=following, searched_until_s=found.searched_until_s
+    )
+
+
+def explain(desk: Desk, id: str, who: Actor) -> Explained:
+    """By decision, response or request id, shipped or not. Raises NotFound."""
+    record, feedback = _find(desk, id)
+    view = decision_view(record)
+    reads = may(who, "operator")
+    if not reads:
+        view.pop("prompt_text", None)
+        view.pop("answer_text", None)
+    plain = {name: view[name] for name in Explained.model_fields if name in view and name not in _OWN}
+    return Explained(
+        **plain,
+        summary=summary_of(record, desk.current),
+        outcomes=named(flags_of(record)),
+        candidates=candidates_of(record),
+        excluded=[
+            Exclusion(model=model, reason=why, meaning=MEANINGS.get(why.partition(":")[0], why))
+            for model, why in record.excluded.items()
+        ],
+        attempts=attempts_of(record),
+        feedback=feedback,
+        counterfactual_usd=counterfactual(desk, record),
+        prompt_text=record.prompt_text if reads else "",
+        answer_text=record.answer_text if reads else "",
+        decision=view,
+    )
+
+
+_OWN = frozenset(
+    {"candidates", "excluded", "attempts", "summary", "outcomes", "feedback", "prompt_text", "answer_text"}
+)
+
+
+def replay(desk: Desk, id: str, wanted: ReplayWanted) -> Replayed:
+    """Decided again, offline, with the present or another router or knob. CallerError where no router was asked."""
+    from gateway.learn.policy import route_policy
+    from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
+    from routers.types import Knobs
+
+    record, _ = _find(desk, id)
+    refuse_undecided(record)
+    try:
+        with database():
+            policy = route_policy(desk.current, desk.store, record.route, router=wanted.router)
+    except (ValueError, OSError) as error:
+        raise CallerError(f"this router can't be asked: {error}", param="router", status=422) from None
+    changed = Knobs(
+        cost_weight=wanted.cost_weight, min_quality=wanted.min_quality, max_cost_usd=wanted.max_cost_usd,
+        max_latency_s=wanted.max_latency_s,
+    )  # fmt: skip
+    told = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
+    sides: dict[str, Any] = {side: ReplaySide(**told[side]) for side in ("recorded", "replayed")}
+    return Replayed.model_validate({**told, **sides})
+
+
+def facets(desk: Desk) -> dict[str, list[str]]:
+    """Values that a search may ask for: those of the last 35 days."""
+    since_s = int(time.time() - FACETS_S)
+    day = (rollups.c.span_s == 86400, rollups.c.start_s >= since_s - 86400)
+    wanted = {
+        "route": sa.select(rollups.c.route).where(*day, rollups.c.tenant == ALL_TENANTS),
+        "model": sa.select(rollups.c.model).where(*day, rollups.c.tenant == ALL_TENANTS),
+        "tenant": sa.select(sa.func.substr(rollups.c.tenant, 2)).where(*day, rollups.c.tenant != ALL_TENANTS),
+        "key_id": sa.select(spend.c.key_id).where(spend.c.hour_s >= since_s),
+    }
+    with database(), desk.store.engine.connect() as connection:
+        found = {name: connection.execute(query.distinct()).scalars().all() for name, query in wanted.items()}
+    return {name: sorted(one for one in values if one) for name, values in found.items()}
+
+
+def candidates_of(record: DecisionRecord) -> list[Candidate]:
+    """Likeliest first."""
+    rows = sorted(record.candidates, key=lambda one: -one.probability)
+    return [
+        Candidate(
+            model=one.model, quality=one.quality, quality_sd=one.quality_sd, cost_usd=one.cost_usd,
+            latency_s=one.latency_s, probability=one.probability, chosen=one.model == record.model,
+            answered=one.model == record.answered_model,
+        )
+        for one in rows
+    ]  # fmt: skip
+
+
+def attempts_of(record: DecisionRecord) -> list[Attempt]:
+    """In the order in which they were sent."""
+    kept = kept_attempt(record)
+    thresholds = dict(zip(record.plan, record.thresholds, strict=False))
+    found = []
+    for one in record.attempts:
+        evidence = known_fields(one.evidence)
+        found.append(
+            Attempt(
+                model=one.model, deployment=one.deployment, started_s=one.started_s, latency_s=one.latency_s,
+                ttft_s=one.ttft_s, status=one.status, failure=one.failure, usage=one.usage,
+                cost_usd=one.cost_nanousd / 1e9, estimated=one.estimated, evidence=evidence,
+                confidence=one.evidence.confidence if one.evidence else None,
+                threshold=thresholds.get(one.model), kept=one is kept,
+            )
+        )  # fmt: skip
+    return found
+
+
+def known_fields(value: Any) -> dict[str, Any] | None:
+    """A struct's fields that are known."""
+    if value is None:
+        return None
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    return {name: one for name, one in fields.items() if one is not None}
+
+
+def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
+    """By model: the tokens of the answer at its prices; without an answer, what the router expected."""
+    kept = kept_attempt(record)
+    expected = {one.model: one.cost_usd for one in record.candidates if one.cost_usd is not None}
+    if kept is None:
+        return expected
+    prices = {model.name: Price.of(model) for model in reversed(desk.current.models)}
+    names = dict.fromkeys((*(one.model for one in record.candidates), *record.excluded, record.answered_model))
+    return {name: _priced(prices[name], kept.usage) for name in names if name in prices}
+
+
+def _priced(price: Price, usage: dict[str, int]) -> float:
+    """Without the discounts of caches, which belong to the model that answered."""
+    into = sum(usage.get(bucket, 0) for bucket in ("input", "cache_read", "cache_write", "audio_input"))
+    out = sum(usage.get(bucket, 0) for bucket in ("output", "reasoning", "audio_output"))
+    return (into * price.input + out * price.output) / 1e15
+
+
+def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:
+    with database():
+        record = asyncio.run(find_decision(desk.store, desk.spool_dir, id))
+        if record is None:
+            raise NotFound(f"no decision has the id {id!r}")
+        return record, [FeedbackRow(**row) for row in desk.store.feedback(decision_id=record.id)]
+
+
+def _row(row: Row) -> DecisionRow:
+    cost_usd, flags = row["cost_nanousd"] / 1e9, row["flags"]
+    plain = {name: row[name] for name in DecisionRow.model_fields if name in row}
+    return DecisionRow(**plain, cost_usd=cost_usd, outcomes=named(flags))
+
+
+def _read_cursor(cursor: str) -> tuple[float, str] | None:
+    if not cursor:
+        return None
+    time_text, _, id = cursor.partition(":")
+    try:
+        return float(time_text), id
+    except ValueError:
+        raise CallerError("cursor is not one of ours", param="cursor") from None
+
+
+@router.get("")
+def list_decisions(
+    desk: Means, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
+) -> DecisionPage:
+    """Newest first; `cursor` is `next` of the page before."""
+    return search(desk, wanted, cursor, limit)
+
+
+@router.get("/facets")
+def get_facets(desk: Means, who: Viewer) -> dict[str, list[str]]:
+    """Values that a search may ask for."""
+    return facets(desk)
+
+
+@router.get("/{id}")
+def get_decision(desk: Means, who: Viewer, id: str) -> Explained:
+    """By decision, response or request id, shipped or not."""
+    return explain(desk, id, who)
+
+
+@router.post("/{id}/replay")
+def post_replay(desk: Means, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
+    """Decided again, offline."""
+    return replay(desk, id, wanted)

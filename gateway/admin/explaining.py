@@ -1,0 +1,131 @@
+"""Why this model answered, in sentences for somebody who did not build the router."""
+
+from __future__ import annotations
+
+from gateway.config import Config
+from gateway.journal.outcome import explored_nanousd, kept_attempt
+from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
+
+MEANINGS = {
+    "unhealthy": "every deployment of it had failed lately and was being left alone",
+    "context too short": "prompt and answer would not fit into its context",
+    "no tools": "the request uses tools, which it does not support",
+    "no images": "the request holds images, which it does not read",
+    "no JSON mode": "the request asks for a JSON schema, which it does not keep to",
+    "may cost more than max_cost_usd": "it could have cost more than the request or route allows",
+    "queue longer than max_latency_s": "its queue alone was longer than the latency asked for",
+}
+_ENDINGS = {
+    "deadline": "The request's deadline left no time for another try.",
+    "budget": "The budget left no money for another try.",
+    "attempts": "The request's limit of calls was reached.",
+    "exhausted": "Every model that could be tried had failed.",
+    "abstained": "No answer was good enough to be given.",
+}
+
+
+def summary_of(record: DecisionRecord, config: Config) -> list[str]:
+    """From who asked to what it came to; each sentence stands for itself."""
+    said = [_asked(record)]
+    if record.from_cache:
+        said.append(_from_cache(record))
+    elif not record.model:
+        said.append(f"No model was asked: it was refused ({record.error or record.status}).")
+    elif record.reason == "pinned":
+        said.append(f"The client named {record.model} itself, so nothing was to be decided.")
+    else:
+        said += [_choice(record, config), *_excluded(record)]
+    said += _attempts(record)
+    if record.status >= 400 and record.model:
+        said.append(f"The client got an error: {record.error} ({record.status}).")
+    if record.verdict in _ENDINGS:
+        said.append(_ENDINGS[record.verdict])
+    return said
+
+
+def _asked(record: DecisionRecord) -> str:
+    knobs = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in record.knobs.items())
+    own = f", with its own {knobs}" if knobs else ""
+    return f"{record.tenant or 'A caller'} asked {record.route or record.requested_model}{own}."
+
+
+def _from_cache(record: DecisionRecord) -> str:
+    saved = f", which saved {usd(record.saved_nanousd / 1e9)}" if record.saved_nanousd else ""
+    how = {
+        "hit": "the cache held the answer to this very request",
+        "shared": "the same request was under way, and its answer was shared",
+        "semantic": "the cache held the answer to the same question in other words",
+    }[record.cache]
+    return f"No model was asked: {how}{saved}."
+
+
+def _choice(record: DecisionRecord, config: Config) -> str:
+    chosen = _candidate(record, record.model)
+    if chosen is None or chosen.quality is None:
+        chance = f" with probability {record.propensity:.0%}" if record.propensity is not None else ""
+        return f"The router {record.router} chose {record.model}{chance} ({record.reason})."
+    if explored_nanousd(record) is not None:
+        return (
+            f"{record.model} was tried to learn from it: the router {record.router} does so with probability "
+            f"{chosen.probability:.1%}; its first choice was {_likeliest(record).model}."
+        )
+    best = max(record.candidates, key=lambda one: one.quality if one.quality is not None else -1.0)
+    mine = f"{record.model} was expected to score {_expected(chosen)}"
+    if best.model == record.model:
+        return f"{mine}, the best of {len(record.candidates)} candidates (router {record.router})."
+    knob = _knob(record, config)
+    return f"{mine}; {best.model} {_expected(best)}, which was not worth its price at the route's {knob}."
+
+
+def _knob(record: DecisionRecord, config: Config) -> str:
+    route = next((one for one in config.routes if one.name == record.route), None)
+    weight = record.knobs.get("cost_weight", route.cost_weight if route else None)
+    floor = record.knobs.get("min_quality", route.min_quality if route else None)
+    if weight is None and floor is not None:
+        return f"quality floor of {floor:g}"
+    return f"cost weight of {weight if weight is not None else 0.5:g}"
+
+
+def _expected(one: CandidateRecord) -> str:
+    quality = "an unknown score" if one.quality is None else f"{one.quality:.2f}"
+    return quality if one.cost_usd is None else f"{quality} for {usd(one.cost_usd)}"
+
+
+def _excluded(record: DecisionRecord) -> list[str]:
+    return [f"{model} could not answer: {MEANINGS.get(why, why)}." for model, why in record.excluded.items()]
+
+
+def _attempts(record: DecisionRecord) -> list[str]:
+    kept = kept_attempt(record)
+    told = [_attempt(record, one, one is kept) for one in record.attempts]
+    if kept is not None and len(record.attempts) > 1:
+        wasted = sum(one.cost_nanousd for one in record.attempts if one is not kept) / 1e9
+        told.append(f"Of {usd(record.cost_nanousd / 1e9)} in all, {usd(wasted)} went to answers that were not kept.")
+    return told
+
+
+def _attempt(record: DecisionRecord, one: AttemptRecord, kept: bool) -> str:
+    took = f" after {one.latency_s:.2f} s" if one.latency_s is not None else ""
+    if one.failure:
+        return f"{one.model} failed{took}: {one.failure.replace('_', ' ')}."
+    confidence = one.evidence.confidence if one.evidence else None
+    least = dict(zip(record.plan, record.thresholds, strict=False)).get(one.model)
+    if not kept:
+        known = confidence is not None and least is not None
+        why = f" (confidence {confidence:.2f}, needed {least:.2f})" if known else ""
+        return f"{one.model} answered{took}, and its answer was not kept{why}."
+    sure = f" with confidence {confidence:.2f}" if confidence is not None and least is not None else ""
+    return f"{one.model} gave the answer{took}{sure}, for {usd(one.cost_nanousd / 1e9)}."
+
+
+def _candidate(record: DecisionRecord, model: str) -> CandidateRecord | None:
+    return next((one for one in record.candidates if one.model == model), None)
+
+
+def _likeliest(record: DecisionRecord) -> CandidateRecord:
+    return max(record.candidates, key=lambda one: one.probability)
+
+
+def usd(amount: float) -> str:
+    """Dollars with as many digits as tell something."""
+    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}" if amount >= 0.01 else f"${amount:.3g}"

@@ -1,0 +1,53 @@
+"""Health and metrics of all processes of this machine; open, like the data plane's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from gateway.admin.guard import Means
+from gateway.metrics import Metrics, merge
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """`fault` says why shipping waits; records are safe in the spools meanwhile."""
+
+    status: Literal["ready", "degraded", "unready"]
+    database: Literal["ok", "away"]
+    waiting_bytes: int
+    quarantined: int
+    fault: str
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """This process answers; asks nobody else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(desk: Means, response: Response) -> Health:
+    """503 until the database has been reached once; degraded while it is away later."""
+    fault = desk.shipping.fault
+    if not desk.opened:
+        response.status_code = 503
+    return Health(
+        status="unready" if not desk.opened else "degraded" if fault else "ready",
+        database="away" if fault or not desk.opened else "ok",
+        waiting_bytes=desk.shipping.waiting_bytes,
+        quarantined=desk.shipping.quarantined,
+        fault=fault,
+    )
+
+
+@router.get("/metrics")
+def metrics(desk: Means) -> Response:
+    """All workers together, as they last said, and how far the store lags behind them."""
+    own = Metrics()
+    own.watch("headgate_journal_lag_bytes", lambda: {(): float(desk.shipping.waiting_bytes)})
+    text = merge([own.snapshot(), *(snapshot for _, snapshot in desk.snapshots())])
+    return Response(text, media_type="text/plain; version=0.0.4")

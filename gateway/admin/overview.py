@@ -1,0 +1,274 @@
+"""The first page: traffic, speed, spend and what was saved, from sums alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from math import sqrt
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from gateway.admin import changes
+from gateway.admin.actor import Actor
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.savings import against, baseline_of, rate_of
+from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
+from gateway.admin.shapes.overview import Extra, Overview, Point, RandomSaving, Revision, Slice, Totals
+from gateway.errors import CallerError
+from gateway.journal.insights import insights_of
+from gateway.journal.rollup_tables import COUNTS, LATENCY, TTFT
+from gateway.journal.sums import Sums, merged, quantile_s, sums, sums_by_tenant
+from gateway.settings import stamp
+
+router = APIRouter(prefix="/admin", tags=["overview"])
+BASELINE = "baseline"
+BEHIND_BYTES = 4 * 1024 * 1024
+LENGTH_S: dict[Window, int] = {"hour": 3600, "day": 86400, "week": 7 * 86400, "month": 30 * 86400}
+STEP_S: dict[Window, int] = {"hour": 60, "day": 3600, "week": 3600, "month": 86400}
+BLIND = (
+    "Models chosen at random, blind to the query, in the mixture that is worth as much (for the money) or costs as "
+    "much (for the quality); each model alone is valued off-policy on the route's latest scored decisions."
+)
+
+
+class Baseline(Wanted):
+    """Which model to compare with; an empty name declares none."""
+
+    model: str
+    version: int
+
+
+def overview(desk: Desk, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
+    """Everything of the first page. Empty figures, not errors, where there was no request."""
+    step_s, now_s = STEP_S[window], time.time()
+    until_s = (int(now_s) // step_s + 1) * step_s
+    since_s = until_s - LENGTH_S[window]
+    with database():
+        asked = {"route": route, "tenant": tenant}
+        rows = sums(desk.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
+        before = sums(desk.store, step_s, 2 * since_s - until_s, since_s, names=(*COUNTS, *LATENCY, *TTFT), **asked)
+        by_tenant = [] if tenant else _tenants(desk, step_s, since_s, until_s, route)
+        declared = str((setting_value(desk, BASELINE) or {}).get("model", ""))
+        found = insights_of(desk.store, "random")
+    by_model = _grouped(rows, "model")
+    total = merged(rows)
+    state, detail = _journal(desk)
+    return Overview(
+        window=window, since_s=since_s, until_s=until_s, step_s=step_s, route=route, tenant=tenant,
+        empty=not total["requests"], totals=totals(total), before=totals(before[0]), extra=_extra(total),
+        baseline=against(desk.current, declared, by_model), random=_random(found, _grouped(rows, "route")),
+        series=_series(desk, declared, rows, since_s, until_s, step_s),
+        by_route=_slices(_grouped(rows, "route"), "route"), by_model=_slices(by_model, "model"),
+        by_tenant=_slices(by_tenant, "tenant"), alarms=len(raised(desk)), journal=state, journal_detail=detail,
+    )  # fmt: skip
+
+
+def revision(desk: Desk) -> Revision:
+    """Numbers that change when a page may be out of date. Asks no database."""
+    return Revision(
+        decisions=desk.shipping.shipped, settings=stamp(desk.run_dir), alarms=desk.alarms,
+        database="away" if desk.shipping.fault or not desk.opened else "ok", time_s=time.time(),
+    )  # fmt: skip
+
+
+def baseline_setting(desk: Desk) -> SettingVersion:
+    """Version 0: never declared."""
+    with database():
+        return changes.setting(desk, BASELINE)
+
+
+def declare_baseline(desk: Desk, who: Actor, model: str, version: int) -> Applied:
+    """The model that savings are told against; an empty name: the dearest."""
+    if model and model not in {one.name for one in desk.current.models}:
+        raise CallerError(f"no model is called {model!r}", param="model", status=422)
+    return changes.change(desk, who, BASELINE, {"model": model} if model else None, version, checked=False)
+
+
+def totals(row: Sums) -> Totals:
+    """Of one group of sums."""
+    requests = row["requests"]
+    hits = _hits(row)
+    return Totals(
+        requests=requests, errors=row["errors"], error_share=row["errors"] / max(requests, 1), cache_hits=hits,
+        cache_share=hits / max(requests, 1), escalations=row["escalations"], explored=row["explored"],
+        cost_usd=row["cost_nanousd"] / 1e9, cache_saved_usd=row["saved_nanousd"] / 1e9,
+        input_tokens=row["input_tokens"], output_tokens=row["output_tokens"],
+        latency_p50_s=quantile_s(row, 0.5), latency_p95_s=quantile_s(row, 0.95),
+        ttft_p50_s=quantile_s(row, 0.5, TTFT), ttft_p95_s=quantile_s(row, 0.95, TTFT),
+    )  # fmt: skip
+
+
+def day_totals(desk: Desk) -> dict[str, Totals]:
+    """Of each route over the last 24 hours."""
+    until_s = (int(time.time()) // 3600 + 1) * 3600
+    names = (*COUNTS, *LATENCY, *TTFT)
+    rows = sums(desk.store, 3600, until_s - 86400, until_s, by=("route",), names=names)
+    return {row["route"]: totals(row) for row in rows}
+
+
+def no_totals() -> Totals:
+    """Where nothing was asked."""
+    return totals(merged([]))
+
+
+def raised(desk: Desk) -> list[dict[str, Any]]:
+    """Alarms as they were found last, over all routes."""
+    with database():
+        found = insights_of(desk.store, "learning")
+    routes = {route.name for route in desk.current.routes}
+    return [{**one, "time_s": at} for name, (at, told) in found.items() if name in routes for one in told["alarms"]]
+
+
+def setting_value(desk: Desk, name: str) -> Any:
+    """What is in force; None: nothing was set."""
+    return desk.store.setting(name)
+
+
+def _tenants(desk: Desk, step_s: int, since_s: float, until_s: float, route: str) -> list[Sums]:
+    span_s = 86400 if step_s >= 3600 and until_s - since_s > 86400 else step_s
+    names = (*COUNTS, *LATENCY)
+    return sums_by_tenant(desk.store, span_s, since_s // span_s * span_s, until_s, route=route, names=names)
+
+
+def _journal(desk: Desk) -> tuple[str, str]:
+    if desk.shipping.fault or not desk.opened:
+        return "away", desk.shipping.fault or "the database has not been reached yet"
+    if desk.shipping.waiting_bytes > BEHIND_BYTES:
+        return "behind", f"{desk.shipping.waiting_bytes / 1e6:.0f} MB of records wait to be shipped"
+    return ("counting", "old decisions are still being added up") if desk.counting else ("ok", "")
+
+
+def _grouped(rows: Sequence[Sums], name: str) -> list[Sums]:
+    groups: dict[Any, list[Sums]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return [{name: key, **merged(group)} for key, group in groups.items()]
+
+
+def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
+    found = [
+        Slice(
+            name=row[name], requests=row["requests"], errors=row["errors"], cache_hits=_hits(row),
+            cost_usd=row["cost_nanousd"] / 1e9, latency_p50_s=quantile_s(row, 0.5), latency_p95_s=quantile_s(row, 0.95),
+        )
+        for row in rows
+        if row["requests"] or row["cost_nanousd"]
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: (-one.cost_usd, -one.requests, one.name))
+
+
+def _series(desk: Desk, declared: str, rows: Sequence[Sums], since_s: int, until_s: int, step_s: int) -> list[Point]:
+    """Every step, the empty ones too."""
+    model = baseline_of(desk.current, declared)
+    by_start = {row["start_s"]: row for row in _grouped(rows, "start_s")}
+    nothing = merged([])
+    found = []
+    for start_s in range(since_s, until_s, step_s):
+        row = by_start.get(start_s, nothing)
+        rate = rate_of(model) if model is not None else None
+        priced = rate.into * row["answer_input_tokens"] + rate.out * row["answer_output_tokens"] if rate else 0.0
+        found.append(
+            Point(
+                time_s=start_s, requests=row["requests"], errors=row["errors"], cache_hits=_hits(row),
+                cost_usd=row["cost_nanousd"] / 1e9, baseline_usd=(priced + row["saved_nanousd"]) / 1e9,
+                latency_p50_s=quantile_s(row, 0.5), latency_p95_s=quantile_s(row, 0.95),
+                ttft_p95_s=quantile_s(row, 0.95, TTFT),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _extra(row: Sums) -> Extra:
+    return Extra(
+        judge_usd=row["judge_nanousd"] / 1e9, exploration_usd=row["exploration_nanousd"] / 1e9,
+        cascade_usd=row["cascade_nanousd"] / 1e9,
+    )  # fmt: skip
+
+
+def _hits(row: Sums) -> int:
+    return int(row["exact_hits"] + row["shared_hits"] + row["semantic_hits"])
+
+
+def _random(found: dict[str, tuple[float, Any]], by_route: Sequence[Sums]) -> RandomSaving:
+    """Per request as found for each route, times this window's requests that a model answered."""
+    known = [(row, *found[row["route"]]) for row in by_route if row["route"] in found and row["answers"]]
+    told = [(row["answers"], row["cost_nanousd"] / 1e9, one) for row, _, one in known if not one.get("refusal")]
+    rounds = sum(one["rounds"] for _, _, one in known)
+    time_s = max((at for _, at, _ in known), default=None)
+    if not told:
+        why = next((one["refusal"] for _, _, one in known if one.get("refusal")), None)
+        refusal = Refusal(**why) if why else Refusal(message="nothing was asked of a route that chooses among models")
+        nothing = Estimate(refusal=refusal)
+        return RandomSaving(
+            saved_usd=nothing, saved_share=nothing, quality_gain=nothing, rounds=rounds, basis=BLIND, time_s=time_s
+        )
+    saved = _sum([(answers, one["saved_usd"]) for answers, _, one in told])
+    spent = sum(cost for _, cost, _ in told)
+    base = saved.value + spent
+    share = None if base <= 0 else Interval(value=saved.value / base, low=saved.low / base, high=saved.high / base)
+    answers = sum(answers for answers, _, _ in told)
+    gain = _sum([(count / answers, one["quality_gain"]) for count, _, one in told])
+    return RandomSaving(
+        saved_usd=Estimate(interval=saved),
+        saved_share=Estimate(interval=share) if share else Estimate(refusal=Refusal(message="nothing was spent")),
+        quality_gain=Estimate(interval=gain), rounds=rounds, basis=BLIND, time_s=time_s,
+    )  # fmt: skip
+
+
+def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:
+    """Of independent figures, each times its weight."""
+    value = sum(weight * one["value"] for weight, one in parts)
+    below = sqrt(sum((weight * (one["value"] - one["low"])) ** 2 for weight, one in parts))
+    above = sqrt(sum((weight * (one["high"] - one["value"])) ** 2 for weight, one in parts))
+    return Interval(value=value, low=value - below, high=value + above)
+
+
+@router.get("/overview")
+def get_overview(desk: Means, who: Viewer, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
+    """Traffic, speed, spend and savings of a window."""
+    return overview(desk, window, route, tenant)
+
+
+@router.get("/revision")
+def get_revision(desk: Means, who: Viewer) -> Revision:
+    """Numbers that change when a page may be out of date."""
+    return revision(desk)
+
+
+@router.get("/baseline")
+def get_baseline(desk: Means, who: Viewer) -> SettingVersion:
+    """The model that savings are told against."""
+    return baseline_setting(desk)
+
+
+@router.put("/baseline")
+def put_baseline(desk: Means, who: Admin, wanted: Baseline) -> Applied:
+    """Declares it."""
+    return declare_baseline(desk, who, wanted.model, wanted.version)
+
+
+@router.get("/live", response_class=StreamingResponse)
+async def live(desk: Means, who: Viewer) -> StreamingResponse:
+    """Server-sent events `revision`: at once, then whenever something has changed, at most once a second."""
+    return StreamingResponse(_revisions(desk), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+async def _revisions(desk: Desk) -> AsyncIterator[bytes]:
+    before: dict[str, Any] = {}
+    quiet_s = 0
+    while not desk.closing:
+        now = revision(desk).model_dump(exclude={"time_s"})
+        if now != before:
+            before, quiet_s = now, 0
+            yield b"event: revision\ndata: " + msgspec.json.encode(now) + b"\n\n"
+        elif quiet_s >= 15:
+            quiet_s = 0
+            yield b": still here\n\n"
+        await asyncio.sleep(1.0)
+        quiet_s += 1

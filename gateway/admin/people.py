@@ -1,0 +1,72 @@
+"""Signing in over HTTP, and users."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.admin import users
+from gateway.admin.changes import database
+from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.sessions import clear_cookie, set_cookie, sign_in, sign_out
+from gateway.admin.shapes.access import NewUser, Session, SignIn, User, UserChange
+from gateway.errors import PolicyError
+
+door = APIRouter(prefix="/admin/session", tags=["session"])
+"""The only paths under /admin that answer somebody who is not signed in."""
+router = APIRouter(prefix="/admin/users", tags=["users"])
+
+
+@door.post("", status_code=201)
+def post_session(desk: Means, request: Request, response: Response, wanted: SignIn) -> Session:
+    """By the master key, or as a user. 401 in the same words whatever was wrong; 429 after too many failures."""
+    refuse_other_sites(request)
+    peer = request.client.host if request.client else ""
+    with database():
+        token, session = sign_in(desk, wanted, peer)
+    set_cookie(response, request, token, session)
+    return session
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Raises PolicyError where another site's page makes the browser sign in here."""
+    origin = request.headers.get("origin", "")
+    if origin and origin.partition("://")[2] != request.headers.get("host", ""):
+        raise PolicyError("signing in from another site's page is refused", code="csrf", status=403)
+
+
+@door.get("")
+def get_session(who: Viewer) -> Session:
+    """Who am I, and the CSRF token."""
+    return Session(user=who.name, role=who.role, csrf=who.csrf, expires_s=who.expires_s, how=who.how)
+
+
+@door.delete("", status_code=204)
+def delete_session(desk: Means, who: Viewer, request: Request, response: Response) -> None:
+    """Signs out."""
+    with database():
+        sign_out(desk, request)
+    clear_cookie(response)
+
+
+@router.get("")
+def get_users(desk: Means, who: Admin) -> list[User]:
+    """By name."""
+    return users.list_users(desk)
+
+
+@router.post("", status_code=201)
+def post_user(desk: Means, who: Admin, wanted: NewUser) -> User:
+    """409 where the name is taken."""
+    return users.add_user(desk, who, wanted)
+
+
+@router.patch("/{name}")
+def patch_user(desk: Means, who: Admin, name: str, change: UserChange) -> User:
+    """Role, password, disabled."""
+    return users.change_user(desk, who, name, change)
+
+
+@router.delete("/{name}", status_code=204)
+def delete_user(desk: Means, who: Admin, name: str) -> None:
+    """With all sessions."""
+    users.delete_user(desk, who, name)

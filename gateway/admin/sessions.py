@@ -1,0 +1,214 @@
+"""Signing in and out. A session is a random token in a cookie; the database keeps its hash, its user and its end.
+
+Wrong names and wrong passwords are refused in the same words after the same work. Failures slow down further tries,
+per address and per name. While the database is away sessions that were seen lately go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from fastapi import Request, Response
+
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.access import Session, SignIn
+from gateway.admin.shapes.common import Role
+from gateway.admin.users import UserRow, find_user, password_matches, user_count
+from gateway.errors import PolicyError, RateLimited, Unauthorized
+from gateway.journal.rollup_tables import sessions, users
+from gateway.keys import is_loopback
+
+COOKIE = "hg_session"
+LIVES_S = 12 * 3600.0
+TRUSTED_S = 5.0
+"""A session that was looked up this lately is not looked up again."""
+MASTER = "master"
+FREE_TRIES = 5.0
+TRY_EVERY_S = 12.0
+"""After the free tries, one more each so often."""
+_MAX_NAMES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A session in force."""
+
+    user: str
+    role: Role
+    expires_s: float
+
+
+@dataclass(slots=True)
+class Doorman:
+    """Remembers failed tries by address and by name, and sessions seen lately. One per control process."""
+
+    failures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By who: how many, fading, and when that was (monotonic)."""
+    seen: dict[str, tuple[Found, float]] = field(default_factory=dict)
+    """By the token's hash: the session, and when it was looked up (monotonic)."""
+    users: tuple[int, float] | None = None
+    """How many users there are, and when that was asked."""
+
+    def check(self, who: str, now: float) -> None:
+        """Raises RateLimited where too many tries failed."""
+        count = self._count(who, now)
+        if count >= FREE_TRIES:
+            wait_s = (count - FREE_TRIES + 1) * TRY_EVERY_S
+            raise RateLimited(f"too many failed tries; wait {wait_s:.0f} s", retry_after_s=wait_s)
+
+    def failed(self, who: str, now: float) -> None:
+        """One more."""
+        if len(self.failures) >= _MAX_NAMES:
+            self.failures = {name: one for name, one in self.failures.items() if self._count(name, now) > 0}
+        self.failures[who] = (self._count(who, now) + 1, now)
+
+    def _count(self, who: str, now: float) -> float:
+        count, since = self.failures.get(who, (0.0, now))
+        return max(0.0, count - (now - since) / TRY_EVERY_S)
+
+
+def is_open(desk: Desk) -> bool:
+    """Neither a master key nor a user: whoever is on this machine may do all."""
+    if desk.config.auth.master_key:
+        return False
+    doorman: Doorman = desk.doorman
+    if doorman.users is None or time.monotonic() - doorman.users[1] > TRUSTED_S:
+        try:
+            doorman.users = (user_count(desk.store), time.monotonic())
+        except sa.exc.SQLAlchemyError:
+            if doorman.users is None:
+                raise
+    return doorman.users[0] == 0
+
+
+def sign_in(desk: Desk, wanted: SignIn, peer: str) -> tuple[str, Session]:
+    """The cookie's token and the session. Raises Unauthorized, in the same words whatever was wrong, or RateLimited."""
+    now = time.monotonic()
+    names = [f"address {peer}", f"user {wanted.user or MASTER}"]
+    for name in names:
+        desk.doorman.check(name, now)
+    user = _with_master_key(desk, wanted.master_key) if wanted.master_key else _with_password(desk, wanted)
+    if user is None:
+        for name in names:
+            desk.doorman.failed(name, now)
+        raise Unauthorized("the name or the secret is wrong")
+    token = secrets.token_urlsafe(32)
+    expires_s = time.time() + LIVES_S
+    row = {"id": _hash(token), "user_name": user[0], "role": user[1], "created_s": time.time(), "expires_s": expires_s}
+    with desk.store.engine.begin() as connection:
+        connection.execute(sa.delete(sessions).where(sessions.c.expires_s < time.time()))
+        connection.execute(sa.insert(sessions), row)
+        connection.execute(sa.update(users).where(users.c.name == user[0]).values(last_seen_s=time.time()))
+    desk.store.note(_shown(user[0]), "session.begin", _shown(user[0]), {"from": peer})
+    return token, Session(
+        user=_shown(user[0]), role=user[1], csrf=csrf_of(token), expires_s=expires_s, how="cookie"
+    )
+
+
+def sign_out(desk: Desk, request: Request) -> None:
+    """Ends the session of this request, if it has one."""
+    token = request.cookies.get(COOKIE, "")
+    if token:
+        desk.doorman.seen.pop(_hash(token), None)
+        with desk.store.engine.begin() as connection:
+            connection.execute(sa.delete(sessions).where(sessions.c.id == _hash(token)))
+
+
+def set_cookie(response: Response, request: Request, token: str, session: Session) -> None:
+    """Only sent back to this site, never readable by scripts, and over TLS only, unless all of it is on this machine.
+
+    Raises PolicyError where it would cross a network in the clear.
+    """
+    tls = request.url.scheme == "https"
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if not tls and not (host == "localhost" or is_loopback(host)):
+        raise PolicyError(
+            "passwords and sessions need https: put a TLS proxy in front, or open this page as localhost",
+            code="insecure_transport", status=403,
+        )  # fmt: skip
+    response.set_cookie(
+        COOKIE, token, max_age=round(LIVES_S), path="/", secure=tls, httponly=True, samesite="strict"
+    )
+
+
+def clear_cookie(response: Response) -> None:
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+
+
+def session_of(desk: Desk, token: str) -> Found | None:
+    """The session that a token belongs to; None: none, or it has ended."""
+    key, now = _hash(token), time.monotonic()
+    known = desk.doorman.seen.get(key)
+    if known is not None and now - known[1] < TRUSTED_S:
+        return _living(known[0])
+    try:
+        found = _look_up(desk, key)
+    except sa.exc.SQLAlchemyError:
+        if known is None:
+            raise
+        return _living(known[0])
+    if found is None:
+        desk.doorman.seen.pop(key, None)
+        return None
+    if len(desk.doorman.seen) >= _MAX_NAMES:
+        desk.doorman.seen.clear()
+    desk.doorman.seen[key] = (found, now)
+    return _living(found)
+
+
+def csrf_of(token: str) -> str:
+    """A session's CSRF token: known to whoever holds the session, of no use without it."""
+    return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
+
+
+def _look_up(desk: Desk, key: str) -> Found | None:
+    query = (
+        sa.select(sessions.c.user_name, sessions.c.role, sessions.c.expires_s, users.c.role.label("now"),
+                  users.c.disabled)
+        .join_from(sessions, users, users.c.name == sessions.c.user_name, isouter=True)
+        .where(sessions.c.id == key)
+    )  # fmt: skip
+    with desk.store.engine.connect() as connection:
+        row = connection.execute(query).first()
+    if row is None:
+        return None
+    if row.user_name == _master_name(desk):
+        return Found(MASTER, "admin", row.expires_s)
+    if row.now is None or row.disabled:
+        return None
+    return Found(row.user_name, row.now, row.expires_s)
+
+
+def _living(found: Found) -> Found | None:
+    return found if time.time() < found.expires_s else None
+
+
+def _with_master_key(desk: Desk, sent: str) -> tuple[str, Role] | None:
+    master_key = desk.config.auth.master_key
+    right = bool(master_key) and hmac.compare_digest(sent.encode(), master_key.encode())
+    return (_master_name(desk), "admin") if right else None
+
+
+def _with_password(desk: Desk, wanted: SignIn) -> tuple[str, Role] | None:
+    user: UserRow | None = find_user(desk.store, wanted.user)
+    right = password_matches(wanted.password, user.password if user is not None else "")
+    return (user.name, user.role) if user is not None and right and not user.disabled else None
+
+
+def _master_name(desk: Desk) -> str:
+    """Of the master key's sessions: another key ends them. No user can have this name."""
+    return f"master key {_hash(desk.config.auth.master_key)[:16]}" if desk.config.auth.master_key else ""
+
+
+def _shown(name: str) -> str:
+    return MASTER if name.startswith("master key ") else name
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""What was spent of budgets, and tenants' budgets changed while the gateway runs."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+from fastapi import APIRouter
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import change, database
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenant, TenantWanted
+from gateway.admin.shapes.common import Applied
+from gateway.config import TenantConfig
+from gateway.errors import CallerError
+from gateway.journal.write import Row
+from gateway.ledger import period_start
+
+router = APIRouter(prefix="/admin", tags=["tenants"])
+
+
+class Spending:
+    """Spend since the beginning of each period, read once per period and page."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._store = desk.store
+        self._by_start: dict[float, list[Row]] = {}
+        self.now_s = time.time()
+
+    def since(self, start_s: float) -> list[Row]:
+        if start_s not in self._by_start:
+            self._by_start[start_s] = self._store.spend_since(start_s)
+        return self._by_start[start_s]
+
+    def of(self, field: str, name: str, start_s: float) -> float:
+        """US dollars of one key_id, tenant or route since then."""
+        return sum(int(row["cost_nanousd"]) for row in self.since(start_s) if row[field] == name) / 1e9
+
+
+def spent_of(spending: Spending, field: str, name: str, period: Period, budget_usd: float | None) -> Spent:
+    """Of the running period."""
+    since_s = period_start(period, spending.now_s)
+    spent = spending.of(field, name, since_s)
+    share = None if budget_usd is None else spent / budget_usd if budget_usd > 0 else 1.0
+    return Spent(period=period, since_s=since_s, spent_usd=spent, budget_usd=budget_usd, used_share=share)
+
+
+def tenants(desk: Desk) -> list[Tenant]:
+    """Those stated and those seen in this month's traffic, by name."""
+    stated = {one.name: one for one in desk.current.auth.tenants}
+    in_config = desk.config.auth.keys
+    in_file = {one.name for one in desk.config.auth.tenants}
+    with database():
+        spending = Spending(desk)
+        month_s = period_start("month", spending.now_s)
+        requests: defaultdict[str, int] = defaultdict(int)
+        for row in spending.since(month_s):
+            requests[row["tenant"]] += row["requests"]
+        keys: defaultdict[str, int] = defaultdict(int)
+        for tenant in (*(one.tenant for one in desk.store.keys(revoked=False)), *(one.tenant for one in in_config)):
+            keys[tenant] += 1
+        versions = desk.store.setting_numbers("tenant:")
+    names = sorted({*stated, *requests, *keys})
+    return [
+        Tenant(
+            name=name,
+            source=_source(name in in_file, f"tenant:{name}" in versions, name in stated),
+            keys=keys[name],
+            spent=_spent(spending, stated.get(name), name),
+            month_usd=spending.of("tenant", name, month_s),
+            month_requests=requests[name],
+            setting_version=versions.get(f"tenant:{name}", 0),
+        )
+        for name in names
+    ]
+
+
+def put_tenant(desk: Desk, who: Actor, name: str, wanted: TenantWanted) -> Applied:
+    """Its budget, over all of its keys."""
+    if not name.strip() or len(name) > 200:
+        raise CallerError("a tenant's name has 1 to 200 characters", param="name", status=422)
+    value = {"budget_usd": wanted.budget_usd, "budget_period": wanted.budget_period}
+    return change(desk, who, f"tenant:{name}", value, wanted.version)
+
+
+def remove_tenant(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+    """What was changed here; what the file says is in force again."""
+    return change(desk, who, f"tenant:{name}", None, version)
+
+
+def route_limits(desk: Desk) -> list[RouteLimit]:
+    """In the order of the configuration."""
+    with database():
+        spending = Spending(desk)
+        return [
+            RouteLimit(
+                route=one.name, rpm=one.rpm, tpm=one.tpm,
+                spent=spent_of(spending, "route", one.name, "day", one.budget_usd_per_day),
+            )
+            for one in desk.current.routes
+        ]  # fmt: skip
+
+
+def _spent(spending: Spending, stated: TenantConfig | None, name: str) -> Spent:
+    period: Period = stated.budget_period if stated is not None else "month"
+    return spent_of(spending, "tenant", name, period, stated.budget_usd if stated is not None else None)
+
+
+def _source(in_file: bool, here: bool, stated: bool) -> Source:
+    if in_file:
+        return "file, changed here" if here else "file"
+    return "here" if here and stated else "seen"
+
+
+@router.get("/tenants")
+def get_tenants(desk: Means, who: Viewer) -> list[Tenant]:
+    """Those stated and those seen in this month's traffic."""
+    return tenants(desk)
+
+
+@router.put("/tenants/{name}")
+def put_one(desk: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
+    """A tenant's budget."""
+    return put_tenant(desk, who, name, wanted)
+
+
+@router.delete("/tenants/{name}")
+def delete_one(desk: Means, who: Admin, name: str, version: int) -> Applied:
+    """Back to what the file says."""
+    return remove_tenant(desk, who, name, version)
+
+
+@router.get("/limits")
+def get_limits(desk: Means, who: Viewer) -> list[RouteLimit]:
+    """Routes' limits and what was spent today."""
+    return route_limits(desk)

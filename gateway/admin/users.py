@@ -1,0 +1,131 @@
+"""Users of the admin pages: made, changed, removed by an admin. Of a password only a salted scrypt hash is kept."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.access import NewUser, User, UserChange
+from gateway.admin.shapes.common import Role
+from gateway.errors import CallerError, NotFound
+from gateway.journal.rollup_tables import sessions, users
+from gateway.journal.store import Store
+
+_N, _R, _P = 1 << 14, 8, 1
+_NOBODY = "scrypt$" + "A" * 22 + "==$" + "A" * 43 + "="
+"""Compared with where there is no such user, so that the work is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A user as stored."""
+
+    name: str
+    role: Role
+    password: str
+    disabled: bool
+
+
+def list_users(desk: Desk) -> list[User]:
+    """By name."""
+    with desk.store.engine.connect() as connection:
+        rows = connection.execute(sa.select(users).order_by(users.c.name)).mappings().all()
+    return [_user(dict(row)) for row in rows]
+
+
+def add_user(desk: Desk, who: Actor, wanted: NewUser) -> User:
+    """409 where the name is taken."""
+    row = {
+        "name": wanted.name, "role": wanted.role, "password": hashed(wanted.password), "created_s": time.time(),
+        "disabled": False, "last_seen_s": None, "version": 1,
+    }  # fmt: skip
+    try:
+        with desk.store.engine.begin() as connection:
+            connection.execute(sa.insert(users), row)
+    except sa.exc.IntegrityError:
+        message = f"there is a user named {wanted.name!r}"
+        raise CallerError(message, status=409, code="user_exists", param="name") from None
+    desk.doorman.users = None
+    desk.store.note(who.name, "user.create", wanted.name, {"role": wanted.role})
+    return _user(row)
+
+
+def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
+    """A new password or a disabled user ends that user's sessions. Conflict where another version is in force."""
+    values: dict[str, Any] = {"version": change.version + 1}
+    if change.role is not None:
+        values["role"] = change.role
+    if change.disabled is not None:
+        values["disabled"] = change.disabled
+    if change.password is not None:
+        values["password"] = hashed(change.password)
+    with desk.store.engine.begin() as connection:
+        mine = users.c.name == name
+        done = connection.execute(sa.update(users).where(mine, users.c.version == change.version).values(**values))
+        row = connection.execute(sa.select(users).where(mine)).mappings().first()
+        if row is None:
+            raise NotFound(f"there is no user named {name!r}")
+        if not done.rowcount:
+            raise Conflict(f"{name} was changed meanwhile: look at it again before you change it")
+        if change.password is not None or change.disabled:
+            connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
+    desk.doorman.seen.clear()
+    told = {field: value for field, value in values.items() if field in ("role", "disabled")}
+    desk.store.note(who.name, "user.change", name, {**told, "password": change.password is not None})
+    return _user(dict(row))
+
+
+def delete_user(desk: Desk, who: Actor, name: str) -> None:
+    """With all sessions."""
+    with desk.store.engine.begin() as connection:
+        connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
+        if not connection.execute(sa.delete(users).where(users.c.name == name)).rowcount:
+            raise NotFound(f"there is no user named {name!r}")
+    desk.doorman.seen.clear()
+    desk.doorman.users = None
+    desk.store.note(who.name, "user.delete", name)
+
+
+def find_user(store: Store, name: str) -> UserRow | None:
+    """By name."""
+    query = sa.select(users.c.name, users.c.role, users.c.password, users.c.disabled).where(users.c.name == name)
+    with store.engine.connect() as connection:
+        row = connection.execute(query).first()
+    return None if row is None else UserRow(row.name, row.role, row.password, row.disabled)
+
+
+def user_count(store: Store) -> int:
+    """How many there are."""
+    with store.engine.connect() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(users)).scalar_one())
+
+
+def hashed(password: str) -> str:
+    """scrypt$salt$hash."""
+    salt = secrets.token_bytes(16)
+    return "$".join(("scrypt", base64.b64encode(salt).decode(), base64.b64encode(_scrypt(password, salt)).decode()))
+
+
+def password_matches(password: str, stored: str) -> bool:
+    """In the same time whatever is stored, nothing included."""
+    _, salt, wanted = (stored or _NOBODY).split("$")
+    found = _scrypt(password, base64.b64decode(salt))
+    return hmac.compare_digest(found, base64.b64decode(wanted)) and bool(stored)
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=_N, r=_R, p=_P, dklen=32)
+
+
+def _user(row: dict[str, Any]) -> User:
+    return User(**{name: row[name] for name in User.model_fields})

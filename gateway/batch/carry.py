@@ -1,0 +1,131 @@
+"""A job from its claim to its end, in whichever process: take over what the journal knows, run, write the results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from gateway.batch import results
+from gateway.batch.jobs import Job, Jobs, State
+from gateway.batch.results import Result
+from gateway.batch.run import Endpoints, Runner, Terms
+from gateway.batch.supply import DONE, FAILED
+from gateway.batch.types import Plan
+from gateway.journal.frames import SUFFIX
+from gateway.journal.ship import Shipper, shipped_bytes
+from gateway.keys import Caller
+from gateway.services import Services
+
+log = logging.getLogger("headgate.batch")
+
+POLL_S = 0.05
+
+
+class Sink(Protocol):
+    """Where results go."""
+
+    def write(self, job: Job, results: Iterable[Result]) -> None:
+        """All of them or nothing; again, where the process that did it first died. Blocks."""
+        ...
+
+
+class Paths:
+    """Results as the files that the job names."""
+
+    def write(self, job: Job, found: Iterable[Result]) -> None:
+        results.write(found, Path(job.card.out), Path(job.card.errors_out))
+
+
+async def carry(
+    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, sink: Sink, terms: Terms,
+    endpoints: Endpoints | None = None, on_start: Callable[[Runner], None] | None = None,
+) -> Job:  # fmt: skip
+    """Run a claimed job to its end, or until its runner is stopped. Raises LostLease."""
+    runner = await take_over(services, jobs, job, plan, caller, terms)
+    if on_start is not None:
+        on_start(runner)
+    await runner.run(endpoints)
+    if runner.stopped and not runner.over_for_good:
+        await asyncio.to_thread(jobs.release, job, runner.last)
+        return await asyncio.to_thread(jobs.find, job.id)
+    await finish(services, jobs, job, plan, runner, sink)
+    return await asyncio.to_thread(jobs.find, job.id)
+
+
+async def take_over(
+    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, terms: Terms
+) -> Runner:
+    """A runner that knows all that any earlier one of this job has recorded."""
+    await shipped(services.spool_dir, jobs.engine)
+    at_risk = await asyncio.to_thread(jobs.write_off, job)
+    spent = await asyncio.to_thread(jobs.spent, job.id)
+    items = await asyncio.to_thread(lambda: list(jobs.items(job.id)))
+    parts = await asyncio.to_thread(jobs.parts, job.id)
+    state: State = "running" if not job.wish else job.state
+    await asyncio.to_thread(jobs.change, job, state, terms.clock())
+    runner = Runner(services, jobs, job, plan, caller, terms, spent + at_risk)
+    runner.resume(items, parts)
+    return runner
+
+
+async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
+    """Once every answer is in the database: the results, then the job's last state."""
+    clock = runner.terms.clock
+    why: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
+    state = runner.supply.state
+    if why == "expired" and ((state == DONE) | (state == FAILED)).all():
+        why = "completed"
+    await asyncio.to_thread(jobs.change, job, "finalizing", clock())
+    ended = int(((state == DONE) | (state == FAILED)).sum())
+    while await asyncio.to_thread(jobs.ended_count, job.id) < ended:  # noqa: ASYNC110 - another process ships
+        await asyncio.sleep(POLL_S)
+    await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
+    await asyncio.to_thread(jobs.change, job, why, clock())
+    await asyncio.to_thread(jobs.release, job, runner.last)
+
+
+async def shipped(directory: Path, engine: sa.Engine) -> None:
+    """Returns when everything that lies in spools now is in the database."""
+    marks = await asyncio.to_thread(_marks, directory)
+    while marks:
+        marks = await asyncio.to_thread(_unshipped, marks, engine)
+        if marks:
+            await asyncio.sleep(POLL_S)
+
+
+def _unshipped(marks: dict[Path, int], engine: sa.Engine) -> dict[Path, int]:
+    with engine.connect() as connection:
+        return {
+            path: size for path, size in marks.items() if path.exists() and shipped_bytes(connection, path.stem) < size
+        }
+
+
+def _marks(directory: Path) -> dict[Path, int]:
+    """How far each segment reaches now."""
+    found = {}
+    for path in directory.glob(f"*{SUFFIX}"):
+        with suppress(FileNotFoundError):
+            found[path] = os.stat(path).st_size
+    return {path: size for path, size in found.items() if size}
+
+
+@asynccontextmanager
+async def shipping(directory: Path, engine: sa.Engine) -> AsyncIterator[None]:
+    """Ship what lies in this folder's spools, where no control process does it already."""
+    stop = threading.Event()
+    shipper = Shipper(directory, engine)
+    thread = threading.Thread(target=shipper.run, args=(stop,), kwargs={"pause_s": POLL_S}, name="batch-shipper")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.to_thread(thread.join)

@@ -1,0 +1,277 @@
+"""What each model is expected to give on each prompt: the very router of each prompt's route, asked in bulk.
+
+A learned router's estimators read a whole block of prompts in a few matrix products. A router that says no quality
+(rules, weights, price) keeps its say over which models may answer; their quality is the prior by price that an
+untrained router lives on. Who may not answer (context, tools, images, knobs) is judged as for a live request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.batch.read import Request
+from gateway.batch.types import Floats
+from gateway.pinned import bare_query, merge
+from gateway.routes import Route
+from routers import prior
+from routers.bandit import Bandit
+from routers.canary import Canary
+from routers.eligible import exclusion
+from routers.estimators.general import General
+from routers.features import Featurizer
+from routers.plugin import Learned, PluginRouter
+from routers.simple import TYPICAL_OUTPUT_TOKENS
+from routers.types import Candidate, Knobs, Query, Router, Undecided
+
+LEARNED_QUALITY_SHIFT, GUESSED_QUALITY_SHIFT = 0.02, 0.1
+"""Standard error that all predictions of one model share: of a model the router was trained on (what held-out rows of
+its training data show), and of one that only its price is known of (an assumption)."""
+LEARNED_COST_SHIFT, GUESSED_COST_SHIFT = 0.05, 0.5
+"""The same for costs, as a share: where output lengths were learnt, and where they are assumed."""
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Of a block of prompts, by every model of the configuration: matrices (prompts, models)."""
+
+    quality: Floats
+    quality_sd: Floats
+    cost_usd: Floats
+    """Infinite where the model may not answer."""
+    output_tokens: Floats
+    latency_s: Floats
+    learned: NDArray[np.bool_]
+    """Whether quality comes from training, shape (models,)."""
+    measured: NDArray[np.bool_]
+    """Whether output lengths do."""
+    refused: tuple[str, ...]
+    """Per prompt: why no model may answer it; empty where one may."""
+
+    def rows(self, kept: NDArray[np.intp]) -> Forecasts:
+        """Those prompts alone."""
+        matrices = {name: getattr(self, name)[kept] for name in MATRICES}
+        refused = tuple(self.refused[row] for row in kept.tolist())
+        return Forecasts(**matrices, learned=self.learned, measured=self.measured, refused=refused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Prompts of one route, with what its router reads of them."""
+
+    route: Route
+    queries: Sequence[Query]
+    knobs: Sequence[Knobs]
+    answers: Sequence[int]
+    """Asked for by each prompt (`n`)."""
+    candidates: Sequence[Candidate]
+
+
+def forecasts(requests: Sequence[Request], models: Sequence[str], featurizer: Featurizer) -> Forecasts:
+    """Estimates for every request, in the order of `models`."""
+    shape = (len(requests), len(models))
+    found = {name: np.full(shape, np.nan, np.float32) for name in MATRICES}
+    found["cost_usd"][:] = np.inf
+    learned, measured = np.zeros(len(models), bool), np.zeros(len(models), bool)
+    refused = [""] * len(requests)
+    place = {model: j for j, model in enumerate(models)}
+    for rows in _by_route(requests):
+        block = _block([requests[i] for i in rows], featurizer)
+        columns = [place[candidate.model] for candidate in block.candidates]
+        parts, known, lengths = _estimated(block)
+        for name in MATRICES:
+            found[name][np.ix_(rows, columns)] = parts[name]
+        _bar(block, found, refused, rows, columns)
+        learned[columns] |= known
+        measured[columns] |= lengths
+    return Forecasts(**found, learned=learned, measured=measured, refused=tuple(refused))
+
+
+MATRICES = ("quality", "quality_sd", "cost_usd", "output_tokens", "latency_s")
+
+
+def _by_route(requests: Sequence[Request]) -> list[list[int]]:
+    """Rows of each route (as narrowed by the request), so that each is asked once."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, request in enumerate(requests):
+        rows.setdefault((request.route.name, request.route.scope), []).append(row)
+    return list(rows.values())
+
+
+def _block(requests: Sequence[Request], featurizer: Featurizer) -> _Block:
+    route = requests[0].route
+    reads = route.router is not None and bool(route.router.features_version)
+    queries = [_query(request, featurizer if reads else None) for request in requests]
+    knobs = [merge(route.knobs, request.call.wishes.knobs) for request in requests]
+    answers = [request.call.described.n for request in requests]
+    return _Block(route, queries, knobs, answers, [model.candidate for model in route.models])
+
+
+def _query(request: Request, featurizer: Featurizer | None) -> Query:
+    asked = request.call.described
+    if featurizer is None:
+        return bare_query(asked)
+    return featurizer.describe(
+        asked.text,
+        input_tokens=asked.input_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        turns=asked.turns,
+        tools=asked.tools,
+        images=asked.images,
+        wants_json=asked.wants_json,
+    )
+
+
+# -- quality, tokens, cost, latency
+
+
+def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Matrices (prompts, candidates), and which candidates' quality and output lengths were learnt."""
+    router = block.route.router
+    plug = _plug_in(router)
+    m = len(block.candidates)
+    if plug is None or plug.learned is None:
+        quality = np.tile(prior.expected(block.candidates), (len(block.queries), 1))
+        parts = _priced(block, quality, np.full(quality.shape, prior.PRIOR_SD), None, None)
+        return parts, np.zeros(m, bool), np.zeros(m, bool)
+    learned = plug.learned
+    x = np.stack([query.vector for query in block.queries]).astype(np.float64)
+    z = learned.projection.apply(x).astype(np.float64)
+    places = np.array([learned.place.get(candidate.model, -1) for candidate in block.candidates])
+    known = places >= 0
+    quality, sd = _quality(learned, z, places, known, block.candidates)
+    trusted = known & (not isinstance(learned.quality, General) or bool(known.all()))
+    tokens = _picked(learned.output_tokens, z, places, known)
+    cost = _picked(learned.cost, z, places, known)
+    parts = _priced(block, quality, sd, tokens, cost)
+    if learned.latency is not None:
+        first, each = learned.latency.first_s_[places], learned.latency.per_token_s_[places]
+        parts["latency_s"] = np.where(known, first + each * parts["output_tokens"], np.nan)
+    if isinstance(router, Bandit):
+        _correct(router, block, parts)
+    lengths = known & np.isfinite(tokens).any(0) if tokens is not None else np.zeros(m, bool)
+    return parts, trusted, lengths
+
+
+def _plug_in(router: Router | None) -> PluginRouter | None:
+    """The learned router behind a canary's incumbent or a bandit's base; None: this one learns nothing."""
+    if isinstance(router, Canary):
+        return _plug_in(router.incumbent)
+    if isinstance(router, Bandit):
+        return router.base
+    return router if isinstance(router, PluginRouter) else None
+
+
+def _quality(
+    learned: Learned, z: Matrix, places: NDArray[np.intp], known: NDArray[np.bool_], candidates: Sequence[Candidate]
+) -> tuple[Matrix, Matrix]:
+    skills = prior.skills(candidates)
+    shape = (len(z), len(candidates))
+    if isinstance(learned.quality, General) and not known.all():
+        easy = learned.quality.easiness(z)
+        return 1.0 / (1.0 + np.exp(-easy[:, None] - skills)), np.full(shape, prior.PRIOR_SD)
+    quality, sd = np.tile(prior.expected(candidates), (len(z), 1)), np.full(shape, prior.PRIOR_SD)
+    if known.any():
+        mean, deviation = learned.quality.predict(z)
+        quality[:, known], sd[:, known] = mean[:, places[known]], deviation[:, places[known]]
+    return quality, sd
+
+
+def _picked(estimator: Any, z: Matrix, places: NDArray[np.intp], known: NDArray[np.bool_]) -> Matrix | None:
+    """From values per trained model to values per candidate, NaN where it was not trained on."""
+    if estimator is None:
+        return None
+    values = np.full((len(z), len(places)), np.nan)
+    values[:, known] = estimator.predict(z)[:, places[known]]
+    return values
+
+
+def _priced(
+    block: _Block, quality: Matrix, sd: Matrix, tokens: Matrix | None, learnt: Matrix | None
+) -> dict[str, Matrix]:
+    """Tokens within what the request allows, and their price; what was learnt of costs where a model has no price."""
+    inputs = np.array([query.input_tokens for query in block.queries], float)[:, None]
+    most = np.array([query.max_output_tokens or np.inf for query in block.queries], float)[:, None]
+    expected = np.full(quality.shape, TYPICAL_OUTPUT_TOKENS) if tokens is None else tokens
+    expected = np.minimum(np.where(np.isfinite(expected), expected, TYPICAL_OUTPUT_TOKENS), most)
+    into, out = (
+        np.array([getattr(candidate, name) for candidate in block.candidates]) / 1e6
+        for name in ("input_usd_per_mtok", "output_usd_per_mtok")
+    )
+    expected = expected * np.array(block.answers, float)[:, None]
+    cost = inputs * into + expected * out
+    if learnt is not None:
+        cost = np.where((into == 0) & (out == 0) & np.isfinite(learnt), learnt, cost)
+    waits = np.array([candidate.queue_s for candidate in block.candidates])
+    return {
+        "quality": quality, "quality_sd": sd, "cost_usd": cost, "output_tokens": expected,
+        "latency_s": np.full(quality.shape, np.nan) + waits,
+    }  # fmt: skip
+
+
+def _correct(bandit: Bandit, block: _Block, parts: dict[str, Matrix]) -> None:
+    """What a bandit has learnt beyond its base, prompt by prompt."""
+    models = [candidate.model for candidate in block.candidates]
+    for row, query in enumerate(block.queries):
+        quality, sd, cost = bandit.correction(query.vector, models)
+        parts["quality"][row] = np.clip(parts["quality"][row] + quality, 0.0, 1.0)
+        parts["quality_sd"][row] = sd
+        parts["cost_usd"][row] = np.maximum(parts["cost_usd"][row] + cost, 0.0)
+
+
+# -- who may answer
+
+
+def _bar(
+    block: _Block, found: dict[str, Floats], refused: list[str], rows: Sequence[int], columns: Sequence[int]
+) -> None:
+    """Infinite cost for models that may not answer; the reasons where none may."""
+    chooses = block.route.router is not None and _plug_in(block.route.router) is None
+    for row, query, knobs in zip(rows, block.queries, block.knobs, strict=True):
+        reasons: dict[str, str] = {}
+        if not _plain(query, knobs, block.candidates):
+            for column, candidate in zip(columns, block.candidates, strict=True):
+                reason = exclusion(query, candidate, knobs) or _over(found, row, column, knobs)
+                if reason:
+                    reasons[candidate.model] = reason
+                    found["cost_usd"][row, column] = np.inf
+        if len(reasons) == len(columns):
+            refused[row] = "; ".join(f"{model}: {reason}" for model, reason in reasons.items())
+        elif chooses:
+            _keep_chosen(block, query, knobs, found["cost_usd"], row, columns)
+
+
+def _plain(query: Query, knobs: Knobs, candidates: Sequence[Candidate]) -> bool:
+    """Nothing about this request can rule a model out."""
+    if query.tools or query.images or query.wants_json or knobs.max_cost_usd is not None:
+        return False
+    room = query.input_tokens + (query.max_output_tokens or 0) + 16
+    return knobs.max_latency_s is None and all(not c.context_tokens or room <= c.context_tokens for c in candidates)
+
+
+def _over(found: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:
+    if knobs.max_cost_usd is not None and found["cost_usd"][row, column] > knobs.max_cost_usd:
+        return "expected to cost more than max_cost_usd"
+    if knobs.max_latency_s is not None and found["latency_s"][row, column] > knobs.max_latency_s:
+        return "expected to take longer than max_latency_s"
+    return ""
+
+
+def _keep_chosen(
+    block: _Block, query: Query, knobs: Knobs, cost: Floats, row: int, columns: Sequence[int]
+) -> None:
+    """A router without estimates has its say: only models that it might choose stay."""
+    assert block.route.router is not None
+    try:
+        chosen = block.route.router.choose(query, block.candidates, knobs, 0.5).probabilities
+    except Undecided:
+        chosen = {block.route.default_model: 1.0}
+    for column, candidate in zip(columns, block.candidates, strict=True):
+        if chosen.get(candidate.model, 0.0) <= 0.0:
+            cost[row, column] = np.inf

@@ -1,0 +1,99 @@
+"""What the rest of a job will cost and how long it will take, from what the calls so far were like.
+
+Predicted costs are corrected model by model: paid over predicted, drawn towards 1 while little is known. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.batch.pace import Pace
+from gateway.batch.types import UNASSIGNED, Arm, Capacity, Estimates, Floats
+
+PRIOR_CALLS = 4.0
+"""Calls that a model's predicted costs count for against what its calls have cost."""
+
+
+class Learnt:
+    """Paid over predicted, by model."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        self.arms = arms
+        self._paid: dict[str, float] = {}
+        self._predicted: dict[str, float] = {}
+        self._calls: dict[str, int] = {}
+
+    def add(self, model: str, paid_usd: float, predicted_usd: float) -> None:
+        """One call that was answered; a prediction of nothing or infinity teaches nothing."""
+        if not (isfinite(predicted_usd) and predicted_usd > 0):
+            return
+        self._paid[model] = self._paid.get(model, 0.0) + paid_usd
+        self._predicted[model] = self._predicted.get(model, 0.0) + predicted_usd
+        self._calls[model] = self._calls.get(model, 0) + 1
+
+    def ratio(self, model: str) -> float:
+        """What a call of it costs, over what was predicted."""
+        calls = self._calls.get(model, 0)
+        if not calls:
+            return self._common()
+        prior = PRIOR_CALLS * self._predicted[model] / calls
+        return (self._paid[model] + prior * self._common()) / (self._predicted[model] + prior)
+
+    def ratios(self) -> Floats:
+        return np.array([self.ratio(arm.model) for arm in self.arms], np.float32)
+
+    def _common(self) -> float:
+        """Over all models: what one tells of the prompts holds, in part, for the others."""
+        predicted, calls = sum(self._predicted.values()), sum(self._calls.values())
+        if not calls:
+            return 1.0
+        prior = PRIOR_CALLS * predicted / calls
+        return (sum(self._paid.values()) + prior) / (predicted + prior)
+
+    def corrected(self, estimates: Estimates, paces: dict[str, Pace]) -> Estimates:
+        """The same estimates with costs, and latencies where calls have been timed, as they turned out."""
+        latency = estimates.latency_s.copy()
+        for place, arm in enumerate(estimates.arms):
+            pace = paces.get(arm.model)
+            if pace is not None and pace.latency_s and arm.via == "live":
+                latency[:, place] = pace.latency_s * max(1, arm.samples)
+        return replace(estimates, cost_usd=estimates.cost_usd * self.ratios(), latency_s=latency)
+
+
+def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp], ratios: Floats) -> float:
+    """Of the prompts `rest` by the arms they have."""
+    arms = arm[rest]
+    known = arms != UNASSIGNED
+    costs = cost_usd[rest[known], arms[known]] * ratios[arms[known]]
+    return float(costs[np.isfinite(costs)].sum())
+
+
+def seconds_left(waiting: dict[str, int], paces: dict[str, Pace], concurrency: int) -> float:
+    """Until the last of the calls that wait (by model, those under way included); infinite: nothing is known."""
+    together = 0.0
+    longest = 0.0
+    for model, count in waiting.items():
+        pace = paces.get(model)
+        if not count:
+            continue
+        if pace is None or not pace.latency_s:
+            return inf
+        together += count * pace.latency_s
+        longest = max(longest, count / pace.rate_per_s)
+    return max(longest, together / concurrency)
+
+
+def measured(arms: Sequence[Arm], paces: dict[str, Pace], concurrency: int) -> list[Capacity]:
+    """What the paces let through, as capacities: call-seconds of all models together, calls of each."""
+    live = [float(arm.via == "live") for arm in arms]
+    found = [Capacity("calls at once", float(concurrency), seconds=tuple(live))]
+    for model, pace in paces.items():
+        if pace.latency_s and pace.limit < pace.most:
+            own = tuple(float(arm.model == model and arm.via == "live") for arm in arms)
+            found.append(Capacity(f"pace of {model}", pace.rate_per_s, requests=own))
+    return found

@@ -1,0 +1,173 @@
+"""A job's input made ready: its distinct prompts in a file of the plan, their estimates, and what is wrong otherwise.
+
+One pass over the input; bodies go straight to the plan's file, estimates into arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.batch.dedupe import Deduper
+from gateway.batch.estimate import (
+    GUESSED_COST_SHIFT,
+    GUESSED_QUALITY_SHIFT,
+    LEARNED_COST_SHIFT,
+    LEARNED_QUALITY_SHIFT,
+    MATRICES,
+    Forecasts,
+)
+from gateway.batch.scan import Good, Scan, Scanner, scanned
+from gateway.batch.source import Lines
+from gateway.batch.types import Arm, BadJob, Duplicate, Estimates, Floats, Problem, Prompts, PromptWriter
+
+FIRST_S, PER_TOKEN_S = 0.7, 0.02
+"""Latency assumed of a model whose latency nobody has learnt: seconds, and seconds per token of its answer."""
+MOST_PROBLEMS = 10_000
+"""Told one by one; of more only the number is known."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the input holds."""
+
+    prompts: Prompts
+    duplicates: tuple[Duplicate, ...]
+    problems: tuple[Problem, ...]
+    bad_lines: int
+    estimates: Estimates
+    routes: tuple[str, ...]
+    """That answer the prompts, as the input names them."""
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """How to read an input."""
+
+    scanner: Scanner
+    deduper: Deduper
+    file: Path
+    """Where the prompts go."""
+    processes: int = 1
+    skip_bad: bool = False
+    on_progress: Callable[[int, int], None] = lambda lines, size: None
+    """Told the lines and bytes of each block."""
+
+
+def gather(lines: Lines, how: Gathering) -> Gathered:
+    """BadJob, with every problem, where a line is bad and bad lines are not skipped, or where nothing is left."""
+    found = _Collector(how)
+    try:
+        for block in scanned(how.scanner, lines, how.processes):
+            found.take(block)
+            how.on_progress(block.lines, block.bytes)
+    except BaseException:
+        found.writer.close()
+        raise
+    prompts = found.writer.close()
+    if found.bad_lines and not how.skip_bad:
+        raise BadJob(found.problems, _counted(found))
+    if not len(prompts):
+        raise BadJob([*found.problems, Problem(0, "", "no line asks anything", "empty_file")])
+    return Gathered(
+        prompts, tuple(found.duplicates), tuple(found.problems), found.bad_lines, found.estimates(),
+        tuple(sorted(found.routes)), found.lines,
+    )  # fmt: skip
+
+
+def _counted(found: _Collector) -> str:
+    return f"{found.bad_lines} of {found.lines} line(s) can't be answered; first: {found.problems[0]}"
+
+
+class _Collector:
+    """Puts blocks together, in the input's order."""
+
+    def __init__(self, how: Gathering) -> None:
+        self.how = how
+        self.writer = PromptWriter(how.file)
+        self.problems: list[Problem] = []
+        self.duplicates: list[Duplicate] = []
+        self.routes: set[str] = set()
+        self.lines = self.bad_lines = 0
+        self._count = 0
+        self._ids: dict[str, int] = {}
+        self._floors: list[float] = []
+        self._inputs: list[int] = []
+        self._parts: dict[str, list[Floats]] = {name: [] for name in MATRICES}
+        models = len(how.scanner.models)
+        self._learned, self._measured = np.zeros(models, bool), np.zeros(models, bool)
+
+    def take(self, block: Scan) -> None:
+        self.lines += block.lines
+        problems = list(block.problems)
+        kept = [row for row, good in enumerate(block.good) if self._accept(good, problems)]
+        self._keep(block.estimates, np.array(kept, np.intp))
+        self.bad_lines += len(problems)
+        problems.sort(key=lambda problem: problem.line)
+        self.problems += problems[: max(0, MOST_PROBLEMS - len(self.problems))]
+
+    def _accept(self, good: Good, problems: list[Problem]) -> bool:
+        """True: a prompt of its own."""
+        first = self._ids.setdefault(good.custom_id, good.line)
+        if first != good.line:
+            message = f"its custom_id is line {first}'s already"
+            problems.append(Problem(good.line, good.custom_id, message, "duplicate_custom_id"))
+            return False
+        same = self.how.deduper.find(good.key, good.question, good.route, good.floor)
+        if same is not None:
+            self.duplicates.append(Duplicate(good.line, good.custom_id, *same))
+            return False
+        self.how.deduper.add(good.key, good.question, good.route, good.floor, self._count)
+        self.writer.add(
+            good.line, good.custom_id, good.url, good.body, good.text, good.floor, good.reference
+        )
+        self._floors.append(good.floor)
+        self._inputs.append(good.input_tokens)
+        self.routes.add(good.route)
+        self._count += 1
+        return True
+
+    def _keep(self, estimates: Forecasts, rows: NDArray[np.intp]) -> None:
+        own = estimates if len(rows) == len(estimates.quality) else estimates.rows(rows)
+        for name, parts in self._parts.items():
+            parts.append(getattr(own, name))
+        self._learned |= estimates.learned
+        self._measured |= estimates.measured
+
+    def estimates(self) -> Estimates:
+        """Of the models that may answer at least one prompt. Blocks are let go as they are joined."""
+        whole = {name: _joined(self._parts.pop(name)) for name in MATRICES}
+        used = np.flatnonzero(np.isfinite(whole["cost_usd"]).any(0))
+        if len(used) < len(self.how.scanner.models):
+            whole = {name: np.ascontiguousarray(matrix[:, used]) for name, matrix in whole.items()}
+        barred = ~np.isfinite(whole["cost_usd"])
+        for name in ("quality", "quality_sd", "output_tokens"):
+            whole[name][barred] = 0.0
+        latency, assumed = whole["latency_s"], np.float32(FIRST_S) + np.float32(PER_TOKEN_S) * whole["output_tokens"]
+        np.copyto(latency, assumed, where=~np.isfinite(latency))
+        shift = np.where(self._learned[used], LEARNED_QUALITY_SHIFT, GUESSED_QUALITY_SHIFT)
+        cost_shift = np.where(self._measured[used], LEARNED_COST_SHIFT, GUESSED_COST_SHIFT)
+        return Estimates(
+            arms=tuple(Arm(self.how.scanner.models[place]) for place in used.tolist()),
+            **whole,
+            input_tokens=np.array(self._inputs, np.float32),
+            floor=np.array(self._floors, np.float32),
+            quality_shift_sd=shift.astype(np.float32),
+            cost_shift_sd=cost_shift.astype(np.float32),
+        )
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    """One matrix of the blocks', which are freed one by one."""
+    whole = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.float32)
+    start = 0
+    for place, part in enumerate(parts):
+        whole[start : start + len(part)] = part
+        start += len(part)
+        parts[place] = part[:0]
+    return whole

@@ -1,0 +1,201 @@
+"""A job planned from its input to its assignment, before a cent is spent.
+
+    lines_of -> judge, estimate, dedupe -> pilot -> arms and limits -> assign -> frontier
+
+What the plan needs to run is in its folder. Without a budget every prompt is answered as the live route would, money
+and quality traded at its rate, but jointly within the deadline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cache.acceptance import Acceptance
+from gateway.batch.arms import capacities_of, with_endpoints, with_samples
+from gateway.batch.assign import assign
+from gateway.batch.dedupe import Deduper, Mode
+from gateway.batch.frontier import POINTS, frontier, point_of
+from gateway.batch.gather import Gathered, Gathering, gather
+from gateway.batch.program import Taste, allowed
+from gateway.batch.read import LineReader, Terms
+from gateway.batch.scan import Scanner
+from gateway.batch.source import lines_of
+from gateway.batch.types import PROMPTS_FILE, BadJob, Estimates, PilotReport, Plan, Problem
+from gateway.config import Config
+from gateway.errors import CallerError
+from gateway.limits import Limit
+from gateway.routes import Route, RouteBook
+from routers.features import shipped_featurizer
+from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
+
+Piloted = tuple[Estimates, PilotReport]
+Pilot = Callable[[Gathered], Piloted]
+
+_CHEAPEST = 1e4
+"""Quality points per reference cost at which only money counts; more would drown qualities in rounding."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a job."""
+
+    terms: Terms = field(default_factory=Terms)
+    budget_usd: float | None = None
+    """None: as much as the live route would spend."""
+    deadline_s: float = math.inf
+    skip_bad: bool = False
+    dedupe: Mode = "route"
+    samples: tuple[int, ...] = ()
+    """Best-of-k arms to consider beside single answers."""
+    concurrency: int = 0
+    """Calls at once; 0: no bound that the plan must keep."""
+    processes: int = 1
+    frontier_points: int = POINTS
+    tenant: str = "default"
+    limits: tuple[Limit, ...] = ()
+    """Of the key that the job runs for."""
+    kind: str = ""
+    """jsonl, csv, tsv or parquet; empty: the file's name or first bytes say."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Where the job's prompts may be answered: the gateway as it is configured and as it has learnt."""
+
+    config: Config
+    book: RouteBook
+    acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
+    """By route: what its semantic cache has learnt to take for the same."""
+
+
+def plan_job(
+    path: Path,
+    folder: Path,
+    order: Order,
+    shop: Shop,
+    *,
+    pilot: Pilot | None = None,
+    on_progress: Callable[[int, int], None] = lambda lines, size: None,
+) -> Plan:
+    """The plan, saved in `folder`. BadJob with every bad line; Impossible with what would be possible.
+
+    `on_progress` is told the lines and bytes of each block read.
+    """
+    if order.budget_usd is not None and not order.budget_usd >= 0:
+        raise CallerError(f"a budget of {order.budget_usd} dollars is none", param="budget")
+    if not order.deadline_s > 0:
+        raise CallerError(f"a deadline of {order.deadline_s} s has passed", param="deadline")
+    shop.book.find(order.terms.route)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)
+    how = Gathering(
+        Scanner(LineReader(shop.book, order.terms), tuple(shop.book.models), order.tenant, order.dedupe),
+        Deduper(shipped_featurizer(), shop.acceptances),
+        folder / PROMPTS_FILE,
+        order.processes,
+        order.skip_bad,
+        on_progress,
+    )
+    try:
+        gathered = gather(lines, how)
+        plan = solved(path.name, gathered, order, shop, pilot(gathered) if pilot is not None else None)
+    except BaseException:
+        how.file.unlink(missing_ok=True)
+        raise
+    plan.save(folder)
+    return plan
+
+
+def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: Piloted | None = None) -> Plan:
+    """The plan of an input that has been read."""
+    estimates, report = piloted or (gathered.estimates, None)
+    estimates, late = _reachable(estimates, gathered, order.skip_bad)
+    if order.samples:
+        estimates = with_samples(estimates, order.samples)
+    estimates = with_endpoints(estimates, shop.config, order.deadline_s)
+    capacities = capacities_of(
+        shop.config, shop.book, estimates.arms,
+        routes=gathered.routes, concurrency=order.concurrency, limits=order.limits,
+    )  # fmt: skip
+    taste = Taste() if order.budget_usd is not None else Taste(usd_price=live_price(estimates, gathered, shop.book))
+    budget_usd = math.inf
+    if order.budget_usd is not None:
+        budget_usd = max(order.budget_usd - (report.cost_usd if report else 0.0), 0.0)
+    assignment = assign(estimates, budget_usd, deadline_s=order.deadline_s, capacities=capacities, taste=taste)
+    chosen = point_of(estimates, assignment, budget_usd if math.isfinite(budget_usd) else assignment.cost_usd)
+    points = frontier(estimates, order.deadline_s, capacities, points=order.frontier_points)
+    return Plan(
+        source=source,
+        route=order.terms.route,
+        prompts=gathered.prompts,
+        duplicates=gathered.duplicates,
+        problems=(*gathered.problems, *late),
+        estimates=estimates,
+        assignment=assignment,
+        frontier=points,
+        chosen=chosen,
+        budget_usd=budget_usd,
+        deadline_s=order.deadline_s,
+        capacities=capacities,
+        usd_price=taste.usd_price,
+        pilot=report,
+        tenant=order.tenant,
+        metadata=dict(order.metadata),
+    )
+
+
+def _reachable(estimates: Estimates, gathered: Gathered, skip_bad: bool) -> tuple[Estimates, list[Problem]]:
+    """What the pilot showed may put a floor out of reach: reported, and where bad lines are skipped such a prompt gets
+    the best that there is.
+    """
+    missed = np.flatnonzero(~allowed(estimates).any(1))
+    if not len(missed):
+        return estimates, []
+    able = np.isfinite(estimates.cost_usd[missed])
+    best = np.where(able, estimates.quality[missed], -1.0).max(1)
+    prompts = [gathered.prompts[place] for place in missed.tolist()]
+    problems = [
+        Problem(one.line, one.custom_id, f"after the pilot no model is expected to reach {one.floor:g}; the best "
+                f"reaches {reach:.3f}", "floor_unreachable")
+        for one, reach in zip(prompts, best.tolist(), strict=True)
+    ]  # fmt: skip
+    if not skip_bad:
+        raise BadJob(problems)
+    floor = estimates.floor.copy()
+    floor[missed] = best
+    return replace(estimates, floor=floor), problems
+
+
+def live_price(estimates: Estimates, gathered: Gathered, book: RouteBook) -> float:
+    """Quality points per dollar at which the live route trades them, a call of its dearest model for the unit."""
+    route: Route | None = next((book.routes[name] for name in gathered.routes if name in book.routes), None)
+    if route is None:
+        return 0.0
+    if route.knobs.cost_weight is None and route.knobs.min_quality is not None:
+        rate = _CHEAPEST
+    else:
+        rate = exchange_rate(DEFAULT_COST_WEIGHT if route.knobs.cost_weight is None else route.knobs.cost_weight)
+    able = np.isfinite(estimates.cost_usd)
+    paid = np.where(able, estimates.cost_usd, 0.0).sum(0, dtype=np.float64) / np.maximum(able.sum(0), 1)
+    return min(rate, _CHEAPEST) / float(paid.max()) if paid.max() > 0 else 0.0
+
+
+def shares(plan: Plan) -> Sequence[tuple[str, int, float, float]]:
+    """Per arm that answers: its label, prompts, predicted dollars and mean predicted quality, most prompts first."""
+    arm = plan.assignment.arm
+    rows = np.flatnonzero(arm >= 0)
+    count = np.bincount(arm[rows], minlength=len(plan.estimates.arms))
+    usd = np.bincount(arm[rows], plan.estimates.cost_usd[rows, arm[rows]], len(plan.estimates.arms))
+    quality = np.bincount(arm[rows], plan.estimates.quality[rows, arm[rows]], len(plan.estimates.arms))
+    found = [
+        (one.label, int(count[place]), float(usd[place]), float(quality[place] / count[place]))
+        for place, one in enumerate(plan.estimates.arms)
+        if count[place]
+    ]
+    return sorted(found, key=lambda share: -share[1])

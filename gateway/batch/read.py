@@ -1,0 +1,202 @@
+"""What each line asks for: an OpenAI batch line, a chat body, or a plain prompt, judged before anything is spent.
+
+A line is read by the same code as a live request, so what would be refused there is refused here, with its number.
+Lines that name a model keep it; plain prompts go to the job's route.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.batch.types import SURFACES, Problem
+from gateway.call import Arrival, Call, read_call
+from gateway.errors import HeadgateError
+from gateway.routes import Route, RouteBook
+
+PROMPT_NAMES = ("prompt", "text", "question", "query", "input")
+ID_NAMES = ("custom_id", "id", "query_id")
+CHAT_URL = "/v1/chat/completions"
+_OWN = frozenset({*ID_NAMES, "floor", "min_quality", "reference", "method", "url"})
+"""Of a chat body written as a line: these are the job's, not the request's."""
+_PASSED = ("max_tokens", "max_completion_tokens", "temperature", "model")
+"""Columns of a plain prompt that go into its body."""
+_ARRIVAL = Arrival({}, "", "", 0.0)
+_MAX_ID = 512
+
+Fields = dict[str, msgspec.Raw]
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the job says of all its lines."""
+
+    route: str = "auto"
+    """Answers lines that name no model."""
+    floor: float = 0.0
+    """Least predicted quality where neither line nor route has its own."""
+    ignore_models: bool = False
+    """Send every line to `route`, whatever model it names."""
+    url: str = ""
+    """Every line must be for this endpoint (OpenAI's batches); empty: any."""
+    max_messages: int = 4096
+    max_body_bytes: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A good line."""
+
+    line: int
+    custom_id: str
+    url: str
+    body: bytes
+    call: Call
+    route: Route
+    floor: float
+    reference: str = ""
+    """The right answer, where the input knows it: what a pilot is scored by."""
+
+
+class _Refused(Exception):
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LineReader:
+    """Judges the lines of one job, each by itself."""
+
+    def __init__(self, book: RouteBook, terms: Terms) -> None:
+        self.book = book
+        self.terms = terms
+
+    def judge(self, number: int, record: bytes) -> Request | Problem:
+        """One line by itself."""
+        custom_id = ""
+        try:
+            fields = self._fields(record)
+            custom_id = _id(fields, required="body" in fields) or f"line-{number}"
+            return self._request(number, custom_id, fields)
+        except _Refused as refused:
+            return Problem(number, custom_id, str(refused), refused.code)
+        except HeadgateError as error:
+            return Problem(number, custom_id, error.message, error.code or "invalid_request")
+
+    def _fields(self, record: bytes) -> Fields:
+        """The line's fields; a bare string is a prompt."""
+        if len(record) > self.terms.max_body_bytes:
+            raise _Refused(f"longer than {self.terms.max_body_bytes:,} bytes", "request_too_large")
+        try:
+            if record[:1] == b'"':
+                msgspec.json.decode(record, type=str)
+                return {"prompt": msgspec.Raw(record)}
+            return _decode_fields(record)
+        except msgspec.ValidationError:
+            raise _Refused("not a JSON object", "invalid_line") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _Refused(f"not JSON: {error}", "invalid_json") from None
+
+    def _request(self, number: int, custom_id: str, fields: Fields) -> Request:
+        if "body" in fields:
+            url, body, raw = self._batch_line(fields)
+        else:
+            url, body, raw = CHAT_URL, b"", self._chat_body(fields)
+        if self.terms.url and url != self.terms.url:
+            raise _Refused(f"url is {url!r}, the job's endpoint is {self.terms.url!r}", "mismatched_url")
+        if self.terms.ignore_models or "model" not in raw:
+            raw["model"] = msgspec.Raw(_encode(self.terms.route))
+            body = b""
+        body = body or _encode(raw)
+        call = read_call(
+            SURFACES[url], body, _ARRIVAL, max_messages=self.terms.max_messages, timeout_s=1.0, raw=raw
+        )
+        if call.stream:
+            raise _Refused("a job's answers can't be streamed: leave `stream` out", "invalid_stream")
+        route = self.book.find(call.wishes.route or call.model)
+        if call.wishes.models:
+            route = self.book.narrow(route, call.wishes.models)
+        floor = self._floor(fields, call, route)
+        return Request(number, custom_id, url, body, call, route, floor, _text(fields, "reference"))
+
+    def _batch_line(self, fields: Fields) -> tuple[str, bytes, Fields]:
+        method = _text(fields, "method") or "POST"
+        if method.upper() != "POST":
+            raise _Refused(f"method is {method!r}; only POST is possible", "invalid_method")
+        url = _text(fields, "url") or CHAT_URL
+        if url not in SURFACES:
+            raise _Refused(f"url is {url!r}; possible are {', '.join(SURFACES)}", "invalid_url")
+        body = bytes(fields["body"])
+        try:
+            return url, body, _decode_fields(body)
+        except msgspec.ValidationError:
+            raise _Refused("body is not a JSON object", "invalid_body") from None
+
+    def _chat_body(self, fields: Fields) -> Fields:
+        """Of a chat body written as a line, or of a plain prompt."""
+        if "messages" in fields:
+            return {name: value for name, value in fields.items() if name not in _OWN}
+        name = next((name for name in PROMPT_NAMES if name in fields), "")
+        if not name:
+            wanted = ", ".join((*PROMPT_NAMES, "messages", "body"))
+            raise _Refused(f"asks nothing: none of the fields {wanted}", "missing_prompt")
+        text = _text(fields, name)
+        if not text.strip():
+            raise _Refused(f"{name} is empty", "empty_prompt")
+        system = _text(fields, "system")
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": text})
+        passed = {key: _number(fields, key) for key in _PASSED if key in fields and key != "model"}
+        if "model" in fields:
+            passed["model"] = fields["model"]
+        return {"messages": msgspec.Raw(_encode(turns)), **passed}
+
+    def _floor(self, fields: Fields, call: Call, route: Route) -> float:
+        for name in ("floor", "min_quality"):
+            if name in fields:
+                try:
+                    floor = float(msgspec.json.decode(_number(fields, name)))
+                except (TypeError, ValueError, msgspec.DecodeError):
+                    floor = -1.0
+                if not 0.0 <= floor <= 1.0:
+                    raise _Refused(f"{name} must be a number between 0 and 1", "invalid_floor")
+                return floor
+        for stated in (call.wishes.knobs.min_quality, route.knobs.min_quality):
+            if stated is not None:
+                return stated
+        return self.terms.floor
+
+
+def _id(fields: Fields, *, required: bool) -> str:
+    for name in ID_NAMES[:1] if required else ID_NAMES:
+        if name not in fields:
+            continue
+        value: Any = msgspec.json.decode(fields[name])
+        if isinstance(value, (str, int)) and not isinstance(value, bool) and 0 < len(str(value)) <= _MAX_ID:
+            return str(value)
+        raise _Refused(f"{name} must be a text of 1 to {_MAX_ID} characters", "invalid_custom_id")
+    if required:
+        raise _Refused("no custom_id", "missing_custom_id")
+    return ""
+
+
+def _text(fields: Fields, name: str) -> str:
+    """A field that is a text; empty where it isn't there or null."""
+    value: Any = msgspec.json.decode(fields[name]) if name in fields else None
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "reference":
+        return str(value)
+    if not isinstance(value, str):
+        raise _Refused(f"{name} must be a text", f"invalid_{name}")
+    return value
+
+
+def _number(fields: Fields, name: str) -> msgspec.Raw:
+    """A number, which a table may hold as text."""
+    value = bytes(fields[name]).strip()
+    return msgspec.Raw(value[1:-1] if value[:1] == b'"' else value)

@@ -1,0 +1,64 @@
+"""How a running job stands: counts, money, time to the end, and a shortfall that is coming said before it is there."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gateway.batch import forecast
+from gateway.batch.jobs import Progress
+from gateway.batch.supply import AWAY, DONE, FAILED
+from gateway.batch.types import UNASSIGNED
+from gateway.prices import nanousd
+
+if TYPE_CHECKING:
+    from gateway.batch.run import Runner
+
+
+def progress_of(run: Runner) -> Progress:
+    """How far it is now."""
+    supply, lines, job = run.supply, run.lines, run.job
+    waiting = supply.waiting()
+    left_s = forecast.seconds_left(waiting, run.paces, job.card.concurrency)
+    rest = np.flatnonzero(supply.state <= AWAY)
+    cost = forecast.expected_usd(run.plan.estimates.cost_usd, supply.arm, rest, run.learnt.ratios())
+    spent = run.spent_before - job.at_risk_nanousd + run.spent_now
+    return Progress(
+        total=int(lines.sum()),
+        done=int(lines[supply.state == DONE].sum()),
+        failed=int(lines[supply.state == FAILED].sum()),
+        in_flight=len(run.tasks),
+        at_provider=int((supply.state == AWAY).sum()),
+        spent_nanousd=spent,
+        expected_nanousd=spent + nanousd(cost),
+        at_risk_nanousd=job.at_risk_nanousd,
+        quality=_quality(run),
+        rate_per_s=sum(waiting.values()) / left_s if 0 < left_s < inf else 0.0,
+        eta_s=left_s if isfinite(left_s) else None,
+        concurrency=min(job.card.concurrency, int(sum(pace.limit for pace in run.paces.values()))),
+        replans=run.replans,
+        warning=_warning(run, left_s, len(rest)),
+        by_model=dict(run.by_model),
+        time_s=run.terms.clock(),
+    )
+
+
+def _quality(run: Runner) -> float | None:
+    """Mean predicted quality of what is and will be answered."""
+    arm = run.supply.arm
+    known = np.flatnonzero((arm != UNASSIGNED) & (run.supply.state != FAILED))
+    return float(run.plan.estimates.quality[known, arm[known]].mean()) if len(known) else None
+
+
+def _warning(run: Runner, eta_s: float, rest: int) -> str:
+    left_s = run.left_s
+    if rest and left_s <= 0:
+        return f"the deadline has passed: {rest} prompts are not answered"
+    if rest and isfinite(eta_s) and eta_s > left_s:
+        late = max(1, round(rest * (1 - left_s / eta_s)))
+        return f"at the present pace about {late} of {rest} prompts will not be answered by the deadline"
+    if run.shortfall:
+        return f"the budget and the time left do not reach for {run.shortfall} of {rest} prompts"
+    return ""

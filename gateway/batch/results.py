@@ -1,0 +1,188 @@
+"""A finished job's answers: every line of the input exactly once, as OpenAI's batch format has it.
+
+Answers go to one file and errors to another, as JSONL or, by the name's ending, as Parquet. A file appears whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.batch.ask import error_code
+from gateway.batch.jobs import Item, Jobs
+from gateway.batch.types import Duplicate, Plan
+from gateway.prices import usd
+
+encode = msgspec.json.encode
+UNANSWERED = {
+    "completed": ("batch_incomplete", "This request could not be executed."),
+    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": ("batch_cancelled", "This request was not executed because the batch was cancelled."),
+}
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one line came to."""
+
+    line: int
+    custom_id: str
+    job: str
+    item: Item | None
+    """None: it was never asked to the end."""
+    why: str
+    """How the job ended, for a line without an item."""
+    own: bool = True
+    """False: a duplicate, which costs nothing."""
+
+    @property
+    def ok(self) -> bool:
+        return self.item is not None and self.item.state == "done"
+
+    def as_line(self) -> bytes:
+        """One line of OpenAI's output or error file."""
+        response = error = None
+        if self.item is not None:
+            response = {
+                "status_code": self.item.status,
+                "request_id": self.item.decision_id,
+                "body": msgspec.Raw(self.item.answer) if _is_json(self.item.answer) else None,
+            }
+        else:
+            code, message = UNANSWERED.get(self.why, UNANSWERED["completed"])
+            error = {"code": code, "message": message}
+        found = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
+                 "error": error}  # fmt: skip
+        return encode(found) + b"\n"
+
+    def as_row(self) -> dict[str, Any]:
+        """One row of a Parquet file."""
+        item = self.item
+        code = "" if self.ok else error_code(item.answer) if item else UNANSWERED.get(self.why, ("", ""))[0]
+        return {
+            "line": self.line,
+            "custom_id": self.custom_id,
+            "status_code": item.status if item else 0,
+            "request_id": item.decision_id if item else "",
+            "model": item.model if item else "",
+            "cost_usd": usd(item.cost_nanousd) if item and self.own else 0.0,
+            "body": item.answer.decode() if item else "",
+            "error_code": code,
+        }
+
+
+def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
+    """Every line, in the input's order but for duplicates: those follow the line they repeat, so nothing is read twice."""
+    items = iter(jobs.items(job, answers=True))
+    item = next(items, None)
+    twins = {index: list(group) for index, group in groupby(sorted(plan.duplicates, key=_index), key=_index)}
+    for prompt in plan.prompts:
+        while item is not None and item.place < prompt.index:
+            item = next(items, None)
+        mine = item if item is not None and item.place == prompt.index else None
+        ended = mine if mine is not None and mine.state in ("done", "failed") else None
+        yield Result(prompt.line, prompt.custom_id, job, ended, why)
+        for twin in twins.get(prompt.index, ()):
+            yield Result(twin.line, twin.custom_id, job, ended, why, own=False)
+
+
+def _index(duplicate: Duplicate) -> int:
+    return duplicate.index
+
+
+def write(results: Iterable[Result], out: Path, errors_out: Path) -> tuple[int, int]:
+    """Both files, each in place of what was there; how many answers and errors."""
+    writers = [_open(out), _open(errors_out)]
+    counts = [0, 0]
+    try:
+        for result in results:
+            which = 0 if result.ok else 1
+            writers[which].add(result)
+            counts[which] += 1
+        for writer in writers:
+            writer.keep()
+    finally:
+        for writer in writers:
+            writer.close()
+    return counts[0], counts[1]
+
+
+def _open(path: Path) -> _Lines | _Rows:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _Rows(path) if path.suffix == ".parquet" else _Lines(path)
+
+
+class _Lines:
+    """JSONL."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.draft = path, path.with_name(f"{path.name}.new")
+        self._file = self.draft.open("wb")
+
+    def add(self, result: Result) -> None:
+        self._file.write(result.as_line())
+
+    def keep(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.draft.replace(self.path)
+
+    def close(self) -> None:
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self.draft.unlink()
+
+
+class _Rows:
+    """Parquet."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa  # heavy, and only Parquet needs it
+        import pyarrow.parquet as pq
+
+        self.path, self.draft = path, path.with_name(f"{path.name}.new")
+        text, number = pa.string(), pa.float64()
+        self._schema = pa.schema(
+            [("line", pa.int64()), ("custom_id", text), ("status_code", pa.int32()), ("request_id", text),
+             ("model", text), ("cost_usd", number), ("body", text), ("error_code", text)]
+        )  # fmt: skip
+        self._table = pa.Table.from_pylist
+        self._writer = pq.ParquetWriter(self.draft, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, result: Result) -> None:
+        self._rows.append(result.as_row())
+        if len(self._rows) >= _PAGE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table(self._rows, schema=self._schema))
+        self._rows = []
+
+    def keep(self) -> None:
+        self._flush()
+        self._writer.close()
+        self.draft.replace(self.path)
+
+    def close(self) -> None:
+        self._writer.close()
+        with suppress(FileNotFoundError):
+            self.draft.unlink()
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True

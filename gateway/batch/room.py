@@ -1,0 +1,80 @@
+"""A process that runs jobs without serving: the gateway's parts, the servers it manages, the journal being shipped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.app import build, close
+from gateway.batch.carry import shipping
+from gateway.batch.jobs import Jobs
+from gateway.budgets import restore
+from gateway.config import Config
+from gateway.errors import ConfigError, HeadgateError
+from gateway.journal.schema import check_schema, migrate, open_engine
+from gateway.processes import Child, Keeper
+from gateway.providers.managed import is_ready, managed, wait_ready
+from gateway.services import Services
+
+log = logging.getLogger("headgate.batch")
+
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass(slots=True)
+class Room:
+    services: Services
+    jobs: Jobs
+
+
+def open_jobs(config: Config) -> Jobs:
+    """The job list; an embedded SQLite file is migrated here, a server is not (ConfigError)."""
+    Path(config.server.run_dir).mkdir(parents=True, exist_ok=True)
+    url = str(config.storage.url)
+    if url.startswith("sqlite"):
+        migrate(url)
+    engine = open_engine(url)
+    check_schema(engine)
+    return Jobs(engine)
+
+
+@asynccontextmanager
+async def room(config: Config, *, ships: bool = True) -> AsyncIterator[Room]:
+    """Everything a job needs, until the context ends. Raises ConfigError."""
+    jobs = await asyncio.to_thread(open_jobs, config)
+    async with AsyncExitStack() as stack:
+        stack.callback(jobs.engine.dispose)
+        await _start_managed(config, stack)
+        app = build(config)
+        services = app.services
+        if ships:
+            await stack.enter_async_context(shipping(services.spool_dir, jobs.engine))
+        stack.push_async_callback(close, app)
+        try:
+            await asyncio.to_thread(restore, services)
+        except (OSError, HeadgateError) as error:
+            log.warning("budgets of routes start at nothing, the journal can't be read: %s", error)
+        chores = [asyncio.create_task(chore()) for chore in services.chores]
+        stack.callback(lambda: [chore.cancel() for chore in chores])
+        yield Room(services, jobs)
+
+
+async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
+    """The servers that `headgate serve` would keep, but for those that answer already."""
+    for provider in config.providers:
+        one = managed(provider, config.server)
+        if one is None or await is_ready(one.socket):
+            continue
+        keeper = Keeper(Child(f"provider {one.provider}", one.command, one.environment), lambda: 0)
+        stack.push_async_callback(_stop, asyncio.create_task(keeper.keep()))
+        if not await wait_ready(one.socket, timeout_s=READY_TIMEOUT_S):
+            raise ConfigError([f"providers.{provider.name}: not ready after {READY_TIMEOUT_S:.0f} s"])
+
+
+async def _stop(keeping: asyncio.Task[None]) -> None:
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)

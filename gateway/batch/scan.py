@@ -1,0 +1,146 @@
+"""A block of lines, judged and estimated: the part of planning that costs time per line, so it runs in any process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.key import Partition
+from gateway.batch.dedupe import Mode, keys_of
+from gateway.batch.estimate import Forecasts, forecasts
+from gateway.batch.read import LineReader, Request
+from gateway.batch.source import Lines
+from gateway.batch.types import Problem
+from routers.features import shipped_featurizer
+
+BLOCK_LINES = 512
+_AHEAD = 3
+"""Blocks per process that are read before the first is done."""
+
+Line = tuple[int, bytes] | Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """A line that can be answered."""
+
+    line: int
+    custom_id: str
+    url: str
+    body: bytes
+    text: str
+    floor: float
+    reference: str
+    input_tokens: int
+    route: str
+    key: bytes
+    question: Partition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What became of a block's lines; row i of `estimates` is of `good[i]`."""
+
+    good: tuple[Good, ...]
+    problems: tuple[Problem, ...]
+    estimates: Forecasts
+    lines: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Judges and estimates blocks of lines."""
+
+    reader: LineReader
+    models: tuple[str, ...]
+    """The columns of the estimates."""
+    tenant: str
+    mode: Mode
+
+    def scan(self, block: Sequence[Line]) -> Scan:
+        found = [line if isinstance(line, Problem) else self.reader.judge(*line) for line in block]
+        problems = [line for line in found if isinstance(line, Problem)]
+        asked = [line for line in found if isinstance(line, Request)]
+        featurizer = shipped_featurizer()
+        estimates = forecasts(asked, self.models, featurizer)
+        good, kept = [], []
+        for row, request in enumerate(asked):
+            problem = _hopeless(request, estimates, row)
+            if problem is not None:
+                problems.append(problem)
+                continue
+            kept.append(row)
+            good.append(self._good(request, featurizer.version))
+        size = sum(len(line[1]) for line in block if not isinstance(line, Problem))
+        return Scan(tuple(good), tuple(problems), estimates.rows(np.array(kept, np.intp)), len(block), size)
+
+    def _good(self, request: Request, embedder: str) -> Good:
+        key, question = keys_of(request, self.tenant, self.mode, embedder)
+        asked = request.call.described
+        return Good(
+            request.line, request.custom_id, request.url, request.body, asked.text, request.floor,
+            request.reference, asked.input_tokens, request.route.name, key, question,
+        )  # fmt: skip
+
+
+def _hopeless(request: Request, estimates: Forecasts, row: int) -> Problem | None:
+    """Why no model may answer this line; None where one may."""
+    refused = estimates.refused[row]
+    if refused:
+        short = all(reason.endswith("context too short") for reason in refused.split("; "))
+        code = "context_length_exceeded" if short else "no_eligible_model"
+        tokens = request.call.described.input_tokens
+        return Problem(request.line, request.custom_id, f"no model may answer its {tokens:,} tokens ({refused})", code)
+    able: NDArray[np.bool_] = np.isfinite(estimates.cost_usd[row])
+    best = float(np.max(estimates.quality[row], initial=0.0, where=able))
+    if request.floor > best:
+        message = f"no model is expected to reach a quality of {request.floor:g}; the best reaches {best:.3f}"
+        return Problem(request.line, request.custom_id, message, "floor_unreachable")
+    return None
+
+
+def scanned(scanner: Scanner, lines: Lines, processes: int) -> Iterator[Scan]:
+    """All blocks in order. With several processes only a few blocks are ever ahead of the one given out."""
+    if processes <= 1:
+        for block in _blocks(lines):
+            yield scanner.scan(block)
+        return
+    waiting: deque[Future[Scan]] = deque()
+    shipped_featurizer()  # loaded once, before the processes part
+    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (scanner,)) as pool:
+        for block in _blocks(lines):
+            waiting.append(pool.submit(_scan, block))
+            if len(waiting) >= _AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _blocks(lines: Lines) -> Iterator[list[Line]]:
+    block: list[Line] = []
+    for line in lines:
+        block.append(line)
+        if len(block) == BLOCK_LINES:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+_own: list[Scanner] = []
+"""Of a child process: the scanner it was started with, inherited and never sent."""
+
+
+def _begin(scanner: Scanner) -> None:
+    _own[:] = [scanner]
+
+
+def _scan(block: list[Line]) -> Scan:
+    return _own[0].scan(block)

@@ -1,0 +1,126 @@
+"""Which prompt is asked next, of whom: a line for each arm, those that wait for a while, those that wait for money.
+
+Pure: time is an argument, in monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.batch.types import UNASSIGNED, Arm
+
+OPEN, WAITS, BUSY, AWAY, DONE, FAILED = range(6)
+"""A prompt stands in line, waits for a while or for money, is being asked, lies at a provider's batch endpoint, has its
+answer, has failed for good.
+"""
+
+
+class Supply:
+    """The prompts of one job."""
+
+    def __init__(self, arms: Sequence[Arm], arm: NDArray[np.int16]) -> None:
+        self.arms = arms
+        self.arm = arm.copy()
+        """Of each prompt, as now planned; UNASSIGNED: nobody."""
+        self.state = np.zeros(len(arm), np.uint8)
+        self.tries: Counter[int] = Counter()
+        """Calls made of a prompt."""
+        self.refused: dict[int, set[int]] = {}
+        """Arms that there was no money for, by prompt."""
+        self.poor: deque[int] = deque()
+        """Waiting for money that calls under way still hold."""
+        self._lines: list[deque[int]] = [deque() for _ in arms]
+        self._later: list[tuple[float, int]] = []
+        self._turn = 0
+
+    def fill(self) -> None:
+        """Line up every open prompt; once, before the first `take`."""
+        for place in np.flatnonzero(self.state == OPEN).tolist():
+            self.put(place)
+
+    def put(self, place: int) -> None:
+        """At the end of its arm's line. Without an arm it stands nowhere until a plan gives it one."""
+        arm = int(self.arm[place])
+        self.state[place] = OPEN
+        if arm != UNASSIGNED:
+            self._lines[arm].append(place)
+
+    def put_later(self, place: int, at_s: float) -> None:
+        """Not to be asked before."""
+        self.state[place] = WAITS
+        heapq.heappush(self._later, (at_s, place))
+
+    def put_poor(self, place: int) -> None:
+        """To be asked when money comes free."""
+        self.state[place] = WAITS
+        self.poor.append(place)
+
+    def wake(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            self.put(heapq.heappop(self._later)[1])
+
+    def wakes_s(self) -> float | None:
+        """When the next of those that wait may be asked."""
+        return self._later[0][0] if self._later else None
+
+    def take(self, lets: Callable[[Arm], bool]) -> int | None:
+        """The next prompt of some arm that is let, the arms in turn; None: none.
+
+        A prompt whose arm was changed still stands in its old line, where it is passed over.
+        """
+        for step in range(len(self._lines)):
+            arm = (self._turn + step) % len(self._lines)
+            line = self._lines[arm]
+            while line and (self.state[line[0]] != OPEN or self.arm[line[0]] != arm):
+                line.popleft()
+            if line and lets(self.arms[arm]):
+                self._turn = arm + 1
+                place = line.popleft()
+                self.state[place] = BUSY
+                return place
+        return None
+
+    def take_poor(self) -> int | None:
+        if not self.poor:
+            return None
+        place = self.poor.popleft()
+        self.state[place] = BUSY
+        return place
+
+    def plan(self, rest: NDArray[np.intp], arm: NDArray[np.int16]) -> None:
+        """New arms for those of `rest` that nobody is asking; one that nothing is left for keeps its own."""
+        still = rest[(self.state[rest] <= WAITS) & (arm[rest] != UNASSIGNED)]
+        moved = still[self.arm[still] != arm[still]]
+        self.arm[moved] = arm[moved]
+        for place in moved[self.state[moved] == OPEN].tolist():
+            self.put(place)
+
+    def end(self, place: int, state: int) -> None:
+        """DONE, FAILED or AWAY."""
+        self.state[place] = state
+        self.refused.pop(place, None)
+
+    def rest(self) -> NDArray[np.intp]:
+        """Those that nobody is asking and that are not over."""
+        return np.flatnonzero(self.state <= WAITS)
+
+    def waiting(self) -> dict[str, int]:
+        """Calls still to be made or under way, by model."""
+        counts = np.bincount(self.arm[self.state <= BUSY] + 1, minlength=len(self.arms) + 1)[1:]
+        found: Counter[str] = Counter()
+        for arm, count in zip(self.arms, counts.tolist(), strict=True):
+            found[arm.model] += count * max(1, arm.samples)
+        return found
+
+    def at_endpoints(self) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Open prompts whose arm is a provider's batch endpoint, by arm."""
+        for number, arm in enumerate(self.arms):
+            if arm.via == "batch":
+                places = np.flatnonzero((self.state == OPEN) & (self.arm == number))
+                if len(places):
+                    yield number, places

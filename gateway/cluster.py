@@ -1,0 +1,54 @@
+"""What the control process does for all replicas together, beside its own replica's work."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from redis.exceptions import RedisError
+
+from gateway.budgets import right
+from gateway.config import Config
+from gateway.journal.store import Store
+from gateway.leader import Leadership
+from gateway.together import Overtaken, Together
+
+log = logging.getLogger("headgate.cluster")
+
+RIGHT_EVERY_S = 5.0
+
+
+class Cluster:
+    """One replica's part; for one thread."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._leadership = Leadership(store.engine, config.server.run_dir)
+        self._together = Together(store, config.server.run_dir) if store.engine.dialect.name == "postgresql" else None
+        self._right_at = 0.0
+        self.leads = False
+        """As of the last step."""
+
+    def step(self) -> None:
+        """Raises what the database raises, and ValueError where settings or an artefact are spoilt."""
+        self.leads = self._leadership.is_mine()
+        if self._together is not None:
+            try:
+                self._together.step()
+            except Overtaken:
+                log.info("another replica changed settings at the same time; looking again")
+        if self.leads and self._config.storage.redis_url and time.monotonic() >= self._right_at:
+            self._right_at = time.monotonic() + RIGHT_EVERY_S
+            self._right_budgets()
+
+    def close(self) -> None:
+        """Another may lead."""
+        self._leadership.give_up()
+
+    def _right_budgets(self) -> None:
+        try:
+            if wrong := right(self._config, self._store, time.time()):
+                log.warning("redis knew less than the journal of %d budget(s); righted", wrong)
+        except (RedisError, OSError) as fault:
+            log.warning("budgets can't be compared with the journal: %s", type(fault).__name__)

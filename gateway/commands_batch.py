@@ -1,0 +1,194 @@
+"""`headgate batch`: a job's whole cost and quality are shown before it starts."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.config import Config
+from gateway.errors import CallerError
+
+batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before a cent is spent.", no_args_is_help=True)
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*")
+_PARALLEL_BYTES = 8 << 20
+"""A smaller input is read faster by one process."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name these commands in `app`."""
+    from gateway import commands_batch_run
+
+    commands_batch_run.add_to(batch)
+    app.add_typer(batch)
+
+
+def seconds(text: str) -> float:
+    """A length of time such as 12h, 90m, 2d, 45s or 3600. BadParameter where it is none."""
+    total, rest = 0.0, text.strip().lower()
+    while rest:
+        found = _LENGTH.match(rest)
+        if found is None or not (found[2] or total == 0.0):
+            raise typer.BadParameter(f"{text!r} is no length of time; write 12h, 90m, 1h30m, 2d or seconds")
+        total += float(found[1]) * _UNITS_S[found[2] or "s"]
+        rest = rest[found.end() :]
+    if not 0 < total < math.inf:
+        raise typer.BadParameter("a deadline must be later than now")
+    return total
+
+
+def dollars(text: str) -> float:
+    """An amount such as 300, 300.50 or $300."""
+    try:
+        value = float(text.strip().removeprefix("$").replace(",", ""))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no amount of dollars") from None
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter("a budget is zero dollars or more")
+    return value
+
+
+@batch.command("plan")
+def plan(
+    prompts: Annotated[Path, typer.Argument(help="OpenAI batch JSONL, or prompts as JSONL, CSV or Parquet.")],
+    budget: Annotated[str, typer.Option(help="Dollars the whole job may cost; default: as the route spends.")] = "",
+    deadline: Annotated[str, typer.Option(help="Time it may take, such as 12h or 90m; default: any.")] = "",
+    route: Annotated[str, typer.Option(help="Answers lines that name no model.")] = "auto",
+    config: ConfigPath = None,
+    out: Annotated[Path | None, typer.Option(help="The plan's folder; default: the input's name and .plan")] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad lines out and plan the rest.")] = False,
+    min_quality: Annotated[float, typer.Option(help="Least predicted quality of every prompt.", min=0, max=1)] = 0.0,
+    ignore_models: Annotated[bool, typer.Option(help="Send every line to the route, whatever it names.")] = False,
+    dedupe: Annotated[str, typer.Option(help="route (as its cache allows), exact (in any case) or none")] = "route",
+    samples: Annotated[str, typer.Option(help="Consider best of so many samples too, such as 2,4")] = "",
+    concurrency: Annotated[int, typer.Option(help="Calls at once that the plan must do with; 0: any.", min=0)] = 0,
+    pilot: Annotated[int, typer.Option(help="Ask so many prompts of every model first, for money.", min=0)] = 0,
+    pilot_budget: Annotated[str, typer.Option(help="Most that the pilot may cost; default: 2 % of the budget.")] = "",
+    pilot_check: Annotated[str, typer.Option(help="Command that reads an answer and exits 0 if it is right.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Draw what budgets buy into this file.")] = None,
+    processes: Annotated[int, typer.Option(help="That read the input; 0: as many as there are cores.", min=0)] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Spend the pilot's money without asking.")] = False,
+    json: Json = False,
+) -> None:
+    """Plan a job: who answers which prompt, for what money and what quality, within budget and deadline."""
+    from rich.console import Console
+
+    from gateway.batch.plan import Order, plan_job
+    from gateway.batch.plan_report import as_json, draw, impossible_json, problems_json, show, show_problems
+    from gateway.batch.read import Terms
+    from gateway.batch.types import BadJob, Impossible
+
+    chosen = read_config(config)
+    console = Console(stderr=json)
+    folder = out or Path(f"{prompts.stem}.plan")
+    order = Order(
+        Terms(route, min_quality, ignore_models, "", chosen.server.max_messages, chosen.server.max_body_bytes),
+        dollars(budget) if budget else None,
+        seconds(deadline) if deadline else math.inf,
+        skip_bad,
+        _mode(dedupe),
+        counts(samples),
+        concurrency,
+        processes or _processes(prompts),
+    )
+    asked = _pilot(chosen, order.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
+    try:
+        with _progress(prompts, console) as seen:
+            found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
+    except BadJob as bad:
+        if json:
+            typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
+        else:
+            console.print(bad.message, style="red", markup=False, highlight=False)
+            show_problems(bad.problems, console)
+        raise typer.Exit(2) from None
+    except Impossible as impossible:
+        if not json:
+            raise
+        typer.echo(msgspec.json.encode(impossible_json(impossible)).decode())
+        raise typer.Exit(2) from None
+    if plot is not None:
+        draw(found, plot)
+    if json:
+        typer.echo(msgspec.json.encode(as_json(found, folder)).decode())
+    else:
+        show(found, folder, console)
+
+
+def shop_of(config: Config) -> Any:
+    """The gateway's routes with the routers that serve them now."""
+    from gateway.app import open_book
+    from gateway.batch.plan import Shop
+    from gateway.settings import read_settings
+
+    return Shop(config, open_book(config, read_settings(config.server.run_dir)))
+
+
+def _mode(text: str) -> Any:
+    if text not in ("route", "exact", "none"):
+        raise typer.BadParameter(f"--dedupe is route, exact or none, not {text!r}")
+    return text
+
+
+def counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        counts = (0,)
+    if any(not 2 <= count <= 64 for count in counts):
+        raise typer.BadParameter(f"--samples is a list of numbers from 2 to 64, not {text!r}")
+    return counts
+
+
+def _processes(path: Path) -> int:
+    if not path.is_file() or path.stat().st_size < _PARALLEL_BYTES:
+        return 1
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(path: Path, console: Any) -> Iterator[Any]:
+    """A bar over the input's bytes, on a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    size = path.stat().st_size if path.is_file() else 0
+    bar = Progress(
+        TextColumn("reading"), BarColumn(), TextColumn("{task.fields[lines]:,} lines"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("reading", total=size or None, lines=0)
+        lines = 0
+
+        def seen(count: int, read: int) -> None:
+            nonlocal lines
+            lines += count
+            bar.update(task, advance=read, lines=lines)
+
+        yield seen
+
+
+def _pilot(config: Config, budget_usd: float | None, prompts: int, limit: str, check: str, agreed: bool) -> Any:
+    """What asks the pilot's prompts; None where none was wanted."""
+    if not prompts:
+        return None
+    from gateway.batch.pilot import PILOT_SHARE, Sample, pilot_of
+
+    most_usd = dollars(limit) if limit else None
+    if most_usd is None and budget_usd is not None:
+        most_usd = PILOT_SHARE * budget_usd
+    if most_usd is None:
+        raise CallerError("a pilot without a budget needs --pilot-budget", param="pilot-budget")
+    if not agreed:
+        typer.confirm(f"The pilot may spend up to ${most_usd:,.4g}. Go on?", abort=True)
+    return pilot_of(config, Sample(prompts, most_usd, check))

@@ -1,0 +1,181 @@
+"""`headgate batch run`, `status`, `pause`, `resume`, `cancel`: a planned job executed, and what jobs there are."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.errors import CallerError
+
+if TYPE_CHECKING:
+    from gateway.batch.command import Wanted
+    from gateway.batch.jobs import Job
+    from gateway.batch.jobs import Progress as Standing
+
+JobId = Annotated[str, typer.Argument(help="The job's id (see `batch status`).")]
+
+
+def add_to(group: typer.Typer) -> None:
+    """Name these commands in `headgate batch`."""
+    for command in (run, status, pause, resume, cancel):
+        group.command()(command)
+
+
+def run(
+    prompts: Annotated[
+        Path | None, typer.Argument(help="OpenAI batch JSONL, or prompts as JSONL, CSV or Parquet.", dir_okay=False)
+    ] = None,
+    config: ConfigPath = None,
+    plan: Annotated[Path | None, typer.Option(help="Run this plan (see `batch plan`) instead of planning.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Answers, .jsonl or .parquet; default: beside the input.")] = None,
+    errors: Annotated[Path | None, typer.Option(help="Errors; default: beside the answers.")] = None,
+    budget: Annotated[str, typer.Option(help="Dollars that are never passed.")] = "",
+    deadline: Annotated[str, typer.Option(help="Time to be done in, such as 12h or 90m.")] = "",
+    route: Annotated[str, typer.Option(help="Answers lines that name no model.")] = "auto",
+    floor: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least predicted quality of every answer.")] = 0.0,
+    samples: Annotated[str, typer.Option(help="Best-of-k to consider for each prompt, as 2,4.")] = "",
+    cascade: Annotated[bool, typer.Option("--cascade", help="Let the route's cascade escalate poor answers.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that can't be answered.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls at once, all models together.")] = 16,
+    engine: Annotated[str, typer.Option(help="embedded, or ray: Ray Data over actors (extra `ray`).")] = "embedded",
+    workers: Annotated[int, typer.Option(min=1, help="Actors of the ray engine.")] = 2,
+    tenant: Annotated[str, typer.Option(help="Whose job it is.")] = "default",
+    json: Json = False,
+) -> None:
+    """Answer every prompt of a file within budget and deadline. Run again after a crash, it goes on where it was."""
+    from gateway.batch.command import Wanted, run_job
+    from gateway.commands_batch import counts, dollars, seconds
+
+    if (prompts is None) == (plan is None):
+        raise CallerError("name a file of prompts, or a plan with --plan")
+    if engine not in ("embedded", "ray"):
+        raise CallerError(f"--engine: {engine!r} is neither embedded nor ray")
+    source = plan if prompts is None else prompts
+    assert source is not None
+    wanted = Wanted(
+        source=source, planned=plan is not None, out=out, errors_out=errors,
+        budget_usd=dollars(budget) if budget else None, deadline_s=seconds(deadline) if deadline else math.inf,
+        route=route, floor=floor, samples=counts(samples), cascade=cascade,
+        skip_bad=skip_bad, concurrency=concurrency, engine=engine, workers=workers, tenant=tenant,
+    )  # fmt: skip
+    started = time.monotonic()
+    job = asyncio.run(_shown(read_config(config), wanted, run_job, json))
+    _tell(job, time.monotonic() - started, json)
+    whole = job.state == "completed" and not job.progress.failed
+    raise typer.Exit(0 if whole else 1)
+
+
+async def _shown(config: Any, wanted: Wanted, run_job: Callable[..., Any], json: bool) -> Job:
+    """With a progress bar on a terminal; SIGINT and SIGTERM end it in good order."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+        console=Console(file=sys.stderr), disable=json or not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("planning", total=None, told="")
+        job: Job = await run_job(config, wanted, stop, lambda standing: _advance(bar, task, standing))
+    return job
+
+
+def _advance(bar: Progress, task: TaskID, now: Standing) -> None:
+    over = now.done + now.failed
+    eta = "" if now.eta_s is None else f", {_span(now.eta_s)} left"
+    failed = f", {now.failed} failed" if now.failed else ""
+    told = f"${now.spent_nanousd / 1e9:.4f} of about ${now.expected_nanousd / 1e9:.4f}{failed}{eta}"
+    if now.warning:
+        told += f"  [yellow]{now.warning}[/]"
+    bar.update(task, description="answering", total=now.total, completed=over, told=told)
+
+
+def _tell(job: Job, took_s: float, json: bool) -> None:
+    if json:
+        typer.echo(msgspec.json.encode({**_view(job), "seconds": took_s}).decode())
+        return
+    now = job.progress
+    typer.echo(f"{job.id} is {job.state}: {now.done} of {now.total} answered, {now.failed} failed, "
+               f"${now.spent_nanousd / 1e9:.6f} spent in {_span(took_s)}")
+    if job.state in ("completed", "expired", "cancelled"):
+        typer.echo(f"answers: {job.card.out}\nerrors:  {job.card.errors_out}")
+    else:
+        typer.echo("run the same command again to go on")
+    if now.warning:
+        typer.secho(now.warning, fg="yellow")
+
+
+def status(
+    job: Annotated[str, typer.Argument(help="One job; without: the latest.")] = "",
+    config: ConfigPath = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    json: Json = False,
+) -> None:
+    """How far batch jobs are and what they have cost."""
+    jobs = _jobs(config)
+    found = [jobs.find(job)] if job else jobs.page(limit=limit)
+    if json:
+        views = [_view(one) for one in found]
+        typer.echo(msgspec.json.encode(views[0] if job else views).decode())
+        return
+    table = Table("job", "state", "input", "answered", "failed", "spent", "budget", "left", "")
+    for one in found:
+        now, budget = one.progress, one.card.budget_usd
+        table.add_row(
+            one.id, one.state, one.card.source, f"{now.done}/{now.total or one.card.total}", str(now.failed),
+            f"${now.spent_nanousd / 1e9:.6f}", "" if budget is None else f"${budget:g}",
+            "" if now.eta_s is None or one.state != "running" else _span(now.eta_s), now.warning,
+        )  # fmt: skip
+    Console().print(table if found else "no batch job was ever run")
+
+
+def pause(job: JobId, config: ConfigPath = None) -> None:
+    """Start no further call of a job; those under way end."""
+    _ask(config, job, "pause")
+
+
+def resume(job: JobId, config: ConfigPath = None) -> None:
+    """Go on with a paused job."""
+    _ask(config, job, "")
+
+
+def cancel(job: JobId, config: ConfigPath = None) -> None:
+    """End a job; what is answered is kept."""
+    _ask(config, job, "cancel")
+
+
+def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) -> None:
+    found = _jobs(config).ask(job, wish, time.time())
+    typer.echo(f"{found.id}: {wish or 'resume'} asked for; its runner obeys within seconds")
+
+
+def _jobs(config: Path | None) -> Any:
+    from gateway.batch.room import open_jobs
+
+    return open_jobs(read_config(config))
+
+
+def _view(job: Job) -> dict[str, Any]:
+    """A job as `--json` and the admin API show it."""
+    from gateway.batch.view import job_view
+
+    return job_view(job)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

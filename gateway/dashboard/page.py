@@ -1,0 +1,96 @@
+"""How a page is made: a template, who looks at it, and headers that let it run nothing but our own two scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from gateway.admin.guard import Actor, may
+from gateway.dashboard import charts, units, words
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY, "cache-control": "no-store", "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin", "vary": "hx-request",
+}  # fmt: skip
+THEME_COOKIE = "headgate_theme"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A page in the navigation."""
+
+    path: str
+    name: str
+
+
+NAV: Sequence[tuple[str, Sequence[Link]]] = (
+    ("Watch", (Link("/", "Overview"), Link("/decisions", "Decisions"), Link("/models", "Models"))),
+    ("Steer", (Link("/routes", "Routes"), Link("/learning", "Learning"), Link("/certificates", "Certificates"),
+               Link("/cache", "Cache"), Link("/batch", "Batch jobs"))),
+    ("Teach", (Link("/labels", "Labels"), Link("/feedback", "Feedback"))),
+    ("Admit", (Link("/keys", "Keys"), Link("/tenants", "Tenants"), Link("/users", "Users"),
+               Link("/audit", "Audit log"))),
+)  # fmt: skip
+
+
+@cache
+def templates() -> Environment:
+    """Autoescaping; a name that is not given is an error, never an empty string."""
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False,
+    )  # fmt: skip
+    made.filters.update(units.FILTERS)
+    made.globals.update(
+        asset=asset, charts=charts, knob_words=words.knob_words, may=may, nav=NAV, outcome_words=words.outcome_words,
+        share_bar=words.share_bar, slider=words.slider, units=units,
+    )  # fmt: skip
+    return made
+
+
+@cache
+def asset(name: str) -> str:
+    """A static file's address; it changes with the file, so browsers may keep it for ever."""
+    return f"/static/{name}?v={sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+
+
+def render(
+    request: Request, who: Actor, template: str, context: Mapping[str, Any], *, said: str = "", status: int = 200
+) -> Response:
+    """A page for somebody signed in. `said`: what was just done, shown on top."""
+    theme = request.cookies.get(THEME_COOKIE, "")
+    text = templates().get_template(template).render(
+        who=who, here=request.url.path, address=_address(request), theme=theme if theme in ("light", "dark") else "",
+        signs_out=who.how == "cookie", said=said, **context,
+    )  # fmt: skip
+    return HTMLResponse(text, status, HEADERS)
+
+
+def render_plain(request: Request, template: str, context: Mapping[str, Any], *, status: int = 200) -> Response:
+    """A page for nobody in particular: signing in, or what went wrong before anybody was known."""
+    theme = request.cookies.get(THEME_COOKIE, "")
+    text = templates().get_template(template).render(
+        theme=theme if theme in ("light", "dark") else "", here=request.url.path, address=_address(request), **context
+    )
+    return HTMLResponse(text, status, HEADERS)
+
+
+def _address(request: Request) -> str:
+    """This page's path and query, for asking for it again; after a form, the page the form stands on."""
+    if request.method != "GET":
+        return request.url.path
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")

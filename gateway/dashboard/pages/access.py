@@ -1,0 +1,155 @@
+"""Who may use the gateway and for how much: keys, tenants and their budgets, limits; and who may use this dashboard."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from gateway.admin import keys as ring
+from gateway.admin import tenants as houses
+from gateway.admin import users as people
+from gateway.admin.guard import Actor, admin, desk_of, viewer
+from gateway.admin.shapes.access import KeyChange, MadeKey, NewKey, NewUser, TenantWanted, UserChange
+from gateway.dashboard.forms import Fields, checked, listed, optional, picked, shaped
+from gateway.dashboard.page import render
+from gateway.errors import CallerError, NotFound
+
+router = APIRouter()
+
+
+# -- keys
+
+
+@router.get("/keys")
+def show_keys(request: Request, who: Annotated[Actor, Depends(viewer)], revoked: bool = False) -> Response:
+    """Living keys, or all."""
+    return _keys(request, who, revoked=revoked)
+
+
+@router.post("/keys/new")
+def make_key(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """Its plaintext is on the page that answers, and nowhere else."""
+    made = ring.make_key(desk_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
+    return _keys(request, who, made=made)
+
+
+@router.get("/keys/edit")
+def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
+    """A key's form."""
+    for row in ring.key_rows(desk_of(request), revoked=True):
+        if row.id == id:
+            return render(request, who, "key_edit.html", {"title": row.name, "row": row})
+    raise NotFound(f"no key has the id '{id}'")
+
+
+@router.post("/keys/{id}/change")
+def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
+    """An empty limit is lifted."""
+    given = _key_fields(fields, optional(fields, KeyChange))
+    changed = ring.change_key(desk_of(request), who, id, shaped(KeyChange, given))
+    return _keys(request, who, said=f"Key {changed.name} is changed.")
+
+
+@router.post("/keys/{id}/revoke")
+def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
+    """Workers refuse it within a second."""
+    gone = ring.revoke_key(desk_of(request), who, id)
+    return _keys(request, who, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
+
+
+def _keys(
+    request: Request, who: Actor, *, revoked: bool = False, said: str = "", made: MadeKey | None = None
+) -> Response:
+    context = {
+        "title": "Keys", "rows": ring.key_rows(desk_of(request), revoked=revoked), "revoked": revoked, "made": made,
+    }  # fmt: skip
+    return render(request, who, "keys.html", context, said=said)
+
+
+def _key_fields(fields: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
+    """Boxes, lists and the date as the shape wants them."""
+    given = {**given, **checked(fields, "knobs", "explore")}
+    if "models" in fields:
+        given["models"] = listed(fields["models"])
+    if given.get("expires_s"):
+        given["expires_s"] = _day(str(given["expires_s"]))
+    return given
+
+
+def _day(text: str) -> float:
+    """The end of a day, UTC."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + 86400
+    except ValueError:
+        raise CallerError("the day must be written as 2030-12-31", status=422, param="expires_s") from None
+
+
+# -- tenants, budgets, limits
+
+
+@router.get("/tenants")
+def show_tenants(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
+    """Stated or only seen in traffic."""
+    return _tenants(request, who)
+
+
+@router.post("/tenants/save")
+def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """Its budget."""
+    name = fields.get("name", "")
+    if not name:
+        raise CallerError("a tenant's name must be given", status=422, param="name")
+    done = houses.put_tenant(desk_of(request), who, name, shaped(TenantWanted, picked(fields, TenantWanted)))
+    where = f"in {done.confirmed} of {done.workers} workers"
+    return _tenants(request, who, said=f"The budget of {name} is in force {where}.")
+
+
+@router.post("/tenants/remove")
+def remove_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """What the configuration says of it, if anything, is in force again."""
+    houses.remove_tenant(desk_of(request), who, fields.get("name", ""), int(fields.get("version") or 0))
+    return _tenants(request, who, said=f"What was said here of {fields.get('name', '')} is removed.")
+
+
+def _tenants(request: Request, who: Actor, said: str = "") -> Response:
+    desk = desk_of(request)
+    context = {"title": "Tenants", "rows": houses.tenants(desk), "limits": houses.route_limits(desk)}
+    return render(request, who, "tenants.html", context, said=said)
+
+
+# -- users of this dashboard
+
+
+@router.get("/users")
+def show_users(request: Request, who: Annotated[Actor, Depends(admin)]) -> Response:
+    """Everybody who may sign in, beside the master key's holder."""
+    return _users(request, who)
+
+
+@router.post("/users/new")
+def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """Somebody who may sign in from now on."""
+    made = people.add_user(desk_of(request), who, shaped(NewUser, picked(fields, NewUser)))
+    return _users(request, who, said=f"{made.name} may sign in as {made.role}.")
+
+
+@router.post("/users/{name}/change")
+def change_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str, fields: Fields) -> Response:
+    """Role, password, or whether the user may sign in at all."""
+    given = picked(fields, UserChange)
+    made = people.change_user(desk_of(request), who, name, shaped(UserChange, given))
+    return _users(request, who, said=f"{made.name}: {'may not sign in any more' if made.disabled else made.role}.")
+
+
+@router.post("/users/{name}/delete")
+def delete_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str) -> Response:
+    """The user's sessions end."""
+    people.delete_user(desk_of(request), who, name)
+    return _users(request, who, said=f"{name} is gone.")
+
+
+def _users(request: Request, who: Actor, said: str = "") -> Response:
+    context = {"title": "Users", "rows": people.list_users(desk_of(request))}
+    return render(request, who, "users.html", context, said=said)

@@ -1,0 +1,112 @@
+"""Decisions: found, explained, decided again under another version or knob."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+
+from gateway.admin import decisions as journal
+from gateway.admin import labels
+from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.shapes.decisions import Explained, Replayed, ReplayWanted
+from gateway.admin.shapes.labels import LabelWanted
+from gateway.dashboard.forms import Fields, picked, shaped
+from gateway.dashboard.page import render
+from gateway.errors import CallerError
+from gateway.journal.search import DecisionFilter
+
+router = APIRouter()
+PAGE = 50
+SPANS_S = {"": 0.0, "hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
+OUTCOMES = (
+    ("", "any outcome"), ("error", "errors"), ("escalated", "escalated"), ("explored", "explored"),
+    ("cached", "from the cache"), ("ok", "neither error nor cached"), ("audit", "cache audits"),
+)  # fmt: skip
+WORDS = ("route", "tenant", "answered_model", "key_id", "outcome")
+NUMBERS = ("min_cost_usd", "max_cost_usd")
+
+
+@router.get("/decisions")
+def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: str = "", id: str = "") -> Response:
+    """Newest first. An id leads to its decision."""
+    if id.strip():
+        return RedirectResponse(f"/decisions/{quote(id.strip(), safe='')}", 303)
+    desk, asked = desk_of(request), dict(request.query_params)
+    found = journal.search(desk, _filter(asked), cursor, PAGE)
+    kept = {name: value for name, value in asked.items() if value and name != "cursor"}
+    context = {
+        "title": "Decisions", "found": found, "asked": asked, "facets": journal.facets(desk), "outcomes": OUTCOMES,
+        "further": f"/decisions?{urlencode({**kept, 'cursor': found.next})}" if found.next else "",
+        "first": f"/decisions?{urlencode(kept)}" if cursor else "", "filtered": bool(kept),
+    }  # fmt: skip
+    return render(request, who, "decisions.html", context)
+
+
+@router.get("/decisions/{id}")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> Response:
+    """Why this model answered, and what came of it."""
+    return _page(request, who, id)
+
+
+@router.post("/decisions/{id}/replay")
+def replay(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
+    """The same query decided again; nothing is sent anywhere."""
+    told = journal.replay(desk_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
+    return _page(request, who, id, replayed=told, asked=fields)
+
+
+@router.post("/decisions/{id}/label")
+def label(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
+    """What the answer was worth."""
+    labels.label(desk_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
+    return _page(request, who, id, said="The label is recorded. Learning reads it from now on.")
+
+
+def _page(
+    request: Request, who: Actor, id: str, said: str = "", replayed: Replayed | None = None,
+    asked: dict[str, str] | None = None,
+) -> Response:  # fmt: skip
+    told = journal.explain(desk_of(request), id, who)
+    context = {
+        "title": "Decision", "told": told, "replayed": replayed, "asked": asked or {}, "facts": _facts(told),
+        "raw": json.dumps(told.decision, indent=2, ensure_ascii=False, default=str),
+        "dearest": max((one.cost_usd or 0.0 for one in told.candidates), default=0.0),
+    }  # fmt: skip
+    return render(request, who, "decision.html", context, said=said)
+
+
+def _facts(told: Explained) -> list[tuple[str, str]]:
+    """Who asked, by which names it is known."""
+    return [
+        ("Route", told.route), ("Asked for", told.requested_model), ("Tenant", told.tenant), ("Key", told.key_id),
+        ("Router", told.router), ("Reason", told.reason), ("Cache", told.cache),
+        ("Cascade", " → ".join(told.plan)), ("Verdict", told.verdict), ("Request id", told.request_id),
+        ("Response id", told.response_id),
+    ]  # fmt: skip
+
+
+def _filter(asked: dict[str, str]) -> DecisionFilter:
+    given: dict[str, Any] = {name: asked[name] for name in WORDS if asked.get(name)}
+    for name in NUMBERS:
+        if asked.get(name):
+            given[name] = _dollars(asked[name], name)
+    if asked.get("outcome", "") not in dict(OUTCOMES):
+        raise CallerError("there is no such outcome", param="outcome")
+    if span_s := SPANS_S.get(asked.get("span", ""), 0.0):
+        given["since_s"] = time.time() - span_s
+    return DecisionFilter(**given)
+
+
+def _dollars(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise CallerError("a cost must be a number of dollars, 0 or more", status=422, param=name)
+    return value

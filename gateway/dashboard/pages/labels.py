@@ -1,0 +1,52 @@
+"""Feedback, and the queue of decisions whose labels would teach most."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from gateway.admin import labels as teaching
+from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.shapes.labels import LabelWanted
+from gateway.dashboard.forms import Fields, picked, shaped
+from gateway.dashboard.page import render
+
+router = APIRouter()
+QUEUE = 20
+
+
+@router.get("/labels")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = "", skip: int = 0) -> Response:
+    """The decision that would teach most, then the next ones."""
+    return _page(request, who, route, max(skip, 0))
+
+
+@router.post("/labels/{id}")
+def give(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
+    """What an answer was worth; the next decision follows."""
+    teaching.label(desk_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
+    return _page(request, who, fields.get("route", ""), 0, said="Recorded. Here is the next one.", done=id)
+
+
+@router.get("/feedback")
+def show_feedback(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: str = "") -> Response:
+    """What was said, newest first."""
+    desk = desk_of(request)
+    context = {
+        "title": "Feedback", "found": teaching.feedback(desk, cursor), "told": teaching.feedback_summary(desk),
+        "first": bool(cursor),
+    }  # fmt: skip
+    return render(request, who, "feedback.html", context)
+
+
+def _page(request: Request, who: Actor, route: str, skip: int, said: str = "", done: str = "") -> Response:
+    desk = desk_of(request)
+    queue = teaching.queue(desk, who, route, QUEUE)
+    waiting = [one for one in queue.data if one.id != done]
+    skip = min(skip, max(len(waiting) - 1, 0))
+    context = {
+        "title": "Labels", "queue": queue, "one": waiting[skip] if waiting else None, "rest": waiting, "skip": skip,
+        "route": route, "routes": [one.name for one in desk.config.routes],
+    }  # fmt: skip
+    return render(request, who, "labels.html", context, said=said)

@@ -1,0 +1,103 @@
+"""Learning: which versions there are, whether they hold what they promise, and what is wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from gateway.admin import learning as loop
+from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.shapes.learning import CanaryWanted, DriftPoint, RouteLearning, Version, VersionDone
+from gateway.dashboard.charts import Bin, Series
+from gateway.dashboard.forms import Fields, shaped
+from gateway.dashboard.page import render
+from gateway.errors import CallerError
+
+router = APIRouter()
+
+
+@router.get("/learning")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = "") -> Response:
+    """All routes, or one."""
+    return _page(request, who, route)
+
+
+@router.post("/learning/{route}/{turn}")
+def turn(request: Request, who: Annotated[Actor, Depends(operator)], route: str, turn: str, fields: Fields) -> Response:
+    """`turn`: promote, canary, end-canary, roll-back, refresh."""
+    return _page(request, who, route, said=_turned(request, who, route, turn, fields))
+
+
+def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[str, str]) -> str:
+    desk, version = desk_of(request), fields.get("version", "")
+    match turn:
+        case "promote":
+            return f"{version} serves the route{_confirmed(loop.promote(desk, who, route, version))}."
+        case "roll-back":
+            done = loop.roll_back(desk, who, route)
+            return f"Rolled back: {done.version or 'what the configuration names'} serves the route{_confirmed(done)}."
+        case "canary":
+            share = float(fields["share"]) / 100 if fields.get("share", "").replace(".", "", 1).isdigit() else None
+            wanted = shaped(CanaryWanted, {} if share is None else {"share": share})
+            done = loop.begin_canary(desk, who, route, version, wanted)
+            return f"{version} decides {wanted.share:.0%} of the requests{_confirmed(done)}."
+        case "end-canary":
+            return f"The canary is over{_confirmed(loop.end_canary(desk, who, route))}."
+        case "refresh":
+            loop.refresh(desk, route)
+            return "Calibration, drift and alarms are computed from the latest decisions."
+    raise CallerError(f"there is no turn '{turn}'", status=404)
+
+
+def _page(request: Request, who: Actor, route: str, said: str = "") -> Response:
+    desk = desk_of(request)
+    told = loop.learning(desk, route)
+    context = {
+        "title": "Learning", "told": [_charted(one) for one in told], "route": route,
+        "routes": [one.name for one in desk.config.routes],
+    }  # fmt: skip
+    return render(request, who, "learning.html", context, said=said)
+
+
+def _charted(told: RouteLearning) -> dict[str, Any]:
+    return {
+        "told": told, "lineage": _lineage(told.versions),
+        "calibration": [
+            (one, [Bin(b.expected, b.scored.value, b.scored.low, b.scored.high, b.n) for b in one.bins])
+            for one in told.calibration
+        ],
+        "scores": _drift(told.drift), "shift": _shift(told.drift),
+    }  # fmt: skip
+
+
+def _drift(points: list[DriftPoint]) -> list[Series]:
+    if len(points) < 2:
+        return []
+    return [
+        Series("scored", [(p.until_s, p.score.value if p.score else None) for p in points]),
+        Series("expected", [(p.until_s, p.expected) for p in points]),
+    ]
+
+
+def _shift(points: list[DriftPoint]) -> list[Series]:
+    if len(points) < 2:
+        return []
+    return [Series("queries moved by", [(p.until_s, p.feature_shift) for p in points])]
+
+
+def _lineage(versions: list[Version]) -> list[tuple[Version, int]]:
+    """Newest first, each with how many generations lie behind it."""
+    known = {one.version: one for one in versions}
+
+    def depth(version: Version) -> int:
+        generations, at = 0, version
+        while at.parent in known and generations < len(known):
+            generations, at = generations + 1, known[at.parent]
+        return generations
+
+    return [(one, depth(one)) for one in versions]
+
+
+def _confirmed(done: VersionDone) -> str:
+    return f" in {done.confirmed} of {done.workers} workers" if done.workers else ""

@@ -1,0 +1,53 @@
+"""Signing in and out."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from gateway.admin import sessions
+from gateway.admin.guard import desk_of
+from gateway.admin.shapes.access import SignIn
+from gateway.dashboard.forms import Fields
+from gateway.dashboard.page import render_plain
+from gateway.errors import HeadgateError
+
+router = APIRouter()
+
+
+@router.get("/login")
+def show(request: Request, next: str = "/") -> Response:
+    """The form; straight on where this machine needs no login."""
+    if sessions.is_open(desk_of(request)):
+        return RedirectResponse(_own_page(next), 303)
+    note = "You were signed out, or your session has expired." if next != "/" else ""
+    return render_plain(request, "login.html", {"fault": None, "note": note, "next": _own_page(next), "user": ""})
+
+
+@router.post("/login")
+def sign_in(request: Request, fields: Fields) -> Response:
+    """On to the page that was asked for; or the form again, with why not."""
+    user, secret, onward = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
+    wanted = SignIn(user=user, password=secret) if user else SignIn(master_key=secret)
+    try:
+        token, session = sessions.sign_in(desk_of(request), wanted, request.client.host if request.client else "")
+    except HeadgateError as fault:
+        context = {"fault": fault, "note": "", "next": onward, "user": user}
+        return render_plain(request, "login.html", context, status=fault.status)
+    response = RedirectResponse(onward, 303)
+    sessions.set_cookie(response, request, token, session)
+    return response
+
+
+@router.post("/logout")
+def sign_out(request: Request) -> Response:
+    """Ends the session, here and in the store."""
+    sessions.sign_out(desk_of(request), request)
+    response = RedirectResponse("/login", 303)
+    sessions.clear_cookie(response)
+    return response
+
+
+def _own_page(path: str) -> str:
+    """Only a path of ours: nobody is sent on to another site."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"

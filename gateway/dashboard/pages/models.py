@@ -1,0 +1,129 @@
+"""Models and providers: how they are doing, and adding or changing them while the gateway runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from gateway.admin import models as park
+from gateway.admin.guard import Actor, admin, desk_of, operator, viewer
+from gateway.admin.shapes.common import Applied
+from gateway.admin.shapes.models import Checked, Fleet, ModelCard, ModelWanted, ProviderCard, ProviderWanted
+from gateway.dashboard.forms import Fields, checked, listed, picked, shaped
+from gateway.dashboard.page import render
+from gateway.errors import CallerError, NotFound
+
+router = APIRouter()
+ABILITIES = ("tools", "images", "json_schema", "logprobs")
+KINDS = ("openai", "anthropic", "azure", "local", "scripted")
+
+
+@router.get("/models")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
+    """The whole fleet."""
+    return _page(request, who)
+
+
+@router.get("/models/edit")
+def edit_model(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
+    """A model's form; empty for a new one."""
+    told = park.fleet(desk_of(request))
+    card = _model(told, name) if name else None
+    context = {
+        "title": name or "New model", "card": card, "providers": told.providers,
+        "routes": [one.name for one in desk_of(request).config.routes],
+    }  # fmt: skip
+    return render(request, who, "model_edit.html", context)
+
+
+@router.post("/models/save")
+def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """Puts it into force in every worker."""
+    name = _name(fields)
+    given: dict[str, Any] = {**picked(fields, ModelWanted), **checked(fields, *ABILITIES)}
+    given["routes"] = listed(fields["routes"]) if "routes" in fields else None
+    done = park.put_model(desk_of(request), who, name, shaped(ModelWanted, given))
+    return _page(request, who, said=f"Model {name} is in force{_confirmed(done)}.")
+
+
+@router.post("/models/remove")
+def remove_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """What the configuration file says of it, if anything, is in force again."""
+    name = _name(fields)
+    done = park.remove_model(desk_of(request), who, name, int(fields.get("version") or 0))
+    return _page(request, who, said=f"Model {name}: the change made here is removed{_confirmed(done)}.")
+
+
+@router.get("/providers/edit")
+def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
+    """A provider's form; a secret's field is always empty."""
+    told = park.fleet(desk_of(request))
+    card = _provider(told, name) if name else None
+    return render(request, who, "provider_edit.html", {"title": name or "New provider", "card": card, "kinds": KINDS})
+
+
+@router.post("/providers/save")
+def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """A secret that is left empty stays as it is, unless its removal is ticked."""
+    name = _name(fields)
+    given: dict[str, Any] = {**picked(fields, ProviderWanted), **checked(fields, "verify_tls")}
+    if fields.get("forget_key") == "on":
+        given["api_key"] = ""
+    given["headers"] = _headers(fields)
+    done = park.put_provider(desk_of(request), who, name, shaped(ProviderWanted, given))
+    return _page(request, who, said=f"Provider {name} is in force{_confirmed(done)}.")
+
+
+@router.post("/providers/remove")
+def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
+    """As for a model."""
+    name = _name(fields)
+    done = park.remove_provider(desk_of(request), who, name, int(fields.get("version") or 0))
+    return _page(request, who, said=f"Provider {name}: the change made here is removed{_confirmed(done)}.")
+
+
+@router.post("/providers/check")
+def check_provider(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
+    """Whether it answers; spends nothing."""
+    name = _name(fields)
+    return _page(request, who, found=(name, park.check_provider(desk_of(request), who, name)))
+
+
+def _page(request: Request, who: Actor, said: str = "", found: tuple[str, Checked] | None = None) -> Response:
+    context = {"title": "Models", "told": park.fleet(desk_of(request)), "found": found}
+    return render(request, who, "models.html", context, said=said)
+
+
+def _model(told: Fleet, name: str) -> ModelCard:
+    for card in told.models:
+        if card.name == name:
+            return card
+    raise NotFound(f"no model is called '{name}'")
+
+
+def _provider(told: Fleet, name: str) -> ProviderCard:
+    for card in told.providers:
+        if card.name == name:
+            return card
+    raise NotFound(f"no provider is called '{name}'")
+
+
+def _name(fields: dict[str, str]) -> str:
+    if not fields.get("name"):
+        raise CallerError("a name must be given", status=422, param="name")
+    return fields["name"]
+
+
+def _headers(fields: dict[str, str]) -> dict[str, str | None]:
+    """Lines of `name: value`; a name alone keeps the header's secret as it is."""
+    found: dict[str, str | None] = {}
+    for line in fields.get("headers", "").splitlines():
+        name, colon, value = line.partition(":")
+        if name.strip():
+            found[name.strip()] = value.strip() if colon and value.strip() else None
+    return found
+
+
+def _confirmed(done: Applied) -> str:
+    return f" in {done.confirmed} of {done.workers} workers" if done.workers else ""

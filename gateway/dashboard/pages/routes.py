@@ -1,0 +1,212 @@
+"""Routes and their knobs: where a route stands, what a turn would do, and the turn itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse
+
+from gateway.admin import knobs as steering
+from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.shapes.common import Applied, SettingVersion
+from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteDetail, TrialWanted
+from gateway.dashboard.charts import Spot
+from gateway.dashboard.forms import Fields, picked, shaped
+from gateway.dashboard.page import HEADERS, render, templates
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """One knob as it is drawn. `low` and `high` are the slider's ends; a number beyond them can be typed."""
+
+    name: str
+    label: str
+    meaning: str
+    low: float
+    high: float
+    step: float
+    unit: str = ""
+    ends: tuple[str, str] = ("", "")
+    log: bool = False
+
+
+DIALS = (
+    Dial("cost_weight", "Cost weight", "How much a dollar counts beside quality.", 0, 1, 0.01,
+         ends=("quality only", "cost only")),
+    Dial("min_quality", "Quality floor", "Least expected quality of the model that is chosen; 0 to 1.", 0.5, 1, 0.005,
+         ends=("0.5", "1")),
+    Dial("budget_usd_per_day", "Budget", "Spend per day that the route is paced to.", -2, 4, 0.02, "$ a day",
+         ("$0.01", "$10,000"), log=True),
+    Dial("max_latency_s", "Latency bound", "Longest expected time to a whole answer.", -1.3, 2, 0.02, "s",
+         ("50 ms", "100 s"), log=True),
+)  # fmt: skip
+MORE_DIALS = (
+    Dial("max_cost_usd", "Most per request", "Dearer models are left out.", -5, 1, 0.02, "$",
+         ("$0.00001", "$10"), log=True),
+    Dial("accept_at", "Cascade keeps from", "Least confidence at which a cheap answer is kept.", 0, 1, 0.01,
+         ends=("every answer", "none")),
+    Dial("explore", "Exploration", "Least share of requests that try another model, so that there is evidence.",
+         0, 0.5, 0.005, ends=("none", "half")),
+)  # fmt: skip
+
+
+@router.get("/routes")
+def show_all(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
+    """Every route with its knobs and its last day."""
+    return render(request, who, "routes.html", {"title": "Routes", "cards": steering.route_cards(desk_of(request))})
+
+
+@router.get("/routes/{route}")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
+    """One route, with the effect of its knobs as they are."""
+    return _page(request, who, route)
+
+
+@router.get("/routes/{route}/effect")
+def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
+    """What the knobs in the query would do: the part of the page that follows the slider."""
+    desk = desk_of(request)
+    wanted = _knobs(request.query_params)
+    detail = steering.route_detail(desk, route)
+    told = steering.preview(desk, route, wanted)
+    text = templates().get_template("effect.html").render(_effect(detail, told))
+    return HTMLResponse(text, headers=HEADERS)
+
+
+@router.post("/routes/{route}/apply")
+def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
+    """Puts the knobs into force."""
+    given = {"knobs": _knobs(fields), "version": fields.get("version"), "why": fields.get("why", "")}
+    change = shaped(KnobChange, given)
+    done = steering.apply(desk_of(request), who, route, change)
+    return _page(request, who, route, said=f"The knobs are in force{_confirmed(done)}.", undoable=done.setting.version)
+
+
+@router.post("/routes/{route}/undo")
+def undo(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
+    """Back to the version before."""
+    done = steering.undo(desk_of(request), who, route, int(fields.get("version") or 0))
+    return _page(request, who, route, said=f"Undone: the knobs of before are in force{_confirmed(done)}.")
+
+
+@router.post("/routes/{route}/trial/{kind}")
+def start_trial(
+    request: Request, who: Annotated[Actor, Depends(operator)], route: str, kind: str, fields: Fields
+) -> Response:
+    """Tries the knobs in the shadow, or before a share of the requests."""
+    share = {"share": _share(fields["share"])} if kind == "canary" and fields.get("share") else {}
+    wanted = shaped(
+        TrialWanted, {"kind": kind, "knobs": _knobs(fields), "version": fields.get("version"), **share}
+    )
+    done = steering.start_trial(desk_of(request), who, route, wanted)
+    where = "in the shadow, without effect on any request" if kind == "shadow" else "before a share of the requests"
+    return _page(request, who, route, said=f"The knobs are tried {where}{_confirmed(done)}.")
+
+
+@router.post("/routes/{route}/trial-end")
+def end_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
+    """Everything as before the trial."""
+    done = steering.end_trial(desk_of(request), who, route, int(fields.get("version") or 0))
+    return _page(request, who, route, said=f"The trial is over{_confirmed(done)}.")
+
+
+@router.post("/routes/{route}/trial-adopt")
+def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
+    """The tried knobs for all requests."""
+    done = steering.adopt_trial(desk_of(request), who, route, int(fields.get("version") or 0))
+    return _page(
+        request, who, route, said=f"The tried knobs are in force{_confirmed(done)}.", undoable=done.setting.version
+    )
+
+
+@router.post("/routes/{route}/frontier")
+def refresh(request: Request, who: Annotated[Actor, Depends(operator)], route: str) -> Response:
+    """Works the frontier out again, now."""
+    steering.refresh_frontier(desk_of(request), route)
+    return _page(request, who, route, said="The frontier is computed from the latest decisions.")
+
+
+def _page(
+    request: Request, who: Actor, route: str, said: str = "", undoable: int | None = None
+) -> Response:
+    desk = desk_of(request)
+    detail = steering.route_detail(desk, route)
+    told = steering.preview(desk, route, detail.knobs)
+    context = {
+        "title": route, "detail": detail, "dials": DIALS, "more_dials": MORE_DIALS, "undoable": undoable,
+        "history": _history(detail.history), **_effect(detail, told),
+    }  # fmt: skip
+    return render(request, who, "route.html", context, said=said)
+
+
+def _effect(detail: RouteDetail, told: Preview) -> dict[str, Any]:
+    """For `effect.html`: the frontier with the point of now, and of the turned knobs where they differ."""
+    turned = told.knobs != detail.knobs
+    spots, hull = _frontier(detail.frontier)
+    if turned and told.cost_usd.then.interval and told.quality.then.interval:
+        cost, worth = told.cost_usd.then.interval, told.quality.then.interval
+        spots.append(Spot("as turned", cost.value, worth.value, cost.low, cost.high, worth.low, worth.high, "then"))
+    return {"told": told, "turned": turned, "spots": spots, "hull": hull, "frontier": detail.frontier, "detail": detail}
+
+
+def _frontier(frontier: Frontier) -> tuple[list[Spot], list[tuple[float, float]]]:
+    """Points that are known, and the line through the knob's settings, cheapest first."""
+    spots: list[Spot] = []
+    line: list[tuple[float, float]] = []
+    for point in frontier.points:
+        cost, worth = point.cost_usd.interval, point.quality.interval
+        if cost is None or worth is None:
+            continue
+        if point.kind == "knob":
+            line.append((cost.value, worth.value))
+        else:
+            mark = "now" if point.kind == "now" else "model"
+            name = "now" if mark == "now" else point.label
+            spots.append(Spot(name, cost.value, worth.value, cost.low, cost.high, worth.low, worth.high, mark))
+    spots.sort(key=lambda spot: spot.mark == "now")
+    return spots, sorted(line)
+
+
+def _knobs(fields: Mapping[str, str]) -> Knobs:
+    return shaped(Knobs, picked(fields, Knobs))
+
+
+def _share(text: str) -> str | float:
+    """Per cent, as the field asks for it."""
+    try:
+        return float(text) / 100
+    except ValueError:
+        return text
+
+
+def _confirmed(done: Applied) -> str:
+    if not done.workers:
+        return ""
+    if done.confirmed < done.workers:
+        return f"; {done.confirmed} of {done.workers} workers have confirmed it so far"
+    return f" in {done.workers} of {done.workers} workers"
+
+
+def _history(history: list[SettingVersion]) -> list[tuple[SettingVersion, list[tuple[str, Any, Any]]]]:
+    """Each version with what it changed: name, before, after."""
+    told = []
+    for one, before in zip(history, [*history[1:], None], strict=True):
+        old, new = _flat((before and before.value) or {}), _flat(one.value or {})
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        told.append((one, [(name, old.get(name), new.get(name)) for name in names]))
+    return told
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        if isinstance(one, dict):
+            found |= _flat(one, f"{prefix}{name} ")
+        elif one is not None:
+            found[f"{prefix}{name}"] = one
+    return found

@@ -1,0 +1,73 @@
+"""The dashboard's place in the admin application: its pages, its files, and how it says that something failed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from gateway.admin.guard import identify
+from gateway.dashboard.page import HEADERS, STATIC, render, render_plain, templates
+from gateway.dashboard.pages import ROUTERS
+from gateway.errors import HeadgateError, Unauthorized
+
+_ELEMENT = re.compile(r"[a-z]+#([A-Za-z][\w-]*)$")
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+def mount(app: FastAPI) -> None:
+    """Pages under `/`, files under `/static`; errors of either are told in place."""
+    for router in ROUTERS:
+        app.include_router(router, include_in_schema=False)
+    app.mount("/static", _Files(directory=STATIC), name="static")
+    app.state.render_error = render_error
+
+
+class _Files(StaticFiles):
+    """Files whose address changes with them."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = FOR_EVER
+        response.headers["x-content-type-options"] = "nosniff"
+        return response
+
+
+def render_error(request: Request, fault: HeadgateError) -> Response:
+    """Nobody signed in: to the login page. A part of a page: a note where its reader looks. Else a page."""
+    partial = request.headers.get("hx-request") == "true"
+    if isinstance(fault, Unauthorized) and request.url.path != "/login":
+        return _to_login(request, partial)
+    return _note(request, fault) if partial else _page(request, fault)
+
+
+def _to_login(request: Request, partial: bool) -> Response:
+    page = request.headers.get("hx-current-url", "") if partial else str(request.url)
+    path = re.sub(r"^[a-z]+://[^/]*", "", page) or "/"
+    target = "/login?next=" + quote(path, safe="/")
+    if partial:
+        return Response(headers={"hx-redirect": target})
+    return RedirectResponse(target, 303)
+
+
+def _note(request: Request, fault: HeadgateError) -> Response:
+    """Into the form that was sent, or on top of what was being refreshed; the rest of the page stays as it is."""
+    source = _ELEMENT.match(request.headers.get("hx-source", ""))
+    slot = f"#{source[1]} .problem" if source else "#problem"
+    text = templates().get_template("problem.html").render(fault=fault)
+    told = msgspec.json.encode({"refused": {"param": fault.param or "", "slot": slot}}).decode()
+    steer = {"hx-retarget": slot, "hx-reswap": "innerHTML", "hx-reselect": ".notice", "hx-trigger": told}
+    return HTMLResponse(text, fault.status, {**HEADERS, **steer})
+
+
+def _page(request: Request, fault: HeadgateError) -> Response:
+    try:
+        who = identify(request)
+    except HeadgateError:
+        return render_plain(request, "fault.html", {"fault": fault}, status=fault.status)
+    return render(request, who, "error.html", {"fault": fault, "title": "Something is in the way"}, status=fault.status)

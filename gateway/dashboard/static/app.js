@@ -1,0 +1,187 @@
+// What pages need a script for beyond htmx: live refresh, the theme, the menu on a phone, sliders, keys while labelling.
+"use strict";
+
+const EVERY_MS = 3000;
+const AGES_MS = 30000;
+const root = document.documentElement;
+const find = (selector, from = document) => from.querySelector(selector);
+const findAll = (selector, from = document) => [...from.querySelectorAll(selector)];
+
+// -- theme: as the system, light, dark
+
+const THEMES = ["", "light", "dark"];
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-theme-button]");
+  if (!button) return;
+  const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "") + 1) % THEMES.length];
+  if (next) root.dataset.theme = next;
+  else delete root.dataset.theme;
+  document.cookie = `headgate_theme=${next}; path=/; max-age=${next ? 31536000 : 0}; samesite=strict`;
+  find("span", button).textContent = next || "as the system";
+});
+
+// -- menu on a phone
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-menu]");
+  if (!button) return;
+  const open = find("#side").classList.toggle("open");
+  button.setAttribute("aria-expanded", String(open));
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !find("#side.open")) return;
+  find("#side").classList.remove("open");
+  const button = find("[data-menu]");
+  button.setAttribute("aria-expanded", "false");
+  button.focus();
+});
+
+// -- live: a cheap question every few seconds; regions are asked for again only when the answer has changed
+
+let seen = null;
+let paused = false;
+let lastAsked = 0;
+
+function light(state, word) {
+  for (const one of findAll("[data-live-light]")) {
+    one.classList.toggle("paused", state === "paused");
+    one.classList.toggle("offline", state === "offline");
+    find("[data-live-word]", one).textContent = word;
+  }
+}
+
+function refresh() {
+  lastAsked = Date.now();
+  for (const region of findAll("[data-live]")) {
+    if (!region.contains(document.activeElement?.closest("form, [data-hold]") ?? null)) htmx.trigger(region, "moved");
+  }
+}
+
+async function look() {
+  if (paused || document.hidden || !find("[data-live]")) return;
+  let answer;
+  try {
+    answer = await fetch("/admin/revision", { headers: { "hx-request": "true" }, cache: "no-store" });
+  } catch {
+    return light("offline", "No answer; these figures are from before");
+  }
+  if (answer.status === 401) return location.reload();
+  if (!answer.ok) return light("offline", "Not refreshed: the gateway refuses");
+  const told = await answer.json();
+  const mark = JSON.stringify([told.decisions, told.settings, told.alarms, told.database]);
+  light("live", told.database === "away" ? "Live, without the database" : "Live");
+  if (mark !== seen || Date.now() - lastAsked > AGES_MS) {
+    if (seen !== null) refresh();
+    seen = mark;
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-pause]");
+  if (!button) return;
+  paused = !paused;
+  button.textContent = paused ? "Resume" : "Pause";
+  button.setAttribute("aria-pressed", String(paused));
+  light(paused ? "paused" : "live", paused ? "Paused" : "Live");
+});
+
+setInterval(look, EVERY_MS);
+document.addEventListener("visibilitychange", look);
+look();
+
+// -- after a part was replaced: the reader is taken to what was said
+
+document.addEventListener("htmx:after:swap", () => {
+  const note = find("#said .notice");
+  if (note && !note.dataset.told) {
+    note.dataset.told = "1";
+    note.focus();
+    note.scrollIntoView({ block: "nearest" });
+  }
+});
+
+document.addEventListener("htmx:before:request", (event) => {
+  const form = event.target.closest?.("form");
+  if (!form) return;
+  for (const problem of findAll(".problem", form)) problem.replaceChildren();
+  for (const field of findAll("[aria-invalid]", form)) field.removeAttribute("aria-invalid");
+});
+
+document.addEventListener("refused", (event) => {
+  const { param, slot } = event.detail;
+  const form = find(slot)?.closest("form");
+  const field = param && form?.elements[param];
+  if (field instanceof HTMLElement) {
+    field.setAttribute("aria-invalid", "true");
+    field.focus();
+  }
+});
+
+document.addEventListener("htmx:error", (event) => {
+  const form = event.detail?.ctx?.sourceElement?.closest?.("form");
+  const problem = form && find(".problem", form);
+  if (!problem) return;
+  const note = document.createElement("div");
+  note.className = "notice error";
+  note.textContent = "The gateway did not answer. Nothing was changed that it has not confirmed; try again.";
+  problem.replaceChildren(note);
+});
+
+// -- knobs: the slider and the number beside it are one value; a box says whether it is set at all
+
+document.addEventListener("input", (event) => {
+  const knob = event.target.closest("[data-knob]");
+  if (!knob) return;
+  const [range, number, box] = ["range", "number", "checkbox"].map((type) => find(`input[type=${type}]`, knob));
+  if (event.target === range) number.value = fromSlider(range);
+  if (event.target === number && number.value !== "") range.value = toSlider(range, Number(number.value));
+  if (box && event.target !== box) box.checked = number.value !== "";
+  if (event.target === box) number.value = box.checked ? fromSlider(range) : "";
+  range.setAttribute("aria-valuetext", `${number.value || "not set"} ${knob.dataset.unit ?? ""}`.trim());
+}, true);
+
+document.addEventListener("reset", (event) => {
+  const form = event.target;
+  setTimeout(() => {
+    for (const range of findAll("input[type=range]", form)) range.removeAttribute("aria-valuetext");
+    form.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+});
+
+const isLog = (range) => range.dataset.scale === "log";
+const round = (value) => Number(value.toPrecision(3));
+
+function fromSlider(range) {
+  return isLog(range) ? round(10 ** Number(range.value)) : Number(range.value);
+}
+
+function toSlider(range, value) {
+  return isLog(range) ? Math.log10(Math.max(value, 1e-9)) : value;
+}
+
+// -- keys: "/" goes to the search; while a label is being given, 1 2 3 are its three answers
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+  if (event.key === "/" && !typing) {
+    const search = find("[data-search]");
+    if (search) {
+      event.preventDefault();
+      search.focus();
+    }
+  }
+  const card = event.target.closest?.("[data-label-card]");
+  if (card && !typing) find(`[data-key="${CSS.escape(event.key)}"]`, card)?.click();
+});
+
+// -- a secret that is shown once can be taken to the clipboard
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  await navigator.clipboard.writeText(find(button.dataset.copy).textContent);
+  button.textContent = "Copied";
+});

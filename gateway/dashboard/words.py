@@ -1,0 +1,43 @@
+"""Phrases that several templates share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log10
+
+from markupsafe import Markup
+
+from gateway.admin.shapes.knobs import Knobs
+from gateway.dashboard import charts, units
+
+
+def knob_words(knobs: Knobs) -> str:
+    """The knobs that are set, in one line."""
+    told = {
+        "cost weight": units.plain(knobs.cost_weight), "quality floor": units.plain(knobs.min_quality),
+        "budget": f"{units.usd(knobs.budget_usd_per_day)} a day", "latency within": units.seconds(knobs.max_latency_s),
+        "at most": f"{units.usd(knobs.max_cost_usd)} a request", "cascade keeps from": units.plain(knobs.accept_at),
+        "exploring": units.trimmed(units.percent(knobs.explore)),
+    }  # fmt: skip
+    return ", ".join(f"{name} {value}" for name, value in told.items() if not value.startswith(units.DASH))
+
+
+def slider(dial: object, value: float | None) -> float:
+    """Where the slider stands; in the middle for a knob that is not set."""
+    low, high, log = (float(getattr(dial, name)) for name in ("low", "high", "log"))
+    if value is None:
+        return round((low + high) / 2, 3)
+    at = log10(max(value, 1e-9)) if log else value
+    return round(min(max(at, low), high), 3)
+
+
+def share_bar(title: str, shares: Mapping[str, float]) -> Markup:
+    """Models in the order of their names, so that two bars compare."""
+    return charts.share_bar(title, [charts.Part(name, shares[name]) for name in sorted(shares)])
+
+
+def outcome_words(outcomes: Sequence[str]) -> list[tuple[str, str]]:
+    """Each with its colour."""
+    kinds = {"error": "bad", "cached": "accent", "escalated": "warn"}
+    words = {"cached": "from cache", "audit": "cache audit"}
+    return [(words.get(one, one), kinds.get(one, "plain")) for one in outcomes]

@@ -1,0 +1,178 @@
+"""A worker's side door: a unix socket in the run folder at which the control process asks and is answered.
+
+One JSON object a line each way. Nothing of it is on the request path; what takes long runs in a thread. The socket is
+this user's alone, and nothing can be asked here that needs more trust than that: no secret goes over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cache.acceptance import NEVER
+from cache.entry import Entry
+from cache.memory import MemoryStore
+from gateway.asgi import App
+from gateway.wire.answer import peek
+
+log = logging.getLogger("headgate.door")
+
+MAX_LINE_BYTES = 1 << 16
+MAX_PATH_BYTES = 100
+SHOWN_CHARACTERS = 200
+Ask = dict[str, Any]
+Answer = Callable[[App, Ask], Awaitable[Any]]
+Follow = Callable[[], None]
+
+
+def door_path(run_dir: str | Path, index: int) -> Path:
+    return Path(run_dir) / f"worker-{index}.door"
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """A name for the path that fits a socket's address, however deep the folder lies."""
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+class Door:
+    """Open from `open` to `close`. `follow` puts new settings into force at once."""
+
+    def __init__(self, app: App, follow: Follow) -> None:
+        self._app = app
+        self._follow = follow
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._path = door_path(app.services.config.server.run_dir, app.services.index)
+
+    async def open(self) -> None:
+        """A door that can't be opened costs the admin pages a worker's view, never the worker."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            with short(self._path) as name:
+                self._server = await asyncio.start_unix_server(self._serve, name, limit=MAX_LINE_BYTES)
+            self._path.chmod(0o600)
+            self._inode = self._path.stat().st_ino
+        except OSError as error:
+            log.warning("no side door for the control process: %s", error)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            with suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:  # else it is our successor's
+                    self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError) as error:
+            log.debug("the control process left: %s", error)
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Any:
+        try:
+            ask: Ask = msgspec.json.decode(line, type=dict[str, Any])
+            if ask.get("ask") == "version":
+                self._follow()
+            return await _ANSWERS[ask["ask"]](self._app, ask)
+        except Exception as error:
+            log.exception("an ask of the control process failed")
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+async def version(app: App, _: Ask) -> int:
+    """Of the settings in force."""
+    return app.services.current.applied
+
+
+async def fleet(app: App, _: Ask) -> list[dict[str, Any]]:
+    """How each deployment is doing."""
+    return [asdict(health) for health in app.services.fleet.snapshot(app.services.now())]
+
+
+async def cache(app: App, _: Ask) -> dict[str, Any]:
+    """What the store holds, and per route of the semantic tier what was audited."""
+    shelf, found = app.services.shelf, {}
+    for route, semantic in shelf.semantic.items():
+        acceptance = semantic.acceptance
+        rate, fitted = acceptance.false_hit_rate(), acceptance.fitted
+        known = fitted is not None and fitted.threshold < NEVER
+        found[route] = {
+            "audited": rate.n, "wrong": round(rate.value * rate.n, 6), "requests": acceptance.requests,
+            "judgements": acceptance.judgements, "threshold": fitted.threshold if fitted and known else None,
+        }  # fmt: skip
+    listed = isinstance(shelf.store, MemoryStore)
+    return {"store": asdict(shelf.store.stats()), "routes": found, "listed": listed}
+
+
+async def entries(app: App, ask: Ask) -> dict[str, Any]:
+    """Entries that hold `query` in an id, the question or the answer: newest first, and how many there are."""
+    shelf = app.services.shelf
+    if not isinstance(shelf.store, MemoryStore):
+        return {"data": [], "total": 0, "listed": False}
+    held = shelf.store.entries()
+    questions = {id: text for one in shelf.semantic.values() for id, text in one.questions().items()}
+    return await asyncio.to_thread(_matching, held, questions, ask, app.services.clock())
+
+
+def _matching(held: list[Entry], questions: dict[str, str], ask: Ask, now_s: float) -> dict[str, Any]:
+    query = str(ask.get("query", "")).casefold()
+    found = [
+        entry
+        for entry in held
+        if now_s < entry.created_s + entry.ttl_s
+        and ask.get("tenant", "") in ("", entry.tenant)
+        and ask.get("model", "") in ("", entry.model)
+        and (not query or _holds(entry, questions.get(entry.id, ""), query))
+    ]
+    found.sort(key=lambda entry: -entry.created_s)
+    first = found[: int(ask.get("limit", 100))]
+    return {"data": [_told(entry, questions.get(entry.id, "")) for entry in first], "total": len(found), "listed": True}
+
+
+def _holds(entry: Entry, question: str, query: str) -> bool:
+    if query in entry.id.casefold() or query in entry.decision_id.casefold() or query in question.casefold():
+        return True
+    return query in entry.body.decode("utf-8", "replace").casefold()
+
+
+def _told(entry: Entry, question: str) -> dict[str, Any]:
+    return {
+        "id": entry.id, "tenant": entry.tenant, "model": entry.model, "surface": entry.surface,
+        "decision_id": entry.decision_id, "created_s": entry.created_s, "expires_s": entry.created_s + entry.ttl_s,
+        "cost_usd": entry.cost_usd, "size_bytes": len(entry.body), "question": question[:SHOWN_CHARACTERS],
+        "answer": peek(entry.body, entry.surface).text[:SHOWN_CHARACTERS],
+    }  # fmt: skip
+
+
+async def forget(app: App, ask: Ask) -> bool:
+    """One entry, or all of a tenant: gone before the next request."""
+    shelf = app.services.shelf
+    if "tenant" in ask:
+        return await shelf.delete_tenant(str(ask["tenant"]))
+    return await shelf.delete(str(ask["id"]), tenant=None)
+
+
+_ANSWERS: dict[str, Answer] = {
+    "version": version, "fleet": fleet, "cache": cache, "entries": entries, "forget": forget,
+}  # fmt: skip

@@ -1,0 +1,117 @@
+"""Finds decisions without reading them: an index holds all that a search asks for.
+
+A filter that fits few decisions could make a query walk through all of them. So a page looks at so many entries of
+the index at most, says how far back it came, and the next page goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from gateway.journal.outcome import ERROR, NAMES
+from gateway.journal.store import Store
+from gateway.journal.tables import decisions
+from gateway.journal.write import Row, clean
+
+LOOKED_AT = 60_000
+"""Entries of the index per page."""
+_SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
+_KEYED = ("tenant", "route", "answered_model")
+"""Have an index of their own in the order of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionFilter:
+    """Which decisions; an empty field doesn't ask."""
+
+    tenant: str = ""
+    route: str = ""
+    answered_model: str = ""
+    key_id: str = ""
+    since_s: float = 0.0
+    until_s: float = float("inf")
+    outcome: str = ""
+    """ok, or one of gateway.journal.outcome.NAMES."""
+    min_cost_usd: float | None = None
+    max_cost_usd: float | None = None
+    errors_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Newest first; `after` is where the next page begins, None: there is nothing more."""
+
+    rows: list[Row]
+    after: tuple[float, str] | None
+    searched_until_s: float | None = None
+    """How far back it looked, where it stopped early."""
+
+
+def search(store: Store, wanted: DecisionFilter, before: tuple[float, str] | None, limit: int) -> Found:
+    """One page. `before`: `after` of the page before."""
+    conditions = _conditions(wanted)
+    with store.engine.connect() as connection:
+        if sum(bool(getattr(wanted, name)) for name in _KEYED) == len(conditions) == 1:
+            rows = connection.execute(_page(_span(wanted, before), conditions, limit)).mappings().all()
+            return _found([dict(row) for row in rows], limit)
+        last = connection.execute(_horizon(wanted, before)).first() if conditions else None
+        span = _span(wanted, before)
+        if last is not None:
+            span.append(sa.tuple_(decisions.c.time_s, decisions.c.id) >= sa.tuple_(last.time_s, last.id))
+        ids = sa.select(decisions.c.id).where(*span, *conditions).order_by(*_newest()).limit(limit)
+        names = list(connection.execute(ids).scalars())
+        rows = connection.execute(sa.select(*_SUMMARY).where(decisions.c.id.in_(names))).mappings().all()
+    ordered = sorted((dict(row) for row in rows), key=lambda row: (row["time_s"], row["id"]), reverse=True)
+    found = _found(ordered, limit)
+    if found.after is None and last is not None:
+        return Found(ordered, (last.time_s, last.id), last.time_s)
+    return found
+
+
+def _found(rows: list[Row], limit: int) -> Found:
+    full = len(rows) == limit
+    return Found(rows, (rows[-1]["time_s"], rows[-1]["id"]) if full else None)
+
+
+def _page(
+    span: list[sa.ColumnElement[bool]], conditions: list[sa.ColumnElement[bool]], limit: int
+) -> sa.Select[tuple[object, ...]]:
+    return sa.select(*_SUMMARY).where(*span, *conditions).order_by(*_newest()).limit(limit)
+
+
+def _horizon(wanted: DecisionFilter, before: tuple[float, str] | None) -> sa.Select[tuple[float, str]]:
+    """The entry that a page does not look beyond; no row: there are fewer."""
+    query = sa.select(decisions.c.time_s, decisions.c.id).where(*_span(wanted, before)).order_by(*_newest())
+    return query.offset(LOOKED_AT).limit(1)
+
+
+def _span(wanted: DecisionFilter, before: tuple[float, str] | None) -> list[sa.ColumnElement[bool]]:
+    span: list[sa.ColumnElement[bool]] = []
+    if wanted.since_s > 0:
+        span.append(decisions.c.time_s >= wanted.since_s)
+    if wanted.until_s < float("inf"):
+        span.append(decisions.c.time_s < wanted.until_s)
+    if before is not None:
+        span.append(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
+    return span
+
+
+def _conditions(wanted: DecisionFilter) -> list[sa.ColumnElement[bool]]:
+    columns = (*_KEYED, "key_id")
+    found = [decisions.c[name] == clean(value) for name in columns if (value := getattr(wanted, name))]
+    if wanted.outcome:
+        bit = NAMES.get(wanted.outcome)
+        found.append(decisions.c.flags == 0 if bit is None else decisions.c.flags.op("&")(bit) != 0)
+    if wanted.errors_only:
+        found.append(decisions.c.flags.op("&")(ERROR) != 0)
+    if wanted.min_cost_usd is not None:
+        found.append(decisions.c.cost_nanousd >= round(wanted.min_cost_usd * 1e9))
+    if wanted.max_cost_usd is not None:
+        found.append(decisions.c.cost_nanousd <= round(wanted.max_cost_usd * 1e9))
+    return found
+
+
+def _newest() -> tuple[sa.ColumnElement[float], sa.ColumnElement[str]]:
+    return decisions.c.time_s.desc(), decisions.c.id.desc()

@@ -1,0 +1,223 @@
+"""Bandits that learn while they serve: each answer that is scored moves what the next request may expect.
+
+A score is what feedback says; a failed automatic check says 0, as often as answers are scored at all; on a route
+without any feedback an answer is worth what its checks say. Every worker keeps the sums of what it heard itself and
+reads those of the others (gateway/learn/shared.py), so that all decide by the same knowledge within a second or two and
+nothing is counted twice. Left out: cache hits, requests that the client broke off, and cascades of several steps, whose
+kept answers are the better ones of their model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from cache.link import Link
+from gateway.config import Config
+from gateway.journal.reader import Reader
+from gateway.journal.record import DecisionRecord, FeedbackRecord
+from gateway.learn.rounds import drawn_of, failed_check, is_round
+from gateway.learn.shared import Folder, Shared, Sums
+from gateway.routes import RouteBook
+from routers.bandit import Bandit
+from routers.canary import Canary
+from routers.sums import State
+from routers.types import Candidate, Query, Router, Undecided
+
+log = logging.getLogger("headgate.online")
+
+SHARE_EVERY_S = 1.0
+REMEMBERED = 2000
+"""Decisions whose feedback needs no look into the journal."""
+
+
+class Learner:
+    """One route's bandit in this worker."""
+
+    def __init__(self, bandit: Bandit, candidates: Sequence[Candidate]) -> None:
+        self.bandit, self.candidates = bandit, candidates
+        self.decided = self.scored = 0
+        self.learnt: OrderedDict[str, float] = OrderedDict()
+        """Decision to the score that was learnt of it: a later one replaces it."""
+        self.changed = False
+
+    def outcome(self, record: DecisionRecord) -> None:
+        """What the checks say, where they may speak."""
+        if not is_round(record):
+            return
+        self.decided += 1
+        failed = bool(failed_check(record))
+        if not self.scored:
+            self.learn(record, 0.0 if failed else 1.0)
+        elif failed and drawn_of(record.id) < self.scored / self.decided:
+            self.learn(record, 0.0)
+
+    def feedback(self, record: DecisionRecord, score: float) -> None:
+        if is_round(record):
+            self.scored += 1
+            self.learn(record, score)
+
+    def learn(self, record: DecisionRecord, score: float) -> None:
+        """Of the model that answered; of the chosen one where nobody did."""
+        model = record.answered_model or record.model
+        names = {one.model for one in record.candidates}
+        candidates = [one for one in self.candidates if one.model in names]
+        query = query_of(record)
+        if len(record.plan) > 1 or model not in names or query is None:
+            return
+        before = self.learnt.get(record.id)
+        try:
+            if before is None:
+                self.bandit.update(query, candidates, model, score, cost_of(record, model))
+            else:
+                self.bandit.amend(query, model, score - before)
+        except Undecided:
+            return
+        self.learnt[record.id] = score
+        if len(self.learnt) > REMEMBERED:
+            self.learnt.popitem(last=False)
+        self.changed = True
+
+
+class Online:
+    """All of a worker's."""
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+        self._learners: dict[str, Learner] = {}
+        """By key, those of former routers included: a reload must forget nothing."""
+        self._routes: dict[str, Learner] = {}
+        self._recent: OrderedDict[str, DecisionRecord] = OrderedDict()
+
+    def adopt(self, book: RouteBook) -> None:
+        """The routes' bandits, as they are from now on, go on with what was learnt upon the same base."""
+        routes = {}
+        for name, route in book.routes.items():
+            bandit = bandit_of(route.router)
+            if bandit is None:
+                continue
+            key, candidates = key_of(name, bandit), [model.candidate for model in route.models]
+            learner = self._learners.get(key)
+            if learner is None:
+                learner = self._learners[key] = Learner(bandit, candidates)
+            else:
+                bandit.state = learner.bandit.state
+                bandit.hear(learner.bandit.others)
+                learner.bandit, learner.candidates = bandit, candidates
+            routes[name] = learner
+        self._routes = routes
+
+    def outcome(self, record: DecisionRecord) -> None:
+        """A request is settled."""
+        learner = self._routes.get(record.route)
+        if learner is not None:
+            learner.outcome(record)
+            self._remember(record)
+
+    async def feedback(self, journal: Reader, said: FeedbackRecord) -> None:
+        """Somebody scored an answer of whatever worker."""
+        if said.score is None or not self._routes:
+            return
+        id = said.decision_id or said.response_id or said.request_id
+        record = self._recent.get(id) or await journal.decision(id, said.tenant)
+        if record is None or record.tenant != said.tenant:
+            return
+        learner = self._routes.get(record.route)
+        if learner is not None:
+            learner.feedback(record, said.score)
+
+    async def run(self) -> None:
+        """Tells and hears, until cancelled."""
+        while True:
+            for key, learner in list(self._learners.items()):
+                try:
+                    await self._exchange(key, learner)
+                except OSError as error:
+                    log.warning("what bandits learnt is not shared now: %s", error)
+            await asyncio.sleep(SHARE_EVERY_S)
+
+    async def close(self) -> None:
+        """The last of it is told."""
+        for key, learner in self._learners.items():
+            if learner.changed:
+                await self._sums.tell(key, learner.bandit.state.to_bytes())
+        await self._sums.close()
+
+    def answers(self) -> dict[tuple[str, ...], float]:
+        """By route: scored answers that its bandit knows of."""
+        return {(name,): float(learner.bandit.seen) for name, learner in self._routes.items()}
+
+    async def _exchange(self, key: str, learner: Learner) -> None:
+        bandit = learner.bandit
+        if learner.changed:
+            learner.changed = False
+            if not await self._sums.tell(key, bandit.state.to_bytes()):
+                learner.changed = True
+        found = await self._sums.others(key)
+        if found is not None:
+            bandit.hear(added(found, bandit.projection.dims))
+
+    def _remember(self, record: DecisionRecord) -> None:
+        for id in (record.id, record.response_id, record.request_id):
+            if id:
+                self._recent[id] = record
+        while len(self._recent) > 3 * REMEMBERED:
+            self._recent.popitem(last=False)
+
+
+def open_sums(config: Config, index: int) -> Sums:
+    """Redis where machines share one, else files of the run directory. Every start is another writer."""
+    writer = f"{index}-{secrets.token_hex(6)}"
+    if config.storage.redis_url:
+        return Shared(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
+    return Folder(config.server.run_dir, writer)
+
+
+def bandit_of(router: Router | None) -> Bandit | None:
+    """The route's bandit, behind a canary too."""
+    if isinstance(router, Canary):
+        router = router.incumbent
+    return router if isinstance(router, Bandit) else None
+
+
+def key_of(route: str, bandit: Bandit) -> str:
+    """What was learnt upon one base says nothing upon another."""
+    what = f"{route}\0{bandit.version}\0{bandit.features_version}\0{bandit.projection.dims}"
+    return hashlib.sha256(what.encode()).hexdigest()[:24]
+
+
+def added(found: Sequence[bytes], dims: int) -> State | None:
+    """The sum of those sums; what can't be read is left out, loudly."""
+    total: State | None = None
+    for data in found:
+        try:
+            one = State.from_bytes(data, dims)
+        except ValueError as error:
+            log.warning("a replica's sums are left out: %s", error)
+            continue
+        total = one if total is None else total.merged(one)
+    return total
+
+
+def query_of(record: DecisionRecord) -> Query | None:
+    """As the router saw it, in half precision; None where no vector was kept."""
+    if not record.vector:
+        return None
+    return Query(
+        record.prompt_text, np.frombuffer(record.vector, "<f2").astype(np.float32), record.features_version,
+        record.input_tokens, record.max_output_tokens, record.turns, record.tools, record.images, record.wants_json,
+    )  # fmt: skip
+
+
+def cost_of(record: DecisionRecord, model: str) -> float | None:
+    """Of the attempt that answered; None: none did."""
+    for attempt in reversed(record.attempts):
+        if attempt.model == model and not attempt.failure:
+            return attempt.cost_nanousd / 1e9
+    return None

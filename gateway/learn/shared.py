@@ -1,0 +1,101 @@
+"""Where workers and replicas leave what their bandits have learnt for each other.
+
+Every writer has a place of its own and overwrites nothing but that: the total is what a reader adds up. So no lock is
+needed, a message that is late or comes twice does no harm, and a writer that is gone is still heard: a process takes a
+new name at its start, so what it knew before is one of the others'. Places are files of
+the run directory, or fields of a Redis hash where several machines share one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Protocol, cast
+
+from redis.asyncio import Redis
+
+from cache.link import Link
+
+PREFIX = "headgate:bandit:"
+
+
+class Sums(Protocol):
+    """One writer's view."""
+
+    async def tell(self, key: str, mine: bytes) -> bool:
+        """False: it could not be told now."""
+        ...
+
+    async def others(self, key: str) -> list[bytes] | None:
+        """What every other writer told; None: the same as when last asked, or nobody can say now."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Folder:
+    """Files under `<run_dir>/bandit/<key>/`, one per writer."""
+
+    def __init__(self, run_dir: str | Path, writer: str) -> None:
+        self._folder, self._writer = Path(run_dir) / "bandit", writer
+        self._seen: dict[str, list[tuple[str, int]]] = {}
+
+    async def tell(self, key: str, mine: bytes) -> bool:
+        await asyncio.to_thread(self._write, key, mine)
+        return True
+
+    async def others(self, key: str) -> list[bytes] | None:
+        return await asyncio.to_thread(self._read, key)
+
+    async def close(self) -> None:
+        pass
+
+    def _path(self, key: str, writer: str) -> Path:
+        return self._folder / key / f"{writer}.sums"
+
+    def _write(self, key: str, mine: bytes) -> None:
+        path = self._path(key, self._writer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".new")
+        draft.write_bytes(mine)
+        os.replace(draft, path)
+
+    def _read(self, key: str) -> list[bytes] | None:
+        mine = self._path(key, self._writer)
+        paths = sorted(path for path in mine.parent.glob("*.sums") if path != mine)
+        stamps = [(path.name, path.stat().st_mtime_ns) for path in paths]
+        if stamps == self._seen.get(key, []):
+            return None
+        self._seen[key] = stamps
+        return [path.read_bytes() for path in paths]
+
+
+class Shared:
+    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning."""
+
+    def __init__(self, link: Link, writer: str) -> None:
+        self._link, self._writer = link, writer
+        self._seen: dict[str, dict[bytes, bytes]] = {}
+
+    async def tell(self, key: str, mine: bytes) -> bool:
+        told = await self._link.run(lambda redis: redis.hset(PREFIX + key, self._writer, mine), None)
+        return told is not None
+
+    async def others(self, key: str) -> list[bytes] | None:
+        found = await self._link.run(lambda redis: _all(redis, key), None)
+        if found is None:
+            return None
+        found.pop(self._writer.encode(), None)
+        if found == self._seen.get(key, {}):
+            return None
+        self._seen[key] = found
+        return list(found.values())
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+def _all(redis: Redis, key: str) -> Awaitable[dict[bytes, bytes]]:
+    return cast(Awaitable[dict[bytes, bytes]], redis.hgetall(PREFIX + key))

@@ -1,0 +1,63 @@
+"""Which models still hold the beginning of a conversation in their caches, told to routers as a share of the prompt.
+
+Only prompts long enough for a provider to keep are looked at, and only where some model of the route charges less for
+tokens it had cached; every other request pays nothing for it. Refuses to guess across tenants: their conversations
+never meet (cache/prefix.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from cache.prefix import Chain, PrefixMap, chain
+from gateway.call import Call
+from gateway.exchange import Exchange
+from routers.types import Candidate
+
+LEAST_TOKENS = 1024
+BYTES_PER_TOKEN = 4
+_BEFORE = ("tools", "system", "instructions")
+_TURNS = ("messages", "input", "prompt")
+_NOTHING = msgspec.Raw(b"")
+_many = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Prefixes:
+    """Of one worker."""
+
+    def __init__(self) -> None:
+        self._map = PrefixMap(max_nodes=50_000)
+
+    def warmed(self, exchange: Exchange, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
+        """The candidates with the share of this prompt that each is expected to read from its cache."""
+        if exchange.call.described.input_tokens < LEAST_TOKENS or all(c.cached_price >= 1.0 for c in candidates):
+            return candidates
+        links = exchange.links = links_of(exchange.call, exchange.caller.tenant)
+        shares = [self._map.cached_share(links, one.model, now_s=now) for one in candidates]
+        return [
+            replace(one, cached_share=share) if share else one for one, share in zip(candidates, shares, strict=True)
+        ]
+
+    def settled(self, exchange: Exchange, now: float) -> None:
+        """The model that answered has the whole prompt now; its usage says what it had before."""
+        if not exchange.links or not exchange.answered_by:
+            return
+        usage = next((one.usage for one in reversed(exchange.attempts) if one.model == exchange.answered_by), None)
+        cached = usage.cache_read_tokens if usage is not None else None
+        self._map.record(exchange.links, exchange.answered_by, now_s=now, cached_tokens=cached)
+
+
+def links_of(call: Call, tenant: str) -> Chain:
+    """The conversation piece by piece, as it was sent."""
+    raw = call.raw
+    pieces = [bytes(raw[name]) for name in _BEFORE if name in raw]
+    for name in _TURNS:
+        turns = bytes(raw.get(name, _NOTHING))
+        if turns.startswith(b"["):
+            pieces += map(bytes, _many(turns))
+        elif turns:
+            pieces.append(turns)
+    return chain(tenant, pieces, [len(piece) // BYTES_PER_TOKEN for piece in pieces])

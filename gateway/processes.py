@@ -1,0 +1,203 @@
+"""Child processes that are kept alive, and replaced without anybody noticing.
+
+A child says that it is ready by a byte on a pipe that dies with it, so nobody polls and nobody waits for a corpse.
+A replacement starts beside the one that serves; only when it is ready the old one is told to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+log = logging.getLogger("headgate.serve")
+
+FIRST_RESTART_S = 0.2
+LONGEST_RESTART_S = 10.0
+STEADY_S = 30.0
+"""A child that ran this long gets its next restart at once."""
+RETIRE = signal.SIGUSR1
+"""Finish what is under way, however long it takes; SIGTERM: within the drain timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What to run. A child that `tells` gets `--ready-fd`; one with sockets gets `--fd` for each."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    sockets: tuple[socket.socket, ...] = ()
+    tells: bool = False
+    numbered: bool = False
+    """Gets `--index`: a number that no other run of this supervisor has."""
+
+
+class Run:
+    """One process, from its start to its end."""
+
+    def __init__(self, process: asyncio.subprocess.Process, number: int, told: int | None) -> None:
+        self.process = process
+        self.number = number
+        self.began_s = time.monotonic()
+        self.ended = asyncio.create_task(process.wait())
+        self._told = told
+
+    @classmethod
+    async def start(cls, child: Child, number: int) -> Run:
+        fds = [sock.fileno() for sock in child.sockets]
+        command = [*child.command, *(word for fd in fds for word in ("--fd", str(fd)))]
+        told, tell = os.pipe() if child.tells else (None, None)
+        if child.numbered:
+            command += ["--index", str(number)]
+        if tell is not None:
+            command += ["--ready-fd", str(tell)]
+            fds.append(tell)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={**os.environ, **child.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr,
+                pass_fds=fds,
+            )
+        finally:
+            if tell is not None:
+                os.close(tell)
+        return cls(process, number, told)
+
+    async def ready(self) -> bool:
+        """When it says so; False: it ended before. One that doesn't tell is ready at once."""
+        told, self._told = self._told, None
+        if told is None:
+            return True
+        loop = asyncio.get_running_loop()
+        spoke: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(told, _tell, spoke)
+        try:
+            await spoke
+            return bool(os.read(told, 1))
+        finally:
+            loop.remove_reader(told)
+            os.close(told)
+
+    async def stop(self, signum: int = signal.SIGTERM) -> None:
+        """Ask it to end and wait until it has."""
+        if self.process.returncode is None:
+            self.process.send_signal(signum)
+        await asyncio.shield(self.ended)
+
+
+def _tell(spoke: asyncio.Future[None]) -> None:
+    if not spoke.done():
+        spoke.set_result(None)
+
+
+class Keeper:
+    """Keeps one child alive until cancelled; then lets it drain."""
+
+    def __init__(
+        self, child: Child, number: Callable[[], int] | None = None, gone: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self.child = child
+        self.is_ready = asyncio.Event()
+        """Of its first run."""
+        self.restarts = 0
+        self._number = number or itertools.count().__next__
+        self._gone = gone
+        self._run: Run | None = None
+        self._replaced = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def keep(self) -> None:
+        delay_s = FIRST_RESTART_S
+        try:
+            while True:
+                run = self._run = self._run or await self._begin()
+                if await self._ended_or_replaced(run):
+                    ran_s = time.monotonic() - run.began_s
+                    delay_s = FIRST_RESTART_S if ran_s > STEADY_S else min(delay_s * 2, LONGEST_RESTART_S)
+                    status = run.process.returncode
+                    log.error("%s ended with status %s after %.0f s; starting it again", self.child.name, status, ran_s)
+                    self._run = None
+                    self._gone(run.number)
+                    self.restarts += 1
+                    await asyncio.sleep(delay_s)
+        finally:
+            await self._stop()
+
+    async def replace(self, child: Child, within_s: float) -> bool:
+        """A new run of this child beside the old one, which retires once the new one is ready; False: it stays."""
+        fresh = await Run.start(child, self._number())
+        try:
+            is_ready = await asyncio.wait_for(fresh.ready(), within_s)
+        except TimeoutError:
+            is_ready = False
+        if not is_ready:
+            await fresh.stop(signal.SIGKILL)
+            self._gone(fresh.number)
+            return False
+        old, self._run, self.child = self._run, fresh, child
+        self._replaced.set()
+        if old is not None:
+            self._leave(old, RETIRE)
+        return True
+
+    async def restart(self, child: Child) -> None:
+        """The old run ends, then the new one starts: for a child of which there may be only one."""
+        old, self.child = self._run, child
+        if old is not None:
+            self._run = None
+            self._replaced.set()
+            await old.stop()
+            self._gone(old.number)
+
+    async def _begin(self) -> Run:
+        run = await Run.start(self.child, self._number())
+        waiting = asyncio.create_task(self._await_ready(run))
+        self._leaving.add(waiting)
+        waiting.add_done_callback(self._leaving.discard)
+        return run
+
+    async def _await_ready(self, run: Run) -> None:
+        if await run.ready():
+            self.is_ready.set()
+
+    async def _ended_or_replaced(self, run: Run) -> bool:
+        """True: it ended by itself."""
+        replaced = asyncio.create_task(self._replaced.wait())
+        try:
+            await asyncio.wait({run.ended, replaced}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            replaced.cancel()
+        was_replaced = self._replaced.is_set()
+        self._replaced.clear()
+        return not was_replaced
+
+    def _leave(self, run: Run, signum: int) -> None:
+        async def leave() -> None:
+            try:
+                await run.stop(signum)
+            except asyncio.CancelledError:
+                await run.stop()
+            self._gone(run.number)
+
+        task = asyncio.create_task(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _stop(self) -> None:
+        for task in list(self._leaving):
+            task.cancel()
+        run, self._run = self._run, None
+        if run is not None:
+            await run.stop()
+            self._gone(run.number)
+        await asyncio.gather(*self._leaving, return_exceptions=True)

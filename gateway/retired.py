@@ -1,0 +1,58 @@
+"""What ended workers had counted: kept, so that a gateway's counters never go down when a worker is replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from gateway.metrics import METRICS, Labels
+
+GONE = "worker-gone.metrics"
+_LASTING = frozenset(spec.name for spec in METRICS if spec.kind != "gauge")
+_decode = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
+
+
+def snapshot_of(run_dir: Path, number: int) -> Path:
+    """Where the worker of this number leaves what it has counted."""
+    return run_dir / f"worker-{number}.metrics"
+
+
+def retire(run_dir: Path, number: int) -> None:
+    """Add what this worker last said to what is left of those before it. One caller at a time."""
+    last = snapshot_of(run_dir, number)
+    try:
+        counted = _decode(last.read_bytes())
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return
+    kept = run_dir / GONE
+    draft = kept.with_suffix(".new")
+    draft.write_bytes(msgspec.json.encode(_added(_kept(kept), counted)))
+    draft.replace(kept)
+    last.unlink(missing_ok=True)
+    last.with_suffix(".door").unlink(missing_ok=True)
+
+
+def forget(run_dir: Path) -> None:
+    """A new supervisor counts from nothing."""
+    for path in run_dir.glob("worker-*.metrics"):
+        path.unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> dict[str, list[tuple[Labels, list[float]]]]:
+    try:
+        return _decode(path.read_bytes())
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return {}
+
+
+def _added(
+    kept: dict[str, list[tuple[Labels, list[float]]]], counted: dict[str, list[tuple[Labels, list[float]]]]
+) -> dict[str, list[tuple[Labels, list[float]]]]:
+    found = {name: dict(series) for name, series in kept.items()}
+    for name in _LASTING & counted.keys():
+        series = found.setdefault(name, {})
+        for labels, values in counted[name]:
+            before = series.get(labels)
+            series[labels] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+    return {name: list(series.items()) for name, series in found.items()}

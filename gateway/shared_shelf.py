@@ -1,0 +1,132 @@
+"""The cache where several workers serve: one store for all of them, and one of them asks upstream.
+
+With Redis, answers, leases and what semantic tiers learn are shared by all replicas: who may ask upstream is agreed
+on by a lease, and what one replica records, deletes or judges the others hear of within a quarter of a second. They
+need not have heard of a deletion: a hit is served only while the shared store has its entry. Without Redis the
+workers of one machine share a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from cache.acceptance import Terms
+from cache.entry import Entry
+from cache.flight import Flight, LookUp
+from cache.lease import RedisLease
+from cache.link import Link
+from cache.memory import MemoryStore
+from cache.redis import RedisStore
+from cache.replicate import Replication
+from cache.semantic import Comparison, SemanticCache
+from cache.store import Store
+from gateway.config import Config
+from gateway.exchange import Exchange
+from gateway.routes import Route
+from gateway.shelf import Shelf
+from routers.features import Featurizer
+
+FOLLOW_EVERY_S = 0.25
+TELL_WITHIN_S = 1.0
+"""Of a message to the others: nobody waits for it."""
+
+
+def open_shelf(config: Config, featurizer: Callable[[], Featurizer]) -> Shelf:
+    """In this process, in a file of this machine, or in the Redis that all replicas share."""
+    if config.storage.redis_url:
+        return SharedShelf(str(config.storage.redis_url), config.storage.redis_timeout_s, featurizer)
+    return Shelf(_own_store(config), featurizer)
+
+
+def _own_store(config: Config) -> Store:
+    if config.server.workers == 1:
+        return MemoryStore(config.server.cache_bytes)
+    from cache.sqlite import SqliteStore
+
+    run_dir = Path(config.server.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return SqliteStore(run_dir / "cache.db", max_bytes=config.server.cache_bytes)
+
+
+class SharedShelf(Shelf):
+    """One worker's part in the cache of all."""
+
+    def __init__(self, redis_url: str, timeout_s: float, featurizer: Callable[[], Featurizer]) -> None:
+        self._link = Link(redis_url, timeout_s=timeout_s)
+        self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
+        super().__init__(RedisStore(self._link), featurizer)
+        self.flight = Flight(RedisLease(self._link))
+        self._replications: dict[str, Replication] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[bool]] = set()
+
+    def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
+        """How to look again for what another replica has answered meanwhile."""
+        key, tenant = exchange.cache_key, exchange.caller.tenant
+
+        async def look_up() -> Entry | None:
+            return await self.store.get(key, tenant=tenant, now_s=clock())
+
+        return look_up
+
+    def semantic_of(self, route: Route) -> SemanticCache:
+        cache = self._semantic.get(route.name)
+        if cache is None:
+            featurizer = self._featurizer()
+            cache = self._semantic[route.name] = SemanticCache(
+                self.store,
+                dimension=featurizer.embed("").shape[0],
+                terms=Terms(eps=route.config.cache_eps),
+                on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
+            )
+            self._replications[route.name] = Replication(
+                self._slow_link, cache, route=route.name, embedder=featurizer.version
+            )
+            if self._following is None:
+                self._following = asyncio.create_task(self._follow())
+        return cache
+
+    async def remember(self, exchange: Exchange, entry: Entry) -> Comparison | None:
+        comparison = await super().remember(exchange, entry)
+        similar, key = exchange.similar, exchange.cache_key
+        if similar is not None:
+            replication = self._replications[exchange.route.name]
+            self._tell(replication.tell_recorded(similar.question, similar.vector, entry, key=key))
+        return comparison
+
+    async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
+        deleted = await super().delete(entry_id, tenant=tenant)
+        for replication in self._replications.values():
+            self._tell(replication.tell_deleted(entry_id=entry_id, tenant=tenant))
+        return deleted
+
+    async def delete_tenant(self, tenant: str) -> bool:
+        deleted = await super().delete_tenant(tenant)
+        for replication in self._replications.values():
+            self._tell(replication.tell_deleted(tenant=tenant))
+        return deleted
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await asyncio.gather(*self._telling, return_exceptions=True)
+        await super().close()
+        await self._link.close()
+        await self._slow_link.close()
+
+    def _tell(self, telling: Coroutine[Any, Any, bool]) -> None:
+        """Beside the request; what can't be told is lost to the others' indexes, not to the store."""
+        task = asyncio.create_task(telling)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _follow(self) -> None:
+        while True:
+            for replication in list(self._replications.values()):
+                while await replication.follow():
+                    pass
+            await asyncio.sleep(FOLLOW_EVERY_S)

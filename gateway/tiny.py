@@ -1,0 +1,192 @@
+"""`headgate cascade tiny`: what cascades are worth on the two shipped models, over real HTTP, every answer checked.
+
+A threshold is chosen on learning questions, as the least that keeps 99 % of the large model's right answers there; the
+two-model cascade with it, and sampling with a fixed and an adaptive number of tries, are then measured on others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from rich.console import Console
+
+from cascade.promise import GRID
+from gateway.demo import Demo, free_port
+from local_models.tasks import Question, held_out_questions, is_right
+
+SHARE = 0.99
+"""Of the large model's right answers, to be kept."""
+TRIES = 5
+IN_FLIGHT = 8
+SMALL, LARGE = "tiny-small", "tiny-large"
+
+CONFIG = """
+[server]
+port = {port}
+admin_port = {admin_port}
+run_dir = "{folder}/run"
+[storage]
+url = "sqlite:///{folder}/headgate.db"
+[telemetry]
+log_level = "warning"
+[[providers]]
+name = "home"
+kind = "local"
+[[models]]
+name = "tiny-small"
+provider = "home"
+input_usd_per_mtok = 0.05
+output_usd_per_mtok = 0.20
+context_tokens = 512
+max_output_tokens = 64
+logprobs = true
+[[models]]
+name = "tiny-large"
+provider = "home"
+input_usd_per_mtok = 0.50
+output_usd_per_mtok = 2.00
+context_tokens = 512
+max_output_tokens = 64
+logprobs = true
+[[routes]]
+name = "cascade"
+models = ["tiny-small", "tiny-large"]
+router = "cheapest"
+cascade = "confidence"
+accept_at = {accept_at}
+[[routes]]
+name = "vote"
+models = ["tiny-small"]
+router = "cheapest"
+cascade = "self-consistency"
+max_attempts = 8
+[[routes]]
+name = "best-of"
+models = ["tiny-small"]
+router = "cheapest"
+cascade = "best-of"
+accept_at = 0.9
+max_attempts = 8
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of the gateway."""
+
+    text: str
+    right: bool
+    model: str
+    calls: int
+    """Upstream calls it took; 0: not asked for."""
+    cost_usd: float
+    confidence: float
+
+
+async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any]:
+    """Figures on `queries` questions, the threshold chosen on as many others."""
+    questions = list({q.prompt: q for q in held_out_questions(8 * queries, seed=seed)}.values())[: 2 * queries]
+    learning, judging = questions[: len(questions) // 2], questions[len(questions) // 2 :]
+    with tempfile.TemporaryDirectory(prefix="headgate-tiny-") as name:
+        demo = Demo(Path(name), console, free_port(), free_port())
+        write(demo, 0.5)
+        async with demo.gateway():
+            accept_at = threshold(await ask(demo, SMALL, learning), await ask(demo, LARGE, learning))
+        write(demo, accept_at)
+        async with demo.gateway():
+            small, large = await ask(demo, SMALL, judging), await ask(demo, LARGE, judging)
+            climbed = await ask(demo, "cascade", judging)
+            tries = [await ask(demo, SMALL, judging, sample=1 + one) for one in range(TRIES)]
+            adaptive = {name: await ask(demo, name, judging, sample=0) for name in ("vote", "best-of")}
+    return {
+        "n_queries": len(judging),
+        "small_accuracy": accuracy(small),
+        "large_accuracy": accuracy(large),
+        "accept_at": accept_at,
+        "cascade": against(climbed, large),
+        "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
+        **{name: sampled(replies) for name, replies in adaptive.items()},
+    }
+
+
+def write(demo: Demo, accept_at: float) -> None:
+    demo.config.write_text(
+        CONFIG.format(port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at)
+    )
+
+
+async def ask(demo: Demo, model: str, questions: Sequence[Question], *, sample: int | None = None) -> list[Reply]:
+    """Every question once; with `sample` at a temperature, in the draw of that number."""
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{demo.port}/v1", timeout=60.0) as client:
+
+        async def one(question: Question) -> Reply:
+            async with gate:
+                return await _reply(client, model, question, sample)
+
+        return list(await asyncio.gather(*map(one, questions)))
+
+
+async def _reply(client: httpx.AsyncClient, model: str, question: Question, sample: int | None) -> Reply:
+    body: dict[str, Any] = {
+        "model": model, "messages": [{"role": "user", "content": question.prompt}], "max_tokens": 48,
+        "logprobs": True, "temperature": 0.0 if sample is None else 0.7, "seed": sample,
+    }  # fmt: skip
+    answer = await client.post("/chat/completions", json={k: v for k, v in body.items() if v is not None})
+    answer.raise_for_status()
+    choice = answer.json()["choices"][0]
+    text = choice["message"]["content"] or ""
+    sure = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()]
+    calls = 0
+    if model not in (SMALL, LARGE):
+        record = await client.get(f"/decisions/{answer.headers['x-headgate-decision-id']}")
+        calls = len(record.json()["attempts"])
+    return Reply(
+        text, is_right(question, text), answer.headers["x-headgate-model"], calls,
+        float(answer.headers["x-headgate-cost-usd"]),
+        exp((sum(sure) / len(sure) + min(sure)) / 2) if sure else 0.0,
+    )  # fmt: skip
+
+
+def threshold(small: Sequence[Reply], large: Sequence[Reply]) -> float:
+    """The least confidence that keeps `SHARE` of the large model's accuracy on these questions."""
+    right, reference = np.array([r.right for r in small]), np.array([r.right for r in large])
+    sure = np.array([r.confidence for r in small])
+    keeping = [t for t in GRID[1:] if np.where(sure >= t, right, reference).mean() >= SHARE * reference.mean()]
+    return float(min(keeping, default=GRID[1]))
+
+
+def accuracy(replies: Sequence[Reply]) -> float:
+    return float(np.mean([reply.right for reply in replies]))
+
+
+def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, float]:
+    """A cascade beside always asking the large model."""
+    return {
+        "accuracy": accuracy(climbed),
+        "share_of_large": accuracy(climbed) / max(accuracy(large), 1e-9),
+        "large_share": float(np.mean([reply.model == LARGE for reply in climbed])),
+        "cost_ratio": sum(reply.cost_usd for reply in climbed) / sum(reply.cost_usd for reply in large),
+    }
+
+
+def voted(tries: Sequence[Sequence[Reply]], questions: Sequence[Question]) -> float:
+    """Accuracy of the most frequent of a fixed number of answers."""
+    found = []
+    for place, question in enumerate(questions):
+        texts = [replies[place].text for replies in tries]
+        found.append(is_right(question, max(texts, key=texts.count)))
+    return float(np.mean(found))
+
+
+def sampled(replies: Sequence[Reply]) -> dict[str, float]:
+    calls = float(np.mean([reply.calls for reply in replies]))
+    return {"accuracy": accuracy(replies), "calls": calls, "saved": 1.0 - calls / TRIES}

@@ -1,0 +1,33 @@
+"""A router with other knobs than its route's: what a canary of a knob decides with.
+
+What a request asked for itself stays in force; only where a knob is as the route has it is it turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from hashlib import sha256
+
+from routers.types import Candidate, Choice, Knobs, Query, Router
+
+
+class Turned:
+    """`base`: the route's knobs; `turned`: those to decide with in their place."""
+
+    def __init__(self, router: Router, base: Knobs, turned: Knobs) -> None:
+        self.name, self.version, self.features_version = router.name, router.version, router.features_version
+        self._router = router
+        self._changes = {
+            field.name: (getattr(base, field.name), getattr(turned, field.name))
+            for field in fields(Knobs)
+            if field.name != "explore" and getattr(base, field.name) != getattr(turned, field.name)
+        }
+        self.suffix = "+" + sha256(repr(sorted(self._changes.items())).encode()).hexdigest()[:8]
+        """Of the label: tells decisions made with the turned knobs from the others."""
+
+    def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
+        """Undecided where the router is."""
+        mine = {name: after for name, (before, after) in self._changes.items() if getattr(knobs, name) == before}
+        choice = self._router.choose(query, candidates, replace(knobs, **mine), draw)
+        return replace(choice, router=choice.router + self.suffix)

@@ -1,0 +1,118 @@
+"""One Chromium for the session and one gateway with traffic behind it; each test has a browser context of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from tests.browser.stage import MASTER_KEY, PASSWORD, Stage, artifact, running
+from tests.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+WIDTHS = {"laptop": (1280, 860), "phone": (390, 844)}
+
+OpenPage = Callable[..., Page]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of them in one process: they share a browser and a gateway."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("browser"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not os.path.exists(CHROMIUM):
+        pytest.skip("Chromium is not installed; deploy/test-servers.sh installs it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """With a trained router, its traffic, feedback, users, and a second version that is bad."""
+    folder = tmp_path_factory.mktemp("stage")
+    stage = Stage(folder, router=str(artifact(folder, "first")))
+    with running(stage):
+        stage.add_users()
+        stage.send_traffic(260)
+        stage.shipped(260)
+        yield stage
+
+
+class Watch:
+    """What a page's console said that it should not have."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def follow(self, page: Page) -> None:
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
+        page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url} {request.failure}"))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.faults.append(f"{message.type}: {message.text}")
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
+    """Makes contexts: `theme` light or dark, `width` laptop or phone. Closed at the end."""
+    made: list[BrowserContext] = []
+
+    def make(theme: str = "light", width: str = "laptop") -> BrowserContext:
+        across, down = WIDTHS[width]
+        one = browser.new_context(
+            viewport={"width": across, "height": down}, color_scheme="dark" if theme == "dark" else "light"
+        )
+        one.set_default_timeout(15_000)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def open_page(context: Callable[..., BrowserContext], stage: Stage, watch: Watch) -> OpenPage:
+    """A page, signed in: as one of USERS, or by the master key."""
+
+    def make(path: str = "/", *, user: str = "", on: Stage | None = None, **look: str) -> Page:
+        page = context(**look).new_page()
+        watch.follow(page)
+        base = (on or stage).url
+        sign_in(page, base, user)
+        if path != "/":
+            page.goto(base + path)
+        return page
+
+    return make
+
+
+def sign_in(page: Page, base: str, user: str = "") -> None:
+    page.goto(f"{base}/login")
+    page.get_by_label("User").fill(user)
+    page.get_by_label("Password or master key").fill(PASSWORD if user else MASTER_KEY)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{base}/")

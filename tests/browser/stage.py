@@ -1,0 +1,233 @@
+"""A gateway for the browser to look at: real processes, two workers, three models with a known truth, real traffic.
+
+Plain functions and no event loop: the browser is driven synchronously.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+
+from gateway.journal.store import open_store
+from gateway.learn.dataset import log_of, training_data
+from gateway.promote import Versions
+from routers.artifact import Card
+from routers.features import shipped_featurizer
+from routers.fit import fit_learned
+from routers.plugin import PluginRouter
+from routers.registry import estimator_named, save_router
+from routers.simple import Weighted
+from tests.gateway.learn.world import PRICE, TRUTH, Town
+from tests.live import free_port
+
+MASTER_KEY = "hg-master-for-the-browser"
+USERS = {"vera": "viewer", "otto": "operator", "ada": "admin"}
+PASSWORD = "a long enough password"
+Found = TypeVar("Found")
+
+
+@dataclass
+class Stage:
+    """A gateway in its folder. `url` is the dashboard's, `api` the data plane's."""
+
+    folder: Path
+    storage: str = ""
+    workers: int = 2
+    router: str = "linear"
+    port: int = field(default_factory=free_port)
+    admin_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "headgate.toml"
+
+    def write_config(self) -> None:
+        models = "".join(
+            f'[[models]]\nname = "{name}"\nprovider = "script"\ninput_usd_per_mtok = {usd}\n'
+            f"output_usd_per_mtok = {4 * usd}\n"
+            for name, usd in PRICE.items()
+        )
+        scripts = "".join(f'{name} = [{{ text = "from {name}", output_tokens = 100 }}]\n' for name in PRICE)
+        names = ", ".join(f'"{name}"' for name in PRICE)
+        self.config.write_text(
+            f"""
+[server]
+port = {self.port}
+admin_port = {self.admin_port}
+workers = {self.workers}
+run_dir = "{self.folder}/run"
+drain_timeout_s = 2
+[storage]
+url = "{self.storage or f"sqlite:///{self.folder}/journal.db"}"
+[telemetry]
+log_level = "warning"
+[[providers]]
+name = "script"
+kind = "scripted"
+[providers.options.scripts]
+{scripts}
+{models}
+[[routes]]
+name = "auto"
+models = [{names}]
+router = "{self.router}"
+cost_weight = 0.5
+explore = 0.2
+store_text = true
+[[routes]]
+name = "kept"
+models = ["small"]
+router = "cheapest"
+cache = "exact"
+store_text = true
+[auth]
+master_key = "{MASTER_KEY}"
+"""
+        )
+
+    def start(self) -> None:
+        """Until it answers."""
+        self.write_config()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)],
+            stdout=subprocess.PIPE, env=os.environ,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert b"answers on" in line, line
+        eventually(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    # -- what operators and clients do without a browser
+
+    def admin(self, method: str, path: str, **sent: Any) -> Any:
+        """The admin API, with the master key."""
+        answer = httpx.request(
+            method, self.url + path, headers={"authorization": f"Bearer {MASTER_KEY}"}, timeout=30, **sent
+        )
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def ask(self, text: str, model: str = "auto", **fields: Any) -> httpx.Response:
+        """One request over a connection of its own, so that any worker may answer."""
+        sent = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        answer = httpx.post(
+            f"{self.api}/chat/completions", json=sent, headers={"authorization": f"Bearer {MASTER_KEY}"}, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def answered_by(self, text: str, times: int) -> set[str]:
+        """Who answers, over many connections."""
+        with ThreadPoolExecutor(4) as pool:
+            return {answer.headers["x-headgate-model"] for answer in pool.map(self.ask, [text] * times)}
+
+    def send_traffic(self, count: int, *, scored: float = 0.75, seed: int = 5) -> None:
+        """Questions of the town, scored by its truth."""
+        town, draw = Town(seed), np.random.default_rng(seed)
+        questions = [town.question() for _ in range(count)]
+        luck = draw.random((count, 2))
+
+        def one(i: int) -> None:
+            kind, text = questions[i]
+            answer = self.ask(text)
+            if luck[i, 0] < scored:
+                said = {
+                    "decision_id": answer.headers["x-headgate-decision-id"], "source": "user",
+                    "score": float(luck[i, 1] < TRUTH[kind][answer.headers["x-headgate-model"]]),
+                }  # fmt: skip
+                httpx.post(
+                    f"{self.api}/feedback", json=said, headers={"authorization": f"Bearer {MASTER_KEY}"}
+                ).raise_for_status()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, range(count)))
+
+    def shipped(self, count: int) -> None:
+        """Until the journal holds that many decisions."""
+
+        def there() -> bool:
+            rows = self.admin("GET", "/admin/decisions", params={"limit": 1000})["data"]
+            return len(rows) >= min(count, 1000)
+
+        eventually(there, within_s=30)
+
+    def add_users(self) -> None:
+        for name, role in USERS.items():
+            self.admin("POST", "/admin/users", json={"name": name, "role": role, "password": PASSWORD})
+
+    def add_version(self, artifact: Path) -> str:
+        """Takes an artefact in as a candidate of the route `auto`; its version."""
+        store = open_store(f"sqlite:///{self.folder}/journal.db")
+        try:
+            return Versions(store, self.folder / "run").add("auto", artifact, actor="trainer").version
+        finally:
+            store.close()
+
+
+def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
+    """A router trained on the town's questions; `spoilt`: on scores turned upside down."""
+    data, x = training_data(log_of(Town(3).decisions(Weighted(), 300)))
+    if spoilt:
+        data = replace(data, scores=1.0 - data.scores)
+    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer())
+    made = PluginRouter("linear", name, shipped_featurizer().version, learned, explore=0.2)
+    path = folder / f"{name}.safetensors"
+    save_router(path, made, Card(made.name, name, made.features_version, data.models))
+    return path
+
+
+def eventually(found: Callable[[], Found], within_s: float = 15.0) -> Found:
+    """What `found` says once it says something; errors of a server that is not there yet count as nothing."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if said := found():
+                return said
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(stage: Stage) -> Iterator[Stage]:
+    stage.start()
+    try:
+        yield stage
+    finally:
+        stage.stop()
+
+
+def pages(decision: str, names: Sequence[str] = ()) -> list[str]:
+    """Every page there is."""
+    return [
+        "/", "/?window=week", "/routes", "/routes/auto", "/decisions", f"/decisions/{decision}", "/learning",
+        "/certificates", "/cache", "/models", "/models/edit", "/models/edit?name=small", "/providers/edit",
+        "/providers/edit?name=script", "/labels", "/feedback", "/batch", "/keys", "/tenants", "/users", "/audit",
+        *names,
+    ]  # fmt: skip

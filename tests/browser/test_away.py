@@ -1,0 +1,56 @@
+"""Nothing there yet, and nothing there any more: an empty journal, and a database that goes away and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from gateway.journal.schema import migrate
+from tests.browser.conftest import OpenPage, Watch
+from tests.browser.stage import Stage, eventually, running
+from tests.postgres_server import PostgresServer
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> Iterator[Stage]:
+    """A gateway on PostgreSQL that nobody has used."""
+    url = postgres_server.new_database()
+    migrate(url)
+    stage = Stage(tmp_path_factory.mktemp("bare"), storage=url, workers=1, router="cheapest")
+    with running(stage):
+        yield stage
+
+
+def test_an_empty_journal_says_what_to_do(bare: Stage, open_page: OpenPage, watch: Watch) -> None:
+    """Every page loads and its empty state names the next step."""
+    page = open_page("/", on=bare)
+    for path, words in (
+        ("/", "Send one"), ("/decisions", "Send a request"), ("/routes/auto", "Send requests"),
+        ("/learning", "headgate learn"),
+        ("/certificates", "Ask for one below"), ("/cache", "An answer is kept once"), ("/labels", "Nothing to label"),
+        ("/feedback", "POST /v1/feedback"), ("/keys", "Make one below"), ("/users", "Add a user"),
+    ):  # fmt: skip
+        page.goto(bare.url + path)
+        assert words.lower() in page.locator("main").inner_text().lower(), path
+    assert watch.faults == []
+
+
+def test_the_database_goes_away_and_comes_back(
+    bare: Stage, open_page: OpenPage, postgres_server: PostgresServer
+) -> None:
+    """A page says so in place and keeps its figures, requests are answered, and all is well again afterwards."""
+    page = open_page("/routes", on=bare)
+    bare.ask("hello")
+    postgres_server.stop()
+    try:
+        expect(page.locator("[data-live-word]")).to_contain_text("without the database")
+        assert bare.ask("hello again").status_code == 200
+        page.goto(f"{bare.url}/decisions")
+        expect(page.get_by_role("alert").first).to_contain_text("database is away")
+        assert "Requests are answered all the same" in page.locator("main").inner_text()
+    finally:
+        postgres_server.start()
+    page.goto(f"{bare.url}/decisions")
+    eventually(lambda: page.reload() and page.locator("#live tbody tr").count() >= 2)

@@ -1,0 +1,89 @@
+"""Signing in: what is wrong is said in place, and a role sees and does what it may."""
+
+from __future__ import annotations
+
+import httpx
+from playwright.sync_api import Page
+
+from tests.browser.conftest import OpenPage
+from tests.browser.stage import Stage
+
+
+def test_a_page_asks_for_the_login_and_goes_on_from_there(stage: Stage, open_page: OpenPage) -> None:
+    """Who is signed in nowhere comes to the login page, and from it to the page that was wanted."""
+    page = open_page("/")
+    page.context.clear_cookies()
+    page.goto(f"{stage.url}/routes/auto")
+    assert "/login?next=/routes/auto" in page.url
+    page.get_by_label("Password or master key").fill("hg-master-for-the-browser")
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{stage.url}/routes/auto")
+
+
+def test_a_wrong_secret_is_refused_in_place(stage: Stage, open_page: OpenPage) -> None:
+    """The same words for a wrong name and a wrong password; the name stays in its field."""
+    page = open_page("/")
+    page.context.clear_cookies()
+    said = [refused(page, stage, user, "not the password") for user in ("otto", "nobody")]
+    assert said[0] == said[1] and "wrong" in said[0]
+    assert page.get_by_label("User").input_value() == "nobody"
+
+
+def refused(page: Page, stage: Stage, user: str, secret: str) -> str:
+    page.goto(f"{stage.url}/login")
+    page.get_by_label("User").fill(user)
+    page.get_by_label("Password or master key").fill(secret)
+    page.get_by_role("button", name="Sign in").click()
+    return page.get_by_role("alert").inner_text()
+
+
+def test_an_expired_session_ends_where_it_is_noticed(stage: Stage, open_page: OpenPage) -> None:
+    """A form sent by somebody whose session is gone leads to the login page; nothing is changed."""
+    page = open_page("/routes/auto", user="otto")
+    before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url("**/login?next=**")
+    assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
+
+
+def test_a_viewer_looks_and_changes_nothing(stage: Stage, open_page: OpenPage) -> None:
+    """No button where there is no right; a request made all the same is refused, and users are not shown."""
+    page = open_page("/routes/auto", user="vera")
+    assert page.get_by_role("button", name="Apply").count() == 0
+    before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
+    token = page.locator("[name=csrf_token]").first.input_value()
+    answer = page.request.post(
+        f"{stage.url}/routes/auto/apply", form={"cost_weight": "0.9", "version": str(before), "csrf_token": token}
+    )
+    assert answer.status == 403 and "needs the role operator" in answer.text()
+    assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
+    page.goto(f"{stage.url}/users")
+    assert "needs the role admin" in page.get_by_role("alert").first.inner_text()
+
+
+def test_a_change_without_its_token_is_refused(stage: Stage, open_page: OpenPage) -> None:
+    """A cookie alone, as another site's page could make a browser send it, changes nothing."""
+    page = open_page("/routes/auto", user="otto")
+    answer = page.request.post(f"{stage.url}/routes/auto/apply", form={"cost_weight": "0.9", "version": "0"})
+    assert answer.status == 403 and "out of date" in answer.text()
+
+
+def test_pages_run_no_foreign_script(stage: Stage) -> None:
+    """The policy allows our own files and nothing inline; no page may be framed; cookies are out of scripts' reach."""
+    answer = httpx.post(f"{stage.url}/login", data={"password": "hg-master-for-the-browser"})
+    assert answer.status_code == 303
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie
+    policy = httpx.get(f"{stage.url}/login").headers["content-security-policy"]
+    assert "script-src 'self';" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert httpx.get(f"{stage.url}/login", params={"next": "https://elsewhere.example/"}).text.count("elsewhere") == 0
+
+
+def test_signing_out_ends_the_session(stage: Stage, open_page: OpenPage) -> None:
+    """The cookie that was in use opens nothing any more."""
+    page = open_page("/", user="vera")
+    cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{stage.url}/login")
+    assert httpx.get(f"{stage.url}/routes", cookies=cookies).status_code == 303

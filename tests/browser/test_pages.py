@@ -1,0 +1,113 @@
+"""Every page: it loads, says nothing to the console, and can be read by everybody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.conftest import OpenPage, Watch
+from tests.browser.stage import Stage, pages
+
+AXE = (Path(__file__).parent / "axe.min.js").read_text()
+OTHER_NEWEST = "href => document.querySelector('#live tbody a.row').getAttribute('href') !== href"
+GRAVE = ("serious", "critical")
+
+
+def grave_violations(page: Page) -> list[str]:
+    """What axe-core finds, as far as it is grave."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{page.url}: {one['id']} at {json.dumps([node['target'] for node in one['nodes']])}"
+        for one in found["violations"]
+        if one["impact"] in GRAVE
+    ]
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", "laptop"), ("dark", "phone")])
+def test_every_page_loads_and_is_accessible(
+    stage: Stage, open_page: OpenPage, watch: Watch, theme: str, width: str
+) -> None:
+    """No console error, no grave violation, nothing wider than the screen; light and wide, dark and narrow."""
+    decision = stage.admin("GET", "/admin/decisions", params={"limit": 1})["data"][0]["id"]
+    page = open_page("/", theme=theme, width=width)
+    grave, wide = grave_violations(page), []
+    for path in pages(decision)[1:]:
+        answer = page.goto(stage.url + path)
+        assert answer is not None and answer.status == 200, path
+        page.wait_for_function("window.htmx !== undefined")
+        grave += grave_violations(page)
+        if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
+            wide.append(path)
+    assert watch.faults == []
+    assert grave == []
+    assert wide == []
+
+
+def test_the_theme_can_be_chosen_and_stays(open_page: OpenPage) -> None:
+    """The button goes from the system's theme to light to dark; the next page has it before any script runs."""
+    page = open_page("/")
+    button = page.get_by_role("button", name="Theme")
+    button.click()
+    button.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("link", name="Routes", exact=True).click()
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_keys_alone_reach_and_move_a_knob(stage: Stage, open_page: OpenPage) -> None:
+    """Tab leads into the page past the navigation, arrow keys turn the slider, its effect is said."""
+    page = open_page("/routes/auto")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    slider = page.get_by_label("Cost weight, slider")
+    slider.focus()
+    with page.expect_response(lambda answer: "/effect?" in answer.url):
+        page.keyboard.press("ArrowRight")
+    page.get_by_role("heading", name="What this turn would do").wait_for()
+    turned = page.locator("#cost_weight").input_value()
+    assert float(turned) > stage.admin("GET", "/admin/routes/auto")["knobs"]["cost_weight"]
+    assert slider.get_attribute("aria-valuetext") == turned
+
+
+def test_the_menu_opens_and_closes_on_a_phone(open_page: OpenPage) -> None:
+    """By its button, and Escape closes it and gives the focus back."""
+    page = open_page("/", width="phone")
+    menu = page.get_by_role("button", name="Menu")
+    assert page.get_by_role("link", name="Certificates").is_hidden()
+    menu.click()
+    assert page.get_by_role("link", name="Certificates").is_visible()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("link", name="Certificates").is_hidden()
+    assert menu.evaluate("e => e === document.activeElement")
+
+
+def test_figures_move_without_a_reload(stage: Stage, open_page: OpenPage, watch: Watch) -> None:
+    """A request made while the overview is open appears on it; the page itself was not loaded again."""
+    page = open_page("/decisions")
+    page.evaluate("window.mine = 1")
+    newest = page.locator("#live tbody a.row").first.get_attribute("href")
+    stage.ask("What is 1 + 1? Answer with the number only.")
+    page.wait_for_function(OTHER_NEWEST, arg=newest)
+    assert page.evaluate("window.mine") == 1
+    assert watch.faults == []
+
+
+def test_a_paused_page_stands_still(stage: Stage, open_page: OpenPage) -> None:
+    """Who reads is not disturbed; who resumes sees what came meanwhile."""
+    page = open_page("/decisions")
+    page.get_by_role("button", name="Pause").click()
+    newest = page.locator("#live tbody a.row").first.get_attribute("href")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    stage.ask("What is 2 + 2? Answer with the number only.")
+    page.wait_for_timeout(3500)
+    assert asked == []
+    page.get_by_role("button", name="Resume").click()
+    page.wait_for_function(OTHER_NEWEST, arg=newest)

@@ -1,0 +1,109 @@
+"""Turning knobs, changing versions: what is done on a page is obeyed by every worker, and can be taken back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.stage import Stage, artifact, eventually
+
+POEM = "Write a sad poem of 4 lines about the sea."
+
+
+def set_knob(page: Page, name: str, value: str) -> None:
+    """By its number, and wait for what it would do."""
+    with page.expect_response(lambda answer: "/effect?" in answer.url):
+        page.locator(f"#{name}").fill(value)
+
+
+def apply(page: Page) -> None:
+    page.get_by_role("button", name="Apply", exact=True).click()
+    expect(page.locator("#said")).to_contain_text("in force in 2 of 2 workers")
+
+
+def test_a_turned_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: OpenPage) -> None:
+    """The prediction has an interval; once applied every worker obeys within two seconds; undo brings all back."""
+    page = open_page("/routes/auto", user="otto")
+    set_knob(page, "explore", "0")
+    set_knob(page, "cost_weight", "1")
+    expect(page.get_by_role("heading", name="What this turn would do")).to_be_visible()
+    cost = page.locator("#effect tbody tr").nth(1).inner_text()
+    assert "$" in cost and " to " in cost
+    apply(page)
+    begun = time.monotonic()
+    assert stage.answered_by(POEM, 24) == {"small"}
+    assert time.monotonic() - begun < 30
+    row = stage.admin("GET", "/admin/audit", params={"limit": 1})[0]
+    assert row["actor"] == "otto" and "auto" in row["target"] + str(row["detail"])
+    page.get_by_role("button", name="Undo this change").click()
+    expect(page.locator("#said")).to_contain_text("Undone")
+    assert stage.answered_by(POEM, 24) != {"small"}
+
+
+def test_too_little_evidence_is_said_with_what_it_would_take(stage: Stage, open_page: OpenPage) -> None:
+    """A knob of which the log can't speak gets no number."""
+    stage.ask("hello", model="kept")
+    page = open_page("/routes/kept", user="otto")
+    set_knob(page, "cost_weight", "0.9")
+    expect(page.locator("#effect")).to_contain_text("enough evidence")
+
+
+def test_an_impossible_value_is_refused_beside_its_field(stage: Stage, open_page: OpenPage) -> None:
+    """What was typed stays, the field is marked, nothing is applied."""
+    before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
+    page = open_page("/routes/auto", user="otto")
+    set_knob(page, "cost_weight", "7")
+    page.get_by_role("button", name="Apply", exact=True).click()
+    expect(page.locator("#knobs .problem")).to_contain_text("must be at most 1")
+    assert page.locator("#cost_weight").get_attribute("aria-invalid") == "true"
+    assert page.locator("#cost_weight").input_value() == "7"
+    assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
+
+
+def test_the_second_of_two_operators_is_told(stage: Stage, open_page: OpenPage) -> None:
+    """Both see the same knobs; the first change is in force, the second is refused and names the first."""
+    first, second = open_page("/routes/auto", user="otto"), open_page("/routes/auto", user="ada")
+    set_knob(first, "cost_weight", "0.45")
+    apply(first)
+    set_knob(second, "cost_weight", "0.55")
+    second.get_by_role("button", name="Apply", exact=True).click()
+    expect(second.locator("#knobs .problem")).to_contain_text("otto")
+    assert stage.admin("GET", "/admin/routes/auto")["knobs"]["cost_weight"] == 0.45
+    second.get_by_role("link", name="Show what is in force now").click()
+    assert second.locator("#cost_weight").input_value() == "0.45"
+
+
+def test_knobs_are_tried_before_they_are_applied(stage: Stage, open_page: OpenPage) -> None:
+    """A shadow changes no answer and is shown as a trial; it can be ended."""
+    page = open_page("/routes/auto", user="otto")
+    set_knob(page, "cost_weight", "0.8")
+    page.get_by_role("button", name="In the shadow").click()
+    expect(page.get_by_role("heading", name="On trial")).to_be_visible()
+    assert stage.admin("GET", "/admin/routes/auto")["trial"] == "shadow"
+    page.get_by_role("button", name="End the trial").click()
+    expect(page.get_by_role("heading", name="On trial")).to_have_count(0)
+
+
+def test_a_bad_version_is_rolled_back(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
+    """Promoted on the page it decides; rolled back on the page the version before does again."""
+    good = stage.add_version(artifact(stage.folder, "good"))
+    bad = stage.add_version(artifact(stage.folder, "bad", spoilt=True))
+    page = open_page("/learning?route=auto", user="otto")
+    page.on("dialog", lambda dialog: dialog.accept())
+    for version in (good, bad):
+        page.locator(f"#promote-{version} button").click()
+        expect(page.locator("#said")).to_contain_text(f"{version} serves the route in 2 of 2 workers")
+    eventually(lambda: routers_of(stage) == {"linear@bad"})
+    page.get_by_role("button", name="Roll back").first.click()
+    expect(page.locator("#said")).to_contain_text(f"Rolled back: {good}")
+    eventually(lambda: routers_of(stage) == {"linear@good"})
+    assert "rolled back" in page.get_by_role("row", name=bad).inner_text()
+
+
+def routers_of(stage: Stage) -> set[str]:
+    """Which routers decide now, over connections enough to meet every worker."""
+    ids = [stage.ask(POEM).headers["x-headgate-decision-id"] for _ in range(8)]
+    return {eventually(lambda id=id: stage.admin("GET", f"/admin/decisions/{id}"))["router"] for id in ids}

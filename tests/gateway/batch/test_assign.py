@@ -1,0 +1,270 @@
+"""The joint assignment: within every limit, close to the best there is, honest about what can't be done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.batch.assign import assign, replan
+from gateway.batch.dual import least_load
+from gateway.batch.exact import exact, relaxed
+from gateway.batch.program import BARE, Program, Taste, program_of
+from gateway.batch.types import UNASSIGNED, Arm, Assignment, Capacity, Estimates, Impossible
+from tests.gateway.batch.planned import capacities, estimates, range_usd
+
+DEADLINE_S = 100.0
+
+
+def budget_of(given: Estimates, share: float) -> float:
+    least, most = range_usd(given)
+    return least + share * (most - least)
+
+
+def uses(
+    given: Estimates, found: Assignment, budget_usd: float, deadline_s: float, limits: tuple[Capacity, ...]
+) -> float:
+    """The largest share of a limit that is used."""
+    program = program_of(given, budget_usd, deadline_s, limits)
+    return float(program.uses(program.tally(found.arm)).max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 10_000), st.floats(0.0, 1.2), st.booleans())
+def test_every_limit_is_kept_and_no_barred_arm_answers(
+    n: int, arms: int, seed: int, share: float, limited: bool
+) -> None:
+    """Whatever the job, an assignment uses at most all of every limit and only arms that may answer."""
+    job = estimates(n, arms, seed)
+    deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
+    budget = budget_of(job, share) * (1 + 1e-6)
+    try:
+        found = assign(job, budget, deadline_s=deadline_s, capacities=limits)
+    except Impossible as impossible:
+        assert limited
+        program = program_of(job, budget, deadline_s, limits)
+        assert exact(program, time_limit_s=2.0) is None
+        assert impossible.least_budget_usd > budget or impossible.least_deadline_s > deadline_s
+        return
+    assert uses(job, found, budget, deadline_s, limits) <= 1.0 + 1e-9
+    assert np.isfinite(job.cost_usd[np.arange(n), found.arm]).all()
+    assert found.cost_usd == pytest.approx(float(job.cost_usd[np.arange(n), found.arm].sum(dtype=float)))
+    assert found.quality <= found.bound + 1e-9
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_job_is_assigned_as_well_as_branch_and_bound_can(seed: int, limited: bool) -> None:
+    """On 40 prompts the quality is HiGHS's optimum to a tenth of a percent, and the bound is no less."""
+    job = estimates(40, 5, seed)
+    deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
+    budget = budget_of(job, 0.4)
+    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, taste=BARE)
+    best = exact(program_of(job, budget, deadline_s, limits))
+    assert best is not None
+    assert found.quality >= best[1] * 0.999
+    assert found.bound >= best[1] - 1e-4
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("limited", [False, True])
+def test_the_bound_meets_the_linear_program(share: float, limited: bool) -> None:
+    """On 2,000 prompts the dual bound is HiGHS's optimum with split prompts, and the gap a few prompts' worth."""
+    job = estimates(2_000, 8, 3)
+    deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
+    budget = budget_of(job, share)
+    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, taste=BARE)
+    best = relaxed(program_of(job, budget, deadline_s, limits))
+    assert found.bound == pytest.approx(best, rel=2e-4)
+    assert found.bound >= best - 1e-3
+    assert found.gap <= 0.5
+    assert found.gap_share < 0.001
+
+
+def test_a_cautious_plan_states_its_gap_on_predicted_quality() -> None:
+    """Caution costs predicted quality; the bound is on quality without caution, and the gap below one percent."""
+    job = estimates(3_000, 6, 5)
+    budget = budget_of(job, 0.4)
+    bold, careful = (assign(job, budget, taste=taste) for taste in (BARE, Taste(caution=0.5)))
+    assert careful.bound >= bold.quality - 1e-6
+    assert careful.quality <= bold.quality + 1e-6
+    assert careful.gap_share < 0.01
+
+
+def test_more_money_is_never_worse() -> None:
+    """Predicted quality rises with the budget."""
+    job = estimates(400, 6, 2)
+    found = [assign(job, budget_of(job, share), taste=BARE).quality for share in np.linspace(0.0, 1.1, 12) + 1e-6]
+    assert all(more >= less - 0.05 for less, more in pairwise(found))
+    assert found[-1] > found[0]
+
+
+def test_money_buys_the_best_arms_where_there_is_enough() -> None:
+    """With money left over everybody gets the best arm, the cheaper of equals."""
+    job = estimates(50, 4, 1, barred=0.0)
+    twins = replace(job, quality=np.tile(job.quality[:, :1], (1, 4)))
+    found = assign(twins, 1e9, taste=Taste(caution=0.0))
+    assert (found.arm == twins.cost_usd.argmin(1)).all()
+    assert found.gap == pytest.approx(0.0, abs=1e-3)
+
+
+def test_floors_bind_each_prompt() -> None:
+    """No prompt goes to an arm below its floor, even where that would save money."""
+    job = estimates(200, 6, 4, barred=0.0)
+    floor = np.where(np.arange(200) % 3 == 0, job.quality.max(1) * 0.95, 0.0).astype(np.float32)
+    strict = replace(job, floor=floor)
+    least = float(np.where(strict.quality >= floor[:, None], strict.cost_usd, np.inf).min(1).sum(dtype=float))
+    found = assign(strict, least * 1.001)
+    assert (strict.quality[np.arange(200), found.arm] >= floor).all()
+
+
+def test_free_arms_answer_where_there_is_no_money() -> None:
+    """A budget of nothing is kept by arms that cost nothing."""
+    job = estimates(30, 3, 0, barred=0.0)
+    cost = job.cost_usd.copy()
+    cost[:, 1] = 0.0
+    found = assign(replace(job, cost_usd=cost), 0.0)
+    assert (found.arm == 1).all()
+    assert found.cost_usd == 0.0
+
+
+def test_an_impossible_budget_names_the_least_that_would_do() -> None:
+    """The message's budget is the cost of the cheapest arms, and with it the job can be planned."""
+    job = estimates(300, 5, 6)
+    least, _ = range_usd(job)
+    with pytest.raises(Impossible) as caught:
+        assign(job, least * 0.7)
+    assert caught.value.least_budget_usd == pytest.approx(least, rel=0.01)
+    assert "budget" in caught.value.message
+    assert assign(job, caught.value.least_budget_usd * 1.01).shortfall == 0
+
+
+def test_an_impossible_deadline_names_the_least_that_would_do() -> None:
+    """A deadline that no money helps names a longer one, with which the job can be planned."""
+    job = estimates(300, 5, 6)
+    limits = capacities(job, DEADLINE_S, 0.4)
+    with pytest.raises(Impossible) as caught:
+        assign(job, 1e6, deadline_s=DEADLINE_S, capacities=limits)
+    longer_s = caught.value.least_deadline_s
+    assert DEADLINE_S < longer_s < 10 * DEADLINE_S
+    assert math.isinf(caught.value.least_budget_usd)
+    assign(job, 1e6, deadline_s=longer_s * 1.02, capacities=limits)
+    with pytest.raises(Impossible):
+        assign(job, 1e6, deadline_s=longer_s * 0.97, capacities=limits)
+
+
+def test_least_load_is_the_linear_programs() -> None:
+    """What the dual says is needed of the tightest limit is what branch and bound can and can't keep."""
+    job = estimates(200, 5, 8)
+    limits = capacities(job, DEADLINE_S)
+    program = program_of(job, budget_of(job, 0.05), DEADLINE_S, limits)
+    load = least_load(program)
+
+    def widened(share: float) -> Program:
+        return replace(program, weights=program.weights / share)
+
+    assert exact(widened(load * 1.01), time_limit_s=10.0) is not None
+    assert exact(widened(load * 0.99), time_limit_s=10.0) is None
+
+
+def test_a_prompt_that_nobody_may_answer_is_an_error_of_the_caller() -> None:
+    """Such prompts must be reported line by line before; assigning refuses them."""
+    job = estimates(5, 2, 0, barred=0.0)
+    cost = job.cost_usd.copy()
+    cost[3] = np.inf
+    with pytest.raises(ValueError, match="the first is 3"):
+        assign(replace(job, cost_usd=cost), 1.0)
+
+
+def test_a_batch_endpoint_is_used_only_where_it_is_done_in_time() -> None:
+    """Half price for whoever can wait, and nobody can where the deadline comes first."""
+    job = estimates(20, 2, 0, barred=0.0)
+    arms = (job.arms[0], Arm("m0", via="batch", window_s=86_400.0))
+    half = replace(
+        job, arms=arms, quality=np.tile(job.quality[:, :1], (1, 2)), quality_sd=np.tile(job.quality_sd[:, :1], (1, 2)),
+        cost_usd=np.column_stack([job.cost_usd[:, 0], job.cost_usd[:, 0] / 2]),
+    )  # fmt: skip
+    assert (assign(half, 10.0).arm == 1).all()
+    assert assign(half, 10.0).finish_s == 86_400.0
+    assert (assign(half, 10.0, deadline_s=3_600.0).arm == 0).all()
+
+
+def test_a_price_per_dollar_holds_back_money_that_no_budget_holds() -> None:
+    """Without a budget each prompt weighs quality against money by itself, as a live route does."""
+    job = estimates(100, 5, 9)
+    found = assign(job, math.inf, taste=replace(BARE, usd_price=2_000.0))
+    worth = np.where(np.isfinite(job.cost_usd), job.quality - 2_000.0 * job.cost_usd, -np.inf)
+    assert (found.arm == worth.argmax(1)).all()
+    assert found.gap == pytest.approx(0.0, abs=1e-3)
+
+
+# -- replanning
+
+
+def test_replanning_assigns_the_rest_alone() -> None:
+    """Prompts outside the rest stay unassigned; the rest keeps the money that is left."""
+    job = estimates(200, 5, 3)
+    rest = np.arange(50, 150)
+    budget = budget_of(job.rows(rest), 0.5)
+    found = replan(job, rest, budget)
+    assert (found.arm[:50] == UNASSIGNED).all() and (found.arm[150:] == UNASSIGNED).all()
+    assert (found.arm[rest] != UNASSIGNED).all()
+    assert found.shortfall == 0
+    assert found.cost_usd <= budget * (1 + 1e-9)
+    assert found.quality == pytest.approx(assign(job.rows(rest), budget).quality, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_replanning_with_too_little_answers_as_many_as_it_can(share: float) -> None:
+    """Nothing is raised: what is not paid for is a shortfall, and nearly as many are answered as money could."""
+    job = estimates(200, 4, 5)
+    cheapest = np.sort(job.cost_usd.min(1))
+    budget = share * float(cheapest.sum(dtype=float))
+    found = replan(job, np.arange(200), budget)
+    answered = 200 - found.shortfall
+    assert found.cost_usd <= budget * (1 + 1e-9)
+    most = int((np.cumsum(cheapest, dtype=float) <= budget).sum())
+    assert answered >= 0.9 * most
+    assert answered == int((found.arm != UNASSIGNED).sum())
+
+
+def test_replanning_nothing_is_nothing() -> None:
+    """An empty rest is an empty assignment."""
+    found = replan(estimates(10, 2, 0), np.array([], np.intp), 1.0)
+    assert (found.arm == UNASSIGNED).all()
+    assert (found.quality, found.cost_usd, found.shortfall) == (0.0, 0.0, 0)
+
+
+def test_replanning_leaves_prompts_that_nobody_may_answer() -> None:
+    """A prompt without any arm left is part of the shortfall; the others are answered."""
+    job = estimates(10, 2, 0, barred=0.0)
+    cost = job.cost_usd.copy()
+    cost[3] = np.inf
+    found = replan(replace(job, cost_usd=cost), np.arange(10), 10.0)
+    assert found.shortfall == 1
+    assert found.arm[3] == UNASSIGNED
+
+
+def test_the_same_job_is_assigned_in_the_same_way_and_left_as_it_was() -> None:
+    """Assigning is pure."""
+    job = estimates(300, 5, 2)
+    before = {name: array.copy() for name, array in job.arrays().items()}
+    limits = capacities(job, DEADLINE_S)
+    first, second = (assign(job, budget_of(job, 0.3), deadline_s=DEADLINE_S, capacities=limits) for _ in range(2))
+    assert (first.arm == second.arm).all()
+    assert all((job.arrays()[name] == array).all() for name, array in before.items())
+
+
+def test_large_jobs_start_from_a_sample_and_end_on_all_rows() -> None:
+    """50,000 prompts under five limits: every limit kept, the gap below a tenth of a percent."""
+    job = estimates(50_000, 6, 1)
+    limits = capacities(job, DEADLINE_S)
+    budget = budget_of(job, 0.3)
+    found = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits)
+    assert uses(job, found, budget, DEADLINE_S, limits) <= 1.0 + 1e-9
+    assert found.gap_share < 0.01

@@ -1,0 +1,135 @@
+"""A job killed at any moment, as a real process against a real upstream, ends with every answer paid for once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.providers.scripted import ScriptedServer
+from tests.gateway.batch.made import chat, read
+
+MOST_RUNS = 60
+
+
+def configuration(folder: Path, url: str) -> Path:
+    path = folder / "headgate.toml"
+    path.write_text(f"""
+[server]
+run_dir = "{folder}/run"
+drain_timeout_s = 5.0
+[storage]
+url = "sqlite:///{folder}/journal.db"
+[telemetry]
+log_level = "error"
+[[providers]]
+name = "up"
+kind = "openai"
+base_url = "{url}"
+[[models]]
+name = "small"
+provider = "up"
+input_usd_per_mtok = 1.0
+output_usd_per_mtok = 4.0
+max_output_tokens = 64
+[[routes]]
+name = "auto"
+models = ["small"]
+router = "cheapest"
+cache = "exact"
+""")
+    return path
+
+
+def write_prompts(folder: Path, count: int) -> Path:
+    """OpenAI's batch lines, the last one a copy of the first."""
+    path = folder / "prompts.jsonl"
+    texts = [f"say number {n}" for n in range(count - 1)] + ["say number 0"]
+    lines = [
+        {"custom_id": f"c-{n}", "method": "POST", "url": "/v1/chat/completions", "body": json.loads(chat("auto", text))}
+        for n, text in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+async def start(folder: Path, prompts: Path, *words: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "batch", "run", str(prompts), "--config", str(folder / "headgate.toml"),
+        "--out", str(folder / "out.jsonl"), "--json", "--concurrency", "8", *words,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def killed_until_done(
+    folder: Path, prompts: Path, server: ScriptedServer, kills: int, seed: int
+) -> dict[str, Any]:
+    """Kill every run at a random moment of its work until `kills` have hit one; then let it end."""
+    draw = random.Random(seed)
+    hit = 0
+    for _ in range(MOST_RUNS):
+        before = server.seen.requests
+        run = await start(folder, prompts, "--budget", "1")
+        after = draw.randrange(0, 12)
+        while hit < kills and run.returncode is None:
+            if server.seen.requests - before >= after:
+                await asyncio.sleep(draw.random() * 0.03)
+                break
+            await asyncio.sleep(0.001)
+        if hit < kills and run.returncode is None:
+            run.send_signal(signal.SIGKILL)
+            hit += 1
+        out, err = await run.communicate()
+        if run.returncode == 0:
+            assert hit == kills, f"the job was over after {hit} kills"
+            return json.loads(out)
+        assert run.returncode == -signal.SIGKILL, err.decode()
+    raise AssertionError("never over")
+
+
+def check(folder: Path, count: int, told: dict[str, Any], server: ScriptedServer) -> None:
+    """Every line once, money equal everywhere: the job's, the journal's, and what the upstream billed."""
+    output, errors = read(folder / "out.jsonl"), read(folder / "out.errors.jsonl")
+    assert errors == []
+    assert sorted(line["custom_id"] for line in output) == sorted(f"c-{n}" for n in range(count))
+    for line in output:
+        number = int(line["custom_id"][2:]) % (count - 1)
+        assert line["response"]["body"]["choices"][0]["message"]["content"] == f"say number {number}"
+    with sqlite3.connect(folder / "journal.db") as journal:
+        (paid,) = journal.execute("SELECT SUM(cost_nanousd) FROM decisions").fetchone()
+        (items,) = journal.execute("SELECT SUM(cost_nanousd) FROM job_items").fetchone()
+        answered = journal.execute("SELECT COUNT(*) FROM job_items WHERE state = 'done'").fetchone()[0]
+        decided = journal.execute("SELECT COUNT(*) FROM decisions").fetchone()[0]
+    assert answered == decided == count - 1
+    assert paid == items == round(told["spent_usd"] * 1e9)
+    assert server.seen.requests - server.seen.repeated == count - 1, "an answer was billed twice"
+    assert told["spent_usd"] + told["at_risk_usd"] <= 1.0
+
+
+async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> None:
+    async with ScriptedServer({"small": [{"delay_s": 0.02}]}) as server:
+        configuration(tmp_path, server.url)
+        prompts = write_prompts(tmp_path, count)
+        told = await killed_until_done(tmp_path, prompts, server, kills, seed)
+        check(tmp_path, count, told, server)
+
+
+async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_path: Path) -> None:
+    """Three kills: answers, journal and the upstream's own count agree."""
+    await survive(tmp_path, 60, 3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_twenty_kills(tmp_path: Path, seed: int) -> None:
+    """The long form."""
+    await survive(tmp_path, 400, 20, seed)
+

@@ -1,0 +1,41 @@
+"""Forms into the admin API's shapes."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.admin.shapes.access import KeyChange, NewKey
+from gateway.admin.shapes.knobs import Knobs
+from gateway.dashboard.forms import checked, listed, optional, picked, shaped, worded
+from gateway.errors import CallerError
+
+
+@pytest.mark.parametrize(
+    ("sent", "said", "param"),
+    [
+        ({"cost_weight": "7"}, "Cost weight: must be at most 1.0", "cost_weight"),
+        ({"cost_weight": "a lot"}, "Cost weight: must be a number", "cost_weight"),
+        ({"max_cost_usd": "-1"}, "Max cost, $: must be at least 0.0", "max_cost_usd"),
+        ({"min_quality": "nan"}, "Min quality: ", "min_quality"),
+        ({"surprise": "1"}, "Surprise: ", "surprise"),
+    ],
+)
+def test_what_is_wrong_is_said_of_its_field(sent: dict[str, str], said: str, param: str) -> None:
+    """In words, with the field's name for whoever marks it."""
+    with pytest.raises(CallerError) as refused:
+        shaped(Knobs, sent)
+    assert refused.value.message.startswith(said) and refused.value.param == param and refused.value.status == 422
+
+
+def test_empty_fields_are_left_out_or_lift_a_limit() -> None:
+    """In a form for something new nothing was said; in a form for a change the limit goes."""
+    fields = {"name": "shop", "rpm": "", "tpm": "5", "csrf_token": "x"}
+    assert shaped(NewKey, picked(fields, NewKey)).rpm is None
+    assert optional(fields, KeyChange) == {"rpm": None, "tpm": "5"}
+
+
+def test_boxes_and_lists() -> None:
+    """A box that isn't sent isn't ticked; names come separated by commas or lines."""
+    assert checked({"knobs": "on"}, "knobs", "explore") == {"knobs": True, "explore": False}
+    assert listed("auto, small\nlarge,,") == ["auto", "small", "large"]
+    assert worded("budget_usd_per_day") == "Budget per day, $" and worded("max_latency_s") == "Max latency, s"

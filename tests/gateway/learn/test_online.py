@@ -1,0 +1,209 @@
+"""Bandits that learn while they serve: over HTTP, across workers and replicas, over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from gateway.journal.record import FeedbackRecord
+from gateway.learn.online import bandit_of, query_of
+from routers.sums import State
+from tests.gateway.redis_server import RedisServer
+from tests.live import Live, live
+
+MODELS = (
+    {"name": "small", "provider": "up", "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.4},
+    {"name": "large", "provider": "up", "input_usd_per_mtok": 2.0, "output_usd_per_mtok": 8.0},
+)
+ROUTE = {"name": "auto", "models": ["small", "large"], "router": "bandit", "cost_weight": 0.6, "explore": 0.5}
+POEMS = ("Write a tender poem about a {} in the garden at night", "Write a song about a {} at the sea")
+SUMS = (
+    "Question: compute $x^2 + {} x = 12$.\nA) 3\nB) 4\nC) 5\nD) 6\nAnswer:",
+    "Question: what is 7 * {} + 5 * 8?\nA) 31\nB) 40\nC) 52\nD) 66\nAnswer:",
+)
+SCRIPTS = {"default": [{"text": "so"}]}
+
+
+def question(i: int) -> tuple[str, str]:
+    """Poem or sum, and its text."""
+    kind, texts = (("poem", POEMS), ("sum", SUMS))[i % 2]
+    word = ("rose", "wolf", "lark", "star", "tree", "rain")[i // 4 % 6]
+    return kind, texts[i // 2 % 2].format(word if kind == "poem" else i // 4 % 6 + 3)
+
+
+def worth(kind: str, model: str) -> float:
+    """The small model writes poems and can't do sums; the large one can do both."""
+    return 1.0 if model == "large" or kind == "poem" else 0.0
+
+
+async def ask(client: httpx.AsyncClient, gateway: Live, text: str, **more: Any) -> httpx.Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 50, **more}
+    answer = await client.post(f"{gateway.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+async def say(client: httpx.AsyncClient, gateway: Live, answer: httpx.Response, score: float) -> None:
+    said = {"decision_id": answer.headers["x-headgate-decision-id"], "score": score}
+    assert (await client.post(f"{gateway.url}/v1/feedback", json=said)).status_code == 200
+
+
+async def taught(gateway: Live, rounds: int) -> None:
+    async with httpx.AsyncClient(timeout=30) as client:
+        for i in range(rounds):
+            kind, text = question(i)
+            answer = await ask(client, gateway, text)
+            await say(client, gateway, answer, worth(kind, answer.headers["x-headgate-model"]))
+
+
+async def preferred(gateway: Live, n: int = 24) -> dict[str, float]:
+    """Share of the large model by kind, where nobody explores."""
+    route = gateway.services.book.find("auto")
+    share: dict[str, list[bool]] = {"poem": [], "sum": []}
+    for i in range(n):
+        kind, text = question(i)
+        query = gateway.services.featurizer().describe(text, input_tokens=20, max_output_tokens=50)
+        assert route.router is not None
+        choice = route.router.choose(query, [m.candidate for m in route.models], route.knobs, 0.5)
+        share[kind].append(choice.ranked[0] == "large")
+    return {kind: sum(found) / len(found) for kind, found in share.items()}
+
+
+def known(gateway: Live) -> float:
+    return gateway.services.online.answers()["auto",]
+
+
+async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
+    """After some rounds of feedback sums go to the model that can do them and poems to the cheap one; propensities stay
+    exact.
+    """
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+        gateway.services.draws = iter(random.Random(1).random, None)
+        await taught(gateway, 160)
+        assert known(gateway) == pytest.approx(160)
+        found = await preferred(gateway)
+        assert found["sum"] >= 0.75 and found["poem"] <= 0.5
+        async with httpx.AsyncClient() as client:
+            answer = await ask(client, gateway, question(1)[1])
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        assert record.router == "bandit@default-1"
+        assert sum(one.probability for one in record.candidates) == pytest.approx(1.0)
+        chances = {one.model: one.probability for one in record.candidates}
+        assert record.propensity == pytest.approx(chances[record.model])
+        assert min(chances.values()) >= 0.25 - 1e-9
+
+
+@pytest.mark.parametrize("shared", ["files", "redis"])
+async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: str) -> None:
+    """Two gateways share one run directory, or one Redis: each adds the other's sums to its own."""
+    for _ in redis(tmp_path, shared):
+        extra = {"storage": {"redis_url": _}} if _ else {}
+        async with (
+            live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as one,
+            live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as two,
+        ):
+            chores = [asyncio.create_task(g.services.online.run()) for g in (one, two)]
+            await taught(one, 12)
+            await taught(two, 8)
+            async with asyncio.timeout(20):
+                while known(one) != 20 or known(two) != 20:
+                    await asyncio.sleep(0.02)
+            assert await preferred(one) == await preferred(two)
+            for chore in chores:
+                chore.cancel()
+
+
+def redis(folder: Path, shared: str) -> Iterator[str]:
+    if shared == "files":
+        yield ""
+        return
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server here")
+    server = RedisServer(folder)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    """What was learnt before a stop is there after it, once."""
+    for rounds in (6, 12):
+        async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+            chore = asyncio.create_task(gateway.services.online.run())
+            await taught(gateway, 6)
+            async with asyncio.timeout(20):
+                while known(gateway) != rounds:
+                    await asyncio.sleep(0.02)
+            chore.cancel()
+
+
+async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
+    """New settings make new routers; the bandit goes on."""
+    from gateway.app import reload
+
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+        await taught(gateway, 6)
+        reload(gateway.services)
+        assert known(gateway) == 6
+        await taught(gateway, 2)
+        assert known(gateway) == 8
+
+
+async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
+    """Feedback given twice counts once, as it was said last; another tenant's is not heard."""
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+        async with httpx.AsyncClient() as client:
+            answer = await ask(client, gateway, "hello there")
+            for score in (0.0, 1.0, 1.0):
+                await say(client, gateway, answer, score)
+            said = FeedbackRecord(
+                id="fb", time_s=0.0, tenant="other", score=0.0,
+                decision_id=answer.headers["x-headgate-decision-id"],
+            )  # fmt: skip
+            await gateway.services.online.feedback(gateway.services.journal, said)
+        bandit = bandit_of(gateway.services.book.find("auto").router)
+        assert bandit is not None and known(gateway) == 1
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        once, query = State.empty((), bandit.projection.dims), query_of(record)
+        assert query is not None
+        expected = bandit.base.forecast(query, [m.candidate for m in gateway.services.book.find("auto").models])
+        j = list(expected.models).index(record.model)
+        once.learn(bandit.axes(query.vector), record.model, 1.0 - expected.quality[j])
+        assert np.allclose(bandit.state.quality, once.quality, atol=1e-3)
+
+
+async def test_without_feedback_checks_teach(tmp_path: Path) -> None:
+    """Where nobody says anything, an upstream that fails is worth nothing and one that answers something."""
+    scripts = {"large": [{"status": 500}], "small": [{"text": "so"}]}
+    route = {**ROUTE, "cost_weight": 0.0, "explore": 0.5, "retries": 0}
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route]) as gateway:
+        async with httpx.AsyncClient() as client:
+            for i in range(40):
+                await ask(client, gateway, question(i)[1])
+        assert known(gateway) == 40
+        found = await preferred(gateway)
+        assert max(found.values()) < 0.5
+
+
+async def test_cascades_do_not_teach(tmp_path: Path) -> None:
+    """An answer that a cascade kept is one of its model's better ones: nothing is learnt from it."""
+    models = [{**one, "logprobs": True} for one in MODELS]
+    route = {**ROUTE, "cascade": "confidence"}
+    async with live(tmp_path, scripts=SCRIPTS, models=models, routes=[route]) as gateway:
+        async with httpx.AsyncClient() as client:
+            for i in range(6):
+                answer = await ask(client, gateway, question(i)[1])
+                await say(client, gateway, answer, 1.0)
+        steps = (await gateway.decision(answer.headers["x-headgate-decision-id"])).plan
+        assert len(steps) > 1 or answer.headers["x-headgate-model"] == "large"
+        assert known(gateway) < 6
