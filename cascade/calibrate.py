@@ -77,6 +77,19 @@ class Family:
         )
 
 
+    def joined(self, other: Family) -> Family:
+        """Both sets of rows. ValueError where the rules or the reference differ."""
+        if len(self.scores) != len(other.scores) or self.reference_model != other.reference_model:
+            raise ValueError("rows of other rules or of another reference can't be joined")
+        return Family(
+            np.hstack([self.scores, other.scores]),
+            np.hstack([self.costs_usd, other.costs_usd]),
+            np.append(self.reference, other.reference),
+            np.append(self.reference_costs_usd, other.reference_costs_usd),
+            self.reference_model,
+        )
+
+
 def certify(
     family: Family,
     floor: float,

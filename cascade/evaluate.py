@@ -151,6 +151,8 @@ class Trained:
     """(rates, n): how sure each rule was of each training row, by cross-fitting."""
     scores: Matrix
     """(rates, n): and what the answer scored."""
+    costs: Matrix
+    """(rates, n): and what it cost."""
     best_single: float
     """Held-out quality of the single model that was best on the other folds: what a rule is to match."""
 
@@ -175,8 +177,9 @@ def train(part: Part, setting: Setting) -> Trained:
     rules = [solve(board, part.prices, rate) for rate in rates]
     own = np.array([w.means() for w in walked(posterior, rules, part)])
     return Trained(
-        posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, chances, scores, float(single.mean())
-    )
+        posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, chances, scores, costs,
+        float(single.mean()),
+    )  # fmt: skip
 
 
 def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:

@@ -23,6 +23,7 @@ from cascade.strategies import WRITING
 from cascade.types import Limits, Plan
 from gateway.audit import Auditor
 from gateway.call import Call, chat_messages
+from gateway.embedders import EmbeddingFailed
 from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
@@ -35,7 +36,9 @@ from gateway.settle import entry_of, settle
 from gateway.wire.answer import translate_answer
 from gateway.wire.errors import render_error
 from gateway.wire.replay import replay
-from routers.types import Choice, Undecided
+from gateway.wire.request import Described
+from routers.features import ENCODED, Featurizer
+from routers.types import Choice, Query, Undecided
 
 log = logging.getLogger("headgate.answer")
 
@@ -61,7 +64,7 @@ class Answering:
         tail = b""
         try:
             with self.fly(exchange) as ticket:
-                self.describe(exchange)
+                await self.describe(exchange)
                 if await self.look_up(exchange, ticket):
                     self.auditor.after_hit(exchange)
                 else:
@@ -120,23 +123,29 @@ class Answering:
 
     # -- describe
 
-    def describe(self, exchange: Exchange) -> None:
+    async def describe(self, exchange: Exchange) -> None:
         """What routers may know: features and one embedding, computed once. A pinned model needs none."""
-        asked, route = exchange.call.described, exchange.route
+        route = exchange.route
         if route.router is None:
             return
-        if not route.router.features_version:
-            exchange.query = bare_query(asked)
-            return
-        exchange.query = self.s.featurizer().describe(
-            asked.text,
-            input_tokens=asked.input_tokens,
-            max_output_tokens=asked.max_output_tokens,
-            turns=asked.turns,
-            tools=asked.tools,
-            images=asked.images,
-            wants_json=asked.wants_json,
-        )
+        version = route.router.features_version
+        if version.startswith(ENCODED):
+            exchange.query = await self.encoded(exchange.call.described, version)
+        elif version:
+            exchange.query = described(self.s.featurizer(), exchange.call.described)
+        else:
+            exchange.query = bare_query(exchange.call.described)
+
+    async def encoded(self, asked: Described, version: str) -> Query:
+        """By the configured embedder, in a thread; without its vector the router will be undecided."""
+        embedder = self.s.embedder
+        if embedder is None or embedder.version != version:
+            return bare_query(asked)
+        try:
+            return await asyncio.to_thread(described, embedder, asked)
+        except EmbeddingFailed as error:
+            log.warning("%s", error)
+            return bare_query(asked)
 
     # -- look_up
 
@@ -262,10 +271,12 @@ class Answering:
         self.s.responses.keep(exchange)
         if exchange.directive is None or not exchange.cache_key:
             return
-        entry = entry_of(self.s, exchange)
-        ticket.land(entry)
+        entry, comparison = entry_of(self.s, exchange), None
         if entry is not None and exchange.directive.store:
-            self.auditor.after_miss(exchange, await self.s.shelf.remember(exchange, entry))
+            comparison = await self.s.shelf.remember(exchange, entry)
+        ticket.land(entry)  # only now: another replica looks into the store when the lease comes back
+        if comparison is not None:
+            self.auditor.after_miss(exchange, comparison)
 
     async def finish(
         self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None
@@ -304,6 +315,18 @@ def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
     if len(tries) > config.max_attempts:
         tries = sorted(tries, reverse=True)[: config.max_attempts]
     return sum(tries) + (max(tries) if config.hedge_after_s is not None else 0)
+
+
+def described(featurizer: Featurizer, asked: Described) -> Query:
+    return featurizer.describe(
+        asked.text,
+        input_tokens=asked.input_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        turns=asked.turns,
+        tools=asked.tools,
+        images=asked.images,
+        wants_json=asked.wants_json,
+    )
 
 
 class Alone:

@@ -15,9 +15,11 @@ from cascade.artifact import FittedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
+from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
+from gateway.embedders import open_embedder
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
 from gateway.hints import hint_chores
@@ -59,6 +61,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         config = in_force(config, current.settings)
     except ConfigError as error:  # the file has changed under it: the file alone serves
         log.error("what was changed at run time can't be used: %s", error)
+    embedder = open_embedder(config.embedding)
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
     directory = spool_dir(config.server.run_dir)
@@ -89,11 +92,13 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,
+        embedder=embedder,
         shelf=open_shelf(config, shipped_featurizer),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,
         journal=journal,
+        batches=BatchDesk(journal, config.server.run_dir),
         spool_dir=directory,
         metrics=metrics,
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),

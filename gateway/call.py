@@ -200,7 +200,7 @@ def _number(name: str, value: Any) -> float | None:
     low, high = _RANGES[name]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not low <= number <= high:
         limit = f"between {low:g} and {high:g}" if high < math.inf else "zero or more"

@@ -111,6 +111,7 @@ def guarantee(
     floors: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.90,0.95,0.97",
     confidence: Sure = 0.95,
     splits: Annotated[int, typer.Option(min=1, help="Random calibration/test splits.")] = 200,
+    trainings: Annotated[int, typer.Option(min=1, help="Rules are trained so often, each on another half.")] = 5,
     long_run: Annotated[
         bool, typer.Option("--long-run", help="Certify the long-run mean by the bound valid at any size.")
     ] = False,
@@ -125,7 +126,7 @@ def guarantee(
     shares = [float(floor) for floor in floors.split(",")]
     with _refusing():
         report = counted(
-            _read(data, tasks), floors=shares, confidence=confidence, splits=splits,
+            _read(data, tasks), floors=shares, confidence=confidence, splits=splits, trainings=trainings,
             setting=_setting(depth, router), realised=not long_run,
         )  # fmt: skip
     _print(report, as_json)

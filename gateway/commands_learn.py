@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.commands_journal import read_config
 from gateway.learn import evaluation
 from routers.artifact import Card
-from routers.features import shipped_featurizer
+from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_router, out_of_fold
 from routers.outcomes import DataError, read_outcomes
 from routers.registry import save_router
@@ -23,7 +24,17 @@ _SHOWN = (
 )  # fmt: skip
 
 DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet")]
+Embedding = Annotated[Path | None, typer.Option(help="Configuration whose [embedding] describes the texts")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]
+
+
+def _featurizer(config: Path | None) -> Featurizer:
+    """The shipped one, or the one that this configuration's [embedding] names."""
+    if config is None:
+        return shipped_featurizer()
+    from gateway.embedders import open_embedder
+
+    return open_embedder(read_config(config).embedding) or shipped_featurizer()
 
 
 def _listed(names: str) -> list[str]:
@@ -46,6 +57,7 @@ def evaluate(
     train_rows: Annotated[int, typer.Option(help="Train on this many rows at random; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
+    embedding: Embedding = None,
     cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead: routing")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
     as_json: AsJson = False,
@@ -63,7 +75,7 @@ def evaluate(
         else:
             report, policies, bench = evaluation.evaluated(
                 router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
-                limit=train_rows, seed=seed, resamples=resamples,
+                limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -79,16 +91,17 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the artefact goes")] = Path("router.safetensors"),
     version: Annotated[str, typer.Option(help="Version to write into the artefact")] = "1",
     seed: int = 0,
+    embedding: Embedding = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a router on the rows whose split is not test, and write it as an artefact with its scores."""
-    featurizer = shipped_featurizer()
+    featurizer = _featurizer(embedding)
     try:
         outcomes = read_outcomes(data)
         outcomes = outcomes.rows(outcomes.splits != "test")
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
-        metrics = evaluation.cross_validated(router, outcomes, x, out_of_fold)
+        metrics = evaluation.cross_validated(router, outcomes, x, out_of_fold, featurizer)
     except ValueError as error:
         raise _refuse(error) from error
     card = Card(

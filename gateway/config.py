@@ -58,6 +58,8 @@ class Server(_Section, frozen=True):
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     max_concurrency: Count = 2048
     """Requests in flight per worker; one more is answered 503."""
+    batch_concurrency: Count = 16
+    """Calls at once of one batch job that this gateway runs for a client."""
     cache_bytes: Count = 256 * 1024 * 1024
     """Bound on each worker's cache in memory."""
     run_dir: str = ".headgate"
@@ -169,6 +171,10 @@ class RouteConfig(_Section, frozen=True):
     retries: Annotated[int, Meta(ge=0)] = 1
     explore: Share = 0.0
     """Floor of the exploration probability, 0..1."""
+    learn_every_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds between turns of the learning loop (retrain, gate, shadow, canary, promote); 0: only `headgate learn`."""
+    learn_router: Literal["linear", "ensemble", "knn", "factor", "domain", "clusters", "mlp"] = "linear"
+    """Kind of router that the learning loop trains."""
     hedge_after_s: Seconds | None = None
     """Start a second attempt when the first byte is this late; None: never."""
     hedge_max_share: Share = 0.05
@@ -217,6 +223,21 @@ class Telemetry(_Section, frozen=True):
     """Empty: no spans. Otherwise OTLP over HTTP; needs the extra `otel`."""
 
 
+class Embedding(_Section, frozen=True):
+    """What routers trained upon another embedder than the shipped one read."""
+
+    kind: Literal["static", "folder", "openai"] = "static"
+    path: str = ""
+    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean."""
+    base_url: str = ""
+    """Of an OpenAI-kind endpoint, with its /v1."""
+    api_key: Secret = Secret("")
+    model: str = ""
+    dims: Tokens = 0
+    """Numbers in the endpoint's vectors."""
+    timeout_s: Seconds = 2.0
+
+
 class Config(_Section, frozen=True):
     server: Server = Server()
     storage: Storage = Storage()
@@ -225,3 +246,4 @@ class Config(_Section, frozen=True):
     routes: list[RouteConfig] = []
     auth: Auth = Auth()
     telemetry: Telemetry = Telemetry()
+    embedding: Embedding = Embedding()

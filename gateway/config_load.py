@@ -81,6 +81,7 @@ def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | Non
     config = _section(Config, data, "", env, found)
     _check_names(config, found)
     _check_server(config, found)
+    _check_embedding(config, found)
     for index, provider in enumerate(config.providers):
         _check_provider(provider, f"providers[{index}]", found)
     providers = [provider.name for provider in config.providers]
@@ -279,6 +280,16 @@ def _check_unique(path: str, names: list[str], found: _Problems) -> None:
             found.add(f"{path}[{index}].name", "is empty")
         elif name in names[:index]:
             found.add(f"{path}[{index}].name", f"{name!r} is used twice")
+
+
+def _check_embedding(config: Config, found: _Problems) -> None:
+    embedding = config.embedding
+    needs = {"static": (), "folder": ("path",), "openai": ("base_url", "model", "dims")}[embedding.kind]
+    for name in needs:
+        if not getattr(embedding, name):
+            found.add(f"embedding.{name}", f"missing; the kind {embedding.kind!r} needs it")
+    if embedding.base_url:
+        _check_scheme("embedding.base_url", embedding.base_url, _HTTP, found)
 
 
 def _check_server(config: Config, found: _Problems) -> None:

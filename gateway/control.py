@@ -22,6 +22,9 @@ import uvicorn
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
+from gateway.admin.upkeep import keep_up
+from gateway.batch.desk import MARKER
+from gateway.batch.jobs import Jobs
 from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
@@ -30,6 +33,7 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
+from gateway.learn.chore import Turns
 from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
@@ -72,6 +76,7 @@ async def serve_control(
     finally:
         stopping.cancel()
         ended.set()
+        desk.closing = True
         server.should_exit = True
         await asyncio.gather(serving, chores, return_exceptions=True)
         desk.store.close()
@@ -84,12 +89,17 @@ def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
     while not _open(desk):
         if ended.wait(REOPEN_AFTER_S):
             return
-    chores = threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores")
-    chores.start()
+    chores = [
+        threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores"),
+        threading.Thread(target=keep_up, args=(desk, ended), name="figures"),
+    ]
+    for chore in chores:
+        chore.start()
     try:
         shipper.run(ended)
     finally:
-        chores.join()
+        for chore in chores:
+            chore.join()
 
 
 def _open(desk: Desk) -> bool:
@@ -113,22 +123,33 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     forget_at = promise_at = time.monotonic()
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
+    turns = Turns(lambda: desk.current, desk.store)
     while True:
         try:
             desk.publish()
+            mark_batches(desk)
             if time.monotonic() >= promise_at:
                 promise_at = time.monotonic() + PROMISES_EVERY_S
                 promises = promises or Promises(desk.config, desk.store)
                 promises.step(time.time())
             cluster.step()
+            if cluster.leads:
+                turns.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(time.time())
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
         if ended.wait(KEYS_EVERY_S):
+            turns.close()
             cluster.close()
             return
+
+
+def mark_batches(desk: Desk) -> None:
+    """Workers look for batch jobs while this machine's run folder says that one is unfinished, whoever made it."""
+    if Jobs(desk.store.engine).unfinished("api"):
+        (desk.run_dir / MARKER).touch()
 
 
 async def run(config: Config, sockets: list[socket.socket]) -> None:

@@ -20,6 +20,7 @@ import msgspec
 from cache.acceptance import NEVER
 from cache.entry import Entry
 from cache.memory import MemoryStore
+from cache.sqlite import SqliteStore
 from gateway.asgi import App
 from gateway.wire.answer import peek
 
@@ -28,6 +29,8 @@ log = logging.getLogger("headgate.door")
 MAX_LINE_BYTES = 1 << 16
 MAX_PATH_BYTES = 100
 SHOWN_CHARACTERS = 200
+MOST_READ = 5000
+"""Entries that are read from a file to be searched: those that live longest."""
 Ask = dict[str, Any]
 Answer = Callable[[App, Ask], Awaitable[Any]]
 Follow = Callable[[], None]
@@ -121,16 +124,17 @@ async def cache(app: App, _: Ask) -> dict[str, Any]:
             "audited": rate.n, "wrong": round(rate.value * rate.n, 6), "requests": acceptance.requests,
             "judgements": acceptance.judgements, "threshold": fitted.threshold if fitted and known else None,
         }  # fmt: skip
-    listed = isinstance(shelf.store, MemoryStore)
+    listed = isinstance(shelf.store, MemoryStore | SqliteStore)
     return {"store": asdict(shelf.store.stats()), "routes": found, "listed": listed}
 
 
 async def entries(app: App, ask: Ask) -> dict[str, Any]:
     """Entries that hold `query` in an id, the question or the answer: newest first, and how many there are."""
     shelf = app.services.shelf
-    if not isinstance(shelf.store, MemoryStore):
+    store = shelf.store
+    if not isinstance(store, MemoryStore | SqliteStore):
         return {"data": [], "total": 0, "listed": False}
-    held = shelf.store.entries()
+    held = store.entries() if isinstance(store, MemoryStore) else await asyncio.to_thread(store.entries, MOST_READ)
     questions = {id: text for one in shelf.semantic.values() for id, text in one.questions().items()}
     return await asyncio.to_thread(_matching, held, questions, ask, app.services.clock())
 
@@ -143,17 +147,17 @@ def _matching(held: list[Entry], questions: dict[str, str], ask: Ask, now_s: flo
         if now_s < entry.created_s + entry.ttl_s
         and ask.get("tenant", "") in ("", entry.tenant)
         and ask.get("model", "") in ("", entry.model)
-        and (not query or _holds(entry, questions.get(entry.id, ""), query))
+        and (not query or _holds(entry, questions.get(entry.id, ""), query, bool(ask.get("text"))))
     ]
     found.sort(key=lambda entry: -entry.created_s)
     first = found[: int(ask.get("limit", 100))]
     return {"data": [_told(entry, questions.get(entry.id, "")) for entry in first], "total": len(found), "listed": True}
 
 
-def _holds(entry: Entry, question: str, query: str) -> bool:
-    if query in entry.id.casefold() or query in entry.decision_id.casefold() or query in question.casefold():
+def _holds(entry: Entry, question: str, query: str, text: bool) -> bool:
+    if query in entry.id.casefold() or query in entry.decision_id.casefold():
         return True
-    return query in entry.body.decode("utf-8", "replace").casefold()
+    return text and (query in question.casefold() or query in entry.body.decode("utf-8", "replace").casefold())
 
 
 def _told(entry: Entry, question: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ METRICS = (
          merged="max"),
     Spec("headgate_deployment_in_flight", "gauge", "Attempts under way.", ("model", "provider")),
     Spec("headgate_pool_connections", "gauge", "Connections to providers.", ("provider", "state")),
+    Spec("headgate_tasks", "gauge", "Tasks alive in the workers' event loops."),
     Spec("headgate_journal_lag_bytes", "gauge", "Bytes in the spool that the store doesn't have yet."),
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
@@ -165,7 +166,10 @@ class Metrics:
         self.floor = Counter("headgate_router_floor")
         self.undecideds = Counter("headgate_router_undecided")
         self.lag_s = Histogram("headgate_loop_lag_seconds")
-        self._gauges: dict[str, Read] = {"headgate_in_flight_requests": lambda: {(): self.in_flight}}
+        self._gauges: dict[str, Read] = {
+            "headgate_in_flight_requests": lambda: {(): self.in_flight},
+            "headgate_tasks": _tasks,
+        }
         self._by_request: dict[tuple[str, str, int, str], Children] = {}
         self._by_attempt: dict[tuple[str, str, str], Children] = {}
         self._kept = [kept for kept in vars(self).values() if isinstance(kept, Counter | Histogram)]
@@ -313,6 +317,13 @@ class Metrics:
     def expose(self) -> bytes:
         """The text of this worker alone."""
         return merge([self.snapshot()])
+
+
+def _tasks() -> dict[Labels, float]:
+    try:
+        return {(): float(len(asyncio.all_tasks()))}
+    except RuntimeError:  # asked from a thread without a loop
+        return {}
 
 
 def merge(snapshots: Iterable[bytes]) -> bytes:

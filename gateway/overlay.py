@@ -40,14 +40,13 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     tenants: dict[str, Table] = {}
     trials: dict[str, Trial] = {}
     """Of routes."""
-
-    def __bool__(self) -> bool:
-        return any((self.providers, self.models, self.routes, self.tenants, self.trials))
+    members: dict[str, list[str]] = {}
+    """Model to the routes it is one of; of models that are not here the routes themselves say so."""
 
 
 def overlaid(config: Config, overlay: Overlay, kept: Mapping[str, str]) -> tuple[Config | None, list[str]]:
     """The configuration with the overlay on it, or None and all that is wrong. `kept`: secrets by stamp."""
-    if not (overlay.providers or overlay.models or overlay.routes or overlay.tenants):
+    if not any((overlay.providers, overlay.models, overlay.routes, overlay.tenants, overlay.members)):
         return config, []
     hidden: dict[str, str] = {}
     table = _plain(config, hidden)
@@ -55,6 +54,7 @@ def overlaid(config: Config, overlay: Overlay, kept: Mapping[str, str]) -> tuple
     _lay(table.setdefault("models", []), overlay.models)
     _lay(table.setdefault("routes", []), overlay.routes)
     _lay(table.setdefault("auth", {}).setdefault("tenants", []), overlay.tenants)
+    _join(table["routes"], overlay.members)
     lost = sorted(set(_STAMP.findall(str(overlay.providers))) - set(kept))
     if lost:
         return None, [f"providers: a secret of theirs is not on this machine ({FILE} has no {lost[0]})"]
@@ -69,6 +69,15 @@ def _lay(tables: list[Table], changes: Mapping[str, Table]) -> None:
             tables.append({"name": name, **change})
         else:
             found |= change
+
+
+def _join(routes: list[Table], members: Mapping[str, list[str]]) -> None:
+    for model, names in members.items():
+        for route in routes:
+            others = [one for one in route.get("models", []) if one != model]
+            wanted, has = route["name"] in names, model in route.get("models", [])
+            if wanted != has:
+                route["models"] = [*others, model] if wanted else others
 
 
 def _plain(value: Any, hidden: dict[str, str]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.batch.desk import Desk as BatchDesk
 from gateway.config import Config
 from gateway.drive import Driver
 from gateway.fleet import Fleet
@@ -58,11 +59,14 @@ class Services:
     fleet: Fleet
     featurizer: Callable[[], Featurizer]
     """Loaded when a route's router first needs it."""
+    embedder: Featurizer | None
+    """The configured one, which takes milliseconds, for routers trained upon it."""
     shelf: Shelf
     driver: Driver
     responses: Responses
     spool: Spool
     journal: Reader
+    batches: BatchDesk
     spool_dir: Path
     metrics: Metrics
     tracing: Tracing | None

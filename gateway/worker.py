@@ -35,11 +35,13 @@ from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE
 from gateway.retired import snapshot_of
+from gateway.services import Services
 
 log = logging.getLogger("headgate.worker")
 
-SETTINGS_EVERY_S = 0.5
+SETTINGS_EVERY_S = 0.2
 METRICS_EVERY_S = 1.0
+BATCHES_EVERY_S = 1.0
 LINGER_S = 5.0
 """While draining, so long an idle connection has for its next request, which is answered and ends it."""
 DRAIN_EVERY_S = 0.02
@@ -82,6 +84,7 @@ async def work(
         asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
+        asyncio.create_task(watch_batches(app.services)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
     # What was made at start lives as long as the process: the collector need never look at it again.
@@ -205,6 +208,18 @@ class Follower:
             log.error("new settings refused, the old ones stay: %s", error)
 
 
+async def watch_batches(services: Services) -> None:
+    """Run batch jobs once there is one; until then nothing of them is loaded."""
+    desk = services.batches
+    while not desk.marker.exists():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(desk.asked.wait(), BATCHES_EVERY_S)
+        desk.asked.clear()
+    from gateway.batch.owner import keep_batches
+
+    await keep_batches(services)
+
+
 async def publish_metrics(app: App) -> None:
     """Leave a snapshot where the other workers and the control process find it; the last one for `retired`."""
     path = snapshot_of(Path(app.services.config.server.run_dir), app.services.index)
@@ -212,8 +227,11 @@ async def publish_metrics(app: App) -> None:
 
     def publish() -> None:
         draft = path.with_suffix(".new")
-        draft.write_bytes(app.services.metrics.snapshot())
-        draft.replace(path)
+        try:
+            draft.write_bytes(app.services.metrics.snapshot())
+            draft.replace(path)
+        except OSError as fault:  # a full disk: the spool's alarm says so
+            log.debug("metrics not published: %s", fault)
 
     try:
         while True:

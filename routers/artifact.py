@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.features import ENCODED
+
 SCHEMA = 1
 _KEY = "headgate"
 
@@ -67,8 +69,8 @@ def save_artifact(path: Path, card: Card, arrays: Arrays) -> None:
 
 
 def load_artifact(path: Path, features_version: str | None = None) -> tuple[Card, dict[str, NDArray[Any]]]:
-    """The card and arrays. ArtifactError says what is wrong with the file; None asks for no feature
-    version.
+    """The card and arrays. ArtifactError says what is wrong with the file; None asks for no feature version. Features
+    of an encoder are for whoever serves the artefact to give.
     """
     stated, arrays = _read(path)
     claimed = stated.pop("checksum", "")
@@ -77,7 +79,8 @@ def load_artifact(path: Path, features_version: str | None = None) -> tuple[Card
     if stated.get("schema") != SCHEMA:
         raise ArtifactError(f"{path}: schema {stated.get('schema')!r}, this build reads {SCHEMA}")
     card = _card(path, stated)
-    if features_version is not None and card.features_version not in ("", features_version):
+    foreign = features_version is not None and card.features_version not in ("", features_version)
+    if foreign and not card.features_version.startswith(ENCODED):
         raise ArtifactError(
             f"{path}: features_version {card.features_version!r}, this build makes {features_version!r}"
         )

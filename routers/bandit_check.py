@@ -26,13 +26,14 @@ from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration, drawn, probabilities
-from routers.sums import Shrinkage, State, posterior
+from routers.sums import Shrinkage, State, fitted
 from routers.types import Candidate
 
 WEIGHTS = (0.0, 20.0, 100.0)
 """Quality points per dollar."""
 DIMS = 16
-BOLDNESS = 0.4
+COLD_BOLDNESS = 0.7
+"""Of Thompson's draws where nothing at all is known beforehand."""
 Array = NDArray[np.float64]
 
 
@@ -45,6 +46,7 @@ class Replay:
     z: Array
     expected: Array
     expected_cost: Array
+    boldness: float = 0.4
 
     def reward(self, weight: float) -> Array:
         return self.score - weight * self.cost
@@ -53,7 +55,7 @@ class Replay:
 def cold(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
     """All rows; the axes are made of texts alone, and nothing is expected of any model."""
     zero = np.zeros_like(data.scores)
-    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero)
+    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero, COLD_BOLDNESS)
 
 
 def priced(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
@@ -87,12 +89,12 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
     m = rows.score.shape[1]
     names = [str(j) for j in range(m)]
     state, shrink, total = State.empty(names, rows.z.shape[1] - 1), Shrinkage(), 0.0
-    told = posterior(state, shrink)
+    told = fitted(state, shrink)
     for t, i in enumerate(order.tolist()):
         quality, sd, cost = told.correction(rows.z[i])
         worth = rows.expected[i] + quality - weight * (rows.expected_cost[i] + cost)
         if rule == THOMPSON:
-            chances = thompson(worth, BOLDNESS * sd).tolist()
+            chances = thompson(worth, rows.boldness * sd).tolist()
         else:
             sharpness = 1000.0 * np.sqrt((t + 1) / 1000.0)
             chances = probabilities(worth.tolist(), Exploration(floor=0.01, sharpness=float(sharpness)), True)
@@ -100,8 +102,8 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
         total += float(rows.score[i, j] - weight * rows.cost[i, j])
         surprise = rows.score[i, j] - rows.expected[i, j], rows.cost[i, j] - rows.expected_cost[i, j]
         state.learn(rows.z[i], names[j], *surprise)
-        if t < 200 or t % 10 == 0:
-            told = posterior(state, shrink)
+        if t < 20 or t % 20 == 0:
+            told = fitted(state, shrink)
     return total
 
 

@@ -7,6 +7,7 @@ from one version refuses another. Nothing here keeps a text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import log1p
@@ -28,6 +29,8 @@ _MARKS = (b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789", bytes(
 _KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in marks), 0) for byte in range(256))
 """Each byte's kind: 0 none, else ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
 STRUCTURE = 19
+ENCODED = "encoder:"
+"""How versions of features begin whose meaning an encoder of the configuration gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,9 @@ class Featurizer:
         n = len(text)
         tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
         ends = text if n <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
-        pieces = self._embedding.pieces(ends)
-        vector = self._meaning(pieces)
+        vector, words = self._meaning(ends)
         vector[self.layout.structure] = [
-            *_structure(ends, len(pieces)),
+            *_structure(ends, words),
             log1p(n) / 4, log1p(tokens) / 4, log1p(turns) / 4,
             tools if tools < 4 else 4.0, images if images < 4 else 4.0, wants_json,
         ]  # fmt: skip
@@ -88,17 +90,42 @@ class Featurizer:
         """The meaning alone, a unit vector: what a semantic cache compares."""
         return self._embedding.embed(text)
 
-    def _meaning(self, pieces: list[bytes]) -> Vector:
-        """A vector whose first two blocks are filled."""
+    def _meaning(self, text: str) -> tuple[Vector, int]:
+        """A vector whose first two blocks are filled, and how many stretches the text has."""
         vector = np.empty(self.layout.dims, np.float32)
         embedding, words, tail = self._embedding, self._tail_words, self.layout.tail
+        pieces = embedding.pieces(text)
         total = embedding.total(pieces[-words:])
         if len(pieces) > words:
             vector[tail] = unit(total)
             vector[self.layout.whole] = unit(total + embedding.total(pieces[:-words]))
         else:
             vector[self.layout.whole] = vector[tail] = unit(total)
+        return vector, len(pieces)
+
+
+class Encoded(Featurizer):
+    """The same with the meaning that another encoder gives, of the whole text alone. As slow as that is: never on an
+    event loop.
+    """
+
+    def __init__(self, encode: Callable[[str], Vector], dims: int, id: str) -> None:
+        """`encode` gives unit vectors of that length; `id` names it, for vectors of two encoders never mix."""
+        self._encode = encode
+        ends = dims + STRUCTURE
+        self.layout = Layout(slice(0, dims), slice(dims, dims), slice(dims, ends), ends)
+        self.version = f"{ENCODED}{id}-{dims}-{STRUCTURE}.2"
+
+    def embed(self, text: str) -> Vector:
+        vector = np.asarray(self._encode(text), np.float32)
+        if vector.shape != (self.layout.whole.stop,):
+            raise ValueError(f"the encoder gave a vector of shape {vector.shape}, not ({self.layout.whole.stop},)")
         return vector
+
+    def _meaning(self, text: str) -> tuple[Vector, int]:
+        vector = np.empty(self.layout.dims, np.float32)
+        vector[self.layout.whole] = self.embed(text)
+        return vector, len(text.split())
 
 
 def _structure(text: str, words: int) -> list[float]:

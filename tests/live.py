@@ -97,7 +97,7 @@ def table(
             for model in models
         ],
     }
-    for section in ("routes", "auth", "telemetry"):
+    for section in ("routes", "auth", "telemetry", "embedding"):
         if section in extra:
             base[section] = extra[section]
     return base

@@ -12,13 +12,31 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from gateway.admin import audit, counters, decisions, health, keys, overview, people, tenants
+from gateway.admin import (
+    audit,
+    cache,
+    certificates,
+    counters,
+    decisions,
+    health,
+    keys,
+    knobs,
+    labels,
+    learning,
+    models,
+    overview,
+    people,
+    tenants,
+)
 from gateway.admin.changes import Conflict, DatabaseAway
 from gateway.admin.desk import Desk
 from gateway.admin.guard import documented
+from gateway.dashboard import mount
 from gateway.errors import CallerError, HeadgateError
 
-ROOMS = (overview, decisions, audit, keys, tenants, people, counters)
+ROOMS = (
+    overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, people, audit, counters,
+)  # fmt: skip
 Render = Callable[[Request, HeadgateError], Response | None]
 
 
@@ -38,6 +56,7 @@ def make_admin(desk: Desk) -> FastAPI:
     app.include_router(people.door)
     for room in ROOMS:
         app.include_router(room.router, dependencies=documented)
+    mount(app)
     return app
 
 

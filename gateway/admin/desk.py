@@ -6,6 +6,7 @@ follow.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,21 +30,28 @@ KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant"
 """Settings are named `kind:name`; these are laid over the configuration."""
 
 
+BESIDE = ("trial", "routes")
+"""Parts of a value that are no key of the configuration's table."""
+
+
 def overlay_of(values: Mapping[str, Any]) -> Overlay:
     """Of all settings in force, those that are laid over the configuration."""
     laid: dict[str, dict[str, Any]] = {field: {} for field in KINDS.values()}
     trials: dict[str, Trial] = {}
+    members: dict[str, list[str]] = {}
     for name, value in sorted(values.items()):
         kind, _, rest = name.partition(":")
         if kind not in KINDS or value is None:
             continue
-        table = {key: one for key, one in value.items() if key != "trial"}
+        table = {key: one for key, one in value.items() if key not in BESIDE}
         if table:
             laid[KINDS[kind]][rest] = table
+        if value.get("routes") is not None:
+            members[rest] = value["routes"]
         trial = value.get("trial")
         if trial and trial["kind"] == "canary":
             trials[rest] = Trial(trial["knobs"], trial["share"])
-    return Overlay(**laid, trials=trials)
+    return Overlay(**laid, trials=trials, members=members)
 
 
 def new_doorman() -> Doorman:
@@ -71,6 +79,8 @@ class Desk:
     doorman: Doorman = field(default_factory=new_doorman)
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Answers that may be a little old: by question, when (monotonic) and what."""
+    busy: dict[str, threading.Lock] = field(default_factory=dict)
+    """Held while the answer to a question is found, so that it is found once."""
     _current: tuple[int, Config] | None = None
 
     @property

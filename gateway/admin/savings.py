@@ -20,8 +20,8 @@ from gateway.prices import Price
 Z = 1.96
 BASIS = (
     "Every answer's own tokens at {model}'s list prices, as if its answers were as long; cached answers at what they "
-    "had cost, in proportion; failed requests count as nothing saved. Judging, exploration and answers that were not kept "
-    "are taken off. The interval is for traffic like this."
+    "had cost, in proportion; failed requests count as nothing saved. Judging, exploration and answers that were not "
+    "kept are taken off. The interval is for traffic like this."
 )
 
 

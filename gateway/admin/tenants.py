@@ -61,12 +61,12 @@ def tenants(desk: Desk) -> list[Tenant]:
         keys: defaultdict[str, int] = defaultdict(int)
         for tenant in (*(one.tenant for one in desk.store.keys(revoked=False)), *(one.tenant for one in in_config)):
             keys[tenant] += 1
-        versions = desk.store.setting_numbers("tenant:")
+        versions, values = desk.store.setting_numbers("tenant:"), desk.store.latest_settings()
     names = sorted({*stated, *requests, *keys})
     return [
         Tenant(
             name=name,
-            source=_source(name in in_file, f"tenant:{name}" in versions, name in stated),
+            source=_source(name in in_file, values.get(f"tenant:{name}") is not None, name in stated),
             keys=keys[name],
             spent=_spent(spending, stated.get(name), name),
             month_usd=spending.of("tenant", name, month_s),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.api import cache, decisions, health, messages, models, openapi, responses
+from gateway.api import batches, cache, decisions, files, health, messages, models, openapi, responses
 from gateway.asgi import Handler
 
 _TABLE: tuple[tuple[str, str, Handler], ...] = (
@@ -18,6 +18,15 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("POST", r"/v1/responses/([^/]+)/cancel", responses.cancel_response),
     ("GET", r"/v1/decisions/([^/]+)", decisions.get_decision),
     ("POST", r"/v1/feedback", decisions.post_feedback),
+    ("POST", r"/v1/files", files.create_file),
+    ("GET", r"/v1/files", files.list_files),
+    ("GET", r"/v1/files/([^/]+)", files.get_file),
+    ("GET", r"/v1/files/([^/]+)/content", files.get_content),
+    ("DELETE", r"/v1/files/([^/]+)", files.delete_file),
+    ("POST", r"/v1/batches", batches.create_batch),
+    ("GET", r"/v1/batches", batches.list_batches),
+    ("GET", r"/v1/batches/([^/]+)", batches.get_batch),
+    ("POST", r"/v1/batches/([^/]+)/cancel", batches.cancel_batch),
     ("DELETE", r"/v1/cache/entries/([^/]+)", cache.delete_entry),
     ("DELETE", r"/v1/cache/entries", cache.delete_tenant),
     ("GET", r"/healthz|/health|/health/liveliness|/health/liveness", health.healthz),

@@ -12,6 +12,7 @@ from gateway.fleet import Health
 from gateway.metrics import merge
 from gateway.reply import JSON
 from gateway.services import Services
+from routers.features import ENCODED
 from routers.types import Knobs, Undecided
 
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -45,6 +46,11 @@ def failing_routers(services: Services) -> dict[str, str]:
     query = services.featurizer().describe(SELF_TEST, input_tokens=8)
     for name, route in services.book.routes.items():
         if route.router is None:
+            continue
+        version = route.router.features_version
+        if version.startswith(ENCODED):
+            if services.embedder is None or services.embedder.version != version:
+                found[name] = f"reads features {version!r}, which [embedding] does not give"
             continue
         candidates = [model.candidate for model in route.models]
         try:

@@ -173,7 +173,7 @@ class Asker:
 
     def worst(self, prompt: Prompt, ways: Ways) -> int:
         """Most nano-dollars that one call of this prompt may be held for. Raises CallerError for a bad prompt."""
-        call = self._call(prompt, "", 600.0)
+        call = self.call(prompt, "", 600.0)
         route = self._route(call, ways)
         return bound(route, self.answering.worst(call, route), route.names)
 
@@ -182,7 +182,7 @@ class Asker:
         request_id = f"{self.job}-{prompt.index}-{self.s.ids.new('try')[4:]}"
         told = Told(prompt.index, 0)
         try:
-            call = self._call(prompt, request_id, timeout_s)
+            call = self.call(prompt, request_id, timeout_s)
             if not self.caller.may_use(call.model):
                 raise CallerError(f"this key may not use '{call.model}'", code="model_not_found", status=404)
             route = self._route(call, ways)
@@ -250,7 +250,8 @@ class Asker:
         while not self.spool.append(record):  # noqa: ASYNC110 - nothing tells when a disk has space again
             await asyncio.sleep(SPOOL_RETRY_S)
 
-    def _call(self, prompt: Prompt, request_id: str, timeout_s: float) -> Call:
+    def call(self, prompt: Prompt, request_id: str, timeout_s: float) -> Call:
+        """The prompt as a request. Raises CallerError where it can't be one."""
         arrival = Arrival({}, "", request_id, self.s.now())
         limit = self.s.config.server.max_messages
         call = read_call(prompt.surface, prompt.body, arrival, max_messages=limit, timeout_s=timeout_s)

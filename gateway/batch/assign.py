@@ -24,6 +24,7 @@ TASTE = Taste()
 _EXACT_CELLS = 4_000
 """A job of at most that many prompts times arms is worth the exact way."""
 _EXACT_GAP = 1e-3
+_EXACT_S = 2.0
 _ANSWERED = 10.0
 """What it is worth to answer at all, where not every prompt can be answered: more than any answer's quality."""
 _LOOKED_AT = 4_000
@@ -45,15 +46,30 @@ def assign(
     Impossible where no assignment keeps them, with the least budget and the least deadline that would do; prompts
     that no arm may answer must have been taken out before (ValueError).
     """
-    program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
-    nobody = (program.worth <= NEVER / 2).all(1)
+    nobody = ~allowed(estimates).any(1)
     if nobody.any():
-        if allowed(estimates).any(1).all():
-            raise _impossible(estimates, budget_usd, deadline_s, capacities)
         raise ValueError(f"{int(nobody.sum())} prompt(s) that no arm may answer; the first is {int(nobody.argmax())}")
+    found = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities, taste=taste)
+    if found is None:
+        raise _impossible(estimates, budget_usd, deadline_s, capacities)
+    return found
+
+
+def attempted(
+    estimates: Estimates,
+    budget_usd: float,
+    *,
+    deadline_s: float = math.inf,
+    capacities: Sequence[Capacity] = (),
+    taste: Taste = TASTE,
+) -> Assignment | None:
+    """The same, or None where the limits can't be kept."""
+    program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
+    if (program.worth <= NEVER / 2).all(1).any():
+        return None
     draft = _solved(program)
     if not draft.fits:
-        raise _impossible(estimates, budget_usd, deadline_s, capacities)
+        return None
     bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=_plain(taste))
     finish_s = _finish_s(estimates, draft.arm, capacities)
     return _assignment(estimates, draft, _gap(bare, draft), budget_usd, finish_s)
@@ -105,8 +121,8 @@ def _solved(program: Program) -> Draft:
     missed = math.inf
     if draft.fits:
         missed = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
-    if missed > _EXACT_GAP and least_load(program) <= 1.0 + 1e-9:
-        best = exact(program)
+    if missed > _EXACT_GAP and least_load(program, asks=1.0) <= 1.0 + 1e-9:
+        best = exact(program, time_limit_s=_EXACT_S, gap=_EXACT_GAP / 2)
         if best is not None:
             return Draft(program, prices, best[0], np.minimum(program.uses(program.tally(best[0])), 1.0))
     return draft
@@ -158,17 +174,10 @@ def _finish_s(estimates: Estimates, arm: NDArray[np.int16], capacities: Sequence
 def _impossible(
     estimates: Estimates, budget_usd: float, deadline_s: float, capacities: Sequence[Capacity]
 ) -> Impossible:
-    """What would be possible, found on a sample of a large job."""
-
-    def possible(budget: float, deadline: float) -> bool:
-        program = sampled(program_of(estimates, budget, deadline, capacities), most=_LOOKED_AT)
-        return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
-
-    cheapest = float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
-    least_usd = _least(lambda usd: possible(usd, deadline_s), max(cheapest, budget_usd * _MORE))
+    least_usd = least_budget(estimates, deadline_s, capacities, budget_usd * _MORE)
     least_s = math.inf
-    if cheapest <= budget_usd and math.isfinite(deadline_s):
-        least_s = _least(lambda s: possible(budget_usd, s), deadline_s * _MORE)
+    if cheapest_usd(estimates) <= budget_usd and math.isfinite(deadline_s):
+        least_s = _least(lambda s: _possible(estimates, budget_usd, s, capacities), deadline_s * _MORE)
     ways = [f"a budget of ${least_usd:,.4g}"] if math.isfinite(least_usd) else []
     ways += [f"a deadline of {least_s:,.0f} s"] if math.isfinite(least_s) else []
     return Impossible(
@@ -177,6 +186,28 @@ def _impossible(
         least_usd,
         least_s,
     )
+
+
+def cheapest_usd(estimates: Estimates, deadline_s: float = math.inf) -> float:
+    """Cost of the job where every prompt goes to the cheapest arm that may answer it in time, rates left aside."""
+    return float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
+
+
+def least_budget(
+    estimates: Estimates, deadline_s: float, capacities: Sequence[Capacity], at_least_usd: float = 0.0
+) -> float:
+    """Least expected cost at which the job can be done in time, to half a percent; infinite where no money helps. Of a
+    large job, found on a sample.
+    """
+    low = max(cheapest_usd(estimates, deadline_s), at_least_usd)
+    if not math.isfinite(low):
+        return math.inf
+    return _least(lambda usd: _possible(estimates, usd, deadline_s, capacities), low)
+
+
+def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capacities: Sequence[Capacity]) -> bool:
+    program = sampled(program_of(estimates, budget_usd, deadline_s, capacities), most=_LOOKED_AT)
+    return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
 
 
 def _bearable(program: Program) -> bool:

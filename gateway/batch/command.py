@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.batch.carry import Paths, carry
+from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Card, Job, Progress, owner_name
 from gateway.batch.plan import Order, Shop, plan_job
 from gateway.batch.read import Terms as ReadTerms
@@ -64,7 +65,7 @@ async def run_job(
 
         try:
             return await carry(
-                home.services, home.jobs, job, plan, caller, Paths(), terms, None, start
+                home.services, home.jobs, job, plan, caller, Paths(), terms, Upstreams(home.services), start
             )
         finally:
             for task in waiting:

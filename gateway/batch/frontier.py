@@ -15,15 +15,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.batch.assign import assign
-from gateway.batch.program import allowed
-from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Impossible, Interval, Point
+from gateway.batch.assign import attempted, cheapest_usd, least_budget
+from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Interval, Point
 
 POINTS = 12
 SAMPLE = 10_000
 COST_SPREAD = 1.0
 """Standard deviation of one answer's cost around its expectation, as a share of it: lengths are about exponential."""
 _Z95 = 1.96
+_MORE = 1 + 1e-6
+"""So that rounding does not make the least budget too small for itself."""
 
 
 def frontier(
@@ -43,31 +44,24 @@ def frontier(
         capacities = [replace(capacity, per_s=capacity.per_s * share) for capacity in capacities]
     found = []
     for budget_usd in _budgets(estimates, deadline_s, capacities, points):
-        try:
-            assignment = assign(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities)
-        except Impossible:
-            continue
-        found.append(point_of(estimates, assignment, budget_usd, share))
+        assignment = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities)
+        if assignment is not None:
+            found.append(point_of(estimates, assignment, budget_usd, share))
     return tuple(found)
 
 
 def _budgets(
     estimates: Estimates, deadline_s: float, capacities: Sequence[Capacity], points: int
 ) -> list[float]:
-    least = float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
-    try:
-        best = assign(estimates, math.inf, deadline_s=deadline_s, capacities=capacities)
-    except Impossible:
+    best = attempted(estimates, math.inf, deadline_s=deadline_s, capacities=capacities)
+    if best is None:
         return []
-    most = best.cost_usd
-    try:
-        assign(estimates, least * (1 + 1e-6), deadline_s=deadline_s, capacities=capacities)
-    except Impossible as impossible:
-        least = min(impossible.least_budget_usd, most)
+    least, most = cheapest_usd(estimates, deadline_s), best.cost_usd
+    if attempted(estimates, least * _MORE, deadline_s=deadline_s, capacities=capacities) is None:
+        least = min(least_budget(estimates, deadline_s, capacities), most)
     if not 0 < least < most:
-        return [most * (1 + 1e-6)]
-    inner = np.geomspace(least, most, points) * (1 + 1e-6)
-    return [float(budget) for budget in inner]
+        return [most * _MORE]
+    return [float(budget) for budget in np.geomspace(least, most, points) * _MORE]
 
 
 def point_of(estimates: Estimates, assignment: Assignment, budget_usd: float, share: float = 1.0) -> Point:

@@ -52,6 +52,8 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
     concurrency: int = 16
     cascade: bool = False
     skip_bad: bool = False
+    floor: float = 0.0
+    """Least predicted quality of every answer."""
     engine: str = "embedded"
     total: int = 0
     """Lines to be answered, duplicates included."""

@@ -77,7 +77,9 @@ def pilot_of(config: Config, sample: Sample) -> Pilot:
     """The pilot as a step of planning; it opens a gateway of its own for its calls."""
 
     def pilot(gathered: Gathered) -> Piloted:
-        return updated(gathered.estimates, asyncio.run(asked(config, gathered, sample)))
+        fresh, report = updated(gathered.estimates, asyncio.run(asked(config, gathered, sample)))
+        wanted = len(chosen_cells(gathered.estimates, sample.prompts, sample.seed))
+        return fresh, replace(report, skipped=wanted - report.calls)
 
     return pilot
 

@@ -92,8 +92,9 @@ def _show_head(plan: Plan, console: Console) -> None:
     )
     if plan.pilot is not None:
         pilot = plan.pilot
+        skipped = f", {pilot.skipped} not made for want of money" if pilot.skipped else ""
         console.print(
-            f"pilot: {pilot.calls} calls, {pilot.failures} failed, {_usd(pilot.cost_usd)} spent, "
+            f"pilot: {pilot.calls} calls{skipped}, {pilot.failures} failed, {_usd(pilot.cost_usd)} spent, "
             f"{pilot.scored} answers scored",
             highlight=False,
         )

@@ -81,7 +81,7 @@ class Result:
 
 
 def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
-    """Every line, in the input's order but for duplicates: those follow the line they repeat, so nothing is read twice."""
+    """Every line, in the input's order, but a duplicate follows the line it repeats: nothing is read twice."""
     items = iter(jobs.items(job, answers=True))
     item = next(items, None)
     twins = {index: list(group) for index, group in groupby(sorted(plan.duplicates, key=_index), key=_index)}

@@ -40,7 +40,7 @@ from routers.types import Estimate
 log = logging.getLogger("headgate.batch")
 
 LOOK_EVERY_S = 0.5
-RENEW_EVERY_S = 2.0
+RENEW_EVERY_S = 0.5
 SURE_S = LEASE_S * 0.7
 """After this long without a renewal the lease may soon be another's."""
 REPLAN_SHARE = 0.05
@@ -377,7 +377,7 @@ class Runner:
         table = self.learnt.corrected(self.plan.estimates, self.paces)
         live = np.array([arm.via == "live" for arm in table.arms])
         table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
-        busy = np.flatnonzero(self.supply.state == BUSY)
+        busy = np.flatnonzero((self.supply.state == BUSY) | (self.supply.state == AWAY))
         under_way = forecast.expected_usd(self.plan.estimates.cost_usd, self.supply.arm, busy, self.learnt.ratios())
         left_usd = inf if self.limit is None else max(0.0, usd(self.limit - self.spent_now) - under_way)
         limits = [*self.plan.capacities, *forecast.measured(table.arms, self.paces, self.job.card.concurrency)]

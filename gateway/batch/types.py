@@ -306,6 +306,8 @@ class PilotReport:
     """Paid over predicted, by model."""
     quality_shift: dict[str, float]
     """Found minus predicted, by model."""
+    skipped: int = 0
+    """Calls not made, for they might have cost more than what was left."""
 
 
 @dataclass(frozen=True)

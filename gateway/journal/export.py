@@ -1,10 +1,10 @@
 """The journal as outcome data: `queries.parquet` and `outcomes.parquet`, for `train` and `evaluate`.
 
 One query per decision that a model answered and somebody scored; one outcome per model that answered it and
-has a score. What the score is: of several feedbacks on one decision the most trusted source counts (user,
-then check, then judge, then any other), and of one source the latest that has a score. A rung of a cascade
-that was not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left out: no
-model was called.
+has a score. What the score is: of several feedbacks on one decision the most trusted source counts (an operator's
+label, then user, then check, then judge, then any other), and of one source the latest that has a score. A rung
+of a cascade that was not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left
+out: no model was called.
 
 The propensity of an outcome is that of the decision where its model was planned; a fallback's is unknown,
 since nothing chose it. Train and test are told apart by a hash of the text (or vector), so that equal queries
@@ -29,7 +29,7 @@ from gateway.journal.tables import decisions, feedback
 from gateway.journal.write import Row
 
 _PAGE_ROWS = 1000
-_TRUST = {"user": 0, "check": 1, "judge": 2}
+_TRUST = {"label": 0, "user": 1, "check": 2, "judge": 3}
 _TEST_SHARE = 0.2
 _INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
 _OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")

@@ -238,11 +238,10 @@ class Store:
         return msgspec.json.decode(found) if found else None
 
     def setting_numbers(self, prefix: str) -> dict[str, int]:
-        """The version in force of every setting whose name begins so; a removed one is left out."""
-        values = {name: value for name, value in self.latest_settings().items() if name.startswith(prefix)}
+        """The version in force of every setting whose name begins so, removed ones too."""
         newest = sa.select(settings.c.name, sa.func.max(settings.c.version).label("version")).group_by(settings.c.name)
-        found = {row["name"]: int(row["version"]) for row in self._rows(newest)}
-        return {name: found[name] for name in values}
+        rows = self._rows(newest.where(settings.c.name.startswith(prefix, autoescape=True)))
+        return {row["name"]: int(row["version"]) for row in rows}
 
     def setting_versions(self, name: str, *, limit: int | None = None) -> list[Row]:
         """The versions of a setting, newest first."""

@@ -179,9 +179,7 @@ def feature_drift(log: Log) -> list[Alarm]:
 
 def stale(log: Log, since_s: float) -> list[Alarm]:
     """Scores came in plenty, and the router is still the one from before them."""
-    fresh = sum(
-        record.time_s > since_s for record, known in zip(log.records, log.labelled, strict=True) if known
-    )
+    fresh = sum(record.time_s > since_s for record, known in zip(log.records, log.labelled, strict=True) if known)
     if since_s <= 0 or fresh < STALE_ROUNDS:
         return []
     return [Alarm("stale", f"{fresh} scored answers since the router last changed", float(fresh))]

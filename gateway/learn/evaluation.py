@@ -88,10 +88,10 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
 
 def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
-    tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
+    tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES, featurizer: Featurizer | None = None,
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random."""
-    featurizer = shipped_featurizer()
+    featurizer = featurizer or shipped_featurizer()
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
     learned = None if router in LEARNED_NAMES and router != "default" else _artifact(router)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
@@ -219,10 +219,11 @@ def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
     pyplot.close(figure)
 
 
-def cross_validated(router: str, data: Outcomes, x: Matrix, predict: Predict) -> dict[str, float]:
+def cross_validated(
+    router: str, data: Outcomes, x: Matrix, predict: Predict, featurizer: Featurizer
+) -> dict[str, float]:
     """Scores on the training rows, each predicted without having been seen: what the artefact's card says."""
     seen = np.asarray(np.isfinite(data.scores))
-    featurizer = shipped_featurizer()
     if len(x) < 8:
         return {"rows": float(len(x))}
     quality, _ = predict(router, data, x, featurizer)

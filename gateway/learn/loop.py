@@ -189,9 +189,7 @@ class Loop:
 
     def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> Told | None:
         """The version before comes back where it would have been worth more since."""
-        before = [
-            one for one in self.versions.list(self.route) if one.state == "retired" and one.time_s < live.time_s
-        ]
+        before = [one for one in self.versions.list(self.route) if one.state == "retired" and one.time_s < live.time_s]
         since_s = _since(live)
         fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
         if not before or int(fresh.labelled.sum()) < self.terms.min_scored:

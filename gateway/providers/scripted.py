@@ -27,7 +27,17 @@ from typing import Any, cast
 import msgspec
 from httptools import HttpParserError, HttpRequestParser
 
-from gateway.providers.scripted_play import Act, Frame, dialect_of, error_body, json_answer, play
+from gateway.providers.scripted_batch import Batches
+from gateway.providers.scripted_play import (
+    Act,
+    Frame,
+    dialect_of,
+    error_body,
+    file_answer,
+    json_answer,
+    play,
+    whole_answer,
+)
 from gateway.providers.scripted_script import Scripts, Seen, Step
 
 RECENT = 100
@@ -51,6 +61,7 @@ class ScriptedServer:
     ) -> None:
         self.scripts = Scripts(scripts)
         self.seen = Seen()
+        self.batches = Batches(self._batch_line)
         self._answered: dict[str, tuple[Step, str]] = {}
         self.url = ""
         self._host, self._port, self._uds, self._tls = host, port, uds, tls
@@ -87,6 +98,9 @@ class ScriptedServer:
             connection.act(Act.CLOSE)
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Iterator[Frame]:
+        if self.batches.serves(path):
+            status, said = self.batches.answer(method, path, headers, body)
+            return iter([file_answer(said) if isinstance(said, bytes) else json_answer(status, said)])
         if method == "GET":
             return iter([self._tell(path)])
         dialect = dialect_of(path)
@@ -103,6 +117,13 @@ class ScriptedServer:
         self._note(path, headers, model, body)
         step, answer_id = self._once(headers.get("idempotency-key", ""), model)
         return play(request, dialect, step, answer_id)
+
+    def _batch_line(self, path: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What a call of this body would be answered with: a batch's line follows the same scripts."""
+        model = str(request.setdefault("model", "default"))
+        dialect = dialect_of(path) or "chat"
+        self._note(path, {}, model, b"")
+        return whole_answer(request, dialect, self.scripts.next(model), f"scripted-{self.seen.requests}")
 
     def _once(self, key: str, model: str) -> tuple[Step, str]:
         """The script's next step; a request whose key was answered before gets that answer again, and isn't billed."""

@@ -78,6 +78,19 @@ def json_answer(status: int, body: Json) -> bytes:
     return head(status, "application/json", Step()) + b"content-length: %d\r\n\r\n%b" % (len(raw), raw)
 
 
+def file_answer(content: bytes) -> bytes:
+    return head(200, "application/octet-stream", Step()) + b"content-length: %d\r\n\r\n%b" % (len(content), content)
+
+
+def whole_answer(request: Json, dialect: str, step: Step, answer_id: str) -> tuple[int, Json]:
+    """Status and body of an answer without its transport: a line of a batch."""
+    if step.status != 200:
+        return step.status, error_body(dialect, step.status, step)
+    if dialect == "embeddings":
+        return 200, say.embeddings(request)
+    return 200, msgspec.json.decode(_body(request, dialect, step, answer_id))
+
+
 def head(status: int, content_type: str, step: Step) -> bytes:
     """Status line and headers, without framing and empty line."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Overloaded"

@@ -39,6 +39,8 @@ class Target:
     url: str
     key: str
     process: subprocess.Popen[bytes]
+    headers: tuple[str, ...] = ()
+    """Sent with every request, each as `name: value`."""
 
     @property
     def pid(self) -> int:
@@ -60,13 +62,15 @@ class Case:
 
 
 @contextmanager
-def started(name: str, command: list[str], url: str, key: str, model: str, log: Path, **env: str) -> Iterator[Target]:
+def started(
+    name: str, command: list[str], url: str, key: str, model: str, log: Path, headers: tuple[str, ...] = (), **env: str
+) -> Iterator[Target]:
     """The process, once it has answered a request; ended on the way out. RuntimeError with its log's end."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **env})
     try:
-        wait_ready(process, url, key, model, log)
-        yield Target(name, url, key, process)
+        wait_ready(process, url, key, model, log, headers)
+        yield Target(name, url, key, process, headers)
     finally:
         process.terminate()
         try:
@@ -76,11 +80,13 @@ def started(name: str, command: list[str], url: str, key: str, model: str, log: 
             process.wait()
 
 
-def wait_ready(process: subprocess.Popen[bytes], url: str, key: str, model: str, log: Path) -> None:
+def wait_ready(
+    process: subprocess.Popen[bytes], url: str, key: str, model: str, log: Path, headers: tuple[str, ...] = ()
+) -> None:
     deadline, answer = time.monotonic() + READY_S, ""
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            answer = ask(url, key, model)
+            answer = ask(url, key, model, headers)
         except OSError as error:
             answer = str(error)
         if answer.startswith("200"):
@@ -89,11 +95,12 @@ def wait_ready(process: subprocess.Popen[bytes], url: str, key: str, model: str,
     raise RuntimeError(f"{url} did not come up ({answer}):\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def ask(url: str, key: str, model: str) -> str:
+def ask(url: str, key: str, model: str, more: tuple[str, ...] = ()) -> str:
     where = urlsplit(url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=30)
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}]})
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    headers |= dict(line.split(": ", 1) for line in more)
     try:
         connection.request("POST", "/v1/chat/completions", body, headers)
         answer = connection.getresponse()
@@ -123,13 +130,16 @@ def upstream_connects(url: str) -> int:
 
 
 @contextmanager
-def headgate(folder: Path, upstream_url: str) -> Iterator[Target]:
-    """Headgate with everything on: route `auto` learns over four models, caches, and journals."""
+def headgate(folder: Path, upstream_url: str, more: str = "") -> Iterator[Target]:
+    """Headgate with everything on: route `auto` learns over four models, caches, and journals.
+
+    `more`: further tables of the configuration.
+    """
     key, port = f"hg-{secrets.token_hex(16)}", free_port()
     artifact = folder / "linear.safetensors"
     fit_router(artifact)
     config = folder / "headgate.toml"
-    config.write_text(settings(folder, artifact, upstream_url, port, key))
+    config.write_text(settings(folder, artifact, upstream_url, port, key) + more)
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
     url = f"http://127.0.0.1:{port}"
     with started("headgate", command, url, key, "auto", folder / "headgate.log") as target:

@@ -4,12 +4,18 @@
 
 Chat completions of one fixed answer, streamed in `CHUNKS` events `CHUNK_GAP_S` apart where the request says
 so. GET /connects tells how many connections were ever made. Prints its base URL when it listens.
+
+A request's `seed`, a field that every gateway passes on, says how it is answered: milliseconds before the answer
+begins, times 100,000, plus the microseconds between events (0: all in one write). Each event then carries the time
+(CLOCK_MONOTONIC, nanoseconds) at which it was written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from typing import cast
 
 import uvloop
@@ -68,6 +74,27 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 EVENTS = _events()
 
 
+SEED = re.compile(rb'"seed":\s*(\d+)')
+SEED_MS = 100_000
+CLOCK = b"t%019dt"
+"""In an event's text."""
+
+
+def _timed() -> list[tuple[bytes, bytes]]:
+    """Each event before and after the time it is written; the last two and the end tell none."""
+    mark = CLOCK % 0
+    base = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1700000000, "model": "bench"}
+    found = []
+    for _ in range(CHUNKS - 2):
+        choice = {"index": 0, "delta": {"content": mark.decode()}, "logprobs": None, "finish_reason": None}
+        before, after = _chunk(b"data: %b\n\n" % json.dumps({**base, "choices": [choice]}).encode()).split(mark)
+        found.append((before, after))
+    return [*found, *((event, b"") for event in EVENTS[-2:])]
+
+
+TIMED = _timed()
+
+
 class Upstream(asyncio.Protocol):
     """One connection."""
 
@@ -94,11 +121,40 @@ class Upstream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.url == b"/connects":
             self.transport.write(_framed(b"%d" % Upstream.connects, b"text/plain"))
-        elif b'"stream":true' in self.body or b'"stream": true' in self.body:
+            return
+        streams = b'"stream":true' in self.body or b'"stream": true' in self.body
+        seed = SEED.search(self.body)
+        if seed is None:
+            self.answer(streams, None)
+            return
+        wait_ms, gap_us = divmod(int(seed.group(1)), SEED_MS)
+        if wait_ms:
+            self.loop.call_later(wait_ms / 1e3, self.answer, streams, gap_us / 1e6)
+        else:
+            self.answer(streams, gap_us / 1e6)
+
+    def answer(self, streams: bool, gap_s: float | None) -> None:
+        """`gap_s` None: events as they always are, without the time."""
+        if self.transport.is_closing():
+            return
+        if not streams:
+            self.transport.write(WHOLE)
+        elif gap_s is None:
             self.transport.write(STREAM_HEAD)
             self.push(0)
+        elif gap_s:
+            self.transport.write(STREAM_HEAD)
+            self.push_timed(0, gap_s)
         else:
-            self.transport.write(WHOLE)
+            self.transport.write(STREAM_HEAD + b"".join(EVENTS))
+
+    def push_timed(self, index: int, gap_s: float) -> None:
+        if self.transport.is_closing():
+            return
+        before, after = TIMED[index]
+        self.transport.write(b"%b%b%b" % (before, CLOCK % time.monotonic_ns(), after) if after else before)
+        if index + 1 < CHUNKS:
+            self.loop.call_later(gap_s, self.push_timed, index + 1, gap_s)
 
     def push(self, index: int) -> None:
         if self.transport.is_closing():

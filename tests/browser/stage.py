@@ -33,6 +33,9 @@ from tests.live import free_port
 
 MASTER_KEY = "hg-master-for-the-browser"
 USERS = {"vera": "viewer", "otto": "operator", "ada": "admin"}
+AUTH = {"authorization": f"Bearer {MASTER_KEY}"}
+CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=30)
+"""A new connection for every request, so that any worker may answer."""
 PASSWORD = "a long enough password"
 Found = TypeVar("Found")
 
@@ -115,7 +118,7 @@ master_key = "{MASTER_KEY}"
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert b"answers on" in line, line
-        eventually(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
+        eventually(lambda: CLIENT.get(f"{self.url}/readyz").status_code == 200)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -126,18 +129,14 @@ master_key = "{MASTER_KEY}"
 
     def admin(self, method: str, path: str, **sent: Any) -> Any:
         """The admin API, with the master key."""
-        answer = httpx.request(
-            method, self.url + path, headers={"authorization": f"Bearer {MASTER_KEY}"}, timeout=30, **sent
-        )
+        answer = CLIENT.request(method, self.url + path, headers=AUTH, **sent)
         assert answer.is_success, answer.text
         return answer.json()
 
     def ask(self, text: str, model: str = "auto", **fields: Any) -> httpx.Response:
         """One request over a connection of its own, so that any worker may answer."""
         sent = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
-        answer = httpx.post(
-            f"{self.api}/chat/completions", json=sent, headers={"authorization": f"Bearer {MASTER_KEY}"}, timeout=30
-        )
+        answer = CLIENT.post(f"{self.api}/chat/completions", json=sent, headers=AUTH)
         assert answer.status_code == 200, answer.text
         return answer
 
@@ -160,9 +159,7 @@ master_key = "{MASTER_KEY}"
                     "decision_id": answer.headers["x-headgate-decision-id"], "source": "user",
                     "score": float(luck[i, 1] < TRUTH[kind][answer.headers["x-headgate-model"]]),
                 }  # fmt: skip
-                httpx.post(
-                    f"{self.api}/feedback", json=said, headers={"authorization": f"Bearer {MASTER_KEY}"}
-                ).raise_for_status()
+                CLIENT.post(f"{self.api}/feedback", json=said, headers=AUTH).raise_for_status()
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(one, range(count)))
@@ -195,7 +192,7 @@ def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
     if spoilt:
         data = replace(data, scores=1.0 - data.scores)
     learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer())
-    made = PluginRouter("linear", name, shipped_featurizer().version, learned, explore=0.2)
+    made = PluginRouter("linear", name, shipped_featurizer().version, learned)
     path = folder / f"{name}.safetensors"
     save_router(path, made, Card(made.name, name, made.features_version, data.models))
     return path

@@ -308,3 +308,39 @@ def test_a_chain_gives_the_same_move_for_the_same_history():
     """The strategy keeps no state of its own, so that a climb can be replayed from its record."""
     chain, history = Chain((SMALL, LARGE)), [Outcome("small", evidence=UNSURE)]
     assert chain.next(history, lambda _: True) == chain.next(list(history), lambda _: True)
+
+
+def test_a_speculating_chain_asks_the_next_model_beside_the_first():
+    """Both go out together, neither may stream, and the driver is told what ends the waiting."""
+    play = Playbook(Plan((SMALL, LARGE), speculates=True))
+    assert (play.rung.model, [rung.model for rung in play.rung.beside]) == ("small", ["large"])
+    assert not play.rung.final and not play.rung.beside[0].final and play.rung.enough is not None
+    sure, unsure = Outcome("small", evidence=SURE), Outcome("small", evidence=UNSURE)
+    assert play.rung.enough(sure) and not play.rung.enough(unsure) and play.rung.enough(Outcome("large"))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "other", "kept", "reason"),
+    [
+        (SURE, Outcome("large", "cancelled", cost_usd=2.0), "small", "accepted"),
+        (UNSURE, Outcome("large", evidence=NOTHING, cost_usd=10.0), "large", "last"),
+        (UNSURE, Outcome("large", "server_error"), "small", "exhausted"),
+    ],
+)
+def test_what_ran_beside_is_paid_whoever_is_kept(evidence: Evidence, other: Outcome, kept: str, reason: str):
+    """The cost of speculation counts, and a first answer stands in where the second model failed."""
+    play = Playbook(Plan((SMALL, LARGE), speculates=True))
+    play._advance(Outcome("small", evidence=evidence, cost_usd=1.0, beside=(other,)))
+    assert play.ended() == (kept, reason)
+    assert play.verdict is not None
+    assert play.verdict.spent_usd == 1.0 + other.cost_usd and play.verdict.attempts == 2
+
+
+def test_speculation_keeps_within_the_budget():
+    """Where both at once would be too dear the chain climbs in order; a driver that can't run beside may ignore it."""
+    tight = Plan((SMALL, LARGE), limits=Limits(max_cost_usd=10.5), speculates=True)
+    assert Playbook(tight).rung.beside == ()
+    play = Playbook(Plan((SMALL, LARGE), speculates=True)).answers(UNSURE)
+    assert play.rung.model == "large" and play.rung.beside == ()
+    play.answers()
+    assert play.ended() == ("large", "last")

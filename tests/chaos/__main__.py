@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def show(console: Console, report: Report) -> None:
-    table = Table("fault", "while it lasts", "until all is well", "longest", "recovery", "budget: sold/bought/limit", box=None)
+    table = Table("fault", "while it lasts", "until all is well", "longest", "recovery", "sold/bought/budget", box=None)
     for result in report.results:
         if result.skipped:
             table.add_row(result.fault, f"skipped: {result.skipped}")

@@ -86,7 +86,8 @@ ODD: list[Json] = [
     "echo", "no-such-model", "../..", "${HOME}", "data:image/png;base64,AA", "http://127.0.0.1/x", [1, 2, 3],
     {"role": "user"}, {"$ref": "#"}, "\r\nx: y", "stop", 0.0, -0.0, 1e-320,
 ]  # fmt: skip
-BYTES = (b"\x00", b"\xff", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\\u", b"NaN", b"1e999", b"\r\n", b"\xed\xa0\x80")
+BYTES = (b"\x00", b"\xff", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\\u", b"NaN", b"1e999", b"\r\n",
+         b"\xed\xa0\x80")  # fmt: skip
 DEEP = (b"[" * 3000 + b"]" * 3000, b'{"a":' * 2000 + b"1" + b"}" * 2000, b"[" * 200_000)
 
 

@@ -1,11 +1,10 @@
-"""A few thousand cases of what `python -m tests.fuzz` runs in hundreds of thousands: no fault of ours from bad input."""
+"""A few thousand cases of what `python -m tests.fuzz` runs by the hundred thousand: bad input is never our fault."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -48,14 +47,14 @@ def test_bad_http_is_never_our_fault(here: Ports) -> None:
 def test_the_data_port_keeps_to_its_document(here: Ports) -> None:
     """What schemathesis makes of /openapi.json is never answered by 5xx."""
     tally = Tally()
-    by_document(here, here.data, here.data_document(), 60, tally, lambda path: True)
+    by_document(here, here.data, here.data_document(), 150, tally)
     assert tally.cases > 20 and not tally.faults, tally.faults[:5]
 
 
 def test_the_admin_port_keeps_to_its_document(here: Ports) -> None:
     """What schemathesis makes of the admin API's document is never answered by 5xx."""
     tally = Tally()
-    by_document(here, here.admin, here.admin_document(), 60, tally, lambda path: True)
+    by_document(here, here.admin, here.admin_document(), 200, tally)
     assert tally.cases > 20 and not tally.faults, tally.faults[:5]
 
 

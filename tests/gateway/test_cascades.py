@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import httpx
@@ -80,3 +81,48 @@ async def test_the_record_holds_the_confidence_that_was_compared(tmp_path: Path)
     first, second = record.attempts
     assert first.evidence is not None and first.evidence.confidence == pytest.approx(0.1353, abs=1e-3)
     assert not first.estimated and second.estimated
+
+
+async def test_speculation_cuts_the_slow_model_off_and_pays_for_it(tmp_path: Path) -> None:
+    """A sure first answer comes at once; the large model's call is ended, recorded and charged."""
+    scripts = {"small": [{"text": "seven", "logprob": -0.01}], "large": [{"delay_s": 30.0, "text": "never read"}]}
+    async with live(
+        tmp_path, scripts=scripts, models=MODELS, routes=[{**route("confidence"), "speculate": True}]
+    ) as gateway:
+        answer = await ask(gateway)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert answer.json()["choices"][0]["message"]["content"] == "seven"
+    assert {attempt.model: attempt.failure for attempt in record.attempts} == {"small": "", "large": "cancelled"}
+    assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+    assert all(attempt.cost_nanousd > 0 for attempt in record.attempts) and record.overhead_ms is not None
+
+
+async def test_speculation_answers_with_the_large_model_where_the_small_one_is_unsure(tmp_path: Path) -> None:
+    """Both were asked at the same time: two calls, the second model's answer, streamed where the client asks so."""
+    scripts = {"small": [{"text": "unsure", "logprob": -3.0}], "large": [{"text": "certain"}]}
+    async with live(
+        tmp_path, scripts=scripts, models=MODELS, routes=[{**route("confidence"), "speculate": True}]
+    ) as gateway:
+        answer = await ask(gateway, stream=True)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert "certain" in answer.text and answer.text.rstrip().endswith("[DONE]")
+    assert [attempt.model for attempt in record.attempts] == ["small", "large"] and record.verdict == "last"
+    assert record.attempts[1].started_s < record.attempts[0].started_s + (record.attempts[0].latency_s or 0.0)
+
+
+async def test_a_failed_check_sends_an_answer_back(tmp_path: Path) -> None:
+    """The operator's check decides: what it refuses escalates, what it passes is kept, without log-probabilities."""
+    script = tmp_path / "check.py"
+    script.write_text("import sys\nsys.exit(0 if sys.stdin.read() == 'right' else 1)\n")
+    checked = {**route("confidence"), "check": [sys.executable, "-I", str(script)], "check_timeout_s": 60.0}
+    plain = [{**model, "logprobs": False} for model in MODELS]
+    scripts = {"small": [{"text": "wrong"}, {"text": "right"}], "large": [{"text": "certain"}]}
+    async with live(tmp_path, scripts=scripts, models=plain, routes=[checked]) as gateway:
+        answers = [await ask(gateway), await ask(gateway)]
+        records = [await gateway.decision(answer.headers["x-headgate-decision-id"]) for answer in answers]
+        await gateway.rest()
+    assert [record.answered_model for record in records] == ["large", "small"]
+    seen = [record.attempts[0].evidence for record in records]
+    assert [one.checks_passed if one else None for one in seen] == [False, True]

@@ -55,6 +55,8 @@ class CertificateView(BaseModel):
     held: bool | None
     """Whether the floor lies below the coverage's value; None: not known yet."""
     note: str = ""
+    mean_expected: float | None = None
+    """Mean of what the router expected of its choices on the data: drift is told from it."""
 
 
 class CertificateAnswer(BaseModel):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from gateway.admin.shapes.common import Name, Usd, Wanted
 
+Source = Literal["file", "here", "file, changed here"]
+
 
 class Deployment(BaseModel):
     """One way to reach a model, the worst of what the workers say of it."""
@@ -50,7 +52,7 @@ class ModelCard(BaseModel):
     """A model with its deployments."""
 
     name: str
-    source: Literal["file", "here", "file, changed here"]
+    source: Source
     health: Literal["ok", "degraded", "down", "unknown"]
     deployments: list[Deployment]
     routes: list[str]
@@ -85,7 +87,7 @@ class ProviderCard(BaseModel):
     name: str
     kind: str
     base_url: str
-    source: Literal["file", "here", "file, changed here"]
+    source: Source
     api_key_set: bool
     header_names: list[str]
     api_version: str

@@ -15,6 +15,8 @@ from gateway.dashboard.units import DASH, told, trimmed
 
 Point = tuple[float, float | None]
 """Unix seconds and a value; None: nothing is known of that time."""
+TIPS = 72
+"""Places of a chart that say something to the pointer, at most."""
 ROWS = 24
 """Of the table beside a chart; the latest."""
 
@@ -85,11 +87,13 @@ def _paths(series: Sequence[Series], x: Scale, y: Scale) -> str:
 def _hints(series: Sequence[Series], x: Scale, unit: str) -> str:
     """What the pointer is told at each time."""
     times = [t for t, _ in series[0].points]
-    width = 100 / max(len(times) - 1, 1)
+    step = -(-len(times) // TIPS)
+    width = 100 * step / max(len(times) - 1, 1)
     return "".join(
         f'<rect class="tip" x="{place(max(x(t) - width / 2, 0))}%" y="0" width="{place(width)}%" height="100%">'
         f"<title>{escape(_when(t))}\n{escape(_values(series, i, unit))}</title></rect>"
         for i, t in enumerate(times)
+        if i % step == 0
     )
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from gateway.dashboard.charts import axes
 from gateway.dashboard.charts.axes import Scale, place
-from gateway.dashboard.units import quality, trimmed, usd_per_1k
+from gateway.dashboard.units import quality, told, trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,10 @@ class Bin:
 
 
 def scatter_chart(
-    title: str, spots: Sequence[Spot], hull: Sequence[tuple[float, float]] = (), *, height: float = 260
-) -> Markup:
-    """The frontier: `hull` are (cost per request, quality), cheapest first."""
+    title: str, spots: Sequence[Spot], hull: Sequence[tuple[float, float]] = (), *, height: float = 260,
+    unit: str = "usd_per_1k", cost: str = "Cost per 1,000 requests",
+) -> Markup:  # fmt: skip
+    """The frontier: `hull` are (cost, quality), cheapest first. `unit` tells costs as `cost` names them."""
     if not spots:
         return Markup("")
     costs = [v for s in spots for v in (s.cost_low, s.cost_usd, s.cost_high) if v is not None] + [c for c, _ in hull]
@@ -53,14 +54,14 @@ def scatter_chart(
     x, y = Scale(x_ticks[0], x_ticks[-1]), Scale(y_ticks[0], y_ticks[-1], height)
     svg = (
         axes.y_axis(y_ticks, y, [trimmed(quality(tick)) for tick in y_ticks])
-        + axes.x_axis([(tick, trimmed(usd_per_1k(tick))) for tick in x_ticks], x, height)
+        + axes.x_axis([(tick, trimmed(told(tick, unit))) for tick in x_ticks], x, height)
         + _hull(hull, x, y)
-        + "".join(_spot(spot, x, y) for spot in spots)
+        + "".join(_spot(spot, x, y, unit) for spot in spots)
     )
-    rows = [[s.name, usd_per_1k(s.cost_usd), quality(s.quality), _between(s)] for s in spots]
-    said = "; ".join(f"{name}: {cost} per 1,000 requests, quality {worth} {span}" for name, cost, worth, span in rows)
-    head = ["", "Cost per 1,000 requests", "Quality", "95 % interval"]
-    axis = '<p class="axis-note">across: cost per 1,000 requests; up: mean quality, 0 to 1</p>'
+    rows = [[s.name, told(s.cost_usd, unit), quality(s.quality), _between(s)] for s in spots]
+    said = "; ".join(f"{name}: {cost.lower()} {paid}, quality {worth} {span}" for name, paid, worth, span in rows)
+    head = ["Point", cost, "Quality", "95 % interval"]
+    axis = f'<p class="axis-note">across: {escape(cost.lower())}; up: mean quality, 0 to 1</p>'
     return axes.figure(svg, title=title, told=said, height=height, legend=axis, table=axes.table_of(head, rows))
 
 
@@ -80,7 +81,7 @@ def _hull(hull: Sequence[tuple[float, float]], x: Scale, y: Scale) -> str:
     )
 
 
-def _spot(spot: Spot, x: Scale, y: Scale) -> str:
+def _spot(spot: Spot, x: Scale, y: Scale, unit: str) -> str:
     cx, cy = x(spot.cost_usd), y.down(spot.quality)
     whiskers = ""
     if spot.quality_low is not None and spot.quality_high is not None:
@@ -95,7 +96,7 @@ def _spot(spot: Spot, x: Scale, y: Scale) -> str:
         f'<text x="{shift}" y="{-8 if spot.mark != "then" else 17}" text-anchor="{anchor}">{escape(spot.name)}</text>'
         f"</svg>"
     )
-    hint = f"{spot.name}: {usd_per_1k(spot.cost_usd)} per 1,000, quality {quality(spot.quality)} {_between(spot)}"
+    hint = f"{spot.name}: {told(spot.cost_usd, unit)}, quality {quality(spot.quality)} {_between(spot)}"
     return f'<g class="spot {escape(spot.mark)}"><title>{escape(hint)}</title>{whiskers}{label}</g>'
 
 

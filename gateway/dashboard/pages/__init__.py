@@ -3,6 +3,7 @@
 from gateway.dashboard.pages import (
     access,
     audit,
+    batch,
     cache,
     certificates,
     decisions,
@@ -17,6 +18,6 @@ from gateway.dashboard.pages import (
 ROUTERS = tuple(
     page.router
     for page in (
-        login, overview, routes, decisions, learning, certificates, cache, models, access, labels, audit,
+        login, overview, routes, decisions, learning, certificates, cache, models, access, labels, audit, batch,
     )
 )  # fmt: skip

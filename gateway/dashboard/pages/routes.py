@@ -195,7 +195,8 @@ def _confirmed(done: Applied) -> str:
 def _history(history: list[SettingVersion]) -> list[tuple[SettingVersion, list[tuple[str, Any, Any]]]]:
     """Each version with what it changed: name, before, after."""
     told = []
-    for one, before in zip(history, [*history[1:], None], strict=True):
+    befores: list[SettingVersion | None] = [*history[1:], None]
+    for one, before in zip(history, befores, strict=False):
         old, new = _flat((before and before.value) or {}), _flat(one.value or {})
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         told.append((one, [(name, old.get(name), new.get(name)) for name in names]))

@@ -71,7 +71,9 @@ def plan(
     assignment: Assignment = replan(table, rest, budget_usd)
     nothing = Interval(0.0, 0.0, 0.0)
     point = Point(budget_usd, nothing, nothing, {}, 0.0)
-    made = Plan("made", "auto", asked, tuple(duplicates), (), table, assignment, (point,), point, budget_usd, deadline_s)
+    made = Plan(
+        "made", "auto", asked, tuple(duplicates), (), table, assignment, (point,), point, budget_usd, deadline_s
+    )
     made.save(folder)
     return made
 
@@ -107,7 +109,13 @@ def new_job(jobs: Jobs, made: Plan, folder: Path, **card: Any) -> Job:
 
 
 async def carried(
-    services: Services, made: Plan, folder: Path, *, endpoints: Endpoints | None = None, on_start: Any = None, **card: Any
+    services: Services,
+    made: Plan,
+    folder: Path,
+    *,
+    endpoints: Endpoints | None = None,
+    on_start: Any = None,
+    **card: Any,
 ) -> Done:
     """From its plan to its results."""
     jobs = open_jobs(services)

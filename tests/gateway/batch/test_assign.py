@@ -146,7 +146,7 @@ def test_an_impossible_budget_names_the_least_that_would_do() -> None:
 
 def test_an_impossible_deadline_names_the_least_that_would_do() -> None:
     """A deadline that no money helps names a longer one, with which the job can be planned."""
-    job = estimates(300, 5, 6)
+    job = estimates(900, 5, 6)
     limits = capacities(job, DEADLINE_S, 0.4)
     with pytest.raises(Impossible) as caught:
         assign(job, 1e6, deadline_s=DEADLINE_S, capacities=limits)

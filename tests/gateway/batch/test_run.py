@@ -13,7 +13,7 @@ QUALITY = {"small": 0.6, "large": 0.9}
 
 
 async def test_every_prompt_is_answered_once_and_the_money_is_the_journals(tmp_path: Path) -> None:
-    """Answers by custom_id, duplicates with their prompt's answer, and a spend that the journal's decisions add up to."""
+    """Answers by custom_id, a duplicate with its prompt's answer, a spend that the journal's decisions add up to."""
     bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(40)]
     cost = {"small": 2e-5, "large": 4e-5}
     async with live(tmp_path, models=["small", "large"], routes=[AUTO]) as gateway:

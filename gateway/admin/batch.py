@@ -1,0 +1,111 @@
+"""Batch jobs in the admin API: what there is, how far it is, and pause, resume, cancel. Each change is audited."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.batch.jobs import Jobs, Wish
+from gateway.batch.view import job_view
+from gateway.journal.record import AuditRecord, new_id
+from gateway.journal.write import write_audit
+
+router = APIRouter(prefix="/admin/batches", tags=["batches"])
+Change = Literal["pause", "resume", "cancel"]
+_WISHES: dict[str, Wish] = {"pause": "pause", "resume": "", "cancel": "cancel"}
+
+
+class BatchJob(BaseModel):
+    """A job. Money in dollars, times in Unix seconds, counts in lines of the input."""
+
+    id: str
+    tenant: str
+    origin: str
+    state: str
+    wish: str
+    source: str
+    route: str
+    created_s: float
+    budget_usd: float | None
+    deadline_s: float | None
+    total: int
+    done: int
+    failed: int
+    in_flight: int
+    at_provider: int
+    spent_usd: float
+    expected_usd: float
+    at_risk_usd: float
+    quality: float | None
+    rate_per_s: float
+    eta_s: float | None
+    concurrency: int
+    replans: int
+    warning: str
+    by_model: dict[str, int]
+    metadata: dict[str, str]
+    owner: str
+    out: str
+    errors_out: str
+
+
+class BatchPage(BaseModel):
+    """Newest first. `next` is the cursor of the page after; null: this is the last."""
+
+    data: list[BatchJob]
+    next: str | None
+
+
+def batch_page(desk: Desk, tenant: str = "", cursor: str = "", limit: int = 100) -> BatchPage:
+    """Of one tenant, or of all."""
+    with database():
+        found = Jobs(desk.store.engine).page(tenant or None, after=cursor, limit=limit)
+    following = found[-1].id if len(found) == limit else None
+    return BatchPage(data=[BatchJob(**job_view(job)) for job in found], next=following)
+
+
+def batch_job(desk: Desk, id: str) -> BatchJob:
+    """Raises NotFound."""
+    with database():
+        return BatchJob(**job_view(Jobs(desk.store.engine).find(id)))
+
+
+def change_batch(desk: Desk, who: Actor, id: str, what: Change) -> BatchJob:
+    """Its runner obeys within seconds; calls under way end. 409 where the job is over."""
+    jobs, now = Jobs(desk.store.engine), time.time()
+    with database():
+        job = jobs.ask(id, _WISHES[what], now)
+        detail: dict[str, Any] = {"state": job.state}
+        entry = AuditRecord(
+            id=new_id("aud"), time_s=now, actor=who.name, action=f"batch.{what}", target=id, detail=detail
+        )
+        with jobs.engine.begin() as connection:
+            write_audit(connection, [entry])
+    return BatchJob(**job_view(job))
+
+
+@router.get("")
+def get_batches(
+    desk: Means, who: Viewer, tenant: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> BatchPage:
+    """Newest first; of one tenant, or of all."""
+    return batch_page(desk, tenant, cursor, limit)
+
+
+@router.get("/{id}")
+def get_batch(desk: Means, who: Viewer, id: str) -> BatchJob:
+    """One job and how far it is."""
+    return batch_job(desk, id)
+
+
+@router.post("/{id}/{what}")
+def post_batch(desk: Means, who: Operator, id: str, what: Change) -> BatchJob:
+    """Pause, resume or cancel; 409 where the job is over."""
+    return change_batch(desk, who, id, what)

@@ -1,0 +1,163 @@
+"""The cache: hit rates from the sums, false hits from the workers' audits, entries found and deleted."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from cache.acceptance import beta_upper
+from gateway.admin.actor import Actor, may
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.doors import ask_all
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.overview import LENGTH_S, STEP_S
+from gateway.admin.shapes.cache import CacheDeleted, CacheEntries, CacheEntry, CacheRoute, CacheSummary, CacheWorker
+from gateway.admin.shapes.common import Interval, Window
+from gateway.config import RouteConfig
+from gateway.errors import HeadgateError, NotFound
+from gateway.journal.sums import Sums, sums
+
+router = APIRouter(prefix="/admin/cache", tags=["cache"])
+UNLISTED = "this store does not list its entries; one whose id is known (from a decision) can be deleted"
+MOST = 2000
+"""Entries that one worker is asked for."""
+_COUNTED = (
+    "requests", "exact_hits", "shared_hits", "semantic_hits", "saved_nanousd", "judge_nanousd",
+)  # fmt: skip
+
+
+def summary(desk: Desk, window: Window = "day") -> CacheSummary:
+    """Over a window; false-hit figures since the workers started."""
+    until_s = (int(time.time()) // STEP_S[window] + 1) * STEP_S[window]
+    with database():
+        rows = sums(desk.store, STEP_S[window], until_s - LENGTH_S[window], until_s, by=("route",), names=_COUNTED)
+    told, silent = ask_all(desk.run_dir, {"ask": "cache"})
+    workers = [_worker(name, answer["store"]) for name, answer in told.items()]
+    by_route = {row["route"]: row for row in rows}
+    config = desk.current
+    shared = bool(config.storage.redis_url) or config.server.workers > 1
+    pooled = max if shared else sum
+    return CacheSummary(
+        routes=[_route(one, by_route.get(one.name), told, bool(config.storage.redis_url)) for one in config.routes],
+        workers=workers, entries=pooled([one.entries for one in workers] or [0]),
+        used_bytes=pooled([one.used_bytes for one in workers] or [0]),
+        max_bytes=config.server.cache_bytes * (1 if shared else max(1, len(workers))), shared=shared, silent=silent,
+    )  # fmt: skip
+
+
+def entries(
+    desk: Desk, who: Actor, query: str = "", tenant: str = "", model: str = "", limit: int = 100, offset: int = 0
+) -> CacheEntries:
+    """Newest first: those whose ids, question or answer hold `query`. A viewer sees no text, and searches none."""
+    reads = may(who, "operator")
+    wanted = {"ask": "entries", "query": query, "tenant": tenant, "model": model, "text": reads,
+              "limit": min(limit + offset, MOST)}  # fmt: skip
+    told, silent = ask_all(desk.run_dir, wanted)
+    found: dict[str, dict[str, Any]] = {}
+    for worker, answer in told.items():
+        for one in answer["data"]:
+            found.setdefault(one["id"], {**one, "workers": []})["workers"].append(worker)
+    ordered = sorted(found.values(), key=lambda one: -one["created_s"])
+    listed = all(answer["listed"] for answer in told.values())
+    total = max(len(found), *(answer["total"] for answer in told.values())) if told else 0
+    return CacheEntries(
+        data=[_entry(one, reads) for one in ordered[offset : offset + limit]], total=total,
+        truncated=total > offset + limit, silent=silent, unlisted="" if listed else UNLISTED,
+    )  # fmt: skip
+
+
+def delete_entry(desk: Desk, who: Actor, id: str) -> CacheDeleted:
+    """Gone in every worker before its next request. Raises NotFound where none has it."""
+    told, silent = _ask_to_forget(desk, {"ask": "forget", "id": id})
+    if not any(told.values()):
+        raise NotFound(f"no cache entry has the id {id!r}")
+    with database():
+        desk.store.note(who.name, "cache.delete", id)
+    return CacheDeleted(id=id, deleted=True, workers=len(told) + len(silent), confirmed=len(told))
+
+
+def delete_tenant(desk: Desk, who: Actor, tenant: str) -> CacheDeleted:
+    """All entries of a tenant."""
+    told, silent = _ask_to_forget(desk, {"ask": "forget", "tenant": tenant})
+    with database():
+        desk.store.note(who.name, "cache.delete_tenant", tenant)
+    return CacheDeleted(
+        id=tenant, deleted=all(told.values()), workers=len(told) + len(silent), confirmed=sum(map(bool, told.values()))
+    )
+
+
+def _ask_to_forget(desk: Desk, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    told, silent = ask_all(desk.run_dir, wanted)
+    if not told:
+        raise HeadgateError("no worker answers, so nothing was deleted; try again in a moment", status=503,
+                            code="workers_away", retry_after_s=1.0)  # fmt: skip
+    return told, silent
+
+
+def _worker(name: str, store: Mapping[str, Any]) -> CacheWorker:
+    return CacheWorker(worker=name, **{field: store[field] for field in CacheWorker.model_fields if field in store})
+
+
+def _route(route: RouteConfig, row: Sums | None, told: Mapping[str, Any], shared: bool) -> CacheRoute:
+    counts: Mapping[str, int] = row or defaultdict(int)
+    audits = [one for answer in told.values() if (one := answer["routes"].get(route.name)) is not None]
+    if shared:  # replicas learn each other's verdicts: whoever knows most knows all
+        audits = sorted(audits, key=lambda one: -one["audited"])[:1]
+    audited, wrong = sum(one["audited"] for one in audits), sum(one["wrong"] for one in audits)
+    thresholds = [one["threshold"] for one in audits if one["threshold"] is not None]
+    hits = counts["exact_hits"] + counts["shared_hits"] + counts["semantic_hits"]
+    return CacheRoute(
+        route=route.name, kind=route.cache, requests=counts["requests"], exact_hits=counts["exact_hits"],
+        shared_hits=counts["shared_hits"], semantic_hits=counts["semantic_hits"],
+        hit_share=hits / max(counts["requests"], 1), saved_usd=counts["saved_nanousd"] / 1e9, bound=route.cache_eps,
+        false_hits=false_hits(wrong, audited), audited=audited, threshold=min(thresholds, default=None),
+        judge_usd=counts["judge_nanousd"] / 1e9, ttl_s=route.cache_ttl_s,
+    )  # fmt: skip
+
+
+def false_hits(wrong: float, audited: int) -> Interval | None:
+    """Share of audited hits that were wrong, with the binomial (Clopper-Pearson) interval of 95 %."""
+    if not audited:
+        return None
+    import numpy as np
+
+    high = float(beta_upper(np.array([wrong]), np.array([audited - wrong]), 0.975)[0])
+    low = 1.0 - float(beta_upper(np.array([audited - wrong]), np.array([wrong]), 0.975)[0])
+    return Interval(value=wrong / audited, low=max(0.0, low), high=min(1.0, high))
+
+
+def _entry(one: dict[str, Any], reads: bool) -> CacheEntry:
+    hidden = {} if reads else {"question": "", "answer": ""}
+    return CacheEntry(**{**one, **hidden})
+
+
+@router.get("")
+def get_summary(desk: Means, who: Viewer, window: Window = "day") -> CacheSummary:
+    """Hit rates, audited false hits, stores."""
+    return summary(desk, window)
+
+
+@router.get("/entries")
+def get_entries(
+    desk: Means, who: Viewer, query: str = "", tenant: str = "", model: str = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=1000)] = 0,
+) -> CacheEntries:
+    """Newest first."""
+    return entries(desk, who, query, tenant, model, limit, offset)
+
+
+@router.delete("/entries/{id}")
+def delete_one(desk: Means, who: Operator, id: str) -> CacheDeleted:
+    """Gone in every worker before its next request."""
+    return delete_entry(desk, who, id)
+
+
+@router.delete("/tenants/{tenant}")
+def delete_all(desk: Means, who: Operator, tenant: str) -> CacheDeleted:
+    """All entries of a tenant."""
+    return delete_tenant(desk, who, tenant)

@@ -1,0 +1,238 @@
+"""Quality floors: what is promised, on what data, whether it held since; issued, watched, withdrawn.
+
+Two kinds are shown together. A route whose cascade is `certified` keeps its own promise (gateway.learn.promises): it is
+shown as it stands. For any other route a floor can be certified for its cost weight, from its randomised traffic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+from fastapi import APIRouter
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict, database, setting
+from gateway.admin.desk import Desk
+from gateway.admin.frontier import WEIGHTS
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.knobs import apply, knobs_in_force
+from gateway.admin.rounds import latest_log, policy_of, route_of
+from gateway.admin.shapes.certificates import CertificateAnswer, CertificateView, CertificateWanted
+from gateway.admin.shapes.common import Interval, Refusal
+from gateway.admin.shapes.knobs import KnobChange
+from gateway.errors import CallerError, NotFound
+from gateway.journal.record import new_id
+from gateway.journal.rollup_tables import certificates as table
+from gateway.journal.write import put_row
+from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.floor import ASSUMPTION, BOUND, Unsupported, certify_floor, coverage, drifted
+from gateway.learn.promises import standings
+from gateway.learn.whatif import decided, widened
+from routers.types import Undecided
+
+router = APIRouter(prefix="/admin/certificates", tags=["certificates"])
+WATCH = Actor("certificate", "admin")
+"""Who turns the knob where drift tightens or withdraws an enforced certificate."""
+_STANDS: dict[str, Literal["valid", "tighten", "withdrawn"]] = {
+    "valid": "valid", "tightened": "tighten", "withdrawn": "withdrawn",
+}  # fmt: skip
+
+
+def certificates(desk: Desk, route: str = "") -> list[CertificateView]:
+    """Newest first, revoked ones last."""
+    query = sa.select(table.c.payload).order_by(table.c.issued_s.desc())
+    if route:
+        route_of(desk, route)
+        query = query.where(table.c.route == route)
+    with database(), desk.store.engine.connect() as connection:
+        held = [CertificateView(**msgspec.json.decode(text)) for text in connection.execute(query).scalars()]
+    with database():
+        kept = [_of_cascade(one) for one in standings(desk.current, desk.store) if route in ("", one["route"])]
+    shown = [one for one in kept if one is not None] + held
+    return sorted(shown, key=lambda one: (one.standing == "revoked", -one.issued_s))
+
+
+def issue(desk: Desk, who: Actor, route: str, wanted: CertificateWanted) -> CertificateAnswer:
+    """The cheapest cost weight that keeps the floor, or what is missing. With `apply` it is put into force."""
+    stated = route_of(desk, route)
+    if stated.cascade == "certified":
+        raise CallerError(f"route {route!r} has a certified cascade, which keeps its own promise", status=409,
+                          code="certified_cascade")  # fmt: skip
+    if wanted.reference and wanted.reference not in stated.models:
+        raise CallerError(f"{wanted.reference!r} is no model of {route!r}", param="reference", status=422)
+    for name in ("floor", "confidence"):
+        if not 0.0 < getattr(wanted, name) < (1.0 if name == "confidence" else 1.0 + 1e-12):
+            raise CallerError(f"{name} lies above 0 and {'below' if name == 'confidence' else 'up to'} 1", param=name,
+                              status=422)  # fmt: skip
+    with database():
+        try:
+            log = latest_log(desk, route)
+        except NothingLogged as none:
+            return CertificateAnswer(refusal=Refusal(message=str(none)))
+        view = _certified(desk, who, route, wanted, log)
+    if not isinstance(view, CertificateView):
+        return CertificateAnswer(refusal=view, rows=int(log.labelled.sum()))
+    if wanted.apply:
+        knobs = knobs_in_force(route_of(desk, route)).model_dump()
+        changed = {**knobs, "cost_weight": view.cost_weight, "min_quality": None}
+        why = f"certified: {wanted.floor:.0%} of {view.reference} at {wanted.confidence:.0%}"
+        if wanted.version is None:
+            raise CallerError("say which version of the route you saw", param="version", status=422)
+        apply(desk, who, route, KnobChange.model_validate({"knobs": changed, "version": wanted.version, "why": why}))
+    with database():
+        _keep(desk, view)
+        desk.store.note(who.name, "certificate.issue", view.id, {"route": route, "floor": view.floor})
+    return CertificateAnswer(certificate=view, rows=view.rows)
+
+
+def revoke(desk: Desk, who: Actor, id: str) -> CertificateView:
+    """It is no promise any more; the knob stays where it is. Raises NotFound."""
+    with database():
+        view = _find(desk, id)
+        if view.standing != "revoked":
+            view = view.model_copy(update={"standing": "revoked", "standing_since_s": time.time(), "enforced": False})
+            _keep(desk, view)
+            desk.store.note(who.name, "certificate.revoke", id, {"route": view.route})
+    return view
+
+
+def watch(desk: Desk, route: str, log: Log) -> None:
+    """Every certificate of the route beside what came since: coverage, and whether drift speaks against it."""
+    for view in certificates(desk, route):
+        if view.standing in ("valid", "tighten") and view.bound == BOUND and view.reference in log.models:
+            fresh = log.rows(np.array([record.time_s > view.issued_s for record in log.records], bool))
+            _keep(desk, _watched(desk, view, fresh))
+
+
+def _watched(desk: Desk, view: CertificateView, fresh: Log) -> CertificateView:
+    if not len(fresh):
+        return view
+    reference = fresh.models.index(view.reference)
+    found, says = coverage(fresh, reference), drifted(fresh, reference, view.floor, _expected(view))
+    told: dict[str, Any] = {"coverage_rows": int(fresh.labelled.sum())}
+    if found is not None:
+        told |= {"coverage": Interval(**found.as_dict()), "held": found.value >= view.floor}
+    if says != view.standing and says != "valid":
+        told |= {"standing": says, "standing_since_s": time.time()}
+        if view.enforced:
+            told["note"] = _enforced(desk, view, says)
+        desk.store.note(WATCH.name, f"certificate.{says}", view.id, {"route": view.route})
+    return view.model_copy(update=told)
+
+
+def _expected(view: CertificateView) -> float:
+    return float("nan") if view.mean_expected is None else view.mean_expected
+
+
+def _enforced(desk: Desk, view: CertificateView, says: str) -> str:
+    """Turns the knob to the safe side: one step, or all the way."""
+    safer = [weight for weight in WEIGHTS if view.cost_weight is not None and weight < view.cost_weight]
+    weight = max(safer, default=0.0) if says == "tighten" else 0.0
+    knobs = {**knobs_in_force(route_of(desk, view.route)).model_dump(), "cost_weight": weight}
+    version = setting(desk, f"route:{view.route}").version
+    change = {"knobs": knobs, "version": version, "why": f"certificate {view.id}: {says}"}
+    try:
+        apply(desk, WATCH, view.route, KnobChange.model_validate(change))
+    except (Conflict, CallerError) as fault:
+        return f"the knob could not be turned: {fault.message}"
+    return f"cost weight {weight:g} since then, set by this certificate"
+
+
+def _certified(
+    desk: Desk, who: Actor, route: str, wanted: CertificateWanted, log: Log
+) -> CertificateView | Refusal:
+    policy = policy_of(desk, route, {})
+    log = widened(log, [one.model for one in policy.candidates])
+    reference = log.models.index(wanted.reference) if wanted.reference else _best(log)
+    try:
+        policies = {
+            weight: decided(policy_of(desk, route, {"cost_weight": weight, "min_quality": None}), log)
+            for weight in WEIGHTS
+        }
+    except (ValueError, Undecided) as fault:
+        return Refusal(message=f"the router's settings can't be valued: {fault}")
+    found = certify_floor(log, policies, reference, wanted.floor, wanted.confidence)
+    if isinstance(found, Unsupported):
+        missing = found.rows_needed - found.rows if found.rows_needed else None
+        about = f"; about {missing} more scored decisions would do" if missing else ""
+        return Refusal(message=f"{found.reason}{about}", calls=missing)
+    now_s = time.time()
+    ids = "".join(record.id for record, known in zip(log.records, log.labelled, strict=True) if known)
+    return CertificateView(
+        id=new_id("cert"), route=route, issued_s=now_s, actor=who.name, floor=wanted.floor,
+        confidence=wanted.confidence, reference=log.models[reference], cost_weight=found.cost_weight,
+        p_value=found.p_value, quality_share=found.quality_share, cost_usd=found.cost_usd,
+        reference_cost_usd=found.reference_cost_usd, rows=found.rows, data_since_s=log.records[0].time_s,
+        data_until_s=log.records[-1].time_s, data_checksum=hashlib.sha256(ids.encode()).hexdigest()[:16], bound=BOUND,
+        assumption=ASSUMPTION, enforced=wanted.apply, standing="valid", standing_since_s=now_s, coverage=None,
+        coverage_rows=0, held=None,
+        mean_expected=found.mean_expected if found.mean_expected == found.mean_expected else None,
+    )  # fmt: skip
+
+
+def _best(log: Log) -> int:
+    """The dearest model: what one pays for quality."""
+    costs = np.where(np.isfinite(log.mean_cost_usd()), log.mean_cost_usd(), -1.0)
+    return int(costs.argmax())
+
+
+def _of_cascade(told: Mapping[str, Any]) -> CertificateView | None:
+    """A certified cascade's promise in the same shape; None: nothing is certified, and nothing was withdrawn."""
+    stands, certificate = _STANDS.get(told["state"]), told["certificate"]
+    if stands is None:
+        return None
+    since_s, found = told["since_s"] or 0.0, told["coverage"] or {}
+    covered = None
+    if found.get("quality_share") is not None:
+        covered = Interval(value=found["quality_share"], low=found["quality_low"], high=found["quality_high"])
+    fields: Mapping[str, Any] = certificate or {}
+    accept_at = told["accept_at"]
+    rule = f"answers are kept from confidence {accept_at:.3f} on" if accept_at is not None else ""
+    return CertificateView(
+        id=f"cascade:{told['route']}", route=told["route"], issued_s=since_s, actor="learn", floor=told["floor"],
+        confidence=told["confidence"], reference=told["reference"], cost_weight=None,
+        p_value=fields.get("p_value", 1.0), quality_share=fields.get("quality_share", 0.0),
+        cost_usd=fields.get("cost_usd", 0.0), reference_cost_usd=fields.get("reference_cost_usd", 0.0),
+        rows=told["rows"], data_since_s=0.0, data_until_s=since_s, data_checksum=fields.get("data_checksum", ""),
+        bound="betting test on a fixed grid of thresholds", assumption=told["assumption"] or "", enforced=True,
+        standing=stands, standing_since_s=since_s, coverage=covered, coverage_rows=found.get("measured", 0),
+        held=None if covered is None else covered.value >= told["floor"], note=told["why"] or rule,
+    )  # fmt: skip
+
+
+def _keep(desk: Desk, view: CertificateView) -> None:
+    row = {"id": view.id, "route": view.route, "issued_s": view.issued_s, "standing": view.standing}
+    with desk.store.engine.begin() as connection:
+        put_row(connection, table, {**row, "payload": view.model_dump_json()})
+
+
+def _find(desk: Desk, id: str) -> CertificateView:
+    with desk.store.engine.connect() as connection:
+        text = connection.execute(sa.select(table.c.payload).where(table.c.id == id)).scalar()
+    if text is None:
+        raise NotFound(f"no certificate has the id {id!r}")
+    return CertificateView(**msgspec.json.decode(text))
+
+
+@router.get("")
+def get_certificates(desk: Means, who: Viewer, route: str = "") -> list[CertificateView]:
+    """Newest first."""
+    return certificates(desk, route)
+
+
+@router.post("/{route}", status_code=201)
+def post_certificate(desk: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
+    """Issue one, or hear what is missing."""
+    return issue(desk, who, route, wanted)
+
+
+@router.delete("/{id}")
+def delete_certificate(desk: Means, who: Operator, id: str) -> CertificateView:
+    """Take it back."""
+    return revoke(desk, who, id)

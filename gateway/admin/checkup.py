@@ -1,0 +1,96 @@
+"""Looks a route's learning over: alarms, calibration, drift; kept for the pages to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.admin.desk import Desk
+from gateway.admin.rounds import latest_log
+from gateway.admin.shapes.common import Interval
+from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
+from gateway.journal.insights import keep_insight
+from gateway.learn.alarms import expected_quality, raised
+from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.promises import interval
+
+KIND = "learning"
+BINS = 8
+LEAST_IN_BIN = 5
+SLICES = 12
+
+
+def refresh_learning(desk: Desk, route: str) -> None:
+    """Computes and keeps; a route without rounds is kept as such."""
+    try:
+        log = latest_log(desk, route)
+    except NothingLogged as none:
+        nothing = {"alarms": [], "calibration": [], "drift": [], "rounds": 0, "labelled": 0, "note": str(none)}
+        keep_insight(desk.store, KIND, route, nothing)
+        return
+    told: dict[str, Any] = {
+        "alarms": _alarms(desk, route, log), "rounds": len(log), "labelled": int(log.labelled.sum()), "note": "",
+        "calibration": [one.model_dump() for one in calibrations(log)],
+        "drift": [one.model_dump() for one in drifts(log)],
+    }  # fmt: skip
+    keep_insight(desk.store, KIND, route, told)
+
+
+def _alarms(desk: Desk, route: str, log: Log) -> list[dict[str, Any]]:
+    live = next((one for one in desk.store.router_versions(route) if one.state == "live"), None)
+    stated: Any = (live.metrics or {}).get("since_s", live.time_s) if live is not None else 0.0
+    found = raised(log, version_since_s=float(stated))
+    return [
+        {"route": route, "kind": one.kind, "message": one.message, "value": one.value, "model": one.model}
+        for one in found
+    ]
+
+
+def calibrations(log: Log) -> list[Calibration]:
+    """Of each model: what was expected beside what was scored, in bins of equal count."""
+    expected = expected_quality(log)
+    known = np.isfinite(expected) & log.labelled
+    return [
+        _calibration(model, expected[mine], log.score[mine])
+        for j, model in enumerate(log.models)
+        if (mine := known & (log.action == j)).any()
+    ]
+
+
+def _calibration(model: str, expected: NDArray[np.float64], score: NDArray[np.float64]) -> Calibration:
+    order, n = np.argsort(expected, kind="stable"), len(expected)
+    parts = [part for part in np.array_split(order, min(BINS, max(1, n // LEAST_IN_BIN))) if len(part)]
+    bins = [
+        CalibrationBin(expected=float(expected[part].mean()), scored=_mean(score[part]), n=len(part)) for part in parts
+    ]
+    error = sum(one.n * abs(one.expected - one.scored.value) for one in bins) / n
+    return Calibration(model=model, bins=bins, error=error, n=n)
+
+
+def drifts(log: Log) -> list[DriftPoint]:
+    """The rounds in equal slices of time order."""
+    expected, axes = expected_quality(log), log.covariates(8)
+    parts = [part for part in np.array_split(np.arange(len(log)), min(SLICES, max(1, len(log) // 10))) if len(part)]
+    first, found = axes[parts[0]].mean(0), []
+    for part in parts:
+        scores, hoped = log.score[part], expected[part]
+        scored = scores[np.isfinite(scores)]
+        shift = float(np.abs(axes[part].mean(0) - first).max())
+        found.append(
+            DriftPoint(
+                since_s=log.records[int(part[0])].time_s, until_s=log.records[int(part[-1])].time_s, rounds=len(part),
+                labelled=len(scored), score=_mean(scored) if len(scored) else None,
+                expected=float(np.nanmean(hoped)) if np.isfinite(hoped).any() else None, feature_shift=shift,
+                explored_share=float((1.0 - log.logged[part].max(1)).mean()),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _mean(values: NDArray[np.float64]) -> Interval:
+    """Of scores in [0, 1], at 95 % (Wilson 1927); cautious where scores are neither right nor wrong."""
+    mean = float(values.mean())
+    low, high = interval(mean * len(values), len(values))
+    return Interval(value=mean, low=low, high=high)

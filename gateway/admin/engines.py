@@ -1,0 +1,87 @@
+"""What local engines say of themselves, as rates since the last look."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.models import EngineStats
+from gateway.config import ProviderConfig
+from gateway.providers.managed import managed
+from local_models.meter import read_joules
+
+ASK_S = 0.5
+LEAST_S = 2.0
+"""Rates are told over at least so long; a look that comes sooner sees the rates of before."""
+_LINE = re.compile(r'^(local_\w+)\{model="([^"]*)"\} (\S+)$', re.MULTILINE)
+Reading = dict[str, float]
+
+
+def engines(desk: Desk) -> list[EngineStats]:
+    """Of every local provider that answers."""
+    found = []
+    for provider in desk.current.providers:
+        if provider.kind == "local":
+            found += [_stats(desk, provider.name, model, now) for model, now in readings(desk, provider).items()]
+    return found
+
+
+def readings(desk: Desk, provider: ProviderConfig) -> dict[str, Reading]:
+    """By model; none where it does not answer in time."""
+    one = managed(provider, desk.config.server)
+    transport = httpx.HTTPTransport(uds=str(one.socket)) if one is not None else None
+    base = "http://local" if one is not None else provider.base_url.rstrip("/").removesuffix("/v1")
+    try:
+        with httpx.Client(transport=transport, timeout=ASK_S) as client:
+            text = client.get(f"{base}/metrics").text
+    except httpx.HTTPError:
+        return {}
+    found: dict[str, Reading] = {}
+    for name, model, value in _LINE.findall(text):
+        found.setdefault(model, {})[name] = float(value)
+    return found
+
+
+def says_energy() -> str:
+    """Why no joules are told; empty: they are."""
+    return "" if read_joules() is not None else "this machine's processor does not say how much energy it uses"
+
+
+def _stats(desk: Desk, provider: str, model: str, now: Reading) -> EngineStats:
+    rates = _rates(desk, f"engine:{provider}:{model}", {**now, "joules": read_joules() or float("nan")})
+    return EngineStats(
+        provider=provider, model=model, running=int(now.get("local_requests_running", 0)),
+        waiting=int(now.get("local_requests_waiting", 0)), kv_used_share=now.get("local_kv_usage_ratio", 0.0),
+        kv_cached_share=now.get("local_kv_cached_ratio", 0.0),
+        prefix_hit_share=_ratio(now, "local_prefix_hit_tokens_total", "local_prefix_asked_tokens_total"),
+        tokens_per_s=rates.get("local_output_tokens_total"), busy_share=rates.get("local_busy_seconds_total"),
+        preemptions=int(now.get("local_preemptions_total", 0)),
+        accepted_share=_ratio(now, "local_accepted_tokens_total", "local_drafted_tokens_total"),
+        joules_per_token=_ratio(rates, "joules", "local_output_tokens_total"),
+    )  # fmt: skip
+
+
+def _ratio(told: Mapping[str, float], part: str, whole: str) -> float | None:
+    top, bottom = told.get(part), told.get(whole)
+    if top is None or not bottom or top != top:
+        return None
+    return top / bottom
+
+
+def _rates(desk: Desk, key: str, now: Reading) -> Reading:
+    """Per second since the look before; nothing at the first one."""
+    at = time.monotonic()
+    seen: tuple[float, Any] = desk.kept.get(key, (at, (now, {})))
+    before, rates = seen[1]
+    passed_s = at - seen[0]
+    if key not in desk.kept or passed_s >= LEAST_S:
+        if passed_s >= LEAST_S:
+            rates = {name: (value - before[name]) / passed_s for name, value in now.items() if name in before}
+        desk.kept[key] = (at, (now, rates))
+    found: Reading = rates
+    return found

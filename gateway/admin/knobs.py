@@ -1,0 +1,208 @@
+"""Routes: where each stands, what a turn of the knob would do, and the turn itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+
+from gateway.admin import changes
+from gateway.admin.actor import Actor
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.frontier import known_frontier, refresh_frontier
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.overview import day_totals, no_totals
+from gateway.admin.preview import preview
+from gateway.admin.rounds import KNOBS, route_of
+from gateway.admin.shapes.common import Applied, SettingVersion
+from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteCard, RouteDetail, TrialWanted
+from gateway.admin.tenants import Spending
+from gateway.admin.trials import trial_of
+from gateway.config import RouteConfig
+from gateway.errors import CallerError
+from gateway.ledger import period_start
+
+router = APIRouter(prefix="/admin/routes", tags=["routes"])
+
+__all__ = [
+    "adopt_trial", "apply", "end_trial", "preview", "refresh_frontier", "route_cards", "route_detail", "start_trial",
+    "undo",
+]  # fmt: skip
+
+
+def route_cards(desk: Desk) -> list[RouteCard]:
+    """In the order of the configuration."""
+    with database():
+        day = day_totals(desk)
+        values, numbers = desk.store.latest_settings(), desk.store.setting_numbers("route:")
+    cards = []
+    for route in desk.current.routes:
+        value = values.get(f"route:{route.name}") or {}
+        fields = _card(desk, route, numbers.get(f"route:{route.name}", 0), value.get("trial"))
+        cards.append(RouteCard(**fields, day=day.get(route.name) or no_totals()))
+    return cards
+
+
+def route_detail(desk: Desk, route: str) -> RouteDetail:
+    """One route's page. Raises NotFound."""
+    now, name = route_of(desk, route), f"route:{route}"
+    with database():
+        in_force = changes.setting(desk, name)
+        trial = (in_force.value or {}).get("trial")
+        spent = Spending(desk).of("route", route, period_start("day", time.time()))
+        return RouteDetail(
+            **_card(desk, now, in_force.version, trial), day=day_totals(desk).get(route) or no_totals(),
+            configured=_configured(desk, route), frontier=known_frontier(desk, route),
+            trial_detail=trial_of(desk, route, trial) if trial else None, spent_today_usd=spent,
+            history=changes.history(desk, name),
+        )  # fmt: skip
+
+
+def apply(desk: Desk, who: Actor, route: str, change: KnobChange) -> Applied:
+    """In force in every worker within two seconds. Raises Conflict, or CallerError naming the field."""
+    value = _with_knobs(desk, route, change.knobs, change.version)
+    return changes.change(desk, who, f"route:{route}", {**value, "trial": None}, change.version, why=change.why)
+
+
+def undo(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+    """Back to the knobs before the ones in force."""
+    route_of(desk, route)
+    return changes.undo(desk, who, f"route:{route}", version)
+
+
+def start_trial(desk: Desk, who: Actor, route: str, wanted: TrialWanted) -> Applied:
+    """Try knobs in the shadow, without effect, or before a share of the requests."""
+    if wanted.kind == "canary" and not 0.0 < wanted.share < 1.0:
+        raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
+    stated = wanted.knobs.model_dump(exclude_unset=True)
+    if wanted.kind == "canary" and (own := {"accept_at", "explore"} & stated.keys()):
+        raise CallerError(f"a canary can't turn {', '.join(sorted(own))}: apply it, or try it in the shadow",
+                          param=sorted(own)[0], status=422)  # fmt: skip
+    _with_knobs(desk, route, wanted.knobs, wanted.version)
+    trial = {"kind": wanted.kind, "knobs": stated, "share": wanted.share, "since_s": time.time(), "actor": who.name}
+    value = {**_value(desk, route), "trial": trial}
+    return changes.change(desk, who, f"route:{route}", value, wanted.version, why=f"{wanted.kind} begun")
+
+
+def end_trial(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+    """All requests go on as before it."""
+    value = _value(desk, route)
+    if not value.get("trial"):
+        raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
+    return changes.change(desk, who, f"route:{route}", {**value, "trial": None}, version, why="trial ended")
+
+
+def adopt_trial(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+    """The knobs that were tried become the route's."""
+    trial = _value(desk, route).get("trial")
+    if not trial:
+        raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
+    knobs = {**_stated(_value(desk, route)), **trial["knobs"]}
+    return apply(desk, who, route, KnobChange(knobs=Knobs(**knobs), version=version, why="trial adopted"))
+
+
+def knobs_in_force(route: RouteConfig) -> Knobs:
+    """As the configuration with all changes has them."""
+    return Knobs(**{name: getattr(route, name) for name in KNOBS})
+
+
+def _with_knobs(desk: Desk, route: str, knobs: Knobs, version: int) -> dict[str, Any]:
+    """The route's setting with these knobs. Raises CallerError where the configuration would not be sound."""
+    route_of(desk, route)
+    with database():
+        kept = {name: value for name, value in _value(desk, route).items() if name not in KNOBS}
+        value = {**kept, **_stated(knobs.model_dump(exclude_unset=True))}
+        if changes.setting(desk, f"route:{route}").version == version:  # else it is a conflict, said later
+            changes.refuse_unsound(desk, f"route:{route}", value)
+    return value
+
+
+def _stated(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs alone; an exploration without a value is the configuration's."""
+    return {
+        name: value[name] for name in KNOBS if name in value and not (name == "explore" and value[name] is None)
+    }
+
+
+def _value(desk: Desk, route: str) -> dict[str, Any]:
+    with database():
+        return dict(desk.store.setting(f"route:{route}") or {})
+
+
+def _card(desk: Desk, route: RouteConfig, version: int, trial: Mapping[str, Any] | None) -> dict[str, Any]:
+    promoted = desk.settings().routers.get(route.name, "")
+    label = promoted.rpartition("/")[2].removesuffix(".safetensors")
+    return {
+        "name": route.name, "models": route.models, "router": label or route.router, "cascade": route.cascade,
+        "cache": route.cache, "knobs": knobs_in_force(route), "setting_version": version,
+        "trial": trial["kind"] if trial else "",
+    }  # fmt: skip
+
+
+def _configured(desk: Desk, route: str) -> Knobs:
+    stated = next((one for one in desk.config.routes if one.name == route), None)
+    return knobs_in_force(stated) if stated is not None else Knobs()
+
+
+@router.get("")
+def get_routes(desk: Means, who: Viewer) -> list[RouteCard]:
+    """Every route with its knobs and its last day."""
+    return route_cards(desk)
+
+
+@router.get("/{route}")
+def get_route(desk: Means, who: Viewer, route: str) -> RouteDetail:
+    """One route: frontier, trial, history."""
+    return route_detail(desk, route)
+
+
+@router.post("/{route}/preview")
+def post_preview(desk: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
+    """What these knobs would do; changes nothing."""
+    return preview(desk, route, knobs)
+
+
+@router.put("/{route}/knobs")
+def put_knobs(desk: Means, who: Operator, route: str, change: KnobChange) -> Applied:
+    """Puts knobs into force."""
+    return apply(desk, who, route, change)
+
+
+@router.post("/{route}/undo")
+def post_undo(desk: Means, who: Operator, route: str, version: int) -> Applied:
+    """Back to the knobs before."""
+    return undo(desk, who, route, version)
+
+
+@router.put("/{route}/trial")
+def put_trial(desk: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
+    """Try knobs first."""
+    return start_trial(desk, who, route, wanted)
+
+
+@router.delete("/{route}/trial")
+def delete_trial(desk: Means, who: Operator, route: str, version: int) -> Applied:
+    """End it."""
+    return end_trial(desk, who, route, version)
+
+
+@router.post("/{route}/trial/adopt")
+def post_adopt(desk: Means, who: Operator, route: str, version: int) -> Applied:
+    """Take the tried knobs over."""
+    return adopt_trial(desk, who, route, version)
+
+
+@router.post("/{route}/frontier")
+def post_frontier(desk: Means, who: Operator, route: str) -> Frontier:
+    """Compute it now."""
+    return refresh_frontier(desk, route)
+
+
+@router.get("/{route}/history")
+def get_history(desk: Means, who: Viewer, route: str) -> list[SettingVersion]:
+    """Versions of its knobs, newest first."""
+    with database():
+        return changes.history(desk, f"route:{route}")

@@ -1,0 +1,146 @@
+"""Feedback, and labels: first of those decisions that would teach most."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query
+
+from gateway.admin.actor import Actor, may
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.rounds import route_of
+from gateway.admin.shapes.decisions import FeedbackRow
+from gateway.admin.shapes.labels import FeedbackPage, FeedbackSummary, LabelQueue, LabelWanted, ToLabel
+from gateway.errors import CallerError, NotFound
+from gateway.journal.insights import insights_of
+from gateway.journal.record import FeedbackRecord
+from gateway.journal.tables import feedback as said
+from gateway.journal.write import write_feedback
+
+router = APIRouter(prefix="/admin", tags=["labels"])
+KIND = "labels"
+SOURCE = "label"
+_WEEK_S = 7 * 86400.0
+
+
+def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueue:
+    """What was weighed last, without what was labelled since; decisions that can be read here come first."""
+    if route:
+        route_of(desk, route)
+    with database():
+        found = {name: one for name, one in insights_of(desk.store, KIND).items() if route in ("", name)}
+        waiting = [one for _, told in found.values() for one in told["data"]]
+        done = _labelled(desk, [one["id"] for one in waiting])
+        left = sorted(
+            (one for one in waiting if one["id"] not in done), key=lambda one: (not one["has_text"], -one["gain"])
+        )
+        texts = {one["id"]: _texts(desk, who, one["id"]) for one in left[:limit]}
+    data = [
+        ToLabel(**{name: one[name] for name in ToLabel.model_fields if name in one},
+                prompt_text=texts[one["id"]][0], answer_text=texts[one["id"]][1])
+        for one in left[:limit]
+    ]  # fmt: skip
+    weighed = sum(told["weighed"] for _, told in found.values())
+    unread = sum(told["without_text"] for _, told in found.values())
+    time_s = max((at for at, _ in found.values()), default=None)
+    note = "" if found else "not computed yet: it is within a minute of the first decisions"
+    if found and not data:
+        note = "no decision waits for a label"
+    elif data and weighed == unread:
+        note = "no route stores text (store_text), so answers can be labelled by their ids only"
+    return LabelQueue(data=data, waiting=weighed, time_s=time_s, without_text=unread, note=note)
+
+
+def label(desk: Desk, who: Actor, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
+    """Counts before every other word on this answer. A second label replaces the first. Raises NotFound."""
+    with database():
+        record = desk.store.decision(decision_id)
+        if record is None:
+            raise NotFound(f"no decision has the id {decision_id!r} (it may not have been shipped yet: try again)")
+        if not record.answered_model:
+            raise CallerError("nothing was answered, so there is nothing to label", status=409, code="no_answer")
+        told = FeedbackRecord(
+            id=f"label_{record.id}", time_s=time.time(), tenant=record.tenant, decision_id=record.id,
+            response_id=record.response_id, request_id=record.request_id, score=wanted.score, label=wanted.label,
+            comment=wanted.comment, source=SOURCE,
+        )  # fmt: skip
+        with desk.store.engine.begin() as connection:
+            write_feedback(connection, [told])
+        desk.store.note(who.name, "decision.label", record.id, {"score": wanted.score, "label": wanted.label})
+        (row,) = [one for one in desk.store.feedback(decision_id=record.id) if one["id"] == told.id]
+    desk.kept.pop(f"log:{record.route}", None)
+    return FeedbackRow(**row)
+
+
+def feedback(desk: Desk, cursor: str = "", limit: int = 100, decision_id: str = "") -> FeedbackPage:
+    """Newest first."""
+    try:
+        before_s = float(cursor) if cursor else None
+    except ValueError:
+        raise CallerError("cursor is not one of ours", param="cursor") from None
+    with database():
+        rows = desk.store.feedback(decision_id=decision_id, before_s=before_s, limit=limit)
+    following = repr(rows[-1]["time_s"]) if len(rows) == limit else None
+    return FeedbackPage(data=[FeedbackRow(**row) for row in rows], next=following)
+
+
+def feedback_summary(desk: Desk) -> FeedbackSummary:
+    """Of the last seven days."""
+    since_s = time.time() - _WEEK_S
+    recent = said.c.time_s >= since_s
+    by_source = sa.select(said.c.source, sa.func.count(), sa.func.count(said.c.score), sa.func.sum(said.c.score)).where(
+        recent
+    )
+    lost = sa.select(sa.func.count()).where(recent, said.c.decision_id.is_(None))
+    with database(), desk.store.engine.connect() as connection:
+        rows = connection.execute(by_source.group_by(said.c.source)).all()
+        unattached = int(connection.execute(lost).scalar_one())
+    scored, total = sum(int(row[2]) for row in rows), sum(float(row[3] or 0.0) for row in rows)
+    return FeedbackSummary(
+        by_source={str(row[0]): int(row[1]) for row in rows}, scored=scored,
+        mean_score=total / scored if scored else None, unattached=unattached,
+    )  # fmt: skip
+
+
+def _labelled(desk: Desk, ids: list[str]) -> set[str]:
+    query = sa.select(said.c.decision_id).where(said.c.decision_id.in_(ids), said.c.score.is_not(None))
+    with desk.store.engine.connect() as connection:
+        return set(connection.execute(query).scalars())
+
+
+def _texts(desk: Desk, who: Actor, id: str) -> tuple[str, str]:
+    record = desk.store.decision(id) if may(who, "operator") else None
+    return (record.prompt_text, record.answer_text) if record is not None else ("", "")
+
+
+@router.get("/labels")
+def get_queue(
+    desk: Means, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
+) -> LabelQueue:
+    """What to label first."""
+    return queue(desk, who, route, limit)
+
+
+@router.put("/labels/{decision_id}")
+def put_label(desk: Means, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
+    """Say what an answer was worth."""
+    return label(desk, who, decision_id, wanted)
+
+
+@router.get("/feedback")
+def get_feedback(
+    desk: Means, who: Viewer, cursor: str = "", decision_id: str = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> FeedbackPage:
+    """Newest first; `cursor` is `next` of the page before."""
+    return feedback(desk, cursor, limit, decision_id)
+
+
+@router.get("/feedback/summary")
+def get_summary(desk: Means, who: Viewer) -> FeedbackSummary:
+    """Of the last seven days."""
+    return feedback_summary(desk)

@@ -1,0 +1,215 @@
+"""Learning: router versions and what may be done with them; calibration, drift and alarms as they were found last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import database
+from gateway.admin.checkup import KIND, refresh_learning
+from gateway.admin.desk import Desk
+from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.overview import raised
+from gateway.admin.rounds import route_of
+from gateway.admin.shapes.common import Interval
+from gateway.admin.shapes.learning import Alarm, CanaryWanted, Gate, RouteLearning, Version, VersionDone
+from gateway.errors import CallerError
+from gateway.journal.insights import insights_of
+from gateway.journal.store import RouterVersion
+from gateway.learn.shadow import begin_canary as put_before_traffic
+from gateway.learn.shadow import end_canary as take_back
+from gateway.promote import Versions
+
+router = APIRouter(prefix="/admin/learning", tags=["learning"])
+May = Literal["promote", "canary", "end_canary", "roll_back"]
+
+
+def learning(desk: Desk, route: str = "") -> list[RouteLearning]:
+    """Of one route, or of all in the order of the configuration. Raises NotFound."""
+    routes = [route_of(desk, route)] if route else desk.current.routes
+    with database():
+        found = insights_of(desk.store, KIND)
+        versions = desk.store.router_versions(route)
+    return [_told(desk, one.name, one.router, versions, found.get(one.name)) for one in routes]
+
+
+def refresh(desk: Desk, route: str) -> RouteLearning:
+    """Alarms, calibration and drift of now. Raises NotFound."""
+    route_of(desk, route)
+    with database():
+        refresh_learning(desk, route)
+    return learning(desk, route)[0]
+
+
+def alarms(desk: Desk) -> list[Alarm]:
+    """As they were found last, over all routes."""
+    return [Alarm(**one) for one in raised(desk)]
+
+
+def promote(desk: Desk, who: Actor, route: str, version: str) -> VersionDone:
+    """Serve this version from the next request on. Raises CallerError where there is no such one."""
+    route_of(desk, route)
+    with database():
+        known = _versions(desk)
+        chosen = known.find(route, version)
+        if desk.settings().canaries.get(route):
+            take_back(str(desk.run_dir), route)
+        try:
+            live = known.promote(route, chosen.version, actor=who.name)
+        except (ValueError, OSError) as error:
+            raise CallerError(f"{version} can't be served: {error}", status=422) from None
+    return _done(desk, route, live.version, "live")
+
+
+def roll_back(desk: Desk, who: Actor, route: str) -> VersionDone:
+    """Serve the version before this one, or what the configuration names."""
+    route_of(desk, route)
+    with database():
+        back = _versions(desk).roll_back(route, actor=who.name)
+    return _done(desk, route, back.version if back else "", "live")
+
+
+def begin_canary(desk: Desk, who: Actor, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
+    """Put a version before a share of the requests."""
+    route_of(desk, route)
+    if not 0.0 < wanted.share < 1.0:
+        raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
+    with database():
+        chosen = _versions(desk).find(route, version)
+        if chosen.state == "live":
+            raise CallerError(f"{chosen.version} serves all requests already", code="live", status=409)
+        running = desk.settings().canaries.get(route)
+        if running is not None and running.artifact != chosen.artifact:
+            raise CallerError("another version is before a share of the requests: end that first", status=409,
+                              code="canary_runs")  # fmt: skip
+        put_before_traffic(str(desk.run_dir), route, chosen, wanted.share)
+        _mark(desk, who, chosen, "canary", share=wanted.share)
+    return _done(desk, route, chosen.version, "canary")
+
+
+def end_canary(desk: Desk, who: Actor, route: str) -> VersionDone:
+    """All requests go back to what served before."""
+    route_of(desk, route)
+    with database():
+        running = [one for one in desk.store.router_versions(route) if one.state == "canary"]
+        take_back(str(desk.run_dir), route)
+        for one in running:
+            _mark(desk, who, one, "candidate")
+    return _done(desk, route, running[0].version if running else "", "candidate")
+
+
+def _versions(desk: Desk) -> Versions:
+    return Versions(desk.store, desk.run_dir)
+
+
+def _mark(desk: Desk, who: Actor, version: RouterVersion, state: str, **told: object) -> None:
+    metrics = {**(version.metrics or {}), **told, "since_s": time.time()}
+    marked = RouterVersion(
+        version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
+    )
+    desk.store.save_router_version(marked, who.name)
+
+
+def _done(desk: Desk, route: str, version: str, state: str) -> VersionDone:
+    workers, confirmed = desk.confirm()
+    return VersionDone(route=route, version=version, state=state, workers=workers, confirmed=confirmed)
+
+
+def _told(
+    desk: Desk, route: str, configured: str, versions: list[RouterVersion], found: tuple[float, Any] | None
+) -> RouteLearning:
+    mine = [one for one in versions if one.name == route]
+    live = next((one.version for one in mine if one.state == "live"), "")
+    value: Mapping[str, Any] = found[1] if found is not None else _NOTHING
+    time_s = found[0] if found is not None else None
+    running = desk.settings().canaries.get(route)
+    return RouteLearning(
+        route=route, live=live, router=live or configured,
+        versions=[_version(one, running.artifact if running else "") for one in mine],
+        alarms=[Alarm(**{**one, "time_s": time_s}) for one in value["alarms"]],
+        calibration=value["calibration"], drift=value["drift"], rounds=value["rounds"], labelled=value["labelled"],
+        time_s=time_s, note=value["note"],
+    )  # fmt: skip
+
+
+_NOTHING: Mapping[str, Any] = {
+    "alarms": [], "calibration": [], "drift": [], "rounds": 0, "labelled": 0, "note": "not computed yet",
+}  # fmt: skip
+
+
+def _version(one: RouterVersion, canary: str) -> Version:
+    told: dict[str, Any] = one.metrics or {}
+    gate = told.get("gate")
+    rows = told.get("rows") or (gate or {}).get("rows")
+    return Version(
+        route=one.name, version=one.version, time_s=one.time_s, state=one.state, since_s=told.get("since_s"),
+        parent=str(told.get("parent", "")), label=str(told.get("label", "")),
+        rows=rows if isinstance(rows, int) else None, data_checksum=str(told.get("data_checksum", "")),
+        gate=_gate(gate), shadow=_gate(told.get("shadow")), canary=_interval(told.get("canary")),
+        checksum=one.checksum, artifact=one.artifact, may=_may(one, canary),
+    )  # fmt: skip
+
+
+def _may(one: RouterVersion, canary: str) -> list[May]:
+    if one.state == "live":
+        return ["roll_back"]
+    if canary and one.artifact == canary:
+        return ["promote", "end_canary"]
+    return ["promote"] if canary else ["promote", "canary"]
+
+
+def _gate(told: Any) -> Gate | None:
+    if not isinstance(told, dict) or "passed" not in told:
+        return None
+    figures = {name: _interval(told.get(name)) for name in ("candidate", "incumbent", "difference")}
+    return Gate(passed=bool(told["passed"]), reason=str(told.get("reason", "")), **figures)
+
+
+def _interval(told: Any) -> Interval | None:
+    return Interval(**{name: told[name] for name in Interval.model_fields}) if isinstance(told, dict) else None
+
+
+@router.get("")
+def get_learning(desk: Means, who: Viewer, route: str = "") -> list[RouteLearning]:
+    """Of one route, or of all."""
+    return learning(desk, route)
+
+
+@router.get("/alarms")
+def get_alarms(desk: Means, who: Viewer) -> list[Alarm]:
+    """Raised now."""
+    return alarms(desk)
+
+
+@router.post("/{route}/refresh")
+def post_refresh(desk: Means, who: Operator, route: str) -> RouteLearning:
+    """Compute alarms, calibration and drift now."""
+    return refresh(desk, route)
+
+
+@router.post("/{route}/versions/{version}/promote")
+def post_promote(desk: Means, who: Operator, route: str, version: str) -> VersionDone:
+    """Serve this version."""
+    return promote(desk, who, route, version)
+
+
+@router.post("/{route}/roll-back")
+def post_roll_back(desk: Means, who: Operator, route: str) -> VersionDone:
+    """Serve the version before."""
+    return roll_back(desk, who, route)
+
+
+@router.post("/{route}/versions/{version}/canary")
+def post_canary(desk: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
+    """Put it before a share of the requests."""
+    return begin_canary(desk, who, route, version, wanted)
+
+
+@router.delete("/{route}/canary")
+def delete_canary(desk: Means, who: Operator, route: str) -> VersionDone:
+    """End it."""
+    return end_canary(desk, who, route)

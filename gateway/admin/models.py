@@ -1,0 +1,190 @@
+"""Models and providers as they are doing, and the paths to change them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.doors import ask_all
+from gateway.admin.engines import engines, says_energy
+from gateway.admin.guard import Admin, Means, Operator, Viewer
+from gateway.admin.parts import check_provider, put_model, put_provider, remove_model, remove_provider
+from gateway.admin.shapes.common import Applied
+from gateway.admin.shapes.models import (
+    Checked,
+    Deployment,
+    Fleet,
+    Hour,
+    ModelCard,
+    ModelWanted,
+    ProviderCard,
+    ProviderWanted,
+    Source,
+)
+from gateway.config import Config, ModelConfig, ProviderConfig
+from gateway.journal.rollup_tables import TTFT
+from gateway.journal.sums import Sums, merged, quantile_s, sums
+from gateway.providers.managed import managed
+
+router = APIRouter(prefix="/admin", tags=["models"])
+_WORST = {"closed": 0, "half_open": 1, "open": 2}
+
+__all__ = ["check_provider", "fleet", "put_model", "put_provider", "remove_model", "remove_provider"]
+
+
+def fleet(desk: Desk) -> Fleet:
+    """The whole page. Figures of an hour from the sums, of now from the workers."""
+    config, until_s = desk.current, (int(time.time()) // 60 + 1) * 60
+    with database():
+        rows = sums(desk.store, 60, until_s - 3600, until_s, by=("model",))
+        numbers, values = desk.store.setting_numbers(""), desk.store.latest_settings()
+    here = {name for name, value in values.items() if value is not None}
+    told, silent = ask_all(desk.run_dir, {"ask": "fleet"})
+    health = _worst(told.values())
+    pools = connections(desk)
+    hours = {row["model"]: row for row in rows}
+    names = dict.fromkeys(model.name for model in config.models)
+    return Fleet(
+        models=[_model(desk, config, name, health, hours.get(name), numbers, here) for name in names],
+        providers=[_provider(desk, one, numbers, pools.get(one.name, {}), here) for one in config.providers],
+        engines=engines(desk), workers=list(told), silent=silent, energy=says_energy(),
+    )  # fmt: skip
+
+
+def connections(desk: Desk) -> dict[str, dict[str, int]]:
+    """To each provider by state, over all workers."""
+    found: dict[str, dict[str, int]] = {}
+    decoder = msgspec.json.Decoder(dict[str, list[tuple[tuple[str, ...], list[float]]]])
+    for _, snapshot in desk.snapshots():
+        for (provider, state), (count,) in decoder.decode(snapshot).get("headgate_pool_connections", []):
+            mine = found.setdefault(provider, {})
+            mine[state] = mine.get(state, 0) + int(count)
+    return found
+
+
+def _worst(answers: Iterable[Sequence[Mapping[str, Any]]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Of each deployment, by model and id: the worst breaker, the slowest delays, counts added up."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for answer in answers:
+        for one in answer:
+            key = one["model"], one["id"]
+            before = found.get(key)
+            found[key] = dict(one) if before is None else _merged(before, one)
+    return found
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    worse = max(one, other, key=lambda told: _WORST[told["state"]])
+    told = {name: one[name] + other[name] for name in ("in_flight", "requests", "failures")}
+    for name in ("latency_s", "ttft_p95_s"):
+        told[name] = max((x for x in (one[name], other[name]) if x is not None), default=None)
+    return {**worse, **told, "retry_in_s": max(one["retry_in_s"], other["retry_in_s"])}
+
+
+def _model(
+    desk: Desk, config: Config, name: str, health: Mapping[tuple[str, str], Mapping[str, Any]], hour: Sums | None,
+    numbers: Mapping[str, int], here: Container[str],
+) -> ModelCard:  # fmt: skip
+    stated = [one for one in config.models if one.name == name]
+    deployments = [_deployment(one, health) for one in stated]
+    return ModelCard(
+        name=name, source=_source(any(one.name == name for one in desk.config.models), f"model:{name}" in here),
+        health=_health(deployments), deployments=deployments,
+        routes=[route.name for route in config.routes if name in route.models], hour=_hour(hour),
+        config=msgspec.to_builtins(stated[0]), setting_version=numbers.get(f"model:{name}", 0),
+    )  # fmt: skip
+
+
+def _deployment(one: ModelConfig, health: Mapping[tuple[str, str], Mapping[str, Any]]) -> Deployment:
+    id = f"{one.provider}/{one.upstream_name or one.name}"
+    told = health.get((one.name, id), {})
+    return Deployment(
+        model=one.name, provider=one.provider, upstream_name=one.upstream_name or one.name, id=id,
+        state=told.get("state", "unknown"), reason=told.get("reason", ""), retry_in_s=told.get("retry_in_s", 0.0),
+        in_flight=told.get("in_flight", 0), requests=told.get("requests", 0), failures=told.get("failures", 0),
+        latency_s=told.get("latency_s"), ttft_p95_s=told.get("ttft_p95_s"),
+        input_usd_per_mtok=one.input_usd_per_mtok, output_usd_per_mtok=one.output_usd_per_mtok, weight=one.weight,
+    )  # fmt: skip
+
+
+def _health(deployments: Sequence[Deployment]) -> Any:
+    states = {one.state for one in deployments}
+    if states == {"closed"}:
+        return "ok"
+    if "unknown" in states:
+        return "unknown"
+    return "degraded" if "closed" in states or "half_open" in states else "down"
+
+
+def _hour(row: Sums | None) -> Hour:
+    told = row or merged([])
+    seconds = told["answer_s"]
+    return Hour(
+        requests=told["requests"], errors=told["errors"], cost_usd=told["cost_nanousd"] / 1e9,
+        latency_p50_s=quantile_s(told, 0.5), latency_p95_s=quantile_s(told, 0.95),
+        ttft_p50_s=quantile_s(told, 0.5, TTFT),
+        tokens_per_s=told["answer_output_tokens"] / seconds if seconds else None,
+    )  # fmt: skip
+
+
+def _provider(
+    desk: Desk, one: ProviderConfig, numbers: Mapping[str, int], pool: Mapping[str, int], here: Container[str]
+) -> ProviderCard:
+    config, name = desk.current, f"provider:{one.name}"
+    return ProviderCard(
+        name=one.name, kind=one.kind, base_url=one.base_url,
+        source=_source(any(other.name == one.name for other in desk.config.providers), name in here),
+        api_key_set=bool(one.api_key), header_names=sorted(one.headers), api_version=one.api_version,
+        max_connections=one.max_connections, connect_timeout_s=one.connect_timeout_s, verify_tls=one.verify_tls,
+        managed=managed(one, config.server) is not None,
+        models=sorted({model.name for model in config.models if model.provider == one.name}),
+        connections=dict(pool), setting_version=numbers.get(name, 0),
+    )  # fmt: skip
+
+
+def _source(in_file: bool, here: bool) -> Source:
+    if in_file:
+        return "file, changed here" if here else "file"
+    return "here"
+
+
+@router.get("/fleet")
+def get_fleet(desk: Means, who: Viewer) -> Fleet:
+    """Health, load, prices, latency; local engines."""
+    return fleet(desk)
+
+
+@router.put("/providers/{name}")
+def put_one_provider(desk: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
+    """New or changed."""
+    return put_provider(desk, who, name, wanted)
+
+
+@router.delete("/providers/{name}")
+def delete_provider(desk: Means, who: Admin, name: str, version: int) -> Applied:
+    """Back to what the file says."""
+    return remove_provider(desk, who, name, version)
+
+
+@router.post("/providers/{name}/check")
+def post_check(desk: Means, who: Operator, name: str) -> Checked:
+    """Does it answer, and take the key?"""
+    return check_provider(desk, who, name)
+
+
+@router.put("/models/{name:path}")
+def put_one_model(desk: Means, who: Admin, name: str, wanted: ModelWanted) -> Applied:
+    """New or changed."""
+    return put_model(desk, who, name, wanted)
+
+
+@router.delete("/models/{name:path}")
+def delete_model(desk: Means, who: Admin, name: str, version: int) -> Applied:
+    """Back to what the file says."""
+    return remove_model(desk, who, name, version)

@@ -1,0 +1,139 @@
+"""The predicted effect of knobs that are not in force, from the route's latest decisions, or what it takes to know."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.admin.changes import database
+from gateway.admin.desk import Desk
+from gateway.admin.rounds import KNOBS, LOG_S, kept, latest_log, policy_of, route_of
+from gateway.admin.shapes.common import Estimate, Interval, Refusal
+from gateway.admin.shapes.knobs import Effect, Knobs, Preview
+from gateway.errors import CallerError
+from gateway.journal.sums import sums
+from gateway.learn.dataset import NothingLogged
+from gateway.learn.threshold import at_threshold
+from gateway.learn.whatif import Answer, Figure, what_if
+from routers import ope
+from routers.types import Undecided
+
+BUDGET = "what a daily budget leaves out depends on the order of the day's requests, so it is not predicted"
+
+
+def preview(desk: Desk, route: str, knobs: Knobs) -> Preview:
+    """Changes nothing. Raises NotFound, or CallerError where the knobs can't be asked for."""
+    stated = route_of(desk, route)
+    wanted = knobs.model_dump(exclude_unset=True)
+    changed = {name: value for name, value in wanted.items() if value != getattr(stated, name)}
+    question = f"preview:{route}:{sorted(changed.items())!r}"
+    return kept(desk, question, LOG_S, lambda: _preview(desk, route, knobs, changed))
+
+
+def _preview(desk: Desk, route: str, knobs: Knobs, changed: Mapping[str, float | None]) -> Preview:
+    with database():
+        per_day = requests_per_day(desk, route)
+        try:
+            answer = answered(desk, route, changed)
+        except NothingLogged as none:
+            return _nothing(route, knobs, per_day, f"Not enough evidence: {none}.")
+    quality, cost, latency = (_effect(answer, name) for name in ("quality", "cost_usd", "latency_s"))
+    return Preview(
+        route=route, knobs=knobs, rounds=answer.rounds, labelled=answer.labelled, effective=answer.effective,
+        quality=quality, cost_usd=cost, latency_s=latency, requests_per_day=per_day, day_usd=_times(cost, per_day),
+        shares_now=dict(answer.now_shares), shares_then=dict(answer.then_shares),
+        message=_message(changed, quality, cost, answer),
+    )  # fmt: skip
+
+
+def answered(desk: Desk, route: str, changed: Mapping[str, float | None]) -> Answer:
+    """By off-policy evaluation. Raises NothingLogged or CallerError."""
+    log = latest_log(desk, route)
+    if "accept_at" in changed:
+        if set(changed) - {"accept_at", "budget_usd_per_day"}:
+            raise CallerError(
+                "accept_at is previewed alone: another first model changes what it would act on",
+                param="accept_at", status=422,
+            )  # fmt: skip
+        return at_threshold(log, changed["accept_at"] if changed["accept_at"] is not None else 0.5)
+    try:
+        return what_if(log, policy_of(desk, route, {n: v for n, v in changed.items() if n in KNOBS}))
+    except (ValueError, Undecided) as fault:
+        raise CallerError(f"this can't be predicted: {fault}", status=422) from None
+
+
+def requests_per_day(desk: Desk, route: str) -> float:
+    """That a model answered, over the last seven days or since the route's first."""
+    until_s = (int(time.time()) // 3600 + 1) * 3600
+    rows = sums(
+        desk.store, 3600, until_s - 7 * 86400, until_s, by=("start_s",), route=route, names=("answers",)
+    )
+    if not rows:
+        return 0.0
+    days = max(1 / 24, (until_s - min(row["start_s"] for row in rows)) / 86400)
+    return float(sum(int(row["answers"]) for row in rows) / days)
+
+
+def interval(one: ope.Interval, scale: float = 1.0) -> Interval:
+    return Interval(value=one.value * scale, low=one.low * scale, high=one.high * scale)
+
+
+def refusal(one: ope.Refusal) -> Refusal:
+    """As it is told on pages."""
+    cost_usd = one.cost_usd if one.cost_usd == one.cost_usd else None
+    return Refusal(message=str(one), explored_calls=one.explored_calls, calls=one.calls, cost_usd=cost_usd)
+
+
+def _effect(answer: Answer, name: str) -> Effect:
+    figure: Figure | None = answer.figures.get(name)
+    if figure is not None:
+        return Effect(
+            now=Estimate(interval=interval(figure.now)), then=Estimate(interval=interval(figure.then)),
+            difference=Estimate(interval=interval(figure.difference)),
+        )  # fmt: skip
+    found = answer.refusals.get(name)
+    why = refusal(found) if found is not None else Refusal(message="no answer was scored: send feedback or label some")
+    nothing = Estimate(refusal=why)
+    return Effect(now=nothing, then=nothing, difference=nothing)
+
+
+def _times(effect: Effect, factor: float) -> Effect:
+    def scaled(one: Estimate) -> Estimate:
+        if one.interval is None:
+            return one
+        return Estimate(interval=Interval(**{k: v * factor for k, v in one.interval.model_dump().items()}))
+
+    return Effect(now=scaled(effect.now), then=scaled(effect.then), difference=scaled(effect.difference))
+
+
+def _nothing(route: str, knobs: Knobs, per_day: float, why: str) -> Preview:
+    nothing = Estimate(refusal=Refusal(message=why))
+    effect = Effect(now=nothing, then=nothing, difference=nothing)
+    return Preview(
+        route=route, knobs=knobs, rounds=0, labelled=0, effective=0.0, quality=effect, cost_usd=effect,
+        latency_s=effect, requests_per_day=per_day, day_usd=effect, shares_now={}, shares_then={}, message=why,
+    )  # fmt: skip
+
+
+def _message(changed: Mapping[str, Any], quality: Effect, cost: Effect, answer: Answer) -> str:
+    if not changed:
+        return "These are the knobs in force."
+    said = [_said("Cost", cost, 100.0), _said("Quality", quality, 100.0)]
+    if "budget_usd_per_day" in changed:
+        said.append(f"Budget: {BUDGET}.")
+    moved = sum(abs(share - answer.now_shares.get(model, 0.0)) for model, share in answer.then_shares.items()) / 2
+    said.append(f"{moved:.0%} of the requests would go to another model.")
+    return " ".join(said)
+
+
+def _said(what: str, effect: Effect, hundred: float) -> str:
+    gap, now = effect.difference.interval, effect.now.interval
+    if gap is None or now is None:
+        why = effect.difference.refusal
+        return f"{what}: {why.message if why else 'unknown'}."
+    if what == "Cost" and now.value > 0:
+        parts = [hundred * one / now.value for one in (gap.value, gap.low, gap.high)]
+        return f"{what} per request changes by {parts[0]:+.0f} % (95 % sure: {parts[1]:+.0f} to {parts[2]:+.0f} %)."
+    parts = [hundred * one for one in (gap.value, gap.low, gap.high)]
+    return f"{what} changes by {parts[0]:+.1f} points of 100 (95 % sure: {parts[1]:+.1f} to {parts[2]:+.1f})."

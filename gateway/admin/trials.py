@@ -1,0 +1,79 @@
+"""Knobs that are tried: in the shadow fresh decisions are decided again, in a canary two random halves differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gateway.admin.desk import Desk
+from gateway.admin.preview import interval, refusal
+from gateway.admin.rounds import FRESH_S, latest_log, policy_of, route_of
+from gateway.admin.shapes.common import Estimate, Refusal
+from gateway.admin.shapes.knobs import Knobs, Trial
+from gateway.app import turned
+from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.whatif import decided, valued, widened
+from gateway.routes import KNOB_NAMES
+from routers import ope
+from routers.ope import Array
+
+LEAST = 30
+"""Decisions of each half before a difference is told."""
+FIGURES = {"quality": "score", "cost_usd": "cost_usd", "latency_s": "latency_s"}
+
+
+def trial_of(desk: Desk, route: str, trial: Mapping[str, Any]) -> Trial:
+    """How it goes."""
+    base = {
+        "kind": trial["kind"], "knobs": Knobs(**trial["knobs"]), "share": trial["share"], "since_s": trial["since_s"],
+        "actor": trial["actor"],
+    }  # fmt: skip
+    try:
+        log = latest_log(desk, route, FRESH_S)
+        fresh = log.rows(np.array([record.time_s >= trial["since_s"] for record in log.records], bool))
+        if not len(fresh):
+            raise NothingLogged("no decision since it began")
+        told = _shadow(desk, route, fresh, trial) if trial["kind"] == "shadow" else _canary(desk, route, fresh, trial)
+    except (NothingLogged, ValueError) as none:
+        nothing = Estimate(refusal=Refusal(message=str(none)))
+        told = {"rounds": 0, "quality": nothing, "cost_usd": nothing, "latency_s": nothing, "agreement": None}
+    return Trial(**base, **told)
+
+
+def _shadow(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
+    policy = policy_of(desk, route, trial["knobs"])
+    log = widened(log, [one.model for one in policy.candidates])
+    target, ours = decided(policy, log), decided(policy_of(desk, route, {}), log)
+    answer = valued(log, target)
+    told: dict[str, Any] = {"rounds": len(log), "agreement": float((target * ours).sum(1).mean())}
+    for name in FIGURES:
+        figure, found = answer.figures.get(name), answer.refusals.get(name)
+        if figure is not None:
+            told[name] = Estimate(interval=interval(figure.difference))
+        else:
+            told[name] = Estimate(refusal=refusal(found) if found else Refusal(message="no answer was scored"))
+    return told
+
+
+def _canary(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
+    stated = {name: value for name, value in trial["knobs"].items() if name in KNOB_NAMES}
+    suffix = turned(policy_of(desk, route, {}).router, route_of(desk, route), stated).suffix
+    mine = np.array([record.router.endswith(suffix) for record in log.records], bool)
+    told: dict[str, Any] = {"rounds": int(mine.sum()), "agreement": None}
+    for name, field in FIGURES.items():
+        told[name] = _halves(getattr(log, field), mine)
+    return told
+
+
+def _halves(reward: Array, mine: Array) -> Estimate:
+    """Difference of the means, the tried half minus the other."""
+    known = np.isfinite(reward)
+    tried, other = reward[known & mine.astype(bool)], reward[known & ~mine.astype(bool)]
+    if min(len(tried), len(other)) < LEAST:
+        lacking = LEAST - min(len(tried), len(other))
+        return Estimate(refusal=Refusal(message=f"about {lacking} more decisions of one half", calls=lacking))
+    gap = float(tried.mean() - other.mean())
+    spread = float(np.sqrt(tried.var(ddof=1) / len(tried) + other.var(ddof=1) / len(other)))
+    return Estimate(interval=interval(ope.Interval(gap, gap - 1.96 * spread, gap + 1.96 * spread)))

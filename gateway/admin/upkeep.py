@@ -1,0 +1,171 @@
+"""What the control process computes beforehand so that pages need not: in a thread of its own, gently.
+
+Old decisions are added up first. Then, in turn, each route's learning is looked over where something has come since:
+alarms, calibration, what to label, savings beside chance; its frontier more seldom. A route that fails is tried again
+later and never stops the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.admin.certificates import watch
+from gateway.admin.checkup import refresh_learning
+from gateway.admin.desk import Desk
+from gateway.admin.frontier import refresh_frontier
+from gateway.admin.labels import KIND as LABELS
+from gateway.admin.overview import raised
+from gateway.admin.preview import refusal
+from gateway.admin.rounds import latest_log
+from gateway.journal.backfill import count_old, waiting
+from gateway.journal.insights import keep_insight
+from gateway.journal.tables import decisions, feedback
+from gateway.learn.asking import to_label
+from gateway.learn.blind import against_blind
+from gateway.learn.dataset import Log, NothingLogged
+from routers.ope import Refusal
+
+log = logging.getLogger("headgate.upkeep")
+
+EVERY_S = 2.0
+LOOKED_OVER_EVERY_S = 30.0
+FRONTIER_EVERY_S = 300.0
+QUEUE = 60
+"""Decisions that wait for a label, per route."""
+NICENESS = 10
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was known of a route when it was looked over."""
+
+    mark: tuple[Any, Any] = (None, None)
+    looked_s: float = -1e9
+    frontier_mark: tuple[Any, Any] = (None, None)
+    frontier_s: float = -1e9
+    faults: set[str] = field(default_factory=set)
+
+
+def keep_up(desk: Desk, ended: threading.Event) -> None:
+    """Until `ended`. Yields to requests: its thread has a low priority."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    except (OSError, AttributeError):
+        log.debug("the system keeps this thread's priority")
+    seen: dict[str, Seen] = {}
+    while not ended.wait(EVERY_S):
+        try:
+            count_waiting(desk, ended)
+            step(desk, seen, time.monotonic())
+        except (sa.exc.SQLAlchemyError, OSError) as fault:
+            log.warning("figures wait: %s", fault)
+
+
+def count_waiting(desk: Desk, ended: threading.Event) -> None:
+    """Adds up whatever was not; pauses between batches so that nobody waits for the database."""
+    if not waiting(desk.store.engine):
+        desk.counting = False
+        return
+    desk.counting = True
+    while not ended.is_set() and count_old(desk.store.engine):
+        ended.wait(0.02)
+
+
+def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
+    """One route at most: the one looked over longest ago of those that changed. False: none had to be."""
+    due = []
+    for route in desk.current.routes:
+        one = seen.setdefault(route.name, Seen())
+        mark = newest(desk, route.name)
+        if mark != one.mark and now - one.looked_s >= LOOKED_OVER_EVERY_S:
+            due.append((one.looked_s, route.name, mark))
+        elif one.mark != one.frontier_mark and now - one.frontier_s >= FRONTIER_EVERY_S:
+            due.append((one.frontier_s, route.name, one.mark))
+    if not due:
+        return False
+    _, name, mark = min(due, key=lambda found: found[:2])
+    one = seen[name]
+    if mark != one.mark:
+        one.looked_s, one.mark = now, mark
+        look_over(desk, name, one)
+    else:
+        one.frontier_s, one.frontier_mark = now, mark
+        _guarded(one, "frontier", lambda: refresh_frontier(desk, name))
+    desk.alarms = len(raised(desk))
+    return True
+
+
+def newest(desk: Desk, route: str) -> tuple[Any, Any]:
+    """Changes when a decision of the route or any feedback comes."""
+    latest = sa.select(decisions.c.id).where(decisions.c.route == route).order_by(decisions.c.time_s.desc()).limit(1)
+    told = sa.select(feedback.c.time_s).order_by(feedback.c.time_s.desc()).limit(1)
+    with desk.store.engine.connect() as connection:
+        return connection.execute(latest).scalar(), connection.execute(told).scalar()
+
+
+def look_over(desk: Desk, route: str, one: Seen) -> None:
+    """Everything about a route but its frontier."""
+    desk.kept.pop(f"log:{route}", None)
+    _guarded(one, "learning", lambda: refresh_learning(desk, route))
+    try:
+        rounds = latest_log(desk, route)
+    except NothingLogged:
+        return
+    _guarded(one, "random", lambda: keep_insight(desk.store, "random", route, beside_chance(rounds)))
+    _guarded(one, "certificates", lambda: watch(desk, route, rounds))
+    _guarded(one, "labels", lambda: keep_insight(desk.store, LABELS, route, wishes(rounds)))
+
+
+def beside_chance(rounds: Log) -> dict[str, Any]:
+    """Per request that a model answered."""
+    found = against_blind(rounds)
+    if isinstance(found, Refusal):
+        return {"refusal": refusal(found).model_dump(), "rounds": int(rounds.labelled.sum())}
+    return {
+        "saved_usd": found.saved_usd.as_dict(), "quality_gain": found.quality_gain.as_dict(), "rounds": found.rounds,
+    }  # fmt: skip
+
+
+def wishes(rounds: Log) -> dict[str, Any]:
+    """What to label, best first; what can be read here and what can't."""
+    open_ = [record for record, known in zip(rounds.records, rounds.labelled, strict=True) if not known]
+    data = []
+    for wish in to_label(rounds, QUEUE):
+        record = rounds.records[wish.place]
+        expected = next((one.quality for one in record.candidates if one.model == record.model), None)
+        data.append({
+            "id": record.id, "time_s": record.time_s, "route": record.route, "model": record.model,
+            "answered_model": record.answered_model, "gain": wish.gain, "why": _why(wish.information, wish.closeness),
+            "quality": expected, "has_text": bool(record.prompt_text),
+        })  # fmt: skip
+    return {"data": data, "weighed": len(open_), "without_text": sum(not record.prompt_text for record in open_)}
+
+
+def _why(information: float, closeness: float) -> str:
+    new = "unlike what is labelled" if information > 0.7 else "little like it is labelled" if information > 0.25 else (
+        "like others that are labelled"
+    )  # fmt: skip
+    close = "the choice was close" if closeness > 0.6 else "the choice was clear" if closeness < 0.3 else (
+        "the choice was fairly close"
+    )  # fmt: skip
+    return f"{new}; {close}"
+
+
+def _guarded(one: Seen, what: str, work: Any) -> None:
+    """A figure that can't be computed is said once, and tried again when something has come."""
+    try:
+        work()
+        one.faults.discard(what)
+    except (sa.exc.SQLAlchemyError, OSError):
+        raise
+    except Exception as fault:
+        if what not in one.faults:
+            log.warning("%s can't be computed: %s: %s", what, type(fault).__name__, fault)
+        one.faults.add(what)

@@ -1,0 +1,123 @@
+"""/v1/batches of the OpenAI API: a job is made here, planned and run by whichever worker takes it, and seen here.
+
+Beyond OpenAI's fields a job takes `headgate` (the SDK's `extra_body`): a budget, a route for lines that name no
+model, a floor on quality, and whether bad lines are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gateway.api.files import asked, page_limit, page_of
+from gateway.asgi import Answer, Request
+from gateway.errors import CallerError, NotFound
+from gateway.reply import JSON
+
+if TYPE_CHECKING:
+    from gateway.batch.jobs import Job
+
+_WINDOW = re.compile(r"(\d{1,4})([mhd])")
+_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What only this gateway understands."""
+
+    budget_usd: Annotated[float, Meta(ge=0)] | None = None
+    route: str = "auto"
+    min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    skip_bad: bool = False
+    cascade: bool = False
+
+
+class NewBatch(msgspec.Struct, frozen=True):
+    """OpenAI's fields."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    headgate: Extra = Extra()
+
+
+async def create_batch(request: Request, _: str) -> Answer:
+    """Answers at once; the input is validated by whoever runs the job."""
+    from gateway.batch.jobs import Card
+    from gateway.batch.types import SURFACES
+
+    caller, services = request.caller(), request.services
+    try:
+        asks = msgspec.json.decode(request.body, type=NewBatch)
+    except msgspec.MsgspecError as error:
+        raise CallerError(f"batch: {error}", code="invalid_request") from None
+    if asks.endpoint not in SURFACES:
+        raise CallerError(f"endpoint must be one of {', '.join(SURFACES)}", param="endpoint", code="invalid_endpoint")
+    window_s = _window_s(asks.completion_window)
+    services.book.find(asks.headgate.route)
+    if not caller.may_use(asks.headgate.route) and asks.headgate.route != "auto":
+        raise NotFound(f"The model '{asks.headgate.route}' does not exist.", code="model_not_found")
+    desk, now = services.batches, services.clock()
+    file = await asyncio.to_thread(desk.files.find, asks.input_file_id, caller.tenant)
+    if file.purpose != "batch":
+        raise CallerError(f"{file.id} has the purpose {file.purpose!r}, not 'batch'", param="input_file_id")
+    card = Card(
+        source=file.name, route=asks.headgate.route, key_id=caller.key_id, budget_usd=asks.headgate.budget_usd,
+        deadline_s=now + window_s, concurrency=services.config.server.batch_concurrency,
+        skip_bad=asks.headgate.skip_bad, cascade=asks.headgate.cascade, floor=asks.headgate.min_quality,
+        endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},
+        input_file=file.id,
+    )  # fmt: skip
+    job = await asyncio.to_thread(desk.jobs.add, caller.tenant, "api", card, now)
+    desk.mark()
+    desk.asked.set()
+    return _told(job)
+
+
+async def get_batch(request: Request, id: str) -> Answer:
+    return _told(await asyncio.to_thread(request.services.batches.jobs.find, id, request.caller().tenant))
+
+
+async def list_batches(request: Request, _: str) -> Answer:
+    """Newest first."""
+    from gateway.batch.view import batch_object
+
+    tenant, jobs = request.caller().tenant, request.services.batches.jobs
+    limit = page_limit(request, 20, 100)
+    found = await asyncio.to_thread(jobs.page, tenant, after=asked(request, "after"), limit=limit + 1)
+    return 200, [JSON], msgspec.json.encode(page_of([batch_object(job) for job in found], limit))
+
+
+async def cancel_batch(request: Request, id: str) -> Answer:
+    """What is answered by then is kept."""
+    services = request.services
+    desk = services.batches
+    job = await asyncio.to_thread(desk.jobs.find, id, request.caller().tenant)
+    job = await asyncio.to_thread(desk.jobs.ask, job.id, "cancel", services.clock())
+    desk.mark()
+    desk.asked.set()
+    return _told(job)
+
+
+def _told(job: Job) -> Answer:
+    from gateway.batch.view import batch_object
+
+    return 200, [JSON], msgspec.json.encode(batch_object(job))
+
+
+def _window_s(text: str) -> float:
+    """OpenAI knows `24h` alone; other windows of minutes, hours or days are taken as well."""
+    match = _WINDOW.fullmatch(text)
+    seconds = int(match[1]) * _UNITS_S[match[2]] if match else 0.0
+    if not 60 <= seconds <= 14 * 86400:
+        raise CallerError(
+            "completion_window must be 24h, or another time from 1m to 14d", param="completion_window",
+            code="invalid_completion_window",
+        )  # fmt: skip
+    return seconds
+
+

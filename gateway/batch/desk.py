@@ -1,0 +1,47 @@
+"""Batch jobs as a worker meets them: the files and jobs of the database, opened at the first question."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.journal.reader import Reader
+
+if TYPE_CHECKING:
+    from gateway.batch.files import Files
+    from gateway.batch.jobs import Jobs
+
+MARKER = "batches.open"
+"""In the run folder while some job of the API is unfinished: workers look for jobs only then."""
+
+
+class Desk:
+    """One per worker. The stores are synchronous: use them off the event loop."""
+
+    def __init__(self, journal: Reader, run_dir: str) -> None:
+        self._journal = journal
+        self.run_dir = Path(run_dir)
+        self.asked = asyncio.Event()
+        """Set when a job was made or changed here."""
+
+    @property
+    def jobs(self) -> Jobs:
+        from gateway.batch.jobs import Jobs
+
+        return Jobs(self._journal.store.engine)
+
+    @property
+    def files(self) -> Files:
+        from gateway.batch.files import Files
+
+        return Files(self._journal.store.engine)
+
+    @property
+    def marker(self) -> Path:
+        return self.run_dir / MARKER
+
+    def mark(self) -> None:
+        """Some job is unfinished."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.marker.touch()

@@ -1,0 +1,294 @@
+"""Providers' own batch endpoints: half the price for those who can wait (OpenAI's /v1/files and /v1/batches).
+
+A part of the job goes there as one file. Its worst case is held for as long as it lies there, and it is in the
+database before the provider hears of it, so a runner that died between the two finds its batch by the part's name
+instead of paying for another. What the provider doesn't answer in time is asked one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Any
+
+import httpx
+import msgspec
+
+from cascade.types import Rung
+from gateway.attempt import request_body
+from gateway.batch.ask import Told, error_code
+from gateway.batch.jobs import Part
+from gateway.batch.run import Runner
+from gateway.batch.supply import AWAY
+from gateway.batch.types import Arm, Prompt
+from gateway.errors import HeadgateError, PolicyError, UpstreamError
+from gateway.fleet import Deployment
+from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
+from gateway.providers import Provider
+from gateway.providers.openai import PATHS, OpenAIProvider
+from gateway.services import Services
+from gateway.settle import buckets
+from gateway.wire.answer import peek, translate_answer
+
+log = logging.getLogger("headgate.batch")
+
+MOST_LINES = 50_000
+MOST_BYTES = 100 * 1024 * 1024
+OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+POLL_S = 1.0
+LONGEST_POLL_S = 30.0
+TIMEOUT_S = 60.0
+TRIES = 5
+SPARE = 1.5
+"""Times the predicted time of asking a part one by one, kept before the deadline to do so."""
+LEAST_SPARE_S = 60.0
+
+
+class _Line(msgspec.Struct):
+    """One line of a provider's output or error file."""
+
+    custom_id: str
+    response: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstreams:
+    """The batch endpoints of this gateway's providers."""
+
+    s: Services
+    poll_s: float = POLL_S
+    least_spare_s: float = LEAST_SPARE_S
+
+    async def parts(self, runner: Runner) -> Sequence[Part]:
+        """Earlier parts that have not ended, and new ones for what the plan sends there."""
+        known = await asyncio.to_thread(runner.jobs.parts, runner.job.id)
+        parts = [part for part in known if part.state == "sent"]
+        for number, places in runner.supply.at_endpoints():
+            arm = runner.plan.estimates.arms[number]
+            deployment = self._deployment(arm)
+            if deployment is not None:
+                parts += await asyncio.to_thread(self._new, runner, arm, deployment, places.tolist())
+        for part in parts:
+            open_ = [place for place in part.places if runner.supply.state[place] <= AWAY]
+            runner.supply.state[open_] = AWAY
+        return parts
+
+    async def run(self, runner: Runner, part: Part) -> None:
+        """Until every prompt of the part is heard of, or given back."""
+        try:
+            hold = await self.s.ledger.hold(runner.asker.caller.accounts, part.worst_nanousd)
+        except PolicyError:
+            await self._over(runner, part)
+            return
+        before = runner.spent_now
+        try:
+            await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
+            async with _client(self.s.driver.caller.providers[part.provider]) as http:
+                batch = await self._until_over(runner, part, http)
+                if batch is None:
+                    return
+                for line in await _lines(http, batch):
+                    self._hear(runner, part, line)
+            await self._over(runner, part)
+        except (httpx.HTTPError, UpstreamError, msgspec.MsgspecError) as error:
+            log.warning("part %s of %s: %s", part.id, part.job, error)
+            await self._over(runner, part)
+        finally:
+            hold.settle(runner.spent_now - before)
+
+    # ---- what is sent
+
+    def _deployment(self, arm: Arm) -> Deployment | None:
+        """Where the arm's model has an endpoint that we speak."""
+        for deployment in self.s.fleet.deployments(arm.model):
+            provider = self.s.driver.caller.providers[deployment.provider]
+            if type(provider) is OpenAIProvider and provider.config.batch_discount > 0:
+                return deployment
+        return None
+
+    def _new(self, runner: Runner, arm: Arm, deployment: Deployment, places: Sequence[int]) -> list[Part]:
+        """Parts of one surface each, within the provider's limits."""
+        parts: list[Part] = []
+        latest: dict[str, tuple[Part, int]] = {}
+        for place in places:
+            prompt = runner.plan.prompts[place]
+            try:
+                ways = runner.ways(place, int(runner.supply.arm[place]))
+                worst = ceil(runner.asker.worst(prompt, ways) * _share(self, deployment))
+            except HeadgateError:
+                continue  # asked one by one it is refused with its reason
+            part, size = latest.get(prompt.surface, (None, 0))
+            if part is None or len(part.places) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
+                part, size = Part(new_id("part"), runner.job.id, "sent", 0, deployment.provider, arm.model, []), 0
+                part.window_s = arm.window_s
+                parts.append(part)
+            part.places.append(place)
+            part.worst_nanousd += worst
+            latest[prompt.surface] = part, size + len(prompt.body)
+        return parts
+
+    def _file(self, runner: Runner, part: Part, deployment: Deployment, url: str, dialect: str) -> bytes:
+        rung = Rung(part.model, True, TIMEOUT_S)
+        lines = []
+        for place in part.places:
+            call = runner.asker.call(runner.plan.prompts[place], "", TIMEOUT_S)
+            body = request_body(call, deployment, dialect, rung, live=False)
+            line = {"custom_id": f"{part.id}-{place}", "method": "POST", "url": url, "body": msgspec.Raw(body)}
+            lines.append(msgspec.json.encode(line) + b"\n")
+        return b"".join(lines)
+
+    # ---- the batch at the provider
+
+    async def _until_over(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any] | None:
+        """The provider's batch in its last state; None: the runner stops, and the next one looks again."""
+        cancelled = False
+        wait_s = self.poll_s
+        while not (runner.stopped or runner.lost):
+            batch = await self._batch(runner, part, http)
+            if batch["status"] in OVER:
+                return batch
+            if not cancelled and (runner.wish == "cancel" or runner.left_s < self._spare_s(runner, part)):
+                cancelled = True
+                await _asked(http, "POST", f"/batches/{part.upstream}/cancel")
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 1.5, LONGEST_POLL_S)
+        return None
+
+    def _spare_s(self, runner: Runner, part: Part) -> float:
+        if not isfinite(runner.left_s):
+            return -1.0
+        latency = runner.plan.estimates.latency_s[part.places, runner.supply.arm[part.places]]
+        known = float(latency[latency == latency].sum())
+        return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
+
+    async def _batch(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any]:
+        """As the provider sees it now; made there first where it doesn't know it."""
+        if not part.upstream:
+            found = await self._found(part, http) or await self._make(runner, part, http)
+            part.upstream = found["id"]
+            await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
+            return found
+        return await _asked(http, "GET", f"/batches/{part.upstream}")
+
+    async def _found(self, part: Part, http: httpx.AsyncClient) -> dict[str, Any] | None:
+        """One that an earlier runner made and did not live to write down."""
+        page = await _asked(http, "GET", "/batches", params={"limit": 100})
+        return next((one for one in page["data"] if (one.get("metadata") or {}).get("part") == part.id), None)
+
+    async def _make(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any]:
+        deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
+        prompt: Prompt = runner.plan.prompts[part.places[0]]
+        dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
+        url = f"/v1{PATHS[dialect]}"
+        content = await asyncio.to_thread(self._file, runner, part, deployment, url, dialect)
+        form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
+        file = await _asked(http, "POST", "/files", data={"purpose": "batch"}, files=form)
+        asks = {"input_file_id": file["id"], "endpoint": url, "completion_window": _window(part.window_s),
+                "metadata": {"part": part.id}}  # fmt: skip
+        return await _asked(http, "POST", "/batches", json=asks)
+
+    # ---- what it gave
+
+    def _hear(self, runner: Runner, part: Part, line: _Line) -> None:
+        """One answer into the journal, under an id that a second hearing doesn't count again."""
+        place = int(line.custom_id.rpartition("-")[2])
+        if place not in part.places or runner.supply.state[place] != AWAY:
+            return
+        response = line.response or {}
+        status = int(response.get("status_code") or 0)
+        body = msgspec.json.encode(response.get("body") or {})
+        if status != 200 and not 400 <= status < 429:
+            return  # given back with the rest
+        prompt = runner.plan.prompts[place]
+        deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
+        told = Told(place, status, body, "" if status == 200 else error_code(body), model=part.model)
+        record = self._record(runner, part, prompt, deployment, told)
+        told.decision_id, told.cost_nanousd = record.id, record.cost_nanousd
+        if not runner.asker.spool.append(record):
+            raise UpstreamError("unavailable", "the journal can't be written")
+        runner.heard_away(place, int(runner.supply.arm[place]), told)
+
+    def _record(
+        self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, told: Told
+    ) -> DecisionRecord:
+        dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
+        call, caller = runner.asker.call(prompt, "", TIMEOUT_S), runner.asker.caller
+        usage = peek(told.body, dialect).usage if told.status == 200 else None
+        cost = ceil(deployment.price.cost(usage) * _share(self, deployment)) if usage is not None else 0
+        if told.status == 200:
+            told.body = translate_answer(told.body, dialect, prompt.surface, model=part.model, request=call.raw)
+        attempt = AttemptRecord(
+            model=part.model, deployment=deployment.id, status=told.status, cost_nanousd=cost,
+            usage=buckets(usage) if usage is not None else {}, failure="" if told.status == 200 else "rejected",
+        )  # fmt: skip
+        return DecisionRecord(
+            id=f"dec_{part.id}_{prompt.index}", time_s=self.s.clock(),
+            request_id=f"{part.job}-{prompt.index}-{part.id}",
+            tenant=caller.tenant, key_id=caller.key_id, surface=prompt.surface, route=part.model,
+            requested_model=call.model, input_tokens=call.described.input_tokens, explore=False, model=part.model,
+            propensity=1.0, router="batch@1", reason="planned: the provider's batch endpoint", plan=(part.model,),
+            attempts=(attempt,), verdict="only", answered_model=part.model if told.status == 200 else "",
+            status=told.status, error=told.code, cache="off", cost_nanousd=cost, job=part.job,
+            job_index=prompt.index, job_answer=told.body,
+        )  # fmt: skip
+
+    async def _over(self, runner: Runner, part: Part) -> None:
+        """The part is done with; what has no answer is asked one by one."""
+        part.state = "ended"
+        await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
+        runner.come_back([place for place in part.places if runner.supply.state[place] == AWAY])
+
+
+def _share(upstreams: Upstreams, deployment: Deployment) -> float:
+    """Of the live price."""
+    return 1.0 - upstreams.s.driver.caller.providers[deployment.provider].config.batch_discount
+
+
+def _client(provider: Provider) -> httpx.AsyncClient:
+    endpoint, config = provider.endpoint, provider.config
+    uds = endpoint.uds or None
+    origin = "http://localhost" if uds else f"{endpoint.scheme}://{endpoint.authority}"
+    headers = {**provider.credentials(), **config.headers}
+    transport = httpx.AsyncHTTPTransport(uds=uds, verify=config.verify_tls)
+    return httpx.AsyncClient(
+        base_url=origin + endpoint.base_path, headers=headers, timeout=TIMEOUT_S, transport=transport
+    )
+
+
+async def _asked(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> dict[str, Any]:
+    """A JSON answer; trouble that may pass is tried again, but never a POST that may have been heard."""
+    for tries in range(TRIES):
+        try:
+            response = await http.request(method, path, **how)
+            if response.status_code < 300:
+                found: dict[str, Any] = response.json()
+                return found
+            if response.status_code < 429 or tries == TRIES - 1:
+                said = response.text[:300]
+                raise UpstreamError("rejected", f"{method} {path}: {response.status_code}: {said}")
+        except httpx.TransportError:
+            if tries == TRIES - 1 or (method == "POST" and path == "/batches"):
+                raise
+        await asyncio.sleep(0.2 * 2**tries)
+    raise AssertionError("unreachable")
+
+
+async def _lines(http: httpx.AsyncClient, batch: dict[str, Any]) -> Iterator[_Line]:
+    """Of its output and its errors."""
+    content = b""
+    for name in ("output_file_id", "error_file_id"):
+        if batch.get(name):
+            response = await http.get(f"/files/{batch[name]}/content")
+            response.raise_for_status()
+            content += response.content.rstrip(b"\n") + b"\n"
+    decode = msgspec.json.Decoder(_Line).decode
+    return (decode(line) for line in content.splitlines() if line.strip())
+
+
+def _window(seconds: float) -> str:
+    """As OpenAI writes it."""
+    return f"{max(1, round(seconds / 3600))}h"

@@ -1,0 +1,223 @@
+"""The worker's part in /v1/batches: it takes jobs that nobody runs, plans them, and carries them to their end.
+
+Any worker of any replica may take any job, one at a time each (the job's lease); a worker that dies loses its jobs to
+the others, one that drains hands them back. Jobs share the worker's ledger, limits, breakers and connections with
+live traffic, so a key's budget is one budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.batch import results
+from gateway.batch.carry import carry
+from gateway.batch.endpoint import Upstreams
+from gateway.batch.jobs import Job, Progress, owner_name
+from gateway.batch.plan import Order, Shop, plan_job
+from gateway.batch.read import Terms as ReadTerms
+from gateway.batch.results import Result
+from gateway.batch.run import LostLease, Runner, Terms
+from gateway.batch.types import PLAN_FILE, BadJob, Plan
+from gateway.errors import CallerError, HeadgateError, NotFound
+from gateway.keys import ANYONE, MASTER, Caller
+from gateway.services import Services
+
+log = logging.getLogger("headgate.batch")
+
+LOOK_EVERY_S = 1.0
+MOST_JOBS = 4
+"""Jobs that one worker runs at once."""
+MOST_ERRORS = 1000
+"""Bad lines that a failed batch names."""
+KEPT_S = 30 * 86400.0
+"""What a job leaves is kept so long."""
+
+
+async def keep_batches(services: Services) -> None:
+    """Take jobs and run them, until cancelled; those under way are handed back."""
+    owner = Owner(services)
+    try:
+        await owner.run()
+    finally:
+        await owner.close()
+
+
+class Owner:
+    """One per worker."""
+
+    def __init__(self, services: Services) -> None:
+        self.s = services
+        self.desk = services.batches
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.runners: dict[str, Runner] = {}
+        self.closing = False
+
+    async def run(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.desk.asked.wait(), LOOK_EVERY_S)
+            self.desk.asked.clear()
+            try:
+                if self.desk.marker.exists():
+                    await self.look()
+            except (SQLAlchemyError, HeadgateError, OSError) as fault:
+                log.warning("batches wait: %s", fault)
+
+    async def look(self) -> None:
+        """Take every job that can be taken."""
+        jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))
+        if not jobs and not self.tasks:
+            self.desk.marker.unlink(missing_ok=True)
+            jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))  # made meanwhile?
+            if jobs:
+                self.desk.mark()
+        for job in jobs:
+            if job.id in self.tasks or len(self.tasks) >= MOST_JOBS:
+                continue
+            claimed = await asyncio.to_thread(self.desk.jobs.claim, job.id, owner_name(), self.s.clock())
+            if claimed is not None:
+                task = self.tasks[job.id] = asyncio.create_task(self.own(claimed))
+                task.add_done_callback(lambda _, id=job.id: self._ended(id))  # type: ignore[misc]
+
+    def _ended(self, id: str) -> None:
+        self.tasks.pop(id, None)
+        self.runners.pop(id, None)
+        self.desk.asked.set()
+
+    async def close(self) -> None:
+        """Hand back what is under way."""
+        self.closing = True
+        for runner in self.runners.values():
+            runner.stop()
+        for task in self.tasks.values():
+            if not any(id in self.runners for id, one in self.tasks.items() if one is task):
+                task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+    async def own(self, job: Job) -> None:
+        """One job, from its claim to its end; what goes wrong is the job's, not the worker's."""
+        try:
+            caller = self.caller_of(job)
+            plan = await self.planned(job, caller)
+            terms = Terms(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
+            start = lambda runner: self._started(job.id, runner)  # noqa: E731
+            await carry(
+                self.s, self.desk.jobs, job, plan, caller, Stored(self.s, self.folder(job)), terms,
+                Upstreams(self.s), start,
+            )  # fmt: skip
+        except LostLease:
+            log.warning("%s is run by another worker now", job.id)
+        except (BadJob, CallerError) as error:
+            await self.fail(job, error)
+        except (SQLAlchemyError, OSError, HeadgateError) as error:
+            log.warning("%s waits: %s", job.id, error)
+            with suppress(SQLAlchemyError):
+                await asyncio.to_thread(self.desk.jobs.release, job, job.progress)
+
+    def _started(self, id: str, runner: Runner) -> None:
+        self.runners[id] = runner
+        if self.closing:
+            runner.stop()
+
+    def caller_of(self, job: Job) -> Caller:
+        """On whose account. Raises CallerError where the key is gone."""
+        wanted = job.card.key_id
+        for caller in (MASTER, ANYONE, *self.s.keyring.callers):
+            usable = caller.expires_s is None or caller.expires_s > self.s.clock()
+            if caller.key_id == wanted and not caller.disabled and usable:
+                return caller
+        raise CallerError("the key that made this batch is revoked or has expired", code="invalid_api_key")
+
+    def folder(self, job: Job) -> Path:
+        return self.desk.run_dir / "plans" / job.id
+
+    async def planned(self, job: Job, caller: Caller) -> Plan:
+        """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""
+        folder = self.folder(job)
+        if (folder / PLAN_FILE).exists():
+            return await asyncio.to_thread(Plan.load, folder)
+        beating = asyncio.create_task(self._beat(job))
+        try:
+            return await asyncio.to_thread(self._plan, job, caller, folder)
+        finally:
+            beating.cancel()
+
+    async def _beat(self, job: Job) -> None:
+        """The lease goes on while the job is planned."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S * 2)
+            await asyncio.to_thread(self.desk.jobs.renew, job, job.progress, self.s.clock())
+
+    def _plan(self, job: Job, caller: Caller, folder: Path) -> Plan:
+        card, server = job.card, self.s.config.server
+        folder.mkdir(parents=True, exist_ok=True)
+        source = folder / "input.jsonl"
+        try:
+            self.desk.files.find(card.input_file, job.tenant)
+        except NotFound as gone:
+            raise CallerError(f"the input file {card.input_file} was deleted", code="file_not_found") from gone
+        with source.open("wb") as file:
+            file.writelines(self.desk.files.read(card.input_file))
+        left_s = math.inf if card.deadline_s is None else max(1.0, card.deadline_s - self.s.clock())
+        terms = ReadTerms(
+            route=card.route, floor=card.floor, url=card.endpoint, max_messages=server.max_messages,
+            max_body_bytes=server.max_body_bytes,
+        )  # fmt: skip
+        order = Order(
+            terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad,
+            concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl", metadata=card.metadata,
+        )  # fmt: skip
+        plan = plan_job(source, folder, order, Shop(self.s.config, self.s.book))
+        source.unlink()
+        card.total = len(plan.prompts) + len(plan.duplicates)
+        card.errors = [_problem(one) for one in plan.problems[:MOST_ERRORS]]
+        job.progress = Progress(total=card.total)
+        return plan
+
+    async def fail(self, job: Job, error: CallerError) -> None:
+        """The job can't be run as it stands."""
+        problems = error.problems if isinstance(error, BadJob) else ()
+        job.card.errors = [_problem(one) for one in problems[:MOST_ERRORS]]
+        if not job.card.errors:
+            job.card.errors = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
+        with suppress(SQLAlchemyError):
+            await asyncio.to_thread(self.desk.jobs.change, job, "failed", self.s.clock())
+            await asyncio.to_thread(self.desk.jobs.release, job, job.progress)
+
+
+class Stored:
+    """Results as files of the job's tenant."""
+
+    def __init__(self, services: Services, folder: Path) -> None:
+        self.s, self.folder = services, folder
+
+    def write(self, job: Job, found: Iterable[Result]) -> None:
+        out, errors = self.folder / "output.jsonl", self.folder / "errors.jsonl"
+        answered, failed = results.write(found, out, errors)
+        card = job.card
+        card.output_file = self._keep(job, out, "output") if answered else ""
+        card.error_file = self._keep(job, errors, "errors") if failed else ""
+
+    def _keep(self, job: Job, path: Path, what: str) -> str:
+        """Under the job's own name, so that a second time writes over the first."""
+        now, name = self.s.clock(), f"{job.id}_{what}.jsonl"
+        id = f"file-{job.id}-{what}"
+        with path.open("rb") as lines:
+            self.s.batches.files.add(
+                job.tenant, "batch_output", name, lines, now, id=id, expires_s=now + KEPT_S
+            )
+        path.unlink()
+        return id
+
+
+def _problem(one: Any) -> dict[str, Any]:
+    name = f"{one.custom_id}: " if one.custom_id else ""
+    return {"code": one.code, "message": name + one.message, "param": None, "line": one.line or None}

@@ -1,0 +1,49 @@
+"""The latest decisions of a route with their scores, without reading the older ones."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.journal.export import settle_score
+from gateway.journal.record import DecisionRecord
+from gateway.journal.tables import decisions, feedback
+from gateway.journal.write import Row
+
+_PAGE_ROWS = 500
+_decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
+
+
+def latest_scored(
+    engine: sa.Engine, route: str, *, limit: int, since_s: float = 0.0
+) -> list[tuple[DecisionRecord, float | None]]:
+    """In the order of time; of feedback the score that counts. Decisions that no model answered are among them."""
+    found: list[tuple[DecisionRecord, float | None]] = []
+    before: tuple[float, str] | None = None
+    while len(found) < limit:
+        query = (
+            sa.select(decisions.c.time_s, decisions.c.id, decisions.c.payload)
+            .where(decisions.c.route == route, decisions.c.time_s >= since_s)
+            .order_by(decisions.c.time_s.desc(), decisions.c.id.desc())
+            .limit(min(_PAGE_ROWS, limit - len(found)))
+        )
+        if before is not None:
+            query = query.where(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
+        with engine.connect() as connection:
+            rows = connection.execute(query).all()
+            said = feedback_on(connection, [row.id for row in rows])
+        if not rows:
+            break
+        before = (rows[-1].time_s, rows[-1].id)
+        found += [(_decode(row.payload), settle_score(said.get(row.id, []))) for row in rows]
+    return found[::-1]
+
+
+def feedback_on(connection: sa.Connection, ids: list[str]) -> dict[str, list[Row]]:
+    """What was said of these decisions."""
+    found: dict[str, list[Row]] = {}
+    names = ("decision_id", "score", "source", "time_s")
+    query = sa.select(*(feedback.c[name] for name in names)).where(feedback.c.decision_id.in_(ids))
+    for row in connection.execute(query).mappings():
+        found.setdefault(row["decision_id"], []).append(dict(row))
+    return found

@@ -1,0 +1,70 @@
+"""Which decisions to have labelled: those whose score would tell most about the model that answered.
+
+What a label teaches a linear model of a model's scores is `log(1 + x' A^-1 x)` nats, with A the regularised moments of
+what is labelled already (D-optimal design; Fedorov 1972). That is weighted by how close the choice was, since only
+there can a better estimate change it. Chosen one after the other, each as if those before were labelled, so that
+near-copies of one query do not fill the list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log1p
+
+import numpy as np
+
+from gateway.learn.dataset import Log
+from routers.ope import Array
+
+DIMS = 16
+RIDGE = 3.0
+CLOSE = 0.15
+"""Difference of two models' expected quality at which a choice is half as open as a tie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One decision to be labelled."""
+
+    place: int
+    """In the log."""
+    gain: float
+    information: float
+    closeness: float
+    """1: a tie; near 0: clear."""
+
+
+def to_label(log: Log, count: int, *, latest: int = 2000) -> list[Wish]:
+    """The best first."""
+    x = np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1)
+    inverse = [_inverse(x[(log.action == j) & log.labelled]) for j in range(len(log.models))]
+    open_ = np.flatnonzero(~log.labelled)[-latest:]
+    near = closeness(log)[open_]
+    spread = np.array([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()], np.float64)
+    wishes: list[Wish] = []
+    for _ in range(min(count, len(open_))):
+        gains = np.log1p(np.maximum(spread, 0.0)) * near
+        best = int(gains.argmax())
+        i, j = int(open_[best]), int(log.action[open_[best]])
+        wishes.append(Wish(i, float(gains[best]), log1p(max(0.0, float(spread[best]))), float(near[best])))
+        direction = inverse[j] @ x[i]
+        shrunk = 1.0 + float(x[i] @ direction)
+        mine = log.action[open_] == j
+        spread[mine] -= (x[open_[mine]] @ direction) ** 2 / shrunk
+        inverse[j] = inverse[j] - np.outer(direction, direction) / shrunk
+        near[best] = -1.0
+    return wishes
+
+
+def closeness(log: Log) -> Array:
+    """Of the two best expectations of every round, in (0, 1]; 1 where the router expects nothing of two models."""
+    found = np.ones(len(log))
+    for i, record in enumerate(log.records):
+        known = sorted((one.quality for one in record.candidates if one.quality is not None), reverse=True)
+        if len(known) > 1:
+            found[i] = CLOSE / (CLOSE + known[0] - known[1])
+    return found
+
+
+def _inverse(x: Array) -> Array:
+    return np.asarray(np.linalg.inv(x.T @ x + RIDGE * np.eye(x.shape[1])), np.float64)

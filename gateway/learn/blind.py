@@ -1,0 +1,95 @@
+"""What routing is worth beyond luck: beside models chosen at random, blind to the query, at equal money or worth.
+
+Each model alone is valued doubly robust on the logged rounds; mixtures of models are the points between them, so the
+best blind chooser of a price lies on their upper hull (the "zero router" of RouterBench, Hu et al. 2024). What the
+route itself cost and was worth is as it was logged, everything spent on it included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.learn.dataset import Log
+from routers import ope
+from routers.ope import Array, Interval, Refusal
+
+RESAMPLES = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """Per request; intervals of 95 % by resampling rounds."""
+
+    saved_usd: Interval
+    """What the blind mixture of the same worth costs more."""
+    quality_gain: Interval
+    """What the blind mixture of the same price is worth less."""
+    rounds: int
+
+
+def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
+    """Needs scored rounds in which at least two models were chosen by chance often enough."""
+    scored = log.rows(log.labelled)
+    if not len(scored):
+        overlap = ope.Overlap(0, 0.0, 1.0, 0.0)
+        return Refusal("no answer was scored", overlap, 0, round(ope.MIN_ESS), 0.0)
+    x, prices = scored.covariates(), log.mean_cost_usd()
+    quality, cost = list[Array](), list[Array]()
+    kept, refused = list[int](), list[Refusal]()
+    for j in range(len(log.models)):
+        target = np.zeros((len(scored), len(log.models)))
+        target[:, j] = 1.0
+        rounds = scored.rounds(scored.score)
+        verdict = ope.judged(rounds, target, None, prices)
+        if isinstance(verdict, Refusal):
+            refused.append(verdict)
+            continue
+        kept.append(j)
+        for reward, into in ((scored.score, quality), (scored.cost_usd, cost)):
+            rounds = scored.rounds(reward)
+            into.append(ope.doubly_robust(rounds, target, ope.cross_fitted(x, rounds, seed=seed)))
+    if len(kept) < 2:
+        return refused[0] if refused else Refusal(
+            "the route has one model", ope.Overlap(len(scored), float(len(scored)), 0.0, 1.0), 0, 0, 0.0
+        )  # fmt: skip
+    columns = np.column_stack([*quality, *cost, scored.score, scored.cost_usd])
+    return _resampled(columns, len(kept), np.random.default_rng(seed))
+
+
+def _resampled(columns: Array, m: int, rng: np.random.Generator) -> Blind:
+    n = len(columns)
+    weights = rng.multinomial(n, np.full(n, 1.0 / n), RESAMPLES) / n
+    means = np.vstack([columns.mean(0), weights @ columns])
+    found = np.array([_beside(row[:m], row[m : 2 * m], row[-2], row[-1]) for row in means])
+    low, high = np.quantile(found[1:], [0.025, 0.975], axis=0)
+    saved, gain = (Interval(float(found[0, k]), float(low[k]), float(high[k])) for k in (0, 1))
+    return Blind(saved, gain, n)
+
+
+def _beside(quality: Array, cost: Array, our_quality: float, our_cost: float) -> tuple[float, float]:
+    """Money and quality that the blind chooser lacks."""
+    points = hull(cost, quality)
+    costs, worths = [point[0] for point in points], [point[1] for point in points]
+    same_worth = float(np.interp(our_quality, worths, costs))
+    same_cost = float(np.interp(our_cost, costs, worths))
+    return same_worth - our_cost, our_quality - same_cost
+
+
+def hull(cost: Sequence[float] | Array, quality: Sequence[float] | Array) -> list[tuple[float, float]]:
+    """Corners of the upper concave hull from the cheapest point to the best one, both rising."""
+    corners: list[tuple[float, float]] = []
+    points = zip(map(float, cost), map(float, quality), strict=True)
+    for c, q in sorted(points, key=lambda point: (point[0], -point[1])):
+        if corners and q <= corners[-1][1]:
+            continue
+        while len(corners) > 1 and _turns_up(corners[-2], corners[-1], (c, q)):
+            corners.pop()
+        corners.append((c, q))
+    return corners
+
+
+def _turns_up(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
+    return (middle[1] - first[1]) * (last[0] - first[0]) <= (last[1] - first[1]) * (middle[0] - first[0])

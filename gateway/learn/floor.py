@@ -1,0 +1,140 @@
+"""A quality floor for a route's knob, certified on its own randomised traffic; refused where that can't support it.
+
+Every cost weight, safest first, is tested against "its quality is below the floor's share of the reference's", by a
+gambler's wealth on inverse-propensity terms (cascade.calibrate.betting_p; valid at any number of rows). A term of round
+i is w_i s_i - floor * r_i s_i, with w and r how much likelier the weight's policy and the reference alone make what was
+chosen; its mean is the policy's quality minus the floor's. Testing stops at the first weight that fails, so the whole
+search spends one error budget (Angelopoulos et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, log1p, sqrt
+from math import log as ln
+
+import numpy as np
+
+from cascade.calibrate import LEAST_ROWS, betting_p
+from cascade.drift import Drift, Standing
+from gateway.learn.alarms import expected_quality
+from gateway.learn.dataset import Log
+from routers.ope import Array, Interval, effective_rounds, importance
+
+ASSUMPTION = "requests are exchangeable with these decisions, and their scores are what quality means"
+BOUND = "betting test on inverse-propensity terms, one fixed sequence of cost weights"
+LEAST_SINCE = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What was certified, and on what."""
+
+    cost_weight: float
+    p_value: float
+    quality_share: float
+    cost_usd: float
+    reference_cost_usd: float
+    rows: int
+    mean_expected: float
+    """Of what the router expected of its choices: what drift is told from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Why there is no certificate."""
+
+    reason: str
+    rows: int
+    rows_needed: int | None = None
+
+
+def certify_floor(
+    log: Log, policies: Mapping[float, Array], reference: int, floor: float, confidence: float
+) -> Floor | Unsupported:
+    """`policies`: by cost weight, safest first, the probabilities (n, m) on the log. Scored rounds alone count."""
+    if not 0.0 < floor <= 1.0 or not 0.0 < confidence < 1.0:
+        raise ValueError(f"floor {floor} must be in (0, 1] and confidence {confidence} in (0, 1)")
+    known = log.labelled
+    scored = log.rows(known)
+    n = len(scored)
+    if n < LEAST_ROWS:
+        return Unsupported(f"{n} scored decisions; no floor is certified from fewer than {LEAST_ROWS}", n, LEAST_ROWS)
+    rounds = scored.rounds(scored.score)
+    if (scored.logged[:, reference] <= 0.0).mean() > 0.02:
+        return Unsupported(f"{log.models[reference]} was not tried in most decisions: set the route's `explore`", n)
+    ours = importance(rounds, _always(scored, reference))
+    largest = float(1.0 / scored.logged[scored.logged > 0].min())
+    alpha, passed = 1.0 - confidence, None
+    for weight, target in policies.items():
+        theirs = importance(rounds, target[known])
+        slack = (theirs - floor * ours) * scored.score
+        p = betting_p(np.clip(slack / largest, -floor, 1.0), floor)
+        if p > alpha:
+            if passed is None:
+                return _refused(slack / largest, n, alpha, floor, weight)
+            break
+        passed = weight, p, theirs
+    if passed is None:
+        return Unsupported("the route's router has no setting to certify", n)
+    weight, p, theirs = passed
+    worth, best = _ratio(theirs, scored.score), _ratio(ours, scored.score)
+    expected = expected_quality(scored)
+    mean_expected = float(np.nanmean(expected)) if np.isfinite(expected).any() else float("nan")
+    return Floor(
+        weight, p, worth / max(best, 1e-12), _ratio(theirs, scored.cost_usd), _ratio(ours, scored.cost_usd), n,
+        mean_expected,
+    )  # fmt: skip
+
+
+def coverage(log: Log, reference: int) -> Interval | None:
+    """Quality as logged, as a share of the reference's, at 95 % by the delta method; None: too little was scored."""
+    scored = log.rows(log.labelled)
+    if len(scored) < LEAST_SINCE:
+        return None
+    weights = importance(scored.rounds(scored.score), _always(scored, reference))
+    if effective_rounds(weights) < LEAST_SINCE / 2:
+        return None
+    worth, best = float(scored.score.mean()), _ratio(weights, scored.score)
+    if best <= 0.0:
+        return None
+    share = worth / best
+    residual = (scored.score - worth) - share * weights * (scored.score - best) / float(weights.mean())
+    reach = 1.96 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
+    return Interval(share, share - reach, share + reach)
+
+
+def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Standing:
+    """What a monitor says that has seen these rounds since the certificate was issued."""
+    watch = Drift(floor, min(max(mean_expected, 0.0), 1.0) if mean_expected == mean_expected else 0.5)
+    scored = log.rows(log.labelled)
+    if mean_expected == mean_expected:
+        for one in expected_quality(log).tolist():
+            watch.observe(one)
+    if len(scored) and (scored.logged[:, reference] > 0).all():
+        weights = importance(scored.rounds(scored.score), _always(scored, reference))
+        largest = float(1.0 / scored.logged[scored.logged > 0].min())
+        for score, weight in zip(scored.score.tolist(), weights.tolist(), strict=True):
+            watch.audit(score / largest, weight * score / largest)
+    return watch.standing
+
+
+def _always(log: Log, j: int) -> Array:
+    target = np.zeros((len(log), len(log.models)))
+    target[:, j] = 1.0
+    return target
+
+
+def _ratio(weights: Array, values: Array) -> float:
+    return float(weights @ values) / max(float(weights.sum()), 1e-12)
+
+
+def _refused(slack: Array, n: int, alpha: float, floor: float, weight: float) -> Unsupported:
+    mean, spread = float(slack.mean()), float(slack.var())
+    if mean <= 0.0:
+        return Unsupported(f"even cost weight {weight:g} is below {floor:.0%} of the reference on these decisions", n)
+    edge = mean / (spread + mean**2)
+    growth = log1p(edge * mean) - 0.5 * edge**2 * spread
+    needed = ceil(ln(1.0 / alpha) / growth) if growth > 0 else ceil(2.0 * ln(1.0 / alpha) * spread / mean**2)
+    return Unsupported("too few scored decisions to tell the safest setting from the floor", n, max(needed, n + 1))

@@ -1,0 +1,216 @@
+"""How long the dashboard's questions take on a large journal: `python -m tests.bench.dashboard [--decisions N]`.
+
+Prints, for each page's function, the first call and the median of five, by the clock and in CPU time; and every
+statement that walks through a whole table, of which there must be none. `--keep FILE` keeps the journal for another run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.admin import (
+    audit,
+    cache,
+    certificates,
+    decisions,
+    keys,
+    knobs,
+    labels,
+    learning,
+    models,
+    overview,
+    tenants,
+)
+from gateway.admin.actor import Actor
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.knobs import Knobs
+from gateway.admin.upkeep import Seen, look_over
+from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
+from gateway.journal.search import DecisionFilter
+from gateway.journal.ship import ShipState
+from gateway.journal.store import open_store
+from tests.bench.journal import MODELS, PRICES, ROUTES, fill
+
+LARGE = ("decisions", "feedback", "responses", "stats", "spend")
+"""Tables that grow with the traffic; `rollups` does with the time alone."""
+COLUMNS = ("first_ms", "first_cpu_ms", "ms", "cpu_ms")
+WHO = Actor("bench", "admin")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.dashboard", description=__doc__)
+    parser.add_argument("--decisions", type=int, default=1_000_000)
+    parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        file = chosen.keep or Path(folder) / "journal.db"
+        desk, filled_s = opened(file, Path(folder), chosen.decisions)
+        report = measured(desk)
+        if chosen.json:
+            print(json.dumps({"decisions": chosen.decisions, "filled_s": filled_s, **report}))
+            return
+        print(f"{chosen.decisions} decisions, {file.stat().st_size / 1e9:.2f} GB; written in {filled_s:.0f} s")
+        print(f"{'':34} {'first':>10} {'(CPU)':>10} {'median':>10} {'(CPU) ms':>10}")
+        for name, row in report["pages"].items():
+            print(f"{name:34} " + " ".join(f"{row[column]:10.1f}" for column in COLUMNS))
+        print("in the background:", ", ".join(f"{name} {ms:.0f} ms" for name, ms in report["background"].items()))
+        print("whole tables read:", "; ".join(report["scans"]) or "none")
+
+
+def opened(file: Path, folder: Path, count: int) -> tuple[Desk, float]:
+    """A desk on a journal of so many decisions, written where it isn't there yet; the seconds that took."""
+    fresh = not file.exists()
+    store = open_store(f"sqlite:///{file}")
+    began = time.perf_counter()
+    if fresh:
+        fill(store, count)
+    desk = Desk(configured(file, folder), store, ShipState(), opened=True)
+    return desk, time.perf_counter() - began
+
+
+def configured(file: Path, folder: Path) -> Config:
+    """The routes and models that the journal speaks of."""
+    return Config(
+        server=Server(run_dir=str(folder / "run")), storage=Storage(url=Secret(f"sqlite:///{file}")),
+        providers=[ProviderConfig(name="sim", kind="scripted")],
+        models=[
+            ModelConfig(name=name, provider="sim", input_usd_per_mtok=PRICES[name][0],
+                        output_usd_per_mtok=PRICES[name][1])
+            for name in MODELS
+        ],
+        routes=[RouteConfig(name=name, models=list(MODELS), explore=0.2, cost_weight=0.5) for name in ROUTES],
+    )  # fmt: skip
+
+
+def questions(desk: Desk) -> dict[str, Callable[[], Any]]:
+    """What pages ask."""
+    some = decisions.search(desk, DecisionFilter(), limit=3).data[-1].id
+    middle_s = time.time() - 15 * 86400
+    asked: dict[str, Callable[[], Any]] = {
+        **{f"overview, {window}": _bound(overview.overview, desk, window) for window in overview.LENGTH_S},
+        "overview, week, one route": lambda: overview.overview(desk, "week", route="code"),
+        "overview, week, one tenant": lambda: overview.overview(desk, "week", tenant="acme"),
+        "routes": lambda: knobs.route_cards(desk),
+        "route": lambda: knobs.route_detail(desk, "auto"),
+        "preview of a knob": lambda: knobs.preview(desk, "auto", Knobs(cost_weight=0.8)),
+        "decisions": lambda: decisions.search(desk, DecisionFilter()),
+        "decisions, one route": lambda: decisions.search(desk, DecisionFilter(route="code")),
+        "decisions, a tenant that isn't": lambda: decisions.search(desk, DecisionFilter(tenant="nobody")),
+        "decisions, errors of one model": lambda: decisions.search(
+            desk, DecisionFilter(answered_model="large", outcome="error")
+        ),
+        "decisions, dearer than any": lambda: decisions.search(desk, DecisionFilter(min_cost_usd=9.0)),
+        "decisions, explored, long ago": lambda: decisions.search(
+            desk, DecisionFilter(outcome="explored", until_s=middle_s, tenant="hooli")
+        ),
+        "decisions, what may be asked for": lambda: decisions.facets(desk),
+        "one decision": lambda: decisions.explain(desk, some, WHO),
+        "one decision that isn't": lambda: _missing(desk),
+        "learning": lambda: learning.learning(desk),
+        "certificates": lambda: certificates.certificates(desk),
+        "cache": lambda: cache.summary(desk, "week"),
+        "models": lambda: models.fleet(desk),
+        "keys": lambda: keys.key_rows(desk),
+        "tenants": lambda: tenants.tenants(desk),
+        "limits": lambda: tenants.route_limits(desk),
+        "labels": lambda: labels.queue(desk, WHO),
+        "feedback": lambda: labels.feedback(desk),
+        "feedback of a week": lambda: labels.feedback_summary(desk),
+        "audit": lambda: audit.audit_log(desk),
+    }
+    return asked
+
+
+def measured(desk: Desk) -> dict[str, Any]:
+    """Milliseconds per question, first and median, and what reads whole tables."""
+    background = {}
+    for route in ROUTES:
+        began = time.perf_counter()
+        look_over(desk, route, Seen())
+        background[f"looking over {route}"] = (time.perf_counter() - began) * 1e3
+    began = time.perf_counter()
+    knobs.refresh_frontier(desk, "auto")
+    background["a frontier"] = (time.perf_counter() - began) * 1e3
+    pages = {}
+    with watched(desk.store.engine) as statements:
+        for name, ask in questions(desk).items():
+            first, *rest = [_ms(ask) for _ in range(6)]
+            wall, cpu = (statistics.median(each) for each in zip(*rest, strict=True))
+            pages[name] = {"first_ms": first[0], "first_cpu_ms": first[1], "ms": wall, "cpu_ms": cpu}
+    return {"pages": pages, "background": background, "scans": scans(desk, statements)}
+
+
+@contextmanager
+def watched(engine: sa.Engine) -> Iterator[dict[str, Any]]:
+    """Every statement that is executed meanwhile, with one set of its parameters."""
+    statements: dict[str, Any] = {}
+    lock = threading.Lock()
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        with lock:
+            statements.setdefault(statement, parameters)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def scans(desk: Desk, statements: dict[str, Any]) -> list[str]:
+    """Statements whose plan walks through a large table from end to end, by SQLite's own word."""
+    found = []
+    file = str(desk.config.storage.url).removeprefix("sqlite:///")
+    with sqlite3.connect(file) as connection:
+        for statement, parameters in statements.items():
+            if not statement.lstrip().upper().startswith("SELECT"):
+                continue
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            found += [f"{step} <- {statement[:160]}" for step in plan if walks(step, statement)]
+    return found
+
+
+def walks(step: str, statement: str) -> bool:
+    """A scan of a large table; one in the order of an index that a limit cuts off is none."""
+    word, _, rest = step.partition(" ")
+    if word != "SCAN" or rest.split(" ")[0] not in LARGE:
+        return False
+    return "LIMIT" not in statement or "USING" not in rest
+
+
+def _bound(function: Callable[..., Any], desk: Desk, window: str) -> Callable[[], Any]:
+    return lambda: function(desk, window)
+
+
+def _missing(desk: Desk) -> None:
+    from gateway.errors import NotFound
+
+    try:
+        decisions.explain(desk, "dec_nowhere", WHO)
+    except NotFound:
+        return
+    raise AssertionError("found what isn't there")
+
+
+def _ms(ask: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU."""
+    began, worked = time.perf_counter(), time.process_time()
+    ask()
+    return (time.perf_counter() - began) * 1e3, (time.process_time() - worked) * 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The pictures in the documentation: `python -m tests.browser.screens [FOLDER]`.
+
+A gateway with a day of decisions in its journal, made by a trained router on the town's questions, and live traffic on
+top. Every figure on the pictures comes from those records.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from math import cos, pi
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from gateway.journal.record import FeedbackRecord, Record
+from gateway.journal.store import open_store
+from gateway.journal.write import write_records
+from routers.registry import open_router
+from routers.types import Knobs
+from tests.browser.conftest import CHROMIUM, FLAGS, WIDTHS, sign_in
+from tests.browser.stage import Stage, artifact, running
+from tests.gateway.learn.world import Town
+
+FOLDER = Path("gateway/dashboard/docs")
+DAY_S = 86400.0
+TENANTS = ("shop", "support", "research")
+
+
+def fill_journal(stage: Stage, count: int, days: float, seed: int = 11) -> None:
+    """Decisions of the last days, more by day than by night, three quarters of them scored."""
+    store = open_store(f"sqlite:///{stage.folder}/journal.db")
+    rng = np.random.default_rng(seed)
+    now_s = time.time() - 30
+    at = np.sort(rng.random(4 * count))
+    kept = at[rng.random(len(at)) < 0.55 - 0.4 * np.array([cos(2 * pi * days * x) for x in at])][:count]
+    rows = Town(seed).decisions(open_router(stage.router, explore=0.2), len(kept), knobs=Knobs(cost_weight=0.5),
+                                labelled=0.75)  # fmt: skip
+    for start in range(0, len(rows), 500):
+        records: list[Record] = []
+        for (record, score), place in zip(rows[start : start + 500], kept[start : start + 500], strict=True):
+            time_s = now_s - (1 - place / kept[-1]) * days * DAY_S
+            took_s = (record.latency_s or 0.3) * float(rng.lognormal(0, 0.35))
+            tenant = str(rng.choice(TENANTS, p=(0.6, 0.3, 0.1)))
+            made = msgspec.structs.replace(
+                record, time_s=time_s, tenant=tenant, latency_s=took_s, ttft_s=took_s * 0.3, overhead_ms=0.4,
+                cache="off", status=200 if rng.random() > 0.004 else 502,
+            )  # fmt: skip
+            records.append(made)
+            if score is not None:
+                said = FeedbackRecord(id=f"fb_{record.id}", time_s=time_s + 5, tenant=tenant, decision_id=record.id,
+                                      score=score)  # fmt: skip
+                records.append(said)
+        with store.engine.begin() as connection:
+            write_records(connection, records)
+    store.close()
+
+
+class Camera:
+    """Takes a page as somebody sees it."""
+
+    def __init__(self, browser: Browser, stage: Stage, folder: Path) -> None:
+        self.browser, self.stage, self.folder = browser, stage, folder
+
+    def page(self, theme: str = "light", width: str = "laptop") -> Page:
+        across, down = WIDTHS[width]
+        context = self.browser.new_context(
+            viewport={"width": across, "height": down}, color_scheme="dark" if theme == "dark" else "light"
+        )
+        page = context.new_page()
+        sign_in(page, self.stage.url)
+        return page
+
+    def take(self, page: Page, name: str, path: str = "", *, whole: bool = False) -> None:
+        if path:
+            page.goto(self.stage.url + path)
+        page.wait_for_load_state("networkidle")
+        page.evaluate("document.fonts.ready")
+        page.screenshot(path=self.folder / f"{name}.png", full_page=whole)
+
+
+def shoot(camera: Camera, decision: str) -> None:
+    page = camera.page()
+    for name, path in (
+        ("overview", "/?window=day"), ("decisions", "/decisions"), ("decision", f"/decisions/{decision}"),
+        ("learning", "/learning?route=auto"), ("models", "/models"), ("labels", "/labels"), ("cache", "/cache"),
+    ):  # fmt: skip
+        camera.take(page, name, path)
+    page.goto(f"{camera.stage.url}/routes/auto")
+    with page.expect_response(lambda answer: "/effect?" in answer.url):
+        page.locator("#cost_weight").fill("0.8")
+    camera.take(page, "route")
+    dark = camera.page("dark")
+    camera.take(dark, "overview-dark", "/?window=day")
+    dark.goto(f"{camera.stage.url}/routes/auto")
+    with dark.expect_response(lambda answer: "/effect?" in answer.url):
+        dark.locator("#cost_weight").fill("0.8")
+    camera.take(dark, "route-dark")
+    phone = camera.page(width="phone")
+    camera.take(phone, "overview-phone", "/?window=day")
+    camera.take(camera.page("dark", "phone"), "route-phone", "/routes/auto")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        stage = Stage(Path(name))
+        stage = replace(stage, router=str(artifact(stage.folder, "first")))
+        fill_journal(stage, 6000, 1.2)
+        with running(stage):
+            stage.add_users()
+            stage.add_version(artifact(stage.folder, "second"))
+            stage.send_traffic(120)
+            for _ in range(6):
+                stage.ask("What is the capital of France?", model="kept")
+            poem = stage.ask("Write a wistful poem of 6 lines about the last train.")
+            stage.shipped(1000)
+            for path in ("/admin/routes/auto/frontier", "/admin/learning/auto/refresh"):
+                stage.admin("POST", path)
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            shoot(Camera(browser, stage, folder), poem.headers["x-headgate-decision-id"])
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""/v1/files and /v1/batches as the official client uses them, against real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
+
+from gateway.api.multipart import read_multipart
+from gateway.batch.owner import keep_batches
+from gateway.errors import CallerError
+from gateway.providers.scripted import ScriptedServer
+from tests.gateway.batch.made import open_jobs
+from tests.gateway.batch.test_kill import configuration
+from tests.live import Live, free_port, live, served
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+def line(custom_id: str, text: str, model: str = "auto", **fields: Any) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
+async def over(client: AsyncOpenAI, id: str, within_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + within_s
+    while (batch := await client.batches.retrieve(id)).status not in ENDED:
+        assert time.monotonic() < deadline, batch
+        await asyncio.sleep(0.05)
+    return batch
+
+
+async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path) -> None:
+    """Upload, create, retrieve until completed, read the output: OpenAI's own guide against `headgate serve`."""
+    async with ScriptedServer() as upstream:
+        config = configuration(tmp_path, upstream.url)
+        port, admin_port = free_port(), free_port()
+        config.write_text(config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
+        source = tmp_path / "batchinput.jsonl"
+        source.write_text("".join(line(f"request-{n}", f"Hello world! {n}", max_tokens=16) for n in range(12)))
+        async with served(config):
+            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+            with source.open("rb") as file:
+                uploaded = await client.files.create(file=file, purpose="batch")
+            made = await client.batches.create(
+                input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h",
+                metadata={"description": "nightly eval job"},
+            )  # fmt: skip
+            assert made.status == "validating" and made.metadata == {"description": "nightly eval job"}
+            batch = await over(client, made.id)
+            assert batch.status == "completed" and batch.error_file_id is None
+            assert batch.request_counts.model_dump() == {"total": 12, "completed": 12, "failed": 0}
+            answers = (await client.files.content(batch.output_file_id)).text.splitlines()
+            page = await client.batches.list(limit=10)
+            async with httpx.AsyncClient() as admin:
+                told = (await admin.get(f"http://127.0.0.1:{admin_port}/admin/batches/{batch.id}")).json()
+    found = {one["custom_id"]: one["response"] for one in map(json.loads, answers)}
+    assert set(found) == {f"request-{n}" for n in range(12)}
+    assert found["request-7"]["status_code"] == 200
+    assert found["request-7"]["body"]["choices"][0]["message"]["content"] == "Hello world! 7"
+    assert [one.id for one in page.data] == [batch.id] and not page.has_more
+    assert told["state"] == "completed" and told["spent_usd"] > 0
+
+
+KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]}
+
+
+@asynccontextmanager
+async def owned(tmp_path: Path, **extra: Any) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
+    """A gateway in this process that runs jobs and ships its journal."""
+    from gateway.batch.carry import shipping
+
+    routes = [{"name": "auto", "models": ["small"]}]
+    async with live(tmp_path, models=["small"], routes=routes, auth=KEYS, **extra) as up:
+        jobs = open_jobs(up.services)
+        keeping = asyncio.create_task(keep_batches(up.services))
+        try:
+            async with shipping(up.services.spool_dir, jobs.engine):
+                yield up, AsyncOpenAI(base_url=f"{up.url}/v1", api_key="hg-a", max_retries=0)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            jobs.engine.dispose()
+
+
+async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
+    """Every way in answers 404 to a stranger; their lists are empty."""
+    async with owned(tmp_path) as (gateway, client):
+        file = await client.files.create(file=("in.jsonl", line("x", "hello").encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        batch = await over(client, batch.id)
+        assert batch.output_file_id, batch
+        stranger = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="hg-b", max_retries=0)
+        for ask in (
+            stranger.files.retrieve(file.id), stranger.files.content(file.id), stranger.files.delete(file.id),
+            stranger.files.content(batch.output_file_id), stranger.batches.retrieve(batch.id),
+            stranger.batches.cancel(batch.id),
+            stranger.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"),
+        ):  # fmt: skip
+            with pytest.raises(NotFoundError):
+                await ask
+        assert (await stranger.files.list()).data == [] and (await stranger.batches.list()).data == []
+        (answer,) = (await client.files.content(batch.output_file_id)).text.splitlines()
+        decision = await gateway.decision(json.loads(answer)["response"]["request_id"])
+        assert (decision.tenant, decision.key_id) == ("a", "file:a")
+
+
+async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path) -> None:
+    """Each with its number and why; no call went out. With skip_bad the good ones go on."""
+    bad = line("a", "one") + "not json\n" + line("a", "again") + line("c", "two", model="nobody") + line("d", "three")
+    async with owned(tmp_path) as (gateway, client):
+        file = await client.files.create(file=("in.jsonl", bad.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        failed = await over(client, (await client.batches.create(**wanted)).id)
+        assert failed.status == "failed" and gateway.upstream.seen.requests == 0
+        assert [one.line for one in failed.errors.data] == [2, 3, 4]
+        made = await client.batches.create(**wanted, extra_body={"headgate": {"skip_bad": True, "budget_usd": 1.0}})
+        done = await over(client, made.id)
+        assert done.status == "completed" and done.request_counts.completed == 2
+
+
+async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Path) -> None:
+    """Cancelled mid-way: answers so far in the output, the rest in the errors, each line once."""
+    lines = "".join(line(f"r-{n}", f"word {n}") for n in range(200))
+    async with owned(tmp_path, scripts={"small": [{"delay_s": 0.2}]}) as (gateway, client):
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while gateway.upstream.seen.requests < 20:
+            await asyncio.sleep(0.01)
+        assert (await client.batches.cancel(batch.id)).status == "cancelling"
+        done = await over(client, batch.id)
+        assert done.status == "cancelled" and done.cancelling_at and done.cancelled_at
+        texts = [(await client.files.content(id)).text for id in (done.output_file_id, done.error_file_id)]
+    answers, errors = ([json.loads(one) for one in text.splitlines()] for text in texts)
+    assert sorted(one["custom_id"] for one in answers + errors) == sorted(f"r-{n}" for n in range(200))
+    assert 0 < len(answers) < 200 and {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+
+
+async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> None:
+    """A window, an endpoint, a purpose or a form that is none."""
+    async with owned(tmp_path) as (_, client):
+        file = await client.files.create(file=("in.jsonl", b"{}"), purpose="user_data")
+        good = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        for change in ({"completion_window": "soon"}, {"endpoint": "/v1/images"}, {}):
+            with pytest.raises(BadRequestError):
+                await client.batches.create(**{**good, **change})  # type: ignore[arg-type]
+        deleted = await client.files.delete(file.id)
+        assert deleted.deleted and (await client.files.list()).data == []
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"a\r\n--x\r\nb", b"\r\n\r\n--", bytes(range(256))])
+def test_an_uploads_bytes_come_through_as_they_are(data: bytes) -> None:
+    """Line breaks, zero bytes and things like a boundary included."""
+    form = httpx.Request("POST", "http://x", data={"purpose": "batch"}, files={"file": ('q"u.jsonl', data)})
+    parts = read_multipart(form.headers["content-type"].encode(), form.read())
+    assert parts["file"].data == data and parts["purpose"].data == b"batch"
+    for broken in (form.read()[:-4], b"", b"--"):
+        with pytest.raises(CallerError):
+            read_multipart(form.headers["content-type"].encode(), broken)

@@ -1,0 +1,128 @@
+"""Lines that ask the same are answered once, as far as the live cache's own rules let them share an answer."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cache.acceptance import Acceptance, Fitted, Terms
+from cache.key import Partition
+from cache.neighbours import FEATURES
+from gateway.batch.dedupe import Deduper, Mode, keys_of
+from gateway.batch.read import LineReader, Request
+from gateway.batch.read import Terms as JobTerms
+from gateway.routes import RouteBook
+from routers.features import shipped_featurizer
+from tests.gateway.batch.planned import LARGE, SMALL, shop
+
+
+def book_of(folder: Path, cache: str) -> RouteBook:
+    return shop(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
+
+
+def request(book: RouteBook, text: str, **body: Any) -> Request:
+    record = {"custom_id": "a", "body": {"model": "auto", "messages": [{"role": "user", "content": text}], **body}}
+    found = LineReader(book, JobTerms()).judge(1, json.dumps(record).encode())
+    assert isinstance(found, Request)
+    return found
+
+
+def keys(book: RouteBook, text: str, mode: Mode = "route", **body: Any) -> tuple[bytes, Partition | None]:
+    return keys_of(request(book, text, **body), "team", mode, "embedder")
+
+
+def willing() -> Acceptance:
+    """A rule that accepts any neighbour that no guard objects to."""
+    learned = Acceptance(Terms(), random.Random(0))
+    learned.fitted = Fitted(np.zeros(FEATURES), np.ones(FEATURES), np.zeros(FEATURES + 1), threshold=0.4, upper=0.02)
+    return learned
+
+
+def test_equal_requests_share_a_key_whatever_their_order_and_metadata(tmp_path: Path) -> None:
+    """The key is the live cache's: what can't change the answer doesn't count, all else does."""
+    book = book_of(tmp_path, "exact")
+    assert keys(book, "hi", top_p=1, metadata={"row": "1"}) == keys(book, "hi", user="u", top_p=1)
+    assert keys(book, "hi")[0] != keys(book, "hi ")[0]
+    assert keys(book, "hi", max_tokens=3)[0] != keys(book, "hi")[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"n": 2}, {"temperature": 1.5}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"store": True},
+     {"headgate": {"cache": "no-store"}}, {"headgate": {"cache": "none"}}],
+)  # fmt: skip
+def test_requests_that_may_not_share_an_answer_have_no_key(tmp_path: Path, body: dict[str, Any]) -> None:
+    """What asks for variety, state or tools is asked every time."""
+    assert keys(book_of(tmp_path, "exact"), "hi", **body) == (b"", None)
+
+
+def test_a_route_without_a_cache_shares_nothing_unless_the_job_says_so(tmp_path: Path) -> None:
+    """Equal prompts may be meant as several samples; only the operator or the job can tell."""
+    book = book_of(tmp_path, "none")
+    assert keys(book, "hi") == (b"", None)
+    assert keys(book, "hi", "exact")[0]
+    assert keys(book_of(tmp_path, "exact"), "hi", "none") == (b"", None)
+
+
+def test_only_a_semantic_route_compares_other_words(tmp_path: Path) -> None:
+    """And only where the request itself lets its cache answer other words."""
+    assert keys(book_of(tmp_path, "exact"), "hi")[1] is None
+    book = book_of(tmp_path, "semantic")
+    assert keys(book, "hi")[1] is not None
+    assert keys(book, "hi", "exact")[1] is None
+    assert keys(book, "hi", seed=3)[1] is None
+    assert keys(book, "hi", temperature=0.7)[1] is None
+
+
+def test_a_repeated_key_is_found_unless_it_wants_more(tmp_path: Path) -> None:
+    """The first prompt's answer does for all that ask no higher floor."""
+    deduper = Deduper(shipped_featurizer())
+    key, _ = keys(book_of(tmp_path, "exact"), "hi")
+    assert deduper.find(key, None, "auto", 0.5) is None
+    deduper.add(key, None, "auto", 0.5, 3)
+    assert deduper.find(key, None, "auto", 0.5) == (3, "exact")
+    assert deduper.find(key, None, "auto", 0.2) == (3, "exact")
+    assert deduper.find(key, None, "auto", 0.9) is None
+    assert deduper.find(b"", None, "auto", 0.0) is None
+
+
+def told(deduper: Deduper, book: RouteBook, *texts: str) -> list[tuple[int, str] | None]:
+    """What becomes of these prompts, one after the other."""
+    found = []
+    for index, text in enumerate(texts):
+        key, question = keys(book, text)
+        same = deduper.find(key, question, "auto", 0.0)
+        if same is None:
+            deduper.add(key, question, "auto", 0.0, index)
+        found.append(same)
+    return found
+
+
+PARAPHRASES = ("How do I reset my password?", "how can I reset my password", "How do I not reset my password?",
+               "How do I reset my password 2?", "What is the tallest mountain of Africa?")  # fmt: skip
+
+
+def test_other_words_are_the_same_where_the_routes_rule_accepts_and_no_guard_objects(tmp_path: Path) -> None:
+    """A paraphrase is merged; a negation, another number and another question are not."""
+    deduper = Deduper(shipped_featurizer(), {"auto": willing()})
+    assert told(deduper, book_of(tmp_path, "semantic"), *PARAPHRASES) == [None, (0, "semantic"), None, None, None]
+
+
+def test_nothing_is_merged_by_meaning_before_the_rule_has_learnt(tmp_path: Path) -> None:
+    """Without a bound on false merges there are none."""
+    book = book_of(tmp_path, "semantic")
+    untaught = Acceptance(Terms(), random.Random(0))
+    for acceptances in ({}, {"auto": untaught}, {"other": willing()}):
+        assert told(Deduper(shipped_featurizer(), acceptances), book, *PARAPHRASES) == [None] * 5
+
+
+def test_the_routes_own_rule_is_left_as_it_was(tmp_path: Path) -> None:
+    """A job's look-ups are no traffic of the route."""
+    rule = willing()
+    told(Deduper(shipped_featurizer(), {"auto": rule}), book_of(tmp_path, "semantic"), *PARAPHRASES)
+    assert (rule.requests, rule.hits, rule.judgements) == (0, 0, 0)

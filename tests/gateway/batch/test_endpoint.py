@@ -1,0 +1,102 @@
+"""Parts of a job at a provider's batch endpoint: half the price, found again after a crash, given back when late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.batch.carry import Paths, carry, shipping
+from gateway.batch.endpoint import Upstreams
+from gateway.batch.jobs import owner_name
+from gateway.batch.run import Terms
+from gateway.batch.types import Arm
+from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
+from tests.live import live
+
+CHEAP = {
+    "providers": [{"name": "slow", "kind": "openai", "base_url": "UPSTREAM", "batch_discount": 0.5}],
+    "routes": [{"name": "auto", "models": ["small"]}],
+}
+MODELS: list[Any] = [{"name": "small", "provider": "slow"}]
+LIVE, AWAY = Arm("small"), Arm("small", via="batch", window_s=3600.0)
+QUALITY = {LIVE.label: 0.6, AWAY.label: 0.6}
+COST = {LIVE.label: 4e-5, AWAY.label: 2e-5}
+
+
+def asked(folder: Path, count: int, **more: Any) -> Any:
+    bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(count)]
+    table = estimates([LIVE, AWAY], count, QUALITY, COST)
+    table.cost_usd[:, 0] = 1e-3  # so that the plan sends all of it away
+    return plan(folder / "plan", bodies, table, **{"budget_usd": 0.01, **more})
+
+
+async def test_a_providers_batch_endpoint_answers_at_its_discount(tmp_path: Path) -> None:
+    """Every answer from one uploaded file, the money half of the live price, in the journal like any other."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 30), tmp_path, endpoints=endpoints)
+        paid = [await gateway.decision(item.decision_id) for item in done.jobs.items(done.job.id)]
+        made = list(gateway.upstream.batches.batches.values())
+        await gateway.rest()
+    assert done.job.state == "completed" and len(done.output) == 30 and done.errors == []
+    assert len(made) == 1 and made[0]["completion_window"] == "1h"
+    said = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in done.output}
+    assert said == {f"row-{n + 1}": f"say {n}" for n in range(30)}
+    usage = [one.attempts[0].usage for one in paid]
+    full = sum(1000 * one["input"] + 4000 * one["output"] for one in usage)
+    assert sum(one.cost_nanousd for one in paid) == round(done.spent_usd * 1e9) == full // 2
+
+
+async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> None:
+    """Lines it answers 500 come back and get live answers; none is lost, none twice."""
+    scripts = {"small": [*[{"status": 500}] * 4, {}]}
+    async with live(tmp_path, scripts=scripts, models=MODELS, **CHEAP) as gateway:
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+    assert done.job.state == "completed" and len(done.output) == 10 and done.errors == []
+    assert gateway.upstream.seen.requests == 10 + 4
+
+
+async def test_a_part_that_would_be_late_is_taken_back(tmp_path: Path) -> None:
+    """The provider dawdles; before the deadline its batch is cancelled and the prompts are answered live."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        gateway.upstream.batches.polls = 10**6
+        done = await carried(
+            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=Upstreams(gateway.services, 0.01, 10.0),
+            deadline_s=time.time() + 12,
+        )  # fmt: skip
+        (made,) = gateway.upstream.batches.batches.values()
+    assert made["status"] == "cancelled" and done.job.state == "completed" and len(done.output) == 10
+
+
+@pytest.mark.parametrize("forget", [False, True], ids=["known", "not yet written down"])
+async def test_a_runner_that_died_finds_its_batch_again(tmp_path: Path, forget: bool) -> None:
+    """The next runner waits for the same batch instead of paying for another, known by its id or by its part's name."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        services = gateway.services
+        gateway.upstream.batches.polls = 10**6
+        made = asked(tmp_path, 10)
+        jobs = open_jobs(services)
+        job = new_job(jobs, made, tmp_path)
+        async with shipping(services.spool_dir, jobs.engine):
+            dying = asyncio.create_task(
+                carry(services, jobs, job, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+            )
+            while not any(part.upstream for part in jobs.parts(job.id)):
+                await asyncio.sleep(0.01)
+            dying.cancel()
+            await asyncio.gather(dying, return_exceptions=True)
+            if forget:
+                (part,) = jobs.parts(job.id)
+                part.upstream = ""
+                jobs.put_part(part, time.time())
+            gateway.upstream.batches.polls = 1
+            again = jobs.claim(job.id, owner_name(), time.time() + 60)
+            assert again is not None
+            over = await carry(services, jobs, again, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+    assert over.state == "completed" and over.progress.done == 10
+    assert len(gateway.upstream.batches.batches) == 1 and gateway.upstream.seen.requests == 10

@@ -1,0 +1,190 @@
+"""Estimates in bulk are those of the live router, prompt by prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.batch.estimate import Forecasts, forecasts
+from gateway.batch.plan import Shop
+from gateway.batch.read import LineReader, Request, Terms
+from routers.bandit import Bandit
+from routers.features import shipped_featurizer
+from routers.fit import fit_router
+from routers.plugin import PluginRouter
+from routers.types import Knobs
+from tests.gateway.batch.planned import LARGE, MODELS, SMALL, shop
+
+TEXTS = ("What is 2 + 2?", "Prove that there are infinitely many primes.", "def f(x):\n    return x", "hi " * 40)
+
+
+def requests(shop: Shop, *bodies: dict[str, Any]) -> list[Request]:
+    found = []
+    for row, body in enumerate(bodies):
+        record = json.dumps({"custom_id": f"r{row}", "body": {"model": "auto", **body}}).encode()
+        request = LineReader(shop.book, Terms()).judge(row + 1, record)
+        assert isinstance(request, Request), request
+        found.append(request)
+    return found
+
+
+def chats(shop: Shop, *texts: str, **fields: Any) -> list[Request]:
+    return requests(shop, *({"messages": [{"role": "user", "content": text}], **fields} for text in texts))
+
+
+def estimated(shop: Shop, asked: list[Request]) -> Forecasts:
+    return forecasts(asked, tuple(shop.book.models), shipped_featurizer())
+
+
+def assert_as_live(shop: Shop, asked: list[Request], found: Forecasts, *, sd: bool = True) -> None:
+    """Every finite cell is what the route's router forecasts for that request."""
+    route = shop.book.routes["auto"]
+    router = route.router
+    assert isinstance(router, PluginRouter | Bandit)
+    names = list(shop.book.models)
+    for row, request in enumerate(asked):
+        told = request.call.described
+        query = shipped_featurizer().describe(
+            told.text, input_tokens=told.input_tokens, max_output_tokens=told.max_output_tokens, turns=told.turns
+        )
+        live = router.forecast(query, [model.candidate for model in route.models])
+        columns = [names.index(model) for model in live.models]
+        np.testing.assert_allclose(found.quality[row, columns], live.quality, atol=2e-4)
+        np.testing.assert_allclose(found.cost_usd[row, columns], live.cost_usd, rtol=2e-3)
+        np.testing.assert_allclose(found.output_tokens[row, columns], live.output_tokens, rtol=2e-3)
+        np.testing.assert_allclose(found.latency_s[row, columns], live.latency_s, rtol=2e-3)
+        if sd:
+            np.testing.assert_allclose(found.quality_sd[row, columns], live.quality_sd, rtol=0.3, atol=0.02)
+
+
+@pytest.mark.parametrize("names", [[SMALL, LARGE], [SMALL, LARGE, "never-heard-of"]])
+def test_the_shipped_router_is_asked_in_bulk(tmp_path: Path, names: list[str]) -> None:
+    """Trained models by their ridge, a pool with an unknown one by ease and price, as live."""
+    models = [{"provider": "up", **model} for model in MODELS]
+    models.append({"provider": "up", "name": "never-heard-of", "output_usd_per_mtok": 1.0})
+    home = shop(tmp_path, models=models, routes=[{"name": "auto", "models": names}])
+    asked = chats(home, *TEXTS) + chats(home, *TEXTS, max_tokens=20)
+    found = estimated(home, asked)
+    assert_as_live(home, asked, found, sd=False)
+    known = [name in (SMALL, LARGE) and len(names) == 2 for name in home.book.models]
+    assert found.learned.tolist() == known
+
+
+def trained(folder: Path) -> Path:
+    """An artefact that has learnt quality, costs, lengths and latencies of the two models."""
+    from routers.artifact import Card
+    from routers.outcomes import laid_out
+    from routers.registry import save_router
+
+    rng = np.random.default_rng(0)
+    texts = [f"{word} number {number}" for number in range(30) for word in ("prove", "what is", "list", "why")]
+    ids = [str(place) for place in range(len(texts))]
+    cells = [(place, model) for place in ids for model in (SMALL, LARGE)]
+    outcomes = laid_out(
+        {"query_id": ids, "text": texts},
+        {
+            "query_id": [place for place, _ in cells], "model": [model for _, model in cells],
+            "score": rng.integers(0, 2, len(cells)).tolist(), "cost_usd": rng.uniform(1e-4, 2e-4, len(cells)).tolist(),
+            "output_tokens": rng.integers(10, 200, len(cells)).tolist(),
+            "latency_s": rng.uniform(0.5, 2.0, len(cells)).tolist(),
+        },
+    )  # fmt: skip
+    featurizer = shipped_featurizer()
+    x = np.stack([featurizer.describe(text).vector for text in texts]).astype(float)
+    router = fit_router("ensemble", outcomes, x, featurizer)
+    path = folder / "router.safetensors"
+    save_router(path, router, Card("ensemble", "1", featurizer.version, outcomes.models))
+    return path
+
+
+def test_a_trained_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path) -> None:
+    """Everything that training left behind is in the estimates, of trained models and not of others."""
+    artefact = trained(tmp_path)
+    models = [{"provider": "up", **model} for model in MODELS]
+    models.append({"provider": "up", "name": "new", "output_usd_per_mtok": 1.0})
+    route = {"name": "auto", "models": [SMALL, LARGE, "new"], "router": str(artefact)}
+    home = shop(tmp_path, models=models, routes=[route])
+    asked = chats(home, *TEXTS)
+    found = estimated(home, asked)
+    assert_as_live(home, asked, found)
+    assert found.learned.tolist() == found.measured.tolist() == [True, True, False]
+    assert np.isfinite(found.latency_s[:, :2]).all() and np.isnan(found.latency_s[:, 2]).all()
+
+
+def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
+    """What it has learnt since its base was trained counts in a job too."""
+    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": str(trained(tmp_path))}])
+    base = home.book.routes["auto"].router
+    assert isinstance(base, PluginRouter) and base.learned is not None
+    bandit = Bandit(base, base.learned.projection)
+    query = shipped_featurizer().describe("why number 3")
+    for _ in range(50):
+        bandit.learn(query.vector, SMALL, 0.4, 1e-5)
+    from dataclasses import replace
+
+    home.book.routes["auto"] = replace(home.book.routes["auto"], router=bandit)
+    asked = chats(home, *TEXTS)
+    assert_as_live(home, asked, estimated(home, asked))
+
+
+def test_several_answers_cost_as_many(tmp_path: Path) -> None:
+    """`n` multiplies what is written, not what is read."""
+    home = shop(tmp_path)
+    one, three = (estimated(home, chats(home, "hello", n=n)) for n in (1, 3))
+    np.testing.assert_allclose(three.output_tokens, 3 * one.output_tokens)
+    assert (three.cost_usd > 2.5 * one.cost_usd).all() and (three.cost_usd <= 3 * one.cost_usd).all()
+
+
+def test_models_that_may_not_answer_are_barred_as_live(tmp_path: Path) -> None:
+    """Context, tools, and what a request may cost; the reasons are told where nobody is left."""
+    models = [{"provider": "up", **MODELS[0], "tools": False}, {"provider": "up", **MODELS[1]}]
+    home = shop(tmp_path, models=models)
+    tool = {"type": "function", "function": {"name": "f"}}
+    asked = [
+        *chats(home, "hi"), *chats(home, "hi " * 2_000), *chats(home, "hi " * 9_000), *chats(home, "hi", tools=[tool]),
+        *chats(home, "hi", headgate={"max_cost_usd": 1e-4}), *chats(home, "hi", headgate={"max_cost_usd": 1e-9}),
+    ]  # fmt: skip
+    found = estimated(home, asked)
+    assert np.isfinite(found.cost_usd).tolist() == [
+        [True, True], [False, True], [False, False], [False, True], [True, False], [False, False],
+    ]  # fmt: skip
+    assert [bool(reason) for reason in found.refused] == [False, False, True, False, False, True]
+    assert "context too short" in found.refused[2] and LARGE in found.refused[2]
+
+
+def test_a_router_that_knows_no_quality_keeps_its_say(tmp_path: Path) -> None:
+    """Rules decide which models may answer; among those, quality is the prior by price."""
+    rules = [{"keywords": ["urgent"], "model": LARGE}, {"weights": {SMALL: 1.0, LARGE: 1.0}}]
+    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": "rules", "rules": rules}])
+    found = estimated(home, chats(home, "an urgent matter", "no hurry"))
+    assert np.isfinite(found.cost_usd).tolist() == [[False, True], [True, True]]
+    assert not found.learned.any()
+    assert (found.quality[:, 1] > found.quality[:, 0]).all()
+
+
+def test_lines_of_several_routes_and_pinned_models_go_together(tmp_path: Path) -> None:
+    """Each line's own models have estimates, the others are barred."""
+    home = shop(tmp_path)
+    asked = [*chats(home, "hi"), *chats(home, "hi", headgate={"models": [LARGE]})]
+    record = json.dumps({"custom_id": "p", "body": {"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}})
+    pinned = LineReader(home.book, Terms()).judge(3, record.encode())
+    assert isinstance(pinned, Request)
+    found = estimated(home, [*asked, pinned])
+    assert np.isfinite(found.cost_usd).tolist() == [[True, True], [False, True], [True, False]]
+    assert np.isfinite(found.quality[np.isfinite(found.cost_usd)]).all()
+
+
+def test_no_requests_are_no_estimates(tmp_path: Path) -> None:
+    """A block of bad lines only."""
+    assert estimated(shop(tmp_path), []).quality.shape == (0, 2)
+
+
+def test_the_routes_knobs_bind_its_lines(tmp_path: Path) -> None:
+    """A route's own cap on cost bars models as live."""
+    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "max_cost_usd": 1e-4}])
+    assert home.book.routes["auto"].knobs == Knobs(max_cost_usd=1e-4)
+    assert np.isfinite(estimated(home, chats(home, "hi")).cost_usd).tolist() == [[True, False]]

@@ -1,0 +1,80 @@
+"""What budgets buy, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from gateway.batch.assign import assign
+from gateway.batch.frontier import frontier, point_of
+from gateway.batch.types import Estimates
+from tests.gateway.batch.planned import capacities, estimates, range_usd
+
+
+def test_more_money_buys_more_quality_until_it_buys_nothing() -> None:
+    """From the least budget to the one that buys the best answers, each dollar buying less."""
+    job = estimates(1_000, 6, 1)
+    least, most = range_usd(job)
+    points = frontier(job, math.inf, ())
+    assert points[0].cost_usd.value == pytest.approx(least, rel=1e-3)
+    assert points[-1].cost_usd.value == pytest.approx(most, rel=0.05)
+    assert all(less.quality.value <= more.quality.value + 1e-4 for less, more in pairwise(points))
+    assert all(sum(point.calls.values()) == 1_000 for point in points)
+    for point in points:
+        assert point.cost_usd.value <= point.budget_usd
+        assert point.quality.low <= point.quality.value <= point.quality.high
+
+
+def test_a_frontier_within_limits_begins_where_they_can_be_kept() -> None:
+    """Rate limits make the least budget larger and the best quality smaller."""
+    job = estimates(900, 5, 6)
+    free = frontier(job, math.inf, (), points=4)
+    bound = frontier(job, 100.0, capacities(job, 100.0, 0.9), points=4)
+    assert bound
+    assert bound[0].cost_usd.value > free[0].cost_usd.value
+    assert bound[-1].quality.value <= free[-1].quality.value + 1e-6
+
+
+def test_limits_that_nothing_keeps_have_no_frontier() -> None:
+    """No point is shown that can't be had."""
+    job = estimates(100, 5, 6)
+    assert frontier(job, 100.0, capacities(job, 100.0, 0.1)) == ()
+
+
+def test_a_large_jobs_frontier_is_drawn_from_a_sample_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands for all: costs and counts of the whole job, intervals a little wider."""
+    job = estimates(4_000, 4, 2)
+    whole = frontier(job, math.inf, (), points=4)
+    monkeypatch.setattr("gateway.batch.frontier.SAMPLE", 1_000)
+    drawn = frontier(job, math.inf, (), points=4)
+    for one, other in zip(whole, drawn, strict=True):
+        assert other.cost_usd.value == pytest.approx(one.cost_usd.value, rel=0.2)
+        assert other.quality.value == pytest.approx(one.quality.value, abs=0.03)
+        assert other.quality.high - other.quality.low > one.quality.high - one.quality.low
+        assert sum(other.calls.values()) == pytest.approx(4_000, abs=4)
+
+
+def realised(job: Estimates, rng: np.random.Generator, budget: float) -> tuple[bool, bool]:
+    """Whether a world drawn as the intervals suppose falls within them: quality, then cost."""
+    found = assign(job, budget)
+    rows = np.arange(len(job))
+    point = point_of(job, found, budget)
+    shift, scale = rng.normal(0, job.quality_shift_sd), 1 + rng.normal(0, job.cost_shift_sd)
+    chance = job.quality[rows, found.arm] + rng.normal(0, job.quality_sd[rows, found.arm]) + shift[found.arm]
+    quality = float((rng.random(len(job)) < chance).mean())
+    cost = job.cost_usd[rows, found.arm] * scale[found.arm] * rng.exponential(1.0, len(job))
+    return point.quality.low <= quality <= point.quality.high, point.cost_usd.low <= cost.sum() <= point.cost_usd.high
+
+
+def test_intervals_hold_as_often_as_they_say_or_more() -> None:
+    """In 100 worlds that err as is supposed, 95 % or more fall within."""
+    job = estimates(300, 4, 4)
+    job = replace(job, quality=np.clip(job.quality, 0.15, 0.85))
+    least, most = range_usd(job)
+    rng = np.random.default_rng(0)
+    held = np.array([realised(job, rng, least + 0.4 * (most - least)) for _ in range(100)])
+    assert (held.mean(0) >= 0.92).all()

@@ -1,0 +1,174 @@
+"""What each line asks, and every way in which it may be wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.batch.read import LineReader, Request, Terms
+from gateway.batch.types import Problem
+from gateway.routes import RouteBook
+from tests.gateway.batch.planned import LARGE, SMALL, shop
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> RouteBook:
+    return shop(tmp_path_factory.mktemp("read")).book
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def asked(**body: Any) -> bytes:
+    """A batch line of one user turn."""
+    return line(
+        custom_id="a", method="POST", url="/v1/chat/completions",
+        body={"model": "auto", "messages": [{"role": "user", "content": "hi"}], **body},
+    )  # fmt: skip
+
+
+def good(book: RouteBook, record: bytes, terms: Terms | None = None) -> Request:
+    found = LineReader(book, terms or Terms()).judge(7, record)
+    assert isinstance(found, Request), found
+    return found
+
+
+def bad(book: RouteBook, record: bytes, terms: Terms | None = None) -> Problem:
+    found = LineReader(book, terms or Terms()).judge(7, record)
+    assert isinstance(found, Problem), found
+    assert found.line == 7
+    assert found.message
+    return found
+
+
+def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
+    """Nothing of a good line is written anew."""
+    record = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":' + (
+        b'{"model" : "auto","messages":[{"role":"user","content":"hi"}],"top_p":0.10}}'
+    )
+    found = good(book, record)
+    assert found.body == b'{"model" : "auto","messages":[{"role":"user","content":"hi"}],"top_p":0.10}'
+    assert (found.custom_id, found.line, found.route.name) == ("a", 7, "auto")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'"What is 2 + 2?"',
+        line(prompt="What is 2 + 2?"),
+        line(text="What is 2 + 2?", topic="arithmetic"),
+        line(question="What is 2 + 2?"),
+        line(messages=[{"role": "user", "content": "What is 2 + 2?"}], id=3),
+    ],
+)
+def test_plain_prompts_become_chats_on_the_jobs_route(book: RouteBook, record: bytes) -> None:
+    """A bare string, a field of any usual name, or messages."""
+    found = good(book, record)
+    body = json.loads(found.body)
+    assert body == {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+    assert found.call.described.text == "What is 2 + 2?"
+
+
+def test_columns_of_a_plain_prompt_shape_its_body(book: RouteBook) -> None:
+    """System, limits, temperature and model go in, numbers even where a table holds text; the reference stays out."""
+    found = good(
+        book, line(prompt="hi", system="be brief", max_tokens="40", temperature=0, model=SMALL, reference=4, id="x")
+    )
+    assert json.loads(found.body) == {
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+        "max_tokens": 40, "temperature": 0, "model": SMALL,
+    }  # fmt: skip
+    assert (found.custom_id, found.reference, found.route.name) == ("x", "4", SMALL)
+
+
+def test_lines_keep_their_model_unless_the_job_says_otherwise(book: RouteBook) -> None:
+    """A named model is pinned; a job that ignores names sends it to the route."""
+    assert [model.name for model in good(book, asked(model=LARGE)).route.models] == [LARGE]
+    rerouted = good(book, asked(model="gpt-unheard-of"), Terms(ignore_models=True))
+    assert rerouted.route.name == "auto"
+    assert json.loads(rerouted.body)["model"] == "auto"
+
+
+def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) -> None:
+    """The nearest wins."""
+    job = Terms(floor=0.2)
+    assert good(book, asked(), job).floor == 0.2
+    assert good(book, asked(headgate={"min_quality": 0.5}), job).floor == 0.5
+    assert good(book, line(prompt="hi", floor="0.7"), job).floor == 0.7
+    assert bad(book, line(prompt="hi", floor=1.5)).code == "invalid_floor"
+    assert bad(book, line(prompt="hi", min_quality="high")).code == "invalid_floor"
+
+
+def test_knobs_narrow_the_models(book: RouteBook) -> None:
+    """A line may take away models of its route, not add any."""
+    narrowed = good(book, asked(headgate={"models": [SMALL]})).route
+    assert [model.name for model in narrowed.models] == [SMALL]
+    assert "auto" in bad(book, asked(headgate={"models": ["elsewhere"]})).message
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [
+        (b"{broken", "invalid_json"),
+        (b"\xff\xfe", "invalid_json"),
+        (b"[1, 2]", "invalid_line"),
+        (b"42", "invalid_line"),
+        (b"null", "invalid_line"),
+        (line(), "missing_prompt"),
+        (line(prompt="   "), "empty_prompt"),
+        (line(prompt=["a"]), "invalid_prompt"),
+        (line(body={"model": "auto"}, custom_id="a", url="/v1/images"), "invalid_url"),
+        (line(body={"model": "auto"}, custom_id="a", method="GET"), "invalid_method"),
+        (line(body=[], custom_id="a"), "invalid_body"),
+        (line(body={"model": "auto", "messages": []}), "missing_custom_id"),
+        (line(body={"model": "auto", "messages": []}, custom_id=""), "invalid_custom_id"),
+        (line(body={"model": "auto", "messages": []}, custom_id=["a"]), "invalid_custom_id"),
+        (line(body={"model": "auto"}, custom_id="a"), "missing_required_parameter"),
+        (asked(messages=[]), "empty_array"),
+        (asked(messages="hi"), "invalid_type"),
+        (asked(model="nope"), "model_not_found"),
+        (asked(model=4), "invalid_type"),
+        (asked(stream=True), "invalid_stream"),
+        (asked(n=0), "value_out_of_range"),
+        (asked(max_tokens=-1), "value_out_of_range"),
+        (asked(headgate={"unheard": 1}), "invalid_request"),
+    ],
+)
+def test_every_fault_of_a_line_is_named(book: RouteBook, record: bytes, code: str) -> None:
+    """With the line's number and a code; nothing is raised."""
+    assert bad(book, record).code == code
+
+
+def test_a_job_for_one_endpoint_refuses_lines_for_others(book: RouteBook) -> None:
+    """As OpenAI's batches do."""
+    assert bad(book, asked(), Terms(url="/v1/embeddings")).code == "mismatched_url"
+
+
+def test_a_problem_says_its_line_and_id(book: RouteBook) -> None:
+    """As people read it."""
+    assert str(bad(book, asked(model="nope"))).startswith("line 7 (a): ")
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_fields = st.dictionaries(
+    st.sampled_from(["custom_id", "id", "body", "url", "method", "prompt", "messages", "floor", "reference", "model",
+                     "system", "max_tokens", "headgate", "stream", "n", "input"]),
+    _json | st.just("hi") | st.just({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(record=st.one_of(st.binary(max_size=60), _fields.map(lambda fields: json.dumps(fields).encode())))
+def test_no_line_can_break_the_reader(book: RouteBook, record: bytes) -> None:
+    """Whatever a line holds, it is a request or a problem with that line's number."""
+    found = LineReader(book, Terms()).judge(7, record)
+    assert found.line == 7

@@ -1,0 +1,115 @@
+"""Lines out of files: numbered, bounded, whatever the file is like."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.batch.source import kind_of, lines_of
+from gateway.batch.types import BadJob, Problem
+
+MOST = 1_000_000
+
+
+def read(path: Path, most: int = MOST, kind: str = "") -> list[tuple[int, object] | Problem]:
+    return [
+        line if isinstance(line, Problem) else (line[0], json.loads(line[1]))
+        for line in lines_of(path, max_line_bytes=most, kind=kind)
+    ]
+
+
+def test_json_lines_are_numbered_and_blank_ones_count(tmp_path: Path) -> None:
+    """A byte order mark is no part of the first line; blank lines keep their numbers."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": 2}')
+    assert read(path) == [(1, {"a": 1}), (4, {"a": 2})]
+
+
+def test_a_line_that_is_too_long_is_reported_and_passed_over(tmp_path: Path) -> None:
+    """It is never held whole; the lines after it keep their numbers."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'"short"\n' + b'"' + b"x" * 5_000 + b'"\n"after"\n' + b"y" * 3_000)
+    found = read(path, most=100)
+    assert [line if isinstance(line, tuple) else (line.line, line.code) for line in found] == [
+        (1, "short"), (2, "request_too_large"), (3, "after"), (4, "request_too_large"),
+    ]  # fmt: skip
+
+
+def test_csv_rows_begin_on_the_line_they_are_reported_on(tmp_path: Path) -> None:
+    """A cell may hold line breaks; an empty cell says nothing; a row of another width is reported."""
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,id\n"two\nlines",a\nalone\n"say ""hi""",\n')
+    found = read(path)
+    assert found[0] == (2, {"prompt": "two\nlines", "id": "a"})
+    assert isinstance(found[1], Problem) and (found[1].line, found[1].code) == (4, "invalid_csv")
+    assert found[2] == (5, {"prompt": 'say "hi"'})
+
+
+def test_csv_that_is_not_utf_8_is_reported_by_row(tmp_path: Path) -> None:
+    """Bytes that are no text make one row bad, not the file."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt\nfine\n\xff\xfe\nfine again\n")
+    found = read(path)
+    assert [line.code if isinstance(line, Problem) else line[0] for line in found] == [2, "invalid_text", 4]
+
+
+@pytest.mark.parametrize("header", ["prompt,prompt", "prompt,"])
+def test_a_csv_header_must_name_each_column_once(tmp_path: Path, header: str) -> None:
+    """Otherwise which cell is meant would be a guess."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\na,b\n")
+    with pytest.raises(BadJob, match="column"):
+        read(path)
+
+
+def test_tabs_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
+    """Every kind of file gives the same lines; nulls say nothing."""
+    rows = [{"prompt": "a", "floor": 0.5}, {"prompt": "b"}]
+    table = pyarrow.table({"prompt": ["a", "b"], "floor": [0.5, None]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.tsv").write_text("prompt\tfloor\na\t0.5\nb\t\n")
+    assert [line[1] for line in read(tmp_path / "a.parquet") if isinstance(line, tuple)] == rows
+    assert [line[1] for line in read(tmp_path / "a.tsv") if isinstance(line, tuple)] == [
+        {"prompt": "a", "floor": "0.5"}, {"prompt": "b"},
+    ]  # fmt: skip
+
+
+def test_files_that_are_not_there_empty_or_no_parquet_are_refused(tmp_path: Path) -> None:
+    """Before anything else happens, with a code that says which."""
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "wrong.parquet").write_bytes(b"no parquet at all")
+    for name, code in (("none.jsonl", "no_file"), ("empty.jsonl", "empty_file"), ("wrong.parquet", "invalid_parquet")):
+        with pytest.raises(BadJob) as caught:
+            read(tmp_path / name)
+        assert caught.value.problems[0].code == code
+
+
+def test_a_file_without_a_telling_name_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    """Parquet says so itself; all else is taken for JSON lines."""
+    table = pyarrow.table({"prompt": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "upload")
+    (tmp_path / "other").write_text('"a"\n')
+    assert kind_of(tmp_path / "upload") == "parquet"
+    assert kind_of(tmp_path / "other") == "jsonl"
+
+
+_cells = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(_cells, max_size=6))
+def test_any_text_survives_csv(tmp_path_factory: pytest.TempPathFactory, rows: list[str]) -> None:
+    """What a CSV writer writes is read back as it was."""
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "n"])
+        writer.writerows([row, "1"] for row in rows)
+    assert [line[1] for line in read(path) if isinstance(line, tuple)] == [{"prompt": row, "n": "1"} for row in rows]

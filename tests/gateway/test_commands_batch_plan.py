@@ -1,0 +1,170 @@
+"""`headgate batch plan` as it is called: tables, JSON, a plot, and exit status 2 for whatever can't be planned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.batch.types import Plan
+from gateway.commands_batch import add_to, dollars, seconds
+from tests.gateway.batch.planned import LARGE, MODELS, SMALL
+
+RUN = CliRunner()
+app = typer.Typer()
+add_to(app)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration and forty questions."""
+    models = "".join(
+        f'[[models]]\nname = "{model["name"]}"\nprovider = "up"\n'
+        + "".join(f"{key} = {value}\n" for key, value in model.items() if key != "name")
+        for model in MODELS
+    )
+    (tmp_path / "headgate.toml").write_text(
+        f'[server]\nrun_dir = "{tmp_path}/run"\n[storage]\nurl = "sqlite:///{tmp_path}/journal.db"\n'
+        '[[providers]]\nname = "up"\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nrpm = 60\n'
+        f'{models}[[routes]]\nname = "auto"\nmodels = ["{SMALL}", "{LARGE}"]\ncache = "exact"\n'
+    )
+    questions = [f"Why is {number} a number?" for number in range(39)] + ["Why is 3 a number?"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(*arguments: str, status: int = 0) -> Any:
+    """The command's JSON."""
+    result = RUN.invoke(app, ["batch", "plan", *arguments, "--json"])
+    assert result.exit_code == status, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_plan_is_shown_before_anything_is_spent(home: Path) -> None:
+    """Cost and quality with intervals, who answers, what other budgets buy, where the plan lies."""
+    result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "$0.02", "--deadline", "1h"])
+    assert result.exit_code == 0, result.output
+    words = ("39 prompts", "1 that repeat", "expected cost", "expected quality", "What budgets buy", "chosen", SMALL)
+    assert [word for word in (*words, "headgate batch run in.plan") if word not in result.output] == []
+    assert Plan.load(home / "in.plan").budget_usd == 0.02
+
+
+def test_a_plan_for_programs_and_its_plot(home: Path) -> None:
+    """One JSON object with everything but the prompts; a picture where it was asked for."""
+    found = told("in.jsonl", "--budget", "0.02", "--out", "there", "--plot", "plot.png")
+    assert found["ok"] and found["prompts"] == 39
+    assert found["duplicates"] == {"exact": 1, "semantic": 0}
+    assert sum(share["prompts"] for share in found["shares"]) == 39
+    chosen = found["chosen"]
+    assert chosen["quality"]["low"] <= chosen["quality"]["value"] <= chosen["quality"]["high"]
+    assert chosen["cost_usd"]["value"] <= 0.02
+    assert len(found["frontier"]) > 3
+    assert found["deadline_s"] is None
+    assert 0 <= found["gap_share"] < 0.05
+    assert (home / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert Plan.load(home / "there").source == "in.jsonl"
+
+
+def test_bad_lines_are_listed_by_number_and_end_the_command(home: Path) -> None:
+    """On a screen and as JSON; with --skip-bad the rest is planned."""
+    with (home / "in.jsonl").open("a") as file:
+        file.write('{broken\n{"prompt": "x", "model": "nope"}\n')
+    result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "1"])
+    assert result.exit_code == 2
+    assert "line 41" in result.output and "line 42" in result.output and "nope" in result.output
+    assert [(one["line"], one["code"]) for one in told("in.jsonl", "--budget", "1", status=2)["problems"]] == [
+        (41, "invalid_json"), (42, "model_not_found"),
+    ]  # fmt: skip
+    assert told("in.jsonl", "--budget", "1", "--skip-bad")["prompts"] == 39
+
+
+def test_what_is_impossible_is_said_with_what_would_do(home: Path) -> None:
+    """A budget or a deadline that nothing keeps ends the command with status 2."""
+    found = told("in.jsonl", "--budget", "0.000001", status=2)
+    assert 0 < found["least_budget_usd"] < 0.02 and not found["ok"]
+    found = told("in.jsonl", "--budget", "1", "--deadline", "20s", status=2)
+    assert found["least_deadline_s"] == pytest.approx(39, rel=0.03)
+    assert found["least_budget_usd"] is None
+
+
+def test_the_command_of_the_package_says_what_is_impossible_in_one_line(home: Path) -> None:
+    """No traceback, exit status 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "batch", "plan", "in.jsonl", "--budget", "0.000001"],
+        capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(Path.cwd())}, cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "possible with a budget" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_floors_samples_and_models_are_taken_from_the_words(home: Path) -> None:
+    """What the options say is in the plan."""
+    found = told("in.jsonl", "--samples", "2,3", "--min-quality", "0.3", "--dedupe", "none", "--concurrency", "4")
+    assert [arm["samples"] for arm in found["arms"]] == [1, 1, 2, 2, 3, 3]
+    assert found["prompts"] == 40
+    assert found["budget_usd"] is None
+    assert {"name", "per_s"} <= found["capacities"][-1].keys() and found["capacities"][-1]["name"] == "calls at once"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--samples", "1"], ["--samples", "x"], ["--dedupe", "maybe"], ["--deadline", "soon"], ["--deadline", "-3h"],
+     ["--budget", "lots"], ["--budget", "-1"], ["--min-quality", "2"], ["--route", "nowhere"], ["--pilot", "5"]],
+)  # fmt: skip
+def test_words_that_make_no_sense_are_refused(home: Path, words: list[str]) -> None:
+    """With exit status 2 or an error of ours; nothing is planned."""
+    result = RUN.invoke(app, ["batch", "plan", "in.jsonl", *words])
+    assert result.exit_code != 0
+    assert not (home / "in.plan" / "plan.json").exists()
+
+
+def test_a_pilot_asks_before_it_spends(home: Path) -> None:
+    """A no ends the command."""
+    result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "1", "--pilot", "3"], input="n\n")
+    assert result.exit_code == 1
+    assert "may spend up to $0.02" in result.output
+
+
+def test_a_pilot_that_nobody_answers_changes_nothing_but_is_told(home: Path) -> None:
+    """Failures cost nothing here and are counted."""
+    found = told("in.jsonl", "--budget", "1", "--pilot", "2", "--yes")
+    pilot = found["pilot"]
+    assert pilot["calls"] == pilot["failures"] >= 2
+    assert pilot["calls"] + pilot["skipped"] == 4
+    assert found["budget_usd"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("12h", 43_200), ("90m", 5_400), ("1h30m", 5_400), ("2d", 172_800), ("45", 45), ("1.5h", 5_400)],
+)
+def test_lengths_of_time(text: str, expected: float) -> None:
+    """As people write them."""
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "h", "3 years", "0", "-1h", "1h30", "inf", "nan"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    """Refused with an example of one."""
+    with pytest.raises(typer.BadParameter):
+        seconds(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("300", 300), ("$1,200.50", 1_200.5), ("0", 0)])
+def test_amounts_of_money(text: str, expected: float) -> None:
+    """With or without the sign."""
+    assert dollars(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "ten"])
+def test_what_is_no_amount_of_money(text: str) -> None:
+    """Refused."""
+    with pytest.raises(typer.BadParameter):
+        dollars(text)
