@@ -18,6 +18,7 @@ _WHOLE = frozenset({"stop", "end_turn", "stop_sequence", "completed"})
 _TOOL_ENDINGS = frozenset({"tool_calls", "tool_use", "function_call"})
 _TOOL_FIELDS = ("tools", "functions")
 _STATE_FIELDS = ("previous_response_id", "conversation", "web_search_options", "mcp_servers", "container")
+_ASKS_MORE = frozenset(_STATE_FIELDS)
 _IMPERSONAL_NULL = (b"null", b"[]", b"{}")
 
 _decode = msgspec.json.Decoder().decode
@@ -81,12 +82,13 @@ def may_cache(body: Body, rules: Rules, *, surface: str) -> str | None:
     """Say why neither tier may answer or keep this request; None when they may."""
     if surface == "embeddings":
         return None if _size(body) <= rules.max_request_bytes else "request_bytes"
-    for name in _STATE_FIELDS:
-        if _given(body, name):
-            return name
+    if not _ASKS_MORE.isdisjoint(body):
+        for name in _STATE_FIELDS:
+            if _given(body, name):
+                return name
     if _given(body, "store") and _value(body, "store") is not False:
         return "store"
-    if not rules.tools and any(_given(body, name) for name in _TOOL_FIELDS):
+    if not rules.tools and (_given(body, "tools") or _given(body, "functions")):
         return "tools"
     if not rules.seeded and _given(body, "seed"):
         return "seed"
@@ -148,4 +150,4 @@ def _temperature(body: Body) -> float:
 
 
 def _size(body: Body) -> int:
-    return sum(memoryview(value).nbytes for value in body.values())
+    return sum(map(len, map(memoryview, body.values())))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite, isnan, nan
+from math import inf, isnan, nan
 
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Plan, Rung, Step, Strategy, Verdict
@@ -122,6 +122,8 @@ class _Meter:
         """The first step's rung, with as many of the others beside it as the limits allow."""
         first = move.steps[0]
         left_s = self.plan.limits.deadline_s - self.elapsed_s - delay_s
+        if len(move.steps) == 1 and not move.then:
+            return _rung(first, move.streams, left_s, delay_s)
         held_usd, beside = first.worst_cost_usd, list[Step]()
         for step in move.steps[1:]:
             if not self.refuses(step, delay_s, 1 + len(beside), held_usd):
@@ -135,11 +137,11 @@ class _Meter:
         return _rung(first, final, timeout_s, delay_s, others, move.enough if others else None)
 
     def record(self, move: Ask, rung: Rung, outcome: Outcome) -> None:
-        steps = {step.model: step for step in move.steps}
-        for came in (outcome, *outcome.beside[: len(rung.beside)]):
-            worst_usd = steps[came.model].worst_cost_usd if came.model in steps else 0.0
+        came_in = (outcome, *outcome.beside[: len(rung.beside)]) if outcome.beside else (outcome,)
+        for came in came_in:
+            known = 0.0 <= came.cost_usd < inf
             # An attempt whose cost isn't known is charged in full: the limit holds whatever the driver says.
-            self.spent_usd += came.cost_usd if isfinite(came.cost_usd) and came.cost_usd >= 0 else worst_usd
+            self.spent_usd += came.cost_usd if known else _worst_usd(move, came.model)
             if came.elapsed_s > self.elapsed_s:
                 self.elapsed_s = came.elapsed_s
             self.history.append(came)
@@ -161,6 +163,10 @@ class _Meter:
 
     def _confidence(self, outcome: Outcome) -> float:
         return (self.plan.confidence or RAW)(outcome.model, outcome.evidence)
+
+
+def _worst_usd(move: Ask, model: str) -> float:
+    return next((step.worst_cost_usd for step in move.steps if step.model == model), 0.0)
 
 
 def _rung(
@@ -187,8 +193,7 @@ class Chain:
         for index, outcome in enumerate(history):
             if self._accepts(outcome):
                 return Keep(index, "last" if outcome.model == self.steps[-1].model else "accepted")
-        tried = {outcome.model for outcome in history}
-        open_steps = [step for step in self.steps if step.model not in tried]
+        open_steps = self._open(history)
         for index, step in enumerate(open_steps):
             if fits(step) or index == len(open_steps) - 1:
                 then = tuple(open_steps[index + 1 :]) if step.accept_at > -inf else ()
@@ -200,6 +205,12 @@ class Chain:
 
     def best(self, history: Sequence[Outcome]) -> int | None:
         return best_answer(history, self.confidence)
+
+    def _open(self, history: Sequence[Outcome]) -> Sequence[Step]:
+        if not history:
+            return self.steps
+        tried = {outcome.model for outcome in history}
+        return [step for step in self.steps if step.model not in tried]
 
     def _accepts(self, outcome: Outcome) -> bool:
         step = next((s for s in self.steps if s.model == outcome.model), None)

@@ -41,10 +41,11 @@ def confidence(evidence: Evidence) -> float:
 
 
 def _from_logprobs(evidence: Evidence) -> float:
-    mean = evidence.mean_logprob
+    mean, least = evidence.mean_logprob, evidence.min_logprob
     if isnan(mean) and evidence.output_tokens > 0:
         mean = evidence.sum_logprob / evidence.output_tokens
-    least = evidence.min_logprob
+    if isnan(mean) and isnan(least):
+        return nan
     known = [x for x in (mean, least) if x < inf]
     return exp(min(0.0, sum(known) / len(known))) if known else nan
 

@@ -6,7 +6,7 @@ Refuses what could never be climbed safely: an unknown strategy, a rung without 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, isfinite, isnan
+from math import inf, isnan
 
 from cascade.confidence import RAW
 from cascade.prompts import Message
@@ -45,12 +45,12 @@ def plan_for(
     built = _built(strategy, choice, rungs, worst_cost_usd, accept_at, confidence, messages)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
-    steps = tuple(_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1])
-    steps += (_step(rungs[-1], worst_cost_usd, -inf),)
-    deciding, attempts = built if built is not None else (None, steps)
+    steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]
+    steps.append(_step(rungs[-1], worst_cost_usd, -inf))
+    deciding, attempts = built if built is not None else (None, tuple(steps))
     tried = {step.model for step in attempts}
-    rest = dict.fromkeys(m for m in (*choice.ranked, *fallbacks) if m not in tried)
-    spare = tuple(_step(model, worst_cost_usd, -inf) for model in rest)
+    rest = [m for m in dict.fromkeys((*choice.ranked, *fallbacks)) if m not in tried]
+    spare = tuple([_step(model, worst_cost_usd, -inf) for model in rest])
     return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence, speculates)
 
 
@@ -92,6 +92,6 @@ def _floor(accept_at: float | Mapping[str, float] | None, model: str) -> float:
 
 def _step(model: str, worst_cost_usd: Mapping[str, float], accept_at: float) -> Step:
     worst = worst_cost_usd.get(model)
-    if worst is None or not isfinite(worst) or worst < 0:
+    if worst is None or not 0.0 <= worst < inf:
         raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
     return Step(model, accept_at, worst)

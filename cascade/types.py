@@ -68,7 +68,7 @@ class Plan(msgspec.Struct, frozen=True):
             raise PlanError("a plan needs at least one step")
         if self.retries < 0 or self.limits.max_attempts < 1:
             raise PlanError("a plan needs at least one attempt and no negative number of retries")
-        if self.strategy is None:
+        if self.strategy is None and len(self.steps) + len(self.fallbacks) > 1:
             models = [step.model for step in (*self.steps, *self.fallbacks)]
             if len(set(models)) != len(models):
                 raise PlanError(f"a model stands twice in the plan: {models}")

@@ -191,8 +191,9 @@ class Answering:
         """A router's choice becomes a plan, and the hold shrinks to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
         plan = exchange.plan = self.plan(exchange, choice)
-        models = [step.model for step in (*plan.steps, *plan.fallbacks)]
-        exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
+        models = {step.model for step in (*plan.steps, *plan.fallbacks)}
+        if len(models) < len(exchange.route.names):
+            exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
         route, wishes = exchange.route, exchange.call.wishes
@@ -310,8 +311,10 @@ def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
     """Nano-dollars that no climb over these models can exceed: the dearest attempts, as many as may be made."""
     config = route.config
     each = [worst[model] for model in models]
-    tries = sorted(each * (1 + config.retries), reverse=True)[: config.max_attempts]
-    return sum(tries) + (tries[0] if config.hedge_after_s is not None else 0)
+    tries = each * (1 + config.retries)
+    if len(tries) > config.max_attempts:
+        tries = sorted(tries, reverse=True)[: config.max_attempts]
+    return sum(tries) + (max(tries) if config.hedge_after_s is not None else 0)
 
 
 def described(featurizer: Featurizer, asked: Described) -> Query:

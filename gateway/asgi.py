@@ -81,38 +81,66 @@ class App:
         if path.startswith("/openai/"):
             path, model = _azure(path)
         surface = SURFACES.get(path) if scope["method"] == "POST" else None
-        arrival = self.arrive(scope, model)
+        client = scope.get("client")
+        headers, host = dict(scope["headers"]), client[0] if client else ""
         reply = Reply(send)
         if surface is None:
-            await self.serve(scope, path, receive, reply, arrival)
+            await self.serve(scope, path, receive, reply, self.arrive(headers, host))
         else:
-            await self.infer(surface, scope, receive, reply, arrival)
+            await self.come_in(surface, scope, receive, reply, headers, host, model)
 
-    def arrive(self, scope: Scope, model: str) -> Arrival:
+    def arrive(self, headers: dict[bytes, bytes], host: str, model: str = "") -> Arrival:
         services = self.services
-        client = scope.get("client")
-        return Arrival(
-            headers=dict(scope["headers"]),
-            host=client[0] if client else "",
-            request_id=services.ids.new("req"),
-            received_s=services.now(),
-            model=model,
-        )
+        return Arrival(headers, host, services.ids.new("req"), services.now(), model)
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.services.config.server.max_body_bytes
+
+    async def come_in(
+        self,
+        surface: str,
+        scope: Scope,
+        receive: Receive,
+        reply: Reply,
+        headers: dict[bytes, bytes],
+        host: str,
+        model: str,
+    ) -> None:
+        """A request to a model that doesn't come by the lane (gateway/front.py): its body is still to be read."""
+        front: Front | None = scope.get(FRONT)
+        body: bytes | HeadgateError
+        try:
+            body = await read_body(receive, headers, self.max_body_bytes)
+        except HeadgateError as error:
+            body = error
+        reply.task = asyncio.current_task()
+        if front is not None:
+            front.watch(reply)
+        try:
+            await self.infer(surface, body, reply, headers, host, model)
+        finally:
+            if front is not None:
+                front.unwatch()
 
     async def infer(
-        self, surface: str, scope: Scope, receive: Receive, reply: Reply, arrival: Arrival
+        self,
+        surface: str,
+        body: bytes | HeadgateError,
+        reply: Reply,
+        headers: dict[bytes, bytes],
+        host: str,
+        model: str = "",
     ) -> None:
-        """A request for an answer of a model."""
+        """A request for an answer of a model. `model`: named by the path."""
         services, server = self.services, self.services.config.server
+        arrival = self.arrive(headers, host, model)
         self.in_flight += 1
-        front: Front | None = scope.get(FRONT)
-        gone = Gone()
         try:
             if self.in_flight > server.max_concurrency:
                 raise Draining("too many requests in flight on this worker", retry_after_s=1.0)
-            body = await read_body(receive, arrival.headers, server.max_body_bytes)
-            if front is not None:
-                front.watch(gone.leave)
+            if isinstance(body, HeadgateError):
+                raise body
             raw = None
             if surface == "responses":
                 tenant = services.caller_of(arrival.headers, arrival.host).tenant
@@ -130,14 +158,12 @@ class App:
             services.metrics.refused(surface, error.code or error.kind)
             await self.refuse(error, surface, reply, arrival)
         except asyncio.CancelledError:
-            if not gone.left:
+            if not reply.left:
                 raise
         except Exception as error:
             await self.fail(error, surface, reply, arrival)
         finally:
             self.in_flight -= 1
-            if front is not None:
-                front.unwatch()
 
     async def serve(
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival
@@ -184,21 +210,6 @@ class App:
         request_id = arrival.request_id
         headers = refusal_headers(request_id, surface, error)
         await reply.whole(error.status, headers, render_error(error, surface, request_id=request_id))
-
-
-class Gone:
-    """Cancels the request's task when its client leaves."""
-
-    __slots__ = ("left", "task")
-
-    def __init__(self) -> None:
-        self.left = False
-        self.task = asyncio.current_task()
-
-    def leave(self) -> None:
-        self.left = True
-        if self.task is not None:
-            self.task.cancel()
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:

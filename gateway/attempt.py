@@ -236,7 +236,8 @@ class Caller:
 
 def said_chars(seen: Peek) -> int:
     """Everything an upstream bills as output."""
-    return len(seen.text) + len(seen.thought) + sum(map(len, seen.tool_arguments))
+    said = len(seen.text) + len(seen.thought)
+    return said + sum(map(len, seen.tool_arguments)) if seen.tool_arguments else said
 
 
 def tokens_in(chars: int) -> int:

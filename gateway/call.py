@@ -21,6 +21,7 @@ KNOB_FIELD = "headgate"
 
 
 NO_KNOBS = Knobs()
+_decode_text = msgspec.json.Decoder(str).decode
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -124,7 +125,7 @@ def read_model(raw: Raw) -> str:
     if value is None:
         return ""
     try:
-        return msgspec.json.decode(value, type=str)
+        return _decode_text(value)
     except msgspec.ValidationError:
         raise CallerError("model must be a string", param="model", code="invalid_type") from None
 

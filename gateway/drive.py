@@ -18,6 +18,7 @@ from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
 from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
 from gateway.breaker import AT_ONCE
+from gateway.checker import Checker
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
@@ -133,22 +134,25 @@ class Run:
         live = rung.final and exchange.call.stream
         self.hedged_before = exchange.hedged
         try:
-            opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
+            if exchange.route.config.hedge_after_s is None:
+                opened = await caller.open(exchange, rung, deployment, live=live)
+            else:
+                opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
             if live:
                 await self.relay(opened, rung)
         except UpstreamError as error:
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun
-        await self.check(rung, opened.attempt)
+        if exchange.route.checker is not None:
+            await self.check(exchange.route.checker, rung, opened.attempt)
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
 
-    async def check(self, rung: Rung, attempt: Attempt) -> None:
+    async def check(self, checker: Checker, rung: Rung, attempt: Attempt) -> None:
         """The operator's check, of an answer that may still be sent back; one that says nothing changes nothing."""
-        checker = self.exchange.route.checker
-        if checker is None or rung.final or "messages" in rung.overrides or not attempt.evidence.text:
+        if rung.final or "messages" in rung.overrides or not attempt.evidence.text:
             return
         left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.caller.now()
         passed = await checker.check(attempt.evidence.text, within_s=left_s)
@@ -280,15 +284,12 @@ class Hedging:
         self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
     ) -> Opened:
         """The first attempt that answers; the other is cancelled and its cost recorded."""
-        after_s = exchange.route.config.hedge_after_s
-        if after_s is None:
-            return await caller.open(exchange, rung, deployment, live=live)
         self.requests += 1
         first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
         twins: set[asyncio.Future[Opened]] = {first}
         winner: Opened | None = None
         try:
-            await asyncio.wait(twins, timeout=after_s)
+            await asyncio.wait(twins, timeout=exchange.route.config.hedge_after_s)
             if not first.done() and self.allowed(exchange):
                 exchange.hedged = True
                 other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment

@@ -111,10 +111,16 @@ class Exchange(msgspec.Struct):
     @property
     def tokens(self) -> int:
         """What every attempt used, for rate limits."""
-        return sum(attempt.usage.total for attempt in self.attempts)
+        tokens = 0
+        for attempt in self.attempts:
+            tokens += attempt.usage.total
+        return tokens
 
     @property
     def cost_nanousd(self) -> int:
         """What every attempt of this request cost, whether its answer was kept or not."""
-        return sum(attempt.cost_nanousd for attempt in self.attempts)
+        cost = 0
+        for attempt in self.attempts:
+            cost += attempt.cost_nanousd
+        return cost
 

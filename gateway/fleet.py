@@ -19,6 +19,9 @@ from routers.types import Candidate
 
 HALF_LIFE_S = 300.0
 """After which an observation counts half."""
+TICK_S = 0.1
+"""Weights fade in steps of at least this, for a power costs more than all the rest of an observation."""
+LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
 """How old what routers are told of delays and queues may be."""
 
@@ -39,14 +42,16 @@ class Delay:
         self._seen_s = 0.0
 
     def add(self, delay_s: float, now: float) -> None:
-        kept = self._weight * 0.5 ** (max(0.0, now - self._seen_s) / HALF_LIFE_S)
-        weight = min(kept, self.MEMORY - 1) + 1
+        weight, passed_s = self._weight, now - self._seen_s
+        if passed_s > TICK_S:
+            weight *= 0.5 ** (passed_s / HALF_LIFE_S)
+            self._seen_s = now
+        self._weight = weight = (weight if weight < self.MEMORY - 1 else self.MEMORY - 1) + 1
         share = 1 / weight
-        logged = log(max(delay_s, 1e-6))
+        logged = log(delay_s) if delay_s > 1e-6 else LEAST_LOG
         self._mean += (delay_s - self._mean) * share
         self._log += (logged - self._log) * share
         self._log2 += (logged * logged - self._log2) * share
-        self._weight, self._seen_s = weight, now
 
     @property
     def mean_s(self) -> float:

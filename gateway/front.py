@@ -1,82 +1,248 @@
-"""The client's side of the wire: uvicorn's protocol, made cheaper where ASGI's messages cost.
+"""The client's side of the wire: uvicorn's protocol, with a lane of its own for requests to models.
 
-ASGI tells that a client has left to whoever waits for the next message, so every request would need a task
-that waits: here it is a call. And an answer that is whole leaves in one write instead of two.
+A POST to one of the surfaces is one task and one write here, without ASGI's messages, and a client that leaves
+is told by a call instead of to a task that waits for it. Whatever is unusual (another path, HTTP/1.0, a request
+behind another in the pipeline) takes uvicorn's own way to the same application.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+import logging
+from typing import Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from gateway.errors import HeadgateError, TooLarge
+from gateway.reply import Headers, Reply
 
 FRONT = "headgate.front"
-"""Where a request's scope holds its connection."""
+"""Where the scope of a request outside the lane holds its connection."""
+LANES = {
+    b"/v1/chat/completions": "chat",
+    b"/v1/completions": "completions",
+    b"/v1/embeddings": "embeddings",
+    b"/v1/responses": "responses",
+    b"/v1/messages": "messages",
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+log = logging.getLogger("headgate.front")
+
+
+class Application(Protocol):
+    """What a lane leads to: gateway/asgi.py's `App`."""
+
+    @property
+    def max_body_bytes(self) -> int: ...
+
+    async def infer(
+        self, surface: str, body: bytes | HeadgateError, reply: Reply, headers: dict[bytes, bytes], host: str
+    ) -> None:
+        """Answer a request. `body`: why it was not read, where it was not."""
+        ...
 
 
 class Front(HttpToolsProtocol):
     """One connection of a client. Its requests are answered one after the other."""
 
-    _leave: Callable[[], None] | None = None
+    _lane: Lane | None = None
+    """The request being read, where it has the lane."""
+    _watched: Reply | None = None
+
+    # ---- the parser's side
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[FRONT] = self  # type: ignore[literal-required]
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
-    def watch(self, leave: Callable[[], None]) -> None:
-        """Call `leave` when the client goes; to see it go, the socket must be read."""
-        self._leave = leave
+    def on_headers_complete(self) -> None:
+        surface = LANES.get(self.url)
+        if surface is None or not self._is_free() or not self._is_plain_post():
+            self._leave_to_uvicorn()
+            return
+        lane = Lane(self, surface, keep_alive=self.parser.should_keep_alive())
+        self._lane = lane
+        self.cycle = cast(RequestResponseCycle, lane)  # as much of one as uvicorn's protocol looks at
+        lane.check_length()
+        if self.expect_100_continue and not lane.task:
+            self.transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        if self._lane is not None:
+            self._lane.received(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._lane is not None:
+            self._lane.start()
+        else:
+            super().on_message_complete()
+
+    def _is_free(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _is_plain_post(self) -> bool:
+        parser = self.parser
+        return (
+            parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and not parser.should_upgrade()
+        )
+
+    def _leave_to_uvicorn(self) -> None:
+        """What its own `on_message_begin` would have made, and then its own way."""
+        self._lane = None
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        self.scope[FRONT] = self  # type: ignore[literal-required]
+        super().on_headers_complete()
+
+    # ---- clients that leave
+
+    def watch(self, reply: Reply) -> None:
+        """Tell `reply` when the client goes; to see it go, the socket must be read."""
+        self._watched = reply
         if not self.pipeline:
             self.flow.resume_reading()
 
     def unwatch(self) -> None:
-        self._leave = None
+        self._watched = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.leave()
 
 
-class Gathered:
-    """Stands in for a transport while an answer is put together."""
+class Lane(Reply):
+    """One request in the lane, and the answer to it."""
 
-    __slots__ = ("parts", "transport")
+    __slots__ = (
+        "_chunks", "_front", "_headers", "_size", "_surface", "disconnected", "keep_alive", "response_complete",
+    )  # fmt: skip
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.parts: list[bytes] = []
+    def __init__(self, front: Front, surface: str, *, keep_alive: bool) -> None:
+        super().__init__(None)
+        self._front = front
+        self._surface = surface
+        self._headers = dict(front.headers)
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
 
-    def write(self, data: bytes) -> None:
-        self.parts.append(data)
+    @property
+    def message_event(self) -> Lane:
+        """Of a cycle: uvicorn sets it for whoever waits for a message. Nobody does here."""
+        return self
 
-    def flush(self) -> None:
-        if self.parts:
-            self.transport.write(b"".join(self.parts))
-            self.parts = []
+    def set(self) -> None:
+        pass
 
-    def close(self) -> None:
-        self.flush()
-        self.transport.close()
+    # ---- the request
 
+    def check_length(self) -> None:
+        """A body that says it is too long isn't waited for."""
+        stated = self._headers.get(b"content-length", b"")
+        if stated.isdigit() and int(stated) > self._application.max_body_bytes:
+            self._refuse_body()
 
-async def send_at_once(
-    send: Callable[[dict[str, Any]], Awaitable[None]], start: dict[str, Any], body: dict[str, Any]
-) -> None:
-    """Both messages of a whole answer in one write; under another server than ours, one after the other."""
-    cycle = getattr(send, "__self__", None)
-    if not isinstance(cycle, RequestResponseCycle):
-        await send(start)
-        await send(body)
-        return
-    gathered = Gathered(cycle.transport)
-    cycle.transport = gathered  # type: ignore[assignment]
-    try:
-        await send(start)
-        await send(body)
-    finally:
-        cycle.transport = gathered.transport
-        gathered.flush()
+    def received(self, body: bytes) -> None:
+        """A part of the body; one that is too long is not kept."""
+        self._size += len(body)
+        if self.task is None:
+            self._chunks.append(body)
+            if self._size > self._application.max_body_bytes:
+                self._refuse_body()
+
+    def start(self) -> None:
+        """The request is whole."""
+        if self.task is None:
+            chunks = self._chunks
+            self._begin(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    @property
+    def _application(self) -> Application:
+        return cast(Application, self._front.app)
+
+    def _refuse_body(self) -> None:
+        self._begin(TooLarge(f"the request body is over {self._application.max_body_bytes} bytes"))
+
+    def _begin(self, body: bytes | HeadgateError) -> None:
+        front, self._chunks = self._front, []
+        host = front.client[0] if front.client else ""
+        answering = self._application.infer(self._surface, body, self, self._headers, host)
+        self.task = task = front.loop.create_task(answering)
+        front.watch(self)
+        front.tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._front.tasks.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            log.error("an answer broke off", exc_info=fault)
+        if not self.response_complete and not self.disconnected:
+            self._front.transport.close()
+
+    def leave(self) -> None:
+        self.disconnected = True
+        super().leave()
+
+    # ---- the answer
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.committed = self.ended = True
+        self.sent_bytes = len(body)
+        if self._flow.write_paused:
+            await self._flow.drain()
+        if not self.disconnected:
+            head = self._head(status, headers)
+            self._front.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+            self._complete()
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.committed = True
+        if not self.disconnected:
+            self._front.transport.write(self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n")
+
+    async def push(self, data: bytes) -> None:
+        self.sent_bytes += len(data)
+        if self._flow.write_paused:
+            await self._flow.drain()
+        if data and not self.disconnected:
+            self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def end(self, data: bytes = b"") -> None:
+        self.ended = True
+        self.sent_bytes += len(data)
+        if self._flow.write_paused:
+            await self._flow.drain()
+        if not self.disconnected:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+            self._front.transport.write(last)
+            self._complete()
+
+    @property
+    def _flow(self) -> FlowControl:
+        return self._front.flow
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        """Status and headers, whose values are ours: nothing of a request's stands in them unchecked."""
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        return STATUS_LINE[status] + b"".join(lines)
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self._front.unwatch()
+        if not self.keep_alive:
+            self._front.transport.close()
+        self._front.on_response_complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil, isfinite
 
 from gateway.errors import HeadgateError
@@ -63,6 +64,7 @@ def expected_nanousd(exchange: Exchange, price: Price) -> int:
     return price.worst(asked.input_tokens, output, asked.n)
 
 
+@lru_cache(4096)
 def printable(text: str) -> bytes:
     """A header value of visible ASCII, whatever the text was."""
     text = text[:MAX_REASON]

@@ -13,6 +13,8 @@ from math import ceil
 from gateway.errors import RateLimited
 
 Headers = list[tuple[bytes, bytes]]
+TOLD_AGE_S = 0.05
+"""How old a level told to a client may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ class Taken:
             bucket = pair.tokens
             if bucket is not None:
                 bucket.fill(now)
-                bucket.level = min(bucket.capacity, bucket.level + self.tokens - tokens)
+                level = bucket.level + self.tokens - tokens
+                bucket.level = level if level < bucket.capacity else bucket.capacity
         self.tokens = tokens
 
     def headers(self, now: float) -> Headers:
@@ -192,7 +195,8 @@ def _tighter(one: _Bucket | None, other: _Bucket | None, now: float) -> _Bucket 
     """The bucket with the lesser share left."""
     if one is None:
         return other
-    one.fill(now)
+    if now - one.filled_s > TOLD_AGE_S:
+        one.fill(now)
     return one if other is None or one.level * other.capacity < other.level * one.capacity else other
 
 

@@ -262,8 +262,7 @@ class Metrics:
         cost_usd[0] += attempt.cost_nanousd / 1e9
         into[0] += usage.input_tokens
         out[0] += usage.output_tokens
-        rare = _rare_counts(usage)
-        if any(rare):
+        if any(rare := _rare_counts(usage)):
             self._count_rare(attempt, rare)
 
     def _count_rare(self, attempt: Attempt, counts: tuple[int, ...]) -> None:

@@ -7,7 +7,9 @@ part of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from msgspec.structs import astuple
 
 from gateway.config import ModelConfig
 from gateway.wire.usage import Usage
@@ -38,6 +40,13 @@ class Price:
     reasoning: int = 0
     audio_input: int = 0
     audio_output: int = 0
+    dearest_input: int = field(init=False)
+    dearest_output: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        dearest = max(self.input, self.cache_read, self.cache_write, self.audio_input)
+        object.__setattr__(self, "dearest_input", dearest)
+        object.__setattr__(self, "dearest_output", max(self.output, self.reasoning, self.audio_output))
 
     @classmethod
     def of(cls, model: ModelConfig) -> Price:
@@ -54,22 +63,21 @@ class Price:
 
     def cost(self, usage: Usage) -> int:
         """Nano-USD of one answer, to the nearest."""
-        total = (
-            usage.input_tokens * self.input
-            + usage.cache_read_tokens * self.cache_read
-            + usage.cache_write_tokens * self.cache_write
-            + usage.output_tokens * self.output
-            + usage.reasoning_tokens * self.reasoning
-            + usage.audio_input_tokens * self.audio_input
-            + usage.audio_output_tokens * self.audio_output
-        )
+        into, read, wrote, out, reasoned, heard, spoken, _ = astuple(usage)
+        total: int = into * self.input + out * self.output
+        if read or wrote or reasoned or heard or spoken:
+            total += (
+                read * self.cache_read
+                + wrote * self.cache_write
+                + reasoned * self.reasoning
+                + heard * self.audio_input
+                + spoken * self.audio_output
+            )
         return (total + MTOK // 2) // MTOK
 
     def worst(self, input_tokens_bound: int, max_output_tokens: int, n: int = 1) -> int:
         """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up."""
-        into = max(self.input, self.cache_read, self.cache_write, self.audio_input)
-        out = max(self.output, self.reasoning, self.audio_output)
-        return -(-(input_tokens_bound * into + max_output_tokens * n * out) // MTOK)
+        return -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
 
 
 def _or(price_usd: float | None, otherwise_usd: float) -> int:

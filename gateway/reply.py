@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
-
-from gateway.front import send_at_once
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
@@ -19,12 +18,16 @@ EVENTS = [
 
 
 class Reply:
-    """One response over ASGI."""
+    """One response over ASGI. `send` None: a subclass has a way of its own."""
 
-    __slots__ = ("_send", "committed", "ended", "sent_bytes")
+    __slots__ = ("_send", "committed", "ended", "left", "sent_bytes", "task")
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send | None) -> None:
+        self._send = send or _nowhere
+        self.left = False
+        """True: the client has gone, and so its request was cancelled."""
+        self.task: asyncio.Task[None] | None = None
+        """What answers, where a client's leaving is to end it."""
         self.committed = False
         """True once headers are out: from here on only finish or abort."""
         self.ended = False
@@ -35,8 +38,8 @@ class Reply:
         self.committed = self.ended = True
         headers.append((b"content-length", b"%d" % len(body)))
         self.sent_bytes = len(body)
-        start = {"type": "http.response.start", "status": status, "headers": headers}
-        await send_at_once(self._send, start, {"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Commit to a stream."""
@@ -53,3 +56,13 @@ class Reply:
         self.ended = True
         self.sent_bytes += len(data)
         await self._send({"type": "http.response.body", "body": data})
+
+    def leave(self) -> None:
+        """The client has gone: nobody waits for the answer."""
+        self.left = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+async def _nowhere(message: dict[str, Any]) -> None:
+    raise NotImplementedError

@@ -30,8 +30,7 @@ class Model:
 
     def worst(self, input_tokens: int, output_tokens: int | None, n: int) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
-        most = self.config.max_output_tokens if output_tokens is None else output_tokens
-        return self.price.worst(input_tokens, most, n)
+        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n)
 
 
 @dataclass(frozen=True, slots=True)

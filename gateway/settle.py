@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import isfinite
 
+from msgspec.structs import astuple
+
 from cache.entry import Entry
 from cache.rules import may_store
 from gateway.errors import HeadgateError
@@ -17,6 +19,9 @@ from gateway.services import Services
 from gateway.wire.answer import peek
 from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs, Vector
+
+BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
+"""Of `Usage`, in the order of its fields."""
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -107,12 +112,12 @@ def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:
     return tuple(
         [
             CandidateRecord(
-                model=estimate.model,
-                quality=_finite(estimate.quality),
-                quality_sd=_finite(estimate.quality_sd),
-                cost_usd=_finite(estimate.cost_usd),
-                latency_s=_finite(estimate.latency_s),
-                probability=chances.get(estimate.model, 0.0),
+                model=(model := estimate.model),
+                quality=quality if isfinite(quality := estimate.quality) else None,
+                quality_sd=sd if isfinite(sd := estimate.quality_sd) else None,
+                cost_usd=usd if isfinite(usd := estimate.cost_usd) else None,
+                latency_s=wait_s if isfinite(wait_s := estimate.latency_s) else None,
+                probability=chances.get(model, 0.0),
             )
             for estimate in choice.estimates
         ]
@@ -157,16 +162,7 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
 
 def buckets(usage: Usage) -> dict[str, int]:
     """Only those that hold tokens."""
-    counts = {
-        "input": usage.input_tokens,
-        "cache_read": usage.cache_read_tokens,
-        "cache_write": usage.cache_write_tokens,
-        "output": usage.output_tokens,
-        "reasoning": usage.reasoning_tokens,
-        "audio_input": usage.audio_input_tokens,
-        "audio_output": usage.audio_output_tokens,
-    }
-    return {name: count for name, count in counts.items() if count}
+    return {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
 
 
 def entry_of(services: Services, exchange: Exchange) -> Entry | None:

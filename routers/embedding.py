@@ -65,6 +65,7 @@ class StaticEmbedding:
         self._scales = scales
         self._vocabulary = vocabulary
         self._memo: dict[str, bytes] = {}
+        self._reach = _reach(vocabulary)
 
     def pieces(self, text: str) -> list[bytes]:
         """WordPieces of every stretch between blanks, in order, as packed `IDS`; a word that can't be cut is left
@@ -106,7 +107,8 @@ class StaticEmbedding:
         ids: list[int] = []
         start = 0
         while start < len(word) <= MAX_WORD_CHARS:
-            end, prefix = len(word), "##" if start else ""
+            prefix = "##" if start else ""
+            end = min(len(word), start + self._reach.get(prefix + word[start], 0))
             while end > start and prefix + word[start:end] not in self._vocabulary:
                 end -= 1
             if end == start:
@@ -114,6 +116,18 @@ class StaticEmbedding:
             ids.append(self._vocabulary[prefix + word[start:end]])
             start = end
         return ids
+
+
+def _reach(vocabulary: Iterable[str]) -> dict[str, int]:
+    """How far tokens go that begin so: their first character (behind `##`, where they continue a word) to the
+    longest's length.
+    """
+    found: dict[str, int] = {}
+    for token in vocabulary:
+        start = 2 if token.startswith("##") and len(token) > 2 else 0
+        first = token[: start + 1]
+        found[first] = max(found.get(first, 0), len(token) - start)
+    return found
 
 
 def unit(total: Vector) -> Vector:

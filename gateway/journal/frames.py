@@ -30,8 +30,7 @@ class Frame:
 
 def seal(buffer: bytearray) -> None:
     """Writes the header over the first HEADER_BYTES of a buffer whose rest is the payload."""
-    with memoryview(buffer) as view:
-        crc = zlib.crc32(view[HEADER_BYTES:])
+    crc = zlib.crc32(memoryview(buffer)[HEADER_BYTES:])
     HEADER.pack_into(buffer, 0, MARKER, len(buffer) - HEADER_BYTES, crc)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.errors import UpstreamError
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Chunk, Peek, read_chunk
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, read_chunk
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.readers import STOP_TO_FINISH
@@ -66,6 +66,8 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
         raise classify_in_stream(chunk.error)
     if dialect != "embeddings" and not chunk.choices:
         raise _bad("the upstream's answer has no choices")
+    if len(chunk.choices) == 1 and (message := chunk.choices[0].message) is not None and not message.tool_calls:
+        return _peek_plain(chunk, chunk.choices[0], message)
     seen = Seen()
     for choice in chunk.choices:
         choice.delta, choice.message = choice.message, None
@@ -73,6 +75,23 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
             tool.index = index
     seen.take(chunk)
     return seen.peek()
+
+
+def _peek_plain(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
+    """Of one choice without tools, as nearly every answer is: nothing has to be put together."""
+    logprobs = LogprobSummary()
+    if choice.logprobs is not None:
+        logprobs.take(choice.logprobs.values())
+    return Peek(
+        chunk.id or "",
+        chunk.model or "",
+        choice.finish_reason or "",
+        message.content or "",
+        message.refusal or "",
+        message.thought or "",
+        Usage.from_openai(chunk.usage),
+        logprobs,
+    )
 
 
 def _peek_message(body: bytes) -> Peek:

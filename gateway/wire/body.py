@@ -16,6 +16,7 @@ from gateway.wire.chunk import BAD_JSON
 
 Raw = dict[str, msgspec.Raw]
 T = TypeVar("T")
+D = TypeVar("D")
 
 _decode = msgspec.json.Decoder(Raw).decode
 encode_json = msgspec.json.Encoder().encode
@@ -46,7 +47,7 @@ def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind | None)
 
 
-def read(raw: Raw, name: str, kind: type[T], default: T) -> T:
+def read(raw: Raw, name: str, kind: type[T], default: D) -> T | D:
     """One field, typed; absent and null give the default, a wrong type a CallerError that names it."""
     value = raw.get(name)
     if value is None:

@@ -28,6 +28,10 @@ _MAX_TOKENS_FIELDS = {
     "messages": ("max_tokens",),
     "embeddings": (),
 }
+_PROMPT_TOO = frozenset(
+    {"tools", "system", "instructions", "functions", "response_format", "text", "output_config"}
+)
+"""Fields that models read as well."""
 _IMAGES = frozenset({"image_url", "image", "input_image"})
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
@@ -87,12 +91,13 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
     _describe_options(described, raw, surface)
-    size = len(bytes(value))
-    for name in ("tools", "system", "instructions", "functions", "response_format", "text", "output_config"):
-        if (extra := raw.get(name)) is not None:
-            size += len(bytes(extra))
-    described.input_tokens_bound = size + described.images * TOKENS_PER_IMAGE
-    described.input_tokens += int(_extra_chars(raw) / CHARS_PER_TOKEN) + described.images * TOKENS_PER_IMAGE
+    size = len(memoryview(value))
+    if not _PROMPT_TOO.isdisjoint(raw):
+        size += sum(len(memoryview(raw[name])) for name in _PROMPT_TOO & raw.keys())
+        described.input_tokens += int(_extra_chars(raw) / CHARS_PER_TOKEN)
+    images = described.images * TOKENS_PER_IMAGE
+    described.input_tokens_bound = size + images
+    described.input_tokens += images
     return described
 
 
@@ -216,8 +221,8 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
     for name in _MAX_TOKENS_FIELDS[surface]:
         if name in raw and described.max_output_tokens is None:
-            limit = read(raw, name, int, 0)
-            if bytes(raw[name]).decode().strip() != "null":
+            limit = read(raw, name, int, None)
+            if limit is not None:
                 described.max_output_tokens = int(_within(name, limit, 1, 2**31))
     described.wants_json = _wants_json(raw, surface)
     described.logprobs = "logprobs" in raw and surface == "chat" and read(raw, "logprobs", bool, False)

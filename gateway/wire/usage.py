@@ -9,10 +9,13 @@ whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import msgspec
 
 Json = Mapping[str, object]
+MOST = 2**53
+"""Larger counts are no counts."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -147,11 +150,13 @@ def _buckets(
     prompt: int, completion: int, read: int, write: int, reasoning: int, audio_in: int = 0, audio_out: int = 0
 ) -> Usage:
     """Take the parts out of their wholes, in turn, so that no bucket is negative and the sums stay."""
-    read = min(read, prompt)
-    write = min(write, prompt - read)
-    audio_in = min(audio_in, prompt - read - write)
-    reasoning = min(reasoning, completion)
-    audio_out = min(audio_out, completion - reasoning)
+    if read or write or audio_in:
+        read = min(read, prompt)
+        write = min(write, prompt - read)
+        audio_in = min(audio_in, prompt - read - write)
+    if reasoning or audio_out:
+        reasoning = min(reasoning, completion)
+        audio_out = min(audio_out, completion - reasoning)
     return Usage(
         prompt - read - write - audio_in,
         read,
@@ -164,21 +169,23 @@ def _buckets(
     )
 
 
-def _has(usage: Json | None, *names: str) -> bool:
-    return isinstance(usage, Mapping) and any(_is_count(usage.get(name)) for name in names)
+def _has(usage: Json | None, *names: str) -> TypeGuard[Json]:
+    return isinstance(usage, dict) and any(map(_is_count, map(usage.get, names)))
 
 
-def _part(usage: Json | None, name: str) -> Json:
-    part = usage.get(name) if usage else None
-    return part if isinstance(part, Mapping) else {}
+def _part(usage: Json, name: str) -> Json:
+    part = usage.get(name)
+    return part if isinstance(part, dict) else {}
 
 
-def _count(usage: Json | None, name: str) -> int:
-    value = usage.get(name) if usage else None
-    if type(value) is int and 0 <= value < 2**53:  # nearly always
+def _count(usage: Json, name: str) -> int:
+    if name not in usage:
+        return 0
+    value = usage[name]
+    if type(value) is int and 0 <= value < MOST:  # nearly always
         return value
     return int(value) if _is_count(value) else 0  # type: ignore[call-overload]
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
