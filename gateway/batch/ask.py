@@ -76,6 +76,19 @@ class Told:
         return self.status == 200
 
 
+@dataclass(slots=True)
+class Ready:
+    """A prompt about to be asked."""
+
+    prompt: Prompt
+    worst_nanousd: int
+    """Most that the call will be held for."""
+    call: Call | None
+    route: Route | None
+    error: HeadgateError | None = None
+    """Why it can't be asked at all."""
+
+
 class JobSpool(Spool):
     """The worker's spool, but for the decisions of calls under way: their asker writes them, with the answer."""
 
@@ -171,30 +184,33 @@ class Asker:
         self.s = replace(services, spool=self.spool, book=self.book)
         self.answering = Answering(self.s)
 
-    def worst(self, prompt: Prompt, ways: Ways) -> int:
-        """Most nano-dollars that one call of this prompt may be held for. Raises CallerError for a bad prompt."""
-        call = self.call(prompt, "", 600.0)
-        route = self._route(call, ways)
-        return bound(route, self.answering.worst(call, route), route.names)
-
-    async def ask(self, prompt: Prompt, ways: Ways, *, tries: int, timeout_s: float) -> Told:
-        """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
-        request_id = f"{self.job}-{prompt.index}-{self.s.ids.new('try')[4:]}"
-        told = Told(prompt.index, 0)
+    def ready(self, prompt: Prompt, ways: Ways) -> Ready:
+        """The prompt as the request path will take it, and the most that it can cost."""
         try:
-            call = self.call(prompt, request_id, timeout_s)
+            call = self.call(prompt)
             if not self.caller.may_use(call.model):
                 raise CallerError(f"this key may not use '{call.model}'", code="model_not_found", status=404)
             route = self._route(call, ways)
         except HeadgateError as error:
-            return await self._refused(told, prompt, request_id, error)
+            return Ready(prompt, 0, None, None, error)
+        return Ready(prompt, bound(route, self.answering.worst(call, route), route.names), call, route)
+
+    async def ask(self, ready: Ready, *, tries: int, timeout_s: float) -> Told:
+        """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
+        place, call = ready.prompt.index, ready.call
+        request_id = f"{self.job}-{place}-{self.s.ids.new('try')[4:]}"
+        if call is None or ready.route is None:
+            assert ready.error is not None
+            return await self._refused(Told(place, 0), ready.prompt, request_id, ready.error)
         name = f"\0{request_id}"
-        self.book.planned[name] = route
+        self.book.planned[name] = ready.route
+        call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
         call.wishes = msgspec.structs.replace(call.wishes, route=name)
-        worst = bound(route, self.answering.worst(call, route), route.names)
-        await self._write(JobStartRecord(job=self.job, index=prompt.index, time_s=self.s.clock(), worst_nanousd=worst))
+        await self._write(
+            JobStartRecord(job=self.job, index=place, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
+        )
         try:
-            return await self._heard(call, told, tries)
+            return await self._heard(call, Told(place, 0), tries)
         finally:
             del self.book.planned[name]
 
@@ -215,6 +231,7 @@ class Asker:
         told.final = told.ok or not may_ask_again(told.status, tries + 1)
         if exchange is None or decision is None:
             told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
+            await self._write(JobStartRecord(job=self.job, index=told.place, time_s=self.s.clock()))
             return told
         told.code, told.cost_nanousd = exchange.error, exchange.cost_nanousd
         told.model, told.decision_id = exchange.answered_by, exchange.decision_id
@@ -250,11 +267,13 @@ class Asker:
         while not self.spool.append(record):  # noqa: ASYNC110 - nothing tells when a disk has space again
             await asyncio.sleep(SPOOL_RETRY_S)
 
-    def call(self, prompt: Prompt, request_id: str, timeout_s: float) -> Call:
+    def call(self, prompt: Prompt) -> Call:
         """The prompt as a request. Raises CallerError where it can't be one."""
-        arrival = Arrival({}, "", request_id, self.s.now())
-        limit = self.s.config.server.max_messages
-        call = read_call(prompt.surface, prompt.body, arrival, max_messages=limit, timeout_s=timeout_s)
+        arrival = Arrival({}, "", "", self.s.now())
+        server = self.s.config.server
+        call = read_call(
+            prompt.surface, prompt.body, arrival, max_messages=server.max_messages, timeout_s=server.request_timeout_s
+        )
         if call.stream:
             raise CallerError("a batch line can't stream", param="stream", code="invalid_request")
         call.once = f"{self.job}-{prompt.index}"

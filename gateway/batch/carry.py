@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from gateway.batch import results
 from gateway.batch.jobs import Job, Jobs, State
+from gateway.batch.lease import Terms
 from gateway.batch.results import Result
-from gateway.batch.run import Endpoints, Runner, Terms
+from gateway.batch.run import Endpoints, Runner
 from gateway.batch.supply import DONE, FAILED
 from gateway.batch.types import Plan
 from gateway.journal.frames import SUFFIX

@@ -13,10 +13,11 @@ from pathlib import Path
 from gateway.batch.carry import Paths, carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Card, Job, Progress, owner_name
+from gateway.batch.lease import Terms
 from gateway.batch.plan import Order, Shop, plan_job
 from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.room import Room, room
-from gateway.batch.run import Runner, Terms
+from gateway.batch.run import Runner
 from gateway.batch.types import PLAN_FILE, Plan
 from gateway.config import Config
 from gateway.errors import CallerError

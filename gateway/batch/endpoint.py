@@ -24,7 +24,7 @@ from gateway.batch.jobs import Part
 from gateway.batch.run import Runner
 from gateway.batch.supply import AWAY
 from gateway.batch.types import Arm, Prompt
-from gateway.errors import HeadgateError, PolicyError, UpstreamError
+from gateway.errors import PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
 from gateway.providers import Provider
@@ -84,7 +84,8 @@ class Upstreams:
         except PolicyError:
             await self._over(runner, part)
             return
-        before = runner.spent_now
+        cost = 0
+        runner.held += part.worst_nanousd
         try:
             await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
             async with _client(self.s.driver.caller.providers[part.provider]) as http:
@@ -92,13 +93,14 @@ class Upstreams:
                 if batch is None:
                     return
                 for line in await _lines(http, batch):
-                    self._hear(runner, part, line)
+                    cost += self._hear(runner, part, line)
             await self._over(runner, part)
         except (httpx.HTTPError, UpstreamError, msgspec.MsgspecError) as error:
             log.warning("part %s of %s: %s", part.id, part.job, error)
             await self._over(runner, part)
         finally:
-            hold.settle(runner.spent_now - before)
+            runner.held -= part.worst_nanousd
+            hold.settle(cost)
 
     # ---- what is sent
 
@@ -116,11 +118,10 @@ class Upstreams:
         latest: dict[str, tuple[Part, int]] = {}
         for place in places:
             prompt = runner.plan.prompts[place]
-            try:
-                ways = runner.ways(place, int(runner.supply.arm[place]))
-                worst = ceil(runner.asker.worst(prompt, ways) * _share(self, deployment))
-            except HeadgateError:
+            ready = runner.asker.ready(prompt, runner.ways(place, int(runner.supply.arm[place])))
+            if ready.error is not None:
                 continue  # asked one by one it is refused with its reason
+            worst = ceil(ready.worst_nanousd * _share(self, deployment))
             part, size = latest.get(prompt.surface, (None, 0))
             if part is None or len(part.places) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
                 part, size = Part(new_id("part"), runner.job.id, "sent", 0, deployment.provider, arm.model, []), 0
@@ -135,7 +136,7 @@ class Upstreams:
         rung = Rung(part.model, True, TIMEOUT_S)
         lines = []
         for place in part.places:
-            call = runner.asker.call(runner.plan.prompts[place], "", TIMEOUT_S)
+            call = runner.asker.call(runner.plan.prompts[place])
             body = request_body(call, deployment, dialect, rung, live=False)
             line = {"custom_id": f"{part.id}-{place}", "method": "POST", "url": url, "body": msgspec.Raw(body)}
             lines.append(msgspec.json.encode(line) + b"\n")
@@ -193,16 +194,16 @@ class Upstreams:
 
     # ---- what it gave
 
-    def _hear(self, runner: Runner, part: Part, line: _Line) -> None:
-        """One answer into the journal, under an id that a second hearing doesn't count again."""
+    def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
+        """One answer into the journal, under an id that a second hearing doesn't count again; what it cost."""
         place = int(line.custom_id.rpartition("-")[2])
         if place not in part.places or runner.supply.state[place] != AWAY:
-            return
+            return 0
         response = line.response or {}
         status = int(response.get("status_code") or 0)
         body = msgspec.json.encode(response.get("body") or {})
         if status != 200 and not 400 <= status < 429:
-            return  # given back with the rest
+            return 0  # given back with the rest
         prompt = runner.plan.prompts[place]
         deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
         told = Told(place, status, body, "" if status == 200 else error_code(body), model=part.model)
@@ -211,12 +212,13 @@ class Upstreams:
         if not runner.asker.spool.append(record):
             raise UpstreamError("unavailable", "the journal can't be written")
         runner.heard_away(place, int(runner.supply.arm[place]), told)
+        return told.cost_nanousd
 
     def _record(
         self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, told: Told
     ) -> DecisionRecord:
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
-        call, caller = runner.asker.call(prompt, "", TIMEOUT_S), runner.asker.caller
+        call, caller = runner.asker.call(prompt), runner.asker.caller
         usage = peek(told.body, dialect).usage if told.status == 200 else None
         cost = ceil(deployment.price.cost(usage) * _share(self, deployment)) if usage is not None else 0
         if told.status == 200:

@@ -5,7 +5,7 @@ Predicted costs are corrected model by model: paid over predicted, drawn towards
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite
 
@@ -73,19 +73,34 @@ def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp
     return float(costs[np.isfinite(costs)].sum())
 
 
-def seconds_left(waiting: dict[str, int], paces: dict[str, Pace], concurrency: int) -> float:
-    """Until the last of the calls that wait (by model, those under way included); infinite: nothing is known."""
+def seconds_left(
+    waiting: dict[str, int], paces: dict[str, Pace], concurrency: int, predicted_s: Mapping[str, float]
+) -> float:
+    """Until the last of the calls that wait (by model, those under way included); infinite: nothing is known.
+
+    A model that has not answered yet takes as long as predicted.
+    """
     together = 0.0
     longest = 0.0
     for model, count in waiting.items():
         pace = paces.get(model)
-        if not count:
+        if not count or pace is None:
             continue
-        if pace is None or not pace.latency_s:
-            return inf
-        together += count * pace.latency_s
-        longest = max(longest, count / pace.rate_per_s)
+        latency_s = pace.latency_s or predicted_s.get(model, inf)
+        together += count * latency_s
+        longest = max(longest, count * latency_s / pace.limit)
     return max(longest, together / concurrency)
+
+
+def predicted_latencies(estimates: Estimates) -> dict[str, float]:
+    """Mean predicted latency of one call, by model; left out where nothing was predicted."""
+    found: dict[str, float] = {}
+    for place, arm in enumerate(estimates.arms):
+        latency = estimates.latency_s[:, place]
+        known = latency[np.isfinite(latency)]
+        if arm.via == "live" and len(known):
+            found.setdefault(arm.model, float(known.mean()) / max(1, arm.samples))
+    return found
 
 
 def measured(arms: Sequence[Arm], paces: dict[str, Pace], concurrency: int) -> list[Capacity]:

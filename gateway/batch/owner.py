@@ -21,10 +21,11 @@ from gateway.batch import results
 from gateway.batch.carry import carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Job, Progress, owner_name
+from gateway.batch.lease import LostLease, Terms
 from gateway.batch.plan import Order, Shop, plan_job
 from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.results import Result
-from gateway.batch.run import LostLease, Runner, Terms
+from gateway.batch.run import Runner
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.keys import ANYONE, MASTER, Caller

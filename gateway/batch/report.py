@@ -21,7 +21,7 @@ def progress_of(run: Runner) -> Progress:
     """How far it is now."""
     supply, lines, job = run.supply, run.lines, run.job
     waiting = supply.waiting()
-    left_s = forecast.seconds_left(waiting, run.paces, job.card.concurrency)
+    left_s = forecast.seconds_left(waiting, run.paces, job.card.concurrency, run.predicted_s)
     rest = np.flatnonzero(supply.state <= AWAY)
     cost = forecast.expected_usd(run.plan.estimates.cost_usd, supply.arm, rest, run.learnt.ratios())
     spent = run.spent_before - job.at_risk_nanousd + run.spent_now
@@ -38,7 +38,7 @@ def progress_of(run: Runner) -> Progress:
         rate_per_s=sum(waiting.values()) / left_s if 0 < left_s < inf else 0.0,
         eta_s=left_s if isfinite(left_s) else None,
         concurrency=min(job.card.concurrency, int(sum(pace.limit for pace in run.paces.values()))),
-        replans=run.replans,
+        replans=run.replanning.count,
         warning=_warning(run, left_s, len(rest)),
         by_model=dict(run.by_model),
         time_s=run.terms.clock(),
@@ -59,6 +59,6 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
     if rest and isfinite(eta_s) and eta_s > left_s:
         late = max(1, round(rest * (1 - left_s / eta_s)))
         return f"at the present pace about {late} of {rest} prompts will not be answered by the deadline"
-    if run.shortfall:
-        return f"the budget and the time left do not reach for {run.shortfall} of {rest} prompts"
+    if run.replanning.shortfall:
+        return f"the budget and the time left do not reach for {run.replanning.shortfall} of {rest} prompts"
     return ""

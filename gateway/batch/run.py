@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Protocol
 
 import numpy as np
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import forecast
-from gateway.batch.ask import Asker, Told, Ways
-from gateway.batch.assign import replan
-from gateway.batch.jobs import LEASE_S, Item, Job, Jobs, Part, Progress, State, Wish
+from gateway.batch.ask import BUSY as BUSY_STATUS
+from gateway.batch.ask import Asker, Ready, Told, Ways
+from gateway.batch.jobs import Item, Job, Jobs, Part, Wish
+from gateway.batch.lease import Lease, LostLease, Terms
 from gateway.batch.pace import Pace
-from gateway.batch.program import Taste
+from gateway.batch.replanning import Replanning
 from gateway.batch.report import progress_of
-from gateway.batch.supply import AWAY, BUSY, DONE, FAILED, Supply
-from gateway.batch.types import Arm, Plan
-from gateway.errors import HeadgateError
+from gateway.batch.supply import AWAY, DONE, FAILED, Supply
+from gateway.batch.types import UNASSIGNED, Arm, Plan
 from gateway.keys import Caller
 from gateway.ledger import Account
 from gateway.prices import nanousd, usd
@@ -41,19 +39,10 @@ log = logging.getLogger("headgate.batch")
 
 LOOK_EVERY_S = 0.5
 RENEW_EVERY_S = 0.5
-SURE_S = LEASE_S * 0.7
-"""After this long without a renewal the lease may soon be another's."""
-REPLAN_SHARE = 0.05
-"""Of the prompts: answered since the last plan, before the rest is planned again."""
-REPLAN_EVERY_S = 10.0
 WAIT_S = (0.25, 1.0, 4.0, 15.0)
 """Before a prompt's second call, its third, ..."""
 OUT_OF_MONEY = "insufficient_quota"
 OVER_RATE = "rate_limit_exceeded"
-
-
-class LostLease(HeadgateError):
-    """Another runner has taken the job: this one must touch it no more."""
 
 
 class Endpoints(Protocol):
@@ -66,17 +55,6 @@ class Endpoints(Protocol):
     async def run(self, runner: Runner, part: Part) -> None:
         """Until every prompt of the part is heard of (`heard_away`) or given back (`come_back`)."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How to run, as against what."""
-
-    drain_s: float = 30.0
-    """What calls under way get to end in, where the runner is stopped."""
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    now: Callable[[], float] = time.monotonic
-    clock: Callable[[], float] = time.time
 
 
 class Runner:
@@ -95,6 +73,7 @@ class Runner:
         self.asker = Asker(services, job.id, caller)
         self.supply = Supply(plan.estimates.arms, plan.assignment.arm)
         self.paces = {arm.model: Pace(job.card.concurrency) for arm in plan.estimates.arms}
+        self.predicted_s = forecast.predicted_latencies(plan.estimates)
         self.learnt = forecast.Learnt(plan.estimates.arms)
         self.tasks: set[asyncio.Task[None]] = set()
         self.parts: set[asyncio.Task[None]] = set()
@@ -108,12 +87,16 @@ class Runner:
         for duplicate in plan.duplicates:
             self.lines[duplicate.index] += 1
         self._wakes = asyncio.Event()
-        self._short = self._shut_s = 0.0
-        self._planning: asyncio.Task[None] | None = None
-        self._planned_s, self._planned_at, self.replans = terms.now(), 0, 0
-        self._asked_s = self._looked_s = -inf
-        self._renewed_s = terms.now()
-        self._answered = self.shortfall = 0
+        self.held = 0
+        """Nano-dollars: the worst of all that is under way."""
+        self.short = False
+        """Somebody waits for money, and nothing has been settled since."""
+        self._shut_s = 0.0
+        self._looked_s = -inf
+        self.answered = 0
+        """Prompts that this runner has brought to their end."""
+        self.lease = Lease(jobs, job, terms)
+        self.replanning = Replanning(self)
 
     # ---- from begin to end
 
@@ -179,24 +162,21 @@ class Runner:
     def launch(self) -> None:
         """Start every call that may start now."""
         now = self.terms.now()
-        unsure = now - self._renewed_s > SURE_S
-        if self.stopped or self.lost or self.wish or self.ended_early or unsure or now < self._shut_s:
+        idle = self.stopped or self.lost or self.wish or self.ended_early
+        if idle or now < self._shut_s or not self.lease.is_sure:
             return
         self.supply.wake(now)
         while len(self.tasks) < self.job.card.concurrency:
             place = self._next(now)
-            if place is None:
-                return
-            self._start(place, now)
+            if place is None or not self._start(place, now):
+                break
+        if not self.tasks and not self.parts:
+            self._unstick()
 
     def _next(self, now: float) -> int | None:
         """Those that waited for money go first, and alone: what they wait for is not given to others."""
         if self.supply.poor:
-            if self._short and self.tasks:
-                return None
-            if self._short and not self.parts:
-                return self._afford(self.supply.take_poor())
-            return None if self._short else self.supply.take_poor()
+            return None if self.short else self.supply.take_poor()
         return self.supply.take(lambda arm: arm.via == "live" and self._lets(arm, now))
 
     def _lets(self, arm: Arm, now: float) -> bool:
@@ -206,33 +186,65 @@ class Runner:
             return False
         return not pace.in_flight or any(not one.breaker.opens_s for one in fleet.deployments(arm.model))
 
-    def _start(self, place: int, now: float) -> None:
-        pace = self.paces[self.supply.arms[self.supply.arm[place]].model]
-        pace.begin()
-        task = asyncio.create_task(self._ask(place, pace, now))
+    @property
+    def free(self) -> float:
+        """Nano-dollars of the job's budget that nothing is held for; infinite: there is no budget."""
+        return inf if self.limit is None else self.limit - self.spent_now - self.held
+
+    def _start(self, place: int, now: float) -> bool:
+        """False: there is no money for it now."""
+        arm = int(self.supply.arm[place])
+        ready = self.asker.ready(self.plan.prompts[place], self.ways(place, arm))
+        if ready.worst_nanousd > self.free:
+            self._wait_for_money(place, arm)
+            return False
+        self.paces[self.supply.arms[arm].model].begin()
+        self.held += ready.worst_nanousd
+        task = asyncio.create_task(self._ask(ready, arm, now))
         self.tasks.add(task)
         task.add_done_callback(self._ended)
+        return True
+
+    def _wait_for_money(self, place: int, arm: int) -> None:
+        self.short = True
+        self.supply.refused.setdefault(place, set()).add(arm)
+        self.supply.put_poor(place)
+
+    def _unstick(self) -> None:
+        """Nothing is under way. Who waits for money gets no more than there is; who has no arm gets the cheapest."""
+        if self.short and (place := self.supply.take_poor()) is not None:
+            self._afford(place)
+        elif self.supply.is_dry:
+            table = self.plan.estimates
+            live = np.array([arm.via == "live" for arm in table.arms])
+            for place in self.supply.rest().tolist():
+                may = live & (table.quality[place] >= table.floor[place]) & np.isfinite(table.cost_usd[place])
+                cheapest = int(np.where(may, table.cost_usd[place], np.inf).argmin())
+                self.supply.arm[place] = cheapest if may[cheapest] else UNASSIGNED
+                if may[cheapest]:
+                    self.supply.put(place)
+                else:
+                    self._give_up(place)
+            self._wakes.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        self._short = 0.0
         self._wakes.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("a call of %s failed inside the gateway", self.job.id, exc_info=task.exception())
 
-    async def _ask(self, place: int, pace: Pace, began_s: float) -> None:
-        arm = int(self.supply.arm[place])
+    async def _ask(self, ready: Ready, arm: int, began_s: float) -> None:
+        place, pace = ready.prompt.index, self.paces[self.supply.arms[arm].model]
         limit_s = min(self.s.config.server.request_timeout_s, max(0.001, self.left_s))
         try:
-            told = await self.asker.ask(
-                self.plan.prompts[place], self.ways(place, arm), tries=self.supply.tries[place], timeout_s=limit_s
-            )
+            told = await self.asker.ask(ready, tries=self.supply.tries[place], timeout_s=limit_s)
         except BaseException:
             self.supply.put(place)
             raise
         finally:
             pace.end()
-        await self.hear(place, arm, told, began_s)
+            self.held -= ready.worst_nanousd
+        self.hear(place, arm, told, began_s)
 
     def ways(self, place: int, number: int) -> Ways:
         """How an arm answers this prompt, and who may after it where cascades are wanted."""
@@ -250,32 +262,36 @@ class Runner:
 
     # ---- hear
 
-    async def hear(self, place: int, arm: int, told: Told, began_s: float) -> None:
+    def hear(self, place: int, arm: int, told: Told, began_s: float) -> None:
         """What one call came to."""
-        model = self.plan.estimates.arms[arm].model
-        pace, now = self.paces[model], self.terms.now()
-        if not told.held and told.code == OUT_OF_MONEY:
-            self._short = now
-            self.supply.refused.setdefault(place, set()).add(arm)
-            self.supply.put_poor(place)
-        elif not told.held and not told.final:
+        now = self.terms.now()
+        if not told.held:
+            self._hear_refusal(place, arm, told, now)
+            return
+        self._count(place, arm, told)
+        pace = self.paces[self.plan.estimates.arms[arm].model]
+        if told.ok:
+            pace.answered(told.latency_s)
+        elif told.status in BUSY_STATUS:
+            pace.pushed_back(now, began_s, told.retry_after_s)
+        if told.final:
+            self._close(place, DONE if told.ok else FAILED, told.model)
+        else:
+            patience = WAIT_S[min(self.supply.tries[place], len(WAIT_S)) - 1]
+            self.supply.put_later(place, now + (told.retry_after_s or patience))
+
+    def _hear_refusal(self, place: int, arm: int, told: Told, now: float) -> None:
+        """Refused before money was held: a budget of the key, tenant or route is short, or a rate limit is reached."""
+        if told.code == OUT_OF_MONEY:
+            self._wait_for_money(place, arm)
+        elif told.final and told.code != OVER_RATE:
+            self._carry(self._fail(place, told.status, told.code, "refused"))
+        else:
             self._shut_s = max(self._shut_s, now + min(told.retry_after_s or WAIT_S[0], 60.0))
             self.supply.put(place)
-        elif not told.held and told.decision_id == "" and told.code == OVER_RATE:
-            self.supply.put(place)
-        else:
-            self._count(place, arm, told)
-            if told.ok:
-                pace.answered(told.latency_s)
-            elif told.status in (429, 503):
-                pace.pushed_back(now, began_s, told.retry_after_s)
-            if told.final:
-                self._close(place, DONE if told.ok else FAILED, told.model)
-            else:
-                tries = self.supply.tries[place]
-                self.supply.put_later(place, now + max(told.retry_after_s, WAIT_S[min(tries, len(WAIT_S)) - 1]))
 
     def _count(self, place: int, arm: int, told: Told) -> None:
+        self.short = False  # what it held and did not cost is free for others
         self.supply.tries[place] += 1
         self.spent_now += told.cost_nanousd
         if told.ok and told.cost_nanousd:
@@ -285,7 +301,7 @@ class Runner:
     def _close(self, place: int, state: int, model: str) -> None:
         self.supply.end(place, state)
         self.by_model[model or "none"] += 1
-        self._answered += 1
+        self.answered += 1
 
     def heard_away(self, place: int, arm: int, told: Told) -> None:
         """What came of a prompt at a provider's batch endpoint; one without an end goes back in line."""
@@ -294,6 +310,10 @@ class Runner:
             self._close(place, DONE if told.ok else FAILED, told.model)
         else:
             self.come_back([place])
+
+    def wake(self) -> None:
+        """Look again at what may start."""
+        self._wakes.set()
 
     def come_back(self, places: Sequence[int]) -> None:
         """Prompts that a provider's batch endpoint did not answer are asked one by one, of the same model."""
@@ -306,29 +326,29 @@ class Runner:
             self.supply.put(place)
         self._wakes.set()
 
-    def _afford(self, place: int | None) -> int | None:
+    def _afford(self, place: int) -> None:
         """Nothing is under way, and still there is no money for this prompt: another arm, or none at all."""
-        if place is None:
-            return None
         table, prompt = self.plan.estimates, self.plan.prompts[place]
-        left = inf if self.limit is None else self.limit - self.spent_now
-        tried = self.supply.refused.get(place, set())
+        tried = self.supply.refused.setdefault(place, set())
         fits = (table.quality[place] >= table.floor[place]) & np.isfinite(table.cost_usd[place])
         for arm in np.argsort(-table.quality[place], kind="stable").tolist():
             if arm in tried or not fits[arm] or table.arms[arm].via != "live":
                 continue
-            tried = self.supply.refused.setdefault(place, set())
             tried.add(arm)
-            if self.asker.worst(prompt, self.ways(place, arm)) <= left:
+            if self.asker.ready(prompt, self.ways(place, arm)).worst_nanousd <= self.free:
                 self.supply.arm[place] = arm
-                self._short = 0.0
-                return place
-        self._carry(self._give_up(place))
-        return None
+                self.supply.put(place)
+                self.short = bool(self.supply.poor)
+                self._wakes.set()
+                return
+        self._give_up(place)
 
-    async def _give_up(self, place: int) -> None:
-        message = "the job's budget is used up: what is left does not cover the most that this prompt may cost"
-        await self.asker.give_up(self.plan.prompts[place], 429, "budget_exhausted", message)
+    def _give_up(self, place: int) -> None:
+        message = "the budget is used up: what is left does not cover the most that this prompt may cost"
+        self._carry(self._fail(place, 429, "budget_exhausted", message))
+
+    async def _fail(self, place: int, status: int, code: str, message: str) -> None:
+        await self.asker.give_up(self.plan.prompts[place], status, code, message)
         self._close(place, FAILED, "")
 
     # ---- look
@@ -336,59 +356,21 @@ class Runner:
     async def look(self) -> None:
         """Now and then: keep the lease, learn what is wished, plan again, say how it goes."""
         now = self.terms.now()
-        if now - self._looked_s < LOOK_EVERY_S:
+        if now - self._looked_s < self._look_s:
             return
         self._looked_s = now
         if not self.wish and not self.ended_early:
-            self._replan_if_due(now)
+            self.replanning.start_if_due(now)
         progress = progress_of(self)
         self.terms.on_progress(progress)
-        if now - self._asked_s >= RENEW_EVERY_S:
-            self._asked_s = now
-            await self._renew(progress, now)
+        if now - self.lease.asked_s >= RENEW_EVERY_S:
+            self.lost = not await self.lease.renew(progress)
+            self.wish = self.lease.wish
 
-    async def _renew(self, progress: Progress, now: float) -> None:
-        """A database that is away costs nothing but time: without a lease to be sure of, nothing new starts."""
-        try:
-            wish = await asyncio.to_thread(self.jobs.renew, self.job, progress, self.terms.clock())
-        except SQLAlchemyError as fault:
-            log.warning("the lease of %s can't be renewed: %s", self.job.id, fault)
-            return
-        self._renewed_s = now
-        self.lost = self.lost or wish is None
-        if wish is not None and wish != self.wish:
-            self.wish = wish
-            state: State = {"": "running", "pause": "paused", "cancel": "cancelling"}[wish]  # type: ignore[assignment]
-            await asyncio.to_thread(self.jobs.change, self.job, state, self.terms.clock())
-
-    def _replan_if_due(self, now: float) -> None:
-        done = self._answered - self._planned_at
-        least = max(8, REPLAN_SHARE * len(self.plan.prompts))
-        due = done >= least or (done and now - self._planned_s >= REPLAN_EVERY_S)
-        if due and (self._planning is None or self._planning.done()):
-            self._planned_at, self._planned_s = self._answered, now
-            self._planning = asyncio.create_task(self._replan())
-
-    async def _replan(self) -> None:
-        """The rest, with what is left of money and time and with what the calls have taught."""
-        rest = self.supply.rest()
-        if not len(rest):
-            return
-        table = self.learnt.corrected(self.plan.estimates, self.paces)
-        live = np.array([arm.via == "live" for arm in table.arms])
-        table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
-        busy = np.flatnonzero((self.supply.state == BUSY) | (self.supply.state == AWAY))
-        under_way = forecast.expected_usd(self.plan.estimates.cost_usd, self.supply.arm, busy, self.learnt.ratios())
-        left_usd = inf if self.limit is None else max(0.0, usd(self.limit - self.spent_now) - under_way)
-        limits = [*self.plan.capacities, *forecast.measured(table.arms, self.paces, self.job.card.concurrency)]
-        fresh = await asyncio.to_thread(
-            replan, table, rest, left_usd, deadline_s=max(0.001, self.left_s), capacities=limits,
-            taste=Taste() if self.limit is not None else Taste(usd_price=self.plan.usd_price),
-        )  # fmt: skip
-        self.shortfall = fresh.shortfall
-        self.replans += 1
-        self.supply.plan(rest, fresh.arm)
-        self._wakes.set()
+    @property
+    def _look_s(self) -> float:
+        """Oftener as a deadline comes near, so that what will be missing is said before it is."""
+        return min(LOOK_EVERY_S, max(0.02, self.left_s / 10))
 
     # ---- inside
 
@@ -399,6 +381,7 @@ class Runner:
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         self.parts.discard(task)
+        self.short = False
         self._wakes.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("a part of %s failed", self.job.id, exc_info=task.exception())
@@ -406,7 +389,7 @@ class Runner:
     async def _sleep(self) -> None:
         """Until something ends or is due."""
         now = self.terms.now()
-        due = [LOOK_EVERY_S, *(pace.opens_s - now for pace in self.paces.values() if pace.opens_s > now)]
+        due = [self._look_s, *(pace.opens_s - now for pace in self.paces.values() if pace.opens_s > now)]
         if self.supply.wakes_s() is not None:
             due.append((self.supply.wakes_s() or 0.0) - now)
         try:
@@ -417,8 +400,7 @@ class Runner:
 
     async def _drain(self) -> None:
         """Calls under way get their time to end, but none where the job is another's now."""
-        if self._planning is not None:
-            await asyncio.gather(self._planning, return_exceptions=True)
+        await self.replanning.end()
         if self.tasks and not self.lost:
             await asyncio.wait(self.tasks, timeout=self.terms.drain_s)
         under_way = [*self.tasks, *self.parts]

@@ -105,6 +105,12 @@ class Supply:
         self.state[place] = state
         self.refused.pop(place, None)
 
+    @property
+    def is_dry(self) -> bool:
+        """Nobody stands in a line or waits, though some prompts may be without an arm."""
+        waits = bool(self._later or self.poor)
+        return not waits and not ((self.state == OPEN) & (self.arm != UNASSIGNED)).any()
+
     def rest(self) -> NDArray[np.intp]:
         """Those that nobody is asking and that are not over."""
         return np.flatnonzero(self.state <= WAITS)

@@ -132,7 +132,7 @@ class ScriptedServer:
             self.seen.repeated += 1
             return known
         step, answer_id = self.scripts.next(model), f"scripted-{self.seen.requests}"
-        if key and step.status == 200:
+        if key and step.status == 200 and not step.fault:
             self._answered[key] = step, answer_id
         return step, answer_id
 

@@ -15,7 +15,8 @@ import numpy as np
 from gateway.batch.assign import replan
 from gateway.batch.carry import Paths, carry, shipping
 from gateway.batch.jobs import Card, Job, Jobs, owner_name
-from gateway.batch.run import Endpoints, Runner, Terms
+from gateway.batch.lease import Terms
+from gateway.batch.run import Endpoints, Runner
 from gateway.batch.types import Arm, Assignment, Duplicate, Estimates, Interval, Plan, Point, Prompts, PromptWriter
 from gateway.journal.schema import migrate, open_engine
 from gateway.keys import Caller

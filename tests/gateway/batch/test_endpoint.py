@@ -12,7 +12,7 @@ import pytest
 from gateway.batch.carry import Paths, carry, shipping
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import owner_name
-from gateway.batch.run import Terms
+from gateway.batch.lease import Terms
 from gateway.batch.types import Arm
 from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
 from tests.live import live

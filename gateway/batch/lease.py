@@ -1,0 +1,68 @@
+"""A runner's hold on its job: renewed while it works, given up to whoever comes next when it can't be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.batch.jobs import LEASE_S, Job, Jobs, Progress, State, Wish
+from gateway.errors import HeadgateError
+
+log = logging.getLogger("headgate.batch")
+
+SURE_S = LEASE_S * 0.7
+"""After this long without a renewal the lease may soon be another's."""
+_STATES: dict[Wish, State] = {"": "running", "pause": "paused", "cancel": "cancelling"}
+
+
+class LostLease(HeadgateError):
+    """Another runner has taken the job: this one must touch it no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """By which clocks, and whom to tell."""
+
+    drain_s: float = 30.0
+    """What calls under way get to end in, where the runner is stopped."""
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    now: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.time
+
+
+class Lease:
+    """Of one runner."""
+
+    def __init__(self, jobs: Jobs, job: Job, terms: Terms) -> None:
+        self.jobs, self.job, self.terms = jobs, job, terms
+        self.wish: Wish = job.wish
+        """What somebody wants of the job, as last seen."""
+        self.asked_s = -inf
+        self._renewed_s = terms.now()
+
+    @property
+    def is_sure(self) -> bool:
+        """The job is ours for a while yet."""
+        return self.terms.now() - self._renewed_s < SURE_S
+
+    async def renew(self, progress: Progress) -> bool:
+        """False: another has the job. A database that is away costs time only: nothing new starts without a lease."""
+        self.asked_s = self.terms.now()
+        try:
+            wish = await asyncio.to_thread(self.jobs.renew, self.job, progress, self.terms.clock())
+            if wish is None:
+                return False
+            if wish != self.wish:
+                self.wish = wish
+                await asyncio.to_thread(self.jobs.change, self.job, _STATES[wish], self.terms.clock())
+        except SQLAlchemyError as fault:
+            log.warning("the lease of %s can't be renewed: %s", self.job.id, fault)
+            return True
+        self._renewed_s = self.asked_s
+        return True

@@ -1,0 +1,75 @@
+"""Plans the rest of a running job again, as its calls teach what prompts cost and how fast they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gateway.batch import forecast
+from gateway.batch.assign import replan
+from gateway.batch.program import Taste
+from gateway.batch.supply import AWAY, BUSY
+from gateway.prices import usd
+
+if TYPE_CHECKING:
+    from gateway.batch.run import Runner
+
+SHARE = 0.05
+"""Of the prompts: ended since the last plan, before the rest is planned again."""
+LEAST = 8
+EVERY_S = 10.0
+
+
+class Replanning:
+    """Of one runner. The solving is done in a thread; what has been asked meanwhile keeps its arm."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.run = runner
+        self.count = 0
+        self.shortfall = 0
+        """Prompts that the last plan found neither money nor time for."""
+        self._task: asyncio.Task[None] | None = None
+        self._at_s, self._at = runner.terms.now(), 0
+
+    def start_if_due(self, now: float) -> None:
+        done = self.run.answered - self._at
+        due = done >= max(LEAST, SHARE * len(self.run.plan.prompts)) or (done and now - self._at_s >= EVERY_S)
+        if due and (self._task is None or self._task.done()):
+            self._at, self._at_s = self.run.answered, now
+            self._task = asyncio.create_task(self._replan())
+
+    async def end(self) -> None:
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _replan(self) -> None:
+        """With what is left of money and time. Providers' batch endpoints are for a job's begin only."""
+        run = self.run
+        rest = run.supply.rest()
+        if not len(rest):
+            return
+        table = run.learnt.corrected(run.plan.estimates, run.paces)
+        live = np.array([arm.via == "live" for arm in table.arms])
+        table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
+        limits = [*run.plan.capacities, *forecast.measured(table.arms, run.paces, run.job.card.concurrency)]
+        taste = Taste() if run.limit is not None else Taste(usd_price=run.plan.usd_price)
+        fresh = await asyncio.to_thread(
+            replan, table, rest, self._left_usd(), deadline_s=max(0.001, run.left_s), capacities=limits, taste=taste
+        )
+        self.shortfall = fresh.shortfall
+        self.count += 1
+        run.supply.plan(rest, fresh.arm)
+        run.wake()
+
+    def _left_usd(self) -> float:
+        """For the rest, less what the calls under way are expected to cost."""
+        run = self.run
+        if run.limit is None:
+            return inf
+        busy = np.flatnonzero((run.supply.state == BUSY) | (run.supply.state == AWAY))
+        costs = forecast.expected_usd(run.plan.estimates.cost_usd, run.supply.arm, busy, run.learnt.ratios())
+        return max(0.0, usd(run.limit - run.spent_now) - costs)

@@ -1,0 +1,132 @@
+"""Jobs whose costs were predicted wrong, whose provider fails and pushes back: money and time are kept all the same."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.batch.types import Arm
+from tests.gateway.batch.made import Done, carried, chat, estimates, plan
+from tests.live import Live, live
+
+MODELS: list[Any] = [
+    {"name": "small", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0, "max_output_tokens": 64},
+    {"name": "large", "input_usd_per_mtok": 5.0, "output_usd_per_mtok": 20.0, "max_output_tokens": 64},
+]
+ARMS = (Arm("small"), Arm("large"))
+ROUTES = [{"name": "auto", "models": ["small", "large"], "router": "cheapest"}]
+INPUT, MOST_OUTPUT = 12, 64
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One job's truth and what was believed of it, drawn from a seed."""
+
+    prompts: int
+    wrong: float
+    """Predicted over true cost."""
+    budget_usd: float
+    deadline_s: float
+    """Infinite: none."""
+    scripts: dict[str, list[dict[str, Any]]]
+
+
+def world(seed: int) -> World:
+    draw = random.Random(seed)
+    count = draw.randrange(20, 50)
+    scripts = {name: [step(draw) for _ in range(400)] for name in ("small", "large")}
+    mean = (INPUT * 1.0 + 20 * 2.0) / 1e6
+    late = draw.random() < 0.25
+    return World(
+        count,
+        draw.choice((0.5, 0.7, 1.0, 1.4, 2.0)),
+        mean * count * draw.choice((0.4, 1.0, 2.0, 5.0, 20.0)) + 1e-4,
+        draw.uniform(0.15, 0.6) if late else math.inf,
+        scripts,
+    )
+
+
+def step(draw: random.Random) -> dict[str, Any]:
+    """What the upstream does next: mostly answers, of any length; now and then it fails or has had enough."""
+    chance = draw.random()
+    if chance < 0.01:
+        return {"status": 500}
+    if chance < 0.08:
+        return {"status": 429, "retry_after_s": 0.02}
+    if chance < 0.085:
+        return {"fault": "close"}
+    if chance < 0.095:
+        return {"status": 400, "error": "no"}
+    used = {"input_tokens": INPUT, "output_tokens": min(MOST_OUTPUT, int(draw.expovariate(1 / 20)) + 1)}
+    return {**used, "delay_s": draw.uniform(0.0, 0.02), "text": "said"}
+
+
+async def simulate(gateway: Live, folder: Path, seed: int) -> tuple[World, Done]:
+    given = world(seed)
+    gateway.upstream.scripts.__init__(given.scripts)  # type: ignore[misc]
+    for deployment in gateway.services.fleet.all():
+        deployment.breaker.__init__()  # type: ignore[misc]
+    bodies = [chat("auto", f"job {seed} asks {n}", max_tokens=MOST_OUTPUT) for n in range(given.prompts)]
+    true = {"small": (INPUT * 1.0 + 20 * 2.0) / 1e6, "large": (INPUT * 5.0 + 20 * 20.0) / 1e6}
+    believed = {name: cost * given.wrong for name, cost in true.items()}
+    table = estimates(ARMS, given.prompts, {"small": 0.5, "large": 0.8}, believed)
+    table.latency_s[:] = np.float32(0.02)
+    made = plan(folder / f"plan-{seed}", bodies, table, budget_usd=given.budget_usd, deadline_s=given.deadline_s)
+    ends = None if math.isinf(given.deadline_s) else time.time() + given.deadline_s
+    return given, await carried(gateway.services, made, folder / f"job-{seed}", deadline_s=ends, concurrency=6)
+
+
+def check(given: World, done: Done, gateway: Live) -> None:
+    """The budget held, every line once, a deadline met or its shortfall said before."""
+    assert done.spent_usd <= given.budget_usd, f"spent {done.spent_usd} of {given.budget_usd}"
+    assert gateway.services.ledger.overrun_nanousd == 0
+    ids = [line["custom_id"] for line in done.output + done.errors]
+    assert sorted(ids) == sorted(f"row-{n}" for n in range(1, given.prompts + 1))
+    if done.job.state == "expired":
+        ends = done.job.card.deadline_s
+        before = [one.warning for one in done.progress if one.time_s < ends]
+        assert any(before), "the deadline passed without a word"
+    else:
+        assert done.job.state == "completed"
+        if done.job.card.deadline_s is not None:
+            assert done.job.card.times["finalizing"] <= done.job.card.deadline_s + 1.0
+
+
+async def run_jobs(tmp_path: Path, seeds: Sequence[int]) -> tuple[int, int, float]:
+    """How many were answered in full, how many expired, and the mean share of the budget used where it was short."""
+    whole = expired = 0
+    used: list[float] = []
+    async with live(tmp_path, models=MODELS, routes=ROUTES, scripts={}) as gateway:
+        for seed in seeds:
+            given, done = await simulate(gateway, tmp_path, seed)
+            check(given, done, gateway)
+            whole += not done.errors
+            expired += done.job.state == "expired"
+            if any((line["response"] or {}).get("status_code") == 429 for line in done.errors):
+                used.append(done.spent_usd / given.budget_usd)
+        await gateway.rest()
+    return whole, expired, sum(used) / len(used) if used else math.nan
+
+
+async def test_simulated_jobs_keep_their_budgets_and_say_when_they_will_be_late(tmp_path: Path) -> None:
+    """Twelve of them; the slow form runs two hundred."""
+    await run_jobs(tmp_path, range(12))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(4))
+async def test_two_hundred_simulated_jobs(tmp_path: Path, part: int) -> None:
+    """Not one over its budget."""
+    whole, expired, used = await run_jobs(tmp_path, range(part * 50, part * 50 + 50))
+    print(f"jobs {part * 50}..{part * 50 + 49}: {whole} whole, {expired} expired, short budgets used to {used:.1%}")
+
+
