@@ -11,6 +11,7 @@ import numpy as np
 from cache.entry import Entry, Hit
 from cache.key import Partition
 from cache.link import Link
+from cache.neighbours import FEATURES
 from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import Miss, SemanticCache
@@ -32,7 +33,7 @@ class Replica:
         self.replication = Replication(self.link, self.cache, route=route, embedder=embedder)
         rule = self.cache.acceptance
         for n in range(100):
-            rule.learn([float(n % 2)] * 24, n % 2 == 1, 1.0, audited=False)
+            rule.learn([float(n % 2)] * FEATURES, n % 2 == 1, 1.0, audited=False)
         rule.refit()
         assert rule.fitted is not None
         rule.fitted = replace(rule.fitted, threshold=0.0)
@@ -98,9 +99,9 @@ async def test_verdicts_are_shared(shared_server: Server) -> None:
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
     before = other.cache.false_hit_rate().n
-    await one.replication.tell_judged([0.5] * 24, True, 2.0, True)
+    await one.replication.tell_judged([0.5] * FEATURES, True, 2.0, True)
     await one.replication.tell_judged([0.5] * 23, True, 2.0, True)
-    await one.replication.tell_judged([float("nan")] * 24, True, 2.0, True)
+    await one.replication.tell_judged([float("nan")] * FEATURES, True, 2.0, True)
     await one.replication.follow()
     await other.replication.follow()
     assert one.cache.false_hit_rate().n == before
