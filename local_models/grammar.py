@@ -1,13 +1,15 @@
-"""Structured output: only tokens that a JSON schema allows, by llguidance where it is installed.
+"""Structured output: only tokens that a JSON schema, a regular expression, a list of choices or a grammar allows, by
+llguidance where it is installed.
 
-Refuses a schema that cannot be compiled, with the compiler's reason, and any schema when the library is
-absent: an answer is never silently unconstrained.
+Refuses what cannot be compiled, with the compiler's reason, and everything when the library is absent: an
+answer is never silently unconstrained.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +18,26 @@ from local_models.errors import RequestRefused
 from local_models.text import TextCodec
 
 ANY_OBJECT = json.dumps({"type": "object"})
+Kind = Literal["json", "regex", "lark"]
+
+
+class Grammar(NamedTuple):
+    """What an answer must obey."""
+
+    kind: Kind
+    text: str
+    """A JSON schema, a regular expression that the whole answer matches (Rust's syntax), or a Lark grammar."""
+    param: str = "response_format"
+    """The request's field that asked for it, for refusals."""
+
+
+def one_of(choices: list[str], param: str) -> Grammar:
+    """The answer is one of these texts."""
+    return Grammar("regex", "|".join(re.escape(choice) for choice in choices), param)
 
 
 class Grammars:
-    """Compiles schemas for one tokenizer; `vocabulary` is the length of the model's rows of scores."""
+    """Compiles grammars for one tokenizer; `vocabulary` is the length of the model's rows of scores."""
 
     def __init__(self, codec: TextCodec, vocabulary: int, end_ids: tuple[int, ...]) -> None:
         self._codec = codec
@@ -27,25 +45,25 @@ class Grammars:
         self._end_ids = end_ids
         self._tokenizer: Any = None
 
-    def matcher(self, schema: str) -> Matcher:
-        """A fresh matcher; `RequestRefused` when the schema cannot be compiled."""
+    def matcher(self, wanted: Grammar) -> Matcher:
+        """A fresh matcher; `RequestRefused` when the grammar cannot be compiled."""
         try:
             import llguidance
         except ImportError as error:
             raise RequestRefused(
                 "structured output needs the package llguidance",
                 code="unsupported_value",
-                param="response_format",
+                param=wanted.param,
             ) from error
         if self._tokenizer is None:
             self._tokenizer = self._new_tokenizer(llguidance)
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+            grammar = _compiled(llguidance.LLMatcher, wanted)
         except ValueError as error:
-            raise _refusal(str(error)) from error
+            raise _refusal(str(error), wanted) from error
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise _refusal(matcher.get_error())
+            raise _refusal(matcher.get_error(), wanted)
         return Matcher(matcher, self._vocabulary)
 
     def _new_tokenizer(self, llguidance: Any) -> Any:
@@ -95,5 +113,14 @@ class _Described:
         return self._codec.encode(text.decode() if isinstance(text, bytes) else text)
 
 
-def _refusal(reason: str) -> RequestRefused:
-    return RequestRefused(f"the schema cannot be compiled: {reason}", param="response_format")
+def _compiled(matcher: Any, wanted: Grammar) -> str:
+    if wanted.kind == "regex":
+        return str(matcher.grammar_from_regex(wanted.text))
+    if wanted.kind == "lark":
+        return str(matcher.grammar_from_lark(wanted.text))
+    return str(matcher.grammar_from_json_schema(wanted.text, defaults={"whitespace_flexible": False}))
+
+
+def _refusal(reason: str, wanted: Grammar) -> RequestRefused:
+    name = {"json": "schema", "regex": "regular expression", "lark": "grammar"}[wanted.kind]
+    return RequestRefused(f"the {name} cannot be compiled: {reason}", param=wanted.param)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from local_models.errors import EngineDead, EngineFull, LocalModelError, RequestRefused
-from local_models.grammar import ANY_OBJECT
+from local_models.grammar import ANY_OBJECT, Grammar, one_of
 from local_models.request import Ending, Sampling, TokenLogprob, Usage
 from local_models.text import TextCodec
 
@@ -23,7 +23,8 @@ Body = dict[str, Any]
 _SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias",
 }  # fmt: skip
-_COMMON = {"model", "stream", "stream_options", "stop", "n", "ignore_eos", "deadline_s", *_SAMPLING}
+_STRUCTURED = "structured_outputs"
+_COMMON = {"model", "stream", "stream_options", "stop", "n", "ignore_eos", "deadline_s", _STRUCTURED, *_SAMPLING}
 # Of no effect on an answer here, and harmless: who asks, what for, where to keep it.
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -54,7 +55,7 @@ class Wanted:
     sampling: Sampling
     stop: tuple[str, ...]
     top_logprobs: int | None
-    schema: str
+    grammar: Grammar | None
     ignore_end: bool
     deadline_s: float | None
     """Seconds from now."""
@@ -76,8 +77,8 @@ def read_chat(body: Body, temperature: float = 1.0) -> Wanted:
     if top and not wants_logprobs:
         raise RequestRefused("top_logprobs needs logprobs to be true", param="top_logprobs")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    schema = _schema(body.get("response_format"))
-    return _wanted({"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, schema)
+    grammar = _grammar(body)
+    return _wanted({"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, grammar)
 
 
 def read_completion(body: Body, temperature: float = 1.0) -> Wanted:
@@ -91,7 +92,7 @@ def read_completion(body: Body, temperature: float = 1.0) -> Wanted:
         raise RequestRefused("echo is not served", code="unsupported_value", param="echo")
     top = body.get("logprobs")
     top = None if top is None else _integer(body, "logprobs", 0, 0, 5)
-    return _wanted({"temperature": temperature, **_set(body)}, "max_tokens", 16, top, "")
+    return _wanted({"temperature": temperature, **_set(body)}, "max_tokens", 16, top, _structured(body))
 
 
 def completion_prompts(body: Body, codec: TextCodec) -> list[list[int]]:
@@ -194,7 +195,9 @@ def _error(message: str, kind: str, code: str, param: str | None) -> Body:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _wanted(body: Body, limit: str, default_tokens: int | None, top: int | None, schema: str) -> Wanted:
+def _wanted(
+    body: Body, limit: str, default_tokens: int | None, top: int | None, grammar: Grammar | None
+) -> Wanted:
     stream = _flag(body, "stream")
     options = body.get("stream_options") or {}
     if options and not stream:
@@ -210,7 +213,7 @@ def _wanted(body: Body, limit: str, default_tokens: int | None, top: int | None,
         sampling=_sampling(body),
         stop=_stops(body.get("stop")),
         top_logprobs=top,
-        schema=schema,
+        grammar=grammar,
         ignore_end=_flag(body, "ignore_eos"),
         deadline_s=deadline,
     )
@@ -235,19 +238,48 @@ def _sampling(body: Body) -> Sampling:
     )
 
 
-def _schema(response_format: object) -> str:
-    """The JSON schema an answer must obey, as text; empty for free text."""
+def _grammar(body: Body) -> Grammar | None:
+    """What the answer must obey, asked for as OpenAI or as vLLM defines; None for free text."""
+    asked, wanted = _schema(body.get("response_format")), _structured(body)
+    if asked is not None and wanted is not None:
+        raise RequestRefused("response_format and structured_outputs exclude each other", param=_STRUCTURED)
+    return asked or wanted
+
+
+def _structured(body: Body) -> Grammar | None:
+    """vLLM's field: one of json, regex, choice and grammar."""
+    wanted = body.get(_STRUCTURED)
+    if wanted is None:
+        return None
+    if isinstance(wanted, dict) and len(wanted) == 1:
+        kind, value = next(iter(wanted.items()))
+        if kind == "json" and isinstance(value, dict | str):
+            return Grammar("json", value if isinstance(value, str) else json.dumps(value), _STRUCTURED)
+        if kind == "regex" and isinstance(value, str):
+            return Grammar("regex", value, _STRUCTURED)
+        if kind == "grammar" and isinstance(value, str):
+            return Grammar("lark", value, _STRUCTURED)
+        if kind == "choice" and isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            return one_of(value, _STRUCTURED)
+    raise RequestRefused(
+        "structured_outputs must be one of json (a schema), regex, choice (texts) and grammar (Lark)",
+        param=_STRUCTURED,
+    )
+
+
+def _schema(response_format: object) -> Grammar | None:
+    """The JSON schema an answer must obey; None for free text."""
     if response_format is None:
-        return ""
+        return None
     if isinstance(response_format, dict):
         kind = response_format.get("type")
         if kind == "text":
-            return ""
+            return None
         if kind == "json_object":
-            return ANY_OBJECT
+            return Grammar("json", ANY_OBJECT)
         wrapped = response_format.get("json_schema")
         if kind == "json_schema" and isinstance(wrapped, dict) and isinstance(wrapped.get("schema"), dict):
-            return json.dumps(wrapped["schema"])
+            return Grammar("json", json.dumps(wrapped["schema"]))
     raise RequestRefused(
         "response_format must be text, json_object or json_schema with a schema", param="response_format"
     )

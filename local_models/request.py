@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from local_models.errors import RequestRefused
+from local_models.grammar import Grammar
 
 Ending = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -64,8 +65,8 @@ class Request:
     """On the engine's clock."""
     salt: str = ""
     """Prefixes are shared only between requests of one salt."""
-    grammar: str = ""
-    """A compiled-at-admission grammar: a JSON schema's text, or `json` for any object."""
+    grammar: Grammar | None = None
+    """Compiled at admission; None: free text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Served:
             top_logprobs=wanted.top_logprobs,
             ignore_end=wanted.ignore_end,
             deadline_s=deadline_s,
-            grammar=wanted.schema,
+            grammar=wanted.grammar,
         )
 
     def count(self, usage: Usage) -> None:

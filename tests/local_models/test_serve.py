@@ -134,6 +134,26 @@ async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[a-c]{1,4}!"}, r"[0-9]{3}-[a-c]{1,4}!"),
+        ({"choice": ["yes", "no (why?)"]}, r"yes|no \(why\?\)"),
+        ({"grammar": 'start: "up" | "down" "!"'}, r"up|down!"),
+        ({"json": {"type": "integer", "minimum": 3, "maximum": 9}}, r"[3-9]"),
+    ],
+)
+async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, object], pattern: str) -> None:
+    """A regular expression, a choice, a Lark grammar and a schema, asked for as of vLLM; chat and completions."""
+    pytest.importorskip("llguidance")
+    extra = {"structured_outputs": wanted}
+    messages = [{"role": "user", "content": "hello"}]
+    chat = await client.chat.completions.create(model="tiny-small", messages=messages, max_tokens=40, extra_body=extra)
+    plain = await client.completions.create(model="tiny-small", prompt="hello", max_tokens=40, extra_body=extra)
+    for text in (chat.choices[0].message.content, plain.choices[0].text):
+        assert re.fullmatch(pattern, text), text
+
+
 async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
     """A prompt may be a text, several, or token ids; each has its choices in order."""
     text = "<user>12+345 reversed=<asst>"
@@ -184,6 +204,11 @@ async def test_embeddings_are_unit_vectors_in_both_encodings(client: AsyncOpenAI
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
             "response_format",
         ),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "start: nowhere"}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"frequency": 1}, "frequency"),
         ({"seed": "x"}, "seed"),
