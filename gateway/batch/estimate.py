@@ -108,7 +108,10 @@ def _block(requests: Sequence[Request], featurizer: Featurizer) -> _Block:
     route = requests[0].route
     reads = route.router is not None and bool(route.router.features_version)
     queries = [_query(request, featurizer if reads else None) for request in requests]
-    knobs = [merge(route.knobs, request.call.wishes.knobs) for request in requests]
+    knobs = [
+        merge(route.knobs, request.call.wishes.knobs) if request.call.wishes.stated else route.knobs
+        for request in requests
+    ]
     answers = [request.call.described.n for request in requests]
     return _Block(route, queries, knobs, answers, [model.candidate for model in route.models])
 
