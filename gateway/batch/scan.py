@@ -16,7 +16,7 @@ from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
 from gateway.batch.source import Lines
 from gateway.batch.types import Problem
-from routers.features import shipped_featurizer
+from routers.features import Featurizer, shipped_featurizer
 
 BLOCK_LINES = 512
 _AHEAD = 3
@@ -62,13 +62,15 @@ class Scanner:
     """The columns of the estimates."""
     tenant: str
     mode: Mode
+    embedder: Featurizer | None = None
+    """Of routers that were trained on another encoder's vectors."""
 
     def scan(self, block: Sequence[Line]) -> Scan:
         found = [line if isinstance(line, Problem) else self.reader.judge(*line) for line in block]
         problems = [line for line in found if isinstance(line, Problem)]
         asked = [line for line in found if isinstance(line, Request)]
         featurizer = shipped_featurizer()
-        estimates = forecasts(asked, self.models, featurizer)
+        estimates = forecasts(asked, self.models, featurizer, self.embedder)
         best = _best(estimates)
         good, kept = [], []
         for row, request in enumerate(asked):
