@@ -30,6 +30,8 @@ _ANSWERED = 10.0
 _LOOKED_AT = 4_000
 """Prompts of a large job on which the least budget and deadline are sought."""
 _MORE = 1.0 + 1e-3
+_HOPELESS = 1.03
+"""A sample's least load beyond which the whole can't be borne either."""
 _DOUBLINGS = 12
 
 
@@ -110,12 +112,17 @@ def _plain(taste: Taste) -> Taste:
 
 
 def _solved(program: Program) -> Draft:
-    """An assignment and the prices that led to it."""
+    """An assignment and the prices that led to it; it doesn't fit where nothing does."""
     prices = money_price(program)
-    draft = rounded(program, prices)
-    if (program.uses(program.decide(prices))[1:] > 1.0).any():
+    alone = program.decide(prices)
+    uses = program.uses(alone)
+    if uses[0] > 1.0:
+        return Draft(program, prices, alone.arm, uses)
+    if (uses > 1.0).any():
+        if least_load(sampled(program, most=_LOOKED_AT), asks=_HOPELESS) > _HOPELESS:
+            return Draft(program, prices, alone.arm, uses)
         prices = all_prices(program, prices)
-        draft = rounded(program, prices)
+    draft = rounded(program, prices)
     if program.worth.size > _EXACT_CELLS:
         return draft
     missed = math.inf
@@ -177,7 +184,8 @@ def _impossible(
     least_usd = least_budget(estimates, deadline_s, capacities, budget_usd * _MORE)
     least_s = math.inf
     if cheapest_usd(estimates) <= budget_usd and math.isfinite(deadline_s):
-        least_s = _least(lambda s: _possible(estimates, budget_usd, s, capacities), deadline_s * _MORE)
+        part, rates, share = _part(estimates, capacities)
+        least_s = _least(lambda s: _possible(part, budget_usd * share, s, rates), deadline_s * _MORE)
     ways = [f"a budget of ${least_usd:,.4g}"] if math.isfinite(least_usd) else []
     ways += [f"a deadline of {least_s:,.0f} s"] if math.isfinite(least_s) else []
     return Impossible(
@@ -202,11 +210,22 @@ def least_budget(
     low = max(cheapest_usd(estimates, deadline_s), at_least_usd)
     if not math.isfinite(low):
         return math.inf
-    return _least(lambda usd: _possible(estimates, usd, deadline_s, capacities), low)
+    part, capacities, share = _part(estimates, capacities)
+    return _least(lambda usd: _possible(part, usd * share, deadline_s, capacities), low)
+
+
+def _part(estimates: Estimates, capacities: Sequence[Capacity]) -> tuple[Estimates, Sequence[Capacity], float]:
+    """A sample of a large job, what it may use of the capacities, and its share of the job."""
+    n = len(estimates)
+    if n <= _LOOKED_AT:
+        return estimates, capacities, 1.0
+    share = _LOOKED_AT / n
+    rows = np.sort(np.random.default_rng(0).choice(n, _LOOKED_AT, replace=False))
+    return estimates.rows(rows), [replace(one, per_s=one.per_s * share) for one in capacities], share
 
 
 def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capacities: Sequence[Capacity]) -> bool:
-    program = sampled(program_of(estimates, budget_usd, deadline_s, capacities), most=_LOOKED_AT)
+    program = program_of(estimates, budget_usd, deadline_s, capacities)
     return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
 
 

@@ -14,6 +14,8 @@ from gateway.batch.program import NEVER, Array, Decision, Program, Rows
 SAMPLE = 20_000
 _BISECTIONS = 60
 _ROUNDS = 120
+_DEAREST = 1e4
+"""Of a price to start from, per prompt: beyond it HiGHS takes numbers for infinite."""
 _TOLERANCE = 1e-5
 """Of the bound, relative: further rounds gain nothing that rounding keeps."""
 
@@ -78,8 +80,8 @@ class Descent:
 
     def __init__(self, program: Program, start: Array, reach: float) -> None:
         self.program = program
-        self.best = np.asarray(start, np.float64)
         self._scale = float(len(program))
+        self.best = np.minimum(np.asarray(start, np.float64), _DEAREST * self._scale)
         self._reach = reach * np.maximum(self.best, 0.02 * self._scale)
         self._prices: list[Array] = []
         self._slopes: list[Array] = []

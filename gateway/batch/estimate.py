@@ -7,6 +7,7 @@ untrained router lives on. Who may not answer (context, tools, images, knobs) is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from gateway.batch.read import Request
 from gateway.batch.types import Floats
+from gateway.embedders import EmbeddingFailed
 from gateway.pinned import bare_query, merge
 from gateway.routes import Route
 from routers import prior
@@ -27,6 +29,8 @@ from routers.features import Featurizer
 from routers.plugin import Learned, PluginRouter
 from routers.simple import TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Knobs, Query, Router, Undecided
+
+log = logging.getLogger("headgate.batch")
 
 LEARNED_QUALITY_SHIFT, GUESSED_QUALITY_SHIFT = 0.02, 0.1
 """Standard error that all predictions of one model share: of a model the router was trained on (what held-out rows of
@@ -73,8 +77,12 @@ class _Block:
     candidates: Sequence[Candidate]
 
 
-def forecasts(requests: Sequence[Request], models: Sequence[str], featurizer: Featurizer) -> Forecasts:
-    """Estimates for every request, in the order of `models`."""
+def forecasts(
+    requests: Sequence[Request], models: Sequence[str], featurizer: Featurizer, embedder: Featurizer | None = None
+) -> Forecasts:
+    """Estimates for every request, in the order of `models`. `embedder` describes texts for routers that were trained
+    on its vectors; without theirs such a router has no say, as live.
+    """
     shape = (len(requests), len(models))
     found = {name: np.full(shape, np.nan, np.float32) for name in MATRICES}
     found["cost_usd"][:] = np.inf
@@ -82,7 +90,7 @@ def forecasts(requests: Sequence[Request], models: Sequence[str], featurizer: Fe
     refused = [""] * len(requests)
     place = {model: j for j, model in enumerate(models)}
     for rows in _by_route(requests):
-        block = _block([requests[i] for i in rows], featurizer)
+        block = _block([requests[i] for i in rows], [featurizer, *([embedder] if embedder is not None else [])])
         columns = [place[candidate.model] for candidate in block.candidates]
         parts, known, lengths = _estimated(block)
         for name in MATRICES:
@@ -104,11 +112,15 @@ def _by_route(requests: Sequence[Request]) -> list[list[int]]:
     return list(rows.values())
 
 
-def _block(requests: Sequence[Request], featurizer: Featurizer) -> _Block:
+def _block(requests: Sequence[Request], featurizers: Sequence[Featurizer]) -> _Block:
     route = requests[0].route
-    reads = route.router is not None and bool(route.router.features_version)
-    queries = [_query(request, featurizer if reads else None) for request in requests]
-    knobs = [merge(route.knobs, request.call.wishes.knobs) for request in requests]
+    wanted = route.router.features_version if route.router is not None else ""
+    reader = next((one for one in featurizers if one.version == wanted), None)
+    queries = [_query(request, reader) for request in requests]
+    knobs = [
+        merge(route.knobs, request.call.wishes.knobs) if request.call.wishes.stated else route.knobs
+        for request in requests
+    ]
     answers = [request.call.described.n for request in requests]
     return _Block(route, queries, knobs, answers, [model.candidate for model in route.models])
 
@@ -117,15 +129,19 @@ def _query(request: Request, featurizer: Featurizer | None) -> Query:
     asked = request.call.described
     if featurizer is None:
         return bare_query(asked)
-    return featurizer.describe(
-        asked.text,
-        input_tokens=asked.input_tokens,
-        max_output_tokens=asked.max_output_tokens,
-        turns=asked.turns,
-        tools=asked.tools,
-        images=asked.images,
-        wants_json=asked.wants_json,
-    )
+    try:
+        return featurizer.describe(
+            asked.text,
+            input_tokens=asked.input_tokens,
+            max_output_tokens=asked.max_output_tokens,
+            turns=asked.turns,
+            tools=asked.tools,
+            images=asked.images,
+            wants_json=asked.wants_json,
+        )
+    except EmbeddingFailed as error:
+        log.warning("%s", error)
+        return bare_query(asked)
 
 
 # -- quality, tokens, cost, latency
@@ -136,7 +152,7 @@ def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDA
     router = block.route.router
     plug = _plug_in(router)
     m = len(block.candidates)
-    if plug is None or plug.learned is None:
+    if plug is None or plug.learned is None or not all(q.features_version for q in block.queries):
         quality = np.tile(prior.expected(block.candidates), (len(block.queries), 1))
         parts = _priced(block, quality, np.full(quality.shape, prior.PRIOR_SD), None, None)
         return parts, np.zeros(m, bool), np.zeros(m, bool)

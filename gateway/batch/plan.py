@@ -30,7 +30,7 @@ from gateway.config import Config
 from gateway.errors import CallerError
 from gateway.limits import Limit
 from gateway.routes import Route, RouteBook
-from routers.features import shipped_featurizer
+from routers.features import ENCODED, Featurizer, shipped_featurizer
 from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
 
 Piloted = tuple[Estimates, PilotReport]
@@ -94,11 +94,13 @@ def plan_job(
     shop.book.find(order.terms.route)
     folder.mkdir(parents=True, exist_ok=True)
     lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)
+    embedder = _embedder(shop)
+    reader = LineReader(shop.book, order.terms)
     how = Gathering(
-        Scanner(LineReader(shop.book, order.terms), tuple(shop.book.models), order.tenant, order.dedupe),
+        Scanner(reader, tuple(shop.book.models), order.tenant, order.dedupe, embedder),
         Deduper(shipped_featurizer(), shop.acceptances),
         folder / PROMPTS_FILE,
-        order.processes,
+        order.processes if embedder is None else 1,
         order.skip_bad,
         on_progress,
     )
@@ -110,6 +112,16 @@ def plan_job(
         raise
     plan.save(folder)
     return plan
+
+
+def _embedder(shop: Shop) -> Featurizer | None:
+    """The configured one, where a route's router was trained on its vectors."""
+    routers = [route.router for route in shop.book.routes.values()]
+    if not any(router is not None and router.features_version.startswith(ENCODED) for router in routers):
+        return None
+    from gateway.embedders import open_embedder
+
+    return open_embedder(shop.config.embedding)
 
 
 def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: Piloted | None = None) -> Plan:

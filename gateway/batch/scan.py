@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache.key import Partition
 from gateway.batch.dedupe import Mode, keys_of
@@ -17,7 +16,7 @@ from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
 from gateway.batch.source import Lines
 from gateway.batch.types import Problem
-from routers.features import shipped_featurizer
+from routers.features import Featurizer, shipped_featurizer
 
 BLOCK_LINES = 512
 _AHEAD = 3
@@ -63,16 +62,19 @@ class Scanner:
     """The columns of the estimates."""
     tenant: str
     mode: Mode
+    embedder: Featurizer | None = None
+    """Of routers that were trained on another encoder's vectors."""
 
     def scan(self, block: Sequence[Line]) -> Scan:
         found = [line if isinstance(line, Problem) else self.reader.judge(*line) for line in block]
         problems = [line for line in found if isinstance(line, Problem)]
         asked = [line for line in found if isinstance(line, Request)]
         featurizer = shipped_featurizer()
-        estimates = forecasts(asked, self.models, featurizer)
+        estimates = forecasts(asked, self.models, featurizer, self.embedder)
+        best = _best(estimates)
         good, kept = [], []
         for row, request in enumerate(asked):
-            problem = _hopeless(request, estimates, row)
+            problem = _hopeless(request, estimates.refused[row], best[row])
             if problem is not None:
                 problems.append(problem)
                 continue
@@ -90,16 +92,20 @@ class Scanner:
         )  # fmt: skip
 
 
-def _hopeless(request: Request, estimates: Forecasts, row: int) -> Problem | None:
+def _best(estimates: Forecasts) -> list[float]:
+    """Each prompt's largest quality among the models that may answer it."""
+    able = np.isfinite(estimates.cost_usd)
+    best: list[float] = np.max(estimates.quality, axis=1, initial=0.0, where=able).tolist()
+    return best
+
+
+def _hopeless(request: Request, refused: str, best: float) -> Problem | None:
     """Why no model may answer this line; None where one may."""
-    refused = estimates.refused[row]
     if refused:
         short = all(reason.endswith("context too short") for reason in refused.split("; "))
         code = "context_length_exceeded" if short else "no_eligible_model"
         tokens = request.call.described.input_tokens
         return Problem(request.line, request.custom_id, f"no model may answer its {tokens:,} tokens ({refused})", code)
-    able: NDArray[np.bool_] = np.isfinite(estimates.cost_usd[row])
-    best = float(np.max(estimates.quality[row], initial=0.0, where=able))
     if request.floor > best:
         message = f"no model is expected to reach a quality of {request.floor:g}; the best reaches {best:.3f}"
         return Problem(request.line, request.custom_id, message, "floor_unreachable")
