@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import sqlite3
+import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 
+from gateway.journal.tables import decisions
 from tests.bench.__main__ import main, ratio, show
+from tests.bench.growth import fill
 from tests.bench.load import load
+from tests.bench.side import main as side
 from tests.bench.targets import Case, headgate, upstream, upstream_connects
 
 
@@ -53,3 +58,30 @@ def test_ratios_are_of_rounds_not_of_medians() -> None:
     slow = Case("a", "a", "m", cpu_us=[10.0, 200.0, 30.0])
     fast = Case("b", "b", "m", cpu_us=[1.0, 20.0, 2.0])
     assert ratio(slow, fast) == 10.0
+
+
+def test_gateways_stand_side_by_side(tmp_path: Path) -> None:
+    """nginx and Headgate in one run: every figure of every case is there."""
+    cases = side(["--quick", "--seconds", "0.1", "--only", "nginx", "headgate", "--connections", "1", "--parts", "whole",
+                  "streams", "--memory-requests", "50", "--json", str(tmp_path / "side.json")])  # fmt: skip
+    assert json.loads((tmp_path / "side.json").read_text())["memory"]["headgate"][2] >= 50
+    lines = {case.line for case in cases}
+    assert {"direct", "Headgate, pinned model", "Headgate, everything on"} <= lines
+    for case in cases:
+        assert case.median("p50_ms") > 0 and case.median("rps") > 0
+        assert case.target == "upstream" or case.median("cpu_us") > 0
+        if case.table.startswith("streams, a chunk"):
+            assert case.median("delay_p50_us") > 0
+
+
+def test_a_large_journal_is_like_a_small_one(tmp_path: Path) -> None:
+    """Rows made by the thousand have ids of their own, times within the month, and every index that the schema has."""
+    fill(tmp_path / "journal.db", 3000)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db:
+        count, ids, oldest = db.execute(
+            "SELECT count(*), count(DISTINCT id), min(time_s) FROM decisions WHERE route = 'auto'"
+        ).fetchone()
+        assert count == ids == 3000
+        assert time.time() - 30 * 86_400 < oldest < time.time()
+        made = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert {index.name for index in decisions.indexes} <= made
