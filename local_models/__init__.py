@@ -12,4 +12,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def shipped_models() -> dict[str, Path]:
     """Name and folder of every model that comes with the package."""
-    return {folder.name: folder for folder in sorted(WEIGHTS.iterdir()) if (folder / "config.json").is_file()}
+    return _models_in(WEIGHTS)
+
+
+def quantized_models() -> dict[str, Path]:
+    """The same in eight and four bits, as `python -m local_models.quantize` wrote them: `tiny-large-int8` and so on."""
+    return _models_in(WEIGHTS / "quantized")
+
+
+def _models_in(parent: Path) -> dict[str, Path]:
+    return {folder.name: folder for folder in sorted(parent.iterdir()) if (folder / "config.json").is_file()}

@@ -23,7 +23,7 @@ import torch
 import uvicorn
 
 from local_models import openai_wire as wire
-from local_models import shipped_models
+from local_models import quantized_models, shipped_models
 from local_models.answer import Answer
 from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_json, send_body, send_json
 from local_models.engine import EngineOptions
@@ -195,7 +195,13 @@ def _app(options: dict[str, Any]) -> App:
     chosen = {name: options[name] for name in _ENGINE_OPTIONS if options.get(name) is not None}
     engine_options = EngineOptions(**chosen)
     folders = options.get("models") or shipped_models()
-    return App({name: Served(name, Path(folder), engine_options) for name, folder in folders.items()})
+    return App({name: Served(name, _folder(folder), engine_options) for name, folder in folders.items()})
+
+
+def _folder(named: str | Path) -> Path:
+    """A path, or the name of a model that comes with the package."""
+    known = {**shipped_models(), **quantized_models()}
+    return known.get(str(named), Path(named))
 
 
 if __name__ == "__main__":

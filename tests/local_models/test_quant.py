@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_models import shipped_models
+from local_models import quantized_models, shipped_models
 from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.errors import CheckpointError
+from local_models.manifest import verify_manifest
 from local_models.quant import (
     Int8Rows,
     fine_quantize,
@@ -101,6 +102,19 @@ def test_a_quantized_folder_answers_as_well(bits: int, tmp_path: Path) -> None:
     assert 0 < max(errors.values()) < {8: 0.02, 4: 0.15}[bits]
     full, less = exact_match(source), exact_match(tmp_path)
     assert all(less[kind] >= full[kind] - 0.03 for kind in full)
+
+
+@pytest.mark.parametrize("name", sorted(quantized_models()))
+def test_the_shipped_quantized_models_answer_as_well(name: str) -> None:
+    """Each is verified by its manifest, smaller than its source and nearly as often right."""
+    source, bits = name.rsplit("-int", 1)
+    full, folder = shipped_models()[source], quantized_models()[name]
+    assert verify_manifest(folder)
+    sizes = [(one / "model.safetensors").stat().st_size for one in (folder, full)]
+    assert sizes[0] < 0.4 * sizes[1]
+    before, after = exact_match(full), exact_match(folder)
+    assert all(after[kind] >= before[kind] - 0.03 for kind in before)
+    assert bits in ("4", "8")
 
 
 def test_quantizing_while_loading_is_quantizing_the_folder(tmp_path: Path) -> None:
