@@ -141,6 +141,8 @@ class RouteConfig(_Section, frozen=True):
     budget_usd_per_day: Usd | None = None
     max_latency_s: Seconds | None = None
     max_cost_usd: Usd | None = None
+    wait_usd_per_s: Usd | None = None
+    """What a second of an answer's delay is worth: a model that is busy or slow then costs that much more."""
     cascade: str = "none"
     accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
