@@ -4,9 +4,9 @@ shares.
 Utility is quality minus exchange rate times cost: dollars of the call, and of the time it takes where a second
 has a price (so a router sends less to what is busy, and more again when it is not). The cost weight w in
 [0, 1] sets the rate, `rate = BALANCE * (w / (1 - w))^2` quality points per reference cost, so 0 reads
-quality only and 1 cost only. A quality floor or a bound on latency comes before utility. Exploration is inverse-gap weighting
-(SquareCB, Foster & Rakhlin 2020) with a floor; a caller who opted out gets the best model with
-probability 1.
+quality only and 1 cost only. A quality floor or a bound on latency comes before utility. Exploration is
+inverse-gap weighting (SquareCB, Foster & Rakhlin 2020) with a floor; a caller who opted out gets the best
+model with probability 1.
 """
 
 from __future__ import annotations
