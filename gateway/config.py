@@ -90,6 +90,8 @@ class ProviderConfig(_Section, frozen=True):
     max_connections: Count = 512
     connect_timeout_s: Seconds = 5.0
     verify_tls: bool = True
+    private_network: bool = False
+    """True: the public name in `base_url` may resolve to an address of an inner network."""
     rpm: Count | None = None
     """Requests a minute that the account allows; batch jobs plan by it. None: unknown."""
     tpm: Count | None = None

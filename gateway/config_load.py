@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,6 +30,7 @@ from gateway.config import (
 )
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
+from gateway.upstream.reach import names_inner, refusal
 from routers.simple import read_rule
 
 ROUTERS = (
@@ -334,6 +336,9 @@ def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: _Problem
 def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
         _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
+        host = urlsplit(provider.base_url).hostname or ""
+        if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
+            found.add(f"{path}.base_url", why)
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")
