@@ -119,7 +119,7 @@ def _open(desk: Desk) -> bool:
 
 
 def not_ahead(begun: float) -> float:
-    """Unix time, but not more than has passed: a clock that jumps ahead makes nothing old. `begun`: when 0 monotonic was."""
+    """Unix time, but not more than has passed since `begun` (when monotonic was 0): a clock ahead makes nothing old."""
     return min(time.time(), begun + time.monotonic())
 
 
