@@ -333,10 +333,17 @@ def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: _Problem
         found.add(path, "holds a space or a control character")
 
 
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
         _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
-        host = urlsplit(provider.base_url).hostname or ""
+        host = _host_of(provider.base_url)
         if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
             found.add(f"{path}.base_url", why)
     for name in provider.headers:
