@@ -94,7 +94,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         fleet=fleet,
         featurizer=shipped_featurizer,
         embedder=embedder,
-        shelf=open_shelf(config, shipped_featurizer),
+        shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,

@@ -232,7 +232,10 @@ class Embedding(_Section, frozen=True):
 
     kind: Literal["static", "folder", "openai"] = "static"
     path: str = ""
-    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean."""
+    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean; or of one that
+    `python -m cache.minilm_onnx` wrote."""
+    cache: bool = False
+    """True: the semantic cache compares questions by it too."""
     base_url: str = ""
     """Of an OpenAI-kind endpoint, with its /v1."""
     api_key: Secret = Secret("")

@@ -290,6 +290,8 @@ def _check_embedding(config: Config, found: _Problems) -> None:
     for name in needs:
         if not getattr(embedding, name):
             found.add(f"embedding.{name}", f"missing; the kind {embedding.kind!r} needs it")
+    if embedding.cache and embedding.kind == "static":
+        found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
         _check_scheme("embedding.base_url", embedding.base_url, _HTTP, found)
 
