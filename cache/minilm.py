@@ -21,28 +21,34 @@ ALL_MINILM_L6_V2 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128
 _MAX_TOKENS = 256
 
 
+def read_weights(folder: Path, sha256: str) -> tuple[dict[str, Floats], dict[str, Any]]:
+    """A checkpoint's weights and its configuration. ValueError for another checksum."""
+    from safetensors.numpy import load
+
+    blob = (folder / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {digest}, not {sha256}")
+    floats = {
+        name.removeprefix("bert."): np.asarray(value, np.float32)
+        for name, value in load(blob).items()
+        if value.dtype.kind == "f"
+    }
+    return floats, json.loads((folder / "config.json").read_text())
+
+
 class MiniLM:
     """Sentence vectors of unit length from a folder with model.safetensors, config.json and tokenizer.json."""
 
     def __init__(self, folder: str | Path, *, sha256: str = ALL_MINILM_L6_V2) -> None:
-        from safetensors.numpy import load
         from tokenizers import Tokenizer
 
         folder = Path(folder)
-        blob = (folder / "model.safetensors").read_bytes()
-        digest = hashlib.sha256(blob).hexdigest()
-        if digest != sha256:
-            raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {digest}, not {sha256}")
-        config = json.loads((folder / "config.json").read_text())
-        self.id = f"minilm-numpy-{digest[:12]}"
+        self._w, config = read_weights(folder, sha256)
+        self.id = f"minilm-numpy-{sha256[:12]}"
         self.dimension: int = config["hidden_size"]
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
-        self._w: dict[str, Floats] = {
-            name.removeprefix("bert."): np.asarray(value, np.float32)
-            for name, value in load(blob).items()
-            if value.dtype.kind == "f"
-        }
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.no_padding()
@@ -88,7 +94,9 @@ class MiniLM:
 
 
 class OnnxEmbedder:
-    """Sentence vectors of an ONNX file (inputs token ids and mask, output one unit vector), on one thread."""
+    """Sentence vectors of an ONNX file (inputs token ids, mask and types or the first of them; output one unit vector),
+    on one thread. `cache.minilm_onnx` makes such a file.
+    """
 
     def __init__(self, file: str | Path, tokenizer: str | Path, *, sha256: str) -> None:
         from onnxruntime import InferenceSession, SessionOptions
@@ -103,9 +111,17 @@ class OnnxEmbedder:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session: Any = InferenceSession(blob, options)
         self._inputs: list[str] = [given.name for given in self._session.get_inputs()]
+        self.dimension = int(self._session.get_outputs()[0].shape[-1])
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.no_padding()
+
+    @classmethod
+    def of(cls, folder: str | Path) -> OnnxEmbedder:
+        """Of a folder that `cache.minilm_onnx` wrote."""
+        folder = Path(folder)
+        told = json.loads((folder / "embedder.json").read_text())
+        return cls(folder / "model.onnx", folder / "tokenizer.json", sha256=told["sha256"])
 
     def __call__(self, text: str) -> Floats:
         """The vector of one text, alone in its batch: dynamic int8 vectors change with their company."""

@@ -72,6 +72,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     metrics.watch_fleet(fleet, now)
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
+    metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
     online, purses = Online(open_sums(config, index)), Purses(clock, config.server.workers)
     metrics.watch("headgate_bandit_answers", online.answers)
@@ -93,7 +94,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         fleet=fleet,
         featurizer=shipped_featurizer,
         embedder=embedder,
-        shelf=open_shelf(config, shipped_featurizer),
+        shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock),
         spool=spool,

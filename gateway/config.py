@@ -90,6 +90,8 @@ class ProviderConfig(_Section, frozen=True):
     max_connections: Count = 512
     connect_timeout_s: Seconds = 5.0
     verify_tls: bool = True
+    private_network: bool = False
+    """True: the public name in `base_url` may resolve to an address of an inner network."""
     rpm: Count | None = None
     """Requests a minute that the account allows; batch jobs plan by it. None: unknown."""
     tpm: Count | None = None
@@ -141,6 +143,8 @@ class RouteConfig(_Section, frozen=True):
     budget_usd_per_day: Usd | None = None
     max_latency_s: Seconds | None = None
     max_cost_usd: Usd | None = None
+    wait_usd_per_s: Usd | None = None
+    """What a second of an answer's delay is worth: a model that is busy or slow then costs that much more."""
     cascade: str = "none"
     accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
@@ -228,7 +232,10 @@ class Embedding(_Section, frozen=True):
 
     kind: Literal["static", "folder", "openai"] = "static"
     path: str = ""
-    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean."""
+    """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean; or of one that
+    `python -m cache.minilm_onnx` wrote."""
+    cache: bool = False
+    """True: the semantic cache compares questions by it too."""
     base_url: str = ""
     """Of an OpenAI-kind endpoint, with its /v1."""
     api_key: Secret = Secret("")

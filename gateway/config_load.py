@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,6 +30,7 @@ from gateway.config import (
 )
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
+from gateway.upstream.reach import names_inner, refusal
 from routers.simple import read_rule
 
 ROUTERS = (
@@ -288,6 +290,8 @@ def _check_embedding(config: Config, found: _Problems) -> None:
     for name in needs:
         if not getattr(embedding, name):
             found.add(f"embedding.{name}", f"missing; the kind {embedding.kind!r} needs it")
+    if embedding.cache and embedding.kind == "static":
+        found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
         _check_scheme("embedding.base_url", embedding.base_url, _HTTP, found)
 
@@ -331,9 +335,19 @@ def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: _Problem
         found.add(path, "holds a space or a control character")
 
 
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
         _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
+        host = _host_of(provider.base_url)
+        if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
+            found.add(f"{path}.base_url", why)
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")

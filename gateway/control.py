@@ -118,9 +118,15 @@ def _open(desk: Desk) -> bool:
     return True
 
 
+def not_ahead(begun: float) -> float:
+    """Unix time, but not more than has passed since `begun` (when monotonic was 0): a clock ahead makes nothing old."""
+    return min(time.time(), begun + time.monotonic())
+
+
 def _do_chores(desk: Desk, ended: threading.Event) -> None:
     """Keys that another replica made reach our workers; floors are watched; old rows go. What fails is tried again."""
     forget_at = promise_at = time.monotonic()
+    begun = time.time() - time.monotonic()
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
     turns = Turns(lambda: desk.current, desk.store)
@@ -137,7 +143,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                 turns.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
-                desk.store.forget_old(time.time())
+                desk.store.forget_old(not_ahead(begun))
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
         if ended.wait(KEYS_EVERY_S):

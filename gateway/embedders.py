@@ -1,8 +1,9 @@
-"""Other embedders than the shipped table, by configuration: a sentence-transformers folder, or an OpenAI-kind endpoint.
+"""Other embedders than the shipped table, by configuration: a sentence-transformers folder, one that
+`python -m cache.minilm_onnx` wrote, or an OpenAI-kind endpoint.
 
-Routers trained upon one are served through it; all others, and the semantic cache, keep the shipped table. They take
-milliseconds, so their vectors are made in a thread. Refused: encoders that are no BERT, and poolings other than the
-mean; an endpoint serves those.
+Routers trained upon one are served through it, and the semantic cache where `embedding.cache` says so; all others keep
+the shipped table. They take milliseconds, so their vectors are made in a thread. Refused: encoders that are no BERT,
+and poolings other than the mean; an endpoint serves those.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.minilm import MiniLM
+from cache.minilm import MiniLM, OnnxEmbedder
 from gateway.config import Embedding
 from gateway.errors import ConfigError
 from routers.features import Encoded, Featurizer
@@ -34,9 +35,12 @@ def open_embedder(config: Embedding) -> Featurizer | None:
 
 def _folder(folder: Path) -> Featurizer:
     try:
+        if (folder / "embedder.json").exists():  # written by `python -m cache.minilm_onnx`
+            onnx = OnnxEmbedder.of(folder)
+            return Encoded(onnx, onnx.dimension, onnx.id)
         _refuse_foreign(folder)
         encoder = MiniLM(folder, sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError([f"embedding.path: {folder}: {error}"]) from None
     return Encoded(encoder, encoder.dimension, encoder.id)
 

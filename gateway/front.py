@@ -27,12 +27,19 @@ LANES = {
     b"/v1/messages": "messages",
 }
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers; more is answered 431."""
+HEAD_TIMEOUT_S = 30.0
+"""A head that isn't whole after this long (and at most as long again) is not waited for."""
 
 log = logging.getLogger("headgate.front")
 
 
 class Application(Protocol):
     """What a lane leads to: gateway/asgi.py's `App`."""
+
+    draining: bool
+    """Each answer is its connection's last."""
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -50,6 +57,44 @@ class Front(HttpToolsProtocol):
     _lane: Lane | None = None
     """The request being read, where it has the lane."""
     _watched: Reply | None = None
+    _in_head = True
+    _unread_bytes = 0
+    """Received since the last head was whole."""
+    _late: asyncio.TimerHandle | None = None
+    _too_large = False
+
+    # ---- heads: neither endless nor for ever
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look_at_head, False)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse_head()
+
+    def _look_at_head(self, was_in_head: bool) -> None:
+        """A head that was not whole at two looks, or never began, isn't waited for."""
+        is_late = self._in_head and (self._unread_bytes > 0 or self.cycle is None)
+        if is_late and (was_in_head or self.cycle is None):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look_at_head, is_late)
+
+    def _refuse_head(self) -> None:
+        body = b'{"error":{"message":"the headers are over %d bytes","type":"invalid_request_error",' % MAX_HEAD_BYTES
+        body += b'"param":null,"code":"headers_too_large"}}'
+        head = STATUS_LINE[431] + b"content-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
 
     # ---- the parser's side
 
@@ -59,11 +104,16 @@ class Front(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._unread_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) + len(self.url) > MAX_HEAD_BYTES:
+            self._too_large = True
+            raise ValueError("the headers are too large")
         surface = LANES.get(self.url)
         if surface is None or not self._is_free() or not self._is_plain_post():
             self._leave_to_uvicorn()
             return
-        lane = Lane(self, surface, keep_alive=self.parser.should_keep_alive())
+        stays = self.parser.should_keep_alive() and not cast(Application, self.app).draining
+        lane = Lane(self, surface, keep_alive=stays)
         self._lane = lane
         self.cycle = cast(RequestResponseCycle, lane)  # as much of one as uvicorn's protocol looks at
         lane.check_length()
@@ -77,6 +127,7 @@ class Front(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_head, self._unread_bytes = True, 0
         if self._lane is not None:
             self._lane.start()
         else:
@@ -113,10 +164,16 @@ class Front(HttpToolsProtocol):
         self._watched = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
         super().connection_lost(exc)
         watched, self._watched = self._watched, None
         if watched is not None:
             watched.leave()
+
+
+def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
 
 
 class Lane(Reply):

@@ -154,7 +154,7 @@ def knobs_of(config: RouteConfig) -> Knobs:
     stated = {name: getattr(config, name) for name in KNOB_NAMES}
     if config.cascade == "certified":
         stated["min_quality"] = None
-    return Knobs(**stated)
+    return Knobs(**stated, wait_usd_per_s=config.wait_usd_per_s)
 
 
 def _model(config: Config, name: str) -> Model:

@@ -34,11 +34,13 @@ TELL_WITHIN_S = 1.0
 """Of a message to the others: nobody waits for it."""
 
 
-def open_shelf(config: Config, featurizer: Callable[[], Featurizer]) -> Shelf:
+def open_shelf(
+    config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
+) -> Shelf:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
     if config.storage.redis_url:
-        return SharedShelf(str(config.storage.redis_url), config.storage.redis_timeout_s, featurizer)
-    return Shelf(_own_store(config), featurizer)
+        return SharedShelf(str(config.storage.redis_url), config.storage.redis_timeout_s, featurizer, slow)
+    return Shelf(_own_store(config), featurizer, slow)
 
 
 def _own_store(config: Config) -> Store:
@@ -54,10 +56,12 @@ def _own_store(config: Config) -> Store:
 class SharedShelf(Shelf):
     """One worker's part in the cache of all."""
 
-    def __init__(self, redis_url: str, timeout_s: float, featurizer: Callable[[], Featurizer]) -> None:
+    def __init__(
+        self, redis_url: str, timeout_s: float, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
+    ) -> None:
         self._link = Link(redis_url, timeout_s=timeout_s)
         self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
-        super().__init__(RedisStore(self._link), featurizer)
+        super().__init__(RedisStore(self._link), featurizer, slow)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
         self._following: asyncio.Task[None] | None = None
@@ -78,7 +82,7 @@ class SharedShelf(Shelf):
             featurizer = self._featurizer()
             cache = self._semantic[route.name] = SemanticCache(
                 self.store,
-                dimension=featurizer.embed("").shape[0],
+                dimension=self.dimension(),
                 terms=Terms(eps=route.config.cache_eps),
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
             )

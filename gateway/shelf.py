@@ -6,7 +6,9 @@ that same store for other words, within the bound that the route states (`cache_
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cache.acceptance import Terms
@@ -17,10 +19,14 @@ from cache.rules import Rules, may_cache_semantically
 from cache.semantic import Comparison, Miss, SemanticCache
 from cache.store import Store
 from gateway.config import RouteConfig
+from gateway.embedders import EmbeddingFailed
 from gateway.exchange import Exchange
 from gateway.routes import Route
 from routers.features import Featurizer
 from routers.types import Vector
+
+EMBED_AT_ONCE = 2
+EMBED_WITHIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +39,18 @@ class Similar:
 
 
 class Shelf:
-    """`featurizer` embeds questions; its version is part of every partition, so vectors never mix."""
+    """`featurizer` embeds questions; its version is part of every partition, so vectors never mix. One that takes
+    milliseconds is `slow`: it works in threads of its own, and a vector that is late is a miss.
+    """
 
-    def __init__(self, store: Store, featurizer: Callable[[], Featurizer]) -> None:
+    def __init__(
+        self, store: Store, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
+    ) -> None:
         self.store = store
         self.flight = Flight()
-        self._featurizer = featurizer
+        self._featurizer = featurizer if slow is None else lambda: slow
+        self._threads = ThreadPoolExecutor(EMBED_AT_ONCE, "embed") if slow is not None else None
+        self._dimension = 0
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
 
@@ -48,6 +60,8 @@ class Shelf:
 
     async def close(self) -> None:
         """Let go of the store."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         await self.store.close()
 
     def rules_of(self, config: RouteConfig) -> Rules:
@@ -66,10 +80,15 @@ class Shelf:
         """The semantic tier of one route, made when first needed."""
         cache = self._semantic.get(route.name)
         if cache is None:
-            size = self._featurizer().embed("").shape[0]
             terms = Terms(eps=route.config.cache_eps)
-            cache = self._semantic[route.name] = SemanticCache(self.store, dimension=size, terms=terms)
+            cache = self._semantic[route.name] = SemanticCache(self.store, dimension=self.dimension(), terms=terms)
         return cache
+
+    def dimension(self) -> int:
+        """Of the vectors that are compared; a slow embedder is not asked for one, the first question's has told."""
+        if not self._dimension:
+            self._dimension = self._featurizer().embed("").shape[0]
+        return self._dimension
 
     async def find(self, exchange: Exchange, now_s: float) -> bool:
         """True: a living answer to this very request, or to other words for it, and the exchange now holds it."""
@@ -92,7 +111,10 @@ class Shelf:
         )
         if question is None:
             return False
-        vector = featurizer.embed(question.text)
+        vector = await self._vector(featurizer, question.text)
+        if vector is None:
+            return False
+        self._dimension = vector.shape[0]
         found = await self.semantic_of(route).look_up(question, vector, tenant=tenant, now_s=now_s)
         if isinstance(found, Miss):
             exchange.similar = Similar(question, vector, found)
@@ -101,6 +123,16 @@ class Shelf:
         exchange.comparison = comparison if isinstance(comparison, Comparison) else None
         self.serve(exchange, found, "semantic")
         return True
+
+    async def _vector(self, featurizer: Featurizer, text: str) -> Vector | None:
+        """None: it came too late or not at all, so there is nothing to look up."""
+        if self._threads is None:
+            return featurizer.embed(text)
+        making = asyncio.get_running_loop().run_in_executor(self._threads, featurizer.embed, text)
+        try:
+            return await asyncio.wait_for(making, EMBED_WITHIN_S)
+        except (TimeoutError, EmbeddingFailed):
+            return None
 
     def serve(self, exchange: Exchange, hit: Hit, state: str) -> None:
         """Answer with an entry."""

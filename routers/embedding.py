@@ -26,7 +26,8 @@ SHIPPED = Path(__file__).parent / "weights" / "minilm_static.safetensors"
 MAX_WORD_CHARS = 100
 """BERT reads a longer word as unknown."""
 MEMO_STRETCHES = 65_536
-IDS = np.int32
+IDS = np.intp
+"""As `take` wants them."""
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),

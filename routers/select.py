@@ -1,11 +1,12 @@
 """From estimates to a choice with exact probabilities: the one decision rule that every learned router
 shares.
 
-Utility is quality minus exchange rate times cost. The cost weight w in [0, 1] sets the rate,
-`rate = BALANCE * (w / (1 - w))^2` quality points per reference cost, so 0 reads quality only and 1 cost only.
-A quality floor or a bound on latency comes before utility. Exploration is inverse-gap weighting
-(SquareCB, Foster & Rakhlin 2020) with a floor; a caller who opted out gets the best model with
-probability 1.
+Utility is quality minus exchange rate times cost: dollars of the call, and of the time it takes where a second
+has a price (so a router sends less to what is busy, and more again when it is not). The cost weight w in
+[0, 1] sets the rate, `rate = BALANCE * (w / (1 - w))^2` quality points per reference cost, so 0 reads
+quality only and 1 cost only. A quality floor or a bound on latency comes before utility. Exploration is
+inverse-gap weighting (SquareCB, Foster & Rakhlin 2020) with a floor; a caller who opted out gets the best
+model with probability 1.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers
     it.
     """
     unit = 1.0 / max(reference_usd, 1e-12)
-    terms = zip(forecast.quality, forecast.cost_usd, strict=True)
+    terms = zip(forecast.quality, spent(forecast, knobs), strict=True)
     if knobs.cost_weight is None and knobs.min_quality is not None:
         worth = [1e-9 * quality - cost * unit for quality, cost in terms]
     else:
@@ -74,6 +75,19 @@ def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers
         bound = knobs.max_latency_s
         worth = _penalised(worth, [(latency - bound) / max(bound, 1e-9) for latency in forecast.latency_s])
     return worth
+
+
+def spent(forecast: Forecast, knobs: Knobs) -> Numbers:
+    """Money and time as one cost in dollars. A delay that nobody knows costs what the mean of the known ones does."""
+    price = knobs.wait_usd_per_s
+    if not price:
+        return forecast.cost_usd
+    known = [seconds for seconds in forecast.latency_s if seconds == seconds]
+    otherwise = sum(known) / len(known) if known else 0.0
+    return [
+        usd + price * (seconds if seconds == seconds else otherwise)
+        for usd, seconds in zip(forecast.cost_usd, forecast.latency_s, strict=True)
+    ]
 
 
 def _penalised(worth: Numbers, shortfall: Numbers) -> Numbers:

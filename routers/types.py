@@ -83,6 +83,8 @@ class Knobs:
     max_cost_usd: float | None = None
     max_latency_s: float | None = None
     budget_usd_per_day: float | None = None
+    wait_usd_per_s: float | None = None
+    """What a second of delay is worth, in the same money as calls."""
     explore: bool = True
     """False: a tenant that opted out of exploration."""
 

@@ -34,7 +34,7 @@ def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueu
     with database():
         found = {name: one for name, one in insights_of(desk.store, KIND).items() if route in ("", name)}
         waiting = [one for _, told in found.values() for one in told["data"]]
-        done = _labelled(desk, [one["id"] for one in waiting])
+        done = labelled(desk, [one["id"] for one in waiting])
         left = sorted(
             (one for one in waiting if one["id"] not in done), key=lambda one: (not one["has_text"], -one["gain"])
         )
@@ -106,7 +106,8 @@ def feedback_summary(desk: Desk) -> FeedbackSummary:
     )  # fmt: skip
 
 
-def _labelled(desk: Desk, ids: list[str]) -> set[str]:
+def labelled(desk: Desk, ids: list[str]) -> set[str]:
+    """Those of these decisions that somebody has scored."""
     query = sa.select(said.c.decision_id).where(said.c.decision_id.in_(ids), said.c.score.is_not(None))
     with desk.store.engine.connect() as connection:
         return set(connection.execute(query).scalars())

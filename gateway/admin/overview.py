@@ -17,17 +17,19 @@ from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.rounds import forget, kept
 from gateway.admin.savings import against, baseline_of, rate_of
 from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
 from gateway.admin.shapes.overview import Extra, Overview, Point, RandomSaving, Revision, Slice, Totals
 from gateway.errors import CallerError
 from gateway.journal.insights import insights_of
 from gateway.journal.rollup_tables import COUNTS, LATENCY, TTFT
-from gateway.journal.sums import Sums, merged, quantile_s, sums, sums_by_tenant
+from gateway.journal.sums import Sums, grouped, merged, quantile_s, sums, sums_by_tenant
 from gateway.settings import stamp
 
 router = APIRouter(prefix="/admin", tags=["overview"])
 BASELINE = "baseline"
+FRESH_S = 1.0
 BEHIND_BYTES = 4 * 1024 * 1024
 LENGTH_S: dict[Window, int] = {"hour": 3600, "day": 86400, "week": 7 * 86400, "month": 30 * 86400}
 STEP_S: dict[Window, int] = {"hour": 60, "day": 3600, "week": 3600, "month": 86400}
@@ -45,26 +47,30 @@ class Baseline(Wanted):
 
 
 def overview(desk: Desk, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
-    """Everything of the first page. Empty figures, not errors, where there was no request."""
+    """Everything of the first page, a second old at most: many may look at once. Empty where there was no request."""
+    question = f"overview:{window}:{route}:{tenant}:{stamp(desk.run_dir)}"
+    return kept(desk, question, FRESH_S, lambda: _overview(desk, window, route, tenant))
+
+
+def _overview(desk: Desk, window: Window, route: str, tenant: str) -> Overview:
     step_s, now_s = STEP_S[window], time.time()
     until_s = (int(now_s) // step_s + 1) * step_s
     since_s = until_s - LENGTH_S[window]
     with database():
         asked = {"route": route, "tenant": tenant}
-        rows = sums(desk.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
+        fine = grouped(desk.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
         before = sums(desk.store, step_s, 2 * since_s - until_s, since_s, names=(*COUNTS, *LATENCY, *TTFT), **asked)
         by_tenant = [] if tenant else _tenants(desk, step_s, since_s, until_s, route)
         declared = str((setting_value(desk, BASELINE) or {}).get("model", ""))
         found = insights_of(desk.store, "random")
-    by_model = _grouped(rows, "model")
-    total = merged(rows)
+    by_route, by_model, total = fine.by("route"), fine.by("model"), fine.total
     state, detail = _journal(desk)
     return Overview(
         window=window, since_s=since_s, until_s=until_s, step_s=step_s, route=route, tenant=tenant,
         empty=not total["requests"], totals=totals(total), before=totals(before[0]), extra=_extra(total),
-        baseline=against(desk.current, declared, by_model), random=_random(found, _grouped(rows, "route")),
-        series=_series(desk, declared, rows, since_s, until_s, step_s),
-        by_route=_slices(_grouped(rows, "route"), "route"), by_model=_slices(by_model, "model"),
+        baseline=against(desk.current, declared, by_model), random=_random(found, by_route),
+        series=_series(desk, declared, fine.by("start_s"), since_s, until_s, step_s),
+        by_route=_slices(by_route, "route"), by_model=_slices(by_model, "model"),
         by_tenant=_slices(by_tenant, "tenant"), alarms=len(raised(desk)), journal=state, journal_detail=detail,
     )  # fmt: skip
 
@@ -87,7 +93,9 @@ def declare_baseline(desk: Desk, who: Actor, model: str, version: int) -> Applie
     """The model that savings are told against; an empty name: the dearest."""
     if model and model not in {one.name for one in desk.current.models}:
         raise CallerError(f"no model is called {model!r}", param="model", status=422)
-    return changes.change(desk, who, BASELINE, {"model": model} if model else None, version, checked=False)
+    done = changes.change(desk, who, BASELINE, {"model": model} if model else None, version, checked=False)
+    forget(desk, "overview")
+    return done
 
 
 def totals(row: Sums) -> Totals:
@@ -144,13 +152,6 @@ def _journal(desk: Desk) -> tuple[str, str]:
     return ("counting", "old decisions are still being added up") if desk.counting else ("ok", "")
 
 
-def _grouped(rows: Sequence[Sums], name: str) -> list[Sums]:
-    groups: dict[Any, list[Sums]] = {}
-    for row in rows:
-        groups.setdefault(row[name], []).append(row)
-    return [{name: key, **merged(group)} for key, group in groups.items()]
-
-
 def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
     found = [
         Slice(
@@ -166,7 +167,7 @@ def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
 def _series(desk: Desk, declared: str, rows: Sequence[Sums], since_s: int, until_s: int, step_s: int) -> list[Point]:
     """Every step, the empty ones too."""
     model = baseline_of(desk.current, declared)
-    by_start = {row["start_s"]: row for row in _grouped(rows, "start_s")}
+    by_start = {row["start_s"]: row for row in rows}
     nothing = merged([])
     found = []
     for start_s in range(since_s, until_s, step_s):

@@ -103,6 +103,12 @@ def kept(desk: Desk, question: str, lasts_s: float, answer: Callable[[], T]) -> 
     return fresh
 
 
+def forget(desk: Desk, kind: str) -> None:
+    """Answers to questions of that kind are found anew."""
+    for question in [one for one in list(desk.kept) if one.startswith(f"{kind}:")]:
+        desk.kept.pop(question, None)
+
+
 def _make_room(desk: Desk, kind: str) -> None:
     """Few logs are kept, they are large; of small answers some hundred."""
     most = {"log": ROUTES_KEPT, "policy": 16}.get(kind, 200)

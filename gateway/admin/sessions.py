@@ -58,7 +58,7 @@ class Doorman:
     def check(self, who: str, now: float) -> None:
         """Raises RateLimited where too many tries failed."""
         count = self._count(who, now)
-        if count >= FREE_TRIES:
+        if count > FREE_TRIES - 1:  # failures fade, so five of a moment ago are a little less than five
             wait_s = (count - FREE_TRIES + 1) * TRY_EVERY_S
             raise RateLimited(f"too many failed tries; wait {wait_s:.0f} s", retry_after_s=wait_s)
 

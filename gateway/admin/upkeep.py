@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from gateway.admin.certificates import watch
@@ -21,6 +22,7 @@ from gateway.admin.checkup import refresh_learning
 from gateway.admin.desk import Desk
 from gateway.admin.frontier import refresh_frontier
 from gateway.admin.labels import KIND as LABELS
+from gateway.admin.labels import labelled
 from gateway.admin.overview import raised
 from gateway.admin.preview import refusal
 from gateway.admin.rounds import latest_log
@@ -120,7 +122,7 @@ def look_over(desk: Desk, route: str, one: Seen) -> None:
         return
     _guarded(one, "random", lambda: keep_insight(desk.store, "random", route, beside_chance(rounds)))
     _guarded(one, "certificates", lambda: watch(desk, route, rounds))
-    _guarded(one, "labels", lambda: keep_insight(desk.store, LABELS, route, wishes(rounds)))
+    _guarded(one, "labels", lambda: keep_insight(desk.store, LABELS, route, wishes(rounds, said_of(desk, rounds))))
 
 
 def beside_chance(rounds: Log) -> dict[str, Any]:
@@ -133,11 +135,18 @@ def beside_chance(rounds: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def wishes(rounds: Log) -> dict[str, Any]:
+def said_of(desk: Desk, rounds: Log) -> set[str]:
+    """Rounds that somebody has scored, by their ids."""
+    ids = [record.id for record in rounds.records]
+    return {one for first in range(0, len(ids), 500) for one in labelled(desk, ids[first : first + 500])}
+
+
+def wishes(rounds: Log, said: set[str]) -> dict[str, Any]:
     """What to label, best first; what can be read here and what can't."""
-    open_ = [record for record, known in zip(rounds.records, rounds.labelled, strict=True) if not known]
+    known = np.array([record.id in said for record in rounds.records], bool)
+    open_ = [record for record in rounds.records if record.id not in said]
     data = []
-    for wish in to_label(rounds, QUEUE):
+    for wish in to_label(rounds, known, QUEUE):
         record = rounds.records[wish.place]
         expected = next((one.quality for one in record.candidates if one.model == record.model), None)
         data.append({

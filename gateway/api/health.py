@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 from gateway.asgi import Answer, Request
+from gateway.errors import PolicyError
 from gateway.fleet import Health
+from gateway.keys import is_loopback
 from gateway.metrics import merge
 from gateway.reply import JSON
 from gateway.services import Services
@@ -65,8 +67,10 @@ def breakers(services: Services) -> list[Health]:
 
 
 async def metrics(request: Request, _: str) -> Answer:
-    """All workers together: this one now, the others as they last said."""
+    """All workers together: this one now, the others as they last said. For this machine, or with the master key."""
     services = request.services
+    if services.config.auth.master_key and not is_loopback(request.arrival.host) and not request.caller().admin:
+        raise PolicyError("metrics are for the master key")
     others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
     return 200, [TEXT], merge([services.metrics.snapshot(), *others])
 

@@ -16,6 +16,7 @@ from gateway.errors import HeadgateError
 
 log = logging.getLogger("headgate.batch")
 
+EVERY_S = 0.5
 SURE_S = LEASE_S * 0.7
 """After this long without a renewal the lease may soon be another's."""
 _STATES: dict[Wish, State] = {"": "running", "pause": "paused", "cancel": "cancelling"}
@@ -43,26 +44,38 @@ class Lease:
         self.jobs, self.job, self.terms = jobs, job, terms
         self.wish: Wish = job.wish
         """What somebody wants of the job, as last seen."""
-        self.asked_s = -inf
+        self.lost = False
+        """Another runner has the job."""
+        self._asked_s = -inf
         self._renewed_s = terms.now()
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def is_sure(self) -> bool:
         """The job is ours for a while yet."""
         return self.terms.now() - self._renewed_s < SURE_S
 
-    async def renew(self, progress: Progress) -> bool:
-        """False: another has the job. A database that is away costs time only: nothing new starts without a lease."""
-        self.asked_s = self.terms.now()
+    def renew_if_due(self, progress: Progress) -> None:
+        """In the background: a database that is slow or away stops nothing but, in the end, new calls."""
+        now = self.terms.now()
+        if now - self._asked_s >= EVERY_S and (self._task is None or self._task.done()):
+            self._asked_s = now
+            self._task = asyncio.create_task(self._renew(progress, now))
+
+    async def end(self) -> None:
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _renew(self, progress: Progress, now: float) -> None:
         try:
             wish = await asyncio.to_thread(self.jobs.renew, self.job, progress, self.terms.clock())
             if wish is None:
-                return False
+                self.lost = True
+                return
             if wish != self.wish:
                 self.wish = wish
                 await asyncio.to_thread(self.jobs.change, self.job, _STATES[wish], self.terms.clock())
         except SQLAlchemyError as fault:
             log.warning("the lease of %s can't be renewed: %s", self.job.id, fault)
-            return True
-        self._renewed_s = self.asked_s
-        return True
+            return
+        self._renewed_s = now

@@ -16,12 +16,16 @@ from gateway.prices import nanousd
 if TYPE_CHECKING:
     from gateway.batch.run import Runner
 
+LAST_SHARE = 0.1
+"""Of the time from the run's begin to the deadline."""
+
 
 def progress_of(run: Runner) -> Progress:
     """How far it is now."""
     supply, lines, job = run.supply, run.lines, run.job
     waiting = supply.waiting()
     left_s = forecast.seconds_left(waiting, run.paces, job.card.concurrency, run.predicted_s)
+    left_s += max((run.opens_in_s(model) for model, count in waiting.items() if count), default=0.0)
     rest = np.flatnonzero(supply.state <= AWAY)
     cost = forecast.expected_usd(run.plan.estimates.cost_usd, supply.arm, rest, run.learnt.ratios())
     spent = run.spent_before - job.at_risk_nanousd + run.spent_now
@@ -59,6 +63,14 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
     if rest and isfinite(eta_s) and eta_s > left_s:
         late = max(1, round(rest * (1 - left_s / eta_s)))
         return f"at the present pace about {late} of {rest} prompts will not be answered by the deadline"
+    if rest and left_s < _last_moments_s(run):
+        return f"{rest} prompts are not answered yet, {left_s:.1f} s before the deadline"
     if run.replanning.shortfall:
         return f"the budget and the time left do not reach for {run.replanning.shortfall} of {rest} prompts"
     return ""
+
+
+def _last_moments_s(run: Runner) -> float:
+    """So near to the deadline a pace that was measured before is no promise any more: what is open may stay open."""
+    slowest = max((pace.latency_s for pace in run.paces.values()), default=0.0)
+    return max(2 * slowest, LAST_SHARE * run.span_s)

@@ -38,7 +38,6 @@ from routers.types import Estimate
 log = logging.getLogger("headgate.batch")
 
 LOOK_EVERY_S = 0.5
-RENEW_EVERY_S = 0.5
 WAIT_S = (0.25, 1.0, 4.0, 15.0)
 """Before a prompt's second call, its third, ..."""
 OUT_OF_MONEY = "insufficient_quota"
@@ -77,11 +76,12 @@ class Runner:
         self.learnt = forecast.Learnt(plan.estimates.arms)
         self.tasks: set[asyncio.Task[None]] = set()
         self.parts: set[asyncio.Task[None]] = set()
-        self.wish: Wish = job.wish
-        self.stopped = self.lost = False
+        self.stopped = False
         self.last = job.progress
         """How far it was at the end of `run`."""
         self.by_model: Counter[str] = Counter()
+        self.span_s = self.left_s
+        """From this run's begin to the deadline."""
         self.lines = np.ones(len(plan.prompts), np.int64)
         """How many lines of the input each prompt stands for."""
         for duplicate in plan.duplicates:
@@ -122,7 +122,7 @@ class Runner:
             self.come_back(places.tolist())
         try:
             while not self.over:
-                await self.look()
+                self.look()
                 self.launch()
                 await self._sleep()
         finally:
@@ -147,6 +147,16 @@ class Runner:
     def ended_early(self) -> bool:
         """Nothing more is to be asked, though prompts are left."""
         return self.wish == "cancel" or self.left_s <= 0
+
+    @property
+    def wish(self) -> Wish:
+        """What somebody wants of the job."""
+        return self.lease.wish
+
+    @property
+    def lost(self) -> bool:
+        """The job is another runner's now."""
+        return self.lease.lost
 
     @property
     def left_s(self) -> float:
@@ -311,6 +321,12 @@ class Runner:
         else:
             self.come_back([place])
 
+    def opens_in_s(self, model: str) -> float:
+        """Seconds until another call of it may start: its provider has asked for a rest, or seems to be down."""
+        now = self.s.now()
+        opens = min((one.breaker.opens_s for one in self.s.fleet.deployments(model)), default=0.0)
+        return max(0.0, opens - now, self.paces[model].opens_s - self.terms.now())
+
     def wake(self) -> None:
         """Look again at what may start."""
         self._wakes.set()
@@ -353,7 +369,7 @@ class Runner:
 
     # ---- look
 
-    async def look(self) -> None:
+    def look(self) -> None:
         """Now and then: keep the lease, learn what is wished, plan again, say how it goes."""
         now = self.terms.now()
         if now - self._looked_s < self._look_s:
@@ -363,9 +379,7 @@ class Runner:
             self.replanning.start_if_due(now)
         progress = progress_of(self)
         self.terms.on_progress(progress)
-        if now - self.lease.asked_s >= RENEW_EVERY_S:
-            self.lost = not await self.lease.renew(progress)
-            self.wish = self.lease.wish
+        self.lease.renew_if_due(progress)
 
     @property
     def _look_s(self) -> float:
@@ -401,6 +415,7 @@ class Runner:
     async def _drain(self) -> None:
         """Calls under way get their time to end, but none where the job is another's now."""
         await self.replanning.end()
+        await self.lease.end()
         if self.tasks and not self.lost:
             await asyncio.wait(self.tasks, timeout=self.terms.drain_s)
         under_way = [*self.tasks, *self.parts]

@@ -56,9 +56,12 @@ def _to_login(request: Request, partial: bool) -> Response:
 
 
 def _note(request: Request, fault: HeadgateError) -> Response:
-    """Into the form that was sent, or on top of what was being refreshed; the rest of the page stays as it is."""
+    """Into the form that was sent, or on top of what was being refreshed; the rest of the page stays as it is.
+
+    A form's further buttons are named after it: `knobs--apply` is one of the form `knobs`.
+    """
     source = _ELEMENT.match(request.headers.get("hx-source", ""))
-    slot = f"#{source[1]} .problem" if source else "#problem"
+    slot = f"#{source[1].partition('--')[0]} .problem" if source else "#problem"
     text = templates().get_template("problem.html").render(fault=fault)
     told = msgspec.json.encode({"refused": {"param": fault.param or "", "slot": slot}}).decode()
     steer = {"hx-retarget": slot, "hx-reswap": "innerHTML", "hx-reselect": ".notice", "hx-trigger": told}

@@ -166,8 +166,20 @@ def short_id(id: str) -> str:
     return f"{kind}_…{rest[-6:]}" if len(id) > 16 else id
 
 
+def sentence(text: str) -> str:
+    """With a capital and a full stop; a name in front stays as it is written."""
+    first = text[:1] if re.match(r"\w+['_@/]", text) else text[:1].upper()
+    return f"{first}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
+
+
+def file_name(text: str) -> str:
+    """The last part of a path; anything else as it is."""
+    return text.rpartition("/")[2]
+
+
 FILTERS: dict[str, Any] = {
-    "ago": ago, "count": count, "difference": difference, "iso": iso, "moment": moment, "number": number,
-    "percent": percent, "plain": plain, "quality": quality, "seconds": seconds, "short_id": short_id,
-    "size": size, "told": told, "trimmed": trimmed, "usd": usd, "usd_per_1k": usd_per_1k,
+    "ago": ago, "count": count, "difference": difference, "file_name": file_name, "iso": iso, "moment": moment,
+    "number": number, "percent": percent, "plain": plain, "quality": quality, "seconds": seconds,
+    "sentence": sentence, "short_id": short_id, "size": size, "told": told, "trimmed": trimmed, "usd": usd,
+    "usd_per_1k": usd_per_1k,
 }  # fmt: skip

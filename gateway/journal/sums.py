@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from math import exp, log
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from gateway.journal.rollup_tables import ADDED, ALL_TENANTS, BOUNDS_S, COUNTS, LATENCY, MOMENTS, rollups, tenant_key
 from gateway.journal.store import Store
@@ -19,6 +21,44 @@ def sums(
     tenant: str = "", names: Sequence[str] = ADDED,
 ) -> list[Sums]:
     """Added up per group of `by` (start_s, route, model); one row, maybe of zeros, where `by` is empty."""
+    query = _summed(span_s, since_s, until_s, by, names, route, tenant)
+    with store.engine.connect() as connection:
+        return [_numbers(dict(row)) for row in connection.execute(query).mappings()]
+
+
+class Grouped:
+    """Sums in fine groups, to be added up coarser in several ways without asking again."""
+
+    def __init__(self, by: Sequence[str], rows: Sequence[sa.Row[Any]]) -> None:
+        self._by = tuple(by)
+        self._keys = [tuple(row[: len(by)]) for row in rows]
+        self._values = np.array([row[len(by) :] for row in rows], np.float64).reshape(-1, len(ADDED))
+
+    def by(self, name: str) -> list[Sums]:
+        """Per value of one of the groups, in the order in which they came."""
+        place = self._by.index(name)
+        order = {key: number for number, key in enumerate(dict.fromkeys(key[place] for key in self._keys))}
+        total = np.zeros((len(order), len(ADDED)))
+        np.add.at(total, [order[key[place]] for key in self._keys], np.nan_to_num(self._values))
+        return [{name: key, **_named(total[number])} for key, number in order.items()]
+
+    @property
+    def total(self) -> Sums:
+        return _named(np.nan_to_num(self._values).sum(0))
+
+
+def grouped(
+    store: Store, span_s: int, since_s: float, until_s: float, *, by: Sequence[str], route: str = "", tenant: str = ""
+) -> Grouped:
+    """All sums of that time in these groups."""
+    query = _summed(span_s, since_s, until_s, by, ADDED, route, tenant)
+    with store.engine.connect() as connection:
+        return Grouped(by, connection.execute(query).all())
+
+
+def _summed(
+    span_s: int, since_s: float, until_s: float, by: Sequence[str], names: Sequence[str], route: str, tenant: str
+) -> sa.Select[Any]:
     groups = [rollups.c[name] for name in by]
     whose = tenant_key(tenant) if tenant else ALL_TENANTS
     query = sa.select(*groups, *(sa.func.sum(rollups.c[name]).label(name) for name in names)).where(
@@ -27,10 +67,12 @@ def sums(
     )  # fmt: skip
     if route:
         query = query.where(rollups.c.route == route)
-    if groups:
-        query = query.group_by(*groups)
-    with store.engine.connect() as connection:
-        return [_numbers(dict(row)) for row in connection.execute(query).mappings()]
+    return query.group_by(*groups) if groups else query
+
+
+def _named(values: NDArray[np.float64]) -> Sums:
+    told = values.tolist()
+    return {name: value if name in _FLOATS else int(value) for name, value in zip(ADDED, told, strict=True)}
 
 
 def sums_by_tenant(

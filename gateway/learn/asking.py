@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import log1p
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.learn.dataset import Log
 from routers.ope import Array
@@ -34,11 +35,11 @@ class Wish:
     """1: a tie; near 0: clear."""
 
 
-def to_label(log: Log, count: int, *, latest: int = 2000) -> list[Wish]:
-    """The best first."""
+def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 2000) -> list[Wish]:
+    """The best first. `known` (n,): somebody has scored it; what automatic checks alone say does not count here."""
     x = np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1)
-    inverse = [_inverse(x[(log.action == j) & log.labelled]) for j in range(len(log.models))]
-    open_ = np.flatnonzero(~log.labelled)[-latest:]
+    inverse = [_inverse(x[(log.action == j) & known]) for j in range(len(log.models))]
+    open_ = np.flatnonzero(~known)[-latest:]
     near = closeness(log)[open_]
     spread = np.array([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()], np.float64)
     wishes: list[Wish] = []

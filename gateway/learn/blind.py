@@ -33,9 +33,9 @@ class Blind:
 def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
     """Needs scored rounds in which at least two models were chosen by chance often enough."""
     scored = log.rows(log.labelled)
-    if not len(scored):
-        overlap = ope.Overlap(0, 0.0, 1.0, 0.0)
-        return Refusal("no answer was scored", overlap, 0, round(ope.MIN_ESS), 0.0)
+    if len(scored) < ope.MIN_ESS:
+        overlap, lacking = ope.Overlap(len(scored), 0.0, 1.0, 0.0), round(ope.MIN_ESS) - len(scored)
+        return Refusal(f"{len(scored)} answers were scored", overlap, 0, lacking, float("nan"))
     x, prices = scored.covariates(), log.mean_cost_usd()
     quality, cost = list[Array](), list[Array]()
     kept, refused = list[int](), list[Refusal]()

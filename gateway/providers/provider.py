@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from gateway.config import ModelConfig, ProviderConfig
 from gateway.errors import CallerError, ConfigError
 from gateway.upstream import Endpoint, Pool, Response
+from gateway.upstream.reach import names_inner
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
@@ -96,9 +98,10 @@ class Provider:
 
     def _endpoint(self, base_url: str) -> Endpoint:
         try:
-            return Endpoint.parse(base_url, verify_tls=self.config.verify_tls)
+            endpoint = Endpoint.parse(base_url, verify_tls=self.config.verify_tls)
         except ValueError as error:
             raise ConfigError([f"providers.{self.config.name}.base_url: {error}"]) from None
+        return replace(endpoint, inner=self.config.private_network or bool(endpoint.uds) or names_inner(endpoint.host))
 
     def _fixed_headers(self) -> bytes:
         problems = []

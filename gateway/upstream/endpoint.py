@@ -26,6 +26,8 @@ class Endpoint:
     base_path: str
     """Starts with a slash or is empty; never ends with one."""
     tls: ssl.SSLContext | None = None
+    inner: bool = True
+    """May be reached at an address of an inner network."""
 
     @classmethod
     def parse(cls, base_url: str, *, verify_tls: bool = True, tls: ssl.SSLContext | None = None) -> Endpoint:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from gateway.errors import UpstreamError
 from gateway.upstream.connection import WRITE_SLICE_BYTES, Connection, Response, Stale
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.reach import refusal
 
 _now = time.monotonic
 
@@ -199,11 +200,20 @@ class Pool:
             await loop.create_unix_connection(lambda: connection, endpoint.uds)
         elif endpoint.tls is not None:
             host = endpoint.host
-            await loop.create_connection(
+            transport, _ = await loop.create_connection(
                 lambda: connection, host, endpoint.port, ssl=endpoint.tls, server_hostname=host
             )
+            self._check_peer(transport)
         else:
-            await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+            transport, _ = await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+            self._check_peer(transport)
+
+    def _check_peer(self, transport: asyncio.BaseTransport) -> None:
+        """Before a byte of a request leaves: is this where the provider may be?"""
+        why = refusal(transport.get_extra_info("peername")[0], inner=self.endpoint.inner)
+        if why:
+            transport.close()
+            raise OSError(why)
 
     def _undo(self, connection: Connection) -> None:
         connection.drop()

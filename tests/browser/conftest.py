@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.browser.stage import MASTER_KEY, PASSWORD, Stage, artifact, running
 from tests.postgres_server import postgres_server
@@ -49,8 +49,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     stage = Stage(folder, router=str(artifact(folder, "first")))
     with running(stage):
         stage.add_users()
-        stage.send_traffic(260)
-        stage.shipped(260)
+        stage.send_traffic(320)
+        stage.shipped(320)
         yield stage
 
 
@@ -63,7 +63,11 @@ class Watch:
     def follow(self, page: Page) -> None:
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
-        page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url} {request.failure}"))
+        page.on("requestfailed", self._failed)
+
+    def _failed(self, request: Request) -> None:
+        if "ERR_ABORTED" not in (request.failure or ""):  # that is a refresh under way when its page was left
+            self.faults.append(f"failed: {request.url} {request.failure}")
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -48,7 +48,7 @@ def test_the_database_goes_away_and_comes_back(
         expect(page.locator("[data-live-word]")).to_contain_text("without the database")
         assert bare.ask("hello again").status_code == 200
         page.goto(f"{bare.url}/decisions")
-        expect(page.get_by_role("alert").first).to_contain_text("database is away")
+        expect(page.locator("main .notice")).to_contain_text("database is away")
         assert "Requests are answered all the same" in page.locator("main").inner_text()
     finally:
         postgres_server.start()

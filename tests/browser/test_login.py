@@ -34,7 +34,7 @@ def refused(page: Page, stage: Stage, user: str, secret: str) -> str:
     page.get_by_label("User").fill(user)
     page.get_by_label("Password or master key").fill(secret)
     page.get_by_role("button", name="Sign in").click()
-    return page.get_by_role("alert").inner_text()
+    return page.locator("main .notice").inner_text()
 
 
 def test_an_expired_session_ends_where_it_is_noticed(stage: Stage, open_page: OpenPage) -> None:
@@ -59,7 +59,7 @@ def test_a_viewer_looks_and_changes_nothing(stage: Stage, open_page: OpenPage) -
     assert answer.status == 403 and "needs the role operator" in answer.text()
     assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
     page.goto(f"{stage.url}/users")
-    assert "needs the role admin" in page.get_by_role("alert").first.inner_text()
+    assert "needs the role admin" in page.locator("main .notice").inner_text()
 
 
 def test_a_change_without_its_token_is_refused(stage: Stage, open_page: OpenPage) -> None:

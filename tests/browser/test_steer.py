@@ -15,6 +15,8 @@ POEM = "Write a sad poem of 4 lines about the sea."
 
 def set_knob(page: Page, name: str, value: str) -> None:
     """By its number, and wait for what it would do."""
+    if not page.locator(f"#{name}").is_visible():
+        page.get_by_text("More knobs").click()
     with page.expect_response(lambda answer: "/effect?" in answer.url):
         page.locator(f"#{name}").fill(value)
 
@@ -27,11 +29,12 @@ def apply(page: Page) -> None:
 def test_a_turned_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: OpenPage) -> None:
     """The prediction has an interval; once applied every worker obeys within two seconds; undo brings all back."""
     page = open_page("/routes/auto", user="otto")
-    set_knob(page, "explore", "0")
-    set_knob(page, "cost_weight", "1")
+    set_knob(page, "cost_weight", "0.55")
     expect(page.get_by_role("heading", name="What this turn would do")).to_be_visible()
     cost = page.locator("#effect tbody tr").nth(1).inner_text()
-    assert "$" in cost and " to " in cost
+    assert cost.count("$") >= 3 and cost.count(" to ") >= 3
+    set_knob(page, "explore", "0")
+    set_knob(page, "cost_weight", "1")
     apply(page)
     begun = time.monotonic()
     assert stage.answered_by(POEM, 24) == {"small"}

@@ -73,8 +73,9 @@ def test_a_cache_entry_is_deleted(stage: Stage, open_page: OpenPage) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
     rows = page.locator("#entry-list tbody tr")
     expect(rows.first).to_be_visible()
-    while rows.count():
+    while count := rows.count():
         rows.first.get_by_role("button", name="Delete").click()
+        expect(rows).to_have_count(count - 1)
         expect(page.locator("#said")).to_contain_text("forgotten")
     assert cached() == "miss"
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from cache.minilm import MiniLM
+from cache.minilm import MiniLM, OnnxEmbedder
 
 WIDTH, INNER, LAYERS, HEADS = 16, 32, 2, 4
 
@@ -110,3 +110,22 @@ def test_long_texts_are_cut(folder: Path) -> None:
     model = MiniLM(folder, sha256=checksum(folder))
     assert model("card " * 1000).shape == (WIDTH,)
     assert model.id.startswith("minilm-numpy-")
+
+
+def test_the_onnx_file_computes_the_same(folder: Path, tmp_path: Path) -> None:
+    """In 32 bits to the last digits, in int8 nearly; both under names of their own, verified when opened."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from cache.minilm_onnx import export
+
+    exact = MiniLM(folder, sha256=checksum(folder))
+    export(folder, tmp_path / "float", sha256=checksum(folder), int8=False)
+    export(folder, tmp_path / "int8", sha256=checksum(folder))
+    full, small = OnnxEmbedder.of(tmp_path / "float"), OnnxEmbedder.of(tmp_path / "int8")
+    for text in ("lost my card", "pin", "card " * 1000):
+        assert np.allclose(full(text), exact(text), atol=1e-5)
+        assert float(small(text) @ exact(text)) > 0.97
+    assert full.dimension == WIDTH and len({exact.id, full.id, small.id}) == 3
+    (tmp_path / "int8" / "model.onnx").write_bytes((tmp_path / "float" / "model.onnx").read_bytes())
+    with pytest.raises(ValueError, match="SHA-256"):
+        OnnxEmbedder.of(tmp_path / "int8")

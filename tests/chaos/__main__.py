@@ -23,17 +23,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
     parser.add_argument("--fault", default="", help="only faults whose name holds these words")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--away", choices=("refuse", "share"), default="refuse", help="storage.redis_away")
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     if missing():
         raise SystemExit(missing())
     faults = [fault for fault in FAULTS if chosen.fault.lower() in fault.name.lower()]
+    scale = Scale(clients=chosen.clients, answers=150, away=chosen.away)
     console, begun = Console(width=170), time.monotonic()
     broken = []
     for _ in range(chosen.rounds):
         with tempfile.TemporaryDirectory(prefix="hgchaos") as folder, console.status("") as status:
-            report = asyncio.run(run(Path(folder), faults, Scale(clients=chosen.clients, answers=150), status.update))
+            report = asyncio.run(run(Path(folder), faults, scale, status.update))
         show(console, report)
         broken += report.complaints
         if chosen.json:

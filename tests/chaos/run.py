@@ -71,11 +71,13 @@ class Scale:
     """Right answers or refusals to see while a fault lasts."""
     longest_s: float = 4.0
     """A fault ends after this long, however little was seen."""
+    away: str = "refuse"
+    """What becomes of budgets while Redis is away: storage.redis_away."""
 
 
 async def run(folder: Path, faults: Sequence[Fault], scale: Scale, say: Callable[[str], None]) -> Report:
     report = Report()
-    async with world(folder, [fault.purse for fault in faults], BUDGET_ANSWERS) as stage:
+    async with world(folder, [fault.purse for fault in faults], BUDGET_ANSWERS, scale.away) as stage:
         load = Load(stage.url)
         unrecorded: set[str] = set()
         async with pressed(load, scale.clients):

@@ -31,6 +31,8 @@ USD_PER_MTOK = 4.0
 ANSWER_NANOUSD = round(OUTPUT_TOKENS * USD_PER_MTOK * 1e3)
 """What every answer of a `poor` model costs: prompts are free."""
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+REDIS_TIMEOUT_S = 1.0
+"""A busy machine is no outage."""
 DISK_BYTES = 8 * 1024 * 1024
 
 
@@ -99,8 +101,8 @@ def missing() -> str:
 
 
 @asynccontextmanager
-async def world(folder: Path, purses: Sequence[str], budget_answers: int) -> AsyncIterator[World]:
-    """`purses`: names of keys, each with a budget of so many answers of a model of its own."""
+async def world(folder: Path, purses: Sequence[str], budget_answers: int, away: str) -> AsyncIterator[World]:
+    """`purses`: names of keys, each with a budget of so many answers of a model of its own. `away`: see the config."""
     programs = binaries()
     assert programs is not None
     async with AsyncExitStack() as stack:
@@ -124,7 +126,8 @@ async def world(folder: Path, purses: Sequence[str], budget_answers: int) -> Asy
             settings(purses, budget_answers)
             + f'[server]\nport = {port}\nadmin_port = {admin_port}\nworkers = {WORKERS}\nrun_dir = "{run_dir}"\n'
             f'drain_timeout_s = 10\n[storage]\nurl = "{wired}"\n'
-            f'redis_url = "redis://127.0.0.1:{redis_wire.port}/0"\n'
+            f'redis_url = "redis://127.0.0.1:{redis_wire.port}/0"\nredis_away = "{away}"\n'
+            f"redis_timeout_s = {REDIS_TIMEOUT_S}\n"
             f'[[providers]]\nname = "up"\nkind = "openai"\nbase_url = "{upstream.url}"\napi_key = "sk"\n'
         )
         gateway = await stack.enter_async_context(served(config, **faked(clock)))

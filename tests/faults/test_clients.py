@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 import uvicorn
 
-from gateway import worker
+from gateway import listen, worker
 from gateway.journal.record import DecisionRecord
 from tests.faults.endings import read_stream
 from tests.faults.stage import PRICES, decisions, nothing_left
@@ -161,11 +160,11 @@ async def test_a_client_that_reads_slowly(tmp_path: Path, surface: str) -> None:
 
 async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps its connection and takes nothing: after a while it counts as gone, and its upstream is left."""
-    monkeypatch.setattr(worker, "UNREAD_S", 1.0)
+    monkeypatch.setattr(listen, "UNREAD_S", 1.0)
     scripts = {"m": [{"text": LONG, "coalesce": True}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
         config = gateway.services.config.server
-        sock = worker.listen(msgspec.structs.replace(config, port=0))
+        sock = listen.listen("127.0.0.1", 0)
         server = uvicorn.Server(worker.server_config(gateway.app, config))
         serving = asyncio.create_task(server._serve([sock]))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -6,14 +6,21 @@ import asyncio
 import json
 import random
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pytest
 import uvicorn
 
+from cache.memory import MemoryStore
+from gateway.embedders import EmbeddingFailed
+from gateway.shelf import EMBED_WITHIN_S, Shelf
 from tests.live import Live, live
 
 TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount",
@@ -116,3 +123,31 @@ async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
         again = await ask(gateway, client, text)
     assert hit.headers["x-headgate-cache"] == "hit" and deleted.status_code == 200
     assert again.headers["x-headgate-cache"] == "miss"
+
+
+class Slow:
+    """An embedder that takes its time, or none at all."""
+
+    version = "slow@1"
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self.threads: set[str] = set()
+
+    def embed(self, text: str) -> np.ndarray:
+        self.threads.add(threading.current_thread().name)
+        if self.wait_s < 0:
+            raise EmbeddingFailed("away")
+        time.sleep(self.wait_s)
+        return np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(("wait_s", "comes"), [(0.0, True), (30.0 * EMBED_WITHIN_S, False), (-1.0, False)])
+async def test_a_slow_embedder_never_holds_the_loop(wait_s: float, comes: bool) -> None:
+    """Vectors are made in threads; one that is late or does not come is a miss."""
+    slow = Slow(wait_s)
+    shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
+    vector = await shelf._vector(slow, "question")  # type: ignore[arg-type]
+    assert (vector is not None) == comes
+    assert slow.threads and all(name.startswith("embed") for name in slow.threads)
+    await shelf.close()

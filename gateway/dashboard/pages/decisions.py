@@ -85,8 +85,8 @@ def _facts(told: Explained) -> list[tuple[str, str]]:
     return [
         ("Route", told.route), ("Asked for", told.requested_model), ("Tenant", told.tenant), ("Key", told.key_id),
         ("Router", told.router), ("Reason", told.reason), ("Cache", told.cache),
-        ("Cascade", " → ".join(told.plan)), ("Verdict", told.verdict), ("Request id", told.request_id),
-        ("Response id", told.response_id),
+        ("Cascade", " → ".join(told.plan) if len(told.plan) > 1 else ""), ("Verdict", told.verdict),
+        ("Request id", told.request_id), ("Response id", told.response_id),
     ]  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize  # noqa: F401 - its import would stall the first job for longer than its deadline
 
+from gateway.batch.run import Runner
 from gateway.batch.types import Arm
 from tests.gateway.batch.made import Done, carried, chat, estimates, plan
 from tests.live import Live, live
@@ -49,7 +51,7 @@ def world(seed: int) -> World:
         count,
         draw.choice((0.5, 0.7, 1.0, 1.4, 2.0)),
         mean * count * draw.choice((0.4, 1.0, 2.0, 5.0, 20.0)) + 1e-4,
-        draw.uniform(0.15, 0.6) if late else math.inf,
+        draw.uniform(0.3, 1.2) if late else math.inf,
         scripts,
     )
 
@@ -80,8 +82,13 @@ async def simulate(gateway: Live, folder: Path, seed: int) -> tuple[World, Done]
     table = estimates(ARMS, given.prompts, {"small": 0.5, "large": 0.8}, believed)
     table.latency_s[:] = np.float32(0.02)
     made = plan(folder / f"plan-{seed}", bodies, table, budget_usd=given.budget_usd, deadline_s=given.deadline_s)
-    ends = None if math.isinf(given.deadline_s) else time.time() + given.deadline_s
-    return given, await carried(gateway.services, made, folder / f"job-{seed}", deadline_s=ends, concurrency=6)
+
+    def start(runner: Runner) -> None:
+        if not math.isinf(given.deadline_s):
+            runner.job.card.deadline_s = time.time() + given.deadline_s
+            runner.span_s = given.deadline_s
+
+    return given, await carried(gateway.services, made, folder / f"job-{seed}", on_start=start, concurrency=6)
 
 
 def check(given: World, done: Done, gateway: Live) -> None:

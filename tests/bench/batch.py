@@ -1,0 +1,287 @@
+"""What planning a job is worth and what it takes.
+
+    python -m tests.bench.batch [--data DIR ...] [--scale N] [--lines N]
+
+--data: on real outcomes. Estimates are fitted on the rows whose split is train and a job is planned over the test rows,
+at five budgets. Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models
+(the stronger where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality
+passes one), the one that was best at that spend on training rows. Intervals are paired bootstraps over test rows.
+--scale: that many prompts by 20 models, from estimates to assignment, with a budget alone and with five limits.
+--lines: an OpenAI batch file of that many lines, from file to saved plan.
+Time is wall and processor seconds, memory the peak of the process (and of the largest child).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.app import open_routers
+from gateway.batch.assign import assign
+from gateway.batch.frontier import point_of
+from gateway.batch.plan import Order, Shop, plan_job
+from gateway.batch.types import Arm, Estimates
+from gateway.config_load import parse
+from gateway.learn.evaluation import rows_of
+from gateway.routes import RouteBook
+from gateway.settings import Settings
+from routers.features import shipped_featurizer
+from routers.fit import fit_learned, out_of_fold, predicted
+from routers.registry import estimator_named, open_router
+from tests.gateway.batch.planned import capacities, estimates, range_usd
+
+Matrix = NDArray[np.float64]
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Budgets: so far from the cheapest model's cost to the cost of the one that was best on training rows."""
+RESAMPLES = 2_000
+MODELS = 20
+
+
+# -- on real outcomes
+
+
+@dataclass(frozen=True)
+class Side:
+    """Rows with predictions and truth, all (n, m)."""
+
+    quality: Matrix
+    quality_sd: Matrix
+    cost: Matrix
+    score: Matrix
+    paid: Matrix
+
+
+def sides(folder: Path) -> tuple[Side, Side]:
+    """Training rows (predicted by folds that did not see them) and test rows."""
+    featurizer = shipped_featurizer()
+    rows = rows_of(folder, None, (), featurizer)
+    learned = fit_learned(estimator_named("ensemble"), rows.train, rows.train_x, featurizer)
+    quality, cost = predicted(learned, rows.test_x)
+    _, sd = learned.quality.predict(learned.projection.apply(rows.test_x).astype(np.float64))
+    before, before_cost = out_of_fold("ensemble", rows.train, rows.train_x, featurizer)
+    train = Side(before, np.zeros_like(before), before_cost, rows.train.scores, rows.train.cost_usd)
+    return train, Side(quality, sd, cost, rows.test.scores, rows.test.cost_usd)
+
+
+def estimates_of(side: Side) -> Estimates:
+    n, m = side.quality.shape
+    single = {"dtype": np.float32}
+    return Estimates(
+        tuple(Arm(str(place)) for place in range(m)),
+        *(np.asarray(part, np.float32) for part in (side.quality, side.quality_sd, side.cost)),
+        np.zeros((n, m), **single), np.zeros((n, m), **single), np.zeros(n, **single), np.zeros(n, **single),
+        np.full(m, 0.02, **single), np.full(m, 0.05, **single),
+    )  # fmt: skip
+
+
+Picks = list[NDArray[np.intp]]
+"""Of one threshold router: each query's model at every threshold, spend rising."""
+
+
+def threshold_routers(train: Side, test: Side) -> Iterator[tuple[Picks, Picks]]:
+    """Every one of them, on both sides, at the same thresholds."""
+    price = train.paid.mean(0)
+    models = len(price)
+    for weak in range(models):
+        for strong in range(models):
+            if price[weak] < price[strong]:
+                yield tuple(_pair(side, weak, strong) for side in (train, test))  # type: ignore[misc]
+    levels = np.quantile(train.quality.max(1), np.linspace(0, 1, 201))
+    yield tuple(_floors(side, levels) for side in (train, test))  # type: ignore[misc]
+
+
+def _pair(side: Side, weak: int, strong: int) -> Picks:
+    """Each share of the queries, those of the largest predicted gain first, to the strong model."""
+    n = len(side.quality)
+    rank = np.empty(n, np.intp)
+    rank[np.argsort(-(side.quality[:, strong] - side.quality[:, weak]), kind="stable")] = np.arange(n)
+    return [np.where(rank < round(share * n), strong, weak) for share in np.linspace(0, 1, 201)]
+
+
+def _floors(side: Side, levels: Matrix) -> Picks:
+    picks = []
+    for level in levels:
+        passes = side.quality >= level
+        cheapest = np.where(passes, side.cost, np.inf).argmin(1)
+        picks.append(np.where(passes.any(1), cheapest, side.quality.argmax(1)))
+    return picks
+
+
+def at_spend(side: Side, picks: Picks, usd: float) -> Matrix | None:
+    """Each query's score where the router spends `usd` a query, mixing its two nearest thresholds; None: it can't."""
+    rows = np.arange(len(side.paid))
+    points = sorted((float(side.paid[rows, pick].mean()), place) for place, pick in enumerate(picks))
+    if not points[0][0] <= usd:
+        return None
+    below = max(place for place, (cost, _) in enumerate(points) if cost <= usd)
+    cost, low = points[below]
+    found = side.score[rows, picks[low]]
+    if below + 1 < len(points):
+        dearer, high = points[below + 1]
+        weight = (usd - cost) / max(dearer - cost, 1e-12)
+        found = (1 - weight) * found + weight * side.score[rows, picks[high]]
+    return np.asarray(found)
+
+
+def on_data(folder: Path) -> list[dict[str, Any]]:
+    train, test = sides(folder)
+    routers = list(threshold_routers(train, test))
+    best = int(train.score.mean(0).argmax())
+    job = estimates_of(test)
+    least, most = test.cost.min(1).sum(), test.cost[:, best].sum()
+    rows = np.arange(len(test.score))
+    table = []
+    for share in SHARES:
+        budget = float(least + share * (most - least))
+        plan = assign(job, budget)
+        point = point_of(job, plan, budget)
+        spent, scored = test.paid[rows, plan.arm], test.score[rows, plan.arm]
+        usd = float(spent.mean())
+        rival = max(routers, key=lambda pair: _mean(at_spend(train, pair[0], usd)))
+        other = at_spend(test, rival[1], usd)
+        assert other is not None
+        gain = scored - other
+        table.append({
+            "budget_share": share, "budget_usd": budget, "spent_usd": float(spent.sum()),
+            "quality": float(scored.mean()), "threshold_router": float(other.mean()), "gain": _interval(gain),
+            "best_threshold_in_hindsight": max(_mean(at_spend(test, pair[1], usd)) for pair in routers),
+            "predicted": point.quality.value,
+            "interval_holds": point.quality.low <= float(scored.mean()) <= point.quality.high,
+            "spend_interval_holds": point.cost_usd.low <= float(spent.sum()) <= point.cost_usd.high,
+            "gap_share": plan.gap_share,
+        })  # fmt: skip
+    return table
+
+
+def _mean(scores: Matrix | None) -> float:
+    return -1.0 if scores is None else float(scores.mean())
+
+
+def _interval(values: Matrix) -> list[float]:
+    counts = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES)
+    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    return [float(values.mean()), float(low), float(high)]
+
+
+# -- scale
+
+
+@contextmanager
+def measured(table: dict[str, Any]) -> Iterator[None]:
+    wall, own, children = time.perf_counter(), time.process_time(), _children_s()
+    yield
+    table["wall_s"] = time.perf_counter() - wall
+    table["cpu_s"] = time.process_time() - own + _children_s() - children
+    table["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    table["largest_child_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def at_scale(prompts: int, limited: bool) -> dict[str, Any]:
+    job = estimates(prompts, MODELS, 1, barred=0.05)
+    least, most = range_usd(job)
+    deadline_s, limits = (40_000.0, capacities(job, 40_000.0)) if limited else (math.inf, ())
+    table: dict[str, Any] = {"prompts": prompts, "limits": 1 + len(limits)}
+    with measured(table):
+        plan = assign(job, least + 0.1 * (most - least), deadline_s=deadline_s, capacities=limits)
+    return {**table, "gap_share": plan.gap_share}
+
+
+def from_lines(lines: int, processes: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        path = _batch_file(Path(place) / "in.jsonl", lines)
+        shop = _shop(Path(place))
+        order = Order(budget_usd=8e-5 * lines, processes=processes)
+        table: dict[str, Any] = {"lines": lines, "processes": processes, "file_gb": path.stat().st_size / 1e9}
+        with measured(table):
+            plan = plan_job(path, Path(place) / "plan", order, shop)
+        return {**table, "gap_share": plan.assignment.gap_share, "prompts": len(plan.prompts)}
+
+
+def _batch_file(path: Path, lines: int) -> Path:
+    """Questions of 8 to 90 words of this repository's own prose."""
+    words = " ".join(file.read_text() for file in sorted(Path("routers").glob("*.py"))).split()
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for line in range(lines):
+            start = rng.randrange(len(words) - 90)
+            text = " ".join(words[start : start + rng.randint(8, 90)]) + f" ({line % 9973})"
+            body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 300}
+            record = {"custom_id": f"q{line}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+def _shop(folder: Path) -> Shop:
+    router: Any = open_router("default")
+    names = list(router.learned.models)[:MODELS]
+    table = {
+        "server": {"run_dir": str(folder / "run")},
+        "providers": [{"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"}],
+        "models": [
+            {"name": name, "provider": "up", "input_usd_per_mtok": 0.05 * 1.25**place,
+             "output_usd_per_mtok": 0.2 * 1.25**place}
+            for place, name in enumerate(names)
+        ],
+        "routes": [{"name": "auto", "models": names, "cache": "exact"}],
+    }  # fmt: skip
+    config, problems = parse(table, {})
+    assert config is not None, problems
+    return Shop(config, RouteBook(config, open_routers(config, Settings())))
+
+
+def alone(*arguments: str) -> dict[str, Any]:
+    """One measurement in a process of its own, so that its peak is its own."""
+    done = subprocess.run([sys.executable, "-m", "tests.bench.batch", *arguments], capture_output=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.batch", description=__doc__)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--scale", type=int, default=0)
+    parser.add_argument("--lines", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--one", choices=["free", "limited", "lines"])
+    chosen = parser.parse_args()
+    if chosen.one:
+        runs: dict[str, Callable[[], dict[str, Any]]] = {
+            "free": lambda: at_scale(chosen.scale, False),
+            "limited": lambda: at_scale(chosen.scale, True),
+            "lines": lambda: from_lines(chosen.lines, chosen.processes),
+        }
+        print(json.dumps(runs[chosen.one]()))
+        return
+    for folder in chosen.data:
+        for row in on_data(folder):
+            print(folder.name, json.dumps(row), flush=True)
+    for one in ("free", "limited") if chosen.scale else ():
+        print("scale", json.dumps(alone("--one", one, "--scale", str(chosen.scale))), flush=True)
+    if chosen.lines:
+        words = ("--lines", str(chosen.lines), "--processes", str(chosen.processes))
+        print("lines", json.dumps(alone("--one", "lines", *words)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""What a clock that is suddenly wrong must not do."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gateway.control import not_ahead
+
+
+def test_a_clock_that_jumps_ahead_makes_nothing_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forgotten for its age is judged by the time that has passed; a clock put back forgets less."""
+    real = time.time
+    begun = real() - time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: real() + 40 * 86_400)
+    assert abs(not_ahead(begun) - real()) < 60
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+    assert abs(not_ahead(begun) - (real() - 86_400)) < 60

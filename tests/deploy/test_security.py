@@ -1,0 +1,275 @@
+"""What stands between the gateway and its misuse: the points of deploy/THREATS.md that no other test holds."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from gateway import front, keys
+from gateway.config import Auth, KeyConfig, Secret, Server
+from gateway.config_load import parse
+from gateway.keys import Keyring, new_key
+from gateway.listen import listen, tls_problems
+from gateway.upstream.reach import names_inner, refusal
+from gateway.worker import server_config
+from tests.live import live
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+PATH = "/v1/chat/completions"
+
+
+async def talk(url: str, data: bytes) -> bytes:
+    """Everything that comes back until the server closes."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(data)
+        await writer.drain()
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("where", ["lane", "elsewhere", "endless"])
+async def test_headers_have_a_limit(tmp_path: Path, where: str) -> None:
+    """More than 64 KiB of them is answered 431 and the connection ends, whole or not, whatever is asked for."""
+    line = b"GET /v1/models HTTP/1.1\r\n" if where == "elsewhere" else b"POST /v1/chat/completions HTTP/1.1\r\n"
+    head = line + b"host: x\r\n" + b"x-filler: " + b"a" * 70_000
+    async with live(tmp_path) as gateway:
+        heard = await talk(gateway.url, head if where == "endless" else head + b"\r\n\r\n")
+        assert heard.startswith(b"HTTP/1.1 431 ") and b"headers_too_large" in heard
+        much = b"host: x\r\nconnection: close\r\nx-filler: " + b"a" * 60_000 + b"\r\n\r\n"
+        fitting = await talk(gateway.url, line + much)
+        assert not fitting.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_bodies_have_a_limit(tmp_path: Path) -> None:
+    """413, by what the head says or by what comes."""
+    async with live(tmp_path, server={"max_body_bytes": 1000}) as gateway, httpx.AsyncClient() as client:
+        stated = await client.post(gateway.url + PATH, content=b"x" * 1001)
+
+        async def chunks() -> Any:
+            for _ in range(30):
+                yield b"x" * 50
+
+        streamed = await client.post(gateway.url + PATH, content=chunks())
+        assert (stated.status_code, streamed.status_code) == (413, 413)
+
+
+async def test_a_head_that_never_comes_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that says nothing, or goes on and on about its headers, is closed."""
+    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.1)
+    async with live(tmp_path) as gateway, asyncio.timeout(20):
+        assert await talk(gateway.url, b"") == b""
+        assert await talk(gateway.url, b"POST /v1/chat/completions HTTP/1.1\r\nhost:") == b""
+
+
+async def test_no_url_of_a_request_is_fetched(tmp_path: Path) -> None:
+    """An image's URL is passed on as it is: nobody connects to it, by whatever name it is called."""
+    visits = 0
+
+    async def visit(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
+        writer.close()
+
+    server = await asyncio.start_server(visit, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/picture.png"
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    source = {"type": "image", "source": {"type": "url", "url": url}}
+    async with server, live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        chat = {"model": "echo", "messages": [{"role": "user", "content": parts}]}
+        answer = await client.post(PATH, json=chat)
+        seen = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+        await client.post("/v1/responses", json={"model": "echo", "input": seen})
+        messages = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": [source, parts[0]]}]}
+        await client.post("/v1/messages", json=messages)
+        await client.post("/v1/messages/count_tokens", json=messages)
+        assert answer.status_code == 200
+        assert url.encode() in str(gateway.upstream.seen.recent).encode()
+    assert visits == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "inner", "is_refused"),
+    [
+        ("8.8.8.8", False, False), ("2606:4700::1111", False, False),
+        ("10.0.0.5", False, True), ("10.0.0.5", True, False), ("127.0.0.1", False, True), ("127.0.0.1", True, False),
+        ("::1", False, True), ("::ffff:10.0.0.5", False, True), ("fd12::1", False, True), ("100.64.0.1", False, True),
+        ("169.254.169.254", True, True), ("fe80::1%eth0", True, True), ("::ffff:169.254.169.254", True, True),
+        ("fd00:ec2::254", True, True), ("0.0.0.0", True, True), ("224.0.0.1", True, True), ("nonsense", True, True),
+    ],
+)  # fmt: skip
+def test_addresses_of_providers(address: str, inner: bool, is_refused: bool) -> None:
+    """Inner addresses only where the URL means one; metadata and link-local ones never."""
+    assert bool(refusal(address, inner=inner)) is is_refused
+
+
+def test_names_of_providers() -> None:
+    """What the URL says is believed."""
+    assert all(map(names_inner, ("10.0.0.5", "localhost", "vllm", "vllm.models.svc", "gpu.internal", "::1")))
+    assert not any(map(names_inner, ("api.acme.example", "internal.example.com")))
+
+
+@pytest.mark.parametrize(("may", "status"), [(False, 502), (True, 200)])
+async def test_a_public_name_that_resolves_to_an_inner_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool, status: int
+) -> None:
+    """Is refused before a byte of the request leaves, unless the provider is said to be inside."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def resolved(factory: Any, host: str, port: int, **more: Any) -> Any:
+        return await connect(factory, "127.0.0.1" if host == "api.acme.example" else host, port, **more)
+
+    monkeypatch.setattr(loop, "create_connection", resolved)
+    async with live(tmp_path) as outer:
+        port = outer.upstream.url.rpartition(":")[2]
+        folder = tmp_path / "second"
+        folder.mkdir()
+        provider = {"name": "far", "kind": "openai", "base_url": f"http://api.acme.example:{port}",
+                    "private_network": may}  # fmt: skip
+        models = [{"name": "echo", "provider": "far"}]
+        async with live(folder, models=models, providers=[provider]) as gateway, httpx.AsyncClient() as client:
+            before = outer.upstream.seen.requests
+            answer = await client.post(gateway.url + PATH, json=CHAT, timeout=30)
+            assert answer.status_code == status or (not may and answer.status_code in (502, 503)), answer.text
+            assert outer.upstream.seen.requests - before == (1 if may else 0)
+
+
+def test_a_file_may_not_name_the_clouds_metadata() -> None:
+    """`check-config` refuses it with its path."""
+    table = {"providers": [{"name": "p", "kind": "openai", "base_url": "http://169.254.169.254/v1"}]}
+    assert any(line.startswith("providers[0].base_url") for line in parse(table, {})[1])
+
+
+async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:
+    """The provider sees our credential and none of the client's, by whatever header it came."""
+    auth = {"master_key": "hg-master-0123456789", "keys": [{"name": "app", "key": "hg-client-0123456789"}]}
+    async with live(tmp_path, auth=auth) as gateway, httpx.AsyncClient() as client:
+        for header in ({"authorization": "Bearer hg-client-0123456789"}, {"x-api-key": "hg-client-0123456789"},
+                       {"api-key": "hg-client-0123456789"}):  # fmt: skip
+            more = {"cookie": "session=hg-client-0123456789", "openai-organization": "hg-client-0123456789"}
+            assert (await client.post(gateway.url + PATH, json=CHAT, headers={**header, **more})).status_code == 200
+        seen = str(gateway.upstream.seen.recent)
+        assert "hg-client-0123456789" not in seen and "sk-upstream-secret" in seen
+
+
+def test_keys_are_kept_as_digests() -> None:
+    """Neither a record nor a keyring nor its configuration shows a key."""
+    plain, record = new_key("app", 1.0)
+    assert plain not in str(record) and record.key_hash == hashlib.sha256(plain.encode()).hexdigest()
+    config = Auth(master_key=Secret("master-key-1"), keys=[KeyConfig(name="a", key=Secret("client-key-1"))])
+    ring = Keyring(config)
+    for text in (repr(ring), repr(vars(ring)), repr(config)):
+        assert "client-key-1" not in text and "master-key-1" not in text
+    assert len(plain) >= 35  # 192 random bits
+
+
+def test_the_master_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests of equal length go through `compare_digest`, for a right key and for a wrong one."""
+    compared: list[tuple[int, int]] = []
+    really = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return really(one, other)
+
+    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    ring = Keyring(Auth(master_key=Secret("master-key-1")))
+    assert ring.identify(b"Bearer master-key-1", None, "10.0.0.1", 0.0).admin
+    with pytest.raises(keys.Unauthorized):
+        ring.identify(b"Bearer m", None, "10.0.0.1", 0.0)
+    assert compared == [(32, 32), (32, 32)]
+
+
+async def test_admin_and_data_are_apart(tmp_path: Path) -> None:
+    """The data port has no admin path, for whatever key; its metrics are for the master key, or for this machine."""
+    auth = {"master_key": "hg-master-0123456789", "keys": [{"name": "app", "key": "hg-client-0123456789"}]}
+    async with live(tmp_path, auth=auth) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        for key in ("hg-master-0123456789", "hg-client-0123456789"):
+            for path in ("/admin/keys", "/admin/decisions", "/admin/openapi.json"):
+                assert (await client.get(path, headers={"authorization": f"Bearer {key}"})).status_code == 404
+        assert (await client.get("/metrics")).status_code == 200
+        monkey = gateway.app.services
+        from gateway.api import health
+
+        loopback, health.is_loopback = health.is_loopback, lambda host: False
+        try:
+            assert (await client.get("/metrics")).status_code == 401
+            told = {"authorization": "Bearer hg-client-0123456789"}
+            assert (await client.get("/metrics", headers=told)).status_code == 403
+            told = {"authorization": "Bearer hg-master-0123456789"}
+            assert (await client.get("/metrics", headers=told)).status_code == 200
+        finally:
+            health.is_loopback = loopback
+        assert monkey.config.auth.master_key
+
+
+# TLS
+
+
+def certificate(folder: Path, name: str, authority: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
+    """A certificate for localhost, by itself or by that authority, made by OpenSSL."""
+    key, cert = folder / f"{name}.key", folder / f"{name}.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+               "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+               "-keyout", str(key), "-out", str(cert)]  # fmt: skip
+    if authority is not None:
+        command += ["-CA", str(authority[0]), "-CAkey", str(authority[1])]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+async def test_tls_and_client_certificates(tmp_path: Path) -> None:
+    """With a certificate only TLS is spoken; with `tls_client_ca` only to clients of that authority."""
+    cert, key = certificate(tmp_path, "server")
+    client_cert, client_key = certificate(tmp_path, "client")
+    tls = {"tls_certificate": str(cert), "tls_key": str(key), "tls_client_ca": str(client_cert)}
+    async with live(tmp_path, server=tls) as inner:
+        config = inner.services.config.server
+        sock = listen("127.0.0.1", 0)
+        port = sock.getsockname()[1]
+        server = uvicorn.Server(server_config(inner.app, config))
+        serving = asyncio.create_task(server._serve([sock]))
+        context = ssl.create_default_context(cafile=str(cert))
+        stranger = ssl.create_default_context(cafile=str(cert))
+        context.load_cert_chain(str(client_cert), str(client_key))
+        url = f"https://localhost:{port}"
+        async with httpx.AsyncClient(verify=context) as client:
+            assert (await client.post(url + PATH, json=CHAT)).status_code == 200
+        async with httpx.AsyncClient(verify=stranger) as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.post(url + PATH, json=CHAT)
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.post(f"http://localhost:{port}{PATH}", json=CHAT)
+        server.should_exit = True
+        await serving
+
+
+def test_tls_that_cannot_be_used_is_refused_at_start(tmp_path: Path) -> None:
+    """A key that is missing, foreign or rubbish is told with its path by `check-config`."""
+    cert, key = certificate(tmp_path, "one")
+    _, foreign = certificate(tmp_path, "two")
+    rubbish = tmp_path / "rubbish"
+    rubbish.write_text("rubbish")
+
+    def found(*files: Path | str) -> list[str]:
+        names = ("tls_certificate", "tls_key", "tls_client_ca")
+        return [setting for setting, _ in tls_problems(Server(**dict(zip(names, map(str, files), strict=False))))]
+
+    assert found(cert, key) == found(cert, key, cert) == found() == []
+    assert found(cert) == found("", key) == found(cert, foreign) == found(rubbish, key) == ["server.tls_certificate"]
+    assert found(cert, key, rubbish) == found("", "", cert) == ["server.tls_client_ca"]

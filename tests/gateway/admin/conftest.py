@@ -1,0 +1,61 @@
+"""A desk on an empty journal, and a client that asks it as the admin API."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.admin.app import make_admin
+from gateway.admin.desk import Desk
+from gateway.config import Auth, Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
+from gateway.journal.schema import migrate
+from gateway.journal.ship import ShipState
+from gateway.journal.store import open_store
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("admin") / "journal.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def desk(migrated: Path, tmp_path: Path) -> Desk:
+    """Two models, one route, no master key: this machine is admin."""
+    return desk_at(migrated, tmp_path)
+
+
+def desk_at(migrated: Path, folder: Path, master_key: str = "") -> Desk:
+    shutil.copy(migrated, folder / "journal.db")
+    config = Config(
+        server=Server(run_dir=str(folder / "run")),
+        storage=Storage(url=Secret(f"sqlite:///{folder}/journal.db")),
+        auth=Auth(master_key=Secret(master_key)),
+        providers=[ProviderConfig(name="acme", kind="openai", base_url="http://127.0.0.1:9/v1",
+                                  api_key=Secret("sk-file"))],
+        models=[
+            ModelConfig(name="small", provider="acme", input_usd_per_mtok=0.1, output_usd_per_mtok=0.4),
+            ModelConfig(name="large", provider="acme", input_usd_per_mtok=2.0, output_usd_per_mtok=8.0),
+        ],
+        routes=[RouteConfig(name="auto", models=["small", "large"], explore=0.2, cost_weight=0.5, store_text=True)],
+    )  # fmt: skip
+    Path(config.server.run_dir).mkdir(exist_ok=True)
+    return Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+
+
+@pytest.fixture
+async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(desk) as client:
+        yield client
+
+
+def client_of(desk: Desk, base_url: str = "http://localhost:8081", peer: str = "127.0.0.1") -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(make_admin(desk), client=(peer, 1)), base_url=base_url
+    )

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.admin.actor import Actor
+from gateway.admin.decisions import explain, facets, replay, search
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.decisions import ReplayWanted
+from gateway.errors import CallerError, NotFound
+from gateway.journal import search as journal
+from gateway.journal.outcome import NAMES, flags_of
+from gateway.journal.record import DecisionRecord, EvidenceRecord
+from gateway.journal.search import DecisionFilter
+from tests.gateway.admin.traffic import explored, recent, write
+from tests.gateway.journal.records import attempt, feedback
+
+OPERATOR, VIEWER = Actor("ann", "operator"), Actor("vic", "viewer")
+
+
+def mixed(count: int, seed: int = 0) -> list[DecisionRecord]:
+    rng = random.Random(seed)
+    return [
+        recent(
+            number, tenant=rng.choice(["acme", "other"]), route=rng.choice(["auto", "code"]),
+            answered_model=rng.choice(["small", "large"]), cost_nanousd=rng.choice([0, 1000, 50_000]),
+            status=rng.choice([200, 200, 500]), cache=rng.choice(["miss", "hit"]),
+            key_id=rng.choice(["key_1", "audit"]), time_s=1.7e9 + number // 2,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+FILTERS: list[dict[str, Any]] = [
+    {}, {"tenant": "acme"}, {"route": "code", "answered_model": "large"}, {"outcome": "error"}, {"outcome": "ok"},
+    {"outcome": "cached", "tenant": "other"}, {"min_cost_usd": 2e-5}, {"max_cost_usd": 0.0}, {"key_id": "audit"},
+    {"since_s": 1.7e9 + 20, "until_s": 1.7e9 + 60}, {"errors_only": True, "route": "auto"}, {"tenant": "nobody"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", FILTERS)
+@pytest.mark.parametrize("looked_at", [7, 10_000])
+def test_following_the_pages_finds_every_match_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], looked_at: int
+) -> None:
+    """Newest first, whatever is asked, and however little one page may look at: what a reading of all would find."""
+    monkeypatch.setattr(journal, "LOOKED_AT", looked_at)
+    records = mixed(150)
+    write(desk, *records)
+    wanted, seen, cursor = DecisionFilter(**asked), list[str](), ""
+    for _ in range(200):
+        page = search(desk, wanted, cursor, limit=10)
+        seen += [row.id for row in page.data]
+        if page.next is None:
+            break
+        cursor = page.next
+    expected = sorted((one for one in records if fits(one, wanted)), key=lambda one: (one.time_s, one.id), reverse=True)
+    assert seen == [one.id for one in expected]
+
+
+def fits(one: DecisionRecord, wanted: DecisionFilter) -> bool:
+    flags, cost_usd = flags_of(one), one.cost_nanousd / 1e9
+    outcome = True if not wanted.outcome else flags == 0 if wanted.outcome == "ok" else flags & NAMES[wanted.outcome]
+    names = ("tenant", "route", "answered_model", "key_id")
+    return bool(
+        all(getattr(wanted, name) in ("", getattr(one, name)) for name in names)
+        and wanted.since_s <= one.time_s < wanted.until_s and outcome and (not wanted.errors_only or one.status >= 400)
+        and (wanted.min_cost_usd is None or cost_usd >= wanted.min_cost_usd)
+        and (wanted.max_cost_usd is None or cost_usd <= wanted.max_cost_usd)
+    )  # fmt: skip
+
+
+def test_a_search_that_makes_no_sense_is_refused(desk: Desk) -> None:
+    """An unknown outcome, a time that ends before it begins, a cursor that isn't ours."""
+    for wanted, cursor in (
+        (DecisionFilter(outcome="nice"), ""), (DecisionFilter(since_s=5, until_s=1), ""), (DecisionFilter(), "x:y"),
+    ):  # fmt: skip
+        with pytest.raises(CallerError):
+            search(desk, wanted, cursor)
+
+
+def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
+    """Who could not answer and why, who answered, what was thrown away, what it would have cost elsewhere."""
+    record = recent(
+        1, plan=("small", "large"), thresholds=(0.8, None), answered_model="large", verdict="last", cost_nanousd=10_000,
+        attempts=(attempt("small", evidence=EvidenceRecord(confidence=0.6)), attempt("large", cost_nanousd=9000)),
+        excluded={"tiny": "context too short"},
+    )  # fmt: skip
+    write(desk, record, feedback(1, 0.25))
+    told = explain(desk, "chatcmpl-1", OPERATOR)
+    said = " ".join(told.summary)
+    assert "tiny could not answer: prompt and answer would not fit into its context." in said
+    assert "small answered after 0.20 s, and its answer was not kept (confidence 0.60, needed 0.80)." in said
+    assert "Of $1e-05 in all, $1e-06 went to answers that were not kept." in said
+    assert [one.kept for one in told.attempts] == [False, True]
+    assert [(one.model, one.chosen, one.answered) for one in told.candidates] == [
+        ("small", True, False), ("large", False, True),
+    ]  # fmt: skip
+    assert told.excluded[0].meaning == "prompt and answer would not fit into its context"
+    assert told.counterfactual_usd == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5)}
+    assert told.feedback[0].score == 0.25 and told.outcomes == ["escalated"]
+    with pytest.raises(NotFound):
+        explain(desk, "dec_2", OPERATOR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cache": "semantic", "model": "", "attempts": (), "saved_nanousd": 5000}, "other words, which saved $5e-06"),
+        ({"model": "", "attempts": (), "error": "over_budget", "status": 429, "answered_model": ""}, "(over_budget)"),
+        ({"reason": "pinned", "model": "small"}, "The client named small itself"),
+        ({"knobs": {"cost_weight": 0.9}}, "with its own cost weight 0.9"),
+    ],
+)
+def test_each_way_to_an_answer_has_its_sentence(desk: Desk, changes: dict[str, Any], words: str) -> None:
+    """From the cache, refused, pinned, with knobs of its own."""
+    write(desk, recent(1, **changes))
+    assert words in " ".join(explain(desk, "dec_1", VIEWER).summary)
+
+
+def test_texts_are_not_for_viewers(desk: Desk) -> None:
+    """An operator reads prompt and answer; a viewer sees that the decision is there."""
+    write(desk, recent(1, prompt_text="my secret question", answer_text="my secret answer"))
+    assert explain(desk, "dec_1", OPERATOR).prompt_text == "my secret question"
+    assert "my secret" not in explain(desk, "dec_1", VIEWER).model_dump_json()
+
+
+def test_a_decision_is_made_again_with_another_knob(desk: Desk) -> None:
+    """Then and now side by side; where no router was asked there is nothing to make again."""
+    (record, *_) = explored(1)
+    write(desk, record, recent(2, id="dec_hit", cache="hit", cache_why={"entry": "e"}, model=""))
+    told = replay(desk, "dec_0", ReplayWanted(cost_weight=1.0))
+    assert told.replayed.model == "small" and told.recorded.model in ("small", "large")
+    assert any("cost_weight 1" in note for note in told.notes)
+    with pytest.raises(CallerError, match="nothing to decide again"):
+        replay(desk, "dec_hit", ReplayWanted())
+    with pytest.raises(CallerError, match="can't be asked"):
+        replay(desk, "dec_0", ReplayWanted(router="no/such.safetensors"))
+
+
+def test_what_can_be_asked_for_comes_from_the_sums(desk: Desk) -> None:
+    """Routes, models, tenants and keys of late, each once."""
+    write(desk, recent(1), recent(2, route="code", tenant="other"))
+    assert facets(desk) == {"route": ["auto", "code"], "model": ["small"], "tenant": ["acme", "other"],
+                            "key_id": ["key_1"]}  # fmt: skip
+
+
+async def test_everything_is_typed_for_scripts(client: httpx.AsyncClient) -> None:
+    """OpenAPI names every path of every page, and no answer of them is untyped."""
+    told = (await client.get("/admin/openapi.json")).json()
+    for path in ("/admin/overview", "/admin/routes/{route}/preview", "/admin/decisions/{id}/replay", "/admin/learning",
+                 "/admin/certificates/{route}", "/admin/cache/entries", "/admin/fleet", "/admin/keys", "/admin/tenants",
+                 "/admin/labels", "/admin/audit", "/admin/users", "/admin/session"):  # fmt: skip
+        for method, operation in told["paths"][path].items():
+            for status, answer in operation["responses"].items():
+                if status.startswith("2") and status != "204":
+                    assert answer["content"]["application/json"]["schema"], (method, path)

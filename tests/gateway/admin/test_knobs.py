@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.admin import audit, changes, knobs
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.knobs import KnobChange, Knobs, TrialWanted
+from gateway.errors import CallerError, HeadgateError, NotFound
+from gateway.journal.store import Store
+from gateway.settings import read_settings
+from tests.gateway.admin.traffic import explored, write
+
+ANN, BOB = Actor("ann", "operator"), Actor("bob", "operator")
+
+
+def turn(desk: Desk, who: Actor, version: int, **stated: Any) -> Any:
+    return knobs.apply(desk, who, "auto", KnobChange(knobs=Knobs(**stated), version=version, why="to see"))
+
+
+def test_a_knob_is_in_force_and_on_record(desk: Desk) -> None:
+    """Workers' file, the route's page, the history and the audit log say the same; what was not named stays."""
+    done = turn(desk, ANN, 0, cost_weight=0.9)
+    assert (done.setting.version, done.setting.actor) == (1, "ann")
+    assert read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.9}}
+    page = knobs.route_detail(desk, "auto")
+    assert (page.knobs.cost_weight, page.knobs.explore, page.configured.cost_weight) == (0.9, 0.2, 0.5)
+    assert [one.version for one in page.history] == [1]
+    (line,) = audit.audit_log(desk, action="setting.save")
+    assert (line.actor, line.target, line.detail["why"]) == ("ann", "route:auto", "to see")
+    assert line.undo == {"name": "route:auto", "version": 1}
+
+
+def test_of_two_operators_the_second_learns_who_was_first(desk: Desk) -> None:
+    """Nothing of the second change is in force, and he sees what is."""
+    turn(desk, ANN, 0, cost_weight=0.9)
+    with pytest.raises(Conflict, match="ann changed route:auto") as conflict:
+        turn(desk, BOB, 0, cost_weight=0.1)
+    assert conflict.value.current is not None and conflict.value.current.value == {"cost_weight": 0.9, "trial": None}
+    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.9
+
+
+def test_of_many_at_the_same_moment_one_gets_through(desk: Desk) -> None:
+    """Whatever the threads do: one version, one audit line, the others are told."""
+    told: list[str] = []
+
+    def one(number: int) -> None:
+        try:
+            turn(desk, Actor(f"operator {number}", "operator"), 0, cost_weight=number / 10)
+            told.append("done")
+        except Conflict:
+            told.append("conflict")
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == ["conflict"] * 4 + ["done"]
+    assert len(changes.history(desk, "route:auto")) == 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "field"),
+    [({"max_latency_s": 0.0}, "max_latency_s"), ({"min_quality": 0.0}, "min_quality")],
+)
+def test_what_no_file_could_hold_is_refused_with_its_place(desk: Desk, stated: dict[str, float], field: str) -> None:
+    """And leaves no trace: no version, no audit line, no file."""
+    with pytest.raises(CallerError) as refused:
+        turn(desk, ANN, 0, **stated)
+    assert refused.value.status == 422 and field in str(refused.value.param)
+    assert changes.setting(desk, "route:auto").version == 0
+    assert audit.audit_log(desk) == []
+    assert not read_settings(desk.run_dir).overlay.routes
+
+
+def test_a_change_is_undone_step_by_step(desk: Desk) -> None:
+    """Undo is a new version; only whoever saw the one in force may."""
+    turn(desk, ANN, 0, cost_weight=0.9)
+    turn(desk, ANN, 1, cost_weight=0.1)
+    with pytest.raises(Conflict):
+        knobs.undo(desk, BOB, "auto", 1)
+    knobs.undo(desk, BOB, "auto", 2)
+    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.9
+    audit.undo_setting(desk, BOB, "route:auto", 3)
+    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.1
+    with pytest.raises(CallerError, match="never changed"):
+        changes.undo(desk, BOB, "route:other", 0)
+
+
+def test_a_value_set_to_nothing_is_no_value(desk: Desk) -> None:
+    """None unsets what the file says; leaving a knob out brings the file's back."""
+    turn(desk, ANN, 0, cost_weight=None, min_quality=0.8)
+    assert knobs.route_detail(desk, "auto").knobs.cost_weight is None
+    turn(desk, ANN, 1)
+    page = knobs.route_detail(desk, "auto")
+    assert (page.knobs.cost_weight, page.knobs.min_quality) == (0.5, None)
+
+
+def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version can't be stored: 503, and workers keep what they had."""
+    before = read_settings(desk.run_dir)
+
+    def away(*_: object, **__: object) -> int:
+        raise sa.exc.OperationalError("insert", {}, OSError("gone"))
+
+    monkeypatch.setattr(Store, "save_setting", away)
+    with pytest.raises(HeadgateError) as fault:
+        turn(desk, ANN, 0, cost_weight=0.9)
+    assert fault.value.status == 503
+    assert read_settings(desk.run_dir) == before
+
+
+def test_a_preview_says_what_would_change_or_what_it_takes_to_know(desk: Desk) -> None:
+    """Nothing logged, too little logged, enough: a refusal with its price, then figures with intervals."""
+    empty = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    assert empty.rounds == 0 and empty.cost_usd.difference.refusal is not None
+    write(desk, *explored(30))
+    desk.kept.clear()
+    few = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    assert few.quality.difference.refusal is not None
+    assert (few.quality.difference.refusal.explored_calls or 0) > 0 and "more explored calls" in few.message
+    write(desk, *explored(500, seed=1))
+    desk.kept.clear()
+    told = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    cost, quality = told.cost_usd.difference.interval, told.quality.difference.interval
+    assert cost is not None and cost.high < 0.0
+    assert quality is not None and quality.value < 0.0
+    assert told.shares_then["small"] > 0.85 and sum(told.shares_then.values()) == pytest.approx(1.0)
+    assert told.day_usd.difference.interval is not None and told.requests_per_day > 0
+    assert knobs.preview(desk, "auto", Knobs()).message == "These are the knobs in force."
+    with pytest.raises(NotFound):
+        knobs.preview(desk, "nowhere", Knobs())
+
+
+def test_a_frontier_has_the_present_point_the_models_and_the_settings(desk: Desk) -> None:
+    """Kept for the page to read; before there is anything it says so."""
+    assert knobs.route_detail(desk, "auto").frontier.time_s is None
+    write(desk, *explored(500))
+    told = knobs.refresh_frontier(desk, "auto")
+    kinds = [point.kind for point in told.points]
+    assert kinds[:3] == ["now", "model", "model"] and kinds.count("knob") >= 5
+    costs = {point.label: point.cost_usd.interval for point in told.points}
+    assert costs["small"] is not None and costs["large"] is not None and costs["small"].high < costs["large"].low
+    assert knobs.route_detail(desk, "auto").frontier.points == told.points
+
+
+def test_knobs_are_tried_before_they_are_applied(desk: Desk) -> None:
+    """A canary reaches the workers, the shadow doesn't; adopting turns the trial into the route's knobs."""
+    tried = TrialWanted(kind="shadow", knobs=Knobs(cost_weight=1.0), version=0)
+    knobs.start_trial(desk, ANN, "auto", tried)
+    assert not read_settings(desk.run_dir).overlay.trials
+    write(desk, *explored(300))
+    with desk.store.engine.begin() as connection:  # begun before the traffic
+        connection.exec_driver_sql("UPDATE settings SET value = json_set(value, '$.trial.since_s', 0)")
+    desk.kept.clear()
+    shadow = knobs.route_detail(desk, "auto").trial_detail
+    assert shadow is not None and shadow.rounds == 300 and shadow.agreement is not None
+    assert shadow.cost_usd.interval is not None and shadow.cost_usd.interval.high < 0.0
+    knobs.start_trial(desk, ANN, "auto", tried.model_copy(update={"kind": "canary", "share": 0.3, "version": 1}))
+    (trial,) = read_settings(desk.run_dir).overlay.trials.values()
+    assert (trial.share, trial.knobs) == (0.3, {"cost_weight": 1.0})
+    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.5
+    knobs.adopt_trial(desk, BOB, "auto", 2)
+    page = knobs.route_detail(desk, "auto")
+    assert (page.knobs.cost_weight, page.trial, page.trial_detail) == (1.0, "", None)
+    with pytest.raises(CallerError, match="nothing is tried"):
+        knobs.end_trial(desk, BOB, "auto", 3)
+
+
+@pytest.mark.parametrize(("share", "stated"), [(0.0, {}), (1.0, {}), (0.1, {"explore": 0.5})])
+def test_a_canary_that_could_not_be_one_is_refused(desk: Desk, share: float, stated: dict[str, float]) -> None:
+    """No share, all of it, or a knob that no canary can turn."""
+    with pytest.raises(CallerError):
+        wanted = TrialWanted(kind="canary", knobs=Knobs(**stated), share=share, version=0)
+        knobs.start_trial(desk, ANN, "auto", wanted)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.admin import certificates, labels, learning, upkeep
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.certificates import CertificateWanted
+from gateway.admin.shapes.labels import LabelWanted
+from gateway.admin.shapes.learning import CanaryWanted
+from gateway.admin.upkeep import Seen
+from gateway.errors import CallerError, NotFound
+from gateway.journal.rollup_tables import certificates as certificate_table
+from gateway.journal.store import RouterVersion
+from gateway.promote import Versions
+from gateway.settings import read_settings
+from routers.artifact import Card
+from routers.registry import open_router, save_router
+from tests.gateway.admin.traffic import explored, recent, write
+
+ANN, VIC = Actor("ann", "operator"), Actor("vic", "viewer")
+
+
+def artefact(folder: Path, number: int) -> Path:
+    """The shipped router under another version."""
+    router = open_router("default")
+    path = folder / f"{number}.safetensors"
+    save_router(path, router, Card(router.name, router.version, router.features_version, (), data_checksum=str(number)))
+    return path
+
+
+@pytest.fixture
+def two(desk: Desk, tmp_path: Path) -> tuple[str, str]:
+    """Two versions of the route's router, neither serving."""
+    known = Versions(desk.store, desk.run_dir)
+    made = [
+        known.add("auto", artefact(tmp_path, number), actor="learn",
+                  metrics={"parent": "p", "label": f"linear@{number}", "gate": {"passed": True, "reason": "better"}})
+        for number in (1, 2)
+    ]  # fmt: skip
+    return made[0].version, made[1].version
+
+
+def states(desk: Desk) -> dict[str, str]:
+    return {one.version: one.state for one in learning.learning(desk, "auto")[0].versions}
+
+
+def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(desk: Desk, two: tuple[str, str]) -> None:
+    """What may be done with it is said at every step, and workers' settings follow."""
+    first, second = two
+    learning.promote(desk, ANN, "auto", first)
+    learning.begin_canary(desk, ANN, "auto", second, CanaryWanted(share=0.25))
+    assert states(desk) == {first: "live", second: "canary"}
+    assert read_settings(desk.run_dir).canaries["auto"].share == 0.25
+    told = {one.version: one for one in learning.learning(desk, "auto")[0].versions}
+    assert told[second].may == ["promote", "end_canary"] and told[first].may == ["roll_back"]
+    assert told[second].gate is not None and told[second].gate.passed and told[second].parent == "p"
+    learning.end_canary(desk, ANN, "auto")
+    assert "auto" not in read_settings(desk.run_dir).canaries and states(desk)[second] == "candidate"
+    learning.promote(desk, ANN, "auto", second)
+    assert read_settings(desk.run_dir).routers["auto"].endswith(f"{second}.safetensors")
+    assert learning.roll_back(desk, ANN, "auto").version == first
+    assert states(desk) == {first: "live", second: "rolled_back"}
+    actions = [row["action"] for row in desk.store.audit_log()]
+    assert "router.canary" in actions and "router.rolled_back" in actions
+
+
+def test_what_can_not_serve_is_refused(desk: Desk, two: tuple[str, str]) -> None:
+    """No such version or route, a file that is gone, a share of all."""
+    with pytest.raises(CallerError, match="no single version"):
+        learning.promote(desk, ANN, "auto", "zzz")
+    with pytest.raises(NotFound):
+        learning.promote(desk, ANN, "nowhere", two[0])
+    with pytest.raises(CallerError, match="share"):
+        learning.begin_canary(desk, ANN, "auto", two[0], CanaryWanted(share=1.0))
+    with pytest.raises(CallerError, match="no promoted version"):
+        learning.roll_back(desk, ANN, "auto")
+
+
+def test_a_route_is_looked_over_when_something_came(desk: Desk) -> None:
+    """Alarms, calibration and drift are there to be read; nothing new, nothing done."""
+    seen: dict[str, Seen] = {}
+    assert upkeep.step(desk, seen, 0.0) is False  # an empty journal is as it was
+    write(desk, *explored(300))
+    assert upkeep.step(desk, seen, 100.0)
+    told = learning.learning(desk)[0]
+    assert told.rounds == 300 and told.labelled == 300 and told.time_s is not None
+    assert {one.model for one in told.calibration} == {"small", "large"}
+    for one in told.calibration:
+        assert sum(part.n for part in one.bins) == one.n
+        assert all(0.0 <= part.scored.low <= part.scored.value <= part.scored.high <= 1.0 for part in one.bins)
+    assert sum(point.rounds for point in told.drift) == 300
+    assert upkeep.step(desk, seen, 200.0)  # the frontier, which is looked after more seldom
+    assert upkeep.step(desk, seen, 300.0) is False
+
+
+def test_alarms_are_counted_and_listed(desk: Desk) -> None:
+    """A route without scores raises one."""
+    records = explored(300)
+    write(desk, *[one for one in records if one.id.startswith("dec_")], records[1])
+    upkeep.step(desk, {}, 100.0)
+    kinds = [one.kind for one in learning.alarms(desk)]
+    assert "unlabelled" in kinds and desk.alarms == len(kinds)
+
+
+def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(desk: Desk) -> None:
+    """Readable ones first; a labelled decision leaves the queue; a second label replaces the first."""
+    records = explored(120)
+    write(desk, *[one for one in records if one.id.startswith("dec_")], recent(5000, id="dec_blind"))
+    upkeep.look_over(desk, "auto", Seen())
+    queue = labels.queue(desk, ANN, limit=5)
+    assert len(queue.data) == 5 and all(one.prompt_text for one in queue.data)
+    gains = [one.gain for one in queue.data]
+    assert gains == sorted(gains, reverse=True) and queue.waiting >= 120
+    assert all(not one.prompt_text for one in labels.queue(desk, VIC).data)
+    first = queue.data[0].id
+    assert labels.label(desk, ANN, first, LabelWanted(score=0.0)).source == "label"
+    labels.label(desk, ANN, first, LabelWanted(score=1.0, label="right"))
+    assert first not in [one.id for one in labels.queue(desk, ANN, limit=60).data]
+    (said,) = [one for one in labels.feedback(desk).data if one.decision_id == first]
+    assert (said.score, said.label) == (1.0, "right")
+    assert labels.feedback_summary(desk).by_source["label"] == 1
+    with pytest.raises(NotFound):
+        labels.label(desk, ANN, "dec_nowhere", LabelWanted(score=1.0))
+
+
+def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(desk: Desk) -> None:
+    """Too little: how much more. Enough: the object with its data, assumption, bound and date; and it is kept."""
+    write(desk, *explored(60))
+    few = certificates.issue(desk, ANN, "auto", CertificateWanted(floor=0.9))
+    assert few.certificate is None and few.refusal is not None and (few.refusal.calls or 0) > 0
+    write(desk, *explored(2000, seed=2))
+    desk.kept.clear()
+    wanted = CertificateWanted(floor=0.7, apply=True, version=0)
+    told = certificates.issue(desk, ANN, "auto", wanted).certificate
+    assert told is not None and told.standing == "valid" and told.reference == "large"
+    assert told.rows == 2000 and told.p_value <= 0.05 and told.assumption and told.bound and told.data_checksum
+    assert desk.current.routes[0].cost_weight == told.cost_weight
+    assert certificates.certificates(desk)[0].id == told.id
+    with pytest.raises(Conflict):
+        certificates.issue(desk, ANN, "auto", wanted)
+    assert certificates.revoke(desk, ANN, told.id).standing == "revoked"
+
+
+def test_drift_withdraws_a_certificate_and_turns_the_knob_back(desk: Desk) -> None:
+    """Quality sinks far below the floor after it was issued: withdrawn, and all goes by quality again."""
+    write(desk, *explored(2000, seed=2))
+    wanted = CertificateWanted(floor=0.7, apply=True, version=0)
+    told = certificates.issue(desk, ANN, "auto", wanted).certificate
+    assert told is not None
+    with desk.store.engine.begin() as connection:  # issued before the traffic
+        text = told.model_copy(update={"issued_s": 1.0, "floor": 1.0}).model_dump_json()
+        connection.execute(sa.update(certificate_table).values(payload=text, issued_s=1.0))
+    upkeep.look_over(desk, "auto", Seen())
+    (after,) = certificates.certificates(desk)
+    assert after.standing == "withdrawn" and after.coverage is not None and after.held is False
+    assert after.coverage.high < 1.0 and "cost weight 0" in after.note
+    assert desk.current.routes[0].cost_weight == 0.0
+    assert time.time() - after.standing_since_s < 60
+
+
+def test_versions_of_routes_that_are_gone_disturb_nobody(desk: Desk) -> None:
+    """A version of an unknown route is listed nowhere."""
+    desk.store.save_router_version(RouterVersion("gone", "1", 1.0, "live"), "admin")
+    assert learning.learning(desk)[0].versions == []

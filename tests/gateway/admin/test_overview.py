@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict
+from gateway.admin.desk import Desk
+from gateway.admin.overview import declare_baseline, overview
+from gateway.admin.savings import against
+from gateway.admin.upkeep import Seen, beside_chance, look_over
+from gateway.config import Config, ModelConfig
+from gateway.errors import CallerError
+from gateway.journal.record import CandidateRecord, DecisionRecord
+from gateway.journal.rollup import rollup_rows
+from gateway.journal.rollup_tables import ADDED, LATENCY, bucket
+from gateway.journal.sums import quantile_s
+from gateway.learn.dataset import log_of
+from tests.gateway.admin.traffic import COST, explored, recent, write
+from tests.gateway.journal.records import attempt, decision
+
+ADMIN = Actor("ann", "admin")
+
+
+def test_an_empty_journal_has_empty_figures(desk: Desk) -> None:
+    """No division by nothing, no error: zeros, and reasons where a figure would be."""
+    told = overview(desk, "week")
+    assert told.empty and told.totals.requests == 0 and told.totals.latency_p50_s is None
+    assert told.baseline.refusal == "nothing was asked in this time"
+    assert told.random.saved_usd.refusal is not None
+    assert len(told.series) == 7 * 24
+
+
+@pytest.mark.parametrize("window", ["hour", "day", "week", "month"])
+def test_the_figures_are_those_of_the_decisions(desk: Desk, window: Any) -> None:
+    """Counts, spend and shares add up, whatever grain they are read from; the series has every step."""
+    write(desk, *(recent(n, ttft_s=0.05) for n in range(1, 31)), recent(31, status=500, answered_model=""),
+          recent(32, cache="hit", attempts=(), cost_nanousd=0, saved_nanousd=900))  # fmt: skip
+    told = overview(desk, window)
+    assert (told.totals.requests, told.totals.errors, told.totals.cache_hits) == (32, 1, 1)
+    assert told.totals.cost_usd == pytest.approx(31 * 1e-6)
+    assert told.totals.latency_p50_s == pytest.approx(0.2, rel=0.3)
+    assert sum(point.requests for point in told.series) == 32
+    assert sum(one.cost_usd for one in told.by_model) == pytest.approx(told.totals.cost_usd)
+    assert [one.name for one in told.by_tenant] == ["acme"]
+
+
+def test_one_route_or_tenant_alone(desk: Desk) -> None:
+    """Filters leave the others out."""
+    write(desk, recent(1), recent(2, route="code", tenant="other"))
+    assert overview(desk, "day", route="code").totals.requests == 1
+    assert overview(desk, "day", tenant="acme").totals.requests == 1
+    assert overview(desk, "day", tenant="acm").totals.requests == 0
+
+
+def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(desk: Desk) -> None:
+    """By hand: the answers' tokens at the baseline's prices, and every attempt, audit and failure taken off."""
+    write(
+        desk,
+        recent(1),
+        recent(2, plan=("small", "large"), answered_model="large", cost_nanousd=10_000,
+               attempts=(attempt("small"), attempt("large", cost_nanousd=9000))),
+        recent(3, key_id="audit", cost_nanousd=700),
+        recent(4, status=502, answered_model="", attempts=(attempt("small", failure="reset"),)),
+    )  # fmt: skip
+    told = overview(desk, "hour").baseline
+    per_answer = (12 * 2.0 + 5 * 8.0) / 1e6
+    spent = (1000 + 10_000 + 700 + 1000) / 1e9
+    assert told.model == "large" and not told.declared
+    assert told.baseline_usd is not None and told.saved_usd is not None
+    assert told.baseline_usd.value == pytest.approx(2 * per_answer)
+    assert told.saved_usd.value == pytest.approx(2 * per_answer - spent)
+    assert told.saved_usd.low < told.saved_usd.value < told.saved_usd.high
+    extra = overview(desk, "hour").extra
+    assert (extra.judge_usd, extra.cascade_usd) == (pytest.approx(700e-9), pytest.approx(2000e-9))
+
+
+def test_a_baseline_is_declared_once_at_a_time(desk: Desk) -> None:
+    """Another model changes the figure; an unknown one and an old version are refused."""
+    write(desk, recent(1))
+    declare_baseline(desk, ADMIN, "small", 0)
+    told = overview(desk, "hour").baseline
+    assert told.declared and told.model == "small"
+    with pytest.raises(Conflict):
+        declare_baseline(desk, ADMIN, "large", 0)
+    with pytest.raises(CallerError, match="no model"):
+        declare_baseline(desk, ADMIN, "huge", 1)
+
+
+amounts = st.tuples(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 10**7))
+
+
+@given(st.lists(amounts, min_size=2, max_size=40))
+def test_the_interval_is_that_of_a_sum_of_differences(asked: list[tuple[int, int, int]]) -> None:
+    """From sums of products alone: the same spread as from each request's own difference."""
+    config = Config(models=[ModelConfig(name="big", provider="p", input_usd_per_mtok=2.0, output_usd_per_mtok=8.0)])
+    records = [one_of(number, *amount) for number, amount in enumerate(asked)]
+    rows = [row for row in rollup_rows(records) if row["span_s"] == 86400 and row["tenant"] == ""]
+    total = {name: sum(row[name] for row in rows) for name in ADDED}
+    told = against(config, "big", [{"model": "big", **total}])
+    differences = [into * 2000 + out * 8000 - cost for into, out, cost in asked]
+    n, mean = len(asked), sum(differences) / len(asked)
+    sd = (sum((one - mean) ** 2 for one in differences) / (n - 1)) ** 0.5
+    assert told.saved_usd is not None
+    assert told.saved_usd.value == pytest.approx(sum(differences) / 1e9, abs=1e-12)
+    reach = (told.saved_usd.high - told.saved_usd.low) / 2
+    assert reach == pytest.approx(1.96 * sd * n**0.5 / 1e9, rel=1e-4, abs=1e-9)
+
+
+def one_of(number: int, into: int, out: int, cost: int) -> DecisionRecord:
+    usage = {"input": into, "output": out}
+    return decision(number, answered_model="big", model="big", plan=("big",), cost_nanousd=cost,
+                    attempts=(attempt("big", usage=usage, cost_nanousd=cost),))  # fmt: skip
+
+
+def test_savings_beside_chance_are_told_once_enough_was_explored(desk: Desk) -> None:
+    """A route that is as blind as chance saves nothing beyond it: the interval holds zero; before, a refusal."""
+    write(desk, *explored(20))
+    look_over(desk, "auto", Seen())
+    few = overview(desk, "hour").random
+    assert few.saved_usd.refusal is not None and "explored calls" in few.saved_usd.refusal.message
+    write(desk, *explored(600, seed=1))
+    look_over(desk, "auto", Seen())
+    desk.kept.clear()
+    told = overview(desk, "hour").random
+    assert told.saved_usd.interval is not None and told.quality_gain.interval is not None
+    assert told.saved_usd.interval.low <= 0.0 <= told.saved_usd.interval.high
+    assert told.quality_gain.interval.low <= 0.0 <= told.quality_gain.interval.high
+    assert told.rounds >= 600
+
+
+def test_routing_that_knows_the_query_beats_chance() -> None:
+    """Where hard questions go to the large model, the blind mixture of the same worth costs more."""
+    told = beside_chance(log_of([knowing(number) for number in range(600)]))
+    assert told["saved_usd"]["low"] > 0.0 and told["quality_gain"]["low"] > 0.0
+
+
+def knowing(number: int) -> tuple[DecisionRecord, float]:
+    """A hard question is sent to the large model nine times of ten, an easy one to the small; small fails on hard."""
+    hard, other = number % 2 == 0, number % 10 >= 8
+    model = "large" if hard != other else "small"
+    candidates = tuple(
+        CandidateRecord(model=one, cost_usd=COST[one] / 1e9, probability=0.8 if (one == "large") == hard else 0.2)
+        for one in ("small", "large")
+    )
+    record = decision(
+        number, id=f"dec_{number}", model=model, answered_model=model, candidates=candidates, propensity=0.5,
+        prompt_text="prove this theorem" if hard else "say hello", cost_nanousd=COST[model],
+    )  # fmt: skip
+    return record, 1.0 if model == "large" or not hard else 0.0
+
+
+@given(st.lists(st.floats(0.005, 90.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.95]))
+def test_a_quantile_lies_in_its_bucket(latencies: list[float], share: float) -> None:
+    """Within a factor of 1.5 of the true one: the buckets' width."""
+    row = dict.fromkeys(LATENCY, 0)
+    for one in latencies:
+        row[LATENCY[bucket(one)]] += 1
+    wanted = sorted(latencies)[max(0, -(-int(share * len(latencies) * 1000) // 1000) - 1)]
+    found = quantile_s(row, share)
+    assert found is not None
+    assert wanted / 1.6 <= found <= wanted * 1.6 or bucket(found) in (bucket(wanted), bucket(wanted) + 1)
+
+
+async def test_a_stream_tells_of_changes_and_ends_with_the_process(desk: Desk, client: httpx.AsyncClient) -> None:
+    """The first event comes at once; a process that ends closes it."""
+    desk.shipping.shipped = 7
+    desk.closing = False
+    async with client.stream("GET", "/admin/revision") as answer:
+        told = (await answer.aread()).decode()
+    assert '"decisions":7' in told
+    desk.closing = True
+    assert (await client.get("/admin/live")).text == ""
+
+
+async def test_the_database_away_is_said_in_place(desk: Desk, client: httpx.AsyncClient, tmp_path: Path) -> None:
+    """503 with a code; health, revision and what is open go on."""
+    desk.store.engine.dispose()
+    file = Path(str(desk.config.storage.url).removeprefix("sqlite:///"))
+    file.unlink()
+    file.mkdir()
+    desk.doorman.users = (0, time.monotonic())
+    for method, path in (("GET", "/admin/overview"), ("PUT", "/admin/routes/auto/knobs"), ("GET", "/admin/fleet")):
+        answer = await client.request(method, path, json={"knobs": {"cost_weight": 0.9}, "version": 0})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable"), path
+    assert (await client.get("/admin/revision")).status_code == 200
+    assert (await client.get("/healthz")).status_code == 200

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.admin import audit, knobs, models, tenants
+from gateway.admin.actor import Actor
+from gateway.admin.changes import Conflict
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.access import TenantWanted
+from gateway.admin.shapes.models import ModelWanted, ProviderWanted
+from gateway.errors import CallerError
+from gateway.overlay import FILE, read_secrets
+from tests.gateway.admin.traffic import recent, write
+
+ADMIN = Actor("ann", "admin")
+SECRET = "sk-very-secret-indeed"
+
+
+def provider(**stated: Any) -> ProviderWanted:
+    return ProviderWanted(**{"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "version": 0, **stated})
+
+
+def card(desk: Desk, name: str) -> Any:
+    return next(one for one in models.fleet(desk).providers if one.name == name)
+
+
+def test_a_secret_goes_in_once_and_never_comes_out(desk: Desk) -> None:
+    """Not on a page, not in the audit log, not in the database, not in the workers' file; only in one of mode 0600."""
+    models.put_provider(desk, ADMIN, "new", provider(api_key=SECRET, headers={"x-team": SECRET + "2"}))
+    shown = models.fleet(desk).model_dump_json() + json.dumps([one.model_dump() for one in audit.audit_log(desk)])
+    database = b"".join(path.read_bytes() for path in desk.run_dir.parent.glob("journal.db*"))
+    settings = (desk.run_dir / "settings.json").read_bytes()
+    assert SECRET not in shown and SECRET.encode() not in database + settings
+    assert (card(desk, "new").api_key_set, card(desk, "new").header_names) == (True, ["x-team"])
+    assert (desk.run_dir / FILE).stat().st_mode & 0o777 == 0o600
+    held = next(one for one in desk.current.providers if one.name == "new")
+    assert held.api_key == SECRET and held.headers["x-team"] == SECRET + "2"
+    assert SECRET not in repr(held)
+
+
+def test_a_secret_that_is_not_said_again_stays_and_an_empty_one_goes(desk: Desk) -> None:
+    """Left out: kept. Empty: removed. Of an environment variable only its name is kept."""
+    models.put_provider(desk, ADMIN, "new", provider(api_key=SECRET))
+    models.put_provider(desk, ADMIN, "new", provider(max_connections=7, version=1))
+    held = next(one for one in desk.current.providers if one.name == "new")
+    assert (held.api_key, held.max_connections) == (SECRET, 7)
+    models.put_provider(desk, ADMIN, "new", provider(api_key="", version=2))
+    assert not card(desk, "new").api_key_set
+    kept = len(read_secrets(desk.run_dir))
+    models.put_provider(desk, ADMIN, "new", provider(api_key="${HOME}", version=3))
+    assert len(read_secrets(desk.run_dir)) == kept
+    assert next(one for one in desk.current.providers if one.name == "new").api_key == str(Path.home())
+
+
+def test_a_provider_of_the_file_keeps_its_secret_when_something_else_changes(desk: Desk) -> None:
+    """And is as the file says once the change is removed."""
+    models.put_provider(desk, ADMIN, "acme", provider(base_url="http://127.0.0.1:10/v1"))
+    held = desk.current.providers[0]
+    assert (held.api_key, held.base_url) == ("sk-file", "http://127.0.0.1:10/v1")
+    assert card(desk, "acme").source == "file, changed here"
+    models.remove_provider(desk, ADMIN, "acme", 1)
+    assert desk.current.providers == desk.config.providers and card(desk, "acme").source == "file"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        (provider(base_url="ftp://x"), "base_url"), (provider(base_url=""), "base_url"),
+        (provider(kind="local", base_url=""), "base_url"), (provider(max_connections=0), "max_connections"),
+        (provider(headers={"x": None}), "headers"), (provider(headers={"bad name": "x"}, api_key="k"), "headers"),
+    ],
+)  # fmt: skip
+def test_a_provider_that_could_not_work_is_refused_whole(desk: Desk, wanted: ProviderWanted, field: str) -> None:
+    """With the field's name; nothing of it is kept."""
+    with pytest.raises(CallerError) as refused:
+        models.put_provider(desk, ADMIN, "new", wanted)
+    assert field in str(refused.value.param)
+    assert desk.current == desk.config and audit.audit_log(desk) == []
+
+
+def test_a_model_joins_its_routes_in_one_step_and_leaves_them_as_one(desk: Desk) -> None:
+    """In the configuration, on the pages; a provider in use can't go."""
+    models.put_provider(desk, ADMIN, "new", provider(api_key=SECRET))
+    models.put_model(desk, ADMIN, "third", ModelWanted(provider="new", routes=["auto"], version=0))
+    assert desk.current.routes[0].models == ["small", "large", "third"]
+    told = models.fleet(desk).models[-1]
+    assert (told.name, told.source, told.routes, told.health) == ("third", "here", ["auto"], "unknown")
+    with pytest.raises(CallerError, match="no provider named 'new'"):
+        models.remove_provider(desk, ADMIN, "new", 1)
+    models.put_model(desk, ADMIN, "small", ModelWanted(provider="acme", input_usd_per_mtok=9, routes=[], version=0))
+    assert desk.current.routes[0].models == ["large", "third"]
+    assert desk.current.models[0].input_usd_per_mtok == 9.0
+    with pytest.raises(Conflict):
+        models.put_model(desk, ADMIN, "third", ModelWanted(provider="new", version=0))
+    models.remove_model(desk, ADMIN, "third", 1)
+    models.remove_model(desk, ADMIN, "small", 1)
+    assert desk.current.routes == desk.config.routes and desk.current.models == desk.config.models
+
+
+def test_a_route_is_never_left_without_a_model(desk: Desk) -> None:
+    """The last one can't be taken out of it; nor can a route be joined that isn't there."""
+    models.put_model(desk, ADMIN, "small", ModelWanted(provider="acme", routes=[], version=0))
+    with pytest.raises(CallerError, match="names no model"):
+        models.put_model(desk, ADMIN, "large", ModelWanted(provider="acme", routes=[], version=0))
+    with pytest.raises(CallerError, match="no route is called nowhere"):
+        models.put_model(desk, ADMIN, "large", ModelWanted(provider="acme", routes=["nowhere"], version=0))
+
+
+async def test_only_admins_change_what_costs_money(client: httpx.AsyncClient, desk: Desk) -> None:
+    """An unknown field is refused, and so is a name that no file could hold."""
+    for path, body in (
+        ("/admin/providers/new", {"kind": "openai", "version": 0, "apikey": "x"}),
+        ("/admin/providers/%20", {"kind": "openai", "base_url": "http://x/v1", "version": 0}),
+        ("/admin/models/x", {"provider": "acme", "input_usd_per_mtok": -1, "version": 0}),
+        ("/admin/models/x", {"provider": "acme", "input_usd_per_mtok": "NaN", "version": 0}),
+    ):
+        answer = await client.put(path, json=body)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["message"]
+
+
+def test_a_provider_is_tried_without_spending(desk: Desk) -> None:
+    """Nobody listens there, and that is what is said."""
+    told = models.check_provider(desk, ADMIN, "acme")
+    assert not told.ok and "no answer" in told.detail
+
+
+def test_tenants_get_budgets_and_show_what_they_spent(desk: Desk) -> None:
+    """Seen in traffic first; then with a budget of its own, which workers go by."""
+    write(desk, recent(1), recent(2, cost_nanousd=500_000_000))
+    (seen,) = tenants.tenants(desk)
+    assert (seen.name, seen.source, seen.month_requests) == ("acme", "seen", 2)
+    tenants.put_tenant(desk, ADMIN, "acme", TenantWanted(budget_usd=1.0, budget_period="day", version=0))
+    (told,) = tenants.tenants(desk)
+    assert told.source == "here" and told.spent.used_share == pytest.approx(0.5, abs=1e-4)
+    assert desk.current.auth.tenants[0].budget_usd == 1.0
+    tenants.remove_tenant(desk, ADMIN, "acme", 1)
+    assert tenants.tenants(desk)[0].source == "seen" and desk.current.auth.tenants == []
+
+
+def test_a_change_of_prices_is_undone_from_the_audit_log_by_an_admin_only(desk: Desk) -> None:
+    """What an admin changed an operator can't take back."""
+    models.put_model(desk, ADMIN, "small", ModelWanted(provider="acme", input_usd_per_mtok=9, version=0))
+    (line,) = audit.audit_log(desk)
+    assert line.undo is not None
+    with pytest.raises(Exception, match="needs the role admin"):
+        audit.undo_setting(desk, Actor("opa", "operator"), line.undo["name"], line.undo["version"])
+    audit.undo_setting(desk, ADMIN, line.undo["name"], line.undo["version"])
+    assert desk.current.models == desk.config.models
+    assert knobs.route_cards(desk)[0].models == ["small", "large"]

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from gateway.admin import users
+from gateway.admin.actor import Actor
+from gateway.admin.desk import Desk
+from gateway.admin.sessions import COOKIE, FREE_TRIES
+from gateway.admin.shapes.access import NewUser, UserChange
+from gateway.admin.shapes.common import Role
+from gateway.admin.users import hashed, password_matches
+from gateway.journal.rollup_tables import sessions
+from tests.gateway.admin.conftest import client_of, desk_at
+
+MASTER = "a-long-master-key"
+PASSWORD = "correct horse battery"
+ADMIN = Actor("master", "admin")
+
+
+@pytest.fixture
+def guarded(migrated: Path, tmp_path: Path) -> Desk:
+    """With a master key and one user of each role."""
+    desk = desk_at(migrated, tmp_path, MASTER)
+    roles: tuple[Role, ...] = ("viewer", "operator", "admin")
+    for role in roles:
+        users.add_user(desk, ADMIN, NewUser(name=role, role=role, password=PASSWORD))
+    return desk
+
+
+@pytest.fixture
+async def browser(guarded: Desk) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(guarded) as client:
+        yield client
+
+
+async def signed_in(client: httpx.AsyncClient, user: str) -> dict[str, str]:
+    answer = await client.post("/admin/session", json={"user": user, "password": PASSWORD})
+    assert answer.status_code == 201, answer.text
+    return {"x-csrf-token": answer.json()["csrf"]}
+
+
+async def test_the_master_key_signs_in_and_the_cookie_is_kept_from_scripts_and_sites(
+    browser: httpx.AsyncClient,
+) -> None:
+    """HttpOnly, SameSite=Strict, a limited life; the session then opens what the key opens."""
+    answer = await browser.post("/admin/session", json={"master_key": MASTER})
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Max-Age=43200" in cookie
+    assert (answer.json()["user"], answer.json()["role"]) == ("master", "admin")
+    assert (await browser.get("/admin/users")).status_code == 200
+    assert MASTER not in answer.text + cookie
+
+
+async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(guarded: Desk) -> None:
+    """https: Secure. http to another machine: refused, with what to do about it."""
+    async with client_of(guarded, "https://gateway.example") as client:
+        answer = await client.post("/admin/session", json={"master_key": MASTER})
+        assert "Secure" in answer.headers["set-cookie"]
+    async with client_of(guarded, "http://gateway.example") as client:
+        answer = await client.post("/admin/session", json={"master_key": MASTER})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insecure_transport")
+        assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"master_key": "a-long-master-kez"}, {"user": "admin", "password": "wrong"},
+        {"user": "nobody", "password": "x"}, {"user": "", "password": ""}, {},
+    ],
+)  # fmt: skip
+async def test_whatever_is_wrong_is_said_in_the_same_words(browser: httpx.AsyncClient, wrong: dict[str, str]) -> None:
+    """Nobody learns which names exist."""
+    answer = await browser.post("/admin/session", json=wrong)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (401, "the name or the secret is wrong")
+
+
+async def test_failed_tries_are_slowed_down_and_the_right_secret_has_to_wait_too(browser: httpx.AsyncClient) -> None:
+    """After the free tries 429 with a time to wait; other users on other machines are not held up."""
+    for _ in range(int(FREE_TRIES)):
+        await browser.post("/admin/session", json={"user": "admin", "password": "wrong"})
+    answer = await browser.post("/admin/session", json={"user": "admin", "password": PASSWORD})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_change_needs_the_sessions_csrf_token(browser: httpx.AsyncClient) -> None:
+    """Without one, or with another's, nothing changes; in the header or as a form's field it is taken."""
+    csrf = await signed_in(browser, "operator")
+    change = {"knobs": {"cost_weight": 0.9}, "version": 0}
+    for headers in ({}, {"x-csrf-token": "0" * 64}, {"x-csrf-token": ""}):
+        answer = await browser.put("/admin/routes/auto/knobs", json=change, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "csrf")
+    assert (await browser.put("/admin/routes/auto/knobs", json=change, headers=csrf)).status_code == 200
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    body = f"csrf_token={csrf['x-csrf-token']}"
+    assert (await browser.post("/admin/routes/auto/undo?version=1", content=body, headers=form)).status_code == 200
+
+
+async def test_another_sites_page_can_not_sign_anybody_in(browser: httpx.AsyncClient) -> None:
+    """A foreign Origin is refused before the secret is looked at."""
+    answer = await browser.post(
+        "/admin/session", json={"master_key": MASTER}, headers={"origin": "https://evil.example"}
+    )
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("role", "knob", "user"), [("viewer", 403, 403), ("operator", 200, 403), ("admin", 200, 201)]
+)
+async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: str, knob: int, user: int) -> None:
+    """All read; operators turn knobs; admins make users."""
+    csrf = await signed_in(browser, role)
+    assert (await browser.get("/admin/overview")).status_code == 200
+    turned = await browser.put("/admin/routes/auto/knobs", json={"knobs": {}, "version": 0}, headers=csrf)
+    made = await browser.post(
+        "/admin/users", json={"name": "new", "role": "viewer", "password": PASSWORD}, headers=csrf
+    )
+    assert (turned.status_code, made.status_code) == (knob, user)
+
+
+async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_password(
+    guarded: Desk, browser: httpx.AsyncClient
+) -> None:
+    """Whatever ends it, the next request is told to sign in."""
+    csrf = await signed_in(browser, "viewer")
+    assert (await browser.delete("/admin/session", headers=csrf)).status_code == 204
+    assert (await browser.get("/admin/overview")).status_code == 401
+
+    await signed_in(browser, "viewer")
+    users.change_user(guarded, ADMIN, "viewer", UserChange(password="another long password", version=1))
+    assert (await browser.get("/admin/overview")).status_code == 401
+
+    await signed_in(browser, "operator")
+    users.change_user(guarded, ADMIN, "operator", UserChange(disabled=True, version=1))
+    assert (await browser.get("/admin/overview")).status_code == 401
+
+    await signed_in(browser, "admin")
+    with guarded.store.engine.begin() as connection:
+        connection.execute(sa.update(sessions).values(expires_s=time.time() - 1))
+    guarded.doorman.seen.clear()
+    assert (await browser.get("/admin/overview")).status_code == 401
+
+
+async def test_the_token_itself_is_kept_nowhere(guarded: Desk, browser: httpx.AsyncClient) -> None:
+    """The database holds its hash; passwords are salted scrypt hashes."""
+    await signed_in(browser, "admin")
+    token = browser.cookies[COOKIE]
+    data = Path(str(guarded.config.storage.url).removeprefix("sqlite:///")).read_bytes()
+    assert token.encode() not in data and PASSWORD.encode() not in data
+    assert hashed(PASSWORD) != hashed(PASSWORD)
+    assert password_matches(PASSWORD, hashed(PASSWORD)) and not password_matches(PASSWORD, "")
+
+
+async def test_a_master_session_ends_when_the_master_key_changes(
+    migrated: Path, tmp_path: Path, guarded: Desk, browser: httpx.AsyncClient
+) -> None:
+    """The same database under another key knows it no more."""
+    await browser.post("/admin/session", json={"master_key": MASTER})
+    guarded.config = type(guarded.config)(
+        **{name: getattr(guarded.config, name) for name in ("server", "storage", "providers", "models", "routes")},
+        auth=type(guarded.config.auth)(master_key=type(guarded.config.auth.master_key)("another-key")),
+    )
+    guarded.doorman.seen.clear()
+    assert (await browser.get("/admin/overview")).status_code == 401
+
+
+async def test_once_there_is_a_user_this_machine_alone_is_not_enough(desk: Desk) -> None:
+    """An open gateway stops being open with its first user."""
+    async with client_of(desk) as client:
+        assert (await client.get("/admin/session")).json()["how"] == "this machine"
+        users.add_user(desk, ADMIN, NewUser(name="ann", role="admin", password=PASSWORD))
+        assert (await client.get("/admin/session")).status_code == 401
+
+
+async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_other(
+    guarded: Desk, browser: httpx.AsyncClient
+) -> None:
+    """The second is told to look again."""
+    csrf = await signed_in(browser, "admin")
+    first, second = [
+        await browser.patch("/admin/users/viewer", json={"role": role, "version": 1}, headers=csrf)
+        for role in ("operator", "admin")
+    ]
+    assert (first.status_code, second.status_code) == (200, 409)
+    assert users.find_user(guarded.store, "viewer").role == "operator"  # type: ignore[union-attr]
+
+
+async def test_a_session_goes_on_while_the_database_is_away(guarded: Desk, browser: httpx.AsyncClient) -> None:
+    """Pages can still say what is wrong; who was not seen lately is told that the database is away."""
+    await signed_in(browser, "viewer")
+    assert (await browser.get("/admin/session")).status_code == 200
+    guarded.store.engine.dispose()
+    file = Path(str(guarded.config.storage.url).removeprefix("sqlite:///"))
+    file.rename(file.with_suffix(".gone"))
+    file.mkdir()
+    guarded.doorman.seen = {key: (found, at - 60) for key, (found, at) in guarded.doorman.seen.items()}
+    assert (await browser.get("/admin/session")).json()["user"] == "viewer"
+    assert (await browser.get("/admin/overview")).json()["error"]["code"] == "journal_unavailable"

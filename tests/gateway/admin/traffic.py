@@ -1,0 +1,47 @@
+"""Decisions of now, as the tests of the admin pages need them."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+from gateway.admin.desk import Desk
+from gateway.journal.record import DecisionRecord, Record
+from gateway.journal.write import write_records
+from tests.gateway.journal.records import attempt, decision, feedback
+
+QUALITY = {"small": 0.5, "large": 0.95}
+COST = {"small": 1_000, "large": 20_000}
+
+
+def write(desk: Desk, *records: Record) -> None:
+    with desk.store.engine.begin() as connection:
+        write_records(connection, records)
+
+
+def recent(number: int, **changes: Any) -> DecisionRecord:
+    """So many seconds ago."""
+    return decision(number, **{"time_s": time.time() - number, **changes})
+
+
+def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = True) -> list[Record]:
+    """Randomised decisions of two models, all scored: the large one is right more often and dearer."""
+    rng, found = random.Random(seed), list[Record]()
+    for number in range(count):
+        model = "small" if rng.random() < chance else "large"
+        base = decision(0)
+        candidates = tuple(
+            type(base.candidates[0])(model=one, quality=QUALITY[one], quality_sd=0.1, cost_usd=COST[one] / 1e9,
+                                     probability=chance if one == "small" else 1 - chance)
+            for one in ("small", "large")
+        )  # fmt: skip
+        one = recent(
+            count - number, id=f"dec_{number}", model=model, answered_model=model, propensity=candidates[0].probability,
+            candidates=candidates, plan=(model,), cost_nanousd=COST[model], router="default@1",
+            attempts=(attempt(model, cost_nanousd=COST[model]),), excluded={},
+            prompt_text=f"question {number} of {rng.choice('abcdef')}" if text else "",
+            answer_text="x" if text else "",
+        )  # fmt: skip
+        found += [one, feedback(number, float(rng.random() < QUALITY[model]), time_s=one.time_s)]
+    return found

@@ -1,0 +1,43 @@
+"""Routing under load: a second of waiting has a price, so quality gives way before availability does."""
+
+from __future__ import annotations
+
+from math import nan
+
+import numpy as np
+import pytest
+
+from routers.load_check import BOUND_S, served
+from routers.select import Forecast, spent, utilities
+from routers.types import Knobs
+
+
+def busy(queue_s: float) -> Forecast:
+    return Forecast(("local", "remote"), [0.7, 0.75], [0.1] * 2, [0.0, 2e-3], [0.5 + queue_s, 1.0], [0.0] * 2)
+
+
+def test_traffic_leaves_a_queue_and_comes_back() -> None:
+    """The free model answers while it is idle, the paid one as soon as waiting costs more than it."""
+    knobs = Knobs(cost_weight=0.5, wait_usd_per_s=1e-3)
+    picks = [int(np.argmax(utilities(busy(queue), knobs, 2e-3))) for queue in (0.0, 1.0, 5.0, 0.0)]
+    assert picks == [0, 0, 1, 0]
+    assert int(np.argmax(utilities(busy(5.0), Knobs(cost_weight=0.5), 2e-3))) == 0
+
+
+def test_an_unknown_delay_costs_what_known_ones_do() -> None:
+    """A model of which no delay is known is neither favoured nor shunned; without a price time costs nothing."""
+    given = Forecast(("a", "b", "c"), [0.5] * 3, [0.1] * 3, [1.0] * 3, [2.0, nan, 4.0], [0.0] * 3)
+    assert spent(given, Knobs(wait_usd_per_s=0.5)) == [2.0, 2.5, 3.0]
+    assert spent(given, Knobs()) == [1.0] * 3
+
+
+def test_a_router_that_sees_the_queue_stays_available() -> None:
+    """Under a ramp to four times the local capacity static serving drowns; the other answers nearly all in time at
+    nearly the peak's quality.
+    """
+    blind = served(Knobs(cost_weight=0.5), sees_queue=False, requests=1500)
+    seeing = served(Knobs(cost_weight=0.5, wait_usd_per_s=1e-3, max_latency_s=BOUND_S), sees_queue=True, requests=1500)
+    assert blind.availability < 0.5
+    assert seeing.availability > 0.99
+    assert seeing.quality_of_peak > 0.9
+    assert seeing.local_share == pytest.approx(0.35, abs=0.2)
