@@ -136,7 +136,8 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             mark_batches(desk)
             if time.monotonic() >= promise_at:
                 promise_at = time.monotonic() + PROMISES_EVERY_S
-                promises = promises or Promises(desk.config, desk.store)
+                if promises is None or promises.config != desk.current:
+                    promises = Promises(desk.current, desk.store)
                 promises.step(time.time())
             cluster.step()
             if cluster.leads:

@@ -51,6 +51,7 @@ class Promises:
     """Those of all certified routes. What only monitors is saved once an hour; after a restart it is read again."""
 
     def __init__(self, config: Config, store: Store) -> None:
+        self.config = config
         self.keepers = [Keeper(config, store, route) for route in certified_routes(config)]
 
     def step(self, now_s: float) -> list[dict[str, Any]]:
