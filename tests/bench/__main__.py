@@ -69,11 +69,21 @@ def main(words: Sequence[str] | None = None) -> dict[str, object]:
 
 def start(stack: ExitStack, folder: Path, litellm_home: Path | None) -> tuple[str, dict[str, Target]]:
     """All targets, up at the same time; only one is under load at a time."""
+    rig, ours = ({1}, {0}) if (os.cpu_count() or 1) > 1 else (set(), set())
+    stay_on(rig)
     url = stack.enter_context(upstream())
+    stay_on(ours)
     targets = [stack.enter_context(reference(folder, url)), stack.enter_context(headgate(folder, url))]
     if litellm_home is not None:
         targets.append(stack.enter_context(litellm(folder, litellm_home, url)))
+    stay_on(rig)
     return url, {target.name: target for target in targets}
+
+
+def stay_on(cores: set[int]) -> None:
+    """Children are born where their parent is: gateways on one core, load and upstream on another."""
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def cases(targets: dict[str, Target]) -> list[Case]:
@@ -81,6 +91,7 @@ def cases(targets: dict[str, Target]) -> list[Case]:
     found = [
         Case("reference", "bare proxy", "m"),
         Case("headgate", "everything on", "auto"),
+        Case("headgate", "without a cache", "routed"),
         Case("headgate", "pinned model", "mini"),
         Case("litellm", "LiteLLM", "mini"),
         Case("reference", "bare proxy, streamed", "m", stream=True),

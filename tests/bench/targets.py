@@ -178,6 +178,15 @@ cache = "exact"
 rpm = 100000000
 tpm = 2000000000
 
+[[routes]]
+name = "routed"
+models = {json.dumps(list(POOL))}
+router = "{artifact}"
+explore = 0.02
+cache = "none"
+rpm = 100000000
+tpm = 2000000000
+
 [[auth.keys]]
 name = "bench"
 key = "{key}"
