@@ -58,7 +58,7 @@ async def run_job(
         if wanted.engine == "ray":
             from gateway.batch.engine_ray import carry_on_ray
 
-            return await carry_on_ray(home, config, job, plan, caller, terms, wanted.workers)
+            return await carry_on_ray(home, config, job, plan, caller, terms, wanted.workers, stop)
         waiting = list[asyncio.Task[None]]()
 
         def start(runner: Runner) -> None:

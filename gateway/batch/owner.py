@@ -122,6 +122,9 @@ class Owner:
             log.warning("%s waits: %s", job.id, error)
             with suppress(SQLAlchemyError):
                 await asyncio.to_thread(self.desk.jobs.release, job, job.progress)
+        except Exception as error:
+            log.exception("%s failed inside the gateway", job.id)
+            await self.fail(job, CallerError(f"internal error ({type(error).__name__})", code="internal_error"))
 
     def _started(self, id: str, runner: Runner) -> None:
         self.runners[id] = runner

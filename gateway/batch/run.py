@@ -181,7 +181,7 @@ class Runner:
             if place is None or not self._start(place, now):
                 break
         if not self.tasks and not self.parts:
-            self._unstick()
+            self.unstick()
 
     def _next(self, now: float) -> int | None:
         """Those that waited for money go first, and alone: what they wait for is not given to others."""
@@ -220,10 +220,10 @@ class Runner:
         self.supply.refused.setdefault(place, set()).add(arm)
         self.supply.put_poor(place)
 
-    def _unstick(self) -> None:
+    def unstick(self) -> None:
         """Nothing is under way. Who waits for money gets no more than there is; who has no arm gets the cheapest."""
         if self.short and (place := self.supply.take_poor()) is not None:
-            self._afford(place)
+            self.afford(place)
         elif self.supply.is_dry:
             table = self.plan.estimates
             live = np.array([arm.via == "live" for arm in table.arms])
@@ -342,7 +342,7 @@ class Runner:
             self.supply.put(place)
         self._wakes.set()
 
-    def _afford(self, place: int) -> None:
+    def afford(self, place: int) -> None:
         """Nothing is under way, and still there is no money for this prompt: another arm, or none at all."""
         table, prompt = self.plan.estimates, self.plan.prompts[place]
         tried = self.supply.refused.setdefault(place, set())

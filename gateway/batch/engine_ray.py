@@ -1,0 +1,209 @@
+"""The same job on Ray: prompts flow through Ray Data over actors, each a whole gateway of its own (extra `ray`).
+
+Money stays with the driver: it holds the worst case of every prompt before the wave that carries it leaves, so no
+actor can spend what another has. Actors write answers into the spool of their machine, as the embedded engine does,
+and ship it; so a job may even begin on one engine and end on the other. Nothing distributed here is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.batch.ask import Asker, Told, Ways
+from gateway.batch.carry import Paths, finish, take_over
+from gateway.batch.jobs import Job
+from gateway.batch.lease import LostLease, Terms
+from gateway.batch.report import progress_of
+from gateway.batch.room import Room
+from gateway.batch.run import Runner
+from gateway.batch.supply import BUSY
+from gateway.batch.types import UNASSIGNED, Plan, Prompt
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.keys import Caller
+
+BLOCK = 32
+"""Prompts that an actor is handed together."""
+MOST_IN_WAVE = 50_000
+LOOK_EVERY_S = 0.2
+PATIENCE_S = 30.0
+"""Longest that an actor waits for a provider that has had enough."""
+Columns = dict[str, Any]
+
+
+async def carry_on_ray(
+    room: Room, config: Config, job: Job, plan: Plan, caller: Caller, terms: Terms, workers: int, stop: asyncio.Event
+) -> Job:
+    """Run a claimed job to its end, or until `stop`. Raises LostLease, and ConfigError where Ray is not installed."""
+    runner = await take_over(room.services, room.jobs, job, plan, caller, terms)
+    start_ray(workers)
+    for _, away in runner.supply.at_endpoints():
+        runner.come_back(away.tolist())
+    while not (stop.is_set() or runner.lost or runner.over_for_good):
+        places = wave(runner)
+        if places:
+            await _carry_wave(room, config, runner, places, workers)
+        else:
+            await _settle_rest(runner)
+    runner.stopped = stop.is_set()
+    await runner.lease.end()
+    runner.last = progress_of(runner)
+    if runner.lost:
+        raise LostLease("another runner has the job")
+    if runner.stopped and not runner.over_for_good:
+        await asyncio.to_thread(room.jobs.release, job, runner.last)
+    else:
+        await finish(room.services, room.jobs, job, plan, runner, Paths())
+    return await asyncio.to_thread(room.jobs.find, job.id)
+
+
+def start_ray(workers: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, else start one on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(["--engine ray needs Ray: pip install 'headgate[ray]'"]) from None
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        own = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+
+
+def wave(runner: Runner) -> list[int]:
+    """The next prompts whose worst cases the budget holds together; taken out of line."""
+    runner.supply.wake(float("inf"))
+    free, places = runner.free, list[int]()
+    for place in runner.supply.rest().tolist():
+        arm = int(runner.supply.arm[place])
+        if arm == UNASSIGNED or len(places) >= MOST_IN_WAVE:
+            continue
+        worst = _worst(runner, place)
+        if worst > free:
+            break
+        free -= worst
+        places.append(place)
+    runner.supply.state[places] = BUSY
+    return places
+
+
+def _worst(runner: Runner, place: int) -> int:
+    ways = runner.ways(place, int(runner.supply.arm[place]))
+    return runner.asker.ready(runner.plan.prompts[place], ways).worst_nanousd
+
+
+async def _carry_wave(room: Room, config: Config, runner: Runner, places: Sequence[int], workers: int) -> None:
+    """Through the actors and back, the whole wave's worst case held meanwhile; then the rest is planned again."""
+    worst = sum(_worst(runner, place) for place in places)
+    hold = await room.services.ledger.hold((runner.account,), worst)
+    runner.held += worst
+    before = runner.spent_now
+    try:
+        heard = asyncio.create_task(asyncio.to_thread(_pass, config, runner, list(places), workers))
+        while not heard.done():
+            await asyncio.wait({heard}, timeout=LOOK_EVERY_S)
+            runner.look()
+        for told in heard.result():
+            runner.hear(told.place, int(runner.supply.arm[told.place]), told, 0.0)
+    finally:
+        runner.held -= worst
+        hold.settle(runner.spent_now - before)
+        left = [place for place in places if runner.supply.state[place] == BUSY]
+        for place in left:
+            runner.supply.put(place)
+    await runner.replanning.end()
+
+
+async def _settle_rest(runner: Runner) -> None:
+    """No prompt left can be paid as planned: dearer ones change their arm or are given up."""
+    runner.short = bool(runner.supply.poor)
+    rest = runner.supply.rest().tolist()
+    for place in rest:
+        if runner.supply.arm[place] == UNASSIGNED:
+            runner.unstick()
+            break
+    for place in runner.supply.rest().tolist():
+        runner.afford(place)
+    while runner.parts:
+        await asyncio.wait(set(runner.parts))
+
+
+def _pass(config: Config, runner: Runner, places: list[int], workers: int) -> list[Told]:
+    """One execution of Ray Data; blocks."""
+    import ray
+
+    rows = [_row(runner, place) for place in places]
+    given = {
+        "config": config, "job": runner.job.id, "caller": asdict(replace(runner.asker.caller, accounts=())),
+        "concurrency": max(1, runner.job.card.concurrency // workers),
+    }  # fmt: skip
+    asked = ray.data.from_items(rows, override_num_blocks=max(workers, -(-len(rows) // BLOCK)))
+    answered = asked.map_batches(
+        Answerer, fn_constructor_kwargs=given, batch_size=BLOCK, batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1,
+    )  # fmt: skip
+    return [Told(**row) for row in answered.iter_rows()]
+
+
+def _row(runner: Runner, place: int) -> dict[str, Any]:
+    prompt: Prompt = runner.plan.prompts[place]
+    ways = runner.ways(place, int(runner.supply.arm[place]))
+    told = {"ways": msgspec.json.encode(ways).decode(), "tries": runner.supply.tries[place]}
+    return {**asdict(prompt), "body": prompt.body.decode(), **told}
+
+
+class Answerer:
+    """An actor: a gateway without a door. Ray makes one in each worker process and hands it blocks of prompts."""
+
+    def __init__(self, config: Config, job: str, caller: dict[str, Any], concurrency: int) -> None:
+        from gateway.app import build_services
+        from gateway.batch.room import open_jobs
+        from gateway.journal.ship import Shipper
+        from gateway.settings import Current
+
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        self.services = build_services(config, Current(config.server.run_dir), 0)
+        self.asker = Asker(self.services, job, Caller(**caller))
+        self.gate = asyncio.Semaphore(concurrency)
+        shipper = Shipper(self.services.spool_dir, open_jobs(config).engine)
+        threading.Thread(target=shipper.run, args=(threading.Event(),), daemon=True).start()
+
+    def __call__(self, block: Columns) -> Columns:
+        told = self.loop.run_until_complete(self._all(block))
+        rows = [asdict(one) | {"body": b""} for one in told]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    async def _all(self, block: Columns) -> list[Told]:
+        return await asyncio.gather(*(self._one(row) for row in _rows(block)))
+
+    async def _one(self, row: dict[str, Any]) -> Told:
+        """Asked again while it costs nothing: what a try has cost must be settled before another is held for."""
+        ways = msgspec.json.decode(row.pop("ways"), type=Ways)
+        tries = int(row.pop("tries"))
+        prompt = Prompt(**{**row, "body": row["body"].encode()})
+        waited_s = 0.0
+        async with self.gate:
+            while True:
+                timeout_s = self.services.config.server.request_timeout_s
+                told = await self.asker.ask(self.asker.ready(prompt, ways), tries=tries, timeout_s=timeout_s)
+                if told.final or told.cost_nanousd or waited_s >= PATIENCE_S:
+                    return told
+                wait_s = told.retry_after_s or min(4.0, 0.25 * 2**tries)
+                tries, waited_s = tries + 1, waited_s + wait_s
+                await asyncio.sleep(wait_s)
+
+
+def _rows(block: Columns) -> Iterator[dict[str, Any]]:
+    for values in zip(*block.values(), strict=True):
+        yield {name: getattr(value, "item", lambda v=value: v)() for name, value in zip(block, values, strict=True)}
+
