@@ -37,7 +37,10 @@ def encoder(folder: Path, *, model_type: str = "bert", mean: bool = True) -> Pat
     folder.mkdir(parents=True)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": mean}))
-    shape = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1, "model_type": model_type}
+    shape = {
+        "hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1, "model_type": model_type,
+        "intermediate_size": 16, "vocab_size": len(WORDS), "max_position_embeddings": 256,
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(shape))
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
