@@ -162,14 +162,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m routers.bandit_check", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--starts", nargs="+", default=["cold", "priced", "warm"])
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     featurizer = shipped_featurizer()
     data = read_outcomes(asked.data)
     x = described(data, featurizer)
-    starts = {"cold": cold(data, x, featurizer), "priced": priced(data, x, featurizer)}
-    if (data.splits == "test").any():
-        starts["warm"] = warm(data, x, featurizer)
+    kinds = {"cold": cold, "priced": priced, "warm": warm}
+    if not (data.splits == "test").any():
+        del kinds["warm"]
+    starts = {name: made(data, x, featurizer) for name, made in kinds.items() if name in asked.starts}
     report = {
         start: {f"{weight:g}": told(compared(rows, weight, range(asked.seeds))) for weight in WEIGHTS}
         for start, rows in starts.items()
