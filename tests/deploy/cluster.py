@@ -242,7 +242,7 @@ def _start_replica(stack: ExitStack, folder: Path, database: str, redis: str, up
 
 
 def _start_nginx(stack: ExitStack, folder: Path, replicas: list[Replica]) -> str:
-    folder.mkdir()
+    (folder / "run").mkdir(parents=True)
     port = free_port()
     config = (DEPLOY / "nginx.conf").read_text().replace("listen 80 ", f"listen 127.0.0.1:{port} ")
     for number, replica in enumerate(replicas, 1):
