@@ -157,7 +157,7 @@ def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDA
         parts = _priced(block, quality, np.full(quality.shape, prior.PRIOR_SD), None, None)
         return parts, np.zeros(m, bool), np.zeros(m, bool)
     learned = plug.learned
-    x = np.stack([query.vector for query in block.queries]).astype(np.float64)
+    x = np.stack([query.vector for query in block.queries])
     z = learned.projection.apply(x).astype(np.float64)
     places = np.array([learned.place.get(candidate.model, -1) for candidate in block.candidates])
     known = places >= 0

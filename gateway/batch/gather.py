@@ -123,9 +123,7 @@ class _Collector:
             self.duplicates.append(Duplicate(good.line, good.custom_id, *same))
             return False
         self.how.deduper.add(good.key, good.question, good.route, good.floor, self._count)
-        self.writer.add(
-            good.line, good.custom_id, good.url, good.body, good.text, good.floor, good.reference
-        )
+        self.writer.put(good.record)
         self._floors.append(good.floor)
         self._inputs.append(good.input_tokens)
         self.routes.add(good.route)

@@ -15,7 +15,7 @@ from gateway.batch.dedupe import Mode, keys_of
 from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
 from gateway.batch.source import Lines
-from gateway.batch.types import Problem
+from gateway.batch.types import Problem, record_of
 from routers.features import Featurizer, shipped_featurizer
 
 BLOCK_LINES = 512
@@ -31,11 +31,9 @@ class Good:
 
     line: int
     custom_id: str
-    url: str
-    body: bytes
-    text: str
+    record: bytes
+    """The prompt as it goes into the plan's file."""
     floor: float
-    reference: str
     input_tokens: int
     route: str
     key: bytes
@@ -86,10 +84,11 @@ class Scanner:
     def _good(self, request: Request, embedder: str) -> Good:
         key, question = keys_of(request, self.tenant, self.mode, embedder)
         asked = request.call.described
-        return Good(
-            request.line, request.custom_id, request.url, request.body, asked.text, request.floor,
-            request.reference, asked.input_tokens, request.route.name, key, question,
-        )  # fmt: skip
+        record = record_of(
+            request.line, request.custom_id, request.url, request.body, asked.text, request.floor, request.reference
+        )
+        name = request.route.name
+        return Good(request.line, request.custom_id, record, request.floor, asked.input_tokens, name, key, question)
 
 
 def _best(estimates: Forecasts) -> list[float]:

@@ -103,6 +103,13 @@ _encode_line = msgspec.json.Encoder().encode
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
+def record_of(
+    line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
+) -> bytes:
+    """A prompt as it lies in the plan's file."""
+    return _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
+
+
 class PromptWriter:
     """Writes prompts one after the other, so that no more than one body is in memory."""
 
@@ -114,7 +121,10 @@ class PromptWriter:
     def add(
         self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
     ) -> None:
-        record = _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
+        self.put(record_of(line, custom_id, url, body, text, floor, reference))
+
+    def put(self, record: bytes) -> None:
+        """A prompt as `record_of` gives it."""
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))
 
