@@ -2,6 +2,7 @@
 # The real servers that tests talk to, and the browser that they look with. Installs what is missing where it may; otherwise says what to install.
 set -eu
 missing=""
+command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v redis-server >/dev/null || missing="$missing redis-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
 [ -x /usr/bin/chromium ] || missing="$missing chromium"

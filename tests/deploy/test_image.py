@@ -1,4 +1,4 @@
-"""The image, compose and systemd files: what can't run here is held to its rules, and to its schema where one is there."""
+"""The image, compose and systemd files: what can't run here is held to its rules, and to its schema if one is there."""
 
 from __future__ import annotations
 
