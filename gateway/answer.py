@@ -226,7 +226,8 @@ class Answering:
             )
         if route.cascade is not None and climbs:
             return route.cascade.plan(
-                choice, worst_usd, limits=limits, retries=config.retries, fallbacks=route.fallbacks
+                choice, worst_usd, share=config.min_quality or 1.0, limits=limits, retries=config.retries,
+                fallbacks=route.fallbacks,
             )
         shows = config.cascade != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(

@@ -1,0 +1,36 @@
+"""What the measurement on the shipped models computes from answers; the models themselves are asked by the command."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.tiny import Reply, against, sampled, threshold, voted
+from local_models.tasks import Question
+
+
+def reply(right: bool, confidence: float = 1.0, *, model: str = "tiny-small", calls: int = 0, text: str = "") -> Reply:
+    return Reply(text, right, model, calls, 0.1 if model == "tiny-small" else 1.0, confidence)
+
+
+def test_the_threshold_is_the_least_that_keeps_the_large_models_accuracy():
+    """Sure answers are right, unsure ones wrong: the threshold lies between, not above."""
+    small = [reply(True, 0.9)] * 50 + [reply(False, 0.4)] * 50
+    large = [reply(True)] * 100
+    assert 0.4 < threshold(small, large) < 0.45
+    assert threshold([reply(False, 0.99)] * 100, large) > 0.99
+
+
+def test_a_cascade_is_measured_beside_the_large_model():
+    """Shares of accuracy, calls and cost."""
+    climbed = [reply(True)] * 60 + [reply(True, model="tiny-large")] * 39 + [reply(False)]
+    found = against(climbed, [reply(True, model="tiny-large")] * 100)
+    assert found["share_of_large"] == pytest.approx(0.99) and found["large_share"] == pytest.approx(0.39)
+    assert found["cost_ratio"] == pytest.approx((61 * 0.1 + 39) / 100)
+
+
+def test_votes_and_calls_are_counted():
+    """The most frequent of a fixed number of answers counts; adaptive tries are what they took."""
+    question = Question("larger", "larger 1 2", "larger of 1 and 2?", "2")
+    tries = [[reply(True, text="2")], [reply(False, text="1")], [reply(True, text="2")]]
+    assert voted(tries, [question]) == 1.0 and voted(tries[:2] + tries[1:2], [question]) == 0.0
+    assert sampled([reply(True, calls=2), reply(True, calls=3)])["saved"] == pytest.approx(0.5)
