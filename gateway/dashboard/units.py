@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
@@ -124,7 +125,7 @@ def size(value: float | None) -> str:
     return f"{number(value)}{GAP}{_SIZES[-1]}"
 
 
-UNITS = {
+UNITS: Mapping[str, Callable[[float | None], str]] = {
     "usd": usd, "usd_per_1k": usd_per_1k, "s": seconds, "share": percent, "quality": quality, "count": count,
     "number": number, "plain": plain, "bytes": size,
 }  # fmt: skip

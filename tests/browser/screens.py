@@ -43,7 +43,7 @@ def fill_journal(stage: Stage, count: int, days: float, seed: int = 11) -> None:
     for start in range(0, len(rows), 500):
         records: list[Record] = []
         for (record, score), place in zip(rows[start : start + 500], kept[start : start + 500], strict=True):
-            time_s = now_s - (1 - place / kept[-1]) * days * DAY_S
+            time_s = now_s - float(1 - place / kept[-1]) * days * DAY_S
             took_s = (record.latency_s or 0.3) * float(rng.lognormal(0, 0.35))
             tenant = str(rng.choice(TENANTS, p=(0.6, 0.3, 0.1)))
             made = msgspec.structs.replace(
@@ -66,10 +66,10 @@ class Camera:
     def __init__(self, browser: Browser, stage: Stage, folder: Path) -> None:
         self.browser, self.stage, self.folder = browser, stage, folder
 
-    def page(self, theme: str = "light", width: str = "laptop") -> Page:
-        across, down = WIDTHS[width]
+    def page(self, theme: str = "light", width: str = "laptop", down: int = 0) -> Page:
+        across, usual = WIDTHS[width]
         context = self.browser.new_context(
-            viewport={"width": across, "height": down}, color_scheme="dark" if theme == "dark" else "light"
+            viewport={"width": across, "height": down or usual}, color_scheme="dark" if theme == "dark" else "light"
         )
         page = context.new_page()
         sign_in(page, self.stage.url)
@@ -90,6 +90,7 @@ def shoot(camera: Camera, decision: str) -> None:
         ("learning", "/learning?route=auto"), ("models", "/models"), ("labels", "/labels"), ("cache", "/cache"),
     ):  # fmt: skip
         camera.take(page, name, path)
+    page = camera.page(down=1240)
     page.goto(f"{camera.stage.url}/routes/auto")
     with page.expect_response(lambda answer: "/effect?" in answer.url):
         page.locator("#cost_weight").fill("0.8")
