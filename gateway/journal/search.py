@@ -54,6 +54,8 @@ def search(store: Store, wanted: DecisionFilter, before: tuple[float, str] | Non
     conditions = _conditions(wanted)
     with store.engine.connect() as connection:
         if sum(bool(getattr(wanted, name)) for name in _KEYED) == len(conditions) == 1:
+            if connection.dialect.name == "sqlite":  # else it may walk through all to find a name that is rare
+                conditions = [sa.func.unlikely(conditions[0])]
             rows = connection.execute(_page(_span(wanted, before), conditions, limit)).mappings().all()
             return _found([dict(row) for row in rows], limit)
         last = connection.execute(_horizon(wanted, before)).first() if conditions else None

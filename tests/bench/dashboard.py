@@ -1,7 +1,8 @@
 """How long the dashboard's questions take on a large journal: `python -m tests.bench.dashboard [--decisions N]`.
 
 Prints, for each page's function, the first call and the median of five, by the clock and in CPU time; and every
-statement that walks through a whole table, of which there must be none. `--keep FILE` keeps the journal for another run.
+statement that walks through a whole table, of which there must be none. `--keep FILE` keeps the journal for the next
+run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from gateway.admin import (
 )
 from gateway.admin.actor import Actor
 from gateway.admin.desk import Desk
+from gateway.admin.rounds import forget
 from gateway.admin.shapes.knobs import Knobs
 from gateway.admin.upkeep import Seen, look_over
 from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
@@ -100,9 +102,9 @@ def questions(desk: Desk) -> dict[str, Callable[[], Any]]:
     some = decisions.search(desk, DecisionFilter(), limit=3).data[-1].id
     middle_s = time.time() - 15 * 86400
     asked: dict[str, Callable[[], Any]] = {
-        **{f"overview, {window}": _bound(overview.overview, desk, window) for window in overview.LENGTH_S},
-        "overview, week, one route": lambda: overview.overview(desk, "week", route="code"),
-        "overview, week, one tenant": lambda: overview.overview(desk, "week", tenant="acme"),
+        **{f"overview, {window}": _anew(desk, window) for window in overview.LENGTH_S},
+        "overview, week, one route": _anew(desk, "week", route="code"),
+        "overview, week, one tenant": _anew(desk, "week", tenant="acme"),
         "routes": lambda: knobs.route_cards(desk),
         "route": lambda: knobs.route_detail(desk, "auto"),
         "preview of a knob": lambda: knobs.preview(desk, "auto", Knobs(cost_weight=0.8)),
@@ -191,8 +193,14 @@ def walks(step: str, statement: str) -> bool:
     return "LIMIT" not in statement or "USING" not in rest
 
 
-def _bound(function: Callable[..., Any], desk: Desk, window: str) -> Callable[[], Any]:
-    return lambda: function(desk, window)
+def _anew(desk: Desk, window: Any, **filters: str) -> Callable[[], Any]:
+    """Not the answer of a moment ago."""
+
+    def ask() -> None:
+        forget(desk, "overview")
+        overview.overview(desk, window, **filters)
+
+    return ask
 
 
 def _missing(desk: Desk) -> None:

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gateway.learn.asking import to_label
+from gateway.learn.blind import against_blind, hull
+from gateway.learn.dataset import Log, log_of
+from gateway.learn.floor import Unsupported, certify_floor, coverage, drifted
+from routers.ope import Array, Refusal
+from tests.gateway.admin.traffic import explored
+
+
+def world(count: int, seed: int = 0, chance: float = 0.5) -> Log:
+    """Two models by chance: large is right .95, small .5 of the time."""
+    records = explored(count, seed=seed, chance=chance)
+    pairs = zip(records[::2], records[1::2], strict=True)
+    return log_of([(record, said.score) for record, said in pairs])  # type: ignore[union-attr, misc]
+
+
+def always(log: Log, share_of_small: float) -> Array:
+    return np.tile([1.0 - share_of_small, share_of_small], (len(log), 1))  # models are sorted: large, small
+
+
+def policies(log: Log) -> dict[float, Array]:
+    """Cost weights as shares of the small model."""
+    return {share: always(log, share) for share in (0.0, 0.2, 0.5, 1.0)}
+
+
+def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
+    """Over many journals: a certified setting misses the true floor in no more than 5 %, two standard errors on top."""
+    floor, broken, certified = 0.85, 0, 0
+    for seed in range(60):
+        log = world(600, seed=seed)
+        found = certify_floor(log, policies(log), 0, floor, 0.95)
+        if not isinstance(found, Unsupported):
+            certified += 1
+            truth = (1 - found.cost_weight) * 0.95 + found.cost_weight * 0.5
+            broken += truth < floor * 0.95
+    assert broken / 60 <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
+    assert certified > 0
+
+
+def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossible() -> None:
+    """Few rows: how many would do. A reference that was never tried: that it must be explored."""
+    few = certify_floor(world(30), policies(world(30)), 0, 0.9, 0.95)
+    assert isinstance(few, Unsupported) and few.rows_needed == 50
+    some = certify_floor(world(80), policies(world(80)), 0, 0.9, 0.95)
+    assert isinstance(some, Unsupported) and (some.rows_needed or 0) > 80
+    log = world(200)
+    never = replace(log, logged=np.tile([0.0, 1.0], (len(log), 1)), action=np.ones(len(log), np.intp))
+    refused = certify_floor(never, policies(never), 0, 0.9, 0.95)
+    assert isinstance(refused, Unsupported) and "explore" in refused.reason
+    with pytest.raises(ValueError, match="floor"):
+        certify_floor(log, policies(log), 0, 0.0, 0.95)
+
+
+def test_coverage_is_the_share_of_the_references_quality() -> None:
+    """Half small, half large: about (.95 + .5) / 2 of .95, and the interval holds it."""
+    found = coverage(world(2000, seed=4), 0)
+    assert found is not None and found.low <= 0.7625 <= found.high and found.half_width < 0.1
+    assert coverage(world(10), 0) is None
+
+
+def test_drift_withdraws_where_quality_sank_and_is_silent_where_it_did_not() -> None:
+    """Far below the floor: withdrawn. At it: nothing."""
+    sunk = world(3000, seed=5)
+    assert drifted(sunk, 0, 1.0, float("nan")) == "withdrawn"
+    assert drifted(sunk, 0, 0.7, float("nan")) == "valid"
+
+
+def test_blind_choice_between_two_points_is_the_line_between_them() -> None:
+    """Points under the line don't count; it rises from the cheapest to the best."""
+    assert hull([1, 2, 3, 4], [0.5, 0.55, 0.9, 0.8]) == [(1.0, 0.5), (3.0, 0.9)]
+    assert hull([1, 1], [0.2, 0.6]) == [(1.0, 0.6)]
+
+
+def test_chance_is_no_better_than_chance() -> None:
+    """A log that was drawn blindly saves nothing; without enough scores nothing is said."""
+    found = against_blind(world(1500, seed=6))
+    assert not isinstance(found, Refusal)
+    assert found.saved_usd.low <= 0.0 <= found.saved_usd.high
+    assert isinstance(against_blind(world(20)), Refusal)
+
+
+def test_what_is_asked_for_next_is_what_nobody_labelled_yet() -> None:
+    """Best first, nothing twice, nothing that is labelled; a model without labels comes before one with many."""
+    log = world(400, seed=7)
+    known = log.action == 0
+    wishes = to_label(log, known, 30)
+    places = [wish.place for wish in wishes]
+    assert len(set(places)) == 30 and not known[places].any()
+    assert [wish.gain for wish in wishes] == sorted((wish.gain for wish in wishes), reverse=True)
+    half = np.arange(len(log)) % 2 == 0
+    fresh = [log.action[wish.place] for wish in to_label(log, half & known, 40)]
+    assert np.mean(fresh) > 0.5  # 1: the model of which nothing is known
+    assert to_label(log, np.ones(len(log), bool), 5) == []

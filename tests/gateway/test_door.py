@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.admin.doors import ask, ask_all, doors, settings_version
+from gateway.door import MAX_PATH_BYTES, Door, door_path
+from gateway.overlay import Overlay
+from gateway.settings import change_settings
+from gateway.worker import Follower
+from tests.live import Live, live
+
+ROUTE = {"name": "auto", "models": ["echo", "other"], "router": "cheapest", "cache": "exact"}
+OTHER = {"name": "other", "input_usd_per_mtok": 9.0, "output_usd_per_mtok": 9.0}
+
+
+@asynccontextmanager
+async def opened(folder: Path, **extra: Any) -> AsyncIterator[tuple[Live, Door]]:
+    scripts = {"other": [{"text": "hi"}]}
+    async with live(folder, models=["echo", OTHER], scripts=scripts, routes=[ROUTE], **extra) as one:
+        door = Door(one.app, Follower(one.app).look)
+        await door.open()
+        try:
+            yield one, door
+        finally:
+            await door.close()
+
+
+async def asked(gateway: Live, text: str = "hello", model: str = "auto", **fields: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": text}], **fields}
+        answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def run_dir(gateway: Live) -> Path:
+    return Path(gateway.services.config.server.run_dir)
+
+
+def test_a_deep_folder_still_has_a_door(tmp_path: Path) -> None:
+    """A socket's path is short by nature; the folder's may be long."""
+    deep = tmp_path / ("x" * 60) / ("y" * 60)
+    assert len(str(door_path(deep, 0))) > MAX_PATH_BYTES
+
+    async def scenario() -> None:
+        async with opened(tmp_path, server={"run_dir": str(deep)}) as (gateway, _):
+            (door,) = await asyncio.to_thread(doors, run_dir(gateway))
+            assert await asyncio.to_thread(settings_version, door) == 0
+
+    asyncio.run(scenario())
+
+
+async def test_settings_are_in_force_before_the_answer_comes(tmp_path: Path) -> None:
+    """Whoever asks for the version knows that the next request obeys it; what is unsound is never confirmed."""
+    async with opened(tmp_path) as (gateway, _):
+        assert (await asked(gateway)).headers["x-headgate-model"] == "echo"
+        change(gateway, {"auto": {"models": ["other"]}})
+        door = door_path(run_dir(gateway), 0)
+        assert await asyncio.to_thread(settings_version, door) == 1
+        assert (await asked(gateway, "anew")).headers["x-headgate-model"] == "other"
+        change(gateway, {"auto": {"models": ["nobody"]}})
+        assert await asyncio.to_thread(settings_version, door) == 1
+        assert (await asked(gateway, "again")).headers["x-headgate-model"] == "other"
+        change(gateway, {})
+        assert await asyncio.to_thread(settings_version, door) == 3
+        assert (await asked(gateway, "at last")).headers["x-headgate-model"] == "echo"
+
+
+def change(gateway: Live, routes: dict[str, dict[str, Any]]) -> None:
+    import msgspec
+
+    change_settings(run_dir(gateway), lambda held: msgspec.structs.replace(held, overlay=Overlay(routes=routes)))
+
+
+async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
+    """New requests go to the new address, those under way end where they began, and the old pool is given back."""
+    import msgspec
+
+    async with opened(tmp_path) as (gateway, _):
+        follower = Follower(gateway.app)
+        before = gateway.services.driver.caller.providers["up"]
+        url = before.config.base_url
+        overlay = Overlay(providers={"up": {"base_url": url, "max_connections": 3}})
+        busy = [asyncio.create_task(asked(gateway, f"question {n}", cache="none")) for n in range(8)]
+        change_settings(run_dir(gateway), lambda held: msgspec.structs.replace(held, overlay=overlay))
+        follower.look()
+        after = gateway.services.driver.caller.providers["up"]
+        assert after is not before and after.config.max_connections == 3
+        assert gateway.services.driver.caller.providers["claude"].config.name == "claude"
+        await asyncio.gather(*busy)
+        await asked(gateway, "and one more")
+        async with asyncio.timeout(5):
+            while before.pool.in_use or follower._retiring:
+                await asyncio.sleep(0.01)
+
+
+async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
+    """By id, answer, tenant and model; text is searched only for those who may read it; gone is gone."""
+    async with opened(tmp_path) as (gateway, _):
+        await asked(gateway, "alpha particle")
+        await asked(gateway, "beta decay")
+        folder = run_dir(gateway)
+
+        async def found(**wanted: Any) -> list[dict[str, Any]]:
+            told, silent = await asyncio.to_thread(ask_all, folder, {"ask": "entries", "text": True, **wanted})
+            assert silent == []
+            data: list[dict[str, Any]] = told["worker-0"]["data"]
+            return data
+
+        assert len(await found()) == 2
+        (one,) = await found(query="ALPHA")
+        assert one["answer"] == "alpha particle" and one["model"] == "echo"
+        assert await found(query="alpha", text=False) == []
+        assert len(await found(query=one["id"], text=False)) == 1
+        assert await found(tenant="nobody") == [] and len(await found(model="echo", limit=1)) == 1
+        assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "hit"
+        door = door_path(folder, 0)
+        assert await asyncio.to_thread(ask, door, {"ask": "forget", "id": one["id"]}) is True
+        assert await asyncio.to_thread(ask, door, {"ask": "forget", "id": one["id"]}) is False
+        assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "miss"
+
+
+async def test_an_ask_that_makes_no_sense_closes_nothing(tmp_path: Path) -> None:
+    """No answer for it, and the next ask is answered; the socket is the owner's alone."""
+    async with opened(tmp_path) as (gateway, _):
+        door = door_path(run_dir(gateway), 0)
+        assert door.stat().st_mode & 0o777 == 0o600
+        for question in ({}, {"ask": "secrets"}, {"ask": "forget"}):
+            assert await asyncio.to_thread(ask, door, question) is None
+        fleet = await asyncio.to_thread(ask, door, {"ask": "fleet"})
+        assert {one["model"] for one in fleet} == {"echo", "other"}
+
+
+async def test_a_worker_that_is_gone_is_silent(tmp_path: Path) -> None:
+    """Its socket's file may be left; nobody waits for it."""
+    async with opened(tmp_path) as (gateway, door):
+        folder = run_dir(gateway)
+        left = folder / "worker-7.door"
+        left.touch()
+        told, silent = await asyncio.to_thread(ask_all, folder, {"ask": "version"})
+        assert (told, silent) == ({"worker-0": 0}, ["worker-7"])
+        await door.close()
+        assert not door_path(folder, 0).exists()
+
+
+@pytest.mark.parametrize("successor", [True, False])
+async def test_a_worker_takes_down_its_own_door_only(tmp_path: Path, successor: bool) -> None:
+    """Where its successor has put one up already, that stays."""
+    async with opened(tmp_path) as (gateway, door):
+        other = Door(gateway.app, lambda: None)
+        if successor:
+            await other.open()
+        await door.close()
+        assert door_path(run_dir(gateway), 0).exists() is successor
+        await other.close()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.config import Config
+from gateway.config_load import parse
+from gateway.overlay import FILE, Overlay, hide, overlaid, read_secrets
+
+BASE: dict[str, Any] = {
+    "providers": [{"name": "up", "kind": "openai", "base_url": "http://x/v1", "api_key": "${K}",
+                   "headers": {"x-a": "${K}"}}],
+    "models": [{"name": "small", "provider": "up"}, {"name": "large", "provider": "up", "input_usd_per_mtok": 3.0}],
+    "routes": [{"name": "auto", "models": ["small", "large"], "cost_weight": 0.5, "fallback": ["small"]}],
+    "auth": {"master_key": "${K}2", "tenants": [{"name": "acme", "budget_usd": 5.0}],
+             "keys": [{"name": "k", "key": "${K}3"}]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def config() -> Config:
+    found, problems = parse(BASE, {"K": "sk-${NOT} a variable"})
+    assert found is not None, problems
+    return found
+
+
+def test_nothing_on_it_is_the_configuration_itself(config: Config) -> None:
+    """And so is a change to what it says already: every secret comes through as it was."""
+    assert overlaid(config, Overlay(), {}) == (config, [])
+    same, problems = overlaid(config, Overlay(routes={"auto": {"cost_weight": 0.5}}), {})
+    assert problems == [] and same == config
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.one_of(st.none(), st.floats(0.01, 1)), st.integers(1, 9))
+def test_only_what_was_changed_changes(weight: float, floor: float | None, attempts: int) -> None:
+    """Every other field of every other table is as the file has it."""
+    config, _ = parse(BASE, {"K": "sk"})
+    assert config is not None
+    change = {"cost_weight": weight, "min_quality": floor, "max_attempts": attempts}
+    found, problems = overlaid(config, Overlay(routes={"auto": change}), {})
+    assert found is not None, problems
+    route = found.routes[0]
+    assert (route.cost_weight, route.min_quality, route.max_attempts) == (weight, floor, attempts)
+    assert (found.providers, found.models, found.auth) == (config.providers, config.models, config.auth)
+    assert route.fallback == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "problem"),
+    [
+        (Overlay(routes={"auto": {"cost_weight": 2.0}}), "routes[0].cost_weight"),
+        (Overlay(routes={"auto": {"nonsense": 1}}), "routes[0].nonsense: unknown key"),
+        (Overlay(routes={"new": {"models": ["nobody"]}}), "no model named 'nobody'"),
+        (Overlay(models={"small": {"provider": "nobody"}}), "no provider named 'nobody'"),
+        (Overlay(members={"small": [], "large": []}), "names no model"),
+        (Overlay(providers={"new": {"kind": "openai", "base_url": "http://x", "api_key": "${HGS_0000000000000000}"}}),
+         "secret of theirs is not on this machine"),
+    ],
+)  # fmt: skip
+def test_what_the_file_could_not_say_is_refused(config: Config, overlay: Overlay, problem: str) -> None:
+    """With the path that the file would have."""
+    found, problems = overlaid(config, overlay, {})
+    assert found is None and any(problem in one for one in problems), problems
+    assert not any("sk-" in one for one in problems)
+
+
+def test_a_secret_is_put_away_and_found_again(config: Config, tmp_path: Path) -> None:
+    """In a file of its own, mode 0600; another one beside it; a variable's name is no secret."""
+    named = hide(tmp_path, "sk-${very} secret")
+    hide(tmp_path, "second")
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600 and len(read_secrets(tmp_path)) == 2
+    overlay = Overlay(providers={"new": {"kind": "openai", "base_url": "http://x/v1", "api_key": named}})
+    found, problems = overlaid(config, overlay, read_secrets(tmp_path))
+    assert found is not None, problems
+    assert found.providers[1].api_key == "sk-${very} secret"
+    assert hide(tmp_path, "${HOME}") == "${HOME}" and hide(tmp_path, "") == "" and len(read_secrets(tmp_path)) == 2
