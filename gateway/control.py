@@ -147,6 +147,8 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                 desk.store.forget_old(not_ahead(begun))
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
+        except Exception:  # a fault of ours in one chore must not end them all, unseen
+            log.exception("a chore failed; it is tried again")
         if ended.wait(KEYS_EVERY_S):
             turns.close()
             cluster.close()
