@@ -129,7 +129,9 @@ async def carried(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if path.suffix != ".jsonl" or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 __all__ = ["ME", "Done", "Runner", "carried", "chat", "estimates", "new_job", "open_jobs", "plan", "prompts", "read"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +17,10 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from gateway.api.multipart import read_multipart
+from gateway.batch.jobs import Jobs
 from gateway.batch.owner import keep_batches
 from gateway.errors import CallerError
+from gateway.journal.schema import open_engine
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration
@@ -61,13 +65,43 @@ async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path)
             answers = (await client.files.content(batch.output_file_id)).text.splitlines()
             page = await client.batches.list(limit=10)
             async with httpx.AsyncClient() as admin:
-                told = (await admin.get(f"http://127.0.0.1:{admin_port}/admin/batches/{batch.id}")).json()
+                batches = f"http://127.0.0.1:{admin_port}/admin/batches"
+                told = (await admin.get(f"{batches}/{batch.id}")).json()
+                refused = await admin.post(f"{batches}/{batch.id}/pause")
+                listed = (await admin.get(batches)).json()
     found = {one["custom_id"]: one["response"] for one in map(json.loads, answers)}
     assert set(found) == {f"request-{n}" for n in range(12)}
     assert found["request-7"]["status_code"] == 200
     assert found["request-7"]["body"]["choices"][0]["message"]["content"] == "Hello world! 7"
     assert [one.id for one in page.data] == [batch.id] and not page.has_more
-    assert told["state"] == "completed" and told["spent_usd"] > 0
+    assert told["state"] == "completed" and told["spent_usd"] > 0 and listed == {"data": [told], "next": None}
+    assert refused.status_code == 409, "a job that is over can't be paused"
+
+
+@pytest.mark.slow
+async def test_a_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
+    """kill -9 of its worker: another takes the job over, every line is answered and billed once."""
+    async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
+        config = configuration(tmp_path, upstream.url)
+        port, admin_port = free_port(), free_port()
+        config.write_text(config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
+        async with served(config, "--workers", "2"):
+            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=5)
+            lines = "".join(line(f"r-{n}", f"word {n}") for n in range(300))
+            file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+            made = await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+            jobs = Jobs(open_engine(f"sqlite:///{tmp_path}/journal.db"))
+            for killed in range(1, 4):
+                while upstream.seen.requests < killed * 60:
+                    await asyncio.sleep(0.005)
+                os.kill(int(jobs.find(made.id).owner.split("/")[1]), signal.SIGKILL)
+            batch = await over(client, made.id, within_s=120)
+            answers = (await client.files.content(batch.output_file_id)).text.splitlines()
+    assert batch.status == "completed" and batch.request_counts.completed == 300
+    assert sorted(json.loads(one)["custom_id"] for one in answers) == sorted(f"r-{n}" for n in range(300))
+    assert upstream.seen.requests - upstream.seen.repeated == 300
 
 
 KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]}

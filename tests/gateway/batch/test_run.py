@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from gateway.batch.types import Arm, Duplicate
 from tests.gateway.batch.made import carried, chat, estimates, plan
 from tests.live import live
@@ -32,3 +34,71 @@ async def test_every_prompt_is_answered_once_and_the_money_is_the_journals(tmp_p
 
 
 AUTO = {"name": "auto", "models": ["small", "large"], "router": "cheapest"}
+
+
+async def test_the_plans_samples_are_drawn_and_voted_on(tmp_path: Path) -> None:
+    """Best of three: three calls a prompt, all paid, the answer that two of them gave."""
+    scripts = {"small": [{"text": text} for text in ("Paris", "Rome", "Rome") * 10]}
+    bodies = [chat("auto", f"which {number}?", max_tokens=8) for number in range(6)]
+    once, thrice = Arm("small"), Arm("small", samples=3)
+    quality, cost = {once.label: 0.5, thrice.label: 0.8}, {once.label: 1e-5, thrice.label: 3e-5}
+    async with live(tmp_path, scripts=scripts, models=["small", "large"], routes=[AUTO]) as gateway:
+        made = plan(tmp_path / "plan", bodies, estimates([once, thrice], 6, quality, cost), budget_usd=0.01)
+        done = await carried(gateway.services, made, tmp_path, concurrency=1)
+        items = list(done.jobs.items(done.job.id))
+        decision = await gateway.decision(items[0].decision_id)
+    said = {line["response"]["body"]["choices"][0]["message"]["content"] for line in done.output}
+    assert len(done.output) == 6 and said == {"Rome"} and gateway.upstream.seen.requests == 18
+    assert len(decision.attempts) == 3 and sum(one.cost_nanousd for one in decision.attempts) == items[0].cost_nanousd
+    keys = [one["headers"]["idempotency-key"] for one in gateway.upstream.seen.recent]
+    assert len(set(keys)) == 18, "two samples under one key would be one answer"
+
+
+async def test_a_cascade_sends_poor_answers_on_to_better_models(tmp_path: Path) -> None:
+    """With `cascade`, the planned model answers first and its doubtful answers are asked again, within the budget."""
+    scripts = {"small": [{"text": "perhaps", "logprob": -3.0}], "large": [{"text": "surely", "logprob": -0.01}]}
+    models = [{"name": "small", "logprobs": True}, {"name": "large", "logprobs": True, "output_usd_per_mtok": 9.0}]
+    route = {**AUTO, "cascade": "confidence", "accept_at": 0.8}
+    bodies = [chat("auto", f"which {number}?", max_tokens=8) for number in range(5)]
+    table = estimates([SMALL, LARGE], 5, QUALITY, {"small": 1e-5, "large": 9e-3})
+    async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gateway:
+        made = plan(tmp_path / "plan", bodies, table, budget_usd=0.01)
+        done = await carried(gateway.services, made, tmp_path, cascade=True)
+        item = next(done.jobs.items(done.job.id))
+        decision = await gateway.decision(item.decision_id)
+    assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in done.output} == {"surely"}
+    assert [one.model for one in decision.attempts] == ["small", "large"] and decision.answered_model == "large"
+    assert done.spent_usd <= 0.01
+
+
+async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
+    """One that streams, one the upstream rejects, one over every budget: errors with their reasons; the rest goes on."""
+    scripts = {"small": [{"status": 400, "error": "no"}, {}]}
+    bodies = [
+        chat("auto", "rejected", max_tokens=8), chat("auto", "stream", stream=True),
+        chat("auto", "fine", max_tokens=8), chat("auto", "too dear", max_tokens=100_000),
+    ]  # fmt: skip
+    async with live(tmp_path, scripts=scripts, models=["small", "large"], routes=[AUTO]) as gateway:
+        made = plan(tmp_path / "plan", bodies, estimates([SMALL], 4, QUALITY, {"small": 1e-5}), budget_usd=0.01)
+        done = await carried(gateway.services, made, tmp_path, concurrency=1)
+    assert [line["custom_id"] for line in done.output] == ["row-3"]
+    errors = {line["custom_id"]: line["response"] for line in done.errors}
+    assert {id: one["status_code"] for id, one in errors.items()} == {"row-1": 400, "row-2": 400, "row-4": 429}
+    assert errors["row-4"]["body"]["error"]["code"] == "budget_exhausted"
+
+
+async def test_results_come_as_parquet_where_the_name_says_so(tmp_path: Path) -> None:
+    """The same lines as rows, with model and money."""
+    import pyarrow.parquet as pq
+
+    bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(5)]
+    async with live(tmp_path, models=["small", "large"], routes=[AUTO]) as gateway:
+        made = plan(tmp_path / "plan", bodies, estimates([SMALL], 5, QUALITY, {"small": 1e-5}),
+                    duplicates=[Duplicate(6, "row-6", 0)])  # fmt: skip
+        out, errors = str(tmp_path / "out.parquet"), str(tmp_path / "errors.parquet")
+        done = await carried(gateway.services, made, tmp_path, out=out, errors_out=errors)
+    rows = pq.read_table(out).to_pylist()
+    assert [row["custom_id"] for row in rows] == ["row-1", "row-6", "row-2", "row-3", "row-4", "row-5"]
+    assert sum(row["cost_usd"] for row in rows) == pytest.approx(done.spent_usd)
+    assert {row["model"] for row in rows} == {"small"}
+    assert pq.read_table(errors).num_rows == 0

@@ -1,0 +1,157 @@
+"""The list of jobs: one runner at a time, wishes obeyed, nothing that may have been paid forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.batch.carry import Paths, carry, shipping
+from gateway.batch.files import CHUNK_BYTES, Files
+from gateway.batch.jobs import LEASE_S, Card, Jobs, Progress, is_gone, owner_name
+from gateway.batch.lease import LostLease, Terms
+from gateway.batch.types import Arm
+from gateway.errors import CallerError, NotFound
+from gateway.journal.record import DecisionRecord, JobStartRecord
+from gateway.journal.schema import migrate, open_engine
+from gateway.journal.write import write_records
+from tests.gateway.batch.made import ME, chat, estimates, new_job, open_jobs, plan, read
+from tests.live import live
+from tests.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Jobs]:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_server").new_database()
+    migrate(url)
+    engine = open_engine(url)
+    yield Jobs(engine)
+    engine.dispose()
+
+
+def test_a_job_has_one_runner_until_its_lease_lapses(jobs: Jobs) -> None:
+    """The second to ask gets nothing; after the lease it gets the job, and the first can't renew it any more."""
+    job = jobs.add("t", "api", Card(source="x"), NOW)
+    first = jobs.claim(job.id, "elsewhere/1/a", NOW)
+    assert first is not None and jobs.claim(job.id, "elsewhere/2/b", NOW + 1) is None
+    assert jobs.renew(first, Progress(), NOW + 5) == ""
+    assert jobs.claim(job.id, "elsewhere/2/b", NOW + LEASE_S) is None
+    second = jobs.claim(job.id, "elsewhere/2/b", NOW + 6 + LEASE_S)
+    assert second is not None and jobs.renew(first, Progress(), NOW + 22) is None
+    jobs.change(first, "completed", NOW)
+    assert jobs.find(job.id).state == "validating", "a runner that lost its lease changed the job"
+
+
+def test_a_dead_process_of_this_machine_holds_nothing(jobs: Jobs) -> None:
+    """Its lease is anybody's at once; a living one's and a stranger's are not."""
+    dead = f"{socket.gethostname()}/{2**22 + 1}/x"
+    assert is_gone(dead) and not is_gone(owner_name()) and not is_gone(f"elsewhere/{2**22 + 1}/x")
+    assert not is_gone(f"{socket.gethostname()}/{os.getppid()}/x")
+    job = jobs.add("t", "command", Card(source="x"), NOW)
+    assert jobs.claim(job.id, dead, NOW) and jobs.claim(job.id, owner_name(), NOW + 1)
+
+
+def test_wishes_are_refused_once_a_job_is_over_or_being_cancelled(jobs: Jobs) -> None:
+    """409, and the state stays."""
+    job = jobs.add("t", "api", Card(source="x"), NOW)
+    assert jobs.ask(job.id, "pause", NOW).wish == "pause" and jobs.ask(job.id, "", NOW).wish == ""
+    assert jobs.ask(job.id, "cancel", NOW).state == "cancelling"
+    with pytest.raises(CallerError, match="being cancelled"):
+        jobs.ask(job.id, "", NOW)
+    held = jobs.claim(job.id, "elsewhere/1/a", NOW)
+    assert held is not None
+    jobs.change(held, "cancelled", NOW)
+    with pytest.raises(CallerError, match="is cancelled"):
+        jobs.ask(job.id, "cancel", NOW)
+    with pytest.raises(NotFound):
+        jobs.find(job.id, "another tenant")
+
+
+def test_calls_that_no_record_ended_count_as_spent_at_worst(jobs: Jobs) -> None:
+    """Begun, no decision: at risk once, and open again; one that ended is not."""
+    job = jobs.add("t", "api", Card(source="x"), NOW)
+    begun = [JobStartRecord(job=job.id, index=n, time_s=NOW, worst_nanousd=100 + n) for n in range(3)]
+    paid = {"status": 200, "cost_nanousd": 7}
+    ended = DecisionRecord(id="dec_1", time_s=NOW, job=job.id, job_index=1, job_answer=b"{}", **paid)
+    with jobs.engine.begin() as connection:
+        write_records(connection, [*begun, ended])
+    assert jobs.write_off(job) == 202 and jobs.write_off(job) == 202
+    assert [item.state for item in jobs.items(job.id)] == ["open", "done", "open"]
+    assert jobs.find(job.id).at_risk_nanousd == 202 and jobs.spent(job.id) == 7
+
+
+def test_pages_of_jobs_and_files_cover_all_once(jobs: Jobs) -> None:
+    """Newest first, by tenant; a file's bytes come back whole."""
+    made = [jobs.add("t", "api", Card(source=str(n)), NOW + n // 2).id for n in range(7)]
+    jobs.add("other", "api", Card(source="x"), NOW)
+    pages, after = [], ""
+    while page := jobs.page("t", after=after, limit=3):
+        pages += [job.id for job in page]
+        after = page[-1].id
+    assert sorted(pages) == sorted(made) and len(pages) == 7
+    files = Files(jobs.engine)
+    content = os.urandom(2 * CHUNK_BYTES + 5)
+    file = files.add("t", "batch", "in.jsonl", [content[:10], content[10:]], NOW)
+    assert b"".join(files.read(file.id)) == content and file.bytes == len(content)
+    again = files.add("t", "batch", "in.jsonl", [b"less"], NOW, id=file.id)
+    assert b"".join(files.read(again.id)) == b"less" and len(files.page("t")) == 1
+
+
+ROUTES = [{"name": "auto", "models": ["small"]}]
+
+
+async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path: Path) -> None:
+    """Paused: no call more. Stopped: handed back. Taken from its runner: that one stops without another word."""
+    bodies = [chat("auto", f"say {n}", max_tokens=8) for n in range(60)]
+    table = estimates([Arm("small")], 60, {"small": 0.5}, {"small": 4e-5})
+    scripts = {"small": [{"delay_s": 0.05}]}
+    async with live(tmp_path, scripts=scripts, models=["small"], routes=ROUTES) as gateway:
+        made, jobs, runners = plan(tmp_path / "plan", bodies, table), open_jobs(gateway.services), []
+        job = new_job(jobs, made, tmp_path, concurrency=2)
+
+        def running(job):  # type: ignore[no-untyped-def]
+            return asyncio.create_task(
+                carry(gateway.services, jobs, job, made, ME, Paths(), Terms(), None, runners.append)
+            )
+
+        async with shipping(gateway.services.spool_dir, jobs.engine):
+            first = running(job)
+            await until(lambda: gateway.upstream.seen.requests >= 4)
+            jobs.ask(job.id, "pause", time.time())
+            await until(lambda: jobs.find(job.id).state == "paused" and not runners[0].tasks)
+            asked = gateway.upstream.seen.requests
+            await asyncio.sleep(0.2)
+            assert gateway.upstream.seen.requests == asked
+            jobs.ask(job.id, "", time.time())
+            await until(lambda: gateway.upstream.seen.requests > asked + 2)
+            runners[0].stop()
+            assert (await first).owner == ""
+            again = jobs.claim(job.id, owner_name(), time.time())
+            assert again is not None
+            second = running(again)
+            await until(lambda: len(runners) == 2 and runners[1].answered > 2)
+            taken = jobs.claim(job.id, owner_name(), time.time() + 2 * LEASE_S)
+            assert taken is not None
+            with pytest.raises(LostLease):
+                await second
+            over = await running(taken)
+    assert over.state == "completed" and over.progress.done == 60
+    lines = read(tmp_path / "out.jsonl")
+    assert sorted(line["custom_id"] for line in lines) == sorted(f"row-{n}" for n in range(1, 61))
+
+
+async def until(reached, within_s: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
