@@ -33,7 +33,8 @@ THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
 RULES = (THOMPSON, SQUARE_CB, GREEDY)
 
 
-_NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / 32) for i in range(32)])
+NODES = 16
+_NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / NODES) for i in range(NODES)])
 """Of a standard normal draw, equally likely."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
-from routers.bandit import Bandit, learnt_axes
+from routers.bandit import THOMPSON, Bandit, learnt_axes
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator
 from routers.estimators.clusters import Clusters
@@ -86,7 +86,7 @@ def bandit_upon(base: Router, explore: float = 0.0) -> Router:
     """Learns from here on what the base does not expect. It must explore: without a stated floor a little."""
     if not isinstance(base, PluginRouter):
         return base
-    return Bandit(base, bandit_axes(), exploration=Exploration(floor=explore or LEAST_EXPLORATION))
+    return Bandit(base, bandit_axes(), rule=THOMPSON, exploration=Exploration(floor=explore or LEAST_EXPLORATION))
 
 
 @cache
