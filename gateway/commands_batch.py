@@ -128,10 +128,10 @@ def plan(
 def shop_of(config: Config) -> Any:
     """The gateway's routes with the routers that serve them now."""
     from gateway.app import open_book
-    from gateway.batch.plan import Shop
+    from gateway.batch.shop import open_shop
     from gateway.settings import read_settings
 
-    return Shop(config, open_book(config, read_settings(config.server.run_dir)))
+    return open_shop(config, open_book(config, read_settings(config.server.run_dir)))
 
 
 def _mode(text: str) -> Any:

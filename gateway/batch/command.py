@@ -14,10 +14,11 @@ from gateway.batch.carry import Paths, carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Card, Job, Progress, owner_name
 from gateway.batch.lease import Terms
-from gateway.batch.plan import Order, Shop, plan_job
+from gateway.batch.plan import Order, plan_job
 from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.room import Room, room
 from gateway.batch.run import Runner
+from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, Plan
 from gateway.config import Config
 from gateway.errors import CallerError
@@ -127,7 +128,7 @@ def _plan(home: Room, wanted: Wanted) -> Plan:
         samples=wanted.samples, concurrency=wanted.concurrency, tenant=wanted.tenant,
     )  # fmt: skip
     folder = Path(server.run_dir) / "plans" / new_id("plan")
-    return plan_job(wanted.source, folder, order, Shop(home.services.config, home.services.book))
+    return plan_job(wanted.source, folder, order, open_shop(home.services.config, home.services.book))
 
 
 def places(wanted: Wanted) -> tuple[Path, Path]:

@@ -22,10 +22,11 @@ from gateway.batch.carry import carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Job, Progress, owner_name
 from gateway.batch.lease import LostLease, Terms
-from gateway.batch.plan import Order, Shop, plan_job
+from gateway.batch.plan import Order, plan_job
 from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.results import Result
 from gateway.batch.run import Runner
+from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.keys import ANYONE, MASTER, Caller
@@ -179,7 +180,7 @@ class Owner:
             terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad,
             concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl", metadata=card.metadata,
         )  # fmt: skip
-        plan = plan_job(source, folder, order, Shop(self.s.config, self.s.book))
+        plan = plan_job(source, folder, order, open_shop(self.s.config, self.s.book))
         source.unlink()
         card.total = len(plan.prompts) + len(plan.duplicates)
         card.errors = [_problem(one) for one in plan.problems[:MOST_ERRORS]]

@@ -1,0 +1,56 @@
+"""Where a job's prompts may be answered, with what the gateway has learnt: also which questions are the same.
+
+What a semantic cache has learnt lives in its replicas; those that share a Redis tell each other every verdict there,
+and so does a job hear them. Without Redis a job takes no other words for the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from cache.acceptance import Acceptance, Terms
+from cache.link import Link
+from cache.memory import MemoryStore
+from cache.replicate import Replication
+from cache.semantic import SemanticCache
+from gateway.batch.plan import Shop
+from gateway.config import Config
+from gateway.routes import Route, RouteBook
+from routers.features import shipped_featurizer
+
+log = logging.getLogger("headgate.batch")
+
+REDIS_TIMEOUT_S = 5.0
+
+
+def open_shop(config: Config, book: RouteBook) -> Shop:
+    """Blocks; call it off the event loop."""
+    semantic = [route for route in book.routes.values() if route.config.cache == "semantic"]
+    if not (semantic and config.storage.redis_url):
+        return Shop(config, book)
+    return Shop(config, book, asyncio.run(heard_rules(str(config.storage.redis_url), semantic)))
+
+
+async def heard_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Acceptance]:
+    """Each route's acceptance rule, fitted to every verdict that its replicas have told each other."""
+    link = Link(redis_url, timeout_s=REDIS_TIMEOUT_S)
+    try:
+        rules = {route.name: await _heard(link, route) for route in routes}
+    finally:
+        await link.close()
+    learnt = {name: rule for name, rule in rules.items() if rule.fitted is not None}
+    log.info("semantic rules heard of: %s", ", ".join(learnt) or "none")
+    return learnt
+
+
+async def _heard(link: Link, route: Route) -> Acceptance:
+    featurizer = shipped_featurizer()
+    terms = Terms(eps=route.config.cache_eps)
+    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], terms=terms)
+    replication = Replication(link, ear, route=route.name, embedder=featurizer.version)
+    while await replication.follow():
+        pass
+    ear.acceptance.refit()
+    return ear.acceptance

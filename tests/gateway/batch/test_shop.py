@@ -1,0 +1,71 @@
+"""A job hears what the replicas' semantic caches have learnt from each other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import numpy as np
+
+from cache.acceptance import Terms
+from cache.link import Link
+from cache.memory import MemoryStore
+from cache.neighbours import FEATURES
+from cache.replicate import Replication
+from cache.semantic import SemanticCache
+from gateway.batch.plan import Shop
+from gateway.batch.shop import open_shop
+from gateway.routes import RouteBook
+from routers.features import shipped_featurizer
+from tests.gateway.batch.planned import LARGE, SMALL, config, shop
+from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+
+
+def opened(folder: Path, redis_url: str, cache: str = "semantic") -> Shop:
+    chosen = config(
+        folder,
+        routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}],
+        storage={"url": f"sqlite:///{folder}/journal.db", "redis_url": redis_url},
+    )
+    book: RouteBook = shop(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
+    return open_shop(chosen, book)
+
+
+async def tell(redis_url: str, verdicts: int) -> None:
+    """A replica that has judged so many pairs: those of a large first feature were the same."""
+    link = Link(redis_url, timeout_s=5.0)
+    featurizer = shipped_featurizer()
+    cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], terms=Terms())
+    replica = Replication(link, cache, route="auto", embedder=featurizer.version)
+    rng = random.Random(0)
+    for _ in range(verdicts):
+        features = [rng.random() for _ in range(FEATURES)]
+        assert await replica.tell_judged(features, features[0] > 0.5, 1.0, False)
+    await link.close()
+
+
+def test_without_verdicts_redis_or_a_semantic_route_there_is_no_rule(
+    tmp_path: Path, redis_server: RedisServer,  # noqa: F811
+) -> None:
+    """Then nothing is merged by meaning."""
+    assert not opened(tmp_path, redis_server.url).acceptances
+    assert not opened(tmp_path, "").acceptances
+    assert not opened(tmp_path, redis_server.url, "exact").acceptances
+
+
+def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_server: RedisServer) -> None:  # noqa: F811
+    """Fitted to all that was judged, within the route's bound on false hits."""
+    asyncio.run(tell(redis_server.url, 900))
+    rules = opened(tmp_path, redis_server.url).acceptances
+    rule = rules["auto"]
+    sure, unsure = np.full(FEATURES, 0.5), np.full(FEATURES, 0.5)
+    sure[0], unsure[0] = 0.99, 0.1
+    assert rule.accepts(rule.score(sure.tolist()))
+    assert not rule.accepts(rule.score(unsure.tolist()))
+    assert rule.fitted is not None and rule.fitted.upper <= rule.terms.eps
+
+
+def test_a_redis_that_is_away_costs_the_rule_not_the_plan(tmp_path: Path) -> None:
+    """Planning goes on without it."""
+    assert not opened(tmp_path, "redis://127.0.0.1:9/0").acceptances
