@@ -21,6 +21,7 @@ from gateway.journal.record import (
     ResponseRecord,
     new_id,
 )
+from gateway.journal.rollup_tables import KEPT_S, rollups, sessions
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.tables import (
     audit,
@@ -295,7 +296,7 @@ class Store:
     def forget_old(self, now_s: float) -> int:
         """Deletes what is older than `keep_days`, a batch per transaction; the number of rows.
 
-        Keys, settings, versions, audit and spend stay; counters stay for 400 days.
+        Keys, settings, versions, audit and spend stay; counters stay for 400 days, sums as long as their grain says.
         """
         old_s = now_s - self.keep_days * 86400.0
         gone = sum(self._forget(table, old_s) for table in (decisions, feedback, responses))
@@ -304,6 +305,10 @@ class Store:
                 sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)
             )
             connection.execute(sa.delete(stats).where(stats.c.minute_s < int(now_s - _STATS_KEPT_S)))
+            for span_s, kept_s in KEPT_S.items():
+                old = rollups.c.span_s == span_s, rollups.c.start_s < int(now_s - kept_s)
+                connection.execute(sa.delete(rollups).where(*old))
+            connection.execute(sa.delete(sessions).where(sessions.c.expires_s < now_s))
         return gone
 
     def _forget(self, table: sa.Table, old_s: float) -> int:

@@ -1,0 +1,112 @@
+"""What the admin pages ask of the journal, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gateway.journal.insights import insight, insights_of, keep_insight
+from gateway.journal.recent import latest_scored
+from gateway.journal.search import DecisionFilter, search
+from gateway.journal.store import SettingConflict, Store
+from gateway.journal.sums import grouped, merged, quantile_s, sums, sums_by_tenant
+from gateway.journal.write import write_records
+from tests.gateway.journal.records import NOON_S, decision, feedback
+
+DAY_S = NOON_S // 86400 * 86400
+
+
+def write(store: Store) -> None:
+    records = [
+        decision(n, tenant="other" if n % 3 == 0 else "acme", route="code" if n % 5 == 0 else "auto",
+                 status=500 if n % 7 == 0 else 200, cost_nanousd=n)
+        for n in range(60)
+    ]  # fmt: skip
+    with store.engine.begin() as connection:
+        write_records(connection, [*records, feedback(3, 0.5), feedback(4, None, label="nice")])
+
+
+def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> None:
+    """The newest so many, oldest first; of what was said, the score that counts."""
+    write(store)
+    found = latest_scored(store.engine, "auto", limit=1000)
+    assert [record.id for record, _ in found] == [f"dec_{n}" for n in range(60) if n % 5]
+    assert {record.id: score for record, score in found if score is not None} == {"dec_3": 0.5}
+    assert [record.id for record, _ in latest_scored(store.engine, "auto", limit=3)] == ["dec_57", "dec_58", "dec_59"]
+    assert len(latest_scored(store.engine, "auto", limit=99, since_s=NOON_S + 55)) == 4
+
+
+def test_a_search_is_answered_by_an_index_alone(store: Store) -> None:
+    """Filters together and alone, newest first."""
+    write(store)
+    both = search(store, DecisionFilter(tenant="other", outcome="error"), None, 100)
+    assert [row["id"] for row in both.rows] == [f"dec_{n}" for n in range(59, -1, -1) if n % 21 == 0]
+    alone = search(store, DecisionFilter(route="code"), None, 2)
+    assert [row["id"] for row in alone.rows] == ["dec_55", "dec_50"] and alone.after == (NOON_S + 50, "dec_50")
+    rest = search(store, DecisionFilter(route="code"), alone.after, 100)
+    assert len(rest.rows) == 10 and rest.after is None
+    dear = search(store, DecisionFilter(min_cost_usd=58e-9), None, 100)
+    assert [row["cost_nanousd"] for row in dear.rows] == [59, 58]
+
+
+def test_sums_are_read_in_any_grouping(store: Store) -> None:
+    """In SQL or after one reading of fine groups: the same numbers, by route, tenant and in all."""
+    write(store)
+    span = (86400, DAY_S, DAY_S + 86400)
+    (total,) = sums(store, *span)
+    assert (total["requests"], total["errors"], total["cost_nanousd"]) == (60, 9, sum(range(60)))
+    fine = grouped(store, *span, by=("start_s", "route", "model"))
+    assert fine.total == total == merged(sums(store, *span, by=("route",)))
+    by_route = {row["route"]: row["requests"] for row in fine.by("route")}
+    assert by_route == {"auto": 48, "code": 12}
+    by_tenant = {row["tenant"]: row["requests"] for row in sums_by_tenant(store, *span)}
+    assert by_tenant == {"acme": 40, "other": 20}
+    assert sums(store, *span, tenant="other", route="code", names=("requests",)) == [{"requests": 4}]
+    found = quantile_s(total, 0.5)
+    assert found is not None and 0.15 < found < 0.25
+    (nothing,) = sums(store, 60, 0, 60)
+    assert nothing["requests"] == 0 and quantile_s(nothing, 0.5) is None
+
+
+def test_an_insight_replaces_the_one_before(store: Store) -> None:
+    """Read alone or with all of its kind."""
+    keep_insight(store, "frontier", "auto", {"points": [1]})
+    keep_insight(store, "frontier", "auto", {"points": [2]})
+    keep_insight(store, "labels", "auto", [])
+    found = insight(store, "frontier", "auto")
+    assert found is not None and found[1] == {"points": [2]}
+    assert list(insights_of(store, "frontier")) == ["auto"] and insight(store, "frontier", "code") is None
+
+
+def test_of_writers_of_one_version_one_succeeds(store: Store) -> None:
+    """Each expects the same version to be in force; the others are told, and left no audit line."""
+    told: list[str] = []
+
+    def one(number: int) -> None:
+        try:
+            store.save_setting("route:auto", {"n": number}, f"op {number}", expected=0)
+            told.append("done")
+        except SettingConflict:
+            told.append("conflict")
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == ["conflict", "conflict", "conflict", "done"]
+    assert len(store.setting_versions("route:auto")) == len(store.audit_log()) == 1
+    store.save_setting("route:auto", None, "x", expected=1)
+    store.save_setting("tenant:50%", {"b": 1}, "x", expected=0)
+    assert store.latest_settings() == {"route:auto": None, "tenant:50%": {"b": 1}}
+    assert store.setting_numbers("tenant:5") == {"tenant:50%": 1} and store.setting_numbers("%") == {}
+
+
+@pytest.mark.parametrize(("age_days", "spans"), [(0, {60, 3600, 86400}), (3, {3600, 86400}), (70, {86400})])
+def test_sums_stay_as_long_as_their_grain_says(store: Store, age_days: int, spans: set[int]) -> None:
+    """Minutes two days, hours two months, days for good."""
+    write(store)
+    store.forget_old(NOON_S + age_days * 86400 + 60)
+    kept = {span for span in (60, 3600, 86400) if sums(store, span, 0, 2**40)[0]["requests"]}
+    assert kept == spans
