@@ -16,7 +16,7 @@ from tests.chaos.stage import World, world
 
 BUDGET_ANSWERS = 60
 PURSE_CLIENTS = 4
-RECOVERY_S = 60.0
+RECOVERY_S = 150.0
 
 
 @dataclass(slots=True)
