@@ -23,6 +23,7 @@ from tests.live import free_port
 from tests.postgres_server import PostgresServer, binaries, running_postgres
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+CLIENT = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 OUTPUT_TOKENS = 50
 ANSWER_NANOUSD = OUTPUT_TOKENS * 4000
 BUDGET_ANSWERS = 20
@@ -130,7 +131,7 @@ class Cluster:
 
     def bought(self, model: str) -> int:
         """Requests for this model that reached the upstream."""
-        return int(httpx.get(f"{self.upstream.removesuffix('/v1')}/_seen").json()["by_model"].get(model, 0))
+        return int(CLIENT.get(f"{self.upstream.removesuffix('/v1')}/_seen").json()["by_model"].get(model, 0))
 
     def logs(self) -> str:
         """Everything that any process has said."""
@@ -180,7 +181,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < ends_s:
         assert process.poll() is None, "a process has ended"
         try:
-            if httpx.get(url).status_code == 200:
+            if CLIENT.get(url).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

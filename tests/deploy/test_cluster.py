@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.xdist_group("cluster"),
 ]
 PATH = "/v1/chat/completions"
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+"""Each request on a connection of its own, so any worker may answer."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def ask(url: str, body: dict[str, object], key: str = "FREE", **headers: str) -> httpx.Response:
-    """On a connection of its own, so any worker may answer."""
-    return httpx.post(url + PATH, json=body, headers={**auth(key), **headers}, timeout=30)
+    """Any worker may answer."""
+    return CLIENT.post(url + PATH, json=body, headers={**auth(key), **headers})
 
 
 async def flood(url: str, count: int, body: dict[str, object], key: str) -> list[httpx.Response]:
@@ -90,12 +92,12 @@ def test_the_cache_is_shared_and_a_deletion_holds_before_the_next_request(world:
     assert ask(one.url, chat("auto")).headers["x-headgate-cache"] == "miss"
     hits = [ask(replica.url, chat("auto")) for replica in (one, two) for _ in range(4)]
     assert {hit.headers["x-headgate-cache"] for hit in hits} == {"hit"}
-    decision = httpx.get(f"{two.url}/v1/decisions/{hits[-1].headers['x-headgate-decision-id']}", headers=auth("FREE"))
+    decision = CLIENT.get(f"{two.url}/v1/decisions/{hits[-1].headers['x-headgate-decision-id']}", headers=auth("FREE"))
     entry = decision.json()["cache_why"]["entry"]
-    assert httpx.delete(f"{two.url}/v1/cache/entries/{entry}", headers=auth("FREE")).status_code == 200
+    assert CLIENT.delete(f"{two.url}/v1/cache/entries/{entry}", headers=auth("FREE")).status_code == 200
     after = [ask(replica.url, chat("auto")) for replica in (one, two) for _ in range(4)]
     assert {answer.json()["choices"][0]["message"]["content"] for answer in after} == {"2nd"}
-    assert httpx.delete(f"{one.url}/v1/cache/entries", headers=auth("FREE")).status_code == 200
+    assert CLIENT.delete(f"{one.url}/v1/cache/entries", headers=auth("FREE")).status_code == 200
     after = [ask(replica.url, chat("auto")) for replica in (two, one) for _ in range(4)]
     assert {answer.json()["choices"][0]["message"]["content"] for answer in after} == {"3rd"}
     assert world.bought("cached") == 3
@@ -111,21 +113,21 @@ async def test_identical_requests_at_all_replicas_ask_upstream_once(world: Clust
 def test_a_key_made_or_revoked_at_one_replica_counts_at_the_other(world: Cluster) -> None:
     """Keys and settings are in force everywhere within two seconds."""
     one, two = world.replicas
-    made = httpx.post(f"{one.admin_url}/admin/keys", json={"name": "new"}, headers=auth("MASTER"))
+    made = CLIENT.post(f"{one.admin_url}/admin/keys", json={"name": "new"}, headers=auth("MASTER"))
     assert made.status_code == 201, made.text
     bearer = {"authorization": f"Bearer {made.json()['key']}"}
     id_ = made.json()["record"]["id"]
 
     def known() -> bool:
-        found = [httpx.post(two.url + PATH, json=chat("echo"), headers=bearer) for _ in range(6)]
+        found = [CLIENT.post(two.url + PATH, json=chat("echo"), headers=bearer) for _ in range(6)]
         return {answer.status_code for answer in found} == {200}
 
     def unknown() -> bool:
-        found = [httpx.post(two.url + PATH, json=chat("echo"), headers=bearer) for _ in range(6)]
+        found = [CLIENT.post(two.url + PATH, json=chat("echo"), headers=bearer) for _ in range(6)]
         return {answer.status_code for answer in found} == {401}
 
     made_s = until("the key is known", known)
-    httpx.delete(f"{one.admin_url}/admin/keys/{id_}", headers=auth("MASTER"))
+    CLIENT.delete(f"{one.admin_url}/admin/keys/{id_}", headers=auth("MASTER"))
     print(f"key in force after {made_s:.2f} s, revoked after {until('it is unknown', unknown):.2f} s")
 
 
@@ -135,7 +137,7 @@ def test_a_promotion_at_one_replica_serves_at_the_other(world: Cluster) -> None:
 
     def router() -> set[str]:
         found = [ask(two.url, chat("learning")).headers["x-headgate-decision-id"] for _ in range(4)]
-        return {httpx.get(f"{two.url}/v1/decisions/{id}", headers=auth("FREE")).json()["router"] for id in found}
+        return {CLIENT.get(f"{two.url}/v1/decisions/{id}", headers=auth("FREE")).json()["router"] for id in found}
 
     before = router()
     change_settings(
@@ -168,6 +170,7 @@ def test_one_replica_leads(world: Cluster) -> None:
     assert held == (1,)
 
 
+@pytest.mark.slow
 async def test_a_replica_reloads_behind_nginx_without_a_failed_request(world: Cluster) -> None:
     """SIGHUP to one replica and then to the other, under load: every request is answered, every stream whole."""
     failures: list[str] = []
@@ -217,7 +220,7 @@ def test_every_decision_of_both_replicas_is_in_the_one_journal(world: Cluster) -
         return found == (2,)
 
     until("both are stored", stored)
-    crossed = [httpx.get(f"{replica.url}/v1/decisions/{id}", headers=auth("FREE"))
+    crossed = [CLIENT.get(f"{replica.url}/v1/decisions/{id}", headers=auth("FREE"))
                for replica, id in zip(reversed(world.replicas), ids, strict=True)]  # fmt: skip
     assert [answer.status_code for answer in crossed] == [200, 200]
 
@@ -244,11 +247,11 @@ def test_no_secret_and_no_prompt_is_in_any_log_or_answer(world: Cluster) -> None
     bodies = [
         ask(world.url, chat("leaky")).text,
         ask(world.url, chat("nonsense")).text,
-        httpx.post(world.url + PATH, content=b"{" + PROMPT.encode(), headers=auth("FREE")).text,
-        httpx.post(world.url + PATH, json=chat("echo"), headers={"authorization": "Bearer wrong-key-9f8e7d"}).text,
-        httpx.get(f"{world.replicas[0].admin_url}/admin/keys", headers=auth("MASTER")).text,
-        httpx.get(f"{world.replicas[0].admin_url}/admin/models", headers=auth("MASTER")).text,
-        httpx.get(f"{world.replicas[0].admin_url}/metrics").text,
+        CLIENT.post(world.url + PATH, content=b"{" + PROMPT.encode(), headers=auth("FREE")).text,
+        CLIENT.post(world.url + PATH, json=chat("echo"), headers={"authorization": "Bearer wrong-key-9f8e7d"}).text,
+        CLIENT.get(f"{world.replicas[0].admin_url}/admin/keys", headers=auth("MASTER")).text,
+        CLIENT.get(f"{world.replicas[0].admin_url}/admin/models", headers=auth("MASTER")).text,
+        CLIENT.get(f"{world.replicas[0].admin_url}/metrics").text,
     ]
     for name, secret in SECRETS.items():
         assert all(secret not in body for body in bodies), f"{name} is echoed: {[b for b in bodies if secret in b]}"
@@ -261,6 +264,6 @@ def test_no_secret_and_no_prompt_is_in_any_log_or_answer(world: Cluster) -> None
 
 def test_metrics_stay_inside(world: Cluster) -> None:
     """nginx passes none on; each replica's admin port tells Prometheus."""
-    assert httpx.get(f"{world.url}/metrics").status_code == 403
+    assert CLIENT.get(f"{world.url}/metrics").status_code == 403
     for replica in world.replicas:
-        assert "headgate_requests_total" in httpx.get(f"{replica.admin_url}/metrics").text
+        assert "headgate_requests_total" in CLIENT.get(f"{replica.admin_url}/metrics").text

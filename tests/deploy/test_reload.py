@@ -22,6 +22,7 @@ from tests.live import free_port
 
 pytestmark = pytest.mark.xdist_group("reload")
 
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "hello there"}]}
 SLOW = {**CHAT, "model": "slow", "stream": True}
 
@@ -128,10 +129,9 @@ async def stream(port: int) -> str:
         return "".join([chunk async for chunk in answer.aiter_text()])
 
 
-async def counted(port: int) -> float:
+def counted(port: int) -> float:
     """Requests that the gateway says it has answered."""
-    async with httpx.AsyncClient(timeout=60) as client:
-        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    text = CLIENT.get(f"http://127.0.0.1:{port}/metrics").text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("headgate_requests_total{"))
 
 
@@ -155,7 +155,7 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     assert "six" in text and text.endswith("data: [DONE]\n\n")
     assert len(workers_of(gateway.pid)) == 2
     async with asyncio.timeout(60):  # control starts again, and workers say every second what they have counted
-        while await counted(gateway.admin_port) != len(load.answers) + 1:
+        while counted(gateway.admin_port) != len(load.answers) + 1:
             await asyncio.sleep(0.05)
     told = await asyncio.to_thread(gateway.told)
     assert told.startswith("RELOADING=1\nMONOTONIC_USEC=")
@@ -179,6 +179,7 @@ async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
     await client
 
 
+@pytest.mark.slow
 async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
     """A worker that dies at its start again and again leaves its share of the connections to the others."""
     in_force = gateway.folder / "run" / "config.toml"
@@ -199,7 +200,7 @@ async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> 
 def ask_all(port: int) -> None:
     """Over so many connections that every worker is asked."""
     for _ in range(12):
-        assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        assert CLIENT.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT).status_code == 200
 
 
 def sockets_at(port: int) -> int:
