@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.errors import CallerError
@@ -131,7 +131,7 @@ def status(
         views = [_view(one) for one in found]
         typer.echo(msgspec.json.encode(views[0] if job else views).decode())
         return
-    table = Table("job", "state", "input", "answered", "failed", "spent", "budget", "left", "")
+    table = Table(Column("job", no_wrap=True), Column("state", no_wrap=True), "input", "answered", "failed", "spent", "budget", "left", "")
     for one in found:
         now, budget = one.progress, one.card.budget_usd
         table.add_row(

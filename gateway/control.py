@@ -24,6 +24,7 @@ from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
 from gateway.admin.upkeep import keep_up
 from gateway.batch.desk import MARKER
+from gateway.batch.forget import forget_batches
 from gateway.batch.jobs import Jobs
 from gateway.cluster import Cluster
 from gateway.config import Config

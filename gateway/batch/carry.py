@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,8 @@ from gateway.services import Services
 log = logging.getLogger("headgate.batch")
 
 POLL_S = 0.05
+PLANS = "plans"
+"""In the run folder: plans made by the runner itself, of no use after the job."""
 
 
 class Sink(Protocol):
@@ -91,6 +94,8 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
     await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
     await asyncio.to_thread(jobs.change, job, why, clock())
     await asyncio.to_thread(jobs.release, job, runner.last)
+    if plan.prompts.path.parent.parent == Path(services.config.server.run_dir).resolve() / PLANS:
+        await asyncio.to_thread(shutil.rmtree, plan.prompts.path.parent, ignore_errors=True)
 
 
 async def shipped(directory: Path, engine: sa.Engine) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.batch.carry import Paths, carry
+from gateway.batch.carry import PLANS, Paths, carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Card, Job, Progress, owner_name
 from gateway.batch.lease import Terms
@@ -127,7 +127,7 @@ def _plan(home: Room, wanted: Wanted) -> Plan:
         terms=reading, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, skip_bad=wanted.skip_bad,
         samples=wanted.samples, concurrency=wanted.concurrency, tenant=wanted.tenant,
     )  # fmt: skip
-    folder = Path(server.run_dir) / "plans" / new_id("plan")
+    folder = Path(server.run_dir).resolve() / PLANS / new_id("plan")
     return plan_job(wanted.source, folder, order, open_shop(home.services.config, home.services.book))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import results
-from gateway.batch.carry import carry
+from gateway.batch.carry import PLANS, carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Job, Progress, owner_name
 from gateway.batch.lease import LostLease, Terms
@@ -142,7 +142,7 @@ class Owner:
         raise CallerError("the key that made this batch is revoked or has expired", code="invalid_api_key")
 
     def folder(self, job: Job) -> Path:
-        return self.desk.run_dir / "plans" / job.id
+        return self.desk.run_dir.resolve() / PLANS / job.id
 
     async def planned(self, job: Job, caller: Caller) -> Plan:
         """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.batch.carry import Paths, carry, shipping
 from gateway.batch.files import CHUNK_BYTES, Files
+from gateway.batch.forget import forget_batches
 from gateway.batch.jobs import LEASE_S, Card, Jobs, Progress, is_gone, owner_name
 from gateway.batch.lease import LostLease, Terms
 from gateway.batch.types import Arm
@@ -105,6 +106,22 @@ def test_pages_of_jobs_and_files_cover_all_once(jobs: Jobs) -> None:
     assert b"".join(files.read(file.id)) == content and file.bytes == len(content)
     again = files.add("t", "batch", "in.jsonl", [b"less"], NOW, id=file.id)
     assert b"".join(files.read(again.id)) == b"less" and len(files.page("t")) == 1
+
+
+def test_old_jobs_and_expired_files_go_and_running_ones_stay(jobs: Jobs) -> None:
+    """After keep_days the job, its answers and its parts; a file at its own end."""
+    old, running = (jobs.add("t", "api", Card(source="x"), NOW - 40 * 86400) for _ in range(2))
+    held = jobs.claim(old.id, "elsewhere/1/a", NOW)
+    assert held is not None
+    jobs.change(held, "completed", NOW)
+    with jobs.engine.begin() as connection:
+        write_records(connection, [JobStartRecord(job=old.id, index=0, time_s=NOW)])
+    files = Files(jobs.engine)
+    files.add("t", "batch_output", "a", [b"x"], NOW, expires_s=NOW - 1)
+    kept = files.add("t", "batch", "b", [b"y"], NOW)
+    assert forget_batches(jobs.engine, NOW, 30.0) == 2 and forget_batches(jobs.engine, NOW, 30.0) == 0
+    assert [job.id for job in jobs.page("t")] == [running.id] and list(jobs.items(old.id)) == []
+    assert files.page("t") == [kept]
 
 
 ROUTES = [{"name": "auto", "models": ["small"]}]

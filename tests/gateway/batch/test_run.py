@@ -72,7 +72,7 @@ async def test_a_cascade_sends_poor_answers_on_to_better_models(tmp_path: Path) 
 
 
 async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
-    """One that streams, one the upstream rejects, one over every budget: errors with their reasons; the rest goes on."""
+    """One that streams, one the upstream rejects, one over every budget: errors with reasons; the rest goes on."""
     scripts = {"small": [{"status": 400, "error": "no"}, {}]}
     bodies = [
         chat("auto", "rejected", max_tokens=8), chat("auto", "stream", stream=True),

@@ -1,0 +1,35 @@
+"""What batch jobs leave goes in time: files at their own end, jobs and their answers as old decisions do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.batch.jobs import ENDED
+from gateway.journal.tables import file_chunks, files, job_items, job_parts, jobs
+
+_AT_ONCE = 100
+
+
+def forget_batches(engine: sa.Engine, now_s: float, keep_days: float) -> int:
+    """Deletes what is over and older than that, some per transaction; how many jobs and files. A running job stays."""
+    gone = 0
+    old = sa.select(jobs.c.id).where(jobs.c.state.in_(ENDED), jobs.c.created_s < now_s - keep_days * 86400.0)
+    while ids := _some(engine, old):
+        with engine.begin() as connection:
+            for table, column in ((job_items, job_items.c.job), (job_parts, job_parts.c.job), (jobs, jobs.c.id)):
+                connection.execute(sa.delete(table).where(column.in_(ids)))
+        gone += len(ids)
+    expired = sa.select(files.c.id).where(files.c.expires_s.is_not(None), files.c.expires_s < now_s)
+    while ids := _some(engine, expired):
+        with engine.begin() as connection:
+            connection.execute(sa.delete(file_chunks).where(file_chunks.c.file.in_(ids)))
+            connection.execute(sa.delete(files).where(files.c.id.in_(ids)))
+        gone += len(ids)
+    return gone
+
+
+def _some(engine: sa.Engine, query: sa.Select[Any]) -> list[str]:
+    with engine.connect() as connection:
+        return [id for (id,) in connection.execute(query.limit(_AT_ONCE))]
