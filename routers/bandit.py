@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import sqrt
+from math import erf, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -41,6 +41,9 @@ _NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / NODES) for i in range
 def thompson(mean: Array, sd: Array) -> Array:
     """P(this model's draw is the highest), for independent normal draws: by quadrature over its own draw."""
     sd = np.maximum(sd, 1e-9)
+    if len(mean) == 2:
+        first = 0.5 * (1.0 + erf(float(mean[0] - mean[1]) / sqrt(2.0 * float(sd @ sd))))
+        return np.array([first, 1.0 - first])
     own = mean[:, None] + sd[:, None] * _NODES
     below = _normal_cdf((own[:, :, None] - mean) / sd)
     below[np.arange(len(mean)), :, np.arange(len(mean))] = 1.0
@@ -50,7 +53,7 @@ def thompson(mean: Array, sd: Array) -> Array:
 
 def _normal_cdf(z: Array) -> Array:
     """Phi to .0003, which only moves where exploration goes: the propensity is what is then drawn from."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.7978845608 * (z + 0.044715 * z**3))))
+    return np.asarray(0.5 * (1.0 + np.tanh(z * (0.7978845608 + 0.0356774081 * z * z))))
 
 
 class Bandit:

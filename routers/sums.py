@@ -154,7 +154,8 @@ class Posterior:
 
 OWN_TRIED = (1.0, 0.25, 0.08, 0.025)
 """Of the stated penalty on own slopes."""
-NOISE_COUNTS = 50.0
+NOISE_COUNTS = 300.0
+"""Answers that the stated noise counts as."""
 
 
 def fitted(state: State, shrink: Shrinkage) -> Posterior:

@@ -54,7 +54,7 @@ def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, f
     chances = thompson(mean, sd)
     draws = np.random.default_rng(0).normal(mean, sd, size=(20_000, len(mean)))
     simulated = np.bincount(draws.argmax(1), minlength=len(mean)) / 20_000
-    assert chances.sum() == pytest.approx(1.0) and np.abs(chances - simulated).max() < 0.03
+    assert chances.sum() == pytest.approx(1.0) and np.abs(chances - simulated).max() < 0.05
 
 
 @given(seed=st.integers(0, 30), cut=st.integers(1, 29))

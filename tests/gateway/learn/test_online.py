@@ -89,8 +89,8 @@ async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
     """
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         gateway.services.draws = iter(random.Random(1).random, None)
-        await taught(gateway, 160)
-        assert known(gateway) == pytest.approx(160)
+        await taught(gateway, 240)
+        assert known(gateway) == pytest.approx(240)
         found = await preferred(gateway)
         assert found["sum"] >= 0.75 and found["poem"] <= 0.5
         async with httpx.AsyncClient() as client:
