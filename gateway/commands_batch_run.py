@@ -131,7 +131,8 @@ def status(
         views = [_view(one) for one in found]
         typer.echo(msgspec.json.encode(views[0] if job else views).decode())
         return
-    table = Table(Column("job", no_wrap=True), Column("state", no_wrap=True), "input", "answered", "failed", "spent", "budget", "left", "")
+    names = [Column("job", no_wrap=True), Column("state", no_wrap=True)]
+    table = Table(*names, "input", "answered", "failed", "spent", "budget", "left", "")
     for one in found:
         now, budget = one.progress, one.card.budget_usd
         table.add_row(

@@ -146,6 +146,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(not_ahead(begun))
+                forget_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             log.warning("a chore waits: %s", fault)
         except Exception:  # a fault of ours in one chore must not end them all, unseen
