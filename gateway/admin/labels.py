@@ -33,7 +33,7 @@ def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueu
         route_of(desk, route)
     with database():
         found = {name: one for name, one in insights_of(desk.store, KIND).items() if route in ("", name)}
-        waiting = [one for _, told in found.values() for one in told["data"]]
+        waiting = [one for _, told in found.values() for one in told["data"] if one["gain"] is not None]
         done = labelled(desk, [one["id"] for one in waiting])
         left = sorted(
             (one for one in waiting if one["id"] not in done), key=lambda one: (not one["has_text"], -one["gain"])

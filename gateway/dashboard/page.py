@@ -8,6 +8,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
@@ -72,9 +73,9 @@ def render(
     request: Request, who: Actor, template: str, context: Mapping[str, Any], *, said: str = "", status: int = 200
 ) -> Response:
     """A page for somebody signed in. `said`: what was just done, shown on top."""
-    theme = request.cookies.get(THEME_COOKIE, "")
+    theme, address = request.cookies.get(THEME_COOKIE, ""), _address(request)
     text = templates().get_template(template).render(
-        who=who, here=request.url.path, address=_address(request), theme=theme if theme in ("light", "dark") else "",
+        who=who, here=address.partition("?")[0], address=address, theme=theme if theme in ("light", "dark") else "",
         signs_out=who.how == "cookie", said=said, **context,
     )  # fmt: skip
     return HTMLResponse(text, status, HEADERS)
@@ -90,7 +91,13 @@ def render_plain(request: Request, template: str, context: Mapping[str, Any], *,
 
 
 def _address(request: Request) -> str:
-    """This page's path and query, for asking for it again; after a form, the page the form stands on."""
-    if request.method != "GET":
-        return request.url.path
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    """This page's path and query, for asking for it again; after a form, those of the page that the form stands on."""
+    if request.method == "GET":
+        return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return page_of(request) or "/"
+
+
+def page_of(request: Request) -> str:
+    """Path and query of the page that a request comes from; empty: it doesn't say."""
+    sent = urlsplit(request.headers.get("hx-current-url") or request.headers.get("referer") or "")
+    return sent.path + (f"?{sent.query}" if sent.query else "")

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from gateway.admin.guard import identify
-from gateway.dashboard.page import HEADERS, STATIC, render, render_plain, templates
+from gateway.dashboard.page import HEADERS, STATIC, page_of, render, render_plain, templates
 from gateway.dashboard.pages import ROUTERS
 from gateway.errors import HeadgateError, Unauthorized
 
@@ -47,9 +47,8 @@ def render_error(request: Request, fault: HeadgateError) -> Response:
 
 
 def _to_login(request: Request, partial: bool) -> Response:
-    page = request.headers.get("hx-current-url", "") if partial else str(request.url)
-    path = re.sub(r"^[a-z]+://[^/]*", "", page) or "/"
-    target = "/login?next=" + quote(path, safe="/")
+    wanted = page_of(request) if partial else request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    target = "/login?next=" + quote(wanted or "/", safe="/")
     if partial:
         return Response(headers={"hx-redirect": target})
     return RedirectResponse(target, 303)

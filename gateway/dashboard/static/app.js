@@ -91,6 +91,26 @@ setInterval(look, EVERY_MS);
 document.addEventListener("visibilitychange", look);
 look();
 
+// -- what failed without saying how replaces nothing: the page stays as it was
+
+document.addEventListener("htmx:before:swap", (event) => {
+  const { response, hx, sourceElement } = event.detail.ctx ?? {};
+  if (!(response?.status >= 400) || hx?.retarget) return;
+  event.preventDefault();
+  light("offline", "Not refreshed: something failed");
+  tell(sourceElement, `The gateway failed (status ${response.status}). Its log says why.`);
+});
+
+function tell(element, words) {
+  const form = element?.closest?.("form");
+  const problem = form && find(".problem", form);
+  if (!problem) return;
+  const note = document.createElement("div");
+  note.className = "notice error";
+  note.textContent = words;
+  problem.replaceChildren(note);
+}
+
 // -- after a part was replaced: the reader is taken to what was said
 
 document.addEventListener("htmx:after:swap", () => {
@@ -120,13 +140,8 @@ document.addEventListener("refused", (event) => {
 });
 
 document.addEventListener("htmx:error", (event) => {
-  const form = event.detail?.ctx?.sourceElement?.closest?.("form");
-  const problem = form && find(".problem", form);
-  if (!problem) return;
-  const note = document.createElement("div");
-  note.className = "notice error";
-  note.textContent = "The gateway did not answer. Nothing was changed that it has not confirmed; try again.";
-  problem.replaceChildren(note);
+  const source = event.detail?.ctx?.sourceElement;
+  tell(source, "The gateway did not answer. Nothing was changed that it has not confirmed; try again.");
 });
 
 // -- knobs: the slider and the number beside it are one value; a box says whether it is set at all
