@@ -28,8 +28,8 @@ def named(flags: int) -> list[str]:
 
 
 def explored_nanousd(record: DecisionRecord) -> int | None:
-    """What trying another model than the likeliest was expected to cost beyond it, never below 0; None: it was the
-    likeliest, or the router estimates nothing, so that chance is all it goes by.
+    """The part of what was paid that the likeliest model was expected to save, never below 0; None: it was chosen, or
+    the router estimates nothing, so that chance is all it goes by.
     """
     if len(record.candidates) < 2 or not record.model:
         return None
@@ -42,9 +42,9 @@ def explored_nanousd(record: DecisionRecord) -> int | None:
             chosen = one
     if chosen is None or likeliest is None or chosen.quality is None or chosen.probability >= likeliest.probability:
         return None
-    if chosen.cost_usd is None or likeliest.cost_usd is None:
+    if not chosen.cost_usd or likeliest.cost_usd is None or likeliest.cost_usd >= chosen.cost_usd:
         return 0
-    return max(0, round((chosen.cost_usd - likeliest.cost_usd) * 1e9))
+    return round(record.cost_nanousd * (1.0 - max(likeliest.cost_usd, 0.0) / chosen.cost_usd))
 
 
 def kept_attempt(record: DecisionRecord) -> AttemptRecord | None:

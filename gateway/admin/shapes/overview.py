@@ -34,7 +34,7 @@ class Extra(BaseModel):
     judge_usd: float
     """Shadow questions and judgements of the semantic cache."""
     exploration_usd: float
-    """Paid beyond what the model of the router's first choice was expected to cost; never below zero."""
+    """Of what explored choices cost, the part that the router's first choice was expected to save."""
     cascade_usd: float
     """Attempts whose answers were not kept: rejected drafts, failed tries, hedges."""
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.journal.backfill import count_old, waiting
-from gateway.journal.outcome import CACHED, ERROR, ESCALATED, EXPLORED, flags_of, named
+from gateway.journal.outcome import CACHED, ERROR, ESCALATED, EXPLORED, explored_nanousd, flags_of, named
 from gateway.journal.record import CandidateRecord, DecisionRecord
 from gateway.journal.rollup_tables import LATENCY, TTFT, rollups, tenant_key
 from gateway.journal.store import Store
@@ -121,6 +123,18 @@ def test_chance_alone_is_no_exploration() -> None:
     blind = tuple(CandidateRecord(model=name, probability=p) for name, p in (("small", 0.2), ("large", 0.8)))
     assert flags_of(decision(1, candidates=blind)) == 0
     assert flags_of(decision(2, candidates=EXPLORING)) == 0
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e-3), st.floats(0, 1e-3), st.integers(0, 10**6))
+def test_exploring_costs_no_more_than_was_paid(likely_usd: float, chosen_usd: float, cost_nanousd: int) -> None:
+    """However wrong the estimates are, the parts of the spend stay parts of it."""
+    candidates = (
+        CandidateRecord(model="small", quality=0.7, cost_usd=likely_usd, probability=0.9),
+        CandidateRecord(model="large", quality=0.9, cost_usd=chosen_usd, probability=0.1),
+    )
+    extra = explored_nanousd(decision(1, model="large", candidates=candidates, cost_nanousd=cost_nanousd))
+    assert extra is not None and 0 <= extra <= cost_nanousd
 
 
 def test_noon_is_a_whole_minute() -> None:
