@@ -93,7 +93,7 @@ class ProviderConfig(_Section, frozen=True):
     private_network: bool = False
     """True: the public name in `base_url` may resolve to an address of an inner network."""
     rpm: Count | None = None
-    """Requests a minute that the account allows; batch jobs plan by it. None: unknown."""
+    """Requests a minute that the account, or this machine, allows; batch jobs plan by it. None: unknown."""
     tpm: Count | None = None
     """Tokens a minute, in and out."""
     batch_discount: Annotated[float, Meta(ge=0, lt=1)] = 0.0
