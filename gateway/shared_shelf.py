@@ -64,6 +64,7 @@ class SharedShelf(Shelf):
         super().__init__(RedisStore(self._link), featurizer, slow)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
+        self._closing = False
         self._following: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[bool]] = set()
 
@@ -114,9 +115,10 @@ class SharedShelf(Shelf):
         return deleted
 
     async def close(self) -> None:
+        self._closing = True  # a client in the middle of a command may take a cancellation for a fault of Redis
         if self._following is not None:
             self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+            await asyncio.wait((self._following,), timeout=2 * TELL_WITHIN_S)
         await asyncio.gather(*self._telling, return_exceptions=True)
         await super().close()
         await self._link.close()
@@ -129,8 +131,8 @@ class SharedShelf(Shelf):
         task.add_done_callback(self._telling.discard)
 
     async def _follow(self) -> None:
-        while True:
+        while not self._closing:
             for replication in list(self._replications.values()):
-                while await replication.follow():
+                while await replication.follow() and not self._closing:
                     pass
             await asyncio.sleep(FOLLOW_EVERY_S)

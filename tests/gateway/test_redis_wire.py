@@ -1,0 +1,118 @@
+"""One connection for everybody: in order, in time, and left alone when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway import redis_wire
+from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
+from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+
+
+@pytest.fixture
+async def wire(redis_server: RedisServer) -> AsyncIterator[RedisWire]:  # noqa: F811
+    made = RedisWire(redis_server.url, timeout_s=2.0)
+    await made.ask("FLUSHALL")
+    yield made
+    await made.close()
+
+
+async def test_answers_go_to_those_who_asked(wire: RedisWire) -> None:
+    """Hundreds at once over one connection, some given up while waiting: nobody gets another's answer."""
+    await asyncio.gather(*(wire.ask("SET", f"k{n}", n) for n in range(300)))
+    asking = [asyncio.create_task(wire.ask("GET", f"k{n}")) for n in range(300)]
+    await asyncio.sleep(0)
+    for task in asking[::7]:
+        task.cancel()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    for n, answer in enumerate(found):
+        assert isinstance(answer, asyncio.CancelledError) if n % 7 == 0 else answer == str(n).encode()
+    clients = await wire.ask("CLIENT", "LIST")
+    assert clients.count(b"\n") == 1
+
+
+async def test_an_error_of_redis_is_no_outage(wire: RedisWire) -> None:
+    """It is told to who caused it, and the connection serves on."""
+    await wire.ask("SET", "text", "abc")
+    with pytest.raises(RedisRefused, match="not an integer"):
+        await wire.ask("INCR", "text")
+    assert not wire.is_away and await wire.ask("GET", "text") == b"abc"
+
+
+async def test_scripts_run_by_digest_or_text(wire: RedisWire) -> None:
+    """Unknown to Redis at first and after a flush, one at a time or many in one write."""
+    script = Script("return {KEYS[1], ARGV[1]}")
+    assert await wire.run(script, ["k"], [1]) == [b"k", b"1"]
+    await wire.ask("SCRIPT", "FLUSH")
+    assert await wire.run_all([(script, ["a"], [1]), (script, ["b"], [2])]) == [[b"a", b"1"], [b"b", b"2"]]
+    with pytest.raises(RedisRefused):
+        await wire.run_all([(Script("return redis.call('INCR', 'x', 'y', 'z')"), [], [])])
+
+
+async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
+    redis_server: RedisServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then commands fail at once, but for one now and then, and all is well when it moves again."""
+    monkeypatch.setattr(redis_wire, "REST_S", 0.2)
+    wire = RedisWire(redis_server.url, timeout_s=0.1)
+    assert await wire.ask("PING") == b"PONG"
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    try:
+        for _ in range(redis_wire.PATIENCE):
+            with pytest.raises(RedisAway):
+                await wire.ask("PING")
+        began_s = time.process_time()
+        for _ in range(200):
+            with pytest.raises(RedisAway):
+                await wire.ask("PING")
+            if time.process_time() - began_s > 1:
+                break
+        assert wire.is_away
+    finally:
+        os.kill(redis_server.pid, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while wire.is_away:
+            try:
+                await wire.ask("PING")
+            except RedisAway:
+                await asyncio.sleep(0.02)
+    await wire.close()
+
+
+async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: RedisWire) -> None:  # noqa: F811
+    """A server that was restarted, or a connection that was cut, is noticed by the next command at most."""
+    redis_server.stop()
+    with pytest.raises(RedisAway):
+        await wire.ask("PING")
+    redis_server.start()
+    assert await wire.ask("PING") == b"PONG"
+    await wire.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    try:
+        await wire.ask("PING")
+    except RedisAway:
+        pass
+    assert await wire.ask("PING") == b"PONG"
+
+
+async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWire) -> None:  # noqa: F811
+    """The URL's are used before anything is asked; a wrong one is away, not silence."""
+    await wire.ask("CONFIG", "SET", "requirepass", "se:cret")
+    try:
+        base = redis_server.url.removesuffix("/0")
+        known = RedisWire(base.replace("//", "//:se%3Acret@") + "/3", timeout_s=2.0)
+        await known.ask("SET", "k", "v")
+        assert b"db=3" in await known.ask("CLIENT", "INFO")
+        await known.close()
+        stranger = RedisWire(base.replace("//", "//:wrong@"), timeout_s=2.0)
+        with pytest.raises((RedisAway, RedisRefused)):
+            await stranger.ask("PING")
+        await stranger.close()
+    finally:
+        await wire.ask("CONFIG", "SET", "requirepass", "")

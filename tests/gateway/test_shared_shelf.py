@@ -1,0 +1,102 @@
+"""Shelves of several workers: what one remembers another proposes, what one deletes none serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from cache.entry import Entry
+from cache.key import Partition
+from cache.memory import MemoryStore
+from cache.semantic import Miss
+from gateway import shared_shelf
+from gateway.config import Config, RouteConfig, Secret, Server, Storage
+from gateway.shared_shelf import SharedShelf, open_shelf
+from gateway.shelf import Similar
+from routers.features import shipped_featurizer
+from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+
+ROUTE = cast(Any, SimpleNamespace(name="auto", config=RouteConfig(name="auto", models=["m"], cache_eps=0.03)))
+QUESTION = Partition(b"p", "how do I block my lost card")
+ENTRY = Entry("e1", "chat", b"{}", "m", "d", 100.0, 1e9, 0.01, tenant="t")
+
+
+@pytest.fixture
+async def shelves(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> AsyncIterator[tuple[SharedShelf, SharedShelf]]:
+    monkeypatch.setattr(shared_shelf, "FOLLOW_EVERY_S", 0.01)
+    pair = tuple(SharedShelf(redis_server.url, 5.0, shipped_featurizer) for _ in range(2))
+    await pair[0]._link.client.flushall()
+    yield cast(tuple[SharedShelf, SharedShelf], pair)
+    for shelf in pair:
+        await shelf.close()
+
+
+async def remember(shelf: SharedShelf) -> None:
+    vector = shipped_featurizer().embed(QUESTION.text)
+    similar = Similar(QUESTION, vector, Miss("empty"))
+    exchange = SimpleNamespace(route=ROUTE, cache_key=b"k", similar=similar)
+    await shelf.remember(cast(Any, exchange), ENTRY)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
+    shelves: tuple[SharedShelf, SharedShelf]
+) -> None:
+    """Entries, deletions of one and of a tenant's all reach the other's index; the store is one."""
+    one, two = shelves
+    mine, theirs = one.semantic_of(ROUTE), two.semantic_of(ROUTE)
+    await remember(one)
+    await until(lambda: len(theirs) == 1)
+    assert await two.store.get(b"k", tenant="t", now_s=101.0) == ENTRY
+    assert await two.delete("e1", tenant="other") is False
+    assert await two.delete("e1", tenant="t") is True
+    assert await one.store.get(b"k", tenant="t", now_s=101.0) is None
+    await until(lambda: len(mine) == 0)
+    await remember(one)
+    await until(lambda: len(theirs) == 1)
+    assert await one.delete_tenant("t")
+    assert await two.store.get(b"k", tenant="t", now_s=101.0) is None
+    await until(lambda: len(theirs) == 0)
+
+
+async def test_verdicts_are_told(shelves: tuple[SharedShelf, SharedShelf]) -> None:
+    """A row that one replica's judge settled is learnt by the other."""
+    one, two = shelves
+    theirs = two.semantic_of(ROUTE)
+    one.semantic_of(ROUTE)
+    before = theirs.false_hit_rate().n
+    from cache.neighbours import FEATURES
+
+    tell = one.semantic_of(ROUTE)._on_verdict
+    assert tell is not None
+    tell([0.5] * FEATURES, True, 2.0, True)
+    await until(lambda: theirs.false_hit_rate().n == before + 1)
+
+
+async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
+    """Without Redis several workers have one store, so a deletion counts for all; a single one keeps to its memory."""
+    many = Config(server=Server(run_dir=str(tmp_path), workers=2))
+    one, two = (open_shelf(many, shipped_featurizer) for _ in range(2))
+    await one.store.put(b"k", ENTRY)
+    assert await two.store.get(b"k", tenant="t", now_s=101.0) == ENTRY
+    assert await two.delete("e1", tenant="t")
+    assert await one.store.get(b"k", tenant="t", now_s=101.0) is None
+    await one.close()
+    await two.close()
+    alone = open_shelf(Config(server=Server(run_dir=str(tmp_path))), shipped_featurizer)
+    assert isinstance(alone.store, MemoryStore) and alone.flight.lease is None
+    shared = open_shelf(Config(storage=Storage(redis_url=Secret("redis://127.0.0.1:1/0"))), shipped_featurizer)
+    assert isinstance(shared, SharedShelf) and shared.flight.lease is not None
+    await shared.close()
