@@ -36,7 +36,7 @@ class Hints:
         self._now = now
         self._me = secrets.token_hex(6)
         self._known: dict[str, float] = {}
-        """By deployment, the opening (monotonic) that was told or taken over already; and until when one was told us."""
+        """By deployment, the opening (monotonic) told or taken over already; and until when one was told us."""
 
     async def run(self) -> None:
         """Until cancelled. While Redis is away every worker goes by what it sees."""

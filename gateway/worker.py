@@ -45,6 +45,8 @@ BATCHES_EVERY_S = 1.0
 LINGER_S = 5.0
 """While draining, so long an idle connection has for its next request, which is answered and ends it."""
 DRAIN_EVERY_S = 0.02
+ENDS_WITHIN_S = 2.0
+"""Longest wait for what runs beside the requests, once it was told to end."""
 
 
 def main() -> None:
@@ -97,7 +99,7 @@ async def work(
     finally:
         for chore in chores:
             chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        await asyncio.wait(chores, timeout=ENDS_WITHIN_S)
         await door.close()
         await close(app)
 
