@@ -19,7 +19,10 @@ from gateway.routes import RouteBook
 ENDPOINT_KINDS = frozenset({"openai", "azure", "anthropic"})
 """Providers that have batch endpoints of their own."""
 SELECTION = 0.5
-"""Share of the gain of several samples that choosing among them realises, where no check tells right from wrong."""
+"""Share of the gain of several samples that choosing among them realises, where no check tells right from wrong: an
+assumption, and so is its standard error.
+"""
+SELECTION_SD = 0.25
 
 
 def with_samples(estimates: Estimates, counts: Sequence[int], selection: float = SELECTION) -> Estimates:
@@ -32,6 +35,7 @@ def with_samples(estimates: Estimates, counts: Sequence[int], selection: float =
             raise ValueError(f"best of {count} is no choice")
         arms = tuple(replace(arm, samples=count) for arm in estimates.arms)
         gain = (1.0 - (1.0 - estimates.quality) ** count) - estimates.quality
+        doubt = np.float32(SELECTION_SD) * gain.mean(0)
         copy = replace(
             estimates,
             arms=arms,
@@ -39,6 +43,7 @@ def with_samples(estimates: Estimates, counts: Sequence[int], selection: float =
             cost_usd=estimates.cost_usd * np.float32(count),
             output_tokens=estimates.output_tokens * np.float32(count),
             latency_s=estimates.latency_s * np.float32(count),
+            quality_shift_sd=np.hypot(estimates.quality_shift_sd, doubt),
         )
         wider = joined(wider, copy)
     return wider

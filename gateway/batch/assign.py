@@ -66,6 +66,7 @@ def attempted(
     taste: Taste = TASTE,
 ) -> Assignment | None:
     """The same, or None where the limits can't be kept."""
+    estimates = timely(estimates, deadline_s)
     program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
     if (program.worth <= NEVER / 2).all(1).any():
         return None
@@ -207,7 +208,7 @@ def least_budget(
     """Least expected cost at which the job can be done in time, to half a percent; infinite where no money helps. Of a
     large job, found on a sample.
     """
-    low = max(cheapest_usd(estimates, deadline_s), at_least_usd)
+    low = max(cheapest_usd(timely(estimates, deadline_s), deadline_s), at_least_usd)
     if not math.isfinite(low):
         return math.inf
     part, capacities, share = _part(estimates, capacities)
@@ -224,8 +225,16 @@ def _part(estimates: Estimates, capacities: Sequence[Capacity]) -> tuple[Estimat
     return estimates.rows(rows), [replace(one, per_s=one.per_s * share) for one in capacities], share
 
 
+def timely(estimates: Estimates, deadline_s: float) -> Estimates:
+    """The same without the answers that alone take longer than there is time."""
+    late = estimates.latency_s > deadline_s
+    if not late.any():
+        return estimates
+    return replace(estimates, cost_usd=np.where(late, np.float32(np.inf), estimates.cost_usd))
+
+
 def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capacities: Sequence[Capacity]) -> bool:
-    program = program_of(estimates, budget_usd, deadline_s, capacities)
+    program = program_of(timely(estimates, deadline_s), budget_usd, deadline_s, capacities)
     return not (program.worth <= NEVER / 2).all(1).any() and _bearable(program)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.batch.assign import attempted, cheapest_usd, least_budget
+from gateway.batch.assign import attempted, cheapest_usd, least_budget, timely
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Interval, Point
 
 POINTS = 12
@@ -36,6 +36,7 @@ def frontier(
     seed: int = 0,
 ) -> tuple[Point, ...]:
     """Budgets from the least that does to the one beyond which money buys nothing, evenly spaced by their logarithm."""
+    estimates = timely(estimates, deadline_s)
     n = len(estimates)
     share = min(1.0, SAMPLE / n)
     if share < 1.0:

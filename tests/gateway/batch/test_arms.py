@@ -24,6 +24,7 @@ def test_samples_gain_what_the_binary_model_says() -> None:
     assert [arm.label for arm in wide.arms] == ["m0", "m1", "m0 x2", "m1 x2", "m0 x4", "m1 x4"]
     np.testing.assert_allclose(wide.quality[:, 4:], 1 - (1 - job.quality) ** 4, rtol=1e-5)
     np.testing.assert_allclose(wide.cost_usd[:, 2:4], 2 * job.cost_usd)
+    assert (wide.quality_shift_sd[2:] > job.quality_shift_sd.max()).all()
     none = with_samples(job, (2,), selection=0.0)
     np.testing.assert_allclose(none.quality[:, 2:], job.quality)
     with pytest.raises(ValueError):

@@ -194,6 +194,16 @@ def test_a_batch_endpoint_is_used_only_where_it_is_done_in_time() -> None:
     assert (assign(half, 10.0, deadline_s=3_600.0).arm == 0).all()
 
 
+def test_an_answer_that_alone_takes_longer_than_there_is_time_is_none() -> None:
+    """Slow arms answer nothing in a hurry; where all are too slow, the least deadline is the fastest's time."""
+    job = estimates(30, 2, 0, barred=0.0)
+    slow = replace(job, latency_s=np.tile(np.array([[2.0, 50.0]], np.float32), (30, 1)))
+    assert (assign(slow, 10.0, deadline_s=10.0).arm == 0).all()
+    with pytest.raises(Impossible) as caught:
+        assign(slow, 10.0, deadline_s=1.0)
+    assert caught.value.least_deadline_s == pytest.approx(2.0, rel=0.01)
+
+
 def test_a_price_per_dollar_holds_back_money_that_no_budget_holds() -> None:
     """Without a budget each prompt weighs quality against money by itself, as a live route does."""
     job = estimates(100, 5, 9)
