@@ -8,6 +8,7 @@ reference's own answer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, nan
@@ -45,6 +46,13 @@ class Measured:
 
     def __len__(self) -> int:
         return len(self.same)
+
+    def checksum(self) -> str:
+        """Of all four columns."""
+        digest = hashlib.sha256()
+        for column in (self.confidence, self.same, self.first_usd, self.reference_usd):
+            digest.update(np.ascontiguousarray(column, "<f8").tobytes())
+        return digest.hexdigest()
 
     def last(self, n: int) -> Measured:
         first = max(0, len(self) - n)
@@ -95,15 +103,21 @@ def certify_floor(
     ValueError for a floor outside (0, 1] or a confidence outside (0, 1).
     """
     family = family_of(measured, reference)
-    found = certify(family, floor, confidence, issued=issued, mixed=False)
+    found = certify(family, floor, confidence, issued=issued, data_checksum=measured.checksum(), mixed=False)
     if isinstance(found, Refusal):
         return found
-    accept_at = GRID[found.rule]
+    accept_at = _highest_alike(measured, found.rule)
     kept = _kept_share(measured, accept_at)
     if kept < WORTH_KEEPING:
         return _nothing_saved(measured, family, floor, confidence, found.rule)
     known = measured.confidence[np.isfinite(measured.confidence)]
     return Floor(replace(found, assumption=ASSUMPTION), accept_at, kept, float(known.mean()))
+
+
+def _highest_alike(measured: Measured, rule: int) -> float:
+    """The highest threshold that keeps the very answers of this rule: none is promised that was never seen."""
+    share = _kept_share(measured, GRID[rule])
+    return next(least for least in GRID[: rule + 1] if _kept_share(measured, least) == share)
 
 
 def _kept_share(measured: Measured, accept_at: float) -> float:

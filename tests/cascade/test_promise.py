@@ -63,7 +63,15 @@ def test_too_few_rows_say_how_many_would_do():
     assert not isinstance(certify_floor(measured(max(found.rows_needed, 200), 2), 0.95), Refusal)
 
 
-def test_unreached_confidence_withdraws_what_audits_contradict():
+def test_nothing_is_promised_of_confidences_never_seen():
+    """All answers alike: the threshold lies just below them, not at the bottom of the grid."""
+    rows = Measured(np.full(300, 0.9), np.ones(300), np.full(300, 1e-5), np.full(300, 1e-4))
+    found = certify_floor(rows, 0.95)
+    assert not isinstance(found, Refusal) and 0.85 < found.accept_at <= 0.9 and found.kept_share == 1.0
+    assert len(found.certificate.data_checksum) == 64
+
+
+def test_audits_that_contradict_a_certificate_withdraw_it():
     """Quality that sinks below the floor withdraws the promise, and old measurements no longer count."""
     standing = Standing(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 100.0, "2026-01-01")
