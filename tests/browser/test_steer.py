@@ -28,6 +28,8 @@ def apply(page: Page) -> None:
 
 def test_a_turned_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: OpenPage) -> None:
     """The prediction has an interval; once applied every worker obeys within two seconds; undo brings all back."""
+    asked = {"cost_weight": 0.55}
+    eventually(lambda: stage.admin("POST", "/admin/routes/auto/preview", json=asked)["rounds"] >= 250, within_s=60)
     page = open_page("/routes/auto", user="otto")
     set_knob(page, "cost_weight", "0.55")
     expect(page.get_by_role("heading", name="What this turn would do")).to_be_visible()
