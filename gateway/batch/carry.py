@@ -94,8 +94,12 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
     await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
     await asyncio.to_thread(jobs.change, job, why, clock())
     await asyncio.to_thread(jobs.release, job, runner.last)
-    if plan.prompts.path.parent.parent == Path(services.config.server.run_dir).resolve() / PLANS:
-        await asyncio.to_thread(shutil.rmtree, plan.prompts.path.parent, ignore_errors=True)
+    await asyncio.to_thread(_forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
+
+
+def _forget_plan(folder: Path, run_dir: Path) -> None:
+    if folder.parent == run_dir.resolve() / PLANS:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def shipped(directory: Path, engine: sa.Engine) -> None:

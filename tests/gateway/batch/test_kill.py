@@ -122,8 +122,8 @@ async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> None:
 
 
 async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_path: Path) -> None:
-    """Three kills: answers, journal and the upstream's own count agree."""
-    await survive(tmp_path, 60, 3, seed=1)
+    """Two kills: answers, journal and the upstream's own count agree; the slow form kills twenty times."""
+    await survive(tmp_path, 50, 2, seed=1)
 
 
 @pytest.mark.slow

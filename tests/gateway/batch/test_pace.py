@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.batch.forecast import Learnt, seconds_left
@@ -16,6 +16,7 @@ from gateway.batch.types import UNASSIGNED, Arm
 ARMS = (Arm("small"), Arm("large"), Arm("small", via="batch"))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=60))
 def test_a_pace_stays_between_one_call_and_its_most(history: list[tuple[bool, int]]) -> None:
     """Whatever answers and refusals come; a refusal's wait is always kept."""
@@ -40,6 +41,7 @@ def test_a_burst_of_refusals_halves_a_pace_once() -> None:
     assert pace.limit == 2.0
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_every_prompt_is_taken_once_whatever_is_replanned(data: st.DataObject) -> None:
     """Taken, put back, put off, made poor, moved between arms: never twice at a time, and in the end each once."""
@@ -47,7 +49,7 @@ def test_every_prompt_is_taken_once_whatever_is_replanned(data: st.DataObject) -
     supply = Supply(ARMS[:2], np.array(data.draw(st.lists(st.integers(-1, 1), min_size=n, max_size=n)), np.int16))
     supply.fill()
     now, ended = 0.0, set[int]()
-    for _ in range(data.draw(st.integers(0, 60))):
+    for _ in range(data.draw(st.integers(0, 40))):
         now += 1.0
         supply.wake(now)
         if data.draw(st.booleans()):
