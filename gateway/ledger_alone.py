@@ -34,7 +34,8 @@ class Known:
 
     def told(self, spent: int, held: int, now: float) -> None:
         self.spent, self.held, self.alone = spent, held, 0
-        self.ends_s = period_end(self.account.period, now)
+        if now >= self.ends_s:
+            self.ends_s = period_end(self.account.period, now)
 
     def roll(self, now: float) -> None:
         if now >= self.ends_s:

@@ -16,12 +16,14 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
+from gateway.config import Period
 from gateway.errors import PolicyError
-from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
+from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_end, period_start
 from gateway.ledger_alone import Alone
 from gateway.ledger_scripts import CORRECT, HOLD, PULSE, RAISE, REHOLD, SETTLE, SHRINK
 from gateway.limits import NOTHING_TAKEN, Taken
@@ -119,6 +121,9 @@ class RedisLedger:
         self._holds: dict[str, RedisHold] = {}
         self._queue: list[_Entry] = []
         self._corrections: list[_Entry] = []
+        self._shrinks: dict[str, _Entry] = {}
+        """By hold: one that is settled before it was sent need not be sent."""
+        self._starts: dict[Period, tuple[float, float, int]] = {}
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._meeting = asyncio.Lock()
@@ -189,7 +194,7 @@ class RedisLedger:
                             len(hold.accounts)]  # fmt: skip
         for account in hold.accounts:
             limit = account.limit_nanousd
-            arguments += ["" if limit is None else limit, int(period_start(account.period, now))]
+            arguments += ["" if limit is None else limit, self._start(account.period, now)]
         if wanted is not None:
             keys += [self._prefix + key for key in wanted.names()]
             arguments += wanted.capacities()
@@ -231,11 +236,13 @@ class RedisLedger:
         if hold.alone:
             self._alone.give_back(hold.accounts, given_back)
         elif hold.accounts:
-            self._enqueue(SHRINK, self._keys(hold.accounts), [self._prefix, hold.id, hold.nanousd])
+            self._shrinks[hold.id] = (SHRINK, self._keys(hold.accounts), [self._prefix, hold.id, hold.nanousd])
+            self._wake.set()
 
     def settled(self, hold: RedisHold, held: int, spent: int) -> None:
         """A hold is over."""
         self._holds.pop(hold.id, None)
+        self._shrinks.pop(hold.id, None)
         if not hold.accounts:
             return
         if hold.alone:
@@ -254,7 +261,7 @@ class RedisLedger:
     def _enqueue_settle(self, hold_id: str, accounts: Sequence[Account], nanousd: int) -> None:
         now = self._clock()
         keys = [f"{self._prefix}settled:{hold_id}", self._prefix + "leases", *self._keys(accounts)]
-        starts = [int(period_start(account.period, now)) for account in accounts]
+        starts = [self._start(account.period, now) for account in accounts]
         self._enqueue(SETTLE, keys, [self._prefix, hold_id, self._now(), nanousd, SETTLED_S, "", 0.0, *starts])
 
     def _enqueue(self, script: Script, keys: list[str], arguments: Words) -> None:
@@ -282,9 +289,10 @@ class RedisLedger:
     async def flush(self) -> None:
         """Send what is queued, in order. Raises what the wire raises; what was not taken stays queued."""
         async with self._sending:
-            corrections, self._corrections = self._corrections, []
-            for start in range(0, len(corrections), BATCH):
-                await self._wire.run_all(corrections[start : start + BATCH])
+            told = [*self._corrections, *self._shrinks.values()]
+            self._corrections, self._shrinks = [], {}
+            for start in range(0, len(told), BATCH):
+                await self._wire.run_all(told[start : start + BATCH])
             while self._queue:
                 batch = [self._dated(entry) for entry in self._queue[:BATCH]]
                 answers = await self._wire.run_all(batch)
@@ -360,7 +368,7 @@ class RedisLedger:
         now = self._clock()
         for account in self._alone.accounts:
             spent, held, start = await self._row(account)
-            if start == int(period_start(account.period, now)):
+            if start == self._start(account.period, now):
                 self._alone.told(account, spent, held)
 
     async def come_back(self) -> None:
@@ -413,6 +421,14 @@ class RedisLedger:
     def new_id(self) -> str:
         self._count += 1
         return f"{self._worker}{self._count:x}"
+
+    def _start(self, period: Period, now: float) -> int:
+        """When the running period began; worked out once a period."""
+        begins_s, ends_s, start = self._starts.get(period, (inf, 0.0, 0))
+        if not begins_s <= now < ends_s:
+            start = int(period_start(period, now))
+            self._starts[period] = (float(start), period_end(period, now), start)
+        return start
 
     def _keys(self, accounts: Sequence[Account]) -> list[str]:
         return [self._prefix + account.id for account in accounts]
