@@ -135,12 +135,12 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
         try:
             desk.publish()
             mark_batches(desk)
-            if time.monotonic() >= promise_at:
+            cluster.step()
+            if cluster.leads and time.monotonic() >= promise_at:
                 promise_at = time.monotonic() + PROMISES_EVERY_S
                 if promises is None or promises.config != desk.current:
                     promises = Promises(desk.current, desk.store)
                 promises.step(time.time())
-            cluster.step()
             if cluster.leads:
                 turns.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
