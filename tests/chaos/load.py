@@ -17,7 +17,7 @@ from tests.faults.talk import Heard, ask, question
 
 SURFACES = ("chat", "completions", "messages", "responses")
 FEEDBACK_SHARE = 0.2
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 """Of a client after a refusal, as a client that backs off."""
 PATIENCE_S = 20.0
 

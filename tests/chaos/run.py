@@ -15,7 +15,7 @@ from tests.chaos.load import Load
 from tests.chaos.stage import World, world
 
 BUDGET_ANSWERS = 60
-PURSE_CLIENTS = 4
+PURSE_CLIENTS = 3
 RECOVERY_S = 150.0
 
 

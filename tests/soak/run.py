@@ -36,6 +36,8 @@ class Verdict:
     leaks: dict[str, float] = field(default_factory=dict)
     """What is still there at rest and should not be."""
     statuses: dict[str, int] = field(default_factory=dict)
+    samples: list[tuple[int, int]] = field(default_factory=list)
+    """Requests so far and resident bytes."""
 
 
 async def soak(
@@ -55,6 +57,7 @@ async def soak(
         verdict = Verdict(soaked.requests, (time.monotonic() - begun) / 60, statuses=dict(soaked.statuses))
         verdict.leaks = {name: left[name] for name in GAUGES.values() if left[name]}
         verdict.leaks |= await leaked(here, before["tasks"], files)
+    verdict.samples = samples
     warm = samples[round(len(samples) * WARM_SHARE) :]
     verdict.rss_mb = (warm[0][1] / MB, warm[-1][1] / MB)
     verdict.slope, verdict.slope_error = slope(warm)
