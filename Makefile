@@ -59,7 +59,7 @@ TORCH_NEEDS := transformers>=5.0 llguidance>=1.0 jinja2>=3.1 filelock sympy netw
 lock:  ## resolve pyproject.toml into requirements.lock
 	echo $(foreach need,$(TORCH_NEEDS),'$(need)') | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --upgrade \
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url --universal --python-version 3.11 \
-	  --extra postgres --extra otel --extra dev -o requirements.lock pyproject.toml -
+	  --extra postgres --extra otel --extra ray --extra dev -o requirements.lock pyproject.toml -
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .headgate headgate.db headgate.db-wal headgate.db-shm
