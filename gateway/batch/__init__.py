@@ -1,14 +1,15 @@
 """Batch jobs: the whole job is planned before a cent is spent, then run, resumable, within its budget.
 
-    read -> dedupe -> estimate -> pilot -> assign -> frontier -> plan          run (plan -> results)
+    source -> read -> estimate -> dedupe -> pilot -> assign -> frontier -> plan          run (plan -> results)
 
 `types` has the nouns. Planning decides with two pure functions of gateway/batch/assign.py:
 
-    assign(estimates, budget_usd, *, deadline_s=inf, capacities=()) -> Assignment
+    assign(estimates, budget_usd, *, deadline_s=inf, capacities=(), taste=Taste()) -> Assignment
         Every prompt gets an arm; raises Impossible where budget or deadline can't be kept.
-    replan(estimates, rest, budget_usd, *, deadline_s=inf, capacities=()) -> Assignment
+    replan(estimates, rest, budget_usd, *, deadline_s=inf, capacities=(), taste=Taste()) -> Assignment
         The same for the prompts `rest` (rows, as an index array) with what is left of money and time; never raises:
         prompts that nothing is left for, and those outside `rest`, stay UNASSIGNED. `shortfall` counts the former.
 
-and `plan_job(...) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command and for /v1/batches.
+and `plan_job(path, folder, order, shop) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command and
+for /v1/batches; `open_shop(config, book)` of gateway/batch/shop.py gives it the gateway as it has learnt.
 """

@@ -1,0 +1,125 @@
+"""A job's prompts in one file: written one by one, read by number, so that no more than one body is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+SURFACES = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+"""By the `url` of an OpenAI batch line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request of the job, ready for the request path."""
+
+    index: int
+    """Its row in every array of the plan."""
+    line: int
+    """Of the input, counted from 1 (a row of a table: its number)."""
+    custom_id: str
+    surface: str
+    """chat | completions | embeddings | responses | messages"""
+    url: str
+    body: bytes
+    """A JSON object; its `model` is a route or a model that this gateway knows."""
+    text: str
+    """Of the last user turn."""
+    floor: float = 0.0
+    """Least predicted quality that will do; 0: any."""
+    reference: str = ""
+    """The right answer, where the input knows it; never sent anywhere."""
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    line: int
+    custom_id: str
+    url: str
+    body: msgspec.Raw
+    text: str = ""
+    floor: float = 0.0
+    reference: str = ""
+
+
+_encode_line = msgspec.json.Encoder().encode
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+def record_of(
+    line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
+) -> bytes:
+    """A prompt as it lies in the plan's file."""
+    return _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
+
+
+class PromptWriter:
+    """Writes prompts one after the other, so that no more than one body is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = path.open("wb")
+        self._ends = [0]
+
+    def add(
+        self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
+    ) -> None:
+        self.put(record_of(line, custom_id, url, body, text, floor, reference))
+
+    def put(self, record: bytes) -> None:
+        """A prompt as `record_of` gives it."""
+        self._file.write(record)
+        self._ends.append(self._ends[-1] + len(record))
+
+    def close(self) -> Prompts:
+        self._file.close()
+        return Prompts(self._path, np.array(self._ends, np.int64))
+
+
+class Prompts(Sequence[Prompt]):
+    """The job's prompts, read from their file when asked for."""
+
+    def __init__(self, path: Path, ends: NDArray[np.int64]) -> None:
+        """`ends`: byte offsets, shape (n + 1,), the first zero."""
+        self.path = path
+        self.ends = ends
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return self.path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        start, end = self.ends[place : place + 2].tolist()
+        self._file.seek(start)
+        return _prompt(place, self._file.read(end - start))
+
+    def __iter__(self) -> Iterator[Prompt]:
+        with self.path.open("rb") as file:
+            for place, record in enumerate(file):
+                yield _prompt(place, record)
+
+
+def _prompt(index: int, record: bytes) -> Prompt:
+    line = _decode_line(record)
+    return Prompt(
+        index, line.line, line.custom_id, SURFACES[line.url], line.url, bytes(line.body), line.text, line.floor,
+        line.reference,
+    )  # fmt: skip
