@@ -16,8 +16,8 @@ from gateway.config import Config, ModelConfig
 from gateway.limits import Limit
 from gateway.routes import RouteBook
 
-ENDPOINT_KINDS = frozenset({"openai", "azure", "anthropic"})
-"""Providers that have batch endpoints of their own."""
+ENDPOINT_KINDS = frozenset({"openai"})
+"""Providers whose own batch endpoints gateway/batch/endpoint.py speaks."""
 SELECTION = 0.5
 """Share of the gain of several samples that choosing among them realises, where no check tells right from wrong: an
 assumption, and so is its standard error.

@@ -81,7 +81,9 @@ async def take_over(
 
 
 async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
-    """Once every answer is in the database: the results, then the job's last state."""
+    """Once every answer is in the database: the results, then the job's last state. A runner that is stopped waits
+    for that no longer than it may drain; the next one does the rest.
+    """
     clock = runner.terms.clock
     why: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
     state = runner.supply.state
@@ -89,8 +91,13 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
         why = "completed"
     await asyncio.to_thread(jobs.change, job, "finalizing", clock())
     ended = int(((state == DONE) | (state == FAILED)).sum())
-    while await asyncio.to_thread(jobs.ended_count, job.id) < ended:  # noqa: ASYNC110 - another process ships
-        await asyncio.sleep(POLL_S)
+    patience_s = runner.terms.drain_s
+    while await asyncio.to_thread(jobs.ended_count, job.id) < ended:
+        await asyncio.sleep(POLL_S)  # another process ships
+        patience_s -= POLL_S if runner.stopped else 0.0
+        if patience_s <= 0 or runner.lost:
+            await asyncio.to_thread(jobs.release, job, runner.last)
+            return
     await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
     await asyncio.to_thread(jobs.change, job, why, clock())
     await asyncio.to_thread(jobs.release, job, runner.last)

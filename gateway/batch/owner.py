@@ -74,7 +74,10 @@ class Owner:
                 log.warning("batches wait: %s", fault)
 
     async def look(self) -> None:
-        """Take every job that can be taken."""
+        """Take every job that can be taken; let go of those that rest, so that others have their turn."""
+        for runner in self.runners.values():
+            if runner.wish == "pause" and not (runner.tasks or runner.parts):
+                runner.stop()
         jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))
         if not jobs and not self.tasks:
             self.desk.marker.unlink(missing_ok=True)
@@ -82,7 +85,7 @@ class Owner:
             if jobs:
                 self.desk.mark()
         for job in jobs:
-            if job.id in self.tasks or len(self.tasks) >= MOST_JOBS:
+            if job.id in self.tasks or len(self.tasks) >= MOST_JOBS or job.wish == "pause":
                 continue
             claimed = await asyncio.to_thread(self.desk.jobs.claim, job.id, owner_name(), self.s.clock())
             if claimed is not None:

@@ -113,7 +113,8 @@ async def owned(tmp_path: Path, **extra: Any) -> AsyncIterator[tuple[Live, Async
     from gateway.batch.carry import shipping
 
     routes = [{"name": "auto", "models": ["small"]}]
-    async with live(tmp_path, models=["small"], routes=routes, auth=KEYS, **extra) as up:
+    server = {"run_dir": str(tmp_path / "run"), "drain_timeout_s": 2.0}
+    async with live(tmp_path, models=["small"], routes=routes, auth=KEYS, server=server, **extra) as up:
         jobs = open_jobs(up.services)
         keeping = asyncio.create_task(keep_batches(up.services))
         try:
@@ -180,6 +181,29 @@ async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Pa
     answers, errors = ([json.loads(one) for one in text.splitlines()] for text in texts)
     assert sorted(one["custom_id"] for one in answers + errors) == sorted(f"r-{n}" for n in range(200))
     assert 0 < len(answers) < 200 and {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+
+
+async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> None:
+    """While it rests nobody holds it; resumed, it goes on where it was."""
+    lines = "".join(line(f"r-{n}", f"word {n}") for n in range(160))
+    async with owned(tmp_path, scripts={"small": [{"delay_s": 0.2}]}) as (gateway, client):
+        jobs = gateway.services.batches.jobs
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while gateway.upstream.seen.requests < 5:
+            await asyncio.sleep(0.01)
+        jobs.ask(batch.id, "pause", time.time())
+        while jobs.find(batch.id).owner:
+            await asyncio.sleep(0.02)
+        rests = jobs.find(batch.id)
+        assert rests.state == "paused" and 5 <= rests.progress.done < 160
+        assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+        jobs.ask(batch.id, "", time.time())
+        done = await over(client, batch.id)
+    assert done.status == "completed" and done.request_counts.completed == 160
+    assert gateway.upstream.seen.requests == 160
 
 
 async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> None:
