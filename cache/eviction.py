@@ -138,6 +138,8 @@ class GreedyDual(Generic[Key]):
 
 _MEMORIES = (3_000.0, 16_000.0, math.inf)
 """After how many requests a rate estimate has forgotten all but 1/e: from fast to never."""
+_LEAST_REMEMBERED = 32_768
+"""Keys whose rates are remembered however few are held: some ten megabytes, and what a small cache lives by."""
 _LEARNING = 0.05
 _SHARE = 0.0005
 """How much of the weight is shared out at each request, so that either estimate can come back."""
@@ -259,7 +261,7 @@ class LeastExpectedCost(Generic[Key]):
 
     def _forget_old(self) -> None:
         """Of too many keys remembered, keep those held and the more recent half of the others."""
-        if len(self._seen) <= self._remembered * len(self._sizes) + 1024:
+        if len(self._seen) <= max(self._remembered * len(self._sizes), _LEAST_REMEMBERED):
             return
         ages = sorted(seen.at for key, seen in self._seen.items() if key not in self._sizes)
         oldest = ages[len(ages) // 2]
