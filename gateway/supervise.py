@@ -187,7 +187,7 @@ class House:
 
     def _control_child(self) -> Child:
         command = [sys.executable, "-m", "gateway.control", *self._where()]
-        return Child("control", command, sockets=(self._admin_socket,))
+        return Child("control", command, ONE_CORE, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
         return ["--config", str(self._in_force)] if self._path else []

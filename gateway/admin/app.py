@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from gateway.admin import (
     audit,
+    batch,
     cache,
     certificates,
     counters,
@@ -36,6 +37,7 @@ from gateway.errors import CallerError, HeadgateError
 
 ROOMS = (
     overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, people, audit, counters,
+    batch,
 )  # fmt: skip
 Render = Callable[[Request, HeadgateError], Response | None]
 

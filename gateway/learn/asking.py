@@ -37,11 +37,11 @@ class Wish:
 
 def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 2000) -> list[Wish]:
     """The best first. `known` (n,): somebody has scored it; what automatic checks alone say does not count here."""
-    x = np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1)
+    x = np.nan_to_num(np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1))
     inverse = [_inverse(x[(log.action == j) & known]) for j in range(len(log.models))]
     open_ = np.flatnonzero(~known)[-latest:]
     near = closeness(log)[open_]
-    spread = np.array([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()], np.float64)
+    spread = np.nan_to_num([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()])
     wishes: list[Wish] = []
     for _ in range(min(count, len(open_))):
         gains = np.log1p(np.maximum(spread, 0.0)) * near

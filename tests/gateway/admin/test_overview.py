@@ -96,7 +96,7 @@ def test_a_baseline_is_declared_once_at_a_time(desk: Desk) -> None:
 amounts = st.tuples(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 10**7))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(amounts, min_size=2, max_size=40))
 def test_the_interval_is_that_of_a_sum_of_differences(asked: list[tuple[int, int, int]]) -> None:
     """From sums of products alone: the same spread as from each request's own difference."""
@@ -157,7 +157,7 @@ def knowing(number: int) -> tuple[DecisionRecord, float]:
     return record, 1.0 if model == "large" or not hard else 0.0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0.005, 90.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.95]))
 def test_a_quantile_lies_in_its_bucket(latencies: list[float], share: float) -> None:
     """Within a factor of 1.5 of the true one: the buckets' width."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from functools import cache
 from typing import Any
 
 from gateway.admin.desk import Desk
 from gateway.journal.record import DecisionRecord, Record
 from gateway.journal.write import write_records
+from gateway.settle import packed
+from routers.features import shipped_featurizer
 from tests.gateway.journal.records import attempt, decision, feedback
 
 QUALITY = {"small": 0.5, "large": 0.95}
@@ -25,6 +28,13 @@ def recent(number: int, **changes: Any) -> DecisionRecord:
     return decision(number, **{"time_s": time.time() - number, **changes})
 
 
+@cache
+def described(kind: str) -> tuple[str, bytes]:
+    """Features' version and vector of a kind of question; making one for every decision would take seconds."""
+    query = shipped_featurizer().describe(f"a question of {kind}")
+    return query.features_version, packed(query.vector)
+
+
 def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = True) -> list[Record]:
     """Randomised decisions of two models, all scored: the large one is right more often and dearer."""
     rng, found = random.Random(seed), list[Record]()
@@ -36,11 +46,13 @@ def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = Tru
                                      probability=chance if one == "small" else 1 - chance)
             for one in ("small", "large")
         )  # fmt: skip
+        kind = rng.choice("abcdef")
+        version, vector = described(kind) if text else ("", b"")
         one = recent(
             count - number, id=f"dec_{number}", model=model, answered_model=model, propensity=candidates[0].probability,
             candidates=candidates, plan=(model,), cost_nanousd=COST[model], router="default@1",
             attempts=(attempt(model, cost_nanousd=COST[model]),), excluded={},
-            prompt_text=f"question {number} of {rng.choice('abcdef')}" if text else "",
+            prompt_text=f"question {number} of {kind}" if text else "", features_version=version, vector=vector,
             answer_text="x" if text else "",
         )  # fmt: skip
         found += [one, feedback(number, float(rng.random() < QUALITY[model]), time_s=one.time_s)]
