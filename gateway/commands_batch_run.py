@@ -7,7 +7,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,6 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Column, Table
 
 from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.errors import CallerError
@@ -72,10 +72,33 @@ def run(
         skip_bad=skip_bad, concurrency=concurrency, engine=engine, workers=workers, tenant=tenant,
     )  # fmt: skip
     started = time.monotonic()
-    job = asyncio.run(_shown(read_config(config), wanted, run_job, json))
+    with _problems_shown(json):
+        job = asyncio.run(_shown(read_config(config), wanted, run_job, json))
     _tell(job, time.monotonic() - started, json)
     whole = job.state == "completed" and not job.progress.failed
     raise typer.Exit(0 if whole else 1)
+
+
+@contextmanager
+def _problems_shown(json: bool) -> Iterator[None]:
+    """An input that can't be run as it stands is told line by line; nothing was spent."""
+    from gateway.batch.plan_report import impossible_json, problems_json, show_problems
+    from gateway.batch.types import BadJob, Impossible
+
+    try:
+        yield
+    except BadJob as bad:
+        if json:
+            typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
+        else:
+            typer.secho(bad.message, fg="red", err=True)
+            show_problems(bad.problems, Console(stderr=True))
+        raise typer.Exit(2) from None
+    except Impossible as impossible:
+        if not json:
+            raise
+        typer.echo(msgspec.json.encode(impossible_json(impossible)).decode())
+        raise typer.Exit(2) from None
 
 
 async def _shown(config: Any, wanted: Wanted, run_job: Callable[..., Any], json: bool) -> Job:
@@ -131,16 +154,17 @@ def status(
         views = [_view(one) for one in found]
         typer.echo(msgspec.json.encode(views[0] if job else views).decode())
         return
-    names = [Column("job", no_wrap=True), Column("state", no_wrap=True)]
-    table = Table(*names, "input", "answered", "failed", "spent", "budget", "left", "")
     for one in found:
         now, budget = one.progress, one.card.budget_usd
-        table.add_row(
-            one.id, one.state, one.card.source, f"{now.done}/{now.total or one.card.total}", str(now.failed),
-            f"${now.spent_nanousd / 1e9:.6f}", "" if budget is None else f"${budget:g}",
-            "" if now.eta_s is None or one.state != "running" else _span(now.eta_s), now.warning,
-        )  # fmt: skip
-    Console().print(table if found else "no batch job was ever run")
+        most = "" if budget is None else f" of ${budget:g}"
+        left = f", {_span(now.eta_s)} left" if one.state == "running" and now.eta_s is not None else ""
+        lines = f"{now.done}/{now.total or one.card.total} answered, {now.failed} failed"
+        money = f"${now.spent_nanousd / 1e9:.6f}{most}"
+        typer.echo(f"{one.id}  {one.state:<10}  {lines}, {money}{left}  {one.card.source}")
+        if now.warning:
+            typer.secho(f"  {now.warning}", fg="yellow")
+    if not found:
+        typer.echo("no batch job was ever run")
 
 
 def pause(job: JobId, config: ConfigPath = None) -> None:
