@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -103,7 +104,7 @@ def plan(
     )
     asked = _pilot(chosen, order.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
     try:
-        with _progress(prompts, console) as seen:
+        with _progress(prompts, console) as seen, _clean_stdout(json):
             found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
     except BadJob as bad:
         if json:
@@ -176,6 +177,23 @@ def _progress(path: Path, console: Any) -> Iterator[Any]:
             bar.update(task, advance=read, lines=lines)
 
         yield seen
+
+
+@contextmanager
+def _clean_stdout(wanted: bool) -> Iterator[None]:
+    """The solver's own library may print: that goes where no program reads."""
+    if not wanted:
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _pilot(config: Config, budget_usd: float | None, prompts: int, limit: str, check: str, agreed: bool) -> Any:

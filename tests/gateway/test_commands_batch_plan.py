@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.batch.types import Plan
-from gateway.commands_batch import add_to, dollars, seconds
+from gateway.commands_batch import _clean_stdout, add_to, dollars, seconds
 from tests.gateway.batch.planned import LARGE, MODELS, SMALL
 
 RUN = CliRunner()
@@ -102,6 +103,15 @@ def test_the_command_of_the_package_says_what_is_impossible_in_one_line(home: Pa
     )  # fmt: skip
     assert done.returncode == 2
     assert "possible with a budget" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_library_prints_is_no_part_of_the_json(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads standard output reads one JSON object."""
+    with _clean_stdout(True):
+        ctypes.CDLL(None).puts(b"chatter")
+    print("{}", flush=True)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("{}\n", "chatter\n")
 
 
 def test_floors_samples_and_models_are_taken_from_the_words(home: Path) -> None:
