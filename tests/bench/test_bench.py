@@ -62,8 +62,8 @@ def test_ratios_are_of_rounds_not_of_medians() -> None:
 
 def test_gateways_stand_side_by_side(tmp_path: Path) -> None:
     """nginx and Headgate in one run: every figure of every case is there."""
-    cases = side(["--quick", "--seconds", "0.1", "--only", "nginx", "headgate", "--connections", "1", "--parts", "whole",
-                  "streams", "--memory-requests", "50", "--json", str(tmp_path / "side.json")])  # fmt: skip
+    cases = side(["--quick", "--seconds", "0.1", "--only", "nginx", "headgate", "--connections", "1", "--parts",
+                  "whole", "streams", "--memory-requests", "50", "--json", str(tmp_path / "side.json")])  # fmt: skip
     assert json.loads((tmp_path / "side.json").read_text())["memory"]["headgate"][2] >= 50
     lines = {case.line for case in cases}
     assert {"direct", "Headgate, pinned model", "Headgate, everything on"} <= lines
