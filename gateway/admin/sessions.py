@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from gateway.admin.users import UserRow, find_user, password_matches, user_count
 from gateway.errors import PolicyError, RateLimited, Unauthorized
 from gateway.journal.rollup_tables import sessions, users
 from gateway.keys import is_loopback
+
+log = logging.getLogger("headgate.admin")
 
 COOKIE = "hg_session"
 LIVES_S = 12 * 3600.0
@@ -97,6 +100,7 @@ def sign_in(desk: Desk, wanted: SignIn, peer: str) -> tuple[str, Session]:
     if user is None:
         for name in names:
             desk.doorman.failed(name, now)
+        log.warning("a sign-in from %s failed", peer)  # not the name: people type passwords there
         raise Unauthorized("the name or the secret is wrong")
     token = secrets.token_urlsafe(32)
     expires_s = time.time() + LIVES_S
