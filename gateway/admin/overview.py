@@ -199,7 +199,7 @@ def _hits(row: Sums) -> int:
 def _random(found: dict[str, tuple[float, Any]], by_route: Sequence[Sums]) -> RandomSaving:
     """Per request as found for each route, times this window's requests that a model answered."""
     known = [(row, *found[row["route"]]) for row in by_route if row["route"] in found and row["answers"]]
-    told = [(row["answers"], row["cost_nanousd"] / 1e9, one) for row, _, one in known if not one.get("refusal")]
+    told = [(row["answers"], row["cost_nanousd"] / 1e9, one) for row, _, one in known if _is_told(one)]
     rounds = sum(one["rounds"] for _, _, one in known)
     time_s = max((at for _, at, _ in known), default=None)
     if not told:
@@ -220,6 +220,13 @@ def _random(found: dict[str, tuple[float, Any]], by_route: Sequence[Sums]) -> Ra
         saved_share=Estimate(interval=share) if share else Estimate(refusal=Refusal(message="nothing was spent")),
         quality_gain=Estimate(interval=gain), rounds=rounds, basis=BLIND, time_s=time_s,
     )  # fmt: skip
+
+
+def _is_told(one: dict[str, Any]) -> bool:
+    """A figure that could not be computed was written as null."""
+    if one.get("refusal"):
+        return False
+    return all(value is not None for name in ("saved_usd", "quality_gain") for value in one[name].values())
 
 
 def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:

@@ -91,7 +91,8 @@ def main_axes(x: Array, dims: int) -> Array:
     for _ in range(4):
         basis = centred.T @ (centred @ basis)
         values, turn = np.linalg.eigh(basis.T @ basis)
-        basis = basis @ (turn / np.sqrt(np.maximum(values, 1e-12 * values.max())))
+        least = max(1e-12 * float(values.max()), 1e-30)  # rows may all be the same one
+        basis = basis @ (turn / np.sqrt(np.maximum(values, least)))
     scores = centred @ basis
     values, turn = np.linalg.eigh(scores.T @ scores)
     return np.asarray(scores @ turn[:, np.argsort(-values)[:dims]])

@@ -14,6 +14,7 @@ from gateway.learn.dataset import (
     halves_of_queries,
     log_of,
     log_of_outcomes,
+    main_axes,
     scored_by_checks,
     training_data,
 )
@@ -125,3 +126,9 @@ def test_exported_outcomes_are_a_log_again() -> None:
     )
     log = log_of_outcomes(data)
     assert np.allclose(log.logged, [[0.25, 0.75], [0.5, 0.5]]) and log.action.tolist() == [0, 1]
+
+
+def test_rows_that_are_all_the_same_have_no_axes() -> None:
+    """Zeros, never NaN: one question asked again and again must not spoil every figure."""
+    axes = main_axes(np.ones((50, 16)), 8)
+    assert np.array_equal(axes, np.zeros_like(axes))
