@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench soak conformance faults lock servers clean
+.PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch soak chaos fuzz slow \
+  conformance faults sbom audit lock servers clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,7 +44,28 @@ lint: $(READY)  ## style, types, and who may import whom
 bench: $(READY)  ## CPU per request beside other gateways (installs them in their own environments)
 	$(BIN)/python -m tests.bench
 
-soak: $(READY) servers  ## the long forms of the fault, kill and load tests
+bench-side: $(READY) servers  ## nginx, Portkey, LiteLLM and Headgate at 1 to 256 connections, streams, memory
+	$(BIN)/python -m tests.bench.side
+
+bench-growth: $(READY)  ## cost against body size, keys, routes and journal
+	$(BIN)/python -m tests.bench.growth
+
+bench-dashboard: $(READY)  ## the dashboard's questions to a journal of a million decisions
+	$(BIN)/python -m tests.bench.dashboard
+
+bench-batch: $(READY)  ## a million prompts and twenty models planned
+	$(BIN)/python -m tests.bench.batch --scale 1000000
+
+soak: $(READY) servers  ## half an hour of mixed load with faults, and what grows
+	$(BIN)/python -m tests.soak --minutes 30
+
+chaos: $(READY) servers  ## servers killed, stopped and slowed under load, as a table of outcomes
+	$(BIN)/python -m tests.chaos
+
+fuzz: $(READY) servers  ## 100,000 bad requests and bodies
+	$(BIN)/python -m tests.fuzz --cases 100000
+
+slow: $(READY) servers  ## every test that make test leaves out for its length
 	$(PYTEST) -m slow --timeout 3600
 
 conformance: $(READY)  ## the official SDKs against every surface and provider, as a table
@@ -52,6 +74,12 @@ conformance: $(READY)  ## the official SDKs against every surface and provider, 
 faults: $(READY)  ## every stream fault and how it ends, as a table
 	$(BIN)/python -m tests.faults
 
+sbom: $(READY)  ## the bill of materials of the lock file (CycloneDX)
+	$(BIN)/python deploy/sbom.py
+
+audit: $(READY)  ## hashes, pins and licences of the lock file
+	$(BIN)/python deploy/sbom.py --check
+
 # torch stays out of the lock file: its CPU build is pinned in pyproject.toml and installed beside it, so that no
 # resolver brings CUDA along. What torch itself needs is named here.
 TORCH_NEEDS := transformers>=5.0 llguidance>=1.0 jinja2>=3.1 filelock sympy networkx fsspec typing-extensions setuptools
@@ -59,7 +87,7 @@ TORCH_NEEDS := transformers>=5.0 llguidance>=1.0 jinja2>=3.1 filelock sympy netw
 lock:  ## resolve pyproject.toml into requirements.lock
 	echo $(foreach need,$(TORCH_NEEDS),'$(need)') | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --upgrade \
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url --universal --python-version 3.11 \
-	  --extra postgres --extra otel --extra ray --extra dev -o requirements.lock pyproject.toml -
+	  --extra postgres --extra otel --extra ray --extra semantic --extra dev -o requirements.lock pyproject.toml -
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .headgate headgate.db headgate.db-wal headgate.db-shm

@@ -31,7 +31,7 @@ NEVER = np.float32(-1e30)
 """The worth of an arm that may not answer."""
 CAUTION = 0.5
 """The arm of the largest estimate is chosen, and so, too often, one whose estimate errs upwards: half a standard error
-less trust in each was best on held-out rows of training data.
+less trust in each did best on the two sets it was tried on; on training rows .25 to 1 were alike.
 """
 _CHUNK = 16_384
 """Rows looked at together: they stay in the processor's cache."""
