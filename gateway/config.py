@@ -71,10 +71,11 @@ class Storage(_Section, frozen=True):
     """May hold a password."""
     redis_url: Secret = Secret("")
     """Empty: limits, budgets and the cache are this machine's own."""
-    redis_timeout_s: Seconds = 0.1
-    """Longest wait for an answer of Redis; a cache that is later is a miss."""
-    redis_away: Literal["share", "refuse"] = "share"
-    """Callers with a budget while Redis doesn't answer: each worker gives out its share of what was left, or 503."""
+    redis_timeout_s: Seconds = 0.5
+    """Longest wait for Redis to hold a budget; the shared cache is a miss after a tenth of a second."""
+    redis_away: Literal["share", "refuse"] = "refuse"
+    """Callers with a budget while Redis doesn't answer: 503, which keeps every budget to the cent, or each worker
+    gives out its share of what was left, which may overspend by what others spent in the last second."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
 
 

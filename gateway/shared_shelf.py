@@ -29,6 +29,8 @@ from gateway.routes import Route
 from gateway.shelf import Shelf
 from routers.features import Featurizer
 
+LONGEST_LOOK_S = 0.1
+"""A cache that answers later is a miss."""
 FOLLOW_EVERY_S = 0.25
 TELL_WITHIN_S = 1.0
 """Of a message to the others: nobody waits for it."""
@@ -39,7 +41,8 @@ def open_shelf(
 ) -> Shelf:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
     if config.storage.redis_url:
-        return SharedShelf(str(config.storage.redis_url), config.storage.redis_timeout_s, featurizer, slow)
+        timeout_s = min(config.storage.redis_timeout_s, LONGEST_LOOK_S)
+        return SharedShelf(str(config.storage.redis_url), timeout_s, featurizer, slow)
     return Shelf(_own_store(config), featurizer, slow)
 
 
