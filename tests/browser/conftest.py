@@ -1,4 +1,7 @@
-"""One Chromium for the session and one gateway with traffic behind it; each test has a browser context of its own."""
+"""One Chromium and one gateway with traffic behind it for all tests here; each has a browser context of its own.
+
+Both end with the last of these tests: while Playwright is up, its event loop runs, and no asyncio test could start.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("browser"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if not os.path.exists(CHROMIUM):
         pytest.skip("Chromium is not installed; deploy/test-servers.sh installs it")
@@ -42,7 +45,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """With a trained router, its traffic, feedback, users, and a second version that is bad."""
     folder = tmp_path_factory.mktemp("stage")
