@@ -119,8 +119,9 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _extra(record: logging.LogRecord, sieve: Sieve) -> dict[str, object]:
-    """What the caller gave by `extra=`, and where an exception came from."""
-    found = {name: sieve.field(name, value) for name, value in vars(record).items() if name not in _OWN}
+    """What the caller gave by `extra=`, and where an exception came from; not what a library hides in every record."""
+    given = {name: value for name, value in vars(record).items() if name not in _OWN and not name.startswith("_")}
+    found = {name: sieve.field(name, value) for name, value in given.items()}
     if record.exc_info and record.exc_info[1] is not None:
         found["error"] = sieve.clean(_told(record.exc_info[1]))
     if record.stack_info:

@@ -26,7 +26,8 @@ def test_it_measures_every_case_and_writes_it_down(tmp_path: Path) -> None:
     result = json.loads(found.read_text())
     lines = {line["case"]: line for line in result["lines"]}
     assert set(lines) == {
-        "bare proxy", "everything on", "pinned model", "bare proxy, streamed", "everything on, streamed",
+        "bare proxy", "everything on", "without a cache", "pinned model",
+        "bare proxy, streamed", "everything on, streamed",
     }  # fmt: skip
     for line in lines.values():
         assert line["cpu_us"] > 0 and line["over_bare"] > 0
