@@ -253,7 +253,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     console.print("Intervals: 95 %, bootstrap over questions, paired.")
-    console.print("Keep one running: [bold]make serve[/]. Its admin API is described at http://127.0.0.1:8081/admin/docs")
+    console.print("Keep one running: [bold]make serve[/]. Its dashboard is at http://127.0.0.1:8081")
 
 
 def percent(figure: dict[str, float]) -> str:
