@@ -146,11 +146,3 @@ async def served(config: Path, *words: str, **environment: str) -> AsyncIterator
         if process.returncode is None:
             process.terminate()
         await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
+from tests.ports import free_port
 
 
 @dataclass
@@ -39,7 +40,7 @@ class PostgresServer:
     def start(self) -> None:
         """Starts (again) on the same port."""
         if not self.port:
-            self.port = _free_port()
+            self.port = free_port()
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
         options += " -c fsync=off -c full_page_writes=off -c shared_buffers=16MB"
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", self._log, "-w", "start")
@@ -112,10 +113,3 @@ def running_postgres(programs: Path) -> Iterator[PostgresServer]:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

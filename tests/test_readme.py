@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config_load import parse
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)

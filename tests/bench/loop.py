@@ -40,7 +40,8 @@ from routers.fit import fit_learned
 from routers.ope import Array
 from routers.plugin import PluginRouter
 from routers.registry import save_router
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 MODELS = ("tiny-small", "tiny-large")
 COST_WEIGHT = 0.5

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.targets import Target, started
-from tests.live import free_port
+from tests.ports import free_port
 
 PACKAGE = "litellm[proxy]"
 

@@ -24,7 +24,7 @@ from routers.features import shipped_featurizer
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
 from routers.registry import save_router
-from tests.live import free_port
+from tests.ports import free_port
 
 POOL = {"nano": (0.05, 0.4), "mini": (0.25, 2.0), "mid": (1.25, 10.0), "large": (5.0, 25.0)}
 """Models of the learned route, with their prices in dollars per million tokens."""

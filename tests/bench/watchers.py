@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 
 from tests.gateway.admin.test_live import TOML
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 KEY = {"authorization": "Bearer master"}
 

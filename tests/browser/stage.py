@@ -29,7 +29,7 @@ from routers.plugin import PluginRouter
 from routers.registry import estimator_named, save_router
 from routers.simple import Weighted
 from tests.gateway.learn.world import PRICE, TRUTH, Town
-from tests.live import free_port
+from tests.ports import free_port
 
 MASTER_KEY = "hg-master-for-the-browser"
 USERS = {"vera": "viewer", "otto": "operator", "ada": "admin"}

@@ -15,8 +15,9 @@ from cache.flight import Flight
 from cache.lease import RedisLease
 from cache.link import Link
 from cache.redis import ENTRY_BYTES, RedisStore
-from tests.cache.conftest import Server, free_port
+from tests.cache.conftest import Server
 from tests.cache.test_store import entry
+from tests.ports import free_port
 
 
 @asynccontextmanager

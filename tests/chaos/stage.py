@@ -22,7 +22,8 @@ from gateway.journal.tables import decisions, feedback
 from gateway.providers.scripted import ScriptedServer
 from tests.chaos.wire import Wire, wire_to
 from tests.gateway.redis_server import RedisServer
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 from tests.postgres_server import PostgresServer, binaries, running_postgres
 
 WORKERS = 2

@@ -19,7 +19,7 @@ import httpx
 
 from gateway.journal.schema import migrate
 from tests.gateway.redis_server import RedisServer
-from tests.live import free_port
+from tests.ports import free_port
 from tests.postgres_server import PostgresServer, binaries, running_postgres
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.faults.test_kill import workers_of
-from tests.live import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.xdist_group("reload")
 

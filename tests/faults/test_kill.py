@@ -19,7 +19,8 @@ from gateway.journal.schema import open_engine
 from gateway.journal.tables import decisions, feedback
 from tests.faults.endings import read_stream
 from tests.faults.talk import Heard, ask, hear, question
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 
 def write_config(folder: Path, *, workers: int, drain_timeout_s: float = 10) -> tuple[Path, int]:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +30,7 @@ from gateway.keys import hash_key
 from gateway.metrics import Metrics
 from gateway.settings import read_settings
 from tests.gateway.journal.records import NOON_S, decision, feedback
+from tests.ports import free_port
 from tests.postgres_server import PostgresServer, postgres_server
 
 __all__ = ["postgres_server"]
@@ -295,10 +295,3 @@ def test_shipping_is_shared_with_the_desk(tmp_path: Path) -> None:
     assert shipper.try_pass()
     assert desk.shipping.shipped == 1
     store.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

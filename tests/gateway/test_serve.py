@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
 

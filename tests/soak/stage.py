@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 from tests.soak.load import SCRIPTS
 
 KEY = "hg-soak"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.talk import ask, asked, question
-from tests.live import free_port, live, served
+from tests.live import live, served
+from tests.ports import free_port
 from tests.soak.stage import PAGE_BYTES, worker_of
 
 CLIENTS = 12

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 TOML = """
 [server]

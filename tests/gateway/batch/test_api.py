@@ -24,7 +24,8 @@ from gateway.journal.schema import open_engine
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration
-from tests.live import Live, free_port, live, served
+from tests.live import Live, live, served
+from tests.ports import free_port
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 

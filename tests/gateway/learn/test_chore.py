@@ -16,7 +16,8 @@ from gateway.learn.alarms import Alarm
 from gateway.learn.chore import TOLD, Turns, note
 from gateway.learn.loop import SHADOW, WAITS, Told
 from tests.gateway.learn.test_loop import Street, configured
-from tests.live import free_port, served
+from tests.live import served
+from tests.ports import free_port
 
 
 def turned(street: Street, every_s: float) -> Turns:
