@@ -59,7 +59,7 @@ class Live:
         for name, provider in services.driver.caller.providers.items():
             assert provider.pool.in_use == 0, name
 
-    async def rest(self, within_s: float = 5.0) -> None:
+    async def rest(self, within_s: float = 60.0) -> None:
         """Wait until nothing is under way any more."""
         deadline = asyncio.get_running_loop().time() + within_s
         while True:
