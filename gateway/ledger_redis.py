@@ -16,36 +16,27 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
 from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
-from gateway.config import Period
 from gateway.errors import PolicyError
-from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_end, period_start
+from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
 from gateway.ledger_alone import Alone
-from gateway.ledger_scripts import CORRECT, HOLD, PULSE, RAISE, REHOLD, SETTLE, SHRINK
+from gateway.ledger_outbox import Naming, Outbox
+from gateway.ledger_scripts import HOLD, PULSE, RAISE, REHOLD
 from gateway.limits import NOTHING_TAKEN, Taken
 from gateway.limits_shared import SharedTaken, Words
-from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
+from gateway.redis_wire import RedisAway, RedisRefused, RedisWire
 
 log = logging.getLogger("headgate.ledger")
 
 PREFIX = "{headgate}:ledger:"
 LEASE_S = 120.0
 """A living worker renews its leases in time; a dead one's holds lapse after this long."""
-SETTLED_S = 3600
-"""How long Redis remembers a settlement, so that one sent twice counts once."""
 SETTLE_DOWN_S = 1.5
 """After Redis lost its data: so long every worker has to say what it knew, before anything is held."""
 RETRY_S = 0.25
-BATCH = 64
-"""Settlements sent at once."""
-MAX_QUEUED = 20_000
-"""Settlements kept while Redis is away; beyond, those of one account become one sum."""
-MAX_CORRECTIONS = 2_000
-"""A correction of a rate limit that can't be sent is forgotten: the bucket refills within a minute."""
 PULSE_S = 1.0
 SILENT_S = 5.0
 """A worker that hasn't been heard of for this long doesn't count when shares are made."""
@@ -55,8 +46,6 @@ TRIES = 2
 """Of a hold, before Redis counts as away: one late answer is no outage."""
 
 WhenAway = Literal["share", "refuse"]
-_Entry = tuple[Script, list[str], list[str | int | float]]
-"""A script to run, its keys and its arguments."""
 
 
 class RedisHold:
@@ -109,27 +98,21 @@ class RedisLedger:
         when_away: WhenAway = "share",
         settle_down_s: float = SETTLE_DOWN_S,
     ) -> None:
+        self._worker = secrets.token_hex(6)
         self._wire = wire
-        self._clock = clock or time.time
-        self._stated = clock
+        self._naming = Naming(prefix, self._worker, clock)
+        self._clock = self._naming.clock
         self._prefix = prefix
         self._lease_s = lease_s
         self._when_away = when_away
         self._settle_down_s = settle_down_s
         self._local = MemoryLedger(self._clock)
         self._alone = Alone(self._clock)
+        self._outbox = Outbox(wire, self._naming, self._alone, settle_down_s)
         self._holds: dict[str, RedisHold] = {}
-        self._queue: list[_Entry] = []
-        self._corrections: list[_Entry] = []
-        self._shrinks: dict[str, _Entry] = {}
-        """By hold: one that is settled before it was sent need not be sent."""
-        self._starts: dict[Period, tuple[float, float, int]] = {}
-        self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._meeting = asyncio.Lock()
         self._epoch = ""
-        self._worker = secrets.token_hex(6)
-        self._count = 0
         self.workers = 1
         """Of all replicas, as of the last pulse."""
         self.is_away = False
@@ -146,7 +129,7 @@ class RedisLedger:
     @property
     def queued(self) -> int:
         """Settlements that Redis doesn't have yet."""
-        return len(self._queue)
+        return len(self._outbox.settlements)
 
     # Holding
 
@@ -188,13 +171,13 @@ class RedisLedger:
 
     def _words(self, hold: RedisHold, nanousd: int, wanted: SharedTaken | None) -> tuple[list[str], Words]:
         now = self._clock()
-        keys = [self._prefix + "leases", *self._keys(hold.accounts)]
-        arguments: Words = [self._prefix, hold.id, self._now(), self._lease_s, nanousd, secrets.token_hex(8),
+        keys = [self._prefix + "leases", *self._naming.keys(hold.accounts)]
+        arguments: Words = [self._prefix, hold.id, self._naming.now(), self._lease_s, nanousd, secrets.token_hex(8),
                             self._settle_down_s, wanted.tokens if wanted else 0, self._epoch,
                             len(hold.accounts)]  # fmt: skip
         for account in hold.accounts:
             limit = account.limit_nanousd
-            arguments += ["" if limit is None else limit, self._start(account.period, now)]
+            arguments += ["" if limit is None else limit, self._naming.start(account.period, now)]
         if wanted is not None:
             keys += [self._prefix + key for key in wanted.names()]
             arguments += wanted.capacities()
@@ -236,85 +219,31 @@ class RedisLedger:
         if hold.alone:
             self._alone.give_back(hold.accounts, given_back)
         elif hold.accounts:
-            self._shrinks[hold.id] = (SHRINK, self._keys(hold.accounts), [self._prefix, hold.id, hold.nanousd])
-            self._wake.set()
+            self._outbox.shrink(hold.id, hold.accounts, hold.nanousd)
 
     def settled(self, hold: RedisHold, held: int, spent: int) -> None:
         """A hold is over."""
         self._holds.pop(hold.id, None)
-        self._shrinks.pop(hold.id, None)
         if not hold.accounts:
             return
         if hold.alone:
             self._alone.give_back(hold.accounts, held - spent)
         else:
             self._alone.settled(hold.accounts, held, spent)
-        self._enqueue_settle(hold.id, hold.accounts, spent)
+        self._outbox.settle(hold.id, hold.accounts, spent)
 
     def queue_correct(self, keys: list[str], capacities: Words, tokens: int) -> None:
-        """Rate limits: what was guessed wrong. Not sent twice, and forgotten where it can't be sent."""
-        if len(self._corrections) < MAX_CORRECTIONS:
-            keys = [self._prefix + key for key in keys]
-            self._corrections.append((CORRECT, keys, [self._now(), tokens, *capacities]))
-        self._wake.set()
-
-    def _enqueue_settle(self, hold_id: str, accounts: Sequence[Account], nanousd: int) -> None:
-        now = self._clock()
-        keys = [f"{self._prefix}settled:{hold_id}", self._prefix + "leases", *self._keys(accounts)]
-        starts = [self._start(account.period, now) for account in accounts]
-        self._enqueue(SETTLE, keys, [self._prefix, hold_id, self._now(), nanousd, SETTLED_S, "", 0.0, *starts])
-
-    def _enqueue(self, script: Script, keys: list[str], arguments: Words) -> None:
-        self._queue.append((script, keys, arguments))
-        if len(self._queue) > MAX_QUEUED:
-            self._queue[BATCH:] = self._sums(self._queue[BATCH:])
-        self._wake.set()
-
-    def _sums(self, entries: Sequence[_Entry]) -> list[_Entry]:
-        """One settlement an account instead of one a request; the holds themselves lapse."""
-        sums: dict[str, tuple[int, str | int | float]] = {}
-        for script, keys, arguments in entries:
-            if script is SETTLE:
-                for key, start in zip(keys[2:], arguments[7:], strict=True):
-                    sums[key] = (sums.get(key, (0, 0))[0] + int(arguments[3]), start)
-        found: list[_Entry] = []
-        for key, (amount, start) in sums.items():
-            id_ = self.new_id()
-            keys = [f"{self._prefix}settled:{id_}", self._prefix + "leases", key]
-            found.append((SETTLE, keys, [self._prefix, id_, self._now(), amount, SETTLED_S, "", 0.0, start]))
-        return found
+        """See `limits_shared.Corrections`."""
+        self._outbox.correct(keys, capacities, tokens)
 
     # Beside the requests
 
     async def flush(self) -> None:
         """Send what is queued, in order. Raises what the wire raises; what was not taken stays queued."""
         async with self._sending:
-            told = [*self._corrections, *self._shrinks.values()]
-            self._corrections, self._shrinks = [], {}
-            for start in range(0, len(told), BATCH):
-                await self._wire.run_all(told[start : start + BATCH])
-            while self._queue:
-                batch = [self._dated(entry) for entry in self._queue[:BATCH]]
-                answers = await self._wire.run_all(batch)
-                taken = next((i for i, answer in enumerate(answers) if answer == -1), len(answers))
-                self._note_booked(batch[:taken], answers)
-                del self._queue[:taken]
-                if taken < len(batch):
-                    await self._meet(await self._read_epoch())
-                    await asyncio.sleep(self._settle_down_s / 10)
-
-    def _note_booked(self, entries: Sequence[_Entry], answers: Sequence[Any]) -> None:
-        for (script, keys, arguments), answer in zip(entries, answers, strict=False):
-            if script is SETTLE and answer == 1:
-                for key in keys[2:]:
-                    self._alone.booked(key.removeprefix(self._prefix), int(arguments[3]))
-
-    def _dated(self, entry: _Entry) -> _Entry:
-        """A settlement says which Redis it was made for."""
-        script, keys, arguments = entry
-        if script is SETTLE:
-            arguments = [*arguments[:5], self._epoch, self._settle_down_s, *arguments[7:]]
-        return script, keys, arguments
+            while not await self._outbox.send(lambda: self._epoch):
+                await self._meet(await self._read_epoch())
+                await asyncio.sleep(self._settle_down_s / 10)
 
     async def _read_epoch(self) -> str:
         """Of the Redis that answers now; one that has none yet gets one."""
@@ -336,14 +265,15 @@ class RedisLedger:
     async def _rehold(self, holds: Iterable[RedisHold]) -> None:
         for hold in list(holds):
             if hold.accounts:
-                keys = [self._prefix + "leases", *self._keys(hold.accounts)]
-                await self._wire.run(REHOLD, keys, [self._prefix, hold.id, self._now(), self._lease_s, hold.nanousd])
+                keys = [self._prefix + "leases", *self._naming.keys(hold.accounts)]
+                words: Words = [self._prefix, hold.id, self._naming.now(), self._lease_s, hold.nanousd]
+                await self._wire.run(REHOLD, keys, words)
             hold.alone = False
 
     async def seed(self, accounts: Sequence[Account], spent: Mapping[str, int]) -> None:
         """Raise each account to what it has spent at least in its running period."""
         if accounts:
-            words = raising(accounts, spent, self._clock(), self._now(), self._prefix)
+            words = raising(accounts, spent, self._clock(), self._naming.now(), self._prefix)
             await self._wire.run(RAISE, *words)
 
     def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
@@ -354,7 +284,7 @@ class RedisLedger:
         """Say that we live: prolongs our leases, counts the workers, and looks after the accounts in use."""
         keys = [self._prefix + "leases", self._prefix + "workers"]
         held = [id_ for id_, hold in self._holds.items() if hold.accounts and not hold.alone]
-        words = [self._now(), self._lease_s, self._worker, SILENT_S, *held]
+        words = [self._naming.now(), self._lease_s, self._worker, SILENT_S, *held]
         self.workers = int(await self._wire.run(PULSE, keys, words))
         epoch = await self._wire.ask("HGET", self._prefix + "born", "epoch")
         if epoch is None or epoch.decode() != self._epoch:
@@ -368,7 +298,7 @@ class RedisLedger:
         now = self._clock()
         for account in self._alone.accounts:
             spent, held, start = await self._row(account)
-            if start == self._start(account.period, now):
+            if start == self._naming.start(account.period, now):
                 self._alone.told(account, spent, held)
 
     async def come_back(self) -> None:
@@ -393,7 +323,7 @@ class RedisLedger:
         """Send settlements as they come and the pulse every second, until cancelled."""
         pulse_at = 0.0
         while True:
-            self._wake.clear()
+            self._outbox.wake.clear()
             try:
                 if self.is_away:
                     await self.come_back()
@@ -406,7 +336,7 @@ class RedisLedger:
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), max(0.0, pulse_at - time.monotonic()))
+                await asyncio.wait_for(self._outbox.wake.wait(), max(0.0, pulse_at - time.monotonic()))
             except TimeoutError:
                 pass
 
@@ -419,22 +349,7 @@ class RedisLedger:
         await self._wire.close()
 
     def new_id(self) -> str:
-        self._count += 1
-        return f"{self._worker}{self._count:x}"
-
-    def _start(self, period: Period, now: float) -> int:
-        """When the running period began; worked out once a period."""
-        begins_s, ends_s, start = self._starts.get(period, (inf, 0.0, 0))
-        if not begins_s <= now < ends_s:
-            start = int(period_start(period, now))
-            self._starts[period] = (float(start), period_end(period, now), start)
-        return start
-
-    def _keys(self, accounts: Sequence[Account]) -> list[str]:
-        return [self._prefix + account.id for account in accounts]
-
-    def _now(self) -> str | float:
-        return "" if self._stated is None else self._stated()
+        return self._naming.new_id()
 
     def _note_away(self, fault: BaseException) -> None:
         if not self.is_away:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from gateway import ledger_redis
+from gateway import ledger_outbox
 from gateway.errors import OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
 from gateway.ledger_redis import RedisLedger
@@ -90,9 +90,10 @@ async def test_settling_is_counted_once_however_often_it_is_sent(worker: Make, c
     ledger = worker(clock)
     hold = await ledger.hold((KEY,), 700)
     assert hold.settle(1200) and not hold.settle(1) and not hold.release()
-    sent = list(ledger._queue)
+    outbox = ledger._outbox
+    sent = list(outbox.settlements)
     await ledger.flush()
-    ledger._queue = sent
+    outbox.settlements = sent
     await ledger.flush()
     assert await ledger.balance(KEY) == (1200, 0)
     assert ledger.overrun_nanousd == 500
@@ -204,10 +205,10 @@ async def test_a_long_outage_keeps_sums_instead_of_requests(
     worker: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is bounded, and what it sums up arrives whole."""
-    monkeypatch.setattr(ledger_redis, "MAX_QUEUED", 100)
+    monkeypatch.setattr(ledger_outbox, "MAX_QUEUED", 100)
     ledger = worker(clock)
     for _ in range(500):
-        ledger._enqueue_settle(ledger.new_id(), (KEY, FREE), 3)
+        ledger._outbox.settle(ledger.new_id(), (KEY, FREE), 3)
         assert ledger.queued <= 101
     await ledger.flush()
     assert await ledger.balance(KEY) == (1500, 0)
