@@ -6,28 +6,17 @@ secrets. No message shows the value of a secret.
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
 import tomllib
-import typing
-from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.config import (
-    LOOPBACK,
-    Config,
-    ModelConfig,
-    ProviderConfig,
-    RouteConfig,
-    Secret,
-    _Section,
-)
+from gateway.config import LOOPBACK, Config, ModelConfig, ProviderConfig, RouteConfig
+from gateway.config_shape import CONTROL, Problems, meant, read_section
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
 from gateway.upstream.reach import names_inner, refusal
@@ -43,8 +32,6 @@ CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", 
 STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -79,8 +66,8 @@ def check(path: str | None, env: Mapping[str, str]) -> tuple[Config | None, list
 
 def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | None, list[str]]:
     """The configuration in a decoded document, or None and all that is wrong with it."""
-    found = _Problems()
-    config = _section(Config, data, "", env, found)
+    found = Problems()
+    config = read_section(Config, data, "", env, found)
     _check_names(config, found)
     _check_server(config, found)
     _check_embedding(config, found)
@@ -89,8 +76,10 @@ def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | Non
     providers = [provider.name for provider in config.providers]
     for index, model in enumerate(config.models):
         found.unless_known(f"models[{index}].provider", "provider", model.provider, providers)
+    models = {model.name for model in config.models}
+    reachable = models | {route.name for route in config.routes}
     for index, route in enumerate(config.routes):
-        _check_route(route, f"routes[{index}]", config, found)
+        _check_route(route, f"routes[{index}]", models, reachable, found)
     _check_cycles(config.routes, found)
     _check_auth(config, found)
     return (None if found.lines else config), found.lines
@@ -117,147 +106,10 @@ def embedded() -> Config:
     )
 
 
-class _Problems:
-    """What is wrong, one line a path: what is refused already, or a part of it is, comes only once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._paths: set[str] = set()
-
-    def add(self, path: str, message: str) -> None:
-        if not any(one == path or one.startswith((f"{path}[", f"{path}.")) for one in self._paths):
-            self._paths.add(path)
-            self.lines.append(f"{path}: {message}")
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._paths
-
-    def unless_known(self, path: str, what: str, name: str, known: Collection[str]) -> None:
-        if name not in known:
-            self.add(path, f"no {what} named {name!r}{_meant(name, known)}")
-
-
-def _meant(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-# Shape: from a document to the tree. A refused value is replaced by its default, so that reading goes on.
-
-
-@cache
-def _types(section: Any) -> dict[str, Any]:
-    return typing.get_type_hints(section, include_extras=True)
-
-
-def _section(section: Any, data: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
-    types = _types(section)
-    if not isinstance(data, Mapping):
-        found.add(path, "expected a table")
-        data = {}
-    for key in sorted(data.keys() - types.keys()):
-        found.add(_join(path, key), f"unknown key{_meant(key, types)}")
-    values = {}
-    for field in msgspec.structs.fields(section):
-        where = _join(path, field.name)
-        if field.name in data:
-            read = _value(types[field.name], data[field.name], where, env, found)
-            values[field.name] = _default(field, types[field.name]) if read is _REFUSED else read
-        elif field.required:
-            found.add(where, "missing")
-            values[field.name] = _default(field, types[field.name])
-    return section(**values)
-
-
-_REFUSED = object()
-
-
-def _default(field: msgspec.structs.FieldInfo, kind: Any) -> Any:
-    """The field's own default; of a required one an empty value, which no rule complains about again."""
-    if field.default is not msgspec.NODEFAULT:
-        return field.default
-    if field.default_factory is not msgspec.NODEFAULT:
-        return field.default_factory()
-    origin = typing.get_origin(kind)
-    if origin is typing.Literal:
-        return typing.get_args(kind)[0]
-    return (origin or kind)()
-
-
-def _value(kind: Any, value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
-    if kind is Secret:
-        return _secret(value, path, env, found)
-    if _is_section(kind):
-        return _section(kind, value, path, env, found)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list and _is_section(arguments[0]):
-        return _sections(arguments[0], value, path, env, found)
-    if origin is dict and arguments[1] is Secret and isinstance(value, dict):
-        return {key: _secret(item, f"{path}.{key}", env, found) for key, item in value.items()}
-    return _leaf(kind, value, path, found)
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, _Section)
-
-
-def _sections(kind: Any, value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
-    if not isinstance(value, list):
-        found.add(path, f"expected a list of tables, written [[{path}]]")
-        return _REFUSED
-    return [_section(kind, item, f"{path}[{index}]", env, found) for index, item in enumerate(value)]
-
-
-def _leaf(kind: Any, value: object, path: str, found: _Problems) -> Any:
-    for where, part in _scalars(value, path):
-        if isinstance(part, str) and _VARIABLE.search(part):
-            found.add(where, "${...} is read in secrets only")
-            return _REFUSED
-        if isinstance(part, float) and not math.isfinite(part):
-            found.add(where, f"expected a finite number, got {part}")
-            return _REFUSED
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        found.add(path + at.removesuffix("`"), message[0].lower() + message[1:])
-        return _REFUSED
-
-
-def _scalars(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _scalars(item, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _scalars(item, f"{path}[{index}]")
-    else:
-        yield path, value
-
-
-def _secret(value: object, path: str, env: Mapping[str, str], found: _Problems) -> Any:
-    if not isinstance(value, str):
-        found.add(path, f"expected `str`, got `{type(value).__name__}`")
-        return Secret("")
-    missing = [name for name in _VARIABLE.findall(value) if name not in env]
-    if missing:
-        found.add(path, f"environment variable {missing[0]} is not set")
-        return Secret("")
-    text = _VARIABLE.sub(lambda match: env[match[1]], value)
-    if _CONTROL.search(text):
-        found.add(path, "holds a line break or another control character")
-        return Secret("")
-    return Secret(text)
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
 # Meaning: what the parts of the tree say about each other.
 
 
-def _check_names(config: Config, found: _Problems) -> None:
+def _check_names(config: Config, found: Problems) -> None:
     _check_unique("providers", [provider.name for provider in config.providers], found)
     _check_unique("routes", [route.name for route in config.routes], found)
     _check_unique("auth.keys", [key.name for key in config.auth.keys], found)
@@ -276,15 +128,17 @@ def _check_names(config: Config, found: _Problems) -> None:
             found.add(f"routes[{index}].name", f"{route.name!r} is also the name of a model")
 
 
-def _check_unique(path: str, names: list[str], found: _Problems) -> None:
+def _check_unique(path: str, names: list[str], found: Problems) -> None:
+    seen: set[str] = set()
     for index, name in enumerate(names):
         if not name:
             found.add(f"{path}[{index}].name", "is empty")
-        elif name in names[:index]:
+        elif name in seen:
             found.add(f"{path}[{index}].name", f"{name!r} is used twice")
+        seen.add(name)
 
 
-def _check_embedding(config: Config, found: _Problems) -> None:
+def _check_embedding(config: Config, found: Problems) -> None:
     embedding = config.embedding
     needs = {"static": (), "folder": ("path",), "openai": ("base_url", "model", "dims")}[embedding.kind]
     for name in needs:
@@ -296,7 +150,7 @@ def _check_embedding(config: Config, found: _Problems) -> None:
         _check_scheme("embedding.base_url", embedding.base_url, _HTTP, found)
 
 
-def _check_server(config: Config, found: _Problems) -> None:
+def _check_server(config: Config, found: Problems) -> None:
     server, storage = config.server, config.storage
     if server.port and server.port == server.admin_port:
         found.add("server.admin_port", f"is the port of the data plane, {server.port}")
@@ -328,10 +182,10 @@ def unshared(config: Config) -> str:
 _HTTP = ("http://", "https://")
 
 
-def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: _Problems) -> None:
+def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: Problems) -> None:
     if not url.startswith(schemes):
         found.add(path, f"must start with one of {', '.join(schemes)}")
-    elif _CONTROL.search(url) or " " in url:
+    elif CONTROL.search(url) or " " in url:
         found.add(path, "holds a space or a control character")
 
 
@@ -342,7 +196,7 @@ def _host_of(url: str) -> str:
         return ""
 
 
-def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> None:
+def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
         _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
         host = _host_of(provider.base_url)
@@ -353,8 +207,9 @@ def _check_provider(provider: ProviderConfig, path: str, found: _Problems) -> No
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")
 
 
-def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems) -> None:
-    models = {model.name for model in config.models}
+def _check_route(
+    route: RouteConfig, path: str, models: Collection[str], reachable: Collection[str], found: Problems
+) -> None:
     if not route.models:
         found.add(f"{path}.models", "names no model")
     for index, name in enumerate(route.models):
@@ -362,17 +217,15 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
         if name in route.models[:index]:
             found.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
     if route.cache_judge:
-        known = [model.name for model in config.models]
-        found.unless_known(f"{path}.cache_judge", "model", route.cache_judge, known)
+        found.unless_known(f"{path}.cache_judge", "model", route.cache_judge, models)
     if route.default_model and route.default_model not in route.models:
         found.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
     for name in route.weights:
         if name not in route.models:
-            found.add(f"{path}.weights.{name}", f"is not a model of the route{_meant(name, route.models)}")
+            found.add(f"{path}.weights.{name}", f"is not a model of the route{meant(name, route.models)}")
     if route.weights and not any(route.weights.values()):
         found.add(f"{path}.weights", "are all zero")
     for index, name in enumerate(route.fallback):
-        reachable = models | {other.name for other in config.routes}
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
     if not _is_path(route.cascade):
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
@@ -387,7 +240,7 @@ def _check_route(route: RouteConfig, path: str, config: Config, found: _Problems
             found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
 
 
-def _check_promise(route: RouteConfig, path: str, found: _Problems) -> None:
+def _check_promise(route: RouteConfig, path: str, found: Problems) -> None:
     if route.reference and route.reference not in route.models:
         found.add(f"{path}.reference", f"{route.reference!r} is not among the route's models")
     if route.cascade != "certified":
@@ -398,7 +251,7 @@ def _check_promise(route: RouteConfig, path: str, found: _Problems) -> None:
         found.add(f"{path}.models", "a certified cascade needs a model beside its reference")
 
 
-def _check_rules(route: RouteConfig, path: str, found: _Problems) -> None:
+def _check_rules(route: RouteConfig, path: str, found: Problems) -> None:
     for index, stated in enumerate(route.rules):
         try:
             rule = read_rule(index, stated)
@@ -415,7 +268,7 @@ def _is_path(router: str) -> bool:
     return "/" in router or "." in router
 
 
-def _check_cycles(routes: list[RouteConfig], found: _Problems) -> None:
+def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:
     edges = {route.name: route.fallback for route in routes}
     done: set[str] = set()
 
@@ -433,7 +286,7 @@ def _check_cycles(routes: list[RouteConfig], found: _Problems) -> None:
         visit(name, ())
 
 
-def _check_auth(config: Config, found: _Problems) -> None:
+def _check_auth(config: Config, found: Problems) -> None:
     for setting in ("host", "admin_host"):
         host = getattr(config.server, setting)
         if not config.auth.master_key and host and host not in LOOPBACK:

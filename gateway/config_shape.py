@@ -1,0 +1,156 @@
+"""From a decoded document to the tree of the configuration: each value in its type, or a line that says why not.
+
+A refused value is replaced by its default, so that reading goes on and every fault is found at once. It refuses
+unknown keys and `${ENV}` outside secrets, and knows nothing of what the parts mean to each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from gateway.config import Secret, _Section
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Problems:
+    """What is wrong, one line a path: what is refused already, or a part of it is, comes only once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._paths: set[str] = set()
+
+    def add(self, path: str, message: str) -> None:
+        if not any(one == path or one.startswith((f"{path}[", f"{path}.")) for one in self._paths):
+            self._paths.add(path)
+            self.lines.append(f"{path}: {message}")
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
+
+    def unless_known(self, path: str, what: str, name: str, known: Collection[str]) -> None:
+        if name not in known:
+            self.add(path, f"no {what} named {name!r}{meant(name, known)}")
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@cache
+def _types(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def read_section(section: Any, data: object, path: str, env: Mapping[str, str], found: Problems) -> Any:
+    types = _types(section)
+    if not isinstance(data, Mapping):
+        found.add(path, "expected a table")
+        data = {}
+    for key in sorted(data.keys() - types.keys()):
+        found.add(_join(path, key), f"unknown key{meant(key, types)}")
+    values = {}
+    for field in msgspec.structs.fields(section):
+        where = _join(path, field.name)
+        if field.name in data:
+            read = _value(types[field.name], data[field.name], where, env, found)
+            values[field.name] = _default(field, types[field.name]) if read is _REFUSED else read
+        elif field.required:
+            found.add(where, "missing")
+            values[field.name] = _default(field, types[field.name])
+    return section(**values)
+
+
+_REFUSED = object()
+
+
+def _default(field: msgspec.structs.FieldInfo, kind: Any) -> Any:
+    """The field's own default; of a required one an empty value, which no rule complains about again."""
+    if field.default is not msgspec.NODEFAULT:
+        return field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return typing.get_args(kind)[0]
+    return (origin or kind)()
+
+
+def _value(kind: Any, value: object, path: str, env: Mapping[str, str], found: Problems) -> Any:
+    if kind is Secret:
+        return _secret(value, path, env, found)
+    if _is_section(kind):
+        return read_section(kind, value, path, env, found)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and _is_section(arguments[0]):
+        return _sections(arguments[0], value, path, env, found)
+    if origin is dict and arguments[1] is Secret and isinstance(value, dict):
+        return {key: _secret(item, f"{path}.{key}", env, found) for key, item in value.items()}
+    return _leaf(kind, value, path, found)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+def _sections(kind: Any, value: object, path: str, env: Mapping[str, str], found: Problems) -> Any:
+    if not isinstance(value, list):
+        found.add(path, f"expected a list of tables, written [[{path}]]")
+        return _REFUSED
+    return [read_section(kind, item, f"{path}[{index}]", env, found) for index, item in enumerate(value)]
+
+
+def _leaf(kind: Any, value: object, path: str, found: Problems) -> Any:
+    for where, part in _scalars(value, path):
+        if isinstance(part, str) and _VARIABLE.search(part):
+            found.add(where, "${...} is read in secrets only")
+            return _REFUSED
+        if isinstance(part, float) and not math.isfinite(part):
+            found.add(where, f"expected a finite number, got {part}")
+            return _REFUSED
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        found.add(path + at.removesuffix("`"), message[0].lower() + message[1:])
+        return _REFUSED
+
+
+def _scalars(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _scalars(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _scalars(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _secret(value: object, path: str, env: Mapping[str, str], found: Problems) -> Any:
+    if not isinstance(value, str):
+        found.add(path, f"expected `str`, got `{type(value).__name__}`")
+        return Secret("")
+    missing = [name for name in _VARIABLE.findall(value) if name not in env]
+    if missing:
+        found.add(path, f"environment variable {missing[0]} is not set")
+        return Secret("")
+    text = _VARIABLE.sub(lambda match: env[match[1]], value)
+    if CONTROL.search(text):
+        found.add(path, "holds a line break or another control character")
+        return Secret("")
+    return Secret(text)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
