@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
-from gateway.call import Arrival, read_call
+from gateway.call import SURFACES, Arrival, read_call
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers
 from gateway.keys import Caller
-from gateway.reply import Headers, Reply, Send
+from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
 from gateway.wire.errors import render_error
 from gateway.wire.request import decode
@@ -30,13 +30,6 @@ log = logging.getLogger("headgate.asgi")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = Mapping[str, Any]
 
-SURFACES = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/responses": "responses",
-    "/v1/messages": "messages",
-}
 AZURE = re.compile(r"/openai(?:/deployments/(.+?)(?=/chat/completions\Z|/completions\Z|/embeddings\Z)|/v1)?(/.+)\Z")
 
 
@@ -83,7 +76,7 @@ class App:
         surface = SURFACES.get(path) if scope["method"] == "POST" else None
         client = scope.get("client")
         headers, host = dict(scope["headers"]), client[0] if client else ""
-        reply = Reply(send)
+        reply = AsgiReply(send)
         if surface is None:
             await self.serve(scope, path, receive, reply, self.arrive(headers, host))
         else:

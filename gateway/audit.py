@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +22,7 @@ from gateway.call import Arrival, Call, read_call
 from gateway.exchange import Exchange
 from gateway.journal.record import FeedbackRecord, new_id
 from gateway.keys import Caller
-from gateway.reply import Reply
+from gateway.reply import Heard, Reply
 from gateway.services import Services
 from gateway.wire.answer import peek
 
@@ -159,20 +158,8 @@ class Auditor:
         """Through the whole request path, on the house; empty where no answer came."""
         call = replace(call, request_id=self.s.ids.new("req"), received_s=self.s.now())
         heard = Heard()
-        await self._answer(call, Reply(heard), Caller("audit", "audit", tenant=asked_by.tenant, explore=False))
+        await self._answer(call, heard, Caller("audit", "audit", tenant=asked_by.tenant, explore=False))
         return bytes(heard.body) if heard.status == 200 else b""
-
-
-class Heard:
-    """An ASGI `send` that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.body = bytearray()
-
-    async def __call__(self, message: dict[str, Any]) -> None:
-        self.status = message.get("status", self.status)
-        self.body += message.get("body", b"")
 
 
 def anew(call: Call) -> Call:

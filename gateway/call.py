@@ -17,8 +17,15 @@ from gateway.errors import CallerError
 from gateway.wire.request import Described, Raw, decode, describe
 from routers.types import Knobs
 
+SURFACES = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+"""Paths of requests to models, and what their bodies are."""
 KNOB_FIELD = "headgate"
-
 
 NO_KNOBS = Knobs()
 _decode_text = msgspec.json.Decoder(str).decode

@@ -14,18 +14,13 @@ from typing import Protocol, cast
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.call import SURFACES
 from gateway.errors import HeadgateError, TooLarge
 from gateway.reply import Headers, Reply
 
 FRONT = "headgate.front"
 """Where the scope of a request outside the lane holds its connection."""
-LANES = {
-    b"/v1/chat/completions": "chat",
-    b"/v1/completions": "completions",
-    b"/v1/embeddings": "embeddings",
-    b"/v1/responses": "responses",
-    b"/v1/messages": "messages",
-}
+LANES = {path.encode(): surface for path, surface in SURFACES.items()}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; more is answered 431."""
@@ -184,7 +179,7 @@ class Lane(Reply):
     )  # fmt: skip
 
     def __init__(self, front: Front, surface: str, *, keep_alive: bool) -> None:
-        super().__init__(None)
+        super().__init__()
         self._front = front
         self._surface = surface
         self._headers = dict(front.headers)
@@ -255,8 +250,7 @@ class Lane(Reply):
     # ---- the answer
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        self.committed = self.ended = True
-        self.sent_bytes = len(body)
+        self.committed = True
         if self._flow.write_paused:
             await self._flow.drain()
         if not self.disconnected:
@@ -270,15 +264,12 @@ class Lane(Reply):
             self._front.transport.write(self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n")
 
     async def push(self, data: bytes) -> None:
-        self.sent_bytes += len(data)
         if self._flow.write_paused:
             await self._flow.drain()
         if data and not self.disconnected:
             self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def end(self, data: bytes = b"") -> None:
-        self.ended = True
-        self.sent_bytes += len(data)
         if self._flow.write_paused:
             await self._flow.drain()
         if not self.disconnected:

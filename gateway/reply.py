@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,45 +18,34 @@ EVENTS = [
 ]
 
 
-class Reply:
-    """One response over ASGI. `send` None: a subclass has a way of its own."""
+class Reply(ABC):
+    """One response on its way to a client."""
 
-    __slots__ = ("_send", "committed", "ended", "left", "sent_bytes", "task")
+    __slots__ = ("committed", "left", "task")
 
-    def __init__(self, send: Send | None) -> None:
-        self._send = send or _nowhere
+    def __init__(self) -> None:
+        self.committed = False
+        """True once headers are out: from here on only finish or abort."""
         self.left = False
         """True: the client has gone, and so its request was cancelled."""
         self.task: asyncio.Task[None] | None = None
         """What answers, where a client's leaving is to end it."""
-        self.committed = False
-        """True once headers are out: from here on only finish or abort."""
-        self.ended = False
-        self.sent_bytes = 0
 
+    @abstractmethod
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """Status, headers and the whole body at once."""
-        self.committed = self.ended = True
-        headers.append((b"content-length", b"%d" % len(body)))
-        self.sent_bytes = len(body)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
 
+    @abstractmethod
     async def begin(self, status: int, headers: Headers) -> None:
         """Commit to a stream."""
-        self.committed = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
+    @abstractmethod
     async def push(self, data: bytes) -> None:
         """Part of a stream; waits while the client reads slowly."""
-        self.sent_bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
+    @abstractmethod
     async def end(self, data: bytes = b"") -> None:
         """Last bytes of a stream."""
-        self.ended = True
-        self.sent_bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data})
 
     def leave(self) -> None:
         """The client has gone: nobody waits for the answer."""
@@ -64,5 +54,58 @@ class Reply:
             self.task.cancel()
 
 
-async def _nowhere(message: dict[str, Any]) -> None:
-    raise NotImplementedError
+class AsgiReply(Reply):
+    """As ASGI's messages."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, send: Send) -> None:
+        super().__init__()
+        self._send = send
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.committed = True
+        headers.append((b"content-length", b"%d" % len(body)))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.committed = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def push(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": data})
+
+
+class Heard(Reply):
+    """Kept, for an asker of our own within the process."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = 0
+        self.headers: Headers = []
+        self.body = bytearray()
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.begin(status, headers)
+        self.body += body
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.committed = True
+        self.status, self.headers = status, headers
+
+    async def push(self, data: bytes) -> None:
+        self.body += data
+
+    async def end(self, data: bytes = b"") -> None:
+        self.body += data
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long a refusal says to wait; 0 where it doesn't say."""
+        return float(dict(self.headers).get(b"retry-after-ms", 0)) / 1e3

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from gateway.api.files import asked, page_limit, page_of
 from gateway.asgi import Answer, Request
+from gateway.call import SURFACES
 from gateway.errors import CallerError, NotFound
 from gateway.reply import JSON
 
@@ -48,7 +49,6 @@ class NewBatch(msgspec.Struct, frozen=True):
 async def create_batch(request: Request, _: str) -> Answer:
     """Answers at once; the input is validated by whoever runs the job."""
     from gateway.batch.jobs import Card
-    from gateway.batch.types import SURFACES
 
     caller, services = request.caller(), request.services
     try:

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.asgi import SURFACES, Answer, Handler, Request
+from gateway.asgi import Answer, Handler, Request
+from gateway.call import SURFACES
 from gateway.reply import JSON
 
 Schema = dict[str, Any]

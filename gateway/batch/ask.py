@@ -20,14 +20,13 @@ from cascade.strategies import TEMPERATURE
 from cascade.types import Limits, Plan
 from cascade.voting import Vote, samples
 from gateway.answer import Answering, bound
-from gateway.audit import Heard
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Arrival, Call, read_call
 from gateway.errors import CallerError, HeadgateError
 from gateway.journal.record import DecisionRecord, JobStartRecord, Record
 from gateway.journal.spool import Spool
 from gateway.keys import Caller
-from gateway.reply import Reply
+from gateway.reply import Heard
 from gateway.routes import Route, RouteBook
 from gateway.services import Services
 from gateway.wire.errors import render_error
@@ -117,18 +116,6 @@ class JobSpool(Spool):
         """Its owner's to close."""
 
 
-class Listening(Heard):
-    """Hears an answer, and how long a refusal says to wait."""
-
-    retry_after_s = 0.0
-
-    async def __call__(self, message: dict[str, Any]) -> None:
-        await super().__call__(message)
-        for name, value in message.get("headers", ()):
-            if name == b"retry-after-ms":
-                self.retry_after_s = float(value) / 1e3
-
-
 class JobBook(RouteBook):
     """The worker's routes as they are now, and one of its own for each prompt under way."""
 
@@ -216,10 +203,10 @@ class Asker:
 
     async def _heard(self, call: Call, told: Told, tries: int) -> Told:
         """Between the decision's making and its record nothing waits: only a crash in those microseconds parts them."""
-        heard = Listening()
+        heard = Heard()
         self.spool.expect(call.request_id)
         try:
-            exchange = await self.answering.answer(call, Reply(heard), self.caller)
+            exchange = await self.answering.answer(call, heard, self.caller)
         except BaseException:
             decision = self.spool.take(call.request_id)
             if decision is not None:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.answer import Answering
-from gateway.audit import Heard
 from gateway.batch.gather import Gathered
 from gateway.batch.plan import Pilot, Piloted
 from gateway.batch.types import Estimates, Floats, PilotReport, Prompt
@@ -30,7 +29,7 @@ from gateway.errors import HeadgateError
 from gateway.keys import Caller
 from gateway.ledger import Account
 from gateway.prices import nanousd, usd
-from gateway.reply import Reply
+from gateway.reply import Heard
 from gateway.services import Services
 from gateway.wire.answer import peek
 
@@ -133,7 +132,7 @@ class _Asker:
         call = read_call(prompt.surface, prompt.body, arrival, max_messages=most, timeout_s=TIMEOUT_S)
         call = msgspec.structs.replace(call, wishes=Wishes(route=model, cache="none"))
         heard = Heard()
-        exchange = await self.answering.answer(call, Reply(heard), self.caller)
+        exchange = await self.answering.answer(call, heard, self.caller)
         if exchange is None:
             return None
         if heard.status != 200 or not exchange.attempts:

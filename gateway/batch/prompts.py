@@ -12,14 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-SURFACES = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/responses": "responses",
-    "/v1/messages": "messages",
-}
-"""By the `url` of an OpenAI batch line."""
+from gateway.call import SURFACES
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.batch.types import SURFACES, Problem
-from gateway.call import Arrival, Call, read_call
+from gateway.batch.types import Problem
+from gateway.call import SURFACES, Arrival, Call, read_call
 from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
 

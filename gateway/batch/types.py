@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.batch.prompts import SURFACES as SURFACES
 from gateway.batch.prompts import Prompt as Prompt
 from gateway.batch.prompts import Prompts as Prompts
 from gateway.batch.prompts import PromptWriter as PromptWriter

@@ -8,6 +8,7 @@ and NUL are refused wherever a value comes from outside.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -28,7 +29,7 @@ UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
 """Dialects that have no counterpart elsewhere."""
 
 
-class Provider:
+class Provider(ABC):
     """Subclasses say which paths exist, what proves who we are and which headers may pass."""
 
     dialects: ClassVar[frozenset[str]] = frozenset()
@@ -52,13 +53,13 @@ class Provider:
 
     # ---- what a kind of API defines
 
+    @abstractmethod
     def path(self, upstream_name: str, dialect: str) -> str:
         """The request target of one of `dialects`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def credentials(self) -> dict[str, str]:
         """The headers that prove who we are; none where there is no key."""
-        raise NotImplementedError
 
     def defaults(self) -> dict[bytes, bytes]:
         """Forwarded headers that must be there even when the client sends none."""

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.api import HANDLERS
 from gateway.api.openapi import paths_of
-from gateway.asgi import SURFACES
+from gateway.call import SURFACES
 from tests.fuzz.codecs import CODECS
 from tests.fuzz.ports import Ports, Tally, bad_bodies, bad_wire, by_document, ports
 
