@@ -18,6 +18,7 @@ from cache.entry import Entry, Hit
 from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
+from cascade.gathered import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
 from cascade.plan import plan_for
 from cascade.strategies import WRITING
 from cascade.types import Limits, Plan
@@ -119,6 +120,8 @@ class Answering:
         """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
         asked, models = call.described, self.s.book.models
         into, out, n = asked.input_tokens_bound, asked.max_output_tokens, asked.n
+        if route.config.gather_ms:
+            into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
         return {name: models[name].worst(into, out, n) for name in route.names}
 
     # -- describe

@@ -157,6 +157,12 @@ class RouteConfig(_Section, frozen=True):
     """Confidence of a certified cascade's promise."""
     measured_share: Share = 0.05
     """Of a certified cascade's requests: answered by both models and compared."""
+    gather_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    """How long a small question waits for others to be asked in the same call; 0: each is asked alone."""
+    gather_most: Annotated[int, Meta(ge=2, le=100)] = 8
+    """Questions in one such call."""
+    gather_tokens: Count = 200
+    """Longest question that may be gathered."""
     check: list[str] = []
     """Command that reads an answer on standard input; exit status 0 says it is right, 1 that it is wrong."""
     check_timeout_s: Seconds = 5.0

@@ -232,6 +232,8 @@ def _check_route(
     if route.cascade == "stepwise" and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
     _check_promise(route, path, found)
+    if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
+        found.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
     if not _is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)

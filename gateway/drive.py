@@ -23,6 +23,7 @@ from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
+from gateway.gather import Gathering
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
 from gateway.wire.answer import with_text
@@ -43,6 +44,7 @@ class Driver:
         self.caller = caller
         self.draws = draws
         self.hedging = hedging
+        self.gathering = Gathering(caller, draws)
 
     async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
         """Climb until a verdict; returns a live stream's terminal bytes, held back until it is settled.
@@ -127,6 +129,10 @@ class Run:
         begun = caller.now()
         if begun >= exchange.call.received_s + exchange.call.timeout_s:
             return self.lost(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
+        if exchange.route.config.gather_ms:
+            if (outcome := await self.gathered(rung, begun)) is not None:
+                return outcome
+            begun = caller.now()
         deployment = caller.fleet.pick(rung.model, next(self.driver.draws), begun)
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
@@ -146,6 +152,20 @@ class Run:
             exchange.upstream_s += caller.now() - begun
         if exchange.route.checker is not None:
             await self.check(exchange.route.checker, rung, opened.attempt)
+        self.error = None
+        self.answers.append(opened.kept)
+        return self.outcome(rung, opened, begun)
+
+    async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
+        """In one call with other small questions; None: it is to be asked alone."""
+        try:
+            opened = await self.driver.gathering.ask(self.exchange, rung)
+        except UpstreamError as error:
+            return self.lost(rung, error, begun)
+        finally:
+            self.exchange.upstream_s += self.driver.caller.now() - begun
+        if opened is None:
+            return None
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)

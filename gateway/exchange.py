@@ -49,6 +49,8 @@ class Attempt(msgspec.Struct):
     """What the cascade read out of the evidence."""
     hedge: bool = False
     """True: started beside a slow twin."""
+    gathered: int = 0
+    """Questions that were asked in the same call, where usage and cost are this one's share; 0: it was alone."""
 
 
 class Kept(msgspec.Struct):

@@ -136,6 +136,7 @@ def attempt_record(attempt: Attempt) -> AttemptRecord:
         usage=buckets(attempt.usage),
         cost_nanousd=attempt.cost_nanousd,
         estimated=attempt.estimated,
+        gathered=attempt.gathered,
         evidence=evidence_record(attempt),
     )
 

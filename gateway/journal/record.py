@@ -69,6 +69,8 @@ class AttemptRecord(_Value, frozen=True):
     cost_nanousd: int = 0
     estimated: bool = False
     """The upstream told no whole usage, so tokens and cost are estimates."""
+    gathered: int = 0
+    """Questions asked in the same call, of which usage and cost are this one's share; 0: it was asked alone."""
     evidence: EvidenceRecord | None = None
 
 

@@ -1,0 +1,329 @@
+"""Small independent questions to one model, asked in one call where their route allows it.
+
+A question waits a few milliseconds for others of its kind: of the same route, model and tenant, with the same system
+prompt and the same settings. Alone it is asked as it came. Together they are one attempt each, with its share of the
+tokens and of the money, summing to what the call cost. Where the reply doesn't say strictly which answer is whose, all
+have failed, and the climb asks each again, singly.
+
+Never gathered: streams, tools, images, forced formats, several turns, several samples, answers whose confidence is
+read, and questions of different tenants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import astuple
+
+from cascade.gathered import EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
+from cascade.types import Rung
+from gateway.attempt import Caller, Opened
+from gateway.call import Arrival, read_call
+from gateway.errors import UpstreamError
+from gateway.evidence import evidence_of
+from gateway.exchange import Attempt, Exchange, Kept
+from gateway.fleet import Deployment
+from gateway.prices import Price
+from gateway.wire.answer import peek
+from gateway.wire.usage import Usage
+
+SAME = frozenset(
+    {"temperature", "top_p", "presence_penalty", "frequency_penalty", "reasoning_effort", "service_tier", "user"}
+)
+"""Settings that gathered questions must share to the byte; any other field keeps a question to itself."""
+LIMITS = ("max_completion_tokens", "max_tokens")
+_OURS = frozenset({"model", "messages", "stream", *LIMITS})
+PROMPT = frozenset({"input_tokens", "cache_read_tokens", "cache_write_tokens", "audio_input_tokens"})
+UNBOUNDED = 1 << 60
+CHARS_PER_TOKEN = 4
+
+
+class _Turn(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+_read_turns = msgspec.json.Decoder(list[_Turn]).decode
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What questions must have in common to be asked together."""
+
+    route: str
+    model: str
+    tenant: str
+    role: str
+    system: str
+    limit: str
+    """Name of the field that limits the answer's length; empty: none does."""
+    settings: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One question in a group."""
+
+    exchange: Exchange
+    question: str
+    begun_s: float
+    ends_s: float
+    answer: asyncio.Future[Opened | None]
+    """None: nobody came to join it."""
+
+    @property
+    def limit_tokens(self) -> int:
+        return self.exchange.call.described.max_output_tokens or 0
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Questions that wait for each other, then for one reply."""
+
+    kind: Kind
+    asked: list[Asked] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None
+    left_nanousd: int = 0
+    """Paid by those who would not wait for the reply."""
+
+
+class Gathering:
+    """Of one worker."""
+
+    def __init__(self, caller: Caller, draws: Iterator[float]) -> None:
+        self.caller = caller
+        self.draws = draws
+        self.open: dict[Kind, Group] = {}
+
+    async def ask(self, exchange: Exchange, rung: Rung) -> Opened | None:
+        """None: ask it alone. Raises UpstreamError, its attempt already recorded in the exchange."""
+        kind, question = kind_of(exchange, rung)
+        if kind is None:
+            return None
+        now = self.caller.now()
+        ends_s = min(now + rung.timeout_s, exchange.call.received_s + exchange.call.timeout_s)
+        asked = Asked(exchange, question, now, ends_s, asyncio.get_running_loop().create_future())
+        group = self._join(kind, asked)
+        try:
+            async with asyncio.timeout(ends_s - now):
+                return await asked.answer
+        except TimeoutError:
+            self._leave(group, asked, "timeout")
+            raise UpstreamError("timeout", "the gathered call was not answered in time", status=504) from None
+        except asyncio.CancelledError:
+            self._leave(group, asked, "cancelled")
+            raise
+
+    def _join(self, kind: Kind, asked: Asked) -> Group:
+        config = asked.exchange.route.config
+        group = self.open.get(kind)
+        if group is None:
+            group = self.open[kind] = Group(kind)
+            group.timer = asyncio.get_running_loop().call_later(config.gather_ms / 1e3, self._send, group)
+        group.asked.append(asked)
+        if len(group.asked) >= config.gather_most:
+            self._send(group)
+        return group
+
+    def _send(self, group: Group) -> None:
+        """The window is over, or the group is full."""
+        if self.open.get(group.kind) is not group:
+            return
+        del self.open[group.kind]
+        assert group.timer is not None
+        group.timer.cancel()
+        if len(group.asked) == 1:
+            group.asked[0].answer.set_result(None)
+        else:
+            group.task = asyncio.ensure_future(self._ask_together(group))
+
+    def _leave(self, group: Group, asked: Asked, failure: str) -> None:
+        """Before the call nothing is owed; later its part of the prompt, for nobody knows yet what the reply costs."""
+        if asked not in group.asked:
+            return
+        group.asked.remove(asked)
+        if group.task is None:
+            if not group.asked and self.open.pop(group.kind, None) is group and group.timer is not None:
+                group.timer.cancel()
+            return
+        exchange, now = asked.exchange, self.caller.now()
+        deployment = self.caller.fleet.deployments(group.kind.model)[0]
+        attempt = _attempt(asked, deployment, now)
+        attempt.failure, attempt.estimated = failure, True
+        attempt.usage = Usage(input_tokens=exchange.call.described.input_tokens)
+        attempt.cost_nanousd = deployment.price.cost(attempt.usage)
+        group.left_nanousd += attempt.cost_nanousd
+        exchange.attempts.append(attempt)
+        if not group.asked:
+            group.task.cancel()
+
+    async def _ask_together(self, group: Group) -> None:
+        """Whatever happens, everybody who still waits hears of it."""
+        carrier, count = self._carrier(group), len(group.asked)
+        everybody = list(group.asked)
+        try:
+            opened = await self._call(carrier, group.kind.model)
+            texts = _texts(opened, count)
+        except UpstreamError as error:
+            self._failed(group, carrier, error)
+        except Exception as error:
+            self._failed(group, carrier, UpstreamError("bad_response", f"internal error ({type(error).__name__})"))
+            raise
+        else:
+            if texts is None:
+                told = "the reply to several questions does not say which answer is whose"
+                self._failed(group, carrier, UpstreamError("bad_response", told))
+                return
+            said = {id(asked): text for asked, text in zip(everybody, texts, strict=True)}
+            self._answered(group, opened, [said[id(asked)] for asked in group.asked])
+
+    async def _call(self, carrier: Exchange, model: str) -> Opened:
+        now = self.caller.now()
+        deployment = self.caller.fleet.pick(model, next(self.draws), now)
+        if deployment is None:
+            raise UpstreamError("unavailable", f"every deployment of {model} is down", status=503)
+        left_s = carrier.call.received_s + carrier.call.timeout_s - now
+        return await self.caller.open(carrier, Rung(model, True, left_s), deployment, live=False)
+
+    def _carrier(self, group: Group) -> Exchange:
+        """The one call, as an exchange of its own that is never settled: those who asked settle their shares."""
+        first, now = group.asked[0].exchange, self.caller.now()
+        ends_s = max(asked.ends_s for asked in group.asked)
+        body = msgspec.json.encode(_body(group))
+        arrival = Arrival({}, first.call.host, first.call.request_id, now)
+        call = read_call("chat", body, arrival, max_messages=2, timeout_s=ends_s - now)
+        return Exchange(call, first.caller, first.route, first.decision_id, first.hold, first.taken)
+
+    def _answered(self, group: Group, opened: Opened, texts: list[str]) -> None:
+        assert opened.kept is not None
+        seen, deployment = opened.kept.seen, opened.deployment
+        said = [len(text) + CHARS_PER_TOKEN * EXTRA_OUTPUT_TOKENS for text in texts]
+        attempts = self._shares(group, opened.attempt, deployment, said)
+        for place, (asked, text, attempt) in enumerate(zip(group.asked, texts, attempts, strict=True)):
+            body = _answer_body(f"{seen.id}-{place + 1}", seen.model, text, attempt.usage)
+            mine = peek(body, "chat")
+            attempt.evidence = evidence_of(mine, wants_json=False)
+            asked.exchange.response_id = mine.id
+            if not asked.answer.done():
+                asked.answer.set_result(Opened(attempt, deployment, Kept(attempt, "chat", body, mine)))
+
+    def _failed(self, group: Group, carrier: Exchange, error: UpstreamError) -> None:
+        """Of a call that was never made nobody has an attempt."""
+        if carrier.attempts:
+            whole = carrier.attempts[-1]
+            for attempt in self._shares(group, whole, self._deployment(whole), [1] * len(group.asked)):
+                attempt.failure = whole.failure or error.failure
+        for asked in group.asked:
+            if not asked.answer.done():
+                asked.answer.set_exception(_again(error))
+
+    def _shares(self, group: Group, whole: Attempt, deployment: Deployment, said: list[int]) -> list[Attempt]:
+        """The call as an attempt of everybody who still waits, in their order."""
+        usages, costs = _split(group, whole, said, deployment.price)
+        attempts = []
+        for asked, usage, cost_nanousd in zip(group.asked, usages, costs, strict=True):
+            attempt = _attempt(asked, deployment, self.caller.now())
+            attempt.first_byte_s = attempt.latency_s if whole.first_byte_s is not None else None
+            attempt.status, attempt.estimated, attempt.gathered = whole.status, whole.estimated, len(group.asked)
+            attempt.usage, attempt.cost_nanousd = usage, cost_nanousd
+            asked.exchange.attempts.append(attempt)
+            attempts.append(attempt)
+        return attempts
+
+    def _deployment(self, whole: Attempt) -> Deployment:
+        return next(one for one in self.caller.fleet.deployments(whole.model) if one.id == whole.deployment)
+
+
+def kind_of(exchange: Exchange, rung: Rung) -> tuple[Kind | None, str]:
+    """With whom it may be asked, and the question itself; None: with nobody."""
+    call = exchange.call
+    if not _is_plain(exchange, rung) or not call.raw.keys() <= SAME | _OURS:
+        return None, ""
+    try:
+        *system, turn = _read_turns(call.raw["messages"])
+    except (msgspec.MsgspecError, ValueError):
+        return None, ""
+    alone = turn.role != "user" or len(system) > 1 or any(one.role not in ("system", "developer") for one in system)
+    limit = next((name for name in LIMITS if name in call.raw), "")
+    if alone or not may_stand(turn.content) or (limit and call.described.max_output_tokens is None):
+        return None, ""
+    if len(turn.content) > CHARS_PER_TOKEN * exchange.route.config.gather_tokens:
+        return None, ""
+    settings = tuple(sorted((name, bytes(call.raw[name])) for name in SAME & call.raw.keys()))
+    role, said = (system[0].role, system[0].content) if system else ("system", "")
+    return Kind(exchange.route.name, rung.model, exchange.caller.tenant, role, said, limit, settings), turn.content
+
+
+def _is_plain(exchange: Exchange, rung: Rung) -> bool:
+    """A first and last attempt that nobody looks into, on the chat surface."""
+    call, asked = exchange.call, exchange.call.described
+    first_and_last = rung.final and not exchange.attempts and not rung.reads_confidence and not rung.overrides
+    ours = call.surface == "chat" and not call.stream and not call.once
+    return first_and_last and ours and asked.turns == 1 and asked.n == 1 and not (asked.tools or asked.images)
+
+
+def _body(group: Group) -> dict[str, object]:
+    kind, count = group.kind, len(group.asked)
+    system = f"{kind.system}\n\n{instruction(count)}" if kind.system else instruction(count)
+    body: dict[str, object] = {
+        "model": kind.model,
+        "messages": [
+            {"role": kind.role, "content": system},
+            {"role": "user", "content": together([asked.question for asked in group.asked])},
+        ],
+        **{name: msgspec.Raw(value) for name, value in kind.settings},
+    }
+    if kind.limit:
+        body[kind.limit] = sum(asked.limit_tokens + EXTRA_OUTPUT_TOKENS for asked in group.asked)
+    return body
+
+
+def _texts(opened: Opened, count: int) -> list[str] | None:
+    """Whole and apart, or nothing."""
+    assert opened.kept is not None
+    seen = opened.kept.seen
+    whole = seen.finish_reason == "stop" and not seen.refusal and not seen.tool_names
+    return apart(seen.text, count) if whole else None
+
+
+def _split(group: Group, whole: Attempt, said: list[int], price: Price) -> tuple[list[Usage], list[int]]:
+    """Tokens and nano-dollars of one call, each question's share: the prompt by its length, the reply by the answer's.
+
+    Nobody pays more than was held for one attempt of its own, while the others have room.
+    """
+    system = len(group.kind.system) // len(group.asked)
+    asked = [len(one.question) + system for one in group.asked]
+    columns = [
+        shares(tokens, asked if bucket in PROMPT else said, [UNBOUNDED] * len(said))
+        for bucket, tokens in zip(Usage.__struct_fields__[:-1], astuple(whole.usage), strict=False)
+    ]
+    usages = [Usage(*parts, known=True) for parts in zip(*columns, strict=True)]
+    most = [one.exchange.worst.get(group.kind.model, UNBOUNDED) for one in group.asked]
+    due = max(0, whole.cost_nanousd - group.left_nanousd)
+    return usages, shares(due, [price.cost(usage) for usage in usages], most)
+
+
+def _attempt(asked: Asked, deployment: Deployment, now: float) -> Attempt:
+    started_s = asked.begun_s - asked.exchange.call.received_s
+    return Attempt(deployment.model, deployment.id, started_s, latency_s=now - asked.begun_s)
+
+
+def _answer_body(id: str, model: str, text: str, usage: Usage) -> bytes:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    return msgspec.json.encode(
+        {"id": id, "object": "chat.completion", "created": int(time.time()), "model": model, "choices": [choice],
+         "usage": usage.to_openai()}
+    )  # fmt: skip
+
+
+def _again(error: UpstreamError) -> UpstreamError:
+    """The same for one of several who hear of it."""
+    return UpstreamError(
+        error.failure, error.message, status=error.status, retry_after_s=error.retry_after_s, body=error.body,
+        upstream_status=error.upstream_status,
+    )  # fmt: skip
