@@ -1,7 +1,8 @@
 """Quality floors: what is promised, on what data, whether it held since; issued, watched, withdrawn.
 
 Two kinds are shown together. A route whose cascade is `certified` keeps its own promise (gateway.learn.promises): it is
-shown as it stands. For any other route a floor can be certified for its cost weight, from its randomised traffic.
+shown as it stands. For any other route a floor can be certified for its cost weight, from its randomised traffic
+(gateway.learn.knob_floor). They rest on different evidence, so neither can stand in for the other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gateway.journal.record import new_id
 from gateway.journal.rollup_tables import certificates as table
 from gateway.journal.write import put_row
 from gateway.learn.dataset import Log, NothingLogged
-from gateway.learn.floor import ASSUMPTION, BOUND, Unsupported, certify_floor, coverage, drifted
+from gateway.learn.knob_floor import ASSUMPTION, BOUND, Unsupported, certify_knob, coverage, drifted
 from gateway.learn.promises import standings
 from gateway.learn.whatif import decided, widened
 from routers.types import Undecided
@@ -105,7 +106,7 @@ def revoke(desk: Desk, who: Actor, id: str) -> CertificateView:
 def watch(desk: Desk, route: str, log: Log) -> None:
     """Every certificate of the route beside what came since: coverage, and whether drift speaks against it."""
     for view in certificates(desk, route):
-        if view.standing in ("valid", "tighten") and view.bound == BOUND and view.reference in log.models:
+        if view.standing in ("valid", "tighten") and view.kind == "knob" and view.reference in log.models:
             fresh = log.rows(np.array([record.time_s > view.issued_s for record in log.records], bool))
             _keep(desk, _watched(desk, view, fresh))
 
@@ -149,7 +150,7 @@ def _certified(
 ) -> CertificateView | Refusal:
     policy = policy_of(desk, route, {})
     log = widened(log, [one.model for one in policy.candidates])
-    reference = log.models.index(wanted.reference) if wanted.reference else _best(log)
+    reference = log.models.index(wanted.reference) if wanted.reference else _dearest(log)
     try:
         policies = {
             weight: decided(policy_of(desk, route, {"cost_weight": weight, "min_quality": None}), log)
@@ -157,7 +158,7 @@ def _certified(
         }
     except (ValueError, Undecided) as fault:
         return Refusal(message=f"the router's settings can't be valued: {fault}")
-    found = certify_floor(log, policies, reference, wanted.floor, wanted.confidence)
+    found = certify_knob(log, policies, reference, wanted.floor, wanted.confidence)
     if isinstance(found, Unsupported):
         missing = found.rows_needed - found.rows if found.rows_needed else None
         about = f"; about {missing} more scored decisions would do" if missing else ""
@@ -176,8 +177,8 @@ def _certified(
     )  # fmt: skip
 
 
-def _best(log: Log) -> int:
-    """The dearest model: what one pays for quality."""
+def _dearest(log: Log) -> int:
+    """What one pays for quality."""
     costs = np.where(np.isfinite(log.mean_cost_usd()), log.mean_cost_usd(), -1.0)
     return int(costs.argmax())
 
@@ -192,17 +193,15 @@ def _of_cascade(told: Mapping[str, Any]) -> CertificateView | None:
     if found.get("quality_share") is not None:
         covered = Interval(value=found["quality_share"], low=found["quality_low"], high=found["quality_high"])
     fields: Mapping[str, Any] = certificate or {}
-    accept_at = told["accept_at"]
-    rule = f"answers are kept from confidence {accept_at:.3f} on" if accept_at is not None else ""
     return CertificateView(
-        id=f"cascade:{told['route']}", route=told["route"], issued_s=since_s, actor="learn", floor=told["floor"],
-        confidence=told["confidence"], reference=told["reference"], cost_weight=None,
+        id=f"cascade:{told['route']}", kind="cascade", route=told["route"], issued_s=since_s, actor="learn",
+        floor=told["floor"], confidence=told["confidence"], reference=told["reference"], cost_weight=None, accept_at=told["accept_at"],
         p_value=fields.get("p_value", 1.0), quality_share=fields.get("quality_share", 0.0),
         cost_usd=fields.get("cost_usd", 0.0), reference_cost_usd=fields.get("reference_cost_usd", 0.0),
         rows=told["rows"], data_since_s=0.0, data_until_s=since_s, data_checksum=fields.get("data_checksum", ""),
         bound="betting test on a fixed grid of thresholds", assumption=told["assumption"] or "", enforced=True,
         standing=stands, standing_since_s=since_s, coverage=covered, coverage_rows=found.get("measured", 0),
-        held=None if covered is None else covered.value >= told["floor"], note=told["why"] or rule,
+        held=None if covered is None else covered.value >= told["floor"], note=told["why"],
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Keeps the promises of certified routes: certify, publish, watch, tighten, withdraw; and says where each stands.
+"""Keeps the promises of certified cascades: certify, publish, watch, tighten, withdraw; and says where each stands.
 
 Everything is read from the journal and what must be remembered is a setting in the store, so a step may run anywhere,
 any time. A measured request is a decision that both models answered; the comparison of the two is a feedback of source

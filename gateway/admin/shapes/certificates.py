@@ -16,7 +16,7 @@ class CertificateWanted(Wanted):
     """Share of the reference's quality."""
     confidence: Share = 0.95
     reference: str = ""
-    """A model of the route; empty: the one of the best estimated quality."""
+    """A model of the route; empty: the dearest, which is what one pays for quality."""
     apply: bool = False
     """Put the certified cost weight into force, and let drift tighten or withdraw it."""
     version: int | None = None
@@ -27,6 +27,9 @@ class CertificateView(BaseModel):
     """A promise. `standing` follows the traffic since: `tighten` and `withdrawn`: it no longer speaks of it."""
 
     id: str
+    kind: Literal["knob", "cascade"] = "knob"
+    """Of what: a cost weight, certified on randomised traffic; or a certified cascade's threshold, which the gateway
+    certifies, tightens and withdraws by itself, on requests that both models answered."""
     route: str
     issued_s: float
     actor: str
@@ -34,7 +37,9 @@ class CertificateView(BaseModel):
     confidence: float
     reference: str
     cost_weight: float | None
-    """The knob that is certified; None: sending everything to the reference."""
+    """The knob that is certified; None: a cascade's certificate."""
+    accept_at: float | None = None
+    """A cascade's: confidence from which the cheaper answer is kept; None: all go to the reference."""
     p_value: float
     quality_share: float
     cost_usd: float

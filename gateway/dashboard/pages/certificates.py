@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import certificates as promises
-from gateway.admin import knobs
+from gateway.admin.changes import database, setting
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.certificates import CertificateAnswer, CertificateWanted
 from gateway.dashboard.forms import Fields, checked, picked, shaped
@@ -27,8 +27,6 @@ def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str
     """A certificate, or what it would take."""
     desk = desk_of(request)
     given = {**picked(fields, CertificateWanted), **checked(fields, "apply")}
-    if given["apply"]:
-        given["version"] = knobs.route_detail(desk, route).setting_version
     answer = promises.issue(desk, who, route, shaped(CertificateWanted, given))
     said = "" if answer.refusal else "The certificate is issued."
     return _page(request, who, route, said=said, answer=answer)
@@ -45,9 +43,12 @@ def _page(
     request: Request, who: Actor, route: str, said: str = "", answer: CertificateAnswer | None = None
 ) -> Response:
     desk = desk_of(request)
-    routes = [one.name for one in desk.config.routes]
+    models = {one.name: list(one.models) for one in desk.current.routes}
+    chosen = route or next(iter(models), "")
+    with database():
+        version = setting(desk, f"route:{chosen}").version
     context = {
-        "title": "Certificates", "found": promises.certificates(desk, route), "route": route, "routes": routes,
-        "answer": answer, "models": {one.name: list(one.models) for one in desk.config.routes},
+        "title": "Certificates", "found": promises.certificates(desk, route), "route": route, "routes": list(models),
+        "answer": answer, "chosen": chosen, "models": models.get(chosen, []), "version": version,
     }  # fmt: skip
     return render(request, who, "certificates.html", context, said=said)

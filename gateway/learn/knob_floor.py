@@ -5,6 +5,9 @@ gambler's wealth on inverse-propensity terms (cascade.calibrate.betting_p; valid
 i is w_i s_i - floor * r_i s_i, with w and r how much likelier the weight's policy and the reference alone make what was
 chosen; its mean is the policy's quality minus the floor's. Testing stops at the first weight that fails, so the whole
 search spends one error budget (Angelopoulos et al. 2021).
+
+Not to be confused with a certified cascade's promise (gateway.learn.promises): that one is of a confidence threshold
+and rests on requests that both models answered; this one is of a cost weight and needs no request answered twice.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ LEAST_SINCE = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class KnobFloor:
     """What was certified, and on what."""
 
     cost_weight: float
@@ -50,9 +53,9 @@ class Unsupported:
     rows_needed: int | None = None
 
 
-def certify_floor(
+def certify_knob(
     log: Log, policies: Mapping[float, Array], reference: int, floor: float, confidence: float
-) -> Floor | Unsupported:
+) -> KnobFloor | Unsupported:
     """`policies`: by cost weight, safest first, the probabilities (n, m) on the log. Scored rounds alone count."""
     if not 0.0 < floor <= 1.0 or not 0.0 < confidence < 1.0:
         raise ValueError(f"floor {floor} must be in (0, 1] and confidence {confidence} in (0, 1)")
@@ -82,7 +85,7 @@ def certify_floor(
     worth, best = _ratio(theirs, scored.score), _ratio(ours, scored.score)
     expected = expected_quality(scored)
     mean_expected = float(np.nanmean(expected)) if np.isfinite(expected).any() else float("nan")
-    return Floor(
+    return KnobFloor(
         weight, p, worth / max(best, 1e-12), _ratio(theirs, scored.cost_usd), _ratio(ours, scored.cost_usd), n,
         mean_expected,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from gateway.learn.asking import to_label
 from gateway.learn.blind import against_blind, hull
 from gateway.learn.dataset import Log, log_of
-from gateway.learn.floor import Unsupported, certify_floor, coverage, drifted
+from gateway.learn.knob_floor import Unsupported, certify_knob, coverage, drifted
 from routers.ope import Array, Refusal
 from tests.gateway.admin.traffic import explored
 
@@ -34,7 +34,7 @@ def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
     floor, broken, certified = 0.85, 0, 0
     for seed in range(30):
         log = world(300, seed=seed)
-        found = certify_floor(log, policies(log), 0, floor, 0.95)
+        found = certify_knob(log, policies(log), 0, floor, 0.95)
         if not isinstance(found, Unsupported):
             certified += 1
             truth = (1 - found.cost_weight) * 0.95 + found.cost_weight * 0.5
@@ -45,16 +45,16 @@ def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
 
 def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossible() -> None:
     """Few rows: how many would do. A reference that was never tried: that it must be explored."""
-    few = certify_floor(world(30), policies(world(30)), 0, 0.9, 0.95)
+    few = certify_knob(world(30), policies(world(30)), 0, 0.9, 0.95)
     assert isinstance(few, Unsupported) and few.rows_needed == 50
-    some = certify_floor(world(80), policies(world(80)), 0, 0.9, 0.95)
+    some = certify_knob(world(80), policies(world(80)), 0, 0.9, 0.95)
     assert isinstance(some, Unsupported) and (some.rows_needed or 0) > 80
     log = world(200)
     never = replace(log, logged=np.tile([0.0, 1.0], (len(log), 1)), action=np.ones(len(log), np.intp))
-    refused = certify_floor(never, policies(never), 0, 0.9, 0.95)
+    refused = certify_knob(never, policies(never), 0, 0.9, 0.95)
     assert isinstance(refused, Unsupported) and "explore" in refused.reason
     with pytest.raises(ValueError, match="floor"):
-        certify_floor(log, policies(log), 0, 0.0, 0.95)
+        certify_knob(log, policies(log), 0, 0.0, 0.95)
 
 
 def test_coverage_is_the_share_of_the_references_quality() -> None:
