@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import floor, inf, log10
+
 from gateway.config import Config
 from gateway.journal.outcome import explored_nanousd, kept_attempt
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
@@ -72,9 +74,20 @@ def _choice(record: DecisionRecord, config: Config) -> str:
     best = max(record.candidates, key=lambda one: one.quality if one.quality is not None else -1.0)
     mine = f"{record.model} was expected to score {_expected(chosen)}"
     if best.model == record.model:
-        return f"{mine}, the best of {len(record.candidates)} candidates (router {record.router})."
+        return f"{mine}, the best of {len(record.candidates)} candidates (router {record.router}).{_next(record, config)}"
     knob = _knob(record, config)
     return f"{mine}; {best.model} {_expected(best)}, which was not worth its price at the route's {knob}."
+
+
+def _next(record: DecisionRecord, config: Config) -> str:
+    """What the best one's price bought; nothing to say where no cheaper model was known."""
+    price = next((one.cost_usd or 0.0 for one in record.candidates if one.model == record.model), 0.0)
+    cheaper = [one for one in record.candidates if one.quality is not None and (one.cost_usd or inf) < price]
+    if not cheaper:
+        return ""
+    one = max(cheaper, key=lambda other: other.quality or 0.0)
+    knob = _knob(record, config)
+    return f" {one.model}, cheaper, {_expected(one)}: at the route's {knob} the gap was worth its price."
 
 
 def _knob(record: DecisionRecord, config: Config) -> str:
@@ -105,7 +118,7 @@ def _attempts(record: DecisionRecord) -> list[str]:
 
 
 def _attempt(record: DecisionRecord, one: AttemptRecord, kept: bool) -> str:
-    took = f" after {one.latency_s:.2f} s" if one.latency_s is not None else ""
+    took = f" after {_span(one.latency_s)}" if one.latency_s is not None else ""
     if one.failure:
         return f"{one.model} failed{took}: {one.failure.replace('_', ' ')}."
     confidence = one.evidence.confidence if one.evidence else None
@@ -126,6 +139,12 @@ def _likeliest(record: DecisionRecord) -> CandidateRecord:
     return max(record.candidates, key=lambda one: one.probability)
 
 
+def _span(length_s: float) -> str:
+    return f"{length_s:.2f} s" if length_s >= 1 else f"{1000 * length_s:.3g} ms"
+
+
 def usd(amount: float) -> str:
     """Dollars with as many digits as tell something."""
-    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}" if amount >= 0.01 else f"${amount:.3g}"
+    if not 0 < amount < 0.0995:
+        return f"${amount:.2f}"
+    return f"${amount:.{2 - floor(log10(amount))}f}".rstrip("0")

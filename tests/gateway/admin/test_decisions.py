@@ -93,8 +93,8 @@ def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
     told = explain(desk, "chatcmpl-1", OPERATOR)
     said = " ".join(told.summary)
     assert "tiny could not answer: prompt and answer would not fit into its context." in said
-    assert "small answered after 0.20 s, and its answer was not kept (confidence 0.60, needed 0.80)." in said
-    assert "Of $1e-05 in all, $1e-06 went to answers that were not kept." in said
+    assert "small answered after 200 ms, and its answer was not kept (confidence 0.60, needed 0.80)." in said
+    assert "Of $0.00001 in all, $0.000001 went to answers that were not kept." in said
     assert [one.kept for one in told.attempts] == [False, True]
     assert [(one.model, one.chosen, one.answered) for one in told.candidates] == [
         ("small", True, False), ("large", False, True),
@@ -109,7 +109,7 @@ def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cache": "semantic", "model": "", "attempts": (), "saved_nanousd": 5000}, "other words, which saved $5e-06"),
+        ({"cache": "semantic", "model": "", "attempts": (), "saved_nanousd": 5000}, "words, which saved $0.000005"),
         ({"model": "", "attempts": (), "error": "over_budget", "status": 429, "answered_model": ""}, "(over_budget)"),
         ({"reason": "pinned", "model": "small"}, "The client named small itself"),
         ({"knobs": {"cost_weight": 0.9}}, "with its own cost weight 0.9"),
