@@ -32,7 +32,7 @@ _COUNTED = (
 
 
 def summary(desk: Desk, window: Window = "day") -> CacheSummary:
-    """Over a window; false-hit figures since the workers started."""
+    """Of routes that have a cache, or had hits in the window; false-hit figures since the workers started."""
     until_s = (int(time.time()) // STEP_S[window] + 1) * STEP_S[window]
     with database():
         rows = sums(desk.store, STEP_S[window], until_s - LENGTH_S[window], until_s, by=("route",), names=_COUNTED)
@@ -43,7 +43,11 @@ def summary(desk: Desk, window: Window = "day") -> CacheSummary:
     shared = bool(config.storage.redis_url) or config.server.workers > 1
     pooled = max if shared else sum
     return CacheSummary(
-        routes=[_route(one, by_route.get(one.name), told, bool(config.storage.redis_url)) for one in config.routes],
+        routes=[
+            _route(one, by_route.get(one.name), told, bool(config.storage.redis_url))
+            for one in config.routes
+            if one.cache != "none" or _hits(by_route.get(one.name))
+        ],
         workers=workers, entries=pooled([one.entries for one in workers] or [0]),
         used_bytes=pooled([one.used_bytes for one in workers] or [0]),
         max_bytes=config.server.cache_bytes * (1 if shared else max(1, len(workers))), shared=shared, silent=silent,
@@ -110,14 +114,18 @@ def _route(route: RouteConfig, row: Sums | None, told: Mapping[str, Any], shared
         audits = sorted(audits, key=lambda one: -one["audited"])[:1]
     audited, wrong = sum(one["audited"] for one in audits), sum(one["wrong"] for one in audits)
     thresholds = [one["threshold"] for one in audits if one["threshold"] is not None]
-    hits = counts["exact_hits"] + counts["shared_hits"] + counts["semantic_hits"]
     return CacheRoute(
         route=route.name, kind=route.cache, requests=counts["requests"], exact_hits=counts["exact_hits"],
         shared_hits=counts["shared_hits"], semantic_hits=counts["semantic_hits"],
-        hit_share=hits / max(counts["requests"], 1), saved_usd=counts["saved_nanousd"] / 1e9, bound=route.cache_eps,
+        hit_share=_hits(row) / max(counts["requests"], 1), saved_usd=counts["saved_nanousd"] / 1e9,
+        bound=route.cache_eps,
         false_hits=false_hits(wrong, audited), audited=audited, threshold=min(thresholds, default=None),
         judge_usd=counts["judge_nanousd"] / 1e9, ttl_s=route.cache_ttl_s,
     )  # fmt: skip
+
+
+def _hits(row: Sums | None) -> int:
+    return 0 if row is None else int(row["exact_hits"] + row["shared_hits"] + row["semantic_hits"])
 
 
 def false_hits(wrong: float, audited: int) -> Interval | None:
