@@ -32,6 +32,7 @@ from gateway.journal.tables import decisions, feedback
 from gateway.learn.asking import to_label
 from gateway.learn.blind import against_blind
 from gateway.learn.dataset import Log, NothingLogged
+from routers.cores import one_core
 from routers.ope import Refusal
 
 log = logging.getLogger("headgate.upkeep")
@@ -65,7 +66,8 @@ def keep_up(desk: Desk, ended: threading.Event) -> None:
     while not ended.wait(EVERY_S):
         try:
             count_waiting(desk, ended)
-            step(desk, seen, time.monotonic())
+            with one_core():
+                step(desk, seen, time.monotonic())
         except (sa.exc.SQLAlchemyError, OSError) as fault:
             log.warning("figures wait: %s", fault)
 
