@@ -195,8 +195,8 @@ def _of_cascade(told: Mapping[str, Any]) -> CertificateView | None:
     fields: Mapping[str, Any] = certificate or {}
     return CertificateView(
         id=f"cascade:{told['route']}", kind="cascade", route=told["route"], issued_s=since_s, actor="learn",
-        floor=told["floor"], confidence=told["confidence"], reference=told["reference"], cost_weight=None, accept_at=told["accept_at"],
-        p_value=fields.get("p_value", 1.0), quality_share=fields.get("quality_share", 0.0),
+        floor=told["floor"], confidence=told["confidence"], reference=told["reference"], cost_weight=None,
+        accept_at=told["accept_at"], p_value=fields.get("p_value", 1.0), quality_share=fields.get("quality_share", 0.0),
         cost_usd=fields.get("cost_usd", 0.0), reference_cost_usd=fields.get("reference_cost_usd", 0.0),
         rows=told["rows"], data_since_s=0.0, data_until_s=since_s, data_checksum=fields.get("data_checksum", ""),
         bound="betting test on a fixed grid of thresholds", assumption=told["assumption"] or "", enforced=True,

@@ -74,7 +74,8 @@ def _choice(record: DecisionRecord, config: Config) -> str:
     best = max(record.candidates, key=lambda one: one.quality if one.quality is not None else -1.0)
     mine = f"{record.model} was expected to score {_expected(chosen)}"
     if best.model == record.model:
-        return f"{mine}, the best of {len(record.candidates)} candidates (router {record.router}).{_next(record, config)}"
+        count, beside = len(record.candidates), _next(record, config)
+        return f"{mine}, the best of {count} candidates (router {record.router}).{beside}"
     knob = _knob(record, config)
     return f"{mine}; {best.model} {_expected(best)}, which was not worth its price at the route's {knob}."
 
