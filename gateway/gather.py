@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from cascade.gathered import EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
 from cascade.types import Rung
@@ -301,7 +301,7 @@ def _split(group: Group, whole: Attempt, said: list[int], price: Price) -> tuple
         shares(tokens, asked if bucket in PROMPT else said, [UNBOUNDED] * len(said))
         for bucket, tokens in zip(Usage.__struct_fields__[:-1], astuple(whole.usage), strict=False)
     ]
-    usages = [Usage(*parts, known=True) for parts in zip(*columns, strict=True)]
+    usages = [replace(Usage(*parts), known=True) for parts in zip(*columns, strict=True)]
     most = [one.exchange.worst.get(group.kind.model, UNBOUNDED) for one in group.asked]
     due = max(0, whole.cost_nanousd - group.left_nanousd)
     return usages, shares(due, [price.cost(usage) for usage in usages], most)
