@@ -74,7 +74,7 @@ class Answering:
                     await self.keep(exchange, ticket)
                     self.auditor.after_climb(exchange)
         except HeadgateError as error:
-            ending = error
+            ending = error.bare()
         except asyncio.CancelledError:
             ending = HeadgateError("the client left", code="cancelled", status=499)
             raise

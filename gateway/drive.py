@@ -204,7 +204,7 @@ class Run:
         )
 
     def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
-        self.error = error
+        self.error = error.bare()
         self.answers.append(None)
         attempts, now = self.exchange.attempts, self.driver.caller.now()
         committed = self.reply.committed

@@ -11,6 +11,8 @@ Foreign exceptions are mapped once, at the seam they come through.
 
 from __future__ import annotations
 
+from typing import Self
+
 FAILURES = frozenset(
     {
         "connect",          # no connection could be made
@@ -59,6 +61,14 @@ class HeadgateError(Exception):
         self.param = param
         self.status = status if status is not None else type(self).status
         self.retry_after_s = retry_after_s
+
+    def bare(self) -> Self:
+        """To be kept for what it says, without the frames it came through.
+
+        They hold a request with its body, and through it this error: all of it would wait for the collector.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class CallerError(HeadgateError):

@@ -46,14 +46,12 @@ class Answer:
     """The parser's events of one answer."""
 
     def __init__(self) -> None:
-        self.whole = False
-        self.bytes = 0
-
-    def on_body(self, body: bytes) -> None:
-        self.bytes += len(body)
+        self.whole = self.stays = False
+        self.parser = HttpResponseParser(self)
 
     def on_message_complete(self) -> None:
         self.whole = True
+        self.stays = self.parser.should_keep_alive()  # afterwards the parser has forgotten it
 
 
 async def client(url: tuple[str, int], key: str, seed: int, soaked: Soaked) -> None:
@@ -84,19 +82,18 @@ async def one(
         soaked.statuses["left"] += 1
         return False
     answer = Answer()
-    parser = HttpResponseParser(answer)
     try:
         while not answer.whole:
             data = await reader.read(65536)
             if not data:
                 soaked.statuses["closed"] += 1
                 return False
-            parser.feed_data(data)
+            answer.parser.feed_data(data)
     except OSError:
         soaked.statuses["reset"] += 1
         return False
-    soaked.statuses[str(parser.get_status_code())] += 1
-    return bool(parser.should_keep_alive())
+    soaked.statuses[str(answer.parser.get_status_code())] += 1
+    return answer.stays
 
 
 def request_of(key: str, draw: random.Random) -> bytes:
