@@ -31,8 +31,8 @@ def explored_nanousd(record: DecisionRecord) -> int | None:
     """The part of what was paid that the likeliest model was expected to save, never below 0; None: it was chosen, or
     the router estimates nothing, so that chance is all it goes by.
     """
-    if len(record.candidates) < 2 or not record.model:
-        return None
+    if len(record.candidates) < 2 or not record.model or (record.propensity or 0.0) > 0.5:
+        return None  # more than half: the likeliest
     likeliest: CandidateRecord | None = None
     chosen: CandidateRecord | None = None
     for one in record.candidates:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -47,6 +48,8 @@ _SAID_BY = ("response_id", "request_id")
 _INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
 _OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _INSERT_DECISION = str(sqlite.insert(decisions).compile(dialect=sqlite.dialect()))
+_KNOWN_DECISIONS = "SELECT id FROM decisions WHERE id IN (SELECT value FROM json_each(?))"
+_ANY_WAITING = sa.select(feedback.c.id).where(feedback.c.decision_id.is_(None)).limit(1)
 _COUNTERS = (
     "requests", "errors", "cache_hits", "escalations", "cost_nanousd", "saved_nanousd", "input_tokens",
     "output_tokens", *LATENCY_COLUMNS,
@@ -89,8 +92,8 @@ def _insert_new(connection: sa.Connection, records: Sequence[DecisionRecord]) ->
         return set(connection.execute(insert, list(rows.values())).scalars())
     # SQLite has one writer, so nothing comes between these two; and its driver takes tuples as they are,
     # which costs a third of what SQLAlchemy needs for a row.
-    known = connection.execute(sa.select(decisions.c.id).where(decisions.c.id.in_(list(rows)))).scalars()
-    for id in known:
+    ids = msgspec.json.encode(list(rows)).decode()
+    for (id,) in connection.exec_driver_sql(_KNOWN_DECISIONS, (ids,)).all():
         del rows[id]
     if rows:
         connection.exec_driver_sql(_INSERT_DECISION, [tuple(row.values()) for row in rows.values()])
@@ -180,10 +183,12 @@ def clean(text: str) -> str:
     return text.replace("\x00", "") if "\x00" in text else text
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> Any:  # the two dialects' types share no base
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    return _insert_of(connection.dialect.name, table)
+
+
+def _insert_of(dialect: str, table: sa.Table) -> Any:  # the two dialects' types share no base
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def _put(
@@ -193,24 +198,52 @@ def _put(
     newer_than: sa.Column[Any] | None = None,
 ) -> None:
     """Upsert: the last row of a key wins; over a stored one only where its `newer_than` is not older."""
-    names = [column.name for column in table.primary_key]
-    last = {tuple(row[name] for name in names): row for row in rows}
-    insert = _insert(connection, table)
+    names = _key_of(table)
+    last = {tuple([row[name] for name in names]): row for row in rows}
+    connection.execute(_putting(connection.dialect.name, table, newer_than), list(last.values()))
+
+
+@cache
+def _putting(dialect: str, table: sa.Table, newer_than: sa.Column[Any] | None) -> Any:
+    """The statement of `_put`; making one costs more than running it."""
+    insert = _insert_of(dialect, table)
     changed = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
     condition = None if newer_than is None else insert.excluded[newer_than.name] >= newer_than
-    upsert = insert.on_conflict_do_update(index_elements=names, set_=changed, where=condition)
-    connection.execute(upsert, list(last.values()))
+    return insert.on_conflict_do_update(index_elements=_key_of(table), set_=changed, where=condition)
 
 
-def add_counts(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: Sequence[str]) -> None:
+def add_counts(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: tuple[str, ...]
+) -> None:
     """Adds to counters, in the order of their keys so that two shippers can't deadlock."""
     if not rows:
         return
-    names = [column.name for column in table.primary_key]
-    insert = _insert(connection, table)
+    names = _key_of(table)
+    in_order = sorted(rows, key=lambda row: tuple(row[name] for name in names))
+    dialect = connection.dialect.name
+    if dialect == "sqlite":
+        statement, columns = _adding_driver_sql(table, counters)
+        connection.exec_driver_sql(statement, [tuple([row[name] for name in columns]) for row in in_order])
+    else:
+        connection.execute(_adding(dialect, table, counters), in_order)
+
+
+@cache
+def _adding(dialect: str, table: sa.Table, counters: tuple[str, ...]) -> Any:
+    insert = _insert_of(dialect, table)
     sums = {name: table.c[name] + insert.excluded[name] for name in counters}
-    upsert = insert.on_conflict_do_update(index_elements=names, set_=sums)
-    connection.execute(upsert, sorted(rows, key=lambda row: tuple(row[name] for name in names)))
+    return insert.on_conflict_do_update(index_elements=_key_of(table), set_=sums)
+
+
+@cache
+def _adding_driver_sql(table: sa.Table, counters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """As SQLite's driver takes it, and the columns in the order of its placeholders."""
+    return str(_adding("sqlite", table, counters).compile(dialect=sqlite.dialect())), tuple(table.c.keys())
+
+
+@cache
+def _key_of(table: sa.Table) -> tuple[str, ...]:
+    return tuple(column.name for column in table.primary_key)
 
 
 def _decision_row(record: DecisionRecord) -> Row:
@@ -348,7 +381,9 @@ def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
 
 
 def _attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
-    """Feedback can be shipped before its decision: another worker wrote it."""
+    """Feedback can be shipped before its decision: another worker wrote it. Mostly none is waiting."""
+    if connection.execute(_ANY_WAITING).first() is None:
+        return
     owners = {
         (clean(record.tenant), name, clean(id)): clean(record.id)
         for record in records
