@@ -1,4 +1,4 @@
-"""What the control process does for all replicas together, beside its own replica's work."""
+"""What the control process does for all replicas together: who leads, and budgets that are as the journal says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from gateway.budgets import right
 from gateway.config import Config
 from gateway.journal.store import Store
 from gateway.leader import Leadership
-from gateway.together import Overtaken, Together
 
 log = logging.getLogger("headgate.cluster")
 
@@ -25,19 +24,13 @@ class Cluster:
         self._config = config
         self._store = store
         self._leadership = Leadership(store.engine, config.server.run_dir)
-        self._together = Together(store, config.server.run_dir) if store.engine.dialect.name == "postgresql" else None
         self._right_at = 0.0
         self.leads = False
         """As of the last step."""
 
     def step(self) -> None:
-        """Raises what the database raises, and ValueError where settings or an artefact are spoilt."""
+        """Raises what the database raises."""
         self.leads = self._leadership.is_mine()
-        if self._together is not None:
-            try:
-                self._together.step()
-            except Overtaken:
-                log.info("another replica changed settings at the same time; looking again")
         if self.leads and self._config.storage.redis_url and time.monotonic() >= self._right_at:
             self._right_at = time.monotonic() + RIGHT_EVERY_S
             self._right_budgets()

@@ -38,10 +38,11 @@ from gateway.learn.chore import Turns
 from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
+from gateway.spread import Spread
 
 log = logging.getLogger("headgate.control")
 
-KEYS_EVERY_S = 0.5
+CHORES_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
 PROMISES_EVERY_S = 15.0
 REOPEN_AFTER_S = 1.0
@@ -93,6 +94,7 @@ def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
     chores = [
         threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores"),
         threading.Thread(target=keep_up, args=(desk, ended), name="figures"),
+        threading.Thread(target=Spread(desk).run, args=(ended,), name="settings"),
     ]
     for chore in chores:
         chore.start()
@@ -125,7 +127,7 @@ def not_ahead(begun: float) -> float:
 
 
 def _do_chores(desk: Desk, ended: threading.Event) -> None:
-    """Keys that another replica made reach our workers; floors are watched; old rows go. What fails is tried again."""
+    """Batches are begun, budgets righted, floors watched; old rows go. What fails is tried again."""
     forget_at = promise_at = time.monotonic()
     begun = time.time() - time.monotonic()
     promises: Promises | None = None
@@ -133,7 +135,6 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     turns = Turns(lambda: desk.current, desk.store)
     while True:
         try:
-            desk.publish()
             mark_batches(desk)
             cluster.step()
             if cluster.leads and time.monotonic() >= promise_at:
@@ -151,7 +152,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             log.warning("a chore waits: %s", fault)
         except Exception:  # a fault of ours in one chore must not end them all, unseen
             log.exception("a chore failed; it is tried again")
-        if ended.wait(KEYS_EVERY_S):
+        if ended.wait(CHORES_EVERY_S):
             turns.close()
             cluster.close()
             return

@@ -30,7 +30,7 @@ def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
             ended.set()
         raise TypeError("nobody foresaw this")
 
-    monkeypatch.setattr(control, "KEYS_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "CHORES_EVERY_S", 0.01)
     monkeypatch.setattr(control, "mark_batches", fails)
     control._do_chores(desk, ended)
     desk.store.close()

@@ -1,0 +1,74 @@
+"""Keys and settings reach this machine's workers, and what one replica learnt reaches the others: within a second.
+
+Looking is cheap and done often, in a thread of its own: one statement says whether anything was changed in the
+database, a file's time whether anything was changed here. So nothing else the control process does, however long it
+takes, keeps a revoked key alive. What no audit line tells of (a hand in the database) is found a little later.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from gateway.admin.desk import Desk
+from gateway.journal.tables import audit, settings
+from gateway.settings import stamp
+from gateway.together import Overtaken, Together
+
+log = logging.getLogger("headgate.spread")
+
+LOOK_EVERY_S = 0.2
+WHOLE_EVERY_S = 5.0
+CHANGES = sa.select(
+    sa.select(sa.func.count()).select_from(settings).scalar_subquery(),
+    sa.select(sa.func.count()).select_from(audit).scalar_subquery(),
+    sa.select(sa.func.max(audit.c.time_s)).scalar_subquery(),
+)
+"""Every change of a key or a setting leaves an audit line or a version of the setting."""
+
+
+class Spread:
+    """One replica's part; for one thread."""
+
+    def __init__(self, desk: Desk, now: Callable[[], float] = time.monotonic) -> None:
+        self._desk = desk
+        self._now = now
+        store = desk.store
+        self._together = Together(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
+        self._seen: object = None
+        self._whole_at = 0.0
+
+    def step(self) -> bool:
+        """True: there was something to look through. Raises what the database and the disk raise."""
+        seen = self._look()
+        if seen == self._seen and self._now() < self._whole_at:
+            return False
+        self._desk.publish()
+        if self._together is not None:
+            try:
+                self._together.step()
+            except Overtaken:
+                log.info("another replica changed settings at the same time; looking again")
+                return True
+        self._seen, self._whole_at = seen, self._now() + WHOLE_EVERY_S
+        return True
+
+    def run(self, ended: threading.Event) -> None:
+        """Until `ended`. What fails is tried again."""
+        while True:
+            try:
+                self.step()
+            except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
+                log.warning("settings wait: %s", fault)
+            except Exception:  # a fault of ours must not end it, unseen
+                log.exception("settings wait")
+            if ended.wait(LOOK_EVERY_S):
+                return
+
+    def _look(self) -> object:
+        with self._desk.store.engine.connect() as connection:
+            return tuple(connection.execute(CHANGES).one()), stamp(self._desk.run_dir)

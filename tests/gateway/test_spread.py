@@ -1,0 +1,123 @@
+"""Keys and settings on their way to workers and replicas."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from gateway import control
+from gateway.admin.desk import Desk
+from gateway.config import Config, Secret, Server, Storage
+from gateway.journal.record import KeyRecord
+from gateway.journal.schema import migrate, open_engine
+from gateway.journal.ship import ShipState
+from gateway.journal.store import Store, open_store
+from gateway.journal.tables import keys
+from gateway.settings import change_settings, read_settings
+from gateway.spread import WHOLE_EVERY_S, Spread
+from tests.postgres_server import PostgresServer, postgres_server
+from tests.until import PATIENCE_S
+
+__all__ = ["postgres_server"]
+
+
+def desk_at(folder: Path, store: Store) -> Desk:
+    return Desk(Config(server=Server(run_dir=str(folder))), store, ShipState(), opened=True)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    config = Config(
+        server=Server(run_dir=str(tmp_path / "run")), storage=Storage(url=Secret(f"sqlite:///{tmp_path}/journal.db"))
+    )
+    found = Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+    yield found
+    found.store.close()
+
+
+def key(name: str) -> KeyRecord:
+    return KeyRecord(id=f"key_{name}", name=name, key_hash=f"hash-{name}", prefix="hg-", created_s=1.0)
+
+
+def test_a_change_is_seen_and_nothing_else_is_looked_through(desk: Desk) -> None:
+    """A new key, a revocation and a setting reach the workers' file at the next look; without a change none is read."""
+    spread = Spread(desk, now=lambda: 0.0)
+    while spread.step():
+        pass
+    desk.store.add_key(key("ci"), "me")
+    assert spread.step() and [one.name for one in read_settings(desk.run_dir).keys] == ["ci"]
+    desk.store.replace_key(msgspec.structs.replace(key("ci"), revoked_s=2.0), "me")
+    assert spread.step() and read_settings(desk.run_dir).keys[0].revoked_s == 2.0
+    desk.store.save_setting("route:auto", {"cost_weight": 0.5}, "me")
+    assert spread.step() and read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}
+    change_settings(desk.run_dir, lambda settings: msgspec.structs.replace(settings, keys=()))
+    assert spread.step() and read_settings(desk.run_dir).keys
+    while spread.step():
+        pass
+    assert not spread.step()
+
+
+def test_what_no_audit_line_tells_of_is_found_a_little_later(desk: Desk) -> None:
+    """A hand in the database needs no restart."""
+    now = 0.0
+    spread = Spread(desk, now=lambda: now)
+    desk.store.add_key(key("ci"), "me")
+    while spread.step():
+        pass
+    with desk.store.engine.begin() as connection:
+        connection.execute(sa.delete(keys))
+    assert not spread.step() and read_settings(desk.run_dir).keys
+    now = WHOLE_EVERY_S
+    assert spread.step() and not read_settings(desk.run_dir).keys
+
+
+def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:  # noqa: F811
+    """A key and a promotion of one are the other's after a look of each."""
+    url = postgres_server.new_database()
+    migrate(url)
+    one, two = (desk_at(tmp_path / name, Store(open_engine(url))) for name in ("one", "two"))
+    here, there = Spread(one), Spread(two)
+    here.step()
+    there.step()
+    one.store.add_key(key("ci"), "me")
+    change_settings(one.run_dir, lambda settings: msgspec.structs.replace(settings, routers={"auto": "weighted"}))
+    here.step()
+    assert there.step()
+    found = read_settings(two.run_dir)
+    assert [one.name for one in found.keys] == ["ci"] and found.routers == {"auto": "weighted"}
+    one.store.close()
+    two.store.close()
+
+
+def test_nothing_else_holds_it_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a chore of the journal hangs, a key still reaches the workers."""
+    hanging, over, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(_: Desk) -> None:
+        hanging.set()
+        over.wait(PATIENCE_S)
+
+    monkeypatch.setattr(control, "mark_batches", hang)
+    threads = [threading.Thread(target=control._do_chores, args=(desk, ended))]
+    threads.append(threading.Thread(target=Spread(desk).run, args=(ended,)))
+    for thread in threads:
+        thread.start()
+    try:
+        assert hanging.wait(PATIENCE_S)
+        desk.store.add_key(key("ci"), "me")
+        patience = threading.Event()
+        for _ in range(round(PATIENCE_S / 0.02)):
+            if read_settings(desk.run_dir).keys:
+                break
+            patience.wait(0.02)
+        assert read_settings(desk.run_dir).keys and not over.is_set()
+    finally:
+        over.set()
+        ended.set()
+        for thread in threads:
+            thread.join()
