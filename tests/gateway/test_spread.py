@@ -76,7 +76,7 @@ def test_what_no_audit_line_tells_of_is_found_a_little_later(desk: Desk) -> None
     assert spread.step() and not read_settings(desk.run_dir).keys
 
 
-def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:  # noqa: F811
+def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:
     """A key and a promotion of one are the other's after a look of each."""
     url = postgres_server.new_database()
     migrate(url)
