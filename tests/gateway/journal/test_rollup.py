@@ -31,7 +31,7 @@ def traffic() -> list[DecisionRecord]:
         decision(2, cache="semantic", attempts=(), model="", candidates=(), cost_nanousd=0, saved_nanousd=700),
         decision(3, plan=("small", "large"), attempts=(attempt("small"), attempt("large", cost_nanousd=9000)),
                  answered_model="large", cost_nanousd=10_000),
-        decision(4, model="large", candidates=EXPLORING, answered_model="large",
+        decision(4, model="large", propensity=0.1, candidates=EXPLORING, answered_model="large",
                  attempts=(attempt("large", cost_nanousd=9000),), cost_nanousd=9000),
         decision(5, key_id="audit", route="auto", cost_nanousd=1000),
         decision(70, route="code", tenant="other"),
@@ -133,7 +133,9 @@ def test_exploring_costs_no_more_than_was_paid(likely_usd: float, chosen_usd: fl
         CandidateRecord(model="small", quality=0.7, cost_usd=likely_usd, probability=0.9),
         CandidateRecord(model="large", quality=0.9, cost_usd=chosen_usd, probability=0.1),
     )
-    extra = explored_nanousd(decision(1, model="large", candidates=candidates, cost_nanousd=cost_nanousd))
+    extra = explored_nanousd(
+        decision(1, model="large", propensity=0.1, candidates=candidates, cost_nanousd=cost_nanousd)
+    )
     assert extra is not None and 0 <= extra <= cost_nanousd
 
 
