@@ -25,6 +25,11 @@ SCRIPTS: dict[str, object] = {
 }  # fmt: skip
 LEAVERS = 0.05
 BAD = 0.03
+CLOSES = 0.02
+"""So often a client makes a new connection without need."""
+KNOWN = 50
+"""Questions that are asked again and again, where answers are kept."""
+LENGTHS = (1, 4, 60)
 
 
 @dataclass(slots=True)
@@ -64,7 +69,7 @@ async def client(url: tuple[str, int], key: str, seed: int, soaked: Soaked) -> N
         reader, writer = wires
         keep = await one(reader, writer, key, draw, soaked)
         soaked.requests += 1
-        if not keep:
+        if not keep or draw.random() < CLOSES:
             writer.transport.abort()
             wires = None
     if wires is not None:
@@ -75,49 +80,66 @@ async def one(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str, draw: random.Random, soaked: Soaked
 ) -> bool:
     """One request; False: the connection is of no more use."""
-    wire = request_of(key, draw)
-    writer.write(wire)
+    writer.write(request_of(key, draw))
     if draw.random() < LEAVERS:
         await asyncio.sleep(draw.random() * 0.02)
         soaked.statuses["left"] += 1
         return False
-    answer = Answer()
     try:
-        while not answer.whole:
-            data = await reader.read(65536)
-            if not data:
-                soaked.statuses["closed"] += 1
-                return False
-            answer.parser.feed_data(data)
+        answer = await answered(reader)
     except OSError:
         soaked.statuses["reset"] += 1
         return False
-    soaked.statuses[str(answer.parser.get_status_code())] += 1
+    soaked.statuses[str(answer.parser.get_status_code()) if answer.whole else "closed"] += 1
     return answer.stays
+
+
+async def answered(reader: asyncio.StreamReader) -> Answer:
+    """As much of it as came."""
+    answer = Answer()
+    while not answer.whole and (data := await reader.read(65536)):
+        answer.parser.feed_data(data)
+    return answer
+
+
+async def ask_all_known(url: tuple[str, int], key: str) -> None:
+    """Each question whose answer is kept once, in every form: from then on that cache neither grows nor shrinks."""
+    forms = [(path, length, stream) for path in PATHS for length in LENGTHS for stream in (False, True)]
+    reader, writer = await asyncio.open_connection(*url)
+    for surface, length, stream in forms:
+        if surface == "embeddings":
+            continue  # never kept
+        for number in range(KNOWN):
+            writer.write(head_of(key, surface, question(surface, "kept", number, length, stream=stream)))
+            answer = await answered(reader)
+            assert answer.parser.get_status_code() == 200 and answer.stays, (surface, answer.parser.get_status_code())
+    writer.transport.abort()
 
 
 def request_of(key: str, draw: random.Random) -> bytes:
     if draw.random() < BAD:
-        body, path = draw.choice((b"{", b"[]", b'{"model":"auto"}', b'{"model":1,"messages":[]}')), PATHS["chat"]
-    else:
-        surface = draw.choices(tuple(PATHS), (5, 2, 3, 2, 1))[0]
-        path, body = PATHS[surface], msgspec.json.encode(body_of(surface, draw))
+        return head_of(key, "chat", draw.choice((b"{", b"[]", b'{"model":"auto"}', b'{"model":1,"messages":[]}')))
+    surface = draw.choices(tuple(PATHS), (5, 2, 3, 2, 1))[0]
+    model = draw.choice(MODELS)
+    number = draw.randrange(KNOWN if model == "kept" else 10**9)
+    length, stream, store = draw.choice((1, 1, *LENGTHS)), draw.random() < 0.4, draw.random() < 0.05
+    return head_of(key, surface, question(surface, model, number, length, stream=stream, store=store))
+
+
+def head_of(key: str, surface: str, body: bytes) -> bytes:
+    """The whole request."""
     return (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"POST {PATHS[surface]} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
 
 
-def body_of(surface: str, draw: random.Random) -> dict[str, object]:
-    """A fresh question mostly, a known one sometimes; long ones now and then."""
-    model = draw.choice(MODELS)
-    number = draw.randrange(50) if model == "kept" else draw.randrange(10**9)
-    text = f"question {number}: why is it so? " * draw.choice((1, 1, 1, 4, 60))
-    stream = draw.random() < 0.4
+def question(surface: str, model: str, number: int, length: int, *, stream: bool, store: bool = False) -> bytes:
+    text = f"question {number}: why is it so? " * length
     if surface == "embeddings":
-        return {"model": "quick", "input": [text]}
+        return msgspec.json.encode({"model": "quick", "input": [text]})
     field = {"completions": "prompt", "responses": "input"}.get(surface, "messages")
     asked: object = [{"role": "user", "content": text}] if field == "messages" else text
     limit = "max_output_tokens" if surface == "responses" else "max_tokens"
     body: dict[str, object] = {"model": model, field: asked, limit: 32, "stream": stream}
-    return body | ({"store": draw.random() < 0.05} if surface == "responses" else {})
+    return msgspec.json.encode(body | ({"store": store} if surface == "responses" else {}))
