@@ -70,8 +70,8 @@ class Pool:
         head = b"%bcontent-length: %d\r\n\r\n" % (head, len(body))
         try:
             return await self._exchange(self._pop_idle(), head, body, deadline)
-        except Stale:
-            pass
+        except Stale as stale:
+            stale.__traceback__ = None  # its frames hold the connection, and that holds it
         try:
             return await self._exchange(await self._acquire(deadline, first=True), head, body, deadline)
         except Stale:
