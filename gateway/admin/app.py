@@ -27,6 +27,8 @@ from gateway.admin import (
     models,
     overview,
     people,
+    plans,
+    results,
     tenants,
 )
 from gateway.admin.changes import Conflict, DatabaseAway
@@ -37,7 +39,7 @@ from gateway.errors import CallerError, HeadgateError
 
 ROOMS = (
     overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, people, audit, counters,
-    batch,
+    batch, plans, results,
 )  # fmt: skip
 Render = Callable[[Request, HeadgateError], Response | None]
 

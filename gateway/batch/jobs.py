@@ -270,12 +270,12 @@ class Jobs:
         job.at_risk_nanousd += int(worst)
         return job.at_risk_nanousd
 
-    def items(self, id: str, *, answers: bool = False) -> Iterator[Item]:
-        """Every prompt that was asked, in order."""
+    def items(self, id: str, *, answers: bool = False, after: int = -1) -> Iterator[Item]:
+        """Every prompt that was asked, in order; those behind the place `after`."""
         columns = [column for column in job_items.c if column.name not in ("job", "time_s")]
         if not answers:
             columns.remove(job_items.c.answer)
-        at = -1
+        at = after
         while True:
             query = sa.select(*columns).where(job_items.c.job == id, job_items.c.place > at)
             with self.engine.connect() as connection:

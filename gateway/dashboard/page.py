@@ -70,15 +70,19 @@ def asset(name: str) -> str:
 
 
 def render(
-    request: Request, who: Actor, template: str, context: Mapping[str, Any], *, said: str = "", status: int = 200
+    request: Request, who: Actor, template: str, context: Mapping[str, Any], *, said: str = "", status: int = 200,
+    at: str = "",
 ) -> Response:
-    """A page for somebody signed in. `said`: what was just done, shown on top."""
-    theme, address = request.cookies.get(THEME_COOKIE, ""), _address(request)
+    """A page for somebody signed in. `said`: what was just done, shown on top. `at`: the page's own address, where a
+    form of another page leads to it.
+    """
+    theme, address = request.cookies.get(THEME_COOKIE, ""), at or _address(request)
     text = templates().get_template(template).render(
         who=who, here=address.partition("?")[0], address=address, theme=theme if theme in ("light", "dark") else "",
         signs_out=who.how == "cookie", said=said, **context,
     )  # fmt: skip
-    return HTMLResponse(text, status, HEADERS)
+    pushed = {"hx-push-url": at} if at and request.method == "POST" else {}
+    return HTMLResponse(text, status, {**HEADERS, **pushed})
 
 
 def render_plain(request: Request, template: str, context: Mapping[str, Any], *, status: int = 200) -> Response:

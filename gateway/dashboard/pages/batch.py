@@ -2,100 +2,155 @@
 
 from __future__ import annotations
 
-import math
-import time
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
-import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
+from gateway.admin import batch as jobs
+from gateway.admin import plans, results
 from gateway.admin.guard import Actor, desk_of, operator, viewer
-from gateway.batch.jobs import ENDED, Jobs, Wish
-from gateway.batch.types import PLAN_FILE, Point
-from gateway.batch.view import job_view
+from gateway.admin.results import What
+from gateway.admin.shapes.batch import PlanPoint, PlanRun, PlanWanted
+from gateway.api.multipart import read_multipart
+from gateway.batch.carry import PLANS
+from gateway.batch.jobs import ENDED, Jobs
 from gateway.dashboard.charts import Spot
+from gateway.dashboard.forms import Fields, picked, shaped
 from gateway.dashboard.page import render
-from gateway.errors import CallerError
+from gateway.errors import CallerError, TooLarge
 
 router = APIRouter()
 PAGE = 50
-SHOWN_ITEMS = 50
-WISHES: dict[str, Wish] = {"pause": "pause", "resume": "", "cancel": "cancel"}
-
-
-class _Planned(msgspec.Struct):
-    """What of a plan is shown; the rest of plan.json is not read."""
-
-    frontier: tuple[Point, ...]
-    chosen: Point
-    budget_usd: float | None = None
-    deadline_s: float | None = None
+FORM_BYTES = 1 << 16
+"""What the fields beside the file may take."""
+SAID = {
+    "pause": "It pauses once the calls under way have ended.", "resume": "It goes on.",
+    "cancel": "It is being cancelled; calls under way are still paid for.",
+}  # fmt: skip
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?) *([mhd])")
+_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @router.get("/batch")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], after: str = "") -> Response:
-    """Newest first."""
-    found = [job_view(job) for job in Jobs(desk_of(request).store.engine).page(after=after, limit=PAGE)]
+    """Newest first; above them plans that were not begun."""
+    desk = desk_of(request)
+    found = jobs.batch_page(desk, cursor=after, limit=PAGE)
     context = {
-        "title": "Batch jobs", "rows": found, "further": found[-1]["id"] if len(found) == PAGE else "",
-        "first": bool(after),
+        "title": "Batch jobs", "rows": found.data, "further": found.next, "first": bool(after),
+        "plans": plans.plans(desk), "routes": [one.name for one in desk.current.routes],
     }  # fmt: skip
     return render(request, who, "batch.html", context)
 
 
+@router.post("/batch/plans")
+async def make_plan(request: Request, who: Annotated[Actor, Depends(operator)]) -> Response:
+    """A file of prompts, planned; spends nothing."""
+    fields = await _upload(request)
+    given = {**picked(fields, PlanWanted), "skip_bad": fields.get("skip_bad") == "on"}
+    if given.get("deadline_s"):
+        given["deadline_s"] = _length_s(given["deadline_s"])
+    made = plans.make_plan(desk_of(request), who, shaped(PlanWanted, {"prompts": "", **given}))
+    return _plan_page(request, who, made.id, at=f"/batch/plans/{made.id}")
+
+
+@router.get("/batch/plans/{id}")
+def show_plan(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> Response:
+    """What each budget would buy."""
+    return _plan_page(request, who, id)
+
+
+@router.post("/batch/plans/{id}/begin")
+def begin(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
+    """The job begins."""
+    job = plans.begin(desk_of(request), who, id, shaped(PlanRun, picked(fields, PlanRun)))
+    return _page(request, who, job.id, said="The job begins; a worker takes it within seconds.", at=f"/batch/{job.id}")
+
+
+@router.post("/batch/plans/{id}/drop")
+def drop(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
+    """The plan goes."""
+    plans.drop(desk_of(request), who, id)
+    return Response(headers={"hx-redirect": "/batch"})
+
+
 @router.get("/batch/{id}")
-def show(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> Response:
-    """One job: its plan, its progress, its latest answers."""
-    return _page(request, who, id)
+def show(
+    request: Request, who: Annotated[Actor, Depends(viewer)], id: str, after: Annotated[int, Query(alias="from")] = -1
+) -> Response:
+    """One job: its plan, its progress, its answers."""
+    return _page(request, who, id, after)
+
+
+@router.get("/batch/{id}/{what}.jsonl")
+def download(request: Request, who: Annotated[Actor, Depends(operator)], id: str, what: What) -> Response:
+    """All answers, or all errors."""
+    return results.download(desk_of(request), id, what)
 
 
 @router.post("/batch/{id}/{turn}")
 def turn(request: Request, who: Annotated[Actor, Depends(operator)], id: str, turn: str) -> Response:
     """`turn`: pause, resume, cancel."""
-    if turn not in WISHES:
+    if turn not in SAID:
         raise CallerError(f"there is no turn '{turn}'", status=404)
+    jobs.change_batch(desk_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
+    return _page(request, who, id, said=SAID[turn])
+
+
+def _page(
+    request: Request, who: Actor, id: str, after: int = -1, said: str = "", at: str = ""
+) -> Response:
     desk = desk_of(request)
-    Jobs(desk.store.engine).ask(id, WISHES[turn], time.time())
-    desk.store.note(who.name, f"batch.{turn}", id)
-    said = {"pause": "It pauses once the calls under way have ended.", "resume": "It goes on.",
-            "cancel": "It is being cancelled; calls under way are still paid for."}  # fmt: skip
-    return _page(request, who, id, said=said[turn])
-
-
-def _page(request: Request, who: Actor, id: str, said: str = "") -> Response:
-    jobs = Jobs(desk_of(request).store.engine)
-    job = jobs.find(id)
-    planned = _planned(job.card.folder)
+    job = jobs.batch_job(desk, id)
+    card = Jobs(desk.store.engine).find(id).card
+    planned = plans.predicted(Path(card.folder) if card.folder else desk.run_dir / PLANS / id)
+    points = [plans.point(one) for one in planned.frontier] if planned else []
     context = {
-        "title": job.card.source or "Batch job", "job": job_view(job), "ended": job.state in ENDED,
-        "planned": planned, "spots": _spots(planned), "hull": _hull(planned),
+        "title": job.source or "Batch job", "job": job, "ended": job.state in ENDED, "errors": card.errors,
+        "files": {"answers": card.output_file, "errors": card.error_file}, "answers": results.answers(desk, id, after),
+        "after": after, **_drawn(points, plans.point(planned.chosen) if planned else None),
     }  # fmt: skip
-    return render(request, who, "batch_job.html", context, said=said)
+    return render(request, who, "batch_job.html", context, said=said, at=at)
 
 
-def _planned(folder: str) -> _Planned | None:
-    """None: made on another machine, or gone."""
-    if not folder:
-        return None
-    try:
-        return msgspec.json.decode((Path(folder) / PLAN_FILE).read_bytes(), type=_Planned)
-    except (OSError, msgspec.MsgspecError):
-        return None
+def _plan_page(request: Request, who: Actor, id: str, at: str = "") -> Response:
+    plan = plans.plan(desk_of(request), id)
+    context = {"title": plan.name, "plan": plan, **_drawn(plan.frontier, plan.chosen)}
+    return render(request, who, "batch_plan.html", context, at=at)
 
 
-def _spots(planned: _Planned | None) -> list[Spot]:
-    if planned is None:
-        return []
-    return [*(_spot(one, "model") for one in planned.frontier), _spot(planned.chosen, "now")]
+def _drawn(frontier: Sequence[PlanPoint], chosen: PlanPoint | None) -> dict[str, Any]:
+    """For the chart of what budgets buy."""
+    spots = [_spot(one, "", "model") for one in frontier] + ([_spot(chosen, "chosen", "now")] if chosen else [])
+    return {
+        "chosen": chosen, "spots": spots, "hull": sorted((one.cost_usd.value, one.quality.value) for one in frontier)
+    }
 
 
-def _spot(point: Point, mark: str) -> Spot:
-    cost, worth = point.cost_usd, point.quality
-    name = "chosen" if mark == "now" else ""
+def _spot(one: PlanPoint, name: str, mark: str) -> Spot:
+    cost, worth = one.cost_usd, one.quality
     return Spot(name, cost.value, worth.value, cost.low, cost.high, worth.low, worth.high, mark)
 
 
-def _hull(planned: _Planned | None) -> list[tuple[float, float]]:
-    points: Any = planned.frontier if planned is not None else ()
-    return sorted((p.cost_usd.value, p.quality.value) for p in points if math.isfinite(p.cost_usd.value))
+async def _upload(request: Request) -> dict[str, str]:
+    """The form's fields, with the file's name and text."""
+    most = desk_of(request).config.server.max_body_bytes + FORM_BYTES
+    if int(request.headers.get("content-length") or 0) > most:
+        raise TooLarge(f"the file is larger than max_body_bytes ({most - FORM_BYTES:,}): use `headgate batch plan`")
+    parts = read_multipart(request.headers.get("content-type", "").encode(), await request.body())
+    fields = {name: part.data.decode("utf-8", "replace").strip() for name, part in parts.items() if not part.filename}
+    file = parts.get("prompts")
+    if file is not None and file.filename:
+        fields |= {"name": file.filename[-200:], "prompts": file.data.decode("utf-8", "replace")}
+    return fields
+
+
+def _length_s(text: str) -> float:
+    """Seconds of 90m, 12h or 2d. Raises CallerError."""
+    found = _LENGTH.fullmatch(text.strip().lower())
+    if found is None:
+        raise CallerError("Deadline: must be a length of time such as 90m, 12h or 2d", status=422, param="deadline_s")
+    return float(found[1]) * _UNITS_S[found[2]]

@@ -31,7 +31,7 @@ def edit_model(request: Request, who: Annotated[Actor, Depends(admin)], name: st
     told = park.fleet(desk_of(request))
     card = _model(told, name) if name else None
     context = {
-        "title": name or "New model", "card": card, "providers": told.providers,
+        "title": name or "New model", "kind": "model", "card": card, "providers": told.providers,
         "routes": [one.name for one in desk_of(request).config.routes],
     }  # fmt: skip
     return render(request, who, "model_edit.html", context)
@@ -60,7 +60,8 @@ def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name:
     """A provider's form; a secret's field is always empty."""
     told = park.fleet(desk_of(request))
     card = _provider(told, name) if name else None
-    return render(request, who, "provider_edit.html", {"title": name or "New provider", "card": card, "kinds": KINDS})
+    context = {"title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS}
+    return render(request, who, "provider_edit.html", context)
 
 
 @router.post("/providers/save")
@@ -92,7 +93,7 @@ def check_provider(request: Request, who: Annotated[Actor, Depends(operator)], f
 
 def _page(request: Request, who: Actor, said: str = "", found: tuple[str, Checked] | None = None) -> Response:
     context = {"title": "Models", "told": park.fleet(desk_of(request)), "found": found}
-    return render(request, who, "models.html", context, said=said)
+    return render(request, who, "models.html", context, said=said, at="/models")
 
 
 def _model(told: Fleet, name: str) -> ModelCard:

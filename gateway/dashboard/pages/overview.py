@@ -37,7 +37,7 @@ def _page(request: Request, who: Actor, window: Window, route: str, tenant: str,
     told = journal.overview(desk, window, route, tenant)
     context = {
         "title": "Overview", "told": told, "lines": _lines(told), "baseline": journal.baseline_setting(desk),
-        "models": sorted({(model.name, model.name) for model in desk.config.models}),
+        "models": sorted({(model.name, model.name) for model in desk.current.models}),
         "routes": [one.name for one in desk.config.routes],
     }  # fmt: skip
     return render(request, who, "overview.html", context, said=said)

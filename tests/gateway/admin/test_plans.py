@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.admin import batch, plans, results
+from gateway.admin.actor import Actor
+from gateway.admin.changes import DatabaseAway
+from gateway.admin.desk import Desk
+from gateway.admin.shapes.batch import BatchPlan, PlanRun, PlanWanted
+from gateway.batch.files import Files
+from gateway.batch.jobs import Jobs
+from gateway.errors import CallerError, NotFound, TooLarge
+from gateway.journal.store import open_store
+from gateway.journal.tables import job_items
+from tests.until import PATIENCE_S
+
+ANN = Actor("ann", "operator")
+
+
+def lines(count: int) -> str:
+    return "".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(count))
+
+
+def planned(desk: Desk, **wanted: object) -> BatchPlan:
+    """Once the plan is made."""
+    made = plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(20), **wanted}))
+    assert made.state == "planning"
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := plans.plan(desk, made.id)).state == "planning":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(desk: Desk) -> None:
+    """A frontier with intervals, dearer points better; no job, no file and no call comes of it."""
+    found = planned(desk, name="sums.jsonl", budget_usd=0.01)
+    assert (found.state, found.prompts, found.name, found.actor) == ("ready", 20, "sums.jsonl", "ann")
+    assert found.chosen is not None and found.chosen.cost_usd.value <= 0.01
+    cost = [one.cost_usd.value for one in found.frontier]
+    worth = [one.quality.value for one in found.frontier]
+    assert len(cost) > 2 and cost == sorted(cost) and worth == sorted(worth)
+    assert all(one.quality.low <= one.quality.value <= one.quality.high for one in found.frontier)
+    assert [one.id for one in plans.plans(desk)] == [found.id]
+    assert batch.batch_page(desk).data == [] and Files(desk.store.engine).page("default") == []
+
+
+def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(desk: Desk) -> None:
+    """The job has the plan's terms and the wanted budget; it is listed as a plan no more; who began it is noted."""
+    found = planned(desk, min_quality=0.2, deadline_s=3600)
+    job = plans.begin(desk, ANN, found.id, PlanRun(budget_usd=0.5))
+    assert (job.state, job.budget_usd, job.total, job.tenant) == ("validating", 0.5, 20, "default")
+    assert job.deadline_s is not None and plans.plans(desk) == []
+    card = Jobs(desk.store.engine).find(job.id).card
+    assert b"".join(Files(desk.store.engine).read(card.input_file)).decode() == lines(20)
+    assert card.floor == 0.2 and (kept := plans.predicted(Path(card.folder))) is not None
+    assert found.chosen is not None and plans.point(kept.chosen) == found.chosen
+    assert desk.store.audit_log()[0]["action"] == "batch.begin"
+    with pytest.raises(NotFound):
+        plans.begin(desk, ANN, found.id, PlanRun())
+
+
+def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(desk: Desk) -> None:
+    """The database is away: nothing was begun, and the same plan can be begun later."""
+    found = planned(desk)
+    file = Path(str(desk.config.storage.url).removeprefix("sqlite:///"))
+    desk.store.engine.dispose()
+    file.rename(file.with_suffix(".gone"))
+    file.mkdir()
+    with pytest.raises(DatabaseAway):
+        plans.begin(desk, ANN, found.id, PlanRun())
+    file.rmdir()
+    file.with_suffix(".gone").rename(file)
+    assert plans.begin(desk, ANN, found.id, PlanRun()).total == 20
+
+
+def test_what_can_not_be_run_says_why(desk: Desk) -> None:
+    """Bad lines one by one; too small a budget with the least that would do; nothing can be begun."""
+    bad = planned(desk, prompts='{"prompt": "well"}\nnot json\n{"prompt": 3}\n')
+    assert bad.state == "refused" and len(bad.problems) == 2 and "line 2" in bad.problems[0]
+    with pytest.raises(CallerError, match="refused"):
+        plans.begin(desk, ANN, bad.id, PlanRun())
+    poor = planned(desk, budget_usd=1e-9)
+    assert poor.state == "refused" and poor.least_budget_usd is not None and poor.least_budget_usd > 1e-9
+    assert planned(desk, prompts='{"prompt": "well"}\nnot json\n', skip_bad=True).prompts == 1
+
+
+def test_what_is_no_plan_is_refused_at_once(desk: Desk) -> None:
+    """An unknown route, no prompt, too large a file, an id that is a path."""
+    for wanted, fault in (
+        ({"route": "nowhere"}, NotFound), ({"prompts": " \n"}, CallerError), ({"prompts": "x" * (33 << 20)}, TooLarge),
+    ):  # fmt: skip
+        with pytest.raises(fault):
+            plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(1), **wanted}))
+    for id in ("../run", "plan_0", "..", ""):
+        with pytest.raises(NotFound):
+            plans.plan(desk, id)
+
+
+def test_a_plan_that_broke_off_or_was_dropped_or_is_old_does_not_stay(desk: Desk) -> None:
+    """Of a gateway that ended meanwhile: refused. Dropped: gone. A month old: gone with the next plan."""
+    found = planned(desk)
+    folder = desk.run_dir / plans.FOLDER / found.id
+    text = (folder / plans.CARD).read_text().replace('"ready"', '"planning"')
+    (folder / plans.CARD).write_text(text)
+    assert plans.plan(desk, found.id).problem == plans.BROKEN_OFF
+    plans.drop(desk, ANN, found.id)
+    assert not folder.exists()
+    old = planned(desk)
+    os.utime(desk.run_dir / plans.FOLDER / old.id, (1.0, 1.0))
+    assert [one.id for one in (planned(desk), *plans.plans(desk))].count(old.id) == 0
+
+
+def test_what_came_of_a_job_is_told_prompt_by_prompt(desk: Desk) -> None:
+    """In the input's order, page by page, with model, money and decision; a file that isn't there is not found."""
+    job = plans.begin(desk, ANN, planned(desk).id, PlanRun())
+    rows = [
+        {"job": job.id, "place": place, "state": "done", "tries": 1, "worst_nanousd": 0, "cost_nanousd": 1000 * place,
+         "decision_id": f"dec_{place}", "model": "small", "status": 200, "time_s": 1.0, "answer": b"{}"}
+        for place in range(5)
+    ]  # fmt: skip
+    with open_store(desk.config.storage.url).engine.begin() as connection:
+        connection.execute(job_items.insert(), rows)
+    first = results.answers(desk, job.id, limit=3)
+    assert [one.place for one in first.data] == [0, 1, 2] and first.next == 2
+    rest = results.answers(desk, job.id, after=2, limit=3)
+    assert [one.decision_id for one in rest.data] == ["dec_3", "dec_4"] and rest.next is None
+    assert rest.data[1].cost_usd == pytest.approx(4e-6)
+    with pytest.raises(NotFound, match="no file of answers"):
+        results.lines(desk, job.id, "answers")
+
+
+async def test_the_whole_way_can_be_scripted(client: httpx.AsyncClient) -> None:
+    """Plan, look, begin over the admin API; impossible values are refused by name."""
+    wrong = await client.post("/admin/plans", json={"prompts": lines(2), "min_quality": 2})
+    assert wrong.status_code == 422 and wrong.json()["error"]["param"] == "min_quality"
+    made = (await client.post("/admin/plans", json={"prompts": lines(3)})).json()
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := (await client.get(f"/admin/plans/{made['id']}")).json())["state"] == "planning":
+        assert time.monotonic() < deadline
+    assert found["state"] == "ready", found
+    begun = await client.post(f"/admin/plans/{made['id']}/begin", json={"budget_usd": 1})
+    assert begun.status_code == 201
+    told = (await client.get(f"/admin/batches/{begun.json()['id']}/prompts")).json()
+    assert told == {"data": [], "next": None}
+    assert (await client.delete(f"/admin/plans/{made['id']}")).status_code == 404
