@@ -7,14 +7,16 @@ from one version refuses another. Nothing here keeps a text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import log1p
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from routers.embedding import StaticEmbedding, Vector, shipped_embedding, unit
+from routers.embedding import StaticEmbedding, Vector, shipped_embedding, unit, units
 from routers.types import Query
 
 HEAD_CHARS = 3000
@@ -47,6 +49,18 @@ class Layout:
         return ((self.whole, 1.0), (self.tail, 0.5), (self.structure, 0.7))
 
 
+class Asked(Protocol):
+    """A request in numbers, as far as features read it."""
+
+    text: str
+    input_tokens: int
+    max_output_tokens: int | None
+    turns: int
+    tools: int
+    images: int
+    wants_json: bool
+
+
 class Featurizer:
     """Turns a text and its structure into a `Query`. Pure but for the embedding's bounded memo of words."""
 
@@ -77,7 +91,7 @@ class Featurizer:
         """The query as routers see it. `input_tokens` of the whole prompt; None: estimated from this text."""
         n = len(text)
         tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
-        ends = text if n <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+        ends = ends_of(text)
         vector, words = self._meaning(ends)
         vector[self.layout.structure] = [
             *_structure(ends, words),
@@ -85,6 +99,21 @@ class Featurizer:
             tools if tools < 4 else 4.0, images if images < 4 else 4.0, wants_json,
         ]  # fmt: skip
         return Query(ends, vector, self.version, tokens, max_output_tokens, turns, tools, images, wants_json, task)
+
+    def vectors(self, asked: Sequence[Asked]) -> NDArray[np.float32]:
+        """What `describe` finds of each, to rounding, shape (n, dims): a third of the time on many."""
+        found = np.zeros((len(asked), self.layout.dims), np.float32)
+        texts = [ends_of(one.text) for one in asked]
+        words = self._meanings(texts, found)
+        found[:, self.layout.structure] = _structures(asked, texts, words)
+        return found
+
+    def query_of(self, asked: Asked, vector: Vector) -> Query:
+        """The query of a request whose vector is known."""
+        return Query(
+            ends_of(asked.text), vector, self.version, asked.input_tokens, asked.max_output_tokens, asked.turns,
+            asked.tools, asked.images, asked.wants_json,
+        )  # fmt: skip
 
     def embed(self, text: str) -> Vector:
         """The meaning alone, a unit vector: what a semantic cache compares."""
@@ -102,6 +131,17 @@ class Featurizer:
         else:
             vector[self.layout.whole] = vector[tail] = unit(total)
         return vector, len(pieces)
+
+    def _meanings(self, texts: Sequence[str], found: NDArray[np.float32]) -> list[int]:
+        """Fill the first two blocks of every row; how many stretches each text has."""
+        embedding, words = self._embedding, self._tail_words
+        pieces = list(map(embedding.pieces, texts))
+        heads = [b"".join(one[:-words]) if len(one) > words else b"" for one in pieces]
+        tails = [b"".join(one[-words:]) for one in pieces]
+        tail = embedding.totals(tails)
+        found[:, self.layout.tail] = units(tail)
+        found[:, self.layout.whole] = units(tail + embedding.totals(heads))
+        return list(map(len, pieces))
 
 
 class Encoded(Featurizer):
@@ -127,13 +167,28 @@ class Encoded(Featurizer):
         vector[self.layout.whole] = self.embed(text)
         return vector, len(text.split())
 
+    def _meanings(self, texts: Sequence[str], found: NDArray[np.float32]) -> list[int]:
+        for row, text in enumerate(texts):
+            found[row, self.layout.whole] = self.embed(text)
+        return [len(text.split()) for text in texts]
+
+
+def ends_of(text: str) -> str:
+    """As much of a text as is read."""
+    return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+
+
+def _kinds(text: str) -> NDArray[np.intp]:
+    """How many bytes of each kind."""
+    raw = text.encode("utf-8", "replace")
+    return np.bincount(np.frombuffer(raw.translate(_KINDS), np.uint8), minlength=len(_MARKS) + 1)
+
 
 def _structure(text: str, words: int) -> list[float]:
     """Shares of characters, and marks of code, maths and choices, each of about unit size."""
-    raw = text.encode("utf-8", "replace")
-    found = np.bincount(np.frombuffer(raw.translate(_KINDS), np.uint8), minlength=len(_MARKS) + 1).tolist()
+    found = _kinds(text).tolist()
     _, asks, lines, colons, quotes, scores, code, maths, digits, capitals, blanks, foreign = found
-    n, count, options = max(len(raw), 1), text.count, 0
+    n, count, options = max(sum(found), 1), text.count, 0
     for sign in _CODE:
         code += count(sign)
     if lines:
@@ -145,6 +200,26 @@ def _structure(text: str, words: int) -> list[float]:
         maths / 10 if maths < 40 else 4.0, options / 5 if options < 20 else 4.0,
         digits * share, capitals * share, blanks * share, foreign * share, n / max(words, 1) / 10,
     ]  # fmt: skip
+
+
+def _structures(asked: Sequence[Asked], texts: Sequence[str], words: Sequence[int]) -> NDArray[np.float64]:
+    """The same of many, and the sizes that `describe` puts behind it, shape (n, STRUCTURE)."""
+    kinds = np.array([_kinds(text) for text in texts], np.float64).reshape(-1, len(_MARKS) + 1)
+    chars = np.maximum(kinds.sum(1), 1.0)
+    kinds[:, 6] += [sum(map(text.count, _CODE)) for text in texts]
+    options = [sum(map(text.count, _OPTIONS)) if "\n" in text else 0 for text in texts]
+    found = np.empty((len(texts), STRUCTURE))
+    found[:, :6] = kinds[:, 1:7] / 5
+    found[:, 6] = kinds[:, 7] / 10
+    found[:, 7] = np.array(options) / 5
+    found[:, 8:12] = kinds[:, 8:] * (5.0 / chars)[:, None]
+    found[:, 12] = chars / np.maximum(words, 1) / 10
+    counts = [(len(one.text), one.input_tokens, one.turns) for one in asked]
+    found[:, 13:16] = np.log1p(np.array(counts, np.float64).reshape(-1, 3)) / 4
+    found[:, 16:] = np.array([(one.tools, one.images, one.wants_json) for one in asked]).reshape(-1, 3)
+    most = [0, 1, 2, 3, 4, 5, 6, 7, 16, 17]
+    found[:, most] = np.minimum(found[:, most], 4.0)
+    return found
 
 
 @cache

@@ -8,6 +8,7 @@ untrained router lives on. Who may not answer (context, tools, images, knobs) is
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from gateway.batch.types import Floats
 from gateway.embedders import EmbeddingFailed
 from gateway.pinned import bare_query, merge
 from gateway.routes import Route
+from gateway.wire.request import Described
 from routers import prior
 from routers.bandit import Bandit
 from routers.canary import Canary
@@ -70,11 +72,19 @@ class _Block:
     """Prompts of one route, with what its router reads of them."""
 
     route: Route
-    queries: Sequence[Query]
+    asked: Sequence[Described]
+    reader: Featurizer | None
+    """Whose vectors the router reads; None: it reads none."""
+    vectors: Floats | None
+    """Of all prompts, shape (n, dims)."""
     knobs: Sequence[Knobs]
-    answers: Sequence[int]
-    """Asked for by each prompt (`n`)."""
     candidates: Sequence[Candidate]
+
+    def query(self, row: int) -> Query:
+        """One prompt as a router sees it."""
+        if self.reader is None or self.vectors is None:
+            return bare_query(self.asked[row])
+        return self.reader.query_of(self.asked[row], self.vectors[row])
 
 
 def forecasts(
@@ -116,32 +126,22 @@ def _block(requests: Sequence[Request], featurizers: Sequence[Featurizer]) -> _B
     route = requests[0].route
     wanted = route.router.features_version if route.router is not None else ""
     reader = next((one for one in featurizers if one.version == wanted), None)
-    queries = [_query(request, reader) for request in requests]
+    asked = [request.call.described for request in requests]
     knobs = [
         merge(route.knobs, request.call.wishes.knobs) if request.call.wishes.stated else route.knobs
         for request in requests
     ]
-    answers = [request.call.described.n for request in requests]
-    return _Block(route, queries, knobs, answers, [model.candidate for model in route.models])
+    return _Block(route, asked, reader, _vectors(asked, reader), knobs, [model.candidate for model in route.models])
 
 
-def _query(request: Request, featurizer: Featurizer | None) -> Query:
-    asked = request.call.described
-    if featurizer is None:
-        return bare_query(asked)
+def _vectors(asked: Sequence[Described], reader: Featurizer | None) -> Floats | None:
+    if reader is None:
+        return None
     try:
-        return featurizer.describe(
-            asked.text,
-            input_tokens=asked.input_tokens,
-            max_output_tokens=asked.max_output_tokens,
-            turns=asked.turns,
-            tools=asked.tools,
-            images=asked.images,
-            wants_json=asked.wants_json,
-        )
+        return reader.vectors(asked)
     except EmbeddingFailed as error:
         log.warning("%s", error)
-        return bare_query(asked)
+        return None
 
 
 # -- quality, tokens, cost, latency
@@ -152,13 +152,12 @@ def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDA
     router = block.route.router
     plug = _plug_in(router)
     m = len(block.candidates)
-    if plug is None or plug.learned is None or not all(q.features_version for q in block.queries):
-        quality = np.tile(prior.expected(block.candidates), (len(block.queries), 1))
+    if plug is None or plug.learned is None or block.vectors is None:
+        quality = np.tile(prior.expected(block.candidates), (len(block.asked), 1))
         parts = _priced(block, quality, np.full(quality.shape, prior.PRIOR_SD), None, None)
         return parts, np.zeros(m, bool), np.zeros(m, bool)
     learned = plug.learned
-    x = np.stack([query.vector for query in block.queries])
-    z = learned.projection.apply(x).astype(np.float64)
+    z = learned.projection.apply(block.vectors).astype(np.float64)
     places = np.array([learned.place.get(candidate.model, -1) for candidate in block.candidates])
     known = places >= 0
     quality, sd = _quality(learned, z, places, known, block.candidates)
@@ -212,15 +211,15 @@ def _priced(
     block: _Block, quality: Matrix, sd: Matrix, tokens: Matrix | None, learnt: Matrix | None
 ) -> dict[str, Matrix]:
     """Tokens within what the request allows, and their price; what was learnt of costs where a model has no price."""
-    inputs = np.array([query.input_tokens for query in block.queries], float)[:, None]
-    most = np.array([query.max_output_tokens or np.inf for query in block.queries], float)[:, None]
+    inputs = np.array([one.input_tokens for one in block.asked], float)[:, None]
+    most = np.array([one.max_output_tokens or np.inf for one in block.asked], float)[:, None]
     expected = np.full(quality.shape, TYPICAL_OUTPUT_TOKENS) if tokens is None else tokens
     expected = np.minimum(np.where(np.isfinite(expected), expected, TYPICAL_OUTPUT_TOKENS), most)
     into, out = (
         np.array([getattr(candidate, name) for candidate in block.candidates]) / 1e6
         for name in ("input_usd_per_mtok", "output_usd_per_mtok")
     )
-    expected = expected * np.array(block.answers, float)[:, None]
+    expected = expected * np.array([one.n for one in block.asked], float)[:, None]
     cost = inputs * into + expected * out
     if learnt is not None:
         cost = np.where((into == 0) & (out == 0) & np.isfinite(learnt), learnt, cost)
@@ -233,9 +232,10 @@ def _priced(
 
 def _correct(bandit: Bandit, block: _Block, parts: dict[str, Matrix]) -> None:
     """What a bandit has learnt beyond its base, prompt by prompt."""
+    assert block.vectors is not None
     models = [candidate.model for candidate in block.candidates]
-    for row, query in enumerate(block.queries):
-        quality, sd, cost = bandit.correction(query.vector, models)
+    for row, vector in enumerate(block.vectors):
+        quality, sd, cost = bandit.correction(vector, models)
         parts["quality"][row] = np.clip(parts["quality"][row] + quality, 0.0, 1.0)
         parts["quality_sd"][row] = sd
         parts["cost_usd"][row] = np.maximum(parts["cost_usd"][row] + cost, 0.0)
@@ -249,26 +249,31 @@ def _bar(
 ) -> None:
     """Infinite cost for models that may not answer; the reasons where none may."""
     chooses = block.route.router is not None and _plug_in(block.route.router) is None
-    for row, query, knobs in zip(rows, block.queries, block.knobs, strict=True):
+    room = min((one.context_tokens for one in block.candidates if one.context_tokens), default=sys.maxsize)
+    for place, (row, asked, knobs) in enumerate(zip(rows, block.asked, block.knobs, strict=True)):
+        plain = _plain(asked, knobs, room)
+        if plain and not chooses:
+            continue
+        query = block.query(place)
         reasons: dict[str, str] = {}
-        if not _plain(query, knobs, block.candidates):
-            for column, candidate in zip(columns, block.candidates, strict=True):
-                reason = exclusion(query, candidate, knobs) or _over(found, row, column, knobs)
-                if reason:
-                    reasons[candidate.model] = reason
-                    found["cost_usd"][row, column] = np.inf
+        for column, candidate in zip(columns, block.candidates, strict=True) if not plain else ():
+            reason = exclusion(query, candidate, knobs) or _over(found, row, column, knobs)
+            if reason:
+                reasons[candidate.model] = reason
+                found["cost_usd"][row, column] = np.inf
         if len(reasons) == len(columns):
             refused[row] = "; ".join(f"{model}: {reason}" for model, reason in reasons.items())
         elif chooses:
             _keep_chosen(block, query, knobs, found["cost_usd"], row, columns)
 
 
-def _plain(query: Query, knobs: Knobs, candidates: Sequence[Candidate]) -> bool:
+def _plain(asked: Described, knobs: Knobs, least_context: int) -> bool:
     """Nothing about this request can rule a model out."""
-    if query.tools or query.images or query.wants_json or knobs.max_cost_usd is not None:
+    if asked.tools or asked.images or asked.wants_json:
         return False
-    room = query.input_tokens + (query.max_output_tokens or 0) + 16
-    return knobs.max_latency_s is None and all(not c.context_tokens or room <= c.context_tokens for c in candidates)
+    if knobs.max_cost_usd is not None or knobs.max_latency_s is not None:
+        return False
+    return asked.input_tokens + (asked.max_output_tokens or 0) + 16 <= least_context
 
 
 def _over(found: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:

@@ -105,28 +105,30 @@ class _Collector:
     def take(self, block: Scan) -> None:
         self.lines += block.lines
         problems = list(block.problems)
-        kept = [row for row, good in enumerate(block.good) if self._accept(good, problems)]
+        kept = [row for row in range(len(block.good)) if self._accept(block.good, row, problems)]
         self._keep(block.estimates, np.array(kept, np.intp))
         self.bad_lines += len(problems)
         problems.sort(key=lambda problem: problem.line)
         self.problems += problems[: max(0, MOST_PROBLEMS - len(self.problems))]
 
-    def _accept(self, good: Good, problems: list[Problem]) -> bool:
+    def _accept(self, good: Good, row: int, problems: list[Problem]) -> bool:
         """True: a prompt of its own."""
-        first = self._ids.setdefault(good.custom_id, good.line)
-        if first != good.line:
+        line, custom_id, route, floor = good.lines[row], good.custom_ids[row], good.routes[row], good.floors[row]
+        first = self._ids.setdefault(custom_id, line)
+        if first != line:
             message = f"its custom_id is line {first}'s already"
-            problems.append(Problem(good.line, good.custom_id, message, "duplicate_custom_id"))
+            problems.append(Problem(line, custom_id, message, "duplicate_custom_id"))
             return False
-        same = self.how.deduper.find(good.key, good.question, good.route, good.floor)
+        key, question = good.keys[row], good.questions[row]
+        same = self.how.deduper.find(key, question, route, floor)
         if same is not None:
-            self.duplicates.append(Duplicate(good.line, good.custom_id, *same))
+            self.duplicates.append(Duplicate(line, custom_id, *same))
             return False
-        self.how.deduper.add(good.key, good.question, good.route, good.floor, self._count)
-        self.writer.put(good.record)
-        self._floors.append(good.floor)
-        self._inputs.append(good.input_tokens)
-        self.routes.add(good.route)
+        self.how.deduper.add(key, question, route, floor, self._count)
+        self.writer.put(good.records[row])
+        self._floors.append(floor)
+        self._inputs.append(good.input_tokens[row])
+        self.routes.add(route)
         self._count += 1
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 import numpy as np
@@ -25,26 +25,46 @@ _AHEAD = 3
 Line = tuple[int, bytes] | Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Good:
-    """A line that can be answered."""
+    """A block's lines that can be answered, a list for each thing told of them: many small objects would cost more to
+    send than to find.
+    """
 
-    line: int
-    custom_id: str
-    record: bytes
-    """The prompt as it goes into the plan's file."""
-    floor: float
-    input_tokens: int
-    route: str
-    key: bytes
-    question: Partition | None
+    lines: list[int] = field(default_factory=list)
+    custom_ids: list[str] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    """The prompts as they go into the plan's file."""
+    floors: list[float] = field(default_factory=list)
+    input_tokens: list[int] = field(default_factory=list)
+    routes: list[str] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    questions: list[Partition | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def add(self, request: Request, key: bytes, question: Partition | None) -> None:
+        asked = request.call.described
+        self.lines.append(request.line)
+        self.custom_ids.append(request.custom_id)
+        self.records.append(
+            record_of(
+                request.line, request.custom_id, request.url, request.body, asked.text, request.floor, request.reference
+            )
+        )
+        self.floors.append(request.floor)
+        self.input_tokens.append(asked.input_tokens)
+        self.routes.append(request.route.name)
+        self.keys.append(key)
+        self.questions.append(question)
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What became of a block's lines; row i of `estimates` is of `good[i]`."""
+    """What became of a block's lines; row i of `estimates` is of the i-th good one."""
 
-    good: tuple[Good, ...]
+    good: Good
     problems: tuple[Problem, ...]
     estimates: Forecasts
     lines: int
@@ -70,25 +90,16 @@ class Scanner:
         featurizer = shipped_featurizer()
         estimates = forecasts(asked, self.models, featurizer, self.embedder)
         best = _best(estimates)
-        good, kept = [], []
+        good, kept = Good(), []
         for row, request in enumerate(asked):
             problem = _hopeless(request, estimates.refused[row], best[row])
             if problem is not None:
                 problems.append(problem)
                 continue
             kept.append(row)
-            good.append(self._good(request, featurizer.version))
+            good.add(request, *keys_of(request, self.tenant, self.mode, featurizer.version))
         size = sum(len(line[1]) for line in block if not isinstance(line, Problem))
-        return Scan(tuple(good), tuple(problems), estimates.rows(np.array(kept, np.intp)), len(block), size)
-
-    def _good(self, request: Request, embedder: str) -> Good:
-        key, question = keys_of(request, self.tenant, self.mode, embedder)
-        asked = request.call.described
-        record = record_of(
-            request.line, request.custom_id, request.url, request.body, asked.text, request.floor, request.reference
-        )
-        name = request.route.name
-        return Good(request.line, request.custom_id, record, request.floor, asked.input_tokens, name, key, question)
+        return Scan(good, tuple(problems), estimates.rows(np.array(kept, np.intp)), len(block), size)
 
 
 def _best(estimates: Forecasts) -> list[float]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,22 @@ from hypothesis import strategies as st
 from routers.features import HEAD_CHARS, TAIL_CHARS, Featurizer, shipped_featurizer
 
 FEATURES = shipped_featurizer()
+LISTED = (
+    "", "what " * 60, "x" * 9_000, "Which?\nA) one\nB) two\n(C) three", "def f():\n    return {1: '_'}; ```" * 9,
+    "\u00fcber \ud800", "?" * 30 + "\n" * 30 + "$\\^=+" * 20,
+)  # fmt: skip
+"""Texts of every kind of mark, of many words, and longer than is read."""
+
+
+@dataclass(frozen=True)
+class Described:
+    text: str
+    input_tokens: int = 0
+    max_output_tokens: int | None = None
+    turns: int = 1
+    tools: int = 0
+    images: int = 0
+    wants_json: bool = False
 
 
 @given(st.text(max_size=200))
@@ -25,6 +43,25 @@ def test_a_vector_depends_on_its_text_alone(text: str) -> None:
     """What was described before leaves no trace."""
     fresh = Featurizer()
     assert (fresh.describe(text).vector == FEATURES.describe(text).vector).all()
+
+
+@given(st.lists(st.text(max_size=300) | st.sampled_from(LISTED), max_size=12))
+def test_many_are_described_as_one_by_one(texts: list[str]) -> None:
+    """The same vectors to rounding, whatever the texts and their sizes."""
+    asked = [
+        Described(text, 3 * place, None, place, tools=place % 7, images=place % 6, wants_json=place % 2 > 0)
+        for place, text in enumerate(texts)
+    ]
+    found = FEATURES.vectors(asked)
+    assert found.shape == (len(texts), FEATURES.dims) and found.dtype == np.float32
+    for one, vector in zip(asked, found, strict=True):
+        query = FEATURES.describe(
+            one.text, input_tokens=one.input_tokens, turns=one.turns, tools=one.tools, images=one.images,
+            wants_json=one.wants_json,
+        )  # fmt: skip
+        np.testing.assert_allclose(vector, query.vector, rtol=1e-4, atol=2e-6)
+        again = FEATURES.query_of(one, query.vector)
+        assert again == query
 
 
 def test_structure_is_kept_in_the_query() -> None:

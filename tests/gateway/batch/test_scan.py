@@ -33,7 +33,7 @@ def lines(count: int) -> Iterator[Line]:
 def test_good_rows_have_their_estimates_beside_them(tmp_path: Path) -> None:
     """Row i of the estimates is of the i-th good line, bad lines left out."""
     found = next(iter(scanned(scanner(tmp_path), iter([(1, b'"hi"'), (2, b"{"), (3, b'"you there"')]), 1)))
-    assert [good.line for good in found.good] == [1, 3]
+    assert found.good.lines == [1, 3]
     assert [problem.line for problem in found.problems] == [2]
     assert found.estimates.quality.shape == (2, 2)
     assert (found.lines, found.bytes) == (3, 4 + 1 + 11)
@@ -42,7 +42,7 @@ def test_good_rows_have_their_estimates_beside_them(tmp_path: Path) -> None:
 def test_a_prompt_over_every_context_is_a_problem(tmp_path: Path) -> None:
     """With its tokens and each model's reason."""
     found = scanner(tmp_path).scan([(1, json.dumps({"prompt": "word " * 5_000}).encode())])
-    assert not found.good
+    assert not len(found.good)
     assert found.problems[0].code == "context_length_exceeded"
     assert "tokens" in found.problems[0].message
 
