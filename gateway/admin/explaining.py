@@ -66,6 +66,8 @@ def _choice(record: DecisionRecord, config: Config) -> str:
     if chosen is None or chosen.quality is None:
         chance = f" with probability {record.propensity:.0%}" if record.propensity is not None else ""
         return f"The router {record.router} chose {record.model}{chance} ({record.reason})."
+    if record.job:
+        return f"The plan of a batch job gave it to {record.model}, expected to score {_expected(chosen)}."
     if explored_nanousd(record) is not None:
         return (
             f"{record.model} was tried to learn from it: the router {record.router} does so with probability "

@@ -14,8 +14,10 @@ CLIENT_LEFT = 499
 
 
 def is_round(record: DecisionRecord) -> bool:
-    """A model was chosen by chance, and the client waited for what came of it."""
-    if not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
+    """A model was chosen by chance, and the client waited for what came of it. A batch job's plan leaves nothing to
+    chance: its prompts say nothing of what another setting of the route would have done.
+    """
+    if record.job or not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
         return False
     chance = next((one.probability for one in record.candidates if one.model == record.model), 0.0)
     return isfinite(chance) and 0.0 < chance <= 1.0 + 1e-9

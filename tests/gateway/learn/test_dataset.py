@@ -90,6 +90,13 @@ def test_what_is_no_round_is_left_out() -> None:
         log_of(rows[:3])
 
 
+def test_what_a_batch_job_planned_is_no_round() -> None:
+    """Chance had no part in it, so it must not speak of other settings of the route."""
+    rows = decisions(20)
+    mixed = rows + [(replace(record, id=f"job_{i}", job="batch_1"), score) for i, (record, score) in enumerate(rows)]
+    assert len(log_of(mixed)) == 20
+
+
 def test_logged_probabilities_are_the_routers() -> None:
     """Every row sums to one and the chosen model's entry is the recorded propensity."""
     log = log_of(decisions(40))
