@@ -42,7 +42,7 @@ WAYS = (
     ("router+cascade", "auto"),
 )
 
-CONFIG = """
+HOME = """
 [server]
 port = {port}
 admin_port = {admin_port}
@@ -70,6 +70,10 @@ output_usd_per_mtok = 2.00
 context_tokens = 512
 max_output_tokens = 64
 logprobs = true
+"""
+"""The gateway's own ports and folder, and the two shipped models; routes are put behind it."""
+
+ROUTES = """
 [[routes]]                    # learns: both models equally often, text kept for training
 name = "learn"
 models = ["tiny-small", "tiny-large"]
@@ -107,7 +111,7 @@ class Demo:
 
     def write_config(self, router: str) -> None:
         self.config.write_text(
-            CONFIG.format(port=self.port, admin_port=self.admin_port, folder=self.folder, router=router)
+            (HOME + ROUTES).format(port=self.port, admin_port=self.admin_port, folder=self.folder, router=router)
         )
 
     @asynccontextmanager
@@ -141,7 +145,9 @@ class Demo:
                 async with gate:
                     begun = time.perf_counter()
                     raw = await client.chat.completions.with_raw_response.create(
-                        model=model, messages=[{"role": "user", "content": question.prompt}], temperature=0,
+                        model=model,
+                        messages=[{"role": "user", "content": question.prompt}],
+                        temperature=0,
                         max_tokens=48,
                     )
                     took_s = time.perf_counter() - begun

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from cascade.promise import GRID
-from gateway.demo import Demo, free_port
+from gateway.demo import HOME, Demo, free_port
 from local_models.tasks import Question, held_out_questions, is_right
 
 SHARE = 0.99
@@ -28,34 +28,7 @@ TRIES = 5
 IN_FLIGHT = 8
 SMALL, LARGE = "tiny-small", "tiny-large"
 
-CONFIG = """
-[server]
-port = {port}
-admin_port = {admin_port}
-run_dir = "{folder}/run"
-[storage]
-url = "sqlite:///{folder}/headgate.db"
-[telemetry]
-log_level = "warning"
-[[providers]]
-name = "home"
-kind = "local"
-[[models]]
-name = "tiny-small"
-provider = "home"
-input_usd_per_mtok = 0.05
-output_usd_per_mtok = 0.20
-context_tokens = 512
-max_output_tokens = 64
-logprobs = true
-[[models]]
-name = "tiny-large"
-provider = "home"
-input_usd_per_mtok = 0.50
-output_usd_per_mtok = 2.00
-context_tokens = 512
-max_output_tokens = 64
-logprobs = true
+ROUTES = """
 [[routes]]
 name = "cascade"
 models = ["tiny-small", "tiny-large"]
@@ -119,7 +92,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
 
 def write(demo: Demo, accept_at: float) -> None:
     demo.config.write_text(
-        CONFIG.format(port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at)
+        (HOME + ROUTES).format(port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at)
     )
 
 
