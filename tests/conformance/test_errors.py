@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from tests.conformance.clients import MODES, Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_surfaces import TURNS
+from tests.until import until
 
 BOTH = {"openai": openai, "anthropic": anthropic}
 ASK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,9 +43,7 @@ def sdk_for(home: House, surface: str, mode: str = "async", **options: Any) -> S
 
 async def upstream_left(home: House) -> None:
     """The gateway has closed a connection whose answer wasn't whole."""
-    async with asyncio.timeout(10):
-        while home.gateway.upstream.seen.disconnects < 1:
-            await asyncio.sleep(0.005)
+    await until(lambda: home.gateway.upstream.seen.disconnects >= 1)
 
 
 def check_shape(error: Any, surface: str) -> None:
@@ -135,7 +133,7 @@ async def test_an_upstreams_wait_is_passed_on(tmp_path: Path, surface: str) -> N
 async def test_our_own_limit_may_be_tried_again(tmp_path: Path, surface: str, mode: str) -> None:
     """A rate limit of ours costs no attempt: the SDK waits as long as it is told and then succeeds."""
     path, body = ASK[surface]
-    scripts = {"much": [{"text": "ok", "input_tokens": 60_000, "output_tokens": 0}]}
+    scripts = {"much": [{"text": "ok", "input_tokens": 62_000, "output_tokens": 0}]}
     auth = {"keys": [{"name": "k", "key": "hg-k", "tpm": 60_000}]}
     async with house(tmp_path, scripts, kinds=("openai",), auth=auth) as home:
         sdk = sdk_for(home, surface, mode, api_key="hg-k", max_retries=0)
@@ -143,7 +141,7 @@ async def test_our_own_limit_may_be_tried_again(tmp_path: Path, surface: str, mo
         with pytest.raises(Exception, match="Rate limit of key") as caught:
             await sdk.do(path, model="openai/much", **{**body, "messages": [TURNS[0]] * 20})
         headers = caught.value.response.headers  # type: ignore[attr-defined]
-        assert 0 < int(headers["retry-after-ms"]) < 1000 and "x-should-retry" not in headers
+        assert 0 < int(headers["retry-after-ms"]) < 3000 and "x-should-retry" not in headers
         patient = sdk_for(home, surface, mode, api_key="hg-k", max_retries=3)
         await patient.do(path, model="openai/much", **body)
         assert home.requests == 2
@@ -191,12 +189,12 @@ async def test_a_stream_that_never_began_is_a_plain_error(tmp_path: Path, surfac
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_the_clients_patience_is_the_deadline(tmp_path: Path, surface: str, streamed: bool, mode: str) -> None:
-    """A client with `timeout=0.3` before a silent upstream: the upstream is left, and all is at rest."""
+    """A client with `timeout=1` before a silent upstream: the upstream is left, and all is at rest."""
     path, body = ASK[surface]
     async with house(tmp_path, {"slow": [{"fault": "silent"}]}, kinds=("openai",)) as home:
         with pytest.raises((openai.APITimeoutError, openai.InternalServerError, anthropic.APITimeoutError,
                             anthropic.InternalServerError)):  # fmt: skip
-            await sdk_for(home, surface, mode, timeout=0.3).do(path, model="openai/slow", stream=streamed, **body)
+            await sdk_for(home, surface, mode, timeout=1.0).do(path, model="openai/slow", stream=streamed, **body)
         await home.gateway.rest()
         await upstream_left(home)
         assert home.requests == 1

@@ -19,8 +19,9 @@ from tests.faults.cases import FALLBACK_TEXT, TEXT, Case
 from tests.faults.endings import ending_of
 from tests.faults.talk import Heard, ask, question
 from tests.live import Live, live
+from tests.until import until
 
-SILENCE_S = 0.6
+SILENCE_S = 1.5
 """Waited for where a fault is silence; elsewhere a busy machine gets all the time it needs."""
 DEADLINE_S = 1.0
 PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0}
@@ -46,11 +47,10 @@ async def nothing_left() -> AsyncIterator[None]:
     """No task and no open file more than before."""
     tasks, files = asyncio.all_tasks(), open_files()
     yield
-    for _ in range(400):
-        if open_files() <= files and asyncio.all_tasks() <= tasks:
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError((asyncio.all_tasks() - tasks, open_files(), files))
+    try:
+        await until(lambda: open_files() <= files and asyncio.all_tasks() <= tasks)
+    except TimeoutError:
+        raise AssertionError((asyncio.all_tasks() - tasks, open_files(), files)) from None
 
 
 def open_files() -> int:
@@ -128,11 +128,7 @@ async def run_cases(folder: Path, cases: Sequence[Case]) -> list[Result]:
 
 async def upstream_rests(gateway: Live) -> None:
     """It answers nobody any more: whoever was given up has seen us leave."""
-    for _ in range(400):
-        if not any(connection.playing for connection in gateway.upstream.connections):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("an upstream still answers a request that is over")
+    await until(lambda: not any(connection.playing for connection in gateway.upstream.connections))
 
 
 def judge(gateway: Live, case: Case, heard: Heard, record: DecisionRecord) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.faults.endings import read_stream
 from tests.faults.stage import PRICES, decisions, nothing_left
 from tests.faults.talk import asked, hear, question
 from tests.live import Live, live
+from tests.until import until
 
 SURFACES = [(s, p) for s in ("chat", "messages", "responses", "completions") for p in ("up", "claude")]
 LONG = " ".join(["x" * 20_000] * 400)
@@ -32,14 +32,6 @@ def models(scripts: dict[str, object]) -> list[dict[str, object]]:
         for name in scripts
         for provider in ("up", "claude")
     ]
-
-
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if true():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never came true")
 
 
 async def leave(gateway: Live, surface: str, model: str, *, stream: bool, reads: int) -> None:
@@ -172,7 +164,7 @@ async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.Mon
         async with asked(url, "chat", asking) as (reader, writer):
             await reader.readuntil(b"\r\n\r\n")
             writer.transport.pause_reading()
-            await gateway.rest(within_s=20)
+            await gateway.rest()
         server.should_exit = True
         await serving
         (record,) = decisions(gateway)

@@ -32,6 +32,7 @@ from gateway.settings import read_settings
 from tests.gateway.journal.records import NOON_S, decision, feedback
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, postgres_server
+from tests.until import PATIENCE_S
 
 __all__ = ["postgres_server"]
 MASTER = {"authorization": "Bearer master"}
@@ -208,8 +209,8 @@ async def controlled(config: Config) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], bool]) -> httpx.Response:
-    """Asks until the answer is as wanted; 20 s at most."""
-    async with asyncio.timeout(20):
+    """Asks until the answer is as wanted; a minute at most."""
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 answer: httpx.Response = await ask()

@@ -15,6 +15,7 @@ from gateway.overlay import Overlay
 from gateway.settings import change_settings
 from gateway.worker import Follower
 from tests.live import Live, live
+from tests.until import until
 
 ROUTE = {"name": "auto", "models": ["echo", "other"], "router": "cheapest", "cache": "exact"}
 OTHER = {"name": "other", "input_usd_per_mtok": 9.0, "output_usd_per_mtok": 9.0}
@@ -96,9 +97,7 @@ async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
         assert gateway.services.driver.caller.providers["claude"].config.name == "claude"
         await asyncio.gather(*busy)
         await asked(gateway, "and one more")
-        async with asyncio.timeout(5):
-            while before.pool.in_use or follower._retiring:
-                await asyncio.sleep(0.01)
+        await until(lambda: not (before.pool.in_use or follower._retiring))
 
 
 async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gateway.ledger_redis import RedisLedger
 from gateway.limits import Limit
 from gateway.limits_shared import SharedLimits, SharedTaken
 from gateway.redis_wire import RedisWire
+from tests.until import PATIENCE_S
 
 from .redis_server import RedisServer, redis_server  # noqa: F401
 
@@ -232,7 +233,7 @@ async def test_the_runner_sends_by_itself(worker: Make, clock: Clock) -> None:
     runner = asyncio.create_task(ledger.run())
     hold = await ledger.hold((KEY,), 10)
     hold.settle(7)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await ledger.balance(KEY) != (7, 0):
             await asyncio.sleep(0)
     runner.cancel()

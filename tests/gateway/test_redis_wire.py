@@ -13,6 +13,7 @@ import pytest
 from gateway import redis_wire
 from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.until import PATIENCE_S
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
         assert wire.is_away
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while wire.is_away:
             try:
                 await wire.ask("PING")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.live import served
 from tests.ports import free_port
+from tests.until import PATIENCE_S
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -76,8 +77,8 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
 
 
 async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> httpx.Response:
-    """Ask until the status is as it should be; a second is promised, ten are allowed on a busy machine."""
-    for _ in range(100):
+    """Ask until the status is as it should be; a second is promised, a minute is allowed on a busy machine."""
+    for _ in range(600):
         answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
         if answer.status_code == status:
             return answer
@@ -96,7 +97,7 @@ async def test_sigterm_lets_a_stream_end_and_leaves_no_process(tmp_path: Path) -
                 text = await anext(chunks)
                 process.terminate()
                 text += "".join([chunk async for chunk in chunks])
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), PATIENCE_S)
     assert "four" in text and text.endswith("data: [DONE]\n\n")
     assert process.returncode == 0
     with pytest.raises(httpx.ConnectError):

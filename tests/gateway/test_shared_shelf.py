@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +19,7 @@ from gateway.shared_shelf import SharedShelf, open_shelf
 from gateway.shelf import Similar
 from routers.features import shipped_featurizer
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.until import until
 
 ROUTE = cast(Any, SimpleNamespace(name="auto", config=RouteConfig(name="auto", models=["m"], cache_eps=0.03)))
 QUESTION = Partition(b"p", "how do I block my lost card")
@@ -43,12 +43,6 @@ async def remember(shelf: SharedShelf) -> None:
     similar = Similar(QUESTION, vector, Miss("empty"))
     exchange = SimpleNamespace(route=ROUTE, cache_key=b"k", similar=similar)
     await shelf.remember(cast(Any, exchange), ENTRY)
-
-
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not done():
-            await asyncio.sleep(0.01)
 
 
 async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(

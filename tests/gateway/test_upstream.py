@@ -24,6 +24,7 @@ from gateway.providers.scripted_script import Fault
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.connection import HIGH_WATER_BYTES
 from gateway.upstream.endpoint import client_context
+from tests.until import until
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 LOOPS: list[type[asyncio.AbstractEventLoopPolicy]] = [asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy]
@@ -85,12 +86,6 @@ async def raw_server(handler: Handler) -> AsyncIterator[str]:
             writer.close()
         while any(not w.transport.is_closing() for w in writers):
             await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # ---- framing

@@ -11,6 +11,7 @@ import pytest
 
 from tests.live import served
 from tests.ports import free_port
+from tests.until import PATIENCE_S
 
 TOML = """
 [server]
@@ -76,7 +77,7 @@ class Both:
         return told
 
     async def eventually(self, path: str, wanted: Callable[[Any], bool]) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 told = (await self.admin.get(f"/admin{path}")).json()
                 if wanted(told):
@@ -91,7 +92,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Both]:
     key = {"authorization": "Bearer master"}
     async with (
         served(tmp_path / "headgate.toml"),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['port']}", headers=key, timeout=30) as data,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['port']}", headers=key, timeout=60) as data,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['admin_port']}", headers=key, timeout=60) as admin,
     ):
         both = Both(data, admin)

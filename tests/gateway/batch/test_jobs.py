@@ -24,6 +24,7 @@ from gateway.journal.write import write_records
 from tests.gateway.batch.made import ME, chat, estimates, new_job, open_jobs, plan, read
 from tests.live import live
 from tests.postgres_server import postgres_server
+from tests.until import until
 
 __all__ = ["postgres_server"]
 NOW = 1_700_000_000.0
@@ -165,10 +166,3 @@ async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path
     assert over.state == "completed" and over.progress.done == 60
     lines = read(tmp_path / "out.jsonl")
     assert sorted(line["custom_id"] for line in lines) == sorted(f"row-{n}" for n in range(1, 61))
-
-
-async def until(reached, within_s: float = 30.0) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + within_s
-    while not reached():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

@@ -20,6 +20,7 @@ from gateway.learn.policy import route_policy
 from routers.sums import State
 from tests.gateway.redis_server import RedisServer
 from tests.live import Live, live
+from tests.until import until
 
 MODELS = (
     {"name": "small", "provider": "up", "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.4},
@@ -130,9 +131,7 @@ async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: st
             chores = [asyncio.create_task(g.services.online.run()) for g in (one, two)]
             await taught(one, 12)
             await taught(two, 8)
-            async with asyncio.timeout(20):
-                while known(one) != 20 or known(two) != 20:
-                    await asyncio.sleep(0.02)
+            await until(lambda: known(one) == known(two) == 20)
             assert await preferred(one) == await preferred(two)
             for chore in chores:
                 chore.cancel()
@@ -158,9 +157,7 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
             chore = asyncio.create_task(gateway.services.online.run())
             await taught(gateway, 6)
-            async with asyncio.timeout(20):
-                while known(gateway) != rounds:
-                    await asyncio.sleep(0.02)
+            await until(lambda wanted=rounds: known(gateway) == wanted)
             chore.cancel()
 
 
