@@ -24,8 +24,8 @@ RESENT = {"close", "rst"}
 """What ends a kept-alive connection without a byte: the pool may send such a request a second time."""
 LONGEST_S = 3.0
 """A stream begun in time may go on until then."""
-SLACK_S = 2.5
-"""For a busy machine; without a deadline that holds, a silent upstream would take `stall` several times over."""
+SLACK_S = 30.0
+"""For a busy machine; without a deadline that holds, a retry-after of a minute would be waited for."""
 
 STEPS: list[dict[str, Any]] = [
     {"text": "fine"},
