@@ -34,7 +34,7 @@ serve: $(READY)  ## keep a gateway running with the embedded defaults
 	$(BIN)/headgate serve
 
 test: $(READY) servers lint  ## the whole suite, as CI runs it
-	$(PYTEST) -n 2 --dist loadgroup
+	$(PYTEST) -n 2 --dist loadgroup --reruns 1 -r R
 
 lint: $(READY)  ## style, types, and who may import whom
 	$(BIN)/ruff check .

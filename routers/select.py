@@ -11,7 +11,7 @@ model with probability 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import overload
@@ -179,6 +179,9 @@ class Estimates(Sequence[Estimate]):
     def __getitem__(self, index: slice) -> Sequence[Estimate]: ...
     def __getitem__(self, index: int | slice) -> Estimate | Sequence[Estimate]:
         return self._all()[index]
+
+    def __iter__(self) -> Iterator[Estimate]:
+        return iter(self._all())
 
     def __len__(self) -> int:
         return len(self._forecast.models)
