@@ -33,7 +33,7 @@ async def test_the_python_blocks_run_against_the_embedded_defaults(tmp_path: Pat
     async with served(config):
         for block in blocks("python"):
             code = block.replace("127.0.0.1:8080", f"127.0.0.1:{port}")
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
             assert done.returncode == 0, done.stderr
             first = done.stdout.splitlines()[0]
             assert json.loads(first) == json.loads(re.findall(r"# (\{.*\})", block)[0])
@@ -72,7 +72,7 @@ def test_the_console_blocks_name_commands_and_targets_that_exist() -> None:
             assert words[0] == "headgate", line
             command = words[1:3] if words[1] == "batch" else words[1:2]
             shown = subprocess.run(
-                [sys.executable, "-m", "gateway", *command, "--help"], capture_output=True, text=True, timeout=60
+                [sys.executable, "-m", "gateway", *command, "--help"], capture_output=True, text=True, timeout=150
             )
             assert shown.returncode == 0, line
             for option in re.findall(r"--[a-z-]+", line):

@@ -13,6 +13,7 @@ from gateway.fleet import Fleet
 from gateway.hints import Hints
 from gateway.redis_wire import RedisWire
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.until import PATIENCE_S
 
 MODELS = [ModelConfig(name="m", provider="a"), ModelConfig(name="m", provider="b")]
 
@@ -23,7 +24,7 @@ class Worker:
     def __init__(self, url: str, begun_s: float) -> None:
         self.now_s = begun_s
         self.fleet = Fleet(MODELS)
-        self.wire = RedisWire(url, timeout_s=2.0)
+        self.wire = RedisWire(url, timeout_s=PATIENCE_S)
         self.hints = Hints(self.wire, self.fleet, lambda: self.now_s)
 
     def state(self, provider: str = "a") -> tuple[Any, float]:

@@ -38,7 +38,7 @@ class Clock:
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:  # noqa: F811
-    client: Redis = Redis.from_url(redis_server.url, socket_timeout=2)
+    client: Redis = Redis.from_url(redis_server.url, socket_timeout=PATIENCE_S)
     await client.flushall()
     yield client
     await client.aclose()
@@ -56,7 +56,7 @@ async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Calla
 
     def make(clock: Clock | None = None, **settings: Any) -> RedisLedger:
         settings = {"settle_down_s": 0, **settings}
-        made.append(RedisLedger(RedisWire(redis_server.url, timeout_s=2.0), clock=clock, **settings))
+        made.append(RedisLedger(RedisWire(redis_server.url, timeout_s=PATIENCE_S), clock=clock, **settings))
         return made[-1]
 
     yield make

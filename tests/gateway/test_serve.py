@@ -55,7 +55,7 @@ master_key = "{master_key}"
 
 
 def headgate(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=150)
 
 
 async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_base_install_imports_no_torch() -> None:
         "gateway.app.build(embedded())\n"
         "print(sorted(set(sys.modules) & {'torch', 'transformers', 'sklearn', 'pandas', 'pyarrow', 'scipy'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

@@ -149,10 +149,10 @@ async def test_managed_child(tmp_path: Path) -> None:
     assert child.command[1:5] == ["-m", "gateway.providers.scripted", "--uds", str(child.socket)]
     assert not await is_ready(child.socket)
     async with ScriptedServer({"small": [{"text": "hi"}]}, uds=str(child.socket)):
-        assert await wait_ready(child.socket, timeout_s=5)
+        assert await wait_ready(child.socket, timeout_s=60)
         upstream = open_provider(config, server)
         head = upstream.head(ModelConfig(name="small", provider="p"), "chat", False, {})
-        response = await upstream.pool.send(head, b'{"model": "small"}', timeout_s=5)
+        response = await upstream.pool.send(head, b'{"model": "small"}', timeout_s=60)
         assert b'"hi"' in await response.read(10_000)
         await upstream.aclose()
     assert managed(ProviderConfig(name="q", kind="openai"), server) is None

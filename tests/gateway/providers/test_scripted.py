@@ -27,13 +27,13 @@ def request(dialect: str, model: str, **fields: Any) -> dict[str, Any]:
 
 
 async def ask(
-    server: ScriptedServer, dialect: str, body: dict[str, Any], *, stall_s: float = 5.0
+    server: ScriptedServer, dialect: str, body: dict[str, Any], *, head_s: float = 60.0, stall_s: float = 60.0
 ) -> tuple[int, bytes]:
     """Status and all bytes that came; UpstreamError as the pool raises it."""
-    pool = Pool(Endpoint.parse(server.url), max_connections=1, connect_timeout_s=5)
+    pool = Pool(Endpoint.parse(server.url), max_connections=1, connect_timeout_s=60)
     head = b"POST %b HTTP/1.1\r\nhost: x\r\n" % PATHS[dialect].encode()
     try:
-        response = await pool.send(head, json.dumps(body).encode(), timeout_s=stall_s)
+        response = await pool.send(head, json.dumps(body).encode(), timeout_s=head_s)
         taken = b""
         while piece := await response.chunk(stall_s):
             taken += piece
@@ -139,8 +139,8 @@ async def test_steps_are_consumed_and_the_last_repeats() -> None:
     async with ScriptedServer({"m": steps, "default": [{"text": "other"}]}) as server:
         answers = [await ask(server, "chat", request("chat", "m")) for _ in range(4)]
         other = await ask(server, "chat", request("chat", "unknown"))
-        pool = Pool(Endpoint.parse(server.url), max_connections=1, connect_timeout_s=5)
-        told = json.loads(await (await pool.send(b"GET /_seen HTTP/1.1\r\n", b"", timeout_s=5)).read(100_000))
+        pool = Pool(Endpoint.parse(server.url), max_connections=1, connect_timeout_s=60)
+        told = json.loads(await (await pool.send(b"GET /_seen HTTP/1.1\r\n", b"", timeout_s=60)).read(100_000))
         await pool.aclose()
     assert [status for status, _ in answers] == [503, 529, 200, 200]
     assert json.loads(answers[1][1])["error"] == {
@@ -171,7 +171,8 @@ async def test_faults_of_the_connection(dialect: str, fault: str, failure: str) 
     async with ScriptedServer({"m": [{"fault": fault, "after": 1}]}) as server:
         for stream in (False, True):
             with pytest.raises(UpstreamError) as caught:
-                await ask(server, dialect, request(dialect, "m", stream=stream), stall_s=0.05)
+                limits = {"silent": {"head_s": 0.5}, "stall": {"stall_s": 0.05}}.get(fault, {})
+                await ask(server, dialect, request(dialect, "m", stream=stream), **limits)
             assert caught.value.failure == failure
 
 
@@ -251,11 +252,11 @@ async def test_runs_as_a_command(tmp_path: Path) -> None:
     ]
     child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.DEVNULL)
     try:
-        assert await wait_ready(socket, timeout_s=20)
-        pool = Pool(Endpoint.parse(f"unix:{socket}"), max_connections=1, connect_timeout_s=5)
-        response = await pool.send(b"POST /v1/chat/completions HTTP/1.1\r\n", b'{"model": "m"}', timeout_s=5)
+        assert await wait_ready(socket, timeout_s=60)
+        pool = Pool(Endpoint.parse(f"unix:{socket}"), max_connections=1, connect_timeout_s=60)
+        response = await pool.send(b"POST /v1/chat/completions HTTP/1.1\r\n", b'{"model": "m"}', timeout_s=60)
         assert b'"hi"' in await response.read(10_000)
         await pool.aclose()
     finally:
         child.terminate()
-        assert await asyncio.wait_for(child.wait(), 10) == 0
+        assert await asyncio.wait_for(child.wait(), 60) == 0
