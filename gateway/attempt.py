@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import nan
 
 import msgspec
 
@@ -21,6 +22,7 @@ from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
 from gateway.wire.request import Raw, ask_usage, encode, translate_request
 from gateway.wire.usage import Usage
+from routers.replicas import Job
 
 TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
@@ -109,6 +111,8 @@ class Caller:
         begun = now()
         attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
         exchange.attempts.append(attempt)
+        if deployment.load is not None:
+            attempt.job = deployment.load.begin(Job(*expected_tokens(exchange, rung.model), begun))
         ends_s = min(begun + rung.timeout_s, call.received_s + call.timeout_s)
         sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s)
         try:
@@ -137,7 +141,9 @@ class Caller:
         attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
         exchange.response_id = seen.id
         self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
-        self.fleet.succeeded(deployment, now, attempt.first_byte_s, attempt.first_byte_s)
+        self.fleet.succeeded(
+            deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
+        )
         ours = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
         return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours))
 
@@ -208,6 +214,7 @@ class Caller:
         if error.upstream_status:
             attempt.status = error.upstream_status
         self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s)
+        deployment.over(attempt.job)
 
     def left(
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, flow: Relay | None = None
@@ -215,6 +222,7 @@ class Caller:
         """The client (or a faster twin) made this attempt pointless; its upstream bills what it did."""
         attempt.failure = "cancelled"
         deployment.breaker.fail("cancelled", self.now())
+        deployment.over(attempt.job)
         seen = flow.peek() if flow is not None else NOTHING_SEEN
         self._charge_part(exchange, attempt, deployment, seen)
 
@@ -232,6 +240,14 @@ class Caller:
             opened.response.cancel()
             opened.deployment.end()
             self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+
+
+def expected_tokens(exchange: Exchange, model: str) -> tuple[float, float]:
+    """Of the prompt, and as the router expects of that model's answer; NaN where it expects nothing."""
+    asked, choice = exchange.call.described, exchange.choice
+    tokens = next((one.output_tokens for one in choice.estimates if one.model == model), nan) if choice else nan
+    limit = asked.max_output_tokens
+    return asked.input_tokens, min(tokens, limit) if limit and tokens == tokens else tokens
 
 
 def said_chars(seen: Peek) -> int:

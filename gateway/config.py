@@ -131,6 +131,12 @@ class ModelConfig(_Section, frozen=True):
     """True: the upstream gives log-probabilities, which cascades read as confidence."""
     weight: Weight = 1.0
     """Share of this deployment among those of its model."""
+    balance: Literal["weight", "delay"] = "weight"
+    """How its deployments share requests; delay: each goes where it delays all answers least, by predicted lengths."""
+    parallel: Annotated[int, Meta(ge=0)] = 0
+    """Answers that this deployment writes at once, for `delay`; 0: unknown."""
+    memory_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Of prompts and answers that it can hold at once, for `delay`; 0: unknown."""
 
 
 class RouteConfig(_Section, frozen=True):

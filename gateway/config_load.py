@@ -76,6 +76,9 @@ def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | Non
     providers = [provider.name for provider in config.providers]
     for index, model in enumerate(config.models):
         found.unless_known(f"models[{index}].provider", "provider", model.provider, providers)
+        first = next(one for one in config.models if one.name == model.name)
+        if model.balance != first.balance:
+            found.add(f"models[{index}].balance", f"is {first.balance!r} at another deployment of {model.name!r}")
     models = {model.name for model in config.models}
     reachable = models | {route.name for route in config.routes}
     for index, route in enumerate(config.routes):

@@ -16,7 +16,7 @@ from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
-from gateway.attempt import Caller, Opened, fault_of, in_time, said_chars, wants_whole
+from gateway.attempt import Caller, Opened, expected_tokens, fault_of, in_time, said_chars, wants_whole
 from gateway.breaker import AT_ONCE
 from gateway.checker import Checker
 from gateway.errors import UpstreamError
@@ -133,7 +133,9 @@ class Run:
             if (outcome := await self.gathered(rung, begun)) is not None:
                 return outcome
             begun = caller.now()
-        deployment = caller.fleet.pick(rung.model, next(self.driver.draws), begun)
+        deployment = caller.fleet.pick(
+            rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model)
+        )
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
             return self.lost(rung, error, begun)
@@ -252,7 +254,10 @@ class Run:
         attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
         exchange.response_id = seen.id
         caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
-        caller.fleet.succeeded(deployment, caller.now(), attempt.first_byte_s, attempt.latency_s)
+        caller.fleet.succeeded(
+            deployment, caller.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
+            attempt.usage.completion_tokens,
+        )  # fmt: skip
         self.tail = flow.tail()
         if wants_whole(exchange):
             exchange.answer_body = flow.answer()

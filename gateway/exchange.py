@@ -10,6 +10,7 @@ import msgspec
 
 from cascade.types import Evidence, Plan, Verdict
 from gateway.wire.usage import Usage
+from routers.replicas import Job
 from routers.types import Choice, Knobs, Query
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Attempt(msgspec.Struct):
     """True: started beside a slow twin."""
     gathered: int = 0
     """Questions that were asked in the same call, where usage and cost are this one's share; 0: it was alone."""
+    job: Job | None = None
+    """Its place among what the deployment has under way, where that is weighed."""
 
 
 class Kept(msgspec.Struct):

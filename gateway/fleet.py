@@ -6,7 +6,7 @@ fail is better than one that must. Pure but for its own counters; time and the r
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isnan, log, nan, sqrt
 
@@ -15,6 +15,7 @@ import msgspec
 from gateway.breaker import Breaker, State
 from gateway.config import ModelConfig
 from gateway.prices import Price
+from routers.replicas import Job, Load, Paces, least_delay
 from routers.types import Candidate
 
 HALF_LIFE_S = 300.0
@@ -24,6 +25,10 @@ TICK_S = 0.1
 LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
 """How old what routers are told of delays and queues may be."""
+
+
+Asked = Callable[[], tuple[float, float]]
+"""Tokens of a prompt and, as expected, of its answer; NaN: nobody knows."""
 
 
 class Delay:
@@ -70,7 +75,7 @@ class Deployment:
     """One way to reach a model."""
 
     __slots__ = (
-        "breaker", "config", "failures", "id", "in_flight", "latency", "model", "price", "provider",
+        "breaker", "config", "failures", "id", "in_flight", "latency", "load", "model", "price", "provider",
         "requests", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
@@ -91,6 +96,8 @@ class Deployment:
         """To the first byte."""
         self.turn = Delay()
         """Of a whole answer, by how many were under way: what one more adds to the wait, where answers queue."""
+        self.load: Load | None = None
+        """What it has under way, token by token; None: its model's deployments share by weight."""
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
@@ -106,6 +113,11 @@ class Deployment:
         self.in_flight -= 1
         if not self.in_flight and self.breaker.opens_s:
             self.breaker.idle()
+
+    def over(self, job: Job | None) -> None:
+        """An answer under way ends without one."""
+        if job is not None and self.load is not None:
+            self.load.end(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,7 @@ class Fleet:
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
+        _weigh(self._deployments)
 
     def update(self, models: Iterable[ModelConfig]) -> None:
         """Take over another configuration: a deployment that is as it was keeps its breaker, delays and counts."""
@@ -142,10 +155,14 @@ class Fleet:
         fresh: dict[str, list[Deployment]] = {}
         for config in models:
             fresh.setdefault(config.name, []).append(before.get(config) or Deployment(config))
+        _weigh(fresh)
         self._deployments = fresh
 
-    def pick(self, model: str, draw: float, now: float, avoid: Deployment | None = None) -> Deployment | None:
-        """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed.
+    def pick(
+        self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None
+    ) -> Deployment | None:
+        """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed; where the model says so, the
+        one whose taking what is `asked` delays all answers least.
 
         Where all are open: the one to be tried first, so a model's last deployment is never taken away.
         None: the model has no other deployment than `avoid`, or is unknown.
@@ -156,15 +173,30 @@ class Fleet:
         if not all_:
             return None
         open_ = all_ if len(all_) == 1 else [one for one in all_ if one.breaker.lets_pass(now)]
-        picked = _draw(open_, draw) if open_ else min(all_, key=lambda one: one.breaker.opens_s)
+        if not open_:
+            picked = min(all_, key=lambda one: one.breaker.opens_s)
+        elif asked is None or len(open_) == 1 or open_[0].load is None:
+            picked = _draw(open_, draw)
+        else:
+            picked = _soonest(open_, asked, draw, now)
         picked.breaker.begin(now)
         return picked
 
     def succeeded(
-        self, deployment: Deployment, now: float, ttft_s: float | None = None, latency_s: float | None = None
+        self,
+        deployment: Deployment,
+        now: float,
+        ttft_s: float | None = None,
+        latency_s: float | None = None,
+        job: Job | None = None,
+        output_tokens: int = 0,
     ) -> None:
         """An answer came whole, streamed or not."""
         deployment.breaker.succeed(now)
+        if job is not None and deployment.load is not None:
+            deployment.load.end(job)
+            if latency_s is not None:
+                deployment.load.learn(job, output_tokens, latency_s)
         if ttft_s is not None:
             deployment.ttft.add(ttft_s, now)
         if latency_s is not None:
@@ -227,6 +259,30 @@ class Fleet:
     def snapshot(self, now: float) -> list[Health]:
         """Every deployment's state."""
         return [_health(one, now) for one in self.all()]
+
+
+def _weigh(fleet: Mapping[str, Sequence[Deployment]]) -> None:
+    """Deployments that share by delay get a load each, and one pace for all of their model."""
+    for deployments in fleet.values():
+        if len(deployments) == 1 or deployments[0].config.balance != "delay":
+            continue
+        known = next((one.load.paces for one in deployments if one.load is not None), None)
+        paces = known or Paces()
+        for one in deployments:
+            if one.load is None:
+                one.load = Load(paces, one.config.parallel, one.config.memory_tokens)
+
+
+def _soonest(deployments: Sequence[Deployment], asked: Asked, draw: float, now: float) -> Deployment:
+    """Among equals (idle ones, say) the draw decides; one without weight waits until no other is left."""
+    deployments = [one for one in deployments if one.weight] or deployments
+    input_tokens, output_tokens = asked()
+    loads = [one.load for one in deployments if one.load is not None]
+    if isnan(output_tokens):
+        output_tokens = loads[0].paces.typical_tokens
+    delays = least_delay(loads, input_tokens, output_tokens, now)
+    least = min(delays)
+    return _draw([one for one, delay in zip(deployments, delays, strict=True) if delay <= least], draw)
 
 
 def _draw(deployments: Sequence[Deployment], draw: float) -> Deployment:

@@ -1,0 +1,86 @@
+"""Deployments that share by delay: who takes what, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.config import ModelConfig
+from gateway.config_load import parse
+from gateway.fleet import Fleet
+from routers.replicas import Job
+from tests.live import live, table
+
+A = ModelConfig(name="m", provider="a", upstream_name="m-1", balance="delay", parallel=2)
+B = ModelConfig(name="m", provider="b", upstream_name="m-2", balance="delay", parallel=2)
+
+
+def test_the_least_delayed_deployment_takes_a_request() -> None:
+    """The idle one, whatever the draw; among idle ones the draw decides; a spare without weight takes none."""
+    fleet = Fleet([A, B, ModelConfig(name="m", provider="c", weight=0.0, balance="delay")])
+    first, second, _ = fleet.deployments("m")
+    short = (20.0, 50.0)
+    assert {fleet.pick("m", draw / 10, 0.0, asked=lambda: short) for draw in range(10)} == {first, second}
+    assert first.load is not None
+    job = first.load.begin(Job(20.0, 500.0, 0.0))
+    assert {fleet.pick("m", draw / 10, 0.0, asked=lambda: short) for draw in range(10)} == {second}
+    fleet.succeeded(first, 1.0, 0.1, 1.0, job, 500)
+    assert not first.load.jobs
+
+
+def test_weights_share_where_nothing_is_said() -> None:
+    """Without `delay`, and for a model with one deployment, nothing is weighed."""
+    fleet = Fleet([ModelConfig(name="m", provider="a"), ModelConfig(name="m", provider="b")])
+    assert all(one.load is None for one in fleet.all())
+    alone = Fleet([A])
+    assert alone.all()[0].load is None
+    alone.update([A, B])
+    assert all(one.load is not None for one in alone.all())
+
+
+def test_deployments_of_a_model_agree_on_how_to_share(tmp_path: Path) -> None:
+    """One that says otherwise is refused with its path."""
+    models = [{"name": "m", "balance": "delay"}, {"name": "m", "provider": "claude", "balance": "weight"}]
+    config, problems = parse(table("http://127.0.0.1:9/v1", tmp_path, models, {}), {"UP_KEY": "k"})
+    assert config is None
+    assert any(problem.startswith("models[1].balance") for problem in problems)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_slow_deployment_gets_little(tmp_path: Path, stream: bool) -> None:
+    """Over HTTP, whole and streamed: the fast one of two takes nearly all, and nothing stays under way."""
+    scripts = {"slow": [{"text": "well", "delay_s": 2.0}] * 12, "quick": [{"text": "well"}] * 12}
+    models = [
+        {"name": "m", "upstream_name": "slow", "balance": "delay"},
+        {"name": "m", "upstream_name": "quick", "balance": "delay"},
+    ]
+    async with live(tmp_path, scripts=scripts, models=models) as gateway, httpx.AsyncClient(timeout=120) as client:
+        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": stream}
+        for _ in range(10):
+            answer = await client.post(f"{gateway.url}/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+        await gateway.rest()
+        asked = {one.upstream_name: one.requests for one in gateway.services.fleet.deployments("m")}
+        assert asked["quick"] >= 7, asked
+        assert not any(one.load.jobs for one in gateway.services.fleet.all() if one.load is not None)
+
+
+async def test_a_failed_attempt_leaves_nothing_under_way(tmp_path: Path) -> None:
+    """A refusal, a broken stream and a failover take their jobs along."""
+    scripts = {"down": [{"status": 503}] * 40, "up": [{"text": "ok"}] * 40}
+    models = [
+        {"name": "m", "upstream_name": "down", "balance": "delay"},
+        {"name": "m", "upstream_name": "up", "balance": "delay"},
+    ]
+    routes = [{"name": "r", "models": ["m"], "retries": 3, "max_attempts": 4}]
+    async with (
+        live(tmp_path, scripts=scripts, models=models, routes=routes) as gateway,
+        httpx.AsyncClient(timeout=120) as client,
+    ):
+        body = {"model": "r", "messages": [{"role": "user", "content": "hello"}]}
+        for _ in range(6):
+            assert (await client.post(f"{gateway.url}/v1/chat/completions", json=body)).status_code == 200
+        await gateway.rest()
+        assert not any(one.load.jobs for one in gateway.services.fleet.all() if one.load is not None)
