@@ -99,8 +99,7 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
             await asyncio.to_thread(jobs.release, job, runner.last)
             return
     await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
-    await asyncio.to_thread(jobs.change, job, why, clock())
-    await asyncio.to_thread(jobs.release, job, runner.last)
+    await asyncio.to_thread(jobs.end, job, why, runner.last, clock())
     await asyncio.to_thread(_forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
 
 

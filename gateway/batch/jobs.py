@@ -207,10 +207,11 @@ class Jobs:
 
     def change(self, job: Job, state: State, now_s: float) -> None:
         """The runner's own: a new state and whatever it wrote into the card."""
-        job.state = state
-        job.card.times.setdefault(state, now_s)
-        payload = msgspec.json.encode(job.card).decode()
-        self._update(job.id, {"state": state, "payload": payload}, owner=job.owner)
+        self._update(job.id, _moved(job, state, now_s), owner=job.owner)
+
+    def end(self, job: Job, state: State, progress: Progress, now_s: float) -> None:
+        """The runner's last word, at once: whoever reads the state reads the counts that go with it."""
+        self._update(job.id, _moved(job, state, now_s) | _released(progress), owner=job.owner)
 
     def ask(self, id: str, wish: Wish, now_s: float) -> Job:
         """Pause, resume ('') or cancel; the runner obeys at its next look. Raises CallerError where it is over."""
@@ -251,8 +252,7 @@ class Jobs:
 
     def release(self, job: Job, progress: Progress) -> None:
         """Anybody may take it from here."""
-        text = msgspec.json.encode(progress).decode()
-        self._update(job.id, {"owner": "", "lease_s": 0.0, "progress": text}, owner=job.owner)
+        self._update(job.id, _released(progress), owner=job.owner)
 
     # its prompts
 
@@ -325,6 +325,16 @@ class Jobs:
     def _jobs(self, query: sa.Select[Any]) -> list[Job]:
         with self.engine.connect() as connection:
             return [_job(row) for row in connection.execute(query).mappings().all()]
+
+
+def _moved(job: Job, state: State, now_s: float) -> dict[str, Any]:
+    job.state = state
+    job.card.times.setdefault(state, now_s)
+    return {"state": state, "payload": msgspec.json.encode(job.card).decode()}
+
+
+def _released(progress: Progress) -> dict[str, Any]:
+    return {"owner": "", "lease_s": 0.0, "progress": msgspec.json.encode(progress).decode()}
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -197,8 +197,7 @@ class Owner:
         if not job.card.errors:
             job.card.errors = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
         with suppress(SQLAlchemyError):
-            await asyncio.to_thread(self.desk.jobs.change, job, "failed", self.s.clock())
-            await asyncio.to_thread(self.desk.jobs.release, job, job.progress)
+            await asyncio.to_thread(self.desk.jobs.end, job, "failed", job.progress, self.s.clock())
 
 
 class Stored:

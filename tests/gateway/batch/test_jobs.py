@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.batch.carry import Paths, carry, shipping
 from gateway.batch.files import CHUNK_BYTES, Files
@@ -20,6 +21,7 @@ from gateway.batch.types import Arm
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import DecisionRecord, JobStartRecord
 from gateway.journal.schema import migrate, open_engine
+from gateway.journal.tables import jobs as table
 from gateway.journal.write import write_records
 from tests.gateway.batch.made import ME, chat, estimates, new_job, open_jobs, plan, read
 from tests.live import live
@@ -77,6 +79,20 @@ def test_wishes_are_refused_once_a_job_is_over_or_being_cancelled(jobs: Jobs) ->
         jobs.ask(job.id, "cancel", NOW)
     with pytest.raises(NotFound):
         jobs.find(job.id, "another tenant")
+
+
+def test_a_jobs_end_is_seen_whole(jobs: Jobs) -> None:
+    """State, counts and release in one write, so no reader sees `completed` with the counts of an hour ago."""
+    job = jobs.add("t", "api", Card(source="x"), NOW)
+    held = jobs.claim(job.id, "elsewhere/1/a", NOW)
+    assert held is not None
+    seen = []
+    sa.event.listen(jobs.engine, "commit", lambda connection: seen.append(connection.execute(sa.select(table)).one()))
+    jobs.end(held, "completed", Progress(total=2, done=2), NOW + 5)
+    (row,) = seen
+    assert (row.state, row.owner, row.lease_s) == ("completed", "", 0.0) and '"done":2' in row.progress
+    jobs.end(held, "failed", Progress(), NOW + 6)
+    assert jobs.find(job.id).state == "completed", "it is no longer that runner's"
 
 
 def test_calls_that_no_record_ended_count_as_spent_at_worst(jobs: Jobs) -> None:
