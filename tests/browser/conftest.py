@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.browser.stage import MASTER_KEY, PASSWORD, Stage, artifact, running
 from tests.postgres_server import postgres_server
@@ -23,16 +23,20 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 WIDTHS = {"laptop": (1280, 860), "phone": (390, 844)}
+WAIT_MS = 60_000
+"""A busy machine takes its time; what comes sooner is seen sooner."""
+expect.set_options(timeout=WAIT_MS)
 
 OpenPage = Callable[..., Page]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them in one process: they share a browser and a gateway."""
+    """All of them in one process: they share a browser and a gateway. Each may take its time on a busy machine."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("browser"))
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="package")
@@ -92,7 +96,7 @@ def context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
         one = browser.new_context(
             viewport={"width": across, "height": down}, color_scheme="dark" if theme == "dark" else "light"
         )
-        one.set_default_timeout(15_000)
+        one.set_default_timeout(WAIT_MS)
         made.append(one)
         return one
 

@@ -5,6 +5,7 @@ Plain functions and no event loop: the browser is driven synchronously.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from routers.registry import estimator_named, save_router
 from routers.simple import Weighted
 from tests.gateway.learn.world import PRICE, TRUTH, Town
 from tests.ports import free_port
+from tests.until import PATIENCE_S
 
 MASTER_KEY = "hg-master-for-the-browser"
 USERS = {"vera": "viewer", "otto": "operator", "ada": "admin"}
@@ -37,6 +39,23 @@ AUTH = {"authorization": f"Bearer {MASTER_KEY}"}
 CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=30)
 """A new connection for every request, so that any worker may answer."""
 PASSWORD = "a long enough password"
+SLOW_S = 0.5
+"""How long the model `slow` thinks."""
+LOCAL = """
+[[providers]]
+name = "home"
+kind = "local"
+[[models]]
+name = "tiny-small"
+provider = "home"
+[[models]]
+name = "tiny-large"
+provider = "home"
+[[routes]]
+name = "home"
+models = ["tiny-small"]
+router = "cheapest"
+"""
 Found = TypeVar("Found")
 
 
@@ -48,6 +67,8 @@ class Stage:
     storage: str = ""
     workers: int = 2
     router: str = "linear"
+    local: bool = False
+    """With this machine's own engine and its two tiny models beside the scripted ones."""
     port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -71,6 +92,7 @@ class Stage:
             for name, usd in PRICE.items()
         )
         scripts = "".join(f'{name} = [{{ text = "from {name}", output_tokens = 100 }}]\n' for name in PRICE)
+        scripts += f'slow = [{{ text = "at last", output_tokens = 10, delay_s = {SLOW_S} }}]\n'
         names = ", ".join(f'"{name}"' for name in PRICE)
         self.config.write_text(
             f"""
@@ -103,6 +125,14 @@ models = ["small"]
 router = "cheapest"
 cache = "exact"
 store_text = true
+[[models]]
+name = "slow"
+provider = "script"
+[[routes]]
+name = "late"
+models = ["slow"]
+router = "cheapest"
+{LOCAL if self.local else ""}
 [auth]
 master_key = "{MASTER_KEY}"
 """
@@ -140,6 +170,11 @@ master_key = "{MASTER_KEY}"
         assert answer.status_code == 200, answer.text
         return answer
 
+    def answers(self, model: str) -> bool:
+        """Whether whichever worker is met knows it."""
+        sent = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+        return CLIENT.post(f"{self.api}/chat/completions", json=sent, headers=AUTH).status_code == 200
+
     def answered_by(self, text: str, times: int) -> set[str]:
         """Who answers, over many connections."""
         with ThreadPoolExecutor(4) as pool:
@@ -171,11 +206,20 @@ master_key = "{MASTER_KEY}"
             rows = self.admin("GET", "/admin/decisions", params={"limit": 1000})["data"]
             return len(rows) >= min(count, 1000)
 
-        eventually(there, within_s=30)
+        eventually(there)
 
     def add_users(self) -> None:
         for name, role in USERS.items():
             self.admin("POST", "/admin/users", json={"name": name, "role": role, "password": PASSWORD})
+
+    def plan(self, questions: int, route: str = "auto", budget_usd: float | None = None) -> str:
+        """A batch job planned and not begun; its id."""
+        town = Town(21)
+        lines = "".join(json.dumps({"prompt": town.question()[1]}) + "\n" for _ in range(questions))
+        wanted = {"name": "questions.jsonl", "prompts": lines, "route": route, "budget_usd": budget_usd}
+        id: str = self.admin("POST", "/admin/plans", json=wanted)["id"]
+        eventually(lambda: self.admin("GET", f"/admin/plans/{id}")["state"] == "ready")
+        return id
 
     def add_version(self, artifact: Path) -> str:
         """Takes an artefact in as a candidate of the route `auto`; its version."""
@@ -198,7 +242,7 @@ def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
     return path
 
 
-def eventually(found: Callable[[], Found], within_s: float = 15.0) -> Found:
+def eventually(found: Callable[[], Found], within_s: float = PATIENCE_S) -> Found:
     """What `found` says once it says something; errors of a server that is not there yet count as nothing."""
     deadline = time.monotonic() + within_s
     while True:
@@ -221,9 +265,9 @@ def running(stage: Stage) -> Iterator[Stage]:
 
 
 def pages(decision: str, names: Sequence[str] = ()) -> list[str]:
-    """Every page there is."""
+    """Every page there is; `names`: those of batch jobs and plans."""
     return [
-        "/", "/?window=week", "/routes", "/routes/auto", "/decisions", f"/decisions/{decision}", "/learning",
+        "/login", "/", "/?window=week", "/routes", "/routes/auto", "/decisions", f"/decisions/{decision}", "/learning",
         "/certificates", "/cache", "/models", "/models/edit", "/models/edit?name=small", "/providers/edit",
         "/providers/edit?name=script", "/labels", "/feedback", "/batch", "/keys", "/tenants", "/users", "/audit",
         *names,

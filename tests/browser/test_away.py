@@ -40,8 +40,11 @@ def test_an_empty_journal_says_what_to_do(bare: Stage, open_page: OpenPage, watc
 def test_the_database_goes_away_and_comes_back(
     bare: Stage, open_page: OpenPage, postgres_server: PostgresServer
 ) -> None:
-    """A page says so in place and keeps its figures, requests are answered, and all is well again afterwards."""
-    page = open_page("/routes", on=bare)
+    """A page says so in place and keeps its figures, requests are answered, a form says that nothing was changed and
+    keeps what was typed; all is well again afterwards, and nothing was half applied.
+    """
+    page, knobs = open_page("/routes", on=bare), open_page("/routes/auto", on=bare)
+    knobs.get_by_label("Why").fill("while it is away")
     bare.ask("hello")
     postgres_server.stop()
     try:
@@ -50,7 +53,11 @@ def test_the_database_goes_away_and_comes_back(
         page.goto(f"{bare.url}/decisions")
         expect(page.locator("main .notice")).to_contain_text("database is away")
         assert "Requests are answered all the same" in page.locator("main").inner_text()
+        knobs.get_by_role("button", name="Apply", exact=True).click()
+        expect(knobs.locator("#knobs .problem")).to_contain_text("nothing was changed")
+        assert knobs.locator("#why").input_value() == "while it is away"
     finally:
         postgres_server.start()
+    eventually(lambda: bare.admin("GET", "/admin/routes/auto")["setting_version"] == 0)
     page.goto(f"{bare.url}/decisions")
     eventually(lambda: page.reload() and page.locator("#live tbody tr").count() >= 2)

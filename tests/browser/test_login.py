@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import httpx
+import sqlalchemy as sa
 from playwright.sync_api import Page
 
+from gateway.journal.rollup_tables import sessions
+from gateway.journal.store import open_store
 from tests.browser.conftest import OpenPage
-from tests.browser.stage import Stage
+from tests.browser.stage import Stage, eventually
 
 
 def test_a_page_asks_for_the_login_and_goes_on_from_there(stage: Stage, open_page: OpenPage) -> None:
@@ -44,6 +47,22 @@ def test_an_expired_session_ends_where_it_is_noticed(stage: Stage, open_page: Op
     page.context.clear_cookies()
     page.get_by_role("button", name="Apply").click()
     page.wait_for_url("**/login?next=**")
+    assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
+
+
+def test_a_session_whose_time_is_over_is_told(stage: Stage, open_page: OpenPage) -> None:
+    """Twelve hours later, as the database has it: the next form leads to the login page, which says why."""
+    page = open_page("/routes/auto", user="otto")
+    before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
+    store = open_store(f"sqlite:///{stage.folder}/journal.db")
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(sessions).where(sessions.c.user_name == "otto").values(expires_s=1.0))
+    store.close()
+    cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
+    eventually(lambda: httpx.get(f"{stage.url}/routes", cookies=cookies).status_code == 303)
+    page.get_by_role("button", name="Apply", exact=True).click()
+    page.wait_for_url("**/login?next=**")
+    assert "your session has expired" in page.locator("main").inner_text()
     assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
 
 

@@ -6,20 +6,32 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage, Watch
-from tests.browser.stage import Stage, pages
+from tests.browser.stage import Stage, eventually, pages
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text()
 OTHER_NEWEST = "href => document.querySelector('#live tbody a.row').getAttribute('href') !== href"
 GRAVE = ("serious", "critical")
+RING = """() => {
+  const focused = document.activeElement, look = getComputedStyle(focused);
+  return [focused.outerHTML.slice(0, 80), look.outlineStyle, parseFloat(look.outlineWidth)];
+}"""
+"""What has the focus, and the ring around it."""
 
 
-def grave_violations(page: Page) -> list[str]:
+COLOURS = ["color-contrast", "link-in-text-block"]
+"""Rules that another theme can break; the others see no colour."""
+ALL: list[str] = []
+
+
+def grave_violations(page: Page, rules: list[str] = ALL) -> list[str]:
     """What axe-core finds, as far as it is grave."""
-    page.evaluate(AXE)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    if page.evaluate("typeof axe === 'undefined'"):
+        page.evaluate(AXE)
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    found = page.evaluate("options => axe.run(document, options)", options)
     return [
         f"{page.url}: {one['id']} at {json.dumps([node['target'] for node in one['nodes']])}"
         for one in found["violations"]
@@ -27,24 +39,78 @@ def grave_violations(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", "laptop"), ("dark", "phone")])
+@pytest.fixture(scope="module")
+def jobs(stage: Stage) -> list[str]:
+    """Pages of a plan, of a job that is done, and of one that failed."""
+    waits, begun = stage.plan(6), stage.plan(6)
+    done = stage.admin("POST", f"/admin/plans/{begun}/begin", json={})["id"]
+    eventually(lambda: stage.admin("GET", f"/admin/batches/{done}")["state"] == "completed")
+    bad = stage.admin("POST", "/admin/plans", json={"prompts": "not json"})["id"]
+    eventually(lambda: stage.admin("GET", f"/admin/plans/{bad}")["state"] == "refused")
+    return [f"/batch/plans/{waits}", f"/batch/{done}", f"/batch/plans/{bad}"]
+
+
+@pytest.mark.parametrize(
+    ("width", "theme", "rules"),
+    [
+        ("laptop", "light", ALL), ("phone", "dark", COLOURS),
+        *(pytest.param(width, theme, ALL, marks=pytest.mark.slow)
+          for width, theme in (("laptop", "dark"), ("phone", "light"), ("phone", "dark"))),
+    ],
+)  # fmt: skip
 def test_every_page_loads_and_is_accessible(
-    stage: Stage, open_page: OpenPage, watch: Watch, theme: str, width: str
+    stage: Stage, open_page: OpenPage, watch: Watch, jobs: list[str], width: str, theme: str, rules: list[str]
 ) -> None:
-    """No console error, no grave violation, nothing wider than the screen; light and wide, dark and narrow."""
+    """No console error, no grave violation, nothing wider than the screen; wide and narrow, light and dark."""
     decision = stage.admin("GET", "/admin/decisions", params={"limit": 1})["data"][0]["id"]
-    page = open_page("/", theme=theme, width=width)
-    grave, wide = grave_violations(page), []
-    for path in pages(decision)[1:]:
+    page = open_page("/", width=width, theme=theme)
+    grave, wide = [], []
+    for path in pages(decision, jobs):
         answer = page.goto(stage.url + path)
         assert answer is not None and answer.status == 200, path
         page.wait_for_function("window.htmx !== undefined")
-        grave += grave_violations(page)
+        grave += grave_violations(page, rules)
         if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
             wide.append(path)
     assert watch.faults == []
     assert grave == []
     assert wide == []
+
+
+@pytest.mark.parametrize("width", ["laptop", "phone"])
+def test_pages_that_refuse_are_accessible(stage: Stage, open_page: OpenPage, width: str) -> None:
+    """What is not there, what one's role may not see, and a login that failed."""
+    page = open_page("/", user="vera", width=width)
+    grave = []
+    for path, words in (("/decisions/dec_none", "dec_none"), ("/users", "needs the role admin")):
+        page.goto(stage.url + path)
+        expect(page.locator("main .notice")).to_contain_text(words)
+        grave += both_themes(page)
+    page.goto(f"{stage.url}/login")
+    page.get_by_label("Password or master key").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("main .notice")).to_contain_text("wrong")
+    assert grave + both_themes(page) == []
+
+
+def both_themes(page: Page) -> list[str]:
+    """All rules in light; those of colour in dark."""
+    page.emulate_media(color_scheme="light")
+    grave = grave_violations(page)
+    page.emulate_media(color_scheme="dark")
+    return grave + [f"dark, {one}" for one in grave_violations(page, COLOURS)]
+
+
+def test_focus_is_seen_wherever_it_is(open_page: OpenPage) -> None:
+    """From the first link to the last control of a route's page, each shows a ring when a key leads to it."""
+    page = open_page("/routes/auto")
+    unseen = []
+    for _ in range(45):
+        page.keyboard.press("Tab")
+        where, style, width = page.evaluate(RING)
+        if style == "none" or width < 1:
+            unseen.append(where)
+    assert unseen == []
 
 
 def test_the_theme_can_be_chosen_and_stays(open_page: OpenPage) -> None:

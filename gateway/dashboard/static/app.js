@@ -38,7 +38,8 @@ document.addEventListener("keydown", (event) => {
   button.focus();
 });
 
-// -- live: a cheap question every few seconds; regions are asked for again only when the answer has changed
+// -- live: a cheap question every few seconds; regions are asked for again only when the answer has changed, or always
+// where they say that they are restless: a job under way
 
 let seen = null;
 let paused = false;
@@ -72,7 +73,7 @@ async function look() {
   const told = await answer.json();
   const mark = JSON.stringify([told.decisions, told.settings, told.alarms, told.database]);
   light("live", told.database === "away" ? "Live, without the database" : "Live");
-  if (mark !== seen || Date.now() - lastAsked > AGES_MS) {
+  if (mark !== seen || Date.now() - lastAsked > AGES_MS || find("[data-restless]")) {
     if (seen !== null) refresh();
     seen = mark;
   }
