@@ -52,6 +52,11 @@ def _types(section: Any) -> dict[str, Any]:
     return typing.get_type_hints(section, include_extras=True)
 
 
+@cache
+def _fields(section: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(section)  # works every annotation out anew: with thousands of keys, for seconds
+
+
 def read_section(section: Any, data: object, path: str, env: Mapping[str, str], found: Problems) -> Any:
     types = _types(section)
     if not isinstance(data, Mapping):
@@ -60,7 +65,7 @@ def read_section(section: Any, data: object, path: str, env: Mapping[str, str], 
     for key in sorted(data.keys() - types.keys()):
         found.add(_join(path, key), f"unknown key{meant(key, types)}")
     values = {}
-    for field in msgspec.structs.fields(section):
+    for field in _fields(section):
         where = _join(path, field.name)
         if field.name in data:
             read = _value(types[field.name], data[field.name], where, env, found)
