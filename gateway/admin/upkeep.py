@@ -28,7 +28,7 @@ from gateway.admin.preview import refusal
 from gateway.admin.rounds import latest_log
 from gateway.journal.backfill import count_old, waiting
 from gateway.journal.insights import keep_insight
-from gateway.journal.tables import decisions, feedback
+from gateway.journal.tables import feedback
 from gateway.learn.asking import to_label
 from gateway.learn.blind import against_blind
 from gateway.learn.dataset import Log, NothingLogged
@@ -84,10 +84,12 @@ def count_waiting(desk: Desk, ended: threading.Event) -> None:
 
 def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
     """One route at most: the one looked over longest ago of those that changed. False: none had to be."""
-    due = []
+    due, marks = [], newest(desk)
     for route in desk.current.routes:
+        mark = marks.get(route.name)
+        if mark is None:
+            continue
         one = seen.setdefault(route.name, Seen())
-        mark = newest(desk, route.name)
         if mark != one.mark and now - one.looked_s >= LOOKED_OVER_EVERY_S:
             due.append((one.looked_s, route.name, mark))
         elif one.mark != one.frontier_mark and now - one.frontier_s >= FRONTIER_EVERY_S:
@@ -106,12 +108,27 @@ def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
     return True
 
 
-def newest(desk: Desk, route: str) -> tuple[Any, Any]:
-    """Changes when a decision of the route or any feedback comes."""
-    latest = sa.select(decisions.c.id).where(decisions.c.route == route).order_by(decisions.c.time_s.desc()).limit(1)
+NEWEST = sa.text(
+    """
+    WITH RECURSIVE known(route) AS (
+        SELECT min(route) FROM decisions
+        UNION ALL
+        SELECT (SELECT min(route) FROM decisions WHERE route > known.route) FROM known WHERE known.route IS NOT NULL
+    )
+    SELECT route, (SELECT id FROM decisions WHERE decisions.route = known.route ORDER BY time_s DESC LIMIT 1)
+    FROM known WHERE route IS NOT NULL
+    """
+)
+"""A look into an index for each route that has decided anything, however many routes there are and however long the
+journal is."""
+
+
+def newest(desk: Desk) -> dict[str, tuple[Any, Any]]:
+    """Of each route with decisions what changes when one of them or any feedback comes."""
     told = sa.select(feedback.c.time_s).order_by(feedback.c.time_s.desc()).limit(1)
     with desk.store.engine.connect() as connection:
-        return connection.execute(latest).scalar(), connection.execute(told).scalar()
+        last = connection.execute(told).scalar()
+        return {route: (id_, last) for route, id_ in connection.execute(NEWEST).all()}
 
 
 def look_over(desk: Desk, route: str, one: Seen) -> None:

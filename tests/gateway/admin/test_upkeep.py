@@ -1,0 +1,36 @@
+"""What the control process computes beforehand costs little, however many routes there are."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+from sqlalchemy import event
+
+from gateway.admin import upkeep
+from gateway.admin.desk import Desk
+from gateway.admin.upkeep import Seen
+from gateway.config import RouteConfig
+from tests.gateway.admin.traffic import explored, write
+
+
+def test_routes_without_traffic_cost_no_question(desk: Desk) -> None:
+    """A thousand more routes, as many statements: only those that decide anything are asked about, and all of them."""
+    asked: list[str] = []
+    event.listen(desk.store.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    write(desk, *explored(40))
+    first = steps(desk, {}, asked)
+    desk.config = replace(desk.config, routes=[*desk.config.routes, *(RouteConfig(name=f"r{i}", models=["small"]) for i in range(1000))])
+    desk._current = None
+    seen: dict[str, Seen] = {}
+    assert steps(desk, seen, asked) == first
+    assert set(seen) == {"auto"}
+    records = [replace(one, id=f"{one.id}x", route="r7") for one in explored(40) if one.id.startswith("dec_")]
+    write(desk, *records)
+    assert upkeep.step(desk, seen, 200.0) and set(seen) == {"auto", "r7"}
+
+
+def steps(desk: Desk, seen: dict[str, Seen], asked: list[str]) -> int:
+    """How many statements it takes to look the one route over, and then to find that nothing has come."""
+    asked.clear()
+    assert upkeep.step(desk, seen, 100.0) and upkeep.step(desk, seen, 101.0)  # the learning, then the frontier
+    assert not upkeep.step(desk, seen, 102.0)
+    return len(asked)
