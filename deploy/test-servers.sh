@@ -1,5 +1,5 @@
 #!/bin/sh
-# The real servers that tests talk to, and the browser that they look with. Installs what is missing where it may; otherwise says what to install.
+# The real servers that tests talk to, the browser that they look with, and promtool, which checks the alarms. Installs what is missing where it may; otherwise says what to install.
 set -eu
 missing=""
 command -v nginx >/dev/null || missing="$missing nginx-light"
@@ -7,6 +7,7 @@ command -v redis-server >/dev/null || missing="$missing redis-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
 command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
+command -v promtool >/dev/null || missing="$missing prometheus"
 [ -x /usr/bin/chromium ] || missing="$missing chromium"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -93,11 +93,12 @@ def test_the_dashboard_is_provisioned() -> None:
 
 
 def test_promtool_agrees() -> None:
-    """Rules are sound and fire when they should, by Prometheus' own tool where it is installed."""
+    """The settings and rules are sound and the rules fire when they should, by Prometheus' own tool."""
     program = shutil.which("promtool")
     if program is None:
-        pytest.skip("promtool is not installed")
+        pytest.skip("promtool is not installed; deploy/test-servers.sh installs it")
     folder = DEPLOY / "prometheus"
-    for words in (["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"]):
+    for words in (["check", "config", "--syntax-only", "prometheus.yaml"], ["check", "rules", "rules.yaml"],
+                  ["test", "rules", "rules.test.yaml"]):  # fmt: skip
         done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
