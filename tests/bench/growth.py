@@ -153,6 +153,7 @@ def fill(path: Path, rows: int) -> None:
         ).fetchall()
         for name, _ in indexes:
             db.execute(f'DROP INDEX "{name}"')
+        db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")
         db.execute("PRAGMA cache_size = -400000")
         columns = [(name, kind) for _, name, kind, *_ in db.execute("PRAGMA table_info(decisions)")]
@@ -164,7 +165,7 @@ def fill(path: Path, rows: int) -> None:
             db.execute(insert, {"first": first, "last": last, "each": each, **span})
         for _, sql in indexes:
             db.execute(sql)
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("PRAGMA journal_mode = WAL")
 
 
 def _select(columns: Sequence[tuple[str, str]]) -> str:
