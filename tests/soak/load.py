@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 from httptools import HttpResponseParser
 
+from gateway.responses import REMEMBERED
+
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "messages": "/v1/messages",
          "responses": "/v1/responses", "embeddings": "/v1/embeddings"}  # fmt: skip
 MODELS = ("auto", "auto", "auto", "quick", "kept", "flaky", "cut", "cascade", "dead")
@@ -102,17 +104,27 @@ async def answered(reader: asyncio.StreamReader) -> Answer:
     return answer
 
 
-async def ask_all_known(url: tuple[str, int], key: str) -> None:
-    """Each question whose answer is kept once, in every form: from then on that cache neither grows nor shrinks."""
-    forms = [(path, length, stream) for path in PATHS for length in LENGTHS for stream in (False, True)]
+async def fill_up(url: tuple[str, int], key: str) -> None:
+    """Every known question once, in every form, and as many stored responses as are remembered.
+
+    From then on the cache and the memory of responses neither grow nor shrink.
+    """
+    surfaces = [surface for surface in PATHS if surface != "embeddings"]
+    forms = [(surface, length, stream) for surface in surfaces for length in LENGTHS for stream in (False, True)]
+    bodies = [
+        (surface, question(surface, "kept", number, length, stream=stream))
+        for surface, length, stream in forms
+        for number in range(KNOWN)
+    ]
+    bodies += [
+        ("responses", question("responses", "quick", number, LENGTHS[number % 3], stream=False, store=True))
+        for number in range(REMEMBERED)
+    ]
     reader, writer = await asyncio.open_connection(*url)
-    for surface, length, stream in forms:
-        if surface == "embeddings":
-            continue  # never kept
-        for number in range(KNOWN):
-            writer.write(head_of(key, surface, question(surface, "kept", number, length, stream=stream)))
-            answer = await answered(reader)
-            assert answer.parser.get_status_code() == 200 and answer.stays, (surface, answer.parser.get_status_code())
+    for surface, body in bodies:
+        writer.write(head_of(key, surface, body))
+        answer = await answered(reader)
+        assert answer.parser.get_status_code() == 200 and answer.stays, (surface, answer.parser.get_status_code())
     writer.transport.abort()
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.soak.load import Soaked, ask_all_known, client
+from tests.soak.load import Soaked, client, fill_up
 from tests.soak.stage import GAUGES, KEY, Soaking, soaking
 
 BLOCKS = 12
 T_95 = 2.228
 """Student's t at 95 % for BLOCKS - 2 degrees of freedom."""
 WARM_SHARE = 0.25
-"""Of the samples, the first ones are left out: pools and the allocator fill up to their bounds (the cache is full
-before the first)."""
+"""Of the samples, the first ones are left out: pools and the allocator fill up to their bounds (what is
+remembered is full before the first)."""
 MB = 1e6
 
 
@@ -46,7 +46,7 @@ async def soak(
 ) -> Verdict:
     """For so long, or so many requests where that is less."""
     async with soaking(folder) as here:
-        await ask_all_known(("127.0.0.1", here.port), KEY)
+        await fill_up(("127.0.0.1", here.port), KEY)
         before, files = await here.at_rest(), here.files()
         begun = time.monotonic()
         soaked = Soaked(until=begun + 60 * minutes, most=requests)
