@@ -77,19 +77,6 @@ class Family:
         )
 
 
-    def joined(self, other: Family) -> Family:
-        """Both sets of rows. ValueError where the rules or the reference differ."""
-        if len(self.scores) != len(other.scores) or self.reference_model != other.reference_model:
-            raise ValueError("rows of other rules or of another reference can't be joined")
-        return Family(
-            np.hstack([self.scores, other.scores]),
-            np.hstack([self.costs_usd, other.costs_usd]),
-            np.append(self.reference, other.reference),
-            np.append(self.reference_costs_usd, other.reference_costs_usd),
-            self.reference_model,
-        )
-
-
 def certify(
     family: Family,
     floor: float,
@@ -139,9 +126,7 @@ def _refused(slack: Matrix, floor: float, confidence: float) -> Refusal:
     needed = rows_for(slack, confidence)
     if needed is None:
         return Refusal(f"even the safest rule is below {floor:.0%} of the reference on these rows", len(slack))
-    return Refusal(
-        "too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1)
-    )
+    return Refusal("too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1))
 
 
 def rows_for(slack: Matrix, confidence: float) -> int | None:

@@ -20,6 +20,7 @@ from cascade.calibrate import Refusal, abstention
 from cascade.logs import Logged
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
 from cascade.posterior_fit import (
+    HIGHEST_RATE,
     Board,
     Walked,
     best_quality,
@@ -70,6 +71,8 @@ class Setting:
     """Quality below the best single model that still counts as matching it, on training rows."""
     rates: int = 36
     """Exchange rates tried."""
+    highest_rate: float = HIGHEST_RATE
+    """Of them, in quality points per cost of the dearest model."""
     seed: int = 0
 
 
@@ -160,7 +163,7 @@ class Trained:
 def train(part: Part, setting: Setting) -> Trained:
     space = space_of(part, setting)
     reference = float(part.logged.data.cost_usd.mean(0).max())
-    rates = rates_for(reference, setting.rates)
+    rates = rates_for(reference, setting.rates, setting.highest_rate)
     n = len(part.scores)
     costs, scores, chances = (np.zeros((len(rates), n)) for _ in range(3))
     fold, single = folds(n, setting.folds, setting.seed), np.zeros(n)

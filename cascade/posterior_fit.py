@@ -161,6 +161,9 @@ def best_quality(points: Matrix) -> int:
     return int(_smoothed(points)[:, 1].argmax())
 
 
-def rates_for(reference_usd: float, points: int = 36) -> Sequence[float]:
-    """Exchange rates worth trying, by rising rate: from quality only to a quality point per reference cost."""
-    return [0.0, *(np.logspace(-2.6, 0.4, points - 1) / max(reference_usd, 1e-12)).tolist()]
+HIGHEST_RATE = 10**0.4
+
+
+def rates_for(reference_usd: float, points: int = 36, highest: float = HIGHEST_RATE) -> Sequence[float]:
+    """Exchange rates worth trying, by rising rate: from quality only to `highest` points per reference cost."""
+    return [0.0, *(np.geomspace(10**-2.6, highest, points - 1) / max(reference_usd, 1e-12)).tolist()]

@@ -29,6 +29,7 @@ Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers looked at b
 Floor = Annotated[float, typer.Option(help="Share of the reference's quality that is promised, in (0, 1].")]
 Sure = Annotated[float, typer.Option(help="Confidence of the promise, in (0, 1).")]
 Estimator = Annotated[str, typer.Option(help="What estimates before generation.")]
+Reference = Annotated[str, typer.Option(help="Model that the floor is a share of; default: the dearest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -85,19 +86,20 @@ def certify(
     floor: Floor = 0.97,
     confidence: Sure = 0.95,
     horizon: Annotated[int, typer.Option(help="Promise the mean of this many requests; 0: the long run.")] = 0,
+    reference: Reference = "",
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
     as_json: AsJson = False,
 ) -> None:
-    """Train on rows whose split is train and certify a floor on the others; or refuse and say what is missing."""
+    """Certify a floor for the rules that these rows teach, each row judged by rules that never saw it; or refuse."""
     from cascade.calibrate import Certificate
     from cascade.guarantee import certified
 
     logged = _read(data, tasks)
     with _refusing():
         found = certified(
-            logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router),
+            logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router), reference=reference,
             issued=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
     _print({"certified": isinstance(found, Certificate), **asdict(found)}, as_json)
@@ -111,7 +113,9 @@ def guarantee(
     floors: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.90,0.95,0.97",
     confidence: Sure = 0.95,
     splits: Annotated[int, typer.Option(min=1, help="Random calibration/test splits.")] = 200,
-    trainings: Annotated[int, typer.Option(min=1, help="Rules are trained so often, each on another half.")] = 5,
+    trainings: Annotated[int, typer.Option(min=1, help="Rules are trained so often, each time with other folds.")] = 2,
+    calibrated: Annotated[float, typer.Option(min=0.1, max=0.95, help="Share of rows to calibrate on.")] = 0.9,
+    reference: Reference = "",
     long_run: Annotated[
         bool, typer.Option("--long-run", help="Certify the long-run mean by the bound valid at any size.")
     ] = False,
@@ -127,7 +131,7 @@ def guarantee(
     with _refusing():
         report = counted(
             _read(data, tasks), floors=shares, confidence=confidence, splits=splits, trainings=trainings,
-            setting=_setting(depth, router), realised=not long_run,
+            setting=_setting(depth, router), realised=not long_run, calibrated=calibrated, reference=reference,
         )  # fmt: skip
     _print(report, as_json)
 

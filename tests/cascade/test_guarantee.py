@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cascade.evaluate import Setting, evaluate
-from cascade.guarantee import guarantee
+from cascade.guarantee import certified, guarantee, reference_of
+from routers.outcomes import DataError
 from tests.cascade.worlds import logged
 
 
-def test_floors_are_kept_on_fresh_halves():
+def test_the_reference_is_the_dearest_or_the_one_named():
+    """It is named before anything is measured, so that luck of the rows has no part in it."""
+    assert reference_of(logged(60), "") == 2 and reference_of(logged(60), "middle") == 1
+    with pytest.raises(DataError, match="tiny"):
+        reference_of(logged(60), "tiny")
+    with pytest.raises(DataError, match="40 complete rows"):
+        certified(logged(40), 0.9, 0.95)
+
+
+def test_floors_are_kept_on_random_splits():
     """Breaches stay within the promised share, and the floor is bought for less than the reference."""
     report = guarantee(
         logged(600), floors=(0.9,), splits=60, trainings=2, setting=Setting(router="linear", estimate_folds=2, folds=2)
