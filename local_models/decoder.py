@@ -2,7 +2,8 @@
 
 A step's tokens, chunks of prompts and single decoded tokens alike, lie in one flat batch: every matrix
 product sees all of them at once, and only attention looks at one sequence at a time, through a view of its
-own slots. So nothing is padded, and a row's result is computed the same way whoever shares the batch.
+own slots. A row's result is computed the same way whoever shares the batch: by `local_models.native` where it can be
+had, else by torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
 from local_models.linear import Dense, Linear, least_rows
-from local_models.quant import Weight, fused_linear, head_linear, load_weights
+from local_models.native import Rows, kernels
+from local_models.quant import Recipe, Weight, fused_linear, head_linear, load_weights
 from local_models.shape import Shape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}
@@ -47,6 +49,10 @@ class _Layer:
     window: int
 
     @property
+    def norms(self) -> tuple[Tensor, Tensor] | None:
+        return (self.q_norm, self.k_norm) if self.q_norm is not None and self.k_norm is not None else None
+
+    @property
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.out, self.gate_up, self.down
 
@@ -62,6 +68,7 @@ class Decoder:
         *,
         int8: bool = False,
         invariant: bool = True,
+        native: bool = True,
     ) -> None:
         self.shape = shape
         self.block_tokens = block_tokens
@@ -69,9 +76,12 @@ class Decoder:
         self.dtype = self.embedding.dtype
         self.device = self.embedding.device
         self.final_norm = _tensor(weights, "model.norm.weight")
-        self.head = head_linear(weights, self.dtype, int8=int8)
-        self.layers = [_layer(shape, weights, index, self.dtype, int8=int8) for index in range(shape.layers)]
-        self._attention = Attention(shape, block_tokens, self.dtype)
+        found = kernels() if native and self.device.type == "cpu" else None
+        self._native = found if found and found.takes(self.dtype, shape.head_dim, block_tokens) else None
+        recipe = Recipe(self.dtype, int8, self._native)
+        self.head = head_linear(weights, recipe)
+        self.layers = [_layer(shape, weights, index, recipe) for index in range(shape.layers)]
+        self._attention = None if self._native else Attention(shape, block_tokens, self.dtype)
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
         )
@@ -84,18 +94,26 @@ class Decoder:
                 if isinstance(linear, Dense):
                     linear.least_rows = 1
 
+    @property
+    def is_native(self) -> bool:
+        """Whether `local_models.native` computes this model."""
+        return self._native is not None
+
     @classmethod
     def load(
-        cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *, int8: bool = False, invariant: bool = True
-    ) -> Decoder:
+        cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *,
+        int8: bool = False, invariant: bool = True, native: bool = True,
+    ) -> Decoder:  # fmt: skip
         """The model in a Hugging Face folder; `auto` keeps the folder's own number format.
 
         `int8` quantizes the matrices while loading; a folder that is quantized needs no word. Without
-        `invariant` a lone float32 stream is faster, and its last bits may depend on how many others run.
+        `invariant` torch computes a lone float32 stream faster, and its last bits may depend on how many others
+        run; `native` products need no such choice.
         """
         shape = read_shape(folder)
         number = DTYPES.get(shape.dtype if dtype == "auto" else dtype, torch.float32)
-        return cls(shape, load_weights(folder, shape, number), block_tokens, int8=int8, invariant=invariant)
+        weights = load_weights(folder, shape, number)
+        return cls(shape, weights, block_tokens, int8=int8, invariant=invariant, native=native)
 
     def new_pool(self, blocks: int) -> Pool:
         """A zeroed pool for this model's keys and values."""
@@ -104,7 +122,20 @@ class Decoder:
     def forward(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
         with torch.inference_mode():
-            return self._forward(batch, pool)
+            return self._forward_native(batch, pool) if self._native else self._forward(batch, pool)
+
+    def _forward_native(self, batch: Batch, pool: Pool) -> Tensor:
+        shape, size, c = self.shape, self.block_tokens, self._native
+        assert c is not None
+        rows, turns = _rows(batch.segments), (self._cos, self._sin)
+        x = F.embedding(batch.ids, self.embedding)
+        for index, layer in enumerate(self.layers):
+            keys, values = pool.tensor[index]
+            qkv = layer.qkv(c.norm(x, layer.norm_in, shape.eps))
+            c.place(qkv, layer.norms, shape.eps, turns, batch.positions, batch.write_slots, keys, values)
+            x = x + layer.out(c.attend(qkv, keys, values, rows, shape.heads, layer.window, size))
+            x = x + layer.down(c.gate(layer.gate_up(c.norm(x, layer.norm_mlp, shape.eps))))
+        return c.norm(x.index_select(0, batch.wanted_rows), self.final_norm, shape.eps)
 
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         count = len(batch.ids)
@@ -114,6 +145,7 @@ class Decoder:
         x = F.embedding(ids, self.embedding)
         cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
         tiles = [tile for segment in batch.segments for tile in pool.tiles(segment)]
+        assert self._attention is not None
         views = self._attention.views(tiles, pool)
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, cos, sin)
@@ -151,11 +183,24 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, swapped, sin)
 
 
-def _layer(shape: Shape, weights: dict[str, Weight], index: int, dtype: torch.dtype, *, int8: bool) -> _Layer:
+def _rows(segments: list[Segment]) -> Rows:
+    """Segments as plain arrays."""
+    at, table, blocks = 0, [], list[int]()
+    for segment in segments:
+        table.append(at)
+        needed = segment.blocks
+        blocks += needed
+        at += len(needed)
+    lists = [s.row for s in segments], [s.count for s in segments], [s.start for s in segments], table, blocks
+    first, count, start, begin, every = (torch.tensor(values, dtype=torch.int32) for values in lists)
+    return Rows(first, count, start, begin, every)
+
+
+def _layer(shape: Shape, weights: dict[str, Weight], index: int, recipe: Recipe) -> _Layer:
     name = f"model.layers.{index}."
 
     def linear(*parts: str) -> Linear:
-        return fused_linear(weights, [name + part for part in parts], dtype, int8=int8)
+        return fused_linear(weights, [name + part for part in parts], recipe)
 
     return _Layer(
         norm_in=_tensor(weights, name + "input_layernorm.weight"),

@@ -46,7 +46,9 @@ class EngineOptions:
     int8: bool = False
     """Quantize the weights while loading."""
     invariant: bool = True
-    """An answer's bits never depend on its batch; False: a lone float32 stream is faster."""
+    """An answer's bits never depend on its batch; False: where torch computes, a lone float32 stream is faster."""
+    native: bool = True
+    """Compute by `local_models.native` where it can be had."""
     share_prefixes: bool = True
     eviction_alpha: float | None = 1.0
     """Marconi's weight of computation saved per byte; None: least recently used."""
@@ -109,8 +111,9 @@ class Engine:
         """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
         options = options or EngineOptions()
         decoder = Decoder.load(
-            folder, options.dtype, options.block_tokens, int8=options.int8, invariant=options.invariant
-        )
+            folder, options.dtype, options.block_tokens,
+            int8=options.int8, invariant=options.invariant, native=options.native,
+        )  # fmt: skip
         return cls(decoder, TextCodec(folder), options)
 
     @property

@@ -195,9 +195,7 @@ def _error(message: str, kind: str, code: str, param: str | None) -> Body:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _wanted(
-    body: Body, limit: str, default_tokens: int | None, top: int | None, grammar: Grammar | None
-) -> Wanted:
+def _wanted(body: Body, limit: str, default_tokens: int | None, top: int | None, grammar: Grammar | None) -> Wanted:
     stream = _flag(body, "stream")
     options = body.get("stream_options") or {}
     if options and not stream:

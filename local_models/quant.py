@@ -4,10 +4,10 @@ Granularity follows FineQuant: each matrix starts with one scale a row, and the 
 still lowers the error enough; where four bits stay too coarse a matrix is kept in eight. Weights are
 symmetric, so there is no zero point. Embeddings and norms keep their format; the head is eight bits at least.
 
-On a CPU eight-bit rows are multiplied as integers by oneDNN, with one scale a row of activations: exact sums,
-so a row's result depends on nothing but the row. The operator is an internal one of torch: it is tried on a
-known product at load, and where it is missing or wrong, weights are expanded to the model's
-own format instead.
+On a CPU eight-bit rows are multiplied as integers, with one scale a row of activations: exact sums, so a row's result
+depends on nothing but the row. `local_models.native` does it where it can be had, else oneDNN. That operator is an
+internal one of torch: it is tried on a known product at load, and where it is missing or wrong, weights are expanded
+to the model's own format instead.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from local_models.checkpoint import expected_shapes, load_tensors
 from local_models.errors import CheckpointError
 from local_models.linear import Dense, Linear
 from local_models.manifest import MANIFEST, ManifestError, verify_manifest, write_manifest
+from local_models.native import Int8Panels, Kernels, Panels
 from local_models.shape import Shape, read_shape
 
 QUANTIZED = "quantization.json"
@@ -248,31 +249,51 @@ def load_weights(folder: Path, shape: Shape, dtype: torch.dtype) -> dict[str, We
     return weights
 
 
-def fused_linear(weights: dict[str, Weight], names: list[str], dtype: torch.dtype, *, int8: bool) -> Linear:
-    """One product for several matrices; they leave `weights`, so that none is held twice.
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How matrices become products."""
 
-    Matrices that are eight-bit rows already stay so; `int8` makes such rows of any others.
-    """
+    dtype: torch.dtype
+    int8: bool = False
+    """Make eight-bit rows of what is none; what is stays so."""
+    native: Kernels | None = None
+    """Who computes; None: torch."""
+
+    def dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return Panels(self.native, weight, bias) if self.native else Dense(weight, bias)
+
+    def packed(self, packed: Packed, bias: Tensor | None) -> Linear:
+        """As integers where that works, expanded otherwise."""
+        if packed.is_int8_rows and self.native:
+            return Int8Panels(self.native, packed.values, packed.scales, bias)
+        most = int8_levels() if packed.is_int8_rows else None
+        if most is not None:
+            return Int8Rows(packed, bias, most=most)
+        return self.dense(packed.expand(self.dtype), bias)
+
+
+def fused_linear(weights: dict[str, Weight], names: list[str], recipe: Recipe) -> Linear:
+    """One product for several matrices; they leave `weights`, so that none is held twice."""
     parts = [weights.pop(name + ".weight") for name in names]
     biases = [weights.pop(name + ".bias") for name in names if name + ".bias" in weights]
     bias = torch.cat([b for b in biases if isinstance(b, Tensor)]) if biases else None
-    return _linear(parts, bias, dtype, int8=int8)
+    return _linear(parts, bias, recipe)
 
 
-def head_linear(weights: dict[str, Weight], dtype: torch.dtype, *, int8: bool) -> Linear:
+def head_linear(weights: dict[str, Weight], recipe: Recipe) -> Linear:
     """The product that gives scores; of the embedding where the two are tied."""
     head = weights.pop("lm_head.weight", None)
-    return _linear([weights["model.embed_tokens.weight"] if head is None else head], None, dtype, int8=int8)
+    return _linear([weights["model.embed_tokens.weight"] if head is None else head], None, recipe)
 
 
-def _linear(parts: list[Weight], bias: Tensor | None, dtype: torch.dtype, *, int8: bool) -> Linear:
+def _linear(parts: list[Weight], bias: Tensor | None, recipe: Recipe) -> Linear:
     packed = [part for part in parts if isinstance(part, Packed) and part.is_int8_rows]
     if len(packed) == len(parts):
         values = torch.cat([part.values for part in packed])
         scales = torch.cat([part.scales for part in packed])
-        return linear_of(Packed(values, scales, 8, values.shape[1]), bias, dtype)
-    dense = torch.cat([part.expand(dtype) if isinstance(part, Packed) else part for part in parts])
-    return linear_of(quantize(dense, 8, dense.shape[1]), bias, dtype) if int8 else Dense(dense, bias)
+        return recipe.packed(Packed(values, scales, 8, values.shape[1]), bias)
+    dense = torch.cat([part.expand(recipe.dtype) if isinstance(part, Packed) else part for part in parts])
+    return recipe.packed(quantize(dense, 8, dense.shape[1]), bias) if recipe.int8 else recipe.dense(dense, bias)
 
 
 def verified(folder: Path) -> None:
@@ -281,14 +302,6 @@ def verified(folder: Path) -> None:
         verify_manifest(folder)
     except ManifestError as error:
         raise CheckpointError(str(error)) from error
-
-
-def linear_of(packed: Packed, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """The product of a quantized matrix: as integers where that works, expanded otherwise."""
-    most = int8_levels() if packed.is_int8_rows else None
-    if most is not None:
-        return Int8Rows(packed, bias, most=most)
-    return Dense(packed.expand(dtype), bias)
 
 
 def _all_tensors(folder: Path) -> dict[str, Tensor]:

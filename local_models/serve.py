@@ -180,7 +180,7 @@ def main() -> None:
 
 
 _ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant",
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native",
     "draft_tokens", "draft_budget",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)

@@ -124,5 +124,7 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
     ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
     ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
     ("local_busy_seconds_total", "counter", "Time spent computing.", lambda s: s.worker.engine.busy_s),
+    ("local_audits_total", "counter", "Audits of an idle engine's blocks.", lambda s: s.worker.audits),
+    ("local_audits_failed_total", "counter", "Of them with a fault.", lambda s: s.worker.audits_failed),
     ("local_engine_steps_total", "counter", "Steps computed.", lambda s: s.worker.engine.steps),
 ]

@@ -3,6 +3,8 @@
 The loop never computes and the engine's thread never waits for a client: requests and cancellations go over
 as messages, events come back in one wake-up a step. When the engine itself fails, every open request ends
 with an error, later ones are refused, and `dead` tells the supervisor of the process to start a new one.
+
+Whenever the engine falls idle its blocks are audited, at most once in `_AUDIT_EVERY_S`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from local_models.request import Ending, Event, Finished, Request
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_AUDIT_EVERY_S = 1.0
 
 
 class Worker:
@@ -29,6 +33,9 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.dead: BaseException | None = None
+        self.audits = 0
+        self.audits_failed = 0
+        self._audited_s = float("-inf")
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -102,10 +109,23 @@ class Worker:
                     self._jobs.popleft().run()
                 if self.engine.busy:
                     self._tell(self.engine.step())
+                    self._audit_if_idle(time.monotonic())
         except BaseException as error:  # whatever it was, the clients must hear of it
             _log.exception("the engine failed")
             self.dead = error
         self._end_all()
+
+    def _audit_if_idle(self, now_s: float) -> None:
+        """Are all blocks accounted for? A leak costs memory, not answers: it is told, and the engine goes on."""
+        if self.engine.busy or now_s - self._audited_s < _AUDIT_EVERY_S:
+            return
+        self._audited_s = now_s
+        self.audits += 1
+        try:
+            self.engine.audit()
+        except AssertionError:
+            self.audits_failed += 1
+            _log.exception("the blocks of an idle engine are not all accounted for")
 
     def _wait(self) -> bool:
         with self._wake:

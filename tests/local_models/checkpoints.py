@@ -64,10 +64,10 @@ class Answer:
     last: Finished
 
 
-def oracle(variant: str) -> Any:
+def oracle(variant: str, **more: Any) -> Any:
     """The model as transformers computes it, its weights random but fixed."""
     family, changes = VARIANTS[variant]
-    config = getattr(transformers, f"{family}Config")(**{**_BASE, **changes})
+    config = getattr(transformers, f"{family}Config")(**{**_BASE, **changes, **more})
     torch.manual_seed(sum(map(ord, variant)))
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a mistake in them
@@ -77,9 +77,9 @@ def oracle(variant: str) -> Any:
     return model
 
 
-def write_folder(variant: str, folder: Path) -> Any:
+def write_folder(variant: str, folder: Path, **more: Any) -> Any:
     """Save a random checkpoint with the shipped models' tokenizer; returns transformers' model."""
-    model = oracle(variant)
+    model = oracle(variant, **more)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(shipped_models()["tiny-small"] / name, folder / name)

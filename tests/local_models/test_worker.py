@@ -61,6 +61,19 @@ async def test_leaving_early_cancels(start: Start) -> None:
     await worker.ask(worker.engine.audit)
 
 
+async def test_an_idle_engine_is_audited(start: Start) -> None:
+    """When the last answer has ended the blocks are counted; a leak is told and nobody's answer suffers."""
+    worker = start(engine())
+    await all_events(worker, "a")
+    await worker.ask(lambda: None)
+    assert (worker.audits, worker.audits_failed) == (1, 0)
+    lost = worker.engine.blocks._allocate(1)
+    worker._audited_s = float("-inf")
+    assert len(await all_events(worker, "b")) == 9
+    await worker.ask(lambda: None)
+    assert lost and (worker.audits, worker.audits_failed) == (2, 1)
+
+
 async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -> None:
     """An engine that fails ends what is open with an error; nobody waits for ever."""
     worker = start(engine())

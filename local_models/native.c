@@ -1,0 +1,508 @@
+/* Products, attention and the small steps between them for processors with AVX2 and FMA; see local_models/native.py.
+ *
+ * One rule holds everywhere: what is computed for a row is the same chain of operations whatever the number of rows.
+ * In a product each element is one chain of fused multiply-adds over k = 0, 1, 2, ...; only how many chains run side
+ * by side depends on the batch. Integer sums are exact. In attention each query row walks the blocks of its sequence
+ * in order, alone. So a row's bits cannot depend on its company, and nothing is padded.
+ *
+ * Element types: 0 is float, 1 is bfloat16. Rows are contiguous unless a stride is an argument.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef __AVX2__
+#error "needs AVX2"
+#endif
+#ifndef __FMA__
+#error "needs FMA"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define PANEL 16 /* columns of weights that lie together */
+#define AHEAD 1024 /* bytes: panels follow each other, so what is fetched beyond one is the next */
+
+typedef long long i64;
+
+/* ---- elements ---- */
+
+INLINE __m256 load8(const void *at, i64 i, int bf) {
+    if (!bf) return _mm256_loadu_ps((const float *)at + i);
+    __m128i h = _mm_loadu_si128((const __m128i *)((const uint16_t *)at + i));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+INLINE void store8(void *at, i64 i, __m256 v, int bf) {
+    if (!bf) { _mm256_storeu_ps((float *)at + i, v); return; }
+    __m256i u = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    up = _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc0), nan);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(up, up), 0xd8);
+    _mm_storeu_si128((__m128i *)((uint16_t *)at + i), _mm256_castsi256_si128(packed));
+}
+
+INLINE float load1(const void *at, i64 i, int bf) {
+    if (!bf) return ((const float *)at)[i];
+    uint32_t u = (uint32_t)((const uint16_t *)at)[i] << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+INLINE void store1(void *at, i64 i, float v, int bf) {
+    if (!bf) { ((float *)at)[i] = v; return; }
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    ((uint16_t *)at)[i] = v != v ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+INLINE float max8(__m256 v) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+/* e^x to about 1e-7 relative (Cephes' polynomial); 0 below -87, not a number stays one. */
+INLINE __m256 exp8(__m256 x) {
+    __m256 low = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
+    __m256 in = _mm256_min_ps(_mm256_set1_ps(88.0f), x);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(in, _mm256_set1_ps(1.44269504088896341f)), 8);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), in);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+    p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+    __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_andnot_ps(low, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
+}
+
+/* ---- products ---- */
+
+/* R rows times V vectors of 8 columns: R * V chains side by side, at the end in out[r][8 * V]. Panels lie PANEL * k
+ * elements apart. Never inlined: the chains are to stay in registers whatever surrounds the call. */
+#define TILE_OF(name, R, V, bf)                                                                                      \
+    static __attribute__((noinline)) void name(const float *x, i64 stride, const void *w, i64 k, float *out) {       \
+        __m256 acc[R][V];                                                                                            \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_setzero_ps();                     \
+        for (i64 i = 0; i < k; i++) {                                                                                \
+            __m256 b[V];                                                                                             \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                    \
+                i64 at = (v / 2) * PANEL * k + i * PANEL + (v % 2) * 8;                                              \
+                if (v % 2 == 0) _mm_prefetch((const char *)w + at * (bf ? 2 : 4) + AHEAD, _MM_HINT_T0);              \
+                b[v] = load8(w, at, bf);                                                                             \
+            }                                                                                                        \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
+                __m256 a = _mm256_broadcast_ss(x + r * stride + i);                                                  \
+                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_fmadd_ps(a, b[v], acc[r][v]); \
+            }                                                                                                        \
+        }                                                                                                            \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) _mm256_storeu_ps(out + r * 8 * V + 8 * v, acc[r][v]); \
+    }
+TILE_OF(dense_1_8, 1, 8, 0) TILE_OF(dense_2_4, 2, 4, 0) TILE_OF(dense_3_4, 3, 4, 0) TILE_OF(dense_1_2, 1, 2, 0)
+TILE_OF(dense_2_2, 2, 2, 0) TILE_OF(dense_3_2, 3, 2, 0) TILE_OF(dense_4_2, 4, 2, 0) TILE_OF(dense_5_2, 5, 2, 0)
+TILE_OF(dense_6_2, 6, 2, 0)
+TILE_OF(short_1_8, 1, 8, 1) TILE_OF(short_2_4, 2, 4, 1) TILE_OF(short_3_4, 3, 4, 1) TILE_OF(short_1_2, 1, 2, 1)
+TILE_OF(short_2_2, 2, 2, 1) TILE_OF(short_3_2, 3, 2, 1) TILE_OF(short_4_2, 4, 2, 1) TILE_OF(short_5_2, 5, 2, 1)
+TILE_OF(short_6_2, 6, 2, 1)
+
+typedef void tile_fn(const float *x, i64 stride, const void *w, i64 k, float *out);
+/* By type, then by rows: one panel at a time; and the wider ones for few rows. */
+static tile_fn *const TILES[2][7] = {{0, dense_1_2, dense_2_2, dense_3_2, dense_4_2, dense_5_2, dense_6_2},
+                                     {0, short_1_2, short_2_2, short_3_2, short_4_2, short_5_2, short_6_2}};
+static tile_fn *const WIDE[2][4] = {{0, dense_1_8, dense_2_4, dense_3_4}, {0, short_1_8, short_2_4, short_3_4}};
+static const int WIDE_PANELS[4] = {0, 4, 2, 2};
+
+INLINE void put(void *y, i64 row, i64 columns, i64 column, __m256 v, const float *bias, int bf) {
+    if (bias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + column));
+    if (column + 8 <= columns) { store8(y, row * columns + column, v, bf); return; }
+    float some[8];
+    _mm256_storeu_ps(some, v);
+    for (i64 c = column; c < columns; c++) store1(y, row * columns + c, some[c - column], bf);
+}
+
+static void block(tile_fn *tile, const float *x, i64 row, int rows, i64 k, const char *w, void *y, i64 columns,
+                  i64 panel, int panels, const float *bias, int bf) {
+    float out[6 * 2 * PANEL];
+    int width = panels * PANEL;
+    tile(x + row * k, k, w + panel * PANEL * k * (bf ? 2 : 4), k, out);
+    for (int r = 0; r < rows; r++)
+        for (i64 c = 0; c < width && panel * PANEL + c < columns; c += 8)
+            put(y, row + r, columns, panel * PANEL + c, _mm256_loadu_ps(out + r * width + c), bias, bf);
+}
+
+static void few(const float *x, i64 rows, i64 k, const char *w, void *y, i64 columns, i64 from, i64 to,
+                const float *bias, int bf) {
+    i64 p = from;
+    if (rows < 4) {
+        int wide = WIDE_PANELS[rows];
+        for (; p + wide <= to; p += wide) block(WIDE[bf][rows], x, 0, (int)rows, k, w, y, columns, p, wide, bias, bf);
+    }
+    for (; p < to; p++)
+        for (i64 row = 0; row < rows; row += 6) {
+            int some = rows - row < 6 ? (int)(rows - row) : 6;
+            block(TILES[bf][some], x, row, some, k, w, y, columns, p, 1, bias, bf);
+        }
+}
+
+static float *floats(const void *x, i64 count, float *room) {
+    i64 i = 0;
+    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(room + i, load8(x, i, 1));
+    for (; i < count; i++) room[i] = load1(x, i, 1);
+    return room;
+}
+
+#define SHARES 4 /* pieces of work a thread, so that a late one costs little */
+
+/* y[rows, columns] = x[rows, k] w^T + bias; w in panels [ceil(columns / 16)][k][16] of type `bf`, as are x and y. */
+void product(const void *x, const void *w, const float *bias, void *y, i64 rows, i64 columns, i64 k, int bf,
+             float *room, int threads) {
+    const float *xf = bf ? floats(x, rows * k, room) : (const float *)x;
+    i64 panels = (columns + PANEL - 1) / PANEL, quads = (panels + 3) / 4;
+    i64 shares = threads > 1 ? SHARES * threads : 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (i64 s = 0; s < shares; s++) {
+        i64 from = s * quads / shares * 4, to = (s + 1) * quads / shares * 4;
+        if (to > panels) to = panels;
+        few(xf, rows, k, w, y, columns, from, to, bias, bf);
+    }
+}
+
+/* Integers: weights in panels [ceil(columns / 16)][pairs of k][16][2] of int8, activations int16 in pairs. */
+#define TILE8_OF(R, V)                                                                                               \
+    static __attribute__((noinline)) void whole_##R##_##V(const int16_t *x, i64 stride, const int8_t *w, i64 pairs,  \
+                                                          int *out) {                                                \
+        __m256i acc[R][V];                                                                                           \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_setzero_si256();                  \
+        for (i64 i = 0; i < pairs; i++) {                                                                            \
+            __m256i b[V];                                                                                            \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                    \
+                const int8_t *at = w + (v / 2) * 2 * PANEL * pairs + i * 2 * PANEL + (v % 2) * 16;                   \
+                if (v % 2 == 0) _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);                                 \
+                b[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));                                   \
+            }                                                                                                        \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
+                int two;                                                                                             \
+                memcpy(&two, x + r * stride + 2 * i, 4);                                                             \
+                __m256i a = _mm256_set1_epi32(two);                                                                  \
+                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                                  \
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(a, b[v]));                             \
+            }                                                                                                        \
+        }                                                                                                            \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
+            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                                      \
+                _mm256_storeu_si256((__m256i *)(out + r * 8 * V + 8 * v), acc[r][v]);                                \
+    }
+TILE8_OF(1, 8) TILE8_OF(2, 4) TILE8_OF(3, 4) TILE8_OF(1, 2) TILE8_OF(2, 2) TILE8_OF(3, 2) TILE8_OF(4, 2)
+TILE8_OF(5, 2) TILE8_OF(6, 2)
+
+typedef void tile8_fn(const int16_t *x, i64 stride, const int8_t *w, i64 pairs, int *out);
+static tile8_fn *const TILES8[7] = {0, whole_1_2, whole_2_2, whole_3_2, whole_4_2, whole_5_2, whole_6_2};
+static tile8_fn *const WIDE8[4] = {0, whole_1_8, whole_2_4, whole_3_4};
+
+typedef struct {
+    const int16_t *x;
+    const float *steps;
+    i64 rows, pairs, columns;
+    const int8_t *w;
+    const float *scales, *bias;
+    void *y;
+    int bf;
+} whole_product;
+
+static void block8(const whole_product *it, tile8_fn *tile, i64 row, int rows, i64 panel, int panels) {
+    int out[6 * 2 * PANEL], width = panels * PANEL;
+    tile(it->x + row * 2 * it->pairs, 2 * it->pairs, it->w + panel * 2 * PANEL * it->pairs, it->pairs, out);
+    for (int r = 0; r < rows; r++)
+        for (i64 c = 0; c < width && panel * PANEL + c < it->columns; c += 8) {
+            __m256 f = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(out + r * width + c)));
+            f = _mm256_mul_ps(f, _mm256_loadu_ps(it->scales + panel * PANEL + c));
+            f = _mm256_mul_ps(f, _mm256_set1_ps(it->steps[row + r]));
+            put(it->y, row + r, it->columns, panel * PANEL + c, f, it->bias, it->bf);
+        }
+}
+
+static void few8(const whole_product *it, i64 from, i64 to) {
+    i64 p = from;
+    if (it->rows < 4) {
+        int wide = WIDE_PANELS[it->rows];
+        for (; p + wide <= to; p += wide) block8(it, WIDE8[it->rows], 0, (int)it->rows, p, wide);
+    }
+    for (; p < to; p++)
+        for (i64 row = 0; row < it->rows; row += 6) {
+            int some = it->rows - row < 6 ? (int)(it->rows - row) : 6;
+            block8(it, TILES8[some], row, some, p, 1);
+        }
+}
+
+/* Whole numbers -127..127 of a row and the step between them; what is not a number gives a step that is none. */
+INLINE float whole(const void *x, i64 at, i64 k, i64 padded, int bf, int16_t *out) {
+    __m256 most = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f), poison = _mm256_setzero_ps();
+    i64 i = 0;
+    float top = 0, bad = 0;
+    for (; i + 8 <= k; i += 8) {
+        __m256 v = load8(x, at + i, bf);
+        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
+        poison = _mm256_add_ps(poison, _mm256_mul_ps(v, _mm256_setzero_ps()));
+    }
+    top = max8(most), bad = sum8(poison);
+    for (i64 j = i; j < k; j++) {
+        float v = load1(x, at + j, bf);
+        top = fmaxf(top, fabsf(v)), bad += v * 0.0f;
+    }
+    float step = fmaxf(top / 127.0f, 1e-30f);
+    if (bad != bad) step = NAN;
+    __m256 inverse = _mm256_set1_ps(1.0f / step);
+    for (i = 0; i + 8 <= k; i += 8) {
+        __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, at + i, bf), inverse));
+        n = _mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8);
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_castsi256_si128(n));
+    }
+    for (; i < k; i++) out[i] = (int16_t)lrintf(load1(x, at + i, bf) * (1.0f / step));
+    for (; i < padded; i++) out[i] = 0;
+    return step;
+}
+
+/* As `product` with weights of eight bits, one scale a column, and activations rounded to eight bits row by row. */
+void product8(const void *x, const int8_t *w, const float *scales, const float *bias, void *y, i64 rows, i64 columns,
+              i64 k, int bf, int16_t *room, float *steps, int threads) {
+    i64 pairs = (k + 1) / 2, panels = (columns + PANEL - 1) / PANEL, quads = (panels + 3) / 4;
+    for (i64 r = 0; r < rows; r++)
+        steps[r] = bf ? whole(x, r * k, k, 2 * pairs, 1, room + r * 2 * pairs)
+                      : whole(x, r * k, k, 2 * pairs, 0, room + r * 2 * pairs);
+    whole_product it = {room, steps, rows, pairs, columns, w, scales, bias, y, bf};
+    i64 shares = threads > 1 ? SHARES * threads : 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (i64 s = 0; s < shares; s++) {
+        i64 from = s * quads / shares * 4, to = (s + 1) * quads / shares * 4;
+        few8(&it, from, to > panels ? panels : to);
+    }
+}
+
+/* ---- attention ---- */
+
+#define TILE 16       /* query rows whose blocks are walked together */
+#define MOST_BLOCK 256
+#define MOST_HEAD 256
+
+/* One query row meets one block: keys `from` to `to` of it. State: greatest score, sum of weights, weighted values. */
+INLINE void meet(const void *q, i64 q_at, const void *keys, const void *values, i64 from, i64 to, i64 d, float scale,
+                 int bf, float *top, float *total, float *sums) {
+    float s[MOST_BLOCK + 8] __attribute__((aligned(32)));
+    float qf[MOST_HEAD] __attribute__((aligned(32)));
+    for (i64 i = 0; i < d; i += 8) _mm256_store_ps(qf + i, load8(q, q_at + i, bf));
+    for (i64 j = from; j < to; j++) {
+        __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
+        i64 i = 0;
+        for (; i + 16 <= d; i += 16) {
+            a = _mm256_fmadd_ps(_mm256_load_ps(qf + i), load8(keys, j * d + i, bf), a);
+            b = _mm256_fmadd_ps(_mm256_load_ps(qf + i + 8), load8(keys, j * d + i + 8, bf), b);
+        }
+        if (i < d) a = _mm256_fmadd_ps(_mm256_load_ps(qf + i), load8(keys, j * d + i, bf), a);
+        s[j - from] = sum8(_mm256_add_ps(a, b)) * scale;
+    }
+    i64 count = to - from, padded = (count + 7) / 8 * 8;
+    for (i64 j = count; j < padded; j++) s[j] = -INFINITY;
+    __m256 most = _mm256_set1_ps(*top);
+    for (i64 j = 0; j < padded; j += 8) most = _mm256_max_ps(_mm256_load_ps(s + j), most);
+    float next = max8(most);
+    __m256 sum = _mm256_setzero_ps(), shift = _mm256_set1_ps(next);
+    for (i64 j = 0; j < padded; j += 8) {
+        __m256 p = exp8(_mm256_sub_ps(_mm256_load_ps(s + j), shift));
+        _mm256_store_ps(s + j, p);
+        sum = _mm256_add_ps(sum, p);
+    }
+    float keep = *top == -INFINITY ? 0.0f : expf(*top - next);
+    *total = *total * keep + sum8(sum);
+    *top = next;
+    __m256 kept = _mm256_set1_ps(keep);
+    for (i64 i = 0; i < d; i += 64) {
+        __m256 acc[8];
+        int n = d - i >= 64 ? 8 : (int)((d - i) / 8);
+        if (n == 8) {
+            for (int v = 0; v < 8; v++) acc[v] = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
+            for (i64 j = 0; j < count; j++) {
+                __m256 p = _mm256_broadcast_ss(s + j);
+                for (int v = 0; v < 8; v++)
+                    acc[v] = _mm256_fmadd_ps(p, load8(values, (from + j) * d + i + 8 * v, bf), acc[v]);
+            }
+            for (int v = 0; v < 8; v++) _mm256_storeu_ps(sums + i + 8 * v, acc[v]);
+            continue;
+        }
+        for (int v = 0; v < n; v++) {
+            __m256 one = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
+            for (i64 j = 0; j < count; j++)
+                one = _mm256_fmadd_ps(_mm256_broadcast_ss(s + j), load8(values, (from + j) * d + i + 8 * v, bf), one);
+            _mm256_storeu_ps(sums + i + 8 * v, one);
+        }
+    }
+}
+
+INLINE void attend_tile(const void *q, i64 q_stride, const char *keys, const char *values, void *out, i64 row,
+                        int rows, i64 position, const int *blocks, i64 size, i64 window, i64 heads, i64 kv_heads,
+                        i64 head, i64 slots, i64 d, float scale, int bf) {
+    i64 group = heads / kv_heads, bytes = bf ? 2 : 4;
+    i64 states = rows * group;
+    float *state = malloc(sizeof(float) * states * (d + 2));
+    for (i64 s = 0; s < states; s++) {
+        state[s * (d + 2)] = -INFINITY;
+        memset(state + s * (d + 2) + 1, 0, sizeof(float) * (d + 1));
+    }
+    i64 first = window && position - window + 1 > 0 ? (position - window + 1) / size : 0;
+    for (i64 b = first; b * size <= position + rows - 1; b++) {
+        i64 at = (head * slots + (i64)blocks[b] * size) * d * bytes;
+        for (int r = 0; r < rows; r++) {
+            i64 p = position + r, from = 0, to = p - b * size + 1;
+            if (to > size) to = size;
+            if (window && p - window + 1 > b * size) from = p - window + 1 - b * size;
+            if (from >= to) continue;
+            for (i64 g = 0; g < group; g++) {
+                float *mine = state + (r * group + g) * (d + 2);
+                meet(q, (row + r) * q_stride + (head * group + g) * d, keys + at, values + at, from, to, d, scale, bf,
+                     mine, mine + 1, mine + 2);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (i64 g = 0; g < group; g++) {
+            float *mine = state + (r * group + g) * (d + 2);
+            __m256 over = _mm256_set1_ps(1.0f / mine[1]);
+            for (i64 i = 0; i < d; i += 8)
+                store8(out, ((row + r) * heads + head * group + g) * d + i,
+                       _mm256_mul_ps(_mm256_loadu_ps(mine + 2 + i), over), bf);
+        }
+    free(state);
+}
+
+/* Each segment: rows `first[s] .. + count[s]` at positions `start[s] ..`; its blocks begin at `table[s]` in `blocks`.
+ * Keys and values of one layer: [kv head, slot, d]. */
+void attend(const void *q, i64 q_stride, const void *keys, const void *values, void *out, int segments,
+            const int *first, const int *count, const int *start, const int *table, const int *blocks, i64 size,
+            i64 window, i64 heads, i64 kv_heads, i64 slots, i64 d, float scale, int bf, int threads) {
+    i64 work = (i64)segments * kv_heads;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (i64 w = 0; w < work; w++) {
+        i64 s = w / kv_heads, head = w % kv_heads;
+        for (int r = 0; r < count[s]; r += TILE) {
+            int rows = count[s] - r < TILE ? count[s] - r : TILE;
+            if (bf)
+                attend_tile(q, q_stride, keys, values, out, first[s] + r, rows, start[s] + r, blocks + table[s], size,
+                            window, heads, kv_heads, head, slots, d, scale, 1);
+            else
+                attend_tile(q, q_stride, keys, values, out, first[s] + r, rows, start[s] + r, blocks + table[s], size,
+                            window, heads, kv_heads, head, slots, d, scale, 0);
+        }
+    }
+}
+
+/* ---- between them ---- */
+
+/* Root mean square norm of `rows` rows of `d`, which lie `stride` apart. */
+INLINE void norm_rows(const void *x, const void *weight, void *y, i64 rows, i64 d, i64 stride, i64 y_stride, float eps,
+                      int bf) {
+    for (i64 r = 0; r < rows; r++) {
+        __m256 a = _mm256_setzero_ps();
+        i64 i = 0;
+        for (; i + 8 <= d; i += 8) {
+            __m256 v = load8(x, r * stride + i, bf);
+            a = _mm256_fmadd_ps(v, v, a);
+        }
+        float sum = sum8(a);
+        for (i64 j = i; j < d; j++) sum += load1(x, r * stride + j, bf) * load1(x, r * stride + j, bf);
+        float scale = 1.0f / sqrtf(sum / (float)d + eps);
+        __m256 all = _mm256_set1_ps(scale);
+        for (i = 0; i + 8 <= d; i += 8)
+            store8(y, r * y_stride + i,
+                   _mm256_mul_ps(_mm256_mul_ps(load8(x, r * stride + i, bf), all), load8(weight, i, bf)), bf);
+        for (; i < d; i++) store1(y, r * y_stride + i, load1(x, r * stride + i, bf) * scale * load1(weight, i, bf), bf);
+    }
+}
+
+void norm(const void *x, const void *weight, void *y, i64 rows, i64 d, float eps, int bf) {
+    if (bf) norm_rows(x, weight, y, rows, d, d, d, eps, 1);
+    else norm_rows(x, weight, y, rows, d, d, d, eps, 0);
+}
+
+/* Rotary positions of one head in place; the two halves of d are rotated against each other. */
+INLINE void turn(void *x, i64 at, const void *cosine, const void *sine, i64 row, i64 d, int bf) {
+    i64 half = d / 2, i = 0;
+    for (; i + 8 <= half; i += 8) {
+        __m256 a = load8(x, at + i, bf), b = load8(x, at + half + i, bf);
+        __m256 c = load8(cosine, row * d + i, bf), s = load8(sine, row * d + half + i, bf);
+        store8(x, at + i, _mm256_fnmadd_ps(b, s, _mm256_mul_ps(a, c)), bf);
+        store8(x, at + half + i, _mm256_fmadd_ps(a, s, _mm256_mul_ps(b, c)), bf);
+    }
+    for (; i < half; i++) {
+        float a = load1(x, at + i, bf), b = load1(x, at + half + i, bf);
+        float c = load1(cosine, row * d + i, bf), s = load1(sine, row * d + half + i, bf);
+        store1(x, at + i, fmaf(-b, s, a * c), bf);
+        store1(x, at + half + i, fmaf(a, s, b * c), bf);
+    }
+}
+
+INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float eps, const void *cosine,
+                       const void *sine, const i64 *positions, const i64 *to, char *keys, char *values, i64 rows,
+                       i64 heads, i64 kv_heads, i64 slots, i64 d, int bf) {
+    i64 stride = (heads + 2 * kv_heads) * d, bytes = bf ? 2 : 4;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 h = 0; h < heads + kv_heads; h++) {
+            i64 at = r * stride + h * d;
+            const void *weight = h < heads ? q_norm : k_norm;
+            if (weight) norm_rows((char *)qkv + at * bytes, weight, (char *)qkv + at * bytes, 1, d, d, d, eps, bf);
+            turn(qkv, at, cosine, sine, positions[r], d, bf);
+            if (h < heads) continue;
+            i64 slot = ((h - heads) * slots + to[r]) * d * bytes;
+            memcpy(keys + slot, (char *)qkv + at * bytes, d * bytes);
+            memcpy(values + slot, (char *)qkv + (at + kv_heads * d) * bytes, d * bytes);
+        }
+}
+
+/* Queries and keys normed (where weights are given) and rotated in place; keys and values copied to their slots. */
+void place(void *qkv, const void *q_norm, const void *k_norm, float eps, const void *cosine, const void *sine,
+           const i64 *positions, const i64 *to, void *keys, void *values, i64 rows, i64 heads, i64 kv_heads, i64 slots,
+           i64 d, int bf) {
+    if (bf)
+        place_rows(qkv, q_norm, k_norm, eps, cosine, sine, positions, to, keys, values, rows, heads, kv_heads, slots,
+                   d, 1);
+    else
+        place_rows(qkv, q_norm, k_norm, eps, cosine, sine, positions, to, keys, values, rows, heads, kv_heads, slots,
+                   d, 0);
+}
+
+INLINE void gate_rows(const void *x, void *y, i64 rows, i64 d, int bf) {
+    for (i64 r = 0; r < rows; r++) {
+        i64 i = 0, at = 2 * r * d;
+        for (; i + 8 <= d; i += 8) {
+            __m256 g = load8(x, at + i, bf);
+            __m256 e = exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+            __m256 s = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+            store8(y, r * d + i, _mm256_mul_ps(s, load8(x, at + d + i, bf)), bf);
+        }
+        for (; i < d; i++) {
+            float g = load1(x, at + i, bf);
+            store1(y, r * d + i, g / (1.0f + expf(-g)) * load1(x, at + d + i, bf), bf);
+        }
+    }
+}
+
+/* silu(gate) * up of rows [gate | up]. */
+void gate(const void *x, void *y, i64 rows, i64 d, int bf) {
+    if (bf) gate_rows(x, y, rows, d, 1);
+    else gate_rows(x, y, rows, d, 0);
+}

@@ -1,0 +1,190 @@
+"""The arithmetic in C: right, the same for a row in any company, and never required."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from local_models import native
+from local_models.attention import Attention, Pool, Segment
+from local_models.decoder import Decoder, _rows
+from local_models.engine import Engine, EngineOptions
+from local_models.native import Int8Panels, Kernels, Panels
+from local_models.quant import quantize
+from tests.local_models.checkpoints import VARIANTS, codec, generated, greedy, prompts, run, write_folder
+
+TYPES = [torch.float32, torch.bfloat16]
+NEAR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    """The compiled functions; the test is left out where they can't be had."""
+    found = native.kernels()
+    if found is None:
+        pytest.skip("no compiler or no AVX2 here")
+    return found
+
+
+def off(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("columns", "k"), [(1, 1), (16, 8), (53, 75), (200, 33), (64, 512)])
+def test_products_are_right_and_depend_on_their_row_only(
+    kernels: Kernels, dtype: torch.dtype, columns: int, k: int
+) -> None:
+    """Dense and whole-number products of every small shape: near the exact one, and bit for bit the same alone."""
+    torch.manual_seed(columns)
+    weight, bias, x = torch.randn(columns, k).to(dtype), torch.randn(columns), torch.randn(20, k).to(dtype)
+    packed = quantize(weight, 8, k)
+    dense = Panels(kernels, weight, bias)
+    whole = Int8Panels(kernels, packed.values, packed.scales, bias)
+    for linear, exact in ((dense, weight), (whole, packed.expand())):
+        found = linear(x)
+        limit = NEAR[dtype] if linear is dense else 3e-2
+        assert off(found, x.double() @ exact.double().T + bias) < limit
+        for rows in (1, 2, 3, 4, 5, 6, 7, 13):
+            assert torch.equal(linear(x[-rows:].contiguous()), found[-rows:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_none(kernels: Kernels, bad: float) -> None:
+    """Whole-number products don't hide it, and the rows beside it are not touched."""
+    x = torch.randn(5, 40)
+    linear = Int8Panels(kernels, torch.randint(-127, 128, (16, 40), dtype=torch.int8), torch.ones(16))
+    clean = linear(x)
+    x[2, 17] = bad
+    found = linear(x)
+    assert found[2].isnan().all() and torch.equal(found[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "d", "window"), [(4, 2, 16, 0), (3, 1, 64, 0), (2, 2, 80, 9), (8, 1, 128, 40)]
+)
+def test_attention_is_that_of_the_reference(
+    kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, d: int, window: int
+) -> None:
+    """Scattered blocks, several sequences, chunks and single tokens, windows: as float64's masked softmax."""
+    torch.manual_seed(d)
+    size, blocks = 16, 24
+    keys, values = torch.randn(2, kv_heads, blocks * size, d).to(dtype)
+    segments = [Segment(0, 1, 70, [3, 9, 1, 20, 4]), Segment(1, 21, 30, [7, 8, 2, 11]), Segment(22, 5, 0, [23])]
+    qkv = torch.randn(27, (heads + 2 * kv_heads) * d).to(dtype)
+    found = kernels.attend(qkv, keys, values, _rows(segments), heads, window, size)
+    for segment in segments:
+        slots = (torch.tensor(segment.blocks)[:, None] * size + torch.arange(size)).flatten()
+        k, v = (t[:, slots].double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
+        rows = slice(segment.row, segment.row + segment.count)
+        q = qkv[rows, : heads * d].double().view(-1, heads, d).transpose(0, 1)
+        at = torch.arange(segment.start, segment.start + segment.count)[:, None]
+        seen = torch.arange(len(slots)) <= at
+        if window:
+            seen &= torch.arange(len(slots)) > at - window
+        exact = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1).flatten(1)
+        assert off(found[rows], exact) < NEAR[dtype]
+        alone = kernels.attend(
+            qkv[rows][-1:].contiguous(), keys, values,
+            _rows([Segment(0, 1, segment.start + segment.count - 1, segment.blocks)]), heads, window, size,
+        )  # fmt: skip
+        assert torch.equal(alone[0], found[rows][-1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_steps_between_are_torchs(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Norm and gate, at widths that are no multiple of eight too."""
+    x, weight = torch.randn(7, 52).to(dtype), torch.randn(52).to(dtype)
+    exact = F.rms_norm(x.double(), (52,), weight.double(), 1e-6)
+    assert off(kernels.norm(x, weight, 1e-6), exact) < NEAR[dtype]
+    one, other = x.double().chunk(2, -1)
+    assert off(kernels.gate(x), F.silu(one) * other) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("variant", [name for name, (_, changes) in VARIANTS.items() if "head_dim" not in changes])
+def test_every_family_says_what_generate_says(kernels: Kernels, variant: str, tmp_path: Path) -> None:
+    """The four families at several shapes, heads of sixteen: greedy answers are transformers', token for token."""
+    changes = VARIANTS[variant][1]
+    model = write_folder(variant, tmp_path, hidden_size=16 * changes.get("num_attention_heads", 4))
+    decoder = Decoder.load(tmp_path, block_tokens=16)
+    assert decoder.is_native
+    asked = prompts(8, seed=11)
+    answers = run(
+        Engine(decoder, codec(), EngineOptions(kv_tokens=4096)),
+        [greedy(str(at), ids, 20) for at, ids in enumerate(asked)],
+    )
+    for at, ids in enumerate(asked):
+        assert list(answers[str(at)].ids) == generated(model, ids, 20)
+
+
+def test_torch_computes_where_this_cannot_be_had(tmp_path: Path) -> None:
+    """Told not to, or without a compiler, the engine answers all the same."""
+    code = "from local_models.native import kernels; assert kernels() is None; import tests.local_models.checkpoints as c\n"
+    code += "assert not c.decoder().is_native; print(len(c.run(c.engine(), [c.greedy('a', [5, 6], 9)])['a'].ids))"
+    for environment in ({"HEADGATE_NATIVE": "0"}, {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == "9", done.stderr[-2000:]
+
+
+def test_a_library_is_compiled_once(tmp_path: Path) -> None:
+    """The second time what lies in the folder is taken; what others may write to is not."""
+    if native.kernels() is None:
+        pytest.skip("no compiler or no AVX2 here")
+    built = native._built(tmp_path)
+    made_ns = built.stat().st_mtime_ns
+    assert native._built(tmp_path) == built and built.stat().st_mtime_ns == made_ns
+    assert [path.name for path in tmp_path.iterdir()] == [built.name]
+
+
+def test_a_folder_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in the folder is run, so it must be the user's alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shared = tmp_path / "headgate" / "native"
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)
+    assert native._folder() != shared
+    shared.chmod(0o700)
+    assert native._folder() == shared
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compute", ["native", "torch"])
+def test_both_ways_keep_batch_mates_apart(dtype: str, compute: str, tmp_path: Path) -> None:
+    """Sixteen requests together give bit for bit what each gives alone, whoever computes."""
+    from tests.local_models.test_engine import assert_same, some_requests
+
+    write_folder("mistral-window", tmp_path)
+    decoder = Decoder.load(tmp_path, dtype, 16, native=compute == "native")
+    requests = some_requests(16, seed=12)
+
+    def answers(asked: list) -> dict:  # type: ignore[type-arg]
+        return run(Engine(decoder, codec(), EngineOptions(kv_tokens=4096)), asked, audit=False)
+
+    single = {name: answer for request in requests for name, answer in answers([request]).items()}
+    assert_same(answers(requests), single)
+
+
+def test_both_ways_attend_alike(kernels: Kernels) -> None:
+    """The pool's own attention in torch and the one in C agree on one layer."""
+    from local_models.shape import shape_of
+
+    shape = shape_of(
+        {"architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 64, "intermediate_size": 8,
+         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}, (),
+    )  # fmt: skip
+    pool = Pool(shape, 8, 16, torch.float32)
+    pool.tensor.normal_()
+    segments = [Segment(0, 9, 37, [5, 0, 3])]
+    qkv = torch.randn(9, 8 * 16)
+    attention = Attention(shape, 16, torch.float32)
+    tiles = pool.tiles(segments[0])
+    q = qkv[:, : 4 * 16].contiguous().view(9, 4, 16)
+    other = attention.attend(0, q, pool, tiles, attention.views(tiles, pool)[0])
+    assert off(kernels.attend(qkv, *pool.tensor[0], _rows(segments), 4, 0, 16), other) < 1e-6
