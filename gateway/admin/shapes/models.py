@@ -1,4 +1,8 @@
-"""Models and providers: how they are doing, what they cost, and changing them while the gateway runs."""
+"""Models and providers: how they are doing, what they cost, and changing them while the gateway runs.
+
+What can be changed is part of the configuration's keys, typed here once more because None has a meaning of its own
+(keep what is there) and because OpenAPI is made of it; a test keeps the two alike.
+"""
 
 from __future__ import annotations
 

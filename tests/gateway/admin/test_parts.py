@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+from pydantic import BaseModel
 
 from gateway.admin import audit, knobs, models, tenants
 from gateway.admin.actor import Actor
@@ -13,6 +15,7 @@ from gateway.admin.changes import Conflict
 from gateway.admin.desk import Desk
 from gateway.admin.shapes.access import TenantWanted
 from gateway.admin.shapes.models import ModelWanted, ProviderWanted
+from gateway.config import ModelConfig, ProviderConfig
 from gateway.errors import CallerError
 from gateway.overlay import FILE, read_secrets
 from tests.gateway.admin.traffic import recent, write
@@ -153,3 +156,21 @@ def test_a_change_of_prices_is_undone_from_the_audit_log_by_an_admin_only(desk: 
     audit.undo_setting(desk, ADMIN, line.undo["name"], line.undo["version"])
     assert desk.current.models == desk.config.models
     assert knobs.route_cards(desk)[0].models == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "section", "own"),
+    [(ModelWanted, ModelConfig, {"version", "routes"}), (ProviderWanted, ProviderConfig, {"version"})],
+)
+def test_what_can_be_changed_here_is_what_the_configuration_has(
+    wanted: type[BaseModel], section: type[msgspec.Struct], own: set[str]
+) -> None:
+    """Every field is a key of the file's, and one that is left out means the same in both places."""
+    known = {one.encode_name: one.default for one in msgspec.structs.fields(section)}
+    for name, field in wanted.model_fields.items():
+        if name in own:
+            continue
+        key = "json" if name == "json_schema" else name
+        assert key in known, f"{name} is no key of {section.__name__}"
+        if not field.is_required() and name not in ("api_key", "headers"):  # of secrets: None keeps what is there
+            assert field.default == known[key], name
