@@ -1,0 +1,178 @@
+"""A small model taught a big one's logged answers, for a narrow route that asks the same kind of thing all day.
+
+FrugalGPT's approximation of a model by a smaller one (Chen et al. 2023, section 3), for answers in words; where they
+are a short list, `cascade.approximate` learns them from vectors in a second. Rows whose split is test are never learnt
+from: on them the student is compared with its teacher before anybody serves it. Refuses folders without enough answers.
+
+    python -m local_models.imitate --data DIR --teacher large --student FOLDER --out FOLDER
+
+What it writes is a model folder like any other: named in a `local` provider's `models`, it is a rung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from local_models.manifest import MANIFEST, write_manifest
+from local_models.text import TextCodec
+
+LEAST_ROWS = 100
+IGNORED = -100
+Pair = tuple[list[int], list[int]]
+"""Token ids of a question as the chat template writes it, and of its answer with the end mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Questions with the teacher's answers."""
+
+    taught: list[tuple[str, str]]
+    held: list[tuple[str, str]]
+    """Never learnt from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    steps: int = 400
+    batch: int = 32
+    rate: float = 1e-3
+    seed: int = 0
+
+
+def read_answers(folder: Path, teacher: str) -> Answered:
+    """Of outcome data, the teacher's answers that are not known to be wrong. ValueError where they are too few."""
+    queries = pyarrow.parquet.read_table(folder / "queries.parquet").to_pydict()
+    table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
+    if "response" not in table.column_names:
+        raise ValueError(f"{folder}: outcomes.parquet holds no responses to learn from")
+    rows = table.select(["query_id", "model", "response", "score"]).to_pylist()
+    said = {
+        row["query_id"]: row["response"]
+        for row in rows
+        if row["model"] == teacher and row["response"] and not (row["score"] is not None and row["score"] < 0.5)
+    }
+    splits = queries.get("split") or [""] * len(queries["text"])
+    found = Answered([], [])
+    for id, text, split in zip(queries["query_id"], queries["text"], splits, strict=True):
+        if id in said:
+            (found.held if split == "test" else found.taught).append((text, said[id]))
+    if len(found.taught) < LEAST_ROWS:
+        raise ValueError(f"{folder}: {len(found.taught)} answers of {teacher!r} to learn from; {LEAST_ROWS} are needed")
+    return found
+
+
+def encoded(codec: TextCodec, end: int, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """As the engine will see and say them."""
+    return [
+        (codec.encode_chat([{"role": "user", "content": question}]), [*codec.encode(answer), end])
+        for question, answer in pairs
+    ]
+
+
+def batch_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (rows, time), padded on the right; only answers carry a loss."""
+    length = max(len(prompt) + len(answer) for prompt, answer in pairs) - 1
+    inputs = torch.zeros((len(pairs), length), dtype=torch.long)
+    targets = torch.full((len(pairs), length), IGNORED)
+    for row, (prompt, answer) in enumerate(pairs):
+        ids = torch.tensor(prompt + answer)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+    return inputs, targets
+
+
+def alike(model: Any, pairs: Sequence[Pair], batch: int = 64) -> float:
+    """Share of questions whose whole greedy answer is the teacher's: every token's argmax is the right one."""
+    hits = 0
+    with torch.inference_mode():
+        for at in range(0, len(pairs), batch):
+            inputs, targets = batch_of(pairs[at : at + batch])
+            chosen = model(input_ids=inputs).logits.argmax(-1)
+            hits += int(((chosen == targets) | (targets == IGNORED)).all(-1).sum())
+    return hits / len(pairs) if pairs else math.nan
+
+
+def taught(model: Any, pairs: Sequence[Pair], course: Course, told: Callable[[int, float], None]) -> None:
+    """Trains the model in place; causal attention makes padding on the right harmless."""
+    generator = torch.Generator().manual_seed(course.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    for step in range(course.steps):
+        places = torch.randint(len(pairs), (min(course.batch, len(pairs)),), generator=generator).tolist()
+        inputs, targets = batch_of([pairs[place] for place in places])
+        logits = model(input_ids=inputs).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        for group in optimizer.param_groups:
+            group["lr"] = course.rate * _schedule(step, course.steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        told(step, loss.item())
+    model.eval()
+
+
+def _schedule(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def imitate(
+    answered: Answered,
+    student: Path,
+    out: Path,
+    course: Course,
+    told: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, float]:
+    """Writes the taught student to `out`; how often it says what its teacher said on held-out questions, before and
+    after (NaN where none was held out).
+    """
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(course.seed)
+    codec = TextCodec(student)
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).eval()
+    ends = model.generation_config.eos_token_id
+    end = ends[0] if isinstance(ends, list) else ends
+    held = encoded(codec, end, answered.held)
+    before = alike(model, held)
+    taught(model, encoded(codec, end, answered.taught), course, told)
+    found = {"before": before, "after": alike(model, held)}
+    shutil.copytree(student, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "*.safetensors*"))
+    model.save_pretrained(out)
+    write_manifest(out, {"imitates": asdict(course), "rows": len(answered.taught), "held_out_alike": found})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local_models.imitate", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="outcome data with responses")
+    parser.add_argument("--teacher", required=True, help="model whose answers are learnt")
+    parser.add_argument("--student", type=Path, required=True, help="model folder to start from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    asked = parser.parse_args()
+    answered = read_answers(asked.data, asked.teacher)
+
+    def told(step: int, loss: float) -> None:
+        if step % 50 == 49:
+            print(f"step {step + 1}: loss {loss:.4f}", flush=True)
+
+    found = imitate(answered, asked.student, asked.out, Course(steps=asked.steps, rate=asked.rate), told)
+    print(json.dumps({"out": str(asked.out), "learnt": len(answered.taught), "held": len(answered.held), **found}))
+
+
+if __name__ == "__main__":
+    main()

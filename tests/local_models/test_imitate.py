@@ -1,0 +1,63 @@
+"""Teaching a shipped model another one's answers, and serving the result."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from local_models import shipped_models
+from local_models.engine import Engine, EngineOptions
+from local_models.imitate import Course, imitate, read_answers
+from local_models.manifest import verify_manifest
+from tests.local_models.checkpoints import codec, greedy, run
+
+
+def answers(folder: Path, n: int = 150, **columns: list[object]) -> Path:
+    """A teacher who always says the last number, which the student has never been taught to do."""
+    rng = random.Random(0)
+    folder.mkdir()
+    ids = [f"q{place}" for place in range(n)]
+    texts = [f"larger of {rng.randrange(10)} and {rng.randrange(10)}?" for _ in ids]
+    splits = ["train" if place < n - 20 else "test" for place in range(n)]
+    pq.write_table(pa.table({"query_id": ids, "text": texts, "split": splits}), folder / "queries.parquet")
+    said = {"response": [text[:-1].split()[-1] for text in texts], "score": [None] * n, **columns}
+    said = {name: values for name, values in said.items() if values}
+    outcomes = {"query_id": ids, "model": ["teacher"] * n, **said}
+    pq.write_table(pa.table(outcomes, schema=_schema(outcomes)), folder / "outcomes.parquet")
+    return folder
+
+
+def _schema(columns: dict[str, list[object]]) -> pa.Schema:
+    kinds = {"score": pa.float64()}
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+
+
+def test_the_student_says_what_its_teacher_said(tmp_path: Path) -> None:
+    """On questions it never saw, after a short course; the folder is one that the engine serves."""
+    learnt = read_answers(answers(tmp_path / "data"), "teacher")
+    assert (len(learnt.taught), len(learnt.held)) == (130, 20)
+    small, out, losses = shipped_models()["tiny-small"], tmp_path / "student", list[float]()
+    found = imitate(learnt, small, out, Course(steps=60), lambda step, loss: losses.append(loss))
+    assert found["after"] > found["before"] and found["after"] >= 0.8 and losses[-1] < losses[0]
+    assert verify_manifest(out) and json.loads((out / "manifest.json").read_text())["rows"] == 130
+    engine = Engine.load(out, EngineOptions(kv_tokens=256))
+    hits = 0
+    for place, (question, said) in enumerate(learnt.held):
+        prompt = codec().encode_chat([{"role": "user", "content": question}])
+        hits += codec().decode(run(engine, [greedy(str(place), prompt, 1)])[str(place)].ids) == said
+    assert hits / len(learnt.held) >= found["after"] - 0.05
+
+
+def test_answers_known_to_be_wrong_are_not_learnt(tmp_path: Path) -> None:
+    """A score below a half keeps an answer out; too few answers, or none at all, are refused."""
+    scores: list[object] = [0.0 if place % 10 == 0 else 1.0 for place in range(150)]
+    assert len(read_answers(answers(tmp_path / "a", score=scores), "teacher").taught) == 117
+    with pytest.raises(ValueError, match="0 answers of 'nobody'"):
+        read_answers(tmp_path / "a", "nobody")
+    with pytest.raises(ValueError, match="no responses"):
+        read_answers(answers(tmp_path / "b", response=[]), "teacher")
