@@ -4,8 +4,10 @@ What is bounded is the share of wrong answers among hits, `eps`. Every judged ro
 compared with the cached one, a hit that was asked again in the shadow - is kept with its features and weighted
 by one over the probability that it was judged. A logistic score is refitted to the rows; the threshold is the
 lowest score above which the upper 95 % binomial (Clopper-Pearson) bound on the share of wrong rows stays within
-`eps`, after the judge's own error is taken off. No such score: nothing is served. The bound is re-tuned as rows
-come in and fitted to the same rows, so it is empirical: the audited rate with its interval is reported beside it.
+`eps`, after the judge's own error is taken off. Answers that two questions were judged to want and those that
+only one ever led to have a threshold each, for the bound must hold among both: what no one has confirmed is wrong
+far more often at the same score. No such score: nothing is served. The bound is re-tuned as rows come in and
+fitted to the same rows, so it is empirical: the audited rate with its interval is reported beside it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,25 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.classes import AnswerClass
 from cache.judge import Floats, JudgeError
 
 NEVER = 2.0
 """A threshold that no score reaches."""
+UNPROVEN = 11
+"""Which feature says (1.0) that nobody has yet judged the answer right for another question."""
+_STEPS = 400
+"""How many scores are tried as a threshold."""
+_NOVEL_WEIGHT = 4.0
+"""How much more than other mistakes those count, in the fit, that would answer a question like no other."""
+_NOVEL_AFTER = 1000
+"""Requests after which a question that nobody has asked in other words is taken for one like no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,25 @@ class Fitted:
     upper: float = 1.0
     """Bound on the false-hit rate at the threshold."""
     version: int = 0
+    unproven: float | None = None
+    """The threshold of unproven answers; None: the same."""
+    offset: float = field(init=False)
+    slopes: tuple[float, ...] = field(init=False)
+    """The score's line in plain numbers."""
+
+    def __post_init__(self) -> None:
+        slopes = self.weights[1:] / self.scale
+        object.__setattr__(self, "slopes", tuple(slopes.tolist()))
+        object.__setattr__(self, "offset", float(self.weights[0] - slopes @ self.mean))
+
+    def least(self, unproven: bool = False) -> float:
+        """The score that an answer must have."""
+        return self.unproven if unproven and self.unproven is not None else self.threshold
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a score that is served."""
+        return min(self.least(), self.least(unproven=True)) < NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +104,19 @@ class Rate:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One verdict."""
+
+    features: list[float]
+    right: bool
+    weight: float
+    asked: AnswerClass | None
+    """What the question that was asked wants, where that is known."""
+    at: int
+    """After so many requests."""
 
 
 class Acceptance:
@@ -86,7 +130,7 @@ class Acceptance:
         self.hits = 0
         self.judgements = 0
         self._rng = rng
-        self._rows: deque[tuple[list[float], float, float]] = deque(maxlen=terms.max_rows)
+        self._rows: deque[_Row] = deque(maxlen=terms.max_rows)
         self._audits: deque[bool] = deque(maxlen=2000)
         self._miss_share = 1.0
         """Multiplies the probability that a miss is judged; steered by the budget."""
@@ -100,12 +144,12 @@ class Acceptance:
         fitted = self.fitted
         if fitted is None:
             return 0.0
-        z = (np.asarray(features) - fitted.mean) / fitted.scale
-        return 1.0 / (1.0 + math.exp(-float(np.clip(fitted.weights[0] + z @ fitted.weights[1:], -30, 30))))
+        z = fitted.offset + sum(map(mul, fitted.slopes, features))
+        return 1.0 / (1.0 + math.exp(-min(30.0, max(-30.0, z))))
 
-    def accepts(self, score: float) -> bool:
+    def accepts(self, score: float, unproven: bool = False) -> bool:
         """Whether the bound holds for answers of this score."""
-        return self.fitted is not None and score >= self.fitted.threshold
+        return self.fitted is not None and score >= self.fitted.least(unproven)
 
     def count(self, hit: bool) -> None:
         """Count one request, and steer how many misses are judged."""
@@ -118,19 +162,21 @@ class Acceptance:
         """The weight of this hit's row if it is to be audited, else 0."""
         return 1.0 / self.terms.audit_share if self._rng.random() < self.terms.audit_share else 0.0
 
-    def draw_miss(self, score: float) -> float:
+    def draw_miss(self, score: float, unproven: bool = False) -> float:
         """The weight of this miss's row if it is to be judged, else 0: likely ones near the threshold."""
-        share = self._miss_share
+        share, least = self._miss_share, NEVER if self.fitted is None else self.fitted.least(unproven)
         if self.fitted is None:
             share = 1.0
-        elif self.fitted.threshold < NEVER:
-            share *= 2.0 * min(1.0, score / max(self.fitted.threshold, 1e-9)) ** 2
+        elif least < NEVER:
+            share *= 2.0 * min(1.0, score / max(least, 1e-9)) ** 2
         share = min(1.0, max(0.03, share))
         return 1.0 / share if self._rng.random() < share else 0.0
 
-    def learn(self, features: list[float], right: bool, weight: float, *, audited: bool) -> None:
-        """Take in one judged row."""
-        self._rows.append((features, float(right), weight))
+    def learn(
+        self, features: list[float], right: bool, weight: float, *, audited: bool, asked: AnswerClass | None = None
+    ) -> None:
+        """Take in one judged row; `asked`: the class of the question that was compared."""
+        self._rows.append(_Row(features, right, weight, asked, self.requests))
         if audited:
             self._audits.append(right)
 
@@ -149,17 +195,22 @@ class Acceptance:
                 self._rows.popleft()
             self._audits.clear()
         rows = list(self._rows)
-        right = np.array([row[1] for row in rows])
+        right = np.array([row.right for row in rows], float)
         if not rows or right.all() or not right.any():
             return
-        features, weight = np.array([row[0] for row in rows]), np.array([row[2] for row in rows])
+        features, weight = np.array([row.features for row in rows]), np.array([row.weight for row in rows])
         mean, scale = features.mean(0), features.std(0) + 1e-6
         design = np.column_stack([np.ones(len(rows)), (features - mean) / scale])
-        weights = fit_logistic(design, right, weight / weight.mean())
+        matters = weight * np.array([_NOVEL_WEIGHT if self._is_novel(row) else 1.0 for row in rows])
+        weights = fit_logistic(design, right, matters / matters.mean())
         scores = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
-        threshold, upper = self._threshold(scores, right, weight)
+        unproven = features[:, UNPROVEN] > 0.5
+        (threshold, upper), (first, first_upper) = (
+            self._threshold(scores[rows], right[rows], weight[rows]) for rows in (~unproven, unproven)
+        )
         version = 1 if self.fitted is None else self.fitted.version + 1
-        self.fitted = Fitted(mean, scale, weights, threshold, upper, version)
+        bound = max(upper, first_upper) or 1.0
+        self.fitted = Fitted(mean, scale, weights, threshold, bound, version, first)
 
     def false_hit_rate(self) -> Rate:
         """The audited false-hit rate of the last hits, judge's error taken off, with its 95 % interval."""
@@ -172,19 +223,28 @@ class Acceptance:
         below = value - (above - value) if self.judge_error.false_wrong else low
         return Rate(float(value[0]), float(max(below[0], 0.0)), float(above[0]), n)
 
+    def _is_novel(self, row: _Row) -> bool:
+        """Whether a row's question was a mistake's, and nobody has wanted its answer since."""
+        old = self.requests - row.at >= _NOVEL_AFTER
+        return not row.right and old and row.asked is not None and row.asked.root().size <= 1
+
     def _threshold(self, scores: Floats, right: Floats, weight: Floats) -> tuple[float, float]:
         """The lowest score whose bound is within eps, and that bound."""
+        if not len(scores):
+            return NEVER, 0.0
         order = np.argsort(-scores)
         weight = weight[order]
         total = np.cumsum(weight)
         wrong = np.cumsum(weight * (1.0 - right[order])) / total
         n = np.square(total) / np.cumsum(np.square(weight))
+        tried = np.unique(np.linspace(0, len(order) - 1, _STEPS).astype(int))
+        wrong, n = wrong[tried], n[tried]
         upper = beta_upper(wrong * n, n - wrong * n, self.terms.confidence)
         _, upper = self.judge_error.correct(wrong, upper)
         within = np.flatnonzero(upper <= self.terms.eps)
         if not len(within):
-            return NEVER, 1.0
-        return float(scores[order[within[-1]]]), float(upper[within[-1]])
+            return NEVER, 0.0
+        return float(scores[order[tried[within[-1]]]]), float(upper[within[-1]])
 
     def _steer(self) -> None:
         """Judge much while little is known, then come down to the budget."""

@@ -7,6 +7,7 @@ negation, opposites, names and direction. What it does not know it lets through 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from cache.words import NEGATIONS, STOP_WORDS, Wording
 
@@ -77,6 +78,8 @@ _TURNS = frozenset(
         "against",
     ]
 )
+_KEPT = 8192
+"""Texts whose numbers, kinds, directions and names are remembered: a held question is compared often."""
 _NAME = re.compile(r"(?<![.!?] )(?<!^)\b[A-Z][\w’'.+#-]*")
 
 
@@ -126,6 +129,7 @@ def _alike(one: Wording, other: Wording) -> bool:
     return 2 * len(ours & theirs) >= len(ours | theirs)
 
 
+@lru_cache(_KEPT)
 def _numbers(wording: Wording) -> frozenset[str]:
     spelt = {_NUMBER_WORDS[token] for token in wording.tokens if token in _NUMBER_WORDS}
     return frozenset(number.strip(".,:").replace(",", "") for number in wording.numbers) | spelt
@@ -145,6 +149,7 @@ def _of_other_kind(one: Wording, other: Wording) -> bool:
     return any(kind in theirs and theirs[kind].isdisjoint(members) for kind, members in ours.items())
 
 
+@lru_cache(_KEPT)
 def _members(wording: Wording) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     for token in wording.tokens:
@@ -164,6 +169,7 @@ def _turned(one: Wording, other: Wording) -> bool:
     )
 
 
+@lru_cache(_KEPT)
 def _turns(wording: Wording) -> list[tuple[str, frozenset[str], frozenset[str]]]:
     """Each word that gives a direction, with the two content words before and after it."""
     found = []
@@ -190,6 +196,7 @@ def _singular(token: str) -> str:
     return token[:-1] if len(token) > 3 and token.endswith("s") else token
 
 
+@lru_cache(_KEPT)
 def _names(text: str) -> frozenset[str]:
     """Words in capitals that do not begin a sentence, as tokens without a plural's s."""
     spans = [match.group() for match in _NAME.finditer(text)]

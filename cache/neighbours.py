@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache.classes import AnswerClass
 from cache.words import WORD_FEATURES, Vocabulary, Wording
 
 _SHARPNESS = 12.0
 """A neighbour's vote falls by e for each 1/12 of cosine."""
-FEATURES = 12 + WORD_FEATURES
+FEATURES = 14 + WORD_FEATURES
 """How many numbers the learned rule sees."""
 
 
@@ -58,6 +61,10 @@ class Neighbours:
     """Share of the votes for the best class."""
     second: AnswerClass | None
     second_vote: float
+    crowd: float = 0.0
+    """Mean cosine of the items to each other."""
+    kin: float = 0.0
+    """The same among those of the best class; the nearest's own cosine where there is but one."""
 
     def of_best(self) -> list[tuple[Item, float]]:
         """The items of the best class with their cosines."""
@@ -68,8 +75,12 @@ class Neighbours:
         return self.items[self.classes.index(answer_class)]
 
 
-def poll(items: list[Item], near: list[float]) -> Neighbours:
-    """Let the nearest items vote for their classes."""
+def poll(items: list[Item], near: list[float], vectors: NDArray[np.float32] | None = None) -> Neighbours:
+    """Let the nearest items vote for their classes; `vectors`: where they lie, one a row.
+
+    How near they are to each other tells what "near" means there: a question that lies farther from them than they
+    from each other is likely a new one (the idea of the local outlier factor, Breunig et al. 2000).
+    """
     classes = [item.answer_class for item in items]
     votes: dict[int, float] = {}
     for answer_class, cosine in zip(classes, near, strict=True):
@@ -79,7 +90,22 @@ def poll(items: list[Item], near: list[float]) -> Neighbours:
     ranked = sorted({id(c): c for c in classes}.values(), key=lambda c: -votes[id(c)])
     second = ranked[1] if len(ranked) > 1 else None
     share = votes[id(ranked[0])] / total
-    return Neighbours(items, near, classes, ranked[0], share, second, votes[id(second)] / total if second else 0.0)
+    second_share = votes[id(second)] / total if second else 0.0
+    found = Neighbours(items, near, classes, ranked[0], share, second, second_share)
+    if vectors is not None:
+        rows = [row for row, answer_class in enumerate(classes) if answer_class is ranked[0]]
+        found.crowd = _mean_cosine(vectors, near[0])
+        found.kin = found.crowd if len(rows) == len(near) else _mean_cosine(vectors[rows], near[rows[0]])
+    return found
+
+
+def _mean_cosine(vectors: NDArray[np.float32], alone: float) -> float:
+    """Of unit vectors to each other."""
+    n = len(vectors)
+    if n == 1:
+        return alone
+    total = vectors.sum(0)
+    return (float(total @ total) - n) / (n * (n - 1))
 
 
 def features(
@@ -103,5 +129,7 @@ def features(
         vote * vote,
         cosine * vote,
         float(best.right == 0),
+        found.crowd,
+        found.kin,
         *vocabulary.compare(asked, held, best.words),
     ]

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.acceptance import NEVER, Acceptance, Rate, Terms
+from cache.acceptance import Acceptance, Rate, Terms
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
-from cache.index import FlatIndex, GraphIndex, Vector
+from cache.index import FlatIndex, GraphIndex, Index, Vector
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
@@ -31,12 +31,14 @@ from cache.words import Vocabulary, Wording, read
 _NEAREST = 8
 _FLOOR = 0.5
 """Below this cosine nothing is compared."""
-_PROVISIONAL = 0.5
+_PROVISIONAL = 0.8
 """An unjudged miss of at least this score is taken for its best class until a verdict says otherwise."""
 _MERGE_VOTE = 0.2
 """A right answer whose runner-up class has this share of the votes asks whether both classes are one."""
-_FLAT_LIMIT = 8192
+_FLAT_LIMIT = 4096
 """Entries of a partition that are searched in full; beyond it a graph is built."""
+_MAX_UNSETTLED = 256
+"""New entries that a graph's partition searches in full before they move into the graph."""
 _MAX_PENDING = 10_000
 _MAX_TEXT = 4_000
 """Characters; a longer question is no paraphrase of anything."""
@@ -89,7 +91,7 @@ class _Row:
 class _Space:
     """One partition: its index and the items it is of."""
 
-    index: FlatIndex | GraphIndex
+    index: Index
     tenant: str
 
 
@@ -107,6 +109,7 @@ class SemanticCache:
         max_entries: int = 100_000,
         guard: bool = True,
         on_verdict: OnVerdict | None = None,
+        make_index: Callable[[int], Index] = FlatIndex,
     ) -> None:
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
@@ -116,7 +119,9 @@ class SemanticCache:
         self._max_entries = max_entries
         self._guard = guard
         self._on_verdict = on_verdict
+        self._make_index = make_index
         self._spaces: dict[bytes, _Space] = {}
+        self._behind: set[GraphIndex] = set()
         self._items: OrderedDict[int, Item] = OrderedDict()
         """By label, the least recently used first."""
         self._labels: dict[str, int] = {}
@@ -176,7 +181,7 @@ class SemanticCache:
         unit = self._unit(vector)
         if unit is None or (miss is not None and not miss.recordable) or entry.id in self._labels:
             return
-        space = self._spaces.setdefault(question.key, _Space(FlatIndex(self._dimension), entry.tenant))
+        space = self._spaces.setdefault(question.key, _Space(self._make_index(self._dimension), entry.tenant))
         if space.tenant != entry.tenant:
             return
         wording = read(question.text)
@@ -187,6 +192,8 @@ class SemanticCache:
         if isinstance(space.index, FlatIndex) and len(space.index) >= _FLAT_LIMIT:
             space.index = GraphIndex(self._dimension, space.index)
         space.index.add(item.label, unit)
+        if isinstance(space.index, GraphIndex) and space.index.unsettled >= _MAX_UNSETTLED:
+            self._behind.add(space.index)
         self._items[item.label] = item
         self._labels[entry.id] = item.label
         self._tenants.setdefault(entry.tenant, set()).add(item.label)
@@ -205,7 +212,8 @@ class SemanticCache:
             (AnswerClass.merge if right else AnswerClass.tell_apart)(pending.best, pending.second.answer_class)
             return None
         if pending.features:
-            self.acceptance.learn(pending.features, right, pending.weight, audited=pending.audited)
+            asked = item.answer_class if item is not None else None
+            self.acceptance.learn(pending.features, right, pending.weight, audited=pending.audited, asked=asked)
             if self._on_verdict is not None:
                 self._on_verdict(pending.features, right, pending.weight, pending.audited)
         pending.best.root().count(right)
@@ -236,9 +244,19 @@ class SemanticCache:
         """Refit the rule when it is due, and bring large indexes up to date; best in another thread."""
         if self.acceptance.due:
             self.acceptance.refit()
-        for space in list(self._spaces.values()):
-            if isinstance(space.index, GraphIndex):
-                space.index.settle()
+        self.settle()
+
+    @property
+    def behind(self) -> bool:
+        """Whether a large index has so many new vectors beside its graph that they cost a search time."""
+        return bool(self._behind)
+
+    def settle(self) -> None:
+        """Bring large indexes up to date; best in another thread, look-ups go on meanwhile."""
+        while self._behind:
+            index = self._behind.pop()
+            while index.settle():
+                pass
 
     def _unit(self, vector: NDArray[np.floating]) -> Vector | None:
         """The vector at length one; None for one of another dimension, of no length or with NaN in it."""
@@ -259,7 +277,7 @@ class SemanticCache:
             for item in stale:
                 self._forget(item)
             return self._around(key, unit, tenant, now_s)
-        return poll(items, near) if items else None
+        return poll(items, near, space.index.gather(labels)) if items else None
 
     def _decide(self, text: str, asked: Wording, found: Neighbours | None) -> tuple[Item, dict[str, object]] | Miss:
         if found is None:
@@ -269,9 +287,9 @@ class SemanticCache:
         chosen = self._unguarded(text, asked, found)
         item, cosine, held, objection = chosen
         seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST)
-        score = self.acceptance.score(seen)
-        if objection or not self.acceptance.accepts(score):
-            weight = self.acceptance.draw_miss(score)
+        score, unproven = self.acceptance.score(seen), found.best.right == 0
+        if objection or not self.acceptance.accepts(score, unproven):
+            weight = self.acceptance.draw_miss(score, unproven)
             row = self._await_verdict(found, item, [] if objection else seen, weight) if weight else None
             likely = found.best if not (row or objection) and score >= _PROVISIONAL else None
             return Miss(objection or self._short_of(), row, score, cosine, likely=likely)
@@ -294,7 +312,7 @@ class SemanticCache:
 
     def _short_of(self) -> str:
         fitted = self.acceptance.fitted
-        return "score" if fitted is not None and fitted.threshold < NEVER else "off"
+        return "score" if fitted is not None and fitted.serves else "off"
 
     def _why(self, found: Neighbours, cosine: float, score: float, comparison: Comparison | None) -> dict[str, object]:
         fitted = self.acceptance.fitted
@@ -302,7 +320,7 @@ class SemanticCache:
         return {
             "similarity": cosine,
             "score": score,
-            "threshold": fitted.threshold,
+            "threshold": fitted.least(found.best.right == 0),
             "bound": fitted.upper,
             "eps": self.acceptance.terms.eps,
             "version": fitted.version,

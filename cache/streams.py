@@ -24,6 +24,7 @@ from cache.index import FlatIndex
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.memory import MemoryStore
+from cache.ranking import RankedIndex, Ranking
 from cache.semantic import Miss, SemanticCache
 
 OUT_OF_SCOPE = -1
@@ -171,7 +172,7 @@ class _Tally:
 
 def replay(
     stream: Stream,
-    vectors: NDArray[np.float32],
+    ranking: Ranking,
     *,
     terms: Terms,
     seed: int,
@@ -181,6 +182,7 @@ def replay(
 ) -> Figures:
     """Ask a stream's questions in the order of `seed` and judge as the cache asks for it."""
     order = np.random.default_rng(seed).permutation(len(stream.texts))
+    vectors, index = ranking.vectors, RankedIndex(ranking)
     oracle = Oracle(judge_error, random.Random(seed + 1))
     cache = SemanticCache(
         MemoryStore(1 << 20),
@@ -189,6 +191,7 @@ def replay(
         judge_error=oracle.measured(),
         rng=random.Random(seed),
         guard=guard,
+        make_index=lambda _: index,
     )
     tally, labels = _Tally(stream, order), stream.labels
 
@@ -197,6 +200,7 @@ def replay(
 
     for step, asked in enumerate(order.tolist()):
         question = Partition(_SPACE, stream.texts[asked])
+        index.asked = asked
         outcome = cache.propose(question, vectors[asked], tenant="", now_s=0.0)
         if isinstance(outcome, Miss):
             entry = Entry(str(asked), "chat", b"", "", "", 0.0, 1.0, 0.0)

@@ -146,7 +146,7 @@ class Wording:
         self.trigrams = frozenset(map("".join, zip(joined, joined[1:], joined[2:], strict=False)))
 
 
-@lru_cache(4096)
+@lru_cache(16_384)
 def read(text: str) -> Wording:
     """A text's wording; those read of late are kept."""
     return Wording(text)

@@ -135,7 +135,7 @@ class SharedShelf(Shelf):
 
     async def _follow(self) -> None:
         while not self._closing:
-            for replication in list(self._replications.values()):
+            for route, replication in list(self._replications.items()):
                 while await replication.follow() and not self._closing:
-                    pass
+                    self.settle(self._semantic[route])
             await asyncio.sleep(FOLLOW_EVERY_S)

@@ -53,6 +53,7 @@ class Shelf:
         self._dimension = 0
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
+        self._settling: asyncio.Future[None] | None = None
 
     def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
         """How to look for what another replica may answer; None: there is none."""
@@ -60,6 +61,8 @@ class Shelf:
 
     async def close(self) -> None:
         """Let go of the store."""
+        if self._settling is not None:
+            await asyncio.wait((self._settling,))
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self.store.close()
@@ -143,11 +146,15 @@ class Shelf:
         """Keep an answer; the comparison, if any, is worth judging: is it the same as one we had?"""
         if not await self.store.put(exchange.cache_key, entry) or exchange.similar is None:
             return None
-        similar = exchange.similar
-        self.semantic_of(exchange.route).record(
-            similar.question, similar.vector, entry, key=exchange.cache_key, miss=similar.miss
-        )
+        similar, cache = exchange.similar, self.semantic_of(exchange.route)
+        cache.record(similar.question, similar.vector, entry, key=exchange.cache_key, miss=similar.miss)
+        self.settle(cache)
         return similar.miss.comparison
+
+    def settle(self, cache: SemanticCache) -> None:
+        """Bring a large index up to date beside the requests, one at a time."""
+        if cache.behind and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.get_running_loop().run_in_executor(None, cache.settle)
 
     async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
         """Forget one entry; with `tenant`, only if it is that tenant's."""

@@ -21,7 +21,7 @@ def unit(rng: np.random.Generator) -> NDArray[np.float32]:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 200))
 def test_the_nearest_are_found(seed: int, moves: int) -> None:
-    """After any moves the k nearest, in order, are those of a dictionary searched in full."""
+    """After any moves the k nearest are those of a dictionary searched in full, to what a byte a dimension can tell."""
     rng = np.random.default_rng(seed)
     index = FlatIndex(8)
     held: dict[int, NDArray[np.float32]] = {}
@@ -35,11 +35,13 @@ def test_the_nearest_are_found(seed: int, moves: int) -> None:
             index.add(label, held[label])
     asked = unit(rng)
     labels, near = index.search(asked, 5)
-    ranked = sorted(((float(v @ asked), label) for label, v in held.items()), reverse=True)[:5]
-    assert labels == [label for _, label in ranked]
-    assert np.allclose(near, [cosine for cosine, _ in ranked], atol=1e-5)
+    true = {label: float(vector @ asked) for label, vector in held.items()}
+    ranked = sorted(true.values(), reverse=True)[:5]
+    assert len(set(labels)) == len(ranked) and near == sorted(near, reverse=True)
+    assert np.allclose(near, [true[label] for label in labels], atol=0.015)
+    assert np.allclose(near, ranked, atol=0.015)
     assert len(index) == len(held) and sorted(index.labels()) == sorted(held)
-    assert all(np.array_equal(index.vector(label), held[label]) for label in held)
+    assert np.allclose(index.gather(sorted(held)), [held[label] for label in sorted(held)], atol=0.005) or not held
 
 
 def test_little_is_kept_free() -> None:
@@ -49,7 +51,7 @@ def test_little_is_kept_free() -> None:
     for label in range(1000):
         index.add(label, unit(rng))
         if label > 20:
-            assert index.nbytes() <= 1.25 * (label + 1) * 8 * 4
+            assert index.nbytes() <= 1.25 * (label + 1) * (8 + 4)
 
 
 def test_a_graph_finds_what_a_full_search_finds() -> None:

@@ -36,7 +36,7 @@ class Replica:
             rule.learn([float(n % 2)] * FEATURES, n % 2 == 1, 1.0, audited=False)
         rule.refit()
         assert rule.fitted is not None
-        rule.fitted = replace(rule.fitted, threshold=0.0)
+        rule.fitted = replace(rule.fitted, threshold=0.0, unproven=None)
 
     async def ask(self) -> Hit | Miss:
         """Take in what the others wrote, then ask."""
