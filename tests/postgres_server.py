@@ -75,7 +75,7 @@ class PostgresServer:
             ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
         )
         command = [*as_user, str(self.binaries / program), *arguments]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=150)
         if done.returncode:
             log = Path(self._log)
             raise RuntimeError(f"{program}: {done.stderr} {log.read_text() if log.exists() else ''}")

@@ -138,7 +138,7 @@ async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None
 
 async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
     """A failure of one twin is no answer while the other may still give one."""
-    scripts = {"m": [{"delay_s": 0.8, "text": "patience"}, {"status": 500}]}
+    scripts = {"m": [{"delay_s": 3, "text": "patience"}, {"status": 500}]}
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m", hedge_after_s=0.05)) as gateway:
         heard = await chat(gateway)
         (record,) = decisions(gateway)
@@ -198,7 +198,7 @@ async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path
     """Silence up to the client's own deadline is a 504, not one more attempt."""
     scripts = {"m": [{"fault": "stall", "after": 0}]}
     async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
-        heard = await chat(gateway, "m", stream=True, x_stainless_read_timeout="0.3")
+        heard = await chat(gateway, "m", stream=True, x_stainless_read_timeout="1.5")
         (record,) = decisions(gateway)
     assert heard.status == 504
     assert [attempt.failure for attempt in record.attempts] == ["timeout"]
@@ -208,7 +208,7 @@ async def test_a_dribbling_stream_is_silence(tmp_path: Path) -> None:
     """Bytes that complete no event are no sign of life, before the first chunk and after it."""
     for before in (True, False):
         async with dribbling(b"" if before else CHUNK) as url:
-            server = {"first_byte_timeout_s": 0.6, "stall_timeout_s": 0.6, "request_timeout_s": 20}
+            server = {"first_byte_timeout_s": 1.5, "stall_timeout_s": 1.5, "request_timeout_s": 60}
             providers = [{"name": "drip", "kind": "openai", "base_url": url, "api_key": "k"}]
             models = [{"name": "m", "provider": "drip", **PRICES}]
             config = {"models": models, "server": server, "providers": providers}
@@ -253,7 +253,7 @@ async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
         (record,) = decisions(gateway)
     assert (record.error, record.status) == ("timeout", 504)
     assert b"[DONE]" not in heard.body
-    assert record.latency_s is not None and record.latency_s < 5
+    assert record.latency_s is not None and record.latency_s < 15
 
 
 # ---- overload, limits and budgets under concurrency
@@ -262,7 +262,7 @@ async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_one_request_too_many_is_refused_at_once(tmp_path: Path, surface: str) -> None:
     """503 in the client's own shape; those in flight are not touched and nothing of it is held."""
-    scripts = {"echo": [{"delay_s": 0.4}]}
+    scripts = {"echo": [{"delay_s": 2}]}
     async with live(tmp_path, scripts=scripts, server={"max_concurrency": 2}) as gateway:
         busy = [asyncio.create_task(chat(gateway, "echo")) for _ in range(2)]
         await until(lambda: gateway.app.in_flight == 2)

@@ -23,7 +23,7 @@ from tests.live import served
 from tests.ports import free_port
 
 
-def write_config(folder: Path, *, workers: int, drain_timeout_s: float = 10) -> tuple[Path, int]:
+def write_config(folder: Path, *, workers: int, drain_timeout_s: float = 60) -> tuple[Path, int]:
     """A gateway over the managed scripted upstream, which takes its time."""
     port, admin_port = free_port(), free_port()
     path = folder / "headgate.toml"
@@ -44,6 +44,7 @@ kind = "scripted"
 [providers.options.scripts]
 quick = [{{ text = "a b c d e f", delay_s = 0.01 }}]
 slow = [{{ text = "a b c d e f", gap_s = 0.05, delay_s = 0.2 }}]
+patient = [{{ text = "a b c d e f", gap_s = 0.05, delay_s = 4 }}]
 [[models]]
 name = "quick"
 provider = "script"
@@ -51,6 +52,11 @@ input_usd_per_mtok = 0.1
 output_usd_per_mtok = 0.4
 [[models]]
 name = "slow"
+provider = "script"
+input_usd_per_mtok = 0.1
+output_usd_per_mtok = 0.4
+[[models]]
+name = "patient"
 provider = "script"
 input_usd_per_mtok = 0.1
 output_usd_per_mtok = 0.4
@@ -189,7 +195,7 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> 
     """At SIGTERM streams and whole answers in flight arrive, new connections are refused, and nothing is left."""
     async with started(tmp_path, workers=1) as (process, url):
         asking = [
-            asyncio.create_task(ask(url, surface, question(surface, "slow", stream=stream)))
+            asyncio.create_task(ask(url, surface, question(surface, "patient", stream=stream)))
             for surface in ("chat", "messages", "responses", "completions")
             for stream in (True, False)
         ]
@@ -198,7 +204,7 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> 
         while await connects(url):
             await asyncio.sleep(0.005)
         heards = await asyncio.gather(*asking)
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), 60)
     assert process.returncode == 0
     for heard in heards:
         assert heard.status == 200 and heard.whole

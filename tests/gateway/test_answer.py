@@ -100,7 +100,7 @@ async def test_identical_requests_share_one_upstream_call(tmp_path: Path) -> Non
     import asyncio
 
     routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "cache": "exact"}]
-    async with live(tmp_path, scripts={"echo": [{"delay_s": 0.2}]}, routes=routes) as gateway:
+    async with live(tmp_path, scripts={"echo": [{"delay_s": 2}]}, routes=routes) as gateway:
         body = {**CHAT, "model": "auto"}
         answers = await asyncio.gather(*(post(gateway.url, body) for _ in range(2)))
         answers.append(await post(gateway.url, body))

@@ -279,7 +279,7 @@ async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
         spool.append(decision(1))
         spool.close()
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert await asyncio.to_thread(process.wait, 60) == 0
     finally:
         process.kill()
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
