@@ -38,6 +38,7 @@ from gateway.wire.answer import translate_answer
 from gateway.wire.errors import render_error
 from gateway.wire.replay import replay
 from gateway.wire.request import Described
+from routers.arms import Arms
 from routers.features import ENCODED, Featurizer
 from routers.types import Choice, Query, Undecided
 
@@ -134,7 +135,7 @@ class Answering:
         version = route.router.features_version
         if version.startswith(ENCODED):
             exchange.query = await self.encoded(exchange.call.described, version)
-        elif version:
+        elif version or route.arms is not None:
             exchange.query = described(self.s.featurizer(), exchange.call.described)
         else:
             exchange.query = bare_query(exchange.call.described)
@@ -232,18 +233,26 @@ class Answering:
                 choice, worst_usd, share=config.min_quality or 1.0, limits=limits, retries=config.retries,
                 fallbacks=route.fallbacks,
             )
-        shows = config.cascade != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
+        strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
+        shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(
             choice,
-            config.cascade if climbs and shows and route.cascade is None else "none",
+            strategy if climbs and shows and route.cascade is None else "none",
             worst_usd,
             accept_at=config.accept_at,
             limits=limits,
             retries=config.retries,
             fallbacks=route.fallbacks,
-            messages=chat_messages(call) if config.cascade in WRITING else (),
+            messages=chat_messages(call) if strategy in WRITING else (),
             speculates=config.speculate,
         )
+
+    def way(self, exchange: Exchange, arms: Arms, climbs: bool) -> str:
+        """The strategy that this query deserves, as far as feedback has taught; drawn, so that it goes on teaching."""
+        if not climbs or exchange.query is None:
+            return "none"
+        exchange.way = arms.choose(exchange.query.vector, next(self.s.draws), exchange.caller.explore)
+        return exchange.way.arm
 
     # -- drive
 

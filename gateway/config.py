@@ -153,6 +153,10 @@ class RouteConfig(_Section, frozen=True):
     wait_usd_per_s: Usd | None = None
     """What a second of an answer's delay is worth: a model that is busy or slow then costs that much more."""
     cascade: str = "none"
+    strategies: list[str] = []
+    """Of cascade "learned": ways of answering, of which feedback teaches the one that a query deserves."""
+    step_price: Share = 0.02
+    """Score that each further call of a strategy must gain to be worth it."""
     accept_at: Share | None = None
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
     speculate: bool = False

@@ -29,6 +29,8 @@ ROUTERS = (
 )  # fmt: skip
 CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", "best-of", "verify", "refine",
             "skeleton", "stepwise")  # fmt: skip
+LEARNED = "learned"
+"""A cascade whose strategy is learnt query by query, among the route's `strategies`."""
 STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
@@ -231,8 +233,9 @@ def _check_route(
     for index, name in enumerate(route.fallback):
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
     if not _is_path(route.cascade):
-        found.unless_known(f"{path}.cascade", "cascade", route.cascade, CASCADES)
-    if route.cascade == "stepwise" and route.max_attempts < STEPWISE_ATTEMPTS:
+        found.unless_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
+    _check_strategies(route, path, found)
+    if "stepwise" in (route.cascade, *route.strategies) and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
     _check_promise(route, path, found)
     if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
@@ -243,6 +246,15 @@ def _check_route(
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
         if getattr(route, setting) and route.router != router:
             found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+
+
+def _check_strategies(route: RouteConfig, path: str, found: Problems) -> None:
+    if route.cascade == LEARNED and len(set(route.strategies)) < 2:
+        found.add(f"{path}.strategies", "a learned cascade needs two or more to choose among")
+    for index, name in enumerate(route.strategies):
+        found.unless_known(f"{path}.strategies[{index}]", "strategy", name, [c for c in CASCADES if c != "certified"])
+        if name in route.strategies[:index]:
+            found.add(f"{path}.strategies[{index}]", f"{name!r} is listed twice")
 
 
 def _check_promise(route: RouteConfig, path: str, found: Problems) -> None:

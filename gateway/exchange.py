@@ -10,6 +10,7 @@ import msgspec
 
 from cascade.types import Evidence, Plan, Verdict
 from gateway.wire.usage import Usage
+from routers.arms import Pick
 from routers.replicas import Job
 from routers.types import Choice, Knobs, Query
 
@@ -83,6 +84,8 @@ class Exchange(msgspec.Struct):
     choice: Choice | None = None
     links: Chain = ()
     """The conversation's beginnings, where they matter to the choice."""
+    way: Pick | None = None
+    """The strategy that was drawn for it, where the route learns that."""
     paced: Knobs | None = None
     """Knobs in force, where the route's purse had a say."""
     draw: float | None = None

@@ -9,12 +9,15 @@ from cascade.artifact import FittedCascade
 from cascade.promise import Promise
 from gateway.checker import Checker
 from gateway.config import Config, ModelConfig, RouteConfig
+from gateway.config_load import LEARNED
 from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
 from gateway.prices import Price, nanousd
 from gateway.settings import FloorSetting
+from routers.arms import Arms
+from routers.registry import bandit_axes
 from routers.types import Candidate, Knobs, Router
 
 
@@ -58,6 +61,8 @@ class Route:
     limits: tuple[Limit, ...] = ()
     checker: Checker | None = None
     """The operator's check of answers that a climb may still send back."""
+    arms: Arms | None = None
+    """Learns which strategy a query deserves; None: `config.cascade` names one."""
 
     def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
         """The route's models as the router may see them now."""
@@ -132,6 +137,7 @@ class RouteBook:
             route_accounts(config),
             _limits(config),
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
+            _arms(config),
         )
 
     def _fallbacks(self, config: RouteConfig, seen: set[str]) -> list[str]:
@@ -171,6 +177,13 @@ def _model(config: Config, name: str) -> Model:
         cached_price=_cached_price(dearest),
     )
     return Model(name, dearest, Price.of(dearest), candidate)
+
+
+def _arms(config: RouteConfig) -> Arms | None:
+    """Strategies on the axes that bandits read queries on."""
+    if config.cascade != LEARNED:
+        return None
+    return Arms(config.strategies, bandit_axes(), config.step_price, config.explore)
 
 
 def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:

@@ -77,6 +77,8 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         reason=choice.reason if choice else "",
         plan=tuple(step.model for step in plan.steps) if plan else (),
         thresholds=tuple(_finite(step.accept_at) for step in plan.steps) if plan else (),
+        strategy=exchange.way.arm if exchange.way else "",
+        strategies=exchange.way.probabilities if exchange.way else {},
         attempts=tuple([attempt_record(attempt) for attempt in exchange.attempts]),
         verdict=exchange.verdict.reason if exchange.verdict else "",
         answered_model=exchange.answered_by,

@@ -156,6 +156,8 @@ OWN_TRIED = (1.0, 0.25, 0.08, 0.025)
 """Of the stated penalty on own slopes."""
 NOISE_COUNTS = 300.0
 """Answers that the stated noise counts as."""
+CENTRED_COUNTS = 10.0
+"""Queries that axes of mean zero and unit spread count as."""
 
 
 def fitted(state: State, shrink: Shrinkage) -> Posterior:
@@ -163,10 +165,31 @@ def fitted(state: State, shrink: Shrinkage) -> Posterior:
 
     Their evidence (type-II likelihood: MacKay 1992, Bayesian interpolation) needs nothing but the sums. Few answers
     keep what was stated, for little can be read out of them; models that really differ by query free themselves.
+    Penalties are on axes of mean zero and unit spread over the queries seen, wherever those lie on the axes given.
     """
+    move = _centring(state)
+    gram = move @ state.gram @ move.T
+    moved = replace(state, gram=gram, quality=state.quality @ move.T, cost=state.cost @ move.T)
     tried = [replace(shrink, own=shrink.own * share) for share in OWN_TRIED]
-    told = [_weighed(state, posterior(state, one), one) for one in tried]
-    return max(told, key=itemgetter(0))[1]
+    told = [_weighed(moved, posterior(moved, one), one) for one in tried]
+    best = max(told, key=itemgetter(0))[1]
+    return replace(
+        best, quality=best.quality @ move, cost=best.cost @ move, covariance=move.T @ best.covariance @ move,
+        common=best.common @ move,
+    )  # fmt: skip
+
+
+def _centring(state: State) -> Array:
+    """(d + 1, d + 1): takes a query's axes to such of mean zero and unit spread; near the identity where few are known."""
+    total = state.gram.sum(0)
+    rows = float(total[-1, -1])
+    share = rows / (rows + CENTRED_COUNTS)
+    mean = share * total[-1, :-1] / max(rows, 1e-9)
+    spread = np.diag(total)[:-1] / max(rows, 1e-9) - (total[-1, :-1] / max(rows, 1e-9)) ** 2
+    scale = 1.0 / np.sqrt(np.maximum(share * spread + 1.0 - share, 0.01))
+    move = np.diag(np.append(scale, 1.0))
+    move[:-1, -1] = -mean * scale
+    return np.asarray(move)
 
 
 def _weighed(state: State, told: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:

@@ -119,6 +119,10 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """Models of the cascade in order; the first is `model`."""
     thresholds: tuple[float | None, ...] = ()
     """Least confidence that keeps each step's answer; None: any."""
+    strategy: str = ""
+    """Drawn from those that the route learns among; empty: it has one."""
+    strategies: dict[str, float] = {}
+    """Each one's probability."""
 
     attempts: tuple[AttemptRecord, ...] = ()
     verdict: str = ""

@@ -25,6 +25,7 @@ from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
+from routers.arms import Arms
 from routers.bandit import Bandit
 from routers.canary import Canary
 from routers.sums import State
@@ -38,9 +39,9 @@ REMEMBERED = 2000
 
 
 class Learner:
-    """One route's bandit in this worker."""
+    """What one route learns in this worker."""
 
-    def __init__(self, bandit: Bandit, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, bandit: Bandit | Arms, candidates: Sequence[Candidate]) -> None:
         self.bandit, self.candidates = bandit, candidates
         self.decided = self.scored = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
@@ -71,18 +72,45 @@ class Learner:
         query = query_of(record)
         if len(record.plan) > 1 or model not in names or query is None:
             return
-        before = self.learnt.get(record.id)
+        bandit, before = self.bandit, self.learnt.get(record.id)
+        assert isinstance(bandit, Bandit)
         try:
             if before is None:
-                self.bandit.update(query, candidates, model, score, cost_of(record, model))
+                bandit.update(query, candidates, model, score, cost_of(record, model))
             else:
-                self.bandit.amend(query, model, score - before)
+                bandit.amend(query, model, score - before)
         except Undecided:
             return
-        self.learnt[record.id] = score
+        self.remember(record.id, score)
+
+    def remember(self, id: str, score: float) -> None:
+        self.learnt[id] = score
         if len(self.learnt) > REMEMBERED:
             self.learnt.popitem(last=False)
         self.changed = True
+
+
+class StrategyLearner(Learner):
+    """One route's strategies in this worker: of every answer, how it was got and with how many calls."""
+
+    def __init__(self, arms: Arms) -> None:
+        super().__init__(arms, ())
+
+    def learn(self, record: DecisionRecord, score: float) -> None:
+        if not record.strategy or not record.vector or record.strategy not in self.arms.names:
+            return
+        vector = np.frombuffer(record.vector, "<f2").astype(np.float32)
+        before = self.learnt.get(record.id)
+        if before is None:
+            self.arms.learn(vector, record.strategy, score, sum(not one.failure for one in record.attempts))
+        else:
+            self.arms.amend(vector, record.strategy, score - before)
+        self.remember(record.id, score)
+
+    @property
+    def arms(self) -> Arms:
+        assert isinstance(self.bandit, Arms)
+        return self.bandit
 
 
 class Online:
@@ -92,32 +120,36 @@ class Online:
         self._sums = sums
         self._learners: dict[str, Learner] = {}
         """By key, those of former routers included: a reload must forget nothing."""
-        self._routes: dict[str, Learner] = {}
+        self._routes: dict[str, list[Learner]] = {}
         self._recent: OrderedDict[str, DecisionRecord] = OrderedDict()
 
     def adopt(self, book: RouteBook) -> None:
         """The routes' bandits, as they are from now on, go on with what was learnt upon the same base."""
         routes = {}
         for name, route in book.routes.items():
-            bandit = bandit_of(route.router)
-            if bandit is None:
-                continue
-            key, candidates = key_of(name, bandit), [model.candidate for model in route.models]
-            learner = self._learners.get(key)
-            if learner is None:
-                learner = self._learners[key] = Learner(bandit, candidates)
-            else:
-                bandit.state = learner.bandit.state
-                bandit.hear(learner.bandit.others)
-                learner.bandit, learner.candidates = bandit, candidates
-            routes[name] = learner
+            candidates = [model.candidate for model in route.models]
+            found = [self._learner(name, one, candidates) for one in (bandit_of(route.router), route.arms) if one]
+            if found:
+                routes[name] = found
         self._routes = routes
+
+    def _learner(self, route: str, bandit: Bandit | Arms, candidates: Sequence[Candidate]) -> Learner:
+        key = key_of(route, bandit)
+        learner = self._learners.get(key)
+        if learner is None:
+            made = StrategyLearner(bandit) if isinstance(bandit, Arms) else Learner(bandit, candidates)
+            return self._learners.setdefault(key, made)
+        bandit.state = learner.bandit.state
+        bandit.hear(learner.bandit.others)
+        learner.bandit, learner.candidates = bandit, candidates
+        return learner
 
     def outcome(self, record: DecisionRecord) -> None:
         """A request is settled."""
-        learner = self._routes.get(record.route)
-        if learner is not None:
-            learner.outcome(record)
+        learners = self._routes.get(record.route)
+        if learners is not None:
+            for learner in learners:
+                learner.outcome(record)
             self._remember(record)
 
     async def feedback(self, journal: Reader, said: FeedbackRecord) -> None:
@@ -128,8 +160,7 @@ class Online:
         record = self._recent.get(id) or await journal.decision(id, said.tenant)
         if record is None or record.tenant != said.tenant:
             return
-        learner = self._routes.get(record.route)
-        if learner is not None:
+        for learner in self._routes.get(record.route, ()):
             learner.feedback(record, said.score)
 
     async def run(self) -> None:
@@ -151,7 +182,7 @@ class Online:
 
     def answers(self) -> dict[tuple[str, ...], float]:
         """By route: scored answers that its bandit knows of."""
-        return {(name,): float(learner.bandit.seen) for name, learner in self._routes.items()}
+        return {(name,): float(learners[0].bandit.seen) for name, learners in self._routes.items()}
 
     async def _exchange(self, key: str, learner: Learner) -> None:
         bandit = learner.bandit
@@ -194,7 +225,7 @@ def recalled(router: Router, config: Config, route: str) -> Router:
     return router
 
 
-def key_of(route: str, bandit: Bandit) -> str:
+def key_of(route: str, bandit: Bandit | Arms) -> str:
     """What was learnt upon one base says nothing upon another."""
     what = f"{route}\0{bandit.version}\0{bandit.features_version}\0{bandit.projection.dims}"
     return hashlib.sha256(what.encode()).hexdigest()[:24]

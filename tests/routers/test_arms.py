@@ -1,0 +1,106 @@
+"""Strategies as arms: what is as good with fewer steps wins, query by query, with exact propensities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routers.arms import Arms
+from routers.arms_check import NAMES, Ways, compared
+from routers.features import shipped_featurizer
+from routers.projection import Projection
+from routers.registry import bandit_axes
+
+
+def flat(dims: int = 4) -> Projection:
+    """Axes as they are."""
+    return Projection().restore({"mean_": np.zeros(dims, np.float32), "axes_": np.eye(dims, dtype=np.float32)})
+
+
+def vectors(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
+
+
+def taught(arms: Arms, rounds: int, seed: int = 0) -> None:
+    """Checking helps where the first axis is positive, and costs two calls more; elsewhere it changes nothing."""
+    rng = np.random.default_rng(seed)
+    for x in vectors(seed, rounds):
+        pick = arms.choose(x, float(rng.random()))
+        chance = 0.9 if x[0] < 0 or pick.arm == "verify" else 0.3
+        arms.learn(x, pick.arm, float(rng.random() < chance), 3 if pick.arm == "verify" else 1)
+
+
+def test_steps_are_paid_only_where_they_help() -> None:
+    """After some hundred answers hard queries are verified and easy ones are not."""
+    arms = Arms(("none", "verify"), flat(), step_price=0.1)
+    taught(arms, 600)
+    assert arms.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "verify"
+    assert arms.choose(np.array([-2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
+
+
+def test_a_dearer_step_needs_no_new_evidence() -> None:
+    """Scores and steps are kept apart: under a price that no answer is worth nobody verifies any more."""
+    arms = Arms(("none", "verify"), flat(), step_price=0.1)
+    taught(arms, 600)
+    dear = Arms(("none", "verify"), flat(), step_price=0.6)
+    dear.state = arms.state
+    assert dear.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
+
+
+@given(st.integers(0, 60), st.floats(0, 0.999), st.floats(0.01, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_every_arm_keeps_its_share_and_chances_sum_to_one(rounds: int, draw: float, explore: float) -> None:
+    """Whatever was learnt; the propensity is the chance of the arm that was drawn."""
+    arms = Arms(("none", "verify", "refine"), flat(), 0.05, explore)
+    taught(arms, rounds)
+    pick = arms.choose(vectors(1, 1)[0], draw)
+    assert sum(pick.probabilities.values()) == pytest.approx(1.0)
+    assert min(pick.probabilities.values()) >= explore / 3 - 1e-9
+    assert pick.propensity == pick.probabilities[pick.arm]
+
+
+def test_replicas_know_together_what_each_has_seen() -> None:
+    """Sums of two halves give what one would know of all, and an amended score is what was said last."""
+    whole, one, two = (Arms(("none", "verify"), flat(), 0.1) for _ in range(3))
+    rng = np.random.default_rng(3)
+    for i, x in enumerate(vectors(3, 200)):
+        arm, score = ("none", "verify")[i % 2], float(rng.random() < 0.5)
+        whole.learn(x, arm, score, 1 + i % 2)
+        half = (one, two)[i // 2 % 2]
+        half.learn(x, arm, 0.0, 1 + i % 2)
+        half.amend(x, arm, score)
+    one.hear(two.state)
+    x = vectors(4, 1)[0]
+    assert one.seen == whole.seen == 200
+    assert np.allclose(one.worth(x)[0], whole.worth(x)[0], atol=5e-3)
+
+
+def test_what_is_not_an_arm_is_refused() -> None:
+    """By name, with those there are."""
+    with pytest.raises(ValueError, match="no strategy 'vote' among none, verify"):
+        Arms(("none", "verify"), flat(), 0.1).learn(vectors(0, 1)[0], "vote", 1.0, 1)
+
+
+def test_a_query_without_a_vector_is_a_middling_one() -> None:
+    """A router that reads nothing leaves an empty vector: the arms still have chances."""
+    arms = Arms(("none", "verify"), bandit_axes(), 0.1)
+    pick = arms.choose(np.zeros(0, np.float32), 0.2)
+    arms.learn(shipped_featurizer().describe("What is a prime?").vector, pick.arm, 1.0, 1)
+    assert sum(pick.probabilities.values()) == pytest.approx(1.0)
+
+
+def test_learnt_arms_beat_every_fixed_way_where_queries_differ() -> None:
+    """In a seeded world of two kinds of questions, to be told by their texts, learning from nothing beats the best
+    fixed way and epsilon-greedy (`python -m routers.arms_check` tells what it does on logged outcomes).
+    """
+    rng, featurizer = np.random.default_rng(0), shipped_featurizer()
+    texts = [(f"Compute {i} * {i + 7} and add {i}.", f"Write a poem about the number {i}.")[i % 2] for i in range(500)]
+    x = np.stack([featurizer.describe(text).vector for text in texts])
+    chance = np.array([(0.2, 0.5, 0.9) if i % 2 == 0 else (0.9, 0.9, 0.9) for i in range(500)])
+    score = (rng.random(chance.shape) < chance).astype(float)
+    found = compared(x, Ways(score, np.tile([1.0, 2.0, 3.0], (500, 1))), 0.1, range(3))
+    assert set(NAMES) == {"one", "two", "three"}
+    assert found["gain over the best fixed way"] > 0.03
+    assert found["gain over epsilon-greedy"] > 0.03
