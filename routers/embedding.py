@@ -26,7 +26,9 @@ Matrix = NDArray[np.float32]
 SHIPPED = Path(__file__).parent / "weights" / "minilm_static.safetensors"
 MAX_WORD_CHARS = 100
 """BERT reads a longer word as unknown."""
-MEMO_STRETCHES = 65_536
+MEMO_STRETCHES = 32_768
+MEMO_CHARS = 32
+"""Longer stretches hardly come again, and a memo of them would hold whatever clients send: now at most some 6 MB."""
 IDS = np.intp
 """As `take` wants them."""
 
@@ -109,13 +111,15 @@ class StaticEmbedding:
         known = self._memo.get(stretch)
         if known is not None:
             return known
-        if len(self._memo) >= MEMO_STRETCHES:
-            self._memo.clear()
         ids: list[int] = []
         for word in words_of(stretch):
             whole = self._vocabulary.get(word)
             ids += self._cut(word) if whole is None else (whole,)
-        known = self._memo[stretch] = np.array(ids, IDS).tobytes()
+        known = np.array(ids, IDS).tobytes()
+        if len(stretch) <= MEMO_CHARS:
+            if len(self._memo) >= MEMO_STRETCHES:
+                self._memo.clear()
+            self._memo[stretch] = known
         return known
 
     def _cut(self, word: str) -> list[int]:

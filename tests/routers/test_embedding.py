@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from routers.embedding import IDS, SHIPPED, load_embedding, shipped_embedding
+from routers.embedding import IDS, MEMO_CHARS, MEMO_STRETCHES, SHIPPED, load_embedding, shipped_embedding
 
 EMBEDDING = shipped_embedding()
 OLD_CHARACTERS = st.one_of(
@@ -80,3 +80,14 @@ def test_a_table_of_another_size_than_its_vocabulary_is_refused(tmp_path: Path) 
     save_file({"rows": np.zeros((2, 2), np.int8), "scales": np.ones(2, np.float16), "vocabulary": words}, path)
     with pytest.raises(ValueError, match="3 tokens, 2 rows"):
         load_embedding(path)
+
+
+def test_what_is_remembered_of_words_is_bounded() -> None:
+    """Neither many different words nor long ones are hoarded, and a forgotten word is cut as before."""
+    embedding = shipped_embedding()
+    before = embedding.pieces("the words come again")
+    long = "x" * (MEMO_CHARS + 1)
+    assert embedding.pieces(long) == embedding.pieces(long) and long not in embedding._memo
+    embedding.pieces(" ".join(f"w{number}" for number in range(MEMO_STRETCHES + 10)))
+    assert len(embedding._memo) <= MEMO_STRETCHES
+    assert embedding.pieces("the words come again") == before
