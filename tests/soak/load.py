@@ -6,12 +6,14 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 from httptools import HttpResponseParser
 
 from gateway.responses import REMEMBERED
+from routers.embedding import MEMO_STRETCHES
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "messages": "/v1/messages",
          "responses": "/v1/responses", "embeddings": "/v1/embeddings"}  # fmt: skip
@@ -32,6 +34,9 @@ CLOSES = 0.02
 KNOWN = 50
 """Questions that are asked again and again, where answers are kept."""
 LENGTHS = (1, 4, 60)
+WORDS = 600
+"""Different ones in a message: as many as a router reads of it."""
+ALL_WORDS = MEMO_STRETCHES + WORDS
 
 
 @dataclass(slots=True)
@@ -105,9 +110,9 @@ async def answered(reader: asyncio.StreamReader) -> Answer:
 
 
 async def fill_up(url: tuple[str, int], key: str) -> None:
-    """Every known question once, in every form, and as many stored responses as are remembered.
+    """Every known question once, in every form; as many stored responses and different words as are remembered.
 
-    From then on the cache and the memory of responses neither grow nor shrink.
+    From then on what is remembered of answers, responses and words neither grows nor shrinks.
     """
     surfaces = [surface for surface in PATHS if surface != "embeddings"]
     forms = [(surface, length, stream) for surface in surfaces for length in LENGTHS for stream in (False, True)]
@@ -120,12 +125,18 @@ async def fill_up(url: tuple[str, int], key: str) -> None:
         ("responses", question("responses", "quick", number, LENGTHS[number % 3], stream=False, store=True))
         for number in range(REMEMBERED)
     ]
+    for place in range(0, ALL_WORDS, WORDS):
+        bodies.append(("chat", said(f"word{number}" for number in range(place, place + WORDS))))
     reader, writer = await asyncio.open_connection(*url)
     for surface, body in bodies:
         writer.write(head_of(key, surface, body))
         answer = await answered(reader)
         assert answer.parser.get_status_code() == 200 and answer.stays, (surface, answer.parser.get_status_code())
     writer.transport.abort()
+
+
+def said(words: Iterable[str]) -> bytes:
+    return msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": " ".join(words)}]})
 
 
 def request_of(key: str, draw: random.Random) -> bytes:
