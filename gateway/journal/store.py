@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
-    FeedbackRecord,
     KeyRecord,
     ResponseRecord,
     new_id,
@@ -128,11 +127,6 @@ class Store:
         if before_s is not None:
             query = query.where(feedback.c.time_s < before_s)
         return self._rows(query)
-
-    def feedback_by_id(self, id: str) -> FeedbackRecord | None:
-        """One feedback, as it was recorded."""
-        rows = self._rows(sa.select(feedback).where(feedback.c.id == clean(id)))
-        return FeedbackRecord(**{**rows[0], "decision_id": rows[0]["decision_id"] or ""}) if rows else None
 
     def response(self, id: str, tenant: str) -> ResponseRecord | None:
         """A stored response of this tenant; `deleted` is True for one that is gone."""

@@ -92,11 +92,6 @@ class ScriptedServer:
             connection.act(Act.CLOSE)
         self._server = None
 
-    def drop_clients(self) -> None:
-        """Close every connection, as a server does that restarts; it goes on listening."""
-        for connection in list(self.connections):
-            connection.act(Act.CLOSE)
-
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Iterator[Frame]:
         if self.batches.serves(path):
             status, said = self.batches.answer(method, path, headers, body)

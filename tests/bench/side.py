@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.__main__ import machine, own_versions, progress
+from tests.bench.__main__ import machine, own_versions, progress, stay_on
 from tests.bench.measure import Ask, Cost, measure, rss_mb
 from tests.bench.rivals import (
     PORTKEY,
@@ -119,9 +119,9 @@ def start(
     """All targets, up at the same time; only one is under load at a time."""
     versions = own_versions()
     rig, ours = ({1}, {0}) if pin and (os.cpu_count() or 1) > 1 else (set(), set())
-    _stay_on(rig)
+    stay_on(rig)
     url = stack.enter_context(upstream())
-    _stay_on(ours)
+    stay_on(ours)
     targets: dict[str, Target | None] = {"upstream": None}
     if "reference" in only:
         targets["reference"] = stack.enter_context(reference(folder, url))
@@ -137,14 +137,8 @@ def start(
         home = install_litellm(rivals)
         targets["litellm"] = stack.enter_context(litellm(folder, home, url))
         versions["litellm"] = version_of(home, "litellm")
-    _stay_on(rig)
+    stay_on(rig)
     return url, targets, versions
-
-
-def _stay_on(cores: set[int]) -> None:
-    """Children are born where their parent is."""
-    if cores:
-        os.sched_setaffinity(0, cores)
 
 
 def whole_cases(connections: Sequence[int]) -> list[Case]:
