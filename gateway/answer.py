@@ -123,6 +123,8 @@ class Answering:
         into, out, n = asked.input_tokens_bound, asked.max_output_tokens, asked.n
         if route.config.gather_ms:
             into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
+        if route.solved is not None:
+            into += route.solved.bound_tokens
         return {name: models[name].worst(into, out, n) for name in route.names}
 
     # -- describe
@@ -194,7 +196,11 @@ class Answering:
     def choose(self, exchange: Exchange) -> None:
         """A router's choice becomes a plan, and the hold shrinks to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
-        plan = exchange.plan = self.plan(exchange, choice)
+        plan = self.plan(exchange, choice)
+        if exchange.route.solved is not None:
+            call, tenant = exchange.call, exchange.caller.tenant
+            plan = exchange.route.solved.shown_in(plan, chat_messages(call), call.described.text, tenant, choice)
+        exchange.plan = plan
         models = {step.model for step in (*plan.steps, *plan.fallbacks)}
         if len(models) < len(exchange.route.names):
             exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))

@@ -1,4 +1,4 @@
-"""`headgate cascade evaluate | train | certify | guarantee | floors | tiny`: its worth, and what may be promised."""
+"""`headgate cascade ...`: what cascades are worth, what may be promised of them, and what they are taught."""
 
 from __future__ import annotations
 
@@ -172,6 +172,27 @@ def floors(
         Promises(chosen, store).step(time.time())
     _print({told["route"]: told for told in standings(chosen, store)}, as_json)
     store.close()
+
+
+@cascade.command()
+def solved(
+    route: Annotated[str, typer.Option(help="Whose questions; it must have kept their text (`store_text`).")],
+    out: Annotated[Path, typer.Option(help="Where the cases go: a route's `solved`.")] = Path("cases.jsonl"),
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's file.")] = None,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Feedback that makes an answer right.")] = 0.9,
+    as_json: AsJson = False,
+) -> None:
+    """Write questions whose answers were found right, for models that need to be shown how."""
+    from gateway.commands_journal import read_config
+    from gateway.journal.store import open_store
+    from gateway.learn.solved import solved_cases
+
+    chosen = read_config(config)
+    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    cases = solved_cases(store, route, least=least)
+    store.close()
+    out.write_bytes(b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
+    _print({"out": str(out), "cases": len(cases)}, as_json)
 
 
 def _setting(depth: int, router: str) -> Setting:

@@ -173,6 +173,11 @@ class RouteConfig(_Section, frozen=True):
     """Questions in one such call."""
     gather_tokens: Count = 200
     """Longest question that may be gathered."""
+    solved: str = ""
+    """File of solved cases, one JSON object a line (question, answer, tenant), shown to models that are not expected to
+    answer well without."""
+    solved_most: Annotated[int, Meta(ge=1, le=32)] = 4
+    """Cases shown to a model that is expected to fail; fewer the better it is, none where it is good enough."""
     check: list[str] = []
     """Command that reads an answer on standard input; exit status 0 says it is right, 1 that it is wrong."""
     check_timeout_s: Seconds = 5.0

@@ -238,6 +238,8 @@ def _check_route(
     if "stepwise" in (route.cascade, *route.strategies) and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
     _check_promise(route, path, found)
+    if route.solved and route.cascade not in ("none", "confidence", "certified"):
+        found.add(f"{path}.solved", f"is shown by cascades none, confidence and certified only, not {route.cascade!r}")
     if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
         found.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
     if not _is_path(route.router):

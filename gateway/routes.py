@@ -16,6 +16,7 @@ from gateway.ledger import Account
 from gateway.limits import Limit
 from gateway.prices import Price, nanousd
 from gateway.settings import FloorSetting
+from gateway.solved import SolvedCases, open_solved
 from routers.arms import Arms
 from routers.registry import bandit_axes
 from routers.types import Candidate, Knobs, Router
@@ -61,6 +62,8 @@ class Route:
     limits: tuple[Limit, ...] = ()
     checker: Checker | None = None
     """The operator's check of answers that a climb may still send back."""
+    solved: SolvedCases | None = None
+    """What is shown to models that need examples."""
     arms: Arms | None = None
     """Learns which strategy a query deserves; None: `config.cascade` names one."""
 
@@ -137,6 +140,7 @@ class RouteBook:
             route_accounts(config),
             _limits(config),
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
+            open_solved(config.solved, config.solved_most) if config.solved else None,
             _arms(config),
         )
 

@@ -1,0 +1,41 @@
+"""Cases for a route's file of demonstrations: questions of its journal whose answers were found right.
+
+Only rounds whose text was kept can be shown again, and only single turns: a case must make sense alone. The newest
+feedback on an answer counts, and of a question its newest right answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.journal.record import DecisionRecord
+from gateway.journal.store import Store
+from gateway.journal.tables import decisions, feedback
+from gateway.solved import CaseLine
+
+MOST_ROWS = 20_000
+_decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
+
+
+def solved_cases(store: Store, route: str, *, least: float = 0.9, most: int = 1000) -> list[CaseLine]:
+    """At most so many, oldest first: the file's last lines are the ones that are kept."""
+    query = (
+        sa.select(decisions.c.id, decisions.c.payload, feedback.c.score)
+        .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
+        .where(decisions.c.route == route, feedback.c.score.is_not(None))
+        .order_by(feedback.c.time_s.desc(), feedback.c.id)
+        .limit(MOST_ROWS)
+    )
+    found, judged = dict[tuple[str, str], CaseLine](), set[str]()
+    with store.engine.connect() as connection:
+        for row in connection.execute(query):
+            if row.id in judged:
+                continue
+            judged.add(row.id)
+            record = _decode(row.payload)
+            told = record.prompt_text and record.answer_text and record.turns == 1
+            if row.score >= least and told and len(found) < most:
+                case = CaseLine(record.prompt_text, record.answer_text, record.tenant)
+                found.setdefault((record.tenant, record.prompt_text), case)
+    return list(found.values())[::-1]
