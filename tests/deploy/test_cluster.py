@@ -127,8 +127,10 @@ def test_a_key_made_or_revoked_at_one_replica_counts_at_the_other(world: Cluster
         return {answer.status_code for answer in found} == {401}
 
     made_s = until("the key is known", known)
-    CLIENT.delete(f"{one.admin_url}/admin/keys/{id_}", headers=auth("MASTER"))
+    gone = CLIENT.delete(f"{one.admin_url}/admin/keys/{id_}", headers=auth("MASTER"))
+    assert gone.is_success, gone.text
     print(f"key in force after {made_s:.2f} s, revoked after {until('it is unknown', unknown):.2f} s")
+    assert unknown() and CLIENT.post(one.url + PATH, json=chat("echo"), headers=bearer).status_code == 401
 
 
 def test_a_promotion_at_one_replica_serves_at_the_other(world: Cluster) -> None:
@@ -146,6 +148,7 @@ def test_a_promotion_at_one_replica_serves_at_the_other(world: Cluster) -> None:
     )
     took_s = until("the promotion has arrived", lambda: not router() & before)
     print(f"promotion in force after {took_s:.2f} s")
+    assert router() == {"weighted"}
 
 
 def test_a_rate_limit_that_one_worker_met_all_workers_heed(world: Cluster) -> None:
