@@ -150,7 +150,7 @@ def settings(folder: Path, artifact: Path, upstream_url: str, port: int, key: st
     """What the bench asks Headgate to do, as its users write it."""
     models = "".join(
         f'[[models]]\nname = "{name}"\nprovider = "up"\n'
-        f"input_usd_per_mtok = {price[0]}\noutput_usd_per_mtok = {price[1]}\ncontext_tokens = 128000\n\n"
+        f"input_usd_per_mtok = {price[0]}\noutput_usd_per_mtok = {price[1]}\ncontext_tokens = 2000000\n\n"
         for name, price in POOL.items()
     )
     return f"""
