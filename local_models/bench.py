@@ -13,7 +13,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from local_models.quant import int8_levels
 from local_models.request import Delta, Request
 from local_models.shape import Shape, shape_of
 from local_models.text import TextCodec
+from local_models.tiers import Tiers, name_of
 
 SHAPES: dict[str, dict[str, Any]] = {
     "3m": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
@@ -143,12 +144,11 @@ def rivals(config: dict[str, Any], dtype: torch.dtype, *, continuous: bool) -> d
     )  # fmt: skip
     model = LlamaForCausalLM(llama).to(dtype).eval()
     shape = random_shape(config)
-    runs = {"engine": engine_run(Decoder(shape, dict(model.state_dict())))}
-    if dtype == torch.float32:
-        free = Decoder(shape, dict(model.state_dict()), invariant=False)
-        runs["engine, not invariant"] = engine_run(free)
-    if int8_levels() is not None:
-        runs["engine int8"] = engine_run(Decoder(shape, dict(model.state_dict()), int8=True))
+    runs = {
+        "engine": engine_run(Decoder(shape, dict(model.state_dict()))),
+        "engine int8": engine_run(Decoder(shape, dict(model.state_dict()), int8=True)),
+        "engine, torch alone": engine_run(Decoder(shape, dict(model.state_dict()), native=False)),
+    }
     runs["transformers generate"] = generate_run(model)
     if continuous:
         runs["transformers continuous batching"] = continuous_run(model)
@@ -197,10 +197,28 @@ def prefix_trace(kind: str, seed: int, requests: int) -> list[tuple[list[int], i
     return trace
 
 
-def hit_rate(trace: list[tuple[list[int], int]], blocks: int, alpha: float | None) -> float:
-    """Share of prompt tokens found cached when the trace is served one request at a time."""
+class NamesOnly:
+    """A shelf that keeps names and no contents: for counting hits."""
+
+    def __init__(self, blocks: int) -> None:
+        self._tiers = Tiers(blocks)
+        self._nothing = torch.empty(0)
+
+    def name(self, before: bytes, tokens: Sequence[int]) -> bytes:
+        return name_of(before, tokens)
+
+    def put(self, name: bytes, block: int) -> None:
+        self._tiers.keep(name, self._nothing)
+
+    def get(self, names: Sequence[bytes]) -> list[Any]:
+        return list(self._tiers.fetch(names))
+
+
+def hit_rate(trace: list[tuple[list[int], int]], blocks: int, alpha: float | None, tier: int = 0) -> float:
+    """Share of prompt tokens found cached when the trace is served one request at a time; `tier` more blocks lie
+    beside the pool."""
     rng = random.Random(0)
-    tree = Blocks(blocks, 64, alpha=alpha)
+    tree = Blocks(blocks, 64, alpha=alpha, shelf=NamesOnly(tier) if tier else None)
     for prompt, answer in trace:
         ids = prompt + [rng.randrange(1000) for _ in range(answer)]
         taken = tree.take(prompt, len(ids))
@@ -222,6 +240,8 @@ def prefix_cases(requests: int) -> list[dict[str, Any]]:
             rates = {
                 "marconi": hit_rate(trace, blocks, 1.0),
                 "lru": hit_rate(trace, blocks, None),
+                "marconi, as much again on the shelf": hit_rate(trace, blocks, 1.0, blocks),
+                "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, len(distinct)),
                 "unbounded": hit_rate(trace, 2 * len(distinct), None),
             }
             rows.append({"trace": kind, "memory": share, "blocks": blocks, "hit_rate": rates})

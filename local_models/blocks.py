@@ -13,6 +13,8 @@ Eviction follows Marconi: what was asked for again outlives what was seen once (
 and of equals the least `recency + alpha * computation saved per byte` goes first. What once was popular still
 ages, in units of how long a block lasts at present. `alpha=None` is plain LRU, kept for comparison.
 
+What is evicted may be kept elsewhere (`Shelf`) and come back by a copy when a prompt asks for it again.
+
 No torch: slots are integers here, and copies are returned for the owner of the pool to make.
 """
 
@@ -22,6 +24,7 @@ import heapq
 import math
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 _FREE, _TAKEN = b"\x01", b"\x00"
 _LEAST_COPY = 4
@@ -48,6 +51,8 @@ class Node:
     ends_turn: bool = False
     """True: an answer ended here, so the conversation's next turn begins alike."""
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    name: bytes = b""
+    """On the shelf; only where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,27 @@ class SlotCopy:
     source: int
     target: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFill:
+    """Copy a block that was kept elsewhere to the slots from `target` on."""
+
+    content: Any
+    target: int
+
+
+class Shelf(Protocol):
+    """Where evicted blocks go."""
+
+    def name(self, before: bytes, tokens: Ids[int]) -> bytes:
+        """A block's name, after the block named `before`."""
+
+    def put(self, name: bytes, block: int) -> None:
+        """Keep what the pool's block holds at this moment."""
+
+    def get(self, names: Ids[bytes]) -> list[Any]:
+        """The contents of the longest beginning of `names` that is kept."""
 
 
 @dataclass(slots=True)
@@ -92,6 +118,7 @@ class Blocks:
         alpha: float | None = 1.0,
         share: bool = True,
         copy_while_free: float = 0.5,
+        shelf: Shelf | None = None,
     ) -> None:
         self.count = count
         self.block_tokens = block_tokens
@@ -101,6 +128,7 @@ class Blocks:
         self._alpha = alpha
         self._share = share
         self._copy_while_free = copy_while_free
+        self._shelf = shelf
         self._map = bytearray(_FREE * count)
         self._free = count
         self._roots: dict[str, Node] = {}
@@ -127,7 +155,7 @@ class Blocks:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)
 
-    def take(self, ids: Ids[int], tokens: int, salt: str = "") -> tuple[Table, list[SlotCopy]] | None:
+    def take(self, ids: Ids[int], tokens: int, salt: str = "") -> tuple[Table, list[SlotCopy | SlotFill]] | None:
         """A table for `tokens` tokens that begin with `ids`, with what is already computed in it.
 
         None when so many blocks cannot be had now. At least the last of `ids` is left to compute.
@@ -142,8 +170,9 @@ class Blocks:
                 node.users -= 1
             return None
         self.asked_tokens += len(ids)
-        table, copies = self._lay_out(chain, wanted, salt)
-        partial = self._copy_of_part(ids, table, chain)
+        table, laid = self._lay_out(chain, wanted, salt)
+        copies: list[SlotCopy | SlotFill] = [*laid, *self._fills(ids, table, chain)]
+        partial = self._copy_of_part(ids, table, chain) if len(copies) == len(laid) else None
         if partial:
             copies.append(partial)
             table.cached_tokens += partial.count
@@ -173,6 +202,8 @@ class Blocks:
             if node is None:
                 node = Node(parent, tokens, table.blocks[at], (at + 1) * size, last_used=self._clock)
                 parent.children[tokens] = node
+                if self._shelf is not None:
+                    node.name = self._shelf.name(parent.name, tokens)
                 self._nodes.add(node)
                 node.users += 1
                 table.nodes.append(node)
@@ -226,7 +257,7 @@ class Blocks:
         assert self._free == self.count - len(taken), "a wrong count of free blocks"
 
     def _root(self, salt: str) -> Node:
-        return self._roots.setdefault(salt, Node(None, (), -1, 0))
+        return self._roots.setdefault(salt, Node(None, (), -1, 0, name=salt.encode()))
 
     def _matched(self, ids: Ids[int], salt: str) -> list[Node]:
         """The longest chain of cached blocks that `ids` begins with, one token left over."""
@@ -259,6 +290,19 @@ class Blocks:
             return table, copies
         table.blocks = [node.block for node in chain] + self._allocate(wanted - len(chain), after=after)
         return table, []
+
+    def _fills(self, ids: Ids[int], table: Table, chain: list[Node]) -> list[SlotFill]:
+        """What the shelf has of the blocks that follow the chain."""
+        if self._shelf is None or not self._share:
+            return []
+        size, name, names = self.block_tokens, chain[-1].name if chain else table.salt.encode(), list[bytes]()
+        for at in range(len(chain), (len(ids) - 1) // size):
+            name = self._shelf.name(name, ids[at * size : (at + 1) * size])
+            names.append(name)
+        contents = self._shelf.get(names)
+        table.cached_tokens += len(contents) * size
+        own = table.blocks[len(chain) :]
+        return [SlotFill(content, block * size) for content, block in zip(contents, own, strict=False)]
 
     def _continues(self, chain: list[Node], wanted: int) -> bool:
         """True when the chain lies in one run and what follows it is free."""
@@ -322,6 +366,8 @@ class Blocks:
             assert parent is not None
             del parent.children[node.tokens]
             self._nodes.discard(node)
+            if self._shelf is not None:
+                self._shelf.put(node.name, node.block)
             self._return(node.block)
             self.evicted += 1
             self._lifetime += 0.05 * (self._clock - node.last_used - self._lifetime)

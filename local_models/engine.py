@@ -19,7 +19,7 @@ from torch import Tensor
 
 from local_models import sampler
 from local_models.attention import Segment
-from local_models.blocks import Blocks, SlotCopy
+from local_models.blocks import Blocks, SlotCopy, SlotFill
 from local_models.decoder import Batch, Decoder
 from local_models.errors import RequestRefused
 from local_models.grammar import Grammars
@@ -29,6 +29,7 @@ from local_models.request import Delta, Ending, Event, Finished, Request, TokenL
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.speculate import Drafter, NgramDrafter, share_budget
 from local_models.text import TextCodec, TokenStream
+from local_models.tiers import shelf_for
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,12 @@ class EngineOptions:
     """Marconi's weight of computation saved per byte; None: least recently used."""
     copy_while_free: float = 0.5
     """A shared prefix is copied, not gathered, while this share of the blocks is free."""
+    tier_memory_mb: int = 0
+    """Evicted keys and values kept in memory beside the pool, for conversations that come back."""
+    tier_disk_mb: int = 0
+    """And of those that leave memory, in an unnamed file."""
+    tier_folder: str | None = None
+    """Where that file lies; None: the system's folder for temporary files."""
     draft_tokens: int = 0
     """Most tokens guessed ahead for one sequence; 0: no guessing."""
     draft_budget: int = 64
@@ -81,12 +88,18 @@ class Engine:
         self.meter = StepMeter()
         self.busy_s = 0.0
         self._counts_joules = read_joules() is not None
+        count = self.options.kv_tokens // decoder.block_tokens
+        self._pool = decoder.new_pool(count)
+        self.shelf = shelf_for(
+            self._pool, count, self.options.tier_memory_mb, self.options.tier_disk_mb, self.options.tier_folder
+        )
         blocks = Blocks(
-            self.options.kv_tokens // decoder.block_tokens,
+            count,
             decoder.block_tokens,
             alpha=self.options.eviction_alpha,
             share=self.options.share_prefixes,
             copy_while_free=self.options.copy_while_free,
+            shelf=self.shelf,
         )
         self.scheduler = Scheduler(
             blocks,
@@ -96,7 +109,6 @@ class Engine:
             most_running=self.options.most_running,
             most_waiting=self.options.most_waiting,
         )
-        self._pool = decoder.new_pool(blocks.count)
         self._grammars = Grammars(codec, decoder.shape.vocabulary, decoder.shape.end_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds: dict[str, int] = {}
@@ -228,9 +240,12 @@ class Engine:
         ]
         return [self._finish(sequence, "deadline") for sequence in late]
 
-    def _copy(self, copies: list[SlotCopy]) -> None:
+    def _copy(self, copies: list[SlotCopy | SlotFill]) -> None:
         slots = self._pool.tensor
         for copy in copies:
+            if isinstance(copy, SlotFill):
+                slots[:, :, :, copy.target : copy.target + self.blocks.block_tokens].copy_(copy.content)
+                continue
             source = slots[:, :, :, copy.source : copy.source + copy.count]
             slots[:, :, :, copy.target : copy.target + copy.count].copy_(source)
 

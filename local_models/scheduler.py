@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from local_models.blocks import Blocks, SlotCopy, Table
+from local_models.blocks import Blocks, SlotCopy, SlotFill, Table
 from local_models.errors import EngineFull, PromptTooLong
 from local_models.request import Request, Usage
 from local_models.text import TokenStream
@@ -82,7 +82,7 @@ class Plan:
     """One step: what to compute, and which slots to copy first."""
 
     work: list[Work]
-    copies: list[SlotCopy]
+    copies: list[SlotCopy | SlotFill]
 
 
 class Scheduler:

@@ -163,7 +163,8 @@ def main() -> None:
     parser.add_argument("--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped')
     parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(_OPTIONS)}")
     for name in _ENGINE_OPTIONS:
-        kind = type(getattr(EngineOptions(), name))
+        value = getattr(EngineOptions(), name)
+        kind = str if value is None else type(value)
         if kind is bool:
             parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction)
         else:
@@ -181,7 +182,7 @@ def main() -> None:
 
 _ENGINE_OPTIONS = (
     "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native",
-    "draft_tokens", "draft_budget",
+    "draft_tokens", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 

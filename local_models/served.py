@@ -76,6 +76,13 @@ def _kv_cached(served: Served) -> float:
     return blocks.cached / blocks.count if blocks.count else 0.0
 
 
+def _tiers(served: Served) -> tuple[int, int, int, int]:
+    shelf = served.worker.engine.shelf
+    if shelf is None:
+        return 0, 0, 0, 0
+    return shelf.tiers.saved, shelf.tiers.restored, shelf.tiers.in_memory, shelf.tiers.on_disk
+
+
 def _default_temperature(folder: Path) -> float:
     """0 when the folder asks for greedy decoding; its own temperature, else OpenAI's 1."""
     path = folder / "generation_config.json"
@@ -112,6 +119,10 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
         "Of them cached.",
         lambda s: s.worker.engine.blocks.hit_tokens,
     ),
+    ("local_tier_saved_blocks_total", "counter", "Evicted blocks kept elsewhere.", lambda s: _tiers(s)[0]),
+    ("local_tier_restored_blocks_total", "counter", "Of them, given back.", lambda s: _tiers(s)[1]),
+    ("local_tier_memory_blocks", "gauge", "Kept in memory.", lambda s: _tiers(s)[2]),
+    ("local_tier_disk_blocks", "gauge", "Kept in the file.", lambda s: _tiers(s)[3]),
     (
         "local_preemptions_total",
         "counter",

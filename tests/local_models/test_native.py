@@ -124,7 +124,8 @@ def test_every_family_says_what_generate_says(kernels: Kernels, variant: str, tm
 
 def test_torch_computes_where_this_cannot_be_had(tmp_path: Path) -> None:
     """Told not to, or without a compiler, the engine answers all the same."""
-    code = "from local_models.native import kernels; assert kernels() is None; import tests.local_models.checkpoints as c\n"
+    code = "from local_models.native import kernels; assert kernels() is None\n"
+    code += "import tests.local_models.checkpoints as c\n"
     code += "assert not c.decoder().is_native; print(len(c.run(c.engine(), [c.greedy('a', [5, 6], 9)])['a'].ids))"
     for environment in ({"HEADGATE_NATIVE": "0"}, {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}):
         done = subprocess.run(
@@ -177,7 +178,8 @@ def test_both_ways_attend_alike(kernels: Kernels) -> None:
 
     shape = shape_of(
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 64, "intermediate_size": 8,
-         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}, (),
+         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
+        (),
     )  # fmt: skip
     pool = Pool(shape, 8, 16, torch.float32)
     pool.tensor.normal_()
