@@ -9,16 +9,23 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.admin import doors as admin_doors
 from gateway.admin.doors import ask, ask_all, doors, settings_version
 from gateway.door import MAX_PATH_BYTES, Door, door_path
 from gateway.overlay import Overlay
 from gateway.settings import change_settings
 from gateway.worker import Follower
 from tests.live import Live, live
-from tests.until import until
+from tests.until import PATIENCE_S, until
 
 ROUTE = {"name": "auto", "models": ["echo", "other"], "router": "cheapest", "cache": "exact"}
 OTHER = {"name": "other", "input_usd_per_mtok": 9.0, "output_usd_per_mtok": 9.0}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker on a busy machine is not a silent one."""
+    monkeypatch.setattr(admin_doors, "ANSWER_WITHIN_S", PATIENCE_S)
 
 
 @asynccontextmanager
