@@ -24,6 +24,7 @@ from routers.estimators.knn import NearestNeighbours
 from routers.estimators.linear import Linear
 from routers.estimators.mlp import Perceptron
 from routers.estimators.preference import Preference, SimilarWins
+from routers.estimators.stacked import Stacked
 from routers.estimators.task_mean import TaskMean
 from routers.features import shipped_featurizer
 from routers.plugin import Learned, PluginRouter
@@ -36,7 +37,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     kind.kind: kind
     for kind in (
         TaskMean, NearestNeighbours, Linear, Factor, Preference, SimilarWins,
-        Clusters, Domain, Contrastive, Perceptron, General, Ensemble,
+        Clusters, Domain, Contrastive, Perceptron, General, Ensemble, Stacked,
     )
 }  # fmt: skip
 LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")

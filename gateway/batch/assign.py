@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gateway.batch.dual import all_prices, least_load, money_price, sampled
 from gateway.batch.exact import exact
-from gateway.batch.program import BARE, NEVER, Program, Rows, Taste, allowed, program_of
+from gateway.batch.program import BARE, NEVER, Program, Rows, Taste, allowed, hardened, program_of
 from gateway.batch.rounding import Draft, rounded
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Impossible
 
@@ -70,7 +70,7 @@ def attempted(
     program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
     if (program.worth <= NEVER / 2).all(1).any():
         return None
-    draft = _solved(program)
+    draft = _solved(_hardened(program, budget_usd, taste))
     if not draft.fits:
         return None
     bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=_plain(taste))
@@ -97,7 +97,7 @@ def replan(
     bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, _plain(taste))
     draft = None
     if not (program.worth <= NEVER / 2).all(1).any():
-        draft = _solved(program)
+        draft = _solved(_hardened(program, budget_usd, taste))
     if draft is None or not draft.fits:
         draft = _solved(_optional(program))
         bare = _optional(bare)
@@ -110,6 +110,14 @@ def replan(
 def _plain(taste: Taste) -> Taste:
     """What the bound is stated in: predicted quality, and money where it has a price."""
     return replace(BARE, usd_price=taste.usd_price)
+
+
+def _hardened(program: Program, budget_usd: float, taste: Taste) -> Program:
+    """Hard prompts given their due, at the price that money has (of a large job: on a sample)."""
+    if not taste.hardness or not 0 < budget_usd < math.inf:
+        return program
+    price = float(money_price(sampled(program))[0]) / budget_usd
+    return hardened(program, price, taste.hardness) if price > 0 else program
 
 
 def _solved(program: Program) -> Draft:

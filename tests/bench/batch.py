@@ -1,11 +1,13 @@
 """What planning a job is worth and what it takes.
 
-    python -m tests.bench.batch [--data DIR ...] [--scale N] [--lines N]
+    python -m tests.bench.batch [--data DIR ... [--splits N]] [--scale N] [--lines N]
 
 --data: on real outcomes. Estimates are fitted on the rows whose split is train and a job is planned over the test rows,
-at five budgets. Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models
-(the stronger where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality
-passes one), the one that was best at that spend on training rows. Intervals are paired bootstraps over test rows.
+at five budgets; --splits: over the data's own split and that many drawn at random, and their mean.
+Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
+where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
+the one that was best at that spend on training rows; it reads the same estimates. Intervals are paired
+bootstraps over test rows, and of the mean over splits those of its standard error (splits share rows: it is a guide).
 --scale: that many prompts by 20 models, from estimates to assignment, with a budget alone and with five limits.
 --lines: an OpenAI batch file of that many lines, from file to saved plan.
 Time is wall and processor seconds, memory the peak of the process (and of the largest child).
@@ -25,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,17 @@ from gateway.batch.frontier import point_of
 from gateway.batch.plan import Order, Shop, plan_job
 from gateway.batch.types import Arm, Estimates
 from gateway.config_load import parse
-from gateway.learn.evaluation import rows_of
+from gateway.learn.evaluation import Rows, rows_of
 from gateway.routes import RouteBook
 from gateway.settings import Settings
+from routers.estimators.base import folds
+from routers.estimators.ensemble import Ensemble
+from routers.estimators.stacked import FOLDS, Stacked
 from routers.features import shipped_featurizer
-from routers.fit import fit_learned, out_of_fold, predicted
-from routers.registry import estimator_named, open_router
+from routers.fit import fit_learned, predicted
+from routers.outcomes import Outcomes
+from routers.plugin import Learned
+from routers.registry import open_router
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
 Matrix = NDArray[np.float64]
@@ -67,16 +74,51 @@ class Side:
     paid: Matrix
 
 
-def sides(folder: Path) -> tuple[Side, Side]:
+def sides(rows: Rows) -> tuple[Side, Side]:
     """Training rows (predicted by folds that did not see them) and test rows."""
     featurizer = shipped_featurizer()
-    rows = rows_of(folder, None, (), featurizer)
-    learned = fit_learned(estimator_named("ensemble"), rows.train, rows.train_x, featurizer)
-    quality, cost = predicted(learned, rows.test_x)
-    _, sd = learned.quality.predict(learned.projection.apply(rows.test_x).astype(np.float64))
-    before, before_cost = out_of_fold("ensemble", rows.train, rows.train_x, featurizer)
-    train = Side(before, np.zeros_like(before), before_cost, rows.train.scores, rows.train.cost_usd)
-    return train, Side(quality, sd, cost, rows.test.scores, rows.test.cost_usd)
+    stacked = Stacked()
+    learned = fit_learned(stacked, rows.train, rows.train_x, featurizer)
+    test = _side(learned, rows.test, rows.test_x)
+    fold = folds(len(rows.train_x), FOLDS, 0)
+    parts = []
+    for part in range(FOLDS):
+        seen, held = fold != part, fold == part
+        weighed = Ensemble(stacked.weights)
+        learned = fit_learned(weighed, rows.train.rows(seen), rows.train_x[seen], featurizer)
+        parts.append(_side(learned, rows.train.rows(held), rows.train_x[held]))
+    return Side(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Side))), test
+
+
+def _side(learned: Learned, data: Outcomes, x: Matrix) -> Side:
+    quality, cost = predicted(learned, x)
+    _, sd = learned.quality.predict(learned.projection.apply(x).astype(np.float64))
+    return Side(quality, sd, cost, data.scores, data.cost_usd)
+
+
+def drawn(own: Rows, seed: int) -> Rows:
+    """The same rows split otherwise, by chance; 0: as they are."""
+    if not seed:
+        return own
+    n = len(own.train_x) + len(own.test_x)
+    data, x = joined(own.train, own.test), np.concatenate([own.train_x, own.test_x])
+    held = np.zeros(n, bool)
+    held[np.random.default_rng(seed).choice(n, len(own.test_x), replace=False)] = True
+    return Rows(data.rows(~held), data.rows(held), x[~held], x[held], own.priced)
+
+
+def joined(one: Outcomes, other: Outcomes) -> Outcomes:
+    """The rows of both."""
+    return Outcomes(
+        **{
+            f.name: one.models
+            if f.name == "models"
+            else np.concatenate([getattr(one, f.name), getattr(other, f.name)])
+            if isinstance(getattr(one, f.name), np.ndarray)
+            else (*getattr(one, f.name), *getattr(other, f.name))
+            for f in fields(Outcomes)
+        }
+    )
 
 
 def estimates_of(side: Side) -> Estimates:
@@ -139,19 +181,19 @@ def at_spend(side: Side, picks: Picks, usd: float) -> Matrix | None:
     return np.asarray(found)
 
 
-def on_data(folder: Path) -> list[dict[str, Any]]:
-    train, test = sides(folder)
+def on_data(rows: Rows) -> list[dict[str, Any]]:
+    train, test = sides(rows)
     routers = list(threshold_routers(train, test))
     best = int(train.score.mean(0).argmax())
     job = estimates_of(test)
     least, most = test.cost.min(1).sum(), test.cost[:, best].sum()
-    rows = np.arange(len(test.score))
+    places = np.arange(len(test.score))
     table = []
     for share in SHARES:
         budget = float(least + share * (most - least))
         plan = assign(job, budget)
         point = point_of(job, plan, budget)
-        spent, scored = test.paid[rows, plan.arm], test.score[rows, plan.arm]
+        spent, scored = test.paid[places, plan.arm], test.score[places, plan.arm]
         usd = float(spent.mean())
         rival = max(routers, key=lambda pair: _mean(at_spend(train, pair[0], usd)))
         other = at_spend(test, rival[1], usd)
@@ -167,6 +209,20 @@ def on_data(folder: Path) -> list[dict[str, Any]]:
             "gap_share": plan.gap_share,
         })  # fmt: skip
     return table
+
+
+def over_splits(folder: Path, splits: int) -> Iterator[dict[str, Any]]:
+    """Every split's figures, then the means of their gains."""
+    own = rows_of(folder, None, (), shipped_featurizer())
+    gains: list[list[float]] = []
+    for seed in range(splits + 1):
+        table = on_data(drawn(own, seed))
+        gains.append([row["gain"][0] for row in table])
+        yield from ({"split": seed or "own", **row} for row in table)
+    for share, values in zip(SHARES, np.array(gains).T, strict=True):
+        reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if splits else math.nan
+        mean = float(values.mean())
+        yield {"split": "mean", "budget_share": share, "gain": [mean, mean - reach, mean + reach]}
 
 
 def _mean(scores: Matrix | None) -> float:
@@ -260,6 +316,7 @@ def alone(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.batch", description=__doc__)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--splits", type=int, default=0)
     parser.add_argument("--scale", type=int, default=0)
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -274,7 +331,7 @@ def main() -> None:
         print(json.dumps(runs[chosen.one]()))
         return
     for folder in chosen.data:
-        for row in on_data(folder):
+        for row in over_splits(folder, chosen.splits):
             print(folder.name, json.dumps(row), flush=True)
     for one in ("free", "limited") if chosen.scale else ():
         print("scale", json.dumps(alone("--one", one, "--scale", str(chosen.scale))), flush=True)
