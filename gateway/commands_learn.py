@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_router, out_of_fold
 from routers.outcomes import DataError, read_outcomes
 from routers.registry import save_router
+from routers.spread import Spread, one_by_one
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,6 +27,8 @@ _SHOWN = (
 
 DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet")]
 Embedding = Annotated[Path | None, typer.Option(help="Configuration whose [embedding] describes the texts")]
+Engine = Annotated[str, typer.Option(help="embedded, or ray: folds and resamples as its tasks (extra `ray`)")]
+Workers = Annotated[int, typer.Option(min=1, help="Of the ray engine, where it starts its own cluster")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]
 
 
@@ -35,6 +39,17 @@ def _featurizer(config: Path | None) -> Featurizer:
     from gateway.embedders import open_embedder
 
     return open_embedder(read_config(config).embedding) or shipped_featurizer()
+
+
+def _spread(engine: str, workers: int) -> Spread:
+    """What runs the independent pieces. ValueError where there is no such engine."""
+    if engine == "embedded":
+        return one_by_one
+    if engine != "ray":
+        raise ValueError(f"--engine: {engine!r} is neither embedded nor ray")
+    from gateway.learn.on_ray import on_ray
+
+    return on_ray(workers)
 
 
 def _listed(names: str) -> list[str]:
@@ -58,6 +73,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
     embedding: Embedding = None,
+    engine: Engine = "embedded",
+    workers: Workers = 2,
     cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead: routing")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
     as_json: AsJson = False,
@@ -70,12 +87,14 @@ def evaluate(
             from gateway.learn import cascaded
 
             report, policies, bench = cascaded.evaluated(
-                cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples
-            )
+                cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples,
+                spread=_spread(engine, workers),
+            )  # fmt: skip
         else:
             report, policies, bench = evaluation.evaluated(
                 router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
                 limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
+                spread=_spread(engine, workers),
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -92,6 +111,8 @@ def train(
     version: Annotated[str, typer.Option(help="Version to write into the artefact")] = "1",
     seed: int = 0,
     embedding: Embedding = None,
+    engine: Engine = "embedded",
+    workers: Workers = 2,
     as_json: AsJson = False,
 ) -> None:
     """Train a router on the rows whose split is not test, and write it as an artefact with its scores."""
@@ -101,7 +122,8 @@ def train(
         outcomes = outcomes.rows(outcomes.splits != "test")
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
-        metrics = evaluation.cross_validated(router, outcomes, x, out_of_fold, featurizer)
+        unseen = partial(out_of_fold, spread=_spread(engine, workers))
+        metrics = evaluation.cross_validated(router, outcomes, x, unseen, featurizer)
     except ValueError as error:
         raise _refuse(error) from error
     card = Card(

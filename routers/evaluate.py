@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from routers import frontier
 from routers.estimators.base import Matrix
+from routers.spread import Spread, one_by_one
 
 RATES = np.concatenate([[0.0], np.logspace(-3, 6, 91), [1e12]])
 """Exchange rates: quality points per dollar."""
@@ -28,7 +29,11 @@ FIGURES = (
 )  # fmt: skip
 PAIR_FIGURES = ("apgr", "apgr_repo", "cpt50", "cpt80")
 
+CHUNK = 50
+"""Resamples that are worked on together."""
+
 Figures = dict[str, float]
+Clouds = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,37 +123,45 @@ def pair_figures(gain: NDArray[np.float64], bench: Bench, rows: NDArray[np.intp]
 
 
 def compared(
-    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES
+    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES, spread: Spread = one_by_one
 ) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:
-    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them."""
+    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them. `spread` runs chunks
+    of resamples.
+    """
     n = len(bench.scores)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    chunks = [np.ones((1, n), counts.dtype), *(counts[at : at + CHUNK] for at in range(0, resamples, CHUNK))]
+    (point,), *found = spread(_of_chunk, (bench, dict(policies)), chunks)
+    return point, {name: [one[name] for chunk in found for one in chunk] for name in policies}
+
+
+def _of_chunk(bench: Bench, policies: Mapping[str, Policy], counts: NDArray[np.int64]) -> list[dict[str, Figures]]:
+    """Every policy's figures on each of those resamples: rows of `counts` say how often each query is in."""
+    n = counts.shape[1]
     shares = (counts / n).astype(np.float64)
     clouds = {name: _clouds(policy, shares) for name, policy in policies.items()}
     alone = _clouds(singles(bench), shares)
-    point: dict[str, Figures] = {}
-    drawn: dict[str, list[Figures]] = {name: [] for name in policies}
-    for b in range(resamples + 1):
-        dearest = max(float(cloud[b, :, 0].max()) for cloud in clouds.values())
-        for name, cloud in clouds.items():
-            found = figures(cloud[b], alone[b], bench.best, dearest)
-            gain = policies[name].gain
-            if gain is not None:
-                rows = np.arange(n) if b == 0 else np.repeat(np.arange(n), counts[b - 1])
-                found |= pair_figures(gain, bench, rows)
-            if b == 0:
-                point[name] = found
-            else:
-                drawn[name].append(found)
-    return point, drawn
+    return [_figures(bench, policies, clouds, alone, b, np.repeat(np.arange(n), counts[b])) for b in range(len(counts))]
 
 
-def _clouds(policy: Policy, shares: Matrix) -> NDArray[np.float64]:
-    """(1 + resamples, points, 2): first the plain means, then those of every resample, by one product
-    each.
-    """
-    every = np.vstack([np.full((1, shares.shape[1]), 1.0 / shares.shape[1]), shares])
-    return np.stack([every @ policy.cost.T, every @ policy.score.T], axis=2)
+def _figures(
+    bench: Bench, policies: Mapping[str, Policy], clouds: Mapping[str, Clouds], alone: Clouds, b: int,
+    rows: NDArray[np.intp],
+) -> dict[str, Figures]:  # fmt: skip
+    """On resample `b`, which holds those rows."""
+    dearest = max(float(cloud[b, :, 0].max()) for cloud in clouds.values())
+    found: dict[str, Figures] = {}
+    for name, cloud in clouds.items():
+        found[name] = figures(cloud[b], alone[b], bench.best, dearest)
+        gain = policies[name].gain
+        if gain is not None:
+            found[name] |= pair_figures(gain, bench, rows)
+    return found
+
+
+def _clouds(policy: Policy, shares: Matrix) -> Clouds:
+    """Shape (resamples, points, 2): means of every resample, by one product each."""
+    return np.stack([shares @ policy.cost.T, shares @ policy.score.T], axis=2)
 
 
 def with_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:

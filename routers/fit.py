@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,27 @@ from numpy.typing import NDArray
 from routers.cores import one_core
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator, Matrix, Training, folds
-from routers.features import Featurizer
+from routers.features import Featurizer, Layout
 from routers.onboarding import completed
 from routers.outcomes import DataError, Outcomes
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration
+from routers.spread import Spread, one_by_one
+
+
+class LaidOut(Protocol):
+    """What training must know of a featurizer."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+
+class Laid(NamedTuple):
+    """That alone: it can be sent to another process."""
+
+    layout: Layout
 
 
 def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
@@ -41,7 +56,7 @@ def fit_router(
     return PluginRouter(name, version, featurizer.version, learned, exploration)
 
 
-def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurizer, seed: int = 0) -> Learned:
+def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int = 0) -> Learned:
     """Projection, quality, cost, output length and latency, as far as the data tells."""
     if len(x) < 2:
         raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
@@ -52,7 +67,7 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featu
         return _fitted(quality, data, x, featurizer, seed)
 
 
-def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurizer, seed: int) -> Learned:
+def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int) -> Learned:
     projection = Projection().fit(x, featurizer.layout.blocks())
     z = projection.apply(x).astype(np.float64)
     quality.fit(Training(z, completed(data.scores), data.tasks, data.models, seed))
@@ -70,16 +85,24 @@ def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: Featurize
 
 
 def out_of_fold(
-    name: str, data: Outcomes, x: Matrix, featurizer: Featurizer, *, k: int = 4, seed: int = 0
+    name: str, data: Outcomes, x: Matrix, featurizer: LaidOut, *, k: int = 4, seed: int = 0, spread: Spread = one_by_one
 ) -> tuple[Matrix, Matrix]:
-    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each."""
+    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each. `spread` runs folds."""
     fold = folds(len(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
-    for part in range(k):
-        held = fold == part
-        learned = fit_learned(estimator_named(name), data.rows(~held), x[~held], featurizer, seed)
-        quality[held], cost[held] = predicted(learned, x[held], _tasks(name, data, held))
+    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed), range(k))
+    for part, (its_quality, its_cost) in enumerate(found):
+        quality[fold == part], cost[fold == part] = its_quality, its_cost
     return quality, cost
+
+
+def _without(
+    name: str, data: Outcomes, x: Matrix, laid: Laid, fold: NDArray[np.intp], seed: int, part: int
+) -> tuple[Matrix, Matrix]:
+    """What a router trained without that fold foretells of its rows."""
+    held = fold == part
+    learned = fit_learned(estimator_named(name), data.rows(~held), x[~held], laid, seed)
+    return predicted(learned, x[held], _tasks(name, data, held))
 
 
 def predicted(learned: Learned, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:

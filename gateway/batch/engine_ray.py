@@ -8,7 +8,6 @@ and ship it; so a job may even begin on one engine and end on the other. Nothing
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,8 +26,8 @@ from gateway.batch.run import Runner
 from gateway.batch.supply import BUSY
 from gateway.batch.types import UNASSIGNED, Plan, Prompt
 from gateway.config import Config
-from gateway.errors import ConfigError
 from gateway.keys import Caller
+from gateway.ray_cluster import start_ray
 
 BLOCK = 32
 """Prompts that an actor is handed together."""
@@ -45,6 +44,7 @@ async def carry_on_ray(
     """Run a claimed job to its end, or until `stop`. Raises LostLease, and ConfigError where Ray is not installed."""
     runner = await take_over(room.services, room.jobs, job, plan, caller, terms)
     start_ray(workers)
+    _hush()
     for _, away in runner.supply.at_endpoints():
         runner.come_back(away.tolist())
     while not (stop.is_set() or runner.lost or runner.over_for_good):
@@ -65,18 +65,11 @@ async def carry_on_ray(
     return await asyncio.to_thread(room.jobs.find, job.id)
 
 
-def start_ray(workers: int) -> None:
-    """Join the cluster that RAY_ADDRESS names, else start one on this machine."""
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(["--engine ray needs Ray: pip install 'headgate[ray]'"]) from None
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+def _hush() -> None:
+    """Ray Data draws bars of its own."""
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def wave(runner: Runner) -> list[int]:

@@ -20,6 +20,7 @@ from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.plugin import Learned
 from routers.registry import LEARNED_NAMES, estimator_named, load_router
+from routers.spread import Spread, one_by_one
 from routers.types import Candidate
 
 Predict = Callable[[str, Outcomes, Matrix, Featurizer], tuple[Matrix, Matrix]]
@@ -89,9 +90,11 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
 def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
-    featurizer: Featurizer | None = None,
+    featurizer: Featurizer | None = None, spread: Spread = one_by_one,
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
-    """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random."""
+    """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random; `spread`
+    runs folds and resamples.
+    """
     featurizer = featurizer or shipped_featurizer()
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
     learned = None if router in LEARNED_NAMES and router != "default" else _artifact(router)
@@ -99,7 +102,7 @@ def evaluated(
     name = "ensemble" if router == "default" else router
     if learned is None:
         learned = fit_learned(estimator_named(name), rows.train, rows.train_x, featurizer, seed)
-        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed)
+        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed, spread=spread)
     else:
         before = _known(learned, rows.train, rows.train_x)
     labels = rows.test.tasks if name == "task-mean" else None
@@ -114,7 +117,7 @@ def evaluated(
     chosen = evaluate.rate_matching(
         evaluate.swept(before[0], _charged(rows, before[1], train_bench), train_bench), train_bench
     )
-    report = _report(rows, policies, bench, seed, resamples) | {
+    report = _report(rows, policies, bench, seed, resamples, spread) | {
         "operating_point": evaluate.operating_point(policies["router"], chosen, bench, seed, resamples)
         | {"rate": float(evaluate.RATES[chosen])},
         "calibration": evaluate.calibration(quality, bench.scores),
@@ -183,9 +186,11 @@ def _task_mean(rows: Rows, bench: Bench) -> Policy:
     return evaluate.swept(tables[0], tables[1], bench)
 
 
-def _report(rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int) -> dict[str, Any]:
+def _report(
+    rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int, spread: Spread
+) -> dict[str, Any]:
     with one_core():
-        point, drawn = evaluate.compared(bench, policies, seed, resamples)
+        point, drawn = evaluate.compared(bench, policies, seed, resamples, spread)
     return {
         "n_queries": len(bench.scores),
         "n_train": len(rows.train_x),

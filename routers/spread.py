@@ -1,0 +1,26 @@
+"""Independent pieces of one computation, worked on in any order: folds of a training, chunks of a bootstrap.
+
+What runs them is given by the caller: here one after the other, elsewhere side by side. The pieces and their results
+are the same either way, and so is every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+Found = TypeVar("Found")
+
+
+class Spread(Protocol):
+    """`work(*shared, piece)` of every piece, in the pieces' order. `work` is a module's function; `shared` and pieces
+    can be sent to another process.
+    """
+
+    def __call__(self, work: Callable[..., Found], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[Found]:
+        """The results."""
+
+
+def one_by_one(work: Callable[..., Found], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[Found]:
+    """In this process."""
+    return [work(*shared, piece) for piece in pieces]
