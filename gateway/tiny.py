@@ -1,7 +1,8 @@
 """`headgate cascade tiny`: what cascades are worth on the two shipped models, over real HTTP, every answer checked.
 
-A threshold is chosen on learning questions, as the least that keeps 99 % of the large model's right answers there; the
-two-model cascade with it, and sampling with a fixed and an adaptive number of tries, are then measured on others.
+On learning questions, answered by both models, a threshold is chosen and a router and a cascade are trained, each to
+keep a share of the large model's right answers there. Both cascades, and sampling with a fixed and an adaptive number
+of tries, are then measured on other questions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gateway.demo import HOME, Demo, free_port
 from local_models.tasks import Question, held_out_questions, is_right
 
 SHARE = 0.99
-"""Of the large model's right answers, to be kept."""
+"""Of the large model's right answers, to be kept on the learning questions."""
 TRIES = 5
 IN_FLIGHT = 8
 SMALL, LARGE = "tiny-small", "tiny-large"
@@ -35,6 +36,12 @@ models = ["tiny-small", "tiny-large"]
 router = "cheapest"
 cascade = "confidence"
 accept_at = {accept_at}
+[[routes]]
+name = "trained"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cascade = "{cascade}"
+min_quality = {share}
 [[routes]]
 name = "vote"
 models = ["tiny-small"]
@@ -59,24 +66,27 @@ class Reply:
     right: bool
     model: str
     calls: int
-    """Upstream calls it took; 0: not asked for."""
+    """Of upstream models, that it took."""
     cost_usd: float
     confidence: float
+    large: bool = False
+    """The large model was called."""
 
 
 async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any]:
-    """Figures on `queries` questions, the threshold chosen on as many others."""
+    """Figures on `queries` questions; what is learnt is learnt from as many others."""
     questions = list({q.prompt: q for q in held_out_questions(8 * queries, seed=seed)}.values())[: 2 * queries]
     learning, judging = questions[: len(questions) // 2], questions[len(questions) // 2 :]
     with tempfile.TemporaryDirectory(prefix="headgate-tiny-") as name:
         demo = Demo(Path(name), console, free_port(), free_port())
-        write(demo, 0.5)
+        write(demo)
         async with demo.gateway():
-            accept_at = threshold(await ask(demo, SMALL, learning), await ask(demo, LARGE, learning))
-        write(demo, accept_at)
+            taught = [await ask(demo, SMALL, learning), await ask(demo, LARGE, learning)]
+        accept_at = threshold(*taught)
+        write(demo, accept_at, *await train(demo, learning, taught))
         async with demo.gateway():
             small, large = await ask(demo, SMALL, judging), await ask(demo, LARGE, judging)
-            climbed = await ask(demo, "cascade", judging)
+            climbed = {name: await ask(demo, name, judging) for name in ("cascade", "trained")}
             tries = [await ask(demo, SMALL, judging, sample=1 + one) for one in range(TRIES)]
             adaptive = {name: await ask(demo, name, judging, sample=0) for name in ("vote", "best-of")}
     return {
@@ -84,16 +94,49 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         "small_accuracy": accuracy(small),
         "large_accuracy": accuracy(large),
         "accept_at": accept_at,
-        "cascade": against(climbed, large),
+        **{name: against(replies, large) for name, replies in climbed.items()},
         "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
         **{name: sampled(replies) for name, replies in adaptive.items()},
     }
 
 
-def write(demo: Demo, accept_at: float) -> None:
-    demo.config.write_text(
-        (HOME + ROUTES).format(port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at)
-    )
+def write(demo: Demo, accept_at: float = 0.5, router: str = "cheapest", cascade: str = "none") -> None:
+    filled = (HOME + ROUTES).format(
+        port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at, router=router,
+        cascade=cascade, share=SHARE,
+    )  # fmt: skip
+    demo.config.write_text(filled)
+
+
+async def train(demo: Demo, questions: Sequence[Question], taught: Sequence[Sequence[Reply]]) -> tuple[str, str]:
+    """A router and a cascade from answers of both models, by the commands an operator runs; their paths."""
+    data = demo.folder / "answers"
+    write_data(data, questions, taught)
+    router, cascade = str(demo.folder / "router.safetensors"), str(demo.folder / "cascade.safetensors")
+    await demo.command("train", "--data", str(data), "--router", "linear", "--out", router)
+    await demo.command("cascade", "train", "--data", str(data), "--router", "linear", "--out", cascade)
+    return router, cascade
+
+
+def write_data(folder: Path, questions: Sequence[Question], taught: Sequence[Sequence[Reply]]) -> None:
+    """Outcome data as any user would bring it; a confidence is a log-probability there."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    ids = [f"q{place}" for place in range(len(questions))]
+    asked = {"query_id": ids, "task": [""] * len(ids), "split": ["train"] * len(ids)}
+    parquet.write_table(pyarrow.table({**asked, "text": [q.prompt for q in questions]}), folder / "queries.parquet")
+    replies = [(id, reply) for id, *both in zip(ids, *taught, strict=True) for reply in both]
+    outcomes = {
+        "query_id": [id for id, _ in replies],
+        "model": [reply.model for _, reply in replies],
+        "score": [float(reply.right) for _, reply in replies],
+        "cost_usd": [reply.cost_usd for _, reply in replies],
+        "confidence": [log(max(reply.confidence, 1e-30)) for _, reply in replies],
+        "response": [reply.text for _, reply in replies],
+    }
+    parquet.write_table(pyarrow.table(outcomes), folder / "outcomes.parquet")
 
 
 async def ask(demo: Demo, model: str, questions: Sequence[Question], *, sample: int | None = None) -> list[Reply]:
@@ -118,14 +161,14 @@ async def _reply(client: httpx.AsyncClient, model: str, question: Question, samp
     choice = answer.json()["choices"][0]
     text = choice["message"]["content"] or ""
     sure = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()]
-    calls = 0
+    asked = [model]
     if model not in (SMALL, LARGE):
         record = await client.get(f"/decisions/{answer.headers['x-headgate-decision-id']}")
-        calls = len(record.json()["attempts"])
+        asked = [attempt["model"] for attempt in record.json()["attempts"]]
     return Reply(
-        text, is_right(question, text), answer.headers["x-headgate-model"], calls,
+        text, is_right(question, text), answer.headers["x-headgate-model"], len(asked),
         float(answer.headers["x-headgate-cost-usd"]),
-        exp((sum(sure) / len(sure) + min(sure)) / 2) if sure else 0.0,
+        exp((sum(sure) / len(sure) + min(sure)) / 2) if sure else 0.0, LARGE in asked,
     )  # fmt: skip
 
 
@@ -146,7 +189,7 @@ def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, float
     return {
         "accuracy": accuracy(climbed),
         "share_of_large": accuracy(climbed) / max(accuracy(large), 1e-9),
-        "large_share": float(np.mean([reply.model == LARGE for reply in climbed])),
+        "large_share": float(np.mean([reply.large for reply in climbed])),
         "cost_ratio": sum(reply.cost_usd for reply in climbed) / sum(reply.cost_usd for reply in large),
     }
 

@@ -62,7 +62,7 @@ class Recipe:
 
 RECIPES = {
     "tiny-small": Recipe(
-        48, 2, 3, intermediate=128, steps=1800, mix=(("booking", 3.0), ("total", 0.6), ("larger", 1.0))
+        48, 2, 3, intermediate=128, steps=2800, mix=(("booking", 1.6), ("total", 1.1), ("larger", 1.3))
     ),
     "tiny-large": Recipe(
         64, 2, 4, intermediate=172, steps=5000, mix=(("booking", 2.0), ("total", 1.5), ("larger", 1.0))

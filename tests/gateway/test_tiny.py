@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from math import log
+from pathlib import Path
+
 import pytest
 
-from gateway.tiny import Reply, against, sampled, threshold, voted
+from cascade.logs import read_logged
+from gateway.tiny import Reply, against, sampled, threshold, voted, write_data
 from local_models.tasks import Question
 
 
 def reply(right: bool, confidence: float = 1.0, *, model: str = "tiny-small", calls: int = 0, text: str = "") -> Reply:
-    return Reply(text, right, model, calls, 0.1 if model == "tiny-small" else 1.0, confidence)
+    large = model == "tiny-large"
+    return Reply(text, right, model, calls, 1.0 if large else 0.1, confidence, large)
 
 
 def test_the_threshold_is_the_least_that_keeps_the_large_models_accuracy():
@@ -26,6 +31,18 @@ def test_a_cascade_is_measured_beside_the_large_model():
     found = against(climbed, [reply(True, model="tiny-large")] * 100)
     assert found["share_of_large"] == pytest.approx(0.99) and found["large_share"] == pytest.approx(0.39)
     assert found["cost_ratio"] == pytest.approx((61 * 0.1 + 39) / 100)
+
+
+def test_answers_are_written_as_outcome_data(tmp_path: Path):
+    """What both models said, with its price and how sure it was, is what the training commands read."""
+    questions = [Question("larger", f"larger 1 {n}", f"larger of 1 and {n}?", str(n)) for n in (2, 3)]
+    small, large = [reply(True, 0.5), reply(False, 0.0)], [reply(True, model="tiny-large")] * 2
+    write_data(tmp_path / "answers", questions, [small, large])
+    logged = read_logged(tmp_path / "answers")
+    assert logged.data.models == ("tiny-large", "tiny-small") and set(logged.data.splits) == {"train"}
+    assert logged.data.scores.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert logged.data.confidence[0].tolist() == pytest.approx([0.0, log(0.5)]) and logged.data.confidence[1, 1] < -60
+    assert logged.data.cost_usd[0].tolist() == pytest.approx([1.0, 0.1])
 
 
 def test_votes_and_calls_are_counted():
