@@ -1,4 +1,4 @@
-"""Any sequence of upstream behaviours while small questions are asked together: each request ends once, within bounds."""
+"""Any sequence of upstream behaviours while small questions are asked together: each ends once, within bounds."""
 
 from __future__ import annotations
 
