@@ -12,11 +12,16 @@ import argparse
 import json
 import os
 import random
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from local_models import shipped_models
@@ -37,8 +42,22 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
                      "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
 }  # fmt: skip
+_LLAMA = Path(__file__).parent.parent / "tests" / "bench" / "local_llama.py"
 Prompts = list[list[int]]
-Run = Callable[[Prompts, int], list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run said, and its CPU-seconds."""
+
+    answers: Prompts
+    """Empty where a rival's are in other numbers."""
+    whole_s: float
+    decode_s: float | None = None
+    """After every answer's first token; None where that moment can't be seen."""
+
+
+Run = Callable[[Prompts, int], Cost]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,54 +70,49 @@ class Case:
 
 
 def decode_case(runs: dict[str, Run], case: Case, vocabulary: int, rounds: int) -> dict[str, Any]:
-    """CPU-seconds of each rival on one case, prefill and decode apart, and whether answers agree."""
+    """CPU-seconds of each rival on one case, whole and after each answer's first token, and whether answers agree."""
     rng = random.Random(case.streams)
     prompts = [[rng.randrange(2, vocabulary) for _ in range(case.prompt)] for _ in range(case.streams)]
     whole: dict[str, float] = {}
-    first: dict[str, float] = {}
-    answers: dict[str, list[list[int]]] = {}
+    decode: dict[str, float] = {}
+    answers: dict[str, Prompts] = {}
     for _ in range(rounds):
         for name, run in runs.items():
-            first_s, _ = _cpu_s(run, prompts, 1)
-            whole_s, answers[name] = _cpu_s(run, prompts, case.new)
-            first[name] = min(first_s, first.get(name, first_s))
-            whole[name] = min(whole_s, whole.get(name, whole_s))
-    own = next(iter(answers))
+            cost = run(prompts, case.new)
+            answers[name] = cost.answers
+            whole[name] = min(cost.whole_s, whole.get(name, cost.whole_s))
+            if cost.decode_s is not None:
+                decode[name] = min(cost.decode_s, decode.get(name, cost.decode_s))
+    own = answers[next(iter(answers))]
+    same = {name: sum(a == b for a, b in zip(said, own, strict=True)) for name, said in answers.items() if said}
     return {
-        "streams": case.streams,
-        "prompt_tokens": case.prompt,
-        "new_tokens": case.new,
-        "cpu_s": whole,
-        "prefill_cpu_s": first,
-        "decode_cpu_s": {name: max(1e-9, whole[name] - first[name]) for name in whole},
-        "same_answers": {
-            name: sum(a == b for a, b in zip(answers[name], answers[own], strict=True)) for name in answers
-        },
-    }
-
-
-def _cpu_s(run: Run, prompts: Prompts, new: int) -> tuple[float, list[list[int]]]:
-    started_s = time.process_time()
-    answers = run(prompts, new)
-    return time.process_time() - started_s, answers
+        "streams": case.streams, "prompt_tokens": case.prompt, "new_tokens": case.new, "cpu_s": whole,
+        "decode_cpu_s": decode, "same_answers": same,
+    }  # fmt: skip
 
 
 def engine_run(decoder: Decoder, **options: Any) -> Run:
     """Our engine, all prompts added at once."""
     codec = TextCodec(shipped_models()["tiny-small"])
 
-    def run(prompts: Prompts, new: int) -> list[list[int]]:
+    def run(prompts: Prompts, new: int) -> Cost:
         size = decoder.block_tokens
         kv_tokens = sum(-(-(len(prompt) + new) // size) * size for prompt in prompts) + size
         engine = Engine(decoder, codec, EngineOptions(kv_tokens=kv_tokens, **options))
         said: list[list[int]] = [[] for _ in prompts]
+        began_s, first_s = time.process_time(), 0.0
         for at, prompt in enumerate(prompts):
             engine.add(Request(str(at), tuple(prompt), new, ignore_end=True))
         while engine.busy:
             for event in engine.step():
                 if isinstance(event, Delta):
                     said[int(event.request_id)] += event.token_ids
-        return said
+            if not first_s and all(said):
+                first_s, decoded = time.process_time(), sum(map(len, said)) - len(said)
+        ended_s = time.process_time()
+        # Some decoded beside later prompts: what is left is scaled to all tokens after the first.
+        total = len(said) * (new - 1)
+        return Cost(said, ended_s - began_s, (ended_s - first_s) * total / max(1, total - decoded))
 
     return run
 
@@ -106,12 +120,20 @@ def engine_run(decoder: Decoder, **options: Any) -> Run:
 def generate_run(model: Any) -> Run:
     """transformers' `generate`, the prompts as one batch."""
 
-    def run(prompts: Prompts, new: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
+    def run(prompts: Prompts, new: int) -> Cost:
+        ids, steps_s = torch.tensor(prompts), list[float]()
+
+        def note(ids: torch.Tensor, _: object) -> torch.Tensor:
+            steps_s.append(time.process_time())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        began_s = time.process_time()
         with torch.inference_mode():
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
-        answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
-        return answers
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, stopping_criteria=[note]
+            )
+        ended_s = time.process_time()
+        return Cost(output[:, ids.shape[1] :].tolist(), ended_s - began_s, ended_s - steps_s[0])
 
     return run
 
@@ -121,28 +143,64 @@ def continuous_run(model: Any) -> Run:
     from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
 
-    def run(prompts: Prompts, new: int) -> list[list[int]]:
+    def run(prompts: Prompts, new: int) -> Cost:
         blocks = sum(-(-(len(prompt) + new) // 32) + 1 for prompt in prompts)
         batching = ContinuousBatchingConfig(page_size=32, num_blocks=blocks, max_batch_tokens=512)
         generation = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
+        began_s = time.process_time()
         outputs = model.generate_batch(
             prompts, generation_config=generation, continuous_batching_config=batching, progress_bar=False
         )
-        return [list(output.generated_tokens) for output in outputs.values()]
+        spent_s = time.process_time() - began_s
+        return Cost([list(output.generated_tokens) for output in outputs.values()], spent_s)
 
     return run
 
 
-def rivals(config: dict[str, Any], dtype: torch.dtype, *, continuous: bool) -> dict[str, Run]:
+def llama_run(child: subprocess.Popen[str]) -> Run:
+    """llama.cpp in its own environment; CPU-seconds by its own account, decoding by a run that ends at one token."""
+
+    def ask(prompts: Prompts, new: int) -> float:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(json.dumps({"prompts": prompts, "new": new}) + "\n")
+        child.stdin.flush()
+        return float(json.loads(child.stdout.readline())["cpu_s"])
+
+    def run(prompts: Prompts, new: int) -> Cost:
+        first_s, whole_s = ask(prompts, 1), ask(prompts, new)
+        return Cost([], whole_s, max(1e-9, whole_s - first_s))
+
+    return run
+
+
+def start_llama(python: str, model: Any, config: dict[str, Any], kind: str, most: Case) -> Run:
+    """A llama.cpp server on the model's weights in one of its own number formats."""
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        numpy.savez(file, **{name: tensor.float().numpy() for name, tensor in model.state_dict().items()})
+        file.flush()
+        child = subprocess.Popen([python, str(_LLAMA)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert child.stdin is not None and child.stdout is not None
+        context = most.prompt + most.new + 32
+        about = {"weights": file.name, "config": config, "kind": kind, "streams": most.streams, "context": context}
+        child.stdin.write(json.dumps(about) + "\n")
+        child.stdin.flush()
+        if not child.stdout.readline():
+            raise RuntimeError(f"llama.cpp did not start with {kind}")
+    return llama_run(child)
+
+
+def rivals(
+    config: dict[str, Any], dtype: torch.dtype, *, continuous: bool, llama: str | None, most: Case
+) -> dict[str, Run]:
     """Our engine first, then whatever of transformers is installed, all on the same random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    llama = LlamaConfig(
+    rival_config = LlamaConfig(
         **config, max_position_embeddings=2048, tie_word_embeddings=True,
         eos_token_id=None, bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    model = LlamaForCausalLM(llama).to(dtype).eval()
+    model = LlamaForCausalLM(rival_config).to(dtype).eval()
     shape = random_shape(config)
     runs = {
         "engine": engine_run(Decoder(shape, dict(model.state_dict()))),
@@ -152,6 +210,9 @@ def rivals(config: dict[str, Any], dtype: torch.dtype, *, continuous: bool) -> d
     runs["transformers generate"] = generate_run(model)
     if continuous:
         runs["transformers continuous batching"] = continuous_run(model)
+    for kind in ("Q8_0", "Q4_0"):
+        if llama is not None:
+            runs[f"llama.cpp {kind}"] = start_llama(llama, model, config, kind, most)
     return runs
 
 
@@ -278,14 +339,13 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
 
 
 def _print_decode(row: dict[str, Any]) -> None:
-    own = "engine"
     print(f"\n{row['streams']} streams, {row['prompt_tokens']} prompt + {row['new_tokens']} new tokens")
+    own, own_decode = row["cpu_s"]["engine"], row["decode_cpu_s"]["engine"]
     for name, seconds in row["cpu_s"].items():
-        decode = row["decode_cpu_s"][name]
-        rate = row["streams"] * (row["new_tokens"] - 1) / decode
-        faster, whole = decode / row["decode_cpu_s"][own], seconds / row["cpu_s"][own]
-        alike = f"{row['same_answers'][name]}/{row['streams']} answers alike"
-        print(f"  {name:34} {rate:8.1f} decoded tok/CPU-s; engine {faster:.2f}x in decode, {whole:.2f}x whole; {alike}")
+        decode = row["decode_cpu_s"].get(name)
+        told = "not seen apart      " if decode is None else f"{decode:7.3f} s, {decode / own_decode:5.2f} x"
+        alike = f"; {row['same_answers'][name]}/{row['streams']} answers alike" if name in row["same_answers"] else ""
+        print(f"  {name:34} decode {told}; whole {seconds:7.3f} CPU-s, {seconds / own:5.2f} x the engine's{alike}")
 
 
 def main() -> None:
@@ -298,6 +358,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no-continuous", action="store_true", help="leave transformers' continuous batching out")
+    parser.add_argument("--llama", metavar="PYTHON", help="of an environment as tests/bench/local_llama.py says")
     parser.add_argument("--only", choices=("decode", "prefix", "admission"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -305,10 +366,17 @@ def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = {"torch": torch.__version__, "int8_levels": int8_levels(), "gpu": "not measured"}
     if arguments.only in (None, "decode"):
-        runs = rivals(SHAPES[arguments.shape], DTYPES[arguments.dtype], continuous=not arguments.no_continuous)
-        vocabulary = SHAPES[arguments.shape]["vocab_size"]
-        cases = [Case(streams, arguments.prompt, arguments.new) for streams in arguments.streams]
-        report["decode"] = [decode_case(runs, case, vocabulary, arguments.rounds) for case in cases]
+        config, cases = SHAPES[arguments.shape], [Case(n, arguments.prompt, arguments.new) for n in arguments.streams]
+        runs = rivals(
+            config, DTYPES[arguments.dtype], continuous=not arguments.no_continuous, llama=arguments.llama,
+            most=max(cases, key=lambda case: case.streams),
+        )  # fmt: skip
+        report["decode"] = []
+        for case in cases:
+            report["decode"].append(decode_case(runs, case, config["vocab_size"], arguments.rounds))
+            if not arguments.json:
+                _print_decode(report["decode"][-1])
+                sys.stdout.flush()
     if arguments.only in (None, "prefix"):
         report["prefix"] = prefix_cases(600)
     if arguments.only in (None, "admission"):
@@ -316,8 +384,6 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report, indent=1))
         return
-    for row in report.get("decode", []):
-        _print_decode(row)
     for row in report.get("prefix", []):
         rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
         print(f"\nprefix cache, {row['trace']}, memory for {row['memory']:.0%} of it: hit rate {rates}")
