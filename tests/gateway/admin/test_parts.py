@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def test_a_provider_is_tried_without_spending(desk: Desk) -> None:
 
 def test_tenants_get_budgets_and_show_what_they_spent(desk: Desk) -> None:
     """Seen in traffic first; then with a budget of its own, which workers go by."""
-    write(desk, recent(1), recent(2, cost_nanousd=500_000_000))
+    now_s = time.time()  # not seconds ago: that may have been another day's, or another month's
+    write(desk, recent(1, time_s=now_s), recent(2, time_s=now_s, cost_nanousd=500_000_000))
     (seen,) = tenants.tenants(desk)
     assert (seen.name, seen.source, seen.month_requests) == ("acme", "seen", 2)
     tenants.put_tenant(desk, ADMIN, "acme", TenantWanted(budget_usd=1.0, budget_period="day", version=0))
