@@ -26,9 +26,11 @@ from local_models import openai_wire as wire
 from local_models import quantized_models, shipped_models
 from local_models.answer import Answer
 from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_json, send_body, send_json
+from local_models.encoder import is_encoder
 from local_models.engine import EngineOptions
 from local_models.errors import EngineDead, LocalModelError, RequestRefused
 from local_models.served import Served, metrics_page
+from local_models.served_encoder import ServedEncoder, encoders_page
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +38,9 @@ _log = logging.getLogger(__name__)
 class App:
     """The ASGI application: a pure function of the models it is given."""
 
-    def __init__(self, models: dict[str, Served]) -> None:
+    def __init__(self, models: dict[str, Served], encoders: dict[str, ServedEncoder] | None = None) -> None:
         self.models = models
+        self.encoders = encoders or {}
         self._started_s = int(time.time())
         self._posts: dict[str, Callable[[wire.Body, Receive, Send], Awaitable[None]]] = {
             "/v1/chat/completions": self._chat,
@@ -68,17 +71,23 @@ class App:
         if method == "POST" and path in self._posts:
             await self._posts[path](await read_json(receive), receive, send)
         elif method == "GET" and path == "/v1/models":
-            await send_json(send, 200, {"object": "list", "data": [self._card(name) for name in self.models]})
+            await send_json(
+                send, 200, {"object": "list", "data": [self._card(n) for n in (*self.models, *self.encoders)]}
+            )
         elif method == "GET" and path.startswith("/v1/models/"):
-            await send_json(send, 200, self._card(self._served(path.removeprefix("/v1/models/")).name))
+            name = path.removeprefix("/v1/models/")
+            await send_json(send, 200, self._card(name if name in self.encoders else self._served(name).name))
         elif method == "GET" and path == "/healthz":
             dead = [name for name, served in self.models.items() if served.worker.dead]
             await send_json(send, 503 if dead else 200, {"status": "dead" if dead else "ok", "dead": dead})
         elif method == "GET" and path == "/metrics":
-            await send_body(send, 200, b"text/plain; version=0.0.4", metrics_page(self.models).encode())
+            await send_body(send, 200, b"text/plain; version=0.0.4", self._metrics().encode())
         else:
             _, body = wire.error_json(RequestRefused(f"no {method} {path} here", code="not_found"))
             await send_json(send, 404, body)
+
+    def _metrics(self) -> str:
+        return metrics_page(self.models) + encoders_page(self.encoders)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
@@ -92,6 +101,8 @@ class App:
 
     def _served(self, name: str) -> Served:
         served = self.models.get(name)
+        if name in self.encoders:
+            raise RequestRefused(f"{name} is an encoder: it embeds texts, it answers none", param="model")
         if served is None:
             raise RequestRefused(f"no model {name!r} here", code="model_not_found", param="model")
         if served.worker.dead is not None:
@@ -115,17 +126,24 @@ class App:
         await Answer(served, wanted, prompts, chat=False).give(receive, send)
 
     async def _embeddings(self, body: wire.Body, receive: Receive, send: Send) -> None:
-        served = self._served(str(body.get("model")))
-        inputs = wire.embedding_inputs(body, served.codec)
+        name = str(body.get("model"))
+        encoder = self.encoders.get(name)
+        model = encoder or self._served(name)
+        inputs = wire.embedding_inputs(body, model.codec)
+        vectors = await encoder.embed(inputs) if encoder else await _embedded(self._served(name), inputs)
         encoding = body.get("encoding_format", "float")
-        engine = served.worker.engine
-        data = []
-        for index, ids in enumerate(inputs):
-            vector = await served.worker.ask(lambda ids=ids: engine.embed(ids).tolist())  # type: ignore[misc]
-            data.append(wire.embedding_json(index, vector, encoding))
+        data = [wire.embedding_json(index, vector, encoding) for index, vector in enumerate(vectors)]
         tokens = sum(map(len, inputs))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        await send_json(send, 200, {"object": "list", "data": data, "model": served.name, "usage": usage})
+        await send_json(send, 200, {"object": "list", "data": data, "model": model.name, "usage": usage})
+
+
+async def _embedded(served: Served, inputs: list[list[int]]) -> list[list[float]]:
+    """Mean hidden states of a decoder, one text a step so that answers go on between them."""
+    engine, vectors = served.worker.engine, list[list[float]]()
+    for ids in inputs:
+        vectors.append(await served.worker.ask(lambda ids=ids: engine.embed(ids).tolist()))  # type: ignore[misc]
+    return vectors
 
 
 async def _run(app: App, arguments: argparse.Namespace) -> None:
@@ -195,8 +213,11 @@ def _app(options: dict[str, Any]) -> App:
     torch.set_num_threads(options.get("threads") or 1)
     chosen = {name: options[name] for name in _ENGINE_OPTIONS if options.get(name) is not None}
     engine_options = EngineOptions(**chosen)
-    folders = options.get("models") or shipped_models()
-    return App({name: Served(name, _folder(folder), engine_options) for name, folder in folders.items()})
+    named = options.get("models") or shipped_models()
+    folders = {name: _folder(folder) for name, folder in named.items()}
+    encoders = {name: ServedEncoder(name, folder) for name, folder in folders.items() if is_encoder(folder)}
+    models = {name: Served(name, folder, engine_options) for name, folder in folders.items() if name not in encoders}
+    return App(models, encoders)
 
 
 def _folder(named: str | Path) -> Path:
