@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,23 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from gateway.commands_batch_options import (
+    PROMPTS,
+    Budget,
+    Deadline,
+    MinQuality,
+    RouteName,
+    Samples,
+    SkipBad,
+    counts,
+    dollars,
+)
 from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.config import Config
 from gateway.errors import CallerError
 
 batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before a cent is spent.", no_args_is_help=True)
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*")
 _PARALLEL_BYTES = 8 << 20
 """A smaller input is read faster by one process."""
 
@@ -34,47 +42,25 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(batch)
 
 
-def seconds(text: str) -> float:
-    """A length of time such as 12h, 90m, 2d, 45s or 3600. BadParameter where it is none."""
-    total, rest = 0.0, text.strip().lower()
-    while rest:
-        found = _LENGTH.match(rest)
-        if found is None or not (found[2] or total == 0.0):
-            raise typer.BadParameter(f"{text!r} is no length of time; write 12h, 90m, 1h30m, 2d or seconds")
-        total += float(found[1]) * _UNITS_S[found[2] or "s"]
-        rest = rest[found.end() :]
-    if not 0 < total < math.inf:
-        raise typer.BadParameter("a deadline must be later than now")
-    return total
-
-
-def dollars(text: str) -> float:
-    """An amount such as 300, 300.50 or $300."""
-    try:
-        value = float(text.strip().removeprefix("$").replace(",", ""))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no amount of dollars") from None
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter("a budget is zero dollars or more")
-    return value
-
-
 @batch.command("plan")
 def plan(
-    prompts: Annotated[Path, typer.Argument(help="OpenAI batch JSONL, or prompts as JSONL, CSV or Parquet.")],
-    budget: Annotated[str, typer.Option(help="Dollars the whole job may cost; default: as the route spends.")] = "",
-    deadline: Annotated[str, typer.Option(help="Time it may take, such as 12h or 90m; default: any.")] = "",
-    route: Annotated[str, typer.Option(help="Answers lines that name no model.")] = "auto",
+    prompts: Annotated[Path, PROMPTS],
+    budget: Budget = None,
+    deadline: Deadline = None,
+    route: RouteName = "auto",
     config: ConfigPath = None,
     out: Annotated[Path | None, typer.Option(help="The plan's folder; default: the input's name and .plan")] = None,
-    skip_bad: Annotated[bool, typer.Option(help="Leave bad lines out and plan the rest.")] = False,
-    min_quality: Annotated[float, typer.Option(help="Least predicted quality of every prompt.", min=0, max=1)] = 0.0,
+    skip_bad: SkipBad = False,
+    min_quality: MinQuality = 0.0,
     ignore_models: Annotated[bool, typer.Option(help="Send every line to the route, whatever it names.")] = False,
     dedupe: Annotated[str, typer.Option(help="route (as its cache allows), exact (in any case) or none")] = "route",
-    samples: Annotated[str, typer.Option(help="Consider best of so many samples too, such as 2,4")] = "",
+    samples: Samples = "",
     concurrency: Annotated[int, typer.Option(help="Calls at once that the plan must do with; 0: any.", min=0)] = 0,
     pilot: Annotated[int, typer.Option(help="Ask so many prompts of every model first, for money.", min=0)] = 0,
-    pilot_budget: Annotated[str, typer.Option(help="Most that the pilot may cost; default: 2 % of the budget.")] = "",
+    pilot_budget: Annotated[
+        float | None,
+        typer.Option(parser=dollars, metavar="USD", help="Most that the pilot may cost; default: 2 % of the budget."),
+    ] = None,
     pilot_check: Annotated[str, typer.Option(help="Command that reads an answer and exits 0 if it is right.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw what budgets buy into this file.")] = None,
     processes: Annotated[int, typer.Option(help="That read the input; 0: as many as there are cores.", min=0)] = 0,
@@ -94,8 +80,8 @@ def plan(
     folder = out or Path(f"{prompts.stem}.plan")
     order = Order(
         Terms(route, min_quality, ignore_models, "", chosen.server.max_messages, chosen.server.max_body_bytes),
-        dollars(budget) if budget else None,
-        seconds(deadline) if deadline else math.inf,
+        budget,
+        math.inf if deadline is None else deadline,
         skip_bad,
         _mode(dedupe),
         counts(samples),
@@ -139,16 +125,6 @@ def _mode(text: str) -> Any:
     if text not in ("route", "exact", "none"):
         raise typer.BadParameter(f"--dedupe is route, exact or none, not {text!r}")
     return text
-
-
-def counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        counts = (0,)
-    if any(not 2 <= count <= 64 for count in counts):
-        raise typer.BadParameter(f"--samples is a list of numbers from 2 to 64, not {text!r}")
-    return counts
 
 
 def _processes(path: Path) -> int:
@@ -196,13 +172,14 @@ def _clean_stdout(wanted: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def _pilot(config: Config, budget_usd: float | None, prompts: int, limit: str, check: str, agreed: bool) -> Any:
+def _pilot(
+    config: Config, budget_usd: float | None, prompts: int, most_usd: float | None, check: str, agreed: bool
+) -> Any:
     """What asks the pilot's prompts; None where none was wanted."""
     if not prompts:
         return None
     from gateway.batch.pilot import PILOT_SHARE, Sample, pilot_of
 
-    most_usd = dollars(limit) if limit else None
     if most_usd is None and budget_usd is not None:
         most_usd = PILOT_SHARE * budget_usd
     if most_usd is None:

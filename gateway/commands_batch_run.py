@@ -17,6 +17,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from gateway.commands_batch_options import (
+    PROMPTS,
+    Budget,
+    Deadline,
+    MinQuality,
+    Out,
+    RouteName,
+    Samples,
+    SkipBad,
+    Tenant,
+    counts,
+)
 from gateway.commands_journal import ConfigPath, Json, read_config
 from gateway.errors import CallerError
 
@@ -35,29 +47,26 @@ def add_to(group: typer.Typer) -> None:
 
 
 def run(
-    prompts: Annotated[
-        Path | None, typer.Argument(help="OpenAI batch JSONL, or prompts as JSONL, CSV or Parquet.", dir_okay=False)
-    ] = None,
+    prompts: Annotated[Path | None, PROMPTS] = None,
     config: ConfigPath = None,
     plan: Annotated[Path | None, typer.Option(help="Run this plan (see `batch plan`) instead of planning.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Answers, .jsonl or .parquet; default: beside the input.")] = None,
+    out: Out = None,
     errors: Annotated[Path | None, typer.Option(help="Errors; default: beside the answers.")] = None,
-    budget: Annotated[str, typer.Option(help="Dollars that are never passed.")] = "",
-    deadline: Annotated[str, typer.Option(help="Time to be done in, such as 12h or 90m.")] = "",
-    route: Annotated[str, typer.Option(help="Answers lines that name no model.")] = "auto",
-    floor: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least predicted quality of every answer.")] = 0.0,
-    samples: Annotated[str, typer.Option(help="Best-of-k to consider for each prompt, as 2,4.")] = "",
+    budget: Budget = None,
+    deadline: Deadline = None,
+    route: RouteName = "auto",
+    min_quality: MinQuality = 0.0,
+    samples: Samples = "",
     cascade: Annotated[bool, typer.Option("--cascade", help="Let the route's cascade escalate poor answers.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that can't be answered.")] = False,
+    skip_bad: SkipBad = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls at once, all models together.")] = 16,
     engine: Annotated[str, typer.Option(help="embedded, or ray: Ray Data over actors (extra `ray`).")] = "embedded",
     workers: Annotated[int, typer.Option(min=1, help="Actors of the ray engine.")] = 2,
-    tenant: Annotated[str, typer.Option(help="Whose job it is.")] = "default",
+    tenant: Tenant = "default",
     json: Json = False,
 ) -> None:
     """Answer every prompt of a file within budget and deadline. Run again after a crash, it goes on where it was."""
     from gateway.batch.command import Wanted, run_job
-    from gateway.commands_batch import counts, dollars, seconds
 
     if (prompts is None) == (plan is None):
         raise CallerError("name a file of prompts, or a plan with --plan")
@@ -67,8 +76,8 @@ def run(
     assert source is not None
     wanted = Wanted(
         source=source, planned=plan is not None, out=out, errors_out=errors,
-        budget_usd=dollars(budget) if budget else None, deadline_s=seconds(deadline) if deadline else math.inf,
-        route=route, floor=floor, samples=counts(samples), cascade=cascade,
+        budget_usd=budget, deadline_s=math.inf if deadline is None else deadline,
+        route=route, floor=min_quality, samples=counts(samples), cascade=cascade,
         skip_bad=skip_bad, concurrency=concurrency, engine=engine, workers=workers, tenant=tenant,
     )  # fmt: skip
     started = time.monotonic()

@@ -14,7 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.batch.types import Plan
-from gateway.commands_batch import _clean_stdout, add_to, dollars, seconds
+from gateway.commands_batch import _clean_stdout, add_to
+from gateway.commands_batch_options import dollars, seconds
 from tests.gateway.batch.planned import LARGE, MODELS, SMALL
 
 RUN = CliRunner()

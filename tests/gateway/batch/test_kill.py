@@ -113,17 +113,20 @@ def check(folder: Path, count: int, told: dict[str, Any], server: ScriptedServer
     assert told["spent_usd"] + told["at_risk_usd"] <= 1.0
 
 
-async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> None:
+async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> dict[str, Any]:
+    """What the command says of a job that was killed so often, once all of it has been checked."""
     async with ScriptedServer({"small": [{"delay_s": 0.02}]}) as server:
         configuration(tmp_path, server.url)
         prompts = write_prompts(tmp_path, count)
         told = await killed_until_done(tmp_path, prompts, server, kills, seed)
         check(tmp_path, count, told, server)
+        return told
 
 
 async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_path: Path) -> None:
     """Two kills: answers, journal and the upstream's own count agree; the slow form kills twenty times."""
-    await survive(tmp_path, 50, 2, seed=1)
+    told = await survive(tmp_path, 50, 2, seed=1)
+    assert (told["state"], told["done"], told["failed"]) == ("completed", 50, 0)
 
 
 @pytest.mark.slow
@@ -131,5 +134,6 @@ async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_pat
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_twenty_kills(tmp_path: Path, seed: int) -> None:
     """The long form."""
-    await survive(tmp_path, 400, 20, seed)
+    told = await survive(tmp_path, 400, 20, seed)
+    assert (told["state"], told["done"], told["failed"]) == ("completed", 400, 0)
 
