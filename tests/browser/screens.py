@@ -83,8 +83,9 @@ class Camera:
         page.evaluate("document.fonts.ready")
         path_of = self.folder / f"{name}.png"
         page.screenshot(path=path_of, full_page=whole)
-        with Image.open(path_of) as seen:  # flat colours: a palette says as much in a third of the bytes
-            seen.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path_of, optimize=True)
+        with Image.open(path_of) as seen:  # flat colours: a palette says as much in a third of the bytes, rare ones too
+            few = seen.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(path_of, optimize=True)
 
 
 def shoot(camera: Camera, decision: str, plan: str) -> None:
