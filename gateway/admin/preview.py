@@ -123,7 +123,7 @@ def _message(changed: Mapping[str, Any], quality: Effect, cost: Effect, answer: 
     if "budget_usd_per_day" in changed:
         said.append(f"Budget: {BUDGET}.")
     moved = sum(abs(share - answer.now_shares.get(model, 0.0)) for model, share in answer.then_shares.items()) / 2
-    said.append(f"{moved:.0%} of the requests would go to another model.")
+    said.append(f"{100 * moved:.0f} % of the requests would go to another model.")
     return " ".join(said)
 
 
