@@ -24,7 +24,7 @@ from routers.simple import read_rule
 
 ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
-    "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble", "stacked",
+    "clusters", "domain", "contrastive", "similar-wins", "mlp", "general", "ensemble", "stacked", "decided",
     "bandit",
 )  # fmt: skip
 CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", "best-of", "verify", "refine",

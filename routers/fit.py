@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from routers.cores import one_core
 from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator, Matrix, Training, folds
+from routers.estimators.ensemble import Ensemble
 from routers.features import Featurizer, Layout
 from routers.onboarding import completed
 from routers.outcomes import DataError, Outcomes
@@ -70,7 +71,7 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidO
 def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int) -> Learned:
     projection = Projection().fit(x, featurizer.layout.blocks())
     z = projection.apply(x).astype(np.float64)
-    quality.fit(Training(z, completed(data.scores), data.tasks, data.models, seed))
+    quality.fit(Training(z, completed(data.scores), data.tasks, data.models, seed, data.cost_usd))
     known = np.asarray(np.isfinite(data.cost_usd))
     paid = np.where(known, data.cost_usd, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     return Learned(
@@ -85,23 +86,30 @@ def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, 
 
 
 def out_of_fold(
-    name: str, data: Outcomes, x: Matrix, featurizer: LaidOut, *, k: int = 4, seed: int = 0, spread: Spread = one_by_one
-) -> tuple[Matrix, Matrix]:
-    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each. `spread` runs folds."""
+    name: str, data: Outcomes, x: Matrix, featurizer: LaidOut, *, k: int = 4, seed: int = 0,
+    spread: Spread = one_by_one, like: Estimator | None = None,
+) -> tuple[Matrix, Matrix]:  # fmt: skip
+    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each. `spread` runs folds.
+    `like`: a fitted ensemble whose weights are taken over; learning them again in every fold would take four times as
+    long.
+    """
+    weights = like.weights if isinstance(like, Ensemble) else None
     fold = folds(len(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
-    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed), range(k))
+    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed, weights), range(k))
     for part, (its_quality, its_cost) in enumerate(found):
         quality[fold == part], cost[fold == part] = its_quality, its_cost
     return quality, cost
 
 
 def _without(
-    name: str, data: Outcomes, x: Matrix, laid: Laid, fold: NDArray[np.intp], seed: int, part: int
-) -> tuple[Matrix, Matrix]:
+    name: str, data: Outcomes, x: Matrix, laid: Laid, fold: NDArray[np.intp], seed: int,
+    weights: Sequence[float] | None, part: int,
+) -> tuple[Matrix, Matrix]:  # fmt: skip
     """What a router trained without that fold foretells of its rows."""
     held = fold == part
-    learned = fit_learned(estimator_named(name), data.rows(~held), x[~held], laid, seed)
+    kind = estimator_named(name) if weights is None else Ensemble(weights)
+    learned = fit_learned(kind, data.rows(~held), x[~held], laid, seed)
     return predicted(learned, x[held], _tasks(name, data, held))
 
 

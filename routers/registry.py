@@ -16,6 +16,7 @@ from routers.cost import Latency, LogLinear
 from routers.estimators.base import Estimator
 from routers.estimators.clusters import Clusters
 from routers.estimators.contrastive import Contrastive
+from routers.estimators.decided import Decided
 from routers.estimators.domain import Domain
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.factor import Factor
@@ -37,7 +38,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     kind.kind: kind
     for kind in (
         TaskMean, NearestNeighbours, Linear, Factor, Preference, SimilarWins,
-        Clusters, Domain, Contrastive, Perceptron, General, Ensemble, Stacked,
+        Clusters, Domain, Contrastive, Perceptron, General, Ensemble, Stacked, Decided,
     )
 }  # fmt: skip
 LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")
@@ -100,8 +101,8 @@ def bandit_axes() -> Projection:
 
 
 def estimator_named(name: str) -> Estimator:
-    """A new estimator of that kind; `default` and `bandit` start from the ensemble and the ridge."""
-    kind = {"default": "ensemble", "bandit": "linear"}.get(name, name)
+    """A new estimator of that kind; `default`: the ensemble weighed by what it decides, `bandit`: from a ridge."""
+    kind = {"default": "decided", "bandit": "linear"}.get(name, name)
     if kind not in ESTIMATORS:
         raise ValueError(f"router {name!r} does not learn; those that do: {', '.join(LEARNED_NAMES)}")
     return ESTIMATORS[kind]()

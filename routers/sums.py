@@ -180,7 +180,7 @@ def fitted(state: State, shrink: Shrinkage) -> Posterior:
 
 
 def _centring(state: State) -> Array:
-    """(d + 1, d + 1): takes a query's axes to such of mean zero and unit spread; near the identity where few are known."""
+    """(d + 1, d + 1): takes axes to such of mean zero and unit spread; near the identity where few rows are known."""
     total = state.gram.sum(0)
     rows = float(total[-1, -1])
     share = rows / (rows + CENTRED_COUNTS)

@@ -99,10 +99,10 @@ def evaluated(
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
     learned = None if router in LEARNED_NAMES and router != "default" else _artifact(router)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
-    name = "ensemble" if router == "default" else router
+    name = "decided" if router == "default" else router
     if learned is None:
         learned = fit_learned(estimator_named(name), rows.train, rows.train_x, featurizer, seed)
-        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed, spread=spread)
+        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed, spread=spread, like=learned.quality)
     else:
         before = _known(learned, rows.train, rows.train_x)
     labels = rows.test.tasks if name == "task-mean" else None

@@ -28,6 +28,7 @@ class Training:
     tasks: Sequence[str]
     models: Sequence[str]
     seed: int = 0
+    costs: Matrix | None = None
 
     def __post_init__(self) -> None:
         n, m = self.scores.shape
@@ -42,7 +43,8 @@ class Training:
         """Those rows alone."""
         places = np.arange(len(self.x))[index]
         tasks = [self.tasks[i] for i in places.tolist()]
-        return Training(self.x[places], self.scores[places], tasks, self.models, self.seed)
+        costs = None if self.costs is None else self.costs[places]
+        return Training(self.x[places], self.scores[places], tasks, self.models, self.seed, costs)
 
 
 class Estimator(ABC):
