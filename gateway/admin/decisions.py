@@ -151,7 +151,7 @@ def attempts_of(record: DecisionRecord) -> list[Attempt]:
             Attempt(
                 model=one.model, deployment=one.deployment, started_s=one.started_s, latency_s=one.latency_s,
                 ttft_s=one.ttft_s, status=one.status, failure=one.failure, usage=one.usage,
-                cost_usd=one.cost_nanousd / 1e9, estimated=one.estimated, evidence=evidence,
+                cost_usd=one.cost_nanousd / 1e9, estimated=one.estimated, gathered=one.gathered, evidence=evidence,
                 confidence=one.evidence.confidence if one.evidence else None,
                 threshold=thresholds.get(one.model), kept=one is kept,
             )

@@ -76,6 +76,8 @@ class Attempt(BaseModel):
     usage: dict[str, int]
     cost_usd: float
     estimated: bool
+    gathered: int
+    """Questions asked in the same call, of which usage and cost are this one's share; 0: it was asked alone."""
     evidence: dict[str, Any] | None
     confidence: float | None
     threshold: float | None
