@@ -126,6 +126,34 @@ def embedding_inputs(body: Body, codec: TextCodec) -> list[list[int]]:
     return inputs
 
 
+def scoring_inputs(body: Body, codec: TextCodec) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt or a conversation, and of an answer to it."""
+    _refuse_unknown(body, {"model", "messages", "prompt", "answer"})
+    if ("messages" in body) == ("prompt" in body):
+        raise RequestRefused("one of messages and prompt is needed", param="prompt")
+    if "messages" in body:
+        _checked_messages(body)
+        prompt = codec.encode_chat(body["messages"])
+    else:
+        prompt = completion_prompts({"prompt": [_text(body, "prompt")]}, codec)[0]
+    answer = codec.tokenizer.encode(_text(body, "answer"), add_special_tokens=False).ids
+    return prompt, list(answer)
+
+
+def score_json(model: str, prompt_tokens: int, answer: Ids[int], logprobs: Ids[float], codec: TextCodec) -> Body:
+    """How likely the model finds an answer: each token's log-probability, their sum and mean."""
+    total = sum(logprobs)
+    return {
+        "object": "score",
+        "model": model,
+        "tokens": [codec.token(token_id) for token_id in answer],
+        "logprobs": list(logprobs),
+        "sum": total,
+        "mean": total / len(logprobs),
+        "usage": {"prompt_tokens": prompt_tokens + len(answer), "total_tokens": prompt_tokens + len(answer)},
+    }
+
+
 def usage_json(usages: Ids[Usage], prompt_tokens: int) -> Body:
     """Exact counts; the prompt is counted once however many answers it had."""
     output = sum(usage.output_tokens for usage in usages)

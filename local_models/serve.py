@@ -46,6 +46,7 @@ class App:
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completions,
             "/v1/embeddings": self._embeddings,
+            "/v1/score": self._score,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,6 +137,13 @@ class App:
         tokens = sum(map(len, inputs))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         await send_json(send, 200, {"object": "list", "data": data, "model": model.name, "usage": usage})
+
+    async def _score(self, body: wire.Body, receive: Receive, send: Send) -> None:
+        served = self._served(str(body.get("model")))
+        prompt, answer = wire.scoring_inputs(body, served.codec)
+        engine = served.worker.engine
+        logprobs = await served.worker.ask(lambda: engine.score(prompt, answer))
+        await send_json(send, 200, wire.score_json(served.name, len(prompt), answer, logprobs, served.codec))
 
 
 async def _embedded(served: Served, inputs: list[list[int]]) -> list[list[float]]:

@@ -287,3 +287,34 @@ async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
     before = await output_tokens()
     answer = await http.post("/v1/chat/completions", json={"model": "tiny-small", "messages": BOOKING})
     assert await output_tokens() - before == answer.json()["usage"]["completion_tokens"]
+
+
+async def test_an_answer_is_scored_whoever_wrote_it(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+    """The log-probabilities of a model's own answer are those it gave; a wrong answer is less likely."""
+    said = await client.chat.completions.create(model=LARGE, messages=SUM, logprobs=True, temperature=0)
+    own = [entry.logprob for entry in said.choices[0].logprobs.content]
+    text = said.choices[0].message.content
+    scored = (await http.post("/v1/score", json={"model": LARGE, "messages": SUM, "answer": text})).json()
+    assert scored["logprobs"] == pytest.approx(own, abs=1e-4)
+    assert scored["sum"] == pytest.approx(sum(own), abs=1e-3) and "".join(scored["tokens"]) == text
+    wrong = (await http.post("/v1/score", json={"model": LARGE, "messages": SUM, "answer": "000"})).json()
+    assert wrong["mean"] < scored["mean"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "a"}, "answer"),
+        ({"answer": "a"}, "prompt"),
+        ({"prompt": "a", "messages": [], "answer": "b"}, "prompt"),
+        ({"prompt": "a", "answer": ""}, "prompt"),
+        ({"prompt": "1 " * 600, "answer": "b"}, "prompt"),
+        ({"prompt": "a", "answer": "b", "n": 2}, "n"),
+    ],
+)
+async def test_what_cannot_be_scored_names_its_field(
+    http: httpx.AsyncClient, body: dict[str, object], param: str
+) -> None:
+    """400 in OpenAI's shape."""
+    answer = await http.post("/v1/score", json={"model": LARGE, **body})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
