@@ -72,6 +72,7 @@ def evaluate(
     train_rows: Annotated[int, typer.Option(help="Train on this many rows at random; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
+    beside: Annotated[str, typer.Option(help="Others to compare it with, as in knn,linear,factor")] = "",
     embedding: Embedding = None,
     engine: Engine = "embedded",
     workers: Workers = 2,
@@ -94,7 +95,7 @@ def evaluate(
             report, policies, bench = evaluation.evaluated(
                 router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
                 limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
-                spread=_spread(engine, workers),
+                spread=_spread(engine, workers), beside=_listed(beside),
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -122,7 +123,8 @@ def train(
         outcomes = outcomes.rows(outcomes.splits != "test")
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
-        unseen = partial(out_of_fold, spread=_spread(engine, workers))
+        quality = learned.learned.quality if learned.learned is not None else None
+        unseen = partial(out_of_fold, spread=_spread(engine, workers), like=quality)
         metrics = evaluation.cross_validated(router, outcomes, x, unseen, featurizer)
     except ValueError as error:
         raise _refuse(error) from error
@@ -138,7 +140,8 @@ def train(
 def as_table(report: dict[str, Any]) -> str:
     """The report as fixed-width lines: one figure a line, one policy a column."""
     known = ("cascade", "router", "task_mean", "zero_router", "best_single", "oracle")
-    policies = [name for name in known if name in report]
+    others = [name.removeprefix("router_minus_") for name in report if name.startswith("router_minus_")]
+    policies = [name for name in dict.fromkeys((*known, *others)) if name in report]
     lines = [
         f"{report['n_queries']} test queries, {report['n_train']} training queries, "
         f"{len(report['models'])} models; best single: {report['best_single_model']}",

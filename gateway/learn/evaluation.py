@@ -90,10 +90,10 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
 def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
-    featurizer: Featurizer | None = None, spread: Spread = one_by_one,
+    featurizer: Featurizer | None = None, spread: Spread = one_by_one, beside: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random; `spread`
-    runs folds and resamples.
+    runs folds and resamples; `beside`: other routers, trained on the same rows and compared with this one.
     """
     featurizer = featurizer or shipped_featurizer()
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
@@ -114,6 +114,10 @@ def evaluated(
         "best_single": evaluate.best_single(bench),
         "oracle": evaluate.oracle(bench),
     }
+    for other in dict.fromkeys(beside):
+        found = fit_learned(estimator_named(other), rows.train, rows.train_x, featurizer, seed)
+        quality_of, cost_of = _known(found, rows.test, rows.test_x, rows.test.tasks if other == "task-mean" else None)
+        policies[other] = evaluate.swept(quality_of, _charged(rows, cost_of, bench), bench)
     chosen = evaluate.rate_matching(
         evaluate.swept(before[0], _charged(rows, before[1], train_bench), train_bench), train_bench
     )
@@ -198,8 +202,11 @@ def _report(
         "best_single_model": rows.test.models[bench.best],
         "cost": "cost_usd" if rows.priced else "share of calls to the best single model",
         **evaluate.tabled(point, drawn),
-        "router_minus_task_mean": evaluate.paired(point, drawn, "router", "task_mean"),
-        "router_minus_zero_router": evaluate.paired(point, drawn, "router", "zero_router"),
+        **{
+            f"router_minus_{name}": evaluate.paired(point, drawn, "router", name)
+            for name in policies
+            if name not in ("router", "best_single", "oracle")
+        },
     }
 
 

@@ -124,3 +124,19 @@ def test_data_without_a_test_split_is_refused(tmp_path: Path) -> None:
     pq.write_table(queries, folder / "queries.parquet")
     with pytest.raises(DataError, match="field split"):
         evaluated("linear", folder)
+
+
+def test_other_routers_stand_beside_it(folder: Path) -> None:
+    """Each with its figures on the same rows and the paired difference; the table has a column of it; one that does not
+    learn is refused.
+    """
+    words = ["evaluate", "--data", str(folder), "--router", "linear", "--beside", "linear,factor"]
+    report = asked(*words)
+    assert report["linear"] == report["router"]
+    assert report["router_minus_linear"]["aiq"]["value"] == 0.0
+    assert report["factor"].keys() >= FIGURES
+    shown = RUN.invoke(app, [*words, "--resamples", "20"])
+    assert "factor" in shown.output.splitlines()[1]
+    refused = RUN.invoke(app, ["evaluate", "--data", str(folder), "--beside", "rules"])
+    assert refused.exit_code == 2
+    assert "does not learn" in refused.output
