@@ -28,7 +28,7 @@ class Server:
         """Start and wait until it answers."""
         words = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir"]
         self._process = subprocess.Popen([*words, str(self._folder)], stdout=subprocess.DEVNULL)
-        until_s = time.monotonic() + 20
+        until_s = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < until_s, "redis-server does not start"
             time.sleep(0.01)

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         # uvicorn drains, then ends by the signal that was sent.
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(120) in (0, -signal.SIGTERM)
 
 
 def wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -106,7 +106,7 @@ async def test_a_killed_server_leaves_no_client_waiting(streams: int, tmp_path: 
             for _ in range(streams):
                 await begun.acquire()
             process.send_signal(signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 30)
+            endings = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 60)
         assert all(isinstance(ending, httpx.TransportError) for ending in endings)
     finally:
         process.kill()

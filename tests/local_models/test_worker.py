@@ -98,16 +98,16 @@ async def test_a_job_waiting_when_the_engine_dies_is_refused(start: Start) -> No
 
     def fail() -> list[Event]:
         in_step.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         raise RuntimeError("out of order")
 
     worker.engine.step = fail  # type: ignore[method-assign]
     reading = asyncio.ensure_future(all_events(worker, "a"))
-    assert await asyncio.to_thread(in_step.wait, 30)
+    assert await asyncio.to_thread(in_step.wait, 60)
     asked = [asyncio.ensure_future(all_events(worker, "b")), asyncio.ensure_future(worker.ask(lambda: 1))]
     await asyncio.sleep(0)
     go_on.set()
-    outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+    outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
     assert all(isinstance(outcome, EngineDead) for outcome in outcomes)
     last = (await reading)[-1]
     assert isinstance(last, Finished) and last.reason == "error"

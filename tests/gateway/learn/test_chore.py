@@ -106,7 +106,7 @@ async def test_a_served_gateway_learns_by_itself(tmp_path: Path) -> None:
             said = {"decision_id": answer.headers["x-headgate-decision-id"], "score": right}
             assert (await client.post("/v1/feedback", json=said)).status_code == 200
         store = open_store(f"sqlite:///{tmp_path}/journal.db")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline and not any(one.name == "auto" for one in store.router_versions("auto")):
             await asyncio.sleep(0.1)
         versions = store.router_versions("auto")
