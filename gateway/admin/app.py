@@ -47,7 +47,7 @@ Render = Callable[[Request, HeadgateError], Response | None]
 def make_admin(desk: Desk) -> FastAPI:
     """The application over these means."""
     app = FastAPI(
-        title="Headgate admin", docs_url="/admin/docs", openapi_url="/admin/openapi.json", redoc_url=None
+        title="Headgate admin", docs_url=None, openapi_url="/admin/openapi.json", redoc_url=None
     )
     app.state.desk = desk
     app.state.render_error = None

@@ -52,6 +52,14 @@ def checked(fields: Mapping[str, str], *names: str) -> dict[str, bool]:
     return {name: fields.get(name) == "on" for name in names}
 
 
+def seen(fields: Mapping[str, str], name: str = "version") -> int:
+    """The version that the page showed; 0 where it says none. Raises CallerError for what is no number."""
+    text = fields.get(name) or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise CallerError("the page is out of date: load it again", status=422, param=name)
+    return int(text)
+
+
 def listed(text: str) -> list[str]:
     """Names, separated by commas or lines."""
     return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
@@ -62,7 +63,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 class Watch:
-    """What a page's console said that it should not have."""
+    """What a page's console said that it should not have, and what it asked of another host."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -71,6 +72,11 @@ class Watch:
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
         page.on("requestfailed", self._failed)
+        page.on("request", self._asked)
+
+    def _asked(self, request: Request) -> None:
+        if urlsplit(request.url).hostname not in ("127.0.0.1", None):
+            self.faults.append(f"foreign: {request.url}")
 
     def _failed(self, request: Request) -> None:
         if "ERR_ABORTED" not in (request.failure or ""):  # that is a refresh under way when its page was left

@@ -270,5 +270,5 @@ def pages(decision: str, names: Sequence[str] = ()) -> list[str]:
         "/login", "/", "/?window=week", "/routes", "/routes/auto", "/decisions", f"/decisions/{decision}", "/learning",
         "/certificates", "/cache", "/models", "/models/edit", "/models/edit?name=small", "/providers/edit",
         "/providers/edit?name=script", "/labels", "/feedback", "/batch", "/keys", "/tenants", "/users", "/audit",
-        *names,
+        "/reference", *names,
     ]  # fmt: skip

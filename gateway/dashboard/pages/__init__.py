@@ -12,6 +12,7 @@ from gateway.dashboard.pages import (
     login,
     models,
     overview,
+    reference,
     routes,
 )
 
@@ -19,5 +20,6 @@ ROUTERS = tuple(
     page.router
     for page in (
         login, overview, routes, decisions, learning, certificates, cache, models, access, labels, audit, batch,
+        reference,
     )
 )  # fmt: skip

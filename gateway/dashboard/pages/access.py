@@ -12,7 +12,7 @@ from gateway.admin import tenants as houses
 from gateway.admin import users as people
 from gateway.admin.guard import Actor, admin, desk_of, viewer
 from gateway.admin.shapes.access import KeyChange, MadeKey, NewKey, NewUser, TenantWanted, UserChange
-from gateway.dashboard.forms import Fields, checked, listed, optional, picked, shaped
+from gateway.dashboard.forms import Fields, checked, listed, optional, picked, seen, shaped
 from gateway.dashboard.page import render
 from gateway.errors import CallerError, NotFound
 
@@ -109,7 +109,7 @@ def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields:
 @router.post("/tenants/remove")
 def remove_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """What the configuration says of it, if anything, is in force again."""
-    houses.remove_tenant(desk_of(request), who, fields.get("name", ""), int(fields.get("version") or 0))
+    houses.remove_tenant(desk_of(request), who, fields.get("name", ""), seen(fields))
     return _tenants(request, who, said=f"What was said here of {fields.get('name', '')} is removed.")
 
 

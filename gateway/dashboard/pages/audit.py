@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import audit as log
 from gateway.admin.guard import Actor, desk_of, operator, viewer
-from gateway.dashboard.forms import Fields
+from gateway.dashboard.forms import Fields, seen
 from gateway.dashboard.page import render
 
 router = APIRouter()
@@ -27,7 +27,7 @@ def show(
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Back to the version named."""
     name = fields.get("name", "")
-    log.undo_setting(desk_of(request), who, name, int(fields.get("version") or 0))
+    log.undo_setting(desk_of(request), who, name, seen(fields))
     return _page(request, who, None, "", said=f"Undone: {name} is as it was.")
 
 

@@ -10,7 +10,7 @@ from gateway.admin import models as park
 from gateway.admin.guard import Actor, admin, desk_of, operator, viewer
 from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.models import Checked, Fleet, ModelCard, ModelWanted, ProviderCard, ProviderWanted
-from gateway.dashboard.forms import Fields, checked, listed, picked, shaped
+from gateway.dashboard.forms import Fields, checked, listed, picked, seen, shaped
 from gateway.dashboard.page import render
 from gateway.errors import CallerError, NotFound
 
@@ -51,7 +51,7 @@ def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: 
 def remove_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """What the configuration file says of it, if anything, is in force again."""
     name = _name(fields)
-    done = park.remove_model(desk_of(request), who, name, int(fields.get("version") or 0))
+    done = park.remove_model(desk_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Model {name}: the change made here is removed{_confirmed(done)}.")
 
 
@@ -80,7 +80,7 @@ def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], field
 def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """As for a model."""
     name = _name(fields)
-    done = park.remove_provider(desk_of(request), who, name, int(fields.get("version") or 0))
+    done = park.remove_provider(desk_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Provider {name}: the change made here is removed{_confirmed(done)}.")
 
 

@@ -11,7 +11,7 @@ from gateway.admin.guard import Actor, admin, desk_of, viewer
 from gateway.admin.shapes.common import Window
 from gateway.admin.shapes.overview import Overview
 from gateway.dashboard.charts import Series
-from gateway.dashboard.forms import Fields
+from gateway.dashboard.forms import Fields, seen
 from gateway.dashboard.page import render
 
 router = APIRouter()
@@ -28,7 +28,7 @@ def show(
 @router.post("/baseline")
 def declare(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """The model that savings are counted against."""
-    journal.declare_baseline(desk_of(request), who, fields.get("model", ""), int(fields.get("version") or 0))
+    journal.declare_baseline(desk_of(request), who, fields.get("model", ""), seen(fields))
     return _page(request, who, "day", "", "", said="The baseline is declared; savings are counted against it.")
 
 

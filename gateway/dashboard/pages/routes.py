@@ -14,7 +14,7 @@ from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.common import Applied, SettingVersion
 from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteDetail, TrialWanted
 from gateway.dashboard.charts import Spot
-from gateway.dashboard.forms import Fields, picked, shaped
+from gateway.dashboard.forms import Fields, picked, seen, shaped
 from gateway.dashboard.page import HEADERS, render, templates
 
 router = APIRouter()
@@ -90,7 +90,7 @@ def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str
 @router.post("/routes/{route}/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Back to the version before."""
-    done = steering.undo(desk_of(request), who, route, int(fields.get("version") or 0))
+    done = steering.undo(desk_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"Undone: the knobs of before are in force{_confirmed(done)}.")
 
 
@@ -111,14 +111,14 @@ def start_trial(
 @router.post("/routes/{route}/trial-end")
 def end_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Everything as before the trial."""
-    done = steering.end_trial(desk_of(request), who, route, int(fields.get("version") or 0))
+    done = steering.end_trial(desk_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"The trial is over{_confirmed(done)}.")
 
 
 @router.post("/routes/{route}/trial-adopt")
 def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """The tried knobs for all requests."""
-    done = steering.adopt_trial(desk_of(request), who, route, int(fields.get("version") or 0))
+    done = steering.adopt_trial(desk_of(request), who, route, seen(fields))
     return _page(
         request, who, route, said=f"The tried knobs are in force{_confirmed(done)}.", undoable=done.setting.version
     )

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admin.shapes.access import KeyChange, NewKey
 from gateway.admin.shapes.knobs import Knobs
-from gateway.dashboard.forms import checked, listed, optional, picked, shaped, worded
+from gateway.dashboard.forms import checked, listed, optional, picked, seen, shaped, worded
 from gateway.errors import CallerError
 
 
@@ -39,3 +39,11 @@ def test_boxes_and_lists() -> None:
     assert checked({"knobs": "on"}, "knobs", "explore") == {"knobs": True, "explore": False}
     assert listed("auto, small\nlarge,,") == ["auto", "small", "large"]
     assert worded("budget_usd_per_day") == "Budget per day, $" and worded("max_latency_s") == "Max latency, s"
+
+
+@pytest.mark.parametrize("version", ["-1", "one", "1.5", "٣", "9" * 30])
+def test_a_version_that_no_page_showed_is_refused(version: str) -> None:
+    """A form that was tampered with, or cut: said, never a failure of the gateway's."""
+    assert seen({"version": "12"}) == 12 and seen({}) == 0
+    with pytest.raises(CallerError, match="out of date"):
+        seen({"version": version})

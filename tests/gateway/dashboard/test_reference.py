@@ -1,0 +1,28 @@
+"""The page that tells programs how to ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.admin.app import make_admin
+from gateway.admin.desk import Desk
+from gateway.config import Config
+from gateway.dashboard.pages.reference import rooms
+from gateway.journal.schema import open_engine
+from gateway.journal.ship import ShipState
+from gateway.journal.store import Store
+
+
+def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) -> None:
+    """None is left out; fields have a type, a place and whether they are needed; nothing is told without words."""
+    config = Config(providers=[], models=[], routes=[])
+    app = make_admin(Desk(config, Store(open_engine(f"sqlite:///{tmp_path}/none.db")), ShipState()))
+    told = rooms(app.openapi())
+    operations = {(one.method, one.path): one for room in told.values() for one in room}
+    count = sum(len(methods) for path, methods in app.openapi()["paths"].items() if path.startswith("/admin"))
+    assert len(operations) == count > 60
+    assert all(one.text for one in operations.values())
+    knobs = {one.name: one for one in operations["PUT", "/admin/routes/{route}/knobs"].fields}
+    assert (knobs["route"].place, knobs["route"].required) == ("path", True)
+    assert (knobs["version"].place, knobs["version"].kind, knobs["version"].required) == ("body", "integer", True)
+    assert "list of string or null" in {one.kind for one in operations["PUT", "/admin/models/{name}"].fields}
