@@ -36,12 +36,14 @@ async def run(folder: Path, limit_s: float, *command: str, **environment: str) -
     return out.decode()
 
 
+@pytest.mark.timeout(INSTALL_S + RUN_S + 60)
 @pytest.mark.skipif(not (shutil.which("npm") and shutil.which("node")), reason="neither npm nor node is here")
 async def test_npm_client(tmp_path: Path) -> None:
     """Chat, streams, tools, responses, embeddings, models and errors work on every kind of provider."""
     folder = tmp_path / "npm"
     shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    quiet = ("--no-package-lock", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts")
+    quiet = ("--no-package-lock", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts",
+             "--prefer-offline", "--fetch-retries=5")  # fmt: skip
     wanted = json.loads((folder / "package.json").read_text())["dependencies"]["openai"]
     await run(folder, INSTALL_S, "npm", "install", *quiet, f"openai@{wanted}")
     scripts = {"cut": [{"text": "one two three four", "fault": "cut", "after": 2, "gap_s": 0.03}]}
