@@ -1,0 +1,12 @@
+"""The speed check runs and tells every figure; how fast decisions are is for a quiet machine to say."""
+
+from __future__ import annotations
+
+from routers.speed_check import LENGTHS, measured
+
+
+def test_every_length_has_its_figures() -> None:
+    """Both lengths, hot and cold, percentiles in order."""
+    report = measured("linear", 5)
+    assert report.keys() == {f"{name}, {state}" for name in LENGTHS for state in ("hot", "cold")}
+    assert all(0 < row["p10_us"] <= row["p50_us"] <= row["p95_us"] for row in report.values())
