@@ -1,5 +1,5 @@
-"""The default estimator: tables of domains and of clusters hold most of the say, a ridge and a
-factorisation the rest.
+"""Four estimators in one: tables of domains and of clusters hold most of the say, a ridge and a factorisation the rest.
+The default weighs them anew by what they decide (`routers.estimators.decided`).
 
 Averaging over tables that know only the domain is a shrinkage toward the task mean: it keeps most of
 the noise of query-level estimates out of the argmax, and errors of the four are little correlated.
