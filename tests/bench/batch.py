@@ -181,8 +181,8 @@ def at_spend(side: Side, picks: Picks, usd: float) -> Matrix | None:
     return np.asarray(found)
 
 
-def on_data(rows: Rows) -> list[dict[str, Any]]:
-    train, test = sides(rows)
+def on_sides(train: Side, test: Side) -> list[dict[str, Any]]:
+    """A job over the test rows at every budget, beside the threshold routers."""
     routers = list(threshold_routers(train, test))
     best = int(train.score.mean(0).argmax())
     job = estimates_of(test)
@@ -216,7 +216,7 @@ def over_splits(folder: Path, splits: int) -> Iterator[dict[str, Any]]:
     own = rows_of(folder, None, (), shipped_featurizer())
     gains: list[list[float]] = []
     for seed in range(splits + 1):
-        table = on_data(drawn(own, seed))
+        table = on_sides(*sides(drawn(own, seed)))
         gains.append([row["gain"][0] for row in table])
         yield from ({"split": seed or "own", **row} for row in table)
     for share, values in zip(SHARES, np.array(gains).T, strict=True):
