@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cache.acceptance import Fitted, Terms
+from cache.bench_index import bench_index, bench_tenants, cpu_ms, near_real, trusting
 from cache.entry import Entry
 from cache.eviction import GreedyDual, LeastExpectedCost
-from cache.index import GraphIndex
 from cache.key import Partition, exact_key
+from cache.link import Link
 from cache.memory import MemoryStore
-from cache.neighbours import FEATURES
 from cache.prefix import PrefixMap, Warmth, chain, choose
-from cache.semantic import SemanticCache
+from cache.redis import RedisStore
 
 _KEYS = 20_000
 
@@ -166,97 +165,6 @@ def agents(turns: int, deployments: int, *, soft: bool, talks: int = 64) -> dict
     return {"cached_share": round(cached / prompt, 4), "imbalance": round(imbalance, 4)}
 
 
-def cpu_ms(work: Callable[[int], object], times: int) -> float:
-    """Median CPU time of one call, in milliseconds."""
-    spent = []
-    for n in range(times):
-        began = time.process_time_ns()
-        work(n)
-        spent.append(time.process_time_ns() - began)
-    return statistics.median(spent) / 1e6
-
-
-def near_real(n: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Vectors in clouds, as sentences lie."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(max(1, n // 20), dimension)).astype(np.float32)
-    made = centres[rng.integers(0, len(centres), n)] + 0.7 * rng.normal(size=(n, dimension)).astype(np.float32)
-    made /= np.linalg.norm(made, axis=1, keepdims=True)
-    return made.astype(np.float32)
-
-
-def bench_index(sizes: tuple[int, ...] = (10_000, 100_000), dimension: int = 384) -> dict[str, dict[str, float]]:
-    """Search time, recall of the nearest and bytes per vector of the graph index beside a full search."""
-    return {f"{size} vectors": _index_figures(size, dimension) for size in sizes}
-
-
-def _index_figures(size: int, dimension: int) -> dict[str, float]:
-    vectors, rng = near_real(size, dimension), np.random.default_rng(1)
-    noise = 0.03 * rng.normal(size=(200, dimension)).astype(np.float32)
-    asked = vectors[rng.integers(0, size, 200)] + noise
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    index = GraphIndex(dimension)
-    began = time.process_time()
-    for n in range(size):
-        index.add(n, vectors[n])
-        if n % 256 == 255:
-            index.settle()
-    index.settle()
-    built_s = time.process_time() - began
-    nearest = [int(np.argmax(vectors @ vector)) for vector in asked]
-    found = [index.search(vector, 8)[0][0] for vector in asked]
-    return {
-        "search_ms": round(cpu_ms(lambda n: index.search(asked[n % 200], 8), 400), 4),
-        "full_search_ms": round(cpu_ms(lambda n: vectors @ asked[n % 200], 50), 4),
-        "recall_at_1": round(statistics.mean(a == b for a, b in zip(nearest, found, strict=True)), 4),
-        "bytes_per_vector": round(index.nbytes() / size),
-        "build_ms_per_vector": round(built_s / size * 1e3, 4),
-    }
-
-
-def bench_tenants(tenants: int = 1000, entries: int = 1000, dimension: int = 64) -> dict[str, float]:
-    """Many tenants in one semantic cache, searched in random order, beside an array of each tenant's own.
-
-    The comparison is with what a tenant's own index must do at least: one product and a partial sort, on memory that
-    the last thousand look-ups have pushed out of the processor's caches as well.
-    """
-    cache = trusting(MemoryStore(1 << 30), dimension, tenants * entries)
-    vectors = near_real(entries, dimension)
-    for tenant in track(range(tenants), "tenants", console=Console(stderr=True)):
-        name = str(tenant)
-        for n in range(entries):
-            entry = Entry(f"{name}:{n}", "chat", b"", "m", "", 0.0, 1e9, 0.0, tenant=name)
-            question = Partition(name.encode(), f"question {n}")
-            cache.record(question, vectors[n], entry, key=entry.id.encode())
-    cache.maintain()
-    spaces = [space.index for space in cache._spaces.values()]
-    own = [vectors.copy() for _ in range(tenants)]
-    rng = random.Random(0)
-    asked = [(rng.randrange(tenants), vectors[rng.randrange(entries)]) for _ in range(3000)]
-
-    def alone(n: int) -> object:
-        near = own[asked[n][0]] @ asked[n][1]
-        top = np.argpartition(near, entries - 8)[entries - 8 :]
-        return top[np.argsort(-near[top])].tolist()
-
-    return {
-        "entries": len(cache),
-        "search_ms": round(cpu_ms(lambda n: spaces[asked[n][0]].search(asked[n][1], 8), 3000), 4),
-        "own_array_ms": round(cpu_ms(alone, 3000), 4),
-        "one_tenant_ms": round(cpu_ms(lambda n: spaces[0].search(asked[n][1], 8), 3000), 4),
-        "vector_bytes": round(sum(space.nbytes() for space in spaces) / len(cache)),
-        "plain_vector_bytes": dimension * 4,
-    }
-
-
-def trusting(store: MemoryStore, dimension: int, max_entries: int) -> SemanticCache:
-    """A semantic cache whose rule has learnt to accept whatever is near."""
-    cache = SemanticCache(store, dimension=dimension, terms=Terms(), rng=random.Random(0), max_entries=max_entries)
-    ones = np.ones(FEATURES)
-    cache.acceptance.fitted = Fitted(0 * ones, ones, np.zeros(FEATURES + 1), 0.0, 0.0, 1)
-    return cache
-
-
 async def many(work: Callable[[int], Any], times: int) -> float:
     """Median CPU time of one awaited call, in microseconds."""
     spent = []
@@ -267,7 +175,33 @@ async def many(work: Callable[[int], Any], times: int) -> float:
     return round(statistics.median(spent) / 1e3, 2)
 
 
-def bench_latency(entries: int = 1000, dimension: int = 384) -> dict[str, float]:
+async def waited(work: Callable[[int], Any], times: int) -> float:
+    """Median time that one awaited call takes by the clock, in microseconds."""
+    spent = []
+    for n in range(times):
+        began = time.perf_counter_ns()
+        await work(n)
+        spent.append(time.perf_counter_ns() - began)
+    return round(statistics.median(spent) / 1e3, 2)
+
+
+async def redis_get(url: str, key: bytes) -> dict[str, float]:
+    """A whole answer of 4,000 bytes from Redis, by CPU time of this process and by the clock."""
+    link = Link(url, timeout_s=1.0)
+    store = RedisStore(link, prefix="hg:bench:")
+    await store.put(key, Entry("bench", "chat", b"x" * 4000, "m", "", time.time(), 60.0, 0.01, tenant="t"))
+
+    async def get(_: int) -> None:
+        assert await store.get(key, tenant="t", now_s=time.time()) is not None
+
+    figures = {"exact_get_redis_us": await many(get, 2000), "exact_get_redis_by_clock_us": await waited(get, 2000)}
+    await store.delete_tenant("t")
+    await store.close()
+    await link.close()
+    return figures
+
+
+def bench_latency(entries: int = 1000, dimension: int = 384, redis_url: str = "") -> dict[str, float]:
     """Microseconds of CPU of the parts of a look-up, and of the whole without the embedding."""
     words = [
         "what",
@@ -318,25 +252,28 @@ def bench_latency(entries: int = 1000, dimension: int = 384) -> dict[str, float]
         "exact_get_us": loop.run_until_complete(many(lambda _: store.get(key, tenant="t", now_s=1.0), 3000)),
         "semantic_look_up_us": loop.run_until_complete(many(ask, 1000)),
     }
+    if redis_url:
+        figures |= loop.run_until_complete(redis_get(redis_url, key))
     loop.close()
     return figures
-
-
-_BENCHES: dict[str, Callable[[], object]] = {
-    "eviction": bench_eviction,
-    "affinity": bench_affinity,
-    "index": bench_index,
-    "tenants": bench_tenants,
-    "latency": bench_latency,
-}
 
 
 def main() -> None:
     """Run the benchmarks named on the command line, all of them when none is."""
     parser = argparse.ArgumentParser("python -m cache.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*_BENCHES, []], help="all when none is named")
-    names = parser.parse_args().names or list(_BENCHES)
-    json.dump({name: _BENCHES[name]() for name in names}, sys.stdout, indent=2)
+    every = ("eviction", "affinity", "index", "tenants", "latency")
+    parser.add_argument("names", nargs="*", choices=[*every, []], help="all when none is named")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="vectors of `index`")
+    parser.add_argument("--redis", default="", help="URL of a Redis for `latency`")
+    asked = parser.parse_args()
+    benches: dict[str, Callable[[], object]] = {
+        "eviction": bench_eviction,
+        "affinity": bench_affinity,
+        "index": lambda: bench_index(tuple(asked.sizes)),
+        "tenants": bench_tenants,
+        "latency": lambda: bench_latency(redis_url=asked.redis),
+    }
+    json.dump({name: benches[name]() for name in asked.names or every}, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

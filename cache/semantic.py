@@ -26,6 +26,7 @@ from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
 from cache.store import Store
+from cache.vector_sets import Elsewhere, VectorSets
 from cache.words import Vocabulary, Wording, read
 
 _NEAREST = 8
@@ -46,6 +47,9 @@ _MAX_TEXT = 4_000
 
 OnVerdict = Callable[[list[float], bool, float, bool], None]
 """Told (features, right, weight, audited) of each row learnt here, for the other replicas."""
+
+OnForgotten = Callable[[bytes, str], None]
+"""Told (partition, entry id) of what is not proposed any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,10 @@ class SemanticCache:
         guard: bool = True,
         on_verdict: OnVerdict | None = None,
         make_index: Callable[[int], Index] = FlatIndex,
+        sets: VectorSets | None = None,
+        on_forgotten: OnForgotten | None = None,
     ) -> None:
+        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out."""
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
         self.acceptance = Acceptance(terms or Terms(), rng or random.Random(), judge_error)
@@ -119,7 +126,9 @@ class SemanticCache:
         self._max_entries = max_entries
         self._guard = guard
         self._on_verdict = on_verdict
-        self._make_index = make_index
+        self._make_index = make_index if sets is None else Elsewhere
+        self._sets = sets
+        self._on_forgotten = on_forgotten
         self._spaces: dict[bytes, _Space] = {}
         self._behind: set[GraphIndex] = set()
         self._items: OrderedDict[int, Item] = OrderedDict()
@@ -142,7 +151,10 @@ class SemanticCache:
         self, question: Partition, vector: NDArray[np.floating], *, tenant: str, now_s: float
     ) -> Hit | Miss:
         """Answer a question from the entries around it, or say why not."""
-        proposed = self.propose(question, vector, tenant=tenant, now_s=now_s)
+        near = None
+        if self._sets is not None:
+            near = await self._sets.near(question.key, np.asarray(vector, np.float32), _NEAREST)
+        proposed = self.propose(question, vector, tenant=tenant, now_s=now_s, near=near)
         if isinstance(proposed, Miss):
             return proposed
         item, why = proposed
@@ -154,16 +166,27 @@ class SemanticCache:
         return Hit(entry, "semantic", float(similarity) if isinstance(similarity, float) else 0.0, why)
 
     def propose(
-        self, question: Partition, vector: NDArray[np.floating], *, tenant: str, now_s: float
+        self,
+        question: Partition,
+        vector: NDArray[np.floating],
+        *,
+        tenant: str,
+        now_s: float,
+        near: list[tuple[str, float]] | None = None,
     ) -> tuple[Item, dict[str, object]] | Miss:
-        """The item whose answer would be served, and why it may; or the miss."""
+        """The item whose answer would be served, and why it may; or the miss. `near`: entry ids and cosines, nearest
+        first, where another index than the partition's own was searched.
+        """
         unit = self._unit(vector)
         if unit is None:
             return Miss("vector", recordable=False)
         asked = read(question.text)
         if not asked.content or len(question.text) > _MAX_TEXT:
             return Miss("text", recordable=False)
-        found = self._around(question.key, unit, tenant, now_s)
+        if near is None:
+            found = self._around(question.key, unit, tenant, now_s)
+        else:
+            found = self._known(near, question.key, tenant, now_s)
         outcome = self._decide(question.text, asked, found)
         self.acceptance.count(hit=not isinstance(outcome, Miss))
         return outcome
@@ -279,6 +302,17 @@ class SemanticCache:
             return self._around(key, unit, tenant, now_s)
         return poll(items, near, space.index.gather(labels)) if items else None
 
+    def _known(self, near: list[tuple[str, float]], key: bytes, tenant: str, now_s: float) -> Neighbours | None:
+        """Those of the entries found elsewhere whose words are known here, of this partition and tenant."""
+        found = [(self._items[self._labels[name]], cosine) for name, cosine in near if name in self._labels]
+        items = []
+        for item, cosine in found:
+            if item.expires_s <= now_s:
+                self._forget(item)
+            elif item.partition == key and item.tenant == tenant:
+                items.append((item, cosine))
+        return poll([item for item, _ in items], [cosine for _, cosine in items]) if items else None
+
     def _decide(self, text: str, asked: Wording, found: Neighbours | None) -> tuple[Item, dict[str, object]] | Miss:
         if found is None:
             return Miss("empty")
@@ -374,3 +408,5 @@ class SemanticCache:
         space.index.remove(item.label)
         if not len(space.index):
             del self._spaces[item.partition]
+        if self._on_forgotten is not None:
+            self._on_forgotten(item.partition, item.entry_id)

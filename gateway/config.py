@@ -76,6 +76,8 @@ class Storage(_Section, frozen=True):
     redis_away: Literal["share", "refuse"] = "refuse"
     """Callers with a budget while Redis doesn't answer: 503, which keeps every budget to the cent, or each worker
     gives out its share of what was left, which may overspend by what others spent in the last second."""
+    redis_vectors: bool = False
+    """Redis 8 keeps the semantic cache's vectors in vector sets; else, and where Redis has none, every replica does."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
 
 

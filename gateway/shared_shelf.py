@@ -9,6 +9,7 @@ workers of one machine share a file.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from cache.link import Link
 from cache.memory import MemoryStore
 from cache.redis import RedisStore
 from cache.replicate import Replication
-from cache.semantic import Comparison, SemanticCache
+from cache.semantic import SemanticCache
 from cache.store import Store
+from cache.vector_sets import VectorSets, has_vector_sets
 from gateway.config import Config
 from gateway.exchange import Exchange
 from gateway.routes import Route
-from gateway.shelf import Shelf
+from gateway.shelf import Shelf, Similar
 from routers.features import Featurizer
+
+log = logging.getLogger("headgate.cache")
 
 LONGEST_LOOK_S = 0.1
 """A cache that answers later is a miss."""
@@ -36,13 +40,12 @@ TELL_WITHIN_S = 1.0
 """Of a message to the others: nobody waits for it."""
 
 
-def open_shelf(
-    config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
-) -> Shelf:
+def open_shelf(config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None) -> Shelf:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
     if config.storage.redis_url:
         timeout_s = min(config.storage.redis_timeout_s, LONGEST_LOOK_S)
-        return SharedShelf(str(config.storage.redis_url), timeout_s, featurizer, slow)
+        in_redis = config.storage.redis_vectors
+        return SharedShelf(str(config.storage.redis_url), timeout_s, featurizer, slow, vectors_in_redis=in_redis)
     return Shelf(_own_store(config), featurizer, slow)
 
 
@@ -60,13 +63,23 @@ class SharedShelf(Shelf):
     """One worker's part in the cache of all."""
 
     def __init__(
-        self, redis_url: str, timeout_s: float, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
+        self,
+        redis_url: str,
+        timeout_s: float,
+        featurizer: Callable[[], Featurizer],
+        slow: Featurizer | None = None,
+        *,
+        vectors_in_redis: bool = False,
     ) -> None:
         self._link = Link(redis_url, timeout_s=timeout_s)
         self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
         super().__init__(RedisStore(self._link), featurizer, slow)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
+        self._sets: dict[str, VectorSets] = {}
+        """By route, where Redis holds the vectors."""
+        self._wants_sets = vectors_in_redis
+        self._probed = False
         self._closing = False
         self._following: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[bool]] = set()
@@ -84,11 +97,16 @@ class SharedShelf(Shelf):
         cache = self._semantic.get(route.name)
         if cache is None:
             featurizer = self._featurizer()
+            if self._wants_sets:
+                self._sets[route.name] = VectorSets(self._link, route=route.name, embedder=featurizer.version)
+            sets = self._sets.get(route.name)
             cache = self._semantic[route.name] = SemanticCache(
                 self.store,
                 dimension=self.dimension(),
                 terms=Terms(eps=route.config.cache_eps),
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
+                sets=sets,
+                on_forgotten=None if sets is None else lambda *gone: self._tell(sets.remove(*gone)),
             )
             self._replications[route.name] = Replication(
                 self._slow_link, cache, route=route.name, embedder=featurizer.version
@@ -97,13 +115,24 @@ class SharedShelf(Shelf):
                 self._following = asyncio.create_task(self._follow())
         return cache
 
-    async def remember(self, exchange: Exchange, entry: Entry) -> Comparison | None:
-        comparison = await super().remember(exchange, entry)
-        similar, key = exchange.similar, exchange.cache_key
-        if similar is not None:
-            replication = self._replications[exchange.route.name]
-            self._tell(replication.tell_recorded(similar.question, similar.vector, entry, key=key))
-        return comparison
+    async def find(self, exchange: Exchange, now_s: float) -> bool:
+        if self._wants_sets and not self._probed:
+            await self._probe()
+        return await super().find(exchange, now_s)
+
+    async def _probe(self) -> None:
+        """Once, before the first question: whether vectors can lie where the operator wants them."""
+        self._probed = True
+        self._wants_sets = await has_vector_sets(self._slow_link)
+        if not self._wants_sets:
+            log.warning("Redis told of no vector sets (version 8 has them): every replica keeps an index of its own")
+
+    def recorded(self, exchange: Exchange, similar: Similar, entry: Entry) -> None:
+        replication, sets = self._replications[exchange.route.name], self._sets.get(exchange.route.name)
+        question, vector = similar.question, similar.vector
+        self._tell(replication.tell_recorded(question, vector, entry, key=exchange.cache_key))
+        if sets is not None:
+            self._tell(sets.add(question.key, entry.id, vector, ttl_s=entry.ttl_s))
 
     async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
         deleted = await super().delete(entry_id, tenant=tenant)

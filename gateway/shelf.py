@@ -148,8 +148,12 @@ class Shelf:
             return None
         similar, cache = exchange.similar, self.semantic_of(exchange.route)
         cache.record(similar.question, similar.vector, entry, key=exchange.cache_key, miss=similar.miss)
+        self.recorded(exchange, similar, entry)
         self.settle(cache)
         return similar.miss.comparison
+
+    def recorded(self, exchange: Exchange, similar: Similar, entry: Entry) -> None:
+        """Whom to tell of an entry: nobody, where the index is this process's own."""
 
     def settle(self, cache: SemanticCache) -> None:
         """Bring a large index up to date beside the requests, one at a time."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cache.bench import Frequent, Recent, bench_tenants, eviction_traces, saved_share
+from cache.bench import Frequent, Recent, eviction_traces, saved_share
+from cache.bench_index import bench_index, bench_tenants
 from cache.eviction import LeastExpectedCost
 
 
@@ -18,8 +19,14 @@ def test_expected_cost_saves_more_than_recency_and_frequency(number: int) -> Non
     assert saved > saved_share(trace, Frequent(room)) + 0.01
 
 
-def test_many_tenants_weigh_what_their_vectors_weigh() -> None:
-    """A hundred tenants in one structure take at most a fifth more bytes than their bare vectors."""
-    figures = bench_tenants(100, 100, 16)
+def test_many_tenants_weigh_less_than_one_graph_for_all() -> None:
+    """A hundred tenants in one structure take at most a fifth more bytes a vector than a graph that all share."""
+    figures = bench_tenants(100, 100, 16, shared=5000)
     assert figures["entries"] == 10_000
-    assert figures["vector_bytes"] <= 1.2 * figures["plain_vector_bytes"]
+    assert figures["bytes_per_vector"] <= 1.2 * figures["shared_graph_bytes_per_vector"]
+
+
+def test_a_graph_finds_the_nearest() -> None:
+    """In the short form too the nearest is found nearly always."""
+    figures = bench_index((6000,), 64)["6000 vectors"]
+    assert figures["recall_at_1"] >= 0.96 and figures["as_near_within_001"] >= 0.98

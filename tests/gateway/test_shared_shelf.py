@@ -94,3 +94,17 @@ async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
     shared = open_shelf(Config(storage=Storage(redis_url=Secret("redis://127.0.0.1:1/0"))), shipped_featurizer)
     assert isinstance(shared, SharedShelf) and shared.flight.lease is not None
     await shared.close()
+
+
+async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
+    redis_server: RedisServer  # noqa: F811
+) -> None:
+    """The operator's wish is dropped with a warning, and the cache works as before."""
+    shelf = SharedShelf(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)
+    await shelf._probe()
+    assert not shelf._wants_sets
+    await remember(shelf)
+    vector = shipped_featurizer().embed(QUESTION.text)
+    found = await shelf.semantic_of(ROUTE).look_up(QUESTION, vector, tenant="t", now_s=101.0)
+    assert isinstance(found, Miss) and found.similarity > 0.99
+    await shelf.close()
