@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.until import PATIENCE_S
@@ -14,3 +17,13 @@ settings.load_profile("steady")
 
 _unless_said = httpx._config.DEFAULT_TIMEOUT_CONFIG  # 5 s, and no public way to say otherwise for all clients
 _unless_said.connect = _unless_said.read = _unless_said.write = _unless_said.pool = PATIENCE_S
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one group run in one process. pytest-xdist 3.8 notes the group where pytest 9.2 no longer looks."""
+    for item in items:
+        named = getattr(item, "_nodeid", item.nodeid)
+        if named != item.nodeid:
+            item._id = dataclasses.replace(item._id)
+            object.__setattr__(item._id, "_str_cache", named)
