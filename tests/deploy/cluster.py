@@ -175,9 +175,13 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield Cluster(url, replicas, upstream, database, folder)
 
 
+START_S = 240.0
+"""Two gateways, two databases and nginx start at once, perhaps on a machine that has ten times as much to do."""
+
+
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     """Until it answers 200."""
-    ends_s = time.monotonic() + 90
+    ends_s = time.monotonic() + START_S
     while time.monotonic() < ends_s:
         assert process.poll() is None, "a process has ended"
         try:
@@ -211,7 +215,7 @@ def _start(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    process.wait(120)
 
 
 def _start_upstream(stack: ExitStack, folder: Path) -> int:

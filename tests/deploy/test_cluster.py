@@ -31,6 +31,7 @@ from tests.deploy.cluster import (
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.xdist_group("cluster"),
+    pytest.mark.timeout(600),
 ]
 PATH = "/v1/chat/completions"
 CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
@@ -55,7 +56,7 @@ async def flood(url: str, count: int, body: dict[str, object], key: str) -> list
         return list(await asyncio.gather(*(client.post(url + PATH, json=body) for _ in range(count))))
 
 
-def until(what: str, done: object, within_s: float = 30.0) -> float:
+def until(what: str, done: object, within_s: float = 120.0) -> float:
     """Poll; how long it took."""
     began_s = time.monotonic()
     while not done():  # type: ignore[operator]

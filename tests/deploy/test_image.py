@@ -149,7 +149,7 @@ def test_compose_follows_its_schema() -> None:
     if program is None:
         pytest.skip("check-jsonschema is not installed")
     command = [program, "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
 
 
@@ -174,7 +174,7 @@ def test_the_shipped_nginx_configuration_is_sound(tmp_path: Path) -> None:
     here = re.sub(r"gateway-(\d):8080", r"127.0.0.1:1808\1", text)
     (tmp_path / "nginx.conf").write_text(here.replace("http {", f"http {{ client_body_temp_path {tmp_path}/b;", 1))
     command = [program, "-t", "-q", "-p", str(tmp_path), "-c", "nginx.conf"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -63,7 +63,7 @@ def test_the_bill_of_materials_names_every_package() -> None:
 def test_the_command_prints_it() -> None:
     """As `make sbom` runs it."""
     command = [sys.executable, str(ROOT / "deploy" / "sbom.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout)["metadata"]["component"]["name"] == "headgate"
 
 
