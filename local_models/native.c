@@ -301,24 +301,54 @@ void product8(const void *x, const int8_t *w, const float *scales, const float *
 #define MOST_BLOCK 256
 #define MOST_HEAD 256
 
+/* Adds the weighted values of `count` keys to N vectors of the sums, every second key in a chain of its own. */
+INLINE void weigh(const void *values, i64 from, i64 count, const float *s, i64 d, i64 i, __m256 kept, float *sums,
+                  int bf, int N) {
+    __m256 even[8], odd[8];
+    _Pragma("GCC unroll 8") for (int v = 0; v < N; v++) {
+        even[v] = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
+        odd[v] = _mm256_setzero_ps();
+    }
+    i64 j = 0;
+    for (; j + 2 <= count; j += 2) {
+        __m256 p = _mm256_broadcast_ss(s + j), q = _mm256_broadcast_ss(s + j + 1);
+        i64 at = (from + j) * d + i;
+        _Pragma("GCC unroll 8") for (int v = 0; v < N; v++) {
+            even[v] = _mm256_fmadd_ps(p, load8(values, at + 8 * v, bf), even[v]);
+            odd[v] = _mm256_fmadd_ps(q, load8(values, at + d + 8 * v, bf), odd[v]);
+        }
+    }
+    if (j < count) {
+        __m256 p = _mm256_broadcast_ss(s + j);
+        _Pragma("GCC unroll 8") for (int v = 0; v < N; v++)
+            even[v] = _mm256_fmadd_ps(p, load8(values, (from + j) * d + i + 8 * v, bf), even[v]);
+    }
+    _Pragma("GCC unroll 8") for (int v = 0; v < N; v++)
+        _mm256_storeu_ps(sums + i + 8 * v, _mm256_add_ps(even[v], odd[v]));
+}
+
 /* One query row meets one block: keys `from` to `to` of it. State: greatest score, sum of weights, weighted values. */
 INLINE void meet(const void *q, i64 q_at, const void *keys, const void *values, i64 from, i64 to, i64 d, float scale,
                  int bf, float *top, float *total, float *sums) {
     float s[MOST_BLOCK + 8] __attribute__((aligned(32)));
     float qf[MOST_HEAD] __attribute__((aligned(32)));
     for (i64 i = 0; i < d; i += 8) _mm256_store_ps(qf + i, load8(q, q_at + i, bf));
-    for (i64 j = from; j < to; j++) {
-        __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
-        i64 i = 0;
-        for (; i + 16 <= d; i += 16) {
-            a = _mm256_fmadd_ps(_mm256_load_ps(qf + i), load8(keys, j * d + i, bf), a);
-            b = _mm256_fmadd_ps(_mm256_load_ps(qf + i + 8), load8(keys, j * d + i + 8, bf), b);
+    for (i64 j = from; j < to; j += 4) {
+        __m256 a[4];
+        _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) a[n] = _mm256_setzero_ps();
+        i64 at[4];
+        _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) at[n] = (j + n < to ? j + n : to - 1) * d;
+        for (i64 i = 0; i < d; i += 8) {
+            __m256 one = _mm256_load_ps(qf + i);
+            _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++)
+                a[n] = _mm256_fmadd_ps(one, load8(keys, at[n] + i, bf), a[n]);
         }
-        if (i < d) a = _mm256_fmadd_ps(_mm256_load_ps(qf + i), load8(keys, j * d + i, bf), a);
-        s[j - from] = sum8(_mm256_add_ps(a, b)) * scale;
+        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        _mm_storeu_ps(s + j - from, _mm_mul_ps(four, _mm_set1_ps(scale)));
     }
     i64 count = to - from, padded = (count + 7) / 8 * 8;
-    for (i64 j = count; j < padded; j++) s[j] = -INFINITY;
+    for (i64 j = count; j < padded; j++) s[j] = -INFINITY; /* the last four wrote beyond the end */
     __m256 most = _mm256_set1_ps(*top);
     for (i64 j = 0; j < padded; j += 8) most = _mm256_max_ps(_mm256_load_ps(s + j), most);
     float next = max8(most);
@@ -332,26 +362,10 @@ INLINE void meet(const void *q, i64 q_at, const void *keys, const void *values, 
     *total = *total * keep + sum8(sum);
     *top = next;
     __m256 kept = _mm256_set1_ps(keep);
-    for (i64 i = 0; i < d; i += 64) {
-        __m256 acc[8];
-        int n = d - i >= 64 ? 8 : (int)((d - i) / 8);
-        if (n == 8) {
-            for (int v = 0; v < 8; v++) acc[v] = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
-            for (i64 j = 0; j < count; j++) {
-                __m256 p = _mm256_broadcast_ss(s + j);
-                for (int v = 0; v < 8; v++)
-                    acc[v] = _mm256_fmadd_ps(p, load8(values, (from + j) * d + i + 8 * v, bf), acc[v]);
-            }
-            for (int v = 0; v < 8; v++) _mm256_storeu_ps(sums + i + 8 * v, acc[v]);
-            continue;
-        }
-        for (int v = 0; v < n; v++) {
-            __m256 one = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
-            for (i64 j = 0; j < count; j++)
-                one = _mm256_fmadd_ps(_mm256_broadcast_ss(s + j), load8(values, (from + j) * d + i + 8 * v, bf), one);
-            _mm256_storeu_ps(sums + i + 8 * v, one);
-        }
-    }
+    i64 i = 0;
+    for (; i + 64 <= d; i += 64) weigh(values, from, count, s, d, i, kept, sums, bf, 8);
+    for (; i + 32 <= d; i += 32) weigh(values, from, count, s, d, i, kept, sums, bf, 4);
+    for (; i + 8 <= d; i += 8) weigh(values, from, count, s, d, i, kept, sums, bf, 1);
 }
 
 INLINE void attend_tile(const void *q, i64 q_stride, const char *keys, const char *values, void *out, i64 row,

@@ -1,15 +1,13 @@
 """The arithmetic in C: right, the same for a row in any company, and never required."""
 
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from local_models import native
+from local_models import native, shipped_models
 from local_models.attention import Attention, Pool, Segment
 from local_models.decoder import Decoder, _rows
 from local_models.engine import Engine, EngineOptions
@@ -122,26 +120,34 @@ def test_every_family_says_what_generate_says(kernels: Kernels, variant: str, tm
         assert list(answers[str(at)].ids) == generated(model, ids, 20)
 
 
-def test_torch_computes_where_this_cannot_be_had(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"HEADGATE_NATIVE": "0"}, {"PATH": "nowhere", "XDG_CACHE_HOME": "empty"}])
+def test_torch_computes_where_this_cannot_be_had(
+    change: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Told not to, or without a compiler, the engine answers all the same."""
-    code = "from local_models.native import kernels; assert kernels() is None\n"
-    code += "import tests.local_models.checkpoints as c\n"
-    code += "assert not c.decoder().is_native; print(len(c.run(c.engine(), [c.greedy('a', [5, 6], 9)])['a'].ids))"
-    for environment in ({"HEADGATE_NATIVE": "0"}, {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-        )
-        assert done.stdout.strip() == "9", done.stderr[-2000:]
+    for name, value in change.items():
+        monkeypatch.setenv(name, value if value == "0" else str(tmp_path / value))
+    native.kernels.cache_clear()
+    try:
+        assert native.kernels() is None
+        decoder = Decoder.load(shipped_models()["tiny-small"], block_tokens=16)
+        assert not decoder.is_native
+        answers = run(Engine(decoder, codec(), EngineOptions(kv_tokens=512)), [greedy("a", [5, 6], 9)])
+        assert len(answers["a"].ids) == 9
+    finally:
+        native.kernels.cache_clear()
 
 
-def test_a_library_is_compiled_once(tmp_path: Path) -> None:
-    """The second time what lies in the folder is taken; what others may write to is not."""
-    if native.kernels() is None:
-        pytest.skip("no compiler or no AVX2 here")
-    built = native._built(tmp_path)
-    made_ns = built.stat().st_mtime_ns
-    assert native._built(tmp_path) == built and built.stat().st_mtime_ns == made_ns
-    assert [path.name for path in tmp_path.iterdir()] == [built.name]
+def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time what lies in the folder is taken; another source is another library."""
+    if shutil.which("cc") is None:
+        pytest.skip("no compiler here")
+    compiled: list[Path] = []
+    monkeypatch.setattr(native, "_compile", lambda compiler, library: (compiled.append(library), library.touch()))
+    assert native._built(tmp_path) == native._built(tmp_path)
+    monkeypatch.setattr(native, "_FLAGS", ("-O1",))
+    native._built(tmp_path)
+    assert len(compiled) == 2
 
 
 def test_a_folder_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
