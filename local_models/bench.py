@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,17 +296,18 @@ def prefix_cases(requests: int) -> list[dict[str, Any]]:
     rows = []
     for kind in ("shared", "turns"):
         trace = prefix_trace(kind, 1, requests)
-        distinct = {tuple(prompt[at : at + 64]) for prompt, _ in trace for at in range(0, len(prompt), 64)}
-        for share in (0.1, 0.03):
-            blocks = max(20, int(share * len(distinct)))
+        met = Counter(tuple(prompt[at : at + 64]) for prompt, _ in trace for at in range(0, len(prompt), 64))
+        again = sum(count > 1 for count in met.values())
+        distinct = len(met)
+        for of, blocks in (("all blocks", distinct // 10), ("blocks asked for again", max(20, again // 10))):
             rates = {
                 "marconi": hit_rate(trace, blocks, 1.0),
                 "lru": hit_rate(trace, blocks, None),
                 "marconi, as much again on the shelf": hit_rate(trace, blocks, 1.0, blocks),
-                "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, len(distinct)),
-                "unbounded": hit_rate(trace, 2 * len(distinct), None),
+                "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, distinct),
+                "unbounded": hit_rate(trace, 2 * distinct, None),
             }
-            rows.append({"trace": kind, "memory": share, "blocks": blocks, "hit_rate": rates})
+            rows.append({"trace": kind, "tenth_of": of, "blocks": blocks, "hit_rate": rates})
     return rows
 
 
@@ -386,7 +388,7 @@ def main() -> None:
         return
     for row in report.get("prefix", []):
         rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
-        print(f"\nprefix cache, {row['trace']}, memory for {row['memory']:.0%} of it: hit rate {rates}")
+        print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rate {rates}")
     if "admission" in report:
         row = report["admission"]
         ratio = row["cpu_s"]["worst case"] / row["cpu_s"]["predicted"]
