@@ -189,7 +189,7 @@ async def redis_get(url: str, key: bytes) -> dict[str, float]:
     """A whole answer of 4,000 bytes from Redis, by CPU time of this process and by the clock."""
     link = Link(url, timeout_s=1.0)
     store = RedisStore(link, prefix="hg:bench:")
-    await store.put(key, Entry("bench", "chat", b"x" * 4000, "m", "", time.time(), 60.0, 0.01, tenant="t"))
+    await store.put(key, Entry("bench", "chat", b"x" * 4000, "m", "", time.time(), 3600.0, 0.01, tenant="t"))
 
     async def get(_: int) -> None:
         assert await store.get(key, tenant="t", now_s=time.time()) is not None
