@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.batch.assign import assign, replan
 from gateway.batch.dual import least_load
 from gateway.batch.exact import exact, relaxed
-from gateway.batch.program import BARE, Program, Taste, program_of
+from gateway.batch.program import BARE, NEVER, Program, Taste, hardened, program_of
 from gateway.batch.types import UNASSIGNED, Arm, Assignment, Capacity, Estimates, Impossible
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
@@ -278,3 +278,15 @@ def test_large_jobs_start_from_a_sample_and_end_on_all_rows() -> None:
     found = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits)
     assert uses(job, found, budget, DEADLINE_S, limits) <= 1.0 + 1e-9
     assert found.gap_share < 0.01
+
+
+def test_part_of_a_long_answers_price_is_given_back() -> None:
+    """In proportion to what it costs beyond its arm's mean, up to three means; who may not answer still may not."""
+    some = estimates(400, 3, 5, barred=0.1)
+    bare = program_of(some, 1.0, math.inf, (), taste=BARE)
+    found = hardened(bare, usd_price=10.0, share=0.5)
+    able = bare.worth > NEVER / 2
+    mean = np.where(able, bare.cost, 0).sum(0) / able.sum(0)
+    expected = 0.5 * 10.0 * np.clip(bare.cost - mean, -mean, 2 * mean)
+    np.testing.assert_allclose((found.worth - bare.worth)[able], expected[able], rtol=1e-3, atol=1e-6)
+    assert (found.worth[~able] == NEVER).all() and found.cost is bare.cost

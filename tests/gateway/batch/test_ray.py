@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +10,16 @@ import pytest
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, write_prompts
+from tests.ray_command import told
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install 'headgate[ray]'")
 
 
 async def run(folder: Path, *words: str) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "batch", "run", str(folder / "prompts.jsonl"), "--config",
-        str(folder / "headgate.toml"), "--out", str(folder / "out.jsonl"), "--json", "--budget", "1", *words,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    return await told(
+        "batch", "run", str(folder / "prompts.jsonl"), "--config", str(folder / "headgate.toml"),
+        "--out", str(folder / "out.jsonl"), "--budget", "1", *words,
     )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()[-2000:]
-    told: dict[str, Any] = json.loads(out)
-    return told
 
 
 def answers(folder: Path) -> dict[str, str]:
@@ -35,7 +28,8 @@ def answers(folder: Path) -> dict[str, str]:
     return {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("ray")
 async def test_two_actors_give_what_the_embedded_engine_gives(tmp_path: Path) -> None:
     """The same answers for the same money from the same number of calls."""
     found = {}
@@ -46,7 +40,7 @@ async def test_two_actors_give_what_the_embedded_engine_gives(tmp_path: Path) ->
             configuration(folder, upstream.url)
             write_prompts(folder, 80)
             before = upstream.seen.requests
-            told = await run(folder, "--engine", engine, "--workers", "2")
-            found[engine] = (answers(folder), told["spent_usd"], told["done"], upstream.seen.requests - before)
+            done = await run(folder, "--engine", engine, "--workers", "2")
+            found[engine] = (answers(folder), done["spent_usd"], done["done"], upstream.seen.requests - before)
     assert found["ray"] == found["embedded"]
     assert found["ray"][2:] == (80, 79)

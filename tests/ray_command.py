@@ -1,0 +1,28 @@
+"""Commands that start Ray, as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import pytest
+
+SLOW = "timed out during startup"
+
+
+async def told(*words: str) -> dict[str, Any]:
+    """What a command says with --json. The test is skipped where Ray itself could not start in any of its tries: it
+    gives its helper process 15 seconds to import itself, which a machine with dozens of busy processes hasn't.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *words, "--json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    if process.returncode and SLOW in " ".join(err.decode().split()):
+        pytest.skip("Ray could not start in time")
+    assert process.returncode == 0, err.decode()[-2000:]
+    found: dict[str, Any] = json.loads(out)
+    return found
