@@ -18,7 +18,8 @@ def test_routes_without_traffic_cost_no_question(desk: Desk) -> None:
     event.listen(desk.store.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
     write(desk, *explored(40))
     first = steps(desk, {}, asked)
-    desk.config = replace(desk.config, routes=[*desk.config.routes, *(RouteConfig(name=f"r{i}", models=["small"]) for i in range(1000))])
+    idle = [RouteConfig(name=f"r{i}", models=["small"]) for i in range(1000)]
+    desk.config = replace(desk.config, routes=[*desk.config.routes, *idle])
     desk._current = None
     seen: dict[str, Seen] = {}
     assert steps(desk, seen, asked) == first
