@@ -139,7 +139,7 @@ async def served(config: Path, *words: str, **environment: str) -> AsyncIterator
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 150)
+        line = await asyncio.wait_for(process.stdout.readline(), 300)
         assert b"answers on" in line, line
         yield process
     finally:
