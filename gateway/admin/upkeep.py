@@ -39,6 +39,8 @@ log = logging.getLogger("headgate.upkeep")
 
 EVERY_S = 2.0
 LOOKED_OVER_EVERY_S = 30.0
+MOST_SHARE = 0.02
+"""Of a core, spent on one route's looking over: what takes a second comes every fifty."""
 FRONTIER_EVERY_S = 300.0
 QUEUE = 60
 """Decisions that wait for a label, per route."""
@@ -51,9 +53,16 @@ class Seen:
 
     mark: tuple[Any, Any] = (None, None)
     looked_s: float = -1e9
+    took_s: float = 0.0
+    """CPU time of the last looking over."""
     frontier_mark: tuple[Any, Any] = (None, None)
     frontier_s: float = -1e9
     faults: set[str] = field(default_factory=set)
+
+    @property
+    def every_s(self) -> float:
+        """How often it may be looked over."""
+        return max(LOOKED_OVER_EVERY_S, self.took_s / MOST_SHARE)
 
 
 def keep_up(desk: Desk, ended: threading.Event) -> None:
@@ -90,7 +99,7 @@ def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
         if mark is None:
             continue
         one = seen.setdefault(route.name, Seen())
-        if mark != one.mark and now - one.looked_s >= LOOKED_OVER_EVERY_S:
+        if mark != one.mark and now - one.looked_s >= one.every_s:
             due.append((one.looked_s, route.name, mark))
         elif one.mark != one.frontier_mark and now - one.frontier_s >= FRONTIER_EVERY_S:
             due.append((one.frontier_s, route.name, one.mark))
@@ -99,8 +108,9 @@ def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
     _, name, mark = min(due, key=lambda found: found[:2])
     one = seen[name]
     if mark != one.mark:
-        one.looked_s, one.mark = now, mark
+        one.looked_s, one.mark, begun_s = now, mark, time.thread_time()
         look_over(desk, name, one)
+        one.took_s = time.thread_time() - begun_s
     else:
         one.frontier_s, one.frontier_mark = now, mark
         _guarded(one, "frontier", lambda: refresh_frontier(desk, name))

@@ -35,3 +35,13 @@ def steps(desk: Desk, seen: dict[str, Seen], asked: list[str]) -> int:
     assert upkeep.step(desk, seen, 100.0) and upkeep.step(desk, seen, 101.0)  # the learning, then the frontier
     assert not upkeep.step(desk, seen, 102.0)
     return len(asked)
+
+
+def test_what_takes_long_comes_seldom(desk: Desk) -> None:
+    """A route that took two seconds of CPU waits a hundred; one that took nothing, half a minute."""
+    write(desk, *explored(40))
+    quick, slow = {"auto": Seen(looked_s=100.0)}, {"auto": Seen(looked_s=100.0, took_s=2.0)}
+    assert upkeep.step(desk, quick, 140.0) and quick["auto"].looked_s == 140.0
+    assert quick["auto"].took_s > 0.0
+    slow["auto"].frontier_s = 100.0
+    assert not upkeep.step(desk, slow, 140.0) and upkeep.step(desk, slow, 201.0)
