@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch soak chaos fuzz slow \
+.PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch soak soak-local chaos fuzz slow \
   conformance faults sbom audit lock servers clean
 
 help:  ## this list
@@ -67,6 +67,9 @@ fuzz: $(READY) servers  ## 100,000 bad requests and bodies
 
 slow: $(READY) servers  ## every test that make test leaves out for its length
 	$(PYTEST) -m slow --timeout 3600
+
+soak-local: $(READY)  ## the engine under ten minutes of load with cancels and a killed process
+	$(BIN)/python -m tests.bench.local_load --minutes 10
 
 conformance: $(READY)  ## the official SDKs against every surface and provider, as a table
 	$(BIN)/python -m tests.conformance
