@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.stage import Stage, eventually
+from tests.browser.test_steer import POEM
 
 COUNT = """addEventListener("click", event => {
   if (event.isTrusted) sessionStorage.clicks = Number(sessionStorage.clicks ?? 0) + 1;
@@ -39,6 +40,7 @@ def test_what_was_saved_this_week_and_how_sure_is_one_click_away(open_page: Open
 
 def test_why_a_request_went_to_the_large_model_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
     """From the first page to what `large` answered, and from there to one of them: the sentence, and the others."""
+    eventually(lambda: routed_to_large(stage))
     page = open_page("/", user="vera")
     with clicks(page, 2):
         page.get_by_role("region", name="Requests and spend by answered by").get_by_role("link", name="large").click()
@@ -47,6 +49,14 @@ def test_why_a_request_went_to_the_large_model_is_two_clicks_away(stage: Stage, 
         said = page.locator(".why").all_inner_texts()
         assert any("large" in line and ("expected to score" in line or "to learn from it" in line) for line in said)
         assert page.get_by_role("region", name="Candidates").locator("tbody tr").count() == 3
+
+
+def routed_to_large(stage: Stage) -> bool:
+    """Whether the newest of its answers that the journal holds is the router's choice among all, not a plan's."""
+    if stage.ask(POEM).headers["x-headgate-model"] != "large":
+        return False
+    newest = stage.admin("GET", "/admin/decisions", params={"limit": 1, "answered_model": "large"})["data"]
+    return bool(newest) and len(stage.admin("GET", f"/admin/decisions/{newest[0]['id']}")["candidates"]) == 3
 
 
 def test_what_twice_the_cost_weight_would_do_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
