@@ -27,7 +27,8 @@ def preview(desk: Desk, route: str, knobs: Knobs) -> Preview:
     stated = route_of(desk, route)
     wanted = knobs.model_dump(exclude_unset=True)
     changed = {name: value for name, value in wanted.items() if value != getattr(stated, name)}
-    question = f"preview:{route}:{sorted(changed.items())!r}"
+    in_force = [getattr(stated, name) for name in Knobs.model_fields]
+    question = f"preview:{route}:{in_force!r}:{sorted(changed.items())!r}"
     return kept(desk, question, LOG_S, lambda: _preview(desk, route, knobs, changed))
 
 

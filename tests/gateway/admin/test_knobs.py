@@ -140,6 +140,15 @@ def test_a_preview_says_what_would_change_or_what_it_takes_to_know(desk: Desk) -
         knobs.preview(desk, "nowhere", Knobs())
 
 
+def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(desk: Desk) -> None:
+    """What was worked out a moment ago for other knobs says nothing of the present ones."""
+    write(desk, *explored(60))
+    assert knobs.preview(desk, "auto", knobs.route_detail(desk, "auto").knobs).knobs.cost_weight == 0.5
+    turn(desk, ANN, 0, cost_weight=0.9)
+    now = knobs.route_detail(desk, "auto").knobs
+    assert knobs.preview(desk, "auto", now).knobs == now
+
+
 def test_a_frontier_has_the_present_point_the_models_and_the_settings(desk: Desk) -> None:
     """Kept for the page to read; before there is anything it says so."""
     assert knobs.route_detail(desk, "auto").frontier.time_s is None
