@@ -27,9 +27,10 @@ def preview(desk: Desk, route: str, knobs: Knobs) -> Preview:
     stated = route_of(desk, route)
     wanted = knobs.model_dump(exclude_unset=True)
     changed = {name: value for name, value in wanted.items() if value != getattr(stated, name)}
-    in_force = [getattr(stated, name) for name in Knobs.model_fields]
+    in_force = {name: getattr(stated, name) for name in Knobs.model_fields}
+    asked = Knobs(**(in_force | wanted))
     question = f"preview:{route}:{in_force!r}:{sorted(changed.items())!r}"
-    return kept(desk, question, LOG_S, lambda: _preview(desk, route, knobs, changed))
+    return kept(desk, question, LOG_S, lambda: _preview(desk, route, asked, changed))
 
 
 def _preview(desk: Desk, route: str, knobs: Knobs, changed: Mapping[str, float | None]) -> Preview:

@@ -146,6 +146,7 @@ def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(desk: Desk) -> None:
     assert knobs.preview(desk, "auto", knobs.route_detail(desk, "auto").knobs).knobs.cost_weight == 0.5
     turn(desk, ANN, 0, cost_weight=0.9)
     now = knobs.route_detail(desk, "auto").knobs
+    assert knobs.preview(desk, "auto", Knobs(cost_weight=0.9)).knobs == now  # asked in part, and all the same
     assert knobs.preview(desk, "auto", now).knobs == now
 
 
