@@ -71,9 +71,9 @@ def plan(
     from rich.console import Console
 
     from gateway.batch.plan import Order, plan_job
-    from gateway.batch.plan_report import as_json, draw, impossible_json, problems_json, show, show_problems
+    from gateway.batch.plan_report import as_json, draw, show
     from gateway.batch.read import Terms
-    from gateway.batch.types import BadJob, Impossible
+    from gateway.commands_batch_run import problems_shown
 
     chosen = read_config(config)
     console = Console(stderr=json)
@@ -89,21 +89,8 @@ def plan(
         processes or _processes(prompts),
     )
     asked = _pilot(chosen, order.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
-    try:
-        with _progress(prompts, console) as seen, _clean_stdout(json):
-            found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
-    except BadJob as bad:
-        if json:
-            typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
-        else:
-            console.print(bad.message, style="red", markup=False, highlight=False)
-            show_problems(bad.problems, console)
-        raise typer.Exit(2) from None
-    except Impossible as impossible:
-        if not json:
-            raise
-        typer.echo(msgspec.json.encode(impossible_json(impossible)).decode())
-        raise typer.Exit(2) from None
+    with problems_shown(console, json), _progress(prompts, console) as seen, _clean_stdout(json):
+        found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
     if plot is not None:
         draw(found, plot)
     if json:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*")
+from gateway.batch.length import seconds_of
 
 
 def seconds(text: str) -> float:
     """A length of time such as 12h, 90m, 2d, 45s or 3600. BadParameter where it is none."""
-    total, rest = 0.0, text.strip().lower()
-    while rest:
-        found = _LENGTH.match(rest)
-        if found is None or not (found[2] or total == 0.0):
-            raise typer.BadParameter(f"{text!r} is no length of time; write 12h, 90m, 1h30m, 2d or seconds")
-        total += float(found[1]) * _UNITS_S[found[2] or "s"]
-        rest = rest[found.end() :]
-    if not 0 < total < math.inf:
-        raise typer.BadParameter("a deadline must be later than now")
-    return total
+    try:
+        return seconds_of(text)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault)) from None
 
 
 def dollars(text: str) -> float:

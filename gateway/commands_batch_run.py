@@ -81,7 +81,7 @@ def run(
         skip_bad=skip_bad, concurrency=concurrency, engine=engine, workers=workers, tenant=tenant,
     )  # fmt: skip
     started = time.monotonic()
-    with _problems_shown(json):
+    with problems_shown(Console(stderr=True), json):
         job = asyncio.run(_shown(read_config(config), wanted, run_job, json))
     _tell(job, time.monotonic() - started, json)
     whole = job.state == "completed" and not job.progress.failed
@@ -89,7 +89,7 @@ def run(
 
 
 @contextmanager
-def _problems_shown(json: bool) -> Iterator[None]:
+def problems_shown(console: Console, json: bool) -> Iterator[None]:
     """An input that can't be run as it stands is told line by line; nothing was spent."""
     from gateway.batch.plan_report import impossible_json, problems_json, show_problems
     from gateway.batch.types import BadJob, Impossible
@@ -100,8 +100,8 @@ def _problems_shown(json: bool) -> Iterator[None]:
         if json:
             typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
         else:
-            typer.secho(bad.message, fg="red", err=True)
-            show_problems(bad.problems, Console(stderr=True))
+            console.print(bad.message, style="red", markup=False, highlight=False)
+            show_problems(bad.problems, console)
         raise typer.Exit(2) from None
     except Impossible as impossible:
         if not json:

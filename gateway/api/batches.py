@@ -7,7 +7,6 @@ model, a floor on quality, and whether bad lines are left out.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -15,15 +14,13 @@ from msgspec import Meta
 
 from gateway.api.files import asked, page_limit, page_of
 from gateway.asgi import Answer, Request
+from gateway.batch.length import seconds_of
 from gateway.call import SURFACES
 from gateway.errors import CallerError, NotFound
 from gateway.reply import JSON
 
 if TYPE_CHECKING:
     from gateway.batch.jobs import Job
-
-_WINDOW = re.compile(r"(\d{1,4})([mhd])")
-_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -111,8 +108,10 @@ def _told(job: Job) -> Answer:
 
 def _window_s(text: str) -> float:
     """OpenAI knows `24h` alone; other windows of minutes, hours or days are taken as well."""
-    match = _WINDOW.fullmatch(text)
-    seconds = int(match[1]) * _UNITS_S[match[2]] if match else 0.0
+    try:
+        seconds = seconds_of(text)
+    except ValueError:
+        seconds = 0.0
     if not 60 <= seconds <= 14 * 86400:
         raise CallerError(
             "completion_window must be 24h, or another time from 1m to 14d", param="completion_window",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -17,6 +16,7 @@ from gateway.admin.shapes.batch import PlanPoint, PlanRun, PlanWanted
 from gateway.api.multipart import read_multipart
 from gateway.batch.carry import PLANS
 from gateway.batch.jobs import ENDED, Jobs
+from gateway.batch.length import seconds_of
 from gateway.dashboard.charts import Spot
 from gateway.dashboard.forms import Fields, picked, shaped
 from gateway.dashboard.page import render
@@ -30,8 +30,6 @@ SAID = {
     "pause": "It pauses once the calls under way have ended.", "resume": "It goes on.",
     "cancel": "It is being cancelled; calls under way are still paid for.",
 }  # fmt: skip
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?) *([mhd])")
-_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @router.get("/batch")
@@ -150,7 +148,7 @@ async def _upload(request: Request) -> dict[str, str]:
 
 def _length_s(text: str) -> float:
     """Seconds of 90m, 12h or 2d. Raises CallerError."""
-    found = _LENGTH.fullmatch(text.strip().lower())
-    if found is None:
-        raise CallerError("Deadline: must be a length of time such as 90m, 12h or 2d", status=422, param="deadline_s")
-    return float(found[1]) * _UNITS_S[found[2]]
+    try:
+        return seconds_of(text)
+    except ValueError as fault:
+        raise CallerError(f"Deadline: {fault}", status=422, param="deadline_s") from None
