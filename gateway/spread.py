@@ -23,9 +23,11 @@ log = logging.getLogger("headgate.spread")
 
 LOOK_EVERY_S = 0.2
 WHOLE_EVERY_S = 5.0
+RECENT_S = 600.0
+"""Further than replicas' clocks are apart; older lines are not counted, for the audit log is long."""
 CHANGES = sa.select(
     sa.select(sa.func.count()).select_from(settings).scalar_subquery(),
-    sa.select(sa.func.count()).select_from(audit).scalar_subquery(),
+    sa.select(sa.func.count()).select_from(audit).where(audit.c.time_s >= sa.bindparam("since_s")).scalar_subquery(),
     sa.select(sa.func.max(audit.c.time_s)).scalar_subquery(),
 )
 """Every change of a key or a setting leaves an audit line or a version of the setting."""
@@ -71,4 +73,5 @@ class Spread:
 
     def _look(self) -> object:
         with self._desk.store.engine.connect() as connection:
-            return tuple(connection.execute(CHANGES).one()), stamp(self._desk.run_dir)
+            found = connection.execute(CHANGES, {"since_s": time.time() - RECENT_S}).one()
+            return tuple(found), stamp(self._desk.run_dir)
