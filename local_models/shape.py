@@ -54,11 +54,6 @@ class Shape:
         block = attention + 3 * self.hidden * self.intermediate
         return self.layers * block + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
-    @property
-    def kv_elements_per_token(self) -> int:
-        """Numbers stored per token of context."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
-
 
 def read_shape(folder: Path) -> Shape:
     """The shape a model folder declares; `CheckpointError` when it is none the engine computes."""

@@ -18,9 +18,8 @@ import numpy as np
 from routers import evaluate
 from routers.cost import LogLinear
 from routers.estimators.base import Matrix, Training, folds
-from routers.estimators.ensemble import Ensemble
+from routers.estimators.ensemble import FOLDS, Ensemble
 
-FOLDS = 4
 LEAST_ROWS = 300
 MOST_ROWS = 6000
 """More are not needed to compare mixtures."""
@@ -52,8 +51,8 @@ class Decided(Ensemble):
         return data.rows(rows[:: -(-len(rows) // MOST_ROWS)])
 
     def _weighed(self, data: Training) -> tuple[float, ...]:
-        told, cost = self._foretold(data)
         assert data.costs is not None
+        told, cost = self.foretold(data), _costs_foretold(data, data.costs)
         bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
         alone = bench.singles()
         mixtures = list(_mixtures(len(told)))
@@ -65,18 +64,14 @@ class Decided(Ensemble):
         best = np.argsort(reached)[-KEPT:]
         return tuple(np.mean([mixtures[place] for place in best.tolist()], axis=0).tolist())
 
-    def _foretold(self, data: Training) -> tuple[list[Matrix], Matrix]:
-        """Each member's quality, and the cost, of every row by what was fitted on the other folds."""
-        fold = folds(len(data.x), FOLDS, data.seed)
-        told = {name: np.zeros_like(data.scores) for name in self.members}
-        cost = np.zeros_like(data.scores)
-        assert data.costs is not None
-        for part in range(FOLDS):
-            held = fold == part
-            cost[held] = LogLinear().fit(data.x[~held], data.costs[~held]).predict(data.x[held])
-            for name, member in Ensemble().members.items():
-                told[name][held] = member.fit(data.rows(~held)).predict(data.x[held])[0]
-        return list(told.values()), cost
+
+def _costs_foretold(data: Training, costs: Matrix) -> Matrix:
+    """Of every row, by what was fitted on the other folds."""
+    fold, told = folds(len(data.x), FOLDS, data.seed), np.zeros_like(costs)
+    for part in range(FOLDS):
+        held = fold == part
+        told[held] = LogLinear().fit(data.x[~held], costs[~held]).predict(data.x[held])
+    return told
 
 
 def _mixtures(members: int) -> Iterator[tuple[float, ...]]:

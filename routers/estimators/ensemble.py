@@ -13,11 +13,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training
+from routers.estimators.base import Estimator, Matrix, Training, folds
 from routers.estimators.clusters import Clusters
 from routers.estimators.domain import Domain
 from routers.estimators.factor import Factor
 from routers.estimators.linear import Linear
+
+FOLDS = 4
+"""By which members are judged on rows that they did not see."""
 
 
 class Ensemble(Estimator):
@@ -43,6 +46,17 @@ class Ensemble(Estimator):
         noise = sum(w * sd**2 for w, (_, sd) in zip(self.weights, parts, strict=True))
         spread = sum(w * (part - mean) ** 2 for w, (part, _) in zip(self.weights, parts, strict=True))
         return np.asarray(mean), np.sqrt(np.asarray(noise) + np.asarray(spread))
+
+    @staticmethod
+    def foretold(data: Training) -> list[Matrix]:
+        """Each member's quality of every row, by what was fitted on the other folds."""
+        fold = folds(len(data.x), FOLDS, data.seed)
+        told = {name: np.zeros_like(data.scores) for name in Ensemble().members}
+        for part in range(FOLDS):
+            held = fold == part
+            for name, member in Ensemble().members.items():
+                told[name][held] = member.fit(data.rows(~held)).predict(data.x[held])[0]
+        return list(told.values())
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {

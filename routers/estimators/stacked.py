@@ -12,10 +12,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Matrix, Training, folds
-from routers.estimators.ensemble import Ensemble
-
-FOLDS = 4
+from routers.estimators.base import Matrix, Training
+from routers.estimators.ensemble import FOLDS, Ensemble
 
 
 class Stacked(Ensemble):
@@ -32,14 +30,8 @@ class Stacked(Ensemble):
     def _weighed(self, data: Training) -> tuple[float, ...]:
         from scipy.optimize import nnls
 
-        fold = folds(len(data.x), FOLDS, data.seed)
-        told = {name: np.zeros_like(data.scores) for name in self.members}
-        for part in range(FOLDS):
-            held = fold == part
-            for name, member in Ensemble().members.items():
-                told[name][held] = member.fit(data.rows(~held)).predict(data.x[held])[0]
         seen = np.isfinite(data.scores)
-        columns = np.stack([_apart(matrix, seen)[seen] for matrix in told.values()], axis=1)
+        columns = np.stack([_apart(matrix, seen)[seen] for matrix in self.foretold(data)], axis=1)
         weights, _ = nnls(columns, _apart(data.scores, seen)[seen])
         total = float(weights.sum())
         return tuple((weights / total).tolist()) if total > 0 else self.weights
