@@ -86,7 +86,7 @@ def test_what_can_not_be_planned_is_said_in_place(stage: Stage, open_page: OpenP
     page.get_by_label("Deadline").fill("soon")
     page.get_by_label("Prompts").set_input_files(prompts(tmp_path, 2))
     page.get_by_role("button", name="Plan it").click()
-    expect(page.locator("#plan-form .problem")).to_contain_text("such as 90m")
+    expect(page.locator("#plan-form .problem")).to_contain_text("write 12h, 90m")
     assert page.get_by_label("Deadline").get_attribute("aria-invalid") == "true"
     page.get_by_label("Deadline").fill("90m")
     bad = tmp_path / "bad.jsonl"
