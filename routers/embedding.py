@@ -177,6 +177,14 @@ def load_embedding(path: Path = SHIPPED) -> StaticEmbedding:
     return StaticEmbedding(parts["rows"], parts["scales"].astype(np.float32), vocabulary)
 
 
+def shipped_dims() -> int:
+    """Of the table that ships, read off its file's header."""
+    from safetensors import safe_open
+
+    with safe_open(SHIPPED, "np") as parts:
+        return int(parts.get_slice("rows").get_shape()[1])
+
+
 @cache
 def shipped_embedding() -> StaticEmbedding:
     """The one table of the process: 6 MB, read once."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.embedding import StaticEmbedding, Vector, shipped_embedding, unit, units
+from routers.embedding import StaticEmbedding, Vector, shipped_dims, shipped_embedding, unit, units
 from routers.types import Query
 
 HEAD_CHARS = 3000
@@ -31,6 +31,7 @@ _MARKS = (b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789", bytes(
 _KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in marks), 0) for byte in range(256))
 """Each byte's kind: 0 none, else ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
 STRUCTURE = 19
+TAIL_WORDS = 48
 ENCODED = "encoder:"
 """How versions of features begin whose meaning an encoder of the configuration gives."""
 
@@ -64,13 +65,13 @@ class Asked(Protocol):
 class Featurizer:
     """Turns a text and its structure into a `Query`. Pure but for the embedding's bounded memo of words."""
 
-    def __init__(self, embedding: StaticEmbedding | None = None, tail_words: int = 48) -> None:
+    def __init__(self, embedding: StaticEmbedding | None = None, tail_words: int = TAIL_WORDS) -> None:
         self._embedding = embedding or shipped_embedding()
         self._tail_words = tail_words
         e = self._embedding.dims
         ends = 2 * e + STRUCTURE
         self.layout = Layout(slice(0, e), slice(e, 2 * e), slice(2 * e, ends), ends)
-        self.version = f"static-{e}-{tail_words}-{STRUCTURE}.2"
+        self.version = _version(e, tail_words)
 
     @property
     def dims(self) -> int:
@@ -222,7 +223,17 @@ def _structures(asked: Sequence[Asked], texts: Sequence[str], words: Sequence[in
     return found
 
 
+def _version(dims: int, tail_words: int) -> str:
+    return f"static-{dims}-{tail_words}-{STRUCTURE}.2"
+
+
 @cache
 def shipped_featurizer() -> Featurizer:
     """The one featurizer of the process."""
     return Featurizer()
+
+
+@cache
+def shipped_version() -> str:
+    """Its version, for who compares versions alone: the table stays on disk."""
+    return _version(shipped_dims(), TAIL_WORDS)

@@ -27,7 +27,7 @@ from routers.estimators.mlp import Perceptron
 from routers.estimators.preference import Preference, SimilarWins
 from routers.estimators.stacked import Stacked
 from routers.estimators.task_mean import TaskMean
-from routers.features import shipped_featurizer
+from routers.features import shipped_version
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
 from routers.select import Exploration
@@ -78,7 +78,7 @@ def open_router(
     if name == "default" and DEFAULT_ARTIFACT.exists():
         return load_router(DEFAULT_ARTIFACT, exploration)
     if name in LEARNED_NAMES:
-        return PluginRouter(name, "0", shipped_featurizer().version, exploration=exploration)
+        return PluginRouter(name, "0", shipped_version(), exploration=exploration)
     if "/" in name or name.endswith(".safetensors"):
         return load_router(Path(name), exploration)
     raise ValueError(f"router {name!r} is unknown: a path, or one of {', '.join(NAMES)}")
@@ -94,7 +94,7 @@ def bandit_upon(base: Router, explore: float = 0.0) -> Router:
 @cache
 def bandit_axes() -> Projection:
     """Those of the shipped artefact, whatever a bandit's base: so what bandits have seen can be told anywhere."""
-    card, arrays = load_artifact(DEFAULT_ARTIFACT, shipped_featurizer().version)
+    card, arrays = load_artifact(DEFAULT_ARTIFACT, shipped_version())
     learned = _restore(card, arrays)
     assert isinstance(learned.quality, Linear)
     return learnt_axes(learned.projection, learned.quality)
@@ -110,7 +110,7 @@ def estimator_named(name: str) -> Estimator:
 
 def load_router(path: Path, exploration: Exploration | None = None) -> PluginRouter:
     """The router of an artefact. ArtifactError where this build can't serve it."""
-    card, arrays = load_artifact(path, shipped_featurizer().version)
+    card, arrays = load_artifact(path, shipped_version())
     try:
         learned = _restore(card, arrays)
     except KeyError as error:

@@ -19,7 +19,7 @@ from gateway.learn.policy import route_policy
 from gateway.learn.whatif import Policy
 from gateway.routes import KNOB_NAMES
 from gateway.settings import stamp
-from routers.features import shipped_featurizer
+from routers.features import shipped_version
 
 ROUNDS = 2000
 """Latest decisions that figures rest on."""
@@ -48,7 +48,7 @@ def latest_log(desk: Desk, route: str, lasts_s: float = LOG_S) -> Log:
 
 def _read(desk: Desk, route: str) -> Log:
     """Rounds that a router can read where there are enough: others came before its features, or kept none."""
-    found, version = latest_scored(desk.store.engine, route, limit=2 * ROUNDS), shipped_featurizer().version
+    found, version = latest_scored(desk.store.engine, route, limit=2 * ROUNDS), shipped_version()
     told = [
         (record, score)
         for record, score in found

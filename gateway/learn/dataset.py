@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gateway.journal.export import scored_decisions
 from gateway.journal.record import DecisionRecord
 from gateway.learn.rounds import drawn_of, failed_check, is_round
-from routers.features import Featurizer, shipped_featurizer
+from routers.features import Featurizer, shipped_featurizer, shipped_version
 from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
 
@@ -129,7 +129,7 @@ def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Feat
     return Log(
         records=records,
         models=models,
-        x=_vectors(records, featurizer or shipped_featurizer()),
+        x=_vectors(records, featurizer),
         action=np.array([place[record.model] for record in records], np.intp),
         logged=logged,
         score=np.array([np.nan if score is None else score for _, score in kept]),
@@ -172,20 +172,21 @@ def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
     return found
 
 
-def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer) -> NDArray[np.float32]:
+def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer | None) -> NDArray[np.float32]:
     """As recorded, or made from the text where only that was kept; no columns where a row has neither."""
-    rows = [_vector(record, featurizer) for record in records]
+    version = featurizer.version if featurizer else shipped_version()
+    rows = [_vector(record, version, featurizer) for record in records]
     if any(row is None for row in rows):
         return np.zeros((len(records), 0), np.float32)
     return np.array(rows, np.float32)
 
 
-def _vector(record: DecisionRecord, featurizer: Featurizer) -> NDArray[np.float32] | None:
-    if record.vector and record.features_version == featurizer.version:
+def _vector(record: DecisionRecord, version: str, featurizer: Featurizer | None) -> NDArray[np.float32] | None:
+    if record.vector and record.features_version == version:
         return np.frombuffer(record.vector, "<f2").astype(np.float32)
     if not record.prompt_text:
         return None
-    return featurizer.describe(
+    return (featurizer or shipped_featurizer()).describe(
         record.prompt_text, input_tokens=record.input_tokens, turns=record.turns or 1, tools=record.tools,
         images=record.images, wants_json=record.wants_json,
     ).vector  # fmt: skip
