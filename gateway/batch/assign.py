@@ -2,7 +2,7 @@
 
 Lagrange relaxation prices money and capacity (gateway/batch/dual.py), the few prompts left between two arms are
 rounded (gateway/batch/rounding.py), and the dual bounds what any other assignment could have more. Small jobs whose
-gap is worth it are solved exactly. Pure: the same estimates and limits give the same assignment.
+gap is worth it are solved exactly. Pure, no clock: the same estimates and limits give the same assignment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ TASTE = Taste()
 _EXACT_CELLS = 4_000
 """A job of at most that many prompts times arms is worth the exact way."""
 _EXACT_GAP = 1e-3
-_EXACT_S = 2.0
 _ANSWERED = 10.0
 """What it is worth to answer at all, where not every prompt can be answered: more than any answer's quality."""
 _LOOKED_AT = 4_000
@@ -138,10 +137,19 @@ def _solved(program: Program) -> Draft:
     if draft.fits:
         missed = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
     if missed > _EXACT_GAP and least_load(program, asks=1.0) <= 1.0 + 1e-9:
-        best = exact(program, time_limit_s=_EXACT_S, gap=_EXACT_GAP / 2)
-        if best is not None:
-            return Draft(program, prices, best[0], np.minimum(program.uses(program.tally(best[0])), 1.0))
+        return _better(draft, exact(program, gap=_EXACT_GAP / 2).arm)
     return draft
+
+
+def _better(draft: Draft, arm: NDArray[np.int16] | None) -> Draft:
+    """What branch and bound saw, where it beats the draft: a search cut short may have seen less, or nothing."""
+    if arm is None:
+        return draft
+    program = draft.program
+    seen = program.tally(arm)
+    if draft.fits and program.tally(draft.arm).worth >= seen.worth:
+        return draft
+    return Draft(program, draft.prices, arm, np.minimum(program.uses(seen), 1.0))
 
 
 def _gap(program: Program, draft: Draft) -> float:
@@ -247,10 +255,10 @@ def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capaci
 
 
 def _bearable(program: Program) -> bool:
-    """Whether anything keeps the limits; of a small job, with whole prompts."""
+    """Whether anything is known to keep the limits; of a small job, with whole prompts."""
     if least_load(program, asks=1.0) > 1.0:
         return False
-    return program.worth.size > _EXACT_CELLS or exact(program, time_limit_s=1.0, gap=1.0) is not None
+    return program.worth.size > _EXACT_CELLS or exact(program, gap=1.0).arm is not None
 
 
 def _least(possible: Callable[[float], bool], low: float) -> float:

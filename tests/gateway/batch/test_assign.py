@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gateway.batch.assign import assign, replan
 from gateway.batch.dual import least_load
-from gateway.batch.exact import exact, relaxed
+from gateway.batch.exact import Searched, exact, relaxed
 from gateway.batch.program import BARE, NEVER, Program, Taste, hardened, program_of
 from gateway.batch.types import UNASSIGNED, Arm, Assignment, Capacity, Estimates, Impossible
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
+Arms = NDArray[np.int16] | None
 DEADLINE_S = 100.0
 
 
@@ -48,7 +52,7 @@ def test_every_limit_is_kept_and_no_barred_arm_answers(
     except Impossible as impossible:
         assert limited
         program = program_of(job, budget, deadline_s, limits)
-        assert exact(program, time_limit_s=2.0) is None
+        assert exact(program).arm is None
         assert impossible.least_budget_usd > budget or impossible.least_deadline_s > deadline_s
         return
     assert uses(job, found, budget, deadline_s, limits) <= 1.0 + 1e-9
@@ -66,9 +70,73 @@ def test_a_small_job_is_assigned_as_well_as_branch_and_bound_can(seed: int, limi
     budget = budget_of(job, 0.4)
     found = assign(job, budget, deadline_s=deadline_s, capacities=limits, taste=BARE)
     best = exact(program_of(job, budget, deadline_s, limits))
-    assert best is not None
-    assert found.quality >= best[1] * 0.999
-    assert found.bound >= best[1] - 1e-4
+    assert best.arm is not None and best.ended
+    assert found.quality >= best.bound * 0.999
+    assert found.bound >= best.bound - 1e-4
+
+
+def test_a_search_that_is_cut_short_says_that_it_knows_nothing() -> None:
+    """Without a node to look at nothing is found, nothing bounded and nothing settled; infeasible is settled."""
+    job = estimates(100, 6, 2)
+    limits = capacities(job, DEADLINE_S)
+    assert exact(program_of(job, budget_of(job, 0.3), DEADLINE_S, limits), nodes=0) == (None, math.inf, False)
+    assert exact(program_of(job, budget_of(job, -0.1), DEADLINE_S, limits), nodes=0) == (None, math.inf, True)
+
+
+def test_an_unfinished_search_leaves_the_fast_ways_answer_and_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search that was cut short did not see costs nobody the assignment that was there before it."""
+    job = estimates(40, 5, 1)
+    limits = capacities(job, DEADLINE_S)
+    budget = budget_of(job, 0.4)
+    whole = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+    asked: list[int] = []
+
+    def cut(program: Program, *, gap: float) -> Searched:
+        asked.append(len(program))
+        return exact(program, nodes=0, gap=gap)
+
+    monkeypatch.setattr("gateway.batch.assign.exact", cut)
+    found = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+    assert asked == [40]
+    assert uses(job, found, budget, DEADLINE_S, limits) <= 1.0 + 1e-9
+    assert found.quality <= whole.quality
+    assert found.bound == pytest.approx(whole.bound)
+
+
+def test_a_search_that_saw_less_than_the_fast_way_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The better of both is taken, whatever the search was cut short at."""
+    job = estimates(40, 5, 1)
+    limits = capacities(job, DEADLINE_S)
+    budget = budget_of(job, 0.4)
+
+    def seen(arm: Arms) -> Assignment:
+        searched = Searched(arm, math.inf, ended=False)
+        monkeypatch.setattr("gateway.batch.assign.exact", lambda program, gap: searched)
+        return assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+
+    fast = seen(None)
+    poor = np.where(np.isfinite(job.cost_usd), -job.cost_usd, -np.inf).argmax(1).astype(np.int16)
+    assert (seen(poor).arm == fast.arm).all()
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_no_clock_has_a_say_in_a_plan(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branch and bound is held back by nodes alone, so a slow machine makes the plan that a fast one makes."""
+    told: list[set[str]] = []
+    real = scipy.optimize.milp
+
+    def milp(*parts: Any, options: dict[str, Any], **named: Any) -> Any:
+        told.append(set(options))
+        return real(*parts, options=options, **named)
+
+    monkeypatch.setattr(scipy.optimize, "milp", milp)
+    job = estimates(40, 5, 1)
+    limits = capacities(job, DEADLINE_S) if limited else ()
+    assign(job, budget_of(job, 0.4), deadline_s=DEADLINE_S if limited else math.inf, capacities=limits)
+    with pytest.raises(Impossible):
+        assign(job, budget_of(job, -0.1), deadline_s=DEADLINE_S, capacities=limits)
+    assert all(options == {"node_limit", "mip_rel_gap"} for options in told)
+    assert told
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
@@ -168,8 +236,8 @@ def test_least_load_is_the_linear_programs() -> None:
     def widened(share: float) -> Program:
         return replace(program, weights=program.weights / share)
 
-    assert exact(widened(load * 1.01), time_limit_s=10.0) is not None
-    assert exact(widened(load * 0.99), time_limit_s=10.0) is None
+    assert exact(widened(load * 1.01)).arm is not None
+    assert exact(widened(load * 0.99)) == (None, math.inf, True)
 
 
 def test_a_prompt_that_nobody_may_answer_is_an_error_of_the_caller() -> None:
