@@ -298,58 +298,49 @@ void product8(const void *x, const int8_t *w, const float *scales, const float *
 /* ---- attention ---- */
 
 #define TILE 16       /* query rows whose blocks are walked together */
+#define BUNCH 3       /* queries that meet a block together: their sums fill the registers */
 #define MOST_BLOCK 256
 #define MOST_HEAD 256
 
-/* Adds the weighted values of `count` keys to N vectors of the sums, every second key in a chain of its own. */
-INLINE void weigh(const void *values, i64 from, i64 count, const float *s, i64 d, i64 i, __m256 kept, float *sums,
-                  int bf, int N) {
-    __m256 even[8], odd[8];
-    _Pragma("GCC unroll 8") for (int v = 0; v < N; v++) {
-        even[v] = _mm256_mul_ps(_mm256_loadu_ps(sums + i + 8 * v), kept);
-        odd[v] = _mm256_setzero_ps();
-    }
-    i64 j = 0;
-    for (; j + 2 <= count; j += 2) {
-        __m256 p = _mm256_broadcast_ss(s + j), q = _mm256_broadcast_ss(s + j + 1);
-        i64 at = (from + j) * d + i;
-        _Pragma("GCC unroll 8") for (int v = 0; v < N; v++) {
-            even[v] = _mm256_fmadd_ps(p, load8(values, at + 8 * v, bf), even[v]);
-            odd[v] = _mm256_fmadd_ps(q, load8(values, at + d + 8 * v, bf), odd[v]);
+/* What a query row carries from block to block, d + 2 floats: greatest score, sum of weights, weighted values. */
+#define TOP 0
+#define TOTAL 1
+#define SUMS 2
+
+/* Scores of N queries against keys `from` to `to`, four keys at a time; the last four may write beyond the end. What
+ * comes next, the block's values, is fetched meanwhile where `fetch` says that nobody has yet. */
+INLINE void compare(const float *q, const void *keys, const char *values, i64 from, i64 to, i64 d, float scale,
+                    float s[BUNCH][MOST_BLOCK + 8], int fetch, int bf, int N) {
+    i64 bytes = bf ? 2 : 4;
+    for (i64 j = from; j < to; j += 4) {
+        __m256 a[BUNCH][4];
+        i64 at[4];
+        if (fetch)
+            for (i64 b = j * d * bytes; b < (j + 4) * d * bytes; b += 64) _mm_prefetch(values + b, _MM_HINT_T0);
+        _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) at[n] = (j + n < to ? j + n : to - 1) * d;
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+            _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) a[g][n] = _mm256_setzero_ps();
+        for (i64 i = 0; i < d; i += 8) {
+            __m256 one[BUNCH];
+            _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) one[g] = _mm256_loadu_ps(q + g * d + i);
+            _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) {
+                __m256 key = load8(keys, at[n] + i, bf);
+                _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) a[g][n] = _mm256_fmadd_ps(one[g], key, a[g][n]);
+            }
+        }
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+            __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[g][0], a[g][1]), _mm256_hadd_ps(a[g][2], a[g][3]));
+            __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+            _mm_storeu_ps(s[g] + j - from, _mm_mul_ps(four, _mm_set1_ps(scale)));
         }
     }
-    if (j < count) {
-        __m256 p = _mm256_broadcast_ss(s + j);
-        _Pragma("GCC unroll 8") for (int v = 0; v < N; v++)
-            even[v] = _mm256_fmadd_ps(p, load8(values, (from + j) * d + i + 8 * v, bf), even[v]);
-    }
-    _Pragma("GCC unroll 8") for (int v = 0; v < N; v++)
-        _mm256_storeu_ps(sums + i + 8 * v, _mm256_add_ps(even[v], odd[v]));
 }
 
-/* One query row meets one block: keys `from` to `to` of it. State: greatest score, sum of weights, weighted values. */
-INLINE void meet(const void *q, i64 q_at, const void *keys, const void *values, i64 from, i64 to, i64 d, float scale,
-                 int bf, float *top, float *total, float *sums) {
-    float s[MOST_BLOCK + 8] __attribute__((aligned(32)));
-    float qf[MOST_HEAD] __attribute__((aligned(32)));
-    for (i64 i = 0; i < d; i += 8) _mm256_store_ps(qf + i, load8(q, q_at + i, bf));
-    for (i64 j = from; j < to; j += 4) {
-        __m256 a[4];
-        _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) a[n] = _mm256_setzero_ps();
-        i64 at[4];
-        _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++) at[n] = (j + n < to ? j + n : to - 1) * d;
-        for (i64 i = 0; i < d; i += 8) {
-            __m256 one = _mm256_load_ps(qf + i);
-            _Pragma("GCC unroll 4") for (int n = 0; n < 4; n++)
-                a[n] = _mm256_fmadd_ps(one, load8(keys, at[n] + i, bf), a[n]);
-        }
-        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-        __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-        _mm_storeu_ps(s + j - from, _mm_mul_ps(four, _mm_set1_ps(scale)));
-    }
-    i64 count = to - from, padded = (count + 7) / 8 * 8;
-    for (i64 j = count; j < padded; j++) s[j] = -INFINITY; /* the last four wrote beyond the end */
-    __m256 most = _mm256_set1_ps(*top);
+/* Scores to weights relative to the greatest score so far; returns what the sums of before are to be kept at. */
+INLINE float weights(float *s, i64 count, float *state) {
+    i64 padded = (count + 7) / 8 * 8;
+    for (i64 j = count; j < padded; j++) s[j] = -INFINITY;
+    __m256 most = _mm256_set1_ps(state[TOP]);
     for (i64 j = 0; j < padded; j += 8) most = _mm256_max_ps(_mm256_load_ps(s + j), most);
     float next = max8(most);
     __m256 sum = _mm256_setzero_ps(), shift = _mm256_set1_ps(next);
@@ -358,49 +349,103 @@ INLINE void meet(const void *q, i64 q_at, const void *keys, const void *values, 
         _mm256_store_ps(s + j, p);
         sum = _mm256_add_ps(sum, p);
     }
-    float keep = *top == -INFINITY ? 0.0f : expf(*top - next);
-    *total = *total * keep + sum8(sum);
-    *top = next;
-    __m256 kept = _mm256_set1_ps(keep);
-    i64 i = 0;
-    for (; i + 64 <= d; i += 64) weigh(values, from, count, s, d, i, kept, sums, bf, 8);
-    for (; i + 32 <= d; i += 32) weigh(values, from, count, s, d, i, kept, sums, bf, 4);
-    for (; i + 8 <= d; i += 8) weigh(values, from, count, s, d, i, kept, sums, bf, 1);
+    float keep = state[TOP] == -INFINITY ? 0.0f : expf(state[TOP] - next);
+    state[TOTAL] = state[TOTAL] * keep + sum8(sum);
+    state[TOP] = next;
+    return keep;
 }
 
-INLINE void attend_tile(const void *q, i64 q_stride, const char *keys, const char *values, void *out, i64 row,
-                        int rows, i64 position, const int *blocks, i64 size, i64 window, i64 heads, i64 kv_heads,
-                        i64 head, i64 slots, i64 d, float scale, int bf) {
-    i64 group = heads / kv_heads, bytes = bf ? 2 : 4;
-    i64 states = rows * group;
-    float *state = malloc(sizeof(float) * states * (d + 2));
-    for (i64 s = 0; s < states; s++) {
-        state[s * (d + 2)] = -INFINITY;
-        memset(state + s * (d + 2) + 1, 0, sizeof(float) * (d + 1));
+/* Adds the weighted values of `count` keys to V vectors of N queries' sums; one chain an element, key after key. */
+INLINE void weigh(const void *values, i64 from, i64 count, float s[BUNCH][MOST_BLOCK + 8], i64 d, i64 i,
+                  const float *keep, float *state, const char *next, int bf, int N, int V) {
+    __m256 a[BUNCH][8];
+    i64 bytes = bf ? 2 : 4;
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)
+            a[g][v] = _mm256_mul_ps(_mm256_loadu_ps(state + g * (d + 2) + SUMS + i + 8 * v), _mm256_set1_ps(keep[g]));
+    for (i64 j = 0; j < count; j++) {
+        i64 at = (from + j) * d + i;
+        if (next)
+            for (i64 b = 0; b < V * 8 * bytes; b += 64) _mm_prefetch(next + at * bytes + b, _MM_HINT_T0);
+        __m256 p[BUNCH];
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) p[g] = _mm256_broadcast_ss(s[g] + j);
+        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {
+            __m256 value = load8(values, at + 8 * v, bf);
+            _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) a[g][v] = _mm256_fmadd_ps(p[g], value, a[g][v]);
+        }
     }
-    i64 first = window && position - window + 1 > 0 ? (position - window + 1) / size : 0;
-    for (i64 b = first; b * size <= position + rows - 1; b++) {
-        i64 at = (head * slots + (i64)blocks[b] * size) * d * bytes;
-        for (int r = 0; r < rows; r++) {
-            i64 p = position + r, from = 0, to = p - b * size + 1;
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)
+            _mm256_storeu_ps(state + g * (d + 2) + SUMS + i + 8 * v, a[g][v]);
+}
+
+/* N queries `[N, d]` meet keys `from` to `to` of one block; `next` is the keys they will meet then, or none. */
+#define MEET_OF(name, N, bf)                                                                                         \
+    static __attribute__((noinline)) void name(const float *q, const char *keys, const char *values,                 \
+                                               const char *next, i64 from, i64 to, i64 d, float scale, int fetch,    \
+                                               float *state) {                                                       \
+        float s[BUNCH][MOST_BLOCK + 8] __attribute__((aligned(32))), keep[BUNCH];                                    \
+        compare(q, keys, values, from, to, d, scale, s, fetch, bf, N);                                               \
+        for (int g = 0; g < N; g++) keep[g] = weights(s[g], to - from, state + g * (d + 2));                         \
+        i64 i = 0;                                                                                                   \
+        if (N == 1)                                                                                                  \
+            for (; i + 64 <= d; i += 64) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 8);       \
+        for (; i + 32 <= d; i += 32) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 4);           \
+        for (; i + 8 <= d; i += 8) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 1);             \
+    }
+MEET_OF(meet_1, 1, 0) MEET_OF(meet_2, 2, 0) MEET_OF(meet_3, 3, 0)
+MEET_OF(meet_short_1, 1, 1) MEET_OF(meet_short_2, 2, 1) MEET_OF(meet_short_3, 3, 1)
+
+typedef void meet_fn(const float *q, const char *keys, const char *values, const char *next, i64 from, i64 to, i64 d,
+                     float scale, int fetch, float *state);
+static meet_fn *const MEET[2][BUNCH + 1] = {{0, meet_1, meet_2, meet_3}, {0, meet_short_1, meet_short_2, meet_short_3}};
+
+typedef struct {
+    const void *q;
+    const char *keys, *values;
+    void *out;
+    i64 q_stride, size, window, heads, kv_heads, slots, d;
+    float scale;
+    int bf;
+} attention;
+
+/* Rows `row` .. of one sequence and the heads that share `head`'s keys: all of them walk its blocks together. */
+static void attend_tile(const attention *it, i64 row, int rows, i64 position, const int *blocks, i64 head) {
+    i64 d = it->d, size = it->size, group = it->heads / it->kv_heads, block = size * d * (it->bf ? 2 : 4);
+    i64 many = rows * group;
+    float *state = malloc(sizeof(float) * many * (2 * d + 2)), *q = state + many * (d + 2);
+    for (i64 n = 0; n < many; n++) {
+        state[n * (d + 2)] = -INFINITY;
+        memset(state + n * (d + 2) + 1, 0, sizeof(float) * (d + 1));
+        i64 at = (row + n / group) * it->q_stride + (head * group + n % group) * d;
+        for (i64 i = 0; i < d; i += 8) _mm256_storeu_ps(q + n * d + i, load8(it->q, at + i, it->bf));
+    }
+    i64 window = it->window, last = position + rows - 1;
+    for (i64 b = window && position - window + 1 > 0 ? (position - window + 1) / size : 0; b * size <= last; b++) {
+        i64 at = head * it->slots * d * (it->bf ? 2 : 4);
+        const char *keys = it->keys + at + blocks[b] * block, *values = it->values + at + blocks[b] * block;
+        const char *next = (b + 1) * size <= last ? it->keys + at + blocks[b + 1] * block : 0;
+        int fetch = 1;
+        for (i64 n = 0; n < many;) {
+            i64 p = position + n / group, from = 0, to = p - b * size + 1, some = 1;
             if (to > size) to = size;
             if (window && p - window + 1 > b * size) from = p - window + 1 - b * size;
-            if (from >= to) continue;
-            for (i64 g = 0; g < group; g++) {
-                float *mine = state + (r * group + g) * (d + 2);
-                meet(q, (row + r) * q_stride + (head * group + g) * d, keys + at, values + at, from, to, d, scale, bf,
-                     mine, mine + 1, mine + 2);
-            }
+            /* Whoever meets all of the block meets it with the next; else only one row's heads do. */
+            i64 alike = from == 0 && to == size && !window ? many - n : group - n % group;
+            if (from >= to) { n += alike; continue; }
+            some = alike == 4 ? 2 : alike < BUNCH ? alike : BUNCH;
+            MEET[it->bf][some](q + n * d, keys, values, fetch ? next : 0, from, to, d, it->scale, fetch,
+                               state + n * (d + 2));
+            n += some, fetch = 0;
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (i64 g = 0; g < group; g++) {
-            float *mine = state + (r * group + g) * (d + 2);
-            __m256 over = _mm256_set1_ps(1.0f / mine[1]);
-            for (i64 i = 0; i < d; i += 8)
-                store8(out, ((row + r) * heads + head * group + g) * d + i,
-                       _mm256_mul_ps(_mm256_loadu_ps(mine + 2 + i), over), bf);
-        }
+    for (i64 n = 0; n < many; n++) {
+        const float *mine = state + n * (d + 2);
+        __m256 over = _mm256_set1_ps(1.0f / mine[TOTAL]);
+        i64 at = ((row + n / group) * it->heads + head * group + n % group) * d;
+        for (i64 i = 0; i < d; i += 8)
+            store8(it->out, at + i, _mm256_mul_ps(_mm256_loadu_ps(mine + SUMS + i), over), it->bf);
+    }
     free(state);
 }
 
@@ -409,18 +454,14 @@ INLINE void attend_tile(const void *q, i64 q_stride, const char *keys, const cha
 void attend(const void *q, i64 q_stride, const void *keys, const void *values, void *out, int segments,
             const int *first, const int *count, const int *start, const int *table, const int *blocks, i64 size,
             i64 window, i64 heads, i64 kv_heads, i64 slots, i64 d, float scale, int bf, int threads) {
+    attention it = {q, keys, values, out, q_stride, size, window, heads, kv_heads, slots, d, scale, bf};
     i64 work = (i64)segments * kv_heads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (i64 w = 0; w < work; w++) {
-        i64 s = w / kv_heads, head = w % kv_heads;
+        i64 s = w / kv_heads;
         for (int r = 0; r < count[s]; r += TILE) {
             int rows = count[s] - r < TILE ? count[s] - r : TILE;
-            if (bf)
-                attend_tile(q, q_stride, keys, values, out, first[s] + r, rows, start[s] + r, blocks + table[s], size,
-                            window, heads, kv_heads, head, slots, d, scale, 1);
-            else
-                attend_tile(q, q_stride, keys, values, out, first[s] + r, rows, start[s] + r, blocks + table[s], size,
-                            window, heads, kv_heads, head, slots, d, scale, 0);
+            attend_tile(&it, first[s] + r, rows, start[s] + r, blocks + table[s], w % kv_heads);
         }
     }
 }
