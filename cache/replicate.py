@@ -23,7 +23,7 @@ from cache.neighbours import FEATURES
 from cache.semantic import SemanticCache
 
 _VERSION = 1
-_BATCH = 512
+_BATCH = 64
 
 
 class Recorded(msgspec.Struct, tag="recorded", array_like=True, frozen=True):

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.acceptance import Acceptance, Rate, Terms
+from cache.cells import CellIndex
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
-from cache.index import FlatIndex, GraphIndex, Index, Vector
+from cache.index import FlatIndex, Index, Vector
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
@@ -37,9 +38,7 @@ _PROVISIONAL = 0.8
 _MERGE_VOTE = 0.2
 """A right answer whose runner-up class has this share of the votes asks whether both classes are one."""
 _FLAT_LIMIT = 4096
-"""Entries of a partition that are searched in full; beyond it a graph is built."""
-_MAX_UNSETTLED = 256
-"""New entries that a graph's partition searches in full before they move into the graph."""
+"""Entries of a partition that are searched in full; beyond it they are put into cells."""
 _MAX_PENDING = 10_000
 _MAX_TEXT = 4_000
 """Characters; a longer question is no paraphrase of anything."""
@@ -130,7 +129,6 @@ class SemanticCache:
         self._sets = sets
         self._on_forgotten = on_forgotten
         self._spaces: dict[bytes, _Space] = {}
-        self._behind: set[GraphIndex] = set()
         self._items: OrderedDict[int, Item] = OrderedDict()
         """By label, the least recently used first."""
         self._labels: dict[str, int] = {}
@@ -213,10 +211,8 @@ class SemanticCache:
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
         self._settle(item, wording, miss)
         if isinstance(space.index, FlatIndex) and len(space.index) >= _FLAT_LIMIT:
-            space.index = GraphIndex(self._dimension, space.index)
+            space.index = CellIndex(space.index)
         space.index.add(item.label, unit)
-        if isinstance(space.index, GraphIndex) and space.index.unsettled >= _MAX_UNSETTLED:
-            self._behind.add(space.index)
         self._items[item.label] = item
         self._labels[entry.id] = item.label
         self._tenants.setdefault(entry.tenant, set()).add(item.label)
@@ -264,22 +260,9 @@ class SemanticCache:
         return self.acceptance.false_hit_rate()
 
     def maintain(self) -> None:
-        """Refit the rule when it is due, and bring large indexes up to date; best in another thread."""
+        """Refit the rule when it is due; best in another thread."""
         if self.acceptance.due:
             self.acceptance.refit()
-        self.settle()
-
-    @property
-    def behind(self) -> bool:
-        """Whether a large index has so many new vectors beside its graph that they cost a search time."""
-        return bool(self._behind)
-
-    def settle(self) -> None:
-        """Bring large indexes up to date; best in another thread, look-ups go on meanwhile."""
-        while self._behind:
-            index = self._behind.pop()
-            while index.settle():
-                pass
 
     def _unit(self, vector: NDArray[np.floating]) -> Vector | None:
         """The vector at length one; None for one of another dimension, of no length or with NaN in it."""

@@ -164,7 +164,7 @@ class SharedShelf(Shelf):
 
     async def _follow(self) -> None:
         while not self._closing:
-            for route, replication in list(self._replications.items()):
+            for replication in list(self._replications.values()):
                 while await replication.follow() and not self._closing:
-                    self.settle(self._semantic[route])
+                    await asyncio.sleep(0)
             await asyncio.sleep(FOLLOW_EVERY_S)

@@ -53,7 +53,6 @@ class Shelf:
         self._dimension = 0
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
-        self._settling: asyncio.Future[None] | None = None
 
     def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
         """How to look for what another replica may answer; None: there is none."""
@@ -61,8 +60,6 @@ class Shelf:
 
     async def close(self) -> None:
         """Let go of the store."""
-        if self._settling is not None:
-            await asyncio.wait((self._settling,))
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self.store.close()
@@ -149,16 +146,10 @@ class Shelf:
         similar, cache = exchange.similar, self.semantic_of(exchange.route)
         cache.record(similar.question, similar.vector, entry, key=exchange.cache_key, miss=similar.miss)
         self.recorded(exchange, similar, entry)
-        self.settle(cache)
         return similar.miss.comparison
 
     def recorded(self, exchange: Exchange, similar: Similar, entry: Entry) -> None:
         """Whom to tell of an entry: nobody, where the index is this process's own."""
-
-    def settle(self, cache: SemanticCache) -> None:
-        """Bring a large index up to date beside the requests, one at a time."""
-        if cache.behind and (self._settling is None or self._settling.done()):
-            self._settling = asyncio.get_running_loop().run_in_executor(None, cache.settle)
 
     async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
         """Forget one entry; with `tenant`, only if it is that tenant's."""

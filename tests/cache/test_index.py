@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.index import FlatIndex, GraphIndex
+from cache.cells import CellIndex
+from cache.index import FlatIndex
 
 
-def unit(rng: np.random.Generator) -> NDArray[np.float32]:
+def unit(rng: np.random.Generator, dimension: int = 8) -> NDArray[np.float32]:
     """A random direction."""
-    vector = rng.normal(size=8).astype(np.float32)
+    vector = rng.normal(size=dimension).astype(np.float32)
     return vector / np.linalg.norm(vector)
 
 
@@ -51,48 +54,84 @@ def test_little_is_kept_free() -> None:
     for label in range(1000):
         index.add(label, unit(rng))
         if label > 20:
-            assert index.nbytes() <= 1.25 * (label + 1) * (8 + 4)
+            assert index.nbytes() <= 1.25 * (label + 1) * (8 + 4 + 8)
 
 
-def test_a_graph_finds_what_a_full_search_finds() -> None:
-    """While vectors move into the graph and out again, the nearest is found nearly always, the removed never."""
+def test_a_label_that_is_not_there_cannot_be_removed() -> None:
+    """Removing what was never added is an error and takes nothing else away."""
     rng = np.random.default_rng(0)
-    vectors = np.array([unit(rng) for _ in range(2000)])
-    index = GraphIndex(8)
-    gone = set()
-    for label in range(2000):
+    for index in (FlatIndex(8), CellIndex(FlatIndex(8))):
+        index.add(1, unit(rng))
+        with pytest.raises(KeyError):
+            index.remove(2)
+        assert index.labels() == [1]
+
+
+def test_cells_find_what_a_full_search_finds() -> None:
+    """While thousands come and go the nearest is found nearly always, the removed never."""
+    rng = np.random.default_rng(0)
+    vectors = np.array([unit(rng, 16) for _ in range(6000)])
+    index, gone = CellIndex(FlatIndex(16)), set()
+    for label in range(6000):
         index.add(label, vectors[label])
-        if label % 300 == 299:
-            index.settle(200)
-        if label % 7 == 6:
-            gone.add(label - 3)
-            index.remove(label - 3)
-    left = np.array(sorted(set(range(2000)) - gone))
+        if label % 3 == 2:
+            gone.add(label - 1)
+            index.remove(label - 1)
+    left = np.array(sorted(set(range(6000)) - gone))
     right = 0
     for _ in range(200):
-        asked = unit(rng)
+        asked = unit(rng, 16)
         labels, near = index.search(asked, 5)
         assert not gone & set(labels) and near == sorted(near, reverse=True) and len(set(labels)) == 5
+        assert np.allclose(near, vectors[labels] @ asked, atol=0.01)
         right += labels[0] == left[np.argmax(vectors[left] @ asked)]
-    assert right >= 196 and len(index) == len(left) == len(index.labels())
+    assert right >= 190 and sorted(index.labels()) == left.tolist() and len(index) == len(left)
+    assert np.allclose(index.gather(labels), vectors[labels], atol=0.01)
 
 
-def test_settling_beside_searches_and_removals_loses_nothing() -> None:
-    """With another thread moving vectors into the graph every search is right and every removal holds."""
+def test_a_flat_index_is_taken_over_piece_by_piece() -> None:
+    """Its vectors stay findable while each addition splits one cell, until no cell is large."""
     rng = np.random.default_rng(1)
-    vectors = np.array([unit(rng) for _ in range(1500)])
-    index = GraphIndex(8)
-    for label in range(1500):
+    flat, vectors = FlatIndex(16), np.array([unit(rng, 16) for _ in range(4300)])
+    for label in range(4000):
+        flat.add(label, vectors[label])
+    index = CellIndex(flat)
+    for label in range(4000, 4300):
         index.add(label, vectors[label])
-    with ThreadPoolExecutor(1) as other:
-        moving = other.submit(lambda: [index.settle(100) for _ in range(15)])
-        for label in range(0, 1500, 3):
+        asked = int(rng.integers(label + 1))
+        assert index.search(vectors[asked], 1)[0] == [asked]
+    assert len(index) == 4300 and len(index._cells) > 16
+    assert max(map(len, index._cells.values())) <= 256
+
+
+def test_everything_can_leave_and_come_back() -> None:
+    """Cells that empty are given up, an index of nothing answers with nothing and fills again."""
+    rng = np.random.default_rng(2)
+    index = CellIndex(FlatIndex(8))
+    for _ in range(2):
+        for label in range(1000):
+            index.add(label, unit(rng))
+        for label in rng.permutation(1000).tolist():
             index.remove(label)
-            kept = label + 1
-            labels, near = index.search(vectors[kept], 1)
-            assert near[0] > 0.99 and labels[0] % 3
-        moving.result()
-    while index.settle():
-        pass
-    assert len(index) == 1000
-    assert all(index.search(vectors[label], 8)[0].count(label) == 0 for label in range(0, 1500, 3))
+        assert len(index) == 0 and not index._cells and index.search(unit(rng), 3) == ([], [])
+
+
+def test_one_question_asked_a_thousand_times_is_no_trouble() -> None:
+    """Equal vectors can't be told apart, so cells of them are halved as they come."""
+    one = unit(np.random.default_rng(3))
+    index = CellIndex(FlatIndex(8))
+    for label in range(1000):
+        index.add(label, one)
+    labels, near = index.search(one, 5)
+    assert len(set(labels)) == 5 and min(near) > 0.99 and len(index) == 1000
+
+
+def test_it_lives_beside_onnxruntime() -> None:
+    """The index can be loaded before the runtime of MiniLM, and both work in one process."""
+    pytest.importorskip("onnxruntime")
+    program = (
+        "import numpy as np; from cache.index import FlatIndex; import onnxruntime\n"
+        "index = FlatIndex(2); index.add(7, np.array([0, 1], np.float32))\n"
+        "assert index.search(np.array([0, 1], np.float32), 1)[0] == [7]"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -298,20 +298,17 @@ def test_terms_outside_their_range_are_refused() -> None:
     assert Terms(eps=0.03).tightened(0.5).eps == 0.03 and Terms(eps=0.03).tightened(0.01).eps == 0.01
 
 
-async def test_a_large_partition_is_searched_by_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past its limit a partition moves into a graph while it goes on answering, and forgets as before."""
+async def test_a_large_partition_is_put_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past its limit a partition moves into cells while it goes on answering, and forgets as before."""
     monkeypatch.setattr("cache.semantic._FLAT_LIMIT", 40)
-    monkeypatch.setattr("cache.semantic._MAX_UNSETTLED", 10)
+    monkeypatch.setattr("cache.cells._LARGEST", 20)
+    monkeypatch.setattr("cache.cells._SMALLEST", 3)
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
     open_up(cache)
     for n in range(100):
         await put(cache, store, f"e{n}", n)
-        if n % 20 == 0:
-            cache.maintain()
-    assert cache.behind
-    cache.maintain()
-    assert not cache.behind and cache.delete("e7")
+    assert cache.delete("e7")
     for n in range(100):
         found = await cache.look_up(question(f"e{n} question"), vector(n), tenant="t", now_s=101)
         if n == 7:
