@@ -85,6 +85,7 @@ def save_cascade(path: Path, cascade: FittedCascade, *, version: str, data_check
     arrays: dict[str, NDArray[Any]] = {
         "heads": np.concatenate([w for state in space.states() for w in cascade.posterior.weights[state]]),
         "head_sizes": np.array([len(w) for state in space.states() for w in cascade.posterior.weights[state]]),
+        "kinds": cascade.posterior.kinds,
         "rules": np.stack(rules),
         "rates": np.array([rule.rate for rule in cascade.rules]),
         "held_out": cascade.held_out,
@@ -110,7 +111,7 @@ def load_cascade(path: Path) -> FittedCascade:
             for rate, flat in zip(arrays["rates"], arrays["rules"], strict=True)
         ]
         typical = {name: (float(q), float(usd)) for name, (q, usd) in zip(space.models, arrays["typical"], strict=True)}
-        posterior = Posterior(space, weights)
+        posterior = Posterior(space, weights, arrays.get("kinds", np.zeros((1 + m, 0))))
         return FittedCascade(posterior, rules, arrays["held_out"], float(p["best_single"]), typical)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ArtifactError(f"{path}: not a whole cascade ({error})") from error

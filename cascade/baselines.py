@@ -40,9 +40,9 @@ def frugal_chain(taught: Part, setting: Setting, target: float) -> tuple[Posteri
     for k in range(setting.folds):
         held = np.flatnonzero(fold == k)
         rest = taught.rows(np.flatnonzero(fold != k))
-        chances[held] = own_chances(fit_posterior(space, rest.scene, rest.scores), taught.scene.rows(held))
+        chances[held] = own_chances(fit_posterior(space, rest.scene, rest.scores, rest.tasks), taught.scene.rows(held))
     found = list(chains(chances, taught.scores, taught.paid.answer, taught.paid.read))
-    return fit_posterior(space, taught.scene, taught.scores), choose(found, quality=target)
+    return fit_posterior(space, taught.scene, taught.scores, taught.tasks), choose(found, quality=target)
 
 
 def frugal_plans(posterior: Posterior, chain: Chosen, part: Part) -> list[Plan]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.confidence import Curve, spread
-from cascade.posterior_fit import logistic
+from cascade.logistic import logistic
 
 Matrix = NDArray[np.float64]
 LEAST_ROWS = 50

@@ -89,6 +89,10 @@ class Part:
         return self.logged.data.scores
 
     @property
+    def tasks(self) -> Sequence[str]:
+        return self.logged.data.tasks
+
+    @property
     def paid(self) -> Prices:
         return Prices(self.logged.data.cost_usd, self.logged.data.checked_cost_usd)
 
@@ -170,12 +174,12 @@ def train(part: Part, setting: Setting) -> Trained:
     for k in range(setting.folds):
         taught, held = part.rows(np.flatnonzero(fold != k)), part.rows(rows := np.flatnonzero(fold == k))
         single[rows] = held.scores[:, taught.scores.mean(0).argmax()]
-        fitted = fit_posterior(space, taught.scene, taught.scores)
+        fitted = fit_posterior(space, taught.scene, taught.scores, taught.tasks)
         for index, one in enumerate(_curve(fitted, taught, held, rates)):
             costs[index, rows], scores[index, rows] = one.cost_usd, one.score
             chances[index, rows] = one.chance
     crossed = np.column_stack([costs.mean(1), scores.mean(1)])
-    posterior = fit_posterior(space, part.scene, part.scores)
+    posterior = fit_posterior(space, part.scene, part.scores, part.tasks)
     board = Board.of(posterior, part.scene)
     rules = [solve(board, part.prices, rate) for rate in rates]
     own = np.array([w.means() for w in walked(posterior, rules, part)])

@@ -1,9 +1,10 @@
 """Posterior cascade routing: after each answer, how likely is every model right, given all that was shown?
 
 One logistic regression per state (which models answered, which evidence was read) and model, on the router's
-estimates, the answers' confidences and their agreement; then the best of keep, call one model for good, or open one
-more, at an exchange rate of quality against money. It generalises cascade routing (Dekoninck et al. 2025) by reading
-agreement and by asking what a further answer would be worth, not only what it would cost.
+estimates, the answers' confidences and their agreement, these weighed apart for each kind of question; then the best
+of keep, call one model for good, or open one more, at an exchange rate of quality against money. It generalises
+cascade routing (Dekoninck et al. 2025) by reading agreement and by asking what a further answer would be worth, not
+only what it would cost.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.confidence import CONFIDENCE_FLOOR
+from cascade.kinds import kinds_in
+from cascade.logistic import sigmoid
 
 Matrix = NDArray[np.float64]
 State = tuple[tuple[int, bool], ...]
 """The models that answered, by place, ascending; True: its evidence was read."""
 Action = tuple[int, bool]
+BEFORE = 3
+"""Columns of a head that were known before any answer came."""
 NEVER = -1e9
 """Worth of what can't be done."""
 
@@ -97,12 +102,17 @@ def shown(p: Matrix) -> Matrix:
     return np.stack([known, np.where(np.isfinite(p), -0.5 * np.log(1.0 - known + CONFIDENCE_FLOOR), 0.0)], -1)
 
 
-def sigmoid(z: Matrix) -> Matrix:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.minimum(np.maximum(z, -30.0), 30.0))))
+def design(state: State, j: int, scene: Scene, kinds: Matrix) -> Matrix:
+    """Features by which the chance that model j is right is judged in a state, (n, d): those of every question, then
+    the evidence once more for each kind.
+    """
+    columns = _columns(state, j, scene)
+    evidence = columns[:, BEFORE:]
+    apart = (evidence[:, None, :] * kinds[:, :, None]).reshape(len(columns), -1)
+    return np.concatenate([columns, apart], 1)
 
 
-def design(state: State, j: int, scene: Scene) -> Matrix:
-    """Features by which the chance that model j is right is judged in a state, (n, d)."""
+def _columns(state: State, j: int, scene: Scene) -> Matrix:
     prior, seen, alike = scene.prior, scene.shown, scene.agreement
     read = dict(state)
     columns = [np.ones(len(prior)), prior[:, j], prior.mean(1)]
@@ -149,6 +159,8 @@ class Posterior:
 
     space: Space
     weights: Mapping[State, Sequence[Matrix]] = field(repr=False)
+    kinds: Matrix = field(repr=False)
+    """What tells kinds of questions apart, (1 + m, k); see `cascade.kinds`."""
 
     def chances(self, state: State, scene: Scene) -> Matrix:
         """P(right | all that is known) for every model, (n, m)."""
@@ -156,7 +168,8 @@ class Posterior:
         if not state:  # what every request begins with: the columns of `design`, all models at once
             bias, own, mean = np.stack(heads, 1)
             return sigmoid(bias + own * scene.prior + mean * scene.prior.mean(1, keepdims=True))
-        return sigmoid(np.stack([design(state, j, scene) @ heads[j] for j in range(len(heads))], 1))
+        kinds = kinds_in(self.kinds, scene.prior)
+        return sigmoid(np.stack([design(state, j, scene, kinds) @ heads[j] for j in range(len(heads))], 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.kinds import fit_kinds, kinds_in
+from cascade.logistic import logistic
 from cascade.posterior import (
     Matrix,
     Posterior,
@@ -22,7 +24,6 @@ from cascade.posterior import (
     State,
     after,
     design,
-    sigmoid,
     value_design,
 )
 
@@ -30,36 +31,15 @@ HEAD_PENALTY = 1.0
 VALUE_PENALTY = 3.0
 
 
-def logistic(x: Matrix, y: Matrix, penalty: float, steps: int = 12) -> Matrix:
-    """Weights of a penalised logistic regression by Newton's method; the first column is not penalised.
-
-    `y` may be any score in [0, 1].
-    """
-    w = np.zeros(x.shape[1])
-    ridge = np.full(x.shape[1], penalty)
-    ridge[0] = 1e-6
-    for _ in range(steps):
-        p = sigmoid(x @ w)
-        gradient = x.T @ (p - y) + ridge * w
-        curvature = (x * (p * (1.0 - p))[:, None]).T @ x
-        curvature[np.diag_indices_from(curvature)] += ridge + 1e-9
-        step = np.linalg.solve(curvature, gradient)
-        w -= np.clip(step, -5.0, 5.0)
-        if np.abs(step).max() < 1e-4:
-            break
-    return w
-
-
-def fit_posterior(space: Space, scene: Scene, scores: Matrix) -> Posterior:
-    """Heads for every state, from all rows."""
-    m = len(space.models)
-    return Posterior(
-        space,
-        {
-            state: [logistic(design(state, j, scene), scores[:, j], HEAD_PENALTY) for j in range(m)]
-            for state in space.states()
-        },
-    )
+def fit_posterior(space: Space, scene: Scene, scores: Matrix, tasks: Sequence[str] = ()) -> Posterior:
+    """Heads for every state, from all rows; `tasks` labels the rows, where labels are known."""
+    m, told = len(space.models), fit_kinds(scene.prior, tasks)
+    kinds = kinds_in(told, scene.prior)
+    heads = {
+        state: [logistic(design(state, j, scene, kinds), scores[:, j], HEAD_PENALTY) for j in range(m)]
+        for state in space.states()
+    }
+    return Posterior(space, heads, told)
 
 
 @dataclass(frozen=True, slots=True)

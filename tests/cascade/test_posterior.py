@@ -11,8 +11,9 @@ import pytest
 
 from cascade.climb import climb
 from cascade.evaluate import Part, Setting, Trained, plans, train, walked
+from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
-from cascade.posterior_fit import Board, cheapest_matching, logistic, solve
+from cascade.posterior_fit import Board, cheapest_matching, solve
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
 from cascade.types import Evidence, Limits, Outcome, PlanError

@@ -1,0 +1,60 @@
+"""Kinds of questions: learned from labels, told by the router's estimates, and what evidence means in each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cascade.kinds import LEAST_ROWS, fit_kinds, kinds_in, kinds_of
+from cascade.posterior import Scene, Space, logit, shown
+from cascade.posterior_fit import fit_posterior
+
+
+def two_kinds(n: int = 600, seed: int = 0) -> tuple[Scene, np.ndarray, list[str]]:
+    """On letters a confidence tells all; on essays, which both models find harder, it tells nothing."""
+    rng = np.random.default_rng(seed)
+    essay, sure = rng.random(n) < 0.5, rng.random((n, 2))
+    right = np.where(essay[:, None], rng.random((n, 2)) < 0.5, rng.random((n, 2)) < sure).astype(float)
+    level = np.where(essay[:, None], (0.4, 0.5), (0.6, 0.9)) + rng.normal(0.0, 0.02, (n, 2))
+    alike = np.tile(np.eye(2), (n, 1, 1))
+    return Scene(logit(level), shown(sure), alike), right, ["essay" if e else "letters" for e in essay]
+
+
+def test_the_estimates_give_the_kind_away():
+    """Fresh rows are told apart without a label, and their shares sum to 1."""
+    scene, _, tasks = two_kinds()
+    fresh, _, labels = two_kinds(seed=1)
+    told = kinds_in(fit_kinds(scene.prior, tasks), fresh.prior)
+    assert np.allclose(told.sum(1), 1.0)
+    assert np.mean(told.argmax(1) == [label == "letters" for label in labels]) > 0.99
+
+
+@pytest.mark.parametrize("tasks", [(), ["quiz"] * 600])
+def test_rows_of_one_kind_teach_none(tasks: list[str]):
+    """Without labels, or with one alone, evidence is weighed as one."""
+    scene, scores, _ = two_kinds()
+    space = Space(("a", "b"), (0,), 1)
+    assert fit_posterior(space, scene, scores, tasks).kinds.shape == (3, 0)
+
+
+def test_a_confidence_means_what_it_means_for_its_kind():
+    """High and low confidence lie apart where confidence tells, and together where it does not."""
+    scene, scores, tasks = two_kinds(3000)
+    posterior = fit_posterior(Space(("a", "b"), (0,), 1), scene, scores, tasks)
+
+    def apart(*level: float) -> float:
+        low, high = (
+            posterior.chances(((0, True),), Scene(logit(np.array([level])), shown(np.full((1, 2), p)), np.eye(2)[None]))
+            for p in (0.1, 0.9)
+        )
+        return float(high[0, 0] - low[0, 0])
+
+    assert apart(0.6, 0.9) > 0.6 and abs(apart(0.4, 0.5)) < 0.15
+
+
+def test_rare_tasks_are_one_kind_or_none():
+    """Together they make a kind where they are enough, else they join the commonest."""
+    many, few = ["many"] * LEAST_ROWS, [f"rare {i}" for i in range(LEAST_ROWS)]
+    assert kinds_of(many + few) == many + [""] * LEAST_ROWS
+    assert kinds_of(many + few[:9]) == ["many"] * (LEAST_ROWS + 9)
+    assert set(kinds_of(few)) == {""}
