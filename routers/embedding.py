@@ -111,16 +111,20 @@ class StaticEmbedding:
         known = self._memo.get(stretch)
         if known is not None:
             return known
-        ids: list[int] = []
-        for word in words_of(stretch):
-            whole = self._vocabulary.get(word)
-            ids += self._cut(word) if whole is None else (whole,)
-        known = np.array(ids, IDS).tobytes()
+        known = self.cut(stretch)
         if len(stretch) <= MEMO_CHARS:
             if len(self._memo) >= MEMO_STRETCHES:
                 self._memo.clear()
             self._memo[stretch] = known
         return known
+
+    def cut(self, stretch: str) -> bytes:
+        """The same of one stretch, not remembered."""
+        ids: list[int] = []
+        for word in words_of(stretch):
+            whole = self._vocabulary.get(word)
+            ids += self._cut(word) if whole is None else (whole,)
+        return np.array(ids, IDS).tobytes()
 
     def _cut(self, word: str) -> list[int]:
         """Greedy longest match (WordPiece); empty where some part is not in the vocabulary."""
