@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cascade.artifact import FittedCascade, load_cascade
+from cascade.artifact import TrainedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
@@ -20,6 +20,7 @@ from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.drive import Driver, Hedging
 from gateway.embedders import open_embedder
+from gateway.engines import Engines, engine_waits
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
 from gateway.hints import hint_chores
@@ -70,6 +71,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     draws = iter(random.Random().random, None)
     metrics = Metrics()
     metrics.watch_fleet(fleet, now)
+    metrics.watch("headgate_engine_waiting", engine_waits(fleet))
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
@@ -107,7 +109,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         online=online,
         purses=purses,
         prefixes=Prefixes(),
-        chores=[*hint_chores(config, fleet, now), ledger.run, online.run],
+        chores=[*hint_chores(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run],
         index=index,
     )
 
@@ -125,7 +127,7 @@ def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
     return routers
 
 
-def open_cascades(config: Config) -> dict[str, FittedCascade]:
+def open_cascades(config: Config) -> dict[str, TrainedCascade]:
     """The trained cascades of the routes that name an artefact."""
     cascades, problems = {}, []
     for index, route in enumerate(config.routes):

@@ -22,6 +22,8 @@ from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
 from gateway.wire.request import Raw, ask_usage, encode, translate_request
 from gateway.wire.usage import Usage
+from local_models.backends import Profile
+from local_models.errors import RequestRefused
 from routers.replicas import Job
 
 TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
@@ -116,6 +118,8 @@ class Caller:
         ends_s = min(begun + rung.timeout_s, call.received_s + call.timeout_s)
         sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s)
         try:
+            if provider.engine is not None:
+                body = taken_by(provider.engine, body)
             limit_s = min(ends_s - begun, self.timeouts.first_byte_s) if live else ends_s - begun
             response = await provider.pool.send(head, body, timeout_s=limit_s)
             attempt.status = response.status
@@ -278,6 +282,18 @@ def adds_logprobs(rung: Rung, deployment: Deployment, dialect: str) -> bool:
 
 def readable(headers: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+
+
+def taken_by(engine: Profile, body: bytes) -> bytes:
+    """The body as this server takes it. Raises UpstreamError for a wish that it would ignore: others may heed it."""
+    if not (engine.renamed or engine.ignored):
+        return body
+    fields = msgspec.json.decode(body)
+    try:
+        taken = engine.adapt(fields)
+    except RequestRefused as refused:
+        raise UpstreamError("unsupported", str(refused), status=400) from None
+    return body if taken == fields else msgspec.json.encode(taken)
 
 
 def wants_whole(exchange: Exchange) -> bool:

@@ -103,6 +103,9 @@ class ProviderConfig(_Section, frozen=True):
     """Share of the price that the provider's own batch endpoint takes off; 0: it is not used."""
     batch_window_s: Seconds = 86_400.0
     """Time within which that endpoint promises the answers."""
+    engine: Literal["", "headgate", "vllm", "sglang", "llama-server", "ray-serve", "transformers-serve"] = ""
+    """Of the `openai` kind: the inference server that it is, whose queue and health are then read, and which is not
+    asked for what it would silently ignore."""
     options: dict[str, object] = {}
     """Of the `local` and `scripted` kinds."""
 

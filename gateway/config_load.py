@@ -207,6 +207,8 @@ def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> Non
         host = _host_of(provider.base_url)
         if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
             found.add(f"{path}.base_url", why)
+    if provider.engine and provider.kind != "openai":
+        found.add(f"{path}.engine", f"is read by the kind 'openai' only, not by {provider.kind!r}")
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")

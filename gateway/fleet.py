@@ -76,7 +76,7 @@ class Deployment:
 
     __slots__ = (
         "breaker", "config", "failures", "id", "in_flight", "latency", "load", "model", "price", "provider",
-        "requests", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
+        "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -98,9 +98,15 @@ class Deployment:
         """Of a whole answer, by how many were under way: what one more adds to the wait, where answers queue."""
         self.load: Load | None = None
         """What it has under way, token by token; None: its model's deployments share by weight."""
+        self.told: Told | None = None
+        """None: it says nothing."""
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
+
+    def lets_pass(self, now: float) -> bool:
+        """True: a request may go."""
+        return self.breaker.lets_pass(now) and (self.told is None or self.told.is_up)
 
     def begin(self) -> None:
         """A request goes out."""
@@ -118,6 +124,16 @@ class Deployment:
         """An answer under way ends without one."""
         if job is not None and self.load is not None:
             self.load.end(job)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an inference server says of itself."""
+
+    is_up: bool
+    waiting: float = 0.0
+    running: float = 0.0
+    """Requests, whoever sent them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +188,7 @@ class Fleet:
             all_ = [deployment for deployment in all_ if deployment is not avoid]
         if not all_:
             return None
-        open_ = all_ if len(all_) == 1 else [one for one in all_ if one.breaker.lets_pass(now)]
+        open_ = all_ if len(all_) == 1 else [one for one in all_ if one.lets_pass(now)]
         if not open_:
             picked = min(all_, key=lambda one: one.breaker.opens_s)
         elif asked is None or len(open_) == 1 or open_[0].load is None:
@@ -213,7 +229,7 @@ class Fleet:
 
     def healthy(self, model: str, now: float) -> bool:
         """True while some deployment of the model may be tried."""
-        return any(one.breaker.lets_pass(now) for one in self._deployments.get(model, ()))
+        return any(one.lets_pass(now) for one in self._deployments.get(model, ()))
 
     def ttft_p95_s(self, model: str) -> float:
         """Of the slowest deployment that has enough observations: when a hedge is due. NaN: none has."""
@@ -227,11 +243,14 @@ class Fleet:
 
     def queue_s(self, model: str) -> float:
         """Expected wait behind what is under way, at the least busy deployment; 0 where nothing queues or is known."""
-        waits = [
-            0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
-            for one in self._deployments.get(model, ())
-        ]
-        return min(waits, default=0.0)
+        return min(map(self._wait_s, self._deployments.get(model, ())), default=0.0)
+
+    def _wait_s(self, one: Deployment) -> float:
+        """By the engine's own word where it gives one: as many as run leave every latency, and the queue moves up."""
+        if one.told is not None and one.told.waiting:
+            mean_s = one.latency.mean_s
+            return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running)
+        return 0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
 
     def as_of(self, candidate: Candidate, now: float) -> Candidate:
         """The candidate as it is doing now. The same object while nothing about it has changed: routers remember what

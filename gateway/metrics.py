@@ -80,6 +80,8 @@ METRICS = (
          merged="max"),
     Spec("headgate_breaker_state", "gauge", "0 closed, 1 half-open, 2 open.", ("model", "provider"),
          merged="max"),
+    Spec("headgate_engine_waiting", "gauge", "Requests in an inference server's own queue, whoever sent them.",
+         ("model", "provider"), merged="max"),
     Spec("headgate_deployment_in_flight", "gauge", "Attempts under way.", ("model", "provider")),
     Spec("headgate_pool_connections", "gauge", "Connections to providers.", ("provider", "state")),
     Spec("headgate_tasks", "gauge", "Tasks alive in the workers' event loops."),

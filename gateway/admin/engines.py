@@ -1,4 +1,4 @@
-"""What local engines say of themselves, as rates since the last look."""
+"""What inference servers say of themselves: our own at length, as rates since the last look; others their load."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gateway.admin.desk import Desk
 from gateway.admin.shapes.models import EngineStats
 from gateway.config import ProviderConfig
 from gateway.providers.managed import managed
+from local_models.backends import PROFILES, Load, Profile
 from local_models.meter import read_joules
 
 ASK_S = 0.5
@@ -23,28 +24,53 @@ Reading = dict[str, float]
 
 
 def engines(desk: Desk) -> list[EngineStats]:
-    """Of every local provider that answers."""
+    """Of every local provider that answers, and of every other that is known to be an engine."""
     found = []
     for provider in desk.current.providers:
         if provider.kind == "local":
             found += [_stats(desk, provider.name, model, now) for model, now in readings(desk, provider).items()]
+        elif provider.engine:
+            found += loads(desk, provider, PROFILES[provider.engine])
     return found
+
+
+def loads(desk: Desk, provider: ProviderConfig, engine: Profile) -> list[EngineStats]:
+    """Of every model there; none where it has no page or does not answer in time."""
+    page = _page(desk, provider, engine.metrics_path) if engine.metrics_path else ""
+    names = {one.name: one.upstream_name or one.name for one in desk.current.models if one.provider == provider.name}
+    return [_load(provider.name, name, engine.read_load(page, known)) for name, known in names.items()] if page else []
+
+
+def _load(provider: str, model: str, told: Load) -> EngineStats:
+    return EngineStats(
+        provider=provider, model=model, running=_whole(told.running), waiting=_whole(told.waiting),
+        kv_used_share=told.kv_use, prefix_hit_share=told.prefix_hit_rate,
+    )  # fmt: skip
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def readings(desk: Desk, provider: ProviderConfig) -> dict[str, Reading]:
     """By model; none where it does not answer in time."""
+    found: dict[str, Reading] = {}
+    for name, model, value in _LINE.findall(_page(desk, provider, "/metrics")):
+        found.setdefault(model, {})[name] = float(value)
+    return found
+
+
+def _page(desk: Desk, provider: ProviderConfig, path: str) -> str:
+    """Empty where it does not answer in time."""
     one = managed(provider, desk.config.server)
     transport = httpx.HTTPTransport(uds=str(one.socket)) if one is not None else None
     base = "http://local" if one is not None else provider.base_url.rstrip("/").removesuffix("/v1")
     try:
-        with httpx.Client(transport=transport, timeout=ASK_S) as client:
-            text = client.get(f"{base}/metrics").text
+        with httpx.Client(transport=transport, timeout=ASK_S, verify=provider.verify_tls) as client:
+            answer = client.get(base + path)
     except httpx.HTTPError:
-        return {}
-    found: dict[str, Reading] = {}
-    for name, model, value in _LINE.findall(text):
-        found.setdefault(model, {})[name] = float(value)
-    return found
+        return ""
+    return answer.text if answer.status_code == 200 else ""
 
 
 def says_energy() -> str:

@@ -141,6 +141,7 @@ def _provider(
         name=one.name, kind=one.kind, base_url=one.base_url,
         source=_source(any(other.name == one.name for other in desk.config.providers), name in here),
         api_key_set=bool(one.api_key), header_names=sorted(one.headers), api_version=one.api_version,
+        engine=one.engine,
         max_connections=one.max_connections, connect_timeout_s=one.connect_timeout_s, verify_tls=one.verify_tls,
         managed=managed(one, config.server) is not None,
         models=sorted({model.name for model in config.models if model.provider == one.name}),

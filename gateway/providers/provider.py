@@ -17,6 +17,7 @@ from gateway.config import ModelConfig, ProviderConfig
 from gateway.errors import CallerError, ConfigError
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.reach import names_inner
+from local_models.backends import PROFILES
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
@@ -42,6 +43,8 @@ class Provider(ABC):
     def __init__(self, config: ProviderConfig, *, base_url: str = "") -> None:
         self.config = config
         self.name = config.name
+        self.engine = PROFILES.get(config.engine)
+        """What is peculiar to the server; None: nothing known."""
         self.endpoint = self._endpoint(base_url or self.default_base_url)
         self._fixed = self._fixed_headers()
         self._heads: dict[tuple[str, str, bool], bytes] = {}
@@ -87,7 +90,13 @@ class Provider(ABC):
 
     async def get(self, path: str, *, timeout_s: float) -> Response:
         """For probes: GET `path`, which starts behind the base path."""
-        target = self.endpoint.base_path + path
+        return await self._get(self.endpoint.base_path + path, timeout_s)
+
+    async def look(self, path: str, *, timeout_s: float) -> Response:
+        """GET a page that stands beside the API and its version: health, metrics."""
+        return await self._get(self.endpoint.base_path.removesuffix("/v1") + path, timeout_s)
+
+    async def _get(self, target: str, timeout_s: float) -> Response:
         _check_target(target, self.name)
         head = f"GET {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n".encode("ascii")
         return await self.pool.send(head + self._fixed, b"", timeout_s=timeout_s)

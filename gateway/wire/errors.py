@@ -29,7 +29,8 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_CODES = {"context_length": "context_length_exceeded", "rate_limited": "rate_limit_exceeded"}
+_CODES = {"context_length": "context_length_exceeded", "rate_limited": "rate_limit_exceeded",
+          "unsupported": "unsupported_value"}  # fmt: skip
 _STATUS_OF_TYPE = {name: status for status, name in _ANTHROPIC_TYPES.items() if status != 503} | {
     "api_error": 500,
     "server_error": 500,
@@ -74,7 +75,7 @@ def anthropic_type(exc: HeadgateError) -> str:
 
 
 def openai_type(exc: HeadgateError) -> str:
-    if isinstance(exc, UpstreamError) and exc.failure in ("rejected", "context_length"):
+    if isinstance(exc, UpstreamError) and exc.failure in ("rejected", "context_length", "unsupported"):
         return "invalid_request_error"
     return exc.kind
 

@@ -34,7 +34,7 @@ def test_a_local_engine_shows_batch_kv_prefix_hits_speed_and_energy(
 
     ask()
     page = open_page("/models", on=home)
-    table = page.get_by_role("region", name="Local engine")
+    table = page.get_by_role("region", name="Inference servers")
     row = table.get_by_role("row", name="tiny-small")
 
     def told() -> dict[str, str]:

@@ -67,21 +67,21 @@ class ModelCard(BaseModel):
 
 
 class EngineStats(BaseModel):
-    """A local engine's. Rates are over the time since the last look (some seconds)."""
+    """An inference server's. Rates are over the time since the last look (some seconds); None: it does not say."""
 
     provider: str
     model: str
-    running: int
-    waiting: int
-    kv_used_share: float
-    kv_cached_share: float
+    running: int | None
+    waiting: int | None
+    kv_used_share: float | None
     prefix_hit_share: float | None
-    tokens_per_s: float | None
-    busy_share: float | None
-    preemptions: int
-    accepted_share: float | None
+    kv_cached_share: float | None = None
+    tokens_per_s: float | None = None
+    busy_share: float | None = None
+    preemptions: int | None = None
+    accepted_share: float | None = None
     """Of the guesses of speculative decoding."""
-    joules_per_token: float | None
+    joules_per_token: float | None = None
     """Of the whole machine's packages while it worked; None: the hardware does not say."""
 
 
@@ -95,6 +95,7 @@ class ProviderCard(BaseModel):
     api_key_set: bool
     header_names: list[str]
     api_version: str
+    engine: str
     max_connections: int
     connect_timeout_s: float
     verify_tls: bool
@@ -127,6 +128,8 @@ class ProviderWanted(Wanted):
     """The secret itself, or ${NAME} of an environment variable of the gateway's."""
     headers: dict[str, str | None] = Field(default_factory=dict)
     api_version: str = ""
+    engine: str = ""
+    """The inference server that it is, of the kind openai; empty: not known."""
     max_connections: int = 512
     connect_timeout_s: float = 5.0
     verify_tls: bool = True

@@ -13,6 +13,7 @@ from gateway.admin.shapes.models import Checked, Fleet, ModelCard, ModelWanted, 
 from gateway.dashboard.forms import Fields, checked, listed, picked, seen, shaped
 from gateway.dashboard.page import render
 from gateway.errors import CallerError, NotFound
+from local_models.backends import PROFILES
 
 router = APIRouter()
 ABILITIES = ("tools", "images", "json_schema", "logprobs")
@@ -60,7 +61,9 @@ def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name:
     """A provider's form; a secret's field is always empty."""
     told = park.fleet(desk_of(request))
     card = _provider(told, name) if name else None
-    context = {"title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS}
+    context = {
+        "title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS, "engines": ["", *PROFILES],
+    }  # fmt: skip
     return render(request, who, "provider_edit.html", context)
 
 
