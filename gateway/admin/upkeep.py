@@ -39,8 +39,8 @@ log = logging.getLogger("headgate.upkeep")
 
 EVERY_S = 2.0
 LOOKED_OVER_EVERY_S = 30.0
-MOST_SHARE = 0.02
-"""Of a core, spent on one route's looking over: what takes a second comes every fifty."""
+MOST_SHARE = 0.005
+"""Of a core, spent on one route's looking over: what takes a third of a second comes every minute."""
 FRONTIER_EVERY_S = 300.0
 QUEUE = 60
 """Decisions that wait for a label, per route."""
