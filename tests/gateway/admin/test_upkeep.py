@@ -38,9 +38,9 @@ def steps(desk: Desk, seen: dict[str, Seen], asked: list[str]) -> int:
 
 
 def test_what_takes_long_comes_seldom(desk: Desk) -> None:
-    """A route that took two seconds of CPU waits a hundred; one that took nothing, half a minute."""
+    """A route that took half a second of CPU waits a hundred; one that took nothing, half a minute."""
     write(desk, *explored(40))
-    quick, slow = {"auto": Seen(looked_s=100.0)}, {"auto": Seen(looked_s=100.0, took_s=2.0)}
+    quick, slow = {"auto": Seen(looked_s=100.0)}, {"auto": Seen(looked_s=100.0, took_s=0.5)}
     assert upkeep.step(desk, quick, 140.0) and quick["auto"].looked_s == 140.0
     assert quick["auto"].took_s > 0.0
     slow["auto"].frontier_s = 100.0
