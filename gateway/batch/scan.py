@@ -16,7 +16,7 @@ from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
 from gateway.batch.source import Lines
 from gateway.batch.types import Problem, record_of
-from routers.features import Featurizer, shipped_featurizer
+from routers.features import Featurizer
 
 BLOCK_LINES = 512
 _AHEAD = 3
@@ -82,13 +82,14 @@ class Scanner:
     mode: Mode
     embedder: Featurizer | None = None
     """Of routers that were trained on another encoder's vectors."""
+    featurizer: Featurizer = field(default_factory=Featurizer)
+    """The scanner's own, for what it remembers is one thread's."""
 
     def scan(self, block: Sequence[Line]) -> Scan:
         found = [line if isinstance(line, Problem) else self.reader.judge(*line) for line in block]
         problems = [line for line in found if isinstance(line, Problem)]
         asked = [line for line in found if isinstance(line, Request)]
-        featurizer = shipped_featurizer()
-        estimates = forecasts(asked, self.models, featurizer, self.embedder)
+        estimates = forecasts(asked, self.models, self.featurizer, self.embedder)
         best = _best(estimates)
         good, kept = Good(), []
         for row, request in enumerate(asked):
@@ -97,7 +98,7 @@ class Scanner:
                 problems.append(problem)
                 continue
             kept.append(row)
-            good.add(request, *keys_of(request, self.tenant, self.mode, featurizer.version))
+            good.add(request, *keys_of(request, self.tenant, self.mode, self.featurizer.version))
         size = sum(len(line[1]) for line in block if not isinstance(line, Problem))
         return Scan(good, tuple(problems), estimates.rows(np.array(kept, np.intp)), len(block), size)
 
@@ -129,7 +130,6 @@ def scanned(scanner: Scanner, lines: Lines, processes: int) -> Iterator[Scan]:
             yield scanner.scan(block)
         return
     waiting: deque[Future[Scan]] = deque()
-    shipped_featurizer()  # loaded once, before the processes part
     with ProcessPoolExecutor(processes, get_context("fork"), _begin, (scanner,)) as pool:
         for block in _blocks(lines):
             waiting.append(pool.submit(_scan, block))

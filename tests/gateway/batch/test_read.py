@@ -57,6 +57,33 @@ def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"max_tokens": 5, "temperature": 0.5, "n": 2, "headgate": {"min_quality": 0.4}},
+        {"model": "no-such-model"},
+        {"messages": []},
+        {"stream": True},
+        {"headgate": {"unknown": 1}},
+    ],
+)
+@pytest.mark.parametrize("terms", [Terms(), Terms(floor=0.2, ignore_models=True), Terms(url="/v1/embeddings")])
+def test_a_usual_line_says_what_it_says_field_by_field(book: RouteBook, body: dict[str, Any], terms: Terms) -> None:
+    """The short way for lines as documented finds what the long way does, faults included."""
+    usual = asked(**body)
+    odd = json.dumps({**json.loads(usual), "method": "post"}).encode()
+    reader = LineReader(book, terms)
+    one, other = reader.judge(7, usual), reader.judge(7, odd)
+    assert type(one) is type(other)
+    if isinstance(one, Request) and isinstance(other, Request):
+        parts = ("line", "custom_id", "url", "body", "route", "floor", "reference")
+        assert [getattr(one, name) for name in parts] == [getattr(other, name) for name in parts]
+        assert one.call == other.call
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize(
     "record",
     [
         b'"What is 2 + 2?"',
