@@ -21,13 +21,13 @@ from local_models import sampler
 from local_models.attention import Segment
 from local_models.blocks import Blocks, SlotCopy, SlotFill
 from local_models.decoder import Batch, Decoder
-from local_models.errors import RequestRefused
+from local_models.errors import CheckpointError, RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.meter import Piece, StepMeter, read_joules
 from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
-from local_models.speculate import Drafter, NgramDrafter, share_budget
+from local_models.speculate import Drafter, ModelDrafter, NgramDrafter, share_budget
 from local_models.text import TextCodec, TokenStream
 from local_models.tiers import shelf_for
 
@@ -63,6 +63,8 @@ class EngineOptions:
     """Where that file lies; None: the system's folder for temporary files."""
     draft_tokens: int = 0
     """Most tokens guessed ahead for one sequence; 0: no guessing."""
+    draft_model: str | None = None
+    """Folder of a smaller model with the same tokenizer, which guesses; None: the text's own n-grams do."""
     draft_budget: int = 64
     """Most guesses checked in one step, all sequences together."""
 
@@ -126,7 +128,8 @@ class Engine:
             folder, options.dtype, options.block_tokens,
             int8=options.int8, invariant=options.invariant, native=options.native,
         )  # fmt: skip
-        return cls(decoder, TextCodec(folder), options)
+        codec = TextCodec(folder)
+        return cls(decoder, codec, options, drafter=_model_drafter(folder, codec, options))
 
     @property
     def busy(self) -> bool:
@@ -176,6 +179,7 @@ class Engine:
     def embed(self, ids: Ids[int]) -> Tensor:
         """The mean hidden state of a text, of length 1."""
         count = len(ids)
+        self._check_text(ids, count, "input")
         positions = torch.arange(count)
         blocks = self.blocks.blocks_for(count)
         segment = Segment(0, count, 0, list(range(blocks)))
@@ -188,8 +192,9 @@ class Engine:
         it."""
         ids = [*prompt, *answer]
         count = len(ids) - 1
-        if not prompt or not answer or count > self.decoder.shape.context_tokens:
-            raise RequestRefused("scoring needs a prompt and an answer that fit the context", param="prompt")
+        if not prompt or not answer:
+            raise RequestRefused("scoring needs a prompt and an answer", param="prompt")
+        self._check_text(ids, count, "prompt")
         positions = torch.arange(count)
         blocks = self.blocks.blocks_for(count)
         segment = Segment(0, count, 0, list(range(blocks)))
@@ -199,6 +204,14 @@ class Engine:
         chosen = torch.tensor(answer).unsqueeze(1)
         logprobs: list[float] = torch.log_softmax(scores, -1).gather(1, chosen)[:, 0].tolist()
         return logprobs
+
+    def _check_text(self, ids: Ids[int], count: int, param: str) -> None:
+        """What is computed at once, without blocks of its own, must be tokens and fit the context."""
+        shape = self.decoder.shape
+        if not 0 < count <= shape.context_tokens:
+            raise RequestRefused(f"{count} tokens are not 1 to {shape.context_tokens}", param=param)
+        if not all(0 <= token_id < shape.vocabulary for token_id in ids):
+            raise RequestRefused("the text holds ids that are no tokens of this model", param=param)
 
     def _check_tokens(self, request: Request) -> None:
         vocabulary = self.decoder.shape.vocabulary
@@ -397,3 +410,15 @@ class Engine:
         if reason in ("stop", "length"):
             self.lengths.learn(request, usage.output_tokens)
         return Finished(request.id, reason, text, message, usage)
+
+
+def _model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> ModelDrafter | None:
+    """None of the small model itself. Raises CheckpointError where its tokens are not the large one's."""
+    if options.draft_model is None or Path(options.draft_model).resolve() == model.resolve():
+        return None
+    if not options.draft_tokens:
+        raise CheckpointError("draft_model guesses nothing while draft_tokens is 0; set it, to 4 say")
+    folder = Path(options.draft_model)
+    if TextCodec(folder).tokenizer.to_str() != codec.tokenizer.to_str():
+        raise CheckpointError(f"{folder} can't guess for this model: its tokenizer is another one")
+    return ModelDrafter(Decoder.load(folder, options.dtype, options.block_tokens, int8=options.int8), options.kv_tokens)

@@ -208,7 +208,7 @@ def main() -> None:
 
 _ENGINE_OPTIONS = (
     "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native",
-    "draft_tokens", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
+    "draft_tokens", "draft_model", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 
@@ -220,6 +220,8 @@ def _app(options: dict[str, Any]) -> App:
         raise LocalModelError(f"unknown options {', '.join(sorted(unknown))}; known: {', '.join(_OPTIONS)}")
     torch.set_num_threads(options.get("threads") or 1)
     chosen = {name: options[name] for name in _ENGINE_OPTIONS if options.get(name) is not None}
+    if "draft_model" in chosen:
+        chosen["draft_model"] = str(_folder(chosen["draft_model"]))
     engine_options = EngineOptions(**chosen)
     named = options.get("models") or shipped_models()
     folders = {name: _folder(folder) for name, folder in named.items()}

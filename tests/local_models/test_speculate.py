@@ -1,13 +1,19 @@
 """Guessing ahead: nothing changes but the number of steps."""
 
 import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_models import shipped_models
 from local_models.engine import Engine, EngineOptions
+from local_models.errors import CheckpointError
 from local_models.request import Request, Sampling
 from local_models.speculate import (
     Guess,
@@ -58,6 +64,25 @@ def test_a_small_models_guesses_change_nothing_and_save_steps() -> None:
     assert_same(run(guessed, questions(12)), run(plain, questions(12)))
     assert guessed.accepted_tokens > 0.6 * guessed.drafted_tokens > 0
     assert guessed.steps < 0.6 * plain.steps
+
+
+def test_a_model_that_guesses_is_named_by_its_folder(tmp_path: Path) -> None:
+    """Options alone make it; one with other tokens, or with nothing to guess, is refused at load."""
+    shipped = shipped_models()
+    options = EngineOptions(kv_tokens=4096, draft_tokens=4, draft_model=str(shipped["tiny-small"]))
+    guessed = Engine.load(shipped["tiny-large"], options)
+    plain = Engine.load(shipped["tiny-large"], replace(options, draft_tokens=0, draft_model=None))
+    assert_same(run(guessed, questions(6)), run(plain, questions(6)))
+    assert guessed.accepted_tokens > 0.6 * guessed.drafted_tokens > 0
+    with pytest.raises(CheckpointError, match="draft_tokens is 0"):
+        Engine.load(shipped["tiny-large"], replace(options, draft_tokens=0))
+    other = tmp_path / "other"
+    shutil.copytree(shipped["tiny-small"], other)
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["added_tokens"][0]["content"] += "!"
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match="tokenizer is another one"):
+        Engine.load(shipped["tiny-large"], replace(options, draft_model=str(other)))
 
 
 def test_guesses_from_the_text_change_nothing_and_save_steps() -> None:
