@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from cache.acceptance import NEVER, UNPROVEN, Acceptance, Terms
 from cache.baselines import EntryRule, StaticRule
+from cache.cells import CellIndex
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
+from cache.index import FlatIndex, Index
 from cache.key import Partition
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
@@ -129,17 +132,22 @@ async def test_what_the_store_lost_is_not_served() -> None:
     assert len(cache) == 0
 
 
+def in_cells(dimension: int) -> CellIndex:
+    """The index of large partitions, from the first entry on."""
+    return CellIndex(FlatIndex(dimension))
+
+
 _asked = st.tuples(st.integers(0, 3), st.sampled_from("tuv"), st.sampled_from([b"p", b"q"]))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(_asked, max_size=12), st.lists(_asked, max_size=12))
+@given(st.lists(_asked, max_size=12), st.lists(_asked, max_size=12), st.sampled_from([FlatIndex, in_cells]))
 async def test_no_hit_ever_crosses_a_tenant(
-    held: list[tuple[int, str, bytes]], asked: list[tuple[int, str, bytes]]
+    held: list[tuple[int, str, bytes]], asked: list[tuple[int, str, bytes]], make_index: Callable[[int], Index]
 ) -> None:
     """Whatever is held and asked, with a rule that accepts anything, an answer is its own tenant's."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), make_index=make_index)
     open_up(cache)
     for n, (at, tenant, partition) in enumerate(held):
         await put(cache, store, f"e{n}", at, tenant=tenant, partition=partition)
