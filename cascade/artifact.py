@@ -1,4 +1,4 @@
-"""A trained cascade as a file: heads, rules and what each rule achieved, and from it a plan for any request.
+"""A trained cascade as a file, and from it a plan for any request: cascade routing, a chain, or verified drafts.
 
 The file is the routers' kind of artefact (safetensors, a JSON card, a checksum, no pickle). Heads and rules lie in
 flat arrays in the order that the space enumerates its states, so that the space alone says what is what.
@@ -6,7 +6,7 @@ flat arrays in the order that the space enumerates its states, so that the space
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.frugal import Chosen, FrugalCascade
+from cascade.offer import Typical, absent, estimates_of, stand_ins
 from cascade.posterior import Matrix, Posterior, Rule, Space, State
 from cascade.posterior_fit import cheapest_matching
+from cascade.prompts import Message
 from cascade.routing import routed_plan
-from cascade.types import Limits, Plan, Step
-from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
-from routers.types import Choice, Estimate
+from cascade.types import Limits, Plan
+from cascade.verified import Pair, VerifiedCascade
+from cascade.verify import Pomdp
+from routers.artifact import Arrays, ArtifactError, Card, load_artifact, save_artifact
+from routers.types import Choice
 
-KIND = "cascade-routing"
+KIND, FRUGAL, VERIFIED = "cascade-routing", "cascade-frugal", "cascade-verified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,8 @@ class FittedCascade:
     """(rules, 2): mean cost and quality on held-out training rows."""
     best_single: float
     """Quality of the best single model on the training rows."""
-    typical: Mapping[str, tuple[float, float]]
-    """Mean quality and cost of each model, for one that a router says nothing of."""
+    typical: Typical
+    writes: bool = field(default=False, init=False)
 
     def rule_for(self, share: float = 1.0) -> Rule:
         """The cheapest rule that held that share of the best single model's quality on held-out training rows."""
@@ -51,70 +56,113 @@ class FittedCascade:
         retries: int = 1,
         fallbacks: Sequence[str] = (),
         abstain_below: float = 0.0,
+        messages: Sequence[Message] = (),
     ) -> Plan:
         """A plan for one request. A model that isn't eligible or has no price now is never asked."""
-        told = {e.model: e for e in choice.estimates if np.isfinite(e.quality + e.cost_usd)}
-        estimates = [told.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in self.typical.items()]
-        eligible = set(choice.probabilities) - set(choice.excluded)
-        absent = frozenset(m for m in self.typical if m not in eligible or m not in worst_cost_usd)
-        spare = [m for m in (*choice.ranked, *fallbacks) if m in worst_cost_usd and m not in self.typical]
         return routed_plan(
             self.posterior,
             self.rule_for(share),
-            estimates,
+            estimates_of(choice, self.typical),
             worst_cost_usd,
-            absent=absent,
+            absent=absent(choice, tuple(self.typical), worst_cost_usd),
             limits=limits,
             retries=retries,
             abstain_below=abstain_below,
-            fallbacks=tuple(Step(m, worst_cost_usd=worst_cost_usd[m]) for m in dict.fromkeys(spare)),
+            fallbacks=stand_ins(choice, fallbacks, tuple(self.typical), worst_cost_usd),
         )
 
 
-def save_cascade(path: Path, cascade: FittedCascade, *, version: str, data_checksum: str = "") -> None:
-    space = cascade.posterior.space
-    card = Card(
-        KIND, version, "", space.models,
-        parameters={"pool": list(space.pool), "depth": space.depth, "readings": list(space.readings),
-                    "best_single": cascade.best_single},
-        data_checksum=data_checksum,
-    )  # fmt: skip
-    rules = [
-        np.concatenate([rule.ahead[s].ravel() for s in space.states() if s in rule.ahead]) for rule in cascade.rules
-    ]
-    arrays: dict[str, NDArray[Any]] = {
-        "heads": np.concatenate([w for state in space.states() for w in cascade.posterior.weights[state]]),
-        "head_sizes": np.array([len(w) for state in space.states() for w in cascade.posterior.weights[state]]),
-        "kinds": cascade.posterior.kinds,
-        "rules": np.stack(rules),
-        "rates": np.array([rule.rate for rule in cascade.rules]),
-        "held_out": cascade.held_out,
-        "typical": np.array([cascade.typical[m] for m in space.models]),
-    }
-    save_artifact(path, card, arrays)
+TrainedCascade = FittedCascade | FrugalCascade | VerifiedCascade
+"""What a route's `cascade` may name by its file: each plans climbs by `plan`; one that `writes` needs the chat."""
 
 
-def load_cascade(path: Path) -> FittedCascade:
+def save_cascade(path: Path, cascade: TrainedCascade, *, version: str, data_checksum: str = "") -> None:
+    kind, models, parameters, arrays = _parts(cascade)
+    parameters["best_single"] = cascade.best_single
+    save_artifact(path, Card(kind, version, "", models, parameters, data_checksum=data_checksum), arrays)
+
+
+def load_cascade(path: Path) -> TrainedCascade:
     """ArtifactError where the file is not a cascade, or its arrays don't fill its space."""
     card, arrays = load_artifact(path)
-    if card.kind != KIND:
-        raise ArtifactError(f"{path}: kind {card.kind!r} is not {KIND!r}")
+    if card.kind not in _READERS:
+        raise ArtifactError(f"{path}: kind {card.kind!r} is none of {', '.join(_READERS)}")
     try:
-        p = card.parameters
-        space = Space(card.models, tuple(p["pool"]), int(p["depth"]), tuple(bool(r) for r in p["readings"]))
-        m = len(space.models)
-        cuts = np.split(arrays["heads"], np.cumsum(arrays["head_sizes"])[:-1])
-        states = space.states()
-        weights = {state: cuts[i * m : (i + 1) * m] for i, state in enumerate(states)}
-        rules = [
-            Rule(float(rate), dict(_ahead(space, flat)))
-            for rate, flat in zip(arrays["rates"], arrays["rules"], strict=True)
-        ]
-        typical = {name: (float(q), float(usd)) for name, (q, usd) in zip(space.models, arrays["typical"], strict=True)}
-        posterior = Posterior(space, weights, arrays.get("kinds", np.zeros((1 + m, 0))))
-        return FittedCascade(posterior, rules, arrays["held_out"], float(p["best_single"]), typical)
+        return _READERS[card.kind](card, arrays)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ArtifactError(f"{path}: not a whole cascade ({error})") from error
+
+
+def _parts(cascade: TrainedCascade) -> tuple[str, tuple[str, ...], dict[str, Any], dict[str, NDArray[Any]]]:
+    """Kind, models, parameters and arrays of its file."""
+    if isinstance(cascade, VerifiedCascade):
+        pairs = [(p.draft, p.escalate, p.quality, p.cost_usd) for p in cascade.pairs]
+        rules = [(p.rule.keep, p.rule.escalate) for p in cascade.pairs]
+        names = tuple(sorted({name for p in cascade.pairs for name in (p.draft, p.escalate)}))
+        return VERIFIED, names, {"pairs": pairs}, {"rules": np.array(rules)}
+    posterior = cascade.posterior
+    space, heads = posterior.space, [w for state in posterior.space.states() for w in posterior.weights[state]]
+    parameters = {"pool": list(space.pool), "depth": space.depth, "readings": list(space.readings)}
+    arrays: dict[str, NDArray[Any]] = {
+        "heads": np.concatenate(heads),
+        "head_sizes": np.array([len(w) for w in heads]),
+        "kinds": posterior.kinds,
+        "typical": np.array([cascade.typical[m] for m in space.models]),
+    }
+    if isinstance(cascade, FrugalCascade):
+        chains = [(c.models, c.accept_at, c.quality, c.cost_usd) for c in cascade.chains]
+        return FRUGAL, space.models, parameters | {"chains": chains}, arrays
+    flat = [
+        np.concatenate([rule.ahead[s].ravel() for s in space.states() if s in rule.ahead]) for rule in cascade.rules
+    ]
+    arrays |= {
+        "rules": np.stack(flat), "rates": np.array([r.rate for r in cascade.rules]), "held_out": cascade.held_out
+    }  # fmt: skip
+    return KIND, space.models, parameters, arrays
+
+
+def _posterior(card: Card, arrays: Arrays) -> tuple[Posterior, Typical]:
+    p, m = card.parameters, len(card.models)
+    space = Space(card.models, tuple(p["pool"]), int(p["depth"]), tuple(bool(r) for r in p["readings"]))
+    cuts = np.split(arrays["heads"], np.cumsum(arrays["head_sizes"])[:-1])
+    weights = {state: cuts[i * m : (i + 1) * m] for i, state in enumerate(space.states())}
+    typical = {name: (float(q), float(usd)) for name, (q, usd) in zip(card.models, arrays["typical"], strict=True)}
+    return Posterior(space, weights, arrays.get("kinds", np.zeros((1 + m, 0)))), typical
+
+
+def _routed(card: Card, arrays: Arrays) -> FittedCascade:
+    posterior, typical = _posterior(card, arrays)
+    rules = [
+        Rule(float(rate), dict(_ahead(posterior.space, flat)))
+        for rate, flat in zip(arrays["rates"], arrays["rules"], strict=True)
+    ]
+    return FittedCascade(posterior, rules, arrays["held_out"], float(card.parameters["best_single"]), typical)
+
+
+def _frugal(card: Card, arrays: Arrays) -> FrugalCascade:
+    posterior, typical = _posterior(card, arrays)
+    chains = [
+        Chosen(tuple(int(j) for j in models), tuple(map(float, accept_at)), float(quality), float(cost_usd))
+        for models, accept_at, quality, cost_usd in card.parameters["chains"]
+    ]
+    if not chains or any(len(c.models) != len(c.accept_at) + 1 or max(c.models) >= len(card.models) for c in chains):
+        raise ValueError("a chain names a model that is not there, or no threshold for it")
+    return FrugalCascade(posterior, tuple(chains), float(card.parameters["best_single"]), typical)
+
+
+def _verified(card: Card, arrays: Arrays) -> VerifiedCascade:
+    pairs = [
+        Pair(draft, escalate, Pomdp(tuple(rule[0].tolist()), tuple(rule[1].tolist())), float(quality), float(cost_usd))
+        for (draft, escalate, quality, cost_usd), rule in zip(card.parameters["pairs"], arrays["rules"], strict=True)
+    ]
+    if not pairs or any({pair.draft, pair.escalate} - set(card.models) for pair in pairs):
+        raise ValueError("no pair, or one of models that are not there")
+    return VerifiedCascade(tuple(pairs), float(card.parameters["best_single"]))
+
+
+_READERS: Mapping[str, Callable[[Card, Arrays], TrainedCascade]] = {
+    KIND: _routed, FRUGAL: _frugal, VERIFIED: _verified
+}  # fmt: skip
 
 
 def _ahead(space: Space, flat: Matrix) -> Iterator[tuple[State, Matrix]]:

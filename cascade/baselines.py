@@ -1,4 +1,6 @@
-"""What a posterior cascade has to beat, at operating points chosen by the same rule on the same training rows."""
+"""What a posterior cascade has to beat, at operating points chosen by the same rule on the same training rows; each may
+be trained to serve as well.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascade.frugal import Chosen, Scorer, chains, choose, own_chances
+from cascade.frugal import Chosen, FrugalCascade, Scorer, chains, choose, own_chances
 from cascade.posterior import Matrix, Posterior
 from cascade.posterior_fit import cheapest_matching, fit_posterior, rates_for
 from cascade.types import Limits, Plan, Step
+from cascade.verified import Pair, VerifiedCascade, cheapest, fit_pairs, walked
 from routers.estimators.base import folds
+from routers.outcomes import DataError
 
 if TYPE_CHECKING:
     from cascade.evaluate import Part, Setting
+    from cascade.logs import Logged
+
+SHARES = (1.0, 0.99, 0.97, 0.95, 0.9)
+"""Of the best single model's quality: what operators are likeliest to ask for."""
 
 
 def router_alone(taught: Part, tested: Part, target: float, tolerance: float) -> tuple[float, float]:
@@ -32,6 +40,20 @@ def _routed(part: Part, rate: float) -> tuple[float, float]:
 
 def frugal_chain(taught: Part, setting: Setting, target: float) -> tuple[Posterior, Chosen]:
     """FrugalGPT's list and thresholds: the cheapest chain that reaches the target with a cross-fitted scorer."""
+    posterior, found = _chains(taught, setting)
+    return posterior, choose(found, quality=target)
+
+
+def frugal_cascade(taught: Part, setting: Setting) -> FrugalCascade:
+    """To serve: the cheapest chain for each share of the best single model's quality."""
+    posterior, found = _chains(taught, setting)
+    best = float(taught.scores.mean(0).max())
+    chains = dict.fromkeys(choose(found, quality=share * best) for share in SHARES)
+    return FrugalCascade(posterior, tuple(chains), best, taught.typical)
+
+
+def _chains(taught: Part, setting: Setting) -> tuple[Posterior, list[Chosen]]:
+    """The scorer, and every chain with what it does by cross-fitted scores."""
     from cascade.evaluate import space_of
 
     space = replace(space_of(taught, setting), depth=1, readings=(True,))
@@ -42,7 +64,7 @@ def frugal_chain(taught: Part, setting: Setting, target: float) -> tuple[Posteri
         rest = taught.rows(np.flatnonzero(fold != k))
         chances[held] = own_chances(fit_posterior(space, rest.scene, rest.scores, rest.tasks), taught.scene.rows(held))
     found = list(chains(chances, taught.scores, taught.paid.answer, taught.paid.read))
-    return fit_posterior(space, taught.scene, taught.scores, taught.tasks), choose(found, quality=target)
+    return fit_posterior(space, taught.scene, taught.scores, taught.tasks), found
 
 
 def frugal_plans(posterior: Posterior, chain: Chosen, part: Part) -> list[Plan]:
@@ -54,3 +76,33 @@ def frugal_plans(posterior: Posterior, chain: Chosen, part: Part) -> list[Plan]:
         Plan(steps, limits=Limits(), confidence=Scorer(posterior, prior[row : row + 1]))
         for row in range(len(part.scores))
     ]
+
+
+def verified_drafts(logged: Logged) -> VerifiedCascade:
+    """AutoMix to serve: the cheapest pair for each share. DataError where no draft has a confidence."""
+    pairs = _pairs(logged)
+    if not pairs:
+        raise DataError("no model's answers have a confidence and a dearer model beside them: nothing to verify")
+    best = float(logged.data.scores.mean(0).max())
+    return VerifiedCascade(tuple(dict.fromkeys(cheapest(pairs, share * best) for share in SHARES)), best)
+
+
+def verified_alone(taught: Part, tested: Part, target: float) -> tuple[float, float] | None:
+    """Cost and quality on test rows of the cheapest verified draft that reaches the target on training rows; None where
+    no draft has a confidence.
+    """
+    pairs, data = _pairs(taught.logged), tested.logged.data
+    if not pairs:
+        return None
+    pair = cheapest(pairs, target)
+    i, j = (data.models.index(name) for name in (pair.draft, pair.escalate))
+    shares = np.exp(np.minimum(data.confidence[:, i], 0.0))
+    score, cost_usd = walked(
+        pair.rule, shares, data.scores[:, i], data.scores[:, j], data.checked_cost_usd[:, i], data.cost_usd[:, j]
+    )
+    return float(cost_usd.mean()), float(score.mean())
+
+
+def _pairs(logged: Logged) -> list[Pair]:
+    data = logged.data
+    return list(fit_pairs(data.models, data.confidence, data.scores, data.cost_usd, data.checked_cost_usd))

@@ -14,10 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.artifact import FittedCascade
-from cascade.baselines import frugal_chain, frugal_plans, router_alone
+from cascade.artifact import FittedCascade, TrainedCascade
+from cascade.baselines import (
+    SHARES,
+    frugal_cascade,
+    frugal_chain,
+    frugal_plans,
+    router_alone,
+    verified_alone,
+    verified_drafts,
+)
 from cascade.calibrate import Refusal, abstention
 from cascade.logs import Logged
+from cascade.offer import Typical
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
 from cascade.posterior_fit import (
     HIGHEST_RATE,
@@ -49,6 +58,8 @@ training rows themselves, which is optimistic (Efron's .632 rule)."""
 
 
 LEAST_ROWS = 60
+PLANS = ("routing", "frugal", "verify")
+"""Cascades that can be trained: posterior cascade routing, FrugalGPT's chain, AutoMix's verified drafts."""
 RISKS = (0.05, 0.10)
 """Shares of wrong answers at which abstention is reported."""
 FAR_BELOW = 0.6
@@ -95,6 +106,11 @@ class Part:
     @property
     def paid(self) -> Prices:
         return Prices(self.logged.data.cost_usd, self.logged.data.checked_cost_usd)
+
+    @property
+    def typical(self) -> Typical:
+        quality, cost_usd = self.scores.mean(0).tolist(), self.paid.answer.mean(0).tolist()
+        return dict(zip(self.logged.data.models, zip(quality, cost_usd, strict=True), strict=True))
 
     def rows(self, kept: NDArray[np.intp]) -> Part:
         return Part(self.logged.rows(kept), self.scene.rows(kept), self.prices.rows(kept))
@@ -202,23 +218,23 @@ def walked(posterior: Posterior, rules: Sequence[Rule], part: Part) -> list[Walk
 
 def fitted(trained: Trained, part: Part) -> FittedCascade:
     """What a gateway needs of it. Every third rule is kept, and those an operator is likeliest to ask for."""
-    wanted = {
-        cheapest_matching(trained.held_out, share * trained.best_single) for share in (1.0, 0.99, 0.97, 0.95, 0.9)
-    }
+    wanted = {cheapest_matching(trained.held_out, share * trained.best_single) for share in SHARES}
     kept = sorted(wanted | {best_quality(trained.crossed)} | set(range(0, len(trained.rules), 3)))
-    quality, cost = part.scores.mean(0), part.paid.answer.mean(0)
-    typical = {m: (float(quality[j]), float(cost[j])) for j, m in enumerate(trained.posterior.space.models)}
     rules = [trained.rules[i] for i in kept]
-    return FittedCascade(trained.posterior, rules, trained.held_out[kept], trained.best_single, typical)
+    return FittedCascade(trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical)
 
 
-def fitted_on(logged: Logged, setting: Setting) -> FittedCascade:
-    """Trained on all rows of the log. DataError where there are too few."""
+def fitted_on(logged: Logged, setting: Setting, plan: str = "routing") -> TrainedCascade:
+    """Trained on all rows of the log. DataError where there are too few, or no cascade is called that."""
+    if plan not in PLANS:
+        raise DataError(f"no cascade to train is called {plan!r}; known: {', '.join(PLANS)}")
     if len(logged.answers) < LEAST_ROWS:
         raise DataError(f"{len(logged.answers)} complete rows to train on; {LEAST_ROWS} or more are needed")
+    if plan == "verify":
+        return verified_drafts(logged)
     x = described(logged.data, shipped_featurizer())
     taught, _ = parts(logged, x, np.ones(len(x), bool), setting)
-    return fitted(train(taught, setting), taught)
+    return frugal_cascade(taught, setting) if plan == "frugal" else fitted(train(taught, setting), taught)
 
 
 def plans(trained: Trained, rule: Rule, part: Part) -> list[Plan]:
@@ -266,6 +282,10 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     scorer, chain_found = frugal_chain(taught, setting, target)
     frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
     found["frugal_chain"] = _beside(frugal, single, wait_s)
+    verified = verified_alone(taught, tested, target)
+    if verified is not None:
+        cost, quality = verified
+        found["verified_drafts"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
     cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
     found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
     return found

@@ -2,13 +2,13 @@
 
 The scorer is the posterior's own head: P(right | router's estimate, confidence). Lists of up to three models by rising
 cost and thresholds on a grid of quantiles are searched for the highest training quality within the budget (Chen et al.
-2023, section 3). What comes out is a plain chain.
+2023, section 3). What comes out is a plain chain, found anew for each share of quality that an operator may ask for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from math import inf
 
@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.confidence import RAW
-from cascade.posterior import Matrix, Posterior, Scene, shown
-from cascade.types import Evidence
+from cascade.offer import Typical, Worst, absent, estimates_of, stand_ins
+from cascade.posterior import Matrix, Posterior, Scene, logit, shown
+from cascade.prompts import Message
+from cascade.types import Evidence, Limits, Plan, Step
+from routers.types import Choice
 
 GRID = 13
 """Thresholds tried for each model but the last."""
@@ -103,3 +106,39 @@ class Scorer:
         seen[0, j] = raw
         scene = Scene(self.prior, shown(seen), np.eye(self.prior.shape[1])[None])
         return float(self.posterior.chances(((j, True),), scene)[0, j])
+
+
+@dataclass(frozen=True, slots=True)
+class FrugalCascade:
+    """Chains with learned thresholds, for a gateway that plans climbs by them."""
+
+    posterior: Posterior
+    chains: Sequence[Chosen]
+    """The cheapest for each of several shares of the best single model's quality."""
+    best_single: float
+    typical: Typical
+    writes: bool = field(default=False, init=False)
+
+    def plan(
+        self,
+        choice: Choice,
+        worst_cost_usd: Worst,
+        *,
+        share: float = 1.0,
+        limits: Limits | None = None,
+        retries: int = 1,
+        fallbacks: Sequence[str] = (),
+        messages: Sequence[Message] = (),
+    ) -> Plan:
+        """The chain for that share, without models that can't be asked; the chosen model where none of it is left."""
+        models = self.posterior.space.models
+        chain = choose(list(self.chains), quality=share * self.best_single)
+        gone = absent(choice, models, worst_cost_usd)
+        listed = [(models[j], at) for j, at in zip(chain.models, (*chain.accept_at, -inf), strict=True)]
+        steps = [Step(m, at, worst_cost_usd[m]) for m, at in listed if m not in gone]
+        if not steps:
+            steps = [Step(choice.model, -inf, worst_cost_usd[choice.model])]
+        steps[-1] = Step(steps[-1].model, -inf, steps[-1].worst_cost_usd)
+        prior = logit(np.array([[e.quality for e in estimates_of(choice, self.typical)]]))
+        spare = stand_ins(choice, fallbacks, [step.model for step in steps], worst_cost_usd)
+        return Plan(tuple(steps), spare, limits or Limits(), retries, confidence=Scorer(self.posterior, prior))

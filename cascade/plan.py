@@ -6,11 +6,12 @@ Refuses what could never be climbed safely: an unknown strategy, a rung without 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf, isnan
 
 from cascade.confidence import RAW
 from cascade.prompts import Message
-from cascade.strategies import BUILDERS, Built, Ground
+from cascade.strategies import BUILDERS, Ground
 from cascade.types import Confidence, Limits, Plan, PlanError, Step
 from routers.types import Choice
 
@@ -42,7 +43,11 @@ def plan_for(
     if strategy not in NAMES:
         raise PlanError(f"unknown cascade {strategy!r}; known: {', '.join(NAMES)}")
     rungs = [choice.model] if strategy in ("none", "certified") else _rungs(choice)
-    built = _built(strategy, choice, rungs, worst_cost_usd, accept_at, confidence, messages)
+    built = None
+    if strategy in BUILDERS:
+        floor, most = _floor(accept_at, choice.model), (limits or Limits()).max_attempts
+        step = partial(_step, worst_cost_usd=worst_cost_usd, accept_at=-inf)
+        built = BUILDERS[strategy](Ground(choice, step, rungs[1:], messages, floor, confidence or RAW, most))
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
     steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]
@@ -52,22 +57,6 @@ def plan_for(
     rest = [m for m in dict.fromkeys((*choice.ranked, *fallbacks)) if m not in tried]
     spare = tuple([_step(model, worst_cost_usd, -inf) for model in rest])
     return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence, speculates)
-
-
-def _built(
-    strategy: str,
-    choice: Choice,
-    rungs: Sequence[str],
-    worst_cost_usd: Mapping[str, float],
-    accept_at: float | Mapping[str, float] | None,
-    confidence: Confidence | None,
-    messages: Sequence[Message],
-) -> Built | None:
-    if strategy not in BUILDERS:
-        return None
-    floor = _floor(accept_at, choice.model)
-    ground = Ground(choice, lambda m: _step(m, worst_cost_usd, -inf), rungs[1:], messages, floor, confidence or RAW)
-    return BUILDERS[strategy](ground)
 
 
 def _rungs(choice: Choice) -> list[str]:

@@ -15,14 +15,13 @@ from cascade.prompts import Message, next_step, point, refinement, skeleton, ver
 from cascade.rewrite import Refine, Skeleton, suits_skeleton
 from cascade.stepwise import Stepwise
 from cascade.types import Confidence, Step, Strategy
-from cascade.verify import SelfVerification, Threshold
+from cascade.verify import SelfVerification, Threshold, verdicts_within
 from cascade.voting import Vote, samples
 from routers.types import Choice
 
 WRITING = frozenset({"verify", "refine", "skeleton", "stepwise"})
 """Those that write requests of their own, and so need the chat."""
 SAMPLES = 5
-VERDICTS = 3
 TEMPERATURE = 0.7
 WORTH_IN_CALLS = 8.0
 """What a right answer is worth, in calls of the chosen model, where no better model sets its price."""
@@ -40,6 +39,7 @@ class Ground:
     messages: Sequence[Message]
     accept_at: float
     confidence: Confidence
+    max_attempts: int = 25
 
     @property
     def chosen(self) -> Step:
@@ -96,10 +96,11 @@ def verify(ground: Ground) -> Built | None:
     best, messages, chosen = ground.best, ground.messages, ground.chosen
     if best is None or not messages:
         return None
+    votes = verdicts_within(ground.max_attempts)
     strategy = SelfVerification(
-        chosen, chosen, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), VERDICTS
+        chosen, chosen, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), votes
     )
-    return strategy, (chosen, *(chosen,) * VERDICTS, best)
+    return strategy, (chosen, *(chosen,) * votes, best)
 
 
 def refine(ground: Ground) -> Built | None:

@@ -23,6 +23,7 @@ Matrix = NDArray[np.float64]
 Prompt = Callable[[str], Mapping[str, object]]
 """The answer's text to the fields of the verifying request."""
 
+VERDICTS = 3
 _VERDICT = re.compile(r"\b(incorrect|not correct|wrong|false|no|correct|right|true|yes)\b", re.IGNORECASE)
 _AGAINST = frozenset({"incorrect", "not correct", "wrong", "false", "no"})
 
@@ -31,6 +32,11 @@ def verdict_of(text: str) -> float:
     """1 for "correct", 0 for "incorrect", NaN where the text says neither."""
     found = _VERDICT.search(text)
     return nan if found is None else float(found.group(1).lower() not in _AGAINST)
+
+
+def verdicts_within(max_attempts: int) -> int:
+    """How many verdicts leave room for the draft and for who takes over."""
+    return max(1, min(VERDICTS, max_attempts - 2))
 
 
 class Decides(Protocol):

@@ -237,7 +237,7 @@ class Answering:
         if route.cascade is not None and climbs:
             return route.cascade.plan(
                 choice, worst_usd, share=config.min_quality or 1.0, limits=limits, retries=config.retries,
-                fallbacks=route.fallbacks,
+                fallbacks=route.fallbacks, messages=chat_messages(call) if route.cascade.writes else (),
             )
         strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
         shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
+    from cascade.artifact import TrainedCascade
     from cascade.evaluate import Setting
     from cascade.logs import Logged
 
@@ -63,21 +64,46 @@ def train(
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="routing: any model next; frugal: a chain with learned thresholds; verify: drafts, checked by their "
+            "own model."
+        ),
+    ] = "routing",
     version: Annotated[str, typer.Option(help="Version to write into the artefact.")] = "1",
     as_json: AsJson = False,
 ) -> None:
-    """Train cascade routing on the rows whose split is not test."""
+    """Train a cascade on the rows whose split is not test."""
     from cascade.artifact import save_cascade
     from cascade.evaluate import fitted_on
 
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
     with _refusing():
-        made = fitted_on(logged, _setting(depth, router))
+        made = fitted_on(logged, _setting(depth, router), plan)
     save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
-    points = [{"cost_usd": float(c), "quality": float(q)} for c, q in made.held_out]
-    found = {"out": str(out), "n_train": len(logged.answers), "models": list(made.posterior.space.models)}
-    _print({**found, "best_single_quality": made.best_single, "rules": points}, as_json)
+    found = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
+    _print({**found, "best_single_quality": made.best_single, "points": _points(made)}, as_json)
+
+
+def _points(made: TrainedCascade) -> list[dict[str, Any]]:
+    """What it may be asked to do, with the cost and quality that training rows say."""
+    from cascade.artifact import FittedCascade
+    from cascade.frugal import FrugalCascade
+
+    if isinstance(made, FittedCascade):
+        return [{"cost_usd": float(cost_usd), "quality": float(quality)} for cost_usd, quality in made.held_out]
+    if isinstance(made, FrugalCascade):
+        names = made.posterior.space.models
+        return [
+            {"cost_usd": c.cost_usd, "quality": c.quality, "models": [names[j] for j in c.models],
+             "accept_at": list(c.accept_at)}
+            for c in made.chains
+        ]  # fmt: skip
+    return [
+        {"cost_usd": p.cost_usd, "quality": p.quality, "draft": p.draft, "escalate": p.escalate} for p in made.pairs
+    ]
 
 
 @cascade.command()

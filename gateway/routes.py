@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cascade.artifact import FittedCascade
+from cascade.artifact import TrainedCascade
 from cascade.promise import Promise
 from gateway.checker import Checker
 from gateway.config import Config, ModelConfig, RouteConfig
@@ -54,7 +54,7 @@ class Route:
     """All models that may be tried: `models`, then `fallbacks`."""
     scope: str
     """What the cache keeps apart: the route and the models behind it."""
-    cascade: FittedCascade | None = None
+    cascade: TrainedCascade | None = None
     """A trained one; None: the strategy that `config.cascade` names."""
     promise: Promise | None = None
     """Of a certified cascade: what may be kept now."""
@@ -79,7 +79,7 @@ class RouteBook:
         self,
         config: Config,
         routers: Mapping[str, Router],
-        cascades: Mapping[str, FittedCascade] | None = None,
+        cascades: Mapping[str, TrainedCascade] | None = None,
         floors: Mapping[str, FloorSetting] | None = None,
     ) -> None:
         self._cascades = cascades or {}
@@ -105,8 +105,9 @@ class RouteBook:
         models = tuple(model for model in route.models if model.name in names)
         if not models:
             known = ", ".join(model.name for model in route.models)
-            raise CallerError(f"none of these models is in route '{route.name}', which has: {known}",
-                              param="headgate.models")
+            raise CallerError(
+                f"none of these models is in route '{route.name}', which has: {known}", param="headgate.models"
+            )
         allowed = {model.name for model in models}
         kept = tuple(name for name in route.names if name in allowed)
         default = route.default_model if route.default_model in allowed else models[-1].name

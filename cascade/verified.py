@@ -1,0 +1,107 @@
+"""AutoMix with a POMDP, learnt from logged answers: which model drafts, which one takes over, and when.
+
+A draft's logged confidence is read as the share of favourable verdicts on it (log-probability of "true" where a model
+was asked whether its answer is right). Every pair of a cheaper and a dearer model is tried at several rates of quality
+against money (Aggarwal et al. 2024, section 3.3); the cheapest that keeps a share of the best model's quality serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.offer import Worst, absent, stand_ins
+from cascade.posterior import Matrix
+from cascade.prompts import Message, verification
+from cascade.types import Limits, Plan, Step
+from cascade.verify import Pomdp, SelfVerification, fit_pomdp, verdicts_within
+from routers.types import Choice
+
+LEAST_ROWS = 50
+RATES = (0.0, *np.geomspace(0.03, 3.0, 7).tolist())
+"""Quality points per cost of the dearest model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Who drafts, who takes over, by which rule; quality and cost on the rows that taught it."""
+
+    draft: str
+    escalate: str
+    rule: Pomdp
+    quality: float
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCascade:
+    """Pairs for a gateway that plans climbs by self-verification."""
+
+    pairs: Sequence[Pair]
+    best_single: float
+    writes: bool = field(default=True, init=False)
+
+    def pair_for(self, share: float = 1.0) -> Pair:
+        """The cheapest that kept that share of the best single model's quality; the best where none did."""
+        return cheapest(self.pairs, share * self.best_single)
+
+    def plan(
+        self,
+        choice: Choice,
+        worst_cost_usd: Worst,
+        *,
+        share: float = 1.0,
+        limits: Limits | None = None,
+        retries: int = 1,
+        fallbacks: Sequence[str] = (),
+        messages: Sequence[Message] = (),
+    ) -> Plan:
+        """Draft, verdicts, and who takes over; the chosen model alone where one of the two can't be asked."""
+        pair, bounds = self.pair_for(share), limits or Limits()
+        both = (pair.draft, pair.escalate)
+        if absent(choice, both, worst_cost_usd) or not messages:
+            step = Step(choice.model, worst_cost_usd=worst_cost_usd[choice.model])
+            return Plan((step,), stand_ins(choice, fallbacks, (choice.model,), worst_cost_usd), bounds, retries)
+        draft, better = (Step(m, worst_cost_usd=worst_cost_usd[m]) for m in both)
+        votes = verdicts_within(bounds.max_attempts)
+        strategy = SelfVerification(
+            draft, draft, lambda answer: verification(messages, answer), better, pair.rule, votes
+        )
+        steps = (draft, *(draft,) * votes, better)
+        return Plan(steps, stand_ins(choice, fallbacks, both, worst_cost_usd), bounds, retries, strategy)
+
+
+def cheapest(pairs: Sequence[Pair], quality: float) -> Pair:
+    reaching = [pair for pair in pairs if pair.quality >= quality]
+    if reaching:
+        return min(reaching, key=lambda pair: pair.cost_usd)
+    return max(pairs, key=lambda pair: (pair.quality, -pair.cost_usd))
+
+
+def fit_pairs(
+    models: Sequence[str], logprob: Matrix, scores: Matrix, answer_usd: Matrix, read_usd: Matrix
+) -> Iterator[Pair]:
+    """Every pair at every rate, from (n, m) logged answers; rows without the draft's confidence teach it nothing."""
+    price = answer_usd.mean(0)
+    for i in range(len(models)):
+        known = np.isfinite(logprob[:, i])
+        if known.sum() < LEAST_ROWS:
+            continue
+        shares, small = np.exp(np.minimum(logprob[known, i], 0.0)), scores[known, i]
+        for j in np.flatnonzero(price > price[i]).tolist():
+            large, extra = scores[known, j], answer_usd[known, j]
+            for rate in RATES:
+                rule = fit_pomdp(shares, small, large, rate / float(price.max()), extra)
+                quality, cost = walked(rule, shares, small, large, read_usd[known, i], extra)
+                yield Pair(models[i], models[j], rule, float(quality.mean()), float(cost.mean()))
+
+
+def walked(
+    rule: Pomdp, shares: Matrix, small: Matrix, large: Matrix, read_usd: Matrix, extra_usd: Matrix
+) -> tuple[Matrix, Matrix]:
+    """Score and cost of the rule on every row."""
+    kept: NDArray[np.bool_] = np.array([rule.keeps(float(share)) for share in shares])
+    return np.where(kept, small, large), read_usd + np.where(kept, 0.0, extra_usd)

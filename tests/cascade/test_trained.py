@@ -1,0 +1,157 @@
+"""Chains with learned thresholds and verified drafts: learnt from logged answers, through a file, into climbs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.artifact import TrainedCascade, load_cascade, save_cascade
+from cascade.climb import climb
+from cascade.evaluate import Setting, evaluate_split, fitted_on
+from cascade.frugal import FrugalCascade
+from cascade.types import Evidence, Outcome, Rung, Verdict
+from cascade.verified import VerifiedCascade
+from cascade.verify import verdicts_within
+from routers.artifact import ArtifactError, load_artifact, save_artifact
+from routers.features import shipped_featurizer
+from routers.fit import described
+from routers.outcomes import DataError
+from routers.types import Choice, Estimate
+from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS, logged
+
+SETTING = Setting(router="linear", estimate_folds=2, folds=2)
+WORST = dict.fromkeys(MODELS, 1e-3)
+ASKED = [{"role": "user", "content": "what is the answer?"}]
+
+
+@pytest.fixture(scope="module")
+def frugal() -> TrainedCascade:
+    return fitted_on(logged(300), SETTING, "frugal")
+
+
+@pytest.fixture(scope="module")
+def verified() -> TrainedCascade:
+    return fitted_on(logged(300), SETTING, "verify")
+
+
+def choice(*models: str) -> Choice:
+    estimates = [Estimate(m, LEVELS[MODELS.index(m)], 0.1, COSTS_USD[MODELS.index(m)]) for m in models]
+    return Choice(models[0], 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
+
+
+def climbed(cascade: TrainedCascade, answers: dict[str, Outcome], *models: str) -> tuple[Verdict, list[Rung]]:
+    plan = cascade.plan(choice(*models), {m: WORST[m] for m in models}, retries=0, messages=ASKED)
+    climbing, asked = climb(plan, repeat(0.5)), []
+    rung = next(climbing)
+    while True:
+        asked.append(rung)
+        try:
+            came = replace_beside(answers, rung)
+            rung = climbing.send(came)
+        except StopIteration as stop:
+            return stop.value, asked
+
+
+def replace_beside(answers: dict[str, Outcome], rung: Rung) -> Outcome:
+    from msgspec import structs
+
+    def one(rung: Rung) -> Outcome:
+        verifying = "seed" in rung.overrides
+        return structs.replace(answers["verdict"], model=rung.model) if verifying else answers[rung.model]
+
+    return structs.replace(one(rung), beside=tuple(one(other) for other in rung.beside))
+
+
+def said(model: str, text: str, logprob: float) -> Outcome:
+    return Outcome(model, evidence=Evidence(logprob, logprob, text=text), cost_usd=1e-5)
+
+
+ANSWERS = {m: said(m, "A", -0.01) for m in MODELS} | {"verdict": said("", "Correct", -0.1)}
+
+
+def test_a_chain_survives_its_file_and_thresholds_decide(frugal: TrainedCascade, tmp_path: Path):
+    """A sure answer of the chain's first model is kept, an unsure one sent on; read back, the chain is the same."""
+    save_cascade(tmp_path / "c.safetensors", frugal, version="1")
+    read = load_cascade(tmp_path / "c.safetensors")
+    assert isinstance(frugal, FrugalCascade) and isinstance(read, FrugalCascade)
+    assert read.chains == frugal.chains and read.best_single == frugal.best_single
+    first = read.plan(choice(*MODELS), WORST).steps[0].model
+    kept, asked = climbed(read, ANSWERS, *MODELS)
+    assert kept.model == first and len(asked) == 1
+    unsure = ANSWERS | {first: said(first, "B", -6.0)}
+    assert climbed(read, unsure, *MODELS)[0].model != first
+
+
+def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
+    """The operator's share of quality picks the chain."""
+    assert isinstance(frugal, FrugalCascade)
+    costs = [c.cost_usd for c in frugal.chains]
+    assert len(costs) > 1 and min(costs) < max(costs)
+    whole, less = (frugal.plan(choice(*MODELS), WORST, share=share).steps for share in (1.0, 0.9))
+    assert [(s.model, s.accept_at) for s in whole] != [(s.model, s.accept_at) for s in less]
+
+
+@pytest.mark.parametrize("plan", ["frugal", "verify"])
+def test_models_not_on_offer_take_no_part(plan: str, request: pytest.FixtureRequest):
+    """With one model left it answers alone."""
+    cascade = request.getfixturevalue({"frugal": "frugal", "verify": "verified"}[plan])
+    verdict, asked = climbed(cascade, ANSWERS, "middle")
+    assert verdict.model == "middle" and len(asked) == 1
+
+
+def test_a_draft_whose_verdicts_are_good_is_kept(verified: TrainedCascade, tmp_path: Path):
+    """Read back from its file: good verdicts keep a draft, bad ones call the other model, within four attempts."""
+    save_cascade(tmp_path / "v.safetensors", verified, version="1")
+    read = load_cascade(tmp_path / "v.safetensors")
+    assert isinstance(read, VerifiedCascade) and read == verified and read.writes
+    pair = read.pair_for(1.0)
+    kept, asked = climbed(read, ANSWERS, *MODELS)
+    assert kept.model == pair.draft and sum(1 + len(rung.beside) for rung in asked) == 1 + verdicts_within(4) == 3
+    doubted, _ = climbed(read, ANSWERS | {"verdict": said("", "Incorrect", -0.1)}, *MODELS)
+    assert doubted.model == pair.escalate
+
+
+def test_verified_drafts_save_money_at_equal_quality(verified: TrainedCascade):
+    """On the rows that taught it: the best single model's quality for less than its price."""
+    assert isinstance(verified, VerifiedCascade)
+    pair = verified.pair_for(1.0)
+    assert pair.quality >= verified.best_single and pair.cost_usd < COSTS_USD[2]
+
+
+def test_files_that_are_not_whole_are_refused(frugal: TrainedCascade, verified: TrainedCascade, tmp_path: Path):
+    """A chain or a pair of models that are not there is an error at load."""
+    for made, broken in (
+        (frugal, {"chains": [[[0, 9], [0.5], 0.5, 1.0]]}),
+        (frugal, {"chains": [[[0, 1], [], 0.5, 1.0]]}),
+        (verified, {"pairs": [["small", "other", 0.5, 1.0]]}),
+    ):
+        save_cascade(tmp_path / "a.safetensors", made, version="1")
+        card, arrays = load_artifact(tmp_path / "a.safetensors")
+        parameters = {**card.parameters, **broken}
+        kept = {**arrays, "rules": arrays["rules"][:1]} if "rules" in arrays else arrays
+        save_artifact(tmp_path / "b.safetensors", replace(card, parameters=parameters), kept)
+        with pytest.raises(ArtifactError, match="whole"):
+            load_cascade(tmp_path / "b.safetensors")
+
+
+def test_answers_without_confidence_can_t_be_verified():
+    """No draft of such a log says how sure it is; an unknown plan is refused too."""
+    log = logged(100)
+    blind = replace(log, data=replace(log.data, confidence=np.full(log.data.scores.shape, np.nan)))
+    with pytest.raises(DataError, match="nothing to verify"):
+        fitted_on(blind, SETTING, "verify")
+    with pytest.raises(DataError, match="known"):
+        fitted_on(log, SETTING, "ladder")
+
+
+def test_the_report_sets_them_beside_cascade_routing():
+    """A split's figures hold every cascade that can be trained, at points chosen on training rows."""
+    log = logged(240)
+    x = described(log.data, shipped_featurizer())
+    found = evaluate_split(log, x, np.arange(240) % 3 > 0, SETTING)
+    for name in ("matching", "frugal_chain", "verified_drafts", "router_alone"):
+        assert 0.0 < found[name]["cost_ratio"] < 2.0 and abs(found[name]["quality_difference"]) < 0.3
