@@ -52,11 +52,6 @@ from routers.registry import estimator_named
 from routers.types import Estimate
 
 Progress = Callable[[int, int], None]
-CROSSED = 0.632
-"""Weight of the cross-fitted curve, which is pessimistic for it learns from fewer rows, against the curve on the
-training rows themselves, which is optimistic (Efron's .632 rule)."""
-
-
 LEAST_ROWS = 60
 PLANS = ("routing", "frugal", "verify")
 """Cascades that can be trained: posterior cascade routing, FrugalGPT's chain, AutoMix's verified drafts."""
@@ -80,6 +75,8 @@ class Setting:
     """Of the router's estimates on training rows."""
     tolerance: float = 0.004
     """Quality below the best single model that still counts as matching it, on training rows."""
+    most_cost: float = 1.5
+    """Of the best single model's cost: what the rule of highest quality may spend."""
     rates: int = 36
     """Exchange rates tried."""
     highest_rate: float = HIGHEST_RATE
@@ -167,9 +164,7 @@ class Trained:
     posterior: Posterior
     rules: Sequence[Rule]
     held_out: Matrix
-    """(rates, 2): mean cost and quality expected on new rows, from the training rows alone."""
-    crossed: Matrix
-    """The same by cross-fitting alone: where quality peaks, rows that were learnt from would say "spend on"."""
+    """(rates, 2): mean cost and quality on training rows that the rule never saw, by cross-fitting."""
     chances: Matrix
     """(rates, n): how sure each rule was of each training row, by cross-fitting."""
     scores: Matrix
@@ -178,6 +173,8 @@ class Trained:
     """(rates, n): and what it cost."""
     best_single: float
     """Held-out quality of the single model that was best on the other folds: what a rule is to match."""
+    single_usd: float
+    """And what it cost."""
 
 
 def train(part: Part, setting: Setting) -> Trained:
@@ -186,23 +183,20 @@ def train(part: Part, setting: Setting) -> Trained:
     rates = rates_for(reference, setting.rates, setting.highest_rate)
     n = len(part.scores)
     costs, scores, chances = (np.zeros((len(rates), n)) for _ in range(3))
-    fold, single = folds(n, setting.folds, setting.seed), np.zeros(n)
+    fold, single = folds(n, setting.folds, setting.seed), np.zeros((2, n))
     for k in range(setting.folds):
         taught, held = part.rows(np.flatnonzero(fold != k)), part.rows(rows := np.flatnonzero(fold == k))
-        single[rows] = held.scores[:, taught.scores.mean(0).argmax()]
+        best = int(taught.scores.mean(0).argmax())
+        single[:, rows] = held.scores[:, best], held.paid.answer[:, best]
         fitted = fit_posterior(space, taught.scene, taught.scores, taught.tasks)
         for index, one in enumerate(_curve(fitted, taught, held, rates)):
             costs[index, rows], scores[index, rows] = one.cost_usd, one.score
             chances[index, rows] = one.chance
-    crossed = np.column_stack([costs.mean(1), scores.mean(1)])
     posterior = fit_posterior(space, part.scene, part.scores, part.tasks)
     board = Board.of(posterior, part.scene)
     rules = [solve(board, part.prices, rate) for rate in rates]
-    own = np.array([w.means() for w in walked(posterior, rules, part)])
-    return Trained(
-        posterior, rules, CROSSED * crossed + (1.0 - CROSSED) * own, crossed, chances, scores, costs,
-        float(single.mean()),
-    )  # fmt: skip
+    held_out = np.column_stack([costs.mean(1), scores.mean(1)])
+    return Trained(posterior, rules, held_out, chances, scores, costs, float(single[0].mean()), float(single[1].mean()))
 
 
 def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:
@@ -219,7 +213,8 @@ def walked(posterior: Posterior, rules: Sequence[Rule], part: Part) -> list[Walk
 def fitted(trained: Trained, part: Part) -> FittedCascade:
     """What a gateway needs of it. Every third rule is kept, and those an operator is likeliest to ask for."""
     wanted = {cheapest_matching(trained.held_out, share * trained.best_single) for share in SHARES}
-    kept = sorted(wanted | {best_quality(trained.crossed)} | set(range(0, len(trained.rules), 3)))
+    best = best_quality(trained.held_out, Setting().most_cost * trained.single_usd)
+    kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
     rules = [trained.rules[i] for i in kept]
     return FittedCascade(trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical)
 
@@ -272,7 +267,7 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     }
     picks = {
         "matching": cheapest_matching(trained.held_out, trained.best_single, setting.tolerance),
-        "best_quality": best_quality(trained.crossed),
+        "best_quality": best_quality(trained.held_out, setting.most_cost * trained.single_usd),
     }
     for name, index in picks.items():
         rule = trained.rules[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,8 +138,11 @@ def _smoothed(points: Matrix) -> Matrix:
     return np.asarray((padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0)
 
 
-def best_quality(points: Matrix) -> int:
-    return int(_smoothed(points)[:, 1].argmax())
+def best_quality(points: Matrix, most_usd: float = inf) -> int:
+    """Index of the point of highest quality that costs no more than that; the cheapest where all cost more."""
+    smooth = _smoothed(points)
+    within = smooth[:, 0] <= most_usd
+    return int(np.where(within, smooth[:, 1], -inf).argmax() if within.any() else smooth[:, 0].argmin())
 
 
 HIGHEST_RATE = 10**0.4

@@ -31,7 +31,7 @@ from gateway.headers import answer_headers, error_headers, expected_nanousd, ref
 from gateway.keys import Caller
 from gateway.pinned import bare_query, default_choice, merge, pinned
 from gateway.reply import EVENTS, JSON, Headers, Reply
-from gateway.routes import Route
+from gateway.routes import Route, share_of
 from gateway.services import Services
 from gateway.settle import entry_of, settle
 from gateway.wire.answer import translate_answer
@@ -235,8 +235,9 @@ class Answering:
                 fallbacks=route.fallbacks, speculates=config.speculate,
             )
         if route.cascade is not None and climbs:
+            knobs = merge(route.knobs, call.wishes.knobs) if call.wishes.stated else route.knobs
             return route.cascade.plan(
-                choice, worst_usd, share=config.min_quality or 1.0, limits=limits, retries=config.retries,
+                choice, worst_usd, share=share_of(knobs), limits=limits, retries=config.retries,
                 fallbacks=route.fallbacks, messages=chat_messages(call) if route.cascade.writes else (),
             )
         strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 from cascade.artifact import TrainedCascade
 from cascade.promise import Promise
@@ -166,6 +167,15 @@ def knobs_of(config: RouteConfig) -> Knobs:
     if config.cascade == "certified":
         stated["min_quality"] = None
     return Knobs(**stated, wait_usd_per_s=config.wait_usd_per_s)
+
+
+def share_of(knobs: Knobs) -> float:
+    """Of the best single model's quality, that a trained cascade is asked for: as much as can be had where only quality
+    counts, else the floor, else all of it.
+    """
+    if knobs.min_quality is None:
+        return inf if knobs.cost_weight == 0.0 else 1.0
+    return knobs.min_quality
 
 
 def _model(config: Config, name: str) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import repeat
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,13 @@ def test_a_cascade_survives_its_file(cascade: FittedCascade, tmp_path: Path):
 def test_a_higher_share_of_quality_costs_more(cascade: FittedCascade):
     """A floor of 70 % takes a cheaper rule than one of 100 %."""
     assert cascade.rule_for(0.7).rate > cascade.rule_for(1.0).rate
+
+
+def test_asked_for_all_that_can_be_had_it_takes_the_best_rule(cascade: FittedCascade):
+    """No rule reaches more than every share of quality; the best one serves."""
+    best = cascade.held_out[:, 1].max()
+    at = cascade.rules.index(cascade.rule_for(inf))
+    assert cascade.held_out[at, 1] >= best - 0.02 and cascade.rule_for(inf).rate <= cascade.rule_for(1.0).rate
 
 
 def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):

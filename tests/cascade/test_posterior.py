@@ -13,7 +13,7 @@ from cascade.climb import climb
 from cascade.evaluate import Part, Setting, Trained, plans, train, walked
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
-from cascade.posterior_fit import Board, cheapest_matching, solve
+from cascade.posterior_fit import Board, best_quality, cheapest_matching, solve
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
 from cascade.types import Evidence, Limits, Outcome, PlanError
@@ -67,6 +67,12 @@ def test_agreement_raises_a_chance(trained: Trained):
     scene = Scene(np.zeros((1, 3)), shown(np.full((1, 3), 0.8)), np.ones((1, 3, 3)))
     apart = replace(scene, agreement=np.eye(3)[None])
     assert trained.posterior.chances(state, scene)[0, 0] > trained.posterior.chances(state, apart)[0, 0] + 0.2
+
+
+def test_the_best_quality_is_sought_within_the_money():
+    """The peak where it is affordable, else the best below the limit, else the cheapest."""
+    points = np.column_stack([[4.0, 4.0, 3.0, 3.0, 2.0, 2.0], [0.9, 0.9, 0.9, 0.8, 0.7, 0.6]])
+    assert best_quality(points) in (0, 1) and best_quality(points, 3.0) == 3 and best_quality(points, 0.1) == 5
 
 
 def test_a_higher_rate_spends_less(trained: Trained):

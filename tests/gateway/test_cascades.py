@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,8 @@ from cascade.artifact import save_cascade
 from cascade.evaluate import PLANS, Setting, fitted_on
 from cascade.plan import NAMES
 from gateway.config_load import CASCADES, parse
+from gateway.routes import share_of
+from routers.types import Knobs
 from tests.cascade.worlds import MODELS as LEARNT_MODELS
 from tests.cascade.worlds import logged
 from tests.live import Live, live
@@ -132,6 +135,16 @@ async def test_a_failed_check_sends_an_answer_back(tmp_path: Path) -> None:
     assert [record.answered_model for record in records] == ["large", "small"]
     seen = [record.attempts[0].evidence for record in records]
     assert [one.checks_passed if one else None for one in seen] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "share"),
+    [(Knobs(), 1.0), (Knobs(min_quality=0.9, cost_weight=0.0), 0.9), (Knobs(cost_weight=0.0), inf),
+     (Knobs(cost_weight=0.5), 1.0)],
+)  # fmt: skip
+def test_what_a_trained_cascade_is_asked_for(knobs: Knobs, share: float) -> None:
+    """The floor where there is one; all that can be had where only quality counts; else the best single's quality."""
+    assert share_of(knobs) == share
 
 
 @pytest.mark.parametrize("plan", PLANS)
