@@ -141,7 +141,8 @@ class FoldedEnsemble:
         self._table[split:, self._k + 1 :] = np.column_stack(
             [clusters.table_[:, index], np.ones(len(clusters.centres_))]
         )
-        self._weights = quality.weights
+        self._weights, self._stretch = quality.weights, quality.stretch
+        self._base = quality.base_[index].tolist() if quality.stretch != 1.0 else []
         self._noise = (
             quality.weights[0] * (domain.deviation_[:, index] ** 2).mean(0)
             + quality.weights[3] * (clusters.deviation_[:, index] ** 2).mean(0)
@@ -164,6 +165,10 @@ class FoldedEnsemble:
             )  # fmt: skip
             quality.append(mean)
             sd.append(sqrt(abs(squares - mean * mean) + self._noise[j]))
+        if self._base:
+            s = self._stretch
+            quality = _clipped([base + s * (mean - base) for base, mean in zip(self._base, quality, strict=True)])
+            sd = [s * one for one in sd]
         return Expected(quality, sd, up[k : self._cost - k], up[self._cost - k :])
 
 

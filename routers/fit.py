@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,10 +93,10 @@ def out_of_fold(
     `like`: a fitted ensemble whose weights are taken over; learning them again in every fold would take four times as
     long.
     """
-    weights = like.weights if isinstance(like, Ensemble) else None
+    said = like.parameters() if isinstance(like, Ensemble) else None
     fold = folds(len(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
-    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed, weights), range(k))
+    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed, said), range(k))
     for part, (its_quality, its_cost) in enumerate(found):
         quality[fold == part], cost[fold == part] = its_quality, its_cost
     return quality, cost
@@ -104,11 +104,11 @@ def out_of_fold(
 
 def _without(
     name: str, data: Outcomes, x: Matrix, laid: Laid, fold: NDArray[np.intp], seed: int,
-    weights: Sequence[float] | None, part: int,
+    said: dict[str, Any] | None, part: int,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
     """What a router trained without that fold foretells of its rows."""
     held = fold == part
-    kind = estimator_named(name) if weights is None else Ensemble(weights)
+    kind = estimator_named(name) if said is None else Ensemble(**said)
     learned = fit_learned(kind, data.rows(~held), x[~held], laid, seed)
     return predicted(learned, x[held], _tasks(name, data, held))
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, folds
+from routers.estimators.base import Estimator, Matrix, Training, folds, observed_mean
 from routers.estimators.clusters import Clusters
 from routers.estimators.domain import Domain
 from routers.estimators.factor import Factor
@@ -24,13 +24,16 @@ FOLDS = 4
 
 
 class Ensemble(Estimator):
-    """Weighted mean of members; their disagreement adds to the deviation."""
+    """Weighted mean of members; their disagreement adds to the deviation. `stretch`: how much further than the members'
+    mean a row lies from its model's mean score; a mean of estimates is shrunk too far.
+    """
 
     kind = "ensemble"
-    PARAMETERS = ("weights",)
+    PARAMETERS = ("weights", "stretch")
 
-    def __init__(self, weights: Sequence[float] = (0.4, 0.2, 0.1, 0.3)) -> None:
+    def __init__(self, weights: Sequence[float] = (0.4, 0.2, 0.1, 0.3), stretch: float = 1.0) -> None:
         self.weights = tuple(weights)
+        self.stretch = stretch
         self.members: dict[str, Estimator] = {
             "domain": Domain(), "linear": Linear(), "factor": Factor(), "clusters": Clusters(),
         }  # fmt: skip
@@ -38,6 +41,7 @@ class Ensemble(Estimator):
     def fit(self, data: Training) -> Self:
         for member in self.members.values():
             member.fit(data)
+        self.base_ = observed_mean(data.scores)
         return self
 
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
@@ -45,7 +49,10 @@ class Ensemble(Estimator):
         mean = sum(w * part for w, (part, _) in zip(self.weights, parts, strict=True))
         noise = sum(w * sd**2 for w, (_, sd) in zip(self.weights, parts, strict=True))
         spread = sum(w * (part - mean) ** 2 for w, (part, _) in zip(self.weights, parts, strict=True))
-        return np.asarray(mean), np.sqrt(np.asarray(noise) + np.asarray(spread))
+        sd = np.sqrt(np.asarray(noise) + np.asarray(spread))
+        if self.stretch == 1.0:
+            return np.asarray(mean), sd
+        return np.clip(self.base_ + self.stretch * (mean - self.base_), 0.0, 1.0), self.stretch * sd
 
     @staticmethod
     def foretold(data: Training) -> list[Matrix]:
@@ -59,12 +66,13 @@ class Ensemble(Estimator):
         return list(told.values())
 
     def state(self) -> dict[str, NDArray[Any]]:
-        return {
-            f"{name}/{key}": array for name, member in self.members.items() for key, array in member.state().items()
-        }
+        members = self.members.items()
+        found = {f"{name}/{key}": array for name, member in members for key, array in member.state().items()}
+        return {**found, "base_": self.base_}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> Self:
         for name, member in self.members.items():
             own = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
             member.restore(own)
+        self.base_ = state.get("base_", np.zeros(1))  # artefacts without it have a stretch of one
         return self

@@ -1,8 +1,9 @@
 """The ensemble with the say of each member learnt: by what it foretold of rows that it did not see.
 
-What decides between models is how far each lies from the row's mean, so that is what the weights are fitted to (least
-squares, none below zero: Breiman 1996, "Stacked regressions"). It takes five times as long to train
-and no longer to ask.
+What decides between models is how far each lies from its own mean, further than the row's other models do, so that is
+what the weights are fitted to (least squares, none below zero: Breiman 1996, "Stacked regressions"). Their sum is kept
+as the stretch: a mean of estimates, each shrunk for its own noise, is shrunk too far, for their errors partly cancel.
+It takes five times as long to train and no longer to ask.
 """
 
 from __future__ import annotations
@@ -17,27 +18,32 @@ from routers.estimators.ensemble import FOLDS, Ensemble
 
 
 class Stacked(Ensemble):
-    """Weights sum to one; the ensemble's own where no member foretells anything."""
+    """Weights sum to one. Where no member foretells anything they are the ensemble's own, and the stretch is zero: what
+    is told of every row is its models' mean.
+    """
 
     kind = "stacked"
 
     def fit(self, data: Training) -> Self:
         if len(data.x) >= 2 * FOLDS:
-            self.weights = self._weighed(data)
+            self.weights, self.stretch = self._weighed(data)
         super().fit(data)
         return self
 
-    def _weighed(self, data: Training) -> tuple[float, ...]:
+    def _weighed(self, data: Training) -> tuple[tuple[float, ...], float]:
         from scipy.optimize import nnls
 
         seen = np.isfinite(data.scores)
         columns = np.stack([_apart(matrix, seen)[seen] for matrix in self.foretold(data)], axis=1)
         weights, _ = nnls(columns, _apart(data.scores, seen)[seen])
         total = float(weights.sum())
-        return tuple((weights / total).tolist()) if total > 0 else self.weights
+        return (tuple((weights / total).tolist()), total) if total > 0 else (self.weights, 0.0)
 
 
 def _apart(matrix: Matrix, seen: NDArray[np.bool_]) -> Matrix:
-    """Each cell less the mean of its row's seen cells."""
+    """Each cell less its model's mean, and less what of that all seen cells of its row share."""
     kept = np.where(seen, matrix, 0.0)
-    return np.asarray(kept - kept.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1))
+    kept = np.where(seen, kept - kept.sum(0) / np.maximum(seen.sum(0), 1), 0.0)
+    return np.asarray(
+        np.where(seen, kept - kept.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1), 0.0)
+    )

@@ -84,7 +84,7 @@ def sides(rows: Rows) -> tuple[Side, Side]:
     parts = []
     for part in range(FOLDS):
         seen, held = fold != part, fold == part
-        weighed = Ensemble(stacked.weights)
+        weighed = Ensemble(stacked.weights, stacked.stretch)
         learned = fit_learned(weighed, rows.train.rows(seen), rows.train_x[seen], featurizer)
         parts.append(_side(learned, rows.train.rows(held), rows.train_x[held]))
     return Side(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Side))), test

@@ -34,7 +34,7 @@ def fitted(quality: Estimator, one_task: bool = False) -> tuple[Projection, Esti
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("quality", [Linear(), General(), Ensemble(), NearestNeighbours()])
+@pytest.mark.parametrize("quality", [Linear(), General(), Ensemble(), Ensemble(stretch=1.4), NearestNeighbours()])
 def test_it_predicts_what_its_estimators_predict(quality: Estimator, pool: Sequence[int]) -> None:
     """One product gives the same quality, cost and length as the estimators in turn, for any pool."""
     projection, quality, cost, tokens = fitted(quality)

@@ -10,9 +10,9 @@ from routers.estimators.ensemble import Ensemble
 from routers.estimators.stacked import FOLDS, Stacked
 
 
-def world(rows: int, *, noise: bool = False) -> Training:
+def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:
     """Two models whose order is plain in the first coordinate; `noise`: in nothing."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 6))
     side = rng.normal(size=rows) if noise else x[:, 0]
     scores = np.column_stack([side > 0, side <= 0]).astype(float)
@@ -30,9 +30,36 @@ def test_who_foretells_gets_the_say() -> None:
     assert np.abs(fitted.predict(world(40).x)[0][:, 0] - (world(40).x[:, 0] > 0)).mean() < 0.35
 
 
+def test_estimates_that_are_too_careful_are_stretched() -> None:
+    """Where the vector tells much, rows lie further from their model's mean than the members' mean says, and are moved
+    there; where it tells nothing, they are drawn to that mean.
+    """
+    fitted, fresh = Stacked().fit(world(400)), world(500, seed=4)
+    assert fitted.stretch > 1.05
+    seen = np.isfinite(fresh.scores)
+
+    def error(estimator: Ensemble) -> float:
+        return float(((estimator.predict(fresh.x)[0] - fresh.scores)[seen] ** 2).mean())
+
+    plain = Ensemble(fitted.weights).fit(world(400))
+    assert error(fitted) < error(plain)
+    assert Stacked().fit(world(400, noise=True)).stretch < 0.5
+
+
+def test_a_stretch_survives_being_saved() -> None:
+    """Parameters and arrays give the same estimates again; arrays of before there was a stretch do too."""
+    fitted, x = Stacked().fit(world(100)), world(30, seed=4).x
+    again = Stacked(**fitted.parameters()).restore(fitted.state())
+    assert all((one == other).all() for one, other in zip(fitted.predict(x), again.predict(x), strict=True))
+    plain = Ensemble().fit(world(100))
+    old = {name: array for name, array in plain.state().items() if name != "base_"}
+    assert (Ensemble().restore(old).predict(x)[0] == plain.predict(x)[0]).all()
+
+
 def test_with_few_rows_the_ensembles_own_weights_stand() -> None:
     """Too few to leave any out."""
-    assert Stacked().fit(world(2 * FOLDS - 1)).weights == Ensemble().weights
+    fitted = Stacked().fit(world(2 * FOLDS - 1))
+    assert (fitted.weights, fitted.stretch) == (Ensemble().weights, 1.0)
 
 
 def test_fits_of_a_seed_are_the_same() -> None:
