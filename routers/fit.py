@@ -71,7 +71,8 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidO
 def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int) -> Learned:
     projection = Projection().fit(x, featurizer.layout.blocks())
     z = projection.apply(x).astype(np.float64)
-    quality.fit(Training(z, completed(data.scores), data.tasks, data.models, seed, data.cost_usd))
+    scores = completed(data.scores)
+    quality.fit(Training(z, scores, data.tasks, data.models, seed, data.cost_usd, data.sources))
     known = np.asarray(np.isfinite(data.cost_usd))
     paid = np.where(known, data.cost_usd, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     return Learned(

@@ -1,9 +1,9 @@
 """Outcome data: which model scored what on which query, at what cost. Read, checked, laid out as matrices.
 
-A folder holds `queries.parquet` and `outcomes.parquet`. Every defect is refused with the file, the row
-and the field at fault; cells that nobody observed are NaN and stay NaN. `answer_cost_usd`, where present,
-is what an answer costs; `cost_usd` may also hold the price of a self-check and is kept apart as
-`checked_cost_usd`.
+A folder holds `queries.parquet` and `outcomes.parquet`. Beside its `task` a query may say `subtask` (read as part
+of the task's name) and `src`, where it was taken from, which is learnt from too. Every defect is refused with the file,
+the row and the field at fault; cells that nobody observed are NaN and stay NaN. `answer_cost_usd`, where present, is
+what an answer costs; `cost_usd` may also hold the price of a self-check and is kept apart as `checked_cost_usd`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Outcomes:
     latency_s: Matrix
     confidence: Matrix
     propensity: Matrix
+    sources: tuple[str, ...] = ()
+    """Where each query comes from: a label finer than its task, known of training rows alone. Empty: nobody says."""
 
     def rows(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Outcomes:
         """Those queries alone."""
@@ -79,7 +81,7 @@ class Outcomes:
 
 
 def _cut(value: Any, places: list[int], name: str) -> Any:
-    if name == "models":
+    if name == "models" or (name == "sources" and not value):
         return value
     return value[places] if isinstance(value, np.ndarray) else tuple(value[i] for i in places)
 
@@ -99,7 +101,7 @@ def _table(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: no such file") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a parquet file ({error})") from error
-    wanted = {"query_id", "task", "subtask", "split", "text", "model", "score", *_NUMBERS}
+    wanted = {"query_id", "task", "subtask", "src", "split", "text", "model", "score", *_NUMBERS}
     return {name: table[name].to_pylist() for name in table.column_names if name in wanted}
 
 
@@ -129,6 +131,7 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]]) -> O
     return Outcomes(
         tuple(ids), texts, _tasks(queries, len(ids)),
         splits, models, scores, np.where(np.isfinite(answer), answer, checked), checked, **found,
+        sources=tuple(str(source or "") for source in queries.get("src") or ()),
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class Training:
     models: Sequence[str]
     seed: int = 0
     costs: Matrix | None = None
+    sources: Sequence[str] = ()
+    """A label of each row finer than its task, where there is one; else empty."""
 
     def __post_init__(self) -> None:
         n, m = self.scores.shape
@@ -36,6 +38,8 @@ class Training:
             raise ValueError(
                 f"{n} x {m} scores, but {len(self.x)} vectors, {len(self.tasks)} tasks and {len(self.models)} models"
             )
+        if self.sources and len(self.sources) != n:
+            raise ValueError(f"{n} rows, but {len(self.sources)} sources")
         if n == 0 or not np.isfinite(self.scores).any():
             raise ValueError("no score to learn from")
 
@@ -44,7 +48,8 @@ class Training:
         places = np.arange(len(self.x))[index]
         tasks = [self.tasks[i] for i in places.tolist()]
         costs = None if self.costs is None else self.costs[places]
-        return Training(self.x[places], self.scores[places], tasks, self.models, self.seed, costs)
+        sources = [self.sources[i] for i in places.tolist()] if self.sources else ()
+        return Training(self.x[places], self.scores[places], tasks, self.models, self.seed, costs, sources)
 
 
 class Estimator(ABC):

@@ -1,12 +1,15 @@
 """Domain router (MoDEM, Composition of Experts): a classifier of tasks, and a table of each model's mean
 per task.
 
-The estimate is the table averaged under the classifier's probabilities, so doubt about the task shrinks
+Where rows say which source they were taken from, a domain is a task of one source: finer, with a mean shrunk toward the
+task's. The estimate is the table averaged under the classifier's probabilities, so doubt about the task shrinks
 toward the overall mean. The table may be edited by hand (`table_`), the classifier stays.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Self
 
@@ -14,29 +17,57 @@ import numpy as np
 
 from routers.estimators.base import Estimator, Matrix, Training, packed, task_table, unpacked
 
+LEAST_OF_SOURCE = 15
+"""A source of fewer rows is left in its task."""
+MANY = 60
+"""Domains; more are told apart in fewer steps."""
+
 
 class Domain(Estimator):
     """Multinomial logistic regression with inverse penalty `strength` over the task names."""
 
     kind = "domain"
-    PARAMETERS = ("strength", "prior_count", "least_rows")
+    PARAMETERS = ("strength", "prior_count", "least_rows", "within_count")
     LEARNED = ("names_", "table_", "deviation_", "weights_", "intercept_")
 
-    def __init__(self, strength: float = 9.0, prior_count: float = 10.0, least_rows: int = 8) -> None:
+    def __init__(
+        self, strength: float = 9.0, prior_count: float = 10.0, least_rows: int = 8, within_count: float = 20.0
+    ) -> None:
         self.strength = strength
         self.prior_count = prior_count
         self.least_rows = least_rows
+        self.within_count = within_count
 
     def fit(self, data: Training) -> Self:
         tasks = self._merged(data.tasks)
         names, self.table_, count = task_table(data.scores, tasks, self.prior_count)
+        behind = count + self.prior_count
+        if data.sources:
+            tasks, names, behind = self._refine(data, tasks, names)
         self.names_ = packed(names)
-        self.deviation_ = 0.5 / np.sqrt(count + self.prior_count)
+        self.deviation_ = 0.5 / np.sqrt(behind)
         d = data.x.shape[1]
         self.weights_, self.intercept_ = np.zeros((d, len(names))), np.zeros(len(names))
         if len(names) > 1:
             self._classify(data.x, np.array([names.index(task) for task in tasks]))
         return self
+
+    def _refine(self, data: Training, tasks: list[str], names: list[str]) -> tuple[list[str], list[str], Matrix]:
+        """Puts tasks of one source in the tasks' place, each mean shrunk toward its task's by `within_count`
+        pseudo-observations: every row's domain, the domains, and how many observations stand behind each mean.
+        """
+        pairs = list(zip(tasks, data.sources, strict=True))
+        found = Counter(pairs)
+        domains = [f"{task}|{source}" if found[task, source] >= LEAST_OF_SOURCE else task for task, source in pairs]
+        task_of = dict(zip(domains, tasks, strict=True))
+        finer = sorted(task_of)
+        rows, seen = np.array([finer.index(domain) for domain in domains]), np.isfinite(data.scores)
+        broad = self.table_[[names.index(task_of[domain]) for domain in finer]]
+        beyond, behind = np.zeros_like(broad), np.full_like(broad, self.within_count)
+        np.add.at(beyond, rows, np.where(seen, data.scores - broad[rows], 0.0))
+        np.add.at(behind, rows, seen)
+        self.table_ = broad + beyond / behind
+        return domains, finer, behind
 
     def _merged(self, tasks: Sequence[str]) -> list[str]:
         """Tasks too rare to learn become one."""
@@ -48,7 +79,12 @@ class Domain(Estimator):
     def _classify(self, x: Matrix, labels: Matrix) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=self.strength, max_iter=150, tol=1e-3).fit(x, labels)
+        many = len(self.intercept_) > MANY
+        steps, tolerance = (60, 1e-2) if many else (150, 1e-3)
+        model = LogisticRegression(C=self.strength, max_iter=steps, tol=tolerance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the limit of steps is meant
+            model.fit(x, labels)
         weights, intercept = model.coef_, model.intercept_
         if len(weights) == 1:
             weights, intercept = np.vstack([0 * weights, weights]), np.append(0.0, intercept)

@@ -122,3 +122,11 @@ def test_empty_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "queries.parquet").write_text("x")
     with pytest.raises(DataError, match="not a parquet file"):
         read_outcomes(tmp_path)
+
+
+def test_sources_are_read_and_cut() -> None:
+    """Where a query was taken from stays with its row; most data names none."""
+    data = laid_out(QUERIES | {"src": ["book", None]}, OUTCOMES)
+    assert data.sources == ("book", "")
+    assert data.rows(np.array([False, True])).columns(["n"]).sources == ("",)
+    assert laid_out(QUERIES, OUTCOMES).rows(np.array([0])).sources == ()

@@ -1,0 +1,56 @@
+"""The domain table: tasks told apart by a classifier, and by source where rows name one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from routers.estimators.base import Training
+from routers.estimators.domain import LEAST_OF_SOURCE, Domain
+
+
+def two_sources(rows: int = 400) -> tuple[Training, np.ndarray]:
+    """One task of two sources, which the first axis tells apart; model a is right on the one, b on the other."""
+    rng = np.random.default_rng(3)
+    first = rng.random(rows) < 0.5
+    x = np.column_stack([np.where(first, 2.0, -2.0), rng.normal(size=(rows, 3))])
+    truth = np.where(first[:, None], [0.9, 0.3], [0.3, 0.9])
+    scores = (rng.random(truth.shape) < truth).astype(float)
+    return Training(x, scores, ["t"] * rows, ("a", "b"), sources=np.where(first, "s1", "s2").tolist()), truth
+
+
+def test_sources_tell_apart_what_one_task_hides() -> None:
+    """With them each model's mean is found per source; without them both models look alike."""
+    data, truth = two_sources()
+    fine = Domain().fit(data).predict(data.x)[0]
+    broad = Domain().fit(replace(data, sources=())).predict(data.x)[0]
+    assert np.abs(fine - truth).max() < 0.12
+    assert np.abs(broad - 0.6).max() < 0.1
+
+
+def test_a_source_is_not_asked_for_at_prediction() -> None:
+    """Sources are known of training rows alone: a prediction reads the vector and nothing else."""
+    data, _ = two_sources()
+    found = Domain().fit(data)
+    assert np.array_equal(found.predict(data.x)[0], found.predict(data.x, ["t"] * len(data.x))[0])
+
+
+def test_few_rows_of_a_source_stay_in_their_task() -> None:
+    """They share the task's mean under the task's own name; the others' means are shrunk toward it."""
+    data, _ = two_sources()
+    sources = list(data.sources)
+    sources[: LEAST_OF_SOURCE - 1] = ["rare"] * (LEAST_OF_SOURCE - 1)
+    found = Domain(within_count=1e9).fit(replace(data, sources=sources))
+    assert sorted(found.names()) == ["t", "t|s1", "t|s2"]
+    assert np.ptp(found.table_, axis=0).max() < 1e-6
+    assert found.table_[0] == pytest.approx(data.scores.mean(0), abs=0.02)
+
+
+def test_rows_keep_their_sources() -> None:
+    """A part of the training rows has its own; a wrong number of them is refused."""
+    data, _ = two_sources(40)
+    assert data.rows(np.array([3, 1])).sources == [data.sources[3], data.sources[1]]
+    with pytest.raises(ValueError, match="40 rows, but 1 sources"):
+        replace(data, sources=["s1"])
