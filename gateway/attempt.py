@@ -142,7 +142,8 @@ class Caller:
         now = self.now()
         seen = peek(body, sent.dialect)
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
-        attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
+        asked = exchange.call.described
+        attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
         exchange.response_id = seen.id
         self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
         self.fleet.succeeded(

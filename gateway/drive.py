@@ -252,7 +252,8 @@ class Run:
             deployment.end()
             attempt.latency_s = caller.now() - exchange.call.received_s - attempt.started_s
         seen = flow.peek()
-        attempt.evidence = evidence_of(seen, wants_json=exchange.call.described.wants_json)
+        asked = exchange.call.described
+        attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
         exchange.response_id = seen.id
         caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
         caller.fleet.succeeded(

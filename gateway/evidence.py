@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cascade.evidence import fits_schema
 from cascade.types import Evidence
 from gateway.wire.answer import Peek
 
 
-def evidence_of(seen: Peek, *, wants_json: bool) -> Evidence:
+def evidence_of(seen: Peek, *, wants_json: bool, schema: object = None) -> Evidence:
+    """`schema`: what the answer's JSON must look like; None: any will do."""
     logprobs = seen.logprobs
     return Evidence(
         mean_logprob=logprobs.mean,
@@ -18,10 +20,14 @@ def evidence_of(seen: Peek, *, wants_json: bool) -> Evidence:
         sum_logprob=logprobs.sum if logprobs.count else logprobs.mean,
         output_tokens=seen.usage.completion_tokens,
         refused=True if seen.refusal or seen.finish_reason == "content_filter" else None,
-        schema_valid=_is_json(seen.text) if wants_json and not seen.tool_names else None,
+        schema_valid=_valid(seen.text, schema) if wants_json and not seen.tool_names else None,
         tools_parse=_all_json(seen.tool_arguments) if seen.tool_names else None,
         text=seen.text,
     )
+
+
+def _valid(text: str, schema: object) -> bool | None:
+    return _is_json(text) if schema is None else fits_schema(text, schema)
 
 
 def _all_json(texts: Sequence[str]) -> bool:

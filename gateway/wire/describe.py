@@ -47,6 +47,8 @@ class Described(msgspec.Struct):
     tools: int = 0
     images: int = 0
     wants_json: bool = False
+    schema: object = None
+    """What its JSON must look like; None: any JSON will do."""
     input_tokens: int = 0
     """Estimate."""
     input_tokens_bound: int = 0
@@ -194,6 +196,9 @@ def _describe_plain(described: Described, prompt: str | list[Any], field: str, m
 
 class _Format(msgspec.Struct):
     type: str = ""
+    schema: Any = None
+    json_schema: Any = None
+    """Of chat completions: holds the schema beside a name."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -224,7 +229,9 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
             limit = read(raw, name, int, None)
             if limit is not None:
                 described.max_output_tokens = int(_within(name, limit, 1, 2**31))
-    described.wants_json = _wants_json(raw, surface)
+    wanted = _format(raw, surface)
+    if wanted is not None and wanted.type in ("json_object", "json_schema"):
+        described.wants_json, described.schema = True, _schema(wanted)
     described.logprobs = "logprobs" in raw and surface == "chat" and read(raw, "logprobs", bool, False)
     if surface == "messages" and "system" in raw:
         system = read(raw, "system", str | list[_Part], "")  # type: ignore[arg-type]
@@ -236,14 +243,17 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
     described.input_tokens += int(described.system_chars / CHARS_PER_TOKEN)
 
 
-def _wants_json(raw: Raw, surface: str) -> bool:
+def _format(raw: Raw, surface: str) -> _Format | None:
     if surface == "chat" and "response_format" in raw:
-        return read(raw, "response_format", _Format, _Format()).type in ("json_object", "json_schema")
+        return read(raw, "response_format", _Format, _Format())
     name = {"responses": "text", "messages": "output_config"}.get(surface, "")
-    if name in raw:
-        wanted = read(raw, name, _Text, _Text()).format
-        return wanted is not None and wanted.type in ("json_object", "json_schema")
-    return False
+    return read(raw, name, _Text, _Text()).format if name in raw else None
+
+
+def _schema(wanted: _Format) -> object:
+    if wanted.type != "json_schema":
+        return None
+    return wanted.json_schema.get("schema") if isinstance(wanted.json_schema, dict) else wanted.schema
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:

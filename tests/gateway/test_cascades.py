@@ -137,6 +137,21 @@ async def test_a_failed_check_sends_an_answer_back(tmp_path: Path) -> None:
     assert [one.checks_passed if one else None for one in seen] == [False, True]
 
 
+async def test_json_of_another_shape_than_asked_for_is_sent_back(tmp_path: Path) -> None:
+    """However sure the small model is: its answer is JSON, but not what the schema says."""
+    scripts = {"small": [{"text": '{"age": "old"}', "logprob": -0.001}], "large": [{"text": '{"age": 7}'}]}
+    schema = {"type": "object", "required": ["age"], "properties": {"age": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    able = [{**model, "json": True} for model in MODELS]
+    async with live(tmp_path, scripts=scripts, models=able, routes=[route("confidence")]) as gateway:
+        answer = await ask(gateway, response_format=wanted)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert answer.json()["choices"][0]["message"]["content"] == '{"age": 7}'
+    seen = [attempt.evidence for attempt in record.attempts]
+    assert len(seen) == 2 and seen[0] is not None and seen[0].schema_valid is False
+
+
 @pytest.mark.parametrize(
     ("knobs", "share"),
     [(Knobs(), 1.0), (Knobs(min_quality=0.9, cost_weight=0.0), 0.9), (Knobs(cost_weight=0.0), inf),

@@ -89,6 +89,24 @@ def test_describe_chat() -> None:
     assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 7, True, True)
 
 
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("surface", "asked"),
+    [
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}}),
+        ("messages", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+        ("responses", {"text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}}),
+    ],
+)
+def test_the_schema_is_found(surface: str, asked: dict) -> None:
+    """Where each surface puts it; nowhere is no schema."""
+    prompt = {"input": "hi"} if surface == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
+    assert described(surface, max_tokens=5, **prompt, **asked).schema == SCHEMA
+    assert described(surface, max_tokens=5, **prompt).schema is None
+
+
 def test_describe_messages() -> None:
     """System and output format are top-level fields there."""
     it = described(
