@@ -1,13 +1,12 @@
 """How many tries is a question worth? Samples are drawn while the next one's expected gain exceeds its price.
 
 After b rejected samples the chance that the next one is right is p, so the b-th sample of a batch gains
-p (1 - p)^(b-1) (Damani et al. 2024, Learning How Hard to Think): `allocate` spends a batch's budget greedily by it,
-`BestOf` one request's. p is not known: it starts from the router's estimate and sinks with every rejected sample.
+p (1 - p)^(b-1) (Damani et al. 2024, Learning How Hard to Think). p is not known: it starts from the router's estimate
+and sinks with every rejected sample.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -15,26 +14,6 @@ from math import isnan
 from cascade.climb import best_answer
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
-
-
-def allocate(chances: Sequence[float], budget: int, most: int = 64) -> list[int]:
-    """Samples for each question so that the expected number answered right is largest (greedy is optimal here)."""
-    counts = [0] * len(chances)
-    heap = [(-p, i) for i, p in enumerate(chances) if p > 0]
-    heapq.heapify(heap)
-    for _ in range(budget):
-        if not heap:
-            break
-        gain, i = heapq.heappop(heap)
-        counts[i] += 1
-        if counts[i] < most:
-            heapq.heappush(heap, (gain * (1.0 - chances[i]), i))
-    return counts
-
-
-def solved(chances: Sequence[float], counts: Sequence[int]) -> float:
-    """Expected number of questions with a right sample."""
-    return sum(1.0 - (1.0 - p) ** k for p, k in zip(chances, counts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

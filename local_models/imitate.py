@@ -1,8 +1,8 @@
 """A small model taught a big one's logged answers, for a narrow route that asks the same kind of thing all day.
 
-FrugalGPT's approximation of a model by a smaller one (Chen et al. 2023, section 3), for answers in words; where they
-are a short list, `cascade.approximate` learns them from vectors in a second. Rows whose split is test are never learnt
-from: on them the student is compared with its teacher before anybody serves it. Refuses folders without enough answers.
+FrugalGPT's approximation of a model by a smaller one (Chen et al. 2023, section 3). Rows whose split is test are never
+learnt from: on them the student is compared with its teacher before anybody serves it. Refuses folders without enough
+answers.
 
     python -m local_models.imitate --data DIR --teacher large --student FOLDER --out FOLDER
 

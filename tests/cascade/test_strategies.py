@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cascade.bestof import BestOf, allocate, solved
+from cascade.bestof import BestOf
 from cascade.demonstrations import Case, Solved, demonstrations_for
 from cascade.frugal import Scorer, chains, choose, own_chances, run
 from cascade.prompts import demonstrated, point, refinement, skeleton, verification
@@ -122,22 +122,6 @@ def test_early_stopping_saves_two_fifths_of_the_samples_at_equal_accuracy():
 
 
 # -- best of k
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 20))
-def test_allocation_spends_no_more_than_the_budget(chances: list[float], budget: int):
-    """Hopeless questions get nothing; the rest share the budget."""
-    counts = allocate(chances, budget)
-    assert sum(counts) <= budget and all(k == 0 for p, k in zip(chances, counts, strict=True) if p == 0)
-
-
-def test_allocation_is_optimal():
-    """On a small case no other allocation solves more."""
-    chances, budget = [0.9, 0.5, 0.2], 5
-    best = max(
-        solved(chances, (a, b, budget - a - b)) for a in range(budget + 1) for b in range(budget + 1 - a)
-    )  # fmt: skip
-    assert solved(chances, allocate(chances, budget)) == pytest.approx(best)
 
 
 def judged(*scores: float):
