@@ -8,15 +8,11 @@ testing; Angelopoulos et al. 2021, Learn then Test). A certificate speaks of tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 
 import numpy as np
 from numpy.typing import NDArray
-
-from cascade.confidence import Curve, spread
-from cascade.logistic import logistic
 
 Matrix = NDArray[np.float64]
 LEAST_ROWS = 50
@@ -167,31 +163,6 @@ def normal_p(slack: Matrix, horizon: int) -> float:
     if spread_of_mean == 0.0:
         return 0.0 if slack.mean() >= 0 else 1.0
     return 0.5 * erfc(float(slack.mean()) / spread_of_mean / sqrt(2.0))
-
-
-def fit_curves(
-    raw: Matrix, scores: Matrix, models: Sequence[str], tasks: Sequence[str] | None = None, penalty: float = 1.0
-) -> Mapping[str, Curve]:
-    """P(correct | confidence) per model, and per `task/model` where tasks are named and have enough rows.
-
-    `raw` and `scores` are (n, m); a NaN of either leaves the cell out. A model without a row gets no curve.
-    """
-    curves: dict[str, Curve] = {}
-    for j, model in enumerate(models):
-        known = np.isfinite(raw[:, j]) & np.isfinite(scores[:, j])
-        groups = {model: known}
-        for task in sorted(set(tasks or ())):
-            groups[f"{task}/{model}"] = known & (np.array(tasks) == task)
-        for name, rows in groups.items():
-            if rows.sum() >= (LEAST_ROWS if "/" in name else 1):
-                curves[name] = _curve(raw[rows, j], scores[rows, j], penalty)
-    return curves
-
-
-def _curve(raw: Matrix, scores: Matrix, penalty: float) -> Curve:
-    x = np.column_stack([np.ones(len(raw)), raw, [spread(float(p)) for p in raw]])
-    intercept, slope, slope_spread = logistic(x, scores, penalty).tolist()
-    return Curve(slope, slope_spread, intercept)
 
 
 def abstention(p: Matrix, right: Matrix, risk: float, confidence: float = 0.95) -> float | Refusal:

@@ -1,14 +1,12 @@
 """Evidence to one number: how likely is this answer right?
 
-Uncalibrated, the number orders answers of one model and no more; `Calibrated` (fitted in cascade.calibrate)
-turns it into a probability per model. What is not known stays NaN: a missing signal is never a bad one.
+The number orders answers of one model and no more; trained cascades turn it into a probability for each model and kind
+of question (cascade.posterior). What is not known stays NaN: a missing signal is never a bad one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import exp, inf, isfinite, isnan, log, nan
+from math import exp, inf, isfinite, isnan, nan
 
 from cascade.types import Evidence
 
@@ -50,36 +48,9 @@ def _from_logprobs(evidence: Evidence) -> float:
     return exp(min(0.0, sum(known) / len(known))) if known else nan
 
 
-def spread(p: float) -> float:
-    """-log(1 - p): pulls apart the confidences near one, where most of a large model's answers lie."""
-    return -log(1.0 - min(max(p, 0.0), 1.0) + CONFIDENCE_FLOOR)
+def _as_shown(model: str, evidence: Evidence) -> float:
+    return confidence(evidence)
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A logistic on (p, -log(1 - p)) of the raw confidence: P(correct) of one model."""
-
-    slope: float
-    slope_spread: float
-    intercept: float
-
-    def __call__(self, raw: float) -> float:
-        z = self.slope * raw + self.slope_spread * spread(raw) + self.intercept
-        return 1.0 / (1.0 + exp(-min(max(z, -30.0), 30.0)))
-
-
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """P(correct) by model from fitted curves; a model without one keeps its raw confidence."""
-
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-
-    def __call__(self, model: str, evidence: Evidence) -> float:
-        raw = confidence(evidence)
-        curve = self.curves.get(model)
-        if curve is None or isnan(raw) or vetoed(evidence):
-            return raw
-        return curve(raw)
-
-
-RAW = Calibrated()
+RAW = _as_shown
+"""A plan's confidence where nothing was learnt: the raw number, whichever model answered."""

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.calibrate import Certificate, Family, Refusal, abstention, betting_p, certify, fit_curves, normal_p
-from cascade.confidence import Calibrated
-from cascade.types import Evidence
+from cascade.calibrate import Certificate, Family, Refusal, abstention, betting_p, certify, normal_p
 
 QUALITIES = (0.90, 0.88, 0.86, 0.82, 0.75, 0.6)
 
@@ -98,20 +96,6 @@ def test_a_horizon_asks_for_more():
     """A promise on the next hundred requests is harder to give than one on the long run."""
     slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
     assert normal_p(slack, 100) > normal_p(slack, 10**9)
-
-
-def test_curves_calibrate_each_model_and_task():
-    """Fitted probabilities follow the frequencies, where a task differs too."""
-    rng = np.random.default_rng(4)
-    raw = rng.random((4000, 1))
-    tasks = ["hard" if r > 0.5 else "easy" for r in rng.random(4000)]
-    truth = np.clip(raw[:, 0] * np.where(np.array(tasks) == "hard", 0.5, 1.0), 0, 1)
-    scores = (rng.random(4000) < truth).astype(float)[:, None]
-    curves = fit_curves(raw, scores, ["m"], tasks)
-    assert curves["hard/m"](0.8) == pytest.approx(0.4, abs=0.08)
-    assert curves["easy/m"](0.8) == pytest.approx(0.8, abs=0.08)
-    judge = Calibrated(curves)
-    assert judge("m", Evidence(judged=0.8)) == pytest.approx(0.6, abs=0.08)
 
 
 def test_abstention_keeps_its_risk():

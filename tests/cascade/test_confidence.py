@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.confidence import Calibrated, Curve, confidence
+from cascade.confidence import confidence
 from cascade.types import Evidence
 
 ANY = st.floats(allow_nan=True, allow_infinity=True)
@@ -33,10 +33,8 @@ def test_nothing_known_is_nan():
     "failed", [{"refused": True}, {"schema_valid": False}, {"tools_parse": False}, {"checks_passed": False}]
 )
 def test_a_failed_check_is_a_veto(failed: dict[str, bool]):
-    """One failed check outweighs everything, calibrated or not."""
-    evidence = Evidence(mean_logprob=-0.01, **failed)
-    assert confidence(evidence) == 0.0
-    assert Calibrated({"m": Curve(0.0, 0.0, 5.0)})("m", evidence) == 0.0
+    """One failed check outweighs everything."""
+    assert confidence(Evidence(mean_logprob=-0.01, **failed)) == 0.0
 
 
 def test_a_passed_check_is_proof():
@@ -49,19 +47,6 @@ def test_any_evidence_gives_a_probability_or_nan(mean, least, total, tokens, agr
     """Infinite, NaN or out of range: never a crash, never outside [0, 1]."""
     p = confidence(Evidence(mean, least, total, tokens, agreement=agreement, judged=judged))
     assert isnan(p) or 0.0 <= p <= 1.0
-
-
-@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(-5, 5), st.floats(-9, 0))
-def test_a_curve_gives_a_probability(slope, slope_spread, intercept, logprob):
-    """Calibration maps into [0, 1] for any fitted numbers."""
-    p = Calibrated({"m": Curve(slope, slope_spread, intercept)})("m", Evidence(mean_logprob=logprob))
-    assert 0.0 <= p <= 1.0
-
-
-def test_a_model_without_a_curve_keeps_its_raw_number():
-    """Calibration of one model says nothing about another."""
-    evidence = Evidence(mean_logprob=-1.0)
-    assert Calibrated({"m": Curve(0, 0, 9)})("other", evidence) == confidence(evidence)
 
 
 def test_minus_infinity_is_no_confidence_and_nan_is_none():
