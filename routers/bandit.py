@@ -32,6 +32,7 @@ from routers.types import Candidate, Choice, Knobs, Query, Vector
 THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
 RULES = (THOMPSON, SQUARE_CB, GREEDY)
 
+BOLDNESS = 0.3
 
 NODES = 16
 _NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / NODES) for i in range(NODES)])
@@ -49,6 +50,16 @@ def thompson(mean: Array, sd: Array) -> Array:
     below[np.arange(len(mean)), :, np.arange(len(mean))] = 1.0
     chances = below.prod(2).mean(1)
     return np.asarray(chances / chances.sum())
+
+
+def drawn_spread(sd: Array, levels: Array, boldness: float) -> Array:
+    """Of Thompson's draws: a model's level is as unsure as it is, what the query adds only `boldness` times so.
+
+    Levels are settled by trying, soon. Slopes of every model on every axis are not, and drawn at their full width they
+    would have all models tried for ever on a difference that few queries show.
+    """
+    level = np.minimum(levels, sd) ** 2
+    return np.asarray(np.sqrt(level + boldness**2 * (sd**2 - level)))
 
 
 def _normal_cdf(z: Array) -> Array:
@@ -69,13 +80,11 @@ class Bandit:
         *,
         rule: str = SQUARE_CB,
         exploration: Exploration | None = None,
-        boldness: float = 0.4,
+        boldness: float = BOLDNESS,
         shrink: Shrinkage | None = None,
         half_life: float = 0.0,
     ) -> None:
-        """`boldness` scales Thompson's spread; `half_life`: after so many answers one counts half, 0:
-        never.
-        """
+        """`boldness`: see `drawn_spread`; `half_life`: after so many answers one counts half, 0: never."""
         if rule not in RULES:
             raise ValueError(f"rule {rule!r} is unknown: one of {', '.join(RULES)}")
         self.name, self.version = "bandit", f"{base.name}-{base.version}"
@@ -99,7 +108,7 @@ class Bandit:
         if knobs.max_cost_usd is not None or knobs.max_latency_s is not None:
             forecast, excluded = within(forecast, knobs, excluded)
         worth = utilities(forecast, knobs, self.base._reference_usd(kept))
-        chances = self.chances(worth, forecast.quality_sd, knobs.explore)
+        chances = self.chances(worth, self.spread(forecast), knobs.explore)
         return chosen(forecast, worth, chances, draw, excluded, self._label)
 
     def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
@@ -125,7 +134,15 @@ class Bandit:
             [0.0 if j < 0 else cost[j] for j in places],
         )
 
-    def chances(self, worth: Numbers, sd: Numbers, explore: bool) -> Numbers:
+    def spread(self, forecast: Forecast) -> Array:
+        """Of Thompson's draws, in the forecast's order."""
+        told = self.posterior
+        unsure = sqrt(told.noise / self.shrink.level)
+        places = [told.place.get(model, -1) for model in forecast.models]
+        levels = np.array([unsure if j < 0 else told.levels[j] for j in places])
+        return drawn_spread(np.array(forecast.quality_sd), levels, self.boldness)
+
+    def chances(self, worth: Numbers, spread: Array, explore: bool) -> Numbers:
         """Probabilities over the eligible models, by this bandit's rule."""
         k = len(worth)
         if not explore or k == 1 or self.rule == GREEDY:
@@ -134,7 +151,7 @@ class Bandit:
             sharper = self.exploration.sharpness * np.sqrt(max(self.seen, 1) / 1000.0)
             return inverse_gap(worth, replace(self.exploration, sharpness=float(sharper)), True)
         floor = self.exploration.floor
-        drawn_best = thompson(np.array(worth), self.boldness * np.array(sd))
+        drawn_best = thompson(np.array(worth), spread)
         shares: Numbers = ((1.0 - floor) * drawn_best + floor / k).tolist()
         return shares
 

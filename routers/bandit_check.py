@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import prior
-from routers.bandit import SQUARE_CB, THOMPSON, EpsilonGreedy, main_axes, thompson
+from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, EpsilonGreedy, drawn_spread, main_axes, thompson
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
 from routers.outcomes import Outcomes, read_outcomes
@@ -32,8 +32,6 @@ from routers.types import Candidate
 WEIGHTS = (0.0, 20.0, 100.0)
 """Quality points per dollar."""
 DIMS = 16
-COLD_BOLDNESS = 0.7
-"""Of Thompson's draws where nothing at all is known beforehand."""
 Array = NDArray[np.float64]
 
 
@@ -46,7 +44,6 @@ class Replay:
     z: Array
     expected: Array
     expected_cost: Array
-    boldness: float = 0.4
 
     def reward(self, weight: float) -> Array:
         return self.score - weight * self.cost
@@ -55,7 +52,7 @@ class Replay:
 def cold(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
     """All rows; the axes are made of texts alone, and nothing is expected of any model."""
     zero = np.zeros_like(data.scores)
-    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero, COLD_BOLDNESS)
+    return Replay(data.scores, data.cost_usd, axes(x, x, featurizer), zero, zero)
 
 
 def priced(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
@@ -94,7 +91,7 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
         quality, sd, cost = told.correction(rows.z[i])
         worth = rows.expected[i] + quality - weight * (rows.expected_cost[i] + cost)
         if rule == THOMPSON:
-            chances = thompson(worth, rows.boldness * sd).tolist()
+            chances = thompson(worth, drawn_spread(sd, told.levels, BOLDNESS)).tolist()
         else:
             sharpness = 1000.0 * np.sqrt((t + 1) / 1000.0)
             chances = probabilities(worth.tolist(), Exploration(floor=0.01, sharpness=float(sharpness)), True)

@@ -140,6 +140,8 @@ class Posterior:
     noise: float
     common: Array
     """The part of `quality` that all models share, (d + 1,)."""
+    levels: Array
+    """Standard deviation of each model's own mean over the queries seen, (m,)."""
     place: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -175,7 +177,7 @@ def fitted(state: State, shrink: Shrinkage) -> Posterior:
     best = max(told, key=itemgetter(0))[1]
     return replace(
         best, quality=best.quality @ move, cost=best.cost @ move, covariance=move.T @ best.covariance @ move,
-        common=best.common @ move,
+        common=best.common @ move, levels=np.sqrt(best.noise * best.covariance[:, -1, -1]),
     )  # fmt: skip
 
 
@@ -224,4 +226,5 @@ def posterior(state: State, shrink: Shrinkage) -> Posterior:
         return np.asarray(common + own), np.asarray(common)
 
     quality, common = solved(state.quality)
-    return Posterior(state.models, quality, solved(state.cost)[0], covariance, shrink.noise, common)
+    levels = np.sqrt(shrink.noise * covariance[:, -1, -1])
+    return Posterior(state.models, quality, solved(state.cost)[0], covariance, shrink.noise, common, levels)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers import prior
-from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, main_axes, thompson
+from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, drawn_spread, main_axes, thompson
 from routers.bandit_check import Replay, compared, told
 from routers.plugin import PluginRouter
 from routers.projection import Projection
@@ -55,6 +55,26 @@ def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, f
     draws = np.random.default_rng(0).normal(mean, sd, size=(20_000, len(mean)))
     simulated = np.bincount(draws.argmax(1), minlength=len(mean)) / 20_000
     assert chances.sum() == pytest.approx(1.0) and np.abs(chances - simulated).max() < 0.05
+
+
+@given(sd=st.floats(0.01, 0.5), level=st.floats(0.001, 0.6), boldness=st.floats(0, 1))
+def test_what_the_query_adds_is_drawn_less_boldly(sd: float, level: float, boldness: float) -> None:
+    """The level is drawn as unsure as it is; only what lies beyond it shrinks, and at boldness one nothing does."""
+    (spread,) = drawn_spread(np.array([sd]), np.array([level]), boldness)
+    assert min(level, sd) - 1e-12 <= spread <= sd + 1e-12
+    assert spread**2 == pytest.approx(min(level, sd) ** 2 + boldness**2 * (sd**2 - min(level, sd) ** 2))
+
+
+def test_levels_are_those_of_the_queries_seen() -> None:
+    """Where answers come of queries far off the axes' origin, a tried model's level is still settled by their number,
+    and an untried one's is not.
+    """
+    rng = np.random.default_rng(0)
+    state = State.empty(("tried", "not"), 3)
+    for _ in range(400):
+        state.learn(np.append(rng.normal(5.0, 1.0, 3), 1.0), "tried", rng.normal(0.1, 0.4))
+    found = fitted(state, Shrinkage())
+    assert found.levels[0] < 0.05 < 0.15 < found.levels[1]
 
 
 @given(seed=st.integers(0, 30), cut=st.integers(1, 29))
