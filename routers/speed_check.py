@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ POOL = [Candidate(name, 0.1 * (i + 1), 0.4 * (i + 1)) for i, name in enumerate(M
 KNOBS = Knobs(cost_weight=0.5)
 LENGTHS = {"30 tokens": 22, "1,000 tokens": 760}
 """Words of a text."""
+Clock = Callable[[], int]
 TEXT = (
     "which of these is not a river in the north and why did people move there before the war ended compute sum x of "
     "plus seven write short story about old garden function returns list each number integer patient showed signs from "
@@ -52,19 +53,21 @@ def trained(kind: str, featurizer: Featurizer, rows: int = 400) -> PluginRouter:
     return fit_router(kind, data, described(data, featurizer), featurizer, exploration=Exploration(floor=0.02))
 
 
-def timed(decide: Callable[[str], object], asked: Sequence[str], disturb: NDArray[np.int64] | None) -> list[float]:
+def timed(
+    decide: Callable[[str], object], asked: Sequence[str], disturb: NDArray[np.int64] | None, clock: Clock
+) -> list[float]:
     """Microseconds of each decision, the first ones left out."""
     found = []
     for text in (*asked[:20], *asked):
         if disturb is not None:
             disturb += 1
-        begun = perf_counter_ns()
+        begun = clock()
         decide(text)
-        found.append((perf_counter_ns() - begun) / 1000)
+        found.append((clock() - begun) / 1000)
     return found[-len(asked) :]
 
 
-def measured(kind: str, count: int) -> dict[str, dict[str, float]]:
+def measured(kind: str, count: int, clock: Clock = perf_counter_ns) -> dict[str, dict[str, float]]:
     featurizer = shipped_featurizer()
     router = trained(kind, featurizer)
 
@@ -75,7 +78,7 @@ def measured(kind: str, count: int) -> dict[str, dict[str, float]]:
     for name, words in LENGTHS.items():
         asked = texts(words, count, 2)
         for state, walked in (("hot", None), ("cold", np.zeros(1_000_000, np.int64))):
-            found = np.percentile(timed(decide, asked, walked), [10, 50, 95])
+            found = np.percentile(timed(decide, asked, walked, clock), [10, 50, 95])
             report[f"{name}, {state}"] = dict(zip(("p10_us", "p50_us", "p95_us"), found.tolist(), strict=True))
     return report
 
@@ -84,9 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m routers.speed_check", description=__doc__)
     parser.add_argument("--decisions", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--cpu", action="store_true", help="time at work, where others use the machine too"
+    )
     asked = parser.parse_args()
+    clock = thread_time_ns if asked.cpu else perf_counter_ns
     with one_core():
-        report = {kind: measured(kind, asked.decisions) for kind in ("ensemble", "linear")}
+        report = {kind: measured(kind, asked.decisions, clock) for kind in ("ensemble", "linear")}
     if asked.json:
         print(json.dumps(report))
         return
