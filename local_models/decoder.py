@@ -17,7 +17,8 @@ from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
 from local_models.linear import Dense, Linear, least_rows
-from local_models.native import Rows, kernels
+from local_models.native import Int8Panels, Panels, Rows, kernels
+from local_models.native_pass import Ends, LayerParts, NativePass
 from local_models.quant import Recipe, Weight, fused_linear, head_linear, load_weights
 from local_models.shape import Shape, read_shape
 
@@ -53,6 +54,13 @@ class _Layer:
         return (self.q_norm, self.k_norm) if self.q_norm is not None and self.k_norm is not None else None
 
     @property
+    def parts(self) -> LayerParts:
+        """The layer as `local_models.native_pass` takes it."""
+        products = [linear for linear in self.linears if isinstance(linear, Panels | Int8Panels)]
+        qkv, out, gate_up, down = products
+        return LayerParts((qkv, out, gate_up, down), (self.norm_in, self.norm_mlp), self.norms, self.window)
+
+    @property
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.out, self.gate_up, self.down
 
@@ -77,16 +85,19 @@ class Decoder:
         self.device = self.embedding.device
         self.final_norm = _tensor(weights, "model.norm.weight")
         found = kernels() if native and self.device.type == "cpu" else None
-        self._native = found if found and found.takes(self.dtype, shape.head_dim, block_tokens) else None
-        recipe = Recipe(self.dtype, int8, self._native)
+        takes = found is not None and found.takes(self.dtype, shape.head_dim, block_tokens)
+        recipe = Recipe(self.dtype, int8, found if takes else None)
         self.head = head_linear(weights, recipe)
         self.layers = [_layer(shape, weights, index, recipe) for index in range(shape.layers)]
-        self._attention = None if self._native else Attention(shape, block_tokens, self.dtype)
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
         )
         self._cos = torch.cat([angles.cos(), angles.cos()], -1).to(self.device, self.dtype)
         self._sin = torch.cat([-angles.sin(), angles.sin()], -1).to(self.device, self.dtype)
+        ends = Ends(self.embedding, self.final_norm, self._cos, self._sin)
+        parts = [layer.parts for layer in self.layers] if takes else []
+        self._native = NativePass(found, shape, parts, ends, block_tokens) if found and takes else None
+        self._attention = None if self._native else Attention(shape, block_tokens, self.dtype)
         self._least_rows = least_rows(self.dtype)
         if not invariant:
             self._least_rows = 1
@@ -122,20 +133,10 @@ class Decoder:
     def forward(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
         with torch.inference_mode():
-            return self._forward_native(batch, pool) if self._native else self._forward(batch, pool)
-
-    def _forward_native(self, batch: Batch, pool: Pool) -> Tensor:
-        shape, size, c = self.shape, self.block_tokens, self._native
-        assert c is not None
-        rows, turns = _rows(batch.segments), (self._cos, self._sin)
-        x = F.embedding(batch.ids, self.embedding)
-        for index, layer in enumerate(self.layers):
-            keys, values = pool.tensor[index]
-            qkv = layer.qkv(c.norm(x, layer.norm_in, shape.eps))
-            c.place(qkv, layer.norms, shape.eps, turns, batch.positions, batch.write_slots, keys, values)
-            x = x + layer.out(c.attend(qkv, keys, values, rows, shape.heads, layer.window, size))
-            x = x + layer.down(c.gate(layer.gate_up(c.norm(x, layer.norm_mlp, shape.eps))))
-        return c.norm(x.index_select(0, batch.wanted_rows), self.final_norm, shape.eps)
+            if self._native is None:
+                return self._forward(batch, pool)
+            rows = _rows(batch.segments)
+            return self._native.run(pool.tensor, batch.ids, batch.positions, batch.write_slots, rows, batch.wanted_rows)
 
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         count = len(batch.ids)

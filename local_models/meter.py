@@ -35,8 +35,8 @@ class Piece:
     attended_tokens: int
 
     @property
-    def features(self) -> Vector:
-        return np.array([0.0, self.prompt_tokens, self.decoded_tokens, self.attended_tokens])
+    def features(self) -> tuple[int, int, int, int]:
+        return 0, self.prompt_tokens, self.decoded_tokens, self.attended_tokens
 
 
 @dataclass(slots=True)
@@ -63,10 +63,11 @@ class StepMeter:
     def split(self, pieces: Sequence[Piece], amount: float) -> list[float]:
         """Divide a step's seconds or joules among its requests; the shares add up to `amount`."""
         base = self.coefficients[0] / max(1, len(pieces))
-        weights = np.array([base + piece.features @ self.coefficients for piece in pieces])
+        weights = base + _features(pieces) @ self.coefficients
         if weights.sum() <= 0:
             weights = np.ones(len(pieces))
-        return [float(share) for share in amount * weights / weights.sum()]
+        shares: list[float] = (amount * weights / weights.sum()).tolist()
+        return shares
 
     def step_s(self, decoding: int, context_tokens: float, prompt_tokens: int = 0) -> float:
         """What a step with so many decoding sequences, of such a mean context, should take."""
@@ -126,9 +127,13 @@ def read_joules(root: Path = _RAPL) -> float | None:
 
 
 def _total(pieces: Sequence[Piece]) -> Vector:
-    x = np.sum([piece.features for piece in pieces], axis=0)
+    x = _features(pieces).sum(0)
     x[0] = 1.0
     return np.asarray(x, np.float64)
+
+
+def _features(pieces: Sequence[Piece]) -> Vector:
+    return np.array([piece.features for piece in pieces], np.float64)
 
 
 def _nonnegative(gram: Vector, moment: Vector) -> Vector:

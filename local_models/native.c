@@ -23,6 +23,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define PANEL 16 /* columns of weights that lie together */
 #define AHEAD 1024 /* bytes: panels follow each other, so what is fetched beyond one is the next */
+#define FAR 131072 /* bytes of panels read side by side that are worth fetching as a whole beforehand */
 
 typedef long long i64;
 
@@ -92,6 +93,13 @@ INLINE __m256 exp8(__m256 x) {
 
 /* ---- products ---- */
 
+/* How far ahead to fetch when V vectors of weights are read side by side: their panels end together, and what follows
+ * is another group of as many bytes. */
+INLINE i64 ahead(int V, i64 panel_bytes) {
+    i64 group = V / 2 * panel_bytes;
+    return V > 2 && group <= FAR ? group : AHEAD;
+}
+
 /* R rows times V vectors of 8 columns: R * V chains side by side, at the end in out[r][8 * V]. Panels lie PANEL * k
  * elements apart. Never inlined: the chains are to stay in registers whatever surrounds the call. */
 #define TILE_OF(name, R, V, bf)                                                                                      \
@@ -99,11 +107,12 @@ INLINE __m256 exp8(__m256 x) {
         __m256 acc[R][V];                                                                                            \
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
             _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_setzero_ps();                     \
+        i64 far = ahead(V, PANEL * k * (bf ? 2 : 4));                                                                \
         for (i64 i = 0; i < k; i++) {                                                                                \
             __m256 b[V];                                                                                             \
             _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                    \
                 i64 at = (v / 2) * PANEL * k + i * PANEL + (v % 2) * 8;                                              \
-                if (v % 2 == 0) _mm_prefetch((const char *)w + at * (bf ? 2 : 4) + AHEAD, _MM_HINT_T0);              \
+                if (v % 2 == 0) _mm_prefetch((const char *)w + at * (bf ? 2 : 4) + far, _MM_HINT_T0);                \
                 b[v] = load8(w, at, bf);                                                                             \
             }                                                                                                        \
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
@@ -190,11 +199,12 @@ void product(const void *x, const void *w, const float *bias, void *y, i64 rows,
         __m256i acc[R][V];                                                                                           \
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
             _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_setzero_si256();                  \
+        i64 far = ahead(V, 2 * PANEL * pairs);                                                                       \
         for (i64 i = 0; i < pairs; i++) {                                                                            \
             __m256i b[V];                                                                                            \
             _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                    \
                 const int8_t *at = w + (v / 2) * 2 * PANEL * pairs + i * 2 * PANEL + (v % 2) * 16;                   \
-                if (v % 2 == 0) _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);                                 \
+                if (v % 2 == 0) _mm_prefetch((const char *)at + far, _MM_HINT_T0);                                   \
                 b[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));                                   \
             }                                                                                                        \
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
@@ -560,4 +570,74 @@ INLINE void gate_rows(const void *x, void *y, i64 rows, i64 d, int bf) {
 void gate(const void *x, void *y, i64 rows, i64 d, int bf) {
     if (bf) gate_rows(x, y, rows, d, 1);
     else gate_rows(x, y, rows, d, 0);
+}
+
+/* ---- a whole pass ---- */
+
+typedef struct {
+    const void *w; /* in panels, of the model's type; of eight bits where there are scales */
+    const float *scales, *bias;
+    i64 columns, k;
+} matrix;
+
+typedef struct {
+    matrix qkv, out, gate_up, down;
+    const void *norm_in, *norm_mlp, *q_norm, *k_norm;
+    i64 window;
+} layer;
+
+typedef struct {
+    const layer *layers;
+    const void *embedding, *final_norm, *cosine, *sine;
+    i64 count, hidden, heads, kv_heads, d, size, widest;
+    float eps;
+    int bf;
+} model;
+
+static void times(const matrix *m, const void *x, void *y, i64 rows, int bf, char *room, int threads) {
+    if (!m->scales) product(x, m->w, m->bias, y, rows, m->columns, m->k, bf, (float *)room, threads);
+    else
+        product8(x, m->w, m->scales, m->bias, y, rows, m->columns, m->k, bf, (int16_t *)(room + 4 * rows),
+                 (float *)room, threads);
+}
+
+INLINE void add_rows(void *x, const void *y, i64 count, int bf) {
+    i64 i = 0;
+    for (; i + 8 <= count; i += 8) store8(x, i, _mm256_add_ps(load8(x, i, bf), load8(y, i, bf)), bf);
+    for (; i < count; i++) store1(x, i, load1(x, i, bf) + load1(y, i, bf), bf);
+}
+
+static void add(void *x, const void *y, i64 count, int bf) {
+    if (bf) add_rows(x, y, count, 1);
+    else add_rows(x, y, count, 0);
+}
+
+/* Hidden states after the last norm of rows `wanted`, from token ids; keys and values go to slots `to` of the pool
+ * `[layer, key or value, kv head, slot, d]`. `room` holds `rows * (hidden + 2 * widest)` elements and behind them
+ * `rows * (widest + 2)` floats. */
+void forward(const model *m, char *pool, i64 slots, const i64 *ids, const i64 *positions, const i64 *to, i64 rows,
+             int segments, const int *first, const int *count, const int *start, const int *table, const int *blocks,
+             const i64 *wanted, i64 answers, char *out, char *room, int threads) {
+    i64 bytes = m->bf ? 2 : 4, line = m->hidden * bytes, half = m->kv_heads * slots * m->d * bytes;
+    char *x = room, *a = x + rows * line, *b = a + rows * m->widest * bytes, *rest = b + rows * m->widest * bytes;
+    for (i64 r = 0; r < rows; r++) memcpy(x + r * line, (const char *)m->embedding + ids[r] * line, line);
+    for (i64 n = 0; n < m->count; n++) {
+        const layer *it = m->layers + n;
+        char *keys = pool + 2 * n * half, *values = keys + half;
+        norm(x, it->norm_in, a, rows, m->hidden, m->eps, m->bf);
+        times(&it->qkv, a, b, rows, m->bf, rest, threads);
+        place(b, it->q_norm, it->k_norm, m->eps, m->cosine, m->sine, positions, to, keys, values, rows, m->heads,
+              m->kv_heads, slots, m->d, m->bf);
+        attend(b, it->qkv.columns, keys, values, a, segments, first, count, start, table, blocks, m->size, it->window,
+               m->heads, m->kv_heads, slots, m->d, 1.0f / sqrtf((float)m->d), m->bf, threads);
+        times(&it->out, a, b, rows, m->bf, rest, threads);
+        add(x, b, rows * m->hidden, m->bf);
+        norm(x, it->norm_mlp, a, rows, m->hidden, m->eps, m->bf);
+        times(&it->gate_up, a, b, rows, m->bf, rest, threads);
+        gate(b, a, rows, it->down.k, m->bf);
+        times(&it->down, a, b, rows, m->bf, rest, threads);
+        add(x, b, rows * m->hidden, m->bf);
+    }
+    for (i64 r = 0; r < answers; r++)
+        norm(x + wanted[r] * line, m->final_norm, out + r * line, 1, m->hidden, m->eps, m->bf);
 }

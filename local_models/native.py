@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm": (_P, _P, _P, _L, _L, _F, _I),
     "place": (_P, _P, _P, _F, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I),
     "gate": (_P, _P, _L, _L, _I),
+    "forward": (_P, _P, _L, _P, _P, _P, _L, _I, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
 }
 
 
@@ -123,11 +124,17 @@ class Rows:
     blocks: Tensor
 
 
+class Matrix(ctypes.Structure):
+    """`matrix` of native.c."""
+
+    _fields_ = (("w", _P), ("scales", _P), ("bias", _P), ("columns", _L), ("k", _L))
+
+
 class Kernels:
     """The functions of `native.c` on torch's tensors, which must be contiguous and on the CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._c = library
+        self.library = library
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
@@ -142,7 +149,7 @@ class Kernels:
         y = torch.empty(rows, columns, dtype=x.dtype)
         kind = _TYPES[x.dtype]
         room = torch.empty(rows * k) if kind else x
-        self._c.product(
+        self.library.product(
             x.data_ptr(), panels.data_ptr(), _at(bias), y.data_ptr(), rows, columns, k, kind, room.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
@@ -154,7 +161,7 @@ class Kernels:
         y = torch.empty(rows, columns, dtype=x.dtype)
         room = torch.empty(rows * (k + 1), dtype=torch.int16)
         steps = torch.empty(rows)
-        self._c.product8(
+        self.library.product8(
             x.data_ptr(), panels.data_ptr(), scales.data_ptr(), _at(bias), y.data_ptr(), rows, columns, k,
             _TYPES[x.dtype], room.data_ptr(), steps.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -167,7 +174,7 @@ class Kernels:
         layer's, `[kv head, slot, d]`."""
         kv_heads, slots, d = keys.shape
         out = torch.empty(qkv.shape[0], heads * d, dtype=qkv.dtype)
-        self._c.attend(
+        self.library.attend(
             qkv.data_ptr(), qkv.shape[1], keys.data_ptr(), values.data_ptr(), out.data_ptr(), len(rows.first),
             rows.first.data_ptr(), rows.count.data_ptr(), rows.start.data_ptr(), rows.table.data_ptr(),
             rows.blocks.data_ptr(), block_tokens, window, heads, kv_heads, slots, d, d**-0.5, _TYPES[qkv.dtype],
@@ -178,7 +185,7 @@ class Kernels:
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Root mean square norm of each row."""
         y = torch.empty_like(x)
-        self._c.norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], eps, _TYPES[x.dtype])
+        self.library.norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], eps, _TYPES[x.dtype])
         return y
 
     def place(
@@ -189,7 +196,7 @@ class Kernels:
         kv_heads, room, d = keys.shape
         heads = qkv.shape[1] // d - 2 * kv_heads
         q_norm, k_norm = norms if norms is not None else (None, None)
-        self._c.place(
+        self.library.place(
             qkv.data_ptr(), _at(q_norm), _at(k_norm), eps, turns[0].data_ptr(), turns[1].data_ptr(),
             positions.data_ptr(), slots.data_ptr(), keys.data_ptr(), values.data_ptr(), len(slots), heads, kv_heads,
             room, d, _TYPES[qkv.dtype],
@@ -199,7 +206,7 @@ class Kernels:
         """`silu(gate) * up` of rows `[gate | up]`."""
         rows, width = both.shape
         y = torch.empty(rows, width // 2, dtype=both.dtype)
-        self._c.gate(both.data_ptr(), y.data_ptr(), rows, width // 2, _TYPES[both.dtype])
+        self.library.gate(both.data_ptr(), y.data_ptr(), rows, width // 2, _TYPES[both.dtype])
         return y
 
     def check(self) -> None:
@@ -231,22 +238,30 @@ class Panels:
     def __call__(self, x: Tensor) -> Tensor:
         return self._kernels.product(x, self._panels, self._bias, self._columns)
 
+    def matrix(self) -> Matrix:
+        """What a whole pass in C needs to know; valid while this object lives."""
+        return Matrix(self._panels.data_ptr(), None, _at(self._bias), self._columns, self._panels.shape[1])
+
 
 class Int8Panels:
     """A matrix of signed bytes with one scale a row of it, laid out for `product8` (W8A8)."""
 
-    __slots__ = ("_bias", "_columns", "_kernels", "_panels", "_scales")
+    __slots__ = ("_bias", "_columns", "_k", "_kernels", "_panels", "_scales")
 
     def __init__(self, kernels: Kernels, values: Tensor, scales: Tensor, bias: Tensor | None = None) -> None:
         self._kernels = kernels
-        self._columns, k = values.shape
-        even = torch.nn.functional.pad(_padded(values), (0, k % 2))
+        self._columns, self._k = values.shape
+        even = torch.nn.functional.pad(_padded(values), (0, self._k % 2))
         self._panels = even.view(-1, _PANEL, even.shape[1] // 2, 2).transpose(1, 2).contiguous()
         self._scales = _padded(scales.float().flatten())
         self._bias = None if bias is None else _padded(bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._kernels.product8(x, self._panels, self._scales, self._bias, self._columns)
+
+    def matrix(self) -> Matrix:
+        """What a whole pass in C needs to know; valid while this object lives."""
+        return Matrix(self._panels.data_ptr(), self._scales.data_ptr(), _at(self._bias), self._columns, self._k)
 
 
 def _padded(rows: Tensor) -> Tensor:

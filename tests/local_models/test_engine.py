@@ -246,3 +246,14 @@ def test_without_invariance_answers_are_still_the_likeliest() -> None:
     assert {name: answer.ids for name, answer in run(free, requests).items()} == {
         name: answer.ids for name, answer in exact.items()
     }
+
+
+@pytest.mark.parametrize("ids", [[], [5, 999_999], [-1], [7] * 2000])
+def test_a_text_that_cannot_be_computed_is_refused(ids: list[int]) -> None:
+    """Nothing, ids that are no tokens, more than the context holds: a typed refusal, and the engine goes on."""
+    some = engine()
+    with pytest.raises(RequestRefused):
+        some.embed(ids)
+    with pytest.raises(RequestRefused):
+        some.score(ids, [5])
+    assert float(some.embed([5, 6]).norm()) == pytest.approx(1.0)

@@ -25,7 +25,7 @@ def taught(steps: int = 600, noise: float = 0.0) -> StepMeter:
             Piece(int(rng.integers(0, 300)) * int(rng.random() < 0.3), 1, int(rng.integers(1, 20_000)))
             for _ in range(rng.integers(1, 12))
         ]
-        x = np.sum([piece.features for piece in batch], axis=0)
+        x = np.sum([piece.features for piece in batch], axis=0).astype(float)
         x[0] = 1.0
         meter.learn(batch, float(x @ TRUE) * (1 + noise * rng.standard_normal()))
     return meter

@@ -1,6 +1,7 @@
 """The arithmetic in C: right, the same for a row in any company, and never required."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,54 @@ def test_both_ways_keep_batch_mates_apart(dtype: str, compute: str, tmp_path: Pa
 
     single = {name: answer for request in requests for name, answer in answers([request]).items()}
     assert_same(answers(requests), single)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads compute, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 13, 64])
+def test_products_are_the_same_bits_with_any_number_of_threads(
+    kernels: Kernels, threads: Callable[[int], None], dtype: torch.dtype, rows: int
+) -> None:
+    """One, two and three threads share a product's columns; each element stays one chain, whoever computes it."""
+    torch.manual_seed(rows)
+    x = torch.randn(rows, 67).to(dtype)
+    for columns in (5, 64, 333, 1024):
+        weight, bias = torch.randn(columns, 67).to(dtype), torch.randn(columns)
+        packed = quantize(weight, 8, 67)
+        for linear in (Panels(kernels, weight, bias), Int8Panels(kernels, packed.values, packed.scales, bias)):
+            threads(1)
+            alone = linear(x)
+            for many in (2, 3, 2):
+                threads(many)
+                assert torch.equal(linear(x), alone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_answers_are_the_same_bits_with_any_number_of_threads(
+    kernels: Kernels, threads: Callable[[int], None], dtype: str, int8: bool, tmp_path: Path
+) -> None:
+    """Twelve sequences with chunked prompts, windows and shared prefixes: ids and log-probabilities with two and three
+    threads are those with one, and no block leaks."""
+    from tests.local_models.test_engine import assert_same, some_requests
+
+    write_folder("mistral-window", tmp_path)
+    requests = some_requests(12, seed=5)
+    answers = []
+    for many in (1, 2, 3, 2):
+        threads(many)
+        decoder = Decoder.load(tmp_path, dtype, 16, int8=int8)
+        assert decoder.is_native
+        answers.append(run(Engine(decoder, codec(), EngineOptions(kv_tokens=4096, step_tokens=48)), requests))
+    for others in answers[1:]:
+        assert_same(others, answers[0])
 
 
 def test_both_ways_attend_alike(kernels: Kernels) -> None:
