@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.calibrate import RISKS
 from cascade.frugal import Chosen, FrugalCascade
 from cascade.offer import Typical, absent, estimates_of, stand_ins
 from cascade.posterior import Matrix, Posterior, Rule, Space, State
@@ -40,11 +42,23 @@ class FittedCascade:
     best_single: float
     """Quality of the best single model on the training rows."""
     typical: Typical
+    sure: Matrix = field(default_factory=lambda: np.full((0, len(RISKS)), inf), repr=False)
+    """(rules, risks): how sure an answer must be so that at most that share of those given is wrong (`abstention`); inf
+    where the training rows could not tell.
+    """
     writes: bool = field(default=False, init=False)
 
     def rule_for(self, share: float = 1.0) -> Rule:
         """The cheapest rule that held that share of the best single model's quality on held-out training rows."""
-        return self.rules[cheapest_matching(self.held_out, share * self.best_single)]
+        return self.rules[self._place(share)]
+
+    def least_chance(self, share: float, risk: float) -> float:
+        """How sure an answer must be that no more than `risk` of those given are wrong; inf: the rows can't tell."""
+        known = [at for at, one in enumerate(RISKS) if one <= risk]
+        return float(self.sure[self._place(share), known[-1]]) if known and len(self.sure) else inf
+
+    def _place(self, share: float) -> int:
+        return cheapest_matching(self.held_out, share * self.best_single)
 
     def plan(
         self,
@@ -55,10 +69,14 @@ class FittedCascade:
         limits: Limits | None = None,
         retries: int = 1,
         fallbacks: Sequence[str] = (),
-        abstain_below: float = 0.0,
+        most_wrong: float | None = None,
         messages: Sequence[Message] = (),
     ) -> Plan:
-        """A plan for one request. A model that isn't eligible or has no price now is never asked."""
+        """A plan for one request. A model that isn't eligible or has no price now is never asked.
+
+        `most_wrong`: of the answers given, the share that may be wrong; then no other model stands in.
+        """
+        spare = stand_ins(choice, fallbacks, tuple(self.typical), worst_cost_usd)
         return routed_plan(
             self.posterior,
             self.rule_for(share),
@@ -67,8 +85,8 @@ class FittedCascade:
             absent=absent(choice, tuple(self.typical), worst_cost_usd),
             limits=limits,
             retries=retries,
-            abstain_below=abstain_below,
-            fallbacks=stand_ins(choice, fallbacks, tuple(self.typical), worst_cost_usd),
+            abstain_below=0.0 if most_wrong is None else self.least_chance(share, most_wrong),
+            fallbacks=spare if most_wrong is None else (),
         )
 
 
@@ -116,7 +134,8 @@ def _parts(cascade: TrainedCascade) -> tuple[str, tuple[str, ...], dict[str, Any
         np.concatenate([rule.ahead[s].ravel() for s in space.states() if s in rule.ahead]) for rule in cascade.rules
     ]
     arrays |= {
-        "rules": np.stack(flat), "rates": np.array([r.rate for r in cascade.rules]), "held_out": cascade.held_out
+        "rules": np.stack(flat), "rates": np.array([r.rate for r in cascade.rules]), "held_out": cascade.held_out,
+        "sure": cascade.sure,
     }  # fmt: skip
     return KIND, space.models, parameters, arrays
 
@@ -136,7 +155,10 @@ def _routed(card: Card, arrays: Arrays) -> FittedCascade:
         Rule(float(rate), dict(_ahead(posterior.space, flat)))
         for rate, flat in zip(arrays["rates"], arrays["rules"], strict=True)
     ]
-    return FittedCascade(posterior, rules, arrays["held_out"], float(card.parameters["best_single"]), typical)
+    best, sure = float(card.parameters["best_single"]), arrays.get("sure", np.full((0, len(RISKS)), inf))
+    if sure.shape not in ((len(rules), len(RISKS)), (0, len(RISKS))):
+        raise ValueError("thresholds for other rules or risks than it has")
+    return FittedCascade(posterior, rules, arrays["held_out"], best, typical, sure)
 
 
 def _frugal(card: Card, arrays: Arrays) -> FrugalCascade:

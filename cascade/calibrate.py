@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 LEAST_ROWS = 50
+RISKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+"""Shares of wrong answers that a cascade learns to stay below by abstaining."""
 ASSUMPTION = "requests are exchangeable with the calibration rows"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from cascade.baselines import (
     verified_alone,
     verified_drafts,
 )
-from cascade.calibrate import Refusal, abstention
+from cascade.calibrate import RISKS, Refusal, abstention
 from cascade.logs import Logged
 from cascade.offer import Typical
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
@@ -55,7 +56,7 @@ Progress = Callable[[int, int], None]
 LEAST_ROWS = 60
 PLANS = ("routing", "frugal", "verify")
 """Cascades that can be trained: posterior cascade routing, FrugalGPT's chain, AutoMix's verified drafts."""
-RISKS = (0.05, 0.10)
+REPORTED_RISKS = (0.05, 0.10)
 """Shares of wrong answers at which abstention is reported."""
 FAR_BELOW = 0.6
 """A model below this share of the best one's quality opens no climb: its answers say too little."""
@@ -216,7 +217,15 @@ def fitted(trained: Trained, part: Part) -> FittedCascade:
     best = best_quality(trained.held_out, Setting().most_cost * trained.single_usd)
     kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
     rules = [trained.rules[i] for i in kept]
-    return FittedCascade(trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical)
+    sure = [[_least(trained, i, risk) for risk in RISKS] for i in kept]
+    return FittedCascade(
+        trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical, np.array(sure)
+    )
+
+
+def _least(trained: Trained, index: int, risk: float) -> float:
+    found = abstention(trained.chances[index], trained.scores[index], risk)
+    return inf if isinstance(found, Refusal) else found
 
 
 def fitted_on(logged: Logged, setting: Setting, plan: str = "routing") -> TrainedCascade:
@@ -272,7 +281,8 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     for name, index in picks.items():
         rule = trained.rules[index]
         found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
-    found["abstaining"] = {f"risk_{risk:.2f}": _abstaining(trained, picks["matching"], tested, risk) for risk in RISKS}
+    matching = picks["matching"]
+    found["abstaining"] = {f"risk_{r:.2f}": _abstaining(trained, matching, tested, r) for r in REPORTED_RISKS}
     target = trained.best_single - setting.tolerance
     scorer, chain_found = frugal_chain(taught, setting, target)
     frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
@@ -288,8 +298,8 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
 
 def _abstaining(trained: Trained, index: int, tested: Part, risk: float) -> dict[str, float]:
     """Share of test rows answered, and share of those wrong, at a threshold certified on training rows."""
-    least = abstention(trained.chances[index], trained.scores[index], risk)
-    if isinstance(least, Refusal):
+    least = _least(trained, index, risk)
+    if least == inf:
         return {"refused": 1.0, "coverage": 0.0, "risk": 0.0}
     got = walked(trained.posterior, [trained.rules[index]], tested)[0]
     given = got.chance >= least

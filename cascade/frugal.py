@@ -119,6 +119,10 @@ class FrugalCascade:
     typical: Typical
     writes: bool = field(default=False, init=False)
 
+    def least_chance(self, share: float, risk: float) -> float:
+        """Inf: it knows of no answer how likely it is right, so it can't abstain."""
+        return inf
+
     def plan(
         self,
         choice: Choice,
@@ -128,6 +132,7 @@ class FrugalCascade:
         limits: Limits | None = None,
         retries: int = 1,
         fallbacks: Sequence[str] = (),
+        most_wrong: float | None = None,
         messages: Sequence[Message] = (),
     ) -> Plan:
         """The chain for that share, without models that can't be asked; the chosen model where none of it is left."""

@@ -30,7 +30,7 @@ class CascadeRouting:
     prices: Prices
     worst_cost_usd: Mapping[str, float]
     abstain_below: float = 0.0
-    """Keep nothing when the best answer in hand is less likely right than this."""
+    """Give nothing when the best answer to be had is less likely right than this."""
     absent: frozenset[str] = frozenset()
     """Models that can't be asked now."""
     _places: Mapping[str, int] = field(init=False, default_factory=dict)
@@ -55,15 +55,18 @@ class CascadeRouting:
                 return self._keep(answered, chances)
             final = pick <= m
             j, read = (pick - 1, False) if final else actions[pick - 1 - m]
+            if final and chances[0, j] < self.abstain_below:
+                return Keep(None, "abstained")
             if fits(step := self._step(j, read)):
                 return self._ask(step, set() if final else out | {j})
         kept = self.best(history)
-        return Keep(kept, "failed" if kept is None else "exhausted")
+        return Keep(kept, "exhausted" if kept is not None else "abstained" if answered else "failed")
 
     def best(self, history: Sequence[Outcome]) -> int | None:
         _, chances = self._read(history)
         answered = [(float(chances[0, self._places[o.model]]), i) for i, o in enumerate(history) if not o.failure]
-        return max(answered)[1] if answered else None
+        chance, at = max(answered, default=(0.0, None))
+        return at if chance >= self.abstain_below else None
 
     def _keep(self, answered: Mapping[int, int], chances: Matrix) -> Keep:
         j = max(answered, key=lambda j: chances[0, j])

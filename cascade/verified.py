@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,10 @@ class VerifiedCascade:
         """The cheapest that kept that share of the best single model's quality; the best where none did."""
         return cheapest(self.pairs, share * self.best_single)
 
+    def least_chance(self, share: float, risk: float) -> float:
+        """Inf: it knows of no answer how likely it is right, so it can't abstain."""
+        return inf
+
     def plan(
         self,
         choice: Choice,
@@ -57,6 +62,7 @@ class VerifiedCascade:
         limits: Limits | None = None,
         retries: int = 1,
         fallbacks: Sequence[str] = (),
+        most_wrong: float | None = None,
         messages: Sequence[Message] = (),
     ) -> Plan:
         """Draft, verdicts, and who takes over; the chosen model alone where one of the two can't be asked."""

@@ -238,7 +238,8 @@ class Answering:
             knobs = merge(route.knobs, call.wishes.knobs) if call.wishes.stated else route.knobs
             return route.cascade.plan(
                 choice, worst_usd, share=share_of(knobs), limits=limits, retries=config.retries,
-                fallbacks=route.fallbacks, messages=chat_messages(call) if route.cascade.writes else (),
+                fallbacks=route.fallbacks, most_wrong=config.most_wrong or None,
+                messages=chat_messages(call) if route.cascade.writes else (),
             )
         strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
         shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from gateway.pacing import Purses
 from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
-from gateway.routes import KNOB_NAMES, RouteBook, knobs_of
+from gateway.routes import KNOB_NAMES, RouteBook, knobs_of, share_of
 from gateway.services import Ids, Services
 from gateway.settings import Current, Settings
 from gateway.shared_shelf import open_shelf
@@ -133,7 +134,9 @@ def open_cascades(config: Config) -> dict[str, TrainedCascade]:
     for index, route in enumerate(config.routes):
         if route.cascade.endswith(".safetensors"):
             try:
-                cascades[route.name] = load_cascade(Path(route.cascade))
+                found = cascades[route.name] = load_cascade(Path(route.cascade))
+                if route.most_wrong and found.least_chance(share_of(knobs_of(route)), route.most_wrong) == inf:
+                    problems.append(f"routes[{index}].most_wrong: {route.cascade} can't tell so well what is right")
             except (ValueError, OSError) as error:
                 problems.append(f"routes[{index}].cascade: {error}")
     if problems:

@@ -236,6 +236,8 @@ def _check_route(
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
     if not _is_path(route.cascade):
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
+        if route.most_wrong:
+            found.add(f"{path}.most_wrong", "is kept by a trained cascade only: the path of one")
     _check_strategies(route, path, found)
     if "stepwise" in (route.cascade, *route.strategies) and route.max_attempts < STEPWISE_ATTEMPTS:
         found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")

@@ -19,7 +19,7 @@ from gateway.at_once import at_once
 from gateway.attempt import Caller, Opened, expected_tokens, fault_of, in_time, said_chars, wants_whole
 from gateway.breaker import AT_ONCE
 from gateway.checker import Checker
-from gateway.errors import UpstreamError
+from gateway.errors import CallerError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
@@ -108,6 +108,8 @@ class Run:
             self.exchange.kept = kept
             self.exchange.answered_by = verdict.model
             return b""
+        if verdict.reason == "abstained":
+            raise CallerError("No answer to this question was sure enough to be given.", code="abstained", status=422)
         raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)
 
     async def together(self, rung: Rung) -> Outcome:

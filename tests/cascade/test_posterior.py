@@ -8,6 +8,7 @@ from math import nan
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from cascade.climb import climb
 from cascade.evaluate import Part, Setting, Trained, plans, train, walked
@@ -146,7 +147,22 @@ def test_abstention_says_so():
     fitted = train(part(200, seed=6), Setting(estimate_folds=2, folds=2, depth=2, pool=3))
     plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
     verdict = replayed(plan, LoggedModels(logged(5), 0))
-    assert verdict.reason in {"abstained", "last"} and (verdict.kept is None) == (verdict.reason == "abstained")
+    assert verdict.reason == "abstained" and verdict.kept is None
+
+
+def test_the_climb_abstains_where_the_sweep_was_unsure():
+    """What is answered, and how much of it is wrong, is what the threshold was certified on."""
+    fitted = train(part(200, seed=4), Setting(estimate_folds=2, folds=2, depth=2))
+    rows, rule = part(80, seed=5), fitted.rules[4]
+    swept = walked(fitted.posterior, [rule], rows)[0]
+    least = float(np.median(swept.chance))
+    cautious = [
+        structs.replace(plan, strategy=replace(plan.strategy, abstain_below=least))
+        for plan in plans(fitted, rule, rows)
+    ]
+    climbed, given = replay_all(cautious, rows.logged), swept.chance >= least
+    assert climbed.answered == pytest.approx(given.mean()) and 0.4 < given.mean() < 0.6
+    assert climbed.score == pytest.approx(swept.score[given].sum() / len(given))
 
 
 @pytest.mark.parametrize("fault", [estimates(small=nan), estimates()[:2]])

@@ -9,10 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cascade.artifact import save_cascade
+from cascade.artifact import FittedCascade, save_cascade
 from cascade.evaluate import PLANS, Setting, fitted_on
 from cascade.plan import NAMES
+from gateway.app import open_cascades
 from gateway.config_load import CASCADES, parse
+from gateway.errors import ConfigError
 from gateway.routes import share_of
 from routers.types import Knobs
 from tests.cascade.worlds import MODELS as LEARNT_MODELS
@@ -178,3 +180,36 @@ async def test_a_trained_cascade_answers_a_route_that_names_its_file(tmp_path: P
     if plan == "verify":
         assert len(record.attempts) > 1
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+
+
+async def test_a_trained_cascade_gives_no_answer_that_may_be_wrong(tmp_path: Path) -> None:
+    """With a bound on wrong answers an unsure question ends with 422 and is paid for; a sure one is answered."""
+    made = fitted_on(logged(400), Setting(router="linear", estimate_folds=2, folds=2))
+    save_cascade(tmp_path / "c.safetensors", made, version="1")
+    assert isinstance(made, FittedCascade)
+    assert 0.0 < made.least_chance(1.0, 0.15) < inf == made.least_chance(1.0, 0.001)
+    models = [{"name": name, "logprobs": True, "output_usd_per_mtok": 10.0**at} for at, name in enumerate(LEARNT)]
+    trained = {"name": "auto", "models": LEARNT, "cascade": str(tmp_path / "c.safetensors"), "most_wrong": 0.15}
+    replies = [{"text": "A", "logprob": -0.001}, {"text": "B", "logprob": -6.0}]
+    letters = ("A", "C", "D")
+    scripts = {name: [replies[0], {**replies[1], "text": letter}] for name, letter in zip(LEARNT, letters, strict=True)}
+    async with live(tmp_path, scripts=scripts, models=models, routes=[trained]) as gateway:
+        answers = [await ask(gateway) for _ in range(2)]
+        records = [await gateway.decision(answer.headers["x-headgate-decision-id"]) for answer in answers]
+        await gateway.rest()
+    assert [answer.status_code for answer in answers] == [200, 422]
+    assert answers[1].json()["error"]["code"] == "abstained" and records[1].verdict == "abstained"
+    for record in records:
+        assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+
+
+def test_a_bound_that_no_cascade_can_keep_is_refused_at_start(tmp_path: Path) -> None:
+    """A plain strategy can't abstain; a trained one is refused where its rows could not tell."""
+    table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
+    _, problems = parse({**table, "routes": [{**route("confidence"), "most_wrong": 0.1}]}, {})
+    assert [problem.partition(":")[0] for problem in problems] == ["routes[0].most_wrong"]
+    save_cascade(tmp_path / "c.safetensors", fitted_on(logged(100), Setting(router="linear"), "verify"), version="1")
+    config, _ = parse({**table, "routes": [{**route(str(tmp_path / "c.safetensors")), "most_wrong": 0.1}]}, {})
+    assert config is not None
+    with pytest.raises(ConfigError, match="most_wrong"):
+        open_cascades(config)
