@@ -1,9 +1,10 @@
 """What planning a job is worth and what it takes.
 
-    python -m tests.bench.batch [--data DIR ... [--splits N]] [--scale N] [--lines N]
+    python -m tests.bench.batch [--data DIR ... [--splits N] [--within]] [--scale N] [--lines N]
 
 --data: on real outcomes. Estimates are fitted on the rows whose split is train and a job is planned over the test rows,
-at five budgets; --splits: over the data's own split and that many drawn at random, and their mean.
+at five budgets; --splits: over the data's own split and that many drawn at random, and their mean; --within: over such
+splits of the training rows alone, which is what settings are chosen by.
 Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
 where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
 the one that was best at that spend on training rows; it reads the same estimates. Intervals are paired
@@ -211,9 +212,17 @@ def on_sides(train: Side, test: Side) -> list[dict[str, Any]]:
     return table
 
 
-def over_splits(folder: Path, splits: int) -> Iterator[dict[str, Any]]:
+def inner(own: Rows) -> Rows:
+    """The training rows alone, two thirds of them to train on."""
+    n = len(own.train_x)
+    held = np.arange(n) % 3 == 0
+    return Rows(own.train.rows(~held), own.train.rows(held), own.train_x[~held], own.train_x[held], own.priced)
+
+
+def over_splits(folder: Path, splits: int, *, within: bool = False) -> Iterator[dict[str, Any]]:
     """Every split's figures, then the means of their gains."""
     own = rows_of(folder, None, (), shipped_featurizer())
+    own = inner(own) if within else own
     gains: list[list[float]] = []
     for seed in range(splits + 1):
         table = on_sides(*sides(drawn(own, seed)))
@@ -317,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.batch", description=__doc__)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
     parser.add_argument("--splits", type=int, default=0)
+    parser.add_argument("--within", action="store_true")
     parser.add_argument("--scale", type=int, default=0)
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -331,7 +341,7 @@ def main() -> None:
         print(json.dumps(runs[chosen.one]()))
         return
     for folder in chosen.data:
-        for row in over_splits(folder, chosen.splits):
+        for row in over_splits(folder, chosen.splits, within=chosen.within):
             print(folder.name, json.dumps(row), flush=True)
     for one in ("free", "limited") if chosen.scale else ():
         print("scale", json.dumps(alone("--one", one, "--scale", str(chosen.scale))), flush=True)
