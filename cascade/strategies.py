@@ -21,6 +21,8 @@ from routers.types import Choice
 
 WRITING = frozenset({"verify", "refine", "skeleton", "stepwise"})
 """Those that write requests of their own, and so need the chat."""
+REPEATING = WRITING | {"self-consistency", "best-of"}
+"""Those that ask one model more than once."""
 SAMPLES = 5
 TEMPERATURE = 0.7
 WORTH_IN_CALLS = 8.0

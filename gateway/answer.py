@@ -110,7 +110,7 @@ class Answering:
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
         worst = self.worst(call, route)
         try:
-            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.names), taken)
+            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.attempted), taken)
         except BaseException:
             taken.correct(0, s.now())
             raise
@@ -201,8 +201,8 @@ class Answering:
             call, tenant = exchange.call, exchange.caller.tenant
             plan = exchange.route.solved.shown_in(plan, chat_messages(call), call.described.text, tenant, choice)
         exchange.plan = plan
-        models = {step.model for step in (*plan.steps, *plan.fallbacks)}
-        if len(models) < len(exchange.route.names):
+        models = [step.model for step in (*plan.steps, *plan.fallbacks)]
+        if exchange.route.repeats or len(models) < len(exchange.route.names):
             exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:

@@ -8,6 +8,7 @@ from math import inf
 
 from cascade.artifact import TrainedCascade
 from cascade.promise import Promise
+from cascade.strategies import REPEATING
 from gateway.checker import Checker
 from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.config_load import LEARNED
@@ -65,8 +66,15 @@ class Route:
     """The operator's check of answers that a climb may still send back."""
     solved: SolvedCases | None = None
     """What is shown to models that need examples."""
+    repeats: bool = False
+    """A climb may ask one model again and again, so that any attempt may be the dearest model's."""
     arms: Arms | None = None
     """Learns which strategy a query deserves; None: `config.cascade` names one."""
+
+    @property
+    def attempted(self) -> tuple[str, ...]:
+        """Models that attempts may be made on, as often as they may be."""
+        return self.names * self.config.max_attempts if self.repeats else self.names
 
     def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
         """The route's models as the router may see them now."""
@@ -143,6 +151,7 @@ class RouteBook:
             _limits(config),
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
             open_solved(config.solved, config.solved_most) if config.solved else None,
+            _repeats(config, self._cascades.get(config.name)),
             _arms(config),
         )
 
@@ -199,6 +208,11 @@ def _arms(config: RouteConfig) -> Arms | None:
     if config.cascade != LEARNED:
         return None
     return Arms(config.strategies, bandit_axes(), config.step_price, config.explore)
+
+
+def _repeats(config: RouteConfig, cascade: TrainedCascade | None) -> bool:
+    named = config.strategies if config.cascade == LEARNED else [config.cascade]
+    return cascade.writes if cascade is not None else any(name in REPEATING for name in named)
 
 
 def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:

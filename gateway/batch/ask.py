@@ -149,6 +149,8 @@ class Planned:
 class Sampled:
     """Best of several samples of one model, by their vote and confidence."""
 
+    writes = False
+
     def __init__(self, count: int) -> None:
         self.count = count
 

@@ -213,3 +213,16 @@ def test_a_bound_that_no_cascade_can_keep_is_refused_at_start(tmp_path: Path) ->
     assert config is not None
     with pytest.raises(ConfigError, match="most_wrong"):
         open_cascades(config)
+
+
+@pytest.mark.parametrize("cascade", ["self-consistency", "best-of", "refine"])
+async def test_every_call_to_one_model_is_held_for(tmp_path: Path, cascade: str) -> None:
+    """A strategy that asks its only model several times holds the money for all of them, and gives back the rest."""
+    words = [{"text": "word " * 60 + name, "logprob": -1.0} for name in ("seven", "eight", "nine")]
+    alone = {**route(cascade), "models": ["small"], "retries": 0, "max_attempts": 5}
+    async with live(tmp_path, scripts={"small": words}, models=MODELS[:1], routes=[alone]) as gateway:
+        answer = await ask(gateway, max_tokens=100)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert len(record.attempts) > 1
+    assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd

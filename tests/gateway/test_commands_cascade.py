@@ -50,6 +50,14 @@ def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path):
     assert load_cascade(tmp_path / "c.safetensors").posterior.space.models == tuple(found["models"])
 
 
+@pytest.mark.parametrize(("plan", "tells"), [("frugal", "accept_at"), ("verify", "escalate")])
+def test_other_cascades_are_trained_by_name(folder: Path, tmp_path: Path, plan: str, tells: str):
+    """A chain with learned thresholds or verified drafts: a file, and what each share of quality costs."""
+    found = run("train", "--data", folder, "--plan", plan, "--out", tmp_path / "c.safetensors")
+    assert found["plan"] == plan and found["points"] and all(point[tells] for point in found["points"])
+    assert load_cascade(tmp_path / "c.safetensors").best_single == found["best_single_quality"]
+
+
 def test_certify_gives_or_refuses(folder: Path):
     """A modest floor is certified on these rows; an extreme one refused with a reason."""
     given = run("certify", "--data", folder, "--floor", 0.7, "--depth", 1)
