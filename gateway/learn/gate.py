@@ -85,3 +85,21 @@ def compared(candidate: Array, incumbent: Array) -> Interval:
     error = float(np.sqrt(candidate.var(ddof=1) / len(candidate) + incumbent.var(ddof=1) / len(incumbent)))
     reach = NormalDist().inv_cdf(0.95) * error
     return Interval(gap, gap - reach, gap + reach)
+
+
+def failed(canary: Interval, gate: Interval | None, margin: float, *, settled: bool) -> bool:
+    """Whether a canary must go back: it is worse beyond doubt; or, where no more rounds are waited for (`settled`), it
+    looks worse by the margin, or worse at all in the light of what the gate saw too.
+    """
+    doubtful = canary.value <= -margin or pooled(canary, gate) < 0.0
+    return canary.high < 0.0 or (settled and doubtful)
+
+
+def pooled(canary: Interval, gate: Interval | None) -> float:
+    """The difference that both speak for, each weighed by the inverse of its variance. They are independent: a canary's
+    rounds come after those that the gate read.
+    """
+    if gate is None or not (canary.half_width > 0 and gate.half_width > 0):
+        return canary.value
+    mine, theirs = canary.half_width**-2, gate.half_width**-2
+    return (mine * canary.value + theirs * gate.value) / (mine + theirs)

@@ -17,10 +17,10 @@ from gateway.config import Config
 from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.learn.alarms import Alarm, raised
 from gateway.learn.dataset import Log, NothingLogged, read_log
-from gateway.learn.gate import Verdict, judge, reference_of, worth
+from gateway.learn.gate import Verdict, failed, judge, reference_of, worth
 from gateway.learn.policy import route_config, route_policy
 from gateway.learn.retrain import Trained, lately, trained, twins
-from gateway.learn.shadow import begin_canary, end_canary, halves_of, mark, shadowed
+from gateway.learn.shadow import begin_canary, end_canary, gated, halves_of, mark, shadowed
 from gateway.learn.whatif import Policy, decided, widened
 from gateway.promote import Versions
 from routers.artifact import Card
@@ -50,7 +50,7 @@ class Terms:
     margin: float = 0.05
     """A canary may be this much worse, for all that its half of the traffic can tell, and still be promoted."""
     patience: int = 200
-    """Canary rounds after which the sign alone decides."""
+    """Canary rounds after which the sign decides: of what the canary and the gate saw together."""
     limit: int = 5000
     """Latest rounds that are read."""
 
@@ -176,7 +176,7 @@ class Loop:
         if gap is None or count < self.terms.canary_rounds:
             return Told(WAITS, f"{count} scored canary rounds", version.version)
         reason = f"{count} canary rounds, difference {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-        bad = gap.high < 0.0 or (count >= self.terms.patience and gap.value < 0.0)
+        bad = failed(gap, gated(version), self.terms.margin, settled=count >= self.terms.patience)
         if not bad and gap.low <= -self.terms.margin and count < self.terms.patience:
             return Told(WAITS, reason, version.version)
         end_canary(str(self.config.server.run_dir), self.route)

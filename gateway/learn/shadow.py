@@ -85,3 +85,10 @@ def mark(store: Store, version: RouterVersion, state: str, time_s: float, **told
     )
     store.save_router_version(marked, "learn")
     return marked
+
+
+def gated(version: RouterVersion) -> Interval | None:
+    """By how much the gate found it better than the incumbent; None: nobody wrote it down."""
+    gate = (version.metrics or {}).get("gate")
+    found = gate.get("difference") if isinstance(gate, dict) else None
+    return Interval(found["value"], found["low"], found["high"]) if isinstance(found, dict) else None

@@ -155,7 +155,7 @@ async def shipped(loop: Loop, expected: int, within_s: float = 20.0) -> None:
 async def learn(
     client: AsyncOpenAI, loop: Loop, questions: list[Question], until: str, done: int
 ) -> tuple[list[Told], int]:
-    """Batches with feedback and a turn after each, until a turn of that name."""
+    """Batches with feedback and a turn after each, until a turn of that name; "": with all questions."""
     told: list[Told] = []
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
@@ -165,8 +165,8 @@ async def learn(
         told.append(loop.step(time.time()))
         print(f"  {done:5d} requests: {told[-1]}", file=sys.stderr, flush=True)
         if told[-1].action == until:
-            await asyncio.sleep(1.2)  # workers follow within a second
             break
+    await asyncio.sleep(1.2)  # workers follow within a second
     return told, done
 
 
@@ -246,7 +246,7 @@ async def run(count: int, judged: int, seed: int) -> dict[str, Any]:
                 for j, model in enumerate(MODELS)
             }
             before = chosen_worth(loop, "", outcomes)
-            told, done = await learn(client, loop, first, turns.PROMOTED, 0)
+            told, done = await learn(client, loop, first, "", 0)
             full = await full_outcomes(client, third[:done])
             learnt = chosen_worth(loop, "", outcomes)
             informed = chosen_worth(loop, str(full_router(full, bench.folder / "full.safetensors")), outcomes)

@@ -23,12 +23,14 @@ from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, training_data
+from gateway.learn.gate import Verdict, failed
 from gateway.learn.loop import Loop, Terms, Told
-from gateway.learn.shadow import begin_canary, mark
+from gateway.learn.shadow import begin_canary, gated, mark
 from gateway.settings import read_settings
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
+from routers.ope import Interval
 from routers.plugin import PluginRouter
 from routers.registry import estimator_named, save_router
 from routers.simple import Weighted
@@ -171,6 +173,43 @@ def test_a_bad_canary_is_rolled_back(street: Street, tmp_path: Path) -> None:
     assert street.loop.versions.find("auto", version.version).state == "rolled_back"
 
 
+def around(value: float, half_width: float) -> Interval:
+    return Interval(value, value - half_width, value + half_width)
+
+
+@pytest.mark.parametrize(
+    "canary, gate, settled, gone",
+    [
+        (around(-0.2, 0.1), around(0.2, 0.05), False, True),
+        (around(-0.02, 0.1), around(0.1, 0.05), False, False),
+        (around(-0.02, 0.1), around(0.1, 0.05), True, False),
+        (around(-0.02, 0.1), None, True, True),
+        (around(-0.02, 0.05), around(0.03, 0.1), True, True),
+        (around(-0.06, 0.1), around(0.9, 0.05), True, True),
+        (around(0.01, 0.1), None, True, False),
+    ],
+    ids=["beyond doubt", "early", "the gate saw more", "no gate", "the gate saw less", "by the margin", "no worse"],
+)
+def test_a_canary_in_doubt_is_judged_with_the_gate(
+    canary: Interval, gate: Interval | None, settled: bool, gone: bool
+) -> None:
+    """What the gate saw counts by its precision, but never against a canary that is worse beyond doubt or by the
+    margin.
+    """
+    assert failed(canary, gate, 0.05, settled=settled) is gone
+
+
+def test_what_the_gate_saw_stays_with_the_version(street: Street, tmp_path: Path) -> None:
+    """Through every later mark; a version that somebody put there by hand has none."""
+    version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
+    assert gated(version) is None
+    verdict = Verdict(True, "", around(0.1, 0.05))
+    noted = mark(street.store, version, "shadow", 1.0, gate=verdict.as_dict())
+    noted = mark(street.store, noted, "canary", 2.0, label="x")
+    assert gated(noted) == around(0.1, 0.05)
+    assert gated(street.loop.versions.find("auto", version.version)) == around(0.1, 0.05)
+
+
 def test_an_empty_journal_only_waits(street: Street) -> None:
     """Nothing logged, nothing done."""
     assert street.loop.step(1e9).action == turns.WAITS
@@ -179,9 +218,7 @@ def test_an_empty_journal_only_waits(street: Street) -> None:
 async def test_feedback_over_http_reaches_the_router(tmp_path: Path) -> None:
     """Requests and feedback over HTTP, the loop beside: the promoted version serves the running gateway."""
     route = {"name": "auto", "models": list(PRICE), "router": "linear", "cost_weight": 0.5, "explore": 0.4}
-    models = [
-        {"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd} for name, usd in PRICE.items()
-    ]
+    models = [{"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd} for name, usd in PRICE.items()]
     terms = Terms(min_scored=150, shadow_rounds=30, canary_share=0.5, canary_rounds=25, patience=60)
     town = Town(5)
     scripts = {name: [{"text": "word " * 40}] for name in PRICE}
