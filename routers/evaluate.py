@@ -196,13 +196,18 @@ def paired(point: Mapping[str, Figures], drawn: Mapping[str, list[Figures]], one
 
 
 def rate_matching(policy: Policy, bench: Bench) -> int:
-    """Index of the cheapest rate whose mean quality on these (training) rows is at least the best single
-    model's; the rate of highest quality where none reaches it.
+    """Index of the cheapest rate whose mean quality on these (training) rows is the best single model's by one standard
+    error of the paired difference: the cheapest that merely reaches it was lucky there (the one-standard-error rule of
+    Breiman et al. 1984). The cheapest that reaches it where none does so safely; else the rate of highest quality.
     """
     points = policy.points()
-    target = float(bench.scores[:, bench.best].mean())
-    reached = np.flatnonzero(points[:, 1] >= target)
-    return int(reached[points[reached, 0].argmin()]) if len(reached) else int(points[:, 1].argmax())
+    gained = policy.score - bench.scores[:, bench.best]
+    mean = gained.mean(1)
+    for reached in (mean > gained.std(1) / np.sqrt(gained.shape[1]), mean >= 0.0):
+        if reached.any():
+            rates = np.flatnonzero(reached)
+            return int(rates[points[rates, 0].argmin()])
+    return int(mean.argmax())
 
 
 def operating_point(

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from routers import evaluate
-from routers.evaluate import Bench, auroc, calibration, compared, operating_point, paired, rate_matching, swept
+from routers.evaluate import (
+    Bench,
+    Policy,
+    auroc,
+    calibration,
+    compared,
+    operating_point,
+    paired,
+    rate_matching,
+    swept,
+)
 from tests.routers.worlds import world
 
 
@@ -71,6 +81,19 @@ def test_the_operating_point_is_fixed_before_the_test() -> None:
     found = operating_point(swept(unseen, after.costs, after), index, after)
     assert found["quality_difference"]["low"] > -0.03
     assert found["cost_ratio"]["high"] < 0.8
+
+
+def test_a_match_by_luck_is_passed_over() -> None:
+    """Of rates that match, one that does so by less than a standard error gives way to a dearer one that does safely;
+    where none does safely, the cheapest that matches at all is taken.
+    """
+    best = np.tile([1.0, 1.0, 0.0, 0.0], 25)
+    rows = Bench(np.column_stack([best, best]), np.ones((100, 2)), 0)
+    swapped = np.tile([1.0, 0.0, 1.0, 0.0], 25)
+    scores = np.stack([best - 0.01, swapped, np.maximum(best, swapped), best])
+    costs = np.repeat([[0.1], [0.2], [0.5], [1.0]], 100, axis=1)
+    assert rate_matching(Policy(costs, scores), rows) == 2
+    assert rate_matching(Policy(costs[[0, 1, 3]], scores[[0, 1, 3]]), rows) == 1
 
 
 def test_no_rate_that_matches_takes_the_best_quality() -> None:
