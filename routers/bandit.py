@@ -32,7 +32,8 @@ from routers.types import Candidate, Choice, Knobs, Query, Vector
 THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
 RULES = (THOMPSON, SQUARE_CB, GREEDY)
 
-BOLDNESS = 0.3
+BOLDNESS_OF_LEVEL, BOLDNESS = 0.8, 0.25
+"""Of Thompson's draws; see `drawn_spread`."""
 
 NODES = 16
 _NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / NODES) for i in range(NODES)])
@@ -53,13 +54,13 @@ def thompson(mean: Array, sd: Array) -> Array:
 
 
 def drawn_spread(sd: Array, levels: Array, boldness: float) -> Array:
-    """Of Thompson's draws: a model's level is as unsure as it is, what the query adds only `boldness` times so.
+    """Of Thompson's draws: nearly as wide as a model's level is unsure, and `boldness` times what the query adds to it.
 
     Levels are settled by trying, soon. Slopes of every model on every axis are not, and drawn at their full width they
     would have all models tried for ever on a difference that few queries show.
     """
     level = np.minimum(levels, sd) ** 2
-    return np.asarray(np.sqrt(level + boldness**2 * (sd**2 - level)))
+    return np.asarray(np.sqrt(BOLDNESS_OF_LEVEL**2 * level + boldness**2 * (sd**2 - level)))
 
 
 def _normal_cdf(z: Array) -> Array:

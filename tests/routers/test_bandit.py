@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers import prior
-from routers.bandit import GREEDY, RULES, SQUARE_CB, THOMPSON, Bandit, drawn_spread, main_axes, thompson
+from routers.bandit import (
+    BOLDNESS_OF_LEVEL,
+    GREEDY,
+    RULES,
+    SQUARE_CB,
+    THOMPSON,
+    Bandit,
+    drawn_spread,
+    main_axes,
+    thompson,
+)
 from routers.bandit_check import Replay, compared, told
 from routers.plugin import PluginRouter
 from routers.projection import Projection
@@ -59,10 +69,10 @@ def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, f
 
 @given(sd=st.floats(0.01, 0.5), level=st.floats(0.001, 0.6), boldness=st.floats(0, 1))
 def test_what_the_query_adds_is_drawn_less_boldly(sd: float, level: float, boldness: float) -> None:
-    """The level is drawn as unsure as it is; only what lies beyond it shrinks, and at boldness one nothing does."""
-    (spread,) = drawn_spread(np.array([sd]), np.array([level]), boldness)
-    assert min(level, sd) - 1e-12 <= spread <= sd + 1e-12
-    assert spread**2 == pytest.approx(min(level, sd) ** 2 + boldness**2 * (sd**2 - min(level, sd) ** 2))
+    """The level counts alike whatever the boldness; what lies beyond it counts by it, and never below nothing."""
+    none, (spread,), whole = (drawn_spread(np.array([sd]), np.array([level]), b) for b in (0.0, boldness, 1.0))
+    assert none[0] == pytest.approx(BOLDNESS_OF_LEVEL * min(level, sd))
+    assert none[0] - 1e-12 <= spread <= whole[0] + 1e-12 <= sd + 1e-9
 
 
 def test_levels_are_those_of_the_queries_seen() -> None:
