@@ -1,0 +1,170 @@
+"""Chosen settings against exhaustive search: `python -m tests.bench.local_settings [--runs FILE]`.
+
+Every setting is run on every case (CPU-seconds, one thread, random weights of real shapes), or the runs are read from
+FILE when it exists, and written there when not. Then each case in turn is left out: a chooser that learnt from the
+runs of the other shapes alone names a setting, and what that setting took is compared with the best of all. Beside it:
+the roofline alone, the setting that is best on average over the other shapes, and the engine's defaults. Nothing of
+the case's own shape is ever learnt from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from local_models import shipped_models
+from local_models.bench import SHAPES, random_shape
+from local_models.decoder import Decoder
+from local_models.engine import Engine, EngineOptions
+from local_models.request import Delta, Request
+from local_models.settings import Case, Ran, Setting, SettingsChooser, read_runs, write_runs
+from local_models.text import TextCodec
+
+MODELS = {
+    "3m": SHAPES["3m"],
+    "10m": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 10, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "vocab_size": 4096},
+    "20m": {"hidden_size": 448, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 7,
+            "num_key_value_heads": 7, "vocab_size": 4096},
+    "30m": SHAPES["30m"],
+}  # fmt: skip
+WORKLOADS = ((1, 64, 0.0), (1, 320, 0.0), (6, 64, 0.0), (6, 320, 0.0), (6, 320, 0.8))
+NEW = 24
+DEFAULT = Setting(False, 512, 0, True)
+SETTINGS = [Setting(*parts) for parts in itertools.product((False, True), (64, 512), (0, 4), (True, False))]
+
+
+def weights_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Random weights, as transformers starts them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**config, max_position_embeddings=2048, tie_word_embeddings=True))
+    return dict(model.eval().state_dict())
+
+
+def machine() -> tuple[float, float]:
+    """Gigabytes read and billions of operations computed in a CPU-second of one thread."""
+    long, x, w = torch.randn(2**24), torch.randn(256, 512), torch.randn(2048, 512)
+    read_s = min(_cpu_s(lambda: long.sum()) for _ in range(5))
+    computed_s = min(_cpu_s(lambda: x @ w.T) for _ in range(20))
+    return 4 * len(long) / read_s / 1e9, 2 * x.numel() * len(w) / computed_s / 1e9
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    began_s = time.process_time()
+    work()
+    return time.process_time() - began_s
+
+
+def prompts_of(vocabulary: int, streams: int, length: int, shared: float) -> list[list[int]]:
+    rng = random.Random(length)
+    common = [rng.randrange(2, vocabulary) for _ in range(int(shared * length))]
+    return [common + [rng.randrange(2, vocabulary) for _ in range(length - len(common))] for _ in range(streams)]
+
+
+def measure(decoder: Decoder, setting: Setting, prompts: list[list[int]]) -> tuple[float, list[list[int]]]:
+    """CPU-seconds of all answers, the first prompt's before the others'; and the answers."""
+    options = EngineOptions(
+        kv_tokens=len(prompts) * 512, step_tokens=setting.step_tokens, draft_tokens=setting.draft_tokens,
+        share_prefixes=setting.share_prefixes,
+    )  # fmt: skip
+    engine = Engine(decoder, TextCodec(shipped_models()["tiny-small"]), options)
+    said: list[list[int]] = [[] for _ in prompts]
+    began_s = time.process_time()
+    for some in (prompts[:1], prompts[1:]):
+        for prompt in some:
+            engine.add(Request(str(prompts.index(prompt)), tuple(prompt), NEW, ignore_end=True))
+        while engine.busy:
+            for event in engine.step():
+                if isinstance(event, Delta):
+                    said[int(event.request_id)] += event.token_ids
+    return time.process_time() - began_s, said
+
+
+def repeated_share(answers: list[list[int]]) -> float:
+    """Share of tokens that followed the same two before."""
+    hits = total = 0
+    for ids in answers:
+        met: dict[tuple[int, ...], int] = {}
+        for at in range(2, len(ids)):
+            pair = tuple(ids[at - 2 : at])
+            hits += met.get(pair) == ids[at]
+            total += 1
+            met[pair] = ids[at]
+    return hits / max(1, total)
+
+
+def all_runs() -> list[Ran]:
+    """Every setting on every case."""
+    runs = []
+    read_gb_s, gflop_s = machine()
+    for config in MODELS.values():
+        shape, weights = random_shape(config), weights_of(config)
+        decoders = {int8: Decoder(shape, dict(weights), int8=int8) for int8 in (False, True)}
+        for streams, length, shared in WORKLOADS:
+            prompts = prompts_of(shape.vocabulary, streams, length, shared)
+            _, answers = measure(decoders[False], DEFAULT, prompts)
+            case = Case(
+                shape.parameters, shape.layers, shape.hidden, 2 * shape.layers * shape.kv_heads * shape.head_dim, 4,
+                read_gb_s, gflop_s, streams, length, NEW, shared * (streams - 1) / streams, repeated_share(answers),
+            )  # fmt: skip
+            runs += [Ran(case, s, measure(decoders[s.int8], s, prompts)[0]) for s in SETTINGS]
+    return runs
+
+
+def judged(runs: list[Ran]) -> dict[str, Any]:
+    """How each way of choosing fares on cases whose shape it never saw; times over the best, geometric means."""
+    took = {(ran.case, ran.setting): ran.seconds for ran in runs}
+    cases = list(dict.fromkeys(ran.case for ran in runs))
+    over: dict[str, list[float]] = {}
+    exact: dict[str, int] = {}
+    for case in cases:
+        others = [ran for ran in runs if ran.case.parameters != case.parameters]
+        times = {setting: took[case, setting] for setting in SETTINGS}
+        chosen = {
+            "learnt from other shapes": SettingsChooser(others).choose(case, SETTINGS),
+            "roofline alone": SettingsChooser().choose(case, SETTINGS),
+            "best on average elsewhere": min(
+                SETTINGS, key=lambda s: sum(math.log(ran.seconds) for ran in others if ran.setting == s)
+            ),
+            "defaults": DEFAULT,
+        }
+        for name, setting in chosen.items():
+            over.setdefault(name, []).append(times[setting] / min(times.values()))
+            exact[name] = exact.get(name, 0) + (times[setting] <= 1.05 * min(times.values()))
+    return {
+        name: {
+            "within_5_percent_of_best": f"{exact[name]}/{len(cases)}",
+            "times_best": round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 3),
+            "worst": round(max(ratios), 2),
+        }
+        for name, ratios in over.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.local_settings", description=__doc__)
+    parser.add_argument("--runs", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.runs and chosen.runs.exists():
+        runs = read_runs(chosen.runs)
+    else:
+        runs = all_runs()
+        if chosen.runs:
+            write_runs(chosen.runs, runs)
+    print(json.dumps({"runs": len(runs), "settings": len(SETTINGS), "chosen": judged(runs)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
