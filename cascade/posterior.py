@@ -25,7 +25,9 @@ State = tuple[tuple[int, bool], ...]
 """The models that answered, by place, ascending; True: its evidence was read."""
 Action = tuple[int, bool]
 BEFORE = 3
-"""Columns of a head that were known before any answer came."""
+"""Columns of a head that were known before any answer came: one, the model's own estimate, the mean of all."""
+OWN = 1
+"""Place of the own estimate among them."""
 NEVER = -1e9
 """Worth of what can't be done."""
 
@@ -168,8 +170,15 @@ class Posterior:
         if not state:  # what every request begins with: the columns of `design`, all models at once
             bias, own, mean = np.stack(heads, 1)
             return sigmoid(bias + own * scene.prior + mean * scene.prior.mean(1, keepdims=True))
-        kinds = kinds_in(self.kinds, scene.prior)
-        return sigmoid(np.stack([design(state, j, scene, kinds) @ heads[j] for j in range(len(heads))], 1))
+        kinds, found, answered = kinds_in(self.kinds, scene.prior), np.empty_like(scene.prior), [j for j, _ in state]
+        for j in answered:
+            found[:, j] = design(state, j, scene, kinds) @ heads[j]
+        others = [j for j in range(len(heads)) if j not in answered]
+        if others:  # their features differ in their own estimate alone
+            shared, weights = design(state, others[0], scene, kinds), np.stack([heads[j] for j in others], 1)
+            shared[:, OWN] = 0.0
+            found[:, others] = shared @ weights + scene.prior[:, others] * weights[OWN]
+        return sigmoid(found)
 
 
 @dataclass(frozen=True, slots=True)

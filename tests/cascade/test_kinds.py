@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cascade.kinds import LEAST_ROWS, fit_kinds, kinds_in, kinds_of
-from cascade.posterior import Scene, Space, logit, shown
+from cascade.logistic import sigmoid
+from cascade.posterior import Scene, Space, design, logit, shown
 from cascade.posterior_fit import fit_posterior
 
 
@@ -58,3 +59,14 @@ def test_rare_tasks_are_one_kind_or_none():
     assert kinds_of(many + few) == many + [""] * LEAST_ROWS
     assert kinds_of(many + few[:9]) == ["many"] * (LEAST_ROWS + 9)
     assert set(kinds_of(few)) == {""}
+
+
+def test_all_chances_together_are_what_each_head_says():
+    """Whether a model has answered or not, its chance is its own head's on its own features."""
+    scene, scores, tasks = two_kinds()
+    posterior = fit_posterior(Space(("a", "b"), (0, 1), 2), scene, scores, tasks)
+    shares = kinds_in(posterior.kinds, scene.prior)
+    for state, heads in posterior.weights.items():
+        if state:
+            alone = [sigmoid(design(state, j, scene, shares) @ heads[j]) for j in (0, 1)]
+            assert np.allclose(posterior.chances(state, scene), np.stack(alone, 1))
