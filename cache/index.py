@@ -137,10 +137,15 @@ class FlatIndex:
         """All of it; a view."""
         return Block(self._labels[: self._n], self._rows[: self._n], self._scales[: self._n])
 
+    def kept(self, label: int) -> tuple[Bytes, np.float32]:
+        """A copy of the row under a label, and its scale."""
+        row = self._row(label)
+        return self._rows[row].copy(), self._scales[row]
+
     def vector(self, label: int) -> Vector:
         """The vector under a label, as it was kept."""
-        row = self._row(label)
-        found: Vector = self._rows[row] * self._scales[row]
+        row, scale = self.kept(label)
+        found: Vector = row * scale
         return found
 
     def gather(self, labels: list[int]) -> Vector:
