@@ -164,7 +164,5 @@ class SharedShelf(Shelf):
 
     async def _follow(self) -> None:
         while not self._closing:
-            for replication in list(self._replications.values()):
-                while await replication.follow() and not self._closing:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(FOLLOW_EVERY_S)
+            behind = [await replication.follow() for replication in list(self._replications.values())]
+            await asyncio.sleep(0 if any(behind) else FOLLOW_EVERY_S)
