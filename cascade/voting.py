@@ -1,8 +1,8 @@
 """Several answers, one vote: samples of one model (self-consistency) or answers of several cheap ones (agreement).
 
 Sampling stops as soon as the leader can't, or can hardly, be overtaken (adaptive consistency, Aggarwal et al. 2023);
-a vote without a clear leader is escalated (mixture-of-thought cascades, Yue et al. 2024) or abstained from. Nothing
-streams before the vote is over, except the escalation.
+a vote without a clear leader is escalated (mixture-of-thought cascades, Yue et al. 2024). Nothing streams before the
+vote is over, except the escalation.
 """
 
 from __future__ import annotations
@@ -74,8 +74,6 @@ class Vote:
     """Stop when the leader stays ahead with this chance; 1: only when it can't be overtaken any more."""
     accept_share: float = 0.5
     """Least share of the votes with which the leader is kept."""
-    abstains: bool = False
-    """Without escalation a leader below `accept_share` is not kept."""
     at_once: int = 1
     confidence: Confidence = RAW
 
@@ -99,11 +97,7 @@ class Vote:
 
     def _end(self, history: Sequence[Outcome]) -> Keep:
         kept = self.best(history)
-        if kept is None:
-            return Keep(None, "failed")
-        if self.abstains and self.escalate is None and ballot(history).share < self.accept_share:
-            return Keep(None, "abstained")
-        return Keep(kept, "exhausted")
+        return Keep(kept, "failed" if kept is None else "exhausted")
 
     def _then(self, left: tuple[Step, ...]) -> tuple[Step, ...]:
         return left if self.escalate is None else (*left, self.escalate)

@@ -87,13 +87,6 @@ def test_ballots_can_be_cast_at_once():
     assert together.kept is not None and alone.kept is not None
 
 
-def test_no_clear_leader_abstains_where_asked_to():
-    """Three different answers and nobody to escalate to: nothing is good enough."""
-    vote = Vote(samples(SMALL, 3, 0.7), certainty=1.0, accept_share=0.6, abstains=True)
-    verdict, _ = driven(plan(vote), scripted("1", "2", "3"))
-    assert (verdict.kept, verdict.reason) == (None, "abstained")
-
-
 def test_refusals_have_no_vote():
     """Three refusals outvote nothing."""
     texts = iter(["no", "no", "5"])
@@ -361,7 +354,7 @@ def test_the_scorer_reads_one_answer_as_the_search_did():
 STRATEGIES = st.sampled_from(
     [
         Vote(samples(SMALL, 5, 0.7), LARGE),
-        Vote(samples(SMALL, 4, 0.7), at_once=4, abstains=True),
+        Vote(samples(SMALL, 4, 0.7), at_once=4),
         BestOf(samples(SMALL, 5, 0.7), 0.5, 0.1, 1.0),
         automix(Threshold(0.5)),
         Refine(SMALL, lambda text: refinement(ASKED, text), rounds=2),
