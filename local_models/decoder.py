@@ -8,6 +8,7 @@ had, else by torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,21 +144,35 @@ class Decoder:
         # Rows that a product needs to be the same whatever their number are added once, not in every product.
         more = max(0, self._least_rows - count)
         ids, positions = F.pad(batch.ids, (0, more)), F.pad(batch.positions, (0, more))
-        x = F.embedding(ids, self.embedding)
-        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
         tiles = [tile for segment in batch.segments for tile in pool.tiles(segment)]
-        assert self._attention is not None
-        views = self._attention.views(tiles, pool)
-        for index, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cos, sin)
+        attention = self._attention
+        assert attention is not None
+        views = attention.views(tiles, pool)
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = pool.tensor[index]
             keys.index_copy_(1, batch.write_slots, k[:count].transpose(0, 1))
             values.index_copy_(1, batch.write_slots, v[:count].transpose(0, 1))
-            attended = self._attention.attend(index, q, pool, tiles, views[layer.window])
-            x = x + layer.out(F.pad(attended, (0, 0, 0, more)) if more else attended)
+            attended = attention.attend(index, q, pool, tiles, views[self.layers[index].window])
+            return F.pad(attended, (0, 0, 0, more)) if more else attended
+
+        x = self.passed(ids, positions, attend)
+        return self.finished(x.index_select(0, batch.wanted_rows))
+
+    def passed(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Rows after the last layer, by torch; `attend(layer, q, k, v)` keeps keys and values and gives
+        `[rows, heads * d]`."""
+        x = F.embedding(ids, self.embedding)
+        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        for index, layer in enumerate(self.layers):
+            x = x + layer.out(attend(index, *self._project(layer, x, cos, sin)))
             gate, up = layer.gate_up(self._norm(x, layer.norm_mlp)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
-        return self._norm(x.index_select(0, batch.wanted_rows), self.final_norm)
+        return x
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Rows after the last norm."""
+        return self._norm(x, self.final_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 scores over the vocabulary."""
