@@ -18,6 +18,14 @@ from tokenizers import Tokenizer
 from local_models.errors import CheckpointError, RequestRefused
 
 _REPLACEMENT = "�"
+_CACHED_WORDS = 1000
+
+
+def _bound_cache(tokenizer: Tokenizer) -> None:
+    """Where a tokenizer cuts no words, its cache keeps whole texts: 22 MB of them until it is full."""
+    resize = getattr(tokenizer.model, "_resize_cache", None)
+    if resize is not None:
+        resize(_CACHED_WORDS)
 
 
 class TextCodec:
@@ -31,6 +39,7 @@ class TextCodec:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise CheckpointError(f"{path} cannot be read: {error}") from error
+        _bound_cache(self.tokenizer)
         self.config = _read_config(folder)
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = [token_id for token_id, token in added.items() if token.special]

@@ -1,6 +1,7 @@
 """Text and tokens: templates, partial characters, stop strings."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from local_models import shipped_models
 from local_models.errors import CheckpointError, RequestRefused
 from local_models.text import TextCodec, TokenStream
 from tests.local_models.checkpoints import codec
@@ -110,3 +112,21 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> Non
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         TextCodec(tmp_path)
+
+
+def test_texts_do_not_pile_up_in_the_tokenizer() -> None:
+    """Six thousand unlike texts take less than a third of what the tokenizer's own cache would keep of them."""
+    codec = TextCodec(shipped_models()["tiny-small"])
+
+    def pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def encode(first: int) -> None:
+        for at in range(first, first + 2000):
+            codec.tokenizer.encode(f"{at} " * 40)
+
+    encode(0)
+    before = pages()
+    encode(2000)
+    encode(4000)
+    assert pages() - before < 3 * 2**20
