@@ -23,6 +23,7 @@ import torch
 
 from local_models import shipped_models
 from local_models.bench import SHAPES, random_shape
+from local_models.checkpoint import expected_shapes
 from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.request import Delta, Request
@@ -30,7 +31,11 @@ from local_models.settings import Case, Ran, Setting, SettingsChooser, read_runs
 from local_models.text import TextCodec
 
 MODELS = {
+    "1m": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
+           "num_key_value_heads": 4, "vocab_size": 1024},
     "3m": SHAPES["3m"],
+    "6m": {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 7, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "vocab_size": 2048},
     "10m": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 10, "num_attention_heads": 8,
             "num_key_value_heads": 2, "vocab_size": 4096},
     "20m": {"hidden_size": 448, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 7,
@@ -44,12 +49,12 @@ SETTINGS = [Setting(*parts) for parts in itertools.product((False, True), (64, 5
 
 
 def weights_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Random weights, as transformers starts them."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """Random weights, as large as transformers starts them."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**config, max_position_embeddings=2048, tie_word_embeddings=True))
-    return dict(model.eval().state_dict())
+    return {
+        name: torch.ones(size) if len(size) == 1 else 0.02 * torch.randn(size)
+        for name, size in expected_shapes(random_shape(config)).items()
+    }
 
 
 def machine() -> tuple[float, float]:
@@ -104,11 +109,11 @@ def repeated_share(answers: list[list[int]]) -> float:
     return hits / max(1, total)
 
 
-def all_runs() -> list[Ran]:
+def all_runs(models: list[str]) -> list[Ran]:
     """Every setting on every case."""
     runs = []
     read_gb_s, gflop_s = machine()
-    for config in MODELS.values():
+    for config in map(MODELS.__getitem__, models):
         shape, weights = random_shape(config), weights_of(config)
         decoders = {int8: Decoder(shape, dict(weights), int8=int8) for int8 in (False, True)}
         for streams, length, shared in WORKLOADS:
@@ -155,12 +160,13 @@ def judged(runs: list[Ran]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.local_settings", description=__doc__)
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.runs and chosen.runs.exists():
         runs = read_runs(chosen.runs)
     else:
-        runs = all_runs()
+        runs = all_runs(chosen.models)
         if chosen.runs:
             write_runs(chosen.runs, runs)
     print(json.dumps({"runs": len(runs), "settings": len(SETTINGS), "chosen": judged(runs)}, indent=1))
