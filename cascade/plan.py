@@ -35,8 +35,11 @@ def plan_for(
     confidence: Confidence | None = None,
     messages: Sequence[Message] = (),
     speculates: bool = False,
+    judge: str = "",
 ) -> Plan:
     """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models.
+
+    `judge`: who verifies answers; empty: their own model.
 
     `messages`: the chat, for strategies that write requests of their own (verify, refine, skeleton).
     """
@@ -47,7 +50,8 @@ def plan_for(
     if strategy in BUILDERS:
         floor, most = _floor(accept_at, choice.model), (limits or Limits()).max_attempts
         step = partial(_step, worst_cost_usd=worst_cost_usd, accept_at=-inf)
-        built = BUILDERS[strategy](Ground(choice, step, rungs[1:], messages, floor, confidence or RAW, most))
+        ground = Ground(choice, step, rungs[1:], messages, floor, confidence or RAW, most, judge)
+        built = BUILDERS[strategy](ground)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
     steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]

@@ -42,6 +42,7 @@ class Ground:
     accept_at: float
     confidence: Confidence
     max_attempts: int = 25
+    judge: str = ""
 
     @property
     def chosen(self) -> Step:
@@ -94,15 +95,19 @@ def best_of(ground: Ground) -> Built | None:
 
 
 def verify(ground: Ground) -> Built | None:
-    """The chosen model checks its own answer; doubt goes to the best model."""
+    """A judge, or the chosen model itself, checks the answer; doubt goes to the best model.
+
+    The best model never judges: whoever pays for its verdict had better have its answer.
+    """
     best, messages, chosen = ground.best, ground.messages, ground.chosen
     if best is None or not messages:
         return None
+    judge = ground.step(ground.judge) if ground.judge and ground.judge != best.model else chosen
     votes = verdicts_within(ground.max_attempts)
     strategy = SelfVerification(
-        chosen, chosen, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), votes
+        chosen, judge, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), votes
     )
-    return strategy, (chosen, *(chosen,) * votes, best)
+    return strategy, (chosen, *(judge,) * votes, best)
 
 
 def refine(ground: Ground) -> Built | None:

@@ -253,6 +253,7 @@ class Answering:
             fallbacks=route.fallbacks,
             messages=chat_messages(call) if strategy in WRITING else (),
             speculates=config.speculate,
+            judge=config.judge,
         )
 
     def way(self, exchange: Exchange, arms: Arms, climbs: bool) -> str:

@@ -166,6 +166,8 @@ class RouteConfig(_Section, frozen=True):
     """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
     speculate: bool = False
     """True: the next model of a cascade starts beside the first: faster, and paid for where the first is kept too."""
+    judge: str = ""
+    """Model that says whether an answer is right, of cascade "verify"; empty: the model that wrote it does."""
     most_wrong: Share = 0.0
     """Of the answers of a trained cascade, the share that may be wrong: where it can't be sure enough it gives none and
     the request ends with status 422, code `abstained`. 0: every question is answered."""

@@ -225,6 +225,10 @@ def _check_route(
             found.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
     if route.cache_judge:
         found.unless_known(f"{path}.cache_judge", "model", route.cache_judge, models)
+    if route.judge:
+        found.unless_known(f"{path}.judge", "model", route.judge, models)
+        if "verify" not in (route.cascade, *route.strategies):
+            found.add(f"{path}.judge", "is asked by cascade 'verify' only")
     if route.default_model and route.default_model not in route.models:
         found.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
     for name in route.weights:

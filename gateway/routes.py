@@ -118,7 +118,7 @@ class RouteBook:
                 f"none of these models is in route '{route.name}', which has: {known}", param="headgate.models"
             )
         allowed = {model.name for model in models}
-        kept = tuple(name for name in route.names if name in allowed)
+        kept = tuple(name for name in route.names if name in allowed or name == route.config.judge)
         default = route.default_model if route.default_model in allowed else models[-1].name
         return replace(
             route, models=models, fallbacks=(), default_model=default, names=kept, scope=_scope(route.name, kept)
@@ -134,7 +134,7 @@ class RouteBook:
         own = set(config.models)
         fallbacks = tuple(name for name in self._fallbacks(config, set()) if name not in own)
         knobs = knobs_of(config)
-        names = (*config.models, *fallbacks)
+        names = tuple(dict.fromkeys((*config.models, *fallbacks, *filter(None, [config.judge]))))
         return Route(
             config.name,
             config,

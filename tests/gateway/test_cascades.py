@@ -11,12 +11,12 @@ import pytest
 
 from cascade.artifact import FittedCascade, save_cascade
 from cascade.evaluate import PLANS, Setting, fitted_on
-from cascade.plan import NAMES
+from cascade.plan import NAMES, plan_for
 from gateway.app import open_cascades
 from gateway.config_load import CASCADES, parse
 from gateway.errors import ConfigError
 from gateway.routes import share_of
-from routers.types import Knobs
+from routers.types import Choice, Estimate, Knobs
 from tests.cascade.worlds import MODELS as LEARNT_MODELS
 from tests.cascade.worlds import logged
 from tests.live import Live, live
@@ -162,6 +162,39 @@ async def test_json_of_another_shape_than_asked_for_is_sent_back(tmp_path: Path)
 def test_what_a_trained_cascade_is_asked_for(knobs: Knobs, share: float) -> None:
     """The floor where there is one; all that can be had where only quality counts; else the best single's quality."""
     assert share_of(knobs) == share
+
+
+@pytest.mark.parametrize(("verdict", "answered"), [("yes, correct", "small"), ("no, incorrect", "large")])
+async def test_a_judge_says_whether_a_draft_is_kept(tmp_path: Path, verdict: str, answered: str) -> None:
+    """It stands outside the route's models, answers nothing itself, and its calls are held for and paid."""
+    scripts = {name: [{"text": f"from {name}"}] for name in ("small", "large")} | {"judge": [{"text": verdict}]}
+    models = [*MODELS, {"name": "judge", "output_usd_per_mtok": 50.0}]
+    judged = {**route("verify"), "judge": "judge"}
+    async with live(tmp_path, scripts=scripts, models=models, routes=[judged]) as gateway:
+        answer = await ask(gateway)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        only = await ask(gateway, headgate={"models": ["small", "large"]})
+        await gateway.rest()
+    assert answer.json()["choices"][0]["message"]["content"] == f"from {answered}"
+    asked = [attempt.model for attempt in record.attempts]
+    assert asked[0] == "small" and asked[1] == "judge" and "judge" not in {one.model for one in record.candidates}
+    assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
+    assert only.json()["choices"][0]["message"]["content"] == f"from {answered}"
+
+
+def test_the_best_model_judges_nobody() -> None:
+    """Its verdict would cost what its answer does: the draft's own model is asked instead; unknown ones are refused."""
+    table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
+    _, problems = parse({**table, "routes": [{**route("verify"), "judge": "nobody"}]}, {})
+    assert [problem.partition(":")[0] for problem in problems] == ["routes[0].judge"]
+    _, problems = parse({**table, "routes": [{**route("agreement"), "judge": "large"}]}, {})
+    assert [problem.partition(":")[0] for problem in problems] == ["routes[0].judge"]
+    estimates = (Estimate("small", 0.6, 0.1, 0.001), Estimate("large", 0.9, 0.1, 0.01))
+    choice = Choice("small", 1.0, {"small": 1.0, "large": 0.0}, estimates, {}, "", "r@1", ranked=("small", "large"))
+    prices = {"small": 0.001, "large": 0.01, "other": 0.002}
+    chat = [{"role": "user", "content": "what?"}]
+    by = {judge: plan_for(choice, "verify", prices, messages=chat, judge=judge) for judge in ("", "large", "other")}
+    assert by["large"].steps == by[""].steps and by["other"].steps[1].model == "other"
 
 
 @pytest.mark.parametrize("plan", PLANS)
