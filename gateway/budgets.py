@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from gateway.config import Config
@@ -39,11 +40,22 @@ def open_limits(ledger: Ledger) -> Limits:
 
 
 def restore(services: Services) -> None:
+    """Budgets go on where they were, also after Redis has lost its data. Blocks."""
+    if services.config.storage.redis_url:
+        from gateway.ledger_redis import RedisLedger
+
+        assert isinstance(services.ledger, RedisLedger)
+        services.ledger.recall = partial(recalled, services)
+    services.ledger.restore(*recalled(services))
+
+
+def recalled(services: Services) -> tuple[dict[str, int], set[Account]]:
     """What each budget's period has cost so far, from the journal and what is still in spools. Blocks."""
     accounts = {account for caller in services.keyring.callers for account in caller.accounts}
     accounts |= {account for route in services.book.routes.values() for account in route.accounts}
-    if accounts:
-        services.ledger.restore(spent(services.journal.spend_since, accounts, services.clock()), accounts)
+    if not accounts:
+        return {}, accounts
+    return spent(services.journal.spend_since, accounts, services.clock()), accounts
 
 
 def right(config: Config, store: Store, now: float) -> int:
@@ -55,7 +67,7 @@ def right(config: Config, store: Store, now: float) -> int:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    from gateway.ledger_redis import raising
+    from gateway.ledger_redis import PREFIX, RIGHTED, raising
     from gateway.ledger_scripts import RAISE
 
     keyring = Keyring(config.auth, store.keys)
@@ -65,7 +77,9 @@ def right(config: Config, store: Store, now: float) -> int:
         return 0
     keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
     with Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as redis:
-        return int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
+        wrong = int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
+        redis.hset(PREFIX + "born", RIGHTED, "1")
+        return wrong
 
 
 def spent(

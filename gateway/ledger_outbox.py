@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
@@ -103,6 +104,14 @@ class Outbox:
             keys = [self._naming.prefix + key for key in keys]
             self._corrections.append((CORRECT, keys, [self._naming.now(), tokens, *capacities]))
         self.wake.set()
+
+    def unsent(self) -> dict[str, int]:
+        """Nano-dollars of settlements that Redis doesn't have yet, by account."""
+        found: defaultdict[str, int] = defaultdict(int)
+        for _, keys, words in self.settlements:
+            for key in keys[2:]:
+                found[key.removeprefix(self._naming.prefix)] += int(words[3])
+        return found
 
     def _settlement(self, hold_id: str, keys: list[str], nanousd: int, starts: Sequence[str | float]) -> Entry:
         prefix = self._naming.prefix

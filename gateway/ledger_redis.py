@@ -4,7 +4,8 @@ Holding is one script in one round trip, atomic over all accounts and limits. Se
 queue that `run` sends, and each entry is applied once however often it is sent. A hold is a lease: when its
 worker dies, the next hold after the lease's end gives the money back, so a crash never eats a budget.
 
-Redis may lose its data: whoever notices says what it knew before anything is held or booked again. Redis may be
+Redis may lose its data: whoever notices reads the journal and says what was spent before anything is held or booked
+again; where the journal can't be read either, Redis counts as away. Redis may be
 away: then callers with a budget are refused (`refuse`) or go on by shares (`share`, see `ledger_alone`). What is
 spent meanwhile is sent when Redis is back, a second before anybody holds by Redis again.
 """
@@ -15,12 +16,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
-from gateway.errors import PolicyError
+from gateway.errors import HeadgateError, PolicyError
 from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
 from gateway.ledger_alone import Alone
 from gateway.ledger_outbox import Naming, Outbox
@@ -32,6 +33,8 @@ from gateway.redis_wire import RedisAway, RedisRefused, RedisWire
 log = logging.getLogger("headgate.ledger")
 
 PREFIX = "{headgate}:ledger:"
+RIGHTED = "righted"
+"""Of `born`: since Redis was empty the journal has told it what was spent."""
 LEASE_S = 120.0
 """A living worker renews its leases in time; a dead one's holds lapse after this long."""
 SETTLE_DOWN_S = 1.5
@@ -42,10 +45,14 @@ SILENT_S = 5.0
 """A worker that hasn't been heard of for this long doesn't count when shares are made."""
 GRACE_S = 1.0
 """After Redis is back: so long every worker has to send what it spent alone, before shares end."""
+RECALL_S = 2.0
+"""Longest wait for the journal's word on what was spent."""
 TRIES = 2
 """Of a hold, before Redis counts as away: one late answer is no outage."""
 
 WhenAway = Literal["share", "refuse"]
+Recall = Callable[[], tuple[Mapping[str, int], Iterable[Account]]]
+"""What each account has spent in its running period, and the accounts. Raises HeadgateError or OSError."""
 
 
 class RedisHold:
@@ -113,6 +120,9 @@ class RedisLedger:
         self._sending = asyncio.Lock()
         self._meeting = asyncio.Lock()
         self._epoch = ""
+        self._recalled = False
+        self.recall: Recall | None = None
+        """Asks the journal, in a thread; None: there is none to ask."""
         self.workers = 1
         """Of all replicas, as of the last pulse."""
         self.is_away = False
@@ -257,10 +267,25 @@ class RedisLedger:
             if epoch == self._epoch:
                 return
             if self._epoch:
-                log.warning("redis has lost its data; telling it what this worker knows")
+                log.warning("redis has lost its data; telling it what this worker and the journal know")
+            if not self._recalled or (self._epoch and self._when_away == "refuse"):
+                await self._ask_journal()
             await self.seed(self._alone.accounts, self._alone.spent)
             await self._rehold(hold for hold in self._holds.values() if not hold.alone)
             self._epoch = epoch
+
+    async def _ask_journal(self) -> None:
+        """Workers that died with Redis tell nothing any more. Raises RedisAway where nobody can say what was spent."""
+        if self.recall is None:
+            return
+        unsent = self._outbox.unsent()
+        try:
+            spent, accounts = await asyncio.wait_for(asyncio.to_thread(self.recall), RECALL_S)
+        except (HeadgateError, OSError, TimeoutError) as fault:
+            if await self._wire.ask("HGET", self._prefix + "born", RIGHTED):
+                return  # the control process told it already
+            raise RedisAway("redis has lost its data and the journal does not answer") from fault
+        self.restore({name: amount - unsent.get(name, 0) for name, amount in spent.items()}, accounts)
 
     async def _rehold(self, holds: Iterable[RedisHold]) -> None:
         for hold in list(holds):
@@ -278,6 +303,7 @@ class RedisLedger:
 
     def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
         """What the journal remembers: a floor, told to a Redis that doesn't know us."""
+        self._recalled = True
         self._alone.floor(accounts, spent)
 
     async def renew(self) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from gateway import ledger_outbox
 from gateway.errors import OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
-from gateway.ledger_redis import RedisLedger
+from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger
 from gateway.limits import Limit
 from gateway.limits_shared import SharedLimits, SharedTaken
 from gateway.redis_wire import RedisWire
@@ -34,6 +34,19 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Journal:
+    """What it says was spent; away it says nothing."""
+
+    def __init__(self, spent: dict[str, int], *, is_away: bool) -> None:
+        self.spent = spent
+        self.is_away = is_away
+
+    def __call__(self) -> tuple[dict[str, int], set[Account]]:
+        if self.is_away:
+            raise OSError("the database is away")
+        return self.spent, {KEY}
 
 
 @pytest.fixture
@@ -259,6 +272,44 @@ async def test_a_redis_that_lost_its_data_is_told_before_anything_is_held(
     running.settle(100)
     await one.flush()
     assert await two.balance(KEY) == (700, 50)
+
+
+@pytest.mark.parametrize("knew_redis", [True, False])
+async def test_what_the_dead_had_spent_the_journal_tells(
+    redis: Redis, worker: Make, clock: Clock, knew_redis: bool
+) -> None:
+    """No worker remembers it: until the journal answers nothing of a budget is held, then all of it counts, once."""
+    dead, left = worker(clock), worker(clock, when_away="refuse")
+    (await dead.hold((KEY,), 700)).settle(700)
+    await dead.flush()
+    if knew_redis:
+        left.restore({}, {KEY})
+        await left.renew()
+    journal = Journal({KEY.id: 800}, is_away=True)
+    left.recall = journal
+    await redis.flushall()
+    with pytest.raises(PolicyError, match="can't be checked"):
+        await left.hold((KEY,), 100)
+    (await left.hold((FREE,), 100)).release()
+    left._outbox.settle(left.new_id(), (KEY,), 100)
+    with pytest.raises(RedisAway):
+        await left.come_back()
+    journal.is_away = False
+    await left.come_back()
+    assert await left.balance(KEY) == (800, 0)
+    with pytest.raises(OverBudget):
+        await left.hold((KEY,), 300)
+    (await left.hold((KEY,), 200)).release()
+
+
+async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, worker: Make, clock: Clock) -> None:
+    """A worker that starts while the database is away goes by a Redis that the control process has righted."""
+    await worker(clock).renew()
+    await redis.hset(PREFIX + "born", RIGHTED, "1")
+    fresh = worker(clock, when_away="refuse")
+    fresh.recall = Journal({}, is_away=True)
+    (await fresh.hold((KEY,), 300)).release()
+    assert not fresh.is_away
 
 
 async def test_nothing_is_held_while_a_new_redis_is_being_told(redis: Redis, worker: Make) -> None:
