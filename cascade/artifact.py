@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 
 from cascade.calibrate import RISKS
 from cascade.frugal import Chosen, FrugalCascade
-from cascade.offer import Typical, absent, estimates_of, stand_ins
+from cascade.offer import Offer, Typical
 from cascade.posterior import Matrix, Posterior, Rule, Space, State
 from cascade.posterior_fit import cheapest_matching
-from cascade.prompts import Message
 from cascade.routing import routed_plan
-from cascade.types import Limits, Plan
+from cascade.types import Plan
 from cascade.verified import Pair, VerifiedCascade
 from cascade.verify import Pomdp
 from routers.artifact import Arrays, ArtifactError, Card, load_artifact, save_artifact
-from routers.types import Choice
 
 KIND, FRUGAL, VERIFIED = "cascade-routing", "cascade-frugal", "cascade-verified"
 
@@ -60,33 +58,22 @@ class FittedCascade:
     def _place(self, share: float) -> int:
         return cheapest_matching(self.held_out, share * self.best_single)
 
-    def plan(
-        self,
-        choice: Choice,
-        worst_cost_usd: Mapping[str, float],
-        *,
-        share: float = 1.0,
-        limits: Limits | None = None,
-        retries: int = 1,
-        fallbacks: Sequence[str] = (),
-        most_wrong: float | None = None,
-        messages: Sequence[Message] = (),
-    ) -> Plan:
+    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """A plan for one request. A model that isn't eligible or has no price now is never asked.
 
         `most_wrong`: of the answers given, the share that may be wrong; then no other model stands in.
         """
-        spare = stand_ins(choice, fallbacks, tuple(self.typical), worst_cost_usd)
+        models = tuple(self.typical)
         return routed_plan(
             self.posterior,
             self.rule_for(share),
-            estimates_of(choice, self.typical),
-            worst_cost_usd,
-            absent=absent(choice, tuple(self.typical), worst_cost_usd),
-            limits=limits,
-            retries=retries,
+            offer.estimates(self.typical),
+            offer.worst_cost_usd,
+            absent=offer.absent(models),
+            limits=offer.limits,
+            retries=offer.retries,
             abstain_below=0.0 if most_wrong is None else self.least_chance(share, most_wrong),
-            fallbacks=spare if most_wrong is None else (),
+            fallbacks=offer.stand_ins(models) if most_wrong is None else (),
         )
 
 

@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.confidence import RAW
-from cascade.offer import Typical, Worst, absent, estimates_of, stand_ins
+from cascade.offer import Offer, Typical, cheapest
 from cascade.posterior import Matrix, Posterior, Scene, logit, shown
-from cascade.prompts import Message
-from cascade.types import Evidence, Limits, Plan, Step
-from routers.types import Choice
+from cascade.types import Evidence, Plan, Step
 
 GRID = 13
 """Thresholds tried for each model but the last."""
@@ -84,10 +82,7 @@ def choose(found: list[Chosen], *, budget_usd: float = inf, quality: float = inf
     within = [one for one in found if one.cost_usd <= budget_usd]
     if not within:
         raise ValueError(f"no chain costs at most ${budget_usd:g} a request")
-    reaching = [one for one in within if one.quality >= quality]
-    if reaching:
-        return min(reaching, key=lambda one: one.cost_usd)
-    return max(within, key=lambda one: (one.quality, -one.cost_usd))
+    return cheapest(within, quality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +118,14 @@ class FrugalCascade:
         """Inf: it knows of no answer how likely it is right, so it can't abstain."""
         return inf
 
-    def plan(
-        self,
-        choice: Choice,
-        worst_cost_usd: Worst,
-        *,
-        share: float = 1.0,
-        limits: Limits | None = None,
-        retries: int = 1,
-        fallbacks: Sequence[str] = (),
-        most_wrong: float | None = None,
-        messages: Sequence[Message] = (),
-    ) -> Plan:
+    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """The chain for that share, without models that can't be asked; the chosen model where none of it is left."""
         models = self.posterior.space.models
-        chain = choose(list(self.chains), quality=share * self.best_single)
-        gone = absent(choice, models, worst_cost_usd)
+        chain = cheapest(self.chains, share * self.best_single)
+        gone = offer.absent(models)
         listed = [(models[j], at) for j, at in zip(chain.models, (*chain.accept_at, -inf), strict=True)]
-        steps = [Step(m, at, worst_cost_usd[m]) for m, at in listed if m not in gone]
-        if not steps:
-            steps = [Step(choice.model, -inf, worst_cost_usd[choice.model])]
-        steps[-1] = Step(steps[-1].model, -inf, steps[-1].worst_cost_usd)
-        prior = logit(np.array([[e.quality for e in estimates_of(choice, self.typical)]]))
-        spare = stand_ins(choice, fallbacks, [step.model for step in steps], worst_cost_usd)
-        return Plan(tuple(steps), spare, limits or Limits(), retries, confidence=Scorer(self.posterior, prior))
+        steps = [Step(m, at, offer.worst_cost_usd[m]) for m, at in listed if m not in gone]
+        steps[-1:] = [offer.step(steps[-1].model if steps else offer.choice.model)]
+        prior = logit(np.array([[e.quality for e in offer.estimates(self.typical)]]))
+        spare = offer.stand_ins([step.model for step in steps])
+        return Plan(tuple(steps), spare, offer.limits, offer.retries, confidence=Scorer(self.posterior, prior))

@@ -3,33 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from cascade.types import Step
+from cascade.prompts import Message
+from cascade.types import Limits, Step
 from routers.types import Choice, Estimate
 
 Typical = Mapping[str, tuple[float, float]]
 """Mean quality and cost of each of a cascade's models."""
-Worst = Mapping[str, float]
-"""Dollars that one attempt can cost at most, by model; a model without a price now is not in it."""
 
 
-def estimates_of(choice: Choice, typical: Typical) -> list[Estimate]:
-    """The router's, and what is typical of a model that it says nothing of."""
-    told = {e.model: e for e in choice.estimates if np.isfinite(e.quality + e.cost_usd)}
-    return [told.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in typical.items()]
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One request, as any trained cascade plans it."""
+
+    choice: Choice
+    worst_cost_usd: Mapping[str, float]
+    """Dollars that one attempt can cost at most, by model; a model without a price now is not in it."""
+    limits: Limits = field(default_factory=Limits)
+    retries: int = 1
+    fallbacks: Sequence[str] = ()
+    messages: Sequence[Message] = ()
+    """The chat, for a cascade that `writes` requests of its own."""
+
+    def estimates(self, typical: Typical) -> list[Estimate]:
+        """The router's, and what is typical of a model that it says nothing of."""
+        told = {e.model: e for e in self.choice.estimates if np.isfinite(e.quality + e.cost_usd)}
+        return [told.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in typical.items()]
+
+    def absent(self, models: Sequence[str]) -> frozenset[str]:
+        """Models that aren't eligible or have no price now."""
+        eligible = set(self.choice.probabilities) - set(self.choice.excluded)
+        return frozenset(m for m in models if m not in eligible or m not in self.worst_cost_usd)
+
+    def step(self, model: str) -> Step:
+        """The model, kept whatever it shows."""
+        return Step(model, worst_cost_usd=self.worst_cost_usd[model])
+
+    def stand_ins(self, taken: Sequence[str]) -> tuple[Step, ...]:
+        """Steps of the models that take no part in the cascade, in the order they are to be tried."""
+        spare = [m for m in (*self.choice.ranked, *self.fallbacks) if m in self.worst_cost_usd and m not in taken]
+        return tuple(map(self.step, dict.fromkeys(spare)))
 
 
-def absent(choice: Choice, models: Sequence[str], worst_cost_usd: Worst) -> frozenset[str]:
-    """Models that aren't eligible or have no price now."""
-    eligible = set(choice.probabilities) - set(choice.excluded)
-    return frozenset(m for m in models if m not in eligible or m not in worst_cost_usd)
+class Scored(Protocol):
+    """What was tried on rows that taught it."""
+
+    @property
+    def quality(self) -> float: ...
+
+    @property
+    def cost_usd(self) -> float: ...
 
 
-def stand_ins(
-    choice: Choice, fallbacks: Sequence[str], taken: Sequence[str], worst_cost_usd: Worst
-) -> tuple[Step, ...]:
-    """Steps of the models that take no part in the cascade, in the order they are to be tried."""
-    spare = [m for m in (*choice.ranked, *fallbacks) if m in worst_cost_usd and m not in taken]
-    return tuple(Step(m, worst_cost_usd=worst_cost_usd[m]) for m in dict.fromkeys(spare))
+S = TypeVar("S", bound=Scored)
+
+
+def cheapest(found: Sequence[S], quality: float) -> S:
+    """Of those that reach it; the best where none does."""
+    reaching = [one for one in found if one.quality >= quality]
+    if reaching:
+        return min(reaching, key=lambda one: one.cost_usd)
+    return max(found, key=lambda one: (one.quality, -one.cost_usd))

@@ -14,12 +14,11 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.offer import Worst, absent, stand_ins
+from cascade.offer import Offer, cheapest
 from cascade.posterior import Matrix
-from cascade.prompts import Message, verification
-from cascade.types import Limits, Plan, Step
+from cascade.prompts import verification
+from cascade.types import Plan
 from cascade.verify import Pomdp, SelfVerification, fit_pomdp, verdicts_within
-from routers.types import Choice
 
 LEAST_ROWS = 50
 RATES = (0.0, *np.geomspace(0.03, 3.0, 7).tolist())
@@ -53,38 +52,19 @@ class VerifiedCascade:
         """Inf: it knows of no answer how likely it is right, so it can't abstain."""
         return inf
 
-    def plan(
-        self,
-        choice: Choice,
-        worst_cost_usd: Worst,
-        *,
-        share: float = 1.0,
-        limits: Limits | None = None,
-        retries: int = 1,
-        fallbacks: Sequence[str] = (),
-        most_wrong: float | None = None,
-        messages: Sequence[Message] = (),
-    ) -> Plan:
+    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """Draft, verdicts, and who takes over; the chosen model alone where one of the two can't be asked."""
-        pair, bounds = self.pair_for(share), limits or Limits()
+        pair, alone = self.pair_for(share), offer.choice.model
         both = (pair.draft, pair.escalate)
-        if absent(choice, both, worst_cost_usd) or not messages:
-            step = Step(choice.model, worst_cost_usd=worst_cost_usd[choice.model])
-            return Plan((step,), stand_ins(choice, fallbacks, (choice.model,), worst_cost_usd), bounds, retries)
-        draft, better = (Step(m, worst_cost_usd=worst_cost_usd[m]) for m in both)
-        votes = verdicts_within(bounds.max_attempts)
+        if offer.absent(both) or not offer.messages:
+            return Plan((offer.step(alone),), offer.stand_ins((alone,)), offer.limits, offer.retries)
+        draft, better = map(offer.step, both)
+        votes = verdicts_within(offer.limits.max_attempts)
         strategy = SelfVerification(
-            draft, draft, lambda answer: verification(messages, answer), better, pair.rule, votes
+            draft, draft, lambda answer: verification(offer.messages, answer), better, pair.rule, votes
         )
         steps = (draft, *(draft,) * votes, better)
-        return Plan(steps, stand_ins(choice, fallbacks, both, worst_cost_usd), bounds, retries, strategy)
-
-
-def cheapest(pairs: Sequence[Pair], quality: float) -> Pair:
-    reaching = [pair for pair in pairs if pair.quality >= quality]
-    if reaching:
-        return min(reaching, key=lambda pair: pair.cost_usd)
-    return max(pairs, key=lambda pair: (pair.quality, -pair.cost_usd))
+        return Plan(steps, offer.stand_ins(both), offer.limits, offer.retries, strategy)
 
 
 def fit_pairs(

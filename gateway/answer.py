@@ -19,6 +19,7 @@ from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
 from cascade.gathered import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
+from cascade.offer import Offer
 from cascade.plan import plan_for
 from cascade.strategies import WRITING
 from cascade.types import Limits, Plan
@@ -236,11 +237,9 @@ class Answering:
             )
         if route.cascade is not None and climbs:
             knobs = merge(route.knobs, call.wishes.knobs) if call.wishes.stated else route.knobs
-            return route.cascade.plan(
-                choice, worst_usd, share=share_of(knobs), limits=limits, retries=config.retries,
-                fallbacks=route.fallbacks, most_wrong=config.most_wrong or None,
-                messages=chat_messages(call) if route.cascade.writes else (),
-            )
+            messages = chat_messages(call) if route.cascade.writes else ()
+            offer = Offer(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
+            return route.cascade.plan(offer, share_of(knobs), config.most_wrong or None)
         strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
         shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(
