@@ -58,7 +58,7 @@ class Engines:
             self._silent.add(provider.name)
             hint = provider.engine.how_to_measure
             log.warning("provider %s does not tell its load%s", provider.name, f": {hint}" if hint else "")
-        return Told(is_up, load.waiting or 0.0, load.running or 0.0)
+        return Told(is_up, load.waiting, load.running)
 
     async def _is_up(self, provider: Provider, path: str) -> bool:
         """False where it says so or nobody is there; an engine too busy to answer in time is up."""
@@ -82,4 +82,8 @@ class Engines:
 
 def engine_waits(fleet: Fleet) -> Callable[[], dict[tuple[str, ...], float]]:
     """For the metrics: requests that wait in each engine, whoever sent them."""
-    return lambda: {(one.model, one.provider): one.told.waiting for one in fleet.all() if one.told is not None}
+    return lambda: {
+        (one.model, one.provider): one.told.waiting
+        for one in fleet.all()
+        if one.told is not None and one.told.waiting is not None
+    }

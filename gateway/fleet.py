@@ -131,9 +131,9 @@ class Told:
     """What an inference server says of itself."""
 
     is_up: bool
-    waiting: float = 0.0
-    running: float = 0.0
-    """Requests, whoever sent them."""
+    waiting: float | None = None
+    running: float | None = None
+    """Requests, whoever sent them; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ class Fleet:
         """By the engine's own word where it gives one: as many as run leave every latency, and the queue moves up."""
         if one.told is not None and one.told.waiting:
             mean_s = one.latency.mean_s
-            return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running)
+            return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running or 0.0)
         return 0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
 
     def as_of(self, candidate: Candidate, now: float) -> Candidate:

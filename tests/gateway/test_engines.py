@@ -131,6 +131,7 @@ async def test_nobody_there_is_down_and_a_page_that_is_missing_is_not(tmp_path: 
         await look(gateway)
         assert gateway.services.fleet.healthy("qwen", gateway.services.now())
         assert gateway.services.fleet.queue_s("qwen") == 0.0
+        assert engine_waits(gateway.services.fleet)() == {}
     async with engine() as gone:
         pass
     async with before(gone, tmp_path / "gone") as gateway:
