@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from cascade.prompts import Message
-from cascade.types import Limits, Step
+from cascade.types import Limits, Plan, Step
 from routers.types import Choice, Estimate
 
 Typical = Mapping[str, tuple[float, float]]
@@ -47,6 +47,15 @@ class Offer:
         """Steps of the models that take no part in the cascade, in the order they are to be tried."""
         spare = [m for m in (*self.choice.ranked, *self.fallbacks) if m in self.worst_cost_usd and m not in taken]
         return tuple(map(self.step, dict.fromkeys(spare)))
+
+
+class Planner(Protocol):
+    """What a route's cascade is: plans climbs, and reads the chat only where it `writes` requests of its own."""
+
+    @property
+    def writes(self) -> bool: ...
+
+    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan: ...
 
 
 class Scored(Protocol):

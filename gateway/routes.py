@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from cascade.artifact import TrainedCascade
+from cascade.offer import Planner
 from cascade.promise import Promise
 from cascade.strategies import REPEATING
 from gateway.checker import Checker
@@ -56,7 +56,7 @@ class Route:
     """All models that may be tried: `models`, then `fallbacks`."""
     scope: str
     """What the cache keeps apart: the route and the models behind it."""
-    cascade: TrainedCascade | None = None
+    cascade: Planner | None = None
     """A trained one; None: the strategy that `config.cascade` names."""
     promise: Promise | None = None
     """Of a certified cascade: what may be kept now."""
@@ -88,7 +88,7 @@ class RouteBook:
         self,
         config: Config,
         routers: Mapping[str, Router],
-        cascades: Mapping[str, TrainedCascade] | None = None,
+        cascades: Mapping[str, Planner] | None = None,
         floors: Mapping[str, FloorSetting] | None = None,
     ) -> None:
         self._cascades = cascades or {}
@@ -210,7 +210,7 @@ def _arms(config: RouteConfig) -> Arms | None:
     return Arms(config.strategies, bandit_axes(), config.step_price, config.explore)
 
 
-def _repeats(config: RouteConfig, cascade: TrainedCascade | None) -> bool:
+def _repeats(config: RouteConfig, cascade: Planner | None) -> bool:
     named = config.strategies if config.cascade == LEARNED else [config.cascade]
     return cascade.writes if cascade is not None else any(name in REPEATING for name in named)
 

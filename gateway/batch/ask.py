@@ -9,15 +9,15 @@ honours idempotency keys bills and answers a repeated call once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from cascade.plan import plan_for
+from cascade.offer import Offer
 from cascade.strategies import TEMPERATURE
-from cascade.types import Limits, Plan
+from cascade.types import Plan
 from cascade.voting import Vote, samples
 from gateway.answer import Answering, bound
 from gateway.batch.types import Arm, Prompt
@@ -154,12 +154,9 @@ class Sampled:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def plan(
-        self, choice: Choice, worst_cost_usd: Mapping[str, float], *, limits: Limits, retries: int, **_: object
-    ) -> Plan:
-        plain = plan_for(choice, "none", worst_cost_usd, limits=limits, retries=retries)
-        ballots = samples(plain.steps[0], self.count, TEMPERATURE)
-        return Plan(ballots, (), limits, retries, Vote(ballots, accept_share=0.0))
+    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+        ballots = samples(offer.step(offer.choice.model), self.count, TEMPERATURE)
+        return Plan(ballots, (), offer.limits, offer.retries, Vote(ballots, accept_share=0.0))
 
 
 class Asker:
@@ -278,7 +275,7 @@ class Asker:
         config = msgspec.structs.replace(
             asked.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"
         )
-        sampled: Any = Sampled(arm.samples) if arm.samples > 1 else None
+        sampled = Sampled(arm.samples) if arm.samples > 1 else None
         names = (arm.model,) * max(1, arm.samples)
         return replace(
             asked, config=config, models=(model,), fallbacks=(), router=Planned(choice_of(replace(ways, better=()))),
