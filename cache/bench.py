@@ -75,27 +75,35 @@ class Trace:
 
 
 def eviction_traces(requests: int) -> list[Trace]:
-    """Zipf .9 and .6 at price ratios of 10 and 100, and Zipf .9 reshuffled six times."""
+    """Zipf .6 and .9 at price ratios of 10 and 100, and Zipf .9 reshuffled six times; prices are drawn in turn."""
     rng = np.random.default_rng(0)
     size = np.maximum(1, rng.lognormal(0, 1, _KEYS))
-    dear = rng.random(_KEYS) < 0.5
+    rng.lognormal(0, 1, _KEYS)  # answers' lengths, which no price hangs on
     traces = []
-    for power, ratio in ((0.9, 10.0), (0.9, 100.0), (0.6, 10.0), (0.6, 100.0)):
-        popular = 1 / np.arange(1, _KEYS + 1) ** power
-        keys = rng.choice(_KEYS, requests, p=rng.permutation(popular / popular.sum()))
-        traces.append(Trace(f"zipf {power}, {ratio:.0f}:1", keys.tolist(), np.where(dear, ratio, 1) * size, size))
-    popular = 1 / np.arange(1, _KEYS + 1) ** 0.9
-    parts = [rng.choice(_KEYS, requests // 6, p=rng.permutation(popular / popular.sum())) for _ in range(6)]
-    drift = np.concatenate(parts).tolist()
-    return [*traces, Trace("drift x6, 10:1", drift, np.where(dear, 10.0, 1.0) * size, size)]
+    for power in (0.6, 0.9, 1.2):
+        popular = _zipf(power)
+        keys = rng.choice(_KEYS, requests, p=popular[rng.permutation(_KEYS)]).tolist()
+        for ratio in (1.0, 10.0, 100.0):
+            cost = np.where(rng.random(_KEYS) < 0.5, 1.0, ratio) * size
+            traces.append(Trace(f"zipf {power}, {ratio:.0f}:1", keys, cost, size))
+    shuffles = [np.random.default_rng(number).permutation(_KEYS) for number in range(6)]
+    parts = [rng.choice(_KEYS, requests // 6, p=_zipf(0.9)[shuffle]) for shuffle in shuffles]
+    cost = np.where(rng.random(_KEYS) < 0.5, 1.0, 10.0) * size
+    chosen = [trace for trace in traces if "1.2" not in trace.name and not trace.name.endswith(" 1:1")]
+    return [*chosen, Trace("drift x6, 10:1", np.concatenate(parts).tolist(), cost, size)]
+
+
+def _zipf(power: float) -> NDArray[np.float64]:
+    popular: NDArray[np.float64] = 1 / np.arange(1, _KEYS + 1) ** power
+    popular /= popular.sum()
+    return popular
 
 
 def saved_share(trace: Trace, policy: Any) -> float:
     """The share of a trace's cost that hits save; the cost of one answer varies from one time to the next."""
-    rng = random.Random(1)
+    noise = np.random.default_rng(1).lognormal(-0.125, 0.5, len(trace.keys))
     saved = total = 0.0
-    for key in trace.keys:
-        cost = trace.cost[key] * rng.lognormvariate(-0.125, 0.5)
+    for key, cost in zip(trace.keys, (trace.cost[trace.keys] * noise).tolist(), strict=True):
         total += cost
         if key in policy:
             saved += cost

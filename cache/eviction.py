@@ -12,8 +12,9 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from operator import add, mul
 from typing import Generic, Protocol, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -143,6 +144,10 @@ _LEAST_REMEMBERED = 32_768
 _LEARNING = 0.05
 _SHARE = 0.0005
 """How much of the weight is shared out at each request, so that either estimate can come back."""
+_TURN = 300.0
+"""Forward decay begins anew after so many of the shortest memories: e to the power of it is a float still."""
+_KEPT_LOW = 8
+"""How many of a sample's least are looked at again with the next."""
 
 
 @dataclass(slots=True)
@@ -151,16 +156,22 @@ class _Seen:
 
     at: int
     counts: list[float]
-    """Decayed requests, one for each of the memories."""
+    """Requests for each of the memories, each grown by what was forgotten from the clock's last turn to its time."""
     cost_usd: float = 0.0
     answers: int = 0
+
+    def value(self) -> float:
+        """What an answer costs on average."""
+        return self.cost_usd / max(self.answers, 1)
 
 
 class LeastExpectedCost(Generic[Key]):
     """Gives up, of a sample, the key with the least rate * cost / size.
 
     The sample makes a score that changes by itself affordable: nothing is kept sorted, and the least of a few
-    dozen random keys is nearly always among the least of all.
+    dozen random keys and of the least of earlier samples is nearly always among the least of all. Counts decay
+    forward (Cormode et al., ICDE 2009): new requests weigh more instead of old ones less, so that no key is touched
+    for getting older.
     """
 
     def __init__(self, max_bytes: int, *, sample: int = 32, remembered: int = 4, seed: int = 0) -> None:
@@ -170,11 +181,15 @@ class LeastExpectedCost(Generic[Key]):
         self._remembered = remembered
         self._rng = random.Random(seed)
         self._now = 0
+        self._turned = 0
+        """When forward decay last began anew, before its weights grow too large for a float."""
         self._trust = [1.0 / len(_MEMORIES)] * len(_MEMORIES)
         self._seen: dict[Key, _Seen] = {}
         self._sizes: dict[Key, int] = {}
         self._keys: list[Key] = []
         self._places: dict[Key, int] = {}
+        self._low: list[Key] = []
+        """The least of earlier samples."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._sizes
@@ -189,8 +204,7 @@ class LeastExpectedCost(Generic[Key]):
         self.drop(key)
         if size_bytes > self.max_bytes:
             return None
-        spans = self._spans()
-        victims = self._victims(size_bytes, self._worth(key, size_bytes, spans), spans)
+        victims = self._victims(key, size_bytes) if self.used_bytes + size_bytes > self.max_bytes else []
         if victims is None:
             return None
         for victim in victims:
@@ -214,50 +228,73 @@ class LeastExpectedCost(Generic[Key]):
     def _count(self, key: Key) -> _Seen:
         """Count a request for a key, and trust the estimate more that expected it."""
         self._now += 1
+        if self._now - self._turned > _TURN * _MEMORIES[0]:
+            self._turn()
+        grown = [math.exp((self._now - self._turned) / memory) for memory in _MEMORIES]
         seen = self._seen.get(key)
         if seen is None:
             self._forget_old()
-            seen = self._seen[key] = _Seen(self._now, [1.0] * len(_MEMORIES))
+            seen = self._seen[key] = _Seen(self._now, grown)
             return seen
-        counts = self._decayed(seen)
-        expected = [n / span + 1e-7 for n, span in zip(counts, self._spans(), strict=True)]
-        likely = sum(t * e for t, e in zip(self._trust, expected, strict=True))
+        parts = zip(seen.counts, grown, self._spans(), strict=True)
+        expected = [n / growth / span + 1e-7 for n, growth, span in parts]
+        likely = sum(map(mul, self._trust, expected))
         trust = [t * (e / likely) ** _LEARNING for t, e in zip(self._trust, expected, strict=True)]
         total = sum(trust)
         self._trust = [(1 - _SHARE) * t / total + _SHARE / len(trust) for t in trust]
-        seen.at, seen.counts = self._now, [n + 1.0 for n in counts]
+        seen.at, seen.counts = self._now, list(map(add, seen.counts, grown))
         return seen
 
-    def _decayed(self, seen: _Seen) -> list[float]:
-        age = seen.at - self._now
-        return [n * math.exp(age / memory) for n, memory in zip(seen.counts, _MEMORIES, strict=True)]
+    def _turn(self) -> None:
+        """Let forward decay begin anew."""
+        faded = [math.exp((self._turned - self._now) / memory) for memory in _MEMORIES]
+        self._turned = self._now
+        for seen in self._seen.values():
+            seen.counts = list(map(mul, seen.counts, faded))
 
     def _spans(self) -> list[float]:
         """How many requests each estimate's counts stand for."""
         now = self._now
         return [1.0 + (m * -math.expm1(-now / m) if m < math.inf else now) for m in _MEMORIES]
 
-    def _worth(self, key: Key, size_bytes: int, spans: list[float]) -> float:
-        seen = self._seen[key]
-        parts = zip(self._trust, self._decayed(seen), spans, strict=True)
-        rate = sum(trust * count / span for trust, count, span in parts)
-        return rate * seen.cost_usd / max(seen.answers, 1) / max(size_bytes, 1)
+    def _ranked(self, keys: Iterable[Key]) -> list[tuple[float, int, Key]]:
+        """Held keys by rate * cost / size, the least first."""
+        fast, slow, ever = self._weights()
+        found = []
+        for key in keys:
+            seen = self._seen[key]
+            one, two, three = seen.counts
+            worth = (fast * one + slow * two + ever * three) * seen.value() / max(self._sizes[key], 1)
+            found.append((worth, self._places[key], key))
+        found.sort()
+        return found
 
-    def _victims(self, size_bytes: int, worth: float, spans: list[float]) -> list[Key] | None:
-        """Keys whose going makes room, or None when one of them is worth more than `worth`."""
-        victims: dict[Key, None] = {}
+    def _weights(self) -> list[float]:
+        """What one of each memory's counts adds to a rate now."""
+        age = self._turned - self._now
+        parts = zip(self._trust, self._spans(), _MEMORIES, strict=True)
+        return [trust * math.exp(age / memory) / span for trust, span, memory in parts]
+
+    def _victims(self, key: Key, size_bytes: int) -> list[Key] | None:
+        """Keys whose going makes room, or None when one of them is worth more than the one that comes."""
+        seen = self._seen[key]
+        worth = sum(map(mul, self._weights(), seen.counts)) * seen.value() / max(size_bytes, 1)
+        victims: list[Key] = []
         free = self.max_bytes - self.used_bytes
         while free < size_bytes:
             drawn = {self._keys[int(self._rng.random() * len(self._keys))] for _ in range(self._sample)}
-            drawn -= victims.keys()
+            drawn.update(low for low in self._low if low in self._sizes)
+            drawn.difference_update(victims)
             if not drawn:
                 drawn = {next(key for key in self._keys if key not in victims)}
-            least = min((self._worth(key, self._sizes[key], spans), self._places[key], key) for key in drawn)
-            if least[0] > worth:
+            ranked = self._ranked(drawn)
+            self._low = [low for _, _, low in ranked[1 : _KEPT_LOW + 1]]
+            if ranked[0][0] > worth:
+                self._low.append(ranked[0][2])
                 return None
-            victims[least[2]] = None
-            free += self._sizes[least[2]]
-        return list(victims)
+            victims.append(ranked[0][2])
+            free += self._sizes[ranked[0][2]]
+        return victims
 
     def _forget_old(self) -> None:
         """Of too many keys remembered, keep those held and the more recent half of the others."""
