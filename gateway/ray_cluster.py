@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from gateway.errors import ConfigError
@@ -22,11 +23,21 @@ def start_ray(workers: int) -> None:
         raise ConfigError(["--engine ray needs Ray: pip install 'headgate[ray]'"]) from None
     if ray.is_initialized():
         return
+    _keep_stdout()
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     else:
         _start_own(ray, workers + 1)
+
+
+def _keep_stdout() -> None:
+    """Ray's native code may log to file descriptor 1, whatever Python is told: from here on that is standard error, and
+    Python alone writes to what was standard output, so that `--json` stays one document.
+    """
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    os.dup2(2, 1)
 
 
 def _start_own(ray: Any, cpus: int) -> None:

@@ -24,5 +24,6 @@ async def told(*words: str) -> dict[str, Any]:
     if process.returncode and SLOW in " ".join(err.decode().split()):
         pytest.skip("Ray could not start in time")
     assert process.returncode == 0, err.decode()[-2000:]
+    assert out.count(b"\n") == 1, f"more than one document: {out.decode()}"
     found: dict[str, Any] = json.loads(out)
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from gateway.ray_cluster import TRIES, _start_own
@@ -34,3 +37,10 @@ def test_another_fault_is_not_tried_again() -> None:
     with pytest.raises(Exception, match="no such file"):
         _start_own(ray, 2)
     assert ray.asked == 1
+
+
+def test_native_output_leaves_a_commands_own_alone() -> None:
+    """What is written to file descriptor 1 behind Python's back goes to standard error."""
+    script = "import os; from gateway.ray_cluster import _keep_stdout as k; k(); os.write(1, b'raylet'); print('told')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("told\n", "raylet")
