@@ -1,4 +1,4 @@
-"""`headgate train`, `evaluate` and `whatif`: the commands that learn and that prove it."""
+"""`headgate train`, `evaluate` and `probe`: the commands that learn and that prove it."""
 
 from __future__ import annotations
 
@@ -137,6 +137,39 @@ def train(
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
+@app.command()
+def probe(
+    data: DataFolder,
+    models: Annotated[str, typer.Option(help="Comma-separated, new ones too; default: all of the data")] = "",
+    outcomes: Annotated[int, typer.Option(min=1, help="How many to buy at most")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Write query_id,model of each into this CSV file")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which queries are asked")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Which outcomes to buy next, so that the best model is known after few of them."""
+    from gateway.learn.probes import plan_of
+
+    try:
+        plan = plan_of(data, _listed(models), outcomes, seed)
+    except ValueError as error:
+        raise _refuse(error) from error
+    if out is not None:
+        plan.write(out)
+    found = plan.as_dict()
+    typer.echo(json.dumps(found) if as_json else _planned(found))
+
+
+def _planned(found: dict[str, Any]) -> str:
+    lines = [
+        f"{name:40s} {one['asked']:7d} asked  "
+        + (f"{one['mean']:.3f} +- {2 * one['error']:.3f}" if one["asked"] else "      unknown")
+        + (f"   buy {one['buy']}" if one["buy"] else "")
+        for name, one in found["models"].items()
+    ]
+    standing = "clear of all others" if found["settled"] else "not clear of the others yet"
+    return "\n".join([*lines, f"best so far: {found['leader']}, {standing}; {found['outcomes']} outcomes to buy"])
+
+
 def as_table(report: dict[str, Any]) -> str:
     """The report as fixed-width lines: one figure a line, one policy a column."""
     known = ("cascade", "router", "task_mean", "zero_router", "best_single", "oracle")
@@ -169,4 +202,4 @@ def _cell(figure: dict[str, float | None] | None) -> str:
     return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
 
 
-__all__ = ["DataError", "app", "as_table", "evaluate", "train"]
+__all__ = ["DataError", "app", "as_table", "evaluate", "probe", "train"]

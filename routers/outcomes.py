@@ -86,9 +86,11 @@ def _cut(value: Any, places: list[int], name: str) -> Any:
     return value[places] if isinstance(value, np.ndarray) else tuple(value[i] for i in places)
 
 
-def read_outcomes(folder: Path) -> Outcomes:
-    """The folder's data. DataError where it can't be learnt from."""
-    return laid_out(_table(folder / "queries.parquet"), _table(folder / "outcomes.parquet"))
+def read_outcomes(folder: Path, *, unanswered: bool = False) -> Outcomes:
+    """The folder's data. DataError where it can't be learnt from. `unanswered`: queries without any outcome may be
+    among them.
+    """
+    return laid_out(_table(folder / "queries.parquet"), _table(folder / "outcomes.parquet"), unanswered=unanswered)
 
 
 def _table(path: Path) -> dict[str, list[Any]]:
@@ -105,7 +107,7 @@ def _table(path: Path) -> dict[str, list[Any]]:
     return {name: table[name].to_pylist() for name in table.column_names if name in wanted}
 
 
-def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]]) -> Outcomes:
+def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]], *, unanswered: bool = False) -> Outcomes:
     """Columns to matrices, every cell checked."""
     _require("queries.parquet", queries, ("query_id", "text"))
     _require("outcomes.parquet", outcomes, ("query_id", "model", "score"))
@@ -120,7 +122,7 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]]) -> O
     shape = (len(ids), len(models))
     scores = _spread("score", outcomes["score"], cells, shape, (0.0, 1.0), required=True)
     unlabelled = np.flatnonzero(~np.isfinite(scores).any(1))
-    if len(unlabelled):
+    if len(unlabelled) and not unanswered:
         first = int(unlabelled[0])
         raise DataError(
             f"queries.parquet: row {first}: query_id {ids[first]!r} has no outcome ({len(unlabelled)} such rows)"

@@ -78,6 +78,34 @@ def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np
     return model, left[: max(BATCH, len(scores) // 100) if asked[model] else FIRST]
 
 
+def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[int, NDArray[np.intp]]]:
+    """Batches (model, queries) to buy before anybody looks again, of at most `cells` outcomes in all.
+
+    A planned outcome is taken to be what its model's mean says. Fewer are planned where what to buy next depends on
+    these: once every model was asked its first queries, or the leader is clear of the others.
+    """
+    told, batches, left = scores.copy(), [], cells
+    least = min(FIRST, len(scores))
+    first = bool(np.isfinite(scores).sum(0).min() < least)
+    while left > 0 and np.isnan(told).any():
+        asked = np.isfinite(told).sum(0)
+        if asked.min() >= least and (first or standing(told).settled):
+            break
+        model, rows = next_batch(told, order)
+        rows = rows[: min(left, FIRST - asked[model])] if first else rows[:left]
+        told[rows, model] = standing(told).mean[model] if asked[model] else 0.5
+        batches.append((model, rows))
+        left -= len(rows)
+    return batches
+
+
+def shared_order(scores: Matrix, seed: int = 0) -> NDArray[np.intp]:
+    """Queries that most models answered come first, for comparisons are paired; the rest by chance."""
+    chance = np.random.default_rng(seed).permutation(len(scores))
+    answered = np.isfinite(scores).sum(1)[chance]
+    return np.asarray(chance[np.argsort(-answered, kind="stable")], np.intp)
+
+
 def found_best(truth: Matrix, share: float, seed: int = 0) -> tuple[int, float]:
     """Replays buying on a full table: the model named best and the share of cells that were bought."""
     order = np.asarray(np.random.default_rng(seed).permutation(len(truth)), np.intp)
