@@ -193,7 +193,7 @@ def _quality(
         return 1.0 / (1.0 + np.exp(-easy[:, None] - skills)), np.full(shape, prior.PRIOR_SD)
     quality, sd = np.tile(prior.expected(candidates), (len(z), 1)), np.full(shape, prior.PRIOR_SD)
     if known.any():
-        mean, deviation = learned.quality.predict(z)
+        mean, deviation = learned.quality.for_jobs().predict(z)
         quality[:, known], sd[:, known] = mean[:, places[known]], deviation[:, places[known]]
     return quality, sd
 

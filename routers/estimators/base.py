@@ -71,6 +71,12 @@ class Estimator(ABC):
         read them.
         """
 
+    def for_jobs(self) -> Estimator:
+        """What plans whole jobs: there prompts compete for one budget, so how far apart they lie counts, not only which
+        model is best for each.
+        """
+        return self
+
     def parameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.PARAMETERS}
 

@@ -4,12 +4,13 @@ An estimate that is closer to the scores need not decide better: what counts are
 queries where they differ. So mixtures are compared by the quality-cost frontier (AIQ) that they reach on training rows
 which their members did not see, and the best few of them are averaged, for the best alone is lucky. Without costs, or
 where too few rows were scored by all models, the ensemble's own weights stay. It takes four times as long to train and
-no longer to ask.
+no longer to ask. Jobs, whose prompts compete for one budget, are planned by the members stacked as they foretell
+scores: on splits of the training rows of two sets that was worth .0005 and .0016 of quality at equal spend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Self
 
@@ -19,6 +20,7 @@ from routers import evaluate
 from routers.cost import LogLinear
 from routers.estimators.base import Matrix, Training, folds
 from routers.estimators.ensemble import FOLDS, Ensemble
+from routers.estimators.stacked import stacked
 
 LEAST_ROWS = 300
 MOST_ROWS = 6000
@@ -37,7 +39,9 @@ class Decided(Ensemble):
     def fit(self, data: Training) -> Self:
         known = self._comparable(data)
         if known is not None:
-            self.weights = self._weighed(known)
+            told = self.foretold(known)
+            self.weights = _weighed(known, told)
+            self.job_weights, self.job_stretch = stacked(told, known.scores, self.weights)
         super().fit(data)
         return self
 
@@ -50,19 +54,20 @@ class Decided(Ensemble):
             return None
         return data.rows(rows[:: -(-len(rows) // MOST_ROWS)])
 
-    def _weighed(self, data: Training) -> tuple[float, ...]:
-        assert data.costs is not None
-        told, cost = self.foretold(data), _costs_foretold(data, data.costs)
-        bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
-        alone = bench.singles()
-        mixtures = list(_mixtures(len(told)))
-        reached = []
-        for mixture in mixtures:
-            quality = np.asarray(sum(share * part for share, part in zip(mixture, told, strict=True)))
-            points = evaluate.swept(quality, cost, bench, RATES).points()
-            reached.append(evaluate.figures(points, alone, bench.best, 1.0)["aiq"])
-        best = np.argsort(reached)[-KEPT:]
-        return tuple(np.mean([mixtures[place] for place in best.tolist()], axis=0).tolist())
+
+def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
+    assert data.costs is not None
+    cost = _costs_foretold(data, data.costs)
+    bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
+    alone = bench.singles()
+    mixtures = list(_mixtures(len(told)))
+    reached = []
+    for mixture in mixtures:
+        quality = np.asarray(sum(share * part for share, part in zip(mixture, told, strict=True)))
+        points = evaluate.swept(quality, cost, bench, RATES).points()
+        reached.append(evaluate.figures(points, alone, bench.best, 1.0)["aiq"])
+    best = np.argsort(reached)[-KEPT:]
+    return tuple(np.mean([mixtures[place] for place in best.tolist()], axis=0).tolist())
 
 
 def _costs_foretold(data: Training, costs: Matrix) -> Matrix:

@@ -25,15 +25,24 @@ FOLDS = 4
 
 class Ensemble(Estimator):
     """Weighted mean of members; their disagreement adds to the deviation. `stretch`: how much further than the members'
-    mean a row lies from its model's mean score; a mean of estimates is shrunk too far.
+    mean a row lies from its model's mean score; a mean of estimates is shrunk too far. `job_weights` and `job_stretch`:
+    what whole jobs are planned by, where that was learnt apart.
     """
 
     kind = "ensemble"
-    PARAMETERS = ("weights", "stretch")
+    PARAMETERS = ("weights", "stretch", "job_weights", "job_stretch")
 
-    def __init__(self, weights: Sequence[float] = (0.4, 0.2, 0.1, 0.3), stretch: float = 1.0) -> None:
+    def __init__(
+        self,
+        weights: Sequence[float] = (0.4, 0.2, 0.1, 0.3),
+        stretch: float = 1.0,
+        job_weights: Sequence[float] = (),
+        job_stretch: float = 1.0,
+    ) -> None:
         self.weights = tuple(weights)
         self.stretch = stretch
+        self.job_weights = tuple(job_weights)
+        self.job_stretch = job_stretch
         self.members: dict[str, Estimator] = {
             "domain": Domain(), "linear": Linear(), "factor": Factor(), "clusters": Clusters(),
         }  # fmt: skip
@@ -53,6 +62,14 @@ class Ensemble(Estimator):
         if self.stretch == 1.0:
             return np.asarray(mean), sd
         return np.clip(self.base_ + self.stretch * (mean - self.base_), 0.0, 1.0), self.stretch * sd
+
+    def for_jobs(self) -> Ensemble:
+        """The same members under the weights for jobs."""
+        if not self.job_weights:
+            return self
+        found = Ensemble(self.job_weights, self.job_stretch)
+        found.members, found.base_ = self.members, self.base_
+        return found
 
     @staticmethod
     def foretold(data: Training) -> list[Matrix]:

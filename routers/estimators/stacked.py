@@ -8,6 +8,7 @@ It takes five times as long to train and no longer to ask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -26,18 +27,24 @@ class Stacked(Ensemble):
 
     def fit(self, data: Training) -> Self:
         if len(data.x) >= 2 * FOLDS:
-            self.weights, self.stretch = self._weighed(data)
+            self.weights, self.stretch = stacked(self.foretold(data), data.scores, self.weights)
         super().fit(data)
         return self
 
-    def _weighed(self, data: Training) -> tuple[tuple[float, ...], float]:
-        from scipy.optimize import nnls
 
-        seen = np.isfinite(data.scores)
-        columns = np.stack([_apart(matrix, seen)[seen] for matrix in self.foretold(data)], axis=1)
-        weights, _ = nnls(columns, _apart(data.scores, seen)[seen])
-        total = float(weights.sum())
-        return (tuple((weights / total).tolist()), total) if total > 0 else (self.weights, 0.0)
+def stacked(
+    told: Sequence[Matrix], scores: Matrix, otherwise: tuple[float, ...]
+) -> tuple[tuple[float, ...], float]:
+    """Weights of the members that `told` the scores of rows which they did not see, and the stretch; `otherwise`, and a
+    stretch of zero, where none of them foretells anything.
+    """
+    from scipy.optimize import nnls
+
+    seen = np.isfinite(scores)
+    columns = np.stack([_apart(matrix, seen)[seen] for matrix in told], axis=1)
+    weights, _ = nnls(columns, _apart(scores, seen)[seen])
+    total = float(weights.sum())
+    return (tuple((weights / total).tolist()), total) if total > 0 else (otherwise, 0.0)
 
 
 def _apart(matrix: Matrix, seen: NDArray[np.bool_]) -> Matrix:

@@ -2,8 +2,8 @@
 
     python -m tests.bench.batch [--data DIR ... [--splits N] [--within]] [--scale N] [--lines N]
 
---data: on real outcomes. Estimates are fitted on the rows whose split is train and a job is planned over the test rows,
-at five budgets; --splits: over the data's own split and that many drawn at random, and their mean; --within: over such
+--data: on real outcomes. The default router is trained on the rows whose split is train and a job is planned by it over
+the test rows, at five budgets; --splits: over the data's own split and that many drawn at random, and their mean; --within: over such
 splits of the training rows alone, which is what settings are chosen by.
 Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
 where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
@@ -45,13 +45,12 @@ from gateway.learn.evaluation import Rows, rows_of
 from gateway.routes import RouteBook
 from gateway.settings import Settings
 from routers.estimators.base import folds
-from routers.estimators.ensemble import Ensemble
-from routers.estimators.stacked import FOLDS, Stacked
+from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned, predicted
 from routers.outcomes import Outcomes
 from routers.plugin import Learned
-from routers.registry import open_router
+from routers.registry import estimator_named, open_router
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
 Matrix = NDArray[np.float64]
@@ -78,22 +77,22 @@ class Side:
 def sides(rows: Rows) -> tuple[Side, Side]:
     """Training rows (predicted by folds that did not see them) and test rows."""
     featurizer = shipped_featurizer()
-    stacked = Stacked()
-    learned = fit_learned(stacked, rows.train, rows.train_x, featurizer)
+    learned = fit_learned(estimator_named("default"), rows.train, rows.train_x, featurizer)
     test = _side(learned, rows.test, rows.test_x)
+    said = learned.quality.parameters()
     fold = folds(len(rows.train_x), FOLDS, 0)
     parts = []
     for part in range(FOLDS):
         seen, held = fold != part, fold == part
-        weighed = Ensemble(stacked.weights, stacked.stretch)
+        weighed = Ensemble(**said)
         learned = fit_learned(weighed, rows.train.rows(seen), rows.train_x[seen], featurizer)
         parts.append(_side(learned, rows.train.rows(held), rows.train_x[held]))
     return Side(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Side))), test
 
 
 def _side(learned: Learned, data: Outcomes, x: Matrix) -> Side:
-    quality, cost = predicted(learned, x)
-    _, sd = learned.quality.predict(learned.projection.apply(x).astype(np.float64))
+    _, cost = predicted(learned, x)
+    quality, sd = learned.quality.for_jobs().predict(learned.projection.apply(x).astype(np.float64))
     return Side(quality, sd, cost, data.scores, data.cost_usd)
 
 

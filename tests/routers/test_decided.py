@@ -10,6 +10,8 @@ import pytest
 from routers import evaluate
 from routers.estimators.decided import KEPT, SHARES, Decided
 from routers.estimators.ensemble import Ensemble
+from routers.estimators.linear import Linear
+from routers.estimators.stacked import Stacked
 from tests.routers.worlds import world
 
 PRICES = np.array([0.0002, 0.001, 0.008])
@@ -56,3 +58,25 @@ def test_it_decides_no_worse_than_the_ensemble() -> None:
 
         gains.append(aiq(Decided()) - aiq(Ensemble()))
     assert np.mean(gains) > -0.002
+
+
+def test_jobs_are_planned_by_what_foretells_scores() -> None:
+    """The members stacked, whatever the weights that route; saved and opened again they are the same."""
+    data, _ = priced(400)
+    fitted, plain = Decided().fit(data), Stacked().fit(data)
+    jobs = fitted.for_jobs()
+    assert (jobs.weights, jobs.stretch) == (plain.weights, plain.stretch)
+    assert all(np.allclose(one, other) for one, other in zip(jobs.predict(data.x), plain.predict(data.x), strict=True))
+    again = Decided(**fitted.parameters()).restore(fitted.state())
+    assert (again.for_jobs().predict(data.x)[0] == jobs.predict(data.x)[0]).all()
+    assert (again.predict(data.x)[0] == fitted.predict(data.x)[0]).all()
+    assert not (fitted.predict(data.x)[0] == jobs.predict(data.x)[0]).all()
+
+
+def test_a_router_that_learnt_nothing_for_jobs_plans_them_as_it_routes() -> None:
+    """An estimator of another kind, and an ensemble trained without prices."""
+    data, _ = priced(400)
+    unpriced = Decided().fit(replace(data, costs=None))
+    assert unpriced.for_jobs() is unpriced
+    linear = Linear()
+    assert linear.for_jobs() is linear
