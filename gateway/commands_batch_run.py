@@ -137,11 +137,14 @@ def _advance(bar: Progress, task: TaskID, now: Standing) -> None:
 
 def _tell(job: Job, took_s: float, json: bool) -> None:
     if json:
-        typer.echo(msgspec.json.encode({**_view(job), "seconds": took_s}).decode())
+        typer.echo(msgspec.json.encode({**_view(job), "bad_lines": job.card.errors, "seconds": took_s}).decode())
         return
     now = job.progress
     typer.echo(f"{job.id} is {job.state}: {now.done} of {now.total} answered, {now.failed} failed, "
                f"${now.spent_nanousd / 1e9:.6f} spent in {_span(took_s)}")
+    if bad := job.card.errors:
+        told = f"{len(bad)} bad line(s), see the errors; the first: line {bad[0]['line']}: {bad[0]['message']}"
+        typer.secho(told, fg="yellow")
     if job.state in ("completed", "expired", "cancelled"):
         typer.echo(f"answers: {job.card.out}\nerrors:  {job.card.errors_out}")
     else:

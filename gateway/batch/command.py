@@ -20,6 +20,7 @@ from gateway.batch.room import Room, room
 from gateway.batch.run import Runner
 from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, Plan
+from gateway.batch.view import errors_of
 from gateway.config import Config
 from gateway.errors import CallerError
 from gateway.journal.record import new_id
@@ -96,7 +97,7 @@ def found_or_planned(home: Room, wanted: Wanted) -> tuple[Job, Plan]:
         errors_out=str(errors_out), fingerprint=print_of, budget_usd=budget,
         deadline_s=now + plan.deadline_s if math.isfinite(plan.deadline_s) else None,
         concurrency=wanted.concurrency, cascade=wanted.cascade, engine=wanted.engine,
-        total=len(plan.prompts) + len(plan.duplicates), metadata=plan.metadata,
+        total=len(plan.prompts) + len(plan.duplicates), metadata=plan.metadata, errors=errors_of(plan.problems),
     )  # fmt: skip
     job = home.jobs.add(wanted.tenant, "command", card, now)
     claimed = home.jobs.claim(job.id, owner_name(), time.time())

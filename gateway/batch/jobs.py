@@ -64,7 +64,7 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
     output_file: str = ""
     error_file: str = ""
     errors: list[dict[str, Any]] = []
-    """Why it failed, line by line."""
+    """What is wrong with its input, line by line."""
     times: dict[str, float] = {}
     """Unix time at which each state was reached."""
 

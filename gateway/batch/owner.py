@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,6 +27,7 @@ from gateway.batch.results import Result
 from gateway.batch.run import Runner
 from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
+from gateway.batch.view import errors_of
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.keys import ANYONE, MASTER, Caller
 from gateway.services import Services
@@ -37,8 +37,6 @@ log = logging.getLogger("headgate.batch")
 LOOK_EVERY_S = 1.0
 MOST_JOBS = 4
 """Jobs that one worker runs at once."""
-MOST_ERRORS = 1000
-"""Bad lines that a failed batch names."""
 KEPT_S = 30 * 86400.0
 """What a job leaves is kept so long."""
 
@@ -186,14 +184,14 @@ class Owner:
         plan = plan_job(source, folder, order, open_shop(self.s.config, self.s.book))
         source.unlink()
         card.total = len(plan.prompts) + len(plan.duplicates)
-        card.errors = [_problem(one) for one in plan.problems[:MOST_ERRORS]]
+        card.errors = errors_of(plan.problems)
         job.progress = Progress(total=card.total)
         return plan
 
     async def fail(self, job: Job, error: CallerError) -> None:
         """The job can't be run as it stands."""
         problems = error.problems if isinstance(error, BadJob) else ()
-        job.card.errors = [_problem(one) for one in problems[:MOST_ERRORS]]
+        job.card.errors = errors_of(problems)
         if not job.card.errors:
             job.card.errors = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
         with suppress(SQLAlchemyError):
@@ -223,8 +221,3 @@ class Stored:
             )
         path.unlink()
         return id
-
-
-def _problem(one: Any) -> dict[str, Any]:
-    name = f"{one.custom_id}: " if one.custom_id else ""
-    return {"code": one.code, "message": name + one.message, "param": None, "line": one.line or None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def plan_job(
     if not order.deadline_s > 0:
         raise CallerError(f"a deadline of {order.deadline_s} s has passed", param="deadline")
     shop.book.find(order.terms.route)
-    folder.mkdir(parents=True, exist_ok=True)
     lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)
+    folder.mkdir(parents=True, exist_ok=True)
     embedder = _embedder(shop)
     reader = LineReader(shop.book, order.terms)
     how = Gathering(
@@ -109,6 +110,8 @@ def plan_job(
         plan = solved(path.name, gathered, order, shop, pilot(gathered) if pilot is not None else None)
     except BaseException:
         how.file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # unless there is something else in it
         raise
     plan.save(folder)
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def show(plan: Plan, folder: Path, console: Console) -> None:
     _show_limits(plan, console)
     if plan.problems:
         show_problems(plan.problems, console)
-    console.print(f"nothing of the job itself has been spent; run it with: headgate batch run {folder}", soft_wrap=True)
+    how = f"headgate batch run --plan {shlex.quote(str(folder))}"
+    console.print(f"nothing of the job itself has been spent; run it with: {how}", soft_wrap=True, markup=False)
 
 
 def show_problems(problems: tuple[Problem, ...], console: Console) -> None:

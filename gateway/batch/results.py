@@ -7,6 +7,7 @@ not at all.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import msgspec
 
 from gateway.batch.ask import error_code
 from gateway.batch.jobs import Item, Jobs
-from gateway.batch.types import Duplicate, Plan
+from gateway.batch.types import Duplicate, Plan, Problem
 from gateway.prices import usd
 
 encode = msgspec.json.encode
@@ -43,6 +44,8 @@ class Result:
     """How the job ended, for a line without an item."""
     own: bool = True
     """False: a duplicate, which costs nothing."""
+    fault: Problem | None = None
+    """Why this line was left out of the job."""
 
     @property
     def ok(self) -> bool:
@@ -58,16 +61,21 @@ class Result:
                 "body": msgspec.Raw(self.item.answer) if _is_json(self.item.answer) else None,
             }
         else:
-            code, message = UNANSWERED.get(self.why, UNANSWERED["completed"])
+            code, message = self._unanswered()
             error = {"code": code, "message": message}
         found = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
                  "error": error}  # fmt: skip
         return encode(found) + b"\n"
 
+    def _unanswered(self) -> tuple[str, str]:
+        if self.fault is not None:
+            return self.fault.code, f"line {self.line}: {self.fault.message}"
+        return UNANSWERED.get(self.why, UNANSWERED["completed"])
+
     def as_row(self) -> dict[str, Any]:
         """One row of a Parquet file."""
         item = self.item
-        code = "" if self.ok else error_code(item.answer) if item else UNANSWERED.get(self.why, ("", ""))[0]
+        code = "" if self.ok else error_code(item.answer) if item else self._unanswered()[0]
         return {
             "line": self.line,
             "custom_id": self.custom_id,
@@ -81,11 +89,18 @@ class Result:
 
 
 def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
-    """Every line, in the input's order, but a duplicate follows the line it repeats: nothing is read twice."""
+    """Every line, in the input's order, but a duplicate follows the line it repeats: nothing is read twice. Lines that
+    were left out as bad are errors of the job.
+    """
     items = iter(jobs.items(job, answers=True))
     item = next(items, None)
     twins = {index: list(group) for index, group in groupby(sorted(plan.duplicates, key=_index), key=_index)}
+    bad = deque(sorted((one for one in plan.problems if one.line), key=_line))
     for prompt in plan.prompts:
+        while bad and bad[0].line <= prompt.line:
+            fault = bad.popleft()
+            if fault.line != prompt.line:  # else it was answered all the same
+                yield _of_bad_line(fault, job, why)
         while item is not None and item.place < prompt.index:
             item = next(items, None)
         mine = item if item is not None and item.place == prompt.index else None
@@ -93,6 +108,16 @@ def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
         yield Result(prompt.line, prompt.custom_id, job, ended, why)
         for twin in twins.get(prompt.index, ()):
             yield Result(twin.line, twin.custom_id, job, ended, why, own=False)
+    for fault in bad:
+        yield _of_bad_line(fault, job, why)
+
+
+def _of_bad_line(fault: Problem, job: str, why: str) -> Result:
+    return Result(fault.line, fault.custom_id, job, None, why, fault=fault)
+
+
+def _line(problem: Problem) -> int:
+    return problem.line
 
 
 def _index(duplicate: Duplicate) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.batch.jobs import Job
+from gateway.batch.types import Problem
 from gateway.prices import usd
+
+MOST_ERRORS = 1000
+"""Told with a job."""
 
 
 def job_view(job: Job) -> dict[str, Any]:
@@ -68,3 +73,12 @@ def batch_object(job: Job) -> dict[str, Any]:
         "request_counts": {"total": now.total or card.total, "completed": now.done, "failed": now.failed},
         "metadata": card.metadata or None,
     }
+
+
+def errors_of(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Bad lines as the API's `errors` tell them."""
+    return [
+        {"code": one.code, "message": f"{one.custom_id}: " * bool(one.custom_id) + one.message, "param": None,
+         "line": one.line or None}
+        for one in problems[:MOST_ERRORS]
+    ]  # fmt: skip

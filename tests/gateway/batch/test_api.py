@@ -163,6 +163,9 @@ async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path)
         made = await client.batches.create(**wanted, extra_body={"headgate": {"skip_bad": True, "budget_usd": 1.0}})
         done = await over(client, made.id)
         assert done.status == "completed" and done.request_counts.completed == 2
+        left_out = (await client.files.content(done.error_file_id)).text.splitlines()
+    told = [(json.loads(one)["custom_id"], json.loads(one)["error"]["code"]) for one in left_out]
+    assert told == [("", "invalid_json"), ("a", "duplicate_custom_id"), ("c", "model_not_found")]
 
 
 async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -53,3 +54,21 @@ async def test_a_job_ended_by_sigterm_goes_on_with_the_same_command(tmp_path: Pa
         code, shown, _ = await headgate(tmp_path, "status", told["id"], "--json")
         assert code == 0 and json.loads(shown)["spent_usd"] == done["spent_usd"]
     assert not list((tmp_path / "run" / "plans").iterdir()), "the plan is of no use any more"
+
+
+async def test_a_plan_is_run_by_the_command_that_it_names(tmp_path: Path) -> None:
+    """What `plan` says at its end is what runs it; bad lines that were skipped are told and are errors of the job."""
+    async with ScriptedServer({}) as upstream:
+        configuration(tmp_path, upstream.url)
+        prompts = write_prompts(tmp_path, 5)
+        prompts.write_text("{broken\n" + prompts.read_text())
+        code, shown, _ = await headgate(tmp_path, "plan", str(prompts), "--skip-bad", "--out", str(tmp_path / "a plan"))
+        assert code == 0
+        words = shlex.split(shown.rpartition("run it with:")[2])
+        assert words[:3] == ["headgate", "batch", "run"]
+        out = tmp_path / "out.jsonl"
+        code, shown, err = await headgate(tmp_path, *words[2:], "--out", str(out))
+        assert code == 0 and "1 bad line" in shown and "line 1: not JSON" in shown, err
+        assert len(read(out)) == 5
+        (error,) = read(tmp_path / "out.errors.jsonl")
+        assert error["error"]["code"] == "invalid_json" and error["response"] is None

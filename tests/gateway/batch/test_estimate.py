@@ -13,6 +13,7 @@ from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.plan import Shop
 from gateway.batch.read import LineReader, Request, Terms
 from routers.bandit import Bandit
+from routers.estimators.ensemble import Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_router
 from routers.plugin import PluginRouter
@@ -113,6 +114,23 @@ def test_a_trained_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path
     assert_as_live(home, asked, found)
     assert found.learned.tolist() == found.measured.tolist() == [True, True, False]
     assert np.isfinite(found.latency_s[:, :2]).all() and np.isnan(found.latency_s[:, 2]).all()
+
+
+def test_jobs_are_estimated_by_the_weights_for_jobs(tmp_path: Path) -> None:
+    """Where a router learnt some: a live request is told another quality."""
+    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": str(trained(tmp_path))}])
+    router = home.book.routes["auto"].router
+    assert isinstance(router, PluginRouter) and router.learned is not None
+    asked = chats(home, *TEXTS)
+    before, quality = estimated(home, asked), router.learned.quality
+    assert isinstance(quality, Ensemble)
+    quality.job_weights, quality.job_stretch = (0.0, 1.0, 0.0, 0.0), 1.0
+    after = estimated(home, asked)
+    vectors = shipped_featurizer().vectors([request.call.described for request in asked])
+    alone, _ = quality.members["linear"].predict(router.learned.projection.apply(vectors).astype(float))
+    places = [router.learned.place[model] for model in home.book.models]
+    np.testing.assert_allclose(after.quality, alone[:, places], atol=1e-5)
+    assert not np.allclose(before.quality, after.quality, atol=1e-3)
 
 
 def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
