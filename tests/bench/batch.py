@@ -3,8 +3,8 @@
     python -m tests.bench.batch [--data DIR ... [--splits N] [--within]] [--scale N] [--lines N]
 
 --data: on real outcomes. The default router is trained on the rows whose split is train and a job is planned by it over
-the test rows, at five budgets; --splits: over the data's own split and that many drawn at random, and their mean; --within: over such
-splits of the training rows alone, which is what settings are chosen by.
+the test rows, at five budgets; --splits: over the data's own split and that many drawn at random, and their mean;
+--within: over such splits of the training rows alone, which is what settings are chosen by.
 Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
 where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
 the one that was best at that spend on training rows; it reads the same estimates. Intervals are paired
@@ -132,58 +132,96 @@ def estimates_of(side: Side) -> Estimates:
     )  # fmt: skip
 
 
-Picks = list[NDArray[np.intp]]
-"""Of one threshold router: each query's model at every threshold, spend rising."""
+Pair = tuple[int, int]
+"""A weak and a strong model's places: a threshold router between them."""
+THRESHOLDS = 201
 
 
-def threshold_routers(train: Side, test: Side) -> Iterator[tuple[Picks, Picks]]:
-    """Every one of them, on both sides, at the same thresholds."""
-    price = train.paid.mean(0)
-    models = len(price)
-    for weak in range(models):
-        for strong in range(models):
-            if price[weak] < price[strong]:
-                yield tuple(_pair(side, weak, strong) for side in (train, test))  # type: ignore[misc]
-    levels = np.quantile(train.quality.max(1), np.linspace(0, 1, 201))
-    yield tuple(_floors(side, levels) for side in (train, test))  # type: ignore[misc]
+@dataclass(frozen=True)
+class Curve:
+    """What a threshold router spends and reaches, means over queries, at every threshold; spend rising."""
+
+    usd: Matrix
+    score: Matrix
+
+    def at(self, usd: float) -> float:
+        """Score where it spends `usd` a query, mixing its two nearest thresholds; below nought where it can't."""
+        return -1.0 if self.usd[0] > usd else float(np.interp(usd, self.usd, self.score))
 
 
-def _pair(side: Side, weak: int, strong: int) -> Picks:
-    """Each share of the queries, those of the largest predicted gain first, to the strong model."""
-    n = len(side.quality)
-    rank = np.empty(n, np.intp)
-    rank[np.argsort(-(side.quality[:, strong] - side.quality[:, weak]), kind="stable")] = np.arange(n)
-    return [np.where(rank < round(share * n), strong, weak) for share in np.linspace(0, 1, 201)]
+class Thresholds:
+    """Every threshold router over one side's rows: pairs of models, and (None) floors of predicted quality."""
+
+    def __init__(self, side: Side, levels: Matrix) -> None:
+        self.side, self.levels = side, levels
+        self.rows = np.arange(len(side.quality))
+
+    def curves(self, pairs: list[Pair]) -> dict[Pair | None, Curve]:
+        found: dict[Pair | None, Curve] = {pair: self._pair_curve(*pair) for pair in pairs}
+        picks = self.picks(None)
+        paid, score = (
+            np.array([matrix[self.rows, pick].mean() for pick in picks]) for matrix in (self.side.paid, self.side.score)
+        )
+        return found | {None: _rising(paid, score)}
+
+    def picks(self, pair: Pair | None) -> list[NDArray[np.intp]]:
+        """Each query's model at every threshold."""
+        if pair is None:
+            return [self._floor(level) for level in self.levels]
+        weak, strong = pair
+        rank = np.empty(len(self.rows), np.intp)
+        rank[self._order(weak, strong)] = self.rows
+        return [np.where(rank < count, strong, weak) for count in self._counts()]
+
+    def at(self, pair: Pair | None, usd: float) -> Matrix:
+        """Each query's score where the router spends `usd` a query: what `Curve.at` is the mean of."""
+        points = sorted((float(self.side.paid[self.rows, pick].mean()), place, pick)
+                        for place, pick in enumerate(self.picks(pair)))  # fmt: skip
+        below = max(place for place, (cost, _, _) in enumerate(points) if cost <= usd)
+        cost, _, low = points[below]
+        found = self.side.score[self.rows, low]
+        if below + 1 < len(points):
+            dearer, _, high = points[below + 1]
+            weight = (usd - cost) / max(dearer - cost, 1e-12)
+            found = (1 - weight) * found + weight * self.side.score[self.rows, high]
+        return np.asarray(found)
+
+    def _order(self, weak: int, strong: int) -> NDArray[np.intp]:
+        """Queries by predicted gain, the largest first."""
+        return np.argsort(-(self.side.quality[:, strong] - self.side.quality[:, weak]), kind="stable")
+
+    def _counts(self) -> NDArray[np.intp]:
+        """Of the queries sent to the strong model, at every threshold."""
+        return np.round(np.linspace(0, 1, THRESHOLDS) * len(self.rows)).astype(np.intp)
+
+    def _pair_curve(self, weak: int, strong: int) -> Curve:
+        order, counts = self._order(weak, strong), self._counts()
+        paid, score = (
+            matrix[:, weak].mean()
+            + np.append(0.0, np.cumsum((matrix[:, strong] - matrix[:, weak])[order]))[counts] / len(self.rows)
+            for matrix in (self.side.paid, self.side.score)
+        )
+        return _rising(paid, score)
+
+    def _floor(self, level: float) -> NDArray[np.intp]:
+        """The cheapest model that passes, else the best."""
+        passes = self.side.quality >= level
+        cheapest = np.where(passes, self.side.cost, np.inf).argmin(1)
+        return np.where(passes.any(1), cheapest, self.side.quality.argmax(1))
 
 
-def _floors(side: Side, levels: Matrix) -> Picks:
-    picks = []
-    for level in levels:
-        passes = side.quality >= level
-        cheapest = np.where(passes, side.cost, np.inf).argmin(1)
-        picks.append(np.where(passes.any(1), cheapest, side.quality.argmax(1)))
-    return picks
-
-
-def at_spend(side: Side, picks: Picks, usd: float) -> Matrix | None:
-    """Each query's score where the router spends `usd` a query, mixing its two nearest thresholds; None: it can't."""
-    rows = np.arange(len(side.paid))
-    points = sorted((float(side.paid[rows, pick].mean()), place) for place, pick in enumerate(picks))
-    if not points[0][0] <= usd:
-        return None
-    below = max(place for place, (cost, _) in enumerate(points) if cost <= usd)
-    cost, low = points[below]
-    found = side.score[rows, picks[low]]
-    if below + 1 < len(points):
-        dearer, high = points[below + 1]
-        weight = (usd - cost) / max(dearer - cost, 1e-12)
-        found = (1 - weight) * found + weight * side.score[rows, picks[high]]
-    return np.asarray(found)
+def _rising(usd: Matrix, score: Matrix) -> Curve:
+    order = np.argsort(usd, kind="stable")
+    return Curve(usd[order], score[order])
 
 
 def on_sides(train: Side, test: Side) -> list[dict[str, Any]]:
     """A job over the test rows at every budget, beside the threshold routers."""
-    routers = list(threshold_routers(train, test))
+    price = train.paid.mean(0)
+    pairs = [(weak, strong) for weak, strong in np.ndindex(*2 * price.shape) if price[weak] < price[strong]]
+    levels = np.quantile(train.quality.max(1), np.linspace(0, 1, THRESHOLDS))
+    rivals = Thresholds(test, levels)
+    known, hindsight = Thresholds(train, levels).curves(pairs), rivals.curves(pairs)
     best = int(train.score.mean(0).argmax())
     job = estimates_of(test)
     least, most = test.cost.min(1).sum(), test.cost[:, best].sum()
@@ -195,14 +233,13 @@ def on_sides(train: Side, test: Side) -> list[dict[str, Any]]:
         point = point_of(job, plan, budget)
         spent, scored = test.paid[places, plan.arm], test.score[places, plan.arm]
         usd = float(spent.mean())
-        rival = max(routers, key=lambda pair: _mean(at_spend(train, pair[0], usd)))
-        other = at_spend(test, rival[1], usd)
-        assert other is not None
+        rival = max(known, key=lambda pair: known[pair].at(usd))
+        other = rivals.at(rival, usd)
         gain = scored - other
         table.append({
             "budget_share": share, "budget_usd": budget, "spent_usd": float(spent.sum()),
             "quality": float(scored.mean()), "threshold_router": float(other.mean()), "gain": _interval(gain),
-            "best_threshold_in_hindsight": max(_mean(at_spend(test, pair[1], usd)) for pair in routers),
+            "best_threshold_in_hindsight": max(curve.at(usd) for curve in hindsight.values()),
             "predicted": point.quality.value,
             "interval_holds": point.quality.low <= float(scored.mean()) <= point.quality.high,
             "spend_interval_holds": point.cost_usd.low <= float(spent.sum()) <= point.cost_usd.high,
@@ -231,10 +268,6 @@ def over_splits(folder: Path, splits: int, *, within: bool = False) -> Iterator[
         reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if splits else math.nan
         mean = float(values.mean())
         yield {"split": "mean", "budget_share": share, "gain": [mean, mean - reach, mean + reach]}
-
-
-def _mean(scores: Matrix | None) -> float:
-    return -1.0 if scores is None else float(scores.mean())
 
 
 def _interval(values: Matrix) -> list[float]:
