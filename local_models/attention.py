@@ -22,6 +22,7 @@ from torch import Tensor
 
 from local_models.shape import Shape
 
+CPU = torch.device("cpu")
 _LEAST_ROWS = 4
 
 
@@ -56,9 +57,14 @@ class Pool:
     The system maps zeroed memory when a slot is first touched, so a large pool costs what is used of it.
     """
 
-    def __init__(self, shape: Shape, blocks: int, block_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: Shape, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
         self.block_tokens = block_tokens
         size = (shape.layers, 2, shape.kv_heads, blocks * block_tokens, shape.head_dim)
+        if device.type != "cpu":
+            self.tensor = torch.zeros(size, dtype=dtype, device=device)
+            return
         bits = {4: np.int32, 2: np.int16}[dtype.itemsize]
         self.tensor = torch.from_numpy(np.zeros(size, bits)).view(dtype)
 
@@ -93,7 +99,7 @@ class Pool:
         if blocks[-1] - first == len(blocks) - 1 and blocks == list(range(first, first + len(blocks))):
             return slice(first * size, (first + len(blocks)) * size)
         starts = torch.tensor(blocks).unsqueeze(1) * size
-        return (starts + torch.arange(size)).flatten()
+        return (starts + torch.arange(size)).flatten().to(self.tensor.device)
 
 
 @dataclass(slots=True)
@@ -120,13 +126,14 @@ class _View:
 class Attention:
     """The attention of one model; keeps the masks of its windows."""
 
-    def __init__(self, shape: Shape, block_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, block_tokens: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
         self._shape = shape
         self._block = block_tokens
         self._group = shape.heads // shape.kv_heads
         blocks = -(-shape.context_tokens // block_tokens)
         self._masks = {
-            window: _mask(blocks * block_tokens, block_tokens, window, dtype) for window in set(shape.windows)
+            window: _mask(blocks * block_tokens, block_tokens, window, dtype).to(device)
+            for window in set(shape.windows)
         }
 
     def views(self, tiles: list[Tile], pool: Pool) -> dict[int, list[_View]]:

@@ -126,7 +126,7 @@ class Blocks:
         self.asked_tokens = 0
         self.evicted = 0
         self._alpha = alpha
-        self._share = share
+        self.share = share
         self._copy_while_free = copy_while_free
         self._shelf = shelf
         self._map = bytearray(_FREE * count)
@@ -191,7 +191,7 @@ class Blocks:
 
     def commit(self, table: Table, ids: Ids[int], computed: int, *, ends_turn: bool = False) -> None:
         """Offer the full blocks among the first `computed` tokens to the tree, for later prompts."""
-        if not self._share:
+        if not self.share:
             return
         size = self.block_tokens
         parent = table.tail or self._root(table.salt)
@@ -293,7 +293,7 @@ class Blocks:
 
     def _fills(self, ids: Ids[int], table: Table, chain: list[Node]) -> list[SlotFill]:
         """What the shelf has of the blocks that follow the chain."""
-        if self._shelf is None or not self._share:
+        if self._shelf is None or not self.share:
             return []
         size, name, names = self.block_tokens, chain[-1].name if chain else table.salt.encode(), list[bytes]()
         for at in range(len(chain), (len(ids) - 1) // size):

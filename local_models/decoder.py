@@ -3,7 +3,7 @@
 A step's tokens, chunks of prompts and single decoded tokens alike, lie in one flat batch: every matrix
 product sees all of them at once, and only attention looks at one sequence at a time, through a view of its
 own slots. A row's result is computed the same way whoever shares the batch: by `local_models.native` where it can be
-had, else by torch.
+had, else by torch, on a GPU with Triton's products (`local_models.grouped`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from local_models.attention import Attention, Pool, Segment
+from local_models.errors import CheckpointError
 from local_models.linear import Dense, Linear, least_rows
 from local_models.native import Int8Panels, Panels, Rows, kernels
 from local_models.native_pass import Ends, LayerParts, NativePass
@@ -36,6 +37,15 @@ class Batch:
     write_slots: Tensor
     segments: list[Segment]
     wanted_rows: Tensor
+
+    def on(self, device: torch.device) -> Batch:
+        """The same batch, its numbers where they are computed with."""
+        if self.ids.device == device:
+            return self
+        ids, positions, slots, wanted = (
+            held.to(device) for held in (self.ids, self.positions, self.write_slots, self.wanted_rows)
+        )
+        return Batch(ids, positions, slots, self.segments, wanted)
 
 
 @dataclass(slots=True)
@@ -78,16 +88,20 @@ class Decoder:
         int8: bool = False,
         invariant: bool = True,
         native: bool = True,
+        paged: bool | None = None,
     ) -> None:
+        """`paged`: as on a GPU, products of weights by Triton and single tokens over the pool in place; None: where
+        the weights are on one."""
         self.shape = shape
         self.block_tokens = block_tokens
         self.embedding = _tensor(weights, "model.embed_tokens.weight")
         self.dtype = self.embedding.dtype
         self.device = self.embedding.device
         self.final_norm = _tensor(weights, "model.norm.weight")
-        found = kernels() if native and self.device.type == "cpu" else None
+        self.paged = self.device.type != "cpu" if paged is None else paged
+        found = kernels() if native and not self.paged else None
         takes = found is not None and found.takes(self.dtype, shape.head_dim, block_tokens)
-        recipe = Recipe(self.dtype, int8, found if takes else None)
+        recipe = Recipe(self.dtype, int8, found if takes else None, self.paged, invariant)
         self.head = head_linear(weights, recipe)
         self.layers = [_layer(shape, weights, index, recipe) for index in range(shape.layers)]
         angles = torch.outer(
@@ -98,8 +112,8 @@ class Decoder:
         ends = Ends(self.embedding, self.final_norm, self._cos, self._sin)
         parts = [layer.parts for layer in self.layers] if takes else []
         self._native = NativePass(found, shape, parts, ends, block_tokens) if found and takes else None
-        self._attention = None if self._native else Attention(shape, block_tokens, self.dtype)
-        self._least_rows = least_rows(self.dtype)
+        self._attention = None if self._native else Attention(shape, block_tokens, self.dtype, self.device)
+        self._least_rows = 1 if self.paged else least_rows(self.dtype)
         if not invariant:
             self._least_rows = 1
             for linear in [self.head, *(part for layer in self.layers for part in layer.linears)]:
@@ -114,7 +128,7 @@ class Decoder:
     @classmethod
     def load(
         cls, folder: Path, dtype: str = "auto", block_tokens: int = 64, *,
-        int8: bool = False, invariant: bool = True, native: bool = True,
+        int8: bool = False, invariant: bool = True, native: bool = True, device: str = "cpu", paged: bool | None = None,
     ) -> Decoder:  # fmt: skip
         """The model in a Hugging Face folder; `auto` keeps the folder's own number format.
 
@@ -124,18 +138,21 @@ class Decoder:
         """
         shape = read_shape(folder)
         number = DTYPES.get(shape.dtype if dtype == "auto" else dtype, torch.float32)
-        weights = load_weights(folder, shape, number)
-        return cls(shape, weights, block_tokens, int8=int8, invariant=invariant, native=native)
+        try:
+            weights = load_weights(folder, shape, number, device)
+            return cls(shape, weights, block_tokens, int8=int8, invariant=invariant, native=native, paged=paged)
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(f"{folder} does not fit {device}: {error}") from error
 
     def new_pool(self, blocks: int) -> Pool:
         """A zeroed pool for this model's keys and values."""
-        return Pool(self.shape, blocks, self.block_tokens, self.dtype)
+        return Pool(self.shape, blocks, self.block_tokens, self.dtype, self.device)
 
     def forward(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
         with torch.inference_mode():
             if self._native is None:
-                return self._forward(batch, pool)
+                return self._forward(batch.on(self.device), pool)
             rows = _rows(batch.segments)
             return self._native.run(pool.tensor, batch.ids, batch.positions, batch.write_slots, rows, batch.wanted_rows)
 

@@ -11,62 +11,30 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from local_models import sampler
-from local_models.attention import Segment
-from local_models.blocks import Blocks, SlotCopy, SlotFill
-from local_models.decoder import Batch, Decoder
+from local_models.blocks import Blocks
+from local_models.decoder import Decoder
+from local_models.device import device_for
 from local_models.errors import CheckpointError, RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.meter import Piece, StepMeter, read_joules
+from local_models.options import EngineOptions, with_setting
 from local_models.request import Delta, Ending, Event, Finished, Request, TokenLogprob
+from local_models.runner import runner_for
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
+from local_models.settings import Setting
 from local_models.speculate import Drafter, ModelDrafter, NgramDrafter, share_budget
 from local_models.text import TextCodec, TokenStream
 from local_models.tiers import shelf_for
+from local_models.tuning import Tuner
 
+__all__ = ["Engine", "EngineOptions"]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Limits of one engine; memory is what is said here, never a share of what the machine has."""
-
-    kv_tokens: int = 32_768
-    block_tokens: int = 64
-    step_tokens: int = 512
-    most_running: int = 64
-    most_waiting: int = 1024
-    dtype: str = "auto"
-    int8: bool = False
-    """Quantize the weights while loading."""
-    invariant: bool = True
-    """An answer's bits never depend on its batch; False: where torch computes, a lone float32 stream is faster."""
-    native: bool = True
-    """Compute by `local_models.native` where it can be had."""
-    share_prefixes: bool = True
-    eviction_alpha: float | None = 1.0
-    """Marconi's weight of computation saved per byte; None: least recently used."""
-    copy_while_free: float = 0.5
-    """A shared prefix is copied, not gathered, while this share of the blocks is free."""
-    tier_memory_mb: int = 0
-    """Evicted keys and values kept in memory beside the pool, for conversations that come back."""
-    tier_disk_mb: int = 0
-    """And of those that leave memory, in an unnamed file."""
-    tier_folder: str | None = None
-    """Where that file lies; None: the system's folder for temporary files."""
-    draft_tokens: int = 0
-    """Most tokens guessed ahead for one sequence; 0: no guessing."""
-    draft_model: str | None = None
-    """Folder of a smaller model with the same tokenizer, which guesses; None: the text's own n-grams do."""
-    draft_budget: int = 64
-    """Most guesses checked in one step, all sequences together."""
 
 
 class Engine:
@@ -82,7 +50,7 @@ class Engine:
         drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.decoder = decoder
+        self._shape = decoder.shape
         self.codec = codec
         self.options = options or EngineOptions()
         self._clock = clock
@@ -91,9 +59,9 @@ class Engine:
         self.busy_s = 0.0
         self._counts_joules = read_joules() is not None
         count = self.options.kv_tokens // decoder.block_tokens
-        self._pool = decoder.new_pool(count)
+        self.runner = runner_for(decoder, count)
         self.shelf = shelf_for(
-            self._pool, count, self.options.tier_memory_mb, self.options.tier_disk_mb, self.options.tier_folder
+            self.runner.pool, count, self.options.tier_memory_mb, self.options.tier_disk_mb, self.options.tier_folder
         )
         blocks = Blocks(
             count,
@@ -114,19 +82,23 @@ class Engine:
         self._grammars = Grammars(codec, decoder.shape.vocabulary, decoder.shape.end_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds: dict[str, int] = {}
+        self.tuner: Tuner | None = None
         self.steps = 0
         self.output_tokens = 0
         self.drafted_tokens = 0
         self.accepted_tokens = 0
+        self.acceptable_tokens = 0.0
+        """What the best rule of acceptance would have kept of the same guesses, on average."""
         self._drafter = drafter or (NgramDrafter() if self.options.draft_tokens else None)
 
     @classmethod
     def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
         """An engine for a Hugging Face folder; `CheckpointError` says what is wrong with it."""
         options = options or EngineOptions()
+        device = str(device_for(options.device))
         decoder = Decoder.load(
             folder, options.dtype, options.block_tokens,
-            int8=options.int8, invariant=options.invariant, native=options.native,
+            int8=options.int8, invariant=options.invariant, native=options.native, device=device,
         )  # fmt: skip
         codec = TextCodec(folder)
         return cls(decoder, codec, options, drafter=_model_drafter(folder, codec, options))
@@ -161,12 +133,12 @@ class Engine:
         now_s = self._clock()
         events = self._expire(now_s)
         plan = self.scheduler.plan(now_s)
-        self._copy(plan.copies)
+        self.runner.copy(plan.copies)
         if not plan.work:
             return events
         begun_s, begun_joules = self._clock(), self._joules()
         self._guess(plan.work)
-        scores = self._run(plan.work)
+        scores = self.runner.run(plan.work)
         self.steps += 1
         self._charge(plan.work, self._clock() - begun_s, begun_joules)
         return events + self._postprocess(plan.work, scores)
@@ -178,43 +150,27 @@ class Engine:
 
     def embed(self, ids: Ids[int]) -> Tensor:
         """The mean hidden state of a text, of length 1."""
-        count = len(ids)
-        self._check_text(ids, count, "input")
-        positions = torch.arange(count)
-        blocks = self.blocks.blocks_for(count)
-        segment = Segment(0, count, 0, list(range(blocks)))
-        batch = Batch(torch.tensor(ids), positions, positions, [segment], positions)
-        hidden = self.decoder.forward(batch, self.decoder.new_pool(blocks))
-        return torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
+        self._check_text(ids, len(ids), "input")
+        return self.runner.embed(ids)
 
     def score(self, prompt: Ids[int], answer: Ids[int]) -> list[float]:
         """Log-probabilities of an answer's tokens, whoever wrote it: evidence of how likely the model finds
         it."""
-        ids = [*prompt, *answer]
-        count = len(ids) - 1
         if not prompt or not answer:
             raise RequestRefused("scoring needs a prompt and an answer", param="prompt")
-        self._check_text(ids, count, "prompt")
-        positions = torch.arange(count)
-        blocks = self.blocks.blocks_for(count)
-        segment = Segment(0, count, 0, list(range(blocks)))
-        wanted = positions[len(prompt) - 1 :]
-        batch = Batch(torch.tensor(ids[:-1]), positions, positions, [segment], wanted)
-        scores = self.decoder.logits(self.decoder.forward(batch, self.decoder.new_pool(blocks)))
-        chosen = torch.tensor(answer).unsqueeze(1)
-        logprobs: list[float] = torch.log_softmax(scores, -1).gather(1, chosen)[:, 0].tolist()
-        return logprobs
+        self._check_text([*prompt, *answer], len(prompt) + len(answer) - 1, "prompt")
+        return self.runner.score(prompt, answer)
 
     def _check_text(self, ids: Ids[int], count: int, param: str) -> None:
         """What is computed at once, without blocks of its own, must be tokens and fit the context."""
-        shape = self.decoder.shape
+        shape = self._shape
         if not 0 < count <= shape.context_tokens:
             raise RequestRefused(f"{count} tokens are not 1 to {shape.context_tokens}", param=param)
         if not all(0 <= token_id < shape.vocabulary for token_id in ids):
             raise RequestRefused("the text holds ids that are no tokens of this model", param=param)
 
     def _check_tokens(self, request: Request) -> None:
-        vocabulary = self.decoder.shape.vocabulary
+        vocabulary = self._shape.vocabulary
         if not request.prompt_ids:
             raise RequestRefused("the prompt is empty", param="messages")
         if not all(0 <= token_id < vocabulary for token_id in request.prompt_ids):
@@ -241,6 +197,8 @@ class Engine:
                 piece.sequence.usage.joules = (piece.sequence.usage.joules or 0.0) + share
         self.meter.learn(pieces, seconds)
         self.busy_s += seconds
+        if self.tuner is not None:
+            self.tuner.step(len(work), seconds)
 
     def _joules(self) -> float | None:
         return read_joules() if self._counts_joules else None
@@ -252,45 +210,6 @@ class Engine:
             if sequence.request.deadline_s is not None and now_s >= sequence.request.deadline_s
         ]
         return [self._finish(sequence, "deadline") for sequence in late]
-
-    def _copy(self, copies: list[SlotCopy | SlotFill]) -> None:
-        slots = self._pool.tensor
-        for copy in copies:
-            if isinstance(copy, SlotFill):
-                slots[:, :, :, copy.target : copy.target + self.blocks.block_tokens].copy_(copy.content)
-                continue
-            source = slots[:, :, :, copy.source : copy.source + copy.count]
-            slots[:, :, :, copy.target : copy.target + copy.count].copy_(source)
-
-    def _run(self, work: list[Work]) -> Tensor:
-        """Scores of the last row of each piece of work that reaches its sequence's end."""
-        hidden = self.decoder.forward(self._batch(work), self._pool)
-        return self.decoder.logits(hidden) if len(hidden) else hidden
-
-    def _batch(self, work: list[Work]) -> Batch:
-        ids: list[int] = []
-        positions: list[int] = []
-        write_slots: list[int] = []
-        wanted: list[int] = []
-        segments = []
-        for piece in work:
-            end = piece.start + piece.count
-            rows = piece.count + len(piece.drafts)
-            assert piece.sequence.table is not None
-            segments.append(Segment(len(ids), rows, piece.start, piece.sequence.table.blocks))
-            ids += piece.sequence.ids[piece.start : end]
-            ids += piece.drafts
-            positions += range(piece.start, piece.start + rows)
-            write_slots += self._slot_numbers(piece.sequence, piece.start, piece.start + rows)
-            if end == len(piece.sequence.ids):
-                wanted += range(len(ids) - 1 - len(piece.drafts), len(ids))
-        tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, write_slots, wanted)]
-        return Batch(tensors[0], tensors[1], tensors[2], segments, tensors[3])
-
-    def _slot_numbers(self, sequence: Sequence, start: int, end: int) -> list[int]:
-        table, size = sequence.table, self.blocks.block_tokens
-        assert table is not None
-        return [table.blocks[at // size] * size + at % size for at in range(start, end)]
 
     def _postprocess(self, work: list[Work], scores: Tensor) -> list[Event]:
         events: list[Event] = []
@@ -322,12 +241,15 @@ class Engine:
         events: list[Event] = []
         accepted = 0
         for row in range(1 + len(drafts)):
-            events += self._extend(sequence, scores[row], now_s)
-            if sequence.table is None or row == len(drafts) or sequence.ids[-1] != drafts[row]:
+            guess = drafts[row] if row < len(drafts) else None
+            events += self._extend(sequence, scores[row], now_s, guess)
+            if sequence.ids[-1] != guess:
+                break
+            accepted += 1
+            if sequence.table is None:
                 break
             # The guess was right, and its keys were computed in this pass.
             sequence.computed += 1
-            accepted += 1
         if drafts:
             sequence.usage.drafted_tokens += len(drafts)
             sequence.usage.accepted_tokens += accepted
@@ -353,7 +275,7 @@ class Engine:
             if drafts and self.blocks.grow(sequence.table, len(sequence.ids) + len(drafts)):
                 decoding[name].drafts = list(drafts)
 
-    def _extend(self, sequence: Sequence, scores: Tensor, now_s: float) -> list[Event]:
+    def _extend(self, sequence: Sequence, scores: Tensor, now_s: float, guess: int | None) -> list[Event]:
         """Choose the sequence's next token and tell of it."""
         request = sequence.request
         row = scores.numpy()
@@ -364,6 +286,8 @@ class Engine:
         if sequence.matcher is not None:
             row = row.copy()
             row[~sequence.matcher.allowed()] = float("-inf")
+        if guess is not None:
+            self.acceptable_tokens += sampler.chance(row, request.sampling, sequence.said, guess)
         seed = self._seeds[request.id]
         token_id = sampler.choose(row, request.sampling, seed, sequence.output_tokens, sequence.said)
         if sequence.first_token_s is None:
@@ -381,7 +305,7 @@ class Engine:
     def _tell(self, sequence: Sequence, token_id: int, logprobs: tuple[TokenLogprob, ...]) -> list[Event]:
         request, stream = sequence.request, sequence.stream
         assert stream is not None
-        ended = token_id in self.decoder.shape.end_ids and not request.ignore_end
+        ended = token_id in self._shape.end_ids and not request.ignore_end
         if ended:
             return [self._finish(sequence, "stop", text=stream.finish())]
         text = stream.push(token_id)
@@ -397,7 +321,7 @@ class Engine:
         if sequence.table is not None and reason in ("stop", "length"):
             self.blocks.commit(sequence.table, sequence.ids, sequence.computed, ends_turn=True)
         if sequence.table is not None and reason == "error":
-            self._pool.zero(sequence.table.private)
+            self.runner.pool.zero(sequence.table.private)
         self.scheduler.remove(sequence)
         del self._sequences[request.id], self._seeds[request.id]
         if self._drafter is not None:
@@ -409,7 +333,24 @@ class Engine:
         usage.prefill_s, usage.decode_s = first_s - started_s, now_s - first_s
         if reason in ("stop", "length"):
             self.lengths.learn(request, usage.output_tokens)
+            self._tune(sequence)
         return Finished(request.id, reason, text, message, usage)
+
+    def _tune(self, sequence: Sequence) -> None:
+        """From now on, settings that look better: they change no answer."""
+        if self.tuner is None:
+            return
+        setting = self.tuner.answer(sequence.usage, sequence.ids[sequence.prompt_tokens :])
+        if setting is not None:
+            self.use(setting)
+
+    def use(self, setting: Setting) -> None:
+        """Take another chunk, number of guesses and rule of sharing; eight bits need a load."""
+        self.options = with_setting(self.options, setting)
+        self.scheduler.step_tokens = setting.step_tokens
+        self.blocks.share = setting.share_prefixes
+        if setting.draft_tokens and self._drafter is None:
+            self._drafter = NgramDrafter()
 
 
 def _model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> ModelDrafter | None:
@@ -421,4 +362,7 @@ def _model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> Mod
     folder = Path(options.draft_model)
     if TextCodec(folder).tokenizer.to_str() != codec.tokenizer.to_str():
         raise CheckpointError(f"{folder} can't guess for this model: its tokenizer is another one")
-    return ModelDrafter(Decoder.load(folder, options.dtype, options.block_tokens, int8=options.int8), options.kv_tokens)
+    decoder = Decoder.load(
+        folder, options.dtype, options.block_tokens, int8=options.int8, device=str(device_for(options.device))
+    )
+    return ModelDrafter(decoder, options.kv_tokens)

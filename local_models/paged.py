@@ -29,45 +29,51 @@ _LEAST_HEADS = 16
 @triton.jit  # type: ignore[untyped-decorator]
 def _paged(  # type: ignore[no-untyped-def]
     q, keys, values, table, lengths, sums, tops, totals, scale, slots, table_width, parts,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+    PART: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One program: the heads that share one key head, over `PART` blocks of one sequence."""
     sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     length = tl.load(lengths + sequence)
-    mine, at, slot = tl.arange(0, HEADS), tl.arange(0, D), tl.arange(0, SIZE)
+    mine, at, slot = tl.arange(0, HEADS), tl.arange(0, WIDTH), tl.arange(0, SIZE)
     row = (sequence * kv_heads + head) * GROUP + mine
-    real = mine < GROUP
-    query = tl.load(q + row[:, None] * D + at[None, :], mask=real[:, None], other=0.0)
+    real = (mine < GROUP)[:, None] & (at < D)[None, :]
+    query = tl.load(q + row[:, None] * D + at[None, :], mask=real, other=0.0)
     top = tl.full((HEADS,), -1e30, tl.float32)
     total = tl.zeros((HEADS,), tl.float32)
-    sum_ = tl.zeros((HEADS, D), tl.float32)
+    sum_ = tl.zeros((HEADS, WIDTH), tl.float32)
     for step in range(PART):
         number = part * PART + step
         position = number * SIZE + slot
         seen = position < length
+        if WINDOW > 0:
+            seen = seen & (position >= length - WINDOW)
+        held = seen[:, None] & (at < D)[None, :]
         block = tl.load(table + sequence * table_width + number, mask=number * SIZE < length, other=0)
         where = (head * slots + block * SIZE + slot)[:, None].to(tl.int64) * D + at[None, :]
-        key = tl.load(keys + where, mask=seen[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key)).to(tl.float32) * scale
+        key = tl.load(keys + where, mask=held, other=0.0)
+        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         score = tl.where(seen[None, :], score, -1e30)
         next_ = tl.maximum(top, tl.max(score, 1))
         weight = tl.where(seen[None, :], tl.exp(score - next_[:, None]), 0.0)
         keep = tl.exp(top - next_)
-        value = tl.load(values + where, mask=seen[:, None], other=0.0)
-        sum_ = sum_ * keep[:, None] + tl.dot(weight.to(value.dtype), value).to(tl.float32)
+        value = tl.load(values + where, mask=held, other=0.0)
+        sum_ = tl.dot(weight.to(value.dtype), value, sum_ * keep[:, None], input_precision="ieee")
         total = total * keep + tl.sum(weight, 1)
         top = next_
     out = row * parts + part
-    tl.store(tops + out, top, mask=real)
-    tl.store(totals + out, total, mask=real)
-    tl.store(sums + out[:, None] * D + at[None, :], sum_, mask=real[:, None])
+    tl.store(tops + out, top, mask=mine < GROUP)
+    tl.store(totals + out, total, mask=mine < GROUP)
+    tl.store(sums + out[:, None] * D + at[None, :], sum_, mask=real)
 
 
-def attend_paged(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, block_tokens: int) -> Tensor:
+def attend_paged(
+    q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, block_tokens: int, window: int = 0
+) -> Tensor:
     """Attended values `[rows, heads, d]` of one query a sequence `[rows, heads, d]`; keys and values are one layer's
-    `[kv head, slot, d]`, `table` `[rows, blocks]` the blocks of each sequence, `lengths` the tokens it sees. Sizes of
-    heads and blocks are powers of two of at least 16."""
+    `[kv head, slot, d]`, `table` `[rows, blocks]` the blocks of each sequence, `lengths` the tokens before and with
+    the query's, of which it sees the last `window`; 0: all. Blocks are a power of two of at least 16."""
     rows, heads, d = q.shape
     kv_heads, slots, _ = keys.shape
     group, width = heads // kv_heads, table.shape[1]
@@ -77,7 +83,8 @@ def attend_paged(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths
     padded = max(_LEAST_HEADS, triton.next_power_of_2(group))
     _paged[(rows, kv_heads, parts)](
         q, keys, values, table, lengths, sums, tops, totals, d**-0.5, slots, width, parts,
-        GROUP=group, HEADS=padded, D=d, SIZE=block_tokens, PART=PART_BLOCKS,
+        GROUP=group, HEADS=padded, D=d, WIDTH=max(16, triton.next_power_of_2(d)), SIZE=block_tokens,
+        PART=PART_BLOCKS, WINDOW=window,
     )  # fmt: skip
     weight = torch.exp(tops - tops.amax(-1, keepdim=True))
     joined = (sums * weight.unsqueeze(-1)).sum(2) / (totals * weight).sum(-1, keepdim=True)
@@ -86,7 +93,8 @@ def attend_paged(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """One token of each of so many sequences; a row nobody uses writes to the pool's last block and is ignored."""
+    """One token of each row's sequence; several rows may be one sequence's, later tokens of it. A row nobody uses
+    writes to a slot that no sequence owns and is ignored."""
 
     ids: Tensor
     positions: Tensor
@@ -100,16 +108,17 @@ Compute = Callable[[StepBuffers], Tensor]
 
 def token_step(decoder: Decoder, pool: Tensor) -> Compute:
     """The scores after one token of every sequence; keys and values go to the pool `[layer, key or value, kv head,
-    slot, d]`. Refuses models whose attention has a window."""
-    if any(decoder.shape.windows):
-        raise ValueError("attention with a window is not computed in place")
+    slot, d]`."""
+    windows, size = decoder.shape.windows, decoder.block_tokens
+    if size < 16 or size & (size - 1):
+        raise ValueError(f"blocks of {size} tokens are no power of two of at least 16")
 
     def compute(step: StepBuffers) -> Tensor:
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = pool[index]
             keys.index_copy_(1, step.slots, k.transpose(0, 1))
             values.index_copy_(1, step.slots, v.transpose(0, 1))
-            attended = attend_paged(q.contiguous(), keys, values, step.table, step.lengths, decoder.block_tokens)
+            attended = attend_paged(q.contiguous(), keys, values, step.table, step.lengths, size, windows[index])
             return attended.flatten(1)
 
         with torch.inference_mode():
@@ -127,6 +136,8 @@ class DecodeSteps:
         self._most_blocks = most_blocks
         self._spare_slot = spare_slot
         self._shapes: dict[tuple[int, int], tuple[StepBuffers, Callable[[], Tensor]]] = {}
+        self._memory: Any = None
+        """What all graphs compute in: they run one after another, and an answer is read before the next."""
 
     @property
     def shapes(self) -> int:
@@ -136,7 +147,7 @@ class DecodeSteps:
     def run(
         self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], tables: Sequence[Sequence[int]]
     ) -> Tensor:
-        """What `compute` gives for these sequences, one row each."""
+        """What `compute` gives for these rows; the same memory each time."""
         rows = triton.next_power_of_2(len(ids))
         blocks = min(self._most_blocks, triton.next_power_of_2(max(map(len, tables))))
         if (rows, blocks) not in self._shapes:
@@ -170,8 +181,9 @@ class DecodeSteps:
             for _ in range(2):
                 self._compute(buffers)
         torch.cuda.current_stream().wait_stream(side)
+        self._memory = self._memory or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._memory):
             answer = self._compute(buffers)
 
         def replay() -> Tensor:
@@ -185,7 +197,7 @@ def _fill(buffer: Tensor, values: Any) -> None:
     buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
 
 
-def compile_paged_for_sm90(d: int = 128, block_tokens: int = 64) -> Any:
+def compile_paged_for_sm90(d: int = 128, block_tokens: int = 64, window: int = 0) -> Any:
     """The kernel as compiled for an H100 or H200, without one."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -195,7 +207,10 @@ def compile_paged_for_sm90(d: int = 128, block_tokens: int = 64) -> Any:
         "tops": "*fp32", "totals": "*fp32",
     }  # fmt: skip
     numbers = {"scale": "fp32", "slots": "i32", "table_width": "i32", "parts": "i32"}
-    constants = {"GROUP": 4, "HEADS": _LEAST_HEADS, "D": d, "SIZE": block_tokens, "PART": PART_BLOCKS}
+    constants = {
+        "GROUP": 4, "HEADS": _LEAST_HEADS, "D": d, "WIDTH": triton.next_power_of_2(d), "SIZE": block_tokens,
+        "PART": PART_BLOCKS, "WINDOW": window,
+    }  # fmt: skip
     source = ASTSource(
         fn=_paged,
         signature={**pointers, **numbers, **dict.fromkeys(constants, "constexpr")},

@@ -223,14 +223,14 @@ def _is_exact(most: int) -> bool:
     return bool(torch.equal(product(x), exact)) and bool(torch.equal(alone, exact))
 
 
-def load_weights(folder: Path, shape: Shape, dtype: torch.dtype) -> dict[str, Weight]:
+def load_weights(folder: Path, shape: Shape, dtype: torch.dtype, device: str = "cpu") -> dict[str, Weight]:
     """All weights of a folder, quantized or not; `CheckpointError` says what is missing or of the wrong
     size."""
     layout = read_layout(folder)
     if layout is None:
-        return dict(load_tensors(folder, shape, dtype))
+        return dict(load_tensors(folder, shape, dtype, device))
     verified(folder)
-    tensors = _all_tensors(folder)
+    tensors = _all_tensors(folder, device)
     weights: dict[str, Weight] = {}
     for name, size in expected_shapes(shape).items():
         tensor, scales = tensors.get(name), tensors.get(name + ".scales")
@@ -258,12 +258,24 @@ class Recipe:
     """Make eight-bit rows of what is none; what is stays so."""
     native: Kernels | None = None
     """Who computes; None: torch."""
+    grouped: bool = False
+    """Who computes is Triton: on a GPU."""
+    invariant: bool = True
+    """There, no row's bits depend on how many others are computed."""
 
     def dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        if self.grouped:
+            from local_models.grouped import dense_linear
+
+            return dense_linear(weight, bias, invariant=self.invariant)
         return Panels(self.native, weight, bias) if self.native else Dense(weight, bias)
 
     def packed(self, packed: Packed, bias: Tensor | None) -> Linear:
         """As integers where that works, expanded otherwise."""
+        if self.grouped:
+            from local_models.grouped import grouped_linear
+
+            return grouped_linear(packed, bias, self.dtype, invariant=self.invariant)
         if packed.is_int8_rows and self.native:
             return Int8Panels(self.native, packed.values, packed.scales, bias)
         most = int8_levels() if packed.is_int8_rows else None
@@ -287,8 +299,12 @@ def head_linear(weights: dict[str, Weight], recipe: Recipe) -> Linear:
 
 
 def _linear(parts: list[Weight], bias: Tensor | None, recipe: Recipe) -> Linear:
-    packed = [part for part in parts if isinstance(part, Packed) and part.is_int8_rows]
+    packed = [part for part in parts if isinstance(part, Packed) and (part.is_int8_rows or recipe.grouped)]
     if len(packed) == len(parts):
+        if recipe.grouped:
+            from local_models.grouped import joined
+
+            return recipe.packed(joined(packed), bias)
         values = torch.cat([part.values for part in packed])
         scales = torch.cat([part.scales for part in packed])
         return recipe.packed(Packed(values, scales, 8, values.shape[1]), bias)
@@ -304,10 +320,10 @@ def verified(folder: Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def _all_tensors(folder: Path) -> dict[str, Tensor]:
+def _all_tensors(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
+        with safe_open(file, framework="pt", device=device) as weights:
             tensors.update({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
     if not tensors:
         raise CheckpointError(f"{folder} has no safetensors")

@@ -35,6 +35,17 @@ def choose(scores: Scores, sampling: Sampling, seed: int, position: int, said: C
     return int(order[_pick(weights, uniform(seed, position))])
 
 
+def chance(scores: Scores, sampling: Sampling, said: Counter[int], token_id: int) -> float:
+    """The probability with which `choose` gives a token, over all seeds: how often a guess of it can be right at most.
+
+    That is `speculate.optimal_acceptance` of what is drawn from, for a draft that always says this token.
+    """
+    if sampling.temperature == 0.0:
+        return float(choose(scores, sampling, 0, 0, said) == token_id)
+    order, weights = candidates(penalised(scores, sampling, said), sampling)
+    return float(weights[order == token_id].sum())
+
+
 def penalised(scores: Scores, sampling: Sampling, said: Counter[int]) -> Scores:
     """Scores after logit bias and the two penalties, as OpenAI defines them."""
     if not (sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty):

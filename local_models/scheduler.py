@@ -104,7 +104,7 @@ class Scheduler:
         self.preempted = 0
         self._context_tokens = context_tokens
         self._predict = predict
-        self._step_tokens = step_tokens
+        self.step_tokens = step_tokens
         self._most_running = most_running
         self._most_waiting = most_waiting
 
@@ -145,7 +145,7 @@ class Scheduler:
     def plan(self, now_s: float) -> Plan:
         """The next step's work; empty when nothing can run."""
         plan = Plan([], [])
-        budget = self._step_tokens
+        budget = self.step_tokens
         for sequence in list(self.running):
             if sequence.is_decoding and sequence in self.running and self._has_room(sequence, plan):
                 plan.work.append(Work(sequence, sequence.computed, 1))

@@ -200,15 +200,17 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     try:
         given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
-        app = _app({**arguments.options, **given})
+        beside = {"settings_folder": str(arguments.uds.parent)} if arguments.uds else {}
+        app = _app({**beside, **arguments.options, **given})
     except LocalModelError as error:
         parser.exit(2, f"{error}\n")
     asyncio.run(_run(app, arguments))
 
 
 _ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native",
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native", "device",
     "draft_tokens", "draft_model", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
+    "settings", "settings_folder", "settings_int8",
 )  # fmt: skip
 _OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
 
@@ -223,6 +225,8 @@ def _app(options: dict[str, Any]) -> App:
     if "draft_model" in chosen:
         chosen["draft_model"] = str(_folder(chosen["draft_model"]))
     engine_options = EngineOptions(**chosen)
+    if engine_options.settings not in ("given", "auto"):
+        raise LocalModelError(f"settings {engine_options.settings!r} is neither given nor auto")
     named = options.get("models") or shipped_models()
     folders = {name: _folder(folder) for name, folder in named.items()}
     encoders = {name: ServedEncoder(name, folder) for name, folder in folders.items() if is_encoder(folder)}

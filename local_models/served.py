@@ -11,8 +11,11 @@ from pathlib import Path
 
 from local_models import openai_wire as wire
 from local_models.engine import Engine, EngineOptions
-from local_models.errors import RequestRefused
+from local_models.errors import LocalModelError, RequestRefused
+from local_models.options import setting_of, with_setting
 from local_models.request import Request, Usage
+from local_models.shape import read_shape
+from local_models.tuning import Tuner
 from local_models.worker import Worker
 
 
@@ -21,7 +24,8 @@ class Served:
 
     def __init__(self, name: str, folder: Path, options: EngineOptions) -> None:
         self.name = name
-        self.worker = Worker(Engine.load(folder, options))
+        is_tuned = options.settings == "auto"
+        self.worker = Worker(tuned(name, folder, options) if is_tuned else Engine.load(folder, options))
         self.codec = self.worker.engine.codec
         self.temperature = _default_temperature(folder)
         self.requests = 0
@@ -55,6 +59,18 @@ class Served:
         self.requests += 1
         self.prompt_tokens += usage.prompt_tokens
         self.output_tokens += usage.output_tokens
+
+
+def tuned(name: str, folder: Path, options: EngineOptions) -> Engine:
+    """An engine that looks for its settings; what it records lies in a file by its name."""
+    if options.settings_folder is None:
+        raise LocalModelError('settings = "auto" needs settings_folder, where runs are recorded')
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    file = Path(options.settings_folder) / f"{safe}.settings.jsonl"
+    tuner = Tuner.start(read_shape(folder), setting_of(options), file, int8_too=options.settings_int8)
+    engine = Engine.load(folder, with_setting(options, tuner.setting))
+    engine.tuner = tuner
+    return engine
 
 
 def metrics_page(models: dict[str, Served]) -> str:
@@ -134,6 +150,12 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
     ("local_output_tokens_total", "counter", "Output tokens of given answers.", lambda s: s.output_tokens),
     ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
     ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
+    (
+        "local_acceptable_tokens_total",
+        "counter",
+        "What the best rule of acceptance would have kept of them, on average.",
+        lambda s: s.worker.engine.acceptable_tokens,
+    ),
     ("local_busy_seconds_total", "counter", "Time spent computing.", lambda s: s.worker.engine.busy_s),
     ("local_audits_total", "counter", "Audits of an idle engine's blocks.", lambda s: s.worker.audits),
     ("local_audits_failed_total", "counter", "Of them with a fault.", lambda s: s.worker.audits_failed),

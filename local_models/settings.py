@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -129,6 +129,19 @@ class SettingsChooser:
 
     def _solve(self) -> None:
         self._weights = np.asarray(np.linalg.solve(self._gram, self._moment), np.float64)
+
+
+def next_setting(
+    chooser: SettingsChooser, case: Case, settings: Sequence[Setting], tried: Mapping[Setting, float], most: int
+) -> Setting:
+    """What to run next: the setting predicted fastest while it is predicted to beat all that were tried, then the best
+    of those; `tried` are seconds, `most` how many are tried at all."""
+    left = [setting for setting in settings if setting not in tried] if len(tried) < most else []
+    best = min(tried, key=lambda setting: tried[setting], default=None)
+    hopeful = chooser.choose(case, left) if left else None
+    if best is None:
+        return hopeful or settings[0]
+    return hopeful if hopeful and chooser.seconds(case, hopeful) < tried[best] else best
 
 
 def write_runs(path: Path, runs: Iterable[Ran]) -> None:

@@ -1,10 +1,11 @@
-"""Chosen settings against exhaustive search: `python -m tests.bench.local_settings [--runs FILE]`.
+"""Chosen settings against exhaustive search: `python -m tests.bench.local_settings [--runs FILE | --shipped]`.
 
 Every setting is run on every case (CPU-seconds, one thread, random weights of real shapes), or the runs are read from
-FILE when it exists, and written there when not. Then each case in turn is left out: a chooser that learnt from the
-runs of the other shapes alone names a setting, and what that setting took is compared with the best of all. Beside it:
-the roofline alone, the setting that is best on average over the other shapes, and the engine's defaults. Nothing of
-the case's own shape is ever learnt from.
+FILE when it exists, and written there when not; `--shipped` are those that come with the package. Then each case in
+turn is left out: a chooser that learnt from the runs of the other shapes alone names a setting, and what that setting
+took is compared with the best of all. As an engine does with `settings = "auto"`, it may also try what it named, learn
+from that and name another, a few times. Beside it: the roofline alone, the setting that is best on average over the
+other shapes, and the engine's defaults. Nothing of the case's own shape is learnt from but what was tried on it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from local_models.checkpoint import expected_shapes
 from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.request import Delta, Request
-from local_models.settings import Case, Ran, Setting, SettingsChooser, read_runs, write_runs
+from local_models.settings import Case, Ran, Setting, SettingsChooser, next_setting, read_runs, write_runs
 from local_models.text import TextCodec
+from local_models.tuning import MOST_TRIED, PRIOR, measured_machine, repeated_tokens
 
 MODELS = {
     "1m": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -57,20 +58,6 @@ def weights_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def machine() -> tuple[float, float]:
-    """Gigabytes read and billions of operations computed in a CPU-second of one thread."""
-    long, x, w = torch.randn(2**24), torch.randn(256, 512), torch.randn(2048, 512)
-    read_s = min(_cpu_s(lambda: long.sum()) for _ in range(5))
-    computed_s = min(_cpu_s(lambda: x @ w.T) for _ in range(20))
-    return 4 * len(long) / read_s / 1e9, 2 * x.numel() * len(w) / computed_s / 1e9
-
-
-def _cpu_s(work: Callable[[], object]) -> float:
-    began_s = time.process_time()
-    work()
-    return time.process_time() - began_s
-
-
 def prompts_of(vocabulary: int, streams: int, length: int, shared: float) -> list[list[int]]:
     rng = random.Random(length)
     common = [rng.randrange(2, vocabulary) for _ in range(int(shared * length))]
@@ -97,22 +84,23 @@ def measure(decoder: Decoder, setting: Setting, prompts: list[list[int]]) -> tup
 
 
 def repeated_share(answers: list[list[int]]) -> float:
-    """Share of tokens that followed the same two before."""
-    hits = total = 0
-    for ids in answers:
-        met: dict[tuple[int, ...], int] = {}
-        for at in range(2, len(ids)):
-            pair = tuple(ids[at - 2 : at])
-            hits += met.get(pair) == ids[at]
-            total += 1
-            met[pair] = ids[at]
-    return hits / max(1, total)
+    """Share of tokens that followed the same two before, of those that could."""
+    return sum(map(repeated_tokens, answers)) / max(1, sum(len(ids) - 2 for ids in answers))
+
+
+def tried_out(others: list[Ran], case: Case, times: dict[Setting, float]) -> tuple[Setting, int]:
+    """Where an engine ends that tries what looks better, and how many settings it ran with."""
+    chooser, tried = SettingsChooser(others), dict[Setting, float]()
+    while (setting := next_setting(chooser, case, SETTINGS, tried, MOST_TRIED)) not in tried:
+        tried[setting] = times[setting]
+        chooser.learn(Ran(case, setting, times[setting]))
+    return setting, len(tried)
 
 
 def all_runs(models: list[str]) -> list[Ran]:
     """Every setting on every case."""
     runs = []
-    read_gb_s, gflop_s = machine()
+    read_gb_s, gflop_s = measured_machine()
     for config in map(MODELS.__getitem__, models):
         shape, weights = random_shape(config), weights_of(config)
         decoders = {int8: Decoder(shape, dict(weights), int8=int8) for int8 in (False, True)}
@@ -137,6 +125,7 @@ def judged(runs: list[Ran]) -> dict[str, Any]:
         others = [ran for ran in runs if ran.case.parameters != case.parameters]
         times = {setting: took[case, setting] for setting in SETTINGS}
         chosen = {
+            f"learnt from other shapes, up to {MOST_TRIED} tried": tried_out(others, case, times)[0],
             "learnt from other shapes": SettingsChooser(others).choose(case, SETTINGS),
             "roofline alone": SettingsChooser().choose(case, SETTINGS),
             "best on average elsewhere": min(
@@ -161,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.local_settings", description=__doc__)
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--shipped", dest="runs", action="store_const", const=PRIOR, help="judge the shipped runs")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.runs and chosen.runs.exists():

@@ -151,11 +151,11 @@ def test_a_full_line_is_said() -> None:
 def test_scores_that_are_not_numbers_end_one_request_only() -> None:
     """NaN in one sequence's scores is that request's error; its neighbour finishes."""
     broken = engine()
-    compute = broken.decoder.logits
+    compute = broken.runner.decoder.logits
 
     class Poisoned:
-        shape = broken.decoder.shape
-        forward = staticmethod(broken.decoder.forward)
+        block_tokens = broken.runner.decoder.block_tokens
+        forward = staticmethod(broken.runner.decoder.forward)
 
         @staticmethod
         def logits(hidden: torch.Tensor) -> torch.Tensor:
@@ -163,11 +163,11 @@ def test_scores_that_are_not_numbers_end_one_request_only() -> None:
             scores[0, 3] = float("nan")
             return scores
 
-    broken.decoder = Poisoned()  # type: ignore[assignment]
+    broken.runner.decoder = Poisoned()  # type: ignore[assignment]
     broken.add(greedy("sick", [5, 6]))
     events = broken.step()
     assert [(e.request_id, e.reason) for e in events if isinstance(e, Finished)] == [("sick", "error")]
-    broken.decoder = decoder()
+    broken.runner.decoder = decoder()
     assert run(broken, [greedy("well", [5, 6])])["well"].last.reason == "length"
 
 

@@ -13,12 +13,13 @@ pytest.importorskip("triton")
 # In a process of its own: whether kernels are interpreted is decided when they are defined.
 _INTERPRETED = """
 import torch
-from local_models.kernels import GroupLinear
+from local_models.grouped import joined
+from local_models.kernels import MOST_ROWS, GroupLinear, RowsLinear
 from local_models.quant import quantize
 
 torch.manual_seed(0)
 for bits in (4, 8):
-    for count, rows, inner, group in ((1, 64, 128, 64), (5, 128, 256, 128), (19, 64, 128, 32)):
+    for count, rows, inner, group in ((1, 64, 128, 64), (5, 100, 256, 128), (19, 64, 128, 32)):
         packed = quantize(torch.randn(rows, inner) * 0.02, bits, group)
         x, bias = torch.randn(count, inner), torch.randn(rows)
         exact = x.double() @ packed.expand().double().T + bias
@@ -26,6 +27,18 @@ for bits in (4, 8):
         assert off < 1e-5, (bits, count, float(off))
         again = GroupLinear(packed, bias)(x)
         assert torch.equal(again, GroupLinear(packed, bias)(x))
+    many = torch.randn(MOST_ROWS + 1, inner)
+    far = GroupLinear(packed, bias, invariant=False)(many) - (many @ packed.expand().T + bias)
+    assert far.norm() < 1e-4 * many.norm()
+    # A row of 192 in one group, and one of 96 in another: cut to what both can be cut to, no number changed.
+    parts = [quantize(torch.randn(32, 192), bits, 192), quantize(torch.randn(32, 192), 8, 96)]
+    together = joined(parts)
+    assert (together.bits, together.group) == (8, 32)
+    assert torch.equal(together.expand(), torch.cat([part.expand() for part in parts]))
+for count, rows, inner in ((1, 64, 128), (19, 100, 96)):
+    weight, x, bias = torch.randn(rows, inner), torch.randn(count, inner), torch.randn(rows)
+    exact = x.double() @ weight.double().T + bias
+    assert (RowsLinear(weight, bias)(x) - exact).norm() < 1e-5 * exact.norm()
 print("exact")
 """
 
@@ -58,7 +71,7 @@ def test_products_are_those_of_the_expanded_weights() -> None:
     assert run_python(_INTERPRETED, TRITON_INTERPRET="1").strip() == "exact"
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 def test_the_kernel_compiles_for_sm90_as_meant(bits: int, tmp_path: Path) -> None:
     """Tensor cores and asynchronous copies are used, nothing spills out of the registers."""
     binary = tmp_path / "kernel.cubin"

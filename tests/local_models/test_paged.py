@@ -16,20 +16,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from local_models.paged import attend_paged
 
 torch.manual_seed(0)
-for heads, kv_heads, d, size in ((6, 2, 32, 16), (4, 4, 64, 16), (8, 1, 16, 32)):
+for heads, kv_heads, d, size, window in ((6, 2, 32, 16, 0), (4, 4, 64, 16, 20), (8, 1, 12, 32, 0)):
     keys, values = torch.randn(2, kv_heads, 24 * size, d)
     lengths = [1, size, 5 * size + 3, 9 * size - 1]
     order = torch.randperm(24).tolist()
     tables = [[order.pop() for _ in range(-(-n // size))] for n in lengths]
     table = torch.tensor([blocks + [0] * (9 - len(blocks)) for blocks in tables], dtype=torch.int32)
     q, seen = torch.randn(4, heads, d), torch.tensor(lengths, dtype=torch.int32)
-    found = attend_paged(q, keys, values, table, seen, size)
+    found = attend_paged(q, keys, values, table, seen, size, window)
     for at, n in enumerate(lengths):
-        slots = (torch.tensor(tables[at])[:, None] * size + torch.arange(size)).flatten()[:n]
+        slots = (torch.tensor(tables[at])[:, None] * size + torch.arange(size)).flatten()[:n][-window:]
         k, v = (t[:, slots].double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
         exact = scaled_dot_product_attention(q[at].double().unsqueeze(1), k, v)[:, 0]
         assert (found[at] - exact).norm() < 1e-5 * exact.norm(), (heads, at)
-        alone = attend_paged(q[at : at + 1], keys, values, table[at : at + 1], seen[at : at + 1], size)
+        alone = attend_paged(q[at : at + 1], keys, values, table[at : at + 1], seen[at : at + 1], size, window)
         assert torch.equal(alone[0], found[at])
 print("exact")
 """
@@ -77,12 +77,14 @@ _COMPILED = """
 import sys
 from local_models.paged import compile_paged_for_sm90
 
-sys.stdout.write(compile_paged_for_sm90().asm["ptx"])
+for window in (0, 4096):
+    sys.stdout.write(compile_paged_for_sm90(window=window).asm["ptx"])
 """
 
 
 def test_paged_attention_is_the_softmax_of_each_sequence() -> None:
-    """Scattered blocks, unlike lengths, shared heads: as float64's attention, and bit for bit the same alone."""
+    """Scattered blocks, unlike lengths, shared heads, a window, heads of an odd size: as float64's attention, and bit
+    for bit the same alone."""
     assert run_python(_ATTENTION, TRITON_INTERPRET="1").strip() == "exact"
 
 

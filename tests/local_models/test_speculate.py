@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from local_models import shipped_models
 from local_models.engine import Engine, EngineOptions
 from local_models.errors import CheckpointError
 from local_models.request import Request, Sampling
+from local_models.sampler import chance
 from local_models.speculate import (
     Guess,
     ModelDrafter,
@@ -114,6 +116,33 @@ def test_usage_counts_guesses() -> None:
         usage = answer.last.usage
         assert 0 <= usage.accepted_tokens <= usage.drafted_tokens
     assert sum(answer.last.usage.accepted_tokens for answer in answers.values()) > 0
+
+
+def test_as_many_guesses_are_kept_as_the_best_rule_keeps() -> None:
+    """Drawn greedily the two counts are equal; sampled, they differ by chance only."""
+    greedily, sampled = with_model(4), with_model(4)
+    run(greedily, [replace(request, sampling=Sampling()) for request in questions(6)])
+    assert greedily.acceptable_tokens == greedily.accepted_tokens > 0
+    run(
+        sampled,
+        [replace(r, sampling=Sampling(temperature=1.2, top_k=40, seed=at)) for at, r in enumerate(questions(24))],
+    )
+    off = abs(sampled.acceptable_tokens - sampled.accepted_tokens)
+    assert 0 < off < 4 * max(1.0, sampled.drafted_tokens * 0.25) ** 0.5
+    assert 0 < sampled.acceptable_tokens <= sampled.drafted_tokens
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7, 1.5]), st.integers(0, 5), st.floats(0.3, 1.0))
+def test_the_chance_of_a_guess_is_the_optimum_of_a_draft_that_is_sure(
+    seed: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    """Over the tokens that may be drawn: the bound of optimal transport for a draft with all its mass on one."""
+    scores = np.random.default_rng(seed).normal(size=12).astype(np.float32)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    chances = np.array([chance(scores, sampling, Counter(), token_id) for token_id in range(12)])
+    assert chances.sum() == pytest.approx(1.0)
+    for token_id in range(12):
+        assert chances[token_id] == pytest.approx(optimal_acceptance(chances, np.eye(12)[token_id]))
 
 
 def test_a_finished_request_leaves_nothing_with_the_drafter() -> None:

@@ -1,0 +1,68 @@
+"""The limits and choices of one engine, by the names that a provider's `options` and the command line use.
+
+No torch here, so that a configuration can be checked where none is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from local_models.settings import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of one engine; memory is what is said here, never a share of what the machine has."""
+
+    kv_tokens: int = 32_768
+    block_tokens: int = 64
+    step_tokens: int = 512
+    most_running: int = 64
+    most_waiting: int = 1024
+    dtype: str = "auto"
+    int8: bool = False
+    """Quantize the weights while loading."""
+    invariant: bool = True
+    """An answer's bits never depend on its batch; False: where torch computes, a lone float32 stream is faster, and on
+    a GPU prompts are."""
+    native: bool = True
+    """Compute by `local_models.native` where it can be had."""
+    device: str = "cpu"
+    """`cpu`, `cuda` (as torch names it: `cuda:1` too), or `auto`: CUDA where torch finds it. No figure was measured on
+    a GPU yet, so it is not the default."""
+    share_prefixes: bool = True
+    eviction_alpha: float | None = 1.0
+    """Marconi's weight of computation saved per byte; None: least recently used."""
+    copy_while_free: float = 0.5
+    """A shared prefix is copied, not gathered, while this share of the blocks is free."""
+    tier_memory_mb: int = 0
+    """Evicted keys and values kept in memory beside the pool, for conversations that come back."""
+    tier_disk_mb: int = 0
+    """And of those that leave memory, in an unnamed file."""
+    tier_folder: str | None = None
+    """Where that file lies; None: the system's folder for temporary files."""
+    draft_tokens: int = 0
+    """Most tokens guessed ahead for one sequence; 0: no guessing."""
+    draft_model: str | None = None
+    """Folder of a smaller model with the same tokenizer, which guesses; None: the text's own n-grams do."""
+    draft_budget: int = 64
+    """Most guesses checked in one step, all sequences together."""
+    settings: str = "given"
+    """`given`: as said here; `auto`: chunk, guesses and shared prefixes are looked for (`local_models.tuning`)."""
+    settings_folder: str | None = None
+    """Where runs are recorded for that, a file a model; None: beside the server's socket."""
+    settings_int8: bool = False
+    """Whether eight bits may be chosen too, which can change answers."""
+
+
+def setting_of(options: EngineOptions) -> Setting:
+    """The part of the options that can be looked for."""
+    return Setting(options.int8, options.step_tokens, options.draft_tokens, options.share_prefixes)
+
+
+def with_setting(options: EngineOptions, setting: Setting) -> EngineOptions:
+    """The options with that part replaced."""
+    return replace(
+        options, int8=setting.int8, step_tokens=setting.step_tokens, draft_tokens=setting.draft_tokens,
+        share_prefixes=setting.share_prefixes,
+    )  # fmt: skip
