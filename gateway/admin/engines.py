@@ -88,6 +88,7 @@ def _stats(desk: Desk, provider: str, model: str, now: Reading) -> EngineStats:
         tokens_per_s=rates.get("local_output_tokens_total"), busy_share=rates.get("local_busy_seconds_total"),
         preemptions=int(now.get("local_preemptions_total", 0)),
         accepted_share=_ratio(now, "local_accepted_tokens_total", "local_drafted_tokens_total"),
+        accepted_over_best=_ratio(now, "local_accepted_tokens_total", "local_acceptable_tokens_total"),
         joules_per_token=_ratio(rates, "joules", "local_output_tokens_total"),
     )  # fmt: skip
 

@@ -81,6 +81,8 @@ class EngineStats(BaseModel):
     preemptions: int | None = None
     accepted_share: float | None = None
     """Of the guesses of speculative decoding."""
+    accepted_over_best: float | None = None
+    """Guesses kept over what the best rule of acceptance keeps of the same guesses on average."""
     joules_per_token: float | None = None
     """Of the whole machine's packages while it worked; None: the hardware does not say."""
 
