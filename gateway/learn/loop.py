@@ -43,6 +43,9 @@ class Terms:
     """Before the first training, and after a change of a model."""
     retrain_after: int = 200
     """New ones since the last training."""
+    ask_again_after: int = 50
+    """New ones since the gate refused: to keep an old router may cost more than to ask, and who passes by luck still
+    has a canary before it."""
     shadow_rounds: int = 50
     canary_share: float = 0.2
     canary_rounds: int = 40
@@ -112,25 +115,37 @@ class Loop:
     def retrain(self, log: Log, incumbent: Policy, now_s: float) -> Told:
         """A new candidate, where enough was scored since the last one; the gate decides whether it goes on."""
         train, judged = lately(log)
-        since_s = float((self.store.setting(self._setting) or {}).get("trained_until_s", 0.0))
+        noted = self.store.setting(self._setting) or {}
+        since_s = float(noted.get("trained_until_s", 0.0))
         fresh = sum(r.time_s > since_s for r, known in zip(log.records, log.labelled, strict=True) if known)
         # after a change of a model every step asks again, until the router has changed too
         changed = judged is not log and judged.records[0].time_s > self._live_since()
-        enough = self.terms.min_scored if changed or not since_s else self.terms.retrain_after
+        again = self.terms.ask_again_after if noted.get("refused") else self.terms.retrain_after
+        enough = self.terms.min_scored if changed or not since_s else again
         if (int(judged.labelled.sum()) if changed else fresh) < enough:
             return Told(WAITS, f"{fresh} scored rounds since the last training")
         try:
-            verdict = self.gated(train, judged, incumbent)
+            verdict = self.gated(train, self.unseen(judged), incumbent)
             if verdict.refusal is not None:  # more rounds may tell: asked again at the next step
                 return Told(REFUSED, verdict.reason)
-            self.store.save_setting(self._setting, {"trained_until_s": log.records[-1].time_s}, "learn")
+            now = {"trained_until_s": log.records[-1].time_s, "refused": not verdict.passed}
+            self.store.save_setting(self._setting, now, "learn")
             if not verdict.passed:
                 return Told(REFUSED, verdict.reason)
             made = trained(train, self.terms.router, self._next_version(), self.explore)
         except DataError as error:
             return Told(REFUSED, str(error))
-        version = self.take_in(made, verdict, now_s)
+        version = self.take_in(made, verdict, now_s, log.records[-1].time_s)
         return Told(SHADOW, verdict.reason, version.version)
+
+    def unseen(self, judged: Log) -> Log:
+        """The rounds that the incumbent was not trained on, for on its own it looks better than it is; all of them
+        where the others are too few yet.
+        """
+        live = next((one for one in self.versions.list(self.route) if one.state == "live"), None)
+        since_s = _told(live, "trained_until_s", 0.0) if live else 0.0
+        fresh = judged.rows(np.array([record.time_s > since_s for record in judged.records], bool))
+        return fresh if int(fresh.labelled.sum()) >= self.terms.min_scored else judged
 
     def gated(self, train: Log, judged: Log, incumbent: Policy) -> Verdict:
         """The way of training, judged on queries that its routers did not see."""
@@ -210,7 +225,7 @@ class Loop:
     def reward(self, log: Log, incumbent: Policy) -> Array:
         return worth(log, incumbent.knobs, reference_of(log))
 
-    def take_in(self, made: Trained, verdict: Verdict, now_s: float) -> RouterVersion:
+    def take_in(self, made: Trained, verdict: Verdict, now_s: float, until_s: float) -> RouterVersion:
         """The trained router as an artefact with its lineage, in the shadow."""
         live = next((one.version for one in self.versions.list(self.route) if one.state == "live"), "")
         router = made.router
@@ -224,7 +239,8 @@ class Loop:
             save_router(path, router, card)
             version = self.versions.add(self.route, path, state="candidate", actor="learn")
         label = f"{router.name}@{router.version}"
-        return mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=label, parent=live)
+        told = {"gate": verdict.as_dict(), "label": label, "parent": live, "trained_until_s": until_s}
+        return mark(self.store, version, "shadow", now_s, **told)
 
     def _label(self, version: RouterVersion) -> str:
         router = self.policy(version.artifact).router
@@ -244,8 +260,13 @@ class Loop:
 
 def _since(version: RouterVersion) -> float:
     """Since when it stands where it stands."""
-    told = (version.metrics or {}).get("since_s", version.time_s)
-    return float(told) if isinstance(told, (int, float)) else version.time_s
+    return _told(version, "since_s", version.time_s)
+
+
+def _told(version: RouterVersion, name: str, otherwise: float) -> float:
+    """A number that was noted with the version."""
+    found = (version.metrics or {}).get(name)
+    return float(found) if isinstance(found, (int, float)) else otherwise
 
 
 def _with(policy: Policy, router: Router) -> Policy:

@@ -22,7 +22,7 @@ from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
 from gateway.learn import loop as turns
-from gateway.learn.dataset import log_of, training_data
+from gateway.learn.dataset import log_of, read_log, training_data
 from gateway.learn.gate import Verdict, failed
 from gateway.learn.loop import Loop, Terms, Told
 from gateway.learn.shadow import begin_canary, gated, mark
@@ -128,6 +128,13 @@ def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) ->
     states = {one.state for one in street.loop.versions.list("auto")}
     assert states == {"live"}
 
+    (live,) = street.loop.versions.list("auto")
+    log = read_log(street.store.engine, route="auto")
+    judged = street.loop.unseen(log)
+    trained_until_s = (live.metrics or {})["trained_until_s"]
+    assert 0 < len(judged) < len(log), "what a router was trained on says nothing of its worth"
+    assert all(record.time_s > trained_until_s for record in judged.records)
+
     bad = spoilt_artifact(street, tmp_path)
     refused = street.loop.consider(bad, 2e9)
     assert refused.action == turns.REFUSED and "difference at least -" in refused.reason
@@ -208,6 +215,14 @@ def test_what_the_gate_saw_stays_with_the_version(street: Street, tmp_path: Path
     noted = mark(street.store, noted, "canary", 2.0, label="x")
     assert gated(noted) == around(0.1, 0.05)
     assert gated(street.loop.versions.find("auto", version.version)) == around(0.1, 0.05)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_after_a_refusal_it_asks_again_soon(street: Street, refused: bool) -> None:
+    """With 60 new rounds the gate is asked again, though a next training would wait for 200."""
+    since_s = 1e9 + 200.0 * 140
+    street.store.save_setting("learn.auto", {"trained_until_s": since_s, "refused": refused}, "test")
+    assert (street.round(200).action == turns.WAITS) is not refused
 
 
 def test_an_empty_journal_only_waits(street: Street) -> None:
