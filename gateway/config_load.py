@@ -20,6 +20,7 @@ from gateway.config_shape import CONTROL, Problems, meant, read_section
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
 from gateway.upstream.reach import names_inner, refusal
+from local_models.options import faults
 from routers.simple import read_rule
 
 ROUTERS = (
@@ -209,6 +210,9 @@ def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> Non
             found.add(f"{path}.base_url", why)
     if provider.engine and provider.kind != "openai":
         found.add(f"{path}.engine", f"is read by the kind 'openai' only, not by {provider.kind!r}")
+    if provider.kind == "local" and not provider.base_url:
+        for name, fault in faults(provider.options):
+            found.add(f"{path}.options.{name}", fault)
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")

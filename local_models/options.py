@@ -5,6 +5,8 @@ No torch here, so that a configuration can be checked where none is installed.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from local_models.settings import Setting
@@ -66,3 +68,46 @@ def with_setting(options: EngineOptions, setting: Setting) -> EngineOptions:
         options, int8=setting.int8, step_tokens=setting.step_tokens, draft_tokens=setting.draft_tokens,
         share_prefixes=setting.share_prefixes,
     )  # fmt: skip
+
+
+ENGINE_OPTIONS = (
+    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native", "device",
+    "draft_tokens", "draft_model", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
+    "settings", "settings_folder", "settings_int8",
+)  # fmt: skip
+"""Those that an operator may set."""
+SERVER_OPTIONS = ("models", "threads", *ENGINE_OPTIONS)
+_WORDS = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "settings": ("given", "auto"),
+    "device": ("auto", "cpu", "cuda", "cuda:0, cuda:1 ..."),
+}
+_DEFAULT = EngineOptions()
+_MAY_BE_ZERO = ("draft_tokens", "draft_budget", "tier_memory_mb", "tier_disk_mb", "most_waiting")
+
+
+def faults(options: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Name and fault of every option that the server would not take; None is as if it were not there."""
+    for name, value in options.items():
+        if name not in SERVER_OPTIONS:
+            yield name, f"unknown; known are {', '.join(SERVER_OPTIONS)}"
+        elif value is not None and (fault := _fault(name, value)):
+            yield name, fault
+
+
+def _fault(name: str, value: object) -> str:
+    if name == "models":
+        is_named = isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
+        return "" if is_named else "must be names with a folder each"
+    default = 1 if name == "threads" else getattr(_DEFAULT, name)
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "must be true or false"
+    if isinstance(default, int):
+        least = 0 if name in _MAY_BE_ZERO else 1
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        return "" if is_count else f"must be a whole number of at least {least}"
+    if not isinstance(value, str):
+        return "must be text"
+    words = _WORDS.get(name)
+    is_known = words is None or value in words or (name == "device" and re.fullmatch(r"cuda:\d+", value))
+    return "" if is_known or words is None else f"{value!r} is none of {', '.join(words)}"

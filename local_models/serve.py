@@ -27,8 +27,8 @@ from local_models import quantized_models, shipped_models
 from local_models.answer import Answer
 from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_json, send_body, send_json
 from local_models.encoder import is_encoder
-from local_models.engine import EngineOptions
 from local_models.errors import EngineDead, LocalModelError, RequestRefused
+from local_models.options import ENGINE_OPTIONS, SERVER_OPTIONS, EngineOptions, faults
 from local_models.served import Served, metrics_page
 from local_models.served_encoder import ServedEncoder, encoders_page
 
@@ -187,8 +187,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
     parser.add_argument("--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped')
-    parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(_OPTIONS)}")
-    for name in _ENGINE_OPTIONS:
+    parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(SERVER_OPTIONS)}")
+    for name in ENGINE_OPTIONS:
         value = getattr(EngineOptions(), name)
         kind = str if value is None else type(value)
         if kind is bool:
@@ -199,7 +199,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:
-        given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+        given = {name: value for name in SERVER_OPTIONS if (value := getattr(arguments, name)) is not None}
         beside = {"settings_folder": str(arguments.uds.parent)} if arguments.uds else {}
         app = _app({**beside, **arguments.options, **given})
     except LocalModelError as error:
@@ -207,26 +207,16 @@ def main() -> None:
     asyncio.run(_run(app, arguments))
 
 
-_ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native", "device",
-    "draft_tokens", "draft_model", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
-    "settings", "settings_folder", "settings_int8",
-)  # fmt: skip
-_OPTIONS = ("models", "threads", *_ENGINE_OPTIONS)
-
-
 def _app(options: dict[str, Any]) -> App:
     """The application the options describe; those that are None keep their defaults."""
-    unknown = options.keys() - set(_OPTIONS)
-    if unknown:
-        raise LocalModelError(f"unknown options {', '.join(sorted(unknown))}; known: {', '.join(_OPTIONS)}")
+    found = [f"option {name}: {fault}" for name, fault in faults(options)]
+    if found:
+        raise LocalModelError("; ".join(found))
     torch.set_num_threads(options.get("threads") or 1)
-    chosen = {name: options[name] for name in _ENGINE_OPTIONS if options.get(name) is not None}
+    chosen = {name: options[name] for name in ENGINE_OPTIONS if options.get(name) is not None}
     if "draft_model" in chosen:
         chosen["draft_model"] = str(_folder(chosen["draft_model"]))
     engine_options = EngineOptions(**chosen)
-    if engine_options.settings not in ("given", "auto"):
-        raise LocalModelError(f"settings {engine_options.settings!r} is neither given nor auto")
     named = options.get("models") or shipped_models()
     folders = {name: _folder(folder) for name, folder in named.items()}
     encoders = {name: ServedEncoder(name, folder) for name, folder in folders.items() if is_encoder(folder)}

@@ -87,6 +87,15 @@ def test_the_example_comments_every_key() -> None:
     assert {key.rpartition(".")[2] for key in keys_of_tree(Config)} <= told
 
 
+def test_what_a_local_engine_would_not_take_is_told_with_its_path() -> None:
+    """Before the engine's process is started and refuses it; of a server elsewhere nothing is known."""
+    options = {"kv_tokens": 0, "device": "tpu", "kv_token": 5, "int8": True}
+    _, found = parse({"providers": [{"name": "home", "kind": "local", "options": options}]}, {})
+    paths = {problem.split(": ")[0] for problem in found}
+    assert {f"providers[0].options.{name}" for name in ("kv_tokens", "device", "kv_token")} <= paths
+    assert not any("int8" in path for path in paths)
+
+
 def test_all_problems_are_told_at_once() -> None:
     """An operator fixes a file in one go."""
     config, found = parse(

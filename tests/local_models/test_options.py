@@ -1,0 +1,43 @@
+"""What may be said of an engine, and what is refused before one starts."""
+
+import pytest
+
+from local_models.options import SERVER_OPTIONS, EngineOptions, faults, setting_of, with_setting
+from local_models.settings import Setting
+
+
+def test_defaults_have_no_fault() -> None:
+    """Every option at its default is taken, and so is one that says nothing."""
+    defaults = {name: getattr(EngineOptions(), name, None) for name in SERVER_OPTIONS}
+    assert list(faults(defaults)) == []
+    assert list(faults({"models": {"a": "tiny-small"}, "threads": 2, "device": "cuda:1", "most_waiting": 0})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("kv_token", 5, "unknown; known are models, threads"),
+        ("kv_tokens", "many", "whole number of at least 1"),
+        ("kv_tokens", 0, "whole number of at least 1"),
+        ("draft_tokens", -1, "whole number of at least 0"),
+        ("threads", True, "whole number"),
+        ("int8", 1, "must be true or false"),
+        ("device", "tpu", "'tpu' is none of auto, cpu, cuda"),
+        ("settings", "best", "'best' is none of given, auto"),
+        ("dtype", "int8", "'int8' is none of auto, float32"),
+        ("draft_model", 3, "must be text"),
+        ("models", ["tiny-small"], "must be names with a folder each"),
+        ("models", {"a": 1}, "must be names with a folder each"),
+    ],
+)
+def test_a_fault_is_told_with_its_name(name: str, value: object, fault: str) -> None:
+    """Unknown names, wrong types and words that are none."""
+    ((told, why),) = faults({name: value, "int8" if name != "int8" else "native": True})
+    assert told == name and fault in why
+
+
+def test_a_setting_goes_into_the_options_and_comes_back() -> None:
+    """What is looked for is that part and nothing else."""
+    setting = Setting(True, 64, 4, False)
+    assert setting_of(with_setting(EngineOptions(kv_tokens=128), setting)) == setting
+    assert with_setting(EngineOptions(kv_tokens=128), setting).kv_tokens == 128
