@@ -67,6 +67,11 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
         return f"{rest} prompts are not answered yet, {left_s:.1f} s before the deadline"
     if run.replanning.shortfall:
         return f"the budget and the time left do not reach for {run.replanning.shortfall} of {rest} prompts"
+    if run.unafforded:
+        return (
+            f"{run.unafforded} prompts went to another model than planned: the most that the planned one may cost is "
+            "more than what is left (a smaller max_tokens makes it less)"
+        )
     return ""
 
 

@@ -91,6 +91,8 @@ class Runner:
         """Nano-dollars: the worst of all that is under way."""
         self.short = False
         """Somebody waits for money, and nothing has been settled since."""
+        self.unafforded = 0
+        """Prompts sent to another arm than planned: the most that one might have cost was more than was left."""
         self._shut_s = 0.0
         self._looked_s = -inf
         self.answered = 0
@@ -354,6 +356,7 @@ class Runner:
             if self.asker.ready(prompt, self.ways(place, arm)).worst_nanousd <= self.free:
                 self.supply.arm[place] = arm
                 self.supply.put(place)
+                self.unafforded += 1
                 self.short = bool(self.supply.poor)
                 self._wakes.set()
                 return

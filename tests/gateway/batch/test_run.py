@@ -71,6 +71,18 @@ async def test_a_cascade_sends_poor_answers_on_to_better_models(tmp_path: Path) 
     assert done.spent_usd <= 0.01
 
 
+async def test_what_a_small_budget_can_not_risk_is_told(tmp_path: Path) -> None:
+    """A planned answer may cost more than all there is: another model answers, and the job says why."""
+    models = [{"name": "small"}, {"name": "large", "output_usd_per_mtok": 50.0}]
+    bodies = [chat("auto", f"say {number}", max_tokens=1000) for number in range(3)]
+    cost = {"small": 1e-5, "large": 2e-5}
+    async with live(tmp_path, models=models, routes=[AUTO]) as gateway:
+        made = plan(tmp_path / "plan", bodies, estimates([SMALL, LARGE], 3, QUALITY, cost), budget_usd=0.02)
+        done = await carried(gateway.services, made, tmp_path)
+    assert len(done.output) == 3 and done.job.progress.by_model == {"small": 3}
+    assert done.job.progress.warning.startswith("3 prompts went to another model than planned")
+
+
 async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
     """One that streams, one the upstream rejects, one over every budget: errors with reasons; the rest goes on."""
     scripts = {"small": [{"status": 400, "error": "no"}, {}]}
