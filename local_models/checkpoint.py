@@ -5,7 +5,6 @@ Refuses anything but safetensors (no pickle), truncated files, and tensors whose
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from local_models.errors import CheckpointError
 from local_models.manifest import ManifestError, verify_manifest
-from local_models.shape import Shape
+from local_models.shape import Shape, read_object
 
 
 def load_tensors(folder: Path, shape: Shape, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
@@ -68,7 +67,11 @@ def _linear(sizes: dict[str, tuple[int, ...]], name: str, rows: int, columns: in
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        mapped = read_object(index).get("weight_map")
+        names = sorted(set(map(str, mapped.values()))) if isinstance(mapped, dict) else []
+        strays = [name for name in names if Path(name).name != name]
+        if not names or strays:
+            raise CheckpointError(f"{index} names {strays[0] + ', outside the folder' if strays else 'no files'}")
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     if not single.is_file():

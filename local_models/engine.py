@@ -7,6 +7,7 @@ numbers end the one request they belong to, and every request ends in exactly on
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from local_models import sampler
 from local_models.blocks import Blocks
 from local_models.decoder import Decoder
 from local_models.device import device_for
-from local_models.errors import CheckpointError, RequestRefused
+from local_models.errors import CheckpointError, LocalModelError, RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.meter import Piece, StepMeter, read_joules
@@ -101,6 +102,7 @@ class Engine:
             int8=options.int8, invariant=options.invariant, native=options.native, device=device,
         )  # fmt: skip
         codec = TextCodec(folder)
+        codec.require_match(decoder.shape.vocabulary, decoder.shape.end_ids)
         return cls(decoder, codec, options, drafter=_model_drafter(folder, codec, options))
 
     @property
@@ -151,7 +153,10 @@ class Engine:
     def embed(self, ids: Ids[int]) -> Tensor:
         """The mean hidden state of a text, of length 1."""
         self._check_text(ids, len(ids), "input")
-        return self.runner.embed(ids)
+        vector = self.runner.embed(ids)
+        if not bool(vector.isfinite().all()):
+            raise LocalModelError("what the model computed of this text are not numbers")
+        return vector
 
     def score(self, prompt: Ids[int], answer: Ids[int]) -> list[float]:
         """Log-probabilities of an answer's tokens, whoever wrote it: evidence of how likely the model finds
@@ -159,7 +164,10 @@ class Engine:
         if not prompt or not answer:
             raise RequestRefused("scoring needs a prompt and an answer", param="prompt")
         self._check_text([*prompt, *answer], len(prompt) + len(answer) - 1, "prompt")
-        return self.runner.score(prompt, answer)
+        logprobs = self.runner.score(prompt, answer)
+        if any(math.isnan(logprob) for logprob in logprobs):
+            raise LocalModelError("what the model computed of this text are not numbers")
+        return logprobs
 
     def _check_text(self, ids: Ids[int], count: int, param: str) -> None:
         """What is computed at once, without blocks of its own, must be tokens and fit the context."""

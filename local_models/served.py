@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from local_models.engine import Engine, EngineOptions
 from local_models.errors import LocalModelError, RequestRefused
 from local_models.options import setting_of, with_setting
 from local_models.request import Request, Usage
-from local_models.shape import read_shape
+from local_models.shape import read_object, read_shape
 from local_models.tuning import Tuner
 from local_models.worker import Worker
 
@@ -102,7 +101,7 @@ def _tiers(served: Served) -> tuple[int, int, int, int]:
 def _default_temperature(folder: Path) -> float:
     """0 when the folder asks for greedy decoding; its own temperature, else OpenAI's 1."""
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
+    generation = read_object(path) if path.is_file() else {}
     if generation.get("do_sample") is False:
         return 0.0
     return float(generation.get("temperature") or 1.0)

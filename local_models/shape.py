@@ -20,6 +20,10 @@ FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
     "MistralForCausalLM": "mistral",
 }
+_COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
 _ADAPTER_HINT = "serve it with vLLM, SGLang or llama-server and reach it through an openai provider"
 
 
@@ -60,14 +64,22 @@ def read_shape(folder: Path) -> Shape:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    config = read_object(path)
     try:
         return shape_of(config, _end_ids(folder, config))
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a model's folder; `CheckpointError` where the file holds anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return found
 
 
 def shape_of(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
@@ -75,6 +87,9 @@ def shape_of(config: dict[str, Any], end_ids: tuple[int, ...]) -> Shape:
     family = _family(config)
     if config.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"activation {config['hidden_act']!r} is not computed here; {_ADAPTER_HINT}")
+    for name in _COUNTS:
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise CheckpointError(f"{name} of the config is {config[name]!r}, not a number of at least 1")
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     bias = bool(config.get("attention_bias", False))
@@ -155,8 +170,8 @@ def _llama3_frequency(frequency: float, parameters: dict[str, Any]) -> float:
 
 def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
+    generation = read_object(path) if path.is_file() else {}
     ids = generation.get("eos_token_id", config.get("eos_token_id"))
     if ids is None:
         return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    return (ids,) if isinstance(ids, int) else tuple(map(int, ids))

@@ -8,6 +8,7 @@ the mark that ends a turn.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from local_models.errors import CheckpointError, RequestRefused
+from local_models.shape import read_object
 
 _REPLACEMENT = "�"
 _CACHED_WORDS = 1000
@@ -45,12 +47,25 @@ class TextCodec:
         self.special_ids = [token_id for token_id, token in added.items() if token.special]
         self._special = {added[token_id].content for token_id in self.special_ids}
         source = _chat_template(folder, self.config)
-        self._template = _environment().from_string(source) if source else None
+        try:
+            self._template = _environment().from_string(source) if source else None
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template of {folder} cannot be read: {error}") from error
 
     @property
     def size(self) -> int:
         """Number of token ids, added ones included."""
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def require_match(self, vocabulary: int, end_ids: Collection[int]) -> None:
+        """Raise CheckpointError where the tokenizer is another model's: its ids go beyond the scores of this one, or it
+        lacks the tokens that end an answer."""
+        highest = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= vocabulary:
+            raise CheckpointError(f"the tokenizer has ids up to {highest}, the model has {vocabulary}: it is another's")
+        unknown = [token_id for token_id in end_ids if self.tokenizer.id_to_token(token_id) is None]
+        if end_ids and len(unknown) == len(end_ids):
+            raise CheckpointError(f"the tokenizer lacks the tokens {unknown} that end this model's answers")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -165,13 +180,7 @@ def _refuse(message: str) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    return config
+    return read_object(path) if path.is_file() else {}
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str:

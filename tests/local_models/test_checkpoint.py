@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from local_models import shipped_models
 from local_models.decoder import Decoder
+from local_models.engine import Engine
 from local_models.errors import CheckpointError
 from local_models.shape import read_shape
+from local_models.text import TextCodec
 
 
 @pytest.fixture
@@ -36,6 +38,19 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
     save_file(weights, folder / "model.safetensors")
 
 
+def write_index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def edit_tokenizer(folder: Path, more: dict[str, int], fewer: tuple[str, ...] = ()) -> None:
+    path = folder / "tokenizer.json"
+    held = json.loads(path.read_text())
+    vocabulary = held["model"]["vocab"] | more
+    held["model"]["vocab"] = {token: at for token, at in vocabulary.items() if token not in fewer}
+    held["added_tokens"] = [token for token in held["added_tokens"] if token["content"] not in fewer]
+    path.write_text(json.dumps(held))
+
+
 def test_an_untouched_folder_loads(folder: Path) -> None:
     """The copy is a model."""
     assert Decoder.load(folder).shape.parameters > 50_000
@@ -48,6 +63,12 @@ def test_an_untouched_folder_loads(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_text("{}"), "unknown"),
         (lambda f: edit_config(f, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel.*vLLM"),
+        (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+        (lambda f: edit_config(f, num_attention_heads="many"), "num_attention_heads of the config is 'many'"),
+        (lambda f: (f / "generation_config.json").write_text("{"), r"generation_config\.json is not JSON"),
+        (lambda f: write_index(f, "{"), "is not JSON"),
+        (lambda f: write_index(f, "{}"), "names no files"),
+        (lambda f: write_index(f, '{"weight_map": {"a": "../other.safetensors"}}'), "outside the folder"),
         (lambda f: edit_config(f, hidden_act="gelu"), "gelu"),
         (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
         (lambda f: edit_config(f, hidden_size=None), "config"),
@@ -95,3 +116,27 @@ def test_weights_in_several_files_are_one_model(folder: Path) -> None:
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert Decoder.load(folder).shape == read_shape(shipped_models()["tiny-small"])
+
+
+def end_token(folder: Path) -> str:
+    (end,) = read_shape(folder).end_ids
+    vocabulary = TextCodec(folder).tokenizer.get_vocab(with_added_tokens=True)
+    return next(token for token, token_id in vocabulary.items() if token_id == end)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: edit_tokenizer(f, {"zz": 4000}), "ids up to 4000, the model has 96: it is another's"),
+        (lambda f: edit_tokenizer(f, {}, (end_token(f),)), "lacks the tokens .* that end this model's answers"),
+        (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "tokenizer_config.json").write_text("[]"), "no JSON object"),
+        (lambda f: (f / "chat_template.jinja").write_text("{% for"), "chat template .* cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_does_not_match_is_an_error(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    """One of another model, a broken one and a template that is none are told at load, not by the first request."""
+    damage(folder)
+    with pytest.raises(CheckpointError, match=says):
+        Engine.load(folder)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from local_models import shipped_models
 from local_models.engine import Engine, EngineOptions
-from local_models.errors import EngineFull, PromptTooLong, RequestRefused
+from local_models.errors import EngineFull, LocalModelError, PromptTooLong, RequestRefused
 from local_models.request import Finished, Request, Sampling
 from tests.local_models.checkpoints import Answer, codec, decoder, engine, greedy, prompts, run
 
@@ -257,3 +257,14 @@ def test_a_text_that_cannot_be_computed_is_refused(ids: list[int]) -> None:
     with pytest.raises(RequestRefused):
         some.score(ids, [5])
     assert float(some.embed([5, 6]).norm()) == pytest.approx(1.0)
+
+
+def test_a_text_without_numbers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding and scoring by a model whose sums are none: told, not passed on as NaN."""
+    some = engine()
+    monkeypatch.setattr(some.runner, "embed", lambda ids: torch.full((4,), float("nan")))
+    monkeypatch.setattr(some.runner, "score", lambda prompt, answer: [-1.0, float("nan")])
+    with pytest.raises(LocalModelError, match="not numbers"):
+        some.embed([5, 6])
+    with pytest.raises(LocalModelError, match="not numbers"):
+        some.score([5], [6, 7])
