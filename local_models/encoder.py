@@ -64,6 +64,7 @@ class Encoder:
             self._read(config, _weights(folder))
         except KeyError as error:
             raise CheckpointError(f"{folder} lacks {error}") from error
+        self.codec.require_match(len(self._words), ())
         self._first_row = _takes_first_row(folder)
 
     def _read(self, config: dict[str, Any], weights: dict[str, Tensor]) -> None:

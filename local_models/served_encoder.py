@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 from local_models.encoder import Encoder
-from local_models.errors import EngineFull, PromptTooLong, RequestRefused
+from local_models.errors import EngineFull, LocalModelError, PromptTooLong, RequestRefused
 
 _MOST_WAITING_TEXTS = 4096
 _MOST_BATCH_TOKENS = 8192
@@ -57,8 +58,7 @@ class ServedEncoder:
             self.texts += len(texts)
             self.tokens += sum(map(len, texts))
             for asked, answer in batch:
-                if not answer.done():
-                    answer.set_result(vectors[: len(asked)])
+                _give(answer, vectors[: len(asked)])
                 vectors = vectors[len(asked) :]
 
     def _next_batch(self) -> list[tuple[list[list[int]], asyncio.Future[Vectors]]]:
@@ -71,6 +71,16 @@ class ServedEncoder:
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return [(texts, answer) for texts, answer in batch if not answer.done()] or batch
+
+
+def _give(answer: asyncio.Future[Vectors], vectors: Vectors) -> None:
+    """A text whose vector holds no numbers is the error of its own request."""
+    if answer.done():
+        return
+    if all(math.isfinite(number) for vector in vectors for number in vector):
+        answer.set_result(vectors)
+    else:
+        answer.set_exception(LocalModelError("what the model computed of this text are not numbers"))
 
 
 def encoders_page(encoders: dict[str, ServedEncoder]) -> str:

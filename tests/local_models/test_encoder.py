@@ -13,8 +13,9 @@ import transformers
 
 from local_models import shipped_models
 from local_models.encoder import Encoder, is_encoder
-from local_models.errors import CheckpointError, PromptTooLong
+from local_models.errors import CheckpointError, LocalModelError, PromptTooLong
 from local_models.serve import _app
+from local_models.served_encoder import ServedEncoder
 from tests.local_models.checkpoints import prompts
 
 
@@ -112,3 +113,29 @@ async def test_embeddings_are_served_in_batches(tmp_path: Path) -> None:
         refused = await client.post("/v1/chat/completions", json=chat)
         assert refused.status_code == 400 and "encoder" in refused.json()["error"]["message"]
         assert [card["id"] for card in (await client.get("/v1/models")).json()["data"]] == ["mini"]
+
+
+async def test_a_vector_without_numbers_fails_its_own_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two requests in one batch the one whose sums are none is an error, the other has its vector."""
+    write_encoder(tmp_path)
+    served = ServedEncoder("e", tmp_path)
+    exact = served.encoder.embed
+
+    def poisoned(texts: list[list[int]]) -> torch.Tensor:
+        vectors = exact(texts).clone()
+        vectors[[at for at, ids in enumerate(texts) if ids == [9, 9]]] = float("nan")
+        return vectors
+
+    monkeypatch.setattr(served.encoder, "embed", poisoned)
+    well, sick = await asyncio.gather(served.embed([[5, 6]]), served.embed([[9, 9]]), return_exceptions=True)
+    assert isinstance(well, list) and isinstance(sick, LocalModelError)
+
+
+def test_another_models_tokenizer_is_an_error(tmp_path: Path) -> None:
+    """One whose ids go beyond the encoder's words is told at load."""
+    write_encoder(tmp_path)
+    held = json.loads((tmp_path / "tokenizer.json").read_text())
+    held["model"]["vocab"]["zz"] = 4000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(held))
+    with pytest.raises(CheckpointError, match="ids up to 4000, the model has 97"):
+        Encoder(tmp_path)
