@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from local_models.native import SLOTS, STEP_BYTES
 from local_models.shape import Shape
 
 CPU = torch.device("cpu")
@@ -54,18 +55,22 @@ class Tile:
 class Pool:
     """Keys and values of all sequences: one slot a token, `[layer, key or value, kv head, slot, head]`.
 
-    The system maps zeroed memory when a slot is first touched, so a large pool costs what is used of it.
+    The system maps zeroed memory when a slot is first touched, so a large pool costs what is used of it. Of eight bits
+    (`local_models.native` alone reads those) a slot has a step beside its numbers, and `grain` slots lie interleaved:
+    only together can they be copied.
     """
 
     def __init__(
         self, shape: Shape, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device = CPU
     ) -> None:
         self.block_tokens = block_tokens
-        size = (shape.layers, 2, shape.kv_heads, blocks * block_tokens, shape.head_dim)
+        self.grain = SLOTS if dtype == torch.int8 else 1
+        width = shape.head_dim + (STEP_BYTES if dtype == torch.int8 else 0)
+        size = (shape.layers, 2, shape.kv_heads, blocks * block_tokens, width)
         if device.type != "cpu":
             self.tensor = torch.zeros(size, dtype=dtype, device=device)
             return
-        bits = {4: np.int32, 2: np.int16}[dtype.itemsize]
+        bits = {4: np.int32, 2: np.int16, 1: np.int8}[dtype.itemsize]
         self.tensor = torch.from_numpy(np.zeros(size, bits)).view(dtype)
 
     @property

@@ -119,7 +119,9 @@ class Blocks:
         share: bool = True,
         copy_while_free: float = 0.5,
         shelf: Shelf | None = None,
+        grain: int = 1,
     ) -> None:
+        """`grain`: slots that can be copied only together, from a multiple of it on."""
         self.count = count
         self.block_tokens = block_tokens
         self.hit_tokens = 0
@@ -129,6 +131,7 @@ class Blocks:
         self.share = share
         self._copy_while_free = copy_while_free
         self._shelf = shelf
+        self._grain = grain
         self._map = bytearray(_FREE * count)
         self._free = count
         self._roots: dict[str, Node] = {}
@@ -320,7 +323,7 @@ class Blocks:
         rest = tuple(ids[start : min(start + self.block_tokens, len(ids) - 1)])
         newest = sorted(parent.children.values(), key=lambda node: -node.last_used)[:_CHILDREN_TRIED]
         best = max(newest, key=lambda node: _common(node.tokens, rest))
-        count = _common(best.tokens, rest)
+        count = _common(best.tokens, rest) // self._grain * self._grain
         if count < _LEAST_COPY:
             return None
         return SlotCopy(best.block * self.block_tokens, table.blocks[len(chain)] * self.block_tokens, count)

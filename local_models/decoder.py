@@ -111,7 +111,12 @@ class Decoder:
         self._sin = torch.cat([-angles.sin(), angles.sin()], -1).to(self.device, self.dtype)
         ends = Ends(self.embedding, self.final_norm, self._cos, self._sin)
         parts = [layer.parts for layer in self.layers] if takes else []
-        self._native = NativePass(found, shape, parts, ends, block_tokens) if found and takes else None
+        whole = bool(parts) and all(isinstance(product, Int8Panels) for part in parts for product in part.products)
+        kv_bytes = whole and found is not None and found.takes_bytes(shape.head_dim, block_tokens)
+        self.kv_dtype = torch.int8 if kv_bytes else self.dtype
+        self._native = None
+        if found and takes:
+            self._native = NativePass(found, shape, parts, ends, block_tokens, kv_bytes=kv_bytes)
         self._attention = None if self._native else Attention(shape, block_tokens, self.dtype, self.device)
         self._least_rows = 1 if self.paged else least_rows(self.dtype)
         if not invariant:
@@ -146,7 +151,7 @@ class Decoder:
 
     def new_pool(self, blocks: int) -> Pool:
         """A zeroed pool for this model's keys and values."""
-        return Pool(self.shape, blocks, self.block_tokens, self.dtype, self.device)
+        return Pool(self.shape, blocks, self.block_tokens, self.kv_dtype, self.device)
 
     def forward(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
@@ -155,6 +160,14 @@ class Decoder:
                 return self._forward(batch.on(self.device), pool)
             rows = _rows(batch.segments)
             return self._native.run(pool.tensor, batch.ids, batch.positions, batch.write_slots, rows, batch.wanted_rows)
+
+    def decode(self, segments: list[Segment], ids: list[int], pool: Pool, steps: int) -> list[list[int]]:
+        """Up to `steps` likeliest tokens more of sequences whose next tokens are `ids`, step by step; only where
+        `is_native`. See `NativePass.decode`."""
+        assert self._native is not None and isinstance(self.head, Panels | Int8Panels)
+        next_ids = torch.tensor(ids, dtype=torch.long)
+        ends = sorted(self.shape.end_ids)
+        return self._native.decode(self.head, pool.tensor, next_ids, _rows(segments), steps, ends)
 
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         count = len(batch.ids)

@@ -261,29 +261,35 @@ static void few8(const whole_product *it, i64 from, i64 to) {
         }
 }
 
-/* Whole numbers -127..127 of a row and the step between them; what is not a number gives a step that is none. */
-INLINE float whole(const void *x, i64 at, i64 k, i64 padded, int bf, int16_t *out) {
-    __m256 most = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f), poison = _mm256_setzero_ps();
+/* The step between whole numbers -most..most that hold `k` elements; none where an element is not a number. */
+INLINE float step_of(const void *x, i64 at, i64 k, float most, int bf) {
+    __m256 greatest = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f), poison = _mm256_setzero_ps();
     i64 i = 0;
-    float top = 0, bad = 0;
     for (; i + 8 <= k; i += 8) {
         __m256 v = load8(x, at + i, bf);
-        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
+        greatest = _mm256_max_ps(_mm256_andnot_ps(sign, v), greatest);
         poison = _mm256_add_ps(poison, _mm256_mul_ps(v, _mm256_setzero_ps()));
     }
-    top = max8(most), bad = sum8(poison);
-    for (i64 j = i; j < k; j++) {
-        float v = load1(x, at + j, bf);
+    float top = max8(greatest), bad = sum8(poison);
+    for (; i < k; i++) {
+        float v = load1(x, at + i, bf);
         top = fmaxf(top, fabsf(v)), bad += v * 0.0f;
     }
-    float step = fmaxf(top / 127.0f, 1e-30f);
-    if (bad != bad) step = NAN;
+    return bad != bad ? NAN : fmaxf(top / most, 1e-30f);
+}
+
+/* Eight elements as whole numbers of 16 bits, `inverse` steps each. */
+INLINE __m128i whole8(const void *x, i64 at, __m256 inverse, int bf) {
+    __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, at, bf), inverse));
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8));
+}
+
+/* Whole numbers -127..127 of a row and the step between them; what is not a number gives a step that is none. */
+INLINE float whole(const void *x, i64 at, i64 k, i64 padded, int bf, int16_t *out) {
+    float step = step_of(x, at, k, 127.0f, bf);
     __m256 inverse = _mm256_set1_ps(1.0f / step);
-    for (i = 0; i + 8 <= k; i += 8) {
-        __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, at + i, bf), inverse));
-        n = _mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8);
-        _mm_storeu_si128((__m128i *)(out + i), _mm256_castsi256_si128(n));
-    }
+    i64 i = 0;
+    for (; i + 8 <= k; i += 8) _mm_storeu_si128((__m128i *)(out + i), whole8(x, at + i, inverse, bf));
     for (; i < k; i++) out[i] = (int16_t)lrintf(load1(x, at + i, bf) * (1.0f / step));
     for (; i < padded; i++) out[i] = 0;
     return step;
@@ -389,11 +395,12 @@ INLINE void weigh(const void *values, i64 from, i64 count, float s[BUNCH][MOST_B
             _mm256_storeu_ps(state + g * (d + 2) + SUMS + i + 8 * v, a[g][v]);
 }
 
-/* N queries `[N, d]` meet keys `from` to `to` of one block; `next` is the keys they will meet then, or none. */
+/* N queries of `d` floats meet keys `from` to `to` of one block; `next` is the keys they will meet then, or none. */
 #define MEET_OF(name, N, bf)                                                                                         \
-    static __attribute__((noinline)) void name(const float *q, const char *keys, const char *values,                 \
+    static __attribute__((noinline)) void name(const char *rows, const char *keys, const char *values,               \
                                                const char *next, i64 from, i64 to, i64 d, float scale, int fetch,    \
                                                float *state) {                                                       \
+        const float *q = (const float *)rows;                                                                        \
         float s[BUNCH][MOST_BLOCK + 8] __attribute__((aligned(32))), keep[BUNCH];                                    \
         compare(q, keys, values, from, to, d, scale, s, fetch, bf, N);                                               \
         for (int g = 0; g < N; g++) keep[g] = weights(s[g], to - from, state + g * (d + 2));                         \
@@ -406,9 +413,174 @@ INLINE void weigh(const void *values, i64 from, i64 count, float s[BUNCH][MOST_B
 MEET_OF(meet_1, 1, 0) MEET_OF(meet_2, 2, 0) MEET_OF(meet_3, 3, 0)
 MEET_OF(meet_short_1, 1, 1) MEET_OF(meet_short_2, 2, 1) MEET_OF(meet_short_3, 3, 1)
 
-typedef void meet_fn(const float *q, const char *keys, const char *values, const char *next, i64 from, i64 to, i64 d,
+/* Keys and values of eight bits. Eight slots lie together in `8 * (d + 4)` bytes, so that neither sum is ever turned:
+ * of keys, the eight slots' two bytes for each pair of dimensions; of values, the dimensions' two bytes for each pair of
+ * slots; then the eight slots' steps. A query is `d` whole numbers of 16 bits and its step, 32 bytes further on. */
+#define SLOTS 8
+#define LINE8(d) (2 * (d) + 32)
+
+INLINE __m256i bytes16(const char *at) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at)); }
+
+INLINE __m256i pair(const void *at) {
+    int two;
+    memcpy(&two, at, 4);
+    return _mm256_set1_epi32(two);
+}
+
+INLINE const float *steps_of(const char *slots, i64 slot, i64 d) {
+    return (const float *)(slots + slot / SLOTS * SLOTS * (d + 4) + SLOTS * d);
+}
+
+INLINE float query_step(const char *q, i64 d) {
+    float step;
+    memcpy(&step, q + 2 * d, 4);
+    return step;
+}
+
+/* Scores, as powers of two, of N queries against eights `from` to `to`, two at a time; the last may write beyond. */
+INLINE void compare8(const char *q, const char *keys, const char *values, i64 from, i64 to, i64 d, float scale,
+                     float s[BUNCH][MOST_BLOCK + 16], int fetch, int N) {
+    i64 eight = SLOTS * (d + 4);
+    for (i64 o = from; o < to; o += 2) {
+        const char *one = keys + o * eight, *two = o + 1 < to ? one + eight : one;
+        __m256i a[BUNCH][2];
+        if (fetch)
+            for (i64 b = 0; b < 2 * eight; b += 64) _mm_prefetch(values + o * eight + b, _MM_HINT_T0);
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) a[g][0] = a[g][1] = _mm256_setzero_si256();
+        for (i64 i = 0; i < d; i += 2) {
+            __m256i k = bytes16(one + SLOTS * i), l = bytes16(two + SLOTS * i);
+            _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+                __m256i p = pair(q + g * LINE8(d) + 2 * i);
+                a[g][0] = _mm256_add_epi32(a[g][0], _mm256_madd_epi16(p, k));
+                a[g][1] = _mm256_add_epi32(a[g][1], _mm256_madd_epi16(p, l));
+            }
+        }
+        __m256 k = _mm256_loadu_ps((const float *)(one + SLOTS * d)), l = _mm256_loadu_ps((const float *)(two + SLOTS * d));
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+            __m256 step = _mm256_set1_ps(query_step(q + g * LINE8(d), d) * scale);
+            float *at = s[g] + SLOTS * o;
+            _mm256_store_ps(at, _mm256_mul_ps(_mm256_cvtepi32_ps(a[g][0]), _mm256_mul_ps(k, step)));
+            _mm256_store_ps(at + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a[g][1]), _mm256_mul_ps(l, step)));
+        }
+    }
+}
+
+/* 2^x to about 1e-6 relative for x <= 0; 0 below -126, not a number stays one. */
+INLINE __m256 power8(__m256 x) {
+    __m256 low = _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_LT_OQ);
+    __m256 n = _mm256_round_ps(x, 8), r = _mm256_sub_ps(x, n);
+    __m256 p = _mm256_set1_ps(1.33335581e-3f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.61812910e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.55041087e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.40226507e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93147181e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_andnot_ps(low, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
+}
+
+/* The greatest step of values `from` to `to`, whatever lies beside them. */
+INLINE float greatest8(const char *values, i64 from, i64 to, i64 d) {
+    __m256 most = _mm256_set1_ps(1e-30f);
+    i64 j = (from + SLOTS - 1) / SLOTS * SLOTS;
+    for (; j + SLOTS <= to; j += SLOTS) most = _mm256_max_ps(_mm256_loadu_ps(steps_of(values, j, d)), most);
+    float top = max8(most);
+    for (i64 i = from; i < to; i++) {
+        if (i % SLOTS == 0 && i + SLOTS <= to) { i += SLOTS - 1; continue; }
+        float step = steps_of(values, i, d)[i % SLOTS];
+        if (step > top) top = step;
+    }
+    return top;
+}
+
+/* Scores of keys `from` to `to` to weights times the values' steps, as whole numbers of 16 bits, `*step` between them;
+ * `keep`: what each query's sums of before are to be kept at. N chains side by side. */
+INLINE void weights8(float s[BUNCH][MOST_BLOCK + 16], i64 from, i64 to, const char *values, i64 d, float *state,
+                     int16_t out[BUNCH][MOST_BLOCK + 16], float *step, float *keep, int N) {
+    i64 low = from / SLOTS * SLOTS, high = (to + SLOTS - 1) / SLOTS * SLOTS;
+    float top = greatest8(values, from, to, d), fall[8] __attribute__((aligned(32))) = {0};
+    __m256 most[BUNCH], sum[BUNCH], inverse = _mm256_set1_ps(32767.0f / top);
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+        for (i64 j = low; j < from; j++) s[g][j] = -INFINITY;
+        for (i64 j = to; j < high; j++) s[g][j] = -INFINITY;
+        most[g] = _mm256_set1_ps(state[g * (d + 2) + TOP]), sum[g] = _mm256_setzero_ps();
+    }
+    for (i64 j = low; j < high; j += 8)
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) most[g] = _mm256_max_ps(_mm256_load_ps(s[g] + j), most[g]);
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+        float next = max8(most[g]);
+        fall[g] = state[g * (d + 2) + TOP] - next, state[g * (d + 2) + TOP] = next, most[g] = _mm256_set1_ps(next);
+    }
+    for (i64 j = low; j < high; j += 8) {
+        __m256 steps = _mm256_mul_ps(_mm256_loadu_ps(steps_of(values, j, d)), inverse);
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+            __m256 p = power8(_mm256_sub_ps(_mm256_load_ps(s[g] + j), most[g]));
+            sum[g] = _mm256_add_ps(sum[g], p);
+            /* The greater of it and 0: 0 where what lies beyond the sequence is no number. */
+            __m256i n = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_mul_ps(p, steps), _mm256_setzero_ps()));
+            _mm_store_si128((__m128i *)(out[g] + j), _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1)));
+        }
+    }
+    _mm256_store_ps(fall, power8(_mm256_load_ps(fall)));
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+        float *total = state + g * (d + 2) + TOTAL;
+        *total = *total * fall[g] + sum8(sum[g]), keep[g] = fall[g];
+    }
+    *step = top / 32767.0f;
+}
+
+/* Adds the weighted values of eights `from` to `to` to V vectors of N queries' sums; whole numbers within the block. */
+INLINE void weigh8(const char *values, i64 from, i64 to, int16_t p[BUNCH][MOST_BLOCK + 16], float step, i64 d, i64 i,
+                   const float *keep, float *state, const char *next, int N, int V) {
+    __m256i a[BUNCH][4];
+    i64 eight = SLOTS * (d + 4);
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) a[g][v] = _mm256_setzero_si256();
+    for (i64 o = from; o < to; o++) {
+        const char *at = values + o * eight + 2 * i;
+        if (next)
+            for (i64 b = 0; b < V * 64; b += 64) _mm_prefetch(next + o * eight + SLOTS * i + b, _MM_HINT_T0);
+        _Pragma("GCC unroll 4") for (int r = 0; r < SLOTS / 2; r++) {
+            __m256i value[4];
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) value[v] = bytes16(at + 2 * r * d + 16 * v);
+            _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+                __m256i two = pair(p[g] + SLOTS * o + 2 * r);
+                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)
+                {
+                    a[g][v] = _mm256_add_epi32(a[g][v], _mm256_madd_epi16(two, value[v]));
+                    __asm__("" : "+x"(a[g][v])); /* stays in its register */
+                }
+            }
+        }
+    }
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+            float *sums = state + g * (d + 2) + SUMS + i + 8 * v;
+            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(sums), _mm256_set1_ps(keep[g]));
+            _mm256_storeu_ps(sums, _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[g][v]), _mm256_set1_ps(step), before));
+        }
+}
+
+#define MEET8_OF(name, N)                                                                                            \
+    static __attribute__((noinline)) void name(const char *q, const char *keys, const char *values,                  \
+                                               const char *next, i64 from, i64 to, i64 d, float scale, int fetch,    \
+                                               float *state) {                                                       \
+        float s[BUNCH][MOST_BLOCK + 16] __attribute__((aligned(32))), keep[BUNCH], step;                             \
+        int16_t p[BUNCH][MOST_BLOCK + 16] __attribute__((aligned(32)));                                              \
+        i64 low = from / SLOTS, high = (to + SLOTS - 1) / SLOTS, i = 0;                                              \
+        compare8(q, keys, values, low, high, d, scale * 1.44269504088896341f, s, fetch, N);                          \
+        weights8(s, from, to, values, d, state, p, &step, keep, N);                                                  \
+        if (N == 1)                                                                                                  \
+            for (; i + 32 <= d; i += 32) weigh8(values, low, high, p, step, d, i, keep, state, next, N, 4);          \
+        for (; i < d; i += 16) weigh8(values, low, high, p, step, d, i, keep, state, next, N, 2);                    \
+    }
+MEET8_OF(meet_whole_1, 1) MEET8_OF(meet_whole_2, 2) MEET8_OF(meet_whole_3, 3)
+
+typedef void meet_fn(const char *q, const char *keys, const char *values, const char *next, i64 from, i64 to, i64 d,
                      float scale, int fetch, float *state);
-static meet_fn *const MEET[2][BUNCH + 1] = {{0, meet_1, meet_2, meet_3}, {0, meet_short_1, meet_short_2, meet_short_3}};
+static meet_fn *const MEET[3][BUNCH + 1] = {{0, meet_1, meet_2, meet_3},
+                                            {0, meet_short_1, meet_short_2, meet_short_3},
+                                            {0, meet_whole_1, meet_whole_2, meet_whole_3}};
 
 typedef struct {
     const void *q;
@@ -416,23 +588,39 @@ typedef struct {
     void *out;
     i64 q_stride, size, window, heads, kv_heads, slots, d;
     float scale;
-    int bf;
+    int bf, whole; /* `whole`: keys and values of eight bits */
 } attention;
+
+/* Bytes of a slot's keys or values of one head. */
+INLINE i64 slot_bytes(i64 d, int bf, int whole) { return whole ? d + 4 : d * (bf ? 2 : 4); }
+
+/* One head's query as those who meet keys with it read it. */
+INLINE void query(const attention *it, i64 at, char *out) {
+    if (!it->whole) {
+        for (i64 i = 0; i < it->d; i += 8) _mm256_storeu_ps((float *)out + i, load8(it->q, at + i, it->bf));
+        return;
+    }
+    float step = step_of(it->q, at, it->d, 32767.0f, it->bf);
+    __m256 inverse = _mm256_set1_ps(1.0f / step);
+    for (i64 i = 0; i < it->d; i += 8) _mm_storeu_si128((__m128i *)(out + 2 * i), whole8(it->q, at + i, inverse, it->bf));
+    memcpy(out + 2 * it->d, &step, 4);
+}
 
 /* Rows `row` .. of one sequence and the heads that share `head`'s keys: all of them walk its blocks together. */
 static void attend_tile(const attention *it, i64 row, int rows, i64 position, const int *blocks, i64 head) {
-    i64 d = it->d, size = it->size, group = it->heads / it->kv_heads, block = size * d * (it->bf ? 2 : 4);
-    i64 many = rows * group;
-    float *state = malloc(sizeof(float) * many * (2 * d + 2)), *q = state + many * (d + 2);
+    i64 d = it->d, size = it->size, group = it->heads / it->kv_heads, slot = slot_bytes(d, it->bf, it->whole);
+    i64 many = rows * group, block = size * slot, line = it->whole ? LINE8(d) : 4 * d;
+    float *state = malloc(sizeof(float) * many * (d + 2) + line * many);
+    char *q = (char *)(state + many * (d + 2));
+    meet_fn *const *meet = MEET[it->whole ? 2 : it->bf];
     for (i64 n = 0; n < many; n++) {
         state[n * (d + 2)] = -INFINITY;
         memset(state + n * (d + 2) + 1, 0, sizeof(float) * (d + 1));
-        i64 at = (row + n / group) * it->q_stride + (head * group + n % group) * d;
-        for (i64 i = 0; i < d; i += 8) _mm256_storeu_ps(q + n * d + i, load8(it->q, at + i, it->bf));
+        query(it, (row + n / group) * it->q_stride + (head * group + n % group) * d, q + n * line);
     }
     i64 window = it->window, last = position + rows - 1;
     for (i64 b = window && position - window + 1 > 0 ? (position - window + 1) / size : 0; b * size <= last; b++) {
-        i64 at = head * it->slots * d * (it->bf ? 2 : 4);
+        i64 at = head * it->slots * slot;
         const char *keys = it->keys + at + blocks[b] * block, *values = it->values + at + blocks[b] * block;
         const char *next = (b + 1) * size <= last ? it->keys + at + blocks[b + 1] * block : 0;
         int fetch = 1;
@@ -444,8 +632,7 @@ static void attend_tile(const attention *it, i64 row, int rows, i64 position, co
             i64 alike = from == 0 && to == size && !window ? many - n : group - n % group;
             if (from >= to) { n += alike; continue; }
             some = alike == 4 ? 2 : alike < BUNCH ? alike : BUNCH;
-            MEET[it->bf][some](q + n * d, keys, values, fetch ? next : 0, from, to, d, it->scale, fetch,
-                               state + n * (d + 2));
+            meet[some](q + n * line, keys, values, fetch ? next : 0, from, to, d, it->scale, fetch, state + n * (d + 2));
             n += some, fetch = 0;
         }
     }
@@ -460,11 +647,11 @@ static void attend_tile(const attention *it, i64 row, int rows, i64 position, co
 }
 
 /* Each segment: rows `first[s] .. + count[s]` at positions `start[s] ..`; its blocks begin at `table[s]` in `blocks`.
- * Keys and values of one layer: [kv head, slot, d]. */
+ * Keys and values of one layer: [kv head, slot, d]; of eight bits where `whole`. */
 void attend(const void *q, i64 q_stride, const void *keys, const void *values, void *out, int segments,
             const int *first, const int *count, const int *start, const int *table, const int *blocks, i64 size,
-            i64 window, i64 heads, i64 kv_heads, i64 slots, i64 d, float scale, int bf, int threads) {
-    attention it = {q, keys, values, out, q_stride, size, window, heads, kv_heads, slots, d, scale, bf};
+            i64 window, i64 heads, i64 kv_heads, i64 slots, i64 d, float scale, int bf, int whole, int threads) {
+    attention it = {q, keys, values, out, q_stride, size, window, heads, kv_heads, slots, d, scale, bf, whole};
     i64 work = (i64)segments * kv_heads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (i64 w = 0; w < work; w++) {
@@ -521,9 +708,24 @@ INLINE void turn(void *x, i64 at, const void *cosine, const void *sine, i64 row,
     }
 }
 
+/* A key or value into its slot of eight bits. */
+INLINE void keep8(const void *x, i64 at, char *to, i64 slot, i64 d, int value, int no_number,
+                  int bf) {
+    char *eight = to + slot / SLOTS * SLOTS * (d + 4);
+    i64 j = slot % SLOTS;
+    int16_t n[MOST_HEAD];
+    float step = whole(x, at, d, d, bf, n);
+    if (no_number) step = NAN;
+    if (value)
+        for (i64 i = 0; i < d; i++) eight[j / 2 * 2 * d + 2 * i + j % 2] = (char)n[i];
+    else
+        for (i64 i = 0; i < d; i++) eight[i / 2 * 2 * SLOTS + 2 * j + i % 2] = (char)n[i];
+    memcpy(eight + SLOTS * d + 4 * j, &step, 4);
+}
+
 INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float eps, const void *cosine,
                        const void *sine, const i64 *positions, const i64 *to, char *keys, char *values, i64 rows,
-                       i64 heads, i64 kv_heads, i64 slots, i64 d, int bf) {
+                       i64 heads, i64 kv_heads, i64 slots, i64 d, int bf, int whole) {
     i64 stride = (heads + 2 * kv_heads) * d, bytes = bf ? 2 : 4;
     for (i64 r = 0; r < rows; r++)
         for (i64 h = 0; h < heads + kv_heads; h++) {
@@ -532,6 +734,14 @@ INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float 
             if (weight) norm_rows((char *)qkv + at * bytes, weight, (char *)qkv + at * bytes, 1, d, d, d, eps, bf);
             turn(qkv, at, cosine, sine, positions[r], d, bf);
             if (h < heads) continue;
+            if (whole) {
+                i64 base = (h - heads) * slots * (d + 4);
+                /* A value that is no number is told by its key: weights look at keys' steps alone. */
+                int bad = isnan(step_of(qkv, at + kv_heads * d, d, 127.0f, bf));
+                keep8(qkv, at, keys + base, to[r], d, 0, bad, bf);
+                keep8(qkv, at + kv_heads * d, values + base, to[r], d, 1, 0, bf);
+                continue;
+            }
             i64 slot = ((h - heads) * slots + to[r]) * d * bytes;
             memcpy(keys + slot, (char *)qkv + at * bytes, d * bytes);
             memcpy(values + slot, (char *)qkv + (at + kv_heads * d) * bytes, d * bytes);
@@ -541,13 +751,13 @@ INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float 
 /* Queries and keys normed (where weights are given) and rotated in place; keys and values copied to their slots. */
 void place(void *qkv, const void *q_norm, const void *k_norm, float eps, const void *cosine, const void *sine,
            const i64 *positions, const i64 *to, void *keys, void *values, i64 rows, i64 heads, i64 kv_heads, i64 slots,
-           i64 d, int bf) {
+           i64 d, int bf, int whole) {
     if (bf)
         place_rows(qkv, q_norm, k_norm, eps, cosine, sine, positions, to, keys, values, rows, heads, kv_heads, slots,
-                   d, 1);
+                   d, 1, whole);
     else
         place_rows(qkv, q_norm, k_norm, eps, cosine, sine, positions, to, keys, values, rows, heads, kv_heads, slots,
-                   d, 0);
+                   d, 0, whole);
 }
 
 INLINE void gate_rows(const void *x, void *y, i64 rows, i64 d, int bf) {
@@ -591,7 +801,7 @@ typedef struct {
     const void *embedding, *final_norm, *cosine, *sine;
     i64 count, hidden, heads, kv_heads, d, size, widest;
     float eps;
-    int bf;
+    int bf, whole; /* `whole`: keys and values of eight bits */
 } model;
 
 static void times(const matrix *m, const void *x, void *y, i64 rows, int bf, char *room, int threads) {
@@ -618,7 +828,7 @@ static void add(void *x, const void *y, i64 count, int bf) {
 void forward(const model *m, char *pool, i64 slots, const i64 *ids, const i64 *positions, const i64 *to, i64 rows,
              int segments, const int *first, const int *count, const int *start, const int *table, const int *blocks,
              const i64 *wanted, i64 answers, char *out, char *room, int threads) {
-    i64 bytes = m->bf ? 2 : 4, line = m->hidden * bytes, half = m->kv_heads * slots * m->d * bytes;
+    i64 bytes = m->bf ? 2 : 4, line = m->hidden * bytes, half = m->kv_heads * slots * slot_bytes(m->d, m->bf, m->whole);
     char *x = room, *a = x + rows * line, *b = a + rows * m->widest * bytes, *rest = b + rows * m->widest * bytes;
     for (i64 r = 0; r < rows; r++) memcpy(x + r * line, (const char *)m->embedding + ids[r] * line, line);
     for (i64 n = 0; n < m->count; n++) {
@@ -627,9 +837,9 @@ void forward(const model *m, char *pool, i64 slots, const i64 *ids, const i64 *p
         norm(x, it->norm_in, a, rows, m->hidden, m->eps, m->bf);
         times(&it->qkv, a, b, rows, m->bf, rest, threads);
         place(b, it->q_norm, it->k_norm, m->eps, m->cosine, m->sine, positions, to, keys, values, rows, m->heads,
-              m->kv_heads, slots, m->d, m->bf);
+              m->kv_heads, slots, m->d, m->bf, m->whole);
         attend(b, it->qkv.columns, keys, values, a, segments, first, count, start, table, blocks, m->size, it->window,
-               m->heads, m->kv_heads, slots, m->d, 1.0f / sqrtf((float)m->d), m->bf, threads);
+               m->heads, m->kv_heads, slots, m->d, 1.0f / sqrtf((float)m->d), m->bf, m->whole, threads);
         times(&it->out, a, b, rows, m->bf, rest, threads);
         add(x, b, rows * m->hidden, m->bf);
         norm(x, it->norm_mlp, a, rows, m->hidden, m->eps, m->bf);
@@ -640,4 +850,61 @@ void forward(const model *m, char *pool, i64 slots, const i64 *ids, const i64 *p
     }
     for (i64 r = 0; r < answers; r++)
         norm(x + wanted[r] * line, m->final_norm, out + r * line, 1, m->hidden, m->eps, m->bf);
+}
+
+/* The first of the greatest of `count` scores; -1 unless all are numbers and the greatest is finite. */
+INLINE i64 greatest(const void *scores, i64 at, i64 count, int bf) {
+    __m256 most = _mm256_set1_ps(-INFINITY), none = _mm256_setzero_ps();
+    i64 i = 0;
+    for (; i + 8 <= count; i += 8) {
+        __m256 v = load8(scores, at + i, bf);
+        most = _mm256_max_ps(v, most), none = _mm256_or_ps(none, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
+    float top = max8(most);
+    int bad = _mm256_movemask_ps(none);
+    for (i64 j = i; j < count; j++) {
+        float v = load1(scores, at + j, bf);
+        bad |= v != v, top = fmaxf(top, v);
+    }
+    if (bad || isinf(top)) return -1;
+    __m256 all = _mm256_set1_ps(top);
+    for (i = 0; i + 8 <= count; i += 8) {
+        int same = _mm256_movemask_ps(_mm256_cmp_ps(load8(scores, at + i, bf), all, _CMP_EQ_OQ));
+        if (same) return i + __builtin_ctz(same);
+    }
+    for (; i < count; i++)
+        if (load1(scores, at + i, bf) == top) return i;
+    return -1;
+}
+
+/* Up to `steps` tokens more, each the likeliest, for `rows` sequences of which token `ids[r]` at `start[r]` is to be
+ * computed next and whose blocks reach far enough. They go to `said[step][row]`, -1 where scores are no numbers; returns
+ * the steps made: the last is one in which somebody said one of `ends` or none. `start` and `ids` are moved on. `room`
+ * as for `forward`, and before it `rows * hidden` and `rows * vocabulary` elements and `4 * rows` of 8 bytes. */
+i64 decode(const model *m, const matrix *head, char *pool, i64 slots, i64 *ids, i64 rows, int *first, const int *count,
+           int *start, const int *table, const int *blocks, i64 steps, const i64 *ends, i64 end_count, i64 *said,
+           char *room, int threads) {
+    i64 bytes = m->bf ? 2 : 4, *positions = (i64 *)room, *to = positions + rows, *wanted = to + rows;
+    char *hidden = (char *)(wanted + 2 * rows), *scores = hidden + rows * m->hidden * bytes;
+    char *rest = scores + rows * head->columns * bytes;
+    for (i64 step = 0; step < steps;) {
+        for (i64 r = 0; r < rows; r++) {
+            positions[r] = start[r], wanted[r] = r;
+            to[r] = blocks[table[r] + start[r] / m->size] * m->size + start[r] % m->size;
+        }
+        forward(m, pool, slots, ids, positions, to, rows, (int)rows, first, count, start, table, blocks, wanted, rows,
+                hidden, rest, threads);
+        times(head, hidden, scores, rows, m->bf, rest, threads);
+        int last = 0;
+        for (i64 r = 0; r < rows; r++) {
+            i64 at = r * head->columns;
+            i64 id = m->bf ? greatest(scores, at, head->columns, 1) : greatest(scores, at, head->columns, 0);
+            said[step * rows + r] = id, last |= id < 0;
+            for (i64 e = 0; e < end_count; e++) last |= id == ends[e];
+            ids[r] = id, start[r]++;
+        }
+        step++;
+        if (last || step == steps) return step;
+    }
+    return 0;
 }

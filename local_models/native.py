@@ -31,6 +31,8 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-w")
+SLOTS, STEP_BYTES = 8, 4
+"""Slots of eight-bit keys or values that lie together, and what each has beside its numbers."""
 _PANEL = 16
 _COMPILE_S = 120
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -39,10 +41,11 @@ _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_floa
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "product": (_P, _P, _P, _P, _L, _L, _L, _I, _P, _I),
     "product8": (_P, _P, _P, _P, _P, _L, _L, _L, _I, _P, _P, _I),
-    "attend": (_P, _L, _P, _P, _P, _I, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I, _I),
+    "attend": (_P, _L, _P, _P, _P, _I, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I, _I, _I),
     "norm": (_P, _P, _P, _L, _L, _F, _I),
-    "place": (_P, _P, _P, _F, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I),
+    "place": (_P, _P, _P, _F, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I, _I),
     "gate": (_P, _P, _L, _L, _I),
+    "decode": (_P, _P, _P, _L, _P, _L, _P, _P, _P, _P, _P, _L, _P, _L, _P, _P, _I),
     "forward": (_P, _P, _L, _P, _P, _P, _L, _I, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
 }
 
@@ -137,11 +140,15 @@ class Kernels:
         self.library = library
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, _L if name == "decode" else None
 
     def takes(self, dtype: torch.dtype, head_dim: int, block_tokens: int) -> bool:
         """Whether attention over such heads and blocks is computed here."""
         return dtype in _TYPES and head_dim % 8 == 0 and head_dim <= _MOST_HEAD and block_tokens <= _MOST_BLOCK
+
+    def takes_bytes(self, head_dim: int, block_tokens: int) -> bool:
+        """Whether keys and values of such heads and blocks may be kept in eight bits."""
+        return head_dim % 16 == 0 and block_tokens % SLOTS == 0
 
     def product(self, x: Tensor, panels: Tensor, bias: Tensor | None, columns: int) -> Tensor:
         """`[rows, k] -> [rows, columns]`."""
@@ -171,14 +178,15 @@ class Kernels:
         self, qkv: Tensor, keys: Tensor, values: Tensor, rows: Rows, heads: int, window: int, block_tokens: int
     ) -> Tensor:
         """Attended values `[rows, heads * d]` of the queries that begin each row of `qkv`; keys and values are one
-        layer's, `[kv head, slot, d]`."""
-        kv_heads, slots, d = keys.shape
+        layer's, `[kv head, slot, d]`, or of eight bits as `local_models.attention.Pool` keeps them."""
+        kv_heads, slots, _ = keys.shape
+        d = _head_dim(keys)
         out = torch.empty(qkv.shape[0], heads * d, dtype=qkv.dtype)
         self.library.attend(
             qkv.data_ptr(), qkv.shape[1], keys.data_ptr(), values.data_ptr(), out.data_ptr(), len(rows.first),
             rows.first.data_ptr(), rows.count.data_ptr(), rows.start.data_ptr(), rows.table.data_ptr(),
             rows.blocks.data_ptr(), block_tokens, window, heads, kv_heads, slots, d, d**-0.5, _TYPES[qkv.dtype],
-            torch.get_num_threads(),
+            int(keys.dtype == torch.int8), torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -193,13 +201,14 @@ class Kernels:
         positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor,
     ) -> None:  # fmt: skip
         """Norm (Qwen3) and rotate queries and keys in place, and put keys and values into their slots."""
-        kv_heads, room, d = keys.shape
+        kv_heads, room, _ = keys.shape
+        d = _head_dim(keys)
         heads = qkv.shape[1] // d - 2 * kv_heads
         q_norm, k_norm = norms if norms is not None else (None, None)
         self.library.place(
             qkv.data_ptr(), _at(q_norm), _at(k_norm), eps, turns[0].data_ptr(), turns[1].data_ptr(),
             positions.data_ptr(), slots.data_ptr(), keys.data_ptr(), values.data_ptr(), len(slots), heads, kv_heads,
-            room, d, _TYPES[qkv.dtype],
+            room, d, _TYPES[qkv.dtype], int(keys.dtype == torch.int8),
         )  # fmt: skip
 
     def gate(self, both: Tensor) -> Tensor:
@@ -262,6 +271,11 @@ class Int8Panels:
     def matrix(self) -> Matrix:
         """What a whole pass in C needs to know; valid while this object lives."""
         return Matrix(self._panels.data_ptr(), self._scales.data_ptr(), _at(self._bias), self._columns, self._k)
+
+
+def _head_dim(slots: Tensor) -> int:
+    """Dimensions of a head, of its keys `[kv head, slot, d]`; eight bits carry a step of four bytes beside them."""
+    return int(slots.shape[2]) - (STEP_BYTES if slots.dtype == torch.int8 else 0)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)), ("embedding", _P), ("final_norm", _P), ("cosine", _P), ("sine", _P),
         ("count", _L), ("hidden", _L), ("heads", _L), ("kv_heads", _L), ("d", _L), ("size", _L), ("widest", _L),
-        ("eps", _F), ("bf", _I),
+        ("eps", _F), ("bf", _I), ("whole", _I),
     )  # fmt: skip
 
 
@@ -59,9 +59,10 @@ class NativePass:
     """The forward pass of one model."""
 
     def __init__(
-        self, kernels: Kernels, shape: Shape, layers: Sequence[LayerParts], ends: Ends, block_tokens: int
-    ) -> None:
-        self._forward = kernels.library.forward
+        self, kernels: Kernels, shape: Shape, layers: Sequence[LayerParts], ends: Ends, block_tokens: int,
+        *, kv_bytes: bool = False,
+    ) -> None:  # fmt: skip
+        self._forward, self._decode = kernels.library.forward, kernels.library.decode
         self._hidden = shape.hidden
         self._held = layers, ends
         self._dtype = ends.embedding.dtype
@@ -72,17 +73,15 @@ class NativePass:
         self._model = _Model(
             self._layers, ends.embedding.data_ptr(), ends.final_norm.data_ptr(), ends.cosine.data_ptr(),
             ends.sine.data_ptr(), len(layers), shape.hidden, shape.heads, shape.kv_heads, shape.head_dim,
-            block_tokens, self._widest, shape.eps, int(self._dtype == torch.bfloat16),
+            block_tokens, self._widest, shape.eps, int(self._dtype == torch.bfloat16), int(kv_bytes),
         )  # fmt: skip
         self._room = torch.empty(0, dtype=torch.uint8)
 
     def run(self, pool: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
-        """Hidden states of the wanted rows; the pool is `[layer, key or value, kv head, slot, d]`."""
+        """Hidden states of the wanted rows; the pool is `[layer, key or value, kv head, slot, d]`, of eight bits where
+        so asked."""
         count, answers = len(ids), len(wanted)
-        elements = count * (self._hidden + 2 * self._widest) * self._dtype.itemsize
-        needed = elements + 4 * count * (self._widest + 2)
-        if len(self._room) < needed:
-            self._room = torch.empty(needed, dtype=torch.uint8)
+        self._make_room(self._needed(count))
         out = torch.empty(answers, self._hidden, dtype=self._dtype)
         self._forward(
             ctypes.addressof(self._model), pool.data_ptr(), pool.shape[3], ids.data_ptr(), positions.data_ptr(),
@@ -91,6 +90,34 @@ class NativePass:
             out.data_ptr(), self._room.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+    def decode(
+        self, head: Product, pool: Tensor, ids: Tensor, rows: Rows, steps: int, ends: Sequence[int]
+    ) -> list[list[int]]:
+        """Up to `steps` likeliest tokens more of sequences whose `ids` come next, step by step, a token for each; -1
+        where the scores are no numbers. The last step is the first in which one of `ends` or -1 was said."""
+        count, matrix = len(ids), head.matrix()
+        elements = count * (self._hidden + matrix.columns) * self._dtype.itemsize
+        self._make_room(32 * count + elements + self._needed(count))
+        said, stops = torch.empty(steps, count, dtype=torch.long), torch.tensor(ends, dtype=torch.long)
+        made = self._decode(
+            ctypes.addressof(self._model), ctypes.addressof(matrix), pool.data_ptr(), pool.shape[3], ids.data_ptr(),
+            count, rows.first.data_ptr(), rows.count.data_ptr(), rows.start.data_ptr(), rows.table.data_ptr(),
+            rows.blocks.data_ptr(), steps, stops.data_ptr(), len(ends), said.data_ptr(), self._room.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        tokens: list[list[int]] = said[:made].tolist()
+        return tokens
+
+    def _needed(self, count: int) -> int:
+        """Bytes that a pass over so many rows computes in."""
+        elements: int = count * (self._hidden + 2 * self._widest) * self._dtype.itemsize
+        return elements + 4 * count * (self._widest + 2)
+
+    def _make_room(self, needed: int) -> None:
+        if len(self._room) < needed:
+            self._room = torch.empty(needed, dtype=torch.uint8)
 
 
 def _layer(matrices: list[Matrix], parts: LayerParts) -> _Layer:

@@ -23,7 +23,7 @@ class EngineOptions:
     most_waiting: int = 1024
     dtype: str = "auto"
     int8: bool = False
-    """Quantize the weights while loading."""
+    """Quantize the weights while loading; where `native` computes, keys and values are kept in eight bits as well."""
     invariant: bool = True
     """An answer's bits never depend on its batch; False: where torch computes, a lone float32 stream is faster, and on
     a GPU prompts are."""

@@ -20,6 +20,9 @@ from local_models.request import Sampling, TokenLogprob
 Scores = npt.NDArray[np.float32]
 
 
+NOT_NUMBERS = "the model's scores are not numbers"
+
+
 class NotNumbers(ValueError):
     """The model gave NaN or only minus infinity."""
 
@@ -90,7 +93,7 @@ def require_numbers(scores: Scores) -> None:
     """Raise `NotNumbers` unless the best score is a finite number and none is NaN."""
     best = scores.max()  # NaN when any is
     if not np.isfinite(best):
-        raise NotNumbers("the model's scores are not numbers")
+        raise NotNumbers(NOT_NUMBERS)
 
 
 def logprobs_of(scores: Tensor, token_id: int, top: int) -> TokenLogprob:

@@ -121,9 +121,15 @@ class TokenStream:
         self._pending = ""
         self.stopped_by: str | None = None
 
-    def push(self, token_id: int) -> str:
-        """The text that is final after one more token; sets `stopped_by` when a stop string is complete."""
-        self._ids.append(token_id)
+    @property
+    def stops(self) -> bool:
+        """Whether some string ends the answer."""
+        return bool(self._stop)
+
+    def push(self, *token_ids: int) -> str:
+        """The text that is final after one more token; sets `stopped_by` when a stop string is complete. Where none
+        is, several tokens may come at once."""
+        self._ids += token_ids
         self._pending += self._decoded()
         return self._release(final=False)
 

@@ -1,5 +1,6 @@
 """The arithmetic in C: right, the same for a row in any company, and never required."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from local_models import native, shipped_models
+from local_models import ahead, native, shipped_models
 from local_models.attention import Attention, Pool, Segment
 from local_models.decoder import Decoder, _rows
 from local_models.engine import Engine, EngineOptions
 from local_models.native import Int8Panels, Kernels, Panels
 from local_models.quant import quantize
+from local_models.request import Finished, Request
+from local_models.scheduler import Work
 from tests.local_models.checkpoints import VARIANTS, codec, generated, greedy, prompts, run, write_folder
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -93,6 +96,146 @@ def test_attention_is_that_of_the_reference(
             _rows([Segment(0, 1, segment.start + segment.count - 1, segment.blocks)]), heads, window, size,
         )  # fmt: skip
         assert torch.equal(alone[0], found[rows][-1])
+
+
+def placed(kernels: Kernels, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[kv head, slot, d]` in slots of eight bits, whatever lay there before."""
+    kv_heads, slots, d = keys.shape
+    pool = torch.randint(-128, 128, (2, kv_heads, slots, d + native.STEP_BYTES), dtype=torch.int8)
+    qkv = torch.cat([torch.zeros(1, slots, d).to(keys), keys, values]).transpose(0, 1).reshape(slots, -1).contiguous()
+    turns = torch.ones(slots, d).to(keys), torch.zeros(slots, d).to(keys)
+    at = torch.arange(slots)
+    kernels.place(qkv, None, 1e-6, turns, torch.zeros(slots, dtype=torch.long), at, pool[0], pool[1])
+    return pool[0], pool[1]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "d", "window"), [(4, 2, 16, 0), (3, 1, 64, 0), (2, 2, 80, 9), (8, 1, 128, 40)]
+)
+def test_attention_over_eight_bits_is_near_the_references(
+    kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, d: int, window: int
+) -> None:
+    """Keys and values of eight bits, a step a slot and head: within 1.5 % of float64's, bit for bit the same alone, and
+    whatever lies in slots beyond the sequence, not even numbers, changes nothing."""
+    torch.manual_seed(d)
+    size, blocks = 16, 24
+    keys, values = torch.randn(2, kv_heads, blocks * size, d).to(dtype)
+    segments = [Segment(0, 1, 70, [3, 9, 1, 20, 4]), Segment(1, 21, 30, [7, 8, 2, 11]), Segment(22, 5, 0, [23])]
+    qkv = torch.randn(27, (heads + 2 * kv_heads) * d).to(dtype)
+    found = kernels.attend(qkv, *placed(kernels, keys, values), _rows(segments), heads, window, size)
+    for segment in segments:
+        slots = (torch.tensor(segment.blocks)[:, None] * size + torch.arange(size)).flatten()
+        k, v = (t[:, slots].double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
+        rows = slice(segment.row, segment.row + segment.count)
+        q = qkv[rows, : heads * d].double().view(-1, heads, d).transpose(0, 1)
+        at = torch.arange(segment.start, segment.start + segment.count)[:, None]
+        seen = torch.arange(len(slots)) <= at
+        if window:
+            seen &= torch.arange(len(slots)) > at - window
+        exact = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1).flatten(1)
+        assert off(found[rows], exact) < 1.5e-2
+        last = segment.start + segment.count - 1
+        bad_keys, bad_values = keys.clone(), values.clone()
+        bad_keys[:, slots[last + 1 :]], bad_values[:, slots[last + 1 :]] = float("nan"), 1e9
+        alone = kernels.attend(
+            qkv[rows][-1:].contiguous(), *placed(kernels, bad_keys, bad_values),
+            _rows([Segment(0, 1, last, segment.blocks)]), heads, window, size,
+        )  # fmt: skip
+        assert torch.equal(alone[0], found[rows][-1])
+
+
+@pytest.mark.parametrize("of", [0, 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_eight_bits_do_not_hide_what_is_no_number(kernels: Kernels, of: int, bad: float) -> None:
+    """A key or a value that is none leads to none, in the sequences that see it and in no other."""
+    both = torch.randn(2, 1, 32, 16)
+    both[of, 0, 3, 5] = bad
+    rows = _rows([Segment(0, 1, 7, [0]), Segment(1, 1, 2, [0]), Segment(2, 1, 7, [1])])
+    found = kernels.attend(torch.randn(3, 3 * 16), *placed(kernels, *both), rows, 1, 0, 16)
+    assert found[0].isnan().all() and not found[1:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eight_bit_answers_depend_on_no_mate_and_no_cache(kernels: Kernels, dtype: str, tmp_path: Path) -> None:
+    """With keys and values of eight bits: together, alone, with shared prefixes and copied parts of blocks, the same
+    bits."""
+    from tests.local_models.test_engine import assert_same, some_requests
+
+    write_folder("llama", tmp_path, hidden_size=64)
+    decoder = Decoder.load(tmp_path, dtype, 16, int8=True)
+    assert decoder.kv_dtype == torch.int8
+    requests = some_requests(12, seed=4)
+    single = {}
+    for request in requests:
+        single.update(run(Engine(decoder, codec(), EngineOptions(kv_tokens=4096)), [request]))
+    for copied in (0.0, 1.0):
+        options = EngineOptions(kv_tokens=4096, step_tokens=48, copy_while_free=copied)
+        assert_same(run(Engine(decoder, codec(), options), requests), single)
+
+
+def plain(name: str, prompt: list[int], tokens: int) -> Request:
+    """The likeliest tokens, up to so many, and nothing told of them."""
+    return Request(name, tuple(prompt), tokens)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_several_steps_at_once_say_what_single_ones_say(
+    kernels: Kernels, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps made in one call of C: the same tokens, text, endings and counts as one by one, with end tokens, stop
+    strings and unlike lengths; and fewer calls."""
+    write_folder("mistral-window", tmp_path, hidden_size=64)
+    decoder = Decoder.load(tmp_path, block_tokens=16, int8=int8)
+    asked = [plain(str(at), ids, 5 + 9 * at) for at, ids in enumerate(prompts(5, seed=3))]
+    longest = run(Engine(decoder, codec(), EngineOptions(kv_tokens=2048)), asked[4:])["4"]
+    decoder.shape = dataclasses.replace(decoder.shape, end_ids=(longest.ids[20],))
+    asked.append(dataclasses.replace(asked[4], id="never ends", ignore_end=True))
+    asked.append(dataclasses.replace(asked[4], id="stopped", stop=(longest.text[2:5],)))
+
+    def answers(most: int) -> tuple[dict[str, tuple[object, ...]], int]:
+        monkeypatch.setattr(ahead, "MOST_STEPS", most)
+        monkeypatch.setattr(ahead, "PATIENCE_S", 60.0)
+        calls: list[int] = []
+        engine = Engine(decoder, codec(), EngineOptions(kv_tokens=2048))
+        make = engine.runner.run_ahead
+
+        def counted(work: list[Work], steps: int) -> list[list[int]]:
+            calls.append(steps)
+            return make(work, steps)
+
+        monkeypatch.setattr(engine.runner, "run_ahead", counted)
+        said = run(engine, asked)
+        engine.audit()
+        told: dict[str, tuple[object, ...]] = {
+            name: (answer.ids, answer.text, answer.last.reason, answer.last.usage.output_tokens)
+            for name, answer in said.items()
+        }
+        return told, len(calls)
+
+    single, none = answers(1)
+    several, calls = answers(7)
+    assert several == single and none == 0 < calls
+    assert {"stop", "length"} == {reason for _, _, reason, _ in single.values()}
+
+
+def test_several_steps_at_once_end_where_scores_are_no_numbers(kernels: Kernels, tmp_path: Path) -> None:
+    """The sequence whose scores are none ends with an error; its mates go on."""
+    write_folder("llama", tmp_path, hidden_size=64)
+    decoder = Decoder.load(tmp_path, block_tokens=16)
+    engine = Engine(decoder, codec(), EngineOptions(kv_tokens=2048))
+    for at, ids in enumerate(prompts(3, seed=8)):
+        engine.add(dataclasses.replace(plain(str(at), ids, 30), ignore_end=True))
+    while any(not sequence.is_decoding for sequence in engine._sequences.values()):
+        engine.step()
+    table = engine._sequences["1"].table
+    assert table is not None
+    engine.runner.pool.tensor[:, :, :, table.blocks[0] * 16] = float("nan")
+    ended = {}
+    while engine.busy:
+        ended.update({event.request_id: event.reason for event in engine.step() if isinstance(event, Finished)})
+    assert ended == {"0": "length", "1": "error", "2": "length"}
+    engine.audit()
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -1,0 +1,95 @@
+"""Several steps in one call: while all that runs decodes plainly and nothing waits, the way from step to step costs a
+small model as much as its sums.
+
+How many steps is a matter of time: no more than a reader notices, since a call can't be cancelled half way and its
+tokens are told together. Tokens are those of single steps, bit for bit. Refuses whatever has to look at scores: draws,
+penalties, grammars, log-probabilities, guesses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from local_models.blocks import Blocks
+from local_models.scheduler import Sequence, Work
+
+MOST_STEPS = 16
+PATIENCE_S = 0.02
+"""How long one call may take."""
+
+
+class Pace:
+    """What a step takes, by the number of sequences that decode in it."""
+
+    def __init__(self) -> None:
+        self._step_s: dict[int, float] = {}
+
+    def learn(self, work: list[Work], step_s: float) -> None:
+        """A step took so long; one that computes prompts tells nothing."""
+        if all(piece.sequence.is_decoding for piece in work):
+            self._step_s[len(work)] = step_s
+
+    def steps(self, work: list[Work]) -> int:
+        """Steps worth making at once; one before any was timed, and none beyond what a sequence may still say."""
+        left = min(piece.sequence.request.max_tokens - piece.sequence.output_tokens for piece in work)
+        step_s = self._step_s.get(len(work), PATIENCE_S)
+        return max(1, min(MOST_STEPS, left, int(PATIENCE_S / max(step_s, 1e-6))))
+
+
+def is_plain(work: list[Work]) -> bool:
+    """True when each piece is the next token of a sequence that takes the likeliest one and tells nothing of it."""
+    return all(
+        piece.sequence.is_decoding
+        and not piece.drafts
+        and piece.sequence.matcher is None
+        and piece.sequence.request.top_logprobs is None
+        and piece.sequence.request.sampling.plain_greedy
+        for piece in work
+    )
+
+
+def make_room(blocks: Blocks, work: list[Work], steps: int) -> bool:
+    """Give each sequence the slots of so many steps; False when they can't be had now."""
+    for piece in work:
+        table = piece.sequence.table
+        if table is None or not blocks.grow(table, len(piece.sequence.ids) + steps - 1):
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class More:
+    """What several steps brought one sequence."""
+
+    text: str
+    told: tuple[int, ...]
+    """The tokens that `text` tells of; one that ends an answer is not among them."""
+    reason: Literal["stop", "length", "error"] | None
+    """Why the sequence ends here; None: it goes on."""
+    rest: str = ""
+    """Text that was held back and is final now."""
+
+
+def append(sequence: Sequence, tokens: list[int], end_ids: tuple[int, ...]) -> More:
+    """Add tokens to a sequence, up to the one that ends it; -1 stands for scores that are no numbers."""
+    request, stream = sequence.request, sequence.stream
+    assert stream is not None
+    text, told = "", list[int]()
+    for token_id in tokens:
+        if token_id < 0:
+            return More(text + stream.push(*([] if stream.stops else told)), tuple(told), "error")
+        sequence.computed += 1
+        sequence.ids.append(token_id)
+        sequence.said[token_id] += 1
+        if token_id in end_ids and not request.ignore_end:
+            text += "" if stream.stops else stream.push(*told)
+            return More(text, tuple(told), "stop", stream.finish())
+        told.append(token_id)
+        if stream.stops:
+            text += stream.push(token_id)
+            if stream.stopped_by is not None:
+                return More(text, tuple(told), "stop")
+    text += "" if stream.stops else stream.push(*told)
+    done = sequence.output_tokens >= request.max_tokens
+    return More(text, tuple(told), "length" if done else None, stream.finish() if done else "")
