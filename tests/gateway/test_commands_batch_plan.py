@@ -54,7 +54,7 @@ def test_a_plan_is_shown_before_anything_is_spent(home: Path) -> None:
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "$0.02", "--deadline", "1h"])
     assert result.exit_code == 0, result.output
     words = ("39 prompts", "1 that repeat", "expected cost", "expected quality", "What budgets buy", "chosen", SMALL)
-    assert [word for word in (*words, "headgate batch run in.plan") if word not in result.output] == []
+    assert [word for word in (*words, "headgate batch run --plan in.plan") if word not in result.output] == []
     assert Plan.load(home / "in.plan").budget_usd == 0.02
 
 
