@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 
 from local_models.errors import LocalModelError
+from local_models.gpu_energy import read_gpu_joules
+from local_models.meter import read_joules
 
 
 def device_for(wanted: str) -> torch.device:
@@ -22,6 +26,14 @@ def device_for(wanted: str) -> torch.device:
     if kind == "cuda" and (reason := _missing(int(number or 0))):
         raise LocalModelError(f"device {wanted}: {reason}")
     return torch.device(wanted)
+
+
+def joules_counter(device: torch.device) -> Callable[[], float | None]:
+    """Reads the energy that a device has used since some past moment: a GPU's own, else the processor's packages';
+    None each time where nothing counts it."""
+    if device.type == "cuda":
+        return partial(read_gpu_joules, device.index or 0)
+    return read_joules if read_joules() is not None else lambda: None
 
 
 def _missing(number: int = 0) -> str:

@@ -124,7 +124,7 @@ class PoolShelf:
 
     def put(self, name: bytes, block: int) -> None:
         at = block * self._size
-        self.tiers.keep(name, self._slots[:, :, :, at : at + self._size])
+        self.tiers.keep(name, self._slots[:, :, :, at : at + self._size].cpu())
 
     def get(self, names: Ids[bytes]) -> list[Tensor]:
         return self.tiers.fetch(names)
