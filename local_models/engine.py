@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from local_models import sampler
+from local_models import ahead, sampler
 from local_models.blocks import Blocks
 from local_models.decoder import Decoder
 from local_models.device import device_for, joules_counter
@@ -71,6 +71,7 @@ class Engine:
             share=self.options.share_prefixes,
             copy_while_free=self.options.copy_while_free,
             shelf=self.shelf,
+            grain=self.runner.pool.grain,
         )
         self.scheduler = Scheduler(
             blocks,
@@ -90,6 +91,7 @@ class Engine:
         self.accepted_tokens = 0
         self.acceptable_tokens = 0.0
         """What the best rule of acceptance would have kept of the same guesses, on average."""
+        self._pace = ahead.Pace()
         self._drafter = drafter or (NgramDrafter() if self.options.draft_tokens else None)
 
     @classmethod
@@ -140,10 +142,42 @@ class Engine:
             return events
         begun_s, begun_joules = self._clock(), self._counter()
         self._guess(plan.work)
+        steps = self._steps_ahead(plan.work)
+        if steps > 1:
+            return events + self._step_ahead(plan.work, steps, begun_s, begun_joules)
         scores = self.runner.run(plan.work)
         self.steps += 1
         self._charge(plan.work, self._clock() - begun_s, begun_joules)
         return events + self._postprocess(plan.work, scores)
+
+    def _steps_ahead(self, work: list[Work]) -> int:
+        """How many steps to make in one call; their slots are the sequences' already when it is more than one."""
+        if self._drafter or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
+            return 1
+        steps = self._pace.steps(work)
+        return steps if ahead.make_room(self.blocks, work, steps) else 1
+
+    def _step_ahead(self, work: list[Work], steps: int, begun_s: float, begun_joules: float | None) -> list[Event]:
+        """Make several steps and say what came of them."""
+        said = self.runner.run_ahead(work, steps)
+        self.steps += len(said)
+        self._charge(work, self._clock() - begun_s, begun_joules, len(said))
+        events: list[Event] = []
+        for row, piece in enumerate(work):
+            before = piece.sequence.output_tokens
+            more = ahead.append(piece.sequence, [step[row] for step in said], self._shape.end_ids)
+            self.output_tokens += piece.sequence.output_tokens - before
+            events += self._tell_ahead(piece.sequence, more)
+        return events
+
+    def _tell_ahead(self, sequence: Sequence, more: ahead.More) -> list[Event]:
+        name = sequence.request.id
+        events: list[Event] = [Delta(name, more.text, more.told)] if more.told else []
+        if more.reason == "error":
+            return [*events, self._finish(sequence, "error", sampler.NOT_NUMBERS)]
+        assert sequence.table is not None
+        self.blocks.commit(sequence.table, sequence.ids, sequence.computed)
+        return [*events, self._finish(sequence, more.reason, text=more.rest)] if more.reason else events
 
     def audit(self) -> None:
         """Assert that no block is leaked or owned twice."""
@@ -186,8 +220,8 @@ class Engine:
         if not all(0 <= token_id < vocabulary for token_id, _ in request.sampling.logit_bias):
             raise RequestRefused("logit_bias names ids that are no tokens of this model", param="logit_bias")
 
-    def _charge(self, work: list[Work], seconds: float, begun_joules: float | None) -> None:
-        """Divide a step's time and energy among its requests."""
+    def _charge(self, work: list[Work], seconds: float, begun_joules: float | None, steps: int = 1) -> None:
+        """Divide the time and energy of a step, or of several alike, among its requests."""
         pieces = [
             Piece(
                 prompt_tokens=0 if piece.sequence.is_decoding else piece.count,
@@ -203,10 +237,12 @@ class Engine:
             shares = self.meter.split(pieces, ended_joules - begun_joules)
             for piece, share in zip(work, shares, strict=True):
                 piece.sequence.usage.joules = (piece.sequence.usage.joules or 0.0) + share
-        self.meter.learn(pieces, seconds)
+        self.meter.learn(pieces, seconds / steps)
         self.busy_s += seconds
+        self._pace.learn(work, seconds / steps)
         if self.tuner is not None:
-            self.tuner.step(len(work), seconds)
+            for _ in range(steps):
+                self.tuner.step(len(work), seconds / steps)
 
     def _expire(self, now_s: float) -> list[Event]:
         late = [
