@@ -20,7 +20,7 @@ from local_models import ahead, sampler
 from local_models.blocks import Blocks
 from local_models.decoder import Decoder
 from local_models.device import device_for, joules_counter
-from local_models.errors import CheckpointError, LocalModelError, RequestRefused
+from local_models.errors import LocalModelError, RequestRefused
 from local_models.grammar import Grammars
 from local_models.lengths import LengthPredictor
 from local_models.meter import Piece, StepMeter
@@ -29,7 +29,7 @@ from local_models.request import Delta, Ending, Event, Finished, Request, TokenL
 from local_models.runner import runner_for
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.settings import Setting
-from local_models.speculate import Drafter, ModelDrafter, NgramDrafter, share_budget
+from local_models.speculate import Drafter, NgramDrafter, model_drafter, share_budget
 from local_models.text import TextCodec, TokenStream
 from local_models.tiers import shelf_for
 from local_models.tuning import Tuner
@@ -105,7 +105,7 @@ class Engine:
         )  # fmt: skip
         codec = TextCodec(folder)
         codec.require_match(decoder.shape.vocabulary, decoder.shape.end_ids)
-        return cls(decoder, codec, options, drafter=_model_drafter(folder, codec, options))
+        return cls(decoder, codec, options, drafter=model_drafter(folder, codec, options))
 
     @property
     def busy(self) -> bool:
@@ -152,7 +152,8 @@ class Engine:
 
     def _steps_ahead(self, work: list[Work]) -> int:
         """How many steps to make in one call; their slots are the sequences' already when it is more than one."""
-        if self._drafter or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
+        is_guessing = self._drafter is not None and self.options.draft_tokens > 0
+        if is_guessing or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
             return 1
         steps = self._pace.steps(work)
         return steps if ahead.make_room(self.blocks, work, steps) else 1
@@ -392,18 +393,3 @@ class Engine:
         self.blocks.share = setting.share_prefixes
         if setting.draft_tokens and self._drafter is None:
             self._drafter = NgramDrafter()
-
-
-def _model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> ModelDrafter | None:
-    """None of the small model itself. Raises CheckpointError where its tokens are not the large one's."""
-    if options.draft_model is None or Path(options.draft_model).resolve() == model.resolve():
-        return None
-    if not options.draft_tokens:
-        raise CheckpointError("draft_model guesses nothing while draft_tokens is 0; set it, to 4 say")
-    folder = Path(options.draft_model)
-    if TextCodec(folder).tokenizer.to_str() != codec.tokenizer.to_str():
-        raise CheckpointError(f"{folder} can't guess for this model: its tokenizer is another one")
-    decoder = Decoder.load(
-        folder, options.dtype, options.block_tokens, int8=options.int8, device=str(device_for(options.device))
-    )
-    return ModelDrafter(decoder, options.kv_tokens)

@@ -16,6 +16,7 @@ import heapq
 from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,10 @@ import torch
 from local_models.attention import Pool, Segment
 from local_models.blocks import Blocks, Table
 from local_models.decoder import Batch, Decoder
+from local_models.device import device_for
+from local_models.errors import CheckpointError
+from local_models.options import EngineOptions
+from local_models.text import TextCodec
 
 _START_RATE = 0.6
 _MEMORY = 0.9
@@ -211,3 +216,18 @@ class ModelDrafter:
         best = self._decoder.logits(hidden).softmax(-1).max(-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return dict(zip(texts, pairs, strict=True))
+
+
+def model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> ModelDrafter | None:
+    """None of the small model itself. Raises CheckpointError where its tokens are not the large one's."""
+    if options.draft_model is None or Path(options.draft_model).resolve() == model.resolve():
+        return None
+    if not options.draft_tokens:
+        raise CheckpointError("draft_model guesses nothing while draft_tokens is 0; set it, to 4 say")
+    folder = Path(options.draft_model)
+    if TextCodec(folder).tokenizer.to_str() != codec.tokenizer.to_str():
+        raise CheckpointError(f"{folder} can't guess for this model: its tokenizer is another one")
+    decoder = Decoder.load(
+        folder, options.dtype, options.block_tokens, int8=options.int8, device=str(device_for(options.device))
+    )
+    return ModelDrafter(decoder, options.kv_tokens)
