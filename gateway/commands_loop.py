@@ -1,4 +1,6 @@
-"""`headgate whatif`: turn a knob only after seeing its effect. `headgate learn`: let a route's router learn."""
+"""`headgate whatif`: turn a knob only after seeing its effect. `headgate learn`: let a route's router learn. `headgate
+limits`: how long answers may be.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
 
 def add_to(app: typer.Typer) -> None:
     """Name these commands in `app`."""
-    for command in (whatif, learn):
+    for command in (whatif, learn, limits):
         app.command()(command)
 
 
@@ -93,6 +95,38 @@ def learn(
         if once:
             return
         time.sleep(every_s)
+
+
+def limits(
+    config: ConfigPath = None,
+    route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
+    json: Json = False,
+) -> None:
+    """How many tokens answers of each model need, and which limit is worth most at the route's cost weight."""
+    from gateway.journal.store import open_store
+    from gateway.learn.dataset import NothingLogged, read_log
+    from gateway.learn.limits import limits_of
+    from gateway.learn.policy import route_policy
+
+    chosen = read_config(config)
+    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    try:
+        policy = route_policy(chosen, store, route)
+        _ship(chosen, store)
+        stated = {model.name: model.max_output_tokens for model in chosen.models}
+        found = limits_of(read_log(store.engine, route=route), list(policy.candidates), stated, policy.knobs)
+    except NothingLogged as none:
+        raise CallerError(str(none)) from none
+    finally:
+        store.close()
+    if json:
+        typer.echo(msgspec.json.encode([one.as_dict() for one in found]).decode())
+        return
+    table = Table("model", "scored", "cut", "finish within (tokens: share)", "best limit")
+    for one in found:
+        shares = ", ".join(f"{n}: {share:.0%}" for n, share in zip(one.tokens, one.finished, strict=True))
+        table.add_row(one.model, str(one.answers), str(one.cut), shares, str(one.best or "too few answers"))
+    Console().print(table)
 
 
 def show(answer: Answer) -> None:

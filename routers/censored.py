@@ -46,14 +46,18 @@ class LimitArms:
             self.finished[done] += 1
             self.quality += quality
 
+    def within(self) -> Array:
+        """(L,) share of answers that finish within each limit; a stretch that nobody saw is hoped to finish all."""
+        hazard = np.where(self.at_risk > 0, self.finished / np.maximum(self.at_risk, 1), 1.0)
+        return np.asarray(1.0 - np.cumprod(1.0 - hazard))
+
     def values(self, width: float = 1.0, total: int = 0) -> Array:
         """Optimistic worth of each limit: P(finished by it) x mean quality - price x expected use.
 
         The bonus adds up the stretches' uncertainties, each as far as answers get there; an unseen stretch is hoped
         to finish every answer.
         """
-        hazard = np.where(self.at_risk > 0, self.finished / np.maximum(self.at_risk, 1), 1.0)
-        unfinished = np.cumprod(1.0 - hazard)
+        unfinished = 1.0 - self.within()
         before = np.concatenate([[1.0], unfinished[:-1]])
         stretch = np.diff(np.concatenate([[0.0], self.limits]))
         use = np.cumsum((before + unfinished) / 2 * stretch)

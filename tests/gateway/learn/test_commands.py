@@ -1,4 +1,4 @@
-"""`headgate whatif` and `headgate learn` as an operator runs them."""
+"""`headgate whatif`, `headgate learn` and `headgate limits` as an operator runs them."""
 
 from __future__ import annotations
 
@@ -68,12 +68,24 @@ def test_learn_takes_one_turn(config: Path) -> None:
     assert json.loads(output)["action"] == "shadow", output
 
 
+def test_limits_are_told_per_model(config: Path) -> None:
+    """Every answer of the journal took 100 tokens, so each model's best limit is the next one above."""
+    code, output = told(config, "limits", "--json")
+    assert code == 0, output
+    models = {one["model"]: one for one in json.loads(output)}
+    assert set(models) == set(PRICE)
+    assert all(one["best"] == 128 and one["cut"] == 0 for one in models.values())
+    code, output = told(config, "limits")
+    assert code == 0 and "best limit" in output
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("whatif", "--route", "nowhere"), "no route is called 'nowhere'"),
         (("whatif", "--models", "unknown"), "has none of these models"),
         (("whatif", "--accept-at", "0.5", "--cost-weight", "0.2"), "asked alone"),
+        (("limits", "--route", "nowhere"), "no route is called 'nowhere'"),
         (("learn", "--route", "nowhere", "--once"), "no route is called 'nowhere'"),
     ],
 )

@@ -1,0 +1,59 @@
+"""Limits of answers, told from the journal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
+from gateway.learn.dataset import Log, Scored, log_of
+from gateway.learn.limits import LEAST_ANSWERS, Limits, limits_of
+from routers.types import Candidate, Knobs
+from tests.gateway.learn.world import described
+
+VECTOR = described("how long is a river")
+
+
+def answered(n: int, *, limit: int, seed: int = 0, mean: float = 100.0, score: float = 1.0) -> list[Scored]:
+    """Answers that need an exponential number of tokens; those that need more are cut at `limit` and are no good."""
+    rng = np.random.default_rng(seed)
+    rows: list[Scored] = []
+    for i, need in enumerate(np.ceil(rng.exponential(mean, n)).astype(int).tolist()):
+        used = min(need, limit)
+        record = DecisionRecord(
+            id=f"{seed}-{i}", time_s=float(i), route="auto", model="m", answered_model="m", status=200,
+            features_version=VECTOR.features_version, vector=VECTOR.vector.astype("<f2").tobytes(),
+            max_output_tokens=limit, cost_nanousd=1000 * used,
+            attempts=(AttemptRecord(model="m", status=200, usage={"output": used}, cost_nanousd=1000 * used),),
+            candidates=(CandidateRecord(model="m", probability=0.5), CandidateRecord(model="n", probability=0.5)),
+        )  # fmt: skip
+        rows.append((record, score if need < limit else 0.0))
+    return rows
+
+
+def told(log: Log, weight: float = 0.0) -> Limits:
+    candidates = [Candidate("m", 0.1, 1.0), Candidate("n", 0.1, 1.0)]
+    (found,) = limits_of(log, candidates, {"m": 4096, "n": 4096}, Knobs(cost_weight=weight))
+    return found
+
+
+def test_cut_answers_count_as_unfinished() -> None:
+    """Though half of all answers were cut at 64 tokens, the share that finishes within 128 is estimated right."""
+    found = told(log_of(answered(600, limit=64) + answered(600, limit=4096, seed=1)))
+    assert found.answers == 1200 and 250 < found.cut < 400
+    share = dict(zip(found.tokens, found.finished, strict=True))
+    assert share[32] == pytest.approx(1 - np.exp(-0.32), abs=0.04)
+    assert share[128] == pytest.approx(1 - np.exp(-1.28), abs=0.05)
+
+
+def test_without_a_price_more_tokens_are_never_worse() -> None:
+    """Quality alone asks for the longest limit that anybody needed; a price for tokens asks for a shorter one."""
+    log = log_of(answered(400, limit=4096, score=0.3))
+    free, dear = told(log), told(log, 0.9)
+    assert list(free.worth) == sorted(free.worth)
+    assert dear.best is not None and free.best is not None and dear.best < free.best
+
+
+def test_few_answers_name_no_best_limit() -> None:
+    """They are shown, and that is all."""
+    assert told(log_of(answered(LEAST_ANSWERS - 1, limit=4096))).best is None
