@@ -3,7 +3,7 @@
 Every figure is a ratio of CPU-seconds on one thread, rivals run in turn within each round and the best round
 of each counts, so that other work on the machine weighs on all alike. Weights are random, of a real model's
 shape: good for speed, never for quality. Rivals that are not installed are left out, and a table says so.
-Nothing here uses a GPU; what needs one reads "not measured".
+Nothing here uses a GPU: that is `python -m tests.bench.local_gpu`.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def main() -> None:
         row = report["admission"]
         ratio = row["cpu_s"]["worst case"] / row["cpu_s"]["predicted"]
         print(f"\nadmission by predicted length: {ratio:.2f}x worst-case reservation, steps {row['steps']}")
-    print("\nGPU: not measured")
+    print("\nGPU: not measured here, see python -m tests.bench.local_gpu")
 
 
 if __name__ == "__main__":

@@ -106,3 +106,16 @@ def test_repetition_is_what_followed_the_same_two_before() -> None:
     """Of `abcabcabd` three letters did; a text of one can have none."""
     assert repeated_tokens([1, 2, 3, 1, 2, 3, 1, 2, 4]) == 3
     assert repeated_tokens([1]) == 0
+
+
+def test_a_running_engine_takes_other_settings() -> None:
+    """Guesses begin and end, the chunk and the sharing of prefixes follow."""
+    engine = Engine.load(shipped_models()["tiny-small"], EngineOptions(kv_tokens=1024))
+    engine.use(replace(GIVEN, draft_tokens=2))
+    run(engine, [greedy("a", [5, 6] * 8, 8)])
+    assert engine.drafted_tokens
+    engine.use(GIVEN)
+    drafted = engine.drafted_tokens
+    run(engine, [greedy("b", [5, 6] * 8, 8)])
+    assert engine.drafted_tokens == drafted
+    assert (engine.scheduler.step_tokens, engine.blocks.share) == (512, True)
