@@ -131,7 +131,7 @@ class LineReader:
                 return {"prompt": msgspec.Raw(record)}
             return _decode_fields(record)
         except msgspec.ValidationError:
-            raise _Refused("not a JSON object", "invalid_line") from None
+            raise _Refused("not a JSON object or string, of which each line is one", "invalid_line") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _Refused(f"not JSON: {error}", "invalid_json") from None
 
