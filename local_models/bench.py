@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ import numpy
 import torch
 
 from local_models import shipped_models
-from local_models.blocks import Blocks
 from local_models.decoder import DTYPES, Decoder
 from local_models.engine import Engine, EngineOptions
+from local_models.prefixes import prefix_cases
 from local_models.quant import int8_levels
 from local_models.request import Delta, Request
 from local_models.shape import Shape, shape_of
 from local_models.text import TextCodec
-from local_models.tiers import Tiers, name_of
 
 SHAPES: dict[str, dict[str, Any]] = {
     "3m": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
@@ -228,87 +226,6 @@ def random_shape(config: dict[str, Any]) -> Shape:
         },
         (),
     )
-
-
-def prefix_trace(kind: str, seed: int, requests: int) -> list[tuple[list[int], int]]:
-    """Prompts and answer lengths; 6 of 10 prompts are asked once and never again. The others are `shared`,
-    one of 64 long beginnings (Zipf), or `turns` of conversations that end after ten turns on average."""
-    rng = random.Random(seed)
-
-    def words(count: int) -> list[int]:
-        return [rng.randrange(1000) for _ in range(count)]
-
-    beginnings = [words(512) for _ in range(64)]
-    weights = [1 / (rank + 1) for rank in range(64)]
-    talks: list[list[int]] = []
-    trace = []
-    for _ in range(requests):
-        if rng.random() < 0.6:
-            trace.append((words(rng.randint(256, 1024)), 32))
-        elif kind == "shared":
-            trace.append((rng.choices(beginnings, weights)[0] + words(32), 32))
-        else:
-            if len(talks) < 24:
-                talks.append(words(128))
-            talk = rng.choice(talks)
-            talk += words(64)
-            trace.append((list(talk), 32))
-            talk += words(32)
-            if rng.random() < 0.1:
-                talks.remove(talk)
-    return trace
-
-
-class NamesOnly:
-    """A shelf that keeps names and no contents: for counting hits."""
-
-    def __init__(self, blocks: int) -> None:
-        self._tiers = Tiers(blocks)
-        self._nothing = torch.empty(0)
-
-    def name(self, before: bytes, tokens: Sequence[int]) -> bytes:
-        return name_of(before, tokens)
-
-    def put(self, name: bytes, block: int) -> None:
-        self._tiers.keep(name, self._nothing)
-
-    def get(self, names: Sequence[bytes]) -> list[Any]:
-        return list(self._tiers.fetch(names))
-
-
-def hit_rate(trace: list[tuple[list[int], int]], blocks: int, alpha: float | None, tier: int = 0) -> float:
-    """Share of prompt tokens found cached when the trace is served one request at a time; `tier` more blocks lie
-    beside the pool."""
-    rng = random.Random(0)
-    tree = Blocks(blocks, 64, alpha=alpha, shelf=NamesOnly(tier) if tier else None)
-    for prompt, answer in trace:
-        ids = prompt + [rng.randrange(1000) for _ in range(answer)]
-        taken = tree.take(prompt, len(ids))
-        if taken is None:
-            continue
-        tree.commit(taken[0], ids, len(ids) - 1, ends_turn=True)
-        tree.release(taken[0])
-    return tree.hit_tokens / tree.asked_tokens
-
-
-def prefix_cases(requests: int) -> list[dict[str, Any]]:
-    """Token hit rates by eviction rule, with memory for a share of the trace's distinct blocks."""
-    rows = []
-    for kind in ("shared", "turns"):
-        trace = prefix_trace(kind, 1, requests)
-        met = Counter(tuple(prompt[at : at + 64]) for prompt, _ in trace for at in range(0, len(prompt), 64))
-        again = sum(count > 1 for count in met.values())
-        distinct = len(met)
-        for of, blocks in (("all blocks", distinct // 10), ("blocks asked for again", max(20, again // 10))):
-            rates = {
-                "marconi": hit_rate(trace, blocks, 1.0),
-                "lru": hit_rate(trace, blocks, None),
-                "marconi, as much again on the shelf": hit_rate(trace, blocks, 1.0, blocks),
-                "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, distinct),
-                "unbounded": hit_rate(trace, 2 * distinct, None),
-            }
-            rows.append({"trace": kind, "tenth_of": of, "blocks": blocks, "hit_rate": rates})
-    return rows
 
 
 def admission_case(requests: int, rounds: int) -> dict[str, Any]:

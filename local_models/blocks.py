@@ -31,7 +31,7 @@ _LEAST_COPY = 4
 _CHILDREN_TRIED = 32
 _EVEN_DEPTH = 4096
 """Tokens of context at which attention costs about what the matrix products do."""
-_SIGHT, _TURN, _MOST_SIGHTS = 8.0, 1.0, 4.0
+_SIGHT, _TURN, _MOST_SIGHTS = 16.0, 1.0, 4.0
 """Lifetimes of a block seen once that a doubling of sights, or an answer's end, is worth; the most
 doublings."""
 
