@@ -3,35 +3,37 @@
 Inverted lists with short ones, as in SPANN (Chen et al., NeurIPS 2021), kept good while vectors come and go as in
 SPFresh (Xu et al., SOSP 2023, the LIRE protocol): a cell that grows too large is split in two, and whoever lies
 near the new centres moves to the one that is now nearest. Nothing is ever rebuilt as a whole and nothing waits for
-another thread: an addition is one comparison with the centres, for it and for one that has been there longer, and every
-hundredth or so costs a split. A graph of
-all vectors (usearch's HNSW) was measured beside it at 100,000: it found as many in three times the time, with 1.7
-times the memory and six times the work of adding, and its library brings down a process that loads onnxruntime later.
+another thread: an addition is one comparison with the centres, for it and for two that have been there longer, and
+every fiftieth or so costs a split. A graph of all vectors (usearch's HNSW) was measured beside it at 100,000: it found
+as many in three times the time, with 1.7 times the memory and several times the work of adding, and its library brings
+down a process that loads onnxruntime later.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.index import Block, Bytes, FlatIndex, Vector, most, multiply, quantized
 
-_LARGEST = 256
+_LARGEST = 128
 """Vectors of a cell before it is split."""
-_SMALLEST = 16
+_SMALLEST = 8
 """A cell with fewer left is given up to its neighbours."""
-_READ = 12
-_READ_ONE_OF = 150
+_READ = 24
+_READ_ONE_OF = 480
 """A search reads so many cells, and one more for each so many that there are."""
 _AROUND = 16
 """Cells around a split whose vectors may lie nearer to a new centre."""
 _SAMPLE = 512
 """Vectors that tell where a cell's two halves lie."""
 _ROUNDS = 5
+_LOOKED_AT = 2
+"""Vectors that are looked at again with each one added."""
 
 
 class CellIndex:
@@ -54,18 +56,19 @@ class CellIndex:
         return len(self._homes)
 
     def add(self, label: int, vector: Vector) -> None:
-        """Add a unit vector under a new label; one other is looked at again, and at most one cell is split."""
+        """Add a unit vector under a new label; two others are looked at again, and at most one cell is split."""
         row, scale = quantized(vector)
         if self._centres is None:
             self._open(Block(np.array([label]), row[None], np.array([scale])))
             return
-        old = next(known for known in self._walk if known in self._homes)
-        old_row, old_scale = self._cells[self._homes[old]].kept(old)
-        number, better = self._nearest_to_each(np.array([row, old_row]))
-        self._put(label, row, scale, number)
-        if better != self._homes[old]:
-            self.remove(old)
-            self._put(old, old_row, old_scale, better)
+        old = {known for known in islice(self._walk, _LOOKED_AT) if known in self._homes}
+        kept = {known: self._cells[self._homes[known]].kept(known) for known in old}
+        nearest = self._nearest_to_each(np.array([row, *(old_row for old_row, _ in kept.values())]))
+        self._put(label, row, scale, nearest[0])
+        for (known, (old_row, old_scale)), number in zip(kept.items(), nearest[1:], strict=True):
+            if number != self._homes[known] and number in self._cells:
+                self.remove(known)
+                self._put(known, old_row, old_scale, number)
         if self._crowded:
             self._split(self._crowded.pop())
 
