@@ -146,7 +146,7 @@ _SHARE = 0.0005
 """How much of the weight is shared out at each request, so that either estimate can come back."""
 _TURN = 300.0
 """Forward decay begins anew after so many of the shortest memories: e to the power of it is a float still."""
-_KEPT_LOW = 8
+_KEPT_LOW = 16
 """How many of a sample's least are looked at again with the next."""
 
 
