@@ -98,8 +98,8 @@ def test_it_needs_a_place_to_record() -> None:
 
 
 def test_the_shipped_runs_can_be_read() -> None:
-    """Sixteen settings on each of fifteen cases."""
-    assert len(read_runs(PRIOR)) == 240
+    """Sixteen settings on each of thirty cases: six shapes, five workloads."""
+    assert len(read_runs(PRIOR)) == 480
 
 
 def test_repetition_is_what_followed_the_same_two_before() -> None:
