@@ -31,10 +31,14 @@ class Pace:
             self._step_s[len(work)] = step_s
 
     def steps(self, work: list[Work]) -> int:
-        """Steps worth making at once; one before any was timed, and none beyond what a sequence may still say."""
-        left = min(piece.sequence.request.max_tokens - piece.sequence.output_tokens for piece in work)
-        step_s = self._step_s.get(len(work), PATIENCE_S)
-        return max(1, min(MOST_STEPS, left, int(PATIENCE_S / max(step_s, 1e-6))))
+        """Steps worth making at once; one before any was timed, of so many sequences or of more."""
+        step_s = next((self._step_s[many] for many in sorted(self._step_s) if many >= len(work)), PATIENCE_S)
+        return max(1, min(MOST_STEPS, int(PATIENCE_S / max(step_s, 1e-6))))
+
+
+def left_of(work: list[Work], steps: int) -> list[int]:
+    """Tokens that each sequence may still say in so many steps."""
+    return [min(steps, piece.sequence.request.max_tokens - piece.sequence.output_tokens) for piece in work]
 
 
 def is_plain(work: list[Work]) -> bool:
@@ -49,11 +53,11 @@ def is_plain(work: list[Work]) -> bool:
     )
 
 
-def make_room(blocks: Blocks, work: list[Work], steps: int) -> bool:
-    """Give each sequence the slots of so many steps; False when they can't be had now."""
-    for piece in work:
+def make_room(blocks: Blocks, work: list[Work], left: list[int]) -> bool:
+    """Give each sequence the slots of so many tokens; False when they can't be had now."""
+    for piece, tokens in zip(work, left, strict=True):
         table = piece.sequence.table
-        if table is None or not blocks.grow(table, len(piece.sequence.ids) + steps - 1):
+        if table is None or not blocks.grow(table, len(piece.sequence.ids) + tokens - 1):
             return False
     return True
 

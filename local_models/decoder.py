@@ -161,13 +161,13 @@ class Decoder:
             rows = _rows(batch.segments)
             return self._native.run(pool.tensor, batch.ids, batch.positions, batch.write_slots, rows, batch.wanted_rows)
 
-    def decode(self, segments: list[Segment], ids: list[int], pool: Pool, steps: int) -> list[list[int]]:
-        """Up to `steps` likeliest tokens more of sequences whose next tokens are `ids`, step by step; only where
-        `is_native`. See `NativePass.decode`."""
+    def decode(self, segments: list[Segment], ids: list[int], pool: Pool, left: list[int]) -> list[list[int]]:
+        """The likeliest tokens more of each sequence whose next tokens are `ids`; only where `is_native`. See
+        `NativePass.decode`."""
         assert self._native is not None and isinstance(self.head, Panels | Int8Panels)
         next_ids = torch.tensor(ids, dtype=torch.long)
         ends = sorted(self.shape.end_ids)
-        return self._native.decode(self.head, pool.tensor, next_ids, _rows(segments), steps, ends)
+        return self._native.decode(self.head, pool.tensor, next_ids, _rows(segments), left, ends)
 
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         count = len(batch.ids)

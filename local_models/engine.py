@@ -142,31 +142,32 @@ class Engine:
             return events
         begun_s, begun_joules = self._clock(), self._counter()
         self._guess(plan.work)
-        steps = self._steps_ahead(plan.work)
-        if steps > 1:
-            return events + self._step_ahead(plan.work, steps, begun_s, begun_joules)
+        left = self._left_ahead(plan.work)
+        if left:
+            return events + self._step_ahead(plan.work, left, begun_s, begun_joules)
         scores = self.runner.run(plan.work)
         self.steps += 1
         self._charge(plan.work, self._clock() - begun_s, begun_joules)
         return events + self._postprocess(plan.work, scores)
 
-    def _steps_ahead(self, work: list[Work]) -> int:
-        """How many steps to make in one call; their slots are the sequences' already when it is more than one."""
+    def _left_ahead(self, work: list[Work]) -> list[int]:
+        """How many tokens each sequence may say in one call, most first, their slots given; none: one step for all."""
         is_guessing = self._drafter is not None and self.options.draft_tokens > 0
         if is_guessing or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
-            return 1
-        steps = self._pace.steps(work)
-        return steps if ahead.make_room(self.blocks, work, steps) else 1
+            return []
+        work.sort(key=lambda piece: piece.sequence.request.max_tokens - piece.sequence.output_tokens, reverse=True)
+        left = ahead.left_of(work, self._pace.steps(work))
+        return left if left[0] > 1 and ahead.make_room(self.blocks, work, left) else []
 
-    def _step_ahead(self, work: list[Work], steps: int, begun_s: float, begun_joules: float | None) -> list[Event]:
+    def _step_ahead(self, work: list[Work], left: list[int], begun_s: float, begun_joules: float | None) -> list[Event]:
         """Make several steps and say what came of them."""
-        said = self.runner.run_ahead(work, steps)
-        self.steps += len(said)
-        self._charge(work, self._clock() - begun_s, begun_joules, len(said))
+        said = self.runner.run_ahead(work, left)
+        self.steps += len(said[0])
+        self._charge(work, self._clock() - begun_s, begun_joules, [len(tokens) for tokens in said])
         events: list[Event] = []
-        for row, piece in enumerate(work):
+        for piece, tokens in zip(work, said, strict=True):
             before = piece.sequence.output_tokens
-            more = ahead.append(piece.sequence, [step[row] for step in said], self._shape.end_ids)
+            more = ahead.append(piece.sequence, tokens, self._shape.end_ids)
             self.output_tokens += piece.sequence.output_tokens - before
             events += self._tell_ahead(piece.sequence, more)
         return events
@@ -221,15 +222,19 @@ class Engine:
         if not all(0 <= token_id < vocabulary for token_id, _ in request.sampling.logit_bias):
             raise RequestRefused("logit_bias names ids that are no tokens of this model", param="logit_bias")
 
-    def _charge(self, work: list[Work], seconds: float, begun_joules: float | None, steps: int = 1) -> None:
-        """Divide the time and energy of a step, or of several alike, among its requests."""
+    def _charge(
+        self, work: list[Work], seconds: float, begun_joules: float | None, made: list[int] | None = None
+    ) -> None:
+        """Divide the time and energy of a step, or of several, among its requests. `made`: steps of each, most
+        first."""
+        made, steps = made or [1] * len(work), made[0] if made else 1
         pieces = [
             Piece(
                 prompt_tokens=0 if piece.sequence.is_decoding else piece.count,
-                decoded_tokens=1 + len(piece.drafts) if piece.sequence.is_decoding else 0,
-                attended_tokens=piece.count * (piece.start + (piece.count + 1) // 2),
+                decoded_tokens=many * (1 + len(piece.drafts)) if piece.sequence.is_decoding else 0,
+                attended_tokens=many * piece.count * (piece.start + (piece.count + 1) // 2),
             )
-            for piece in work
+            for piece, many in zip(work, made, strict=True)
         ]
         for piece, share in zip(work, self.meter.split(pieces, seconds), strict=True):
             piece.sequence.usage.compute_s += share
@@ -238,9 +243,10 @@ class Engine:
             shares = self.meter.split(pieces, ended_joules - begun_joules)
             for piece, share in zip(work, shares, strict=True):
                 piece.sequence.usage.joules = (piece.sequence.usage.joules or 0.0) + share
-        self.meter.learn(pieces, seconds / steps)
+        self.meter.learn(pieces, seconds, steps)
         self.busy_s += seconds
-        self._pace.learn(work, seconds / steps)
+        if made[-1] == steps:
+            self._pace.learn(work, seconds / steps)
         if self.tuner is not None:
             for _ in range(steps):
                 self.tuner.step(len(work), seconds / steps)

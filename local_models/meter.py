@@ -49,9 +49,10 @@ class StepMeter:
     _gram: Vector = field(default_factory=lambda: np.diag(_WEIGHT / _PRIOR**2))
     _moment: Vector = field(default_factory=lambda: _WEIGHT / _PRIOR)
 
-    def learn(self, pieces: Sequence[Piece], seconds: float) -> None:
-        """One step took so long."""
-        x = _total(pieces)
+    def learn(self, pieces: Sequence[Piece], seconds: float, steps: int = 1) -> None:
+        """So many steps took so long; all that was computed in them is in the pieces."""
+        x, seconds = _total(pieces), seconds / steps
+        x[1:] /= steps
         # Relative errors count, so that a long step is not worth a thousand short ones.
         expected_s = max(1e-6, float(x @ self.coefficients))
         self._gram = _FORGET * self._gram + np.outer(x, x) / expected_s**2

@@ -877,17 +877,20 @@ INLINE i64 greatest(const void *scores, i64 at, i64 count, int bf) {
     return -1;
 }
 
-/* Up to `steps` tokens more, each the likeliest, for `rows` sequences of which token `ids[r]` at `start[r]` is to be
- * computed next and whose blocks reach far enough. They go to `said[step][row]`, -1 where scores are no numbers; returns
- * the steps made: the last is one in which somebody said one of `ends` or none. `start` and `ids` are moved on. `room`
- * as for `forward`, and before it `rows * hidden` and `rows * vocabulary` elements and `4 * rows` of 8 bytes. */
+/* Up to `left[r]` tokens more, each the likeliest, for `rows` sequences of which token `ids[r]` at `start[r]` is to be
+ * computed next and whose blocks reach far enough; `left` never grows from row to row. They go to `said[step][row]`, -1
+ * where scores are no numbers; returns the steps made: the last is one in which somebody said one of `ends` or none.
+ * `start` and `ids` are moved on. `room` as for `forward`, and before it `rows * hidden` and `rows * vocabulary` elements
+ * and `4 * rows` of 8 bytes. */
 i64 decode(const model *m, const matrix *head, char *pool, i64 slots, i64 *ids, i64 rows, int *first, const int *count,
-           int *start, const int *table, const int *blocks, i64 steps, const i64 *ends, i64 end_count, i64 *said,
+           int *start, const int *table, const int *blocks, const i64 *left, const i64 *ends, i64 end_count, i64 *said,
            char *room, int threads) {
-    i64 bytes = m->bf ? 2 : 4, *positions = (i64 *)room, *to = positions + rows, *wanted = to + rows;
+    i64 bytes = m->bf ? 2 : 4, all = rows, *positions = (i64 *)room, *to = positions + rows, *wanted = to + rows;
     char *hidden = (char *)(wanted + 2 * rows), *scores = hidden + rows * m->hidden * bytes;
     char *rest = scores + rows * head->columns * bytes;
-    for (i64 step = 0; step < steps;) {
+    for (i64 step = 0;; step++) {
+        while (rows && left[rows - 1] <= step) rows--;
+        if (!rows) return step;
         for (i64 r = 0; r < rows; r++) {
             positions[r] = start[r], wanted[r] = r;
             to[r] = blocks[table[r] + start[r] / m->size] * m->size + start[r] % m->size;
@@ -899,12 +902,10 @@ i64 decode(const model *m, const matrix *head, char *pool, i64 slots, i64 *ids, 
         for (i64 r = 0; r < rows; r++) {
             i64 at = r * head->columns;
             i64 id = m->bf ? greatest(scores, at, head->columns, 1) : greatest(scores, at, head->columns, 0);
-            said[step * rows + r] = id, last |= id < 0;
+            said[step * all + r] = id, last |= id < 0;
             for (i64 e = 0; e < end_count; e++) last |= id == ends[e];
             ids[r] = id, start[r]++;
         }
-        step++;
-        if (last || step == steps) return step;
+        if (last) return step + 1;
     }
-    return 0;
 }

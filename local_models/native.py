@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm": (_P, _P, _P, _L, _L, _F, _I),
     "place": (_P, _P, _P, _F, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I, _I),
     "gate": (_P, _P, _L, _L, _I),
-    "decode": (_P, _P, _P, _L, _P, _L, _P, _P, _P, _P, _P, _L, _P, _L, _P, _P, _I),
+    "decode": (_P, _P, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
     "forward": (_P, _P, _L, _P, _P, _P, _L, _I, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
 }
 

@@ -93,22 +93,24 @@ class NativePass:
 
 
     def decode(
-        self, head: Product, pool: Tensor, ids: Tensor, rows: Rows, steps: int, ends: Sequence[int]
+        self, head: Product, pool: Tensor, ids: Tensor, rows: Rows, left: Sequence[int], ends: Sequence[int]
     ) -> list[list[int]]:
-        """Up to `steps` likeliest tokens more of sequences whose `ids` come next, step by step, a token for each; -1
-        where the scores are no numbers. The last step is the first in which one of `ends` or -1 was said."""
+        """The likeliest tokens more of each sequence whose `ids` come next, at most so many as it has `left`, which
+        never grows from one to the next; -1 where the scores are no numbers. The last step is the first in which one
+        of `ends` or -1 was said."""
         count, matrix = len(ids), head.matrix()
         elements = count * (self._hidden + matrix.columns) * self._dtype.itemsize
         self._make_room(32 * count + elements + self._needed(count))
-        said, stops = torch.empty(steps, count, dtype=torch.long), torch.tensor(ends, dtype=torch.long)
+        said, stops = torch.empty(left[0], count, dtype=torch.long), torch.tensor(ends, dtype=torch.long)
+        most = torch.tensor(left, dtype=torch.long)
         made = self._decode(
             ctypes.addressof(self._model), ctypes.addressof(matrix), pool.data_ptr(), pool.shape[3], ids.data_ptr(),
             count, rows.first.data_ptr(), rows.count.data_ptr(), rows.start.data_ptr(), rows.table.data_ptr(),
-            rows.blocks.data_ptr(), steps, stops.data_ptr(), len(ends), said.data_ptr(), self._room.data_ptr(),
-            torch.get_num_threads(),
+            rows.blocks.data_ptr(), most.data_ptr(), stops.data_ptr(), len(ends), said.data_ptr(),
+            self._room.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
-        tokens: list[list[int]] = said[:made].tolist()
-        return tokens
+        tokens: list[list[int]] = said[:made].T.tolist()
+        return [told[:many] for told, many in zip(tokens, left, strict=True)]
 
     def _needed(self, count: int) -> int:
         """Bytes that a pass over so many rows computes in."""

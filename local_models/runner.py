@@ -36,13 +36,14 @@ class Runner:
         hidden = self.decoder.forward(flat_batch(work, self.decoder.block_tokens), self.pool)
         return self.decoder.logits(hidden).cpu() if len(hidden) else hidden.cpu()
 
-    def run_ahead(self, work: list[Work], steps: int) -> list[list[int]]:
-        """Up to `steps` likeliest tokens more of sequences that decode; see `Decoder.decode`."""
+    def run_ahead(self, work: list[Work], left: list[int]) -> list[list[int]]:
+        """At most so many likeliest tokens more of each sequence that decodes, those with more left first; see
+        `Decoder.decode`."""
         segments = []
         for row, piece in enumerate(work):
             assert piece.sequence.table is not None
             segments.append(Segment(row, 1, piece.start, piece.sequence.table.blocks))
-        return self.decoder.decode(segments, [piece.sequence.ids[-1] for piece in work], self.pool, steps)
+        return self.decoder.decode(segments, [piece.sequence.ids[-1] for piece in work], self.pool, left)
 
     def copy(self, copies: list[SlotCopy | SlotFill]) -> None:
         """Copy keys and values, in order."""
