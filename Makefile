@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch soak soak-local chaos fuzz slow \
+.PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch bench-gpu soak soak-local chaos fuzz slow \
   conformance faults sbom audit lock servers clean
 
 help:  ## this list
@@ -52,6 +52,9 @@ bench-growth: $(READY)  ## cost against body size, keys, routes and journal
 
 bench-dashboard: $(READY)  ## the dashboard's questions to a journal of a million decisions
 	$(BIN)/python -m tests.bench.dashboard
+
+bench-gpu: $(READY)  ## kernels and whole steps of local models, where there is a GPU
+	$(BIN)/python -m tests.bench.local_gpu
 
 bench-batch: $(READY)  ## a million prompts and twenty models planned
 	$(BIN)/python -m tests.bench.batch --scale 1000000
