@@ -75,6 +75,8 @@ class Run:
         self.tail = b""
         self.hedged_before = False
         """The request had its hedge before the step under way."""
+        self.failed: Deployment | None = None
+        """Of the last attempt that failed: a retry goes elsewhere where it can."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
         try:
@@ -136,8 +138,9 @@ class Run:
                 return outcome
             begun = caller.now()
         deployment = caller.fleet.pick(
-            rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model)
-        )
+            rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model),
+            failed=self.failed,
+        )  # fmt: skip
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
             return self.lost(rung, error, begun)
@@ -151,6 +154,7 @@ class Run:
             if live:
                 await self.relay(opened, rung)
         except UpstreamError as error:
+            self.failed = deployment
             return self.lost(rung, error, begun)
         finally:
             exchange.upstream_s += caller.now() - begun

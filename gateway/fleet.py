@@ -175,10 +175,12 @@ class Fleet:
         self._deployments = fresh
 
     def pick(
-        self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None
-    ) -> Deployment | None:
+        self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None,
+        failed: Deployment | None = None,
+    ) -> Deployment | None:  # fmt: skip
         """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed; where the model says so, the
-        one whose taking what is `asked` delays all answers least.
+        one whose taking what is `asked` delays all answers least. What has just `failed` this request comes after the
+        others.
 
         Where all are open: the one to be tried first, so a model's last deployment is never taken away.
         None: the model has no other deployment than `avoid`, or is unknown.
@@ -189,6 +191,8 @@ class Fleet:
         if not all_:
             return None
         open_ = all_ if len(all_) == 1 else [one for one in all_ if one.lets_pass(now)]
+        if failed is not None and len(open_) > 1:
+            open_ = [one for one in open_ if one is not failed]
         if not open_:
             picked = min(all_, key=lambda one: one.breaker.opens_s)
         elif asked is None or len(open_) == 1 or open_[0].load is None:

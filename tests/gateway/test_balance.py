@@ -84,3 +84,22 @@ async def test_a_failed_attempt_leaves_nothing_under_way(tmp_path: Path) -> None
             assert (await client.post(f"{gateway.url}/v1/chat/completions", json=body)).status_code == 200
         await gateway.rest()
         assert not any(one.load.jobs for one in gateway.services.fleet.all() if one.load is not None)
+
+
+async def test_a_retry_goes_to_the_other_deployment(tmp_path: Path) -> None:
+    """Of two that share a model's traffic, the one that just failed this request is not asked again."""
+    scripts = {"down": [{"status": 503}] * 40, "up": [{"text": "ok"}] * 40}
+    models = [{"name": "m", "upstream_name": name} for name in ("down", "up")]
+    routes = [{"name": "r", "models": ["m"], "retries": 3, "max_attempts": 4}]
+    async with (
+        live(tmp_path, scripts=scripts, models=models, routes=routes) as gateway,
+        httpx.AsyncClient(timeout=120) as client,
+    ):
+        tries = set()
+        for number in range(16):
+            body = {"model": "r", "messages": [{"role": "user", "content": f"hello {number}"}]}
+            answer = await client.post(f"{gateway.url}/v1/chat/completions", json=body)
+            assert answer.status_code == 200
+            decision = await gateway.decision(answer.headers["x-headgate-decision-id"])
+            tries.add(tuple(attempt.deployment for attempt in decision.attempts))
+        assert tries <= {("up/down", "up/up"), ("up/up",)} and len(tries) == 2, tries

@@ -206,6 +206,15 @@ def test_a_known_model_always_has_a_deployment(events: list[tuple[bool, str]], d
         assert fleet.pick("m", draw, float(now)) in (first, second)
 
 
+def test_what_just_failed_a_request_comes_after_the_others() -> None:
+    """A retry goes elsewhere where another lets it pass, and back where none does."""
+    fleet, first, second = two()
+    assert {fleet.pick("m", draw / 10, 0.0, failed=first) for draw in range(10)} == {second}
+    break_(fleet, second, 0.0)
+    assert fleet.pick("m", 0.0, 0.0, failed=first) is first
+    assert Fleet([A]).pick("m", 0.0, 0.0, failed=first) is not None
+
+
 def test_requests_under_way_are_counted() -> None:
     """And never fall below none."""
     _, first, _ = two()
