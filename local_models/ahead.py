@@ -37,8 +37,13 @@ class Pace:
 
 
 def left_of(work: list[Work], steps: int) -> list[int]:
-    """Tokens that each sequence may still say in so many steps."""
-    return [min(steps, piece.sequence.request.max_tokens - piece.sequence.output_tokens) for piece in work]
+    """Tokens that each sequence may still say in so many steps; the work is put in that order, most first."""
+    work.sort(key=_left, reverse=True)
+    return [min(steps, _left(piece)) for piece in work]
+
+
+def _left(piece: Work) -> int:
+    return piece.sequence.request.max_tokens - piece.sequence.output_tokens
 
 
 def is_plain(work: list[Work]) -> bool:

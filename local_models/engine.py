@@ -155,7 +155,6 @@ class Engine:
         is_guessing = self._drafter is not None and self.options.draft_tokens > 0
         if is_guessing or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
             return []
-        work.sort(key=lambda piece: piece.sequence.request.max_tokens - piece.sequence.output_tokens, reverse=True)
         left = ahead.left_of(work, self._pace.steps(work))
         return left if left[0] > 1 and ahead.make_room(self.blocks, work, left) else []
 
@@ -227,7 +226,8 @@ class Engine:
     ) -> None:
         """Divide the time and energy of a step, or of several, among its requests. `made`: steps of each, most
         first."""
-        made, steps = made or [1] * len(work), made[0] if made else 1
+        made = made or [1] * len(work)
+        steps = made[0]
         pieces = [
             Piece(
                 prompt_tokens=0 if piece.sequence.is_decoding else piece.count,
@@ -248,8 +248,7 @@ class Engine:
         if made[-1] == steps:
             self._pace.learn(work, seconds / steps)
         if self.tuner is not None:
-            for _ in range(steps):
-                self.tuner.step(len(work), seconds / steps)
+            self.tuner.step(sum(made), seconds, steps)
 
     def _expire(self, now_s: float) -> list[Event]:
         late = [

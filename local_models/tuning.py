@@ -80,9 +80,9 @@ class Tuner:
         tuner._choose(settings)
         return tuner
 
-    def step(self, running: int, seconds: float) -> None:
-        """So many sequences had a part in a step that took so long."""
-        self._window.steps += 1
+    def step(self, running: int, seconds: float, steps: int = 1) -> None:
+        """So many sequences had a part in a step that took so long; of several steps, the sums of both."""
+        self._window.steps += steps
         self._window.running += running
         self._window.seconds += seconds
 

@@ -249,6 +249,7 @@ async def test_the_runner_sends_by_itself(worker: Make, clock: Clock) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while await ledger.balance(KEY) != (7, 0):
             await asyncio.sleep(0)
+    assert await ledger.balance(KEY) == (7, 0)
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
     await ledger.close()

@@ -81,21 +81,33 @@ def test_attention_is_that_of_the_reference(
     qkv = torch.randn(27, (heads + 2 * kv_heads) * d).to(dtype)
     found = kernels.attend(qkv, keys, values, _rows(segments), heads, window, size)
     for segment in segments:
-        slots = (torch.tensor(segment.blocks)[:, None] * size + torch.arange(size)).flatten()
-        k, v = (t[:, slots].double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
-        rows = slice(segment.row, segment.row + segment.count)
-        q = qkv[rows, : heads * d].double().view(-1, heads, d).transpose(0, 1)
-        at = torch.arange(segment.start, segment.start + segment.count)[:, None]
-        seen = torch.arange(len(slots)) <= at
-        if window:
-            seen &= torch.arange(len(slots)) > at - window
-        exact = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1).flatten(1)
+        rows, slots = slice(segment.row, segment.row + segment.count), slots_of(segment, size)
+        exact = attended(qkv[rows], keys[:, slots], values[:, slots], segment.start, heads, window)
         assert off(found[rows], exact) < NEAR[dtype]
         alone = kernels.attend(
             qkv[rows][-1:].contiguous(), keys, values,
             _rows([Segment(0, 1, segment.start + segment.count - 1, segment.blocks)]), heads, window, size,
         )  # fmt: skip
         assert torch.equal(alone[0], found[rows][-1])
+
+
+def slots_of(segment: Segment, size: int) -> torch.Tensor:
+    return (torch.tensor(segment.blocks)[:, None] * size + torch.arange(size)).flatten()
+
+
+def attended(
+    qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, heads: int, window: int
+) -> torch.Tensor:
+    """float64's masked softmax of the queries from position `start` on, over keys and values `[kv head, position,
+    d]`."""
+    kv_heads, count, d = keys.shape
+    k, v = (t.double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
+    q = qkv[:, : heads * d].double().view(-1, heads, d).transpose(0, 1)
+    at = torch.arange(start, start + len(qkv))[:, None]
+    seen = torch.arange(count) <= at
+    if window:
+        seen &= torch.arange(count) > at - window
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1).flatten(1)
 
 
 def placed(kernels: Kernels, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,15 +137,8 @@ def test_attention_over_eight_bits_is_near_the_references(
     qkv = torch.randn(27, (heads + 2 * kv_heads) * d).to(dtype)
     found = kernels.attend(qkv, *placed(kernels, keys, values), _rows(segments), heads, window, size)
     for segment in segments:
-        slots = (torch.tensor(segment.blocks)[:, None] * size + torch.arange(size)).flatten()
-        k, v = (t[:, slots].double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
-        rows = slice(segment.row, segment.row + segment.count)
-        q = qkv[rows, : heads * d].double().view(-1, heads, d).transpose(0, 1)
-        at = torch.arange(segment.start, segment.start + segment.count)[:, None]
-        seen = torch.arange(len(slots)) <= at
-        if window:
-            seen &= torch.arange(len(slots)) > at - window
-        exact = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1).flatten(1)
+        rows, slots = slice(segment.row, segment.row + segment.count), slots_of(segment, size)
+        exact = attended(qkv[rows], keys[:, slots], values[:, slots], segment.start, heads, window)
         assert off(found[rows], exact) < 1.5e-2
         last = segment.start + segment.count - 1
         bad_keys, bad_values = keys.clone(), values.clone()
