@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
+from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
     Item,
@@ -33,7 +33,7 @@ _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"
 class ResponsesWriter:
     """A text-like item is open at a time; calls stay open beside one another until the end."""
 
-    __slots__ = ("_calls", "_open", "_output", "_parts", "_response", "_sequence", "_started")
+    __slots__ = ("_calls", "_logprobs", "_open", "_output", "_parts", "_response", "_sequence", "_started")
 
     def __init__(self, model: str, request: Raw) -> None:
         created_s = int(time.time())
@@ -46,6 +46,8 @@ class ResponsesWriter:
         self._open: tuple[int, str] | None = None
         """Output index and part type of the open text-like item."""
         self._parts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        """Of the open text's tokens, where the upstream gives them."""
         self._calls: dict[int, tuple[int, list[str]]] = {}
         """Call index to output index and argument pieces."""
 
@@ -67,20 +69,22 @@ class ResponsesWriter:
         if delta.thought:
             out += self._grow("reasoning_text", delta.thought)
         if delta.content:
-            out += self._grow("output_text", delta.content)
+            out += self._grow("output_text", delta.content, choice.logprobs)
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out
 
-    def _grow(self, part: str, text: str) -> bytes:
+    def _grow(self, part: str, text: str, logprobs: Logprobs | None = None) -> bytes:
         out = b""
         if self._open is None or self._open[1] != part:
             out = self._close() + self._begin(part)
         assert self._open is not None
         self._parts.append(text)
-        extra: dict[str, Any] = {"logprobs": []} if part == "output_text" else {}
+        tokens = (logprobs.content or []) if logprobs is not None else []
+        self._logprobs += tokens
+        extra: dict[str, Any] = {"logprobs": tokens} if part == "output_text" else {}
         index = self._open[0]
         return out + self._event(_DELTAS[part], **self._place(index), content_index=0, delta=text, **extra)
 
@@ -88,7 +92,7 @@ class ResponsesWriter:
         item = reasoning_item("") if part == "reasoning_text" else message_item("", "", "in_progress")
         item |= {"content": [], "status": "in_progress"}
         index = len(self._output)
-        self._open, self._parts = (index, part), []
+        self._open, self._parts, self._logprobs = (index, part), [], []
         out = self._add(item)
         empty = _part(part, "")
         return out + self._event(
@@ -109,10 +113,10 @@ class ResponsesWriter:
         (index, part), self._open = self._open, None
         text = "".join(self._parts)
         place = self._place(index)
-        extra: dict[str, Any] = {"logprobs": []} if part == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": self._logprobs} if part == "output_text" else {}
         done = {_FIELDS[part]: text, **extra}
         out = self._event(_DELTAS[part].replace(".delta", ".done"), **place, content_index=0, **done)
-        whole = _part(part, text)
+        whole = _part(part, text) | extra
         out += self._event("response.content_part.done", **place, content_index=0, part=whole)
         return out + self._done(index, content=[whole], status=status)
 
@@ -185,7 +189,7 @@ class ResponsesWriter:
     def _replay_part(self, index: int, number: int, part: dict[str, Any]) -> bytes:
         kind = part["type"]
         place = {**self._place(index), "content_index": number}
-        extra: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": part.get("logprobs", [])} if kind == "output_text" else {}
         text = part[_FIELDS[kind]]
         out = self._event("response.content_part.added", **place, part=_part(kind, ""))
         out += self._event(_DELTAS[kind], **place, delta=text, **extra)

@@ -163,3 +163,17 @@ async def test_what_has_no_counterpart_is_refused(home: House, surface: str) -> 
     with pytest.raises(openai.BadRequestError) as caught:
         await home.sdk("openai").do("responses.create", model="openai/echo", input="x", **field)
     assert caught.value.param in field and home.requests == 0
+
+
+async def test_log_probabilities_whole_and_streamed(home: House) -> None:
+    """Asked for, they stand with each delta, with the done part and in the last event, as in a whole answer."""
+    sdk = home.sdk("openai")
+    body: dict[str, Any] = {"model": "openai/long", "input": "x", "include": ["message.output_text.logprobs"]}
+    whole = await sdk.do("responses.create", **body)
+    events = await sdk.events("responses.create", **body, stream=True)
+    deltas = [one.token for e in events if e.type == "response.output_text.delta" for one in e.logprobs]
+    done = next(e for e in events if e.type == "response.output_text.done")
+    wanted = [one.token for one in whole.output[0].content[0].logprobs]
+    assert len(wanted) == 8
+    assert deltas == [one.token for one in done.logprobs] == wanted
+    assert [one.token for one in events[-1].response.output[0].content[0].logprobs] == wanted
