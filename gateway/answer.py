@@ -169,7 +169,7 @@ class Answering:
             return ALONE
         exchange.cache_state = "miss"
         exchange.cache_key = exact_key(
-            tenant=exchange.caller.tenant, scope=exchange.route.scope, surface=call.surface, body=call.raw
+            tenant=exchange.caller.tenant, scope=exchange.scope, surface=call.surface, body=call.raw
         )
         return self.s.shelf.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
 

@@ -117,6 +117,17 @@ class Exchange(msgspec.Struct):
     """The stream the client has begun to see: it knows how an error must end it."""
 
     @property
+    def scope(self) -> str:
+        """Whose answers it may be given: who states a trade of quality for money shares with who states the same."""
+        wishes, scope = self.call.wishes, self.route.scope
+        if not wishes.stated or self.route.router is None:
+            return scope
+        knobs = wishes.knobs
+        if knobs.cost_weight is None and knobs.min_quality is None:
+            return scope
+        return f"{scope}\0\0{knobs.cost_weight}\0{knobs.min_quality}"
+
+    @property
     def tokens(self) -> int:
         """What every attempt used, for rate limits."""
         tokens = 0

@@ -107,7 +107,7 @@ class Shelf:
             return False
         featurizer = self._featurizer()
         question = partition_key(
-            tenant=tenant, scope=route.scope, surface=call.surface, body=call.raw, embedder=featurizer.version
+            tenant=tenant, scope=exchange.scope, surface=call.surface, body=call.raw, embedder=featurizer.version
         )
         if question is None:
             return False
