@@ -10,7 +10,7 @@ import msgspec
 
 from cascade.types import Rung
 from gateway.call import Call
-from gateway.errors import UpstreamError
+from gateway.errors import CallerError, HeadgateError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
@@ -101,11 +101,14 @@ class Caller:
     async def _try(
         self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool
     ) -> Opened:
-        """A request that can't be written (CallerError) was never sent, so it is no attempt."""
+        """A request that can't be written was never sent, so it is no attempt."""
         call, now = exchange.call, self.now
         provider = self.providers[deployment.provider]
-        dialect = provider.dialect_for(call.surface)
-        body = request_body(call, deployment, dialect, rung, live=live)
+        try:
+            dialect = provider.dialect_for(call.surface)
+            body = request_body(call, deployment, dialect, rung, live=live)
+        except CallerError as error:
+            raise for_others(error) from None
         head = provider.head(deployment.config, dialect, live, call.headers)
         if call.once:
             answered = sum(not one.failure for one in exchange.attempts)
@@ -275,6 +278,15 @@ def in_time(error: UpstreamError, left: bool) -> UpstreamError:
     if left or error.failure != "stream_stalled":
         return error
     return UpstreamError("timeout", "the upstream did not finish its answer in time", status=504)
+
+
+def for_others(error: CallerError) -> HeadgateError:
+    """What one model's API has no word for, another's may have; what nobody could read stays the caller's fault."""
+    if error.code not in ("unsupported_parameter", "unsupported_endpoint"):
+        return error
+    other = UpstreamError("unsupported", error.message, status=error.status)
+    other.code, other.param = error.code, error.param
+    return other
 
 
 def adds_logprobs(rung: Rung, deployment: Deployment, dialect: str) -> bool:

@@ -126,6 +126,42 @@ async def test_tenants_never_share_a_cached_answer(tmp_path: Path) -> None:
     assert states == ["miss", "miss", "hit", "hit"]
 
 
+async def test_an_answer_is_shared_among_equal_knobs_only(tmp_path: Path) -> None:
+    """Who asks for quality is not given what was answered for who asked for cheapness; equal wishes share."""
+    routes = [{"name": "auto", "models": ["cheap", "good"], "cache": "semantic"}]
+    models = [{"name": "cheap", "input_usd_per_mtok": 0.01, "output_usd_per_mtok": 0.01},
+              {"name": "good", "input_usd_per_mtok": 5.0, "output_usd_per_mtok": 9.0}]  # fmt: skip
+    said = []
+    async with live(tmp_path, models=models, routes=routes) as gateway:
+        for knobs in ({"cost_weight": 1}, {"cost_weight": 1}, {"min_quality": 0.2}, {}, {"max_cost_usd": 5}, None):
+            answer = await post(gateway.url, {**CHAT, "model": "auto", "headgate": knobs})
+            said.append(answer.headers["x-headgate-cache"])
+        await gateway.rest()
+    assert said == ["miss", "hit", "miss", "miss", "hit", "hit"]
+
+
+@pytest.mark.parametrize(
+    ("path", "asks"),
+    [("/v1/chat/completions", {"messages": CHAT["messages"], "n": 2}), ("/v1/embeddings", {"input": "x"})],
+)
+async def test_what_one_model_has_no_word_for_is_asked_of_the_next(
+    tmp_path: Path, path: str, asks: dict[str, object]
+) -> None:
+    """A wish that one provider's API lacks goes to the route's other model; refused by name where none has it."""
+    rules = [{"model": "claude"}]
+    routes = [{"name": "auto", "models": ["claude", "echo"], "router": "rules", "rules": rules},
+              {"name": "alone", "models": ["claude"]}]  # fmt: skip
+    models = [{"name": "claude", "provider": "claude"}, "echo"]
+    async with live(tmp_path, models=models, routes=routes) as gateway:
+        answer = await post(gateway.url, {**asks, "model": "auto"}, path)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        refused = await post(gateway.url, {**asks, "model": "alone"}, path)
+        await gateway.rest()
+    assert answer.status_code == 200 and answer.headers["x-headgate-model"] == "echo"
+    assert [attempt.model for attempt in record.attempts] == ["echo"] and record.verdict == "fallback"
+    assert refused.status_code == 400 and refused.json()["error"]["code"].startswith("unsupported_")
+
+
 async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_path: Path) -> None:
     """A request whose worst case doesn't fit is refused; one that fits leaves exactly its cost behind."""
     keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.05}]
