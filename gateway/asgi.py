@@ -33,6 +33,17 @@ Scope = Mapping[str, Any]
 AZURE = re.compile(r"/openai(?:/deployments/(.+?)(?=/chat/completions\Z|/completions\Z|/embeddings\Z)|/v1)?(/.+)\Z")
 
 
+class WrongMethod(CallerError):
+    """The path exists, for other methods."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, methods: str) -> None:
+        super().__init__(message)
+        self.methods = methods
+
+
 @dataclass(slots=True)
 class Request:
     """For everything off the hot path."""
@@ -162,8 +173,9 @@ class App:
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival
     ) -> None:
         """Everything else: models, decisions, feedback, stored responses, health."""
-        method = scope["method"]
-        surface = "messages" if b"anthropic-version" in arrival.headers else "chat"
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        anthropic = b"anthropic-version" in arrival.headers or path.startswith("/v1/messages")
+        surface = "messages" if anthropic else "chat"
         try:
             handler, caught = self.find(method, path)
             body = await read_body(receive, arrival.headers, self.services.config.server.max_body_bytes)
@@ -178,7 +190,7 @@ class App:
             await reply.whole(status, [(b"x-request-id", arrival.request_id.encode()), *headers], answer)
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
-        """Raises NotFound, or CallerError 405 where the path exists for other methods."""
+        """Raises NotFound, or WrongMethod."""
         allowed = []
         for known, pattern, handler in self.handlers:
             match = pattern.fullmatch(path)
@@ -188,7 +200,7 @@ class App:
                 allowed.append(known)
         if allowed or path in SURFACES:
             methods = ", ".join(sorted({*allowed, *(["POST"] if path in SURFACES else [])}))
-            raise CallerError(f"{path} answers {methods}, not {method}", code="method_not_allowed", status=405)
+            raise WrongMethod(f"{path} answers {methods}, not {method}", methods)
         raise NotFound(f"Unknown request URL: {method} {path[:200]}", code="unknown_url")
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
@@ -202,6 +214,8 @@ class App:
     async def refuse(self, error: HeadgateError, surface: str, reply: Reply, arrival: Arrival) -> None:
         request_id = arrival.request_id
         headers = refusal_headers(request_id, surface, error)
+        if isinstance(error, WrongMethod):
+            headers.append((b"allow", error.methods.encode()))
         await reply.whole(error.status, headers, render_error(error, surface, request_id=request_id))
 
 

@@ -174,7 +174,7 @@ def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
         if value is not None:
             stated[name] = value.decode("latin-1").strip()
     field = raw.pop(KNOB_FIELD, None)
-    if field is not None:
+    if field is not None and bytes(field) != b"null":
         try:
             stated.update(msgspec.json.decode(field, type=dict[str, Any]))
         except msgspec.MsgspecError as error:

@@ -18,6 +18,7 @@ from gateway.batch.length import seconds_of
 from gateway.call import SURFACES
 from gateway.errors import CallerError, NotFound
 from gateway.reply import JSON
+from gateway.wire.chunk import BAD_JSON
 
 if TYPE_CHECKING:
     from gateway.batch.jobs import Job
@@ -50,7 +51,7 @@ async def create_batch(request: Request, _: str) -> Answer:
     caller, services = request.caller(), request.services
     try:
         asks = msgspec.json.decode(request.body, type=NewBatch)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         raise CallerError(f"batch: {error}", code="invalid_request") from None
     if asks.endpoint not in SURFACES:
         raise CallerError(f"endpoint must be one of {', '.join(SURFACES)}", param="endpoint", code="invalid_endpoint")

@@ -10,6 +10,7 @@ from gateway.journal.durable import record_feedback
 from gateway.journal.record import FeedbackRecord, new_id
 from gateway.journal.view import decision_view
 from gateway.reply import JSON
+from gateway.wire.chunk import BAD_JSON
 
 MAX_LABEL = 200
 MAX_COMMENT = 4000
@@ -42,7 +43,7 @@ async def post_feedback(request: Request, _: str) -> Answer:
     caller, services = request.caller(), request.services
     try:
         said = msgspec.json.decode(request.body, type=Feedback)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         raise CallerError(f"feedback: {error}", code="invalid_feedback") from None
     if said.score is None and not said.label and not said.comment:
         raise CallerError("feedback needs a score, a label or a comment", param="score")

@@ -7,7 +7,7 @@ import msgspec
 from gateway.asgi import Answer, Request
 from gateway.attempt import readable
 from gateway.call import read_model
-from gateway.errors import CallerError, UpstreamError
+from gateway.errors import CallerError, UnknownModel, UpstreamError
 from gateway.reply import JSON
 from gateway.wire.errors import classify
 from gateway.wire.request import Raw, decode, encode, estimate_tokens
@@ -21,10 +21,12 @@ async def count_tokens(request: Request, _: str) -> Answer:
     caller, services = request.caller(), request.services
     raw = decode(request.body)
     name = read_model(raw)
-    if not name or not caller.may_use(name):
+    if not name:
         raise CallerError("model: Field required", param="model")
+    if not caller.may_use(name):
+        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
     route = services.book.find(name)
-    estimate = estimate_tokens(raw, "messages")
+    estimate = estimate_tokens(raw, "messages", max_messages=services.config.server.max_messages)
     for deployment in services.fleet.deployments(route.default_model):
         provider = services.driver.caller.providers[deployment.provider]
         if "count_tokens" in provider.dialects:

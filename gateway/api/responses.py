@@ -52,7 +52,7 @@ async def count_input_tokens(request: Request, _: str) -> Answer:
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
     if name:
         services.book.find(name)
-    count = estimate_tokens(raw, "responses")
+    count = estimate_tokens(raw, "responses", max_messages=services.config.server.max_messages)
     return 200, [JSON], msgspec.json.encode({"object": "response.input_tokens", "input_tokens": count})
 
 

@@ -103,9 +103,9 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     return described
 
 
-def estimate_tokens(raw: Raw, surface: str) -> int:
+def estimate_tokens(raw: Raw, surface: str, *, max_messages: int = 4096) -> int:
     """Of the prompt; for providers without an endpoint that counts."""
-    return max(1, describe(raw, surface, max_messages=1 << 30).input_tokens)
+    return max(1, describe(raw, surface, max_messages=max_messages).input_tokens)
 
 
 def _extra_chars(raw: Raw) -> int:

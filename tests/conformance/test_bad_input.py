@@ -22,6 +22,7 @@ PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embe
          "responses": "/v1/responses", "messages": "/v1/messages"}  # fmt: skip
 FIELDS = {"chat": "messages", "completions": "prompt", "embeddings": "input", "responses": "input",
           "messages": "messages"}  # fmt: skip
+DEEP = b"[" * 100_000 + b"]" * 100_000
 CLIENTS = ("httpcore", "httpx", "openai", "anthropic")
 """Loggers of this side of the socket."""
 MAX_BODY, MAX_MESSAGES = 1_000_000, 10
@@ -38,7 +39,7 @@ def bad_bodies(surface: str) -> dict[str, tuple[bytes, int, str | None]]:
     """Name to body, status and param."""
     whole, field = good(surface), FIELDS[surface]
     text = json.dumps(whole)
-    deep = b"[" * 100_000 + b"]" * 100_000
+    deep = DEEP
     many = [whole[field][0] if field == "messages" else {"role": "user", "content": PROMPT}] * (MAX_MESSAGES + 1)
 
     def changed(**fields: Any) -> bytes:
@@ -163,11 +164,19 @@ async def test_a_large_body_from_an_sdk(strict: House, surface: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("surface", PATHS)
 async def test_wrong_methods(strict: House, surface: str, method: str) -> None:
-    """A path that exists answers 405 to a method that it hasn't."""
+    """A path that exists answers 405 to a method that it hasn't, and says which it has."""
     async with httpx.AsyncClient(verify=False) as client:
-        headers = {"anthropic-version": "2023-06-01"} if surface == "messages" else {}
-        answer = await client.request(method, strict.url + PATHS[surface], headers=headers)
+        answer = await client.request(method, strict.url + PATHS[surface])
     check(answer, surface, 405)
+    assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models"])
+async def test_only_the_head(strict: House, path: str) -> None:
+    """HEAD is GET without the body, as load balancers and uptime checks ask."""
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.head(strict.url + path, headers={"authorization": f"Bearer {KEY}"})
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/nope", "/v1/chat/completions/", "/v1//models", "/openai/nope",
@@ -184,7 +193,8 @@ async def test_unknown_paths(strict: House, path: str) -> None:
     ("path", "body"),
     [("/v1/feedback", b"{"), ("/v1/feedback", b"[]"), ("/v1/feedback", b'{"score": "x"}'),
      ("/v1/feedback", b'{"nope": 1}'), ("/v1/feedback", b'{"decision_id": "dec_x"}'), ("/v1/feedback", b"\xff"),
-     ("/v1/feedback", b'{"score": NaN}'), ("/v1/responses/input_tokens", b"{"),
+     ("/v1/feedback", b'{"score": NaN}'), ("/v1/feedback", b'{"score":' + DEEP),
+     ("/v1/batches", b'{"metadata":' + DEEP), ("/v1/batches", DEEP), ("/v1/responses/input_tokens", b"{"),
      ("/v1/responses/input_tokens", b'{"model":"openai/echo"}'), ("/v1/responses/input_tokens", b'{"input":7}')],
 )  # fmt: skip
 async def test_other_bodies(strict: House, path: str, body: bytes) -> None:
@@ -194,12 +204,16 @@ async def test_other_bodies(strict: House, path: str, body: bytes) -> None:
     check(answer, "chat", 400)
 
 
+TOO_MANY = json.dumps({**good("messages"), "messages": good("messages")["messages"] * (MAX_MESSAGES + 1)}).encode()
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"model":"openai/echo"}', b'{"model":7,"messages":[]}', b"\xff",
-                                  b'{"messages":[{"role":"user","content":"x"}]}'])  # fmt: skip
-async def test_bad_counts(strict: House, body: bytes) -> None:
-    """So is the counting of tokens, in Anthropic's shape."""
+                                  b'{"messages":[{"role":"user","content":"x"}]}', TOO_MANY])  # fmt: skip
+@pytest.mark.parametrize("version", [{"anthropic-version": "2023-06-01"}, {}])
+async def test_bad_counts(strict: House, body: bytes, version: dict[str, str]) -> None:
+    """So is the counting of tokens, in Anthropic's shape, whether or not the client names that API's version."""
     async with httpx.AsyncClient(verify=False) as client:
-        headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+        headers = {"x-api-key": KEY, **version}
         answer = await client.post(strict.url + "/v1/messages/count_tokens", content=body, headers=headers)
     check(answer, "messages", 400)
 
