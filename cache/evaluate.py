@@ -1,8 +1,8 @@
 """`python -m cache.evaluate`: what the semantic cache does on labelled questions, beside the rules it replaces.
 
-Streams are asked in random orders, one order per seed. `--embedder` is `minilm:FOLDER` (numpy), `onnx:FOLDER` (what
-`cache.minilm_onnx` wrote), or `MODULE:NAME` of any function that turns a text into a vector. Vectors and who is
-nearest to whom are kept in `--vectors FOLDER` between runs.
+Streams are asked in random orders, one order per seed. `--embedder` is `minilm:FOLDER` (numpy), `onnx:FOLDER` or
+`native:FOLDER` (what `cache.minilm_onnx` or `cache.minilm_native` wrote), or `MODULE:NAME` of any function that turns a
+text into a vector. Vectors and who is nearest to whom are kept in `--vectors FOLDER` between runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.table import Table
 from cache.acceptance import Terms
 from cache.baselines import EntryRule, StaticRule
 from cache.minilm import MiniLM, OnnxEmbedder
+from cache.minilm_native import NativeEmbedder
 from cache.pairs import PairFigures, judge_pairs
 from cache.ranking import Ranking
 from cache.streams import Figures, Stream, banking77, clinc150, qqp_clusters, qqp_pairs, replay, replay_rule
@@ -33,6 +34,7 @@ Embed = Callable[[str], NDArray[np.float32]]
 
 STREAMS = {"banking77": banking77, "clinc150": clinc150, "qqp_clusters": qqp_clusters}
 EPS = {"banking77": 0.03, "clinc150": 0.03, "qqp_clusters": 0.10}
+_EMBEDDERS = "minilm:FOLDER, onnx:FOLDER, native:FOLDER or MODULE:NAME"
 _COLUMNS = {
     "hit_share": "hits",
     "false_hit_rate": "false hits",
@@ -60,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_embedder(spec: str) -> tuple[Embed, str]:
-    """The function behind `minilm:FOLDER`, `onnx:FOLDER` or `MODULE:NAME`, and what to call its vectors."""
+    """The function behind `--embedder`, and what to call its vectors."""
     kind, _, rest = spec.partition(":")
-    if kind in ("minilm", "onnx"):
-        model = MiniLM(rest) if kind == "minilm" else OnnxEmbedder.of(rest)
+    if kind in ("minilm", "onnx", "native"):
+        model = MiniLM(rest) if kind == "minilm" else OnnxEmbedder.of(rest) if kind == "onnx" else NativeEmbedder(rest)
         return model, model.id
     if not rest:
-        raise SystemExit(f"--embedder is minilm:FOLDER, onnx:FOLDER or MODULE:NAME, not {spec!r}")
+        raise SystemExit(f"--embedder is {_EMBEDDERS}, not {spec!r}")
     found = getattr(importlib.import_module(kind), rest)
     return found, spec.replace(":", "-")
 
@@ -158,7 +160,7 @@ def _pairs(asked: argparse.Namespace, embed: Embed, identity: str, screen: Conso
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cache.evaluate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with banking77, clinc150, gptcache_qqp")
-    parser.add_argument("--embedder", required=True, help="minilm:FOLDER, onnx:FOLDER or MODULE:NAME")
+    parser.add_argument("--embedder", required=True, help=_EMBEDDERS)
     parser.add_argument("--vectors", type=Path, help="folder to keep vectors in")
     parser.add_argument("--streams", nargs="+", default=[*STREAMS, "qqp_pairs"], choices=[*STREAMS, "qqp_pairs"])
     parser.add_argument("--eps", type=float, help="bound on the false-hit rate; default by stream")

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 ALL_MINILM_L6_V2 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of all-MiniLM-L6-v2's model.safetensors."""
-_MAX_TOKENS = 256
+MAX_TOKENS = 256
 
 
 def read_weights(folder: Path, sha256: str) -> tuple[dict[str, Floats], dict[str, Any]]:
@@ -50,7 +50,7 @@ class MiniLM:
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
 
     def __call__(self, text: str) -> Floats:
@@ -113,7 +113,7 @@ class OnnxEmbedder:
         self._inputs: list[str] = [given.name for given in self._session.get_inputs()]
         self.dimension = int(self._session.get_outputs()[0].shape[-1])
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
-        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
 
     @classmethod

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.minilm import ALL_MINILM_L6_V2, Floats, read_weights
+from cache.minilm import ALL_MINILM_L6_V2, MAX_TOKENS, Floats, read_weights
 
 OPSET = 18
 IR_VERSION = 9
-MAX_TOKENS = 256
 MICROSOFT = "com.microsoft"
 """Where onnxruntime's fused layers live."""
 

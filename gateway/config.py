@@ -265,7 +265,7 @@ class Embedding(_Section, frozen=True):
     kind: Literal["static", "folder", "openai"] = "static"
     path: str = ""
     """Of a sentence-transformers folder: a BERT encoder whose pooling is the mean; or of one that
-    `python -m cache.minilm_onnx` wrote."""
+    `python -m cache.minilm_native` or `cache.minilm_onnx` wrote."""
     cache: bool = False
     """True: the semantic cache compares questions by it too."""
     base_url: str = ""

@@ -1,5 +1,5 @@
 """Other embedders than the shipped table, by configuration: a sentence-transformers folder, one that
-`python -m cache.minilm_onnx` wrote, or an OpenAI-kind endpoint.
+`python -m cache.minilm_onnx` or `cache.minilm_native` wrote, or an OpenAI-kind endpoint.
 
 Routers trained upon one are served through it, and the semantic cache where `embedding.cache` says so; all others keep
 the shipped table. They take milliseconds, so their vectors are made in a thread. Refused: encoders that are no BERT,
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache.minilm import MiniLM, OnnxEmbedder
+from cache.minilm_native import NativeEmbedder
 from gateway.config import Embedding
 from gateway.errors import ConfigError
 from routers.features import Encoded, Featurizer
@@ -35,9 +36,9 @@ def open_embedder(config: Embedding) -> Featurizer | None:
 
 def _folder(folder: Path) -> Featurizer:
     try:
-        if (folder / "embedder.json").exists():  # written by `python -m cache.minilm_onnx`
-            onnx = OnnxEmbedder.of(folder)
-            return Encoded(onnx, onnx.dimension, onnx.id)
+        if (folder / "embedder.json").exists():  # written by `python -m cache.minilm_onnx` or `cache.minilm_native`
+            made = NativeEmbedder(folder) if (folder / "embedder.so").exists() else OnnxEmbedder.of(folder)
+            return Encoded(made, made.dimension, made.id)
         _refuse_foreign(folder)
         encoder = MiniLM(folder, sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
     except (OSError, ValueError, KeyError, ImportError) as error:

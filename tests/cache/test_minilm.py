@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from safetensors.numpy import save
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from cache.minilm import MiniLM, OnnxEmbedder
-
-WIDTH, INNER, LAYERS, HEADS = 16, 32, 2, 4
-
-
-def weights() -> dict[str, NDArray[np.float32]]:
-    """A small BERT's weights, drawn at random."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> NDArray[np.float32]:
-        return (0.3 * rng.normal(size=shape)).astype(np.float32)
-
-    made = {
-        "embeddings.word_embeddings.weight": draw(5, WIDTH),
-        "embeddings.position_embeddings.weight": draw(300, WIDTH),
-        "embeddings.token_type_embeddings.weight": draw(2, WIDTH),
-        "embeddings.LayerNorm.weight": draw(WIDTH),
-        "embeddings.LayerNorm.bias": draw(WIDTH),
-    }
-    parts = {f"attention.self.{part}": (WIDTH, WIDTH) for part in ("query", "key", "value")}
-    parts |= {"attention.output.dense": (WIDTH, WIDTH)}
-    parts |= {"intermediate.dense": (INNER, WIDTH), "output.dense": (WIDTH, INNER)}
-    for layer in range(LAYERS):
-        for part, shape in parts.items():
-            made[f"encoder.layer.{layer}.{part}.weight"] = draw(*shape)
-            made[f"encoder.layer.{layer}.{part}.bias"] = draw(shape[0])
-        for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-            made[f"encoder.layer.{layer}.{norm}.weight"] = draw(WIDTH)
-            made[f"encoder.layer.{layer}.{norm}.bias"] = draw(WIDTH)
-    return made
+from tests.cache.tiny_minilm import HEADS, LAYERS, WIDTH, checkpoint, checksum, weights
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A checkpoint as published."""
-    (tmp_path / "model.safetensors").write_bytes(save(weights()))
-    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "lost": 1, "my": 2, "card": 3, "pin": 4}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
-
-
-def checksum(folder: Path) -> str:
-    """The weights' own."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return checkpoint(tmp_path)
 
 
 def test_it_computes_what_torch_computes(folder: Path) -> None:

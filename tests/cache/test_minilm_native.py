@@ -1,0 +1,96 @@
+"""The encoder in C computes what the plain one computes, but for seven bits a number, and only from verified files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.evaluate import load_embedder
+from cache.minilm import MiniLM
+from cache.minilm_native import NativeEmbedder, export, pack
+from gateway.config import Embedding
+from gateway.embedders import open_embedder
+from gateway.errors import ConfigError
+from tests.cache.tiny_minilm import WIDTH, checkpoint, checksum
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A published checkpoint and what was made of it."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    published = checkpoint(tmp_path_factory.mktemp("published"))
+    made = tmp_path_factory.mktemp("made")
+    export(published, made, sha256=checksum(published))
+    try:
+        NativeEmbedder(made)
+    except OSError as error:
+        pytest.skip(str(error))
+    return published, made
+
+
+@pytest.mark.parametrize("words", [*range(1, 19), 255, 300])
+def test_it_computes_the_published_vectors_nearly(folders: tuple[Path, Path], words: int) -> None:
+    """Texts of every length, whole tiles of rows or not, come out at a cosine near one, of length one."""
+    published, made = folders
+    exact, native = MiniLM(published, sha256=checksum(published)), NativeEmbedder(made)
+    text = " ".join(["lost", "my", "card", "pin", "what"][(3 * n + n // 5) % 5] for n in range(words))
+    assert float(native(text) @ exact(text)) > 0.99
+    assert float(native(text) @ native(text)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_text_has_one_vector(folders: tuple[Path, Path]) -> None:
+    """A text's vector is the same to the last bit whatever was asked before it."""
+    native = NativeEmbedder(folders[1])
+    before = native("lost my card")
+    native("pin " * 300)
+    assert np.array_equal(native("lost my card"), before)
+    assert native.dimension == WIDTH and native.id.startswith("native-")
+
+
+def test_a_text_of_no_tokens_has_no_vector(folders: tuple[Path, Path]) -> None:
+    """What the tokenizer makes nothing of is refused and never read as something else."""
+    with pytest.raises(ValueError, match="tokenizer"):
+        NativeEmbedder(folders[1])("")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "embedder.so"])
+def test_changed_files_are_refused(folders: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """Neither weights nor code of another checksum are loaded; the gateway says so when it starts."""
+    folder = tmp_path / "made"
+    shutil.copytree(folders[1], folder)
+    blob = bytearray((folder / name).read_bytes())
+    blob[-1] ^= 1
+    (folder / name).write_bytes(bytes(blob))
+    with pytest.raises(ValueError, match="SHA-256"):
+        NativeEmbedder(folder)
+    with pytest.raises(ConfigError, match="SHA-256"):
+        open_embedder(Embedding(kind="folder", path=str(folder)))
+
+
+def test_the_gateway_and_the_evaluation_open_it(folders: tuple[Path, Path]) -> None:
+    """Both make the same vectors of the folder under the same name."""
+    featurizer = open_embedder(Embedding(kind="folder", path=str(folders[1])))
+    embed, name = load_embedder(f"native:{folders[1]}")
+    assert featurizer is not None and np.array_equal(featurizer.embed("pin"), embed("pin"))
+    assert name == NativeEmbedder(folders[1]).id
+    assert json.loads((folders[1] / "embedder.json").read_text())["kind"] == "native"
+    assert embed("pin").shape == (WIDTH,)
+
+
+def test_odd_shapes_are_refused() -> None:
+    """A product that fills no whole panel is said to when the files are made."""
+    with pytest.raises(ValueError, match="7 by 8"):
+        pack(np.ones((7, 8), np.float32))
+
+
+def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler nothing is made and the reason is given."""
+    published = checkpoint(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="compiler"):
+        export(published, tmp_path / "out", sha256=checksum(published))
