@@ -16,119 +16,18 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
+from cache.bench_eviction import bench_eviction
 from cache.bench_index import bench_index, bench_tenants, cpu_ms, near_real, trusting
 from cache.entry import Entry
-from cache.eviction import GreedyDual, LeastExpectedCost
 from cache.key import Partition, exact_key
 from cache.link import Link
 from cache.memory import MemoryStore
 from cache.prefix import PrefixMap, Warmth, chain, choose
 from cache.redis import RedisStore
-
-_KEYS = 20_000
-
-
-class Recent:
-    """Least recently used goes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._sizes: OrderedDict[int, int] = OrderedDict()
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._sizes
-
-    def touch(self, key: int) -> None:
-        self._sizes.move_to_end(key)
-
-    def admit(self, key: int, cost_usd: float, size_bytes: int) -> None:
-        self._sizes[key] = size_bytes
-        self._free -= size_bytes
-        while self._free < 0:
-            self._free += self._sizes.popitem(last=False)[1]
-
-
-class Frequent(GreedyDual[int]):
-    """Least frequently used goes: every cost and size taken for the same, nothing refused."""
-
-    def admit(self, key: int, cost_usd: float, size_bytes: int) -> list[int] | None:
-        return super().admit(key, float(size_bytes), size_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Requests by key, and what each key's answer costs and weighs."""
-
-    name: str
-    keys: list[int]
-    cost: NDArray[np.float64]
-    size: NDArray[np.float64]
-
-
-def eviction_traces(requests: int) -> list[Trace]:
-    """Zipf .6 and .9 at price ratios of 10 and 100, and Zipf .9 reshuffled six times; prices are drawn in turn,
-    those of traces that nobody asks for too."""
-    rng = np.random.default_rng(0)
-    size = np.maximum(1, rng.lognormal(0, 1, _KEYS))
-    rng.lognormal(0, 1, _KEYS)  # answers' lengths, which no price hangs on
-    traces = []
-    for power in (0.6, 0.9, 1.2):
-        popular = _zipf(power)
-        keys = rng.choice(_KEYS, requests, p=popular[rng.permutation(_KEYS)]).tolist()
-        for ratio in (1.0, 10.0, 100.0):
-            cost = np.where(rng.random(_KEYS) < 0.5, 1.0, ratio) * size
-            if power < 1 and ratio > 1:
-                traces.append(Trace(f"zipf {power}, {ratio:.0f}:1", keys, cost, size))
-    shuffles = [np.random.default_rng(number).permutation(_KEYS) for number in range(6)]
-    parts = [rng.choice(_KEYS, requests // 6, p=_zipf(0.9)[shuffle]) for shuffle in shuffles]
-    cost = np.where(rng.random(_KEYS) < 0.5, 1.0, 10.0) * size
-    return [*traces, Trace("drift x6, 10:1", np.concatenate(parts).tolist(), cost, size)]
-
-
-def _zipf(power: float) -> NDArray[np.float64]:
-    popular: NDArray[np.float64] = 1 / np.arange(1, _KEYS + 1) ** power
-    popular /= popular.sum()
-    return popular
-
-
-def saved_share(trace: Trace, policy: Any) -> float:
-    """The share of a trace's cost that hits save; the cost of one answer varies from one time to the next."""
-    noise = np.random.default_rng(1).lognormal(-0.125, 0.5, len(trace.keys))
-    saved = total = 0.0
-    for key, cost in zip(trace.keys, (trace.cost[trace.keys] * noise).tolist(), strict=True):
-        total += cost
-        if key in policy:
-            saved += cost
-            policy.touch(key)
-        else:
-            policy.admit(key, cost, int(1000 * trace.size[key]))
-    return saved / total
-
-
-def bench_eviction(requests: int = 150_000) -> dict[str, dict[str, float]]:
-    """Share of cost saved by policy, at 2 % and 10 % of all bytes."""
-    policies: dict[str, Callable[[int], Any]] = {
-        "LRU": Recent,
-        "LFU": Frequent,
-        "GDSF": GreedyDual,
-        "least expected cost": LeastExpectedCost,
-    }
-    cases = [(trace, part) for trace in eviction_traces(requests) for part in (0.02, 0.1)]
-    rows = {}
-    for trace, part in track(cases, "eviction", console=Console(stderr=True)):
-        room = int(1000 * trace.size.sum() * part)
-        saved = {name: round(saved_share(trace, make(room)), 4) for name, make in policies.items()}
-        rows[f"{trace.name}, {part:.0%}"] = saved
-    return rows
 
 
 def bench_affinity(turns: int = 6000, deployments: int = 8) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cache.bench import Frequent, Recent, eviction_traces, saved_share
+from cache.bench_eviction import Frequent, Recent, bench_eviction, eviction_traces, saved_share
 from cache.bench_index import bench_index, bench_tenants
 from cache.eviction import LeastExpectedCost
 
@@ -17,6 +17,14 @@ def test_expected_cost_saves_more_than_recency_and_frequency(number: int) -> Non
     saved = saved_share(trace, LeastExpectedCost(room))
     assert saved > saved_share(trace, Recent(room)) + 0.01
     assert saved > saved_share(trace, Frequent(room)) + 0.01
+
+
+def test_the_table_lays_known_figures_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every trace has a row at both sizes, with what others were seen to save where that is known."""
+    rows = bench_eviction(1200)
+    assert len(rows) == 10 and all(len(row["here"]) == 4 for row in rows.values())
+    assert rows["drift x6, 10:1, 2%"]["known"]["GDSF"] == 0.437 and not rows["zipf 0.6, 10:1, 10%"]["known"]
+    assert "drift x6" in capsys.readouterr().err
 
 
 def test_many_tenants_share_one_structure_and_no_answer() -> None:
