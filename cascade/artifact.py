@@ -46,6 +46,14 @@ class FittedCascade:
     """
     writes: bool = field(default=False, init=False)
 
+    def plan_from(self, offer: Offer, opener: str, rule: Rule) -> Plan:
+        """A climb that begins with that model, whatever the rule would open with, and goes on by the rule."""
+        models = tuple(self.typical)
+        return routed_plan(
+            self.posterior, rule, offer.estimates(self.typical), offer.worst_cost_usd, absent=offer.absent(models),
+            limits=offer.limits, retries=offer.retries, opener=opener,
+        )  # fmt: skip
+
     def rule_for(self, share: float = 1.0) -> Rule:
         """The cheapest rule that held that share of the best single model's quality on held-out training rows."""
         return self.rules[self._place(share)]
@@ -120,6 +128,10 @@ def _parts(cascade: TrainedCascade) -> tuple[str, tuple[str, ...], dict[str, Any
     flat = [
         np.concatenate([rule.ahead[s].ravel() for s in space.states() if s in rule.ahead]) for rule in cascade.rules
     ]
+    for name in ("gains", "spends"):
+        told = [getattr(rule, name) for rule in cascade.rules]
+        if all(one is not None for one in told):
+            arrays[name] = np.stack(told)
     arrays |= {
         "rules": np.stack(flat), "rates": np.array([r.rate for r in cascade.rules]), "held_out": cascade.held_out,
         "sure": cascade.sure,
@@ -138,10 +150,14 @@ def _posterior(card: Card, arrays: Arrays) -> tuple[Posterior, Typical]:
 
 def _routed(card: Card, arrays: Arrays) -> FittedCascade:
     posterior, typical = _posterior(card, arrays)
+    count = len(arrays["rates"])
     rules = [
-        Rule(float(rate), dict(_ahead(posterior.space, flat)))
-        for rate, flat in zip(arrays["rates"], arrays["rules"], strict=True)
-    ]
+        Rule(float(rate), dict(_ahead(posterior.space, flat)), gains, spends)
+        for rate, flat, gains, spends in zip(
+            arrays["rates"], arrays["rules"], *(arrays.get(name, [None] * count) for name in ("gains", "spends")),
+            strict=True,
+        )
+    ]  # fmt: skip
     best, sure = float(card.parameters["best_single"]), arrays.get("sure", np.full((0, len(RISKS)), inf))
     if sure.shape not in ((len(rules), len(RISKS)), (0, len(RISKS))):
         raise ValueError("thresholds for other rules or risks than it has")

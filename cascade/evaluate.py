@@ -36,6 +36,7 @@ from cascade.posterior_fit import (
     best_quality,
     cheapest_matching,
     fit_posterior,
+    foreseeing,
     rates_for,
     solve,
     walk,
@@ -216,7 +217,8 @@ def fitted(trained: Trained, part: Part) -> FittedCascade:
     wanted = {cheapest_matching(trained.held_out, share * trained.best_single) for share in SHARES}
     best = best_quality(trained.held_out, Setting().most_cost * trained.single_usd)
     kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
-    rules = [trained.rules[i] for i in kept]
+    board = Board.of(trained.posterior, part.scene)
+    rules = [foreseeing(trained.rules[i], board, part.prices) for i in kept]
     sure = [[_least(trained, i, risk) for risk in RISKS] for i in kept]
     return FittedCascade(
         trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical, np.array(sure)

@@ -166,10 +166,9 @@ class Posterior:
 
     def chances(self, state: State, scene: Scene) -> Matrix:
         """P(right | all that is known) for every model, (n, m)."""
+        if not state:
+            return self.before(scene.prior)
         heads = self.weights[state]
-        if not state:  # what every request begins with: the columns of `design`, all models at once
-            bias, own, mean = np.stack(heads, 1)
-            return sigmoid(bias + own * scene.prior + mean * scene.prior.mean(1, keepdims=True))
         kinds, found, answered = kinds_in(self.kinds, scene.prior), np.empty_like(scene.prior), [j for j, _ in state]
         for j in answered:
             found[:, j] = design(state, j, scene, kinds) @ heads[j]
@@ -180,6 +179,11 @@ class Posterior:
             found[:, others] = shared @ weights + scene.prior[:, others] * weights[OWN]
         return sigmoid(found)
 
+    def before(self, prior: Matrix) -> Matrix:
+        """The same where nobody has answered yet: the columns of `design`, all models at once."""
+        bias, own, mean = np.stack(self.weights[()], 1)
+        return sigmoid(bias + own * prior + mean * prior.mean(1, keepdims=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -188,6 +192,24 @@ class Rule:
     rate: float
     ahead: Mapping[State, Matrix] = field(repr=False)
     """Weights (d, actions) of the worth after each action, before its price; only states that go on."""
+    gains: Matrix | None = field(default=None, repr=False)
+    """Weights (d, actions) of the logit of the chance that a climb which begins with each action ends right; None: the
+    rule foretells nothing.
+    """
+    spends: Matrix | None = field(default=None, repr=False)
+    """The same for what is paid after that first answer, as a share of the dearest model's price for each answer that
+    may follow.
+    """
+
+    def opened(self, space: Space, chances: Matrix, prices: Prices) -> tuple[Matrix, Matrix]:
+        """What climbs that begin with each of the space's actions are expected to end with: the chance of a right
+        answer, and all its dollars. (n, actions) each. ValueError where the rule foretells nothing.
+        """
+        if self.gains is None or self.spends is None:
+            raise ValueError("this rule was fitted without what it foretells")
+        actions, x = space.actions(()), value_design((), chances)
+        after_usd = space.depth * prices.answer.max(1, keepdims=True) * sigmoid(x @ self.spends)
+        return sigmoid(x @ self.gains), prices.of(actions) + after_usd
 
     def options(self, space: Space, state: State, chances: Matrix, prices: Prices) -> Matrix:
         """Worth of: keep the best answer; call each model for good (m); open each action. (n, 1 + m + a)."""

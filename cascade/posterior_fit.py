@@ -7,7 +7,7 @@ them too much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -70,6 +70,35 @@ def solve(board: Board, prices: Prices, rate: float) -> Rule:
             ahead[state] = np.asarray(np.linalg.solve(gram, x.T @ target), np.float64)
         worth[state] = Rule(rate, ahead).options(space, state, chances, prices).max(1)
     return Rule(rate, ahead)
+
+
+def foreseeing(rule: Rule, board: Board, prices: Prices) -> Rule:
+    """The rule with what it foretells of every first action: logistic regressions of where climbs on these rows end."""
+    space, x = board.space, value_design((), board.chances[()])
+    ends = [_end(rule, board, prices, after((), action), np.arange(len(x))) for action in space.actions(())]
+    most = space.depth * prices.answer.max(1)
+    gains = [logistic(x, chance, VALUE_PENALTY) for chance, _ in ends]
+    spends = [logistic(x, np.minimum(usd / most, 1.0), VALUE_PENALTY) for _, usd in ends]
+    return replace(rule, gains=np.stack(gains, 1), spends=np.stack(spends, 1))
+
+
+def _end(
+    rule: Rule, board: Board, prices: Prices, state: State, rows: NDArray[np.intp]
+) -> tuple[Matrix, Matrix]:
+    """The chance that a climb from that state ends right, as it is believed there, and the dollars it still spends."""
+    space, chances, own = board.space, board.chances[state][rows], prices.rows(rows)
+    m, answered = chances.shape[1], [j for j, _ in state]
+    pick = rule.options(space, state, chances, own).argmax(1)
+    chance, usd = chances[:, answered].max(1), np.zeros(len(rows))
+    for j in range(m):
+        last = pick == 1 + j
+        chance[last], usd[last] = chances[last, j], own.answer[last, j]
+    for index, action in enumerate(space.actions(state)):
+        on = np.flatnonzero(pick == 1 + m + index)
+        if len(on):
+            chance[on], usd[on] = _end(rule, board, prices, after(state, action), rows[on])
+            usd[on] += own.of([action])[on, 0]
+    return chance, usd
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,16 @@ class CascadeRouting:
     """Give nothing when the best answer to be had is less likely right than this."""
     absent: frozenset[str] = frozenset()
     """Models that can't be asked now."""
+    opener: str = ""
+    """The model that is asked first, and read; empty: as the rule finds."""
     _places: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_places", {m: j for j, m in enumerate(self.posterior.space.models)})
 
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
+        if self.opener and not history and fits(step := self._step(self._places[self.opener], True)):
+            return self._ask(step, {self._places[self.opener]})
         state, chances = self._read(history)
         answered = {self._places[o.model]: i for i, o in enumerate(history) if not o.failure}
         out = {self._places[o.model] for o in history} | {self._places[m] for m in self.absent}
@@ -121,6 +125,7 @@ def routed_plan(
     abstain_below: float = 0.0,
     absent: frozenset[str] = frozenset(),
     fallbacks: tuple[Step, ...] = (),
+    opener: str = "",
 ) -> Plan:
     """A plan that climbs by cascade routing, from the router's estimates for this query.
 
@@ -137,7 +142,7 @@ def routed_plan(
     answer = np.array([[known[m].cost_usd for m in models]])
     read = answer if read_cost_usd is None else np.array([[read_cost_usd[m] for m in models]])
     strategy = CascadeRouting(
-        posterior, rule, logit(quality), Prices(answer, read), worst_cost_usd, abstain_below, absent
+        posterior, rule, logit(quality), Prices(answer, read), worst_cost_usd, abstain_below, absent, opener
     )
     steps = tuple(Step(m, -inf, worst_cost_usd[m]) for m in models if m not in absent)
     return Plan(steps, fallbacks, limits or Limits(), retries, strategy)

@@ -16,6 +16,7 @@ import typer
 from gateway.commands_batch_options import (
     PROMPTS,
     Budget,
+    Cascade,
     Deadline,
     MinQuality,
     RouteName,
@@ -30,6 +31,10 @@ from gateway.errors import CallerError
 
 batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before a cent is spent.", no_args_is_help=True)
 
+_UNPLANNED = (
+    "no climb is in this plan: none gains anything, or the route has no cascade trained for routing by this version; "
+    "`batch run --cascade` may still ask poor answers again, within the budget"
+)
 _PARALLEL_BYTES = 8 << 20
 """A smaller input is read faster by one process."""
 
@@ -55,6 +60,7 @@ def plan(
     ignore_models: Annotated[bool, typer.Option(help="Send every line to the route, whatever it names.")] = False,
     dedupe: Annotated[str, typer.Option(help="route (as its cache allows), exact (in any case) or none")] = "route",
     samples: Samples = "",
+    cascade: Cascade = False,
     concurrency: Annotated[int, typer.Option(help="Calls at once that the plan must do with; 0: any.", min=0)] = 0,
     pilot: Annotated[int, typer.Option(help="Ask so many prompts of every model first, for money.", min=0)] = 0,
     pilot_budget: Annotated[
@@ -85,6 +91,7 @@ def plan(
         skip_bad,
         _mode(dedupe),
         counts(samples),
+        cascade,
         concurrency,
         processes or _processes(prompts),
     )
@@ -97,6 +104,8 @@ def plan(
         typer.echo(msgspec.json.encode(as_json(found, folder)).decode())
     else:
         show(found, folder, console)
+        if cascade and all(arm.rule < 0 for arm in found.estimates.arms):
+            console.print(_UNPLANNED, style="yellow", highlight=False)
 
 
 def shop_of(config: Config) -> Any:

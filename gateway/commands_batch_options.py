@@ -57,6 +57,9 @@ MinQuality = Annotated[
     typer.Option("--min-quality", "--floor", min=0.0, max=1.0, help="Least predicted quality of every answer."),
 ]
 Samples = Annotated[str, typer.Option(help="Best-of-k to consider for each prompt, such as 2,4.")]
+Cascade = Annotated[
+    bool, typer.Option("--cascade", help="Let the route's cascade ask better models where an answer is poor.")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that can't be answered, and go on.")]
 Tenant = Annotated[str, typer.Option(help="Whose job it is.")]
 Out = Annotated[Path | None, typer.Option(help="Answers, .jsonl or .parquet; default: beside the input.")]

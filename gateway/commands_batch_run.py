@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gateway.commands_batch_options import (
     PROMPTS,
     Budget,
+    Cascade,
     Deadline,
     MinQuality,
     Out,
@@ -57,7 +58,7 @@ def run(
     route: RouteName = "auto",
     min_quality: MinQuality = 0.0,
     samples: Samples = "",
-    cascade: Annotated[bool, typer.Option("--cascade", help="Let the route's cascade escalate poor answers.")] = False,
+    cascade: Cascade = False,
     skip_bad: SkipBad = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls at once, all models together.")] = 16,
     engine: Annotated[str, typer.Option(help="embedded, or ray: Ray Data over actors (extra `ray`).")] = "embedded",

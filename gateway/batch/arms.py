@@ -54,7 +54,7 @@ def with_endpoints(estimates: Estimates, config: Config, deadline_s: float) -> E
     wider = estimates
     for place, arm in enumerate(estimates.arms):
         offer = endpoint_of(config, arm.model)
-        if offer is None or arm.samples > 1 or arm.via != "live":
+        if offer is None or not arm.is_one_call:
             continue
         discount, window_s = offer
         if window_s > deadline_s:

@@ -20,6 +20,7 @@ from cascade.strategies import TEMPERATURE
 from cascade.types import Plan
 from cascade.voting import Vote, samples
 from gateway.answer import Answering, bound
+from gateway.batch.climbs import Climbing, climbing
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Arrival, Call, read_call
 from gateway.errors import CallerError, HeadgateError
@@ -49,7 +50,7 @@ class Ways:
     quality: float
     cost_usd: float
     better: tuple[Estimate, ...] = ()
-    """Who the route's cascade may ask after it; empty: nobody."""
+    """Who may be asked after it: by the plan's cascade or, of an arm that doesn't climb, by the route's."""
 
 
 @dataclass(slots=True)
@@ -270,7 +271,15 @@ class Asker:
         book, arm = self.s.book, ways.arm
         asked = book.find(call.wishes.route or call.model)
         model = book.models[arm.model]
-        if ways.better and asked.router is not None:
+        cascade = climbing(asked.cascade) if arm.rule >= 0 else None
+        if cascade is not None and arm.rule < len(cascade.rules):
+            most = cascade.posterior.space.depth + 1
+            config = msgspec.structs.replace(asked.config, retries=0, max_attempts=most, hedge_after_s=None)
+            return replace(
+                asked, config=config, fallbacks=(), router=Planned(choice_of(ways)), promise=None, arms=None,
+                cascade=Climbing(cascade, arm.model, arm.rule),
+            )  # fmt: skip
+        if ways.better and arm.rule < 0 and asked.router is not None:
             return replace(asked, router=Planned(choice_of(ways)))
         config = msgspec.structs.replace(
             asked.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"

@@ -126,7 +126,7 @@ def _plan(home: Room, wanted: Wanted) -> Plan:
     )
     order = Order(
         terms=reading, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, skip_bad=wanted.skip_bad,
-        samples=wanted.samples, concurrency=wanted.concurrency, tenant=wanted.tenant,
+        samples=wanted.samples, cascade=wanted.cascade, concurrency=wanted.concurrency, tenant=wanted.tenant,
     )  # fmt: skip
     folder = Path(server.run_dir).resolve() / PLANS / new_id("plan")
     return plan_job(wanted.source, folder, order, open_shop(home.services.config, home.services.book))

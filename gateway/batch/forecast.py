@@ -20,7 +20,7 @@ PRIOR_CALLS = 4.0
 
 
 class Learnt:
-    """Paid over predicted, by model."""
+    """Paid over predicted, by model (climbs from it by themselves)."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = arms
@@ -45,7 +45,7 @@ class Learnt:
         return (self._paid[model] + prior * self._common()) / (self._predicted[model] + prior)
 
     def ratios(self) -> Floats:
-        return np.array([self.ratio(arm.model) for arm in self.arms], np.float32)
+        return np.array([self.ratio(arm.paid_as) for arm in self.arms], np.float32)
 
     def _common(self) -> float:
         """Over all models: what one tells of the prompts holds, in part, for the others."""
@@ -60,7 +60,7 @@ class Learnt:
         latency = estimates.latency_s.copy()
         for place, arm in enumerate(estimates.arms):
             pace = paces.get(arm.model)
-            if pace is not None and pace.latency_s and arm.via == "live":
+            if pace is not None and pace.latency_s and arm.via == "live" and arm.rule < 0:
                 latency[:, place] = pace.latency_s * max(1, arm.samples)
         return replace(estimates, cost_usd=estimates.cost_usd * self.ratios(), latency_s=latency)
 
@@ -98,7 +98,7 @@ def predicted_latencies(estimates: Estimates) -> dict[str, float]:
     for place, arm in enumerate(estimates.arms):
         latency = estimates.latency_s[:, place]
         known = latency[np.isfinite(latency)]
-        if arm.via == "live" and len(known):
+        if arm.via == "live" and arm.rule < 0 and len(known):
             found.setdefault(arm.model, float(known.mean()) / max(1, arm.samples))
     return found
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from cache.acceptance import Acceptance
+from cascade.artifact import FittedCascade
 from gateway.batch.arms import capacities_of, with_endpoints, with_samples
 from gateway.batch.assign import assign
+from gateway.batch.climbs import cascade_of, with_climbs
 from gateway.batch.dedupe import Deduper, Mode
 from gateway.batch.frontier import POINTS, frontier, point_of
 from gateway.batch.gather import Gathered, Gathering, gather
@@ -53,6 +55,8 @@ class Order:
     dedupe: Mode = "route"
     samples: tuple[int, ...] = ()
     """Best-of-k arms to consider beside single answers."""
+    cascade: bool = False
+    """Consider answers that the route's trained cascade may ask better models for."""
     concurrency: int = 0
     """Calls at once; 0: no bound that the plan must keep."""
     processes: int = 1
@@ -134,14 +138,17 @@ def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: P
     if order.samples:
         estimates = with_samples(estimates, order.samples)
     estimates = with_endpoints(estimates, shop.config, order.deadline_s)
-    capacities = capacities_of(
-        shop.config, shop.book, estimates.arms,
-        routes=gathered.routes, concurrency=order.concurrency, limits=order.limits,
-    )  # fmt: skip
     taste = Taste() if order.budget_usd is not None else Taste(usd_price=live_price(estimates, gathered, shop.book))
     budget_usd = math.inf
     if order.budget_usd is not None:
         budget_usd = max(order.budget_usd - (report.cost_usd if report else 0.0), 0.0)
+    cascade = _cascade(gathered, shop.book) if order.cascade else None
+    if cascade is not None:
+        estimates = with_climbs(estimates, cascade, budget_usd, taste, deadline_s=order.deadline_s)
+    capacities = capacities_of(
+        shop.config, shop.book, estimates.arms,
+        routes=gathered.routes, concurrency=order.concurrency, limits=order.limits,
+    )  # fmt: skip
     assignment = assign(estimates, budget_usd, deadline_s=order.deadline_s, capacities=capacities, taste=taste)
     chosen = point_of(estimates, assignment, budget_usd if math.isfinite(budget_usd) else assignment.cost_usd)
     points = frontier(estimates, order.deadline_s, capacities, points=order.frontier_points)
@@ -163,6 +170,12 @@ def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: P
         tenant=order.tenant,
         metadata=dict(order.metadata),
     )
+
+
+def _cascade(gathered: Gathered, book: RouteBook) -> FittedCascade | None:
+    """The trained cascade of the one route that answers all prompts."""
+    route = book.routes.get(gathered.routes[0]) if len(gathered.routes) == 1 else None
+    return cascade_of(route) if route is not None else None
 
 
 def _reachable(estimates: Estimates, gathered: Gathered, skip_bad: bool) -> tuple[Estimates, list[Problem]]:

@@ -73,6 +73,8 @@ class Runner:
         self.supply = Supply(plan.estimates.arms, plan.assignment.arm)
         self.paces = {arm.model: Pace(job.card.concurrency) for arm in plan.estimates.arms}
         self.predicted_s = forecast.predicted_latencies(plan.estimates)
+        self.climbs = any(arm.rule >= 0 for arm in plan.estimates.arms)
+        """The plan says which answers may be asked again of whom."""
         self.learnt = forecast.Learnt(plan.estimates.arms)
         self.tasks: set[asyncio.Task[None]] = set()
         self.parts: set[asyncio.Task[None]] = set()
@@ -259,18 +261,29 @@ class Runner:
         self.hear(place, arm, told, began_s)
 
     def ways(self, place: int, number: int) -> Ways:
-        """How an arm answers this prompt, and who may after it where cascades are wanted."""
+        """How an arm answers this prompt, and who may after it: by the plan, or where it plans no climbs and cascades
+        are wanted.
+        """
         table, arm = self.plan.estimates, self.plan.estimates.arms[number]
-        own = float(table.quality[place, number])
+        if arm.rule >= 0:
+            told = {other.model: self._estimate(place, i) for i, other in enumerate(table.arms) if other.is_one_call}
+            own = told.pop(arm.model)
+            return Ways(arm, own.quality, own.cost_usd, tuple(told.values()))
+        own = self._estimate(place, number)
         better: tuple[Estimate, ...] = ()
-        if self.job.card.cascade and arm.samples == 1:
+        if self.job.card.cascade and arm.samples == 1 and not self.climbs:
             better = tuple(
-                Estimate(other.model, float(table.quality[place, i]), 0.0, float(table.cost_usd[place, i]))
+                self._estimate(place, i)
                 for i, other in enumerate(table.arms)
-                if other.via == "live" and other.samples == 1 and other.model != arm.model
-                and table.quality[place, i] > own and isfinite(table.cost_usd[place, i])
+                if other.is_one_call and other.model != arm.model
+                and table.quality[place, i] > own.quality and isfinite(table.cost_usd[place, i])
             )  # fmt: skip
-        return Ways(arm, own, float(table.cost_usd[place, number]), better)
+        return Ways(arm, own.quality, own.cost_usd, better)
+
+    def _estimate(self, place: int, number: int) -> Estimate:
+        table = self.plan.estimates
+        model, quality = table.arms[number].model, float(table.quality[place, number])
+        return Estimate(model, quality, 0.0, float(table.cost_usd[place, number]))
 
     # ---- hear
 
@@ -308,7 +321,7 @@ class Runner:
         self.spent_now += told.cost_nanousd
         if told.ok and told.cost_nanousd:
             predicted = float(self.plan.estimates.cost_usd[place, arm])
-            self.learnt.add(self.plan.estimates.arms[arm].model, usd(told.cost_nanousd), predicted)
+            self.learnt.add(self.plan.estimates.arms[arm].paid_as, usd(told.cost_nanousd), predicted)
 
     def _close(self, place: int, state: int, model: str) -> None:
         self.supply.end(place, state)

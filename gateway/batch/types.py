@@ -85,10 +85,24 @@ class Arm:
     """live | batch (the provider's own batch endpoint)"""
     window_s: float = 0.0
     """Time within which a provider's batch endpoint promises the answer."""
+    rule: int = -1
+    """Of the route's trained cascade: by which a better model is asked where this one's answer doesn't convince; -1:
+    the answer is kept.
+    """
+
+    @property
+    def is_one_call(self) -> bool:
+        """One live call, whose answer is kept."""
+        return self.via == "live" and self.samples == 1 and self.rule < 0
+
+    @property
+    def paid_as(self) -> str:
+        """Arms of one such name cost what was predicted of them, or miss it, alike."""
+        return self.model if self.rule < 0 else self.label
 
     @property
     def label(self) -> str:
-        times = f" x{self.samples}" if self.samples > 1 else ""
+        times = f" x{self.samples}" if self.samples > 1 else ", then better" if self.rule >= 0 else ""
         return f"{self.model}{times}" + ("" if self.via == "live" else f" ({self.via})")
 
 

@@ -7,8 +7,12 @@ the test rows, at five budgets; --splits: over the data's own split and that man
 --within: over such splits of the training rows alone, which is what settings are chosen by.
 Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
 where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
-the one that was best at that spend on training rows; it reads the same estimates. Intervals are paired
-bootstraps over test rows, and of the mean over splits those of its standard error (splits share rows: it is a guide).
+the one that was best at that spend on training rows (`gain`), and the one that turned out best on the test rows, which
+nobody could have picked (`gain_on_hindsight`); they read the same estimates. Where the data shows evidence
+(confidences, answers), a second job is planned with a cascade trained on the training rows, as `batch plan --cascade`
+does.
+Intervals are paired bootstraps over test rows, and of the mean over splits those of its standard error (splits share
+rows: it is a guide).
 --scale: that many prompts by 20 models, from estimates to assignment, with a budget alone and with five limits.
 --lines: an OpenAI batch file of that many lines, from file to saved plan.
 Time is wall and processor seconds, memory the peak of the process (and of the largest child).
@@ -28,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +55,19 @@ from routers.fit import fit_learned, predicted
 from routers.outcomes import Outcomes
 from routers.plugin import Learned
 from routers.registry import estimator_named, open_router
+from tests.bench.batch_climbs import Climbs, evidence_of
+from tests.bench.batch_thresholds import THRESHOLDS, Side, Thresholds, pairs_of
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
 Matrix = NDArray[np.float64]
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Budgets: so far from the cheapest model's cost to the cost of the one that was best on training rows."""
+GAINS = ("gain", "gain_on_hindsight")
 RESAMPLES = 2_000
 MODELS = 20
 
 
 # -- on real outcomes
-
-
-@dataclass(frozen=True)
-class Side:
-    """Rows with predictions and truth, all (n, m)."""
-
-    quality: Matrix
-    quality_sd: Matrix
-    cost: Matrix
-    score: Matrix
-    paid: Matrix
 
 
 def sides(rows: Rows) -> tuple[Side, Side]:
@@ -132,114 +128,36 @@ def estimates_of(side: Side) -> Estimates:
     )  # fmt: skip
 
 
-Pair = tuple[int, int]
-"""A weak and a strong model's places: a threshold router between them."""
-THRESHOLDS = 201
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a threshold router spends and reaches, means over queries, at every threshold; spend rising."""
-
-    usd: Matrix
-    score: Matrix
-
-    def at(self, usd: float) -> float:
-        """Score where it spends `usd` a query, mixing its two nearest thresholds; below nought where it can't."""
-        return -1.0 if self.usd[0] > usd else float(np.interp(usd, self.usd, self.score))
-
-
-class Thresholds:
-    """Every threshold router over one side's rows: pairs of models, and (None) floors of predicted quality."""
-
-    def __init__(self, side: Side, levels: Matrix) -> None:
-        self.side, self.levels = side, levels
-        self.rows = np.arange(len(side.quality))
-
-    def curves(self, pairs: list[Pair]) -> dict[Pair | None, Curve]:
-        found: dict[Pair | None, Curve] = {pair: self._pair_curve(*pair) for pair in pairs}
-        picks = self.picks(None)
-        paid, score = (
-            np.array([matrix[self.rows, pick].mean() for pick in picks]) for matrix in (self.side.paid, self.side.score)
-        )
-        return found | {None: _rising(paid, score)}
-
-    def picks(self, pair: Pair | None) -> list[NDArray[np.intp]]:
-        """Each query's model at every threshold."""
-        if pair is None:
-            return [self._floor(level) for level in self.levels]
-        weak, strong = pair
-        rank = np.empty(len(self.rows), np.intp)
-        rank[self._order(weak, strong)] = self.rows
-        return [np.where(rank < count, strong, weak) for count in self._counts()]
-
-    def at(self, pair: Pair | None, usd: float) -> Matrix:
-        """Each query's score where the router spends `usd` a query: what `Curve.at` is the mean of."""
-        points = sorted((float(self.side.paid[self.rows, pick].mean()), place, pick)
-                        for place, pick in enumerate(self.picks(pair)))  # fmt: skip
-        below = max(place for place, (cost, _, _) in enumerate(points) if cost <= usd)
-        cost, _, low = points[below]
-        found = self.side.score[self.rows, low]
-        if below + 1 < len(points):
-            dearer, _, high = points[below + 1]
-            weight = (usd - cost) / max(dearer - cost, 1e-12)
-            found = (1 - weight) * found + weight * self.side.score[self.rows, high]
-        return np.asarray(found)
-
-    def _order(self, weak: int, strong: int) -> NDArray[np.intp]:
-        """Queries by predicted gain, the largest first."""
-        return np.argsort(-(self.side.quality[:, strong] - self.side.quality[:, weak]), kind="stable")
-
-    def _counts(self) -> NDArray[np.intp]:
-        """Of the queries sent to the strong model, at every threshold."""
-        return np.round(np.linspace(0, 1, THRESHOLDS) * len(self.rows)).astype(np.intp)
-
-    def _pair_curve(self, weak: int, strong: int) -> Curve:
-        order, counts = self._order(weak, strong), self._counts()
-        paid, score = (
-            matrix[:, weak].mean()
-            + np.append(0.0, np.cumsum((matrix[:, strong] - matrix[:, weak])[order]))[counts] / len(self.rows)
-            for matrix in (self.side.paid, self.side.score)
-        )
-        return _rising(paid, score)
-
-    def _floor(self, level: float) -> NDArray[np.intp]:
-        """The cheapest model that passes, else the best."""
-        passes = self.side.quality >= level
-        cheapest = np.where(passes, self.side.cost, np.inf).argmin(1)
-        return np.where(passes.any(1), cheapest, self.side.quality.argmax(1))
-
-
-def _rising(usd: Matrix, score: Matrix) -> Curve:
-    order = np.argsort(usd, kind="stable")
-    return Curve(usd[order], score[order])
-
-
-def on_sides(train: Side, test: Side) -> list[dict[str, Any]]:
-    """A job over the test rows at every budget, beside the threshold routers."""
-    price = train.paid.mean(0)
-    pairs = [(weak, strong) for weak, strong in np.ndindex(*2 * price.shape) if price[weak] < price[strong]]
+def on_sides(train: Side, test: Side, climbs: Climbs | None = None) -> list[dict[str, Any]]:
+    """A job over the test rows at every budget, beside the threshold routers; `climbs`: its answers may be asked again
+    of better models.
+    """
+    pairs = pairs_of(train)
     levels = np.quantile(train.quality.max(1), np.linspace(0, 1, THRESHOLDS))
     rivals = Thresholds(test, levels)
     known, hindsight = Thresholds(train, levels).curves(pairs), rivals.curves(pairs)
     best = int(train.score.mean(0).argmax())
-    job = estimates_of(test)
     least, most = test.cost.min(1).sum(), test.cost[:, best].sum()
     places = np.arange(len(test.score))
     table = []
     for share in SHARES:
         budget = float(least + share * (most - least))
+        job = estimates_of(test)
+        job = job if climbs is None else climbs.widen(job, budget)
         plan = assign(job, budget)
         point = point_of(job, plan, budget)
-        spent, scored = test.paid[places, plan.arm], test.score[places, plan.arm]
+        if climbs is None:
+            spent, scored = test.paid[places, plan.arm], test.score[places, plan.arm]
+        else:
+            spent, scored = climbs.outcomes(job, plan.arm)
         usd = float(spent.mean())
-        rival = max(known, key=lambda pair: known[pair].at(usd))
-        other = rivals.at(rival, usd)
-        gain = scored - other
+        rival, luckiest = (max(curves, key=lambda pair: curves[pair].at(usd)) for curves in (known, hindsight))
+        other, lucky = rivals.at(rival, usd), rivals.at(luckiest, usd)
         table.append({
+            "job": "single models" if climbs is None else "cascade",
             "budget_share": share, "budget_usd": budget, "spent_usd": float(spent.sum()),
-            "quality": float(scored.mean()), "threshold_router": float(other.mean()), "gain": _interval(gain),
-            "best_threshold_in_hindsight": max(curve.at(usd) for curve in hindsight.values()),
+            "quality": float(scored.mean()), "threshold_router": float(other.mean()), "gain": _interval(scored - other),
+            "best_threshold_in_hindsight": float(lucky.mean()), "gain_on_hindsight": _interval(scored - lucky),
             "predicted": point.quality.value,
             "interval_holds": point.quality.low <= float(scored.mean()) <= point.quality.high,
             "spend_interval_holds": point.cost_usd.low <= float(spent.sum()) <= point.cost_usd.high,
@@ -255,19 +173,41 @@ def inner(own: Rows) -> Rows:
     return Rows(own.train.rows(~held), own.train.rows(held), own.train_x[~held], own.train_x[held], own.priced)
 
 
-def over_splits(folder: Path, splits: int, *, within: bool = False) -> Iterator[dict[str, Any]]:
-    """Every split's figures, then the means of their gains."""
+def over_splits(
+    folder: Path, splits: int, *, within: bool = False, cascade: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Every split's figures, then the means of their gains; `cascade`: jobs that climb (nothing where the data shows
+    no evidence), else jobs of single models.
+    """
     own = rows_of(folder, None, (), shipped_featurizer())
     own = inner(own) if within else own
-    gains: list[list[float]] = []
+    if cascade and evidence_of(folder, own.train) is None:
+        return
+    found: list[list[list[float]]] = []
     for seed in range(splits + 1):
-        table = on_sides(*sides(drawn(own, seed)))
-        gains.append([row["gain"][0] for row in table])
+        rows = drawn(own, seed)
+        table = on_sides(*sides(rows), _climbs(folder, rows) if cascade else None)
+        found.append([[row[name][0] for name in GAINS] for row in table])
         yield from ({"split": seed or "own", **row} for row in table)
-    for share, values in zip(SHARES, np.array(gains).T, strict=True):
-        reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if splits else math.nan
-        mean = float(values.mean())
-        yield {"split": "mean", "budget_share": share, "gain": [mean, mean - reach, mean + reach]}
+    for place, share in enumerate(SHARES):
+        means = {name: _mean([one[place][at] for one in found]) for at, name in enumerate(GAINS)}
+        yield {"split": "mean", "job": table[place]["job"], "budget_share": share, **means}
+
+
+def _climbs(folder: Path, rows: Rows) -> Climbs | None:
+    """The cascade that the training rows teach."""
+    logged = evidence_of(folder, joined(rows.train, rows.test))
+    if logged is None:
+        return None
+    x = np.concatenate([rows.train_x, rows.test_x])
+    return Climbs.taught(logged, x, np.arange(len(x)) < len(rows.train_x))
+
+
+def _mean(values: list[float]) -> list[float]:
+    """With its interval by the standard error; of one value there is none."""
+    mean = float(np.mean(values))
+    reach = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return [mean, mean - reach, mean + reach]
 
 
 def _interval(values: Matrix) -> list[float]:
@@ -373,8 +313,9 @@ def main() -> None:
         print(json.dumps(runs[chosen.one]()))
         return
     for folder in chosen.data:
-        for row in over_splits(folder, chosen.splits, within=chosen.within):
-            print(folder.name, json.dumps(row), flush=True)
+        for cascade in (False, True):
+            for row in over_splits(folder, chosen.splits, within=chosen.within, cascade=cascade):
+                print(folder.name, json.dumps(row), flush=True)
     for one in ("free", "limited") if chosen.scale else ():
         print("scale", json.dumps(alone("--one", one, "--scale", str(chosen.scale))), flush=True)
     if chosen.lines:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.app import open_routers
+from gateway.app import open_cascades, open_routers
 from gateway.batch.plan import Shop
 from gateway.batch.types import Arm, Capacity, Estimates
 from gateway.config import Config
@@ -89,4 +89,4 @@ def config(folder: Path, **sections: Any) -> Config:
 
 def shop(folder: Path, **sections: Any) -> Shop:
     chosen = config(folder, **sections)
-    return Shop(chosen, RouteBook(chosen, open_routers(chosen, Settings())))
+    return Shop(chosen, RouteBook(chosen, open_routers(chosen, Settings()), open_cascades(chosen)))

@@ -1,0 +1,165 @@
+"""A trained cascade in a job: its climbs are foretold, planned where they gain, and asked as planned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.artifact import FittedCascade, load_cascade, save_cascade
+from cascade.evaluate import Part, Setting, fitted, train
+from cascade.posterior import logit
+from gateway.batch.assign import assign
+from gateway.batch.climbs import cascade_of, climbing, with_climbs
+from gateway.batch.forecast import Learnt
+from gateway.batch.plan import Order, plan_job
+from gateway.batch.program import Taste
+from gateway.batch.types import Arm, Estimates, Plan
+from tests.cascade.test_posterior import part
+from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS
+from tests.gateway.batch.made import carried, chat, plan
+from tests.gateway.batch.planned import shop
+from tests.live import live
+
+TASTE = Taste()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Part:
+    return part(600, seed=3)
+
+
+@pytest.fixture(scope="module")
+def cascade(rows: Part) -> FittedCascade:
+    return fitted(train(rows, Setting(estimate_folds=2, folds=2)), rows)
+
+
+def job(n: int = 200) -> Estimates:
+    """Every prompt as the world's models are on the mean."""
+    matrix = np.ones((n, 3), np.float32)
+    return Estimates(
+        tuple(map(Arm, MODELS)), matrix * np.float32(LEVELS), matrix * 0.02, matrix * np.float32(COSTS_USD), matrix * 9,
+        matrix, np.full(n, 20, np.float32), np.zeros(n, np.float32), np.full(3, 0.02, np.float32),
+        np.full(3, 0.1, np.float32),
+    )  # fmt: skip
+
+
+def test_what_climbs_cost_and_give_is_foretold(rows: Part, cascade: FittedCascade) -> None:
+    """Over the rows that taught a rule, climbs by each opener cost and give what was foretold of them on the mean."""
+    space = cascade.posterior.space
+    chances = cascade.posterior.before(rows.scene.prior)
+    for rule in (cascade.rules[4], cascade.rules[-6]):
+        gains, spends = rule.opened(space, chances, rows.prices)
+        for at, (j, _) in enumerate(space.actions(())):
+            state = ((j, True),)
+            inner = cascade.posterior.chances(state, rows.scene)
+            pick = rule.options(space, state, inner, rows.prices).argmax(1)
+            last = np.where(pick == 0, j, pick - 1)
+            places = np.arange(len(pick))
+            again = np.where(pick == 0, 0.0, rows.paid.answer[places, last])
+            assert spends[:, at].mean() == pytest.approx((rows.paid.read[:, j] + again).mean(), rel=0.03)
+            assert gains[:, at].mean() == pytest.approx(rows.scores[places, last].mean(), abs=0.03)
+
+
+def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: FittedCascade, tmp_path: Path) -> None:
+    """Read back it foretells the same; a rule without says so, and its cascade stands in no plan."""
+    save_cascade(tmp_path / "c.safetensors", cascade, version="1")
+    again = load_cascade(tmp_path / "c.safetensors")
+    assert isinstance(again, FittedCascade)
+    np.testing.assert_array_equal(again.rules[3].gains, cascade.rules[3].gains)
+    np.testing.assert_array_equal(again.rules[3].spends, cascade.rules[3].spends)
+    old = replace(cascade, rules=[replace(rule, gains=None, spends=None) for rule in cascade.rules])
+    save_cascade(tmp_path / "old.safetensors", old, version="1")
+    read = load_cascade(tmp_path / "old.safetensors")
+    assert climbing(again) is again and climbing(read) is None
+    with pytest.raises(ValueError, match="foretells"):
+        old.rules[0].opened(old.posterior.space, logit(np.full((1, 3), 0.5)), part(1).prices)
+
+
+def test_a_plan_with_climbs_is_worth_more(cascade: FittedCascade) -> None:
+    """At a budget between the cheapest and the best model climbs raise the expected quality, within the budget."""
+    plain, budget_usd = job(), 200 * 1.2e-4
+    wide = with_climbs(plain, cascade, budget_usd, TASTE)
+    assert [arm.label for arm in wide.arms[:3]] == list(MODELS)
+    assert all(arm.label == f"{arm.model}, then better" and arm.rule >= 0 for arm in wide.arms[3:])
+    alone, climbed = assign(plain, budget_usd), assign(wide, budget_usd)
+    assert climbed.quality > alone.quality + 2 and climbed.cost_usd <= budget_usd
+    assert (climbed.arm >= 3).mean() > 0.3
+
+
+def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: FittedCascade) -> None:
+    """The cascade was not learnt without it; a job that lacks a model altogether has no climbs."""
+    barred = job()
+    barred.cost_usd[:50, 2] = np.inf
+    wide = with_climbs(barred, cascade, 200 * 1.2e-4, TASTE)
+    assert np.isinf(wide.cost_usd[:50, 3:]).all() and np.isfinite(wide.cost_usd[50:, 3:]).all()
+    other = replace(barred, arms=(*barred.arms[:2], Arm("unheard of")))
+    assert with_climbs(other, cascade, 1.0, TASTE) is other
+
+
+def test_no_money_is_too_little_to_climb(cascade: FittedCascade) -> None:
+    """Where the budget is the cheapest model's, no arm is added for nothing."""
+    plain = job()
+    assert with_climbs(plain, cascade, float(plain.cost_usd[:, 0].sum()) * 1.0001, TASTE) is plain
+
+
+async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
+    cascade: FittedCascade, tmp_path: Path
+) -> None:
+    """The opener is the plan's; a sure answer is kept, a doubtful one asked again, and both are paid once."""
+    save_cascade(tmp_path / "c.safetensors", cascade, version="1")
+    unsure, sure = {"text": "B", "logprob": -2.5}, {"text": "A", "logprob": -0.001}
+    models = [
+        {"name": name, "logprobs": True, "output_usd_per_mtok": usd * 1e5}
+        for name, usd in zip(MODELS, COSTS_USD, strict=True)
+    ]
+    route = {"name": "auto", "models": list(MODELS), "router": "cheapest", "cascade": str(tmp_path / "c.safetensors")}
+    scripts = {"small": [sure, unsure] * 2, "middle": [{"text": "A"}], "large": [{"text": "A"}]}
+    table = with_climbs(job(4), cascade, 4 * 1.2e-4, TASTE)
+    place = next(i for i, arm in enumerate(table.arms) if (arm.model, arm.rule >= 0) == ("small", True))
+    bodies = [chat("auto", f"which {number}?", max_tokens=8) for number in range(4)]
+    async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gateway:
+        made = plan(tmp_path / "plan", bodies, table, budget_usd=0.05)
+        made = replace(made, assignment=replace(made.assignment, arm=np.full(4, place, np.int16)))
+        made.save(tmp_path / "plan")
+        done = await carried(gateway.services, Plan.load(tmp_path / "plan"), tmp_path, concurrency=1)
+        tries = [[one.model for one in (await gateway.decision(item.decision_id)).attempts]
+                 for item in done.jobs.items(done.job.id)]  # fmt: skip
+    assert [attempts[0] for attempts in tries] == ["small"] * 4
+    assert [len(attempts) for attempts in tries] == [1, 2, 1, 2]
+    assert len(done.output) == 4 and done.errors == [] and done.spent_usd <= 0.05
+
+
+def test_a_job_is_planned_with_its_routes_cascade(cascade: FittedCascade, tmp_path: Path) -> None:
+    """`cascade` adds the climbs of the one route's artefact; without it, and where the route promises, none."""
+    save_cascade(tmp_path / "c.safetensors", cascade, version="1")
+    models = [
+        {"name": name, "provider": "up", "logprobs": True, "output_usd_per_mtok": usd * 1e4}
+        for name, usd in zip(MODELS, COSTS_USD, strict=True)
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"".join(chat("auto", f"which {number}?", max_tokens=200) + b"\n" for number in range(40)))
+    routes = [{"name": "auto", "models": list(MODELS), "cascade": str(tmp_path / "c.safetensors")}]
+    home = shop(tmp_path, models=models, routes=routes)
+    order = Order(budget_usd=40 * 1.2e-4, frontier_points=3, cascade=True)
+    found = plan_job(path, tmp_path / "plan", order, home)
+    assert cascade_of(home.book.find("auto")) is not None
+    assert any(arm.rule >= 0 for arm in found.estimates.arms)
+    assert Plan.load(tmp_path / "plan").estimates.arms == found.estimates.arms
+    plain = plan_job(path, tmp_path / "plain", replace(order, cascade=False), home)
+    assert all(arm.rule < 0 for arm in plain.estimates.arms)
+    promised = shop(tmp_path, models=models, routes=[{**routes[0], "most_wrong": 0.2}])
+    assert cascade_of(promised.book.find("auto")) is None
+
+
+def test_climbs_are_paid_apart_from_single_answers() -> None:
+    """What climbs cost over what was foretold doesn't correct the opener's own price."""
+    arms = [Arm("small"), Arm("small", rule=2)]
+    learnt = Learnt(arms)
+    for _ in range(50):
+        learnt.add(arms[1].paid_as, 2.0, 1.0)
+        learnt.add(arms[0].paid_as, 1.0, 1.0)
+    alone, climbed = learnt.ratios().tolist()
+    assert alone == pytest.approx(1.0, abs=0.05) and climbed == pytest.approx(2.0, abs=0.1)
