@@ -7,13 +7,15 @@ import msgspec
 from gateway.asgi import Answer, Request
 from gateway.errors import CallerError, NotFound
 from gateway.journal.durable import record_feedback
-from gateway.journal.record import FeedbackRecord, new_id
+from gateway.journal.record import ANY_TENANT, FeedbackRecord, new_id
 from gateway.journal.view import decision_view
 from gateway.reply import JSON
 from gateway.wire.chunk import BAD_JSON
 
 MAX_LABEL = 200
 MAX_COMMENT = 4000
+OURS = frozenset({"label", "reference"})
+"""Sources that count for more than a client's word: what an operator labelled, what a certified floor rests on."""
 
 
 class Feedback(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,12 +49,16 @@ async def post_feedback(request: Request, _: str) -> Answer:
         raise CallerError(f"feedback: {error}", code="invalid_feedback") from None
     if said.score is None and not said.label and not said.comment:
         raise CallerError("feedback needs a score, a label or a comment", param="score")
-    if len(said.label) > MAX_LABEL or len(said.comment) > MAX_COMMENT:
-        raise CallerError(f"label is at most {MAX_LABEL} characters, comment {MAX_COMMENT}", param="comment")
+    if max(len(said.label), len(said.source)) > MAX_LABEL or len(said.comment) > MAX_COMMENT:
+        raise CallerError(
+            f"label and source are at most {MAX_LABEL} characters, comment {MAX_COMMENT}", param="comment"
+        )
+    if said.source in OURS and not caller.admin:
+        raise CallerError(f"a key of yours can't speak as '{said.source}'", param="source")
     record = FeedbackRecord(
         id=new_id("fb"),
         time_s=services.clock(),
-        tenant=caller.tenant,
+        tenant=ANY_TENANT if caller.admin else caller.tenant,
         decision_id=said.decision_id,
         response_id=said.response_id,
         request_id=said.request_id,

@@ -163,6 +163,10 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
         return self.cache in ("hit", "shared", "semantic")
 
 
+ANY_TENANT = ""
+"""Of the operator's feedback: it takes the tenant of the decision that it speaks of."""
+
+
 class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
     """What somebody or something says an answer was worth. Names its decision by any one of three ids."""
 

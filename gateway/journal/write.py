@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.journal.outcome import flags_of
 from gateway.journal.record import (
+    ANY_TENANT,
     AuditRecord,
     DecisionRecord,
     FeedbackRecord,
@@ -366,7 +367,8 @@ def _spend_rows(records: Iterable[DecisionRecord]) -> list[Row]:
 
 
 def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """Fills `decision_id` from the response or request id, within the feedback's own tenant."""
+    """Fills `decision_id` from the response or request id, within the feedback's own tenant; another's is none."""
+    _own_only(connection, rows)
     for name in _SAID_BY:
         wanted = {row[name] for row in rows if row["decision_id"] is None and row[name]}
         if not wanted:
@@ -374,21 +376,40 @@ def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
         column = decisions.c[name]
         query = sa.select(column, decisions.c.tenant, decisions.c.id).where(column.in_(wanted))
         latest_last = connection.execute(query.order_by(decisions.c.time_s))
-        found = {(key, tenant): id for key, tenant, id in latest_last}
+        found = {}
+        for key, tenant, id in latest_last:
+            found[key, tenant] = found[key, ANY_TENANT] = (id, tenant)
         for row in rows:
-            if row["decision_id"] is None:
-                row["decision_id"] = found.get((row[name], row["tenant"]))
+            if row["decision_id"] is None and (owner := found.get((row[name], row["tenant"]))):
+                row["decision_id"], row["tenant"] = owner
+
+
+def _own_only(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Whoever knows or guesses a decision's id can't speak of it but within its tenant."""
+    wanted = {row["decision_id"] for row in rows if row["decision_id"]}
+    if not wanted:
+        return
+    query = sa.select(decisions.c.id, decisions.c.tenant).where(decisions.c.id.in_(wanted))
+    owners = {row.id: row.tenant for row in connection.execute(query)}
+    for row in rows:
+        owner = owners.get(row["decision_id"], row["tenant"])
+        if row["tenant"] == ANY_TENANT:
+            row["tenant"] = owner
+        elif row["tenant"] != owner:
+            row["decision_id"] = None
 
 
 def _attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
     """Feedback can be shipped before its decision: another worker wrote it. Mostly none is waiting."""
+    _own_early(connection, records)
     if connection.execute(_ANY_WAITING).first() is None:
         return
     owners = {
-        (clean(record.tenant), name, clean(id)): clean(record.id)
+        (tenant, name, clean(id)): (clean(record.id), clean(record.tenant))
         for record in records
         for name, id in (("response_id", record.response_id), ("request_id", record.request_id))
         if id
+        for tenant in (clean(record.tenant), ANY_TENANT)
     }
     names = {id for _, _, id in owners}
     waiting = sa.select(feedback).where(
@@ -399,4 +420,15 @@ def _attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]
         owner = next((owners.get((row["tenant"], name, row[name])) for name in _SAID_BY if row[name]), None)
         if owner:
             update = sa.update(feedback).where(feedback.c.id == row["id"])
-            connection.execute(update.values(decision_id=owner))
+            connection.execute(update.values(decision_id=owner[0], tenant=owner[1]))
+
+
+def _own_early(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
+    """As `_own_only`, for what was said of these decisions before they came."""
+    tenants = {clean(record.id): clean(record.tenant) for record in records}
+    query = sa.select(feedback.c.id, feedback.c.decision_id, feedback.c.tenant)
+    for row in connection.execute(query.where(feedback.c.decision_id.in_(tenants))).mappings().all():
+        owner = tenants[row["decision_id"]]
+        if row["tenant"] != owner:
+            right = {"tenant": owner} if row["tenant"] == ANY_TENANT else {"decision_id": None}
+            connection.execute(sa.update(feedback).where(feedback.c.id == row["id"]).values(right))

@@ -21,7 +21,7 @@ import numpy as np
 from cache.link import Link
 from gateway.config import Config
 from gateway.journal.reader import Reader
-from gateway.journal.record import DecisionRecord, FeedbackRecord
+from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
@@ -157,8 +157,8 @@ class Online:
         if said.score is None or not self._routes:
             return
         id = said.decision_id or said.response_id or said.request_id
-        record = self._recent.get(id) or await journal.decision(id, said.tenant)
-        if record is None or record.tenant != said.tenant:
+        record = self._recent.get(id) or await journal.decision(id, said.tenant or None)
+        if record is None or said.tenant not in (record.tenant, ANY_TENANT):
             return
         for learner in self._routes.get(record.route, ()):
             learner.feedback(record, said.score)

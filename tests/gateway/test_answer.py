@@ -8,6 +8,9 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.journal.record import ANY_TENANT, FeedbackRecord
+from gateway.journal.spool import spool_dir
+from tests.gateway.journal.test_spool import records_in
 from tests.live import live
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
@@ -230,3 +233,20 @@ async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: P
     assert answer.headers["x-headgate-model"] == "large"
     assert answer.headers["x-headgate-reason"].startswith("default:")
     assert 'headgate_router_undecided_total{route="auto"} 1.0' in metrics
+
+
+async def test_a_keys_word_counts_within_its_tenant_and_never_as_the_gateways(tmp_path: Path) -> None:
+    """Ids of decisions can be guessed; labels and references are the operator's and the gateway's own."""
+    keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
+    asked = [("a", {"source": "label"}), ("b", {"source": "reference"}), ("a", {"source": "check"}), ("b", {}),
+             ("master", {"source": "label"})]  # fmt: skip
+    statuses = []
+    async with live(tmp_path, auth={"keys": keys, "master_key": "hg-master"}) as gateway:
+        answer = await post(gateway.url, CHAT, authorization="Bearer hg-a")
+        for name, more in asked:
+            said = {"decision_id": answer.headers["x-headgate-decision-id"], "score": 0.0, **more}
+            told = await post(gateway.url, said, "/v1/feedback", authorization=f"Bearer hg-{name}")
+            statuses.append(told.status_code)
+        kept = [one for one in records_in(spool_dir(str(tmp_path / "run"))) if isinstance(one, FeedbackRecord)]
+    assert statuses == [400, 400, 200, 200, 200]
+    assert [record.tenant for record in kept] == ["a", "b", ANY_TENANT]

@@ -24,7 +24,7 @@ def write(store: Store) -> None:
         for n in range(60)
     ]  # fmt: skip
     with store.engine.begin() as connection:
-        write_records(connection, [*records, feedback(3, 0.5), feedback(4, None, label="nice")])
+        write_records(connection, [*records, feedback(3, 0.5, tenant="other"), feedback(4, None, label="nice")])
 
 
 def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> None:

@@ -136,6 +136,26 @@ def test_feedback_of_another_tenant_attaches_to_nothing(store: Store) -> None:
     assert [row["decision_id"] for row in store.feedback()] == [None]
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_who_guesses_a_decisions_id_cannot_score_it(store: Store, early: bool) -> None:
+    """Ids are numbered: another tenant's word on one attaches to nothing, also if it came before the decision."""
+    stranger, own = feedback(1, 0.0, tenant="other"), feedback(2, 1.0, decision_id="dec_1")
+    for record in (stranger, own, decision(1)) if early else (decision(1), stranger, own):
+        write(store, record)
+    assert {row["id"]: row["decision_id"] for row in store.feedback()} == {"fb_1": None, "fb_2": "dec_1"}
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("names", [{}, {"decision_id": "", "request_id": "req_1"}])
+def test_the_operator_may_score_any_tenants_answer(store: Store, early: bool, names: dict[str, str]) -> None:
+    """Feedback of no tenant takes that of the decision it names, by whichever id."""
+    said = feedback(1, 0.5, tenant="", **names)
+    for record in (said, decision(1)) if early else (decision(1), said):
+        write(store, record)
+    (row,) = store.feedback(decision_id="dec_1")
+    assert (row["id"], row["tenant"], row["score"]) == ("fb_1", decision(1).tenant, 0.5)
+
+
 def test_the_later_feedback_of_an_id_stays(store: Store) -> None:
     """A corrected score replaces the older one, whichever is shipped first."""
     write(store, feedback(1, 0.2, time_s=NOON_S + 9))
