@@ -82,6 +82,43 @@ def artefact_problems(config: Config, settings: Settings) -> list[str]:
     return problems
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"headgate {version('headgate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def headgate(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """An LLM routing and cascade gateway."""
+
+
+def schema_problems(config: Config) -> list[str]:
+    """Workers would refuse every budget beside a server whose schema is behind. One that is away is waited for."""
+    if not config.storage.url.startswith("postgres"):
+        return []
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.journal.schema import check_schema, open_engine
+
+    engine = open_engine(config.storage.url)
+    try:
+        check_schema(engine)
+    except SQLAlchemyError:
+        return []
+    except ConfigError as error:
+        return error.problems
+    finally:
+        engine.dispose()
+    return []
+
+
 @app.command()
 def serve(
     config: ConfigPath = None,
@@ -93,7 +130,7 @@ def serve(
 
     path = file_of(config)
     chosen = load(path, os.environ)
-    if problems := artefact_problems(chosen, read_settings(chosen.server.run_dir)):
+    if problems := artefact_problems(chosen, read_settings(chosen.server.run_dir)) + schema_problems(chosen):
         raise ConfigError(problems)
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
     server = chosen.server
@@ -110,11 +147,15 @@ def serve(
 
 
 @app.command("check-config")
-def check_config(config: ConfigPath = None, json: Json = False) -> None:
+def check_config(
+    file: Annotated[Path | None, typer.Argument(help="The same as --config.", exists=True, dir_okay=False)] = None,
+    config: ConfigPath = None,
+    json: Json = False,
+) -> None:
     """Say everything that is wrong with a configuration, each fault with its path."""
     import msgspec
 
-    path = file_of(config)
+    path = file_of(file or config)
     chosen, problems = check(path, os.environ)
     problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
     if json:

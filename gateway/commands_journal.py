@@ -132,8 +132,8 @@ def migrate(config: ConfigPath = None) -> None:
     """Bring the database's schema up to date. Only ever adds; never drops a table or a column."""
     from gateway.journal.schema import migrate as run
 
-    run(str(read_config(config).storage.url))
-    typer.echo("the schema is up to date")
+    applied = run(str(read_config(config).storage.url))
+    typer.echo(f"applied {', '.join(applied)}; the schema is up to date" if applied else "the schema is up to date")
 
 
 @keys.command("create")
@@ -230,9 +230,10 @@ def _publish(config: Config, store: Any) -> None:
 
 
 def _show_decision(view: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"[bold]{view['id']}[/]  {view['surface']} {view['requested_model']} -> "
-                  f"{view['answered_model'] or 'no answer'} ({view['status']} {view['error']})")
+    console = Console(markup=False)
+    ended = f"{view['status']} {view['error']}".rstrip()
+    console.print(f"{view['id']}  {view['surface']} {view['requested_model']} -> "
+                  f"{view['answered_model'] or 'no answer'} ({ended})")
     console.print(f"router {view['router'] or 'none'}: {view['reason'] or view['cache']}, "
                   f"propensity {view['propensity']}, cost ${view['cost_usd']:.9f}, cache {view['cache']}")
     table = Table("candidate", "quality", "cost", "probability", "", title="Candidates")

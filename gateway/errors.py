@@ -123,6 +123,14 @@ class OverBudget(PolicyError):
     code = "insufficient_quota"
 
 
+class BudgetsAway(PolicyError):
+    """What is left of a budget isn't known now: the gateway's trouble, which passes."""
+
+    status = 503
+    kind = "server_error"
+    code = "budget_unavailable"
+
+
 class RateLimited(PolicyError):
     """Too many requests or tokens in the window."""
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
-from gateway.errors import HeadgateError, PolicyError
+from gateway.errors import BudgetsAway, HeadgateError, PolicyError
 from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
 from gateway.ledger_alone import Alone
 from gateway.ledger_outbox import Naming, Outbox
@@ -213,8 +213,7 @@ class RedisLedger:
         if self._when_away == "refuse" and any(account.limit_nanousd is not None for account in accounts):
             if wanted is not None:
                 wanted.forget()
-            raise PolicyError("budgets can't be checked just now", status=503, code="budget_unavailable",
-                              retry_after_s=1.0)  # fmt: skip
+            raise BudgetsAway("budgets can't be checked just now", retry_after_s=1.0)
         if wanted is not None:
             wanted.take_alone(self.workers)
         self._alone.hold(accounts, nanousd, self.workers)

@@ -10,7 +10,10 @@ from typer.testing import CliRunner, Result
 
 from gateway.commands_journal import add_to
 from gateway.errors import CallerError
+from gateway.journal.store import open_store
+from gateway.journal.write import write_records
 from gateway.settings import read_settings
+from tests.gateway.journal.records import decision
 
 CONFIG = """
 [server]
@@ -88,3 +91,20 @@ def test_a_database_that_is_away_is_told_in_one_line(tmp_path: Path) -> None:
     for words in (("versions",), ("keys", "list"), ("explain", "dec_1")):
         with pytest.raises(CallerError, match=r"^storage.url: the database can't be opened: unable to open"):
             run(*words)
+
+
+def test_a_migration_says_what_it_did() -> None:
+    """The revisions that it applied, and the next time that there was nothing to do."""
+    first, second = run("migrate"), run("migrate")
+    assert first.output.startswith("applied 0001, ") and first.output.endswith("; the schema is up to date\n")
+    assert second.output == "the schema is up to date\n"
+
+
+def test_an_explained_decision_says_how_it_ended(tmp_path: Path) -> None:
+    """Status, and an error where there was one; brackets in names are text."""
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    with store.engine.begin() as connection:
+        write_records(connection, [decision(1, reason="a [/b]"), decision(2, status=502, error="reset")])
+    store.close()
+    assert "auto -> small (200)" in run("explain", "dec_1").output and "a [/b]" in run("explain", "dec_1").output
+    assert "(502 reset)" in run("explain", "dec_2").output

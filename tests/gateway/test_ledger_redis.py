@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway import ledger_outbox
-from gateway.errors import OverBudget, PolicyError, RateLimited
+from gateway.errors import BudgetsAway, OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
 from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger
 from gateway.limits import Limit
@@ -289,7 +289,7 @@ async def test_what_the_dead_had_spent_the_journal_tells(
     journal = Journal({KEY.id: 800}, is_away=True)
     left.recall = journal
     await redis.flushall()
-    with pytest.raises(PolicyError, match="can't be checked"):
+    with pytest.raises(BudgetsAway, match="can't be checked"):
         await left.hold((KEY,), 100)
     (await left.hold((FREE,), 100)).release()
     left._outbox.settle(left.new_id(), (KEY,), 100)

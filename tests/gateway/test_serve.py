@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.live import served
 from tests.ports import free_port
+from tests.postgres_server import PostgresServer, postgres_server  # noqa: F401
 from tests.until import PATIENCE_S
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
@@ -129,12 +131,30 @@ def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
     """Three faults in one file are three lines with three paths."""
     path = tmp_path / "bad.toml"
     path.write_text('[server]\nprot = 1\n[[routes]]\nname = "a"\nmodels = ["x"]\nfallback = ["a"]\n')
-    done = headgate("check-config", "--config", str(path), "--json")
+    done = headgate("check-config", str(path), "--json")
+    assert headgate("check-config", "--config", str(path), "--json").stdout == done.stdout
     problems = json.loads(done.stdout)["problems"]
     assert done.returncode == 2
     assert any("server.prot" in line for line in problems)
     assert any("routes[0].models[0]" in line for line in problems)
     assert any("fallback" in line for line in problems)
+
+
+def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
+    tmp_path: Path,
+    postgres_server: PostgresServer,  # noqa: F811
+) -> None:
+    """Its workers could hold no budget: the command to run is said at once, not by a gateway that refuses all."""
+    path, _, _ = write_config(tmp_path)
+    url = postgres_server.new_database()
+    path.write_text(path.read_text().replace(f"sqlite:///{tmp_path}/journal.db", url))
+    done = headgate("serve", "--config", str(path))
+    assert done.returncode == 2 and "headgate migrate" in done.stderr and "answers on" not in done.stdout
+
+
+def test_the_version_is_told() -> None:
+    """As every command's is."""
+    assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
 
 
 def test_a_trained_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
