@@ -127,8 +127,17 @@ def _leaf(kind: Any, value: object, path: str, found: Problems) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `$")
-        found.add(path + at.removesuffix("`"), message[0].lower() + message[1:])
+        known = _words(kind) if message.startswith("Invalid enum") else []
+        among = f"; known are {', '.join(known)}" if known else ""
+        found.add(path + at.removesuffix("`"), message[0].lower() + message[1:] + among)
         return _REFUSED
+
+
+def _words(kind: Any) -> list[str]:
+    """Of a type that is one of some words, or holds such."""
+    if typing.get_origin(kind) is typing.Literal:
+        return [word for word in typing.get_args(kind) if isinstance(word, str)]
+    return [word for part in typing.get_args(kind) for word in _words(part)]
 
 
 def _scalars(value: object, path: str) -> Iterator[tuple[str, object]]:
@@ -148,7 +157,9 @@ def _secret(value: object, path: str, env: Mapping[str, str], found: Problems) -
         return Secret("")
     missing = [name for name in _VARIABLE.findall(value) if name not in env]
     if missing:
-        found.add(path, f"environment variable {missing[0]} is not set")
+        names = ", ".join(dict.fromkeys(missing))
+        what, are = ("variables", "are") if "," in names else ("variable", "is")
+        found.add(path, f"environment {what} {names} {are} not set")
         return Secret("")
     text = _VARIABLE.sub(lambda match: env[match[1]], value)
     if CONTROL.search(text):

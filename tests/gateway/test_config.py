@@ -115,7 +115,7 @@ def test_all_problems_are_told_at_once() -> None:
         "server.port: expected `int` <= 65535",
         "server.workers: expected `int`, got `bool`",
         "providers[0].name: missing",
-        "providers[0].kind: invalid enum value 'opena'",
+        "providers[0].kind: invalid enum value 'opena'; known are openai, anthropic, azure, local, scripted",
         "models[0].input_usd_per_mtok: expected `float` >= 0.0",
         "routes[0].cost_weight: expected a finite number, got nan",
         "routes[0].min_quality: expected `float` > 0.0",
@@ -144,7 +144,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"min_quality": 1.5}, "routes[0].min_quality: expected `float` <= 1.0"),
         ({"explore": 2}, "routes[0].explore: expected `float` <= 1.0"),
         ({"max_attempts": 0}, "routes[0].max_attempts: expected `int` >= 1"),
-        ({"cache": "yes"}, "routes[0].cache: invalid enum value 'yes'"),
+        ({"cache": "yes"}, "routes[0].cache: invalid enum value 'yes'; known are none, exact, semantic"),
         ({"default_model": "other"}, "routes[0].default_model: 'other' is not among the route's models"),
         ({"fallback": ["other"]}, "routes[0].fallback[0]: no route or model named 'other'"),
         ({"fallback": ["auto"]}, "routes[0].fallback: goes round: auto -> auto"),
@@ -289,6 +289,12 @@ def test_part_of_a_secret_may_come_from_the_environment() -> None:
     config, found = parse({**BASE, "storage": {"url": "postgresql://me:${ACME_KEY}@host/db"}}, ENV)
     assert found == [] and config is not None
     assert config.storage.url == "postgresql://me:sk-acme-0001@host/db"
+
+
+def test_all_variables_that_are_missing_are_told_at_once() -> None:
+    """Also where one secret names several."""
+    _, found = parse({**BASE, "storage": {"url": "postgresql://${DB_USER}:${DB_KEY}@host/${DB_USER}"}}, ENV)
+    assert found == ["storage.url: environment variables DB_USER, DB_KEY are not set"]
 
 
 def test_a_file_that_is_absent_or_not_toml_is_one_problem(tmp_path: Path) -> None:
