@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,6 @@ import sqlalchemy as sa
 
 from gateway.journal.frames import SUFFIX, Frame, framed, read_frames
 from gateway.journal.record import Record
-from gateway.journal.spool import spooled_bytes
 from gateway.journal.tables import spool_offsets
 from gateway.journal.write import put_row, write_records
 
@@ -43,6 +43,7 @@ class ShipState:
     shipped: int = 0
     quarantined: int = 0
     waiting_bytes: int = 0
+    """Written by workers and not in the store yet."""
     last_success_s: float = 0.0
     """Unix time."""
     fault: str = ""
@@ -58,6 +59,8 @@ class Shipper:
         self._engine = engine
         self._read_bytes = read_bytes
         self._lock = -1
+        self._reached: dict[str, int] = {}
+        """Of each segment, how far the store has it."""
 
     def run(self, stop: threading.Event, *, pause_s: float = 0.25, longest_pause_s: float = 5.0) -> None:
         """Ships until `stop`, then once more. Waits longer while the database is away."""
@@ -89,10 +92,21 @@ class Shipper:
             return 0
         before = self.state.shipped
         _remove_stale_drafts(self.directory)
-        for segment in sorted(self.directory.glob(f"*{SUFFIX}")):
-            self._ship_segment(segment)
-        self.state.waiting_bytes = spooled_bytes(self.directory)
+        try:
+            for segment in sorted(self.directory.glob(f"*{SUFFIX}")):
+                self._ship_segment(segment)
+        finally:
+            self.state.waiting_bytes = self._waiting_bytes()
         return self.state.shipped - before
+
+    def _waiting_bytes(self) -> int:
+        """Of all segments, what the store hasn't; of one never looked into, all."""
+        sizes: dict[str, int] = {}
+        for segment in self.directory.glob(f"*{SUFFIX}"):
+            with suppress(FileNotFoundError):
+                sizes[segment.stem] = segment.stat().st_size
+        self._reached = {stem: at for stem, at in self._reached.items() if stem in sizes}
+        return sum(size - self._reached.get(stem, 0) for stem, size in sizes.items())
 
     def close(self) -> None:
         """Leaves the folder to another shipper."""
@@ -114,7 +128,7 @@ class Shipper:
             final = _try_lock(file.fileno(), fcntl.LOCK_SH)  # asked before the size: what comes later waits
             size = os.fstat(file.fileno()).st_size
             with self._engine.connect() as connection:
-                at = shipped_bytes(connection, path.stem)
+                at = self._reached[path.stem] = shipped_bytes(connection, path.stem)
             read_bytes = self._read_bytes
             while at < size:
                 data = os.pread(file.fileno(), min(read_bytes, size - at), at)
@@ -126,7 +140,7 @@ class Shipper:
                     break
                 read_bytes = self._read_bytes if frames else 2 * read_bytes
                 for first in range(0, len(frames), _BATCH_RECORDS):
-                    at = self._ship_frames(path, frames[first : first + _BATCH_RECORDS])
+                    at = self._reached[path.stem] = self._ship_frames(path, frames[first : first + _BATCH_RECORDS])
         if final and at >= size:
             path.unlink()
 

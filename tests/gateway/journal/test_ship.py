@@ -52,6 +52,22 @@ def test_records_move_once_and_finished_segments_go(tmp_path: Path, store: Store
     assert shipper.state.waiting_bytes == 0
 
 
+def test_what_waits_is_what_the_store_lacks(tmp_path: Path, store: Store) -> None:
+    """A live segment that is wholly shipped leaves nothing waiting; while the database is away all that comes waits."""
+    spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
+    spool.append(decision(1))
+    assert shipper.try_pass() and shipper.state.waiting_bytes == 0
+    before = segment_bytes(tmp_path)
+    shipper._engine = sa.create_engine(f"sqlite:///{tmp_path}/no/such/folder.db")
+    for _ in range(2):
+        spool.append(decision(2))
+        assert not shipper.try_pass() and shipper.state.waiting_bytes == segment_bytes(tmp_path) - before > 0
+
+
+def segment_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.seg"))
+
+
 def test_small_reads_ship_records_larger_than_a_read(tmp_path: Path, store: Store) -> None:
     """A record longer than the read size is neither lost nor taken for damage."""
     spool = Spool(tmp_path)
