@@ -138,8 +138,8 @@ class Sums:
         for row, text in enumerate(texts):
             if not text.isascii() and _NOT_BYTES.search(text):
                 pieces = self._embedding.pieces(text)
-                tail[row] = self._embedding.total(pieces[-tail_words:])
-                head[row] = self._embedding.total(pieces[:-tail_words])
+                tail[row] = self._embedding.total(b"".join(pieces[-tail_words:]))
+                head[row] = self._embedding.total(b"".join(pieces[:-tail_words]))
                 words[row] = len(pieces)
         return tail, head, words
 

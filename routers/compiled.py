@@ -33,7 +33,7 @@ Part = tuple[Array, Array]
 
 
 class Expected(NamedTuple):
-    """Of one query, in the order of the pool; empty where nothing was learnt."""
+    """Of one query, in the order of the pool; empty where nothing was learnt (or, of costs, asked)."""
 
     quality: list[float]
     quality_sd: list[float]
@@ -44,7 +44,8 @@ class Expected(NamedTuple):
 class Fold(Protocol):
     """Estimates one query for the models it was folded for."""
 
-    def estimate(self, vector: Vector) -> Expected: ...
+    def estimate(self, vector: Vector, costs: bool = True) -> Expected:
+        """`costs`: whether those learnt are asked for; where prices are known they are not."""
 
 
 class Product:
@@ -108,10 +109,10 @@ class FoldedLinear:
         self._product = Product(projection, there)
         self._sd = np.sqrt(quality.typical_leverage() * quality.noise_[index]).tolist()
 
-    def estimate(self, vector: Vector) -> Expected:
+    def estimate(self, vector: Vector, costs: bool = True) -> Expected:
         row = self._product(vector).tolist()
         q, c, t = self._quality, self._cost, self._tokens
-        return Expected(_clipped(row[:q]), self._sd, _raised(row[q:c]), _raised(row[c:t]))
+        return Expected(_clipped(row[:q]), self._sd, _raised(row[q:c]) if costs else [], _raised(row[c:t]))
 
 
 class FoldedEnsemble:
@@ -148,7 +149,7 @@ class FoldedEnsemble:
             + quality.weights[3] * (clusters.deviation_[:, index] ** 2).mean(0)
         ).tolist()
 
-    def estimate(self, vector: Vector) -> Expected:
+    def estimate(self, vector: Vector, costs: bool = True) -> Expected:
         k, w = self._k, self._weights
         row = self._product(vector)
         raised = np.exp(np.minimum(row[k:], MOST_EXPONENT))
@@ -181,7 +182,7 @@ class Unfolded:
         self._projection, self._quality, self._index = projection, quality, index
         self._cost, self._tokens = cost, tokens
 
-    def estimate(self, vector: Vector) -> Expected:
+    def estimate(self, vector: Vector, costs: bool = True) -> Expected:
         z = self._projection.apply(vector).astype(np.float64)
         mean, sd = self._quality.predict(z[None])
         cost, tokens = (

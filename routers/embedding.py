@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from math import sqrt
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,8 @@ MEMO_CHARS = 32
 """Longer stretches hardly come again, and a memo of them would hold whatever clients send: now at most some 6 MB."""
 IDS = np.intp
 """As `take` wants them."""
+_IDS, _FLOAT = np.dtype(IDS), np.dtype(np.float32)
+"""Made once: numpy makes one anew of every type it is told."""
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -75,18 +76,19 @@ class StaticEmbedding:
         """WordPieces of every stretch between blanks, in order, as packed `IDS`; a word that can't be cut is left
         out.
         """
-        memo = self._memo
-        stretches = text.split()
-        found = list(map(memo.get, stretches))
-        if None in found:
-            known = zip(stretches, found, strict=True)
-            return [self._remember(stretch) if ids is None else ids for stretch, ids in known]
-        return cast(list[bytes], found)
+        return list(map(self._remember, text.split()))
 
-    def total(self, pieces: Iterable[bytes]) -> Vector:
+    def joined(self, stretches: Sequence[str]) -> bytes:
+        """The same of stretches, all in one."""
+        try:
+            return b"".join(map(self._memo.__getitem__, stretches))
+        except KeyError:
+            return b"".join(map(self._remember, stretches))
+
+    def total(self, pieces: bytes) -> Vector:
         """The tokens' weighted sum, shape (dims,)."""
-        ids = np.frombuffer(b"".join(pieces), IDS)
-        total: Vector = self._scales.take(ids).dot(self._rows.take(ids, 0).astype(np.float32))
+        ids = np.frombuffer(pieces, _IDS)
+        total: Vector = self._scales.take(ids).dot(self._rows.take(ids, 0).astype(_FLOAT))
         return total
 
     def totals(self, texts: Sequence[bytes]) -> Matrix:
@@ -105,7 +107,7 @@ class StaticEmbedding:
 
     def embed(self, text: str) -> Vector:
         """Unit vector of the text; zeros where it has no token."""
-        return unit(self.total(self.pieces(text)))
+        return unit(self.total(self.joined(text.split())))
 
     def _remember(self, stretch: str) -> bytes:
         known = self._memo.get(stretch)
@@ -156,8 +158,8 @@ def _reach(vocabulary: Iterable[str]) -> dict[str, int]:
 
 def unit(total: Vector) -> Vector:
     """Of length one; zeros stay zeros."""
-    length = sqrt(float(total.dot(total)))
-    return total * np.float32(1.0 / length) if length > 0 else total
+    length = sqrt(total.dot(total))
+    return total * (1.0 / length) if length > 0 else total
 
 
 def units(totals: Matrix) -> Matrix:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import log1p
+from struct import Struct
 from typing import Protocol
 
 import numpy as np
@@ -31,8 +32,15 @@ _MARKS = (b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789", bytes(
           bytes(range(128, 256)))  # fmt: skip
 _KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in marks), 0) for byte in range(256))
 """Each byte's kind: 0 none, else ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
+_PLAIN = bytes(byte for byte in range(256) if not _KINDS[byte] or byte == ord(" "))
+"""Bytes that are not looked at one by one: of no kind, and blanks, of which a text has most."""
+_EACH = tuple(bytes([kind]) for kind in range(len(_MARKS) + 1))
+_FEW_MARKS = 64
+"""Up to so many are counted one by one: a count of each kind takes as long as a walk over some forty marks."""
 _TABLE = np.frombuffer(_KINDS, np.uint8)
 STRUCTURE = 19
+_PACKED = Struct(f"{STRUCTURE}f").pack
+_FLOAT = np.dtype(np.float32)
 TAIL_WORDS = 48
 ENCODED = "encoder:"
 """How versions of features begin whose meaning an encoder of the configuration gives."""
@@ -96,12 +104,13 @@ class Featurizer:
         n = len(text)
         tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
         ends = ends_of(text)
-        vector, words = self._meaning(ends)
-        vector[self.layout.structure] = [
+        meaning, words = self._meaning(ends)
+        structure = _PACKED(
             *_structure(ends, words),
             log1p(n) / 4, log1p(tokens) / 4, log1p(turns) / 4,
             tools if tools < 4 else 4.0, images if images < 4 else 4.0, wants_json,
-        ]  # fmt: skip
+        )  # fmt: skip
+        vector = np.frombuffer(bytearray(meaning + structure), _FLOAT)
         return Query(ends, vector, self.version, tokens, max_output_tokens, turns, tools, images, wants_json, task)
 
     def vectors(self, asked: Sequence[Asked]) -> NDArray[np.float32]:
@@ -128,18 +137,15 @@ class Featurizer:
         """The meaning alone, a unit vector: what a semantic cache compares."""
         return self._embedding.embed(text)
 
-    def _meaning(self, text: str) -> tuple[Vector, int]:
-        """A vector whose first two blocks are filled, and how many stretches the text has."""
-        vector = np.empty(self.layout.dims, np.float32)
-        embedding, words, tail = self._embedding, self._tail_words, self.layout.tail
-        pieces = embedding.pieces(text)
-        total = embedding.total(pieces[-words:])
-        if len(pieces) > words:
-            vector[tail] = unit(total)
-            vector[self.layout.whole] = unit(total + embedding.total(pieces[:-words]))
-        else:
-            vector[self.layout.whole] = vector[tail] = unit(total)
-        return vector, len(pieces)
+    def _meaning(self, text: str) -> tuple[bytes, int]:
+        """The first two blocks as bytes, and how many stretches the text has."""
+        embedding, words = self._embedding, self._tail_words
+        stretches = text.split()
+        if len(stretches) <= words:
+            return unit(embedding.total(embedding.joined(stretches))).tobytes() * 2, len(stretches)
+        tail = embedding.total(embedding.joined(stretches[-words:]))
+        whole = tail + embedding.total(embedding.joined(stretches[:-words]))
+        return unit(whole).tobytes() + unit(tail).tobytes(), len(stretches)
 
     def _meanings(self, texts: Sequence[str], written: Written, found: NDArray[np.float32]) -> NDArray[np.intp]:
         """Fill the first two blocks of every row; how many stretches each text has."""
@@ -167,10 +173,8 @@ class Encoded(Featurizer):
             raise ValueError(f"the encoder gave a vector of shape {vector.shape}, not ({self.layout.whole.stop},)")
         return vector
 
-    def _meaning(self, text: str) -> tuple[Vector, int]:
-        vector = np.empty(self.layout.dims, np.float32)
-        vector[self.layout.whole] = self.embed(text)
-        return vector, len(text.split())
+    def _meaning(self, text: str) -> tuple[bytes, int]:
+        return self.embed(text).tobytes(), len(text.split())
 
     def _meanings(self, texts: Sequence[str], written: Written, found: NDArray[np.float32]) -> NDArray[np.intp]:
         for row, text in enumerate(texts):
@@ -183,28 +187,35 @@ def ends_of(text: str) -> str:
     return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
 
 
-def _kinds(text: str) -> NDArray[np.intp]:
-    """How many bytes of each kind."""
-    raw = text.encode("utf-8", "replace")
-    return np.bincount(np.frombuffer(raw.translate(_KINDS), np.uint8), minlength=len(_MARKS) + 1)
-
-
-def _structure(text: str, words: int) -> list[float]:
+def _structure(text: str, words: int) -> tuple[float, ...]:
     """Shares of characters, and marks of code, maths and choices, each of about unit size."""
-    found = _kinds(text).tolist()
-    _, asks, lines, colons, quotes, scores, code, maths, digits, capitals, blanks, foreign = found
-    n, count, options = max(sum(found), 1), text.count, 0
+    raw = text.encode("utf-8", "replace")
+    _, asks, lines, colons, quotes, scores, code, maths, digits, capitals, _, foreign = _counted(raw)
+    n, blanks, options = len(raw) or 1, raw.count(b" "), 0
     for sign in _CODE:
-        code += count(sign)
+        if sign in text:
+            code += text.count(sign)
     if lines:
         for sign in _OPTIONS:
-            options += count(sign)
+            options += text.count(sign)
     share = 5.0 / n
-    return [
-        *[mark / 5 if mark < 20 else 4.0 for mark in (asks, lines, colons, quotes, scores, code)],
+    return (
+        asks / 5 if asks < 20 else 4.0, lines / 5 if lines < 20 else 4.0, colons / 5 if colons < 20 else 4.0,
+        quotes / 5 if quotes < 20 else 4.0, scores / 5 if scores < 20 else 4.0, code / 5 if code < 20 else 4.0,
         maths / 10 if maths < 40 else 4.0, options / 5 if options < 20 else 4.0,
-        digits * share, capitals * share, blanks * share, foreign * share, n / max(words, 1) / 10,
-    ]  # fmt: skip
+        digits * share, capitals * share, blanks * share, foreign * share, n / (words or 1) / 10,
+    )  # fmt: skip
+
+
+def _counted(raw: bytes) -> list[int]:
+    """How many bytes of each kind; none of those that are plain."""
+    marks = raw.translate(_KINDS, _PLAIN)
+    if len(marks) > _FEW_MARKS:
+        return list(map(marks.count, _EACH))
+    found = [0] * len(_EACH)
+    for kind in marks:
+        found[kind] += 1
+    return found
 
 
 def _structures(

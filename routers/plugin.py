@@ -152,14 +152,10 @@ class PluginRouter:
         quality, sd, cost, tokens = self._expected(query, table)
         most, into = query.max_output_tokens or inf, query.input_tokens
         typical = TYPICAL_OUTPUT_TOKENS
-        if tokens:
-            tokens = [most if n > most else n if n == n else min(typical, most) for n in tokens]
-        else:
-            tokens = [min(typical, most)] * len(sd)
-        spent = [
-            into * input_usd + n * output_usd
-            for input_usd, output_usd, n in zip(table.input_usd, table.output_usd, tokens, strict=True)
-        ]
+        otherwise = typical if typical < most else most
+        tokens = [most if n > most else n if n == n else otherwise for n in tokens] or [otherwise] * len(sd)
+        output_usd = table.output_usd
+        spent = [into * input_usd + tokens[i] * output_usd[i] for i, input_usd in enumerate(table.input_usd)]
         if table.some_free and cost:
             spent = [
                 learnt if free and isfinite(learnt) else usd
@@ -194,7 +190,7 @@ class PluginRouter:
             return Expected(table.prior(float(weights.dot(query.vector)) + offset), table.prior_sd, [], [])
         if pool.fold is None:
             return Expected(table.prior(), table.prior_sd, [], [])
-        found = pool.fold.estimate(query.vector)
+        found = pool.fold.estimate(query.vector, table.some_free)
         if pool.all_known:
             return found
         return Expected(

@@ -11,10 +11,11 @@ model with probability 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
-from typing import overload
+from typing import Any, cast, overload
 
 from routers.types import Choice, Estimate, Knobs, Undecided
 
@@ -61,16 +62,16 @@ def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers
     """Worth of each model under the knobs; models that miss a floor or a bound fall below all that meet
     it.
     """
-    unit = 1.0 / max(reference_usd, 1e-12)
-    terms = zip(forecast.quality, spent(forecast, knobs), strict=True)
-    if knobs.cost_weight is None and knobs.min_quality is not None:
-        worth = [1e-9 * quality - cost * unit for quality, cost in terms]
+    unit, weight = 1.0 / (reference_usd if reference_usd > 1e-12 else 1e-12), knobs.cost_weight
+    quality, floor = forecast.quality, knobs.min_quality
+    cost_usd = spent(forecast, knobs) if knobs.wait_usd_per_s else forecast.cost_usd
+    if weight is None and floor is not None:
+        worth = [1e-9 * quality[i] - cost * unit for i, cost in enumerate(cost_usd)]
     else:
-        rate = exchange_rate(DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight) * unit
-        worth = [quality - rate * cost for quality, cost in terms]
-    if knobs.min_quality is not None:
-        floor = knobs.min_quality
-        worth = _penalised(worth, [floor - quality for quality in forecast.quality])
+        rate = exchange_rate(DEFAULT_COST_WEIGHT if weight is None else weight) * unit
+        worth = [quality[i] - rate * cost for i, cost in enumerate(cost_usd)]
+    if floor is not None:
+        worth = _penalised(worth, [floor - each for each in quality])
     if knobs.max_latency_s is not None:
         bound = knobs.max_latency_s
         worth = _penalised(worth, [(latency - bound) / max(bound, 1e-9) for latency in forecast.latency_s])
@@ -79,9 +80,7 @@ def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers
 
 def spent(forecast: Forecast, knobs: Knobs) -> Numbers:
     """Money and time as one cost in dollars. A delay that nobody knows costs what the mean of the known ones does."""
-    price = knobs.wait_usd_per_s
-    if not price:
-        return forecast.cost_usd
+    price = knobs.wait_usd_per_s or 0.0
     known = [seconds for seconds in forecast.latency_s if seconds == seconds]
     otherwise = sum(known) / len(known) if known else 0.0
     return [
@@ -114,7 +113,7 @@ def probabilities(worth: Numbers, exploration: Exploration, explore: bool) -> Nu
         shares[best] = 1.0
         return shares
     least, sharpness = min(exploration.floor, 1.0) / k, exploration.sharpness
-    shares = [max(1.0 / (k + sharpness * (top - value)), least) for value in worth]
+    shares = [least if (share := 1.0 / (k + sharpness * (top - value))) < least else share for value in worth]
     shares[best] = 0.0
     shares[best] = 1.0 - sum(shares)
     return shares
@@ -148,19 +147,20 @@ def chosen(
     index = drawn(chances, draw)
     order = sorted(range(len(worth)), key=worth.__getitem__, reverse=True)
     return Choice(
-        model=models[index],
-        propensity=chances[index],
-        probabilities=dict(zip(models, chances, strict=True)),
-        estimates=Estimates(forecast),
-        excluded=excluded,
-        reason="explored" if index != order[0] else reason or "best estimate",
-        router=router,
-        ranked=tuple(models[i] for i in order),
-    )
+        models[index], chances[index], {model: chances[i] for i, model in enumerate(models)}, Estimates(forecast),
+        excluded, "explored" if index != order[0] else reason or "best estimate", router,
+        tuple(map(models.__getitem__, order)),
+    )  # fmt: skip
+
+
+_ESTIMATE = cast(Callable[[tuple[Any, ...]], Estimate], partial(tuple.__new__, Estimate))
+"""Of its fields' values: what `Estimate._make` does, without a call of ours for each."""
 
 
 class Estimates(Sequence[Estimate]):
     """The forecast as estimates, made when somebody reads them: most requests never do."""
+
+    __slots__ = ("_forecast", "_made")
 
     def __init__(self, forecast: Forecast) -> None:
         self._forecast = forecast
@@ -170,7 +170,7 @@ class Estimates(Sequence[Estimate]):
         if self._made is None:
             f = self._forecast
             columns = (f.models, f.quality, f.quality_sd, f.cost_usd, f.latency_s, f.output_tokens)
-            self._made = tuple(map(Estimate._make, zip(*columns, strict=True)))
+            self._made = tuple(map(_ESTIMATE, zip(*columns, strict=True)))
         return self._made
 
     @overload

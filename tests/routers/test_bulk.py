@@ -18,7 +18,8 @@ def alone(text: str) -> tuple[np.ndarray, np.ndarray, int]:
     """By the embedding of one text: its tail, its head, its stretches."""
     embedding = shipped_embedding()
     pieces = embedding.pieces(text)
-    return embedding.total(pieces[-WORDS:]), embedding.total(pieces[:-WORDS]), len(pieces)
+    tail, head = (embedding.total(b"".join(part)) for part in (pieces[-WORDS:], pieces[:-WORDS]))
+    return tail, head, len(pieces)
 
 
 def same(sums: Sums, texts: list[str]) -> None:

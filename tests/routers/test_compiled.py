@@ -79,3 +79,11 @@ def test_without_costs_it_gives_none() -> None:
     projection, quality, _, _ = fitted(Linear())
     told = fold(projection, quality, None, None, [0, 1]).estimate(RAW.x[0].astype(np.float32))
     assert told.cost_usd == told.output_tokens == []
+
+
+@pytest.mark.parametrize("quality", [Linear(), Ensemble()])
+def test_costs_that_nobody_asks_for_change_nothing_else(quality: Estimator) -> None:
+    """Where prices are known, quality, deviation and length are told as ever."""
+    found, row = fold(*fitted(quality), [0, 2]), RAW.x[0].astype(np.float32)
+    with_costs, without = found.estimate(row), found.estimate(row, costs=False)
+    assert with_costs.cost_usd and with_costs._replace(cost_usd=[]) == without._replace(cost_usd=[])

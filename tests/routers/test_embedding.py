@@ -12,7 +12,15 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from routers.embedding import IDS, MEMO_CHARS, MEMO_STRETCHES, SHIPPED, load_embedding, shipped_embedding
+from routers.embedding import (
+    IDS,
+    MEMO_CHARS,
+    MEMO_STRETCHES,
+    SHIPPED,
+    StaticEmbedding,
+    load_embedding,
+    shipped_embedding,
+)  # fmt: skip
 
 EMBEDDING = shipped_embedding()
 OLD_CHARACTERS = st.one_of(
@@ -91,3 +99,12 @@ def test_what_is_remembered_of_words_is_bounded() -> None:
     embedding.pieces(" ".join(f"w{number}" for number in range(MEMO_STRETCHES + 10)))
     assert len(embedding._memo) <= MEMO_STRETCHES
     assert embedding.pieces("the words come again") == before
+
+
+@given(st.lists(st.sampled_from(["north", "river,", "unheardofword", "\u00fcber", "x" * 40, "?"]), max_size=9))
+def test_stretches_join_to_what_they_are_in_turn(stretches: list[str]) -> None:
+    """Whether all were met before, some or none, their tokens stand in order."""
+    embedding = StaticEmbedding(EMBEDDING._rows, EMBEDDING._scales, EMBEDDING._vocabulary)
+    embedding.joined(["north", "?"])
+    expected = b"".join(map(embedding.cut, stretches))
+    assert embedding.joined(stretches) == embedding.joined(stretches) == expected

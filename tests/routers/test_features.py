@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.features import HEAD_CHARS, TAIL_CHARS, Featurizer, shipped_featurizer
+from routers.features import _EACH, _KINDS, HEAD_CHARS, TAIL_CHARS, Featurizer, _counted, shipped_featurizer
 
 FEATURES = shipped_featurizer()
 LISTED = (
@@ -62,6 +62,20 @@ def test_many_are_described_as_one_by_one(texts: list[str]) -> None:
         np.testing.assert_allclose(vector, query.vector, rtol=1e-4, atol=2e-6)
         again = FEATURES.query_of(one, query.vector)
         assert again == query
+
+
+@given(st.binary(max_size=400) | st.text(alphabet='?\n:"_{;$9A \u00fcab', max_size=200).map(str.encode))
+def test_few_marks_and_many_are_counted_alike(raw: bytes) -> None:
+    """One by one or kind by kind, every kind but the plain ones is found as often as it is written."""
+    found = np.bincount([_KINDS[byte] for byte in raw if byte != ord(" ")], minlength=len(_EACH))
+    assert _counted(raw)[1:] == found[1:].tolist()
+
+
+def test_a_vector_is_its_query_s_own() -> None:
+    """Who writes into one query's vector changes no other's."""
+    one, other = FEATURES.describe("the same"), FEATURES.describe("the same")
+    one.vector[:] = 0.0
+    assert other.vector.any() and (FEATURES.describe("the same").vector == other.vector).all()
 
 
 def test_structure_is_kept_in_the_query() -> None:

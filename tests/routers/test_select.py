@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routers.select import (
+    Estimates,
     Exploration,
     Forecast,
     chosen,
@@ -16,7 +17,7 @@ from routers.select import (
     probabilities,
     utilities,
 )
-from routers.types import Knobs, Undecided
+from routers.types import Estimate, Knobs, Undecided
 
 worths = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
 
@@ -115,3 +116,20 @@ def test_what_is_no_number_is_never_hidden_by_a_bound(quality, latency) -> None:
     given = forecast([quality, nan], [1.0, 3.0], [latency, 20.0])
     worth = utilities(given, Knobs(cost_weight=0.0, max_latency_s=10.0), 1.0)
     assert worth[1] != worth[1]
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(0.01, 1), st.floats(1, 1e4))
+def test_inverse_gaps_are_as_published(worth, floor, sharpness) -> None:
+    """Every model but the best has 1 / (K + gamma * gap), or its share of the floor where that is more."""
+    found, k, top = probabilities(worth, Exploration(floor, sharpness), True), len(worth), max(worth)
+    for place, value in enumerate(worth):
+        if place != worth.index(top):
+            assert found[place] == max(1.0 / (k + sharpness * (top - value)), floor / k)
+
+
+def test_estimates_are_what_the_forecast_says() -> None:
+    """One of each model, in its order, and the same when read again."""
+    forecast = Forecast(["a", "b"], [0.5, 0.6], [0.1, 0.2], [1e-3, 2e-3], [1.0, nan], [10.0, 20.0])
+    found = Estimates(forecast)
+    assert found[0] == Estimate("a", 0.5, 0.1, 1e-3, 1.0, 10.0) and type(found[0]) is Estimate
+    assert [one.model for one in found] == ["a", "b"] and found[1] is list(found)[1] and len(found) == 2
