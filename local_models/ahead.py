@@ -1,9 +1,9 @@
 """Several steps in one call: while all that runs decodes plainly and nothing waits, the way from step to step costs a
 small model as much as its sums.
 
-How many steps is a matter of time: no more than a reader notices, since a call can't be cancelled half way and its
-tokens are told together. Tokens are those of single steps, bit for bit. Refuses whatever has to look at scores: draws,
-penalties, grammars, log-probabilities, guesses.
+How many steps is a matter of time: no more than a reader notices, since their tokens are told together. Whoever waits
+for the engine ends the call with the step it is in (`Engine.hurry`). Tokens are those of single steps, bit for bit.
+Refuses whatever has to look at scores: draws, penalties, grammars, log-probabilities, guesses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 from local_models.blocks import Blocks
 from local_models.scheduler import Sequence, Work
 
-MOST_STEPS = 16
-PATIENCE_S = 0.02
+MOST_STEPS = 32
+PATIENCE_S = 0.05
 """How long one call may take."""
 
 

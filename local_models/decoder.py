@@ -169,6 +169,11 @@ class Decoder:
         ends = sorted(self.shape.end_ids)
         return self._native.decode(self.head, pool.tensor, next_ids, _rows(segments), left, ends)
 
+    def hurry(self) -> None:
+        """See `NativePass.hurry`; nothing where each call is one step anyway."""
+        if self._native is not None:
+            self._native.hurry()
+
     def _forward(self, batch: Batch, pool: Pool) -> Tensor:
         count = len(batch.ids)
         # Rows that a product needs to be the same whatever their number are added once, not in every product.

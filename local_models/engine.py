@@ -150,6 +150,10 @@ class Engine:
         self._charge(plan.work, self._clock() - begun_s, begun_joules)
         return events + self._postprocess(plan.work, scores)
 
+    def hurry(self) -> None:
+        """Let `step` return soon, because somebody waits for the engine; from any thread."""
+        self.runner.decoder.hurry()
+
     def _left_ahead(self, work: list[Work]) -> list[int]:
         """How many tokens each sequence may say in one call, most first, their slots given; none: one step for all."""
         is_guessing = self._drafter is not None and self.options.draft_tokens > 0

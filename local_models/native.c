@@ -192,118 +192,193 @@ void product(const void *x, const void *w, const float *bias, void *y, i64 rows,
     }
 }
 
-/* Integers: weights in panels [ceil(columns / 16)][pairs of k][16][2] of int8, activations int16 in pairs. */
-#define TILE8_OF(R, V)                                                                                               \
-    static __attribute__((noinline)) void whole_##R##_##V(const int16_t *x, i64 stride, const int8_t *w, i64 pairs,  \
-                                                          int *out) {                                                \
-        __m256i acc[R][V];                                                                                           \
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) acc[r][v] = _mm256_setzero_si256();                  \
-        i64 far = ahead(V, 2 * PANEL * pairs);                                                                       \
-        for (i64 i = 0; i < pairs; i++) {                                                                            \
-            __m256i b[V];                                                                                            \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                    \
-                const int8_t *at = w + (v / 2) * 2 * PANEL * pairs + i * 2 * PANEL + (v % 2) * 16;                   \
-                if (v % 2 == 0) _mm_prefetch((const char *)at + far, _MM_HINT_T0);                                   \
-                b[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));                                   \
-            }                                                                                                        \
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
-                int two;                                                                                             \
-                memcpy(&two, x + r * stride + 2 * i, 4);                                                             \
-                __m256i a = _mm256_set1_epi32(two);                                                                  \
-                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                                  \
-                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(a, b[v]));                             \
-            }                                                                                                        \
-        }                                                                                                            \
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                          \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                                      \
-                _mm256_storeu_si256((__m256i *)(out + r * 8 * V + 8 * v), acc[r][v]);                                \
-    }
-TILE8_OF(1, 8) TILE8_OF(2, 4) TILE8_OF(3, 4) TILE8_OF(1, 2) TILE8_OF(2, 2) TILE8_OF(3, 2) TILE8_OF(4, 2)
-TILE8_OF(5, 2) TILE8_OF(6, 2)
-
-typedef void tile8_fn(const int16_t *x, i64 stride, const int8_t *w, i64 pairs, int *out);
-static tile8_fn *const TILES8[7] = {0, whole_1_2, whole_2_2, whole_3_2, whole_4_2, whole_5_2, whole_6_2};
-static tile8_fn *const WIDE8[4] = {0, whole_1_8, whole_2_4, whole_3_4};
+/* Integers: weights in panels [ceil(columns / 16)][fours of k][16][4] of bytes, each 128 greater than what it stands
+ * for. A row of activations is signed bytes, GROUP neighbours of which share a step; they reach to MOST only, so that a
+ * sum of two products holds in 16 bits: 2 * 255 * 64 < 2^15. A group's sum is exact and begins at -128 times the sum of
+ * its activations; the groups' sums times their steps are one chain. */
+#define GROUP 128
+#define MOST 64
+#define FOURS (GROUP / 4)
 
 typedef struct {
-    const int16_t *x;
-    const float *steps;
-    i64 rows, pairs, columns;
-    const int8_t *w;
+    const int8_t *x;    /* [rows][4 * fours] */
+    const float *steps; /* [rows][groups] */
+    const int *begins;  /* [rows][groups] */
+    i64 fours, groups;
+} whole_rows;
+
+INLINE __m256i four(const void *at) {
+    int bytes;
+    memcpy(&bytes, at, 4);
+    return _mm256_set1_epi32(bytes);
+}
+
+#define TILE8_OF(R, V)                                                                                               \
+    static __attribute__((noinline)) void whole_##R##_##V(const whole_rows *it, i64 row, const uint8_t *w,           \
+                                                          float *out) {                                              \
+        const __m256i ones = _mm256_set1_epi16(1);                                                                   \
+        const int8_t *x = it->x + row * 4 * it->fours;                                                               \
+        i64 fours = it->fours, groups = it->groups, far = ahead(V, 4 * PANEL * fours);                               \
+        for (i64 g = 0; g < groups; g++) {                                                                           \
+            __m256i acc[R][V];                                                                                       \
+            i64 end = (g + 1) * FOURS < fours ? (g + 1) * FOURS : fours;                                             \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                      \
+                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                                  \
+                    acc[r][v] = _mm256_set1_epi32(it->begins[(row + r) * groups + g]);                               \
+            for (i64 i = g * FOURS; i < end; i++) {                                                                  \
+                __m256i a[R];                                                                                        \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) a[r] = four(x + r * 4 * fours + 4 * i);          \
+                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                \
+                    const uint8_t *at = w + (v / 2) * 4 * PANEL * fours + i * 4 * PANEL + (v % 2) * 32;              \
+                    if (v % 2 == 0) _mm_prefetch((const char *)at + far, _MM_HINT_T0);                               \
+                    __m256i b = _mm256_loadu_si256((const __m256i *)at);                                             \
+                    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                            \
+                        __m256i two = _mm256_maddubs_epi16(b, a[r]);                                                 \
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(two, ones));                       \
+                        __asm__("" : "+x"(acc[r][v])); /* stays in its register */                                   \
+                    }                                                                                                \
+                }                                                                                                    \
+            }                                                                                                        \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
+                __m256 step = _mm256_broadcast_ss(it->steps + (row + r) * groups + g);                               \
+                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                                \
+                    float *at = out + r * 8 * V + 8 * v;                                                             \
+                    __m256 before = g ? _mm256_loadu_ps(at) : _mm256_setzero_ps();                                   \
+                    _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][v]), step, before));              \
+                }                                                                                                    \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+
+TILE8_OF(1, 8) TILE8_OF(1, 2) TILE8_OF(2, 4) TILE8_OF(2, 2) TILE8_OF(3, 2) TILE8_OF(4, 2)
+
+typedef void tile8_fn(const whole_rows *it, i64 row, const uint8_t *w, float *out);
+static tile8_fn *const TILES8[5] = {0, whole_1_2, whole_2_2, whole_3_2, whole_4_2};
+static tile8_fn *const WIDE8[3] = {0, whole_1_8, whole_2_4};
+static const int WIDE8_PANELS[3] = {0, 4, 2};
+
+typedef struct {
+    whole_rows in;
+    i64 rows, columns;
+    const uint8_t *w;
     const float *scales, *bias;
     void *y;
     int bf;
 } whole_product;
 
 static void block8(const whole_product *it, tile8_fn *tile, i64 row, int rows, i64 panel, int panels) {
-    int out[6 * 2 * PANEL], width = panels * PANEL;
-    tile(it->x + row * 2 * it->pairs, 2 * it->pairs, it->w + panel * 2 * PANEL * it->pairs, it->pairs, out);
+    float out[4 * 2 * PANEL];
+    int width = panels * PANEL;
+    tile(&it->in, row, it->w + panel * 4 * PANEL * it->in.fours, out);
     for (int r = 0; r < rows; r++)
         for (i64 c = 0; c < width && panel * PANEL + c < it->columns; c += 8) {
-            __m256 f = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(out + r * width + c)));
-            f = _mm256_mul_ps(f, _mm256_loadu_ps(it->scales + panel * PANEL + c));
-            f = _mm256_mul_ps(f, _mm256_set1_ps(it->steps[row + r]));
-            put(it->y, row + r, it->columns, panel * PANEL + c, f, it->bias, it->bf);
+            __m256 scale = _mm256_loadu_ps(it->scales + panel * PANEL + c);
+            put(it->y, row + r, it->columns, panel * PANEL + c,
+                _mm256_mul_ps(_mm256_loadu_ps(out + r * width + c), scale), it->bias, it->bf);
         }
 }
 
 static void few8(const whole_product *it, i64 from, i64 to) {
     i64 p = from;
-    if (it->rows < 4) {
-        int wide = WIDE_PANELS[it->rows];
+    if (it->rows < 3) {
+        int wide = WIDE8_PANELS[it->rows];
         for (; p + wide <= to; p += wide) block8(it, WIDE8[it->rows], 0, (int)it->rows, p, wide);
     }
     for (; p < to; p++)
-        for (i64 row = 0; row < it->rows; row += 6) {
-            int some = it->rows - row < 6 ? (int)(it->rows - row) : 6;
+        for (i64 row = 0; row < it->rows; row += 4) {
+            int some = it->rows - row < 4 ? (int)(it->rows - row) : 4;
             block8(it, TILES8[some], row, some, p, 1);
         }
 }
 
 /* The step between whole numbers -most..most that hold `k` elements; none where an element is not a number. */
 INLINE float step_of(const void *x, i64 at, i64 k, float most, int bf) {
-    __m256 greatest = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f), poison = _mm256_setzero_ps();
+    /* Sizes compare as their bits do, and those of what is no number are the greatest. */
+    __m256i greatest = _mm256_setzero_si256(), size = _mm256_set1_epi32(0x7fffffff);
     i64 i = 0;
-    for (; i + 8 <= k; i += 8) {
-        __m256 v = load8(x, at + i, bf);
-        greatest = _mm256_max_ps(_mm256_andnot_ps(sign, v), greatest);
-        poison = _mm256_add_ps(poison, _mm256_mul_ps(v, _mm256_setzero_ps()));
-    }
-    float top = max8(greatest), bad = sum8(poison);
+    for (; i + 8 <= k; i += 8)
+        greatest = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(load8(x, at + i, bf)), size), greatest);
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(greatest), _mm256_extracti128_si256(greatest, 1));
+    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    int top = _mm_cvtsi128_si32(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
     for (; i < k; i++) {
         float v = load1(x, at + i, bf);
-        top = fmaxf(top, fabsf(v)), bad += v * 0.0f;
+        int bits;
+        memcpy(&bits, &v, 4);
+        bits &= 0x7fffffff, top = bits > top ? bits : top;
     }
-    return bad != bad ? NAN : fmaxf(top / most, 1e-30f);
+    float f;
+    memcpy(&f, &top, 4);
+    return top >= 0x7f800000 ? NAN : fmaxf(f / most, 1e-30f);
+}
+
+/* Eight elements as whole numbers of 32 bits, `inverse` steps each. */
+INLINE __m256i whole32(const void *x, i64 at, __m256 inverse, int bf) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, at, bf), inverse));
 }
 
 /* Eight elements as whole numbers of 16 bits, `inverse` steps each. */
 INLINE __m128i whole8(const void *x, i64 at, __m256 inverse, int bf) {
-    __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, at, bf), inverse));
-    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8));
+    __m256i n = whole32(x, at, inverse, bf);
+    return _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
 }
 
 /* Whole numbers -127..127 of a row and the step between them; what is not a number gives a step that is none. */
-INLINE float whole(const void *x, i64 at, i64 k, i64 padded, int bf, int16_t *out) {
+INLINE float whole(const void *x, i64 at, i64 k, int bf, int16_t *out) {
     float step = step_of(x, at, k, 127.0f, bf);
     __m256 inverse = _mm256_set1_ps(1.0f / step);
     i64 i = 0;
     for (; i + 8 <= k; i += 8) _mm_storeu_si128((__m128i *)(out + i), whole8(x, at + i, inverse, bf));
     for (; i < k; i++) out[i] = (int16_t)lrintf(load1(x, at + i, bf) * (1.0f / step));
-    for (; i < padded; i++) out[i] = 0;
     return step;
 }
 
-/* As `product` with weights of eight bits, one scale a column, and activations rounded to eight bits row by row. */
-void product8(const void *x, const int8_t *w, const float *scales, const float *bias, void *y, i64 rows, i64 columns,
-              i64 k, int bf, int16_t *room, float *steps, int threads) {
-    i64 pairs = (k + 1) / 2, panels = (columns + PANEL - 1) / PANEL, quads = (panels + 3) / 4;
+/* A group of `k` elements as whole numbers -MOST..MOST, with zeros up to `padded`; what is not a number gives a step
+ * that is none. */
+INLINE float group8(const void *x, i64 at, i64 k, i64 padded, int bf, int8_t *out, int *begin) {
+    float step = step_of(x, at, k, MOST, bf);
+    __m256 inverse = _mm256_set1_ps(1.0f / step);
+    __m256i sum = _mm256_setzero_si256();
+    int rest = 0;
+    i64 i = 0;
+    for (; i + 32 <= k; i += 32) {
+        __m256i a = _mm256_packs_epi32(whole32(x, at + i, inverse, bf), whole32(x, at + i + 8, inverse, bf));
+        __m256i b = _mm256_packs_epi32(whole32(x, at + i + 16, inverse, bf), whole32(x, at + i + 24, inverse, bf));
+        sum = _mm256_add_epi16(sum, _mm256_add_epi16(a, b));
+        __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
+    }
+    for (; i < k; i++) out[i] = (int8_t)lrintf(load1(x, at + i, bf) * (1.0f / step)), rest += out[i];
+    for (; i < padded; i++) out[i] = 0;
+    __m256i pairs = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    *begin = -128 * (rest + _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1))));
+    return step;
+}
+
+INLINE void groups8(const void *x, i64 rows, i64 k, int bf, i64 fours, i64 groups, float *steps, int *begins,
+                    int8_t *out) {
     for (i64 r = 0; r < rows; r++)
-        steps[r] = bf ? whole(x, r * k, k, 2 * pairs, 1, room + r * 2 * pairs)
-                      : whole(x, r * k, k, 2 * pairs, 0, room + r * 2 * pairs);
-    whole_product it = {room, steps, rows, pairs, columns, w, scales, bias, y, bf};
-    i64 shares = threads > 1 ? SHARES * threads : 1;
+        for (i64 g = 0; g < groups; g++) {
+            i64 at = g * GROUP, some = k - at < GROUP ? k - at : GROUP, padded = 4 * fours - at;
+            steps[r * groups + g] = group8(x, r * k + at, some, padded < GROUP ? padded : GROUP, bf,
+                                           out + r * 4 * fours + at, begins + r * groups + g);
+        }
+}
+
+/* As `product` with weights of eight bits, one scale a column, and activations rounded to signed bytes. `room` holds
+ * `rows` times a byte an element, up to a whole four, and 8 bytes a group. */
+void product8(const void *x, const uint8_t *w, const float *scales, const float *bias, void *y, i64 rows, i64 columns,
+              i64 k, int bf, char *room, int threads) {
+    i64 fours = (k + 3) / 4, groups = (k + GROUP - 1) / GROUP, panels = (columns + PANEL - 1) / PANEL;
+    float *steps = (float *)room;
+    int *begins = (int *)(steps + rows * groups);
+    int8_t *bytes = (int8_t *)(begins + rows * groups);
+    if (bf) groups8(x, rows, k, 1, fours, groups, steps, begins, bytes);
+    else groups8(x, rows, k, 0, fours, groups, steps, begins, bytes);
+    whole_product it = {{bytes, steps, begins, fours, groups}, rows, columns, w, scales, bias, y, bf};
+    i64 quads = (panels + 3) / 4, shares = threads > 1 ? SHARES * threads : 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (i64 s = 0; s < shares; s++) {
         i64 from = s * quads / shares * 4, to = (s + 1) * quads / shares * 4;
@@ -395,10 +470,15 @@ INLINE void weigh(const void *values, i64 from, i64 count, float s[BUNCH][MOST_B
             _mm256_storeu_ps(state + g * (d + 2) + SUMS + i + 8 * v, a[g][v]);
 }
 
-/* N queries of `d` floats meet keys `from` to `to` of one block; `next` is the keys they will meet then, or none. */
-#define MEET_OF(name, N, bf)                                                                                         \
+/* What is met next and fetched meanwhile, or none. */
+typedef struct {
+    const char *keys, *values;
+} sight;
+
+/* N queries of `d` floats meet keys `from` to `to` of one block. */
+#define M2T_OF(name, N, bf)                                                                                          \
     static __attribute__((noinline)) void name(const char *rows, const char *keys, const char *values,               \
-                                               const char *next, i64 from, i64 to, i64 d, float scale, int fetch,    \
+                                               sight then, i64 from, i64 to, i64 d, float scale, int fetch,          \
                                                float *state) {                                                       \
         const float *q = (const float *)rows;                                                                        \
         float s[BUNCH][MOST_BLOCK + 8] __attribute__((aligned(32))), keep[BUNCH];                                    \
@@ -406,12 +486,12 @@ INLINE void weigh(const void *values, i64 from, i64 count, float s[BUNCH][MOST_B
         for (int g = 0; g < N; g++) keep[g] = weights(s[g], to - from, state + g * (d + 2));                         \
         i64 i = 0;                                                                                                   \
         if (N == 1)                                                                                                  \
-            for (; i + 64 <= d; i += 64) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 8);       \
-        for (; i + 32 <= d; i += 32) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 4);           \
-        for (; i + 8 <= d; i += 8) weigh(values, from, to - from, s, d, i, keep, state, next, bf, N, 1);             \
+            for (; i + 64 <= d; i += 64) weigh(values, from, to - from, s, d, i, keep, state, then.keys, bf, N, 8);  \
+        for (; i + 32 <= d; i += 32) weigh(values, from, to - from, s, d, i, keep, state, then.keys, bf, N, 4);      \
+        for (; i + 8 <= d; i += 8) weigh(values, from, to - from, s, d, i, keep, state, then.keys, bf, N, 1);        \
     }
-MEET_OF(meet_1, 1, 0) MEET_OF(meet_2, 2, 0) MEET_OF(meet_3, 3, 0)
-MEET_OF(meet_short_1, 1, 1) MEET_OF(meet_short_2, 2, 1) MEET_OF(meet_short_3, 3, 1)
+M2T_OF(meet_1, 1, 0) M2T_OF(meet_2, 2, 0) M2T_OF(meet_3, 3, 0)
+M2T_OF(meet_short_1, 1, 1) M2T_OF(meet_short_2, 2, 1) M2T_OF(meet_short_3, 3, 1)
 
 /* Keys and values of eight bits. Eight slots lie together in `8 * (d + 4)` bytes, so that neither sum is ever turned:
  * of keys, the eight slots' two bytes for each pair of dimensions; of values, the dimensions' two bytes for each pair of
@@ -437,46 +517,54 @@ INLINE float query_step(const char *q, i64 d) {
     return step;
 }
 
-/* Scores, as powers of two, of N queries against eights `from` to `to`, two at a time; the last may write beyond. */
-INLINE void compare8(const char *q, const char *keys, const char *values, i64 from, i64 to, i64 d, float scale,
-                     float s[BUNCH][MOST_BLOCK + 16], int fetch, int N) {
+/* Scores, as powers of two, of N queries against E eights of keys from `o` on; the same ones at `next` are fetched. */
+INLINE void compare_eights(const char *q, const char *keys, const char *next, i64 o, i64 d, float scale,
+                           float s[BUNCH][MOST_BLOCK + 16], int N, int E) {
     i64 eight = SLOTS * (d + 4);
-    for (i64 o = from; o < to; o += 2) {
-        const char *one = keys + o * eight, *two = o + 1 < to ? one + eight : one;
-        __m256i a[BUNCH][2];
-        if (fetch)
-            for (i64 b = 0; b < 2 * eight; b += 64) _mm_prefetch(values + o * eight + b, _MM_HINT_T0);
-        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) a[g][0] = a[g][1] = _mm256_setzero_si256();
-        for (i64 i = 0; i < d; i += 2) {
-            __m256i k = bytes16(one + SLOTS * i), l = bytes16(two + SLOTS * i);
+    const char *at = keys + o * eight;
+    __m256i a[BUNCH][2];
+    if (next)
+        for (i64 b = 0; b < E * eight; b += 64) _mm_prefetch(next + o * eight + b, _MM_HINT_T0);
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++)
+        _Pragma("GCC unroll 4") for (int e = 0; e < E; e++) a[g][e] = _mm256_setzero_si256();
+    _Pragma("GCC unroll 2") for (i64 i = 0; i < d; i += 2) {
+        __m256i p[BUNCH];
+        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) p[g] = pair(q + g * LINE8(d) + 2 * i);
+        _Pragma("GCC unroll 4") for (int e = 0; e < E; e++) {
+            __m256i k = bytes16(at + e * eight + SLOTS * i);
             _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
-                __m256i p = pair(q + g * LINE8(d) + 2 * i);
-                a[g][0] = _mm256_add_epi32(a[g][0], _mm256_madd_epi16(p, k));
-                a[g][1] = _mm256_add_epi32(a[g][1], _mm256_madd_epi16(p, l));
+                a[g][e] = _mm256_add_epi32(a[g][e], _mm256_madd_epi16(p[g], k));
+                __asm__("" : "+x"(a[g][e])); /* stays in its register */
             }
         }
-        __m256 k = _mm256_loadu_ps((const float *)(one + SLOTS * d)), l = _mm256_loadu_ps((const float *)(two + SLOTS * d));
-        _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
-            __m256 step = _mm256_set1_ps(query_step(q + g * LINE8(d), d) * scale);
-            float *at = s[g] + SLOTS * o;
-            _mm256_store_ps(at, _mm256_mul_ps(_mm256_cvtepi32_ps(a[g][0]), _mm256_mul_ps(k, step)));
-            _mm256_store_ps(at + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(a[g][1]), _mm256_mul_ps(l, step)));
+    }
+    _Pragma("GCC unroll 4") for (int g = 0; g < N; g++) {
+        __m256 step = _mm256_set1_ps(query_step(q + g * LINE8(d), d) * scale);
+        _Pragma("GCC unroll 4") for (int e = 0; e < E; e++) {
+            __m256 k = _mm256_loadu_ps((const float *)(at + e * eight + SLOTS * d));
+            _mm256_store_ps(s[g] + SLOTS * (o + e), _mm256_mul_ps(_mm256_cvtepi32_ps(a[g][e]), _mm256_mul_ps(k, step)));
         }
     }
 }
 
-/* 2^x to about 1e-6 relative for x <= 0; 0 below -126, not a number stays one. */
+INLINE void compare8(const char *q, const char *keys, const char *next, i64 from, i64 to, i64 d, float scale,
+                     float s[BUNCH][MOST_BLOCK + 16], int N) {
+    i64 o = from;
+    for (; o + 2 <= to; o += 2) compare_eights(q, keys, next, o, d, scale, s, N, 2);
+    if (o < to) compare_eights(q, keys, next, o, d, scale, s, N, 1);
+}
+
+/* 2^x to about 5e-6 relative for x <= 0; 0 below -126.5, not a number stays one. */
 INLINE __m256 power8(__m256 x) {
-    __m256 low = _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_LT_OQ);
-    __m256 n = _mm256_round_ps(x, 8), r = _mm256_sub_ps(x, n);
-    __m256 p = _mm256_set1_ps(1.33335581e-3f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.61812910e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.55041087e-2f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.40226507e-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93147181e-1f));
+    const __m256 shift = _mm256_set1_ps(12582912.0f + 127); /* leaves round(x) + 127 in the lowest bits */
+    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
+    __m256 n = _mm256_add_ps(x, shift), r = _mm256_sub_ps(x, _mm256_sub_ps(n, shift));
+    __m256 p = _mm256_set1_ps(9.59346366e-3f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.58826761e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.40236853e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93126582e-1f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_andnot_ps(low, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
 
 /* The greatest step of values `from` to `to`, whatever lies beside them. */
@@ -561,24 +649,24 @@ INLINE void weigh8(const char *values, i64 from, i64 to, int16_t p[BUNCH][MOST_B
         }
 }
 
-#define MEET8_OF(name, N)                                                                                            \
+#define M2T8_OF(name, N)                                                                                             \
     static __attribute__((noinline)) void name(const char *q, const char *keys, const char *values,                  \
-                                               const char *next, i64 from, i64 to, i64 d, float scale, int fetch,    \
+                                               sight then, i64 from, i64 to, i64 d, float scale, int fetch,          \
                                                float *state) {                                                       \
         float s[BUNCH][MOST_BLOCK + 16] __attribute__((aligned(32))), keep[BUNCH], step;                             \
         int16_t p[BUNCH][MOST_BLOCK + 16] __attribute__((aligned(32)));                                              \
         i64 low = from / SLOTS, high = (to + SLOTS - 1) / SLOTS, i = 0;                                              \
-        compare8(q, keys, values, low, high, d, scale * 1.44269504088896341f, s, fetch, N);                          \
+        compare8(q, keys, then.keys, low, high, d, scale * 1.44269504088896341f, s, N);                              \
         weights8(s, from, to, values, d, state, p, &step, keep, N);                                                  \
         if (N == 1)                                                                                                  \
-            for (; i + 32 <= d; i += 32) weigh8(values, low, high, p, step, d, i, keep, state, next, N, 4);          \
-        for (; i < d; i += 16) weigh8(values, low, high, p, step, d, i, keep, state, next, N, 2);                    \
+            for (; i + 32 <= d; i += 32) weigh8(values, low, high, p, step, d, i, keep, state, then.values, N, 4);   \
+        for (; i < d; i += 16) weigh8(values, low, high, p, step, d, i, keep, state, then.values, N, 2);             \
     }
-MEET8_OF(meet_whole_1, 1) MEET8_OF(meet_whole_2, 2) MEET8_OF(meet_whole_3, 3)
+M2T8_OF(meet_whole_1, 1) M2T8_OF(meet_whole_2, 2) M2T8_OF(meet_whole_3, 3)
 
-typedef void meet_fn(const char *q, const char *keys, const char *values, const char *next, i64 from, i64 to, i64 d,
+typedef void meet_fn(const char *q, const char *keys, const char *values, sight then, i64 from, i64 to, i64 d,
                      float scale, int fetch, float *state);
-static meet_fn *const MEET[3][BUNCH + 1] = {{0, meet_1, meet_2, meet_3},
+static meet_fn *const M2T[3][BUNCH + 1] = {{0, meet_1, meet_2, meet_3},
                                             {0, meet_short_1, meet_short_2, meet_short_3},
                                             {0, meet_whole_1, meet_whole_2, meet_whole_3}};
 
@@ -606,13 +694,15 @@ INLINE void query(const attention *it, i64 at, char *out) {
     memcpy(out + 2 * it->d, &step, 4);
 }
 
-/* Rows `row` .. of one sequence and the heads that share `head`'s keys: all of them walk its blocks together. */
-static void attend_tile(const attention *it, i64 row, int rows, i64 position, const int *blocks, i64 head) {
+/* Rows `row` .. of one sequence and the heads that share `head`'s keys: all of them walk its blocks together. Somebody
+ * else's walk begins at byte `following` of keys and values, or none's. */
+static void attend_tile(const attention *it, i64 row, int rows, i64 position, const int *blocks, i64 head,
+                        i64 following) {
     i64 d = it->d, size = it->size, group = it->heads / it->kv_heads, slot = slot_bytes(d, it->bf, it->whole);
     i64 many = rows * group, block = size * slot, line = it->whole ? LINE8(d) : 4 * d;
     float *state = malloc(sizeof(float) * many * (d + 2) + line * many);
     char *q = (char *)(state + many * (d + 2));
-    meet_fn *const *meet = MEET[it->whole ? 2 : it->bf];
+    meet_fn *const *meet = M2T[it->whole ? 2 : it->bf];
     for (i64 n = 0; n < many; n++) {
         state[n * (d + 2)] = -INFINITY;
         memset(state + n * (d + 2) + 1, 0, sizeof(float) * (d + 1));
@@ -622,7 +712,8 @@ static void attend_tile(const attention *it, i64 row, int rows, i64 position, co
     for (i64 b = window && position - window + 1 > 0 ? (position - window + 1) / size : 0; b * size <= last; b++) {
         i64 at = head * it->slots * slot;
         const char *keys = it->keys + at + blocks[b] * block, *values = it->values + at + blocks[b] * block;
-        const char *next = (b + 1) * size <= last ? it->keys + at + blocks[b + 1] * block : 0;
+        i64 next = (b + 1) * size <= last ? at + blocks[b + 1] * block : it->whole ? following : -1;
+        sight then = {next < 0 ? 0 : it->keys + next, next < 0 ? 0 : it->values + next}, none = {0, 0};
         int fetch = 1;
         for (i64 n = 0; n < many;) {
             i64 p = position + n / group, from = 0, to = p - b * size + 1, some = 1;
@@ -632,7 +723,8 @@ static void attend_tile(const attention *it, i64 row, int rows, i64 position, co
             i64 alike = from == 0 && to == size && !window ? many - n : group - n % group;
             if (from >= to) { n += alike; continue; }
             some = alike == 4 ? 2 : alike < BUNCH ? alike : BUNCH;
-            meet[some](q + n * line, keys, values, fetch ? next : 0, from, to, d, it->scale, fetch, state + n * (d + 2));
+            float *mine = state + n * (d + 2);
+            meet[some](q + n * line, keys, values, fetch ? then : none, from, to, d, it->scale, fetch, mine);
             n += some, fetch = 0;
         }
     }
@@ -658,7 +750,10 @@ void attend(const void *q, i64 q_stride, const void *keys, const void *values, v
         i64 s = w / kv_heads;
         for (int r = 0; r < count[s]; r += TILE) {
             int rows = count[s] - r < TILE ? count[s] - r : TILE;
-            attend_tile(&it, first[s] + r, rows, start[s] + r, blocks + table[s], w % kv_heads);
+            i64 then = (w + 1) / kv_heads, at = (w + 1) % kv_heads * slots, following = -1;
+            if (r + TILE >= count[s] && then < segments && !window)
+                following = (at + blocks[table[then]] * size) * slot_bytes(d, bf, whole);
+            attend_tile(&it, first[s] + r, rows, start[s] + r, blocks + table[s], w % kv_heads, following);
         }
     }
 }
@@ -708,19 +803,36 @@ INLINE void turn(void *x, i64 at, const void *cosine, const void *sine, i64 row,
     }
 }
 
-/* A key or value into its slot of eight bits. */
-INLINE void keep8(const void *x, i64 at, char *to, i64 slot, i64 d, int value, int no_number,
-                  int bf) {
+/* A key into its slot of eight bits; with no step where its value is no number: weights look at keys' steps alone. */
+INLINE void keep_key(const void *x, i64 at, char *to, i64 slot, i64 d, int no_number, int bf) {
+    char *eight = to + slot / SLOTS * SLOTS * (d + 4);
+    i64 j = slot % SLOTS;
+    int16_t n[MOST_HEAD], two[MOST_HEAD / 2];
+    float step = whole(x, at, d, bf, n);
+    if (no_number) step = NAN;
+    for (i64 i = 0; i < d; i += 8) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(n + i));
+        _mm_storel_epi64((__m128i *)(two + i / 2), _mm_packs_epi16(v, v));
+    }
+    for (i64 i = 0; i < d / 2; i++) memcpy(eight + i * 2 * SLOTS + 2 * j, two + i, 2);
+    memcpy(eight + SLOTS * d + 4 * j, &step, 4);
+}
+
+/* A value into its slot of eight bits; its step. */
+INLINE float keep_value(const void *x, i64 at, char *to, i64 slot, i64 d, int bf) {
     char *eight = to + slot / SLOTS * SLOTS * (d + 4);
     i64 j = slot % SLOTS;
     int16_t n[MOST_HEAD];
-    float step = whole(x, at, d, d, bf, n);
-    if (no_number) step = NAN;
-    if (value)
-        for (i64 i = 0; i < d; i++) eight[j / 2 * 2 * d + 2 * i + j % 2] = (char)n[i];
-    else
-        for (i64 i = 0; i < d; i++) eight[i / 2 * 2 * SLOTS + 2 * j + i % 2] = (char)n[i];
+    float step = whole(x, at, d, bf, n);
+    for (i64 i = 0; i < d; i += 8) {
+        char *both = eight + j / 2 * 2 * d + 2 * i;
+        __m128i v = _mm_loadu_si128((const __m128i *)(n + i)), old = _mm_loadu_si128((const __m128i *)both);
+        v = j % 2 ? _mm_or_si128(_mm_slli_epi16(v, 8), _mm_and_si128(old, _mm_set1_epi16(0xff)))
+                  : _mm_or_si128(_mm_and_si128(v, _mm_set1_epi16(0xff)), _mm_andnot_si128(_mm_set1_epi16(0xff), old));
+        _mm_storeu_si128((__m128i *)both, v);
+    }
     memcpy(eight + SLOTS * d + 4 * j, &step, 4);
+    return step;
 }
 
 INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float eps, const void *cosine,
@@ -736,10 +848,8 @@ INLINE void place_rows(void *qkv, const void *q_norm, const void *k_norm, float 
             if (h < heads) continue;
             if (whole) {
                 i64 base = (h - heads) * slots * (d + 4);
-                /* A value that is no number is told by its key: weights look at keys' steps alone. */
-                int bad = isnan(step_of(qkv, at + kv_heads * d, d, 127.0f, bf));
-                keep8(qkv, at, keys + base, to[r], d, 0, bad, bf);
-                keep8(qkv, at + kv_heads * d, values + base, to[r], d, 1, 0, bf);
+                float step = keep_value(qkv, at + kv_heads * d, values + base, to[r], d, bf);
+                keep_key(qkv, at, keys + base, to[r], d, isnan(step), bf);
                 continue;
             }
             i64 slot = ((h - heads) * slots + to[r]) * d * bytes;
@@ -807,8 +917,7 @@ typedef struct {
 static void times(const matrix *m, const void *x, void *y, i64 rows, int bf, char *room, int threads) {
     if (!m->scales) product(x, m->w, m->bias, y, rows, m->columns, m->k, bf, (float *)room, threads);
     else
-        product8(x, m->w, m->scales, m->bias, y, rows, m->columns, m->k, bf, (int16_t *)(room + 4 * rows),
-                 (float *)room, threads);
+        product8(x, m->w, m->scales, m->bias, y, rows, m->columns, m->k, bf, room, threads);
 }
 
 INLINE void add_rows(void *x, const void *y, i64 count, int bf) {
@@ -879,12 +988,13 @@ INLINE i64 greatest(const void *scores, i64 at, i64 count, int bf) {
 
 /* Up to `left[r]` tokens more, each the likeliest, for `rows` sequences of which token `ids[r]` at `start[r]` is to be
  * computed next and whose blocks reach far enough; `left` never grows from row to row. They go to `said[step][row]`, -1
- * where scores are no numbers; returns the steps made: the last is one in which somebody said one of `ends` or none.
+ * where scores are no numbers; returns the steps made: the last is one in which somebody said one of `ends` or none, or
+ * in which `hurry` was no longer 0.
  * `start` and `ids` are moved on. `room` as for `forward`, and before it `rows * hidden` and `rows * vocabulary` elements
  * and `4 * rows` of 8 bytes. */
 i64 decode(const model *m, const matrix *head, char *pool, i64 slots, i64 *ids, i64 rows, int *first, const int *count,
            int *start, const int *table, const int *blocks, const i64 *left, const i64 *ends, i64 end_count, i64 *said,
-           char *room, int threads) {
+           const volatile int *hurry, char *room, int threads) {
     i64 bytes = m->bf ? 2 : 4, all = rows, *positions = (i64 *)room, *to = positions + rows, *wanted = to + rows;
     char *hidden = (char *)(wanted + 2 * rows), *scores = hidden + rows * m->hidden * bytes;
     char *rest = scores + rows * head->columns * bytes;
@@ -906,6 +1016,6 @@ i64 decode(const model *m, const matrix *head, char *pool, i64 slots, i64 *ids, 
             for (i64 e = 0; e < end_count; e++) last |= id == ends[e];
             ids[r] = id, start[r]++;
         }
-        if (last) return step + 1;
+        if (last || *hurry) return step + 1;
     }
 }

@@ -33,19 +33,19 @@ _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-w")
 SLOTS, STEP_BYTES = 8, 4
 """Slots of eight-bit keys or values that lie together, and what each has beside its numbers."""
-_PANEL = 16
+_PANEL, _GROUP = 16, 128
 _COMPILE_S = 120
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _MOST_BLOCK, _MOST_HEAD = 256, 256
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "product": (_P, _P, _P, _P, _L, _L, _L, _I, _P, _I),
-    "product8": (_P, _P, _P, _P, _P, _L, _L, _L, _I, _P, _P, _I),
+    "product8": (_P, _P, _P, _P, _P, _L, _L, _L, _I, _P, _I),
     "attend": (_P, _L, _P, _P, _P, _I, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I, _I, _I),
     "norm": (_P, _P, _P, _L, _L, _F, _I),
     "place": (_P, _P, _P, _F, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I, _I),
     "gate": (_P, _P, _L, _L, _I),
-    "decode": (_P, _P, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
+    "decode": (_P, _P, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _L, _P, _P, _P, _I),
     "forward": (_P, _P, _L, _P, _P, _P, _L, _I, _P, _P, _P, _P, _P, _P, _L, _P, _P, _I),
 }
 
@@ -163,14 +163,13 @@ class Kernels:
         return y
 
     def product8(self, x: Tensor, panels: Tensor, scales: Tensor, bias: Tensor | None, columns: int) -> Tensor:
-        """The same with weights of eight bits, activations rounded to eight bits row by row."""
+        """The same with weights of eight bits, activations rounded to whole numbers of at most 64, group by group."""
         rows, k = x.shape
         y = torch.empty(rows, columns, dtype=x.dtype)
-        room = torch.empty(rows * (k + 1), dtype=torch.int16)
-        steps = torch.empty(rows)
+        room = torch.empty(rows * (k + 3 + 8 * -(-k // _GROUP)), dtype=torch.uint8)
         self.library.product8(
             x.data_ptr(), panels.data_ptr(), scales.data_ptr(), _at(bias), y.data_ptr(), rows, columns, k,
-            _TYPES[x.dtype], room.data_ptr(), steps.data_ptr(), torch.get_num_threads(),
+            _TYPES[x.dtype], room.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -253,15 +252,16 @@ class Panels:
 
 
 class Int8Panels:
-    """A matrix of signed bytes with one scale a row of it, laid out for `product8` (W8A8)."""
+    """A matrix of signed bytes with one scale a row of it, laid out for `product8`."""
 
     __slots__ = ("_bias", "_columns", "_k", "_kernels", "_panels", "_scales")
 
     def __init__(self, kernels: Kernels, values: Tensor, scales: Tensor, bias: Tensor | None = None) -> None:
         self._kernels = kernels
         self._columns, self._k = values.shape
-        even = torch.nn.functional.pad(_padded(values), (0, self._k % 2))
-        self._panels = even.view(-1, _PANEL, even.shape[1] // 2, 2).transpose(1, 2).contiguous()
+        signed = torch.nn.functional.pad(_padded(values), (0, -self._k % 4))
+        fours = (signed.to(torch.int16) + 128).to(torch.uint8).view(-1, _PANEL, signed.shape[1] // 4, 4)
+        self._panels = fours.transpose(1, 2).contiguous()
         self._scales = _padded(scales.float().flatten())
         self._bias = None if bias is None else _padded(bias.float())
 

@@ -76,6 +76,7 @@ class NativePass:
             block_tokens, self._widest, shape.eps, int(self._dtype == torch.bfloat16), int(kv_bytes),
         )  # fmt: skip
         self._room = torch.empty(0, dtype=torch.uint8)
+        self._hurry = ctypes.c_int(0)
 
     def run(self, pool: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
         """Hidden states of the wanted rows; the pool is `[layer, key or value, kv head, slot, d]`, of eight bits where
@@ -91,13 +92,12 @@ class NativePass:
         )  # fmt: skip
         return out
 
-
     def decode(
         self, head: Product, pool: Tensor, ids: Tensor, rows: Rows, left: Sequence[int], ends: Sequence[int]
     ) -> list[list[int]]:
         """The likeliest tokens more of each sequence whose `ids` come next, at most so many as it has `left`, which
         never grows from one to the next; -1 where the scores are no numbers. The last step is the first in which one
-        of `ends` or -1 was said."""
+        of `ends` or -1 was said, or `hurry` called."""
         count, matrix = len(ids), head.matrix()
         elements = count * (self._hidden + matrix.columns) * self._dtype.itemsize
         self._make_room(32 * count + elements + self._needed(count))
@@ -107,10 +107,15 @@ class NativePass:
             ctypes.addressof(self._model), ctypes.addressof(matrix), pool.data_ptr(), pool.shape[3], ids.data_ptr(),
             count, rows.first.data_ptr(), rows.count.data_ptr(), rows.start.data_ptr(), rows.table.data_ptr(),
             rows.blocks.data_ptr(), most.data_ptr(), stops.data_ptr(), len(ends), said.data_ptr(),
-            self._room.data_ptr(), torch.get_num_threads(),
+            ctypes.addressof(self._hurry), self._room.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+        self._hurry.value = 0
         tokens: list[list[int]] = said[:made].T.tolist()
         return [told[:many] for told, many in zip(tokens, left, strict=True)]
+
+    def hurry(self) -> None:
+        """End `decode` with the step it is in, or the next call with its first; from any thread."""
+        self._hurry.value = 1
 
     def _needed(self, count: int) -> int:
         """Bytes that a pass over so many rows computes in."""

@@ -100,6 +100,7 @@ class Worker:
         with self._wake:
             if not self._ended:
                 self._jobs.append(job)
+                self.engine.hurry()
                 self._wake.notify()
                 return
         job.refuse(EngineDead("the engine has stopped"))

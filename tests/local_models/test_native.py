@@ -1,6 +1,7 @@
 """The arithmetic in C: right, the same for a row in any company, and never required."""
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_products_are_right_and_depend_on_their_row_only(
         assert off(found, x.double() @ exact.double().T + bias) < limit
         for rows in (1, 2, 3, 4, 5, 6, 7, 13):
             assert torch.equal(linear(x[-rows:].contiguous()), found[-rows:])
+
+
+@pytest.mark.parametrize("k", [1, 6, 128, 131, 600])
+def test_whole_numbers_never_saturate(kernels: Kernels, k: int) -> None:
+    """Weights and activations at their limits, all of one sign or of either: sums of whole numbers are exact."""
+    torch.manual_seed(k)
+    limits = torch.tensor([-128, 127], dtype=torch.int8)
+    weight = limits[torch.randint(0, 2, (37, k))]
+    weight[:2] = limits[:, None]
+    x = torch.randint(0, 2, (9, k)) * 128.0 - 64.0
+    x[:2] = torch.tensor([[-64.0], [64.0]])
+    x[2:, 1:] += torch.randint(0, 9, (7, k - 1)) * -x[2:, 1:].sign()
+    x[:, ::128] = 64.0  # so that every group's step is 1
+    exact = x.double() @ weight.double().T
+    assert torch.equal(Int8Panels(kernels, weight, torch.ones(37))(x).double(), exact)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -225,6 +241,26 @@ def test_several_steps_at_once_say_what_single_ones_say(
     several, calls = answers(7)
     assert several == single and none == 0 < calls and any(unlike)
     assert {"stop", "length"} == {reason for _, _, reason, _ in single.values()}
+
+
+def test_whoever_waits_ends_several_steps_at_once(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `hurry` a call of several steps returns with its first, and the next makes as many as before."""
+    write_folder("llama", tmp_path, hidden_size=64)
+    monkeypatch.setattr(ahead, "PATIENCE_S", 60.0)
+    engine = Engine(Decoder.load(tmp_path, block_tokens=16), codec(), EngineOptions(kv_tokens=2048))
+    engine.add(dataclasses.replace(plain("a", prompts(1, seed=4)[0], 99), ignore_end=True))
+    for _ in range(3):
+        engine.step()
+    made = [engine.steps]
+    for waits in (False, True, False):
+        if waits:
+            engine.hurry()
+        engine.step()
+        made.append(engine.steps)
+    first, hurried, then = (after - before for before, after in itertools.pairwise(made))
+    assert hurried == 1 < first == then
 
 
 def test_several_steps_at_once_end_where_scores_are_no_numbers(kernels: Kernels, tmp_path: Path) -> None:
