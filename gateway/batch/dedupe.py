@@ -8,12 +8,16 @@ one. The semantic rule is the one that the route has learnt; before it has learn
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
+
+import msgspec
 
 from cache.acceptance import Acceptance
 from cache.entry import Entry
-from cache.key import Partition, exact_key, partition_key
+from cache.key import KEY_BYTES, Partition, exact_key, partition_key
 from cache.memory import MemoryStore
 from cache.rules import Rules, may_cache, may_cache_semantically, read_directive
 from cache.semantic import Miss, SemanticCache
@@ -25,21 +29,63 @@ Mode = Literal["route", "exact", "none"]
 RULES = Rules()
 _FOREVER_S = 1e12
 
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What chats with the same options have in common of their keys."""
+
+    prefix: bytes = b""
+    """Of all but the messages; empty: such chats share their answers with no others."""
+    room: int = 0
+    """Most bytes that the messages may have."""
+    semantic: bool = False
+
 
 def keys_of(request: Request, tenant: str, mode: Mode, embedder: str) -> tuple[bytes, Partition | None]:
-    """The exact key, empty where the line shares its answer with no other, and where to look for other words."""
+    """The key of the answer, empty where the line shares its own with no other, and where to look for other words.
+
+    Equal for two lines where the live cache's keys are, and within one job only.
+    """
+    mould, call = request.mould, request.call
+    shared = mould.shared if mould is not None else None
+    if not isinstance(shared, Shared):
+        shared = _shared(request, tenant, mode)
+        if mould is not None:
+            mould.shared = shared
+    messages = call.raw.get("messages", b"")
+    if not shared.prefix or len(memoryview(messages)) > shared.room:
+        return b"", None
+    key, scope = _key(shared.prefix, request), request.route.scope
+    if not shared.semantic:
+        return key, None
+    return key, partition_key(tenant=tenant, scope=scope, surface=call.surface, body=call.raw, embedder=embedder)
+
+
+def _shared(request: Request, tenant: str, mode: Mode) -> Shared:
     call, config = request.call, request.route.config
     offered = "exact" if mode == "exact" and config.cache == "none" else config.cache
     directive = None if mode == "none" else read_directive(call.wishes.cache, offered)
     if directive is None or not (directive.look_up and directive.store):
-        return b"", None
-    if may_cache(call.raw, RULES, surface=call.surface):
-        return b"", None
-    scope = request.route.scope
-    key = exact_key(tenant=tenant, scope=scope, surface=call.surface, body=call.raw)
-    if mode != "route" or not directive.semantic or may_cache_semantically(call.raw, RULES, surface=call.surface):
-        return key, None
-    return key, partition_key(tenant=tenant, scope=scope, surface=call.surface, body=call.raw, embedder=embedder)
+        return Shared()
+    others = {name: value for name, value in call.raw.items() if name != "messages"}
+    if may_cache(others, RULES, surface=call.surface):
+        return Shared()
+    prefix = exact_key(tenant=tenant, scope=request.route.scope, surface=call.surface, body=others)
+    room = RULES.max_request_bytes - sum(len(memoryview(value)) for value in others.values())
+    semantic = mode == "route" and directive.semantic
+    return Shared(prefix, room, semantic and not may_cache_semantically(others, RULES, surface=call.surface))
+
+
+def _key(prefix: bytes, request: Request) -> bytes:
+    messages = request.call.raw.get("messages", b"null")
+    try:
+        canonical = _canonical(_decode(messages))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        canonical = bytes(messages)
+    return blake2b(canonical, digest_size=KEY_BYTES, key=prefix).digest()
 
 
 class Deduper:
@@ -78,6 +124,15 @@ class Deduper:
         if cache is not None and question is not None:
             entry = Entry(f"prompt-{index}", "", b"", "", "", 0.0, _FOREVER_S, cost_usd=0.0, tenant="")
             cache.record(question, self._featurizer.embed(question.text), entry, key=key, miss=self._missed)
+
+    def is_new(self, keys: Sequence[bytes]) -> bool:
+        """None of these was asked."""
+        return self._exact.keys().isdisjoint(keys)
+
+    def add_all(self, keys: Sequence[bytes], floors: Sequence[float], index: int) -> None:
+        """Prompts from `index` on, none of which was asked and none of which has a question in other words."""
+        answers = zip(range(index, index + len(keys)), floors, strict=True)
+        self._exact.update((key, answer) for key, answer in zip(keys, answers, strict=True) if key)
 
     def _cache_of(self, route: str) -> SemanticCache | None:
         """The job's own index under the route's rule; None where the rule accepts nothing yet."""

@@ -105,11 +105,32 @@ class _Collector:
     def take(self, block: Scan) -> None:
         self.lines += block.lines
         problems = list(block.problems)
-        kept = [row for row in range(len(block.good)) if self._accept(block.good, row, problems)]
-        self._keep(block.estimates, np.array(kept, np.intp))
+        if self._take_all(block.good):
+            kept = np.arange(len(block.good))
+        else:
+            kept = np.array([row for row in range(len(block.good)) if self._accept(block.good, row, problems)], np.intp)
+        self._keep(block.estimates, kept)
         self.bad_lines += len(problems)
         problems.sort(key=lambda problem: problem.line)
         self.problems += problems[: max(0, MOST_PROBLEMS - len(self.problems))]
+
+    def _take_all(self, good: Good) -> bool:
+        """Take a block in which nothing is there twice, as most are, in one step; False: its rows are to be looked at
+        one by one.
+        """
+        ids, keys = good.custom_ids, [key for key in good.keys if key]
+        if any(good.questions) or len(set(ids)) < len(ids) or len(set(keys)) < len(keys):
+            return False
+        if not (self._ids.keys().isdisjoint(ids) and self.how.deduper.is_new(keys)):
+            return False
+        self._ids.update(zip(ids, good.lines, strict=True))
+        self.how.deduper.add_all(good.keys, good.floors, self._count)
+        self.writer.put_all(good.records)
+        self._floors += good.floors
+        self._inputs += good.input_tokens
+        self.routes.update(good.routes)
+        self._count += len(good)
+        return True
 
     def _accept(self, good: Good, row: int, problems: list[Problem]) -> bool:
         """True: a prompt of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,6 +76,11 @@ class PromptWriter:
         """A prompt as `record_of` gives it."""
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))
+
+    def put_all(self, records: Sequence[bytes]) -> None:
+        """The same of many, in one write."""
+        self._file.write(b"".join(records))
+        self._ends += accumulate(map(len, records), initial=self._ends.pop())
 
     def close(self) -> Prompts:
         self._file.close()

@@ -6,7 +6,7 @@ Lines that name a model keep it; plain prompts go to the job's route.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +15,8 @@ from gateway.batch.types import Problem
 from gateway.call import SURFACES, Arrival, Call, read_call
 from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
+from gateway.wire.describe import fill, moulded
+from gateway.wire.request import Described
 
 PROMPT_NAMES = ("prompt", "text", "question", "query", "input")
 ID_NAMES = ("custom_id", "id", "query_id")
@@ -42,8 +44,17 @@ class _Usual(msgspec.Struct):
     reference: msgspec.Raw = _UNSAID
 
 
+class _Chat(msgspec.Struct):
+    """Of a chat's body, what differs from line to line."""
+
+    messages: msgspec.Raw
+
+
 _NO_FIELDS: Fields = {}
+MOST_MOULDS = 256
+"""Kinds of lines that are remembered: of a job whose every line has options of its own, no more."""
 _decode_usual = msgspec.json.Decoder(_Usual).decode
+_decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -77,6 +88,29 @@ class Request:
     floor: float
     reference: str = ""
     """The right answer, where the input knows it: what a pilot is scored by."""
+    mould: Mould | None = None
+    """All of the line but its messages, where other lines are likely to have the same."""
+
+
+@dataclass(slots=True)
+class Mould:
+    """What chats of one job have in common that differ in their messages alone, judged once for all of them."""
+
+    call: Call
+    """Of the first of them."""
+    options: Described
+    route: Route
+    floor: float
+    url: str
+    shared: Any = None
+    """What its lines' keys have in common, kept here by who makes them (gateway/batch/dedupe.py)."""
+
+    def request(self, number: int, custom_id: str, body: bytes, messages: msgspec.Raw, most: int) -> Request:
+        """The line with these messages. CallerError where they can't be asked."""
+        raw = {**self.call.raw, "messages": messages}
+        described = fill(self.options, messages, max_messages=most)
+        call = msgspec.structs.replace(self.call, described=described, raw=raw, body=body)
+        return Request(number, custom_id, self.url, body, call, self.route, self.floor, "", self)
 
 
 class _Refused(Exception):
@@ -91,6 +125,7 @@ class LineReader:
     def __init__(self, book: RouteBook, terms: Terms) -> None:
         self.book = book
         self.terms = terms
+        self._moulds: dict[tuple[str, bytes, bytes], Mould] = {}
 
     def judge(self, number: int, record: bytes) -> Request | Problem:
         """One line by itself."""
@@ -98,9 +133,8 @@ class LineReader:
         try:
             usual = self._usual(record)
             if usual is not None:
-                line, raw = usual
-                custom_id = line.custom_id
-                return self._asked(number, custom_id, line.url, bytes(line.body), raw, _NO_FIELDS)
+                custom_id = usual.custom_id
+                return self._moulded(number, usual)
             fields = self._fields(record)
             custom_id = _id(fields, required="body" in fields) or f"line-{number}"
             return self._request(number, custom_id, fields)
@@ -109,17 +143,45 @@ class LineReader:
         except HeadgateError as error:
             return Problem(number, custom_id, error.message, error.code or "invalid_request")
 
-    def _usual(self, record: bytes) -> tuple[_Usual, Fields] | None:
-        """A line as nearly all are and its body's fields, in half the time; None: it is to be looked at bit by bit."""
+    def _usual(self, record: bytes) -> _Usual | None:
+        """A line as nearly all are, in half the time; None: it is to be looked at bit by bit."""
         if len(record) > self.terms.max_body_bytes:
             return None
         try:
             line = _decode_usual(record)
-            raw = _decode_fields(line.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         plain = line.floor is line.min_quality is line.reference is _UNSAID
-        return (line, raw) if plain and line.url in SURFACES and 0 < len(line.custom_id) <= _MAX_ID else None
+        return line if plain and line.url in SURFACES and 0 < len(line.custom_id) <= _MAX_ID else None
+
+    def _moulded(self, number: int, line: _Usual) -> Request:
+        """A usual line. All of its body but the messages is judged once for all lines that have the same."""
+        body = bytes(line.body)
+        try:
+            messages = _decode_chat(body).messages
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._asked(number, line.custom_id, line.url, body, self._body(body), _NO_FIELDS)
+        head, _, tail = body.partition(messages)
+        mould = self._moulds.get((line.url, head, tail))
+        if mould is not None:
+            return mould.request(number, line.custom_id, body, messages, self.terms.max_messages)
+        raw = self._body(body)
+        named = "model" in raw and not self.terms.ignore_models
+        request = self._asked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
+        options = moulded(request.call.raw, request.call.surface) if named else None
+        if options is None or len(self._moulds) >= MOST_MOULDS or not head.rstrip().endswith(b'"messages":'):
+            return request
+        mould = Mould(request.call, options, request.route, request.floor, line.url)
+        self._moulds[line.url, head, tail] = mould
+        return replace(request, mould=mould)
+
+    def _body(self, body: bytes) -> Fields:
+        try:
+            return _decode_fields(body)
+        except msgspec.ValidationError:
+            raise _Refused("body is not a JSON object", "invalid_body") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _Refused(f"not JSON: {error}", "invalid_json") from None
 
     def _fields(self, record: bytes) -> Fields:
         """The line's fields; a bare string is a prompt."""
@@ -169,10 +231,7 @@ class LineReader:
         if url not in SURFACES:
             raise _Refused(f"url is {url!r}; possible are {', '.join(SURFACES)}", "invalid_url")
         body = bytes(fields["body"])
-        try:
-            return url, body, _decode_fields(body)
-        except msgspec.ValidationError:
-            raise _Refused("body is not a JSON object", "invalid_body") from None
+        return url, body, self._body(body)
 
     def _chat_body(self, fields: Fields) -> Fields:
         """Of a chat body written as a line, or of a plain prompt."""

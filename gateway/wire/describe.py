@@ -103,6 +103,25 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     return described
 
 
+def moulded(raw: Raw, surface: str) -> Described | None:
+    """All that a chat asks for beside its messages, to be filled by `fill`; None where models read more than those."""
+    if surface != "chat" or not _PROMPT_TOO.isdisjoint(raw):
+        return None
+    options = Described()
+    _describe_options(options, raw, surface)
+    return options
+
+
+def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096) -> Described:
+    """What `describe` finds of a chat with these messages and those options, in half its time; the same errors."""
+    described = msgspec.structs.replace(options)
+    _describe_prompt(described, messages, "messages", "chat", max_messages)
+    images = described.images * TOKENS_PER_IMAGE
+    described.input_tokens_bound = len(memoryview(messages)) + images
+    described.input_tokens += images
+    return described
+
+
 def estimate_tokens(raw: Raw, surface: str, *, max_messages: int = 4096) -> int:
     """Of the prompt; for providers without an endpoint that counts."""
     return max(1, describe(raw, surface, max_messages=max_messages).input_tokens)

@@ -126,3 +126,17 @@ def test_the_routes_own_rule_is_left_as_it_was(tmp_path: Path) -> None:
     rule = willing()
     told(Deduper(shipped_featurizer(), {"auto": rule}), book_of(tmp_path, "semantic"), *PARAPHRASES)
     assert (rule.requests, rule.hits, rule.judgements) == (0, 0, 0)
+
+
+def test_blocks_without_repetitions_are_added_as_one_by_one() -> None:
+    """What is found afterwards is the same; lines without a key share nothing."""
+    one, many = Deduper(shipped_featurizer()), Deduper(shipped_featurizer())
+    keys_, floors = [b"a", b"", b"b"], [0.0, 0.0, 0.5]
+    for index, (key, floor) in enumerate(zip(keys_, floors, strict=True), 5):
+        one.add(key, None, "auto", floor, index)
+    assert many.is_new([b"a", b"b"])
+    many.add_all(keys_, floors, 5)
+    assert not many.is_new([b"b"])
+    for key in (b"a", b"b", b"", b"c"):
+        for floor in (0.0, 0.4, 0.9):
+            assert many.find(key, None, "auto", floor) == one.find(key, None, "auto", floor)

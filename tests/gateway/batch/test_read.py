@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.batch.dedupe import keys_of
 from gateway.batch.read import LineReader, Request, Terms
 from gateway.batch.types import Problem
 from gateway.routes import RouteBook
@@ -199,3 +200,57 @@ def test_no_line_can_break_the_reader(book: RouteBook, record: bytes) -> None:
     """Whatever a line holds, it is a request or a problem with that line's number."""
     found = LineReader(book, Terms()).judge(7, record)
     assert found.line == 7
+
+
+MESSAGES = st.one_of(
+    st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["user", "system", "assistant", "tool"]),
+             "content": st.one_of(
+                 st.text(max_size=12),
+                 st.just(None),
+                 st.just([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+             )}
+        ),
+        max_size=3,
+    ),
+    st.sampled_from(["hi", 3, [3], [{"role": 1}], None]),
+)  # fmt: skip
+OPTIONS = st.sampled_from([
+    {}, {"max_tokens": 5}, {"max_tokens": 0}, {"temperature": 0.2, "n": 2}, {"stream": True}, {"model": "nobody"},
+    {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"headgate": {"min_quality": 0.5, "cache": "none"}},
+    {"x": [{"role": "user", "content": "hi"}]}, {"response_format": {"type": "json_object"}}, {"metadata": {"a": "b"}},
+])  # fmt: skip
+
+
+@given(st.lists(st.tuples(MESSAGES, OPTIONS), min_size=2, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: list[tuple[Any, Any]]) -> None:
+    """What a reader has seen of a job saves work and changes nothing: not what is asked, not its key, no problem."""
+    together = LineReader(book, Terms())
+    for number, (messages, options) in enumerate([*asked, *asked], 1):
+        body = {"model": "auto", "messages": messages, **options}
+        record = line(custom_id="a", method="POST", url="/v1/chat/completions", body=body)
+        found, alone = together.judge(number, record), LineReader(book, Terms()).judge(number, record)
+        if isinstance(alone, Problem):
+            assert found == alone
+            continue
+        assert isinstance(found, Request)
+        for name in ("line", "custom_id", "url", "body", "floor", "reference"):
+            assert getattr(found, name) == getattr(alone, name)
+        assert found.call.described == alone.call.described and found.call.wishes == alone.call.wishes
+        assert {k: bytes(v) for k, v in found.call.raw.items()} == {k: bytes(v) for k, v in alone.call.raw.items()}
+        assert found.route.scope == alone.route.scope
+        assert keys_of(found, "team", "exact", "v") == keys_of(alone, "team", "exact", "v")
+
+
+def test_lines_with_the_same_options_are_judged_once(book: RouteBook) -> None:
+    """They share a mould, unlike lines with others; a body that hides its messages in a text of its own has none."""
+    reader = LineReader(book, Terms())
+    first, second, other = (reader.judge(1, asked(**body)) for body in ({"n": 1}, {"n": 1}, {"n": 2}))
+    assert isinstance(first, Request) and isinstance(second, Request) and isinstance(other, Request)
+    assert first.mould is second.mould is not None and other.mould is not first.mould
+    chat = b'[{"role":"user","content":"hi"}]'
+    body = b'{"x":%b,"model":"auto","messages":%b}' % (chat, chat)
+    last = reader.judge(2, b'{"custom_id":"a","url":"/v1/chat/completions","body":%b}' % body)
+    assert isinstance(last, Request) and last.mould is None
