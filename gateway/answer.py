@@ -223,7 +223,7 @@ class Answering:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
         except Undecided as undecided:
             self.s.metrics.undecided(route.name)
-            return default_choice(route, undecided)
+            return default_choice(route, undecided, lambda model: self.s.fleet.healthy(model, now))
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         call, route, config = exchange.call, exchange.route, exchange.route.config

@@ -6,6 +6,7 @@ fail is better than one that must. Pure but for its own counters; time and the r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isnan, log, nan, sqrt
@@ -17,6 +18,8 @@ from gateway.config import ModelConfig
 from gateway.prices import Price
 from routers.replicas import Job, Load, Paces, least_delay
 from routers.types import Candidate
+
+_log = logging.getLogger("headgate.fleet")
 
 HALF_LIFE_S = 300.0
 """After which an observation counts half."""
@@ -212,7 +215,10 @@ class Fleet:
         output_tokens: int = 0,
     ) -> None:
         """An answer came whole, streamed or not."""
+        was_open = deployment.breaker.opens_s
         deployment.breaker.succeed(now)
+        if was_open and not deployment.breaker.opens_s:
+            _log.warning("deployment %s serves again", deployment.id)
         if job is not None and deployment.load is not None:
             deployment.load.end(job)
             if latency_s is not None:
@@ -229,7 +235,10 @@ class Fleet:
     ) -> None:
         """A failure, before or inside a stream."""
         deployment.failures += 1
+        was_open = deployment.breaker.opens_s
         deployment.breaker.fail(failure, now, retry_after_s)
+        if not was_open and deployment.breaker.opens_s:
+            _log.warning("deployment %s is left alone after its failures: %s", deployment.id, failure)
 
     def healthy(self, model: str, now: float) -> bool:
         """True while some deployment of the model may be tried."""

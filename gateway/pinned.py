@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -21,16 +21,21 @@ def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -
     return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
 
 
-def default_choice(route: Route, undecided: Undecided) -> Choice:
-    """The route's stated default where the router can't decide. Raises CallerError where the request itself rules
-    every model out: its cap, its size or what it needs would be broken by any answer.
+def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], bool]) -> Choice:
+    """The route's stated default where the router can't decide, or a fallback while that is left alone. Raises
+    CallerError where the request itself rules every model out: its cap, its size or what it needs would be broken
+    by any answer.
     """
     excluded = undecided.excluded
     if excluded.get(route.default_model, UNHEALTHY) != UNHEALTHY:
         reasons = "; ".join(f"{model}: {reason}" for model, reason in excluded.items())
         message = f"no model of route '{route.name}' may answer this request ({reasons})"
         raise CallerError(message, code="no_eligible_model")
-    return pinned(route.default_model, f"default: {undecided.reason}", excluded)
+    first = route.default_model
+    if first in excluded and route.promise is None and route.cascade is None:
+        first = next((model for model in route.fallbacks if healthy(model)), first)
+    choice = pinned(first, f"default: {undecided.reason}", excluded)
+    return choice if first == route.default_model else replace(choice, ranked=(first, route.default_model))
 
 
 def bare_query(asked: Described) -> Query:

@@ -60,6 +60,25 @@ async def test_a_route_falls_back_and_says_so(tmp_path: Path) -> None:
     assert record.verdict == "fallback"
 
 
+async def test_a_route_whose_models_are_down_begins_with_its_fallback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the breaker leaves a route's only model alone no request waits for it to fail again; it is told, once."""
+    routes = [{"name": "auto", "models": ["bad"], "fallback": ["good"]}]
+    scripts = {"bad": [{"status": 500}], "good": [{"text": "fine"}]}
+    async with live(tmp_path, scripts=scripts, models=["bad", "good"], routes=routes) as gateway:
+        answers = [await post(gateway.url, {**CHAT, "model": "auto"}) for _ in range(8)]
+        record = await gateway.decision(answers[-1].headers["x-headgate-decision-id"])
+        asked = gateway.upstream.seen.by_model
+        await gateway.rest()
+    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"fine"}
+    assert asked == {"bad": 6, "good": 8}
+    assert [attempt.model for attempt in record.attempts] == ["good"]
+    assert [line for line in caplog.messages if "left alone" in line] == [
+        "deployment up/bad is left alone after its failures: server_error"
+    ]
+
+
 async def test_spent_attempts_tell_the_client_not_to_retry(tmp_path: Path) -> None:
     """Once our own attempts are used up, the SDK's retries would only multiply them."""
     async with live(tmp_path, scripts={"echo": [{"status": 503}]}) as gateway:
