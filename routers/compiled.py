@@ -142,7 +142,7 @@ class FoldedEnsemble:
         self._table[split:, self._k + 1 :] = np.column_stack(
             [clusters.table_[:, index], np.ones(len(clusters.centres_))]
         )
-        self._weights, self._stretch = quality.weights, quality.stretch
+        self._weights, self._stretch = tuple(quality.weights), quality.stretch
         self._base = quality.base_[index].tolist() if quality.stretch != 1.0 else []
         self._noise = (
             quality.weights[0] * (domain.deviation_[:, index] ** 2).mean(0)
@@ -150,22 +150,20 @@ class FoldedEnsemble:
         ).tolist()
 
     def estimate(self, vector: Vector, costs: bool = True) -> Expected:
-        k, w = self._k, self._weights
+        k, (by_domain, by_ridge, by_factor, by_cluster) = self._k, self._weights
         row = self._product(vector)
         raised = np.exp(np.minimum(row[k:], MOST_EXPONENT))
         sums = raised[self._tokens - k :].dot(self._table).tolist()
         ridge, up = _clipped(row[:k].tolist()), raised[: self._tokens - k].tolist()
-        by_label, by_near = w[0] / sums[k], w[3] / sums[2 * k + 1]
-        quality, sd = [], []
-        for j in range(k):
-            label, near, line, odds = sums[j], sums[k + 1 + j], ridge[j], 1.0 / (1.0 + up[j])
-            mean = by_label * label + by_near * near + w[1] * line + w[2] * odds
-            squares = (
-                by_label * label * label / sums[k] + by_near * near * near / sums[2 * k + 1]
-                + w[1] * line * line + w[2] * odds * odds
-            )  # fmt: skip
+        labels, nears = 1.0 / sums[k], 1.0 / sums[-1]
+        quality, sd, noise = [], [], self._noise
+        for j, line in enumerate(ridge):
+            label, near, odds = sums[j] * labels, sums[k + 1 + j] * nears, 1.0 / (1.0 + up[j])
+            a, b, c, d = by_domain * label, by_ridge * line, by_factor * odds, by_cluster * near
+            mean = a + b + c + d
+            spread = a * label + b * line + c * odds + d * near - mean * mean
             quality.append(mean)
-            sd.append(sqrt(abs(squares - mean * mean) + self._noise[j]))
+            sd.append(sqrt((spread if spread > 0.0 else -spread) + noise[j]))
         if self._base:
             s = self._stretch
             quality = _clipped([base + s * (mean - base) for base, mean in zip(self._base, quality, strict=True)])
