@@ -187,8 +187,8 @@ def _nearest(tokens: list[str]) -> frozenset[str]:
 
 def _other_names(asked: str, held: str, one: Wording, other: Wording) -> bool:
     """Whether each names something the other does not mention at all."""
-    ours = _names(asked) - frozenset(map(_singular, other.tokens))
-    theirs = _names(held) - frozenset(map(_singular, one.tokens))
+    ours = names(asked) - frozenset(map(_singular, other.tokens))
+    theirs = names(held) - frozenset(map(_singular, one.tokens))
     return bool(ours) and bool(theirs)
 
 
@@ -197,7 +197,7 @@ def _singular(token: str) -> str:
 
 
 @lru_cache(_KEPT)
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
     """Words in capitals that do not begin a sentence, as tokens without a plural's s."""
     spans = [match.group() for match in _NAME.finditer(text)]
     return frozenset(_singular(token) for span in spans for token in Wording(span).content)

@@ -13,7 +13,7 @@ from cache.words import WORD_FEATURES, Vocabulary, Wording
 
 _SHARPNESS = 12.0
 """A neighbour's vote falls by e for each 1/12 of cosine."""
-FEATURES = 14 + WORD_FEATURES
+FEATURES = 15 + WORD_FEATURES
 """How many numbers the learned rule sees."""
 
 
@@ -109,9 +109,16 @@ def _mean_cosine(vectors: NDArray[np.float32], alone: float) -> float:
 
 
 def features(
-    found: Neighbours, cosine: float, asked: Wording, held: Wording, vocabulary: Vocabulary, k: int
+    found: Neighbours,
+    cosine: float,
+    asked: Wording,
+    held: Wording,
+    vocabulary: Vocabulary,
+    k: int,
+    *,
+    told: float = 0.0,
 ) -> list[float]:
-    """What the learned rule sees of a candidate of the best class at `cosine`."""
+    """What the learned rule sees of a candidate of the best class at `cosine`; `told`: what a pair rule says of it."""
     of_best = [s for s, c in zip(found.near, found.classes, strict=True) if c is found.best]
     others = [s for s, c in zip(found.near, found.classes, strict=True) if c is not found.best]
     best = found.best
@@ -132,4 +139,5 @@ def features(
         found.crowd,
         found.kin,
         *vocabulary.compare(asked, held, best.words),
+        told,
     ]

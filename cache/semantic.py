@@ -26,6 +26,7 @@ from cache.index import FlatIndex, Index, Vector
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
+from cache.pair_rule import PairRule
 from cache.store import Store
 from cache.vector_sets import Elsewhere, VectorSets
 from cache.words import Vocabulary, Wording, read
@@ -115,6 +116,7 @@ class SemanticCache:
         make_index: Callable[[int], Index] = FlatIndex,
         sets: VectorSets | None = None,
         on_forgotten: OnForgotten | None = None,
+        pair_rule: PairRule | None = None,
     ) -> None:
         """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out."""
         if dimension < 1 or max_entries < 1:
@@ -128,6 +130,7 @@ class SemanticCache:
         self._make_index = make_index if sets is None else Elsewhere
         self._sets = sets
         self._on_forgotten = on_forgotten
+        self._pair_rule = pair_rule
         self._spaces: dict[bytes, _Space] = {}
         self._items: OrderedDict[int, Item] = OrderedDict()
         """By label, the least recently used first."""
@@ -303,7 +306,8 @@ class SemanticCache:
             return Miss("far", similarity=found.near[0])
         chosen = self._unguarded(text, asked, found)
         item, cosine, held, objection = chosen
-        seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST)
+        told = self._pair_rule.score(text, item.text, cosine) if self._pair_rule is not None else 0.0
+        seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST, told=told)
         score, unproven = self.acceptance.score(seen), found.best.right == 0
         if objection or not self.acceptance.accepts(score, unproven):
             weight = self.acceptance.draw_miss(score, unproven)

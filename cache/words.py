@@ -162,6 +162,17 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._seen_in)
 
+    @classmethod
+    def of(cls, seen_in: dict[str, int], texts: int) -> Vocabulary:
+        """One that has seen each word in so many of so many questions."""
+        made = cls()
+        made._seen_in, made._texts = seen_in, texts
+        return made
+
+    def counts(self) -> tuple[list[str], list[int], int]:
+        """The words, in how many questions each was seen, and how many questions there were."""
+        return list(self._seen_in), list(self._seen_in.values()), self._texts
+
     def learn(self, wording: Wording) -> None:
         """Count one question."""
         self._texts += 1

@@ -199,6 +199,9 @@ class RouteConfig(_Section, frozen=True):
     the same."""
     cache_eps: Share = 0.03
     """Bound on the false-hit rate of the semantic cache."""
+    cache_rule: str = ""
+    """File that `python -m cache.pair_fit` learnt from labelled pairs of questions; empty: the route's own audits alone
+    tell which questions want one answer."""
     fallback: list[str] = []
     """Routes or models tried when every model of this route has failed; cycles are refused."""
     default_model: str = ""

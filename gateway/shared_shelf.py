@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from cache.flight import Flight, LookUp
 from cache.lease import RedisLease
 from cache.link import Link
 from cache.memory import MemoryStore
+from cache.pair_rule import PairRule
 from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
 from cache.store import Store
 from cache.vector_sets import VectorSets, has_vector_sets
 from gateway.config import Config
+from gateway.errors import ConfigError
 from gateway.exchange import Exchange
 from gateway.routes import Route
 from gateway.shelf import Shelf, Similar
@@ -42,11 +44,33 @@ TELL_WITHIN_S = 1.0
 
 def open_shelf(config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None) -> Shelf:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
+    pair_rules = open_pair_rules(config, slow.version if slow is not None else "the shipped table")
     if config.storage.redis_url:
         timeout_s = min(config.storage.redis_timeout_s, LONGEST_LOOK_S)
         in_redis = config.storage.redis_vectors
-        return SharedShelf(str(config.storage.redis_url), timeout_s, featurizer, slow, vectors_in_redis=in_redis)
-    return Shelf(_own_store(config), featurizer, slow)
+        url = str(config.storage.redis_url)
+        return SharedShelf(url, timeout_s, featurizer, slow, pair_rules, vectors_in_redis=in_redis)
+    return Shelf(_own_store(config), featurizer, slow, pair_rules)
+
+
+def open_pair_rules(config: Config, embedder: str) -> dict[str, PairRule]:
+    """By route. Raises ConfigError for a file that holds none, or one of another embedder than the cache's."""
+    found, faults = {}, []
+    for index, route in enumerate(config.routes):
+        if route.cache_rule:
+            try:
+                rule = found[route.name] = PairRule.load(Path(route.cache_rule))
+            except (OSError, ValueError) as error:
+                faults.append(f"routes[{index}].cache_rule: {error}")
+                continue
+            if rule.embedder not in embedder:
+                faults.append(
+                    f"routes[{index}].cache_rule: was learnt of vectors of {rule.embedder!r}, the cache compares by "
+                    f"{embedder!r} (embedding.path, and embedding.cache = true)"
+                )
+    if faults:
+        raise ConfigError(faults)
+    return found
 
 
 def _own_store(config: Config) -> Store:
@@ -68,12 +92,13 @@ class SharedShelf(Shelf):
         timeout_s: float,
         featurizer: Callable[[], Featurizer],
         slow: Featurizer | None = None,
+        pair_rules: Mapping[str, PairRule] | None = None,
         *,
         vectors_in_redis: bool = False,
     ) -> None:
         self._link = Link(redis_url, timeout_s=timeout_s)
         self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
-        super().__init__(RedisStore(self._link), featurizer, slow)
+        super().__init__(RedisStore(self._link), featurizer, slow, pair_rules)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
         self._sets: dict[str, VectorSets] = {}
@@ -106,6 +131,7 @@ class SharedShelf(Shelf):
                 terms=Terms(eps=route.config.cache_eps),
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
                 sets=sets,
+                pair_rule=self._pair_rules.get(route.name),
                 on_forgotten=None if sets is None else lambda *gone: self._tell(sets.remove(*gone)),
             )
             self._replications[route.name] = Replication(

@@ -15,6 +15,7 @@ from cache.acceptance import Terms
 from cache.entry import Entry, Hit
 from cache.flight import Flight, LookUp
 from cache.key import Partition, partition_key
+from cache.pair_rule import PairRule
 from cache.rules import Rules, may_cache_semantically
 from cache.semantic import Comparison, Miss, SemanticCache
 from cache.store import Store
@@ -44,13 +45,19 @@ class Shelf:
     """
 
     def __init__(
-        self, store: Store, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None
+        self,
+        store: Store,
+        featurizer: Callable[[], Featurizer],
+        slow: Featurizer | None = None,
+        pair_rules: Mapping[str, PairRule] | None = None,
     ) -> None:
+        """`pair_rules`: by route, those that are configured."""
         self.store = store
         self.flight = Flight()
         self._featurizer = featurizer if slow is None else lambda: slow
         self._threads = ThreadPoolExecutor(EMBED_AT_ONCE, "embed") if slow is not None else None
         self._dimension = 0
+        self._pair_rules = pair_rules or {}
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
 
@@ -81,7 +88,9 @@ class Shelf:
         cache = self._semantic.get(route.name)
         if cache is None:
             terms = Terms(eps=route.config.cache_eps)
-            cache = self._semantic[route.name] = SemanticCache(self.store, dimension=self.dimension(), terms=terms)
+            cache = self._semantic[route.name] = SemanticCache(
+                self.store, dimension=self.dimension(), terms=terms, pair_rule=self._pair_rules.get(route.name)
+            )
         return cache
 
     def dimension(self) -> int:

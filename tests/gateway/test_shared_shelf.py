@@ -7,17 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from cache.entry import Entry
 from cache.key import Partition
 from cache.memory import MemoryStore
+from cache.pair_rule import fit_pair_rule
 from cache.semantic import Miss
 from gateway import shared_shelf
 from gateway.config import Config, RouteConfig, Secret, Server, Storage
-from gateway.shared_shelf import SharedShelf, open_shelf
+from gateway.errors import ConfigError
+from gateway.shared_shelf import SharedShelf, open_pair_rules, open_shelf
 from gateway.shelf import Similar
 from routers.features import shipped_featurizer
+from tests.cache.test_pair_rule import labelled
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
 from tests.until import until
 
@@ -28,7 +32,8 @@ ENTRY = Entry("e1", "chat", b"{}", "m", "d", 100.0, 1e9, 0.01, tenant="t")
 
 @pytest.fixture
 async def shelves(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    redis_server: RedisServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[SharedShelf, SharedShelf]]:
     monkeypatch.setattr(shared_shelf, "FOLLOW_EVERY_S", 0.01)
     pair = tuple(SharedShelf(redis_server.url, 5.0, shipped_featurizer) for _ in range(2))
@@ -46,7 +51,7 @@ async def remember(shelf: SharedShelf) -> None:
 
 
 async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
-    shelves: tuple[SharedShelf, SharedShelf]
+    shelves: tuple[SharedShelf, SharedShelf],
 ) -> None:
     """Entries, deletions of one and of a tenant's all reach the other's index; the store is one."""
     one, two = shelves
@@ -97,7 +102,7 @@ async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
 
 
 async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
-    redis_server: RedisServer  # noqa: F811
+    redis_server: RedisServer,  # noqa: F811
 ) -> None:
     """The operator's wish is dropped with a warning, and the cache works as before."""
     shelf = SharedShelf(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)
@@ -108,3 +113,25 @@ async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
     found = await shelf.semantic_of(ROUTE).look_up(QUESTION, vector, tenant="t", now_s=101.0)
     assert isinstance(found, Miss) and found.similarity > 0.99
     await shelf.close()
+
+
+def test_a_pair_rule_is_of_the_vectors_that_are_compared(tmp_path: Path) -> None:
+    """A route's cache gets its rule; a file that is none, or one of another embedder's vectors, is refused at start."""
+    pairs = labelled(200)
+    rule = fit_pair_rule(pairs, np.full(len(pairs), 0.5), embedder="native-abc")
+    rule.save(tmp_path / "rule.npz")
+
+    def config(file: str) -> Config:
+        return Config(
+            routes=[RouteConfig(name="auto", models=["m"], cache="semantic", cache_rule=str(tmp_path / file))]
+        )
+
+    assert open_pair_rules(config("rule.npz"), "encoded native-abc-384").keys() == {"auto"}
+    assert not open_pair_rules(Config(), "the shipped table")
+    with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*'native-abc', the cache compares by"):
+        open_shelf(config("rule.npz"), shipped_featurizer)
+    with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*No such file"):
+        open_shelf(config("none.npz"), shipped_featurizer)
+    (tmp_path / "text.npz").write_text("not a rule")
+    with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*is no pair rule"):
+        open_shelf(config("text.npz"), shipped_featurizer)

@@ -1,0 +1,145 @@
+"""What is learnt of labelled pairs: how well, how it is kept, and what the cache makes of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.entry import Entry
+from cache.key import Partition
+from cache.memory import MemoryStore
+from cache.neighbours import FEATURES
+from cache.pair_fit import main, read_pairs
+from cache.pair_rule import Pair, PairRule, describe, fit_pair_rule
+from cache.semantic import Miss, SemanticCache
+from cache.words import Vocabulary
+from tests.cache.test_evaluate import embed
+
+TOPICS = ["alpha", "bravo", "carbon", "delta", "ember", "falcon", "garnet", "harbor"]
+
+
+def labelled(n: int, seed: int = 0) -> list[Pair]:
+    """Questions of random topics; two are equal when they ask of the same topic."""
+    rng = random.Random(seed)
+    made = []
+    for number in range(n):
+        one = rng.choice(TOPICS)
+        other = one if number % 2 else rng.choice([topic for topic in TOPICS if topic != one])
+        made.append(
+            (f"how do i use {one} case {number}", f"what is the way to use {other} case {number}", one == other)
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def rule() -> PairRule:
+    """One learnt where cosines tell nothing."""
+    pairs = labelled(600)
+    return fit_pair_rule(pairs, np.full(len(pairs), 0.8), embedder="letters")
+
+
+def test_words_tell_what_cosines_do_not(rule: PairRule) -> None:
+    """New pairs of known topics are told apart at one and the same cosine."""
+    right = [(rule.score(one, other, 0.8) > 0) == same for one, other, same in labelled(200, seed=1)]
+    assert np.mean(right) > 0.95
+
+
+def test_it_is_kept_whole(rule: PairRule, tmp_path: Path) -> None:
+    """A file gives back the same scores; a cut one, another kind of file and none at all are refused."""
+    file = tmp_path / "rule.npz"
+    rule.save(file)
+    again = PairRule.load(file)
+    assert again.embedder == "letters" and [path.name for path in tmp_path.iterdir()] == ["rule.npz"]
+    for one, other, _ in labelled(50, seed=2):
+        assert again.score(one, other, 0.7) == rule.score(one, other, 0.7)
+    file.write_bytes(file.read_bytes()[:-200])
+    for bad in (file, Path(__file__)):
+        with pytest.raises(ValueError, match="no pair rule"):
+            PairRule.load(bad)
+    with pytest.raises(FileNotFoundError):
+        PairRule.load(tmp_path / "nothing.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("form", 99),
+        ("depth", 0),
+        ("child", np.array([10**6])),
+        ("feature", np.array([-1])),
+        ("value", np.array([np.nan])),
+    ],
+)
+def test_trees_that_lead_nowhere_are_refused(rule: PairRule, tmp_path: Path, name: str, value: object) -> None:
+    """Every array of a file is looked at before anything is walked."""
+    file = tmp_path / "rule.npz"
+    rule.save(file)
+    with np.load(file) as kept:
+        arrays = dict(kept)
+    if isinstance(value, np.ndarray):
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[0] = value[0]
+    else:
+        arrays[name] = np.array(value)
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match="no pair rule"):
+        PairRule.load(file)
+
+
+def test_a_pair_looks_the_same_from_both_sides() -> None:
+    """But for the direction of what is compared word by word nothing hangs on who asked first."""
+    one, other = "how do i reset my pin?", "where can i reset a lost pin"
+    there, back = describe(one, other, 0.9, Vocabulary()), describe(other, one, 0.9, Vocabulary())
+    assert len(there) == len(back) and np.allclose(there, back)
+
+
+def test_too_few_pairs_are_said() -> None:
+    """Nothing is learnt of a handful."""
+    with pytest.raises(ValueError, match="too few"):
+        fit_pair_rule(labelled(8), np.full(8, 0.5), embedder="")
+
+
+def test_the_cache_hears_it(rule: PairRule) -> None:
+    """What the rule says of question and candidate is the last feature that the route's own rule learns from."""
+    asked = {}
+
+    def told(features: list[float], right: bool, weight: float, audited: bool) -> None:
+        asked["features"] = features
+
+    cache = SemanticCache(MemoryStore(1 << 20), dimension=2, pair_rule=rule, on_verdict=told)
+    vector = np.array([1.0, 0.0], np.float32)
+    held, question = (
+        Partition(b"p", "how do i use carbon case 7"),
+        Partition(b"p", "what is the way to use carbon case 7"),
+    )
+    cache.record(held, vector, Entry("1", "chat", b"{}", "m", "", 0.0, 1e9, 0.0), key=b"1")
+    miss = cache.propose(question, vector, tenant="", now_s=1.0)
+    assert isinstance(miss, Miss) and miss.comparison is not None
+    cache.audit(miss.comparison.row, right=True)
+    assert len(asked["features"]) == FEATURES
+    assert asked["features"][-1] == rule.score(question.text, held.text, 1.0) > 0
+
+
+def test_the_command_learns_and_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads labelled pairs, tells how well they are told apart, and writes a rule; a bad line is named."""
+    file, out = tmp_path / "pairs.tsv", tmp_path / "rule.npz"
+    lines = [f"{one}\t{other}\t{int(same)}" for one, other, same in labelled(400)]
+    file.write_text("\n".join(["one\tother\tsame", *lines]) + "\n")
+    assert embed("a").shape == (27,)
+    monkeypatch.setattr(sys, "argv", ["pair_fit", str(file), str(out), "--embedder", "tests.cache.test_evaluate:embed"])
+    main()
+    report = json.loads(capsys.readouterr().out)
+    assert report["pairs"] == 400 and report["on_other_questions"]["learned_auc"] > 0.9
+    assert PairRule.load(out).embedder == report["embedder"]
+    file.write_text("one\tother\tsame\n" + "a\tb\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_pairs(file)
+    with pytest.raises(SystemExit, match="line 2"):
+        main()
