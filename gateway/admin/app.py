@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from gateway.admin import (
     audit,
@@ -56,6 +58,7 @@ def make_admin(desk: Desk) -> FastAPI:
     for fault in (OverflowError, UnicodeEncodeError, sa.exc.DataError):
         app.add_exception_handler(fault, _say_unstorable)
     app.add_exception_handler(RequestValidationError, _say_unsound)
+    app.add_exception_handler(HTTPException, _say_refused)
     app.include_router(health.router)
     app.include_router(people.door)
     for room in ROOMS:
@@ -95,6 +98,17 @@ def _say_unsound(request: Request, fault: Exception) -> Response:
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     message = f"{field}: {first['msg']}" if field else str(first["msg"])
     return _say(request, CallerError(message, status=422, code="unsound", param=field or None))
+
+
+async def _say_refused(request: Request, fault: Exception) -> Response:
+    """What the framework itself refuses of the API: no such path, another method, a body that can't be read."""
+    assert isinstance(fault, HTTPException)
+    if _is_page(request):
+        return await http_exception_handler(request, fault)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(fault.status_code, "unsound")
+    answer = _say(request, CallerError(str(fault.detail), status=fault.status_code, code=code))
+    answer.headers.update(fault.headers or {})
+    return answer
 
 
 def _is_page(request: Request) -> bool:

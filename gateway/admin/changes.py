@@ -48,9 +48,11 @@ class DatabaseAway(HeadgateError):
 
 @contextmanager
 def database() -> Iterator[None]:
-    """Turns a database that is away into its own error."""
+    """Turns a database that is away into its own error; what none can hold is not its fault."""
     try:
         yield
+    except sa.exc.DataError:
+        raise
     except sa.exc.SQLAlchemyError as fault:
         raise DatabaseAway() from fault
 

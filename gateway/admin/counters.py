@@ -43,6 +43,10 @@ class StatsRow(BaseModel):
     latency_counts: list[int]
 
 
+Time = Annotated[float, Query(allow_inf_nan=False)]
+"""Unix, seconds."""
+
+
 class Stats(BaseModel):
     """Oldest first."""
 
@@ -51,7 +55,7 @@ class Stats(BaseModel):
 
 
 @router.get("/spend")
-def list_spend(desk: Means, who: Viewer, since_s: float = 0.0) -> list[SpendRow]:
+def list_spend(desk: Means, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
     """Per tenant, key and route since the hour that `since_s` lies in."""
     return [SpendRow(**_in_dollars(row)) for row in desk.store.spend_since(since_s)]
 
@@ -60,8 +64,8 @@ def list_spend(desk: Means, who: Viewer, since_s: float = 0.0) -> list[SpendRow]
 def list_stats(
     desk: Means,
     who: Viewer,
-    since_s: float | None = None,
-    until_s: float | None = None,
+    since_s: Time | None = None,
+    until_s: Time | None = None,
     route: str = "",
     step_s: Annotated[int, Query(ge=60, le=86400, multiple_of=60)] = 60,
 ) -> Stats:

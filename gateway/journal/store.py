@@ -100,6 +100,8 @@ class Store:
     def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
         """By decision id, response id or request id (then the latest), of one tenant or of any."""
         wanted = clean(id)
+        if not wanted:  # many records have no response id
+            return None
         for column in (decisions.c.id, decisions.c.response_id, decisions.c.request_id):
             query = sa.select(decisions.c.payload).where(column == wanted).order_by(decisions.c.time_s.desc())
             if tenant is not None:

@@ -21,7 +21,7 @@ from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
 from gateway.control import serve_control
 from gateway.errors import ConfigError
 from gateway.journal.record import Record
-from gateway.journal.schema import open_engine
+from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import Shipper, ShipState
 from gateway.journal.spool import Spool, spool_dir
 from gateway.journal.store import Store, open_store
@@ -93,6 +93,23 @@ async def test_a_decision_is_explained_with_its_feedback(desk: Desk, client: htt
     assert (await client.get("/admin/decisions/dec_2")).json()["feedback"] == []
     missing = await client.get("/admin/decisions/dec_3")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [("GET", "/admin/stats?since_s=nan", b"", 422, "unsound"), ("GET", "/admin/stats?until_s=inf", b"", 422, "unsound"),
+     ("GET", "/admin/spend?since_s=nan", b"", 422, "unsound"), ("GET", "/admin/nope", b"", 404, "unknown_url"),
+     ("PATCH", "/admin/spend", b"", 405, "method_not_allowed"), ("POST", "/admin/keys", b"\xff", 400, "unsound"),
+     ("POST", "/admin/keys", b"[" * 100_000, 400, "unsound"), ("GET", "/admin/decisions/%00", b"", 404, "not_found")],
+)  # fmt: skip
+async def test_bad_input_is_refused_in_one_shape(
+    desk: Desk, client: httpx.AsyncClient, method: str, path: str, body: bytes, status: int, code: str
+) -> None:
+    """Whoever refuses it, the framework or a room: 4xx, and an error with a code."""
+    write(desk.store, decision(1, response_id=""))
+    answer = await client.request(method, path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert ("allow" in answer.headers) == (status == 405)
 
 
 async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: httpx.AsyncClient) -> None:
@@ -239,6 +256,18 @@ async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> No
     assert store.decision("dec_2") is not None
     assert list(spool.directory.glob("*.seg")) == []
     store.close()
+
+
+async def test_what_no_row_can_hold_is_not_the_databases_fault(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    """NUL, which PostgreSQL has not: the caller is told, not to try again in a moment."""
+    url = postgres_server.new_database()
+    migrate(url)
+    async with controlled(configured(tmp_path, url=url, port=free_port())) as client:
+        await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
+        said = await client.post("/admin/keys", json={"name": "a\0b"})
+        assert (said.status_code, said.json()["error"]["code"]) == (422, "unsound")
 
 
 async def test_a_server_whose_schema_is_behind_ends_it_with_the_command(
