@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cascade.plan import NAMES as CASCADES
 from gateway.config import Config, Secret
 from gateway.config_load import ROUTERS, check, embedded, load, parse
 from gateway.errors import ConfigError
@@ -320,3 +322,9 @@ def test_without_a_file_two_models_of_this_machine_answer() -> None:
 def test_routers_are_named_as_the_registry_names_them() -> None:
     """What the file may say is what can be opened."""
     assert set(ROUTERS) == set(NAMES)
+
+
+def test_the_example_names_every_router_and_cascade() -> None:
+    """Whoever reads it knows what there is to choose from."""
+    told = EXAMPLE.read_text()
+    assert [name for name in (*NAMES, *CASCADES) if not re.search(rf"(?<![\w-]){name}(?![\w-])", told)] == []
