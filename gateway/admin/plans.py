@@ -178,7 +178,7 @@ def _planned(desk: Desk, draft: BatchPlan, folder: Path) -> dict[str, Any]:
     )
     order = Order(
         terms=terms, budget_usd=draft.budget_usd, deadline_s=draft.deadline_s or inf, skip_bad=draft.skip_bad,
-        concurrency=server.batch_concurrency, kind="jsonl",
+        cascade=True, concurrency=server.batch_concurrency, kind="jsonl",
     )  # fmt: skip
     shop = open_shop(config, open_book(config, read_settings(server.run_dir)))
     made = plan_job(folder / INPUT, folder, order, shop)

@@ -1,6 +1,6 @@
 """Batch jobs: the whole job is planned before a cent is spent, then run, resumable, within its budget.
 
-    source -> read -> estimate -> dedupe -> pilot -> assign -> frontier -> plan          run (plan -> results)
+    source -> read -> estimate -> dedupe -> pilot -> arms -> assign -> frontier -> plan          run (plan -> results)
 
 `types` has the nouns. Planning decides with two pure functions of gateway/batch/assign.py:
 
@@ -10,6 +10,9 @@
         The same for the prompts `rest` (rows, as an index array) with what is left of money and time; never raises:
         prompts that nothing is left for, and those outside `rest`, stay UNASSIGNED. `shortfall` counts the former.
 
-and `plan_job(path, folder, order, shop) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command and
+Where the route has a trained cascade, `with_climbs` of gateway/batch/climbs.py adds arms whose answers may be asked
+again of better models: always for /v1/batches, as live, and for the command where it says `--cascade`.
+
+`plan_job(path, folder, order, shop) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command and
 for /v1/batches; `open_shop(config, book)` of gateway/batch/shop.py gives it the gateway as it has learnt.
 """

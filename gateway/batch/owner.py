@@ -179,7 +179,8 @@ class Owner:
         )  # fmt: skip
         order = Order(
             terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad,
-            concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl", metadata=card.metadata,
+            cascade=True, concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl",
+            metadata=card.metadata,
         )  # fmt: skip
         plan = plan_job(source, folder, order, open_shop(self.s.config, self.s.book))
         source.unlink()
