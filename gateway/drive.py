@@ -30,7 +30,7 @@ from gateway.wire.answer import with_text
 from gateway.wire.relay import Relay
 
 MAY_PASS = frozenset(
-    {"connect", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
+    {"connect", "loading", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
      "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
 )
 """Failures that the same model may get over. A timeout is not among them: it has eaten the time."""

@@ -16,6 +16,7 @@ from typing import Self
 FAILURES = frozenset(
     {
         "connect",          # no connection could be made
+        "loading",          # a server of our own that is not up yet
         "timeout",          # no answer in time
         "reset",            # the connection broke before the answer was whole
         "rate_limited",     # 429

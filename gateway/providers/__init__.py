@@ -9,7 +9,7 @@ from __future__ import annotations
 from gateway.config import ProviderConfig, Server
 from gateway.providers.anthropic import AnthropicProvider
 from gateway.providers.azure import AzureProvider
-from gateway.providers.managed import managed_base_url
+from gateway.providers.managed import ManagedPool, managed_base_url
 from gateway.providers.openai import OpenAIProvider
 from gateway.providers.provider import Provider
 
@@ -34,5 +34,5 @@ def open_provider(config: ProviderConfig, server: Server) -> Provider:
     else:
         kind = _KINDS[config.kind]
     if config.kind in ("local", "scripted") and not config.base_url:
-        return kind(config, base_url=managed_base_url(config, server))
+        return kind(config, base_url=managed_base_url(config, server), pool=ManagedPool)
     return kind(config, base_url=config.base_url)

@@ -20,6 +20,8 @@ from gateway.upstream import Endpoint, Pool
 MAX_SOCKET_PATH_BYTES = 107
 """The kernel's limit on the path of a unix socket."""
 _MODULES = {"local": "local_models", "scripted": "gateway.providers.scripted"}
+RETRY_AFTER_S = 3.0
+"""Longer than a climb waits for one model while another could answer."""
 _PROBE = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
 
 
@@ -58,6 +60,18 @@ def socket_path(config: ProviderConfig, server: Server) -> Path:
 
 def managed_base_url(config: ProviderConfig, server: Server) -> str:
     return f"unix:{socket_path(config, server)}:/v1"
+
+
+class ManagedPool(Pool):
+    """Connections to a child of ours: where it isn't up it soon is, because the supervisor starts it, or starts it
+    again."""
+
+    def unreached(self, error: Exception) -> UpstreamError:
+        if not isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            return super().unreached(error)
+        name = Path(self.endpoint.uds).stem
+        message = f"the local server {name} is still loading; try again in a few seconds"
+        return UpstreamError("loading", message, status=503, retry_after_s=RETRY_AFTER_S)
 
 
 async def is_ready(socket: Path, *, timeout_s: float = 1.0) -> bool:

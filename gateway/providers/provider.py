@@ -40,7 +40,7 @@ class Provider(ABC):
     forwarded: ClassVar[tuple[bytes, ...]] = (b"traceparent", b"tracestate")
     """Client headers handed on, lower case."""
 
-    def __init__(self, config: ProviderConfig, *, base_url: str = "") -> None:
+    def __init__(self, config: ProviderConfig, *, base_url: str = "", pool: type[Pool] = Pool) -> None:
         self.config = config
         self.name = config.name
         self.engine = PROFILES.get(config.engine)
@@ -48,7 +48,7 @@ class Provider(ABC):
         self.endpoint = self._endpoint(base_url or self.default_base_url)
         self._fixed = self._fixed_headers()
         self._heads: dict[tuple[str, str, bool], bytes] = {}
-        self.pool = Pool(
+        self.pool = pool(
             self.endpoint,
             max_connections=config.max_connections,
             connect_timeout_s=config.connect_timeout_s,

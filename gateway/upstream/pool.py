@@ -94,6 +94,10 @@ class Pool:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
 
+    def unreached(self, error: Exception) -> UpstreamError:
+        """What a connection that could not be made is to those who wanted it."""
+        return UpstreamError("connect", f"no connection to {self.endpoint}: {error}")
+
     # ---- an exchange
 
     async def _exchange(
@@ -183,7 +187,7 @@ class Pool:
             raise UpstreamError("connect", f"{self.endpoint} did not accept a connection in time") from None
         except (OSError, ValueError) as error:  # TLS and resolver errors are OSErrors too
             self._undo(connection)
-            raise UpstreamError("connect", f"no connection to {self.endpoint}: {error}") from error
+            raise self.unreached(error) from error
         except BaseException:
             self._undo(connection)
             raise
