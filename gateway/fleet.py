@@ -20,6 +20,8 @@ from routers.replicas import Job, Load, Paces, least_delay
 from routers.types import Candidate
 
 _log = logging.getLogger("headgate.fleet")
+_LEVELS = {"rate_limited": logging.DEBUG}
+"""A provider at its limit says so every few seconds; the metrics count it."""
 
 HALF_LIFE_S = 300.0
 """After which an observation counts half."""
@@ -215,10 +217,10 @@ class Fleet:
         output_tokens: int = 0,
     ) -> None:
         """An answer came whole, streamed or not."""
-        was_open = deployment.breaker.opens_s
+        why = deployment.breaker.reason
         deployment.breaker.succeed(now)
-        if was_open and not deployment.breaker.opens_s:
-            _log.warning("deployment %s serves again", deployment.id)
+        if why and not deployment.breaker.reason:
+            _log.log(_LEVELS.get(why, logging.WARNING), "deployment %s serves again", deployment.id)
         if job is not None and deployment.load is not None:
             deployment.load.end(job)
             if latency_s is not None:
@@ -238,7 +240,8 @@ class Fleet:
         was_open = deployment.breaker.opens_s
         deployment.breaker.fail(failure, now, retry_after_s)
         if not was_open and deployment.breaker.opens_s:
-            _log.warning("deployment %s is left alone after its failures: %s", deployment.id, failure)
+            level = _LEVELS.get(failure, logging.WARNING)
+            _log.log(level, "deployment %s is left alone after its failures: %s", deployment.id, failure)
 
     def healthy(self, model: str, now: float) -> bool:
         """True while some deployment of the model may be tried."""
