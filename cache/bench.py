@@ -2,7 +2,8 @@
 
 `eviction`: share of cost saved on Zipf and drifting traces. `affinity`: cached tokens of an agent workload over
 eight deployments. `index`: search time and recall. `tenants`: a thousand of them in one structure. `latency`:
-key, exact look-up and whole semantic look-up. Times are CPU time, so that a busy machine does not count.
+key, exact look-up and whole semantic look-up. `embedding`: the vector of one question, by each of `--embedders`.
+Times are CPU time, so that a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 import msgspec
 
 from cache.bench_eviction import bench_eviction
-from cache.bench_index import bench_index, bench_tenants, cpu_ms, near_real, trusting
+from cache.bench_index import bench_index, bench_tenants, cpu_beside, cpu_ms, near_real, trusting
 from cache.entry import Entry
+from cache.evaluate import load_embedder
 from cache.key import Partition, exact_key
 from cache.link import Link
 from cache.memory import MemoryStore
@@ -175,13 +177,28 @@ def bench_latency(entries: int = 1000, dimension: int = 384, redis_url: str = ""
     return figures
 
 
+def bench_embedding(specs: list[str], times: int = 500) -> dict[str, dict[str, float]]:
+    """Milliseconds of CPU for the vector of a question of 16 tokens, embedders in turn so that all meet the same
+    machine: median and fastest tenth.
+    """
+    text = "how do i change the delivery address of my order before it ships now"
+    opened = {spec: load_embedder(spec)[0] for spec in specs}
+    works = {spec: (lambda _, embed=embed: embed(text)) for spec, embed in opened.items()}
+    spent = {spec: sorted(taken) for spec, taken in cpu_beside(works, times).items()}
+    return {
+        spec: {"p50_ms": round(taken[times // 2], 3), "p10_ms": round(taken[times // 10], 3)}
+        for spec, taken in spent.items()
+    }
+
+
 def main() -> None:
     """Run the benchmarks named on the command line, all of them when none is."""
     parser = argparse.ArgumentParser("python -m cache.bench", description=__doc__)
-    every = ("eviction", "affinity", "index", "tenants", "latency")
+    every = ("eviction", "affinity", "index", "tenants", "latency", "embedding")
     parser.add_argument("names", nargs="*", choices=[*every, []], help="all when none is named")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="vectors of `index`")
     parser.add_argument("--redis", default="", help="URL of a Redis for `latency`")
+    parser.add_argument("--embedders", nargs="+", default=[], help="of `embedding`: native:FOLDER, onnx:FOLDER, ...")
     asked = parser.parse_args()
     benches: dict[str, Callable[[], object]] = {
         "eviction": bench_eviction,
@@ -189,6 +206,7 @@ def main() -> None:
         "index": lambda: bench_index(tuple(asked.sizes)),
         "tenants": bench_tenants,
         "latency": lambda: bench_latency(redis_url=asked.redis),
+        "embedding": lambda: bench_embedding(asked.embedders),
     }
     json.dump({name: benches[name]() for name in asked.names or every}, sys.stdout, indent=2)
     sys.stdout.write("\n")

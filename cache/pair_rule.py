@@ -2,8 +2,9 @@
 
 A cosine alone tells poorly (of Quora's pairs at .95 an eighth are different questions); what tells is how rare the
 rarest words are that both have and that only one has. The trees are fitted by scikit-learn and walked here by numpy,
-all at once; with the words it takes some 0.2 ms. A route's semantic cache takes the score for one more feature of its own learned rule, so
-that the bound on false hits stays with its audits. Refused: a file of another form, and vectors of another embedder.
+all at once; with the words it takes some 0.2 ms. A route's semantic cache takes the score for one more feature of its
+own learned rule, so that the bound on false hits stays with its audits. Refused: a file of another form, and vectors
+of another embedder.
 """
 
 from __future__ import annotations

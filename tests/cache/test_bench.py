@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cache.bench import bench_embedding
 from cache.bench_eviction import Frequent, Recent, bench_eviction, eviction_traces, saved_share
 from cache.bench_index import bench_index, bench_tenants
 from cache.eviction import LeastExpectedCost
@@ -25,6 +26,13 @@ def test_the_table_lays_known_figures_beside_ours(capsys: pytest.CaptureFixture[
     assert len(rows) == 10 and all(len(row["here"]) == 4 for row in rows.values())
     assert rows["drift x6, 10:1, 2%"]["known"]["GDSF"] == 0.437 and not rows["zipf 0.6, 10:1, 10%"]["known"]
     assert "drift x6" in capsys.readouterr().err
+
+
+def test_embedders_are_timed_beside_each_other() -> None:
+    """Each embedder has its median and its fastest tenth."""
+    spec = "tests.cache.test_evaluate:embed"
+    figures = bench_embedding([spec], times=20)[spec]
+    assert 0 < figures["p10_ms"] <= figures["p50_ms"]
 
 
 def test_many_tenants_share_one_structure_and_no_answer() -> None:
