@@ -23,6 +23,8 @@ SIZE = 64
 """Tokens of a block."""
 _LEAST_PART = 4
 """Tokens in common for which a part of a block is copied (`local_models.blocks`)."""
+_EIGHT_BITS = 2 * 64 / (64 + 4)
+"""Blocks of eight bits in the memory of one of sixteen, at heads of 64 (`local_models.attention.Pool`)."""
 _AGAIN = 0.4
 """How many prompts begin like an earlier one may."""
 
@@ -189,7 +191,9 @@ def prefix_cases(requests: int, seed: int = 1) -> list[dict[str, Any]]:
             rates = {
                 "marconi": hit_rate(trace, blocks, 1.0),
                 "lru": hit_rate(trace, blocks, None),
+                "marconi, keys of eight bits": hit_rate(trace, int(blocks * _EIGHT_BITS), 1.0),
                 "marconi, as much again on the shelf": hit_rate(trace, blocks, 1.0, blocks),
+                "marconi, four times as much there": hit_rate(trace, blocks, 1.0, 4 * blocks),
                 "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, distinct),
                 "unbounded": hit_rate(trace, 2 * distinct, None),
                 "at best knowing the future": foreseen(trace, blocks),
