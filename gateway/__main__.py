@@ -44,6 +44,9 @@ def main() -> None:
     except HeadgateError as error:
         typer.secho(error.message, fg="red", err=True)
         sys.exit(2)
+    except OSError as error:
+        typer.secho(f"{error.filename or 'headgate'}: {error.strerror or error}", fg="red", err=True)
+        sys.exit(2)
 
 
 def mount() -> None:

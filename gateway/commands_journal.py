@@ -61,7 +61,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write queries.parquet and outcomes.parquet to.")],
     config: ConfigPath = None,
     route: Annotated[str, typer.Option(help="Only this route.")] = "",
-    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.")] = 0.0,
+    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.", min=0.0)] = 0.0,
     json: Json = False,
 ) -> None:
     """Write the journal as outcome data, which `train`, `evaluate` and other tools read."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.learn.whatif import Answer, Figure, Policy
 
 Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
+AtLeastNothing = Annotated[float | None, typer.Option(min=0.0)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,13 +39,13 @@ def whatif(
     route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
     cost_weight: Share = None,
     min_quality: Share = None,
-    max_cost_usd: float | None = None,
-    max_latency_s: float | None = None,
+    max_cost_usd: AtLeastNothing = None,
+    max_latency_s: AtLeastNothing = None,
     models: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
     accept_at: Share = None,
     router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name.")] = "",
     explore: Share = None,
-    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.")] = 0.0,
+    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.", min=0.0)] = 0.0,
     data: Annotated[Path | None, typer.Option(help="Ask this folder of outcomes instead of the journal.")] = None,
     json: Json = False,
 ) -> None:

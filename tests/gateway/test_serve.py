@@ -152,6 +152,20 @@ def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
     assert done.returncode == 2 and "headgate migrate" in done.stderr and "answers on" not in done.stdout
 
 
+def test_what_the_command_is_given_wrongly_ends_it_in_one_line(tmp_path: Path) -> None:
+    """A folder that can't be made, amounts that are none: status 2 and a sentence, never a traceback."""
+    path, _, _ = write_config(tmp_path)
+    (tmp_path / "file").touch()
+    for words, said in [
+        (("export", "--out", str(tmp_path / "file" / "out")), f"{tmp_path}/file/out: Not a directory\n"),
+        (("whatif", "--max-cost-usd", "nan"), "--max-cost-usd"),
+        (("whatif", "--max-latency-s", "-1"), "--max-latency-s"),
+        (("export", "--out", str(tmp_path / "o"), "--since-hours", "-1"), "--since-hours"),
+    ]:  # fmt: skip
+        done = headgate(*words, "--config", str(path))
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_the_version_is_told() -> None:
     """As every command's is."""
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
