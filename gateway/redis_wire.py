@@ -29,6 +29,8 @@ PATIENCE = 3
 """Failures in a row before commands fail without being sent."""
 REST_S = 0.5
 """How long they do, until one may try again."""
+HELD_UP_S = 0.02
+"""A timer this late tells that the loop was held up, so that an answer may lie unread."""
 
 
 class RedisAway(RedisError):
@@ -197,6 +199,8 @@ class _Line(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._outgoing: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
+        self._looked_again = False
+        """Since something last came."""
 
     def send(self, words: Sequence[Word]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -217,15 +221,20 @@ class _Line(asyncio.Protocol):
         self._outgoing.clear()
 
     def _look(self) -> None:
-        """Answers come in order, so one that is late makes all behind it late: the connection goes."""
+        """Answers come in order, so one that is late makes all behind it late: the connection goes. A loop that was
+        held up reads its sockets once before it says so.
+        """
         self._watch = None
         if not self._waiting:
             return
-        due_s = self._waiting[0][1]
-        if self._loop.time() >= due_s:
-            self.close(TimeoutError(f"no answer within {self._timeout_s:g} s"))
-        else:
+        due_s, now = self._waiting[0][1], self._loop.time()
+        if now < due_s:
             self._watch = self._loop.call_at(due_s, self._look)
+        elif now - due_s > HELD_UP_S and not self._looked_again:
+            self._looked_again = True
+            self._watch = self._loop.call_later(HELD_UP_S, self._look)
+        else:
+            self.close(TimeoutError(f"no answer within {self._timeout_s:g} s"))
 
     def close(self, why: Exception) -> None:
         self.broken = True
@@ -248,6 +257,7 @@ class _Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
+        self._looked_again = False
         try:
             reader.feed(data)
             reply = reader.gets()

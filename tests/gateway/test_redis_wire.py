@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 
 from gateway import redis_wire
 from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
@@ -124,3 +126,33 @@ async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWir
         await stranger.close()
     finally:
         await wire.ask("CONFIG", "SET", "requirepass", "")
+
+
+def test_an_answer_unread_by_a_loop_that_was_held_up_is_in_time(redis_server: RedisServer) -> None:  # noqa: F811
+    """Redis answered; that this process didn't come to read it is not Redis' fault. (uvloop calls timers before it
+    reads.)
+    """
+
+    async def ask_and_be_held_up() -> object:
+        wire, loop = RedisWire(redis_server.url, timeout_s=0.2), asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+
+        def hold_up() -> None:
+            loop.remove_reader(ours)
+            time.sleep(0.5)
+
+        try:
+            await wire.ask("PING")
+            asking = asyncio.create_task(wire.ask("BLPOP", "nothing", 0.1))  # answered while nobody reads
+            await asyncio.sleep(0.01)  # by now it is sent
+            loop.add_reader(ours, hold_up)
+            theirs.send(b"x")
+            return await asking
+        finally:
+            await wire.close()
+            ours.close()
+            theirs.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask_and_be_held_up()) is None
