@@ -149,15 +149,7 @@ def client_timeout_s(headers: Mapping[bytes, bytes], limit_s: float) -> float:
     return min(seconds, limit_s) if seconds > 0 and math.isfinite(seconds) else limit_s
 
 
-_HEADERS = {
-    b"x-headgate-cost-weight": "cost_weight",
-    b"x-headgate-min-quality": "min_quality",
-    b"x-headgate-max-cost-usd": "max_cost_usd",
-    b"x-headgate-max-latency-s": "max_latency_s",
-    b"x-headgate-models": "models",
-    b"x-headgate-cache": "cache",
-    b"x-headgate-route": "route",
-}
+_PREFIX = b"x-headgate-"
 _RANGES = {  # in the order of Knobs' fields
     "cost_weight": (0.0, 1.0),
     "min_quality": (0.0, 1.0),
@@ -167,11 +159,13 @@ _RANGES = {  # in the order of Knobs' fields
 
 
 def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
-    """The body's `headgate` object wins over headers; it is taken out of the body here."""
+    """The body's `headgate` object wins over headers; it is taken out of the body here. A knob that nobody knows is
+    refused, wherever it is stated: a bound that was mistyped would bound nothing.
+    """
     stated: dict[str, Any] = {}
-    for header, name in _HEADERS.items():
-        value = headers.get(header)
-        if value is not None:
+    for header, value in headers.items():
+        if header.startswith(_PREFIX):
+            name = header[len(_PREFIX) :].decode("latin-1").replace("-", "_")
             stated[name] = value.decode("latin-1").strip()
     field = raw.pop(KNOB_FIELD, None)
     if field is not None and bytes(field) != b"null":

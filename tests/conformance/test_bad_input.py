@@ -128,6 +128,15 @@ async def test_bad_bodies(strict: House, surface: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("surface", PATHS)
+async def test_a_mistyped_knob_in_a_header(strict: House, surface: str) -> None:
+    """Refused: a bound that nobody reads would bound nothing."""
+    headers = {"authorization": f"Bearer {KEY}", "x-headgate-max-cost": "0.01"}
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(strict.url + PATHS[surface], json=good(surface), headers=headers)
+    check(answer, surface, 400, "headgate.max_cost")
+
+
+@pytest.mark.parametrize("surface", PATHS)
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer hg-wrong", "Basic aGk6aGk=", "Bearer \xff\xfe"])
 async def test_bad_keys(strict: House, surface: str, key: str) -> None:
     """No key, half a key, a wrong one, one in another scheme: 401 in the client's own shape."""
