@@ -24,9 +24,11 @@ _LARGEST = 128
 """Vectors of a cell before it is split."""
 _SMALLEST = 8
 """A cell with fewer left is given up to its neighbours."""
-_READ = 24
+_READ_DIMENSIONS = 6912
+"""Wide vectors take longer to compare, so fewer cells of them are read: 18 of 384 dimensions, 36 of 192."""
+_READ_LEAST = 12
 _READ_ONE_OF = 480
-"""A search reads so many cells, and one more for each so many that there are."""
+"""And one cell more for each so many that there are."""
 _AROUND = 16
 """Cells around a split whose vectors may lie nearer to a new centre."""
 _SAMPLE = 512
@@ -85,7 +87,8 @@ class CellIndex:
         if self._centres is None:
             return [], []
         row = quantized(vector)[0]
-        read = [self._cells[number] for number in self._nearest(row, _READ + len(self._cells) // _READ_ONE_OF)]
+        reads = max(_READ_LEAST, _READ_DIMENSIONS // len(row)) + len(self._cells) // _READ_ONE_OF
+        read = [self._cells[number] for number in self._nearest(row, reads)]
         near = [cell.products(row) for cell in read]
         ends = np.cumsum([len(part) for part in near])
         best = most(np.concatenate(near), 2 * k)
