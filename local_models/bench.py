@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,10 @@ import numpy
 import torch
 
 from local_models import shipped_models
+from local_models.checkpoint import expected_shapes
 from local_models.decoder import DTYPES, Decoder
 from local_models.engine import Engine, EngineOptions
-from local_models.prefixes import prefix_cases
+from local_models.prefixes import blocks_met, prefix_cases, prefix_trace
 from local_models.quant import int8_levels
 from local_models.request import Delta, Request
 from local_models.shape import Shape, shape_of
@@ -257,6 +259,46 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
     return {"requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps}
 
 
+def first_token_case(kind: str, requests: int) -> dict[str, Any]:
+    """CPU-milliseconds to the first token of a trace's prompts, one after another (3M shape, float32), with memory for
+    a tenth of their blocks.
+    """
+    decoder = Decoder(random_shape(SHAPES["3m"]), random_weights(SHAPES["3m"]))
+    codec, trace = TextCodec(shipped_models()["tiny-small"]), prefix_trace(kind, 1, requests)
+    kv_tokens = max(32, len(blocks_met(trace)) // 10) * decoder.block_tokens
+    rules: dict[str, dict[str, Any]] = {
+        "no cache": {"share_prefixes": False}, "lru": {"eviction_alpha": None}, "marconi": {},
+    }  # fmt: skip
+    engines = {name: Engine(decoder, codec, EngineOptions(kv_tokens, **rule)) for name, rule in rules.items()}
+    waits: dict[str, list[float]] = {name: [] for name in rules}
+    for at, asked in enumerate(trace):
+        for name, engine in engines.items():
+            began_s = time.process_time()
+            engine.add(Request(str(at), tuple(asked.prompt), 2, ignore_end=True))
+            while not any(isinstance(event, Delta) for event in engine.step()):
+                pass
+            waits[name].append(1e3 * (time.process_time() - began_s))
+            while engine.busy:
+                engine.step()
+    return {
+        "trace": kind, "requests": requests, "kv_tokens": kv_tokens,
+        "hit_rate": {
+            name: blocks.hit_tokens / blocks.asked_tokens
+            for name, blocks in ((name, engine.scheduler.blocks) for name, engine in engines.items())
+        },
+        "mean_ms": {name: statistics.mean(spent) for name, spent in waits.items()},
+        "again_ms": {
+            name: statistics.mean(ms for ms, asked in zip(spent, trace, strict=True) if asked.again)
+            for name, spent in waits.items()
+        },
+    }  # fmt: skip
+
+
+def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(size) * 0.02 for name, size in expected_shapes(random_shape(config)).items()}
+
+
 def _print_decode(row: dict[str, Any]) -> None:
     print(f"\n{row['streams']} streams, {row['prompt_tokens']} prompt + {row['new_tokens']} new tokens")
     own, own_decode = row["cpu_s"]["engine"], row["decode_cpu_s"]["engine"]
@@ -298,6 +340,7 @@ def main() -> None:
                 sys.stdout.flush()
     if arguments.only in (None, "prefix"):
         report["prefix"] = prefix_cases(600)
+        report["first_token"] = [first_token_case(kind, 200) for kind in ("shared", "turns")]
     if arguments.only in (None, "admission"):
         report["admission"] = admission_case(300, arguments.rounds)
     if arguments.json:
@@ -306,6 +349,12 @@ def main() -> None:
     for row in report.get("prefix", []):
         rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
         print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rate {rates}")
+    for row in report.get("first_token", []):
+        told = ", ".join(
+            f"{name} {row['hit_rate'][name]:.1%}: {row['mean_ms'][name]:.1f} ms, {ms:.1f} where asked again"
+            for name, ms in row["again_ms"].items()
+        )
+        print(f"\nfirst token, {row['trace']}, memory for a tenth of all blocks: found, and CPU time: {told}")
     if "admission" in report:
         row = report["admission"]
         ratio = row["cpu_s"]["worst case"] / row["cpu_s"]["predicted"]

@@ -76,6 +76,12 @@ def prefix_trace(kind: str, seed: int, requests: int) -> list[Asked]:
     return trace
 
 
+def blocks_met(trace: Sequence[Asked]) -> Counter[tuple[int, ...]]:
+    """How often each block of a prompt occurs in a trace."""
+    prompts = [asked.prompt for asked in trace]
+    return Counter(tuple(prompt[at : at + SIZE]) for prompt in prompts for at in range(0, len(prompt), SIZE))
+
+
 class NamesOnly:
     """A shelf that keeps names and no contents: for counting hits."""
 
@@ -183,10 +189,8 @@ def prefix_cases(requests: int, seed: int = 1) -> list[dict[str, Any]]:
     rows = []
     for kind in ("shared", "turns"):
         trace = prefix_trace(kind, seed, requests)
-        prompts = [asked.prompt for asked in trace]
-        met = Counter(tuple(prompt[at : at + SIZE]) for prompt in prompts for at in range(0, len(prompt), SIZE))
-        again = sum(count > 1 for count in met.values())
-        distinct = len(met)
+        met = blocks_met(trace)
+        again, distinct = sum(count > 1 for count in met.values()), len(met)
         for of, blocks in (("all blocks", distinct // 10), ("blocks asked for again", max(20, again // 10))):
             rates = {
                 "marconi": hit_rate(trace, blocks, 1.0),

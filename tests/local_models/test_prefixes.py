@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from local_models.bench import first_token_case
 from local_models.prefixes import SIZE, Asked, foreseen, hit_rate, prefix_trace, unforeseen
 
 
@@ -70,3 +71,11 @@ def test_what_is_asked_again_outlives_what_is_not() -> None:
         traces = [prefix_trace(kind, seed, 400) for seed in (21, 22)]
         ours, lru = (sum(hit_rate(trace, 30, alpha) for trace in traces) for alpha in (1.0, None))
         assert ours >= factor * lru
+
+
+def test_an_engine_finds_what_the_count_says() -> None:
+    """What an engine whose first tokens are timed finds of a trace is what the count finds; nothing without sharing."""
+    told = first_token_case("shared", 12)
+    blocks = told["kv_tokens"] // SIZE
+    assert told["hit_rate"]["no cache"] == 0 and min(told["mean_ms"].values()) > 0
+    assert told["hit_rate"]["marconi"] == pytest.approx(hit_rate(prefix_trace("shared", 1, 12), blocks, 1.0), abs=0.02)
