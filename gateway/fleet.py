@@ -1,7 +1,8 @@
 """The deployments of every model: how each is doing, and which takes the next request.
 
 A breaker takes a failing deployment out of the draw, but never the last one of its model: a request that may
-fail is better than one that must. Pure but for its own counters; time and the random draw are arguments.
+fail is better than one that must. Pure but for its own counters and a line of the log when one is left alone; time
+and the random draw are arguments.
 """
 
 from __future__ import annotations
