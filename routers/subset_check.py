@@ -1,0 +1,181 @@
+"""Shows which models of a folder of outcomes to keep loaded: `python -m routers.subset_check DIR [--json]`.
+
+A gate is fitted once on the training rows. Subsets of one, two, ... models are chosen on those rows by its out-of-fold
+estimates, by greedy and by exhaustive search, under limits of mean cost (and of mean latency where the data knows it),
+each a share of what the best single model spends. What is reported was realised on the test rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.cores import one_core
+from routers.cost import LogLinear
+from routers.estimators.base import Matrix
+from routers.features import shipped_featurizer
+from routers.fit import described, fit_learned, out_of_fold, predicted
+from routers.onboarding_check import priced
+from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.registry import estimator_named
+from routers.subset import EXACT_MOST, Choice, Fleet, Limits, NoSubset, exact, gated, greedy, judged
+
+SHARES: tuple[float | None, ...] = (None, 0.5, 0.2)
+"""Of the best single model's mean spend; None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a gate expects of some queries, and what came of them."""
+
+    expected: Fleet
+    scores: Matrix
+    spends: dict[str, Matrix]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m routers.subset_check", description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--estimator", default="linear")
+    parser.add_argument("--most", type=int, default=4, help="largest subset")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator)
+    report = compared(train, test, models, asked.most)
+    print(json.dumps(report) if asked.json else _told(report))
+
+
+def expected(data: Outcomes, name: str) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """Training rows with out-of-fold estimates, test rows with those of the gate. DataError where there are no models,
+    more than are searched through, or no test rows.
+    """
+    if not 2 <= len(data.models) <= EXACT_MOST:
+        raise DataError(f"outcomes.parquet: {len(data.models)} models with a cost; from 2 to {EXACT_MOST} are compared")
+    featurizer, held = shipped_featurizer(), data.splits == "test"
+    if not held.any() or held.all():
+        raise DataError("queries.parquet: field split: rows of both splits are needed")
+    train, test = data.rows(~held), data.rows(held)
+    x, test_x = described(train, featurizer), described(test, featurizer)
+    gate = fit_learned(estimator_named(name), train, x, featurizer)
+    quality, cost = out_of_fold(name, train, x, featurizer)
+    test_quality, test_cost = predicted(gate, test_x)
+    own, other = {"cost_usd": cost}, {"cost_usd": test_cost}
+    if np.isfinite(data.latency_s).all():
+        z, test_z = (gate.projection.apply(rows).astype(np.float64) for rows in (x, test_x))
+        latency = LogLinear().fit(z, train.latency_s)
+        own["latency_s"], other["latency_s"] = latency.predict(z), latency.predict(test_z)
+    rows = [
+        Rows(Fleet(found, spends), part.scores, {key: getattr(part, key) for key in spends})
+        for part, found, spends in ((train, quality, own), (test, test_quality, other))
+    ]
+    return rows[0], rows[1], data.models
+
+
+def compared(train: Rows, test: Rows, models: tuple[str, ...], most: int) -> dict[str, Any]:
+    """Under every combination of limits, subsets of every size beside all models and beside the best single one."""
+    best = int(train.scores.mean(0).argmax())
+    spends = tuple(train.spends)
+    return {
+        "queries": len(test.scores),
+        "latency known": "latency_s" in spends,
+        "best single": {"model": models[best], **_realised(np.full(len(test.scores), best, np.intp), test)},
+        "limits": [
+            _under(train, test, models, most, _means(train, best, dict(zip(spends, shares, strict=True))))
+            for shares in product(SHARES, repeat=len(spends))
+        ],
+    }
+
+
+def _means(train: Rows, best: int, shares: dict[str, float | None]) -> dict[str, float]:
+    spent = {name: float(train.spends[name][:, best].mean()) for name in shares}
+    return {name: share * spent[name] for name, share in shares.items() if share is not None}
+
+
+def _under(train: Rows, test: Rows, models: tuple[str, ...], most: int, means: dict[str, float]) -> dict[str, Any]:
+    every = judged(train.expected, Limits(len(models), means), range(len(models)))
+    if every is None:
+        return {"means": means, "all models": None, "sizes": []}
+    picks = _gate(every, test)
+    sizes = [_sized(train, test, models, Limits(size, means), picks) for size in range(1, min(most, len(models)) + 1)]
+    return {"means": means, "all models": _realised(picks, test), "sizes": sizes}
+
+
+def _sized(
+    train: Rows, test: Rows, models: tuple[str, ...], limits: Limits, every: NDArray[np.intp]
+) -> dict[str, Any]:
+    """One size: the exhaustive choice, the greedy one's share of its worth, and the models best on their own. `every`:
+    where the test rows go when all models are loaded.
+    """
+    try:
+        best, quick = exact(train.expected, limits), greedy(train.expected, limits)
+    except NoSubset:
+        return {"models": limits.models, "chosen": None}
+    alone = np.argsort(-train.scores.mean(0))[: limits.models].tolist()
+    top, picks, rows = judged(train.expected, limits, alone), _gate(quick, test), np.arange(len(test.scores))
+    lost = test.scores[rows, picks] - test.scores[rows, every]
+    return {
+        "models": limits.models,
+        "chosen": [models[j] for j in quick.models],
+        "share of the exhaustive worth": quick.worth / best.worth,
+        "greedy": _realised(picks, test),
+        "against all models": float(lost.mean()),
+        "half width": float(1.96 * lost.std(ddof=1) / np.sqrt(len(lost))),
+        "exhaustive": _realised(_gate(best, test), test),
+        "best on their own": top and _realised(_gate(top, test), test),
+    }
+
+
+def _gate(choice: Choice, test: Rows) -> NDArray[np.intp]:
+    return gated(choice, test.expected.quality, test.expected.spends)
+
+
+def _realised(picks: NDArray[np.intp], test: Rows) -> dict[str, float]:
+    """Mean score and spends when each query goes to its column."""
+    at = np.arange(len(test.scores)), picks
+    spent = {name: float(spend[at].mean()) for name, spend in test.spends.items()}
+    return {"quality": float(test.scores[at].mean()), **spent}
+
+
+def _told(report: dict[str, Any]) -> str:
+    lines = [f"{report['queries']} test queries; quality and mean spends realised on them"]
+    if not report["latency known"]:
+        lines.append("latency is not known here: limits are of cost alone")
+    lines.append(f"best single: {_line(report['best single'])}  {report['best single']['model']}")
+    for part in report["limits"]:
+        means = ", ".join(f"{name} {most:.3g}" for name, most in part["means"].items())
+        lines += [f"limits: {means or 'none'}", f"  all models:    {_line(part['all models'])}"]
+        for row in part["sizes"]:
+            lines += _row(row)
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    if row["chosen"] is None:
+        return [f"  {row['models']} at most: no subset keeps the limits"]
+    gap = f"{row['against all models']:+.4f} ± {row['half width']:.4f} against all models"
+    share = f"{row['share of the exhaustive worth']:.2%}"
+    return [
+        f"  {row['models']} at most: {', '.join(row['chosen'])}",
+        f"    greedy:        {_line(row['greedy'])}  {gap}",
+        f"    exhaustive:    {_line(row['exhaustive'])}  greedy expects {share} of it",
+        f"    best alone:    {_line(row['best on their own'])}",
+    ]
+
+
+def _line(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "breaks the limits"
+    spent = [f"{name} {value:.3g}" for name, value in found.items() if name not in ("quality", "model")]
+    return f"{found['quality']:.4f}  {'  '.join(spent)}"
+
+
+if __name__ == "__main__":
+    with one_core():
+        main()
