@@ -47,7 +47,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4, help="largest subset")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator)
+    if asked.most < 1:
+        parser.error(f"--most {asked.most}: at least one model must be loaded")
+    try:
+        train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator)
+    except ValueError as error:  # the data, or the estimator's name
+        parser.error(str(error))
     report = compared(train, test, models, asked.most)
     print(json.dumps(report) if asked.json else _told(report))
 

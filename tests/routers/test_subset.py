@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +230,17 @@ def test_the_check_reports_every_size_under_every_limit(latency: bool) -> None:
         assert 1 <= len(row["chosen"]) <= row["models"]
     said = subset_check._told(report)
     assert ("latency is not known" in said) is not latency
+
+
+def test_a_wrong_command_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Which says what is wrong with it."""
+    for words, said in (([], "queries.parquet: no such file"), (["--most", "0"], "--most 0: at least one")):
+        monkeypatch.setattr("sys.argv", ["subset_check", str(tmp_path), *words])
+        with pytest.raises(SystemExit):
+            subset_check.main()
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_check_refuses_more_models_than_it_can_search() -> None:
