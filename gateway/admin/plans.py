@@ -212,11 +212,12 @@ def _place(desk: Desk, id: str) -> Path:
 
 
 def _read(folder: Path) -> BatchPlan | None:
+    at_work = {one.name for one in threading.enumerate()}  # asked first: a thread that ended since has written the card
     try:
         draft = BatchPlan.model_validate_json((folder / CARD).read_bytes())
     except (OSError, ValueError):
         return None
-    if draft.state == "planning" and all(one.name != draft.id for one in threading.enumerate()):
+    if draft.state == "planning" and draft.id not in at_work:
         return draft.model_copy(update={"state": "refused", "problem": BROKEN_OFF})
     found = predicted(folder) if draft.state == "ready" else None
     if found is None:

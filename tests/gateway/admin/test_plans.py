@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(desk: Desk) -> N
     assert all(one.quality.low <= one.quality.value <= one.quality.high for one in found.frontier)
     assert [one.id for one in plans.plans(desk)] == [found.id]
     assert batch.batch_page(desk).data == [] and Files(desk.store.engine).page("default") == []
+
+
+def test_a_plan_that_is_ready_while_it_is_read_was_not_broken_off(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its card still says that it is being planned, and who plans it has ended by the time that is looked at."""
+    made = plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(20)}))
+    at_work = [one for one in threading.enumerate() if one.name == made.id]
+    read_bytes = Path.read_bytes
+
+    def read_slowly(path: Path) -> bytes:
+        found = read_bytes(path)
+        for one in at_work:
+            if path.name == plans.CARD and one is not threading.current_thread():
+                one.join()
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_slowly)
+    assert plans.plan(desk, made.id).problem == ""
+    assert plans.plan(desk, made.id).state == "ready"
 
 
 def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(desk: Desk) -> None:
