@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -242,7 +243,7 @@ async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> No
     """From the spool over the database to the admin API; the rest is shipped at the stop."""
     config = configured(tmp_path, port=free_port())
     spool = Spool(spool_dir(config.server.run_dir))
-    spool.append(decision(1))
+    spool.append(decision(1, time_s=time.time()))
     async with controlled(config) as client:
         listed = await eventually(
             lambda: client.get("/admin/decisions"), lambda answer: bool(answer.json().get("data"))
@@ -283,7 +284,7 @@ async def test_a_database_that_is_away_at_start_is_waited_for(tmp_path: Path) ->
     """It serves, says unready, and ships when the database has come."""
     folder = tmp_path / "later"
     config = configured(tmp_path, url=f"sqlite:///{folder}/journal.db", port=free_port())
-    Spool(spool_dir(config.server.run_dir)).append(decision(1))
+    Spool(spool_dir(config.server.run_dir)).append(decision(1, time_s=time.time()))
     async with controlled(config) as client:
         away = await eventually(lambda: client.get("/readyz"), lambda answer: bool(answer.json()["fault"]))
         assert away.status_code == 503
@@ -305,7 +306,7 @@ async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
         spool = Spool(spool_dir(tmp_path / "run"))
-        spool.append(decision(1))
+        spool.append(decision(1, time_s=time.time()))  # an old one is forgotten
         spool.close()
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 60) == 0
