@@ -27,7 +27,7 @@ _SMALLEST = 8
 _READ_DIMENSIONS = 6912
 """Wide vectors take longer to compare, so fewer cells of them are read: 18 of 384 dimensions, 36 of 192."""
 _READ_LEAST = 12
-_READ_ONE_OF = 480
+_READ_ONE_OF = 390
 """And one cell more for each so many that there are."""
 _AROUND = 16
 """Cells around a split whose vectors may lie nearer to a new centre."""
