@@ -69,6 +69,14 @@ def exact_key(*, tenant: str, scope: str, surface: str, body: Body, secret: byte
     return blake2b(canonical, digest_size=KEY_BYTES, key=secret).digest()
 
 
+def canonical(value: bytes) -> bytes:
+    """A JSON value as keys read it: order of keys and white space don't count. What can't be read stands for itself."""
+    try:
+        return _canonical(_decode(value))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return value
+
+
 def partition_key(
     *, tenant: str, scope: str, surface: str, body: Body, embedder: str, secret: bytes = b""
 ) -> Partition | None:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from cache.index import FlatIndex
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.memory import MemoryStore
+from cache.pair_rule import Pair, groups
 from cache.ranking import RankedIndex, Ranking
 from cache.semantic import Miss, SemanticCache
 
@@ -85,7 +87,7 @@ def clinc150(folder: Path, *, in_scope: int = 11_200, out_of_scope: int = 800) -
     return _stream("clinc150", [row[0] for row in chosen], [row[1] for row in chosen], outside="oos")
 
 
-def qqp_pairs(folder: Path) -> list[tuple[str, str, bool]]:
+def qqp_pairs(folder: Path) -> list[Pair]:
     """Pairs of questions asked on Quora, and whether they were marked as duplicates."""
     with gzip.open(folder / "gptcache_qqp" / "qqp_pairs.tsv.gz", "rt") as file:
         rows = [line.rstrip("\n").split("\t") for line in file][1:]
@@ -94,22 +96,11 @@ def qqp_pairs(folder: Path) -> list[tuple[str, str, bool]]:
 
 def qqp_clusters(folder: Path, *, least: int = 3) -> Stream:
     """The questions of duplicate clusters of at least `least`; unlabelled neighbours count as wrong."""
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        while parent.setdefault(text, text) != text:
-            parent[text] = parent[parent[text]]
-            text = parent[text]
-        return text
-
-    for one, other, same in qqp_pairs(folder):
-        if same:
-            parent[root(one)] = root(other)
-    sizes: dict[str, int] = {}
-    for text in list(parent):
-        sizes[root(text)] = sizes.get(root(text), 0) + 1
-    texts = sorted(text for text in parent if sizes[root(text)] >= least)
-    return _stream("qqp_clusters", texts, [root(text) for text in texts])
+    alike = [pair for pair in qqp_pairs(folder) if pair[2]]
+    cluster = {text: group for pair, group in zip(alike, groups(alike), strict=True) for text in pair[:2]}
+    sizes = Counter(cluster.values())
+    texts = sorted(text for text, group in cluster.items() if sizes[group] >= least)
+    return _stream("qqp_clusters", texts, [cluster[text] for text in texts])
 
 
 def _stream(name: str, texts: list[str], labels: list[str], outside: str = "") -> Stream:

@@ -78,7 +78,8 @@ def foreseeing(rule: Rule, board: Board, prices: Prices) -> Rule:
     ends = [_end(rule, board, prices, after((), action), np.arange(len(x))) for action in space.actions(())]
     most = space.depth * prices.answer.max(1)
     gains = [logistic(x, chance, VALUE_PENALTY) for chance, _ in ends]
-    spends = [logistic(x, np.minimum(usd / most, 1.0), VALUE_PENALTY) for _, usd in ends]
+    shares = [np.divide(usd, most, out=np.zeros(len(x)), where=most > 0.0) for _, usd in ends]  # free models cost none
+    spends = [logistic(x, np.minimum(share, 1.0), VALUE_PENALTY) for share in shares]
     return replace(rule, gains=np.stack(gains, 1), spends=np.stack(spends, 1))
 
 

@@ -137,10 +137,10 @@ class Sums:
         tail, head, words = self._of_bytes(written, tail_words)
         for row, text in enumerate(texts):
             if not text.isascii() and _NOT_BYTES.search(text):
-                pieces = self._embedding.pieces(text)
-                tail[row] = self._embedding.total(b"".join(pieces[-tail_words:]))
-                head[row] = self._embedding.total(b"".join(pieces[:-tail_words]))
-                words[row] = len(pieces)
+                embedding, stretches = self._embedding, text.split()
+                tail[row] = embedding.total(embedding.joined(stretches[-tail_words:]))
+                head[row] = embedding.total(embedding.joined(stretches[:-tail_words]))
+                words[row] = len(stretches)
         return tail, head, words
 
     def _of_bytes(self, written: Written, tail_words: int) -> tuple[Matrix, Matrix, Marks]:

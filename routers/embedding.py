@@ -72,14 +72,8 @@ class StaticEmbedding:
         self._memo: dict[str, bytes] = {}
         self._reach = _reach(vocabulary)
 
-    def pieces(self, text: str) -> list[bytes]:
-        """WordPieces of every stretch between blanks, in order, as packed `IDS`; a word that can't be cut is left
-        out.
-        """
-        return list(map(self._remember, text.split()))
-
     def joined(self, stretches: Sequence[str]) -> bytes:
-        """The same of stretches, all in one."""
+        """WordPieces of stretches between blanks, in order, as packed `IDS`; a word that can't be cut is left out."""
         try:
             return b"".join(map(self._memo.__getitem__, stretches))
         except KeyError:

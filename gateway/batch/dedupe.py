@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
-import msgspec
-
 from cache.acceptance import Acceptance
 from cache.entry import Entry
-from cache.key import KEY_BYTES, Partition, exact_key, partition_key
+from cache.key import KEY_BYTES, Partition, canonical, exact_key, partition_key
 from cache.memory import MemoryStore
 from cache.rules import Rules, may_cache, may_cache_semantically, read_directive
 from cache.semantic import Miss, SemanticCache
@@ -28,9 +26,6 @@ Mode = Literal["route", "exact", "none"]
 """As the cache of each line's route says; equal lines whatever it says; never."""
 RULES = Rules()
 _FOREVER_S = 1e12
-
-_canonical = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,8 @@ class Shared:
 def keys_of(request: Request, tenant: str, mode: Mode, embedder: str) -> tuple[bytes, Partition | None]:
     """The key of the answer, empty where the line shares its own with no other, and where to look for other words.
 
-    Equal for two lines where the live cache's keys are, and within one job only.
+    Equal for two lines where the live cache's keys are, knobs aside: a job chooses by its budget, and a line's floor is
+    heeded by `Deduper.find`. Within one job only.
     """
     mould, call = request.mould, request.call
     shared = mould.shared if mould is not None else None
@@ -80,12 +76,8 @@ def _shared(request: Request, tenant: str, mode: Mode) -> Shared:
 
 
 def _key(prefix: bytes, request: Request) -> bytes:
-    messages = request.call.raw.get("messages", b"null")
-    try:
-        canonical = _canonical(_decode(messages))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        canonical = bytes(messages)
-    return blake2b(canonical, digest_size=KEY_BYTES, key=prefix).digest()
+    messages = bytes(request.call.raw.get("messages", b"null"))
+    return blake2b(canonical(messages), digest_size=KEY_BYTES, key=prefix).digest()
 
 
 class Deduper:

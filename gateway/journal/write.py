@@ -50,6 +50,7 @@ _INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
 _OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _INSERT_DECISION = str(sqlite.insert(decisions).compile(dialect=sqlite.dialect()))
 _KNOWN_DECISIONS = "SELECT id FROM decisions WHERE id IN (SELECT value FROM json_each(?))"
+_SPOKEN_OF = "SELECT id, decision_id, tenant FROM feedback WHERE decision_id IN (SELECT value FROM json_each(?))"
 _ANY_WAITING = sa.select(feedback.c.id).where(feedback.c.decision_id.is_(None)).limit(1)
 _COUNTERS = (
     "requests", "errors", "cache_hits", "escalations", "cost_nanousd", "saved_nanousd", "input_tokens",
@@ -93,8 +94,7 @@ def _insert_new(connection: sa.Connection, records: Sequence[DecisionRecord]) ->
         return set(connection.execute(insert, list(rows.values())).scalars())
     # SQLite has one writer, so nothing comes between these two; and its driver takes tuples as they are,
     # which costs a third of what SQLAlchemy needs for a row.
-    ids = msgspec.json.encode(list(rows)).decode()
-    for (id,) in connection.exec_driver_sql(_KNOWN_DECISIONS, (ids,)).all():
+    for (id,) in connection.exec_driver_sql(_KNOWN_DECISIONS, (_json_list(rows),)).all():
         del rows[id]
     if rows:
         connection.exec_driver_sql(_INSERT_DECISION, [tuple(row.values()) for row in rows.values()])
@@ -426,9 +426,18 @@ def _attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]
 def _own_early(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
     """As `_own_only`, for what was said of these decisions before they came."""
     tenants = {clean(record.id): clean(record.tenant) for record in records}
-    query = sa.select(feedback.c.id, feedback.c.decision_id, feedback.c.tenant)
-    for row in connection.execute(query.where(feedback.c.decision_id.in_(tenants))).mappings().all():
-        owner = tenants[row["decision_id"]]
-        if row["tenant"] != owner:
-            right = {"tenant": owner} if row["tenant"] == ANY_TENANT else {"decision_id": None}
-            connection.execute(sa.update(feedback).where(feedback.c.id == row["id"]).values(right))
+    if connection.dialect.name == "sqlite":  # binding the ids one by one takes more than twice as long
+        found = connection.exec_driver_sql(_SPOKEN_OF, (_json_list(tenants),))
+    else:
+        query = sa.select(feedback.c.id, feedback.c.decision_id, feedback.c.tenant)
+        found = connection.execute(query.where(feedback.c.decision_id.in_(tenants)))
+    for id, decision_id, tenant in found.all():
+        owner = tenants[decision_id]
+        if tenant != owner:
+            right = {"tenant": owner} if tenant == ANY_TENANT else {"decision_id": None}
+            connection.execute(sa.update(feedback).where(feedback.c.id == id).values(right))
+
+
+def _json_list(ids: Iterable[str]) -> str:
+    """For `json_each`."""
+    return msgspec.json.encode(list(ids)).decode()

@@ -14,7 +14,7 @@ from cascade.climb import climb
 from cascade.evaluate import Part, Setting, Trained, plans, train, walked
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
-from cascade.posterior_fit import Board, best_quality, cheapest_matching, solve
+from cascade.posterior_fit import Board, best_quality, cheapest_matching, foreseeing, solve
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
 from cascade.types import Evidence, Limits, Outcome, PlanError
@@ -183,6 +183,15 @@ def test_the_cheapest_matching_point_is_smoothed():
     points = np.array([[9, 0.9], [8, 0.9], [7, 0.9], [6, 0.8], [5, 0.9], [4, 0.7], [3, 0.6]], float)
     assert cheapest_matching(points, 0.86) == 2
     assert cheapest_matching(points, 2.0) in (0, 1, 2)
+
+
+def test_free_models_are_foretold_to_cost_nothing():
+    """Prices of zero leave no share of them to divide by."""
+    told = part()
+    board = Board.of(train(part(seed=1), Setting(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
+    free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
+    rule = foreseeing(solve(board, free, 1.0), board, free)
+    assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
 
 
 def test_values_look_ahead():

@@ -17,9 +17,9 @@ WORDS = 3
 def alone(text: str) -> tuple[np.ndarray, np.ndarray, int]:
     """By the embedding of one text: its tail, its head, its stretches."""
     embedding = shipped_embedding()
-    pieces = embedding.pieces(text)
-    tail, head = (embedding.total(b"".join(part)) for part in (pieces[-WORDS:], pieces[:-WORDS]))
-    return tail, head, len(pieces)
+    stretches = text.split()
+    tail, head = (embedding.total(embedding.joined(part)) for part in (stretches[-WORDS:], stretches[:-WORDS]))
+    return tail, head, len(stretches)
 
 
 def same(sums: Sums, texts: list[str]) -> None:

@@ -42,7 +42,7 @@ def reference() -> Tokenizer:
 def assert_same_tokens(reference: Tokenizer, text: str) -> None:
     unknown = reference.token_to_id("[UNK]")
     expected = [i for i in reference.encode(text, add_special_tokens=False).ids if i != unknown]
-    assert np.frombuffer(b"".join(EMBEDDING.pieces(text)), IDS).tolist() == expected
+    assert np.frombuffer(EMBEDDING.joined(text.split()), IDS).tolist() == expected
 
 
 @settings(max_examples=300)
@@ -93,12 +93,12 @@ def test_a_table_of_another_size_than_its_vocabulary_is_refused(tmp_path: Path) 
 def test_what_is_remembered_of_words_is_bounded() -> None:
     """Neither many different words nor long ones are hoarded, and a forgotten word is cut as before."""
     embedding = shipped_embedding()
-    before = embedding.pieces("the words come again")
+    before = embedding.joined(["the", "words", "come", "again"])
     long = "x" * (MEMO_CHARS + 1)
-    assert embedding.pieces(long) == embedding.pieces(long) and long not in embedding._memo
-    embedding.pieces(" ".join(f"w{number}" for number in range(MEMO_STRETCHES + 10)))
+    assert embedding.joined([long]) == embedding.joined([long]) and long not in embedding._memo
+    embedding.joined([f"w{number}" for number in range(MEMO_STRETCHES + 10)])
     assert len(embedding._memo) <= MEMO_STRETCHES
-    assert embedding.pieces("the words come again") == before
+    assert embedding.joined(["the", "words", "come", "again"]) == before
 
 
 @given(st.lists(st.sampled_from(["north", "river,", "unheardofword", "\u00fcber", "x" * 40, "?"]), max_size=9))
