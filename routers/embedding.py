@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from math import sqrt
 from pathlib import Path
@@ -61,6 +61,22 @@ def _is_cjk(point: int) -> bool:
     return point >= 0x3400 and any(low <= point <= high for low, high in _CJK)
 
 
+class _Memo(dict[str, bytes]):
+    """What was cut before, of short stretches, bounded: looked up in C, cut where it is missing."""
+
+    def __init__(self, cut: Callable[[str], bytes]) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def __missing__(self, stretch: str) -> bytes:
+        known = self.cut(stretch)
+        if len(stretch) <= MEMO_CHARS:
+            if len(self) >= MEMO_STRETCHES:
+                self.clear()
+            self[stretch] = known
+        return known
+
+
 class StaticEmbedding:
     """Token rows (int8 with a scale per row) and the vocabulary that names them."""
 
@@ -69,15 +85,12 @@ class StaticEmbedding:
         self._rows = rows
         self._scales = scales
         self._vocabulary = vocabulary
-        self._memo: dict[str, bytes] = {}
+        self._memo = _Memo(self.cut)
         self._reach = _reach(vocabulary)
 
     def joined(self, stretches: Sequence[str]) -> bytes:
         """WordPieces of stretches between blanks, in order, as packed `IDS`; a word that can't be cut is left out."""
-        try:
-            return b"".join(map(self._memo.__getitem__, stretches))
-        except KeyError:
-            return b"".join(map(self._remember, stretches))
+        return b"".join(map(self._memo.__getitem__, stretches))
 
     def total(self, pieces: bytes) -> Vector:
         """The tokens' weighted sum, shape (dims,)."""
@@ -102,17 +115,6 @@ class StaticEmbedding:
     def embed(self, text: str) -> Vector:
         """Unit vector of the text; zeros where it has no token."""
         return unit(self.total(self.joined(text.split())))
-
-    def _remember(self, stretch: str) -> bytes:
-        known = self._memo.get(stretch)
-        if known is not None:
-            return known
-        known = self.cut(stretch)
-        if len(stretch) <= MEMO_CHARS:
-            if len(self._memo) >= MEMO_STRETCHES:
-                self._memo.clear()
-            self._memo[stretch] = known
-        return known
 
     def cut(self, stretch: str) -> bytes:
         """The same of one stretch, not remembered."""
