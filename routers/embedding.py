@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from math import sqrt
@@ -86,7 +87,7 @@ class StaticEmbedding:
         self._scales = scales
         self._vocabulary = vocabulary
         self._memo = _Memo(self.cut)
-        self._reach = _reach(vocabulary)
+        self._lengths = _lengths(vocabulary)
 
     def joined(self, stretches: Sequence[str]) -> bytes:
         """WordPieces of stretches between blanks, in order, as packed `IDS`; a word that can't be cut is left out."""
@@ -122,34 +123,36 @@ class StaticEmbedding:
         for word in words_of(stretch):
             whole = self._vocabulary.get(word)
             ids += self._cut(word) if whole is None else (whole,)
-        return np.array(ids, IDS).tobytes()
+        return array(_IDS.char, ids).tobytes()
 
     def _cut(self, word: str) -> list[int]:
         """Greedy longest match (WordPiece); empty where some part is not in the vocabulary."""
-        ids: list[int] = []
-        start = 0
+        vocabulary, lengths, ids = self._vocabulary, self._lengths, list[int]()
+        start, prefix = 0, ""
         while start < len(word) <= MAX_WORD_CHARS:
-            prefix = "##" if start else ""
-            end = min(len(word), start + self._reach.get(prefix + word[start], 0))
-            while end > start and prefix + word[start:end] not in self._vocabulary:
-                end -= 1
-            if end == start:
-                return []
-            ids.append(self._vocabulary[prefix + word[start:end]])
-            start = end
+            for length in lengths.get(prefix + word[start : start + 2], ()):
+                known = vocabulary.get(prefix + word[start : start + length])
+                if known is not None:
+                    break
+            else:
+                length, known = 1, vocabulary.get(prefix + word[start])
+                if known is None:
+                    return []
+            ids.append(known)
+            start, prefix = start + length, "##"
         return ids
 
 
-def _reach(vocabulary: Iterable[str]) -> dict[str, int]:
-    """How far tokens go that begin so: their first character (behind `##`, where they continue a word) to the
-    longest's length.
+def _lengths(vocabulary: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """How long tokens are that begin with two such characters (behind `##`, where they continue a word), longest
+    first.
     """
-    found: dict[str, int] = {}
+    found: dict[str, set[int]] = {}
     for token in vocabulary:
         start = 2 if token.startswith("##") and len(token) > 2 else 0
-        first = token[: start + 1]
-        found[first] = max(found.get(first, 0), len(token) - start)
-    return found
+        if len(token) >= start + 2:
+            found.setdefault(token[: start + 2], set()).add(len(token) - start)
+    return {begin: tuple(sorted(lengths, reverse=True)) for begin, lengths in found.items()}
 
 
 def unit(total: Vector) -> Vector:
