@@ -13,8 +13,13 @@ from gateway.wire.request import decode, estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
-    """With `stream=true`, as the stream it could have come as."""
+    """With `stream=true`, as the stream it could have come as: numbered anew, so nobody's place in it is known."""
     record = await request.services.responses.find(id, request.caller().tenant)
+    if "starting_after" in request.query:
+        raise CallerError(
+            "Only a background response's stream can be taken up again. Retrieve the response whole.",
+            param="starting_after",
+        )
     if request.query.get("stream", [""])[0] == "true":
         return 200, [*EVENTS], replay(record.output, "responses")
     return 200, [JSON], record.output

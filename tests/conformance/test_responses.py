@@ -89,6 +89,15 @@ async def test_no_background_to_cancel(home: House) -> None:
     assert caught.value.param == "background"
 
 
+async def test_no_background_stream_to_take_up_again(home: House) -> None:
+    """A stored response's stream is numbered anew, so going on after an event is refused instead of told twice."""
+    sdk = home.sdk("openai")
+    made = await sdk.do("responses.create", model="openai/echo", input="x")
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.events("responses.retrieve", response_id=made.id, stream=True, starting_after=1)
+    assert caught.value.param == "starting_after"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
