@@ -65,7 +65,7 @@ def mount() -> None:
     commands_loop.add_to(app)
     commands_replay.add_to(app)
     commands_batch.add_to(app)
-    for command in (commands_learn.train, commands_learn.evaluate, commands_learn.probe):
+    for command in (commands_learn.train, commands_learn.evaluate, commands_learn.probe, commands_learn.keep):
         app.command()(command)
 
 

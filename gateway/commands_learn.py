@@ -1,9 +1,10 @@
-"""`headgate train`, `evaluate` and `probe`: the commands that learn and that prove it."""
+"""`headgate train`, `evaluate`, `probe` and `keep`: the commands that learn and that prove it."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,6 +171,42 @@ def _planned(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"best so far: {found['leader']}, {standing}; {found['outcomes']} outcomes to buy"])
 
 
+@app.command()
+def keep(
+    data: DataFolder,
+    most: Annotated[int, typer.Option(min=1, help="Models loaded at once, at most")] = 4,
+    mean_cost_usd: Annotated[float | None, typer.Option(help="Most per query, on average")] = None,
+    mean_latency_s: Annotated[float | None, typer.Option(help="Most per query, on average")] = None,
+    sizes: Annotated[str, typer.Option(help="Memory of each model: NAME=GB,NAME=GB,...")] = "",
+    memory_gb: Annotated[float, typer.Option(help="Of all loaded models together")] = inf,
+    router: Annotated[str, typer.Option(help="Name of an estimator: what is expected of each model")] = "linear",
+    as_json: AsJson = False,
+) -> None:
+    """Which few models to keep loaded, by how many: what each such set is worth, spends and loses against all."""
+    from gateway.learn.keeping import Wanted, as_dicts, subsets_of
+    from gateway.learn.keeping import as_table as told
+
+    means = {"cost_usd": mean_cost_usd, "latency_s": mean_latency_s}
+    try:
+        wanted = Wanted(most, {n: mean for n, mean in means.items() if mean is not None}, _sizes(sizes), memory_gb)
+        found = subsets_of(data, router, wanted)
+    except ValueError as error:
+        raise _refuse(error) from error
+    typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))
+
+
+def _sizes(listed: str) -> dict[str, float]:
+    """ValueError where one of them is no NAME=GB."""
+    found = {}
+    for one in _listed(listed):
+        name, _, size = one.rpartition("=")
+        try:
+            found[name] = float(size)
+        except ValueError:
+            raise ValueError(f"--sizes: {one!r} is not NAME=GB") from None
+    return found
+
+
 def as_table(report: dict[str, Any]) -> str:
     """The report as fixed-width lines: one figure a line, one policy a column."""
     known = ("cascade", "router", "task_mean", "zero_router", "best_single", "oracle")
@@ -202,4 +239,4 @@ def _cell(figure: dict[str, float | None] | None) -> str:
     return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
 
 
-__all__ = ["DataError", "app", "as_table", "evaluate", "probe", "train"]
+__all__ = ["DataError", "app", "as_table", "evaluate", "keep", "probe", "train"]

@@ -50,19 +50,19 @@ def main() -> None:
     if asked.most < 1:
         parser.error(f"--most {asked.most}: at least one model must be loaded")
     try:
-        train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator)
+        train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator, EXACT_MOST)
     except ValueError as error:  # the data, or the estimator's name
         parser.error(str(error))
     report = compared(train, test, models, asked.most)
     print(json.dumps(report) if asked.json else _told(report))
 
 
-def expected(data: Outcomes, name: str) -> tuple[Rows, Rows, tuple[str, ...]]:
-    """Training rows with out-of-fold estimates, test rows with those of the gate. DataError where there are no models,
-    more than are searched through, or no test rows.
+def expected(data: Outcomes, name: str, most: int) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """Training rows with out-of-fold estimates, test rows with those of the gate. DataError where there are no two
+    models, more than `most`, or no test rows.
     """
-    if not 2 <= len(data.models) <= EXACT_MOST:
-        raise DataError(f"outcomes.parquet: {len(data.models)} models with a cost; from 2 to {EXACT_MOST} are compared")
+    if not 2 <= len(data.models) <= most:
+        raise DataError(f"outcomes.parquet: {len(data.models)} models with a cost; from 2 to {most} are compared")
     featurizer, held = shipped_featurizer(), data.splits == "test"
     if not held.any() or held.all():
         raise DataError("queries.parquet: field split: rows of both splits are needed")

@@ -1,0 +1,133 @@
+"""`headgate keep`: which few models serve the queries of a folder best within cost, latency and memory.
+
+Subsets are chosen on training rows by out-of-fold estimates (`routers.subset`); what they were worth is read from the
+test rows, where their outcomes are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.estimators.base import Matrix
+from routers.outcomes import DataError, read_outcomes
+from routers.subset import Choice, Fleet, Limits, NoSubset, gated, kept
+from routers.subset_check import Rows, expected
+
+Vector = NDArray[np.float64]
+
+FLEET_MOST = 256
+"""Models to choose from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What loaded models must keep."""
+
+    most: int
+    """Models at once, at most; subsets of one, two, ... are shown."""
+    means: Mapping[str, float]
+    """`cost_usd`, `latency_s`: most per query, on average."""
+    sizes: Mapping[str, float]
+    """Memory of every model, in any one unit; empty: it does not matter."""
+    memory: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """The best of its size."""
+
+    models: tuple[str, ...]
+    expected: float
+    """Mean quality by the estimates it was chosen by."""
+    spent: dict[str, float]
+    """Mean per query on the test rows, estimated where it is not known."""
+    quality: float | None
+    """Mean on the test rows whose outcome is known; None: those are less than half."""
+    against_all: float | None
+    """Of it, what lies above every model loaded; with its 95 % half width."""
+    half_width: float | None
+
+
+def subsets_of(folder: Path, estimator: str, wanted: Wanted) -> list[Subset]:
+    """The best subset of every size, of the models that have a price. DataError where the data does not tell,
+    NoSubset where none keeps the limits.
+    """
+    data = read_outcomes(folder)
+    priced = np.flatnonzero(np.isfinite(data.cost_usd).any(axis=0))
+    data = data.columns([data.models[j] for j in priced])
+    train, test, models = expected(data, estimator, FLEET_MOST)
+    for name in wanted.means:
+        if name not in train.expected.spends:
+            raise DataError(f"outcomes.parquet: {name} is not known of every outcome, so it can't be limited")
+    memory = _memory(models, wanted)
+    whole = _kept(train, memory, replace(wanted, memory=inf), len(models))
+    found: list[Subset] = []
+    for size in range(1, min(wanted.most, len(models)) + 1):
+        try:
+            choice = _kept(train, memory, wanted, size)
+        except NoSubset:
+            continue
+        if not found or len(choice.models) > len(found[-1].models):
+            found.append(_told(choice, whole, test, models))
+    if not found:
+        raise NoSubset(f"no {wanted.most} or fewer of {len(models)} models keep these limits: raise one of them")
+    return found
+
+
+def _kept(train: Rows, memory: Vector | None, wanted: Wanted, size: int) -> Choice:
+    fleet = Fleet(train.expected.quality, train.expected.spends, memory)
+    return kept(fleet, Limits(size, wanted.means, wanted.memory))
+
+
+def _memory(models: Sequence[str], wanted: Wanted) -> Vector | None:
+    if not wanted.sizes:
+        if wanted.memory < inf:
+            raise DataError("a limit of memory asks for every model's: --sizes NAME=GB,...")
+        return None
+    unknown = [name for name in models if name not in wanted.sizes]
+    if unknown:
+        raise DataError(f"--sizes: nothing is said of {', '.join(unknown)}")
+    return np.array([wanted.sizes[name] for name in models])
+
+
+def _told(choice: Choice, whole: Choice, test: Rows, models: Sequence[str]) -> Subset:
+    rows = np.arange(len(test.scores))
+    picks, every = (gated(one, test.expected.quality, test.expected.spends) for one in (choice, whole))
+    score, gap = test.scores[rows, picks], test.scores[rows, picks] - test.scores[rows, every]
+    there = np.isfinite(gap)
+    score, gap, known = score[there], gap[there], there.mean() >= 0.5 and there.sum() > 1
+    spent = {name: _known_or(spend, test.expected.spends[name])[rows, picks] for name, spend in test.spends.items()}
+    return Subset(
+        tuple(models[j] for j in choice.models), choice.worth,
+        {name: float(spend.mean()) for name, spend in spent.items()},
+        float(score.mean()) if known else None,
+        float(gap.mean()) if known else None,
+        float(1.96 * gap.std(ddof=1) / np.sqrt(len(gap))) if known else None,
+    )  # fmt: skip
+
+
+def _known_or(known: Matrix, estimated: Matrix) -> Matrix:
+    return np.where(np.isfinite(known), known, estimated)
+
+
+def as_table(found: Sequence[Subset]) -> str:
+    """A line per size."""
+    lines = []
+    for one in found:
+        spent = "  ".join(f"{name} {value:.3g}" for name, value in one.spent.items())
+        gap = "" if one.against_all is None else f"  {one.against_all:+.4f} +- {one.half_width:.4f} against all loaded"
+        worth = f"expected {one.expected:.4f}" if one.quality is None else f"quality {one.quality:.4f}"
+        lines.append(f"{len(one.models)}: {worth}{gap}  {spent}  {', '.join(one.models)}")
+    return "\n".join(lines)
+
+
+def as_dicts(found: Sequence[Subset]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(one) for one in found]

@@ -1,0 +1,81 @@
+"""`headgate keep` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from gateway.commands_learn import app
+from tests.gateway.learn.folders import COSTS, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data", n=400)
+
+
+def keep(folder: Path, *words: str) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(app, ["keep", "--data", str(folder), "--json", *words])
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def test_the_best_alone_comes_first(folder: Path) -> None:
+    """One model: the best; its worth is that of the test rows, its distance from all loaded has an interval."""
+    one, *_ = keep(folder)
+    assert one["models"] == ["large"] and 0.7 < one["quality"] < 1.0
+    assert COSTS["large"] < one["spent"]["cost_usd"] < 2 * COSTS["large"]
+    assert abs(one["against_all"]) <= one["half_width"]
+
+
+def test_a_limit_of_cost_brings_a_second(folder: Path) -> None:
+    """Within half of the best model's cost two together beat what fits alone, and the limit is kept."""
+    most = 0.75e-3
+    one, two = keep(folder, "--mean-cost-usd", str(most), "--most", "2")
+    assert one["models"] != ["large"] and "large" in two["models"]
+    assert two["expected"] > one["expected"] + 0.05 and two["spent"]["cost_usd"] < 1.15 * most
+
+
+def test_memory_is_kept(folder: Path) -> None:
+    """What does not fit beside another is not loaded with it."""
+    sizes = ("--sizes", "small=1,middle=2,large=4", "--memory-gb", "4.5")
+    assert all(set(one["models"]) in ({"large"}, {"small", "middle"}) for one in keep(folder, *sizes))
+
+
+def test_a_missing_outcome_is_left_out(folder: Path) -> None:
+    """The figures are of the rows that are known; where most are not, the estimate stands alone."""
+    table = pq.read_table(folder / "outcomes.parquet")
+    rows = [r for r in table.to_pylist() if r["model"] != "large" or int(r["query_id"][1:]) % 10 != 8]
+    pq.write_table(type(table).from_pylist(rows), folder / "outcomes.parquet")
+    assert 0.7 < keep(folder)[0]["quality"] < 1.0
+    rows = [r for r in rows if r["model"] != "large" or int(r["query_id"][1:]) % 10 < 7]
+    pq.write_table(type(table).from_pylist(rows), folder / "outcomes.parquet")
+    assert keep(folder)[0]["quality"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory-gb", "4"], "--sizes NAME=GB"),
+        (["--memory-gb", "4", "--sizes", "small=1"], "nothing is said of large, middle"),
+        (["--sizes", "small"], "'small' is not NAME=GB"),
+        (["--mean-cost-usd", "1e-9"], "no subset"),
+        (["--mean-cost-usd", "-1"], "not positive"),
+        (["--mean-latency-s", "1"], "latency_s is not known"),
+        (["--router", "nobody"], "nobody"),
+    ],
+)
+def test_what_cannot_be_kept_is_told(folder: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["keep", "--data", str(folder), *words])
+    assert result.exit_code == 2 and said in result.stderr
+
+
+def test_a_person_reads_it(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["keep", "--data", str(folder), "--most", "2"])
+    assert result.exit_code == 0 and result.output.startswith("1: quality 0.") and "against all loaded" in result.output
