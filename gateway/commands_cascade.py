@@ -263,8 +263,14 @@ def _lines(report: dict[str, Any], indent: str = "") -> Iterator[str]:
     for name, value in report.items():
         if isinstance(value, dict) and set(value) == {"mean", "sd"}:
             yield f"{indent}{name:34s} {value['mean']:.4f} +- {value['sd']:.4f}"
+        elif isinstance(value, dict) and set(value) == {"value", "low", "high"}:
+            yield f"{indent}{name:34s} {_told(value['value'])} ({_told(value['low'])} to {_told(value['high'])})"
         elif isinstance(value, dict):
             yield f"{indent}{name}:"
             yield from _lines(value, indent + "  ")
         else:
             yield f"{indent}{name:34s} {value}"
+
+
+def _told(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"

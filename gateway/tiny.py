@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ import numpy as np
 from rich.console import Console
 
 from cascade.promise import GRID
+from cascade.prompts import demonstrated
+from gateway import tiny_shown
 from gateway.demo import HOME, Demo, free_port
+from gateway.tiny_reply import Reply
 from local_models.tasks import Question, held_out_questions, is_right
 
 BUDGET = 0.32
@@ -60,23 +62,6 @@ max_attempts = 8
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer of the gateway."""
-
-    text: str
-    right: bool
-    model: str
-    calls: int
-    """Of upstream models, that it took."""
-    cost_usd: float
-    confidence: float
-    large: bool = False
-    """The large model was called."""
-    tokens: tuple[int, int] = (0, 0)
-    """Of prompt and answer."""
-
-
 async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any]:
     """Figures on `queries` questions; what is learnt is learnt from as many others."""
     questions = list({q.prompt: q for q in held_out_questions(8 * queries, seed=seed)}.values())[: 2 * queries]
@@ -87,12 +72,16 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         async with demo.gateway():
             taught = [await ask(demo, SMALL, learning), await ask(demo, LARGE, learning)]
         accept_at = threshold(taught[0])
-        write(demo, accept_at, *await train(demo, learning, taught))
+        cases = demo.folder / "cases.jsonl"
+        tiny_shown.write_cases(cases, learning, taught[1])
+        write(demo, accept_at, *await train(demo, learning, taught), cases=str(cases))
         async with demo.gateway():
             small, large = await ask(demo, SMALL, judging), await ask(demo, LARGE, judging)
             climbed = {name: await ask(demo, name, judging) for name in ("cascade", "trained")}
             tries = [await ask(demo, SMALL, judging, sample=1 + one) for one in range(TRIES)]
             adaptive = {name: await ask(demo, name, judging, sample=0) for name in ("vote", "best-of")}
+            shown = {name: await ask(demo, name, judging) for name in tiny_shown.NAMES}
+            in_sight = await ask(demo, SMALL, judging, answered=True)
     return {
         "n_queries": len(judging),
         "small_accuracy": accuracy(small),
@@ -101,13 +90,16 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         **{name: against(replies, large) for name, replies in climbed.items()},
         "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
         **{name: sampled(replies) for name, replies in adaptive.items()},
+        "demonstrations": tiny_shown.report(small, large, shown, in_sight),
     }
 
 
-def write(demo: Demo, accept_at: float = 0.5, router: str = "cheapest", cascade: str = "none") -> None:
-    filled = (HOME + ROUTES).format(
+def write(
+    demo: Demo, accept_at: float = 0.5, router: str = "cheapest", cascade: str = "none", *, cases: str = ""
+) -> None:
+    filled = (HOME + ROUTES + (tiny_shown.ROUTES if cases else "")).format(
         port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at, router=router,
-        cascade=cascade, share=SHARE,
+        cascade=cascade, share=SHARE, cases=cases, most=tiny_shown.MOST,
     )  # fmt: skip
     demo.config.write_text(filled)
 
@@ -145,21 +137,28 @@ def write_data(folder: Path, questions: Sequence[Question], taught: Sequence[Seq
     parquet.write_table(pyarrow.table(outcomes), folder / "outcomes.parquet")
 
 
-async def ask(demo: Demo, model: str, questions: Sequence[Question], *, sample: int | None = None) -> list[Reply]:
-    """Every question once; with `sample` at a temperature, in the draw of that number."""
+async def ask(
+    demo: Demo, model: str, questions: Sequence[Question], *, sample: int | None = None, answered: bool = False
+) -> list[Reply]:
+    """Every question once; with `sample` at a temperature, in the draw of that number; `answered`: asked and answered
+    once before in the same chat.
+    """
     gate = asyncio.Semaphore(IN_FLIGHT)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{demo.port}/v1", timeout=60.0) as client:
 
         async def one(question: Question) -> Reply:
             async with gate:
-                return await _reply(client, model, question, sample)
+                return await _reply(client, model, question, sample, answered)
 
         return list(await asyncio.gather(*map(one, questions)))
 
 
-async def _reply(client: httpx.AsyncClient, model: str, question: Question, sample: int | None) -> Reply:
+async def _reply(
+    client: httpx.AsyncClient, model: str, question: Question, sample: int | None, answered: bool
+) -> Reply:
+    cases = [(question.prompt, question.answer)] if answered else []
     body: dict[str, Any] = {
-        "model": model, "messages": [{"role": "user", "content": question.prompt}], "max_tokens": 48,
+        "model": model, **demonstrated([{"role": "user", "content": question.prompt}], cases), "max_tokens": 48,
         "logprobs": True, "temperature": 0.0 if sample is None else 0.7, "seed": sample,
     }  # fmt: skip
     answer = await client.post("/chat/completions", json={k: v for k, v in body.items() if v is not None})

@@ -1,0 +1,34 @@
+"""Figures of the measurement on the shipped models, each with its 95 % interval over questions (paired bootstrap)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from routers.evaluate import with_interval
+
+RESAMPLES = 1000
+Figure = dict[str, float | None]
+"""value, low, high; null where it isn't defined."""
+
+
+def mean(values: Sequence[float]) -> Figure:
+    """Of one number a question."""
+    return ratio(values, [1.0] * len(values))
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Figure:
+    """Mean of `one` minus mean of `other`, question by question."""
+    return mean((np.asarray(one, float) - np.asarray(other, float)).tolist())
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
+    """Sum over sum, the same questions drawn for both."""
+    pairs = np.column_stack([np.asarray(over, float), np.asarray(under, float)])
+    count = len(pairs)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
+    sums = np.vstack([np.ones(count), drawn]) @ pairs
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, *resampled = (sums[:, 0] / sums[:, 1]).tolist()
+    return with_interval(value, resampled)

@@ -1,0 +1,91 @@
+"""Solved cases shown to the small shipped model: what they are worth, and what choosing their number per query saves.
+
+The hardest thing asked of an example is the easiest to check: with a question's own right answer shown just before it,
+a model that reads examples can't be wrong (`answer_in_sight`). The shipped models were taught single questions only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.tiny_figures import difference, mean, ratio
+from gateway.tiny_reply import Reply
+from local_models.tasks import Question
+
+MOST = 4
+ROUTES = """
+[[routes]]                    # without an opinion on quality every question gets all
+name = "shown"
+models = ["tiny-small"]
+router = "cheapest"
+solved = "{cases}"
+solved_most = {most}
+[[routes]]                    # as many as the estimated quality lacks
+name = "shown-as-needed"
+models = ["tiny-small"]
+router = "{router}"
+solved = "{cases}"
+solved_most = {most}
+[[routes]]
+name = "climbed"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cost_weight = 1.0
+cascade = "confidence"
+accept_at = {accept_at}
+[[routes]]
+name = "climbed-shown"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cost_weight = 1.0
+cascade = "confidence"
+accept_at = {accept_at}
+solved = "{cases}"
+solved_most = {most}
+"""
+NAMES = ("shown", "shown-as-needed", "climbed", "climbed-shown")
+
+
+def write_cases(file: Path, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
+    """Those answered right, as a route's `solved` wants them."""
+    right = [(q.prompt, reply.text) for q, reply in zip(questions, replies, strict=True) if reply.right]
+    file.write_text("".join(json.dumps({"question": asked, "answer": said}) + "\n" for asked, said in right))
+
+
+def report(
+    small: Sequence[Reply], large: Sequence[Reply], asked: Mapping[str, Sequence[Reply]], in_sight: Sequence[Reply]
+) -> dict[str, Any]:
+    """EcoAssistant's success and cost with and without cases, DynaICL's tokens, all on the same questions."""
+    every, needed = asked["shown"], asked["shown-as-needed"]
+    saved = [one - other for one, other in zip(_into(every), _into(needed), strict=True)]
+    return {
+        "without": _way(small, large),
+        "always_shown": _way(every, large) | {"most": MOST},
+        "shown_as_needed": _way(needed, large),
+        "tokens_saved_as_needed": ratio(saved, _into(every)),
+        "accuracy_as_needed_minus_always": difference(_right(needed), _right(every)),
+        "accuracy_as_needed_minus_without": difference(_right(needed), _right(small)),
+        "cascade_without": _way(asked["climbed"], large),
+        "cascade_shown_as_needed": _way(asked["climbed-shown"], large),
+        "cascade_accuracy_gain": difference(_right(asked["climbed-shown"]), _right(asked["climbed"])),
+        "answer_in_sight": mean(_right(in_sight)),
+    }
+
+
+def _way(replies: Sequence[Reply], large: Sequence[Reply]) -> dict[str, Any]:
+    return {
+        "accuracy": mean(_right(replies)),
+        "prompt_tokens": mean(_into(replies)),
+        "cost_ratio": ratio([r.cost_usd for r in replies], [r.cost_usd for r in large]),
+    }
+
+
+def _right(replies: Sequence[Reply]) -> list[float]:
+    return [float(reply.right) for reply in replies]
+
+
+def _into(replies: Sequence[Reply]) -> list[float]:
+    return [float(reply.tokens[0]) for reply in replies]
