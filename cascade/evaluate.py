@@ -41,6 +41,7 @@ from cascade.posterior_fit import (
     solve,
     walk,
 )
+from cascade.refined import pairs_in, ranked
 from cascade.replay import Replayed, replay_all
 from cascade.routing import routed_plan
 from cascade.types import Plan
@@ -331,7 +332,9 @@ def evaluate(
     featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures over random 70/30 splits by query: mean and standard deviation over splits of each."""
+    """Figures over random 70/30 splits by query: mean and standard deviation over splits of each. Models whose refined
+    answers stand in the data too are ranked by them.
+    """
     setting = setting or Setting()
     x = described(logged.data, featurizer or shipped_featurizer())
     found = []
@@ -346,6 +349,7 @@ def evaluate(
         "models": list(logged.data.models),
         "splits": splits,
         **_spread(found),
+        **({"refinement": ranked(pairs)} if (pairs := pairs_in(logged.data)) else {}),
     }
 
 

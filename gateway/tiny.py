@@ -20,6 +20,7 @@ from rich.console import Console
 
 from cascade.promise import GRID
 from cascade.prompts import demonstrated
+from cascade.refined import SUFFIX, Pair, ranked
 from gateway import tiny_shown
 from gateway.demo import HOME, Demo, free_port
 from gateway.tiny_reply import Reply
@@ -59,6 +60,18 @@ router = "cheapest"
 cascade = "best-of"
 accept_at = 0.9
 max_attempts = 8
+[[routes]]
+name = "tiny-small+refine"
+models = ["tiny-small"]
+router = "cheapest"
+cascade = "refine"
+accept_at = {accept_at}
+[[routes]]
+name = "tiny-large+refine"
+models = ["tiny-large"]
+router = "cheapest"
+cascade = "refine"
+accept_at = {accept_at}
 """
 
 
@@ -81,6 +94,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
             tries = [await ask(demo, SMALL, judging, sample=1 + one) for one in range(TRIES)]
             adaptive = {name: await ask(demo, name, judging, sample=0) for name in ("vote", "best-of")}
             shown = {name: await ask(demo, name, judging) for name in tiny_shown.NAMES}
+            refined = {name: await ask(demo, name + SUFFIX, judging) for name in (SMALL, LARGE)}
             in_sight = await ask(demo, SMALL, judging, answered=True)
     return {
         "n_queries": len(judging),
@@ -91,6 +105,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
         **{name: sampled(replies) for name, replies in adaptive.items()},
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
+        "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
     }
 
 
@@ -197,6 +212,14 @@ def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, float
         "large_share": float(np.mean([reply.large for reply in climbed])),
         "cost_ratio": sum(reply.cost_usd for reply in climbed) / sum(reply.cost_usd for reply in large),
     }
+
+
+def pair(direct: Sequence[Reply], refined: Sequence[Reply]) -> Pair:
+    """A model's answers beside its refined ones."""
+    (score, cost_usd), (better, paid_usd) = (
+        np.array([(float(reply.right), reply.cost_usd) for reply in replies]).T for replies in (direct, refined)
+    )
+    return Pair(score, better, cost_usd, paid_usd)
 
 
 def voted(tries: Sequence[Sequence[Reply]], questions: Sequence[Question]) -> float:
