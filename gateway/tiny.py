@@ -21,7 +21,7 @@ from rich.console import Console
 from cascade.promise import GRID
 from cascade.prompts import demonstrated
 from cascade.refined import SUFFIX, Pair, ranked
-from gateway import tiny_shown
+from gateway import tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
 from gateway.tiny_reply import Reply
 from local_models.tasks import Question, held_out_questions, is_right
@@ -106,6 +106,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         **{name: sampled(replies) for name, replies in adaptive.items()},
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
         "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
+        "stepwise": tiny_steps.report(learning, judging, SHARE),
     }
 
 
