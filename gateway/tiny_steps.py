@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,8 @@ class Writers:
                 tokens = event.usage.output_tokens
                 if event.reason == "stop":
                     text += END
-        shown = (float(np.mean(logprobs)), min(logprobs)) if logprobs else ()
-        return Outcome(model, evidence=Evidence(*shown, output_tokens=tokens, text=text))
+        typical, least = (float(np.mean(logprobs)), min(logprobs)) if logprobs else (nan, nan)
+        return Outcome(model, evidence=Evidence(typical, least, output_tokens=tokens, text=text))
 
 
 def stepwise(writers: Writers, question: Question, accept_at: float) -> Written:
