@@ -23,6 +23,7 @@ from cascade.prompts import demonstrated
 from cascade.refined import SUFFIX, Pair, ranked
 from gateway import tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
+from gateway.tiny_figures import mean, ratio
 from gateway.tiny_reply import Reply
 from local_models.tasks import Question, held_out_questions, is_right
 
@@ -104,6 +105,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         **{name: against(replies, large) for name, replies in climbed.items()},
         "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
         **{name: sampled(replies) for name, replies in adaptive.items()},
+        "local": {"target": SHARE, **{name: kept_local(replies, large, judging) for name, replies in climbed.items()}},
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
         "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
         "stepwise": tiny_steps.report(learning, judging, SHARE),
@@ -212,6 +214,20 @@ def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, float
         "share_of_large": accuracy(climbed) / max(accuracy(large), 1e-9),
         "large_share": float(np.mean([reply.large for reply in climbed])),
         "cost_ratio": sum(reply.cost_usd for reply in climbed) / sum(reply.cost_usd for reply in large),
+    }
+
+
+def kept_local(climbed: Sequence[Reply], large: Sequence[Reply], questions: Sequence[Question]) -> dict[str, Any]:
+    """Share of requests that the large model, which would be the remote one, never sees (Crayon); of each kind too."""
+    stayed = [float(not reply.large) for reply in climbed]
+    kinds = sorted({question.kind for question in questions})
+    return {
+        "kept_local": mean(stayed),
+        "share_of_large": ratio([reply.right for reply in climbed], [reply.right for reply in large]),
+        "kept_local_of": {
+            kind: mean([one for one, question in zip(stayed, questions, strict=True) if question.kind == kind])
+            for kind in kinds
+        },
     }
 
 

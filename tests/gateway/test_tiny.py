@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cascade.logs import read_logged
-from gateway.tiny import Reply, against, sampled, threshold, voted, write_data
+from gateway.tiny import Reply, against, kept_local, sampled, threshold, voted, write_data
 from local_models.tasks import Question
 
 
@@ -30,6 +30,16 @@ def test_a_cascade_is_measured_beside_the_large_model():
     found = against(climbed, [reply(True, model="tiny-large")] * 100)
     assert found["share_of_large"] == pytest.approx(0.99) and found["large_share"] == pytest.approx(0.39)
     assert found["cost_ratio"] == pytest.approx((61 * 0.1 + 39) / 100)
+
+
+def test_what_stays_local_is_counted_beside_the_quality_kept():
+    """Of all requests and of each kind; a request that climbed to the large model has left."""
+    easy, hard = Question("larger", "a", "a?", "1"), Question("total", "b", "b?", "2")
+    climbed = [reply(True)] * 50 + [reply(True)] * 20 + [reply(True, model="tiny-large")] * 30
+    found = kept_local(climbed, [reply(True, model="tiny-large")] * 100, [easy] * 50 + [hard] * 50)
+    assert found["kept_local"]["value"] == pytest.approx(0.7) and 0.55 < found["kept_local"]["low"] < 0.65
+    assert found["share_of_large"]["value"] == 1.0
+    assert {kind: figure["value"] for kind, figure in found["kept_local_of"].items()} == {"larger": 1.0, "total": 0.4}
 
 
 def test_answers_are_written_as_outcome_data(tmp_path: Path):
