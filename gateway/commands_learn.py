@@ -226,7 +226,8 @@ def as_table(report: dict[str, Any]) -> str:
     lines += [
         *(f"{name.replace('_', ' ')}, AIQ: {_cell(report[name]['aiq'])}" for name in report if "_minus_" in name),
         "operating point fixed on training rows, against the best single model: quality "
-        f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}",
+        f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}, "
+        f"kept with a cheaper one {_cell(point['kept_cheaper'])}",
     ]
     return "\n".join(lines)
 

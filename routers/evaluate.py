@@ -213,8 +213,8 @@ def rate_matching(policy: Policy, bench: Bench) -> int:
 def operating_point(
     policy: Policy, index: int, bench: Bench, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed
-    beforehand.
+    """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed beforehand, and the
+    share of queries answered for less than it asks: those that a cheap or local model keeps.
     """
     n = len(bench.scores)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples) / n
@@ -222,9 +222,11 @@ def operating_point(
     paid, price = policy.cost[index], bench.costs[:, bench.best]
     ratio = float(paid.mean() / price.mean()) if price.mean() > 0 else float("nan")
     ratios = (counts @ paid) / np.maximum(counts @ price, 1e-300)
+    kept = (paid < price).astype(float)
     return {
         "quality_difference": with_interval(float(gained.mean()), (counts @ gained).tolist()),
         "cost_ratio": with_interval(ratio, ratios.tolist()),
+        "kept_cheaper": with_interval(float(kept.mean()), (counts @ kept).tolist()),
     }
 
 

@@ -83,6 +83,16 @@ def test_the_operating_point_is_fixed_before_the_test() -> None:
     assert found["cost_ratio"]["high"] < 0.8
 
 
+def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
+    """All, none or half of them: those answered for less than the best single model asks."""
+    two = Bench(np.ones((100, 2)), np.tile([1.0, 10.0], (100, 1)), 1)
+    half = np.where(np.arange(100) < 50, 1.0, 10.0)
+    policy = Policy(np.stack([np.full(100, 1.0), half, np.full(100, 10.0)]), np.ones((3, 100)))
+    kept = [operating_point(policy, index, two)["kept_cheaper"] for index in range(3)]
+    assert [one["value"] for one in kept] == [1.0, 0.5, 0.0]
+    assert 0.38 < kept[1]["low"] < 0.45 and 0.55 < kept[1]["high"] < 0.62
+
+
 def test_a_match_by_luck_is_passed_over() -> None:
     """Of rates that match, one that does so by less than a standard error gives way to a dearer one that does safely;
     where none does safely, the cheapest that matches at all is taken.
