@@ -95,6 +95,8 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
             tries = [await ask(demo, SMALL, judging, sample=1 + one) for one in range(TRIES)]
             adaptive = {name: await ask(demo, name, judging, sample=0) for name in ("vote", "best-of")}
             shown = {name: await ask(demo, name, judging) for name in tiny_shown.NAMES}
+            await ask(demo, "climbed-remembered", judging[::2])
+            shown["climbed-remembered"] = await ask(demo, "climbed-remembered", judging)
             refined = {name: await ask(demo, name + SUFFIX, judging) for name in (SMALL, LARGE)}
             in_sight = await ask(demo, SMALL, judging, answered=True)
     return {

@@ -1,7 +1,8 @@
 """Solved cases shown to the small shipped model: what they are worth, and what choosing their number per query saves.
 
 The hardest thing asked of an example is the easiest to check: with a question's own right answer shown just before it,
-a model that reads examples can't be wrong (`answer_in_sight`). The shipped models were taught single questions only.
+a model that reads examples can't be wrong (`answer_in_sight`). The shipped models were taught single questions only;
+what memory is worth to them is an answer replayed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ cascade = "confidence"
 accept_at = {accept_at}
 solved = "{cases}"
 solved_most = {most}
+[[routes]]                    # what was asked before is answered as before
+name = "climbed-remembered"
+models = ["tiny-small", "tiny-large"]
+router = "{router}"
+cost_weight = 1.0
+cascade = "confidence"
+accept_at = {accept_at}
+cache = "exact"
 """
 NAMES = ("shown", "shown-as-needed", "climbed", "climbed-shown")
 
@@ -60,6 +69,8 @@ def report(
 ) -> dict[str, Any]:
     """EcoAssistant's success and cost with and without cases, DynaICL's tokens, all on the same questions."""
     every, needed = asked["shown"], asked["shown-as-needed"]
+    remembered = asked["climbed-remembered"]
+    replayed = mean([reply.cost_usd == 0.0 for reply in remembered])
     saved = [one - other for one, other in zip(_into(every), _into(needed), strict=True)]
     return {
         "without": _way(small, large),
@@ -71,6 +82,7 @@ def report(
         "cascade_without": _way(asked["climbed"], large),
         "cascade_shown_as_needed": _way(asked["climbed-shown"], large),
         "cascade_accuracy_gain": difference(_right(asked["climbed-shown"]), _right(asked["climbed"])),
+        "cascade_half_asked_before": _way(remembered, large) | {"replayed": replayed},
         "answer_in_sight": mean(_right(in_sight)),
     }
 

@@ -46,10 +46,13 @@ def test_examples_are_laid_beside_none():
         "shown-as-needed": [reply(True, 30)] * 9 + [reply(False, 30)],
         "climbed": [reply(True)] * 5 + [reply(False)] * 5,
         "climbed-shown": [reply(True, cost_usd=0.5)] * 10,
+        "climbed-remembered": [reply(True, cost_usd=0.0), reply(True)] * 5,
     }
     found = tiny_shown.report([reply(False)] * 10, [reply(True, cost_usd=2.0)] * 10, asked, [reply(False)] * 10)
     assert found["tokens_saved_as_needed"]["value"] == pytest.approx(2 / 3)
     assert found["accuracy_as_needed_minus_always"]["value"] == pytest.approx(-0.1)
     assert found["accuracy_as_needed_minus_without"]["value"] == pytest.approx(0.9)
     assert found["cascade_accuracy_gain"]["value"] == pytest.approx(0.5) and found["answer_in_sight"]["value"] == 0.0
+    assert found["cascade_half_asked_before"]["replayed"]["value"] == 0.5
+    assert found["cascade_half_asked_before"]["cost_ratio"]["value"] == pytest.approx(0.25)
     assert found["cascade_shown_as_needed"]["cost_ratio"]["value"] == pytest.approx(0.25)
