@@ -168,7 +168,7 @@ def tiny(
     seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Cascade and adaptive sampling with the two shipped models, over real HTTP."""
+    """Cascades, sampling, examples, refining and steps with the two shipped models, over real HTTP."""
     import asyncio
 
     from gateway.tiny import measure

@@ -2,7 +2,8 @@
 
 On learning questions, answered by both models, a threshold is chosen that sends a budgeted share of them to the large
 model, and a router and a cascade are trained to keep a share of its right answers. Both cascades, and sampling with a
-fixed and an adaptive number of tries, are then measured on other questions.
+fixed and an adaptive number of tries, are then measured on other questions; so are solved cases shown to the small
+model, refined answers and drafting by steps, whether they pay or not.
 """
 
 from __future__ import annotations
