@@ -198,7 +198,7 @@ def fit_pair_rule(pairs: list[Pair], cosines: Floats, *, embedder: str, seed: in
 
 
 def _bag(right: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Four fifths of the pairs, of either kind as many."""
+    """Four fifths of the pairs of either kind."""
     rank = np.random.default_rng(seed).random(len(right))
     kept = np.zeros(len(right), bool)
     for kind in (right, ~right):

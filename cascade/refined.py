@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.evaluate import with_interval
+from routers.evaluate import redrawn, with_interval
 from routers.outcomes import Outcomes
 
 SUFFIX = "+refine"
@@ -53,8 +53,7 @@ def ranked(
     """Every model with its terms and score, best score first; 95 % intervals, the same questions drawn for all."""
     if not pairs:
         return {}
-    count = len(next(iter(pairs.values())).score)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES) / count
+    drawn = redrawn(len(next(iter(pairs.values())).score), RESAMPLES, seed)
     means = np.stack([np.vstack([pair.columns.mean(0), drawn @ pair.columns]) for pair in pairs.values()])
     quality, refined, cost_usd, refined_usd = np.moveaxis(means, -1, 0)
     dearest = np.maximum(np.maximum(cost_usd, refined_usd).max(0), 1e-12)

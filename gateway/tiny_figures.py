@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from routers.evaluate import with_interval
+from routers.evaluate import redrawn, with_interval
 
 RESAMPLES = 1000
 Figure = dict[str, float | None]
@@ -27,8 +27,7 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
     """Sum over sum, the same questions drawn for both."""
     pairs = np.column_stack([np.asarray(over, float), np.asarray(under, float)])
     count = len(pairs)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
-    sums = np.vstack([np.ones(count), drawn]) @ pairs
+    sums = np.vstack([np.ones(count), count * redrawn(count, RESAMPLES, 0)]) @ pairs
     with np.errstate(divide="ignore", invalid="ignore"):
         value, *resampled = (sums[:, 0] / sums[:, 1]).tolist()
     return with_interval(value, resampled)

@@ -164,6 +164,11 @@ def _clouds(policy: Policy, shares: Matrix) -> Clouds:
     return np.stack([shares @ policy.cost.T, shares @ policy.score.T], axis=2)
 
 
+def redrawn(n: int, resamples: int, seed: int) -> Matrix:
+    """Weights of n queries in bootstrap resamples, (resamples, n); each row sums to one."""
+    return np.asarray(np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples) / n)
+
+
 def with_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
     """The figure and its 95 % percentile interval; null where it isn't defined."""
     known = np.array([d for d in drawn if np.isfinite(d)])
@@ -217,7 +222,7 @@ def operating_point(
     share of queries answered for less than it asks: those that a cheap or local model keeps.
     """
     n = len(bench.scores)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples) / n
+    counts = redrawn(n, resamples, seed)
     gained = policy.score[index] - bench.scores[:, bench.best]
     paid, price = policy.cost[index], bench.costs[:, bench.best]
     ratio = float(paid.mean() / price.mean()) if price.mean() > 0 else float("nan")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from routers.estimators.base import Matrix
 from routers.outcomes import DataError, read_outcomes
-from routers.subset import Choice, Fleet, Limits, NoSubset, gated, kept
-from routers.subset_check import Rows, expected
+from routers.subset import Choice, Limits, NoSubset, gated, judged, kept
+from routers.subset_fit import Rows, expected
 
 Vector = NDArray[np.float64]
 
@@ -66,24 +66,20 @@ def subsets_of(folder: Path, estimator: str, wanted: Wanted) -> list[Subset]:
     for name in wanted.means:
         if name not in train.expected.spends:
             raise DataError(f"outcomes.parquet: {name} is not known of every outcome, so it can't be limited")
-    memory = _memory(models, wanted)
-    whole = _kept(train, memory, replace(wanted, memory=inf), len(models))
+    fleet = replace(train.expected, memory=_memory(models, wanted))
+    every = judged(fleet, Limits(len(models), wanted.means), range(len(models)))
     found: list[Subset] = []
     for size in range(1, min(wanted.most, len(models)) + 1):
         try:
-            choice = _kept(train, memory, wanted, size)
+            choice = kept(fleet, Limits(size, wanted.means, wanted.memory))
         except NoSubset:
             continue
-        if not found or len(choice.models) > len(found[-1].models):
-            found.append(_told(choice, whole, test, models))
+        if every is not None and (not found or len(choice.models) > len(found[-1].models)):
+            found.append(_told(choice, every, test, models))
     if not found:
-        raise NoSubset(f"no {wanted.most} or fewer of {len(models)} models keep these limits: raise one of them")
+        many = f"{wanted.most} or fewer of {len(models)} models"
+        raise NoSubset(f"no subset of {many} keeps these limits: raise one of them")
     return found
-
-
-def _kept(train: Rows, memory: Vector | None, wanted: Wanted, size: int) -> Choice:
-    fleet = Fleet(train.expected.quality, train.expected.spends, memory)
-    return kept(fleet, Limits(size, wanted.means, wanted.memory))
 
 
 def _memory(models: Sequence[str], wanted: Wanted) -> Vector | None:

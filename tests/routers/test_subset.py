@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from routers import subset_check
+from routers import subset_check, subset_fit
 from routers.estimators.base import Matrix
 from routers.outcomes import DataError, Outcomes
 from routers.subset import Choice, Fleet, Limits, NoSubset, exact, gated, greedy, judged, kept
@@ -221,7 +221,7 @@ def outcomes(latency: bool, models: int = 3, n: int = 80) -> Outcomes:
 @pytest.mark.parametrize("latency", [False, True])
 def test_the_check_reports_every_size_under_every_limit(latency: bool) -> None:
     """Latency is limited where it is known, and said to be unknown where it is not."""
-    train, test, models = subset_check.expected(outcomes(latency), "linear", 16)
+    train, test, models = subset_fit.expected(outcomes(latency), "linear", 16)
     report = subset_check.compared(train, test, models, 2)
     assert len(report["limits"]) == (9 if latency else 3)
     assert report["latency known"] is latency
@@ -246,4 +246,4 @@ def test_a_wrong_command_ends_in_one_line(
 def test_the_check_refuses_more_models_than_it_can_search() -> None:
     """And says how many there are."""
     with pytest.raises(DataError, match="20 models"):
-        subset_check.expected(outcomes(False, 20), "linear", 16)
+        subset_fit.expected(outcomes(False, 20), "linear", 16)
