@@ -117,6 +117,12 @@ class StaticEmbedding:
         """Unit vector of the text; zeros where it has no token."""
         return unit(self.total(self.joined(text.split())))
 
+    def arrays(self) -> tuple[bytes, NDArray[np.int8], NDArray[np.float32]]:
+        """Tokens in the order of their rows, a line feed behind each; rows; scales."""
+        tokens = dict(zip(self._vocabulary.values(), self._vocabulary, strict=True))
+        vocabulary = "".join(f"{tokens.get(row, '')}\n" for row in range(len(self._rows))).encode()
+        return vocabulary, np.ascontiguousarray(self._rows), np.ascontiguousarray(self._scales, np.float32)
+
     def cut(self, stretch: str) -> bytes:
         """The same of one stretch, not remembered."""
         ids: list[int] = []

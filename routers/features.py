@@ -7,6 +7,7 @@ from one version refuses another. Nothing here keeps a text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,10 +18,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from routers import native
 from routers.bulk import Sums, Written, chunks
-from routers.embedding import StaticEmbedding, Vector, shipped_dims, shipped_embedding, unit, units
+from routers.embedding import IDS, StaticEmbedding, Vector, shipped_dims, shipped_embedding, unit, units
 from routers.types import Query
 
+log = logging.getLogger(__name__)
 HEAD_CHARS = 3000
 TAIL_CHARS = 5000
 """A longer text is read at both ends only: time stays bounded."""
@@ -35,12 +38,15 @@ _KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in mar
 _PLAIN = bytes(byte for byte in range(256) if not _KINDS[byte] or byte == ord(" "))
 """Bytes that are not looked at one by one: of no kind, and blanks, of which a text has most."""
 _EACH = tuple(bytes([kind]) for kind in range(len(_MARKS) + 1))
+_PROOF = "Which of these, as\x1cit were:\nA) unbelievably 12.5 $x^2$?\n(B) def f_(): return {'a';}``` " * 4
+"""A text with something of everything that is counted, longer than a tail."""
 _FEW_MARKS = 64
 """Up to so many are counted one by one: a count of each kind takes as long as a walk over some forty marks."""
 _TABLE = np.frombuffer(_KINDS, np.uint8)
 STRUCTURE = 19
 _PACKED = Struct(f"{STRUCTURE}f").pack
 _FLOAT = np.dtype(np.float32)
+_ID_BYTES = IDS().itemsize
 TAIL_WORDS = 48
 ENCODED = "encoder:"
 """How versions of features begin whose meaning an encoder of the configuration gives."""
@@ -75,6 +81,9 @@ class Asked(Protocol):
 class Featurizer:
     """Turns a text and its structure into a `Query`. Pure but for bounded memos of words and of stretches."""
 
+    _table: native.Table | None = None
+    """What reads a text in C; None: Python does."""
+
     def __init__(self, embedding: StaticEmbedding | None = None, tail_words: int = TAIL_WORDS) -> None:
         self._embedding = embedding or shipped_embedding()
         self._sums = Sums(self._embedding)
@@ -83,6 +92,7 @@ class Featurizer:
         ends = 2 * e + STRUCTURE
         self.layout = Layout(slice(0, e), slice(e, 2 * e), slice(2 * e, ends), ends)
         self.version = _version(e, tail_words)
+        self._table = self._proven(native.opened(self._embedding, tail_words, ends))
 
     @property
     def dims(self) -> int:
@@ -104,14 +114,40 @@ class Featurizer:
         n = len(text)
         tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
         ends = ends_of(text)
-        meaning, words = self._meaning(ends)
+        if self._table is None:
+            vector = self._vector(ends, n, tokens, turns, tools, images, wants_json)
+        else:
+            cut = native.HERE if ends.isascii() else self._cut(ends)
+            vector = self._table.vector(ends, cut, n, tokens, turns, tools, images, wants_json)
+        return Query(ends, vector, self.version, tokens, max_output_tokens, turns, tools, images, wants_json, task)
+
+    def _vector(
+        self, text: str, chars: int, tokens: int, turns: int, tools: int, images: int, wants_json: bool
+    ) -> Vector:
+        meaning, words = self._meaning(text)
         structure = _PACKED(
-            *_structure(ends, words),
-            log1p(n) / 4, log1p(tokens) / 4, log1p(turns) / 4,
+            *_structure(text, words),
+            log1p(chars) / 4, log1p(tokens) / 4, log1p(turns) / 4,
             tools if tools < 4 else 4.0, images if images < 4 else 4.0, wants_json,
         )  # fmt: skip
-        vector = np.frombuffer(bytearray(meaning + structure), _FLOAT)
-        return Query(ends, vector, self.version, tokens, max_output_tokens, turns, tools, images, wants_json, task)
+        return np.frombuffer(bytearray(meaning + structure), _FLOAT)
+
+    def _proven(self, table: native.Table | None) -> native.Table | None:
+        """None where it does not find what Python finds."""
+        if table is not None:
+            sizes = len(_PROOF), 7, 3, 2, 5, True
+            found, right = table.vector(_PROOF, native.HERE, *sizes), self._vector(_PROOF, *sizes)
+            if not np.allclose(found, right, atol=1e-5):
+                log.warning("features in C are off by %.1e; Python finds them", float(np.abs(found - right).max()))
+                return None
+        return table
+
+    def _cut(self, text: str) -> native.Cut:
+        """Of a text that C does not cut."""
+        stretches, joined = text.split(), self._embedding.joined
+        head, tail = joined(stretches[: -self._tail_words]), joined(stretches[-self._tail_words :])
+        pieces = head + tail
+        return pieces, len(pieces) // _ID_BYTES, len(head) // _ID_BYTES, len(stretches)
 
     def vectors(self, asked: Sequence[Asked]) -> NDArray[np.float32]:
         """What `describe` finds of each, to rounding, shape (n, dims): a sixth of the time on many. Not from two
