@@ -48,7 +48,8 @@ def latest_log(desk: Desk, route: str, lasts_s: float = LOG_S) -> Log:
 
 def _read(desk: Desk, route: str) -> Log:
     """Rounds that a router can read where there are enough: others came before its features, or kept none."""
-    found, version = latest_scored(desk.store.engine, route, limit=2 * ROUNDS), shipped_version()
+    version = shipped_version()
+    found = latest_scored(desk.store.engine, route, limit=2 * ROUNDS, rounds=ROUNDS)
     told = [
         (record, score)
         for record, score in found

@@ -9,18 +9,22 @@ from gateway.journal.export import settle_score
 from gateway.journal.record import DecisionRecord
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.write import Row
+from gateway.learn.rounds import is_round
 
 _PAGE_ROWS = 500
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 
 def latest_scored(
-    engine: sa.Engine, route: str, *, limit: int, since_s: float = 0.0
+    engine: sa.Engine, route: str, *, limit: int, rounds: int | None = None, since_s: float = 0.0
 ) -> list[tuple[DecisionRecord, float | None]]:
-    """In the order of time; of feedback the score that counts. Decisions that no model answered are among them."""
+    """In the order of time; of feedback the score that counts. Decisions that no model answered are among them.
+    `rounds`: so many to learn from are enough.
+    """
     found: list[tuple[DecisionRecord, float | None]] = []
+    left = limit if rounds is None else rounds
     before: tuple[float, str] | None = None
-    while len(found) < limit:
+    while len(found) < limit and left > 0:
         query = (
             sa.select(decisions.c.time_s, decisions.c.id, decisions.c.payload)
             .where(decisions.c.route == route, decisions.c.time_s >= since_s)
@@ -35,7 +39,9 @@ def latest_scored(
         if not rows:
             break
         before = (rows[-1].time_s, rows[-1].id)
-        found += [(_decode(row.payload), settle_score(said.get(row.id, []))) for row in rows]
+        page = [(_decode(row.payload), settle_score(said.get(row.id, []))) for row in rows]
+        found += page
+        left -= sum(is_round(record) for record, _ in page)
     return found[::-1]
 
 

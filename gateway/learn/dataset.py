@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import sqlalchemy as sa
@@ -29,10 +30,13 @@ from routers.outcomes import Outcomes
 RETRY_WITHIN_S = 120.0
 """The same question again this soon means that the answer was no good."""
 
+MAIN_AXES = 24
+"""Found once for every question asked of a log."""
+
 Scored = tuple[DecisionRecord, float | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Log:
     """n rounds over m models, oldest first."""
 
@@ -70,12 +74,17 @@ class Log:
         """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them."""
         return Rounds(self.action, reward, self.logged)
 
-    def covariates(self, dims: int = 24) -> Array:
-        """What the reward model reads: the vectors' main axes and the prompt's length, all of unit spread."""
+    def covariates(self, dims: int = MAIN_AXES) -> Array:
+        """What the reward model reads: the vectors' `dims` first main axes and the prompt's length, all of unit
+        spread.
+        """
         tokens = np.log1p([record.input_tokens for record in self.records])[:, None]
-        axes = main_axes(self.x.astype(np.float64), dims) if self.x.shape[1] else np.zeros((len(self), 0))
-        z = np.concatenate([axes, tokens], 1)
+        z = np.concatenate([self._axes[:, :dims], tokens], 1)
         return np.asarray((z - z.mean(0)) / np.maximum(z.std(0), 1e-9))
+
+    @cached_property
+    def _axes(self) -> Array:
+        return main_axes(self.x.astype(np.float64), MAIN_AXES) if self.x.shape[1] else np.zeros((len(self), 0))
 
     def mean_cost_usd(self) -> Array:
         """Of each model where it was chosen; NaN where it never was."""

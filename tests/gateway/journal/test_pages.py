@@ -6,12 +6,14 @@ import threading
 
 import pytest
 
+from gateway.journal import recent
 from gateway.journal.insights import insight, insights_of, keep_insight
 from gateway.journal.recent import latest_scored
 from gateway.journal.search import DecisionFilter, search
 from gateway.journal.store import SettingConflict, Store
 from gateway.journal.sums import grouped, merged, quantile_s, sums, sums_by_tenant
 from gateway.journal.write import write_records
+from gateway.learn.rounds import is_round
 from tests.gateway.journal.records import NOON_S, decision, feedback
 
 DAY_S = NOON_S // 86400 * 86400
@@ -35,6 +37,17 @@ def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> 
     assert {record.id: score for record, score in found if score is not None} == {"dec_3": 0.5}
     assert [record.id for record, _ in latest_scored(store.engine, "auto", limit=3)] == ["dec_57", "dec_58", "dec_59"]
     assert len(latest_scored(store.engine, "auto", limit=99, since_s=NOON_S + 55)) == 4
+
+
+def test_no_more_is_read_than_makes_so_many_rounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page from the latest, until enough of them can be learnt from; others come along."""
+    monkeypatch.setattr(recent, "_PAGE_ROWS", 4)
+    records = [decision(n, route="auto", model="small" if n % 2 else "") for n in range(60)]
+    with store.engine.begin() as connection:
+        write_records(connection, records)
+    found = [record for record, _ in latest_scored(store.engine, "auto", limit=50, rounds=5)]
+    assert sum(map(is_round, found)) == 6 and [record.id for record in found] == [f"dec_{n}" for n in range(48, 60)]
+    assert len(latest_scored(store.engine, "auto", limit=10, rounds=99)) == 10
 
 
 def test_a_search_is_answered_by_an_index_alone(store: Store) -> None:
