@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import isfinite
 
+import numpy as np
 from msgspec.structs import astuple
 
 from cache.entry import Entry
@@ -22,6 +23,7 @@ from routers.types import Choice, Knobs, Vector
 
 BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
 """Of `Usage`, in the order of its fields."""
+_HALF = np.dtype("<f2")
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -200,7 +202,7 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
 
 def packed(vector: Vector) -> bytes:
     """float16, little-endian: what retraining needs of a query, without its text."""
-    return vector.astype("<f2").tobytes()
+    return vector.astype(_HALF).tobytes()
 
 
 def _finite(number: float) -> float | None:

@@ -57,6 +57,9 @@ _COUNTERS = (
     "output_tokens", *LATENCY_COLUMNS,
 )  # fmt: skip
 
+_TEXT_COLUMNS = (
+    "id", "request_id", "response_id", "tenant", "key_id", "route", "model", "answered_model", "router", "cache",
+)  # fmt: skip
 _LATENCY_AT = _COUNTERS.index(LATENCY_COLUMNS[0])
 
 
@@ -249,22 +252,25 @@ def _key_of(table: sa.Table) -> tuple[str, ...]:
 
 def _decision_row(record: DecisionRecord) -> Row:
     """In the order of the table's columns."""
+    payload = msgspec.json.encode(_without_answer(record)).decode()
+    if "\\u0000" in payload:
+        record = msgspec.structs.replace(record, **{name: clean(getattr(record, name)) for name in _TEXT_COLUMNS})
     return {
-        "id": clean(record.id),
+        "id": record.id,
         "time_s": record.time_s,
-        "request_id": clean(record.request_id),
-        "response_id": clean(record.response_id),
-        "tenant": clean(record.tenant),
-        "key_id": clean(record.key_id),
-        "route": clean(record.route),
-        "model": clean(record.model),
-        "answered_model": clean(record.answered_model),
-        "router": clean(record.router),
+        "request_id": record.request_id,
+        "response_id": record.response_id,
+        "tenant": record.tenant,
+        "key_id": record.key_id,
+        "route": record.route,
+        "model": record.model,
+        "answered_model": record.answered_model,
+        "router": record.router,
         "cost_nanousd": record.cost_nanousd,
         "status": record.status,
-        "cache": clean(record.cache),
+        "cache": record.cache,
         "latency_s": record.latency_s,
-        "payload": msgspec.json.encode(_without_answer(record)).decode(),
+        "payload": payload,
         "flags": flags_of(record),
         "counted": 1,
     }

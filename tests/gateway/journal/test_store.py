@@ -46,6 +46,15 @@ def test_unknown_numbers_come_back_as_none(store: Store) -> None:
     assert found is not None and found.ttft_s is None
 
 
+def test_names_with_a_zero_byte_are_kept_without_it(store: Store) -> None:
+    """PostgreSQL's text can't hold one: columns go without, the record itself keeps what was sent."""
+    record = decision(1, request_id="re\x00q", model="a\x00", answered_model="a\x00", tenant="ac\x00me")
+    write(store, record)
+    found = store.decision("req", tenant="acme")
+    assert found == record
+    assert [row["model"] for row in store.stats(0.0, 2 * NOON_S)] == ["a"]
+
+
 def test_a_decision_of_another_tenant_is_not_found(store: Store) -> None:
     """Looking up with a tenant never crosses it."""
     write(store, decision(1))
