@@ -77,7 +77,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
-    online, purses = Online(open_sums(config, index)), Purses(clock, config.server.workers)
+    online, purses = Online(open_sums(config, index), journal), Purses(clock, config.server.workers)
     metrics.watch("headgate_bandit_answers", online.answers)
     metrics.watch("headgate_purse_fullness", purses.fullness)
     server = config.server
@@ -110,7 +110,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         online=online,
         purses=purses,
         prefixes=Prefixes(),
-        chores=[*hint_chores(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run],
+        chores=[*hint_chores(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up],
         index=index,
     )
 

@@ -46,7 +46,7 @@ def explain(
 
     chosen = read_config(config)
     store = _store(chosen)
-    record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))
+    record = asyncio.run(find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision))
     if record is None:
         raise CallerError(f"no decision has the id '{decision}'")
     view = decision_view(record)

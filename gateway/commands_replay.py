@@ -45,7 +45,7 @@ def replay(
     chosen = read_config(config)
     store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
     try:
-        record = asyncio.run(find_decision(store, spool_dir(chosen.server.run_dir), decision))
+        record = asyncio.run(find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision))
         if record is None:
             raise CallerError(f"no decision has the id '{decision}'")
         refuse_undecided(record)

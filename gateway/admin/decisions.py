@@ -187,7 +187,7 @@ def _priced(price: Price, usage: dict[str, int]) -> float:
 
 def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:
     with database():
-        record = asyncio.run(find_decision(desk.store, desk.spool_dir, id))
+        record = asyncio.run(find_decision(lambda: desk.store, desk.spool_dir, id))
         if record is None:
             raise NotFound(f"no decision has the id {id!r}")
         return record, [FeedbackRow(**row) for row in desk.store.feedback(decision_id=record.id)]

@@ -6,7 +6,6 @@ model, a floor on quality, and whether bad lines are left out.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -60,7 +59,7 @@ async def create_batch(request: Request, _: str) -> Answer:
     if not caller.may_use(asks.headgate.route) and asks.headgate.route != "auto":
         raise NotFound(f"The model '{asks.headgate.route}' does not exist.", code="model_not_found")
     desk, now = services.batches, services.clock()
-    file = await asyncio.to_thread(desk.files.find, asks.input_file_id, caller.tenant)
+    file = await desk.of_files(lambda files: files.find(asks.input_file_id, caller.tenant))
     if file.purpose != "batch":
         raise CallerError(f"{file.id} has the purpose {file.purpose!r}, not 'batch'", param="input_file_id")
     card = Card(
@@ -70,23 +69,23 @@ async def create_batch(request: Request, _: str) -> Answer:
         endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},
         input_file=file.id,
     )  # fmt: skip
-    job = await asyncio.to_thread(desk.jobs.add, caller.tenant, "api", card, now)
+    job = await desk.of_jobs(lambda jobs: jobs.add(caller.tenant, "api", card, now))
     desk.mark()
     desk.asked.set()
     return _told(job)
 
 
 async def get_batch(request: Request, id: str) -> Answer:
-    return _told(await asyncio.to_thread(request.services.batches.jobs.find, id, request.caller().tenant))
+    tenant = request.caller().tenant
+    return _told(await request.services.batches.of_jobs(lambda jobs: jobs.find(id, tenant)))
 
 
 async def list_batches(request: Request, _: str) -> Answer:
     """Newest first."""
     from gateway.batch.view import batch_object
 
-    tenant, jobs = request.caller().tenant, request.services.batches.jobs
-    limit = page_limit(request, 20, 100)
-    found = await asyncio.to_thread(jobs.page, tenant, after=asked(request, "after"), limit=limit + 1)
+    tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
+    found = await request.services.batches.of_jobs(lambda jobs: jobs.page(tenant, after=after, limit=limit + 1))
     return 200, [JSON], msgspec.json.encode(page_of([batch_object(job) for job in found], limit))
 
 
@@ -94,8 +93,8 @@ async def cancel_batch(request: Request, id: str) -> Answer:
     """What is answered by then is kept."""
     services = request.services
     desk = services.batches
-    job = await asyncio.to_thread(desk.jobs.find, id, request.caller().tenant)
-    job = await asyncio.to_thread(desk.jobs.ask, job.id, "cancel", services.clock())
+    tenant = request.caller().tenant
+    job = await desk.of_jobs(lambda jobs: jobs.ask(jobs.find(id, tenant).id, "cancel", services.clock()))
     desk.mark()
     desk.asked.set()
     return _told(job)

@@ -68,5 +68,5 @@ async def post_feedback(request: Request, _: str) -> Answer:
         source=said.source,
     )
     await record_feedback(services.spool, record)
-    await services.online.feedback(services.journal, record)
+    services.online.feedback(record)
     return 200, [JSON], msgspec.json.encode({"id": record.id, "object": "feedback"})

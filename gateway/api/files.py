@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -25,41 +24,39 @@ async def create_file(request: Request, _: str) -> Answer:
         raise CallerError("'file' is a required property", param="file", code="missing_required_parameter")
     if purpose is None or not purpose.data or len(purpose.data) > MOST_PURPOSE:
         raise CallerError("'purpose' is a required property", param="purpose", code="missing_required_parameter")
-    now = services.clock()
+    now, what, name, data = services.clock(), purpose.data.decode("utf-8", "replace"), file.filename, file.data
     lasts = parts.get("expires_after[seconds]")
-    kept = await asyncio.to_thread(
-        services.batches.files.add, caller.tenant, purpose.data.decode("utf-8", "replace"), file.filename[:MOST_NAME],
-        [file.data], now, expires_s=now + _seconds(lasts.data) if lasts is not None else None,
-    )  # fmt: skip
+    expires_s = now + _seconds(lasts.data) if lasts is not None else None
+    kept = await services.batches.of_files(
+        lambda files: files.add(caller.tenant, what, name[:MOST_NAME], [data], now, expires_s=expires_s)
+    )
     return 200, [JSON], msgspec.json.encode(kept.as_object())
 
 
 async def list_files(request: Request, _: str) -> Answer:
-    tenant, files = request.caller().tenant, request.services.batches.files
-    limit = page_limit(request, 10_000, 10_000)
-    found = await asyncio.to_thread(
-        files.page, tenant, purpose=asked(request, "purpose"), after=asked(request, "after"), limit=limit + 1,
-        oldest_first=asked(request, "order") == "asc",
-    )  # fmt: skip
+    tenant, limit = request.caller().tenant, page_limit(request, 10_000, 10_000)
+    purpose, after, order = (asked(request, name) for name in ("purpose", "after", "order"))
+    found = await request.services.batches.of_files(
+        lambda files: files.page(tenant, purpose=purpose, after=after, limit=limit + 1, oldest_first=order == "asc")
+    )
     return 200, [JSON], msgspec.json.encode(page_of([file.as_object() for file in found], limit))
 
 
 async def get_file(request: Request, id: str) -> Answer:
     tenant = request.caller().tenant
-    file = await asyncio.to_thread(request.services.batches.files.find, id, tenant)
+    file = await request.services.batches.of_files(lambda files: files.find(id, tenant))
     return 200, [JSON], msgspec.json.encode(file.as_object())
 
 
 async def get_content(request: Request, id: str) -> Answer:
-    tenant, files = request.caller().tenant, request.services.batches.files
-    await asyncio.to_thread(files.find, id, tenant)
-    content = await asyncio.to_thread(lambda: b"".join(files.read(id)))
+    tenant = request.caller().tenant
+    content = await request.services.batches.of_files(lambda files: b"".join(files.read(files.find(id, tenant).id)))
     return 200, [(b"content-type", b"application/octet-stream")], content
 
 
 async def delete_file(request: Request, id: str) -> Answer:
     tenant = request.caller().tenant
-    await asyncio.to_thread(request.services.batches.files.delete, id, tenant)
+    await request.services.batches.of_files(lambda files: files.delete(id, tenant))
     return 200, [JSON], msgspec.json.encode({"id": id, "object": "file", "deleted": True})
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.journal.reader import Reader
 
@@ -12,12 +13,13 @@ if TYPE_CHECKING:
     from gateway.batch.files import Files
     from gateway.batch.jobs import Jobs
 
+T = TypeVar("T")
 MARKER = "batches.open"
 """In the run folder while some job of the API is unfinished: workers look for jobs only then."""
 
 
 class Desk:
-    """One per worker. The stores are synchronous: use them off the event loop."""
+    """One per worker. The stores are synchronous, and opening them may wait for a database: never on the event loop."""
 
     def __init__(self, journal: Reader, run_dir: str) -> None:
         self._journal = journal
@@ -36,6 +38,14 @@ class Desk:
         from gateway.batch.files import Files
 
         return Files(self._journal.store.engine)
+
+    async def of_jobs(self, ask: Callable[[Jobs], T]) -> T:
+        """Asked in a thread, where the database is opened too."""
+        return await asyncio.to_thread(lambda: ask(self.jobs))
+
+    async def of_files(self, ask: Callable[[Files], T]) -> T:
+        """As `of_jobs`."""
+        return await asyncio.to_thread(lambda: ask(self.files))
 
     @property
     def marker(self) -> Path:

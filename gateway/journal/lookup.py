@@ -1,8 +1,8 @@
 """What a worker asks of the journal off its hot path: a decision just made, feedback to keep, what was spent.
 
 A record may still lie in a spool: so the store is asked, then the spools, then the store again, since it may
-have been shipped in between. All of it runs in a thread. A database that is away is no reason to miss what is
-in a spool.
+have been shipped in between. All of it runs in a thread, opening the store too. A database that is away is no reason
+to miss what is in a spool.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Found = TypeVar("Found", DecisionRecord, FeedbackRecord, ResponseRecord)
 
 
 async def find_decision(
-    store: Store, directory: Path, id: str, tenant: str | None = None
+    opened: Callable[[], Store], directory: Path, id: str, tenant: str | None = None
 ) -> DecisionRecord | None:
     """By decision, response or request id; of one tenant, or of any where None."""
 
@@ -39,10 +39,12 @@ async def find_decision(
     def look_in_spools() -> DecisionRecord | None:
         return newest_in_spools(directory, id, DecisionRecord, matches)
 
-    return await asyncio.to_thread(_find, lambda: store.decision(id, tenant), look_in_spools)
+    return await asyncio.to_thread(_find, lambda: opened().decision(id, tenant), look_in_spools)
 
 
-async def find_response(store: Store, directory: Path, id: str, tenant: str) -> ResponseRecord | None:
+async def find_response(
+    opened: Callable[[], Store], directory: Path, id: str, tenant: str
+) -> ResponseRecord | None:
     """A stored /v1/responses object of this tenant; None where there is none or it was deleted."""
 
     def matches(record: ResponseRecord) -> bool:
@@ -54,7 +56,7 @@ async def find_response(store: Store, directory: Path, id: str, tenant: str) -> 
     # a deletion still in a spool outranks the row, so the spools come first
     found = await asyncio.to_thread(look_in_spools)
     if found is None:
-        found = await asyncio.to_thread(_find, lambda: store.response(id, tenant), look_in_spools)
+        found = await asyncio.to_thread(_find, lambda: opened().response(id, tenant), look_in_spools)
     return None if found is None or found.deleted else found
 
 

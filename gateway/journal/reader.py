@@ -5,6 +5,7 @@ A worker that is asked nothing never loads a database driver, and one whose data
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,26 +25,29 @@ class Reader:
         self._url = url
         self._keep_days = keep_days
         self._store: Store | None = None
+        self._opening = threading.Lock()
 
     @property
     def store(self) -> Store:
-        if self._store is None:
-            from gateway.journal.store import open_store
+        """Blocks at the first question; SQLAlchemyError where the database is away."""
+        with self._opening:
+            if self._store is None:
+                from gateway.journal.store import open_store
 
-            self._store = open_store(self._url, keep_days=self._keep_days)
-        return self._store
+                self._store = open_store(self._url, keep_days=self._keep_days)
+            return self._store
 
     async def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
         """By decision, response or request id; of one tenant, or of any where None."""
         from gateway.journal.lookup import find_decision
 
-        return await find_decision(self.store, self.spools, id, tenant)
+        return await find_decision(lambda: self.store, self.spools, id, tenant)
 
     async def response(self, id: str, tenant: str) -> ResponseRecord | None:
         """A stored /v1/responses object of this tenant; None where there is none or it was deleted."""
         from gateway.journal.lookup import find_response
 
-        return await find_response(self.store, self.spools, id, tenant)
+        return await find_response(lambda: self.store, self.spools, id, tenant)
 
     def spend_since(self, since_s: float) -> list[Row]:
         """Per tenant, key and route, spools included. Blocks; raises HeadgateError 503 where the database is away."""

@@ -13,13 +13,14 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from cache.link import Link
 from gateway.config import Config
+from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.learn.rounds import drawn_of, failed_check, is_round
@@ -116,12 +117,14 @@ class StrategyLearner(Learner):
 class Online:
     """All of a worker's."""
 
-    def __init__(self, sums: Sums) -> None:
-        self._sums = sums
+    def __init__(self, sums: Sums, journal: Reader) -> None:
+        self._sums, self._journal = sums, journal
         self._learners: dict[str, Learner] = {}
         """By key, those of former routers included: a reload must forget nothing."""
         self._routes: dict[str, list[Learner]] = {}
         self._recent: OrderedDict[str, DecisionRecord] = OrderedDict()
+        self._said: deque[FeedbackRecord] = deque(maxlen=REMEMBERED)
+        """On decisions that only the journal knows: taken already, so whoever said it does not wait."""
 
     def adopt(self, book: RouteBook) -> None:
         """The routes' bandits, as they are from now on, go on with what was learnt upon the same base."""
@@ -152,16 +155,37 @@ class Online:
                 learner.outcome(record)
             self._remember(record)
 
-    async def feedback(self, journal: Reader, said: FeedbackRecord) -> None:
+    def feedback(self, said: FeedbackRecord) -> None:
         """Somebody scored an answer of whatever worker."""
         if said.score is None or not self._routes:
             return
-        id = said.decision_id or said.response_id or said.request_id
-        record = self._recent.get(id) or await journal.decision(id, said.tenant or None)
-        if record is None or said.tenant not in (record.tenant, ANY_TENANT):
-            return
-        for learner in self._routes.get(record.route, ()):
-            learner.feedback(record, said.score)
+        record = self._recent.get(_name_of(said))
+        if record is None:
+            self._said.append(said)
+        else:
+            self._hear(said, record)
+
+    def _hear(self, said: FeedbackRecord, record: DecisionRecord) -> None:
+        if said.score is not None and said.tenant in (record.tenant, ANY_TENANT):
+            for learner in self._routes.get(record.route, ()):
+                learner.feedback(record, said.score)
+
+    async def catch_up(self) -> None:
+        """Learns from what was said of decisions that this worker does not remember, until cancelled. Where the journal
+        is away, later.
+        """
+        while True:
+            while self._said:
+                said = self._said.popleft()
+                try:
+                    record = await self._journal.decision(_name_of(said), said.tenant or None)
+                except (HeadgateError, OSError) as error:
+                    self._said.appendleft(said)
+                    log.warning("what was said of %d answers is not learnt from yet: %s", len(self._said), error)
+                    break
+                if record is not None:
+                    self._hear(said, record)
+            await asyncio.sleep(SHARE_EVERY_S)
 
     async def run(self) -> None:
         """Tells and hears, until cancelled."""
@@ -200,6 +224,10 @@ class Online:
                 self._recent[id] = record
         while len(self._recent) > 3 * REMEMBERED:
             self._recent.popitem(last=False)
+
+
+def _name_of(said: FeedbackRecord) -> str:
+    return said.decision_id or said.response_id or said.request_id
 
 
 def open_sums(config: Config, index: int) -> Sums:

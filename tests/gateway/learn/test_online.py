@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from gateway.journal.reader import Reader
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.learn.online import bandit_of, query_of
@@ -184,7 +185,7 @@ async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
                 id="fb", time_s=0.0, tenant="other", score=0.0,
                 decision_id=answer.headers["x-headgate-decision-id"],
             )  # fmt: skip
-            await gateway.services.online.feedback(gateway.services.journal, said)
+            gateway.services.online.feedback(said)
         bandit = bandit_of(gateway.services.book.find("auto").router)
         assert bandit is not None and known(gateway) == 1
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
@@ -194,6 +195,28 @@ async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
         j = list(expected.models).index(record.model)
         once.learn(bandit.axes(query.vector), record.model, 1.0 - expected.quality[j])
         assert np.allclose(bandit.state.quality, once.quality, atol=1e-3)
+
+
+async def test_feedback_is_taken_while_the_database_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a decision that this worker does not remember: acknowledged at once, learnt from when the journal is back."""
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+        services, online = gateway.services, gateway.services.online
+        async with httpx.AsyncClient() as client:
+            answer = await ask(client, gateway, "hello there")
+            online._recent.clear()
+            reader, services.journal = services.journal, Reader("sqlite:////nowhere/j.db", 1.0, tmp_path / "none")
+            online._journal = services.journal
+            await say(client, gateway, answer, 0.0)
+            chore = asyncio.create_task(online.catch_up())
+            await until(lambda: "not learnt from yet" in caplog.text)
+            services.journal = online._journal = reader
+        (learner,) = online._routes["auto"]
+        assert learner.scored == 0
+        await until(lambda: learner.scored == 1)
+        assert learner.learnt[answer.headers["x-headgate-decision-id"]] == 0.0
+        chore.cancel()
 
 
 async def test_without_feedback_checks_teach(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The data plane while its database is away: what needs it says so in time, all else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.journal.schema import migrate
+from tests.gateway.journal.conftest import postgres_server
+from tests.live import live
+from tests.postgres_server import PostgresServer
+
+__all__ = ["postgres_server"]
+ASKED = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+NEED_IT = [
+    ("GET", "/v1/batches"), ("GET", "/v1/files"), ("GET", "/v1/decisions/dec_unknown"),
+    ("GET", "/v1/responses/resp_unknown"),
+    ("GET", "/v1/batches/batch_unknown"), ("DELETE", "/v1/files/file_unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+async def test_what_needs_the_database_says_that_it_is_away(
+    tmp_path: Path, postgres_server: PostgresServer, asked_before: bool
+) -> None:
+    """503 and when to come again, never a fault of ours, whether or not it was reached before; answers, what lies in
+    the spool and feedback go on, and so does all else once it is back.
+    """
+    url = postgres_server.new_database()
+    migrate(url)
+    async with live(tmp_path, storage={"url": url}) as gateway, httpx.AsyncClient(
+        base_url=gateway.url, timeout=60
+    ) as client:
+        if asked_before:
+            assert (await client.get("/v1/batches")).status_code == 200
+        postgres_server.stop()
+        try:
+            for method, path in NEED_IT:
+                answer = await client.request(method, path)
+                assert answer.status_code == 503, (path, answer.text)
+                assert answer.json()["error"]["code"] == "journal_unavailable" and "retry-after" in answer.headers, path
+            answer = await client.post("/v1/chat/completions", json=ASKED)
+            assert answer.status_code == 200
+            id = answer.headers["x-headgate-decision-id"]
+            assert (await client.get(f"/v1/decisions/{id}")).status_code == 200
+            assert (await client.post("/v1/feedback", json={"decision_id": id, "score": 1.0})).status_code == 200
+        finally:
+            postgres_server.start()
+        assert (await client.get("/v1/batches")).status_code == 200
+        assert (await client.get("/v1/decisions/dec_unknown")).status_code == 404
+
+
+async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """A database that hangs holds up the question that needs it, and no other request of the worker."""
+    url = postgres_server.new_database()
+    migrate(url)
+    async with live(tmp_path, storage={"url": url}) as gateway, httpx.AsyncClient(
+        base_url=gateway.url, timeout=60
+    ) as client:
+        os.kill(postgres_server.pid, signal.SIGSTOP)
+        try:
+            paths = "/v1/files", "/v1/batches", "/v1/decisions/x"
+            waiting = [asyncio.create_task(client.get(path)) for path in paths]
+            for _ in range(3):
+                assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
+            assert not any(task.done() for task in waiting)
+        finally:
+            os.kill(postgres_server.pid, signal.SIGCONT)
+        assert [(await task).status_code for task in waiting] == [200, 200, 404]
