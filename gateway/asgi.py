@@ -19,7 +19,6 @@ from gateway.call import SURFACES, Arrival, read_call
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers
-from gateway.journal.durable import away
 from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
@@ -205,15 +204,11 @@ class App:
         raise NotFound(f"Unknown request URL: {method} {path[:200]}", code="unknown_url")
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
-        """The database is away, or a fault of ours: the client learns its kind, the log its place."""
-        told = away(error)
-        if told is not None:
-            log.warning("request %s: %s", arrival.request_id, told.message)
-        else:
-            log.error("request %s failed inside the gateway", arrival.request_id, exc_info=error)
+        """A fault of ours: the client learns its kind, the log its place."""
+        log.error("request %s failed inside the gateway", arrival.request_id, exc_info=error)
         if reply.committed:
             raise error
-        wrapped = told or HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
+        wrapped = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
         await self.refuse(wrapped, surface, reply, arrival)
 
     async def refuse(self, error: HeadgateError, surface: str, reply: Reply, arrival: Arrival) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from datetime import UTC, datetime
@@ -46,7 +45,7 @@ def explain(
 
     chosen = read_config(config)
     store = _store(chosen)
-    record = asyncio.run(find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision))
+    record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
     if record is None:
         raise CallerError(f"no decision has the id '{decision}'")
     view = decision_view(record)

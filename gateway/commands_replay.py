@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -45,7 +44,7 @@ def replay(
     chosen = read_config(config)
     store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
     try:
-        record = asyncio.run(find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision))
+        record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
         if record is None:
             raise CallerError(f"no decision has the id '{decision}'")
         refuse_undecided(record)

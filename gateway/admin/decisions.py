@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -187,7 +186,7 @@ def _priced(price: Price, usage: dict[str, int]) -> float:
 
 def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:
     with database():
-        record = asyncio.run(find_decision(lambda: desk.store, desk.spool_dir, id))
+        record = find_decision(lambda: desk.store, desk.spool_dir, id)
         if record is None:
             raise NotFound(f"no decision has the id {id!r}")
         return record, [FeedbackRow(**row) for row in desk.store.feedback(decision_id=record.id)]

@@ -17,6 +17,8 @@ T = TypeVar("T")
 MARKER = "batches.open"
 """In the run folder while some job of the API is unfinished: workers look for jobs only then."""
 
+FILE_PATIENCE_S = 300.0
+
 
 class Desk:
     """One per worker. The stores are synchronous, and opening them may wait for a database: never on the event loop."""
@@ -40,12 +42,12 @@ class Desk:
         return Files(self._journal.store.engine)
 
     async def of_jobs(self, ask: Callable[[Jobs], T]) -> T:
-        """Asked in a thread, where the database is opened too."""
-        return await asyncio.to_thread(lambda: ask(self.jobs))
+        """Raises HeadgateError 503 where the database is away."""
+        return await self._journal.ask(lambda: ask(self.jobs))
 
     async def of_files(self, ask: Callable[[Files], T]) -> T:
-        """As `of_jobs`."""
-        return await asyncio.to_thread(lambda: ask(self.files))
+        """As `of_jobs`; a large file takes a while."""
+        return await self._journal.ask(lambda: ask(self.files), FILE_PATIENCE_S)
 
     @property
     def marker(self) -> Path:

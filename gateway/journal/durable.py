@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from gateway.errors import CallerError, HeadgateError
 from gateway.journal.record import FeedbackRecord, ResponseRecord
 from gateway.journal.spool import Spool
@@ -32,11 +30,3 @@ def unavailable(why: str) -> HeadgateError:
     return HeadgateError(
         f"the journal can't be used now: {why}", code="journal_unavailable", status=503, retry_after_s=1.0
     )
-
-
-def away(error: Exception) -> HeadgateError | None:
-    """What a client is told where it was the database that failed; None: it was not. Loads no driver to find out."""
-    known = sys.modules.get("sqlalchemy.exc")
-    if known is None or not isinstance(error, (known.OperationalError, known.InterfaceError, known.TimeoutError)):
-        return None
-    return unavailable("the database is away")

@@ -1,13 +1,11 @@
 """What a worker asks of the journal off its hot path: a decision just made, feedback to keep, what was spent.
 
 A record may still lie in a spool: so the store is asked, then the spools, then the store again, since it may
-have been shipped in between. All of it runs in a thread, opening the store too. A database that is away is no reason
-to miss what is in a spool.
+have been shipped in between. All of it blocks. A database that is away is no reason to miss what is in a spool.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +25,7 @@ __all__ = ["append_durably", "find_decision", "find_response", "record_feedback"
 Found = TypeVar("Found", DecisionRecord, FeedbackRecord, ResponseRecord)
 
 
-async def find_decision(
+def find_decision(
     opened: Callable[[], Store], directory: Path, id: str, tenant: str | None = None
 ) -> DecisionRecord | None:
     """By decision, response or request id; of one tenant, or of any where None."""
@@ -39,10 +37,10 @@ async def find_decision(
     def look_in_spools() -> DecisionRecord | None:
         return newest_in_spools(directory, id, DecisionRecord, matches)
 
-    return await asyncio.to_thread(_find, lambda: opened().decision(id, tenant), look_in_spools)
+    return _find(lambda: opened().decision(id, tenant), look_in_spools)
 
 
-async def find_response(
+def find_response(
     opened: Callable[[], Store], directory: Path, id: str, tenant: str
 ) -> ResponseRecord | None:
     """A stored /v1/responses object of this tenant; None where there is none or it was deleted."""
@@ -54,9 +52,7 @@ async def find_response(
         return newest_in_spools(directory, id, ResponseRecord, matches)
 
     # a deletion still in a spool outranks the row, so the spools come first
-    found = await asyncio.to_thread(look_in_spools)
-    if found is None:
-        found = await asyncio.to_thread(_find, lambda: opened().response(id, tenant), look_in_spools)
+    found = look_in_spools() or _find(lambda: opened().response(id, tenant), look_in_spools)
     return None if found is None or found.deleted else found
 
 

@@ -5,9 +5,12 @@ A worker that is asked nothing never loads a database driver, and one whose data
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.journal.durable import unavailable
 from gateway.journal.record import DecisionRecord, ResponseRecord
@@ -15,6 +18,10 @@ from gateway.journal.record import DecisionRecord, ResponseRecord
 if TYPE_CHECKING:
     from gateway.journal.store import Store
     from gateway.journal.write import Row
+
+THREADS = 4
+PATIENCE_S = 10.0
+T = TypeVar("T")
 
 
 class Reader:
@@ -26,6 +33,7 @@ class Reader:
         self._keep_days = keep_days
         self._store: Store | None = None
         self._opening = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, "journal")
 
     @property
     def store(self) -> Store:
@@ -37,17 +45,32 @@ class Reader:
                 self._store = open_store(self._url, keep_days=self._keep_days)
             return self._store
 
+    async def ask(self, question: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+        """What blocks, in threads of the journal's own: a database that hangs must hold up nothing else. Raises
+        HeadgateError 503 where it is away, or does not answer in time.
+        """
+        from sqlalchemy.exc import InterfaceError, OperationalError
+        from sqlalchemy.exc import TimeoutError as NoneFree
+
+        asked = asyncio.get_running_loop().run_in_executor(self._threads, question)
+        try:
+            return await asyncio.wait_for(asked, patience_s)
+        except (OperationalError, InterfaceError, NoneFree) as fault:
+            raise unavailable("the database is away") from fault
+        except TimeoutError:
+            raise unavailable("the database does not answer") from None
+
     async def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
         """By decision, response or request id; of one tenant, or of any where None."""
         from gateway.journal.lookup import find_decision
 
-        return await find_decision(lambda: self.store, self.spools, id, tenant)
+        return await self.ask(lambda: find_decision(lambda: self.store, self.spools, id, tenant))
 
     async def response(self, id: str, tenant: str) -> ResponseRecord | None:
         """A stored /v1/responses object of this tenant; None where there is none or it was deleted."""
         from gateway.journal.lookup import find_response
 
-        return await find_response(lambda: self.store, self.spools, id, tenant)
+        return await self.ask(lambda: find_response(lambda: self.store, self.spools, id, tenant))
 
     def spend_since(self, since_s: float) -> list[Row]:
         """Per tenant, key and route, spools included. Blocks; raises HeadgateError 503 where the database is away."""
@@ -61,5 +84,6 @@ class Reader:
             raise unavailable("the database is away") from fault
 
     def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._store is not None:
             self._store.close()

@@ -64,11 +64,14 @@ async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, p
     ) as client:
         os.kill(postgres_server.pid, signal.SIGSTOP)
         try:
-            paths = "/v1/files", "/v1/batches", "/v1/decisions/x"
+            paths = ["/v1/files", "/v1/batches", *["/v1/decisions/x"] * 8]
             waiting = [asyncio.create_task(client.get(path)) for path in paths]
             for _ in range(3):
-                assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
+                answer = await client.post("/v1/chat/completions", json=ASKED)
+                assert answer.status_code == 200
+                said = {"decision_id": answer.headers["x-headgate-decision-id"], "score": 1.0}
+                assert (await client.post("/v1/feedback", json=said)).status_code == 200
             assert not any(task.done() for task in waiting)
         finally:
             os.kill(postgres_server.pid, signal.SIGCONT)
-        assert [(await task).status_code for task in waiting] == [200, 200, 404]
+        assert [(await task).status_code for task in waiting] == [200, 200, *[404] * 8]

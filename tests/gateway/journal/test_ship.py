@@ -252,9 +252,9 @@ async def test_a_decision_is_found_before_and_after_it_is_shipped(tmp_path: Path
     spool.append(decision(1))
     for _ in range(2):
         for id in ("dec_1", "req_1", "chatcmpl-1"):
-            assert await find_decision(lambda: store, tmp_path, id) == decision(1)
-            assert await find_decision(lambda: store, tmp_path, id, tenant="other") is None
-        assert await find_decision(lambda: store, tmp_path, "dec_2") is None
+            assert find_decision(lambda: store, tmp_path, id) == decision(1)
+            assert find_decision(lambda: store, tmp_path, id, tenant="other") is None
+        assert find_decision(lambda: store, tmp_path, "dec_2") is None
         shipper.ship_all()
 
 
@@ -263,9 +263,9 @@ async def test_a_spooled_decision_is_found_while_the_database_is_away(tmp_path: 
     store = Store(open_engine(f"sqlite:///{tmp_path}/missing/journal.db"))
     spool = Spool(tmp_path)
     spool.append(decision(1))
-    assert await find_decision(lambda: store, tmp_path, "dec_1") == decision(1)
+    assert find_decision(lambda: store, tmp_path, "dec_1") == decision(1)
     with pytest.raises(HeadgateError) as away:
-        await find_decision(lambda: store, tmp_path, "dec_2")
+        find_decision(lambda: store, tmp_path, "dec_2")
     assert away.value.status == 503
 
 
@@ -274,14 +274,14 @@ async def test_a_deleted_response_is_gone_at_once(tmp_path: Path, store: Store) 
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     made = ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", output=b"{}")
     spool.append(made)
-    assert await find_response(lambda: store, tmp_path, "resp_1", "acme") == made
-    assert await find_response(lambda: store, tmp_path, "resp_1", "other") is None
+    assert find_response(lambda: store, tmp_path, "resp_1", "acme") == made
+    assert find_response(lambda: store, tmp_path, "resp_1", "other") is None
     shipper.ship_all()
-    assert await find_response(lambda: store, tmp_path, "resp_1", "acme") == made
+    assert find_response(lambda: store, tmp_path, "resp_1", "acme") == made
     spool.append(ResponseRecord(id="resp_1", time_s=2.0, tenant="acme", deleted=True))
-    assert await find_response(lambda: store, tmp_path, "resp_1", "acme") is None
+    assert find_response(lambda: store, tmp_path, "resp_1", "acme") is None
     shipper.ship_all()
-    assert await find_response(lambda: store, tmp_path, "resp_1", "acme") is None
+    assert find_response(lambda: store, tmp_path, "resp_1", "acme") is None
 
 
 def test_restored_spend_counts_spooled_and_stored_once(tmp_path: Path, store: Store) -> None:
