@@ -13,6 +13,7 @@ import typer
 from gateway.config import Config
 from gateway.config_load import check, file_of, load, unshared
 from gateway.errors import ConfigError, HeadgateError
+from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
 
 app = typer.Typer(
@@ -46,6 +47,12 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         typer.secho(f"{error.filename or 'headgate'}: {error.strerror or error}", fg="red", err=True)
+        sys.exit(2)
+    except Exception as error:
+        said = database_said(error)
+        if not said:
+            raise
+        typer.secho(f"storage.url: the database can't be used: {said}", fg="red", err=True)
         sys.exit(2)
 
 

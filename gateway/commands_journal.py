@@ -204,14 +204,9 @@ def read_config(path: Path | None) -> Config:
 
 
 def _store(config: Config) -> Any:
-    import sqlalchemy as sa
-
     from gateway.journal.store import open_store
 
-    try:
-        return open_store(config.storage.url, keep_days=config.storage.keep_days)
-    except sa.exc.DBAPIError as error:
-        raise CallerError(f"storage.url: the database can't be opened: {str(error.orig).strip()}") from None
+    return open_store(config.storage.url, keep_days=config.storage.keep_days)
 
 
 def _versions(path: Path | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from gateway.errors import CallerError, HeadgateError
 from gateway.journal.record import FeedbackRecord, ResponseRecord
 from gateway.journal.spool import Spool
@@ -30,3 +32,11 @@ def unavailable(why: str) -> HeadgateError:
     return HeadgateError(
         f"the journal can't be used now: {why}", code="journal_unavailable", status=503, retry_after_s=1.0
     )
+
+
+def database_said(error: Exception) -> str:
+    """Its own words where it was the database that failed; empty: it was not. Loads no driver to find out."""
+    known = sys.modules.get("sqlalchemy.exc")
+    if known is None or not isinstance(error, (known.OperationalError, known.InterfaceError)):
+        return ""
+    return str(error.orig).strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,12 +87,18 @@ def test_an_empty_export_says_why() -> None:
     assert found.exit_code == 0 and "0 queries, 0 outcomes of no model; only decisions with a score" in found.output
 
 
-def test_a_database_that_is_away_is_told_in_one_line(tmp_path: Path) -> None:
-    """What can't be opened is named by its key in the configuration, without its URL."""
-    (tmp_path / "journal.db").mkdir()
-    for words in (("versions",), ("keys", "list"), ("explain", "dec_1")):
-        with pytest.raises(CallerError, match=r"^storage.url: the database can't be opened: unable to open"):
-            run(*words)
+@pytest.mark.parametrize(
+    "words",
+    ["versions", "keys list", "explain dec_1", "migrate", "replay dec_1", "batch run prompts.jsonl --budget 1"],
+)
+def test_a_database_that_is_away_is_told_in_one_line(words: str) -> None:
+    """What can't be used is named by its key in the configuration, without its URL and without a trace."""
+    Path("journal.db").mkdir()
+    Path("prompts.jsonl").write_text('{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "hi"}]}}\n')
+    command = [sys.executable, "-m", "gateway", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "storage.url: the database can't be used: unable to open database file\n"
+    assert done.returncode == 2
 
 
 def test_a_migration_says_what_it_did() -> None:
