@@ -40,12 +40,10 @@ def open_limits(ledger: Ledger) -> Limits:
 
 
 def restore(services: Services) -> None:
-    """Budgets go on where they were, also after Redis has lost its data. Blocks."""
-    if services.config.storage.redis_url:
-        from gateway.ledger_redis import RedisLedger
-
-        assert isinstance(services.ledger, RedisLedger)
-        services.ledger.recall = partial(recalled, services)
+    """Budgets go on where they were, also after Redis has lost its data. Blocks; raises HeadgateError or OSError where
+    the journal can't be read, which the ledger then goes on asking.
+    """
+    services.ledger.recall = partial(recalled, services)
     services.ledger.restore(*recalled(services))
 
 

@@ -7,6 +7,8 @@ the client has left. At rest, held is zero in every account; between, it is the 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,15 @@ from math import inf
 from typing import Protocol
 
 from gateway.config import Period
-from gateway.errors import OverBudget
+from gateway.errors import BudgetsAway, HeadgateError, OverBudget
 from gateway.limits import NOTHING_TAKEN, Taken
 from gateway.prices import usd
 
+log = logging.getLogger("headgate.ledger")
+
 Clock = Callable[[], float]
 """Unix time in seconds."""
+RECALL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,10 @@ class Account:
     limit_nanousd: int | None
     """None: counted, never refused."""
     period: Period = "month"
+
+
+Recall = Callable[[], tuple[Mapping[str, int], Iterable[Account]]]
+"""What each account has spent in its running period, and the accounts. Blocks; raises HeadgateError or OSError."""
 
 
 class Hold(Protocol):
@@ -59,6 +68,9 @@ class Hold(Protocol):
 
 class Ledger(Protocol):
     """Where accounts are kept."""
+
+    recall: Recall | None
+    """Asks the journal what was spent before, where the ledger needs to know; None: it has nobody to ask."""
 
     @property
     def outstanding(self) -> int:
@@ -170,6 +182,8 @@ class MemoryLedger:
     """A ledger of one process; its methods never wait."""
 
     def __init__(self, clock: Clock = time.time) -> None:
+        self.recall: Recall | None = None
+        """Not None: what was spent before this process is not known yet, so nothing is held of a limited account."""
         self.outstanding = 0
         self.overrun_nanousd = 0
         self._clock = clock
@@ -182,7 +196,15 @@ class MemoryLedger:
         return self.hold_now(accounts, nanousd)
 
     async def run(self) -> None:
-        """Nothing: memory needs no upkeep."""
+        """Asks what was spent before, until that is known."""
+        while self.recall is not None:
+            await asyncio.sleep(RECALL_EVERY_S)
+            try:
+                spent, accounts = await asyncio.to_thread(self.recall)
+            except (HeadgateError, OSError):
+                continue
+            self.restore(spent, accounts)
+            log.info("budgets go on where they were")
 
     async def close(self) -> None:
         """Nothing to leave."""
@@ -195,7 +217,11 @@ class MemoryLedger:
         rows = [(account, self._row(account, now)) for account in accounts]
         for account, row in rows:
             limit = account.limit_nanousd
-            if limit is not None and row.spent + row.held + nanousd > limit:
+            if limit is None:
+                continue
+            if self.recall is not None:
+                raise BudgetsAway("what was spent before isn't known just now", retry_after_s=RECALL_EVERY_S)
+            if row.spent + row.held + nanousd > limit:
                 raise over_budget(account, nanousd, row.spent, row.held)
         for _, row in rows:
             row.held += nanousd
@@ -215,6 +241,7 @@ class MemoryLedger:
             self.overrun_nanousd += spent - held
 
     def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
+        self.recall = None
         for account_id, amount in spent.items():
             row = self._rows.get(account_id)
             if row is None:

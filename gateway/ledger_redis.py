@@ -16,13 +16,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
 from gateway.errors import BudgetsAway, HeadgateError, PolicyError
-from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, over_budget, period_start
+from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, Recall, over_budget, period_start
 from gateway.ledger_alone import Alone
 from gateway.ledger_outbox import Naming, Outbox
 from gateway.ledger_scripts import HOLD, PULSE, RAISE, REHOLD
@@ -51,8 +51,6 @@ TRIES = 2
 """Of a hold, before Redis counts as away: one late answer is no outage."""
 
 WhenAway = Literal["share", "refuse"]
-Recall = Callable[[], tuple[Mapping[str, int], Iterable[Account]]]
-"""What each account has spent in its running period, and the accounts. Raises HeadgateError or OSError."""
 
 
 class RedisHold:
@@ -122,7 +120,6 @@ class RedisLedger:
         self._epoch = ""
         self._recalled = False
         self.recall: Recall | None = None
-        """Asks the journal, in a thread; None: there is none to ask."""
         self.workers = 1
         """Of all replicas, as of the last pulse."""
         self.is_away = False

@@ -163,11 +163,11 @@ def drain(app: App, server: _Server, patience_s: float) -> None:
 
 
 def restore_spending(app: App) -> None:
-    """Budgets go on where they were. A database that is away costs a warning, not the start."""
+    """Budgets go on where they were. A database that is away costs those who have one a wait, and nobody the start."""
     try:
         restore(app.services)
     except (OSError, HeadgateError) as error:
-        log.warning("budgets start at nothing, the journal can't be read: %s", error)
+        log.warning("what was spent before can't be read yet: %s", error)
 
 
 def server_config(app: App, server: Server) -> uvicorn.Config:

@@ -57,7 +57,7 @@ async def room(config: Config, *, ships: bool = True) -> AsyncIterator[Room]:
         try:
             await asyncio.to_thread(restore, services)
         except (OSError, HeadgateError) as error:
-            log.warning("budgets of routes start at nothing, the journal can't be read: %s", error)
+            log.warning("what was spent before can't be read yet: %s", error)
         chores = [asyncio.create_task(chore()) for chore in services.chores]
         stack.callback(lambda: [chore.cancel() for chore in chores])
         yield Room(services, jobs)

@@ -5,23 +5,39 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from gateway.journal.schema import migrate
+from gateway.journal.ship import Shipper
+from gateway.journal.store import open_store
+from gateway.worker import restore_spending
 from tests.gateway.journal.conftest import postgres_server
-from tests.live import live
+from tests.live import Live, live
 from tests.postgres_server import PostgresServer
 
 __all__ = ["postgres_server"]
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+DEAR = {"name": "echo", "input_usd_per_mtok": 10.0, "output_usd_per_mtok": 10.0, "max_output_tokens": 20}
 NEED_IT = [
     ("GET", "/v1/batches"), ("GET", "/v1/files"), ("GET", "/v1/decisions/dec_unknown"),
     ("GET", "/v1/responses/resp_unknown"),
     ("GET", "/v1/batches/batch_unknown"), ("DELETE", "/v1/files/file_unknown"),
 ]  # fmt: skip
+
+
+@contextmanager
+def stopped(server: PostgresServer) -> Iterator[None]:
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
@@ -38,8 +54,7 @@ async def test_what_needs_the_database_says_that_it_is_away(
     ) as client:
         if asked_before:
             assert (await client.get("/v1/batches")).status_code == 200
-        postgres_server.stop()
-        try:
+        with stopped(postgres_server):
             for method, path in NEED_IT:
                 answer = await client.request(method, path)
                 assert answer.status_code == 503, (path, answer.text)
@@ -49,8 +64,6 @@ async def test_what_needs_the_database_says_that_it_is_away(
             id = answer.headers["x-headgate-decision-id"]
             assert (await client.get(f"/v1/decisions/{id}")).status_code == 200
             assert (await client.post("/v1/feedback", json={"decision_id": id, "score": 1.0})).status_code == 200
-        finally:
-            postgres_server.start()
         assert (await client.get("/v1/batches")).status_code == 200
         assert (await client.get("/v1/decisions/dec_unknown")).status_code == 404
 
@@ -75,3 +88,39 @@ async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, p
         finally:
             os.kill(postgres_server.pid, signal.SIGCONT)
         assert [(await task).status_code for task in waiting] == [200, 200, *[404] * 8]
+
+
+async def test_a_restart_without_the_database_gives_no_budget_away_twice(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    """Who has a budget is told to come again until what was spent is known; who has none is answered; then the budget
+    goes on where it was.
+    """
+    url = postgres_server.new_database()
+    migrate(url)
+    keys = [{"name": "poor", "key": "hg-poor", "budget_usd": 0.001}, {"name": "free", "key": "hg-free"}]
+    settings: dict[str, Any] = {"storage": {"url": url}, "auth": {"keys": keys}, "models": [DEAR]}
+    poor, free = ({"authorization": f"Bearer hg-{name}"} for name in ("poor", "free"))
+
+    async def ask(gateway: Live, headers: dict[str, str]) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=60) as client:
+            return await client.post(f"{gateway.url}/v1/chat/completions", json=ASKED, headers=headers)
+
+    async with live(tmp_path, **settings) as gateway:
+        while (await ask(gateway, poor)).status_code == 200:
+            pass
+        store = open_store(url)
+        Shipper(gateway.services.spool_dir, store.engine).ship_all()
+        store.close()
+    with ExitStack() as away:
+        away.enter_context(stopped(postgres_server))
+        async with live(tmp_path, **settings) as gateway:
+            await asyncio.to_thread(restore_spending, gateway.app)
+            chore = asyncio.create_task(gateway.services.ledger.run())
+            refused = await ask(gateway, poor)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "budget_unavailable")
+            assert (await ask(gateway, free)).status_code == 200
+            away.close()
+            await chore
+            spent = await ask(gateway, poor)
+            assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")

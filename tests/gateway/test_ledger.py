@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from gateway.errors import OverBudget
+from gateway.errors import BudgetsAway, HeadgateError, OverBudget
 from gateway.ledger import Account, MemoryHold, MemoryLedger, period_end, period_start
 
 KEY = Account("key:a", 1000, "day")
@@ -134,6 +136,30 @@ async def test_what_the_journal_remembers_is_spent() -> None:
     clock.now += DAY_S
     assert (await ledger.hold((KEY, ROUTE), 400)).nanousd == 400
     assert ledger.balance(ROUTE) == (300, 400)
+
+
+async def test_until_the_journal_answers_nothing_is_held_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was spent before counts from the first hold on; accounts without a limit need not wait for it."""
+    monkeypatch.setattr("gateway.ledger.RECALL_EVERY_S", 0.01)
+    answers: list[dict[str, int]] = []
+
+    def recall() -> tuple[dict[str, int], set[Account]]:
+        if not answers:
+            raise HeadgateError("the database is away", status=503)
+        return answers[0], {KEY}
+
+    ledger = MemoryLedger(Clock())
+    ledger.recall = recall
+    chore = asyncio.create_task(ledger.run())
+    with pytest.raises(BudgetsAway) as refused:
+        await ledger.hold((KEY, ROUTE), 1)
+    assert (refused.value.status, refused.value.retry_after_s, ledger.outstanding) == (503, 0.01, 0)
+    (await ledger.hold((Account("key:free", None),), 10**12)).release()
+    answers.append({"key:a": 950})
+    await chore
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 51)
+    assert (await ledger.hold((KEY,), 50)).nanousd == 50
 
 
 @pytest.mark.parametrize("wrong", [-1, -(10**12)])
