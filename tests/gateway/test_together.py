@@ -14,6 +14,7 @@ from gateway.leader import Leadership
 from gateway.settings import CanarySetting, Settings, change_settings, read_settings
 from gateway.together import Overtaken, Together
 from tests.postgres_server import PostgresServer, postgres_server  # noqa: F401
+from tests.until import until
 
 
 @pytest.fixture
@@ -123,8 +124,8 @@ def test_a_spoilt_artefact_changes_nothing(replicas: list[tuple[Together, Path]]
     assert read_settings(there).routers == {}
 
 
-def test_one_leads_and_another_follows_it(database: str, tmp_path: Path) -> None:
-    """At most one replica leads; when its connection ends, the next does."""
+async def test_one_leads_and_another_follows_it(database: str, tmp_path: Path) -> None:
+    """At most one replica leads; when its connection ends, the next does, as soon as the server has noticed."""
     engines = [open_engine(database) for _ in range(2)]
     first, second = (Leadership(engine, tmp_path) for engine in engines)
     assert first.is_mine() and not second.is_mine() and first.is_mine()
@@ -132,10 +133,11 @@ def test_one_leads_and_another_follows_it(database: str, tmp_path: Path) -> None
         connection.exec_driver_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
         ).all()
+    await until(lambda: not first.is_mine())
+    await until(second.is_mine)
     assert not first.is_mine()
-    assert second.is_mine() and not first.is_mine()
     second.give_up()
-    assert first.is_mine()
+    await until(first.is_mine)
     first.give_up()
     for engine in engines:
         engine.dispose()
