@@ -4,7 +4,10 @@ What is bounded is the share of wrong answers among hits, `eps`. Every judged ro
 compared with the cached one, a hit that was asked again in the shadow - is kept with its features and weighted
 by one over the probability that it was judged. A logistic score is refitted to the rows; the threshold is the
 lowest score above which the upper 95 % binomial (Clopper-Pearson) bound on the share of wrong rows stays within
-`eps`, after the judge's own error is taken off. Answers that two questions were judged to want and those that
+`eps`, after the judge's own error is taken off. Rows of nearly one score count alike and their weights only tell
+how often such scores come (post-stratification: Holt and Smith 1979), or else each audit, of ten times a miss's
+weight, would widen the bound. And the worst answer served is held to a multiple of `eps` by its own score: many
+sure hits don't pay for doubtful ones. Answers that two questions were judged to want and those that
 only one ever led to have a threshold each, for the bound must hold among both: what no one has confirmed is wrong
 far more often at the same score. No such score: nothing is served. The bound is re-tuned as rows come in and
 fitted to the same rows, so it is empirical: the audited rate with its interval is reported beside it.
@@ -28,8 +31,10 @@ NEVER = 2.0
 """A threshold that no score reaches."""
 UNPROVEN = 11
 """Which feature says (1.0) that nobody has yet judged the answer right for another question."""
-_STEPS = 400
-"""How many scores are tried as a threshold."""
+_SLICE = 20
+"""Rows of neighbouring scores that share one estimate; a threshold lies between slices."""
+_WORST = 4.0
+"""How many times `eps` the estimated chance of being wrong may be of any one hit."""
 _NOVEL_WEIGHT = 4.0
 """How much more than other mistakes those count, in the fit, that would answer a question like no other."""
 _NOVEL_AFTER = 1000
@@ -229,22 +234,18 @@ class Acceptance:
         return not row.right and old and row.asked is not None and row.asked.root().size <= 1
 
     def _threshold(self, scores: Floats, right: Floats, weight: Floats) -> tuple[float, float]:
-        """The lowest score whose bound is within eps, and that bound."""
+        """The lowest score whose bound is within eps and whose own answers are not too doubtful, and that bound."""
         if not len(scores):
             return NEVER, 0.0
         order = np.argsort(-scores)
-        weight = weight[order]
-        total = np.cumsum(weight)
-        wrong = np.cumsum(weight * (1.0 - right[order])) / total
-        n = np.square(total) / np.cumsum(np.square(weight))
-        tried = np.unique(np.linspace(0, len(order) - 1, _STEPS).astype(int))
-        wrong, n = wrong[tried], n[tried]
+        wrong, n, ends = _sliced(1.0 - right[order], weight[order])
         upper = beta_upper(wrong * n, n - wrong * n, self.terms.confidence)
         _, upper = self.judge_error.correct(wrong, upper)
         within = np.flatnonzero(upper <= self.terms.eps)
         if not len(within):
             return NEVER, 0.0
-        return float(scores[order[tried[within[-1]]]]), float(upper[within[-1]])
+        lowest = float(scores[order[ends[within[-1]]]])
+        return max(lowest, 1.0 - self.judge_error.called_wrong(_WORST * self.terms.eps)), float(upper[within[-1]])
 
     def _steer(self) -> None:
         """Judge much while little is known, then come down to the budget."""
@@ -258,6 +259,20 @@ class Acceptance:
         """Whether even the lower bound of the last audits lies above eps: then older rows mislead."""
         rate = self.false_hit_rate()
         return rate.n >= 50 and rate.low > self.terms.eps
+
+
+def _sliced(wrong: Floats, weight: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    """Of rows in order: the share of wrong ones among the first slices, of how many rows such a share would be as
+    certain, and where each slice ends.
+    """
+    starts = np.arange(0, len(wrong), _SLICE)
+    ends = np.append(starts[1:], len(wrong)) - 1
+    rows, mass, faults = ends - starts + 1.0, np.add.reduceat(weight, starts), np.add.reduceat(wrong, starts)
+    likely = (faults + 0.5) / (rows + 1.0)
+    total = np.cumsum(mass)
+    mean = np.cumsum(mass * likely) / total
+    variance = np.cumsum(np.square(mass) * likely * (1.0 - likely) / rows) / np.square(total)
+    return np.cumsum(mass * faults / rows) / total, mean * (1.0 - mean) / variance, ends
 
 
 def beta_upper(wrong: Floats, right: Floats, confidence: float) -> Floats:

@@ -43,6 +43,10 @@ class JudgeError:
             len(on_other),
         )
 
+    def called_wrong(self, share: float) -> float:
+        """How large a share it calls wrong where `share` is."""
+        return self.false_wrong + (1.0 - self.false_wrong - self.false_right) * share
+
     def correct(self, share: Floats, upper: Floats) -> tuple[Floats, Floats]:
         """Turn the share called wrong, and its upper bound, into those that are wrong."""
         if not (self.false_wrong or self.false_right):

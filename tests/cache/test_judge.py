@@ -35,6 +35,7 @@ def test_the_correction_is_unbiased() -> None:
     """Of many rows judged with error, the corrected share is the true one."""
     share, _ = JudgeError(0.03, 0.05).correct(np.array([0.02 * 0.95 + 0.98 * 0.03]), np.array([0.1]))
     assert share[0] == pytest.approx(0.02)
+    assert JudgeError(0.03, 0.05).called_wrong(0.02) == pytest.approx(0.02 * 0.95 + 0.98 * 0.03)
 
 
 def test_a_judge_that_guesses_is_refused() -> None:

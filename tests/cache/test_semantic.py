@@ -277,6 +277,31 @@ def test_the_bound_holds_among_unproven_answers_too() -> None:
     assert rule.accepts(rule.score(sure), unproven=False) and not rule.accepts(rule.score(sure), unproven=True)
 
 
+def test_audits_do_not_widen_the_bound() -> None:
+    """A few audited hits, of ten times a miss's weight and all right, leave what was served served."""
+    rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
+    for n in range(180):
+        near = rng.random()
+        rule.learn(proven(near), near > 0.5, 1.0, audited=False)
+        if n % 30 == 29:
+            rule.learn(proven(rng.uniform(0.6, 1.0)), True, 10.0, audited=True)
+        rule.count(hit=False)
+    rule.refit()
+    assert rule.accepts(rule.score(proven(0.9)))
+
+
+def test_many_sure_hits_do_not_pay_for_doubtful_ones() -> None:
+    """Where the bound would allow them on average, answers that are wrong every other time are not served."""
+    rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
+    for _ in range(4000):
+        near = rng.choices([0.1, 0.6, 0.9], [2, 1, 17])[0]
+        wrong = {0.1: 0.95, 0.6: 0.5, 0.9: 0.0}[near]
+        rule.learn(proven(near), rng.random() >= wrong, 1.0, audited=False)
+        rule.count(hit=False)
+    rule.refit()
+    assert rule.accepts(rule.score(proven(0.9))) and not rule.accepts(rule.score(proven(0.6)))
+
+
 def test_questions_like_no_other_weigh_more() -> None:
     """Mistakes on questions that nobody ever asks again pull the score down where such questions lie."""
     scores = []
