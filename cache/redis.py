@@ -1,6 +1,7 @@
 """The store that replicas share: stock Redis, no modules, each call with a deadline in milliseconds.
 
-Redis may be down, slow, emptied or filled by others; each of these is a miss. A value is served only when it
+Redis may be down, slow, emptied or filled by others; each of these is a miss. Where others wrote over a tenant's
+books, new ones are begun. A value is served only when it
 is whole, was written for this very key (so a reply that belongs to another question is noticed) and carries
 its tenant's current epoch. Deleting a tenant draws a new epoch, which every replica reads together with the
 value: the deletion holds before the next request anywhere.
@@ -9,12 +10,14 @@ value: the deletion holds before the next request anywhere.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
 from redis import asyncio as aioredis
+from redis.exceptions import ResponseError
 
 from cache.codec import pack, unpack
 from cache.entry import Entry
@@ -30,6 +33,8 @@ _TENANTS = 1024
 
 # Everything of one tenant lies in one slot: {t}e:KEY values, {t}epoch, and for eviction {t}z (greedy dual
 # scores), {t}x (expiries), {t}h (KEY -> size, worth of a hit, epoch), {t}m (used bytes, floor).
+_BOOKS = ("epoch", "z", "x", "h", "m")
+_EPOCH = re.compile(r"[0-9a-f]{16}")
 _HELD = """
 local t = KEYS[1]
 local z, x, h, m = t..'z', t..'x', t..'h', t..'m'
@@ -175,16 +180,31 @@ class RedisStore:
             touched[member] = touched.get(member, 0) + 1
 
     async def _put(self, client: aioredis.Redis, key: bytes, entry: Entry) -> int:
-        slot, member = self._slot(entry.tenant), key.hex()
-        drawn = _new_epoch()
-        held = await client.set(f"{slot}epoch", drawn, nx=True, get=True)
-        epoch = _text(held) or drawn
+        slot = self._slot(entry.tenant)
+        try:
+            return await self._enter(client, slot, key, entry)
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error) or "not an integer" in str(error):
+                await client.unlink(*(f"{slot}{book}" for book in _BOOKS))
+            raise
+
+    async def _enter(self, client: aioredis.Redis, slot: str, key: bytes, entry: Entry) -> int:
+        epoch, member = await self._epoch(client, slot), key.hex()
         blob = pack(key, epoch, entry)
         size, ttl_ms = len(blob) + ENTRY_BYTES, max(1, int(entry.ttl_s * 1000))
         touched = [word for item in self._touched.pop(slot, {}).items() for word in item]
         await client.set(f"{self._prefix}i:{entry.id}", f"{slot} {member}", px=ttl_ms)
         numbers = (ttl_ms, size, repr(entry.cost_usd / size), repr(entry.created_s), self._max_tenant_bytes)
         return int(await self._put_script.run(client, slot, (member, blob, epoch, *numbers, *touched)))
+
+    async def _epoch(self, client: aioredis.Redis, slot: str) -> str:
+        """The tenant's current one, drawn where there is none or what is there was never drawn."""
+        drawn = _new_epoch()
+        held = await client.set(f"{slot}epoch", drawn, nx=True, get=True)
+        if held is None or _EPOCH.fullmatch(_text(held)):
+            return _text(held) or drawn
+        await client.set(f"{slot}epoch", drawn)
+        return drawn
 
     async def _delete(self, client: aioredis.Redis, entry_id: str, tenant: str | None) -> bool:
         name = f"{self._prefix}i:{entry_id}"

@@ -107,6 +107,23 @@ async def test_foreign_and_broken_values_are_misses(server: Server) -> None:
         assert store.stats().corrupt == 5
 
 
+@pytest.mark.parametrize("other_type", [False, True])
+async def test_hits_come_back_after_garbage_in_every_key(server: Server, other_type: bool) -> None:
+    """Whatever others wrote over a tenant's values and books, what is put from then on is found again."""
+    async with replica(server.url) as store:
+        client = store._link.client
+        for n in range(5):
+            await store.put(b"%d" % n, entry(f"e{n}"))
+        for name in await client.keys("*"):
+            await client.delete(name)
+            await (client.lpush(name, "a list") if other_type else client.set(name, b"\xff\x00 nonsense"))
+        assert not await found(store, b"1")
+        async with asyncio.timeout(PATIENCE_S):
+            while not await found(store, b"1"):
+                await store.put(b"1", entry("again"))
+        assert await store.put(b"2", entry("more")) and await found(store, b"2")
+
+
 async def test_an_emptied_redis_is_a_cold_one(server: Server) -> None:
     """After FLUSHALL, SCRIPT FLUSH and a lost epoch there are misses, and puts work on."""
     async with replica(server.url) as store:
