@@ -49,6 +49,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Figures]:
     chosen = parser.parse_args(words)
     console = Console(width=120)
     found: dict[str, Figures] = {}
+    if chosen.folder is not None:
+        chosen.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="headgate-growth-", dir=chosen.folder) as name, ExitStack() as stack:
         url = stack.enter_context(upstream())
         for title, build in (
