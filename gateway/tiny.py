@@ -26,6 +26,7 @@ from gateway import tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
 from gateway.tiny_figures import mean, ratio
 from gateway.tiny_reply import Reply
+from gateway.tiny_steps import LARGE, SMALL
 from local_models.tasks import Question, held_out_questions, is_right
 
 BUDGET = 0.32
@@ -34,7 +35,6 @@ SHARE = 0.99
 """Of the large model's right answers, that the trained cascade is to keep."""
 TRIES = 5
 IN_FLIGHT = 8
-SMALL, LARGE = "tiny-small", "tiny-large"
 
 ROUTES = """
 [[routes]]

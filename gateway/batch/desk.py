@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from gateway.batch.files import Files
     from gateway.batch.jobs import Jobs
 
-T = TypeVar("T")
 MARKER = "batches.open"
 """In the run folder while some job of the API is unfinished: workers look for jobs only then."""
-
 FILE_PATIENCE_S = 300.0
+T = TypeVar("T")
 
 
 class Desk:
