@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from cache.evaluate import load_embedder
 from cache.minilm import MiniLM
-from cache.minilm_native import NativeEmbedder, export, pack
+from cache.minilm_native import NativeEmbedder, _compile, export, pack
 from gateway.config import Embedding
 from gateway.embedders import open_embedder
 from gateway.errors import ConfigError
@@ -50,6 +51,20 @@ def test_a_text_has_one_vector(folders: tuple[Path, Path]) -> None:
     native("pin " * 300)
     assert np.array_equal(native("lost my card"), before)
     assert native.dimension == WIDTH and native.id.startswith("native-")
+
+
+def test_every_processor_makes_the_same_vector(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """What is kept by one machine is found by another: with VNNI and without, the same to the last bit."""
+    plain = tmp_path / "plain"
+    shutil.copytree(folders[1], plain)
+    _compile(plain / "embedder.so", "-DWITHOUT_VNNI")
+    told = json.loads((plain / "embedder.json").read_text())
+    digest = hashlib.sha256((plain / "embedder.so").read_bytes()).hexdigest()
+    (plain / "embedder.json").write_text(json.dumps(told | {"library_sha256": digest}))
+    here, there = NativeEmbedder(folders[1]), NativeEmbedder(plain)
+    for words in (*range(1, 18), 300):
+        text = " ".join(["lost", "my", "card", "pin", "what"][(3 * n + n // 5) % 5] for n in range(words))
+        assert np.array_equal(here(text), there(text)), words
 
 
 def test_a_text_of_no_tokens_has_no_vector(folders: tuple[Path, Path]) -> None:
