@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
-
 from gateway.errors import CallerError
 from gateway.journal.record import CandidateRecord, DecisionRecord
+from gateway.journal.vectors import unpacked
 from gateway.learn.whatif import Policy
 from gateway.pinned import NO_VECTOR, UNHEALTHY, merge, pinned
 from gateway.settle import candidates_of
@@ -67,7 +66,7 @@ def vector_of(record: DecisionRecord, features_version: str) -> Vector:
     if not features_version:
         return NO_VECTOR
     if record.vector and record.features_version == features_version:
-        return np.frombuffer(record.vector, "<f2").astype(np.float32)
+        return unpacked(record)
     if not record.prompt_text:
         has = f"has features of version {record.features_version}" if record.vector else "has no features"
         raise CallerError(f"this router reads features of version {features_version}; the record {has} and no text")

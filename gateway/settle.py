@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import isfinite
 
-import numpy as np
 from msgspec.structs import astuple
 
 from cache.entry import Entry
@@ -16,14 +15,14 @@ from cache.rules import may_store
 from gateway.errors import HeadgateError
 from gateway.exchange import Attempt, Exchange
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord
+from gateway.journal.vectors import packed
 from gateway.services import Services
 from gateway.wire.answer import peek
 from gateway.wire.usage import Usage
-from routers.types import Choice, Knobs, Vector
+from routers.types import Choice, Knobs
 
 BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
 """Of `Usage`, in the order of its fields."""
-_HALF = np.dtype("<f2")
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -50,6 +49,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
     asked = call.described
     began = [a.started_s + a.first_byte_s for a in exchange.attempts if a.first_byte_s is not None]
     keeps_text = exchange.route.config.store_text
+    vector, doubled = packed(query.vector) if query is not None else (b"", 0)
     return DecisionRecord(
         id=exchange.decision_id,
         time_s=services.clock() - elapsed_s,
@@ -66,7 +66,8 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         tools=asked.tools,
         images=asked.images,
         wants_json=asked.wants_json,
-        vector=packed(query.vector) if query is not None else b"",
+        vector=vector,
+        doubled=doubled,
         max_output_tokens=asked.max_output_tokens,
         knobs=stated_knobs(exchange.paced or call.wishes.knobs) if exchange.paced or call.wishes.stated else {},
         explore=exchange.caller.explore,
@@ -198,11 +199,6 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
         input_tokens=seen.usage.prompt_tokens,
         output_tokens=seen.usage.completion_tokens,
     )
-
-
-def packed(vector: Vector) -> bytes:
-    """float16, little-endian: what retraining needs of a query, without its text."""
-    return vector.astype(_HALF).tobytes()
 
 
 def _finite(number: float) -> float | None:

@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.schema import check_schema, open_engine
 from gateway.journal.tables import decisions, feedback
+from gateway.journal.vectors import vector_bytes
 from gateway.journal.write import Row
 
 _PAGE_ROWS = 1000
@@ -159,12 +160,12 @@ def _query_row(record: DecisionRecord) -> Row:
         "time_s": record.time_s,
         "tenant": record.tenant,
         "features_version": record.features_version,
-        "vector": record.vector,
+        "vector": vector_bytes(record),
     }
 
 
 def _split(record: DecisionRecord) -> str:
-    what = record.prompt_text.encode() or record.vector or record.id.encode()
+    what = record.prompt_text.encode() or vector_bytes(record) or record.id.encode()
     draw = int.from_bytes(hashlib.sha256(what).digest()[:8]) / 2**64
     return "test" if draw < _TEST_SHARE else "train"
 

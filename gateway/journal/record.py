@@ -97,7 +97,9 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     images: int = 0
     wants_json: bool = False
     vector: bytes = b""
-    """float16, little-endian, for retraining without text."""
+    """float16, little-endian, for retraining without text; `gateway.journal.vectors` reads it."""
+    doubled: int = 0
+    """So many of its first numbers stand twice, one block after the other, and are kept once."""
     max_output_tokens: int | None = None
     """The request's own limit."""
     knobs: dict[str, float] = {}

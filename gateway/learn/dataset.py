@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gateway.journal.export import scored_decisions
 from gateway.journal.record import DecisionRecord
+from gateway.journal.vectors import unpacked, vector_bytes
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from routers.features import Featurizer, shipped_featurizer, shipped_version
 from routers.ope import Array, Rounds
@@ -170,7 +171,7 @@ def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
     latest: dict[tuple[str, str, bytes], int] = {}
     found: set[int] = set()
     for i, record in enumerate(records):
-        what = record.prompt_text.encode() or record.vector
+        what = record.prompt_text.encode() or vector_bytes(record)
         if not what:
             continue
         who = (record.tenant, record.key_id, hashlib.sha256(what).digest())
@@ -192,7 +193,7 @@ def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer | None) -
 
 def _vector(record: DecisionRecord, version: str, featurizer: Featurizer | None) -> NDArray[np.float32] | None:
     if record.vector and record.features_version == version:
-        return np.frombuffer(record.vector, "<f2").astype(np.float32)
+        return unpacked(record)
     if not record.prompt_text:
         return None
     return (featurizer or shipped_featurizer()).describe(
@@ -243,7 +244,7 @@ def halves_of_queries(log: Log, share: float = 0.5) -> NDArray[np.bool_]:
 
 
 def _key(record: DecisionRecord) -> str:
-    return record.prompt_text or (record.vector.hex() if record.vector else record.id)
+    return record.prompt_text or vector_bytes(record).hex() or record.id
 
 
 def log_of_outcomes(data: Outcomes, featurizer: Featurizer | None = None) -> Log:

@@ -16,13 +16,12 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from cache.link import Link
 from gateway.config import Config
 from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
+from gateway.journal.vectors import unpacked
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
@@ -100,7 +99,7 @@ class StrategyLearner(Learner):
     def learn(self, record: DecisionRecord, score: float) -> None:
         if not record.strategy or not record.vector or record.strategy not in self.arms.names:
             return
-        vector = np.frombuffer(record.vector, "<f2").astype(np.float32)
+        vector = unpacked(record)
         before = self.learnt.get(record.id)
         if before is None:
             self.arms.learn(vector, record.strategy, score, sum(not one.failure for one in record.attempts))
@@ -277,7 +276,7 @@ def query_of(record: DecisionRecord) -> Query | None:
     if not record.vector:
         return None
     return Query(
-        record.prompt_text, np.frombuffer(record.vector, "<f2").astype(np.float32), record.features_version,
+        record.prompt_text, unpacked(record), record.features_version,
         record.input_tokens, record.max_output_tokens, record.turns, record.tools, record.images, record.wants_json,
     )  # fmt: skip
 

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord, FeedbackRecord
 from gateway.journal.store import Store
+from gateway.journal.vectors import packed
 from gateway.journal.write import write_records
-from gateway.settle import packed
 from routers.features import shipped_featurizer
 
 ROUTES = ("auto", "code", "chat")
@@ -24,6 +24,8 @@ PRICES = {"small": (0.1, 0.4), "large": (2.0, 8.0)}
 QUALITY = {"small": 0.72, "large": 0.9}
 TENANTS = ("acme", "globex", "initech", "umbrella", "hooli")
 BATCH = 5000
+Described = tuple[str, tuple[bytes, int], str]
+"""A question, its packed vector, and the version of its features."""
 TEXTS = ("what is the capital of", "prove that this sum converges for", "write a poem about", "sort this list of",
          "translate into French:", "explain to a child")  # fmt: skip
 
@@ -35,7 +37,7 @@ def records(count: int, *, days: float = 30.0, seed: int = 7, vectors: int = 400
     made: list[DecisionRecord] = []
     for number in range(count):
         time_s = until_s - days * 86400.0 * (1.0 - (number + 1) / count)
-        vector = rng.choice(described) if count - number <= vectors else ("", b"", "")
+        vector = rng.choice(described) if count - number <= vectors else ("", (b"", 0), "")
         made.append(_decision(number, time_s, rng, vector))
         if len(made) == BATCH:
             yield made
@@ -70,7 +72,7 @@ def fill(store: Store, count: int, *, seed: int = 7, days: float = 30.0) -> None
         connection.commit()
 
 
-def _decision(number: int, time_s: float, rng: random.Random, vector: tuple[str, bytes, str]) -> DecisionRecord:
+def _decision(number: int, time_s: float, rng: random.Random, vector: Described) -> DecisionRecord:
     route, tenant = rng.choice(ROUTES), rng.choice(TENANTS)
     likely = "large" if rng.random() < 0.4 else "small"
     chances = {model: 0.9 if model == likely else 0.1 for model in MODELS}
@@ -82,12 +84,13 @@ def _decision(number: int, time_s: float, rng: random.Random, vector: tuple[str,
     asked = cache == "miss"
     escalated = asked and route == "code" and model == "small" and rng.random() < 0.25
     attempts = _attempts(model, escalated, into, out, rng, failed=status != 200) if asked else ()
-    text, packed_vector, version = vector
+    text, (kept, doubled), version = vector
     answered = "" if status != 200 else "large" if escalated else model
     return DecisionRecord(
         id=f"dec_{number:012x}", time_s=time_s, request_id=f"req_{number:012x}", response_id=f"chatcmpl-{number:x}",
         tenant=tenant, key_id=f"key_{tenant}", surface="chat", route=route, requested_model=route,
-        features_version=version, vector=packed_vector, input_tokens=into, turns=1, draw=rng.random(),
+        features_version=version, vector=kept, doubled=doubled, input_tokens=into, turns=1,
+        draw=rng.random(),
         candidates=tuple(
             CandidateRecord(model=one, quality=QUALITY[one] + rng.gauss(0, 0.05), quality_sd=0.05,
                             cost_usd=_usd(one, into, 200), latency_s=0.5, probability=chances[one])
@@ -124,8 +127,8 @@ def _usd(model: str, into: int, out: int) -> float:
     return (into * price[0] + out * price[1]) / 1e6
 
 
-def _vectors(rng: random.Random) -> list[tuple[str, bytes, str]]:
-    """Some hundred questions: text, packed vector, features' version."""
+def _vectors(rng: random.Random) -> list[Described]:
+    """Some hundred questions."""
     featurizer = shipped_featurizer()
     found = []
     for number in range(300):

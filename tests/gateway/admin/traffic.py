@@ -9,8 +9,8 @@ from typing import Any
 
 from gateway.admin.desk import Desk
 from gateway.journal.record import DecisionRecord, Record
+from gateway.journal.vectors import packed
 from gateway.journal.write import write_records
-from gateway.settle import packed
 from routers.features import shipped_featurizer
 from tests.gateway.journal.records import attempt, decision, feedback
 
@@ -29,7 +29,7 @@ def recent(number: int, **changes: Any) -> DecisionRecord:
 
 
 @cache
-def described(kind: str) -> tuple[str, bytes]:
+def described(kind: str) -> tuple[str, tuple[bytes, int]]:
     """Features' version and vector of a kind of question; making one for every decision would take seconds."""
     query = shipped_featurizer().describe(f"a question of {kind}")
     return query.features_version, packed(query.vector)
@@ -47,13 +47,13 @@ def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = Tru
             for one in ("small", "large")
         )  # fmt: skip
         kind = rng.choice("abcdef")
-        version, vector = described(kind) if text else ("", b"")
+        version, (vector, doubled) = described(kind) if text else ("", (b"", 0))
         one = recent(
             count - number, id=f"dec_{number}", model=model, answered_model=model, propensity=candidates[0].probability,
             candidates=candidates, plan=(model,), cost_nanousd=COST[model], router="default@1",
             attempts=(attempt(model, cost_nanousd=COST[model]),), excluded={},
             prompt_text=f"question {number} of {kind}" if text else "", features_version=version, vector=vector,
-            answer_text="x" if text else "",
+            doubled=doubled, answer_text="x" if text else "",
         )  # fmt: skip
         found += [one, feedback(number, float(rng.random() < QUALITY[model]), time_s=one.time_s)]
     return found
