@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, object]:
     chosen = parser.parse_args(words)
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     seconds = chosen.seconds or (0.3 if chosen.quick else 3.0)
-    console = Console()
+    console = Console(width=120)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headgate-bench-")))
         versions = own_versions()
