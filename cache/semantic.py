@@ -13,6 +13,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,16 @@ from cache.cells import CellIndex
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
-from cache.index import FlatIndex, Index, Vector
+from cache.index import Elsewhere, FlatIndex, Index, Vector
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
 from cache.pair_rule import PairRule
 from cache.store import Store
-from cache.vector_sets import Elsewhere, VectorSets
 from cache.words import Vocabulary, Wording, read
+
+if TYPE_CHECKING:
+    from cache.vector_sets import VectorSets
 
 _NEAREST = 8
 _FLOOR = 0.5

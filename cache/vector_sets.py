@@ -18,36 +18,6 @@ from cache.index import Vector
 from cache.link import Link
 
 
-class Elsewhere:
-    """Stands where a partition's index would: it knows which labels there are, the vectors lie in Redis."""
-
-    def __init__(self, dimension: int) -> None:
-        self._labels: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def add(self, label: int, vector: Vector) -> None:
-        """Count a label in."""
-        self._labels.add(label)
-
-    def remove(self, label: int) -> None:
-        """Count a label out."""
-        self._labels.remove(label)
-
-    def search(self, vector: Vector, k: int) -> tuple[list[int], list[float]]:
-        """Nothing: ask the sets."""
-        return [], []
-
-    def gather(self, labels: list[int]) -> Vector:
-        """No vectors."""
-        return np.zeros((0, 0), np.float32)
-
-    def nbytes(self) -> int:
-        """What the vectors take here."""
-        return 0
-
-
 async def has_vector_sets(link: Link) -> bool:
     """Whether this Redis knows them: version 8 does."""
     return await link.run(_probe, False)

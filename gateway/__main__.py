@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -129,6 +131,15 @@ def schema_problems(config: Config) -> list[str]:
     return []
 
 
+def problems_at_start(config: Config) -> list[str]:
+    """What workers would stumble over. Found in a process of its own, which ends with all that it had to load: the
+    supervisor needs none of it and lives as long as the gateway.
+    """
+    with ProcessPoolExecutor(1, get_context("fork")) as aside:
+        artefacts = aside.submit(artefact_problems, config, read_settings(config.server.run_dir))
+        return artefacts.result() + aside.submit(schema_problems, config).result()
+
+
 @app.command()
 def serve(
     config: ConfigPath = None,
@@ -140,7 +151,7 @@ def serve(
 
     path = file_of(config)
     chosen = load(path, os.environ)
-    if problems := artefact_problems(chosen, read_settings(chosen.server.run_dir)) + schema_problems(chosen):
+    if problems := problems_at_start(chosen):
         raise ConfigError(problems)
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
     server = chosen.server

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -24,7 +24,6 @@ from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
-from gateway.hints import hint_chores
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
@@ -36,9 +35,9 @@ from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
 from gateway.routes import KNOB_NAMES, RouteBook, knobs_of, share_of
-from gateway.services import Ids, Services
+from gateway.services import Chore, Ids, Services
 from gateway.settings import Current, Settings
-from gateway.shared_shelf import open_shelf
+from gateway.shelf import open_shelf
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
@@ -110,9 +109,20 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         online=online,
         purses=purses,
         prefixes=Prefixes(),
-        chores=[*hint_chores(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up],
+        chores=[
+            *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
+        ],
         index=index,
     )
+
+
+def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> list[Chore]:
+    """What breakers tell each other, where workers share a Redis; nobody else loads its client."""
+    if not config.storage.redis_url:
+        return []
+    from gateway.hints import open_hints
+
+    return [open_hints(config, fleet, now).run]
 
 
 def open_routers(config: Config, settings: Settings) -> dict[str, Router]:

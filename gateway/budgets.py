@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.config import Config
-from gateway.journal.store import Store
 from gateway.keys import Keyring
 from gateway.ledger import Account, Ledger, MemoryLedger, period_start
 from gateway.limits import Limits
 from gateway.routes import route_accounts
 from gateway.services import Services
+
+if TYPE_CHECKING:
+    from gateway.journal.store import Store
 
 
 def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:

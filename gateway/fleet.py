@@ -246,10 +246,7 @@ class Fleet:
 
     def healthy(self, model: str, now: float) -> bool:
         """True while some deployment of the model may be tried."""
-        for one in self._deployments.get(model, ()):
-            if one.lets_pass(now):
-                return True
-        return False
+        return any(one.lets_pass(now) for one in self._deployments.get(model, ()))
 
     def ttft_p95_s(self, model: str) -> float:
         """Of the slowest deployment that has enough observations: when a hedge is due. NaN: none has."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -85,10 +84,6 @@ class Hints:
         self._known[name] = breaker.opens_s
 
 
-def hint_chores(
-    config: Config, fleet: Fleet, now: Callable[[], float]
-) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-    """What a worker runs beside its requests; nothing where there is no Redis."""
-    if not config.storage.redis_url:
-        return []
-    return [Hints(RedisWire(str(config.storage.redis_url), timeout_s=EVERY_S), fleet, now).run]
+def open_hints(config: Config, fleet: Fleet, now: Callable[[], float]) -> Hints:
+    """Of a worker whose configuration names a Redis."""
+    return Hints(RedisWire(str(config.storage.redis_url), timeout_s=EVERY_S), fleet, now)

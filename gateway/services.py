@@ -28,6 +28,9 @@ from gateway.shelf import Shelf
 from gateway.tracing import Tracing
 from routers.features import Featurizer
 
+Chore = Callable[[], Coroutine[None, None, None]]
+"""What runs beside the requests, until it is cancelled."""
+
 
 class Ids:
     """Unique ids at the price of a counter: a random prefix per worker, then a number."""
@@ -77,8 +80,7 @@ class Services:
     """Of the routes with a daily budget."""
     prefixes: Prefixes
     """Which model has which conversation in its cache."""
-    chores: list[Callable[[], Coroutine[None, None, None]]]
-    """What must run beside the requests."""
+    chores: list[Chore]
     index: int
     """Which worker this is."""
 

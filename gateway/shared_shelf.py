@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 from cache.acceptance import Terms
@@ -19,15 +18,11 @@ from cache.entry import Entry
 from cache.flight import Flight, LookUp
 from cache.lease import RedisLease
 from cache.link import Link
-from cache.memory import MemoryStore
 from cache.pair_rule import PairRule
 from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
-from cache.store import Store
 from cache.vector_sets import VectorSets, has_vector_sets
-from gateway.config import Config
-from gateway.errors import ConfigError
 from gateway.exchange import Exchange
 from gateway.routes import Route
 from gateway.shelf import Shelf, Similar
@@ -40,47 +35,6 @@ LONGEST_LOOK_S = 0.1
 FOLLOW_EVERY_S = 0.25
 TELL_WITHIN_S = 1.0
 """Of a message to the others: nobody waits for it."""
-
-
-def open_shelf(config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None) -> Shelf:
-    """In this process, in a file of this machine, or in the Redis that all replicas share."""
-    pair_rules = open_pair_rules(config, slow.version if slow is not None else "the shipped table")
-    if config.storage.redis_url:
-        timeout_s = min(config.storage.redis_timeout_s, LONGEST_LOOK_S)
-        in_redis = config.storage.redis_vectors
-        url = str(config.storage.redis_url)
-        return SharedShelf(url, timeout_s, featurizer, slow, pair_rules, vectors_in_redis=in_redis)
-    return Shelf(_own_store(config), featurizer, slow, pair_rules)
-
-
-def open_pair_rules(config: Config, embedder: str) -> dict[str, PairRule]:
-    """By route. Raises ConfigError for a file that holds none, or one of another embedder than the cache's."""
-    found, faults = {}, []
-    for index, route in enumerate(config.routes):
-        if route.cache_rule:
-            try:
-                rule = found[route.name] = PairRule.load(Path(route.cache_rule))
-            except (OSError, ValueError) as error:
-                faults.append(f"routes[{index}].cache_rule: {error}")
-                continue
-            if rule.embedder not in embedder:
-                faults.append(
-                    f"routes[{index}].cache_rule: was learnt of vectors of {rule.embedder!r}, the cache compares by "
-                    f"{embedder!r} (embedding.path, and embedding.cache = true)"
-                )
-    if faults:
-        raise ConfigError(faults)
-    return found
-
-
-def _own_store(config: Config) -> Store:
-    if config.server.workers == 1:
-        return MemoryStore(config.server.cache_bytes)
-    from cache.sqlite import SqliteStore
-
-    run_dir = Path(config.server.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return SqliteStore(run_dir / "cache.db", max_bytes=config.server.cache_bytes)
 
 
 class SharedShelf(Shelf):

@@ -16,7 +16,6 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from cache.link import Link
 from gateway.config import Config
 from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
@@ -233,6 +232,8 @@ def open_sums(config: Config, index: int) -> Sums:
     """Redis where machines share one, else files of the run directory. Every start is another writer."""
     writer = f"{index}-{secrets.token_hex(6)}"
     if config.storage.redis_url:
+        from cache.link import Link
+
         return Shared(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
     return Folder(config.server.run_dir, writer)
 

@@ -12,13 +12,14 @@ import asyncio
 import os
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import redis
-from redis.asyncio import Redis
-
-from cache.link import Link
 from gateway.config import Config
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from cache.link import Link
 
 PREFIX = "headgate:bandit:"
 
@@ -107,6 +108,8 @@ def told_of(config: Config, key: str) -> list[bytes]:
     """What every writer told, read once from outside the workers. Raises OSError where it can't be read."""
     if not config.storage.redis_url:
         return [path.read_bytes() for path in sorted((Path(config.server.run_dir) / "bandit" / key).glob("*.sums"))]
+    import redis
+
     try:
         with redis.Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0) as client:
             found = cast(dict[bytes, bytes], client.hgetall(PREFIX + key))

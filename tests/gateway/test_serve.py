@@ -127,6 +127,18 @@ def test_the_base_install_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_a_worker_loads_only_the_clients_it_needs() -> None:
+    """Without Redis and without budgets neither Redis' client nor the database's: they are a third of its memory."""
+    code = (
+        "import sys, gateway.worker, gateway.app\n"
+        "from gateway.config_load import embedded\n"
+        "gateway.app.build(embedded())\n"
+        "print(sorted(set(sys.modules) & {'redis', 'hiredis', 'sqlalchemy', 'alembic', 'fastapi', 'pydantic'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
     """Three faults in one file are three lines with three paths."""
     path = tmp_path / "bad.toml"

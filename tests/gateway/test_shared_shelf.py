@@ -18,8 +18,8 @@ from cache.semantic import Miss
 from gateway import shared_shelf
 from gateway.config import Config, RouteConfig, Secret, Server, Storage
 from gateway.errors import ConfigError
-from gateway.shared_shelf import SharedShelf, open_pair_rules, open_shelf
-from gateway.shelf import Similar
+from gateway.shared_shelf import SharedShelf
+from gateway.shelf import Similar, open_pair_rules, open_shelf
 from routers.features import shipped_featurizer
 from tests.cache.test_pair_rule import labelled
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
