@@ -62,6 +62,7 @@ class _Part(msgspec.Struct):
     partial_json: str | None = None
     id: str | None = None
     name: str | None = None
+    input: msgspec.Raw = msgspec.Raw(b"{}")
     stop_reason: str | None = None
     stop_sequence: str | None = None
 
@@ -88,13 +89,15 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 class MessagesReader:
     """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end."""
 
-    __slots__ = ("_tool_of_block", "_usage", "done", "withheld")
+    __slots__ = ("_tool_of_block", "_unsaid", "_usage", "done", "withheld")
 
     def __init__(self) -> None:
         self.done = False
         self.withheld = False
         self._usage: dict[str, Any] = {}
         self._tool_of_block: dict[int, int] = {}
+        self._unsaid: dict[int, str] = {}
+        """What a tool's block began with, until a delta says its input: of one without any, all that there is."""
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None:
         event = _decode_event(payload)
@@ -111,6 +114,8 @@ class MessagesReader:
             return _chunk_of(self._delta(event.index, event.delta))
         if event.type == "content_block_start" and event.content_block is not None:
             return _chunk_of(self._block(event.index, event.content_block))
+        if event.type == "content_block_stop" and event.index in self._unsaid:
+            return _chunk_of(self._arguments(event.index, self._unsaid[event.index]))
         if event.type == "message_start" and event.message is not None:
             self._count(event.message.usage, seen)
             message = event.message
@@ -120,7 +125,7 @@ class MessagesReader:
             return _end_chunk(event.delta)
         if event.type == "error":
             return Chunk(error=event.error or {"message": "the upstream sent an error event"})
-        return None  # ping, content_block_stop, and what is still to be invented
+        return None  # ping, another content_block_stop, and what is still to be invented
 
     def _count(self, usage: dict[str, Any] | None, seen: Seen) -> None:
         if usage:
@@ -130,6 +135,7 @@ class MessagesReader:
     def _block(self, index: int, block: _Part) -> Delta | None:
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
+            self._unsaid[index] = bytes(block.input).decode()
             return Delta(tool_calls=[ToolDelta(slot, block.id, Function(block.name, ""))])
         if block.type == "text" and block.text:
             return Delta(content=block.text)
@@ -141,13 +147,17 @@ class MessagesReader:
         if part.type == "text_delta":
             return Delta(content=part.text)
         if part.type == "input_json_delta" and index in self._tool_of_block:
-            tool = ToolDelta(self._tool_of_block[index], None, Function(None, part.partial_json))
-            return Delta(tool_calls=[tool])
+            return self._arguments(index, part.partial_json)
         if part.type == "thinking_delta":
             return Delta(reasoning_content=part.thinking)
         if part.type == "signature_delta":
             return Delta(signature=part.signature)
         return None
+
+    def _arguments(self, index: int, text: str | None) -> Delta:
+        if text:
+            self._unsaid.pop(index, None)
+        return Delta(tool_calls=[ToolDelta(self._tool_of_block[index], None, Function(None, text))])
 
 
 def _chunk_of(delta: Delta | None) -> Chunk | None:

@@ -1,0 +1,41 @@
+"""Answers that the scripted provider never gives, as each API's client must see them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.fixed import Json, fixed, message_events
+from tests.conformance.test_surfaces import TURNS
+
+NOTHING: Json = {"type": "object", "properties": {}, "additionalProperties": False, "required": []}
+CHAT_TOOL = {"type": "function", "function": {"name": "now", "parameters": NOTHING, "strict": True}}
+RESPONSES_TOOL = {"type": "function", "name": "now", "parameters": NOTHING, "strict": True}
+TOOL_USE: Json = {"type": "tool_use", "id": "toolu_1", "name": "now", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("block", "deltas", "wanted"),
+    [
+        (TOOL_USE, [], {}),
+        (TOOL_USE, [{"type": "input_json_delta", "partial_json": ""}], {}),
+        (TOOL_USE | {"input": {"a": 1}}, [], {"a": 1}),
+        (TOOL_USE, [{"type": "input_json_delta", "partial_json": '{"a":1}'}], {"a": 1}),
+    ],
+)
+async def test_arguments_of_a_streamed_call_are_json(
+    tmp_path: Path, block: Json, deltas: list[Json], wanted: Json
+) -> None:
+    """Anthropic streams nothing for a call without arguments; OpenAI's clients parse what they get, so it is `{}`."""
+    async with fixed(tmp_path, "anthropic", message_events((block, deltas), stop="tool_use")) as home:
+        sdk = home.sdk("openai")
+        body: Json = {"model": "m", "messages": TURNS, "tools": [CHAT_TOOL]}
+        _, chat = await sdk.helped("chat.completions.stream", "get_final_completion", **body)
+        call = chat.choices[0].message.tool_calls[0].function
+        assert (json.loads(call.arguments), call.parsed_arguments) == (wanted, wanted)
+        body = {"model": "m", "input": "x", "tools": [RESPONSES_TOOL]}
+        _, response = await sdk.helped("responses.stream", "get_final_response", **body)
+        assert response.output[0].parsed_arguments == wanted
+        assert (await sdk.do("responses.retrieve", response.id)).output[0].arguments == response.output[0].arguments
