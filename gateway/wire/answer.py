@@ -265,14 +265,14 @@ def chat_to_message(chat: Json, model: str) -> Json:
         given = _arguments(function.get("arguments") or "")
         blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
     sequence = chat.get("stop_sequence")
-    reason = "refusal" if answer.get("refusal") else stop_reason(choice.get("finish_reason") or "", sequence)
+    reason = stop_reason(choice.get("finish_reason") or "", sequence, bool(answer.get("tool_calls")))
     return {
         "id": chat.get("id") or new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "model": model or chat.get("model") or "",
         "content": blocks,
-        "stop_reason": reason,
+        "stop_reason": "refusal" if answer.get("refusal") else reason,
         "stop_sequence": sequence,
         "usage": Usage.from_openai(chat.get("usage")).to_anthropic(),
     }

@@ -21,7 +21,10 @@ FINISH_TO_STOP = {
 }
 
 
-def stop_reason(finish_reason: str, stop_sequence: str | None) -> str:
+def stop_reason(finish_reason: str, stop_sequence: str | None, calls: bool) -> str:
+    """`calls`: the answer calls tools. OpenAI ends that with `stop` too, where the request forced the tool."""
+    if calls and finish_reason == "stop":
+        return "tool_use"
     return "stop_sequence" if stop_sequence else FINISH_TO_STOP.get(finish_reason, "end_turn")
 
 
@@ -131,7 +134,8 @@ class MessagesWriter:
     def tail(self, seen: Seen) -> bytes:
         out = b"" if self._started else self._start(seen.id)
         out += self._unpark() + self._close()
-        reason = "refusal" if seen.refusals else stop_reason(seen.finish_reason, seen.stop_sequence)
+        reason = stop_reason(seen.finish_reason, seen.stop_sequence, bool(seen.tools))
+        reason = "refusal" if seen.refusals else reason
         delta = {"stop_reason": reason, "stop_sequence": seen.stop_sequence}
         out += _event("message_delta", delta=delta, usage=seen.usage.to_anthropic())
         return out + _event("message_stop")

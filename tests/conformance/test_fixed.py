@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.fixed import Json, fixed, message_events
+from tests.conformance.fixed import Json, completion, completion_events, fixed, message_events
 from tests.conformance.test_surfaces import TURNS
 
 NOTHING: Json = {"type": "object", "properties": {}, "additionalProperties": False, "required": []}
 CHAT_TOOL = {"type": "function", "function": {"name": "now", "parameters": NOTHING, "strict": True}}
 RESPONSES_TOOL = {"type": "function", "name": "now", "parameters": NOTHING, "strict": True}
+MESSAGES_TOOL: Json = {"name": "now", "input_schema": NOTHING}
+CALL: Json = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
 TOOL_USE: Json = {"type": "tool_use", "id": "toolu_1", "name": "now", "input": {}}
 
 
@@ -39,3 +41,15 @@ async def test_arguments_of_a_streamed_call_are_json(
         _, response = await sdk.helped("responses.stream", "get_final_response", **body)
         assert response.output[0].parsed_arguments == wanted
         assert (await sdk.do("responses.retrieve", response.id)).output[0].arguments == response.output[0].arguments
+
+
+@pytest.mark.parametrize(("finish", "stop"), [("tool_calls", "tool_use"), ("stop", "tool_use"), ("length", "max_tokens")])
+async def test_a_forced_call_stops_for_its_tool(tmp_path: Path, finish: str, stop: str) -> None:
+    """OpenAI ends a call that the request forced with `stop`; Anthropic's agents go on only after `tool_use`."""
+    body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "tools": [MESSAGES_TOOL]}
+    async with fixed(tmp_path, "openai", completion(finish, tool_calls=[CALL])) as home:
+        sdk = home.sdk("anthropic")
+        whole = await sdk.do("messages.create", **body)
+        home.answer = completion_events({"tool_calls": [CALL | {"index": 0}]}, finish=finish)
+        _, final = await sdk.helped("messages.stream", "get_final_message", **body)
+        assert whole.stop_reason == final.stop_reason == stop
