@@ -13,9 +13,7 @@ _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate"
 _PASSED_COMPLETIONS = (
     "n", "stop", "max_tokens", "frequency_penalty", "presence_penalty", "logit_bias", "stream_options",
 )  # fmt: skip
-_PASSED_RESPONSES = (
-    "parallel_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-)  # fmt: skip
+_PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 
 
 def refuse(param: str, why: str) -> CallerError:
@@ -38,6 +36,13 @@ def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
             b'""',
         ):
             raise refuse(name, why)
+
+
+def _with_tools(tools: list[Json], choice: Json) -> Json:
+    """Chat refuses an empty list of tools, and a choice among none, even one that says nothing."""
+    if tools:
+        return {"tools": tools, **choice}
+    return {} if choice.get("tool_choice", "auto") in ("auto", "none") else choice
 
 
 # completions
@@ -71,12 +76,11 @@ def messages_to_chat(raw: Raw) -> Raw:
     fields: Json = {"messages": messages}
     if is_set(raw, "max_tokens"):
         fields["max_completion_tokens"] = raw["max_tokens"]
-    if is_set(raw, "stop_sequences"):
+    if read(raw, "stop_sequences", list[str], []):
         fields["stop"] = raw["stop_sequences"]
-    if is_set(raw, "tools"):
-        fields["tools"] = [_tool_from_anthropic(tool) for tool in read(raw, "tools", list[Json], [])]
-    if is_set(raw, "tool_choice"):
-        fields |= _choice_from_anthropic(read(raw, "tool_choice", Json, {}))
+    tools = [_tool_from_anthropic(tool) for tool in read(raw, "tools", list[Json], [])]
+    choice = _choice_from_anthropic(read(raw, "tool_choice", Json, {})) if is_set(raw, "tool_choice") else {}
+    fields |= _with_tools(tools, choice)
     fields |= _effort_and_format(raw)
     user = read(raw, "metadata", Json, {}).get("user_id")
     if isinstance(user, str):
@@ -221,10 +225,11 @@ def responses_to_chat(raw: Raw) -> Raw:
     fields: Json = {"messages": messages}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
-    if is_set(raw, "tools"):
-        fields["tools"] = [_tool_from_responses(tool) for tool in read(raw, "tools", list[Json], [])]
-    if is_set(raw, "tool_choice"):
-        fields["tool_choice"] = _choice_from_responses(raw)
+    tools = [_tool_from_responses(tool) for tool in read(raw, "tools", list[Json], [])]
+    choice: Json = {"tool_choice": _choice_from_responses(raw)} if is_set(raw, "tool_choice") else {}
+    if is_set(raw, "parallel_tool_calls"):
+        choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
+    fields |= _with_tools(tools, choice)
     if effort := read(raw, "reasoning", Json, {}).get("effort"):
         fields["reasoning_effort"] = effort
     if is_set(raw, "text"):

@@ -53,3 +53,17 @@ async def test_a_forced_call_stops_for_its_tool(tmp_path: Path, finish: str, sto
         home.answer = completion_events({"tool_calls": [CALL | {"index": 0}]}, finish=finish)
         _, final = await sdk.helped("messages.stream", "get_final_message", **body)
         assert whole.stop_reason == final.stop_reason == stop
+
+
+async def test_no_tools_are_no_tools(tmp_path: Path) -> None:
+    """Both other APIs take an empty list of tools and of stop sequences; chat refuses either, and a choice among none."""
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        body: Json = {"model": "m", "tools": [], "tool_choice": "auto", "parallel_tool_calls": True}
+        await home.sdk("openai").do("responses.create", input="x", **body)
+        assert home.asked == {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+        body = {"model": "m", "max_tokens": 9, "stop_sequences": [], "tools": [], "tool_choice": {"type": "auto"}}
+        await home.sdk("anthropic").do("messages.create", messages=TURNS, **body)
+        assert home.asked == {"model": "m", "messages": TURNS, "max_completion_tokens": 9}
+        body = {"model": "m", "input": "x", "tool_choice": "required"}
+        await home.sdk("openai").do("responses.create", **body)
+        assert home.asked["tool_choice"] == "required"
