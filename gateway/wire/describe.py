@@ -247,7 +247,8 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         if name in raw and described.max_output_tokens is None:
             limit = read(raw, name, int, None)
             if limit is not None:
-                described.max_output_tokens = int(_within(name, limit, 1, 2**31))
+                least = 0 if surface == "messages" else 1  # Anthropic reads the prompt into its cache for none
+                described.max_output_tokens = int(_within(name, limit, least, 2**31))
     wanted = _format(raw, surface)
     if wanted is not None and wanted.type in ("json_object", "json_schema"):
         described.wants_json, described.schema = True, _schema(wanted)

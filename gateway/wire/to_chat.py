@@ -67,6 +67,10 @@ def completions_to_chat(raw: Raw) -> Raw:
 
 def messages_to_chat(raw: Raw) -> Raw:
     refuse_set(raw, ("container", "mcp_servers", "context_management"), "this model's API has no equivalent.")
+    if read(raw, "inference_geo", str, "global") != "global":
+        raise refuse("inference_geo", "this model's API can't be bound to a region.")
+    if read(raw, "max_tokens", int, 1) == 0:
+        raise refuse("max_tokens", "this model's API can't read a prompt without answering it.")
     messages: list[Json] = []
     if is_set(raw, "system"):
         system: Any = read(raw, "system", str | list[Json], "")  # type: ignore[arg-type]

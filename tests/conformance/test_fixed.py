@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import anthropic
 import pytest
 
-from tests.conformance.fixed import Json, completion, completion_events, fixed, message_events
+from tests.conformance.fixed import Json, completion, completion_events, fixed, message, message_events
 from tests.conformance.test_surfaces import TURNS
 
 NOTHING: Json = {"type": "object", "properties": {}, "additionalProperties": False, "required": []}
@@ -67,3 +68,26 @@ async def test_no_tools_are_no_tools(tmp_path: Path) -> None:
         body = {"model": "m", "input": "x", "tool_choice": "required"}
         await home.sdk("openai").do("responses.create", **body)
         assert home.asked["tool_choice"] == "required"
+
+
+async def test_a_prompt_is_read_into_the_cache_for_no_answer(tmp_path: Path) -> None:
+    """`max_tokens=0` warms Anthropic's cache; an API that can't is not asked for a token of answer."""
+    body: Json = {"model": "m", "max_tokens": 0, "messages": TURNS}
+    async with fixed(tmp_path, "anthropic", message(stop="max_tokens")) as home:
+        answer = await home.sdk("anthropic").do("messages.create", **body)
+        assert (answer.content, answer.stop_reason, home.asked["max_tokens"]) == ([], "max_tokens", 0)
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+            await home.sdk("anthropic").do("messages.create", **body)
+        assert home.asked == {}
+
+
+async def test_a_region_is_kept_or_refused(tmp_path: Path) -> None:
+    """Who binds inference to a region isn't answered from anywhere else."""
+    body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS}
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        sdk = home.sdk("anthropic")
+        with pytest.raises(anthropic.BadRequestError, match="inference_geo"):
+            await sdk.do("messages.create", **body, inference_geo="us")
+        assert home.asked == {}
+        assert (await sdk.do("messages.create", **body, inference_geo="global")).content[0].text == "ok"
