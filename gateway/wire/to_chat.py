@@ -16,6 +16,10 @@ _PASSED_COMPLETIONS = (
 _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 
 
+_SPOKEN = ("text", "tool_use", "thinking", "redacted_thinking")
+"""Blocks of an assistant's turn that another API has a word for, or can do without."""
+
+
 def refuse(param: str, why: str) -> CallerError:
     return CallerError(f"'{param}': {why}", param=param, code="unsupported_parameter")
 
@@ -118,6 +122,10 @@ def _from_anthropic(message: Json) -> list[Json]:
 
 
 def _assistant_turn(blocks: list[Json]) -> list[Json]:
+    """Thinking is left out: only who thought it can read its signature."""
+    for block in blocks:
+        if block.get("type") not in _SPOKEN:
+            raise refuse("messages", f"this model can't be given a block of type {block.get('type')!r}.")
     texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
     turn: Json = {"role": "assistant", "content": "".join(texts) or None}
     calls = [_call_from_anthropic(block) for block in blocks if block.get("type") == "tool_use"]
@@ -138,7 +146,9 @@ def _call_from_anthropic(block: Json) -> Json:
 
 
 def _user_turn(blocks: list[Json]) -> list[Json]:
-    """Tool results become messages of their own, before what the user says; their images go with the user."""
+    """Tool results become messages of their own, before what the user says; their images go with the user. That one is
+    an error is said in words, as chat has no mark for it.
+    """
     results: list[Json] = []
     parts: list[Json] = []
     for block in blocks:
@@ -150,7 +160,9 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
         texts = [str(piece.get("text", "")) for piece in inner if piece.get("type") == "text"]
         parts += [_part_from_anthropic(piece) for piece in inner if piece.get("type") != "text"]
         tool_id = str(block.get("tool_use_id", ""))
-        results.append({"role": "tool", "tool_call_id": tool_id, "content": "\n".join(texts)})
+        said = "\n".join(texts)
+        said = f"Error: {said}" if block.get("is_error") else said
+        results.append({"role": "tool", "tool_call_id": tool_id, "content": said})
     if not parts:
         return results
     only_text = all(part["type"] == "text" for part in parts) and len(parts) == 1

@@ -91,3 +91,27 @@ async def test_a_region_is_kept_or_refused(tmp_path: Path) -> None:
             await sdk.do("messages.create", **body, inference_geo="us")
         assert home.asked == {}
         assert (await sdk.do("messages.create", **body, inference_geo="global")).content[0].text == "ok"
+
+
+async def test_a_failed_tool_is_told_as_failed(tmp_path: Path) -> None:
+    """`is_error` reaches a model whose API has no mark for it."""
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no such city", "is_error": True}
+    turns = [*TURNS, {"role": "assistant", "content": [TOOL_USE]}, {"role": "user", "content": [result]}]
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        body: Json = {"model": "m", "max_tokens": 9, "messages": turns, "tools": [MESSAGES_TOOL]}
+        await home.sdk("anthropic").do("messages.create", **body)
+        wanted = {"role": "tool", "tool_call_id": "toolu_1", "content": "Error: no such city"}
+        assert home.asked["messages"][-1] == wanted
+
+
+async def test_what_a_server_tool_found_is_not_forgotten(tmp_path: Path) -> None:
+    """A conversation whose facts lie in blocks that another API can't read is refused there, not half told."""
+    found = [{"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "x"}},
+             {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []},
+             {"type": "text", "text": "It is there."}]  # fmt: skip
+    body: Json = {"model": "m", "max_tokens": 9}
+    turns = [*TURNS, {"role": "assistant", "content": found}, *TURNS]
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        with pytest.raises(anthropic.BadRequestError, match="server_tool_use"):
+            await home.sdk("anthropic").do("messages.create", messages=turns, **body)
+        assert home.asked == {}
