@@ -233,6 +233,7 @@ def _effort_and_format(raw: Raw) -> Json:
 def responses_to_chat(raw: Raw) -> Raw:
     why = "isn't served here; send the whole conversation, or previous_response_id."
     refuse_set(raw, ("background", "conversation", "prompt", "max_tool_calls"), why)
+    refuse_set(raw, ("moderation",), "isn't served here.")
     messages: list[Json] = []
     if is_set(raw, "instructions"):
         messages.append({"role": "system", "content": read(raw, "instructions", str, "")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,7 +14,11 @@ from gateway.wire.to_chat import refuse, refuse_set
 
 Json = dict[str, Any]
 DEFAULT_MAX_TOKENS = 4096
-_IMPOSSIBLE = ("frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options")
+_IMPOSSIBLE = (
+    "frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options", "moderation",
+)  # fmt: skip
+_FOREIGN = re.compile(r"[^a-zA-Z0-9_-]")
+"""What Anthropic takes in no id of a call, and others write: `functions.now:0`."""
 _EFFORTS = {
     "minimal": "low",
     "low": "low",
@@ -39,7 +44,8 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
     if is_set(raw, "tools"):
         fields["tools"] = [_tool(tool) for tool in read(raw, "tools", list[Json], [])]
         fields |= _tool_choice(raw)
-    fields |= _output_config(raw)
+    forced = fields.get("tool_choice", {}).get("type") in ("any", "tool")
+    fields |= _output_config(raw, thinks=not forced)
     for name in ("safety_identifier", "user"):
         if is_set(raw, name):
             fields["metadata"] = {"user_id": read(raw, name, str, "")}
@@ -56,7 +62,9 @@ def _limit(raw: Raw, default: int) -> int:
 
 
 def _conversation(messages: list[Json]) -> Json:
-    """System texts go to the top; neighbours of one role join, as tool results must stay together."""
+    """System texts go to the top; neighbours of one role join, as tool results must stay together. Where nobody else
+    says anything, they are what is asked: Anthropic answers no prompt without a turn.
+    """
     system: list[str] = []
     turns: list[Json] = []
     for message in messages:
@@ -69,10 +77,10 @@ def _conversation(messages: list[Json]) -> Json:
             turns[-1]["content"] += blocks
         elif blocks:
             turns.append({"role": role, "content": blocks})
-    fields: Json = {"messages": turns}
-    if system:
-        fields["system"] = "\n\n".join(system)
-    return fields
+    if not system:
+        return {"messages": turns}
+    told = "\n\n".join(system)
+    return {"messages": turns, "system": told} if turns else {"messages": [{"role": "user", "content": told}]}
 
 
 def _turn(role: str, message: Json) -> tuple[str, list[Json]]:
@@ -80,25 +88,39 @@ def _turn(role: str, message: Json) -> tuple[str, list[Json]]:
     if role == "user":
         return "user", _blocks(content)
     if role == "assistant":
-        return "assistant", _blocks(content) + [_call(call) for call in message.get("tool_calls") or ()]
+        return "assistant", _said(message) + [_call(call) for call in message.get("tool_calls") or ()]
     if role == "tool":
         result = content if isinstance(content, str) else _blocks(content)
-        block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": result}
+        block = {"type": "tool_result", "tool_use_id": _id(message.get("tool_call_id")), "content": result}
         return "user", [block]
     raise CallerError(f"Role {role!r} can't be served by this model.", param="messages", code="invalid_value")
 
 
+def _said(message: Json) -> list[Json]:
+    """What a model refused with was said as well."""
+    for name in ("audio", "function_call"):
+        if message.get(name):
+            raise refuse("messages", f"this model can't be given an answer's {name!r}.")
+    refusal = message.get("refusal")
+    return _blocks(message.get("content")) + _blocks(refusal if isinstance(refusal, str) else None)
+
+
+def _id(given: Any) -> Any:
+    return _FOREIGN.sub("_", given) if isinstance(given, str) else given
+
+
 def _blocks(content: Any) -> list[Json]:
-    """Empty texts are left out: Anthropic refuses them."""
-    if content is None or content == "":
+    """Texts of nothing but white space are left out: Anthropic refuses them."""
+    if content is None:
         return []
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise CallerError(
             "'content' must be a string or an array of parts.", param="messages", code="invalid_type"
         )
-    return [block for part in content if (block := _block(part)) != {"type": "text", "text": ""}]
+    blocks = [_block(part) for part in content]
+    return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
 
 
 def _block(part: Json) -> Json:
@@ -109,10 +131,11 @@ def _block(part: Json) -> Json:
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         return {"type": "image", "source": _source(str(url))}
-    if kind == "file" and isinstance(part.get("file"), dict):
-        source = _source(str(part["file"].get("file_data", "")))
+    if kind == "file" and isinstance(part.get("file"), dict) and part["file"].get("file_data"):
+        source = _source(str(part["file"]["file_data"]))
         if source["type"] == "base64":
-            return {"type": "document", "source": source}
+            named = part["file"].get("filename")
+            return {"type": "document", "source": source, **({"title": named} if named else {})}
     raise refuse("messages", f"this model can't be given a part of type {kind!r}.")
 
 
@@ -142,7 +165,7 @@ def _call(call: Any) -> Json:
         given = {
             "_raw": function.get("arguments")
         }  # a model's own bad arguments mustn't end the conversation
-    return {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given}
+    return {"type": "tool_use", "id": _id(call.get("id")), "name": function.get("name"), "input": given}
 
 
 def _tool(tool: Json) -> Json:
@@ -174,7 +197,8 @@ def _tool_choice(raw: Raw) -> Json:
     return {"tool_choice": choice} if given or serial else {}
 
 
-def _output_config(raw: Raw) -> Json:
+def _output_config(raw: Raw, *, thinks: bool) -> Json:
+    """`thinks`: a forced tool is called without thinking, as Anthropic has it; the effort holds all the same."""
     fields: Json = {}
     config: Json = {}
     effort = read(raw, "reasoning_effort", str, "")
@@ -186,7 +210,8 @@ def _output_config(raw: Raw) -> Json:
                 f"Unknown 'reasoning_effort' {effort!r}.", param="reasoning_effort", code="invalid_value"
             )
         config["effort"] = _EFFORTS[effort]
-        fields["thinking"] = {"type": "adaptive"}
+        if thinks:
+            fields["thinking"] = {"type": "adaptive"}
     wanted = read(raw, "response_format", Json, {})
     if wanted.get("type") == "json_schema":
         schema = wanted.get("json_schema")

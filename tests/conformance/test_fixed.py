@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import anthropic
+import openai
 import pytest
 
 from tests.conformance.fixed import Json, completion, completion_events, fixed, message, message_events
@@ -115,3 +116,67 @@ async def test_what_a_server_tool_found_is_not_forgotten(tmp_path: Path) -> None
         with pytest.raises(anthropic.BadRequestError, match="server_tool_use"):
             await home.sdk("anthropic").do("messages.create", messages=turns, **body)
         assert home.asked == {}
+
+
+OK = message({"type": "text", "text": "ok"})
+
+
+async def test_a_forced_tool_is_called_without_thinking(tmp_path: Path) -> None:
+    """Anthropic refuses thinking beside a forced tool; OpenAI's models take an effort with it."""
+    body: Json = {"model": "m", "messages": TURNS, "tools": [CHAT_TOOL], "reasoning_effort": "high"}
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        sdk = home.sdk("openai")
+        for choice in ("required", {"type": "function", "function": {"name": "now"}}):
+            await sdk.do("chat.completions.create", tool_choice=choice, **body)
+            assert "thinking" not in home.asked and home.asked["output_config"] == {"effort": "high"}
+        await sdk.do("chat.completions.create", tool_choice="auto", **body)
+        assert home.asked["thinking"] == {"type": "adaptive"}
+
+
+async def test_system_prompts_alone_are_a_question(tmp_path: Path) -> None:
+    """OpenAI answers a chat of nothing but a system prompt; Anthropic needs a turn."""
+    turns = [{"role": "system", "content": "Say hello."}, {"role": "developer", "content": "In French."}]
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        await home.sdk("openai").do("chat.completions.create", model="m", messages=turns)
+        assert home.asked["messages"] == [{"role": "user", "content": "Say hello.\n\nIn French."}]
+        assert "system" not in home.asked
+
+
+async def test_what_other_models_said_is_taken(tmp_path: Path) -> None:
+    """White space before a call and ids of another server's making don't end the conversation; refusals are told."""
+    call = CALL | {"id": "functions.now:0"}
+    turns = [*TURNS, {"role": "assistant", "content": "\n\n", "tool_calls": [call]},
+             {"role": "tool", "tool_call_id": "functions.now:0", "content": "noon"},
+             {"role": "assistant", "content": None, "refusal": "I won't."}, {"role": "user", "content": "why?"}]  # fmt: skip
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        await home.sdk("openai").do("chat.completions.create", model="m", messages=turns)
+        _, called, result, refused, _ = home.asked["messages"]
+        assert called["content"] == [TOOL_USE | {"id": "functions_now_0"}]
+        assert result["content"][0]["tool_use_id"] == "functions_now_0"
+        assert refused["content"] == [{"type": "text", "text": "I won't."}]
+
+
+@pytest.mark.parametrize(("api", "kind"), [("chat", "anthropic"), ("responses", "openai")])
+async def test_moderation_is_not_left_out(tmp_path: Path, api: str, kind: str) -> None:
+    """Who wants answers moderated gets none that isn't."""
+    wanted = {"model": "omni-moderation-latest", "policy": {"output": {"mode": "block"}}}
+    asked: Json = {"messages": TURNS} if api == "chat" else {"input": "x"}
+    path = "chat.completions.create" if api == "chat" else "responses.create"
+    async with fixed(tmp_path, kind, completion(content="ok") if kind == "openai" else OK) as home:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await home.sdk("openai").do(path, model="m", moderation=wanted, **asked)
+        assert caught.value.param == "moderation" and home.asked == {}
+
+
+async def test_a_file_keeps_its_name(tmp_path: Path) -> None:
+    """There and back; a file that only OpenAI holds is refused by its kind."""
+    file = {"filename": "plan.pdf", "file_data": "data:application/pdf;base64,AAAA"}
+    turns = [{"role": "user", "content": [{"type": "file", "file": file}]}]
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        sdk = home.sdk("openai")
+        await sdk.do("chat.completions.create", model="m", messages=turns)
+        source = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
+        assert home.asked["messages"][0]["content"] == [{"type": "document", "source": source, "title": "plan.pdf"}]
+        turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]
+        with pytest.raises(openai.BadRequestError, match="type 'file'"):
+            await sdk.do("chat.completions.create", model="m", messages=turns)
