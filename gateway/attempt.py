@@ -331,7 +331,8 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes[name] = msgspec.Raw(msgspec.json.encode(value))
     if same and not changes and call.body:
         return call.body
-    raw: Raw = dict(call.raw) if same else translate_request(call.raw, call.surface, dialect)
+    most = deployment.config.max_output_tokens
+    raw: Raw = dict(call.raw) if same else translate_request(call.raw, call.surface, dialect, max_tokens=most)
     raw.update(changes)
     if call.stream and not live:
         raw.pop("stream_options", None)

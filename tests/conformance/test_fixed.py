@@ -45,7 +45,9 @@ async def test_arguments_of_a_streamed_call_are_json(
         assert (await sdk.do("responses.retrieve", response.id)).output[0].arguments == response.output[0].arguments
 
 
-@pytest.mark.parametrize(("finish", "stop"), [("tool_calls", "tool_use"), ("stop", "tool_use"), ("length", "max_tokens")])
+@pytest.mark.parametrize(
+    ("finish", "stop"), [("tool_calls", "tool_use"), ("stop", "tool_use"), ("length", "max_tokens")]
+)
 async def test_a_forced_call_stops_for_its_tool(tmp_path: Path, finish: str, stop: str) -> None:
     """OpenAI ends a call that the request forced with `stop`; Anthropic's agents go on only after `tool_use`."""
     body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "tools": [MESSAGES_TOOL]}
@@ -58,7 +60,7 @@ async def test_a_forced_call_stops_for_its_tool(tmp_path: Path, finish: str, sto
 
 
 async def test_no_tools_are_no_tools(tmp_path: Path) -> None:
-    """Both other APIs take an empty list of tools and of stop sequences; chat refuses either, and a choice among none."""
+    """The other APIs take an empty list of tools or stop sequences; chat refuses either, and a choice among none."""
     async with fixed(tmp_path, "openai", completion(content="ok")) as home:
         body: Json = {"model": "m", "tools": [], "tool_choice": "auto", "parallel_tool_calls": True}
         await home.sdk("openai").do("responses.create", input="x", **body)
@@ -147,7 +149,7 @@ async def test_what_other_models_said_is_taken(tmp_path: Path) -> None:
     call = CALL | {"id": "functions.now:0"}
     turns = [*TURNS, {"role": "assistant", "content": "\n\n", "tool_calls": [call]},
              {"role": "tool", "tool_call_id": "functions.now:0", "content": "noon"},
-             {"role": "assistant", "content": None, "refusal": "I won't."}, {"role": "user", "content": "why?"}]  # fmt: skip
+             {"role": "assistant", "content": None, "refusal": "I won't."}, *TURNS]  # fmt: skip
     async with fixed(tmp_path, "anthropic", OK) as home:
         await home.sdk("openai").do("chat.completions.create", model="m", messages=turns)
         _, called, result, refused, _ = home.asked["messages"]
@@ -180,3 +182,14 @@ async def test_a_file_keeps_its_name(tmp_path: Path) -> None:
         turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]
         with pytest.raises(openai.BadRequestError, match="type 'file'"):
             await sdk.do("chat.completions.create", model="m", messages=turns)
+
+
+@pytest.mark.parametrize("limit", [64, 32_000])
+async def test_an_answer_is_as_long_as_its_model_may_make_it(tmp_path: Path, limit: int) -> None:
+    """Anthropic demands a limit: a chat without one gets the model's own, for which money is held."""
+    async with fixed(tmp_path, "anthropic", OK, {"max_output_tokens": limit}) as home:
+        sdk = home.sdk("openai")
+        await sdk.do("chat.completions.create", model="m", messages=TURNS)
+        assert home.asked["max_tokens"] == limit
+        await sdk.do("chat.completions.create", model="m", messages=TURNS, max_completion_tokens=7)
+        assert home.asked["max_tokens"] == 7
