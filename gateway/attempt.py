@@ -20,7 +20,7 @@ from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
-from gateway.wire.request import Raw, ask_usage, encode, translate_request
+from gateway.wire.request import Raw, ask_usage, encode, signed, translate_request
 from gateway.wire.usage import Usage
 from local_models.backends import Profile
 from local_models.errors import RequestRefused
@@ -327,6 +327,8 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes["stream"] = FALSE
     if adds_logprobs(rung, deployment, dialect):
         changes["logprobs"] = TRUE
+    if same and dialect == "messages" and (turns := signed(call.raw["messages"])) is not call.raw["messages"]:
+        changes["messages"] = turns
     for name, value in rung.overrides.items():
         changes[name] = msgspec.Raw(msgspec.json.encode(value))
     if same and not changes and call.body:

@@ -128,7 +128,7 @@ class ModelConfig(_Section, frozen=True):
     audio_output_usd_per_mtok: Usd | None = None
     context_tokens: Tokens = 0
     max_output_tokens: Count = 4096
-    """What a request without its own limit is assumed to need, for the hold; Anthropic, which demands one, is told it."""
+    """What a request without its own limit is assumed to need, for the hold; Anthropic, which demands one, is told."""
     tools: bool = True
     images: bool = True
     json: bool = True

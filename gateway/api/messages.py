@@ -10,7 +10,7 @@ from gateway.call import read_model
 from gateway.errors import CallerError, UnknownModel, UpstreamError
 from gateway.reply import JSON
 from gateway.wire.errors import classify
-from gateway.wire.request import Raw, decode, encode, estimate_tokens
+from gateway.wire.request import Raw, decode, encode, estimate_tokens, signed
 
 TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 1024
@@ -39,7 +39,8 @@ async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: st
     deployment = next(one for one in services.fleet.all() if one.id == deployment_id)
     provider = services.driver.caller.providers[deployment.provider]
     head = provider.head(deployment.config, "count_tokens", False, request.arrival.headers)
-    response = await provider.pool.send(head, encode({**raw, "model": model}), timeout_s=TIMEOUT_S)
+    sent = {**raw, "model": model, "messages": signed(raw["messages"])}
+    response = await provider.pool.send(head, encode(sent), timeout_s=TIMEOUT_S)
     body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)
     if response.status >= 300:
         raise classify(response.status, body, readable(response.headers), "messages")

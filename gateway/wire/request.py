@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.wire.body import Raw, decode, encode, to_raw
 from gateway.wire.describe import Described, describe, estimate_tokens
 from gateway.wire.responses import responses_input
+from gateway.wire.to_messages import signed
 from gateway.wire.translate import ask_usage, translate_request
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "encode",
     "estimate_tokens",
     "responses_input",
+    "signed",
     "to_raw",
     "translate_request",
 ]

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from gateway.errors import CallerError
-from gateway.wire.body import Raw, is_set, read, to_raw
+from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.to_chat import refuse, refuse_set
 
 Json = dict[str, Any]
+_UNSIGNED = (b'"signature":""', b'"signature": ""')
 DEFAULT_MAX_TOKENS = 4096
 _IMPOSSIBLE = (
     "frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options", "moderation",
@@ -52,6 +53,24 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
             break
     passed = {name: raw[name] for name in ("model", "stream", "headgate") if name in raw}
     return passed | to_raw(fields)
+
+
+def signed(messages: msgspec.Raw) -> msgspec.Raw:
+    """A conversation of Anthropic's without the thinking of other APIs' models, which nobody signed and Anthropic
+    refuses; the same object where there is none.
+    """
+    text = memoryview(messages).tobytes()
+    if not any(mark in text for mark in _UNSIGNED):
+        return messages
+    turns: list[Any] = msgspec.json.decode(text)
+    for turn in turns:
+        if isinstance(turn, dict) and isinstance(turn.get("content"), list):
+            turn["content"] = [block for block in turn["content"] if not _unsigned(block)]
+    return msgspec.Raw(encode_json([turn for turn in turns if turn.get("content") != []]))
+
+
+def _unsigned(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") == ""
 
 
 def _limit(raw: Raw, default: int) -> int:

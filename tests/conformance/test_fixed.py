@@ -193,3 +193,21 @@ async def test_an_answer_is_as_long_as_its_model_may_make_it(tmp_path: Path, lim
         assert home.asked["max_tokens"] == limit
         await sdk.do("chat.completions.create", model="m", messages=TURNS, max_completion_tokens=7)
         assert home.asked["max_tokens"] == 7
+
+
+async def test_another_models_thinking_is_not_shown_to_anthropic(tmp_path: Path) -> None:
+    """What an OpenAI-compatible model thought comes unsigned; Anthropic would refuse to go on from it."""
+    said = completion(content="Noon.", reasoning_content="It is twelve.")
+    async with fixed(tmp_path / "a", "openai", said) as home:
+        first = await home.sdk("anthropic").do("messages.create", model="m", max_tokens=9, messages=TURNS)
+    assert [block.type for block in first.content] == ["thinking", "text"]
+    own = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
+    turns = [*TURNS, {"role": "assistant", "content": first.content}, *TURNS,
+             {"role": "assistant", "content": [own, {"type": "text", "text": "So."}]}, *TURNS]  # fmt: skip
+    async with fixed(tmp_path / "b", "anthropic", OK | {"input_tokens": 7}) as home:
+        sdk = home.sdk("anthropic")
+        await sdk.do("messages.create", model="m", max_tokens=9, messages=turns)
+        spoken = [turn["content"] for turn in home.asked["messages"] if turn["role"] == "assistant"]
+        assert spoken == [[{"type": "text", "text": "Noon."}], [own, {"type": "text", "text": "So."}]]
+        assert (await sdk.do("messages.count_tokens", model="m", messages=turns)).input_tokens == 7
+        assert "twelve" not in str(home.asked)
