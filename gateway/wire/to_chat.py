@@ -230,7 +230,8 @@ def _effort_and_format(raw: Raw) -> Json:
 # responses
 
 
-def responses_to_chat(raw: Raw) -> Raw:
+def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
+    """`rich_results`: tools may answer in images and files, as they do in both APIs around chat's."""
     why = "isn't served here; send the whole conversation, or previous_response_id."
     refuse_set(raw, ("background", "conversation", "prompt", "max_tool_calls"), why)
     refuse_set(raw, ("moderation",), "isn't served here.")
@@ -239,7 +240,7 @@ def responses_to_chat(raw: Raw) -> Raw:
         messages.append({"role": "system", "content": read(raw, "instructions", str, "")})
     for item in input_items(raw):
         _add_item(messages, item)
-    fields: Json = {"messages": messages}
+    fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
     tools = [_tool_from_responses(tool) for tool in read(raw, "tools", list[Json], [])]
@@ -274,6 +275,22 @@ def _add_item(messages: list[Json], item: Json) -> None:
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
     elif kind != "reasoning":
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
+
+
+def _plain_results(messages: list[Json]) -> list[Json]:
+    """Chat's tools answer in text: what else they gave goes to the user's side, behind all of their answers."""
+    told: list[Json] = []
+    shown: list[Json] = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "tool" and shown:
+            told.append({"role": "user", "content": shown})
+            shown = []
+        elif message["role"] == "tool" and not isinstance(content, str):
+            shown += [part for part in content if part["type"] != "text"]
+            message = {**message, "content": "\n".join(part["text"] for part in content if part["type"] == "text")}
+        told.append(message)
+    return [*told, {"role": "user", "content": shown}] if shown else told
 
 
 def _message_from_item(item: Json) -> Json:

@@ -2,8 +2,8 @@
 
 What the target can't do is refused with the parameter's name. Left out without a word is only what changes
 how an answer comes about and not what was asked for: `seed`, `logprobs`, `store`, `metadata`, `service_tier`,
-cache hints; and towards Anthropic `temperature`, `top_p`, `verbosity` and `response_format: json_object`,
-which its API no longer has or never had.
+`speed`, `top_k`, `prediction`, `truncation`, cache hints; and towards Anthropic `temperature`, `top_p`, `verbosity` and
+`response_format: json_object`, which its API no longer has or never had.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from gateway.wire.to_chat import completions_to_chat, messages_to_chat, response
 from gateway.wire.to_messages import DEFAULT_MAX_TOKENS, chat_to_messages
 
 _PROMPT = {"chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages"}
-_TO_CHAT = {
-    "completions": completions_to_chat,
-    "responses": responses_to_chat,
-    "messages": messages_to_chat,
-}
+_TO_CHAT = {"completions": completions_to_chat, "messages": messages_to_chat}
 
 
 def translate_request(raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
@@ -28,10 +24,13 @@ def translate_request(raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT
     """
     if src == dst:
         return raw
-    if (src != "chat" and src not in _TO_CHAT) or dst not in ("chat", "messages"):
+    if src not in _PROMPT or dst not in ("chat", "messages"):
         raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
     try:
-        chat = raw if src == "chat" else _TO_CHAT[src](raw)
+        if src == "responses":
+            chat = responses_to_chat(raw, rich_results=dst == "messages")
+        else:
+            chat = raw if src == "chat" else _TO_CHAT[src](raw)
         return chat if dst == "chat" else chat_to_messages(chat, max_tokens)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         param = _PROMPT[src]

@@ -211,3 +211,25 @@ async def test_another_models_thinking_is_not_shown_to_anthropic(tmp_path: Path)
         assert spoken == [[{"type": "text", "text": "Noon."}], [own, {"type": "text", "text": "So."}]]
         assert (await sdk.do("messages.count_tokens", model="m", messages=turns)).input_tokens == 7
         assert "twelve" not in str(home.asked)
+
+
+async def test_a_tools_picture_reaches_the_model(tmp_path: Path) -> None:
+    """A tool may answer a response with an image: Anthropic's tools may too, chat's only in text, so a user shows it."""
+    items: list[Json] = [{"role": "user", "content": "look"}]
+    for id in ("call_1", "call_2"):
+        items.append({"type": "function_call", "call_id": id, "name": "now", "arguments": "{}"})
+    for id in ("call_1", "call_2"):
+        output = [{"type": "input_text", "text": id}, {"type": "input_image", "image_url": f"https://x.test/{id}"}]
+        items.append({"type": "function_call_output", "call_id": id, "output": output})
+    items.append({"role": "user", "content": "so?"})
+    async with fixed(tmp_path / "a", "openai", completion(content="ok")) as home:
+        await home.sdk("openai").do("responses.create", model="m", input=items)
+        assert [turn["role"] for turn in home.asked["messages"]] == [
+            "user", "assistant", "tool", "tool", "user", "user"]  # fmt: skip
+        assert [turn["content"] for turn in home.asked["messages"][2:4]] == ["call_1", "call_2"]
+        urls = [part["image_url"]["url"] for part in home.asked["messages"][4]["content"]]
+        assert urls == ["https://x.test/call_1", "https://x.test/call_2"]
+    async with fixed(tmp_path / "b", "anthropic", OK) as home:
+        await home.sdk("openai").do("responses.create", model="m", input=items)
+        results = home.asked["messages"][2]["content"][:2]
+        assert [[part["type"] for part in result["content"]] for result in results] == [["text", "image"]] * 2
