@@ -74,6 +74,14 @@ def page_limit(request: Request, default: int, most: int) -> int:
     return int(text)
 
 
+def place_of(request: Request, cursor: str, ids: list[str]) -> int:
+    """Where the id that the query's `cursor` names stands; -1, before the first, where it names none."""
+    id = asked(request, cursor)
+    if id and id not in ids:
+        raise CallerError(f"{cursor} names nothing in this list", param=cursor)
+    return ids.index(id) if id else -1
+
+
 def page_of(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     """A page of OpenAI's API; one more than `limit` says that there are more."""
     data = found[:limit]

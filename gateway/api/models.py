@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.api.files import asked, page_limit, place_of
 from gateway.asgi import Answer, Request
 from gateway.errors import UnknownModel
 from gateway.keys import Caller
@@ -20,10 +21,7 @@ async def list_models(request: Request, _: str) -> Answer:
     book = request.services.book
     names = [name for name in (*book.routes, *book.models) if caller.may_use(name)]
     if b"anthropic-version" in request.arrival.headers:
-        data = [_anthropic(name) for name in names]
-        page = {"data": data, "has_more": False, "first_id": names[0] if names else None,
-                "last_id": names[-1] if names else None}
-        return 200, [JSON], msgspec.json.encode(page)
+        return 200, [JSON], msgspec.json.encode(_anthropic_page(request, names))
     return 200, [JSON], msgspec.json.encode({"object": "list", "data": [_openai(request, name) for name in names]})
 
 
@@ -31,6 +29,21 @@ async def get_model(request: Request, name: str) -> Answer:
     _known(request, request.caller(), name)
     shape = _anthropic(name) if b"anthropic-version" in request.arrival.headers else _openai(request, name)
     return 200, [JSON], msgspec.json.encode(shape)
+
+
+def _anthropic_page(request: Request, names: list[str]) -> dict[str, Any]:
+    """All of them, unless a page is asked for."""
+    limit = page_limit(request, 1000, 1000)
+    before = asked(request, "before_id")
+    place = place_of(request, "before_id" if before else "after_id", names)
+    rest = names[:place] if before else names[place + 1 :]
+    shown = rest[-limit:] if before else rest[:limit]
+    return {
+        "data": [_anthropic(name) for name in shown],
+        "has_more": len(rest) > limit,
+        "first_id": shown[0] if shown else None,
+        "last_id": shown[-1] if shown else None,
+    }
 
 
 def _known(request: Request, caller: Caller, name: str) -> None:
@@ -46,4 +59,5 @@ def _openai(request: Request, name: str) -> dict[str, Any]:
 
 
 def _anthropic(name: str) -> dict[str, Any]:
-    return {"type": "model", "id": name, "display_name": name, "created_at": "2025-01-01T00:00:00Z"}
+    return {"type": "model", "id": name, "display_name": name, "created_at": "2025-01-01T00:00:00Z",
+            "lifecycle": "active"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from gateway.api.files import asked, page_limit, page_of, place_of
 from gateway.asgi import Answer, Request
 from gateway.call import read_model
 from gateway.errors import CallerError, UnknownModel
@@ -33,19 +36,21 @@ async def delete_response(request: Request, id: str) -> Answer:
 async def list_input_items(request: Request, id: str) -> Answer:
     """Newest first unless `order=asc`; every item has an id, as the API promises."""
     record = await request.services.responses.find(id, request.caller().tenant)
-    items = [
-        {"id": f"item_{id}_{index}", **item} for index, item in enumerate(msgspec.json.decode(record.input))
-    ]
-    if request.query.get("order", ["desc"])[0] != "asc":
+    items = [_shown(f"item_{id}_{index}", item) for index, item in enumerate(msgspec.json.decode(record.input))]
+    if asked(request, "order") != "asc":
         items.reverse()
-    page = {
-        "object": "list",
-        "data": items,
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
-        "has_more": False,
-    }
-    return 200, [JSON], msgspec.json.encode(page)
+    limit, place = page_limit(request, 20, 100), place_of(request, "after", [item["id"] for item in items])
+    return 200, [JSON], msgspec.json.encode(page_of(items[place + 1 : place + limit + 2], limit))
+
+
+def _shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
+    """An item as the API lists it: a message's text is a part, however it was sent."""
+    shown = {"id": id, "type": "message", "status": "completed", **item}
+    if isinstance(shown.get("content"), str):
+        said = shown["role"] == "assistant"
+        part = {"type": "output_text", "annotations": []} if said else {"type": "input_text"}
+        shown["content"] = [{**part, "text": shown["content"]}]
+    return shown
 
 
 async def count_input_tokens(request: Request, _: str) -> Answer:

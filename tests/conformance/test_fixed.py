@@ -214,7 +214,7 @@ async def test_another_models_thinking_is_not_shown_to_anthropic(tmp_path: Path)
 
 
 async def test_a_tools_picture_reaches_the_model(tmp_path: Path) -> None:
-    """A tool may answer a response with an image: Anthropic's tools may too, chat's only in text, so a user shows it."""
+    """A response's tools may answer with an image, and Anthropic's; chat's only in text, so there the user shows it."""
     items: list[Json] = [{"role": "user", "content": "look"}]
     for id in ("call_1", "call_2"):
         items.append({"type": "function_call", "call_id": id, "name": "now", "arguments": "{}"})

@@ -28,6 +28,21 @@ async def test_models(home: House, mode: str) -> None:
         assert kind == "anthropic" or caught.value.code == "model_not_found"  # type: ignore[attr-defined]
 
 
+async def test_anthropics_list_comes_in_pages(home: House) -> None:
+    """As many as asked for, forwards and backwards; the SDK walks through all; every model is active."""
+    sdk = home.sdk("anthropic")
+    whole = [model.id for model in (await sdk.do("models.list")).data]
+    page = await sdk.do("models.list", limit=4)
+    assert [model.id for model in page.data] == whole[:4] and page.has_more
+    assert [model.id async for model in sdk.client.models.list(limit=4)] == whole
+    back = await sdk.do("models.list", limit=2, before_id=whole[4])
+    assert [model.id for model in back.data] == whole[2:4] and back.has_more
+    assert {model.lifecycle for model in page.data} == {"active"}
+    for query in ({"after_id": "nope"}, {"limit": 0}):
+        with pytest.raises(anthropic.BadRequestError):
+            await sdk.do("models.list", **query)
+
+
 async def test_a_key_sees_only_its_models(tmp_path: Path) -> None:
     """Routes come first; a restricted key is shown, and may ask for, its own only."""
     routes = [{"name": "team/auto", "models": ["openai/echo"], "router": "cheapest"}]

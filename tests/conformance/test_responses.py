@@ -34,7 +34,8 @@ async def test_life_of_a_response(home: House, kind: str, mode: str) -> None:
     events = await sdk.events("responses.retrieve", response_id=made.id, stream=True)
     assert events[-1].response.to_dict() == made.to_dict()
     items = await sdk.do("responses.input_items.list", made.id)
-    assert [item.content for item in items.data] == ["hello"]
+    assert [(item.role, item.content[0].type, item.content[0].text) for item in items.data] == [
+        ("user", "input_text", "hello")]  # fmt: skip
     await sdk.do("responses.delete", made.id)
     for path in ("responses.retrieve", "responses.input_items.list", "responses.delete"):
         with pytest.raises(openai.NotFoundError):
@@ -59,6 +60,22 @@ async def test_two_turns(home: House, kind: str, mode: str) -> None:
     third = await sdk.do("responses.create", model=f"{kind}/echo", input="and?", previous_response_id=second.id)
     items = await sdk.do("responses.input_items.list", third.id, order="asc")
     assert len(items.data) == 5
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_input_items_come_in_pages(home: House, order: str) -> None:
+    """As many as asked for, each once, and the SDK walks through all of them; an unknown cursor is refused."""
+    sdk = home.sdk("openai")
+    turns = [{"role": role, "content": f"{index}"} for index, role in enumerate(["user", "assistant"] * 3)]
+    made = await sdk.do("responses.create", model="openai/echo", input=[*turns, {"role": "user", "content": "6"}])
+    page = await sdk.do("responses.input_items.list", made.id, limit=3, order=order)
+    assert len(page.data) == 3 and page.has_more
+    walked = [item async for item in sdk.client.responses.input_items.list(made.id, limit=3, order=order)]
+    assert [item.content[0].text for item in walked] == sorted("0123456", reverse=order == "desc")
+    assert {item.content[0].type for item in walked} == {"input_text", "output_text"}
+    for query in ({"after": "nope"}, {"limit": 0}, {"limit": 101}):
+        with pytest.raises(openai.BadRequestError):
+            await sdk.do("responses.input_items.list", made.id, **query)
 
 
 async def test_a_turn_after_nothing(home: House) -> None:
