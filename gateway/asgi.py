@@ -18,7 +18,7 @@ from gateway.answer import Answering
 from gateway.call import SURFACES, Arrival, read_call
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
-from gateway.headers import refusal_headers
+from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
@@ -187,7 +187,7 @@ class App:
         except Exception as error:
             await self.fail(error, surface, reply, arrival)
         else:
-            await reply.whole(status, [(b"x-request-id", arrival.request_id.encode()), *headers], answer)
+            await reply.whole(status, [*request_ids(arrival.request_id, surface), *headers], answer)
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
         """Raises NotFound, or WrongMethod."""

@@ -38,9 +38,13 @@ def answer_headers(exchange: Exchange, now: float, *, expected_nanousd: int = 0)
 
 def refusal_headers(request_id: str, surface: str, error: HeadgateError) -> Headers:
     """Of an answer to a request that was refused before anything was decided."""
+    return [*request_ids(request_id, surface), JSON, *error_headers(error)]
+
+
+def request_ids(request_id: str, surface: str) -> Headers:
+    """In OpenAI's header, and for a client of Anthropic's in its own."""
     id = request_id.encode()
-    named = [(b"x-request-id", id), (b"request-id", id)] if surface == "messages" else [(b"x-request-id", id)]
-    return [*named, JSON, *error_headers(error)]
+    return [(b"x-request-id", id), (b"request-id", id)] if surface == "messages" else [(b"x-request-id", id)]
 
 
 def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:

@@ -156,3 +156,5 @@ async def test_bearer_and_request_id(home: House) -> None:
     sdk = home.sdk("anthropic", api_key=None, auth_token="t")
     answer = await sdk.do("messages.with_raw_response.create", model="anthropic/echo", max_tokens=9, messages=TURNS)
     assert answer.headers["request-id"] == answer.headers["x-request-id"] == answer.request_id
+    counted = await sdk.do("messages.count_tokens", model="anthropic/echo", messages=TURNS)
+    assert counted._request_id.startswith("req") and (await sdk.do("models.retrieve", "openai/echo"))._request_id
