@@ -153,12 +153,13 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
     parts: list[Json] = []
     for block in blocks:
         if block.get("type") != "tool_result":
-            parts.append(_part_from_anthropic(block))
+            parts += _parts_from_anthropic(block)
             continue
         content = block.get("content") or ""
         inner = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts = [str(piece.get("text", "")) for piece in inner if piece.get("type") == "text"]
-        parts += [_part_from_anthropic(piece) for piece in inner if piece.get("type") != "text"]
+        for piece in inner:
+            parts += _parts_from_anthropic(piece) if piece.get("type") != "text" else []
         tool_id = str(block.get("tool_use_id", ""))
         said = "\n".join(texts)
         said = f"Error: {said}" if block.get("is_error") else said
@@ -169,31 +170,46 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
     return [*results, {"role": "user", "content": parts[0]["text"] if only_text else parts}]
 
 
-def _part_from_anthropic(block: Json) -> Json:
+def _parts_from_anthropic(block: Json) -> list[Json]:
     kind, source = block.get("type"), block.get("source") or {}
     if kind == "text":
-        return {"type": "text", "text": str(block.get("text", ""))}
+        return [_text(block.get("text", ""))]
     if kind == "image" and source.get("type") == "url":
-        return {"type": "image_url", "image_url": {"url": source["url"]}}
+        return [{"type": "image_url", "image_url": {"url": source["url"]}}]
     if kind == "image" and source.get("type") == "base64":
-        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
-        return {"type": "image_url", "image_url": {"url": url}}
-    if kind == "document" and source.get("type") == "text":
-        return {"type": "text", "text": str(source.get("data", ""))}
-    if kind == "document" and source.get("type") == "base64":
-        data = f"data:{source.get('media_type')};base64,{source.get('data')}"
-        name = block.get("title") or "document.pdf"
-        return {"type": "file", "file": {"filename": name, "file_data": data}}
+        return [{"type": "image_url", "image_url": {"url": _data_url(source)}}]
+    if kind == "document" and source.get("type") in ("text", "base64"):
+        return _document(block, source)
     raise refuse("messages", f"this model can't be given a block of type {kind!r}.")
+
+
+def _document(block: Json, source: Json) -> list[Json]:
+    """What it is called and what is said of it come before it."""
+    if (block.get("citations") or {}).get("enabled"):
+        raise refuse("messages", "this model can't cite a document.")
+    title, context = block.get("title"), block.get("context")
+    if source["type"] == "text":
+        return [_text(said) for said in (title, context, source.get("data", "")) if said]
+    file = {"filename": title or "document.pdf", "file_data": _data_url(source)}
+    return [*([_text(context)] if context else []), {"type": "file", "file": file}]
+
+
+def _text(said: Any) -> Json:
+    return {"type": "text", "text": str(said)}
+
+
+def _data_url(source: Json) -> str:
+    return f"data:{source.get('media_type')};base64,{source.get('data')}"
 
 
 def _tool_from_anthropic(tool: Json) -> Json:
     if tool.get("type") not in (None, "custom"):
         raise refuse("tools", f"this model has no server tool {tool.get('type')!r}.")
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {}}
-    for name in ("description", "strict"):
-        if name in tool:
-            function[name] = tool[name]
+    if "description" in tool:
+        function["description"] = tool["description"]
+    if "strict" in tool:
+        function["strict"] = tool["strict"] and _is_closed(function["parameters"])
     return {"type": "function", "function": function}
 
 
@@ -222,9 +238,26 @@ def _effort_and_format(raw: Raw) -> Json:
         fields["reasoning_effort"] = config["effort"]
     wanted = config.get("format")
     if isinstance(wanted, dict):
-        schema = {"name": "answer", "schema": wanted.get("schema") or {}, "strict": True}
-        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        schema = wanted.get("schema") or {}
+        named = {"name": "answer", "schema": schema, "strict": _is_closed(schema)}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
     return fields
+
+
+def _is_closed(schema: Any) -> bool:
+    """Every object has each of its properties and no others, as OpenAI demands of a strict schema; Anthropic lets a
+    property be absent.
+    """
+    if isinstance(schema, list):
+        return all(_is_closed(one) for one in schema)
+    if not isinstance(schema, dict):
+        return True
+    properties = schema.get("properties")
+    if isinstance(properties, dict):
+        required = set(schema.get("required") or ())
+        if not properties.keys() <= required or schema.get("additionalProperties") is not False:
+            return False
+    return all(_is_closed(one) for one in schema.values())
 
 
 # responses

@@ -8,6 +8,7 @@ from pathlib import Path
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.conformance.fixed import Json, completion, completion_events, fixed, message, message_events
 from tests.conformance.test_surfaces import TURNS
@@ -233,3 +234,43 @@ async def test_a_tools_picture_reaches_the_model(tmp_path: Path) -> None:
         await home.sdk("openai").do("responses.create", model="m", input=items)
         results = home.asked["messages"][2]["content"][:2]
         assert [[part["type"] for part in result["content"]] for result in results] == [["text", "image"]] * 2
+
+
+class Place(BaseModel):
+    city: str
+    country: str = ""
+
+
+async def test_a_property_may_be_absent(tmp_path: Path) -> None:
+    """Anthropic's schemas may leave a property open; OpenAI refuses such a one as strict, so it isn't called strict."""
+    tool: Json = {"name": "go", "strict": True, "input_schema": Place.model_json_schema()}
+    async with fixed(tmp_path, "openai", completion(content='{"city":"Bern"}')) as home:
+        sdk = home.sdk("anthropic")
+        body: Json = {"model": "m", "max_tokens": 99, "messages": TURNS}
+        answer = await sdk.do("messages.parse", output_format=Place, tools=[tool], **body)
+        assert answer.parsed_output == Place(city="Bern")
+        assert home.asked["response_format"]["json_schema"]["strict"] is False
+        assert home.asked["tools"][0]["function"]["strict"] is False
+        closed = {**NOTHING, "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        config = {"format": {"type": "json_schema", "schema": closed}}
+        await sdk.do("messages.create", output_config=config, tools=[tool | {"input_schema": closed}], **body)
+        assert home.asked["response_format"]["json_schema"]["strict"] is True
+        assert home.asked["tools"][0]["function"]["strict"] is True
+
+
+async def test_a_document_with_what_is_said_of_it(tmp_path: Path) -> None:
+    """Title and context reach a chat model; citations, which it can't give, are refused."""
+    text = {"type": "text", "media_type": "text/plain", "data": "All is well."}
+    pdf = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
+    said = {"title": "Letter", "context": "From 1914."}
+    content = [{"type": "document", "source": source, **said} for source in (text, pdf)]
+    body: Json = {"model": "m", "max_tokens": 9}
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        sdk = home.sdk("anthropic")
+        await sdk.do("messages.create", messages=[{"role": "user", "content": content}], **body)
+        parts = home.asked["messages"][0]["content"]
+        assert [part.get("text") for part in parts] == ["Letter", "From 1914.", "All is well.", "From 1914.", None]
+        assert parts[-1]["file"]["filename"] == "Letter"
+        cited = [{**content[0], "citations": {"enabled": True}}]
+        with pytest.raises(anthropic.BadRequestError, match="cite"):
+            await sdk.do("messages.create", messages=[{"role": "user", "content": cited}], **body)
