@@ -1,4 +1,8 @@
-"""Chat requests as Anthropic's."""
+"""Chat requests as Anthropic's.
+
+`thinking` and `cache_control` are Anthropic's own words, which OpenAI's clients can say too (`extra_body`, any part or
+tool); they pass as they came.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,7 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
         fields |= _tool_choice(raw)
     forced = fields.get("tool_choice", {}).get("type") in ("any", "tool")
     fields |= _output_config(raw, thinks=not forced)
+    fields |= {name: raw[name] for name in ("thinking", "cache_control") if is_set(raw, name)}
     for name in ("safety_identifier", "user"):
         if is_set(raw, name):
             fields["metadata"] = {"user_id": read(raw, name, str, "")}
@@ -84,12 +89,12 @@ def _conversation(messages: list[Json]) -> Json:
     """System texts go to the top; neighbours of one role join, as tool results must stay together. Where nobody else
     says anything, they are what is asked: Anthropic answers no prompt without a turn.
     """
-    system: list[str] = []
+    system: list[Json] = []
     turns: list[Json] = []
     for message in messages:
         role = message.get("role")
         if role in ("system", "developer"):
-            system += [part["text"] for part in _blocks(message.get("content")) if part["type"] == "text"]
+            system += [part for part in _blocks(message.get("content")) if part["type"] == "text"]
             continue
         role, blocks = _turn(str(role), message)
         if turns and turns[-1]["role"] == role:
@@ -98,7 +103,9 @@ def _conversation(messages: list[Json]) -> Json:
             turns.append({"role": role, "content": blocks})
     if not system:
         return {"messages": turns}
-    told = "\n\n".join(system)
+    told: Any = system
+    if not any("cache_control" in part for part in system):
+        told = "\n\n".join(part["text"] for part in system)
     return {"messages": turns, "system": told} if turns else {"messages": [{"role": "user", "content": told}]}
 
 
@@ -138,8 +145,12 @@ def _blocks(content: Any) -> list[Json]:
         raise CallerError(
             "'content' must be a string or an array of parts.", param="messages", code="invalid_type"
         )
-    blocks = [_block(part) for part in content]
+    blocks = [_block(part) | _cached(part) for part in content]
     return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
+
+
+def _cached(part: Json) -> Json:
+    return {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
 
 
 def _block(part: Json) -> Json:
@@ -192,7 +203,7 @@ def _tool(tool: Json) -> Json:
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise refuse("tools", f"this model has no tool of type {tool.get('type')!r}.")
     schema = function.get("parameters") or {"type": "object", "properties": {}}
-    written = {"name": function.get("name"), "input_schema": schema}
+    written = {"name": function.get("name"), "input_schema": schema} | _cached(tool)
     for name in ("description", "strict"):
         if function.get(name) is not None:
             written[name] = function[name]

@@ -274,3 +274,18 @@ async def test_a_document_with_what_is_said_of_it(tmp_path: Path) -> None:
         cited = [{**content[0], "citations": {"enabled": True}}]
         with pytest.raises(anthropic.BadRequestError, match="cite"):
             await sdk.do("messages.create", messages=[{"role": "user", "content": cited}], **body)
+
+
+async def test_anthropics_own_words_in_a_chat(tmp_path: Path) -> None:
+    """What OpenAI's client is made to say of thinking and caching reaches Anthropic as it was said."""
+    mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    thinking = {"type": "enabled", "budget_tokens": 2000}
+    turns = [{"role": "system", "content": [{"type": "text", "text": "Be brief.", **mark}]},
+             {"role": "user", "content": [{"type": "text", "text": "Hi.", **mark}]}]  # fmt: skip
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        sdk = home.sdk("openai")
+        body: Json = {"model": "m", "messages": turns, "tools": [CHAT_TOOL | mark]}
+        await sdk.do("chat.completions.create", **body, extra_body={"thinking": thinking})
+        assert home.asked["thinking"] == thinking and home.asked["tools"][0]["cache_control"] == mark["cache_control"]
+        assert home.asked["system"] == turns[0]["content"]
+        assert home.asked["messages"][0]["content"] == turns[1]["content"]
