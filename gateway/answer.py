@@ -36,7 +36,7 @@ from gateway.routes import Route, share_of
 from gateway.services import Services
 from gateway.settle import entry_of, settle
 from gateway.wire.answer import translate_answer
-from gateway.wire.errors import render_error
+from gateway.wire.errors import render_error, status_of
 from gateway.wire.replay import replay
 from gateway.wire.request import Described
 from routers.arms import Arms
@@ -309,7 +309,7 @@ class Answering:
         elif ending is not None:
             extra = error_headers(ending, spent=bool(exchange.attempts))
             body = render_error(ending, call.surface, request_id=call.request_id)
-            await reply.whole(ending.status, [*answer_headers(exchange, now), JSON, *extra], body)
+            await reply.whole(status_of(ending, call.surface), [*answer_headers(exchange, now), JSON, *extra], body)
         elif reply.committed:
             await reply.end(tail)
         elif call.stream:

@@ -22,7 +22,7 @@ from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
-from gateway.wire.errors import render_error
+from gateway.wire.errors import render_error, status_of
 from gateway.wire.request import decode
 
 log = logging.getLogger("headgate.asgi")
@@ -216,7 +216,8 @@ class App:
         headers = refusal_headers(request_id, surface, error)
         if isinstance(error, WrongMethod):
             headers.append((b"allow", error.methods.encode()))
-        await reply.whole(error.status, headers, render_error(error, surface, request_id=request_id))
+        body = render_error(error, surface, request_id=request_id)
+        await reply.whole(status_of(error, surface), headers, body)
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:

@@ -22,7 +22,7 @@ FAILURES = frozenset(
         "rate_limited",     # 429
         "overloaded",       # 503, 529
         "server_error",     # other 5xx
-        "unauthorized",     # 401, 403: our credential, not the client's
+        "unauthorized",     # 401, 402, 403: our credential or account, not the client's
         "not_found",        # 404: the upstream doesn't know this model
         "rejected",         # other 4xx: the request itself
         "context_length",   # the prompt doesn't fit this model

@@ -18,6 +18,7 @@ from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecor
 from gateway.journal.vectors import packed
 from gateway.services import Services
 from gateway.wire.answer import peek
+from gateway.wire.errors import status_of
 from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs
 
@@ -27,7 +28,7 @@ BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_i
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
     """`ending`: the error the client gets; None: an answer."""
-    exchange.status = ending.status if ending else 200
+    exchange.status = status_of(ending, exchange.call.surface) if ending else 200
     exchange.error = (ending.code or ending.kind) if ending else ""
     held, cost = exchange.hold.nanousd, exchange.cost_nanousd
     exchange.hold.settle(cost)

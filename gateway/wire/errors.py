@@ -1,7 +1,8 @@
 """Errors in both directions: ours in the client's dialect, and an upstream's answer as one of ours.
 
-A client never sees an upstream's credentials problem as its own: 401 and 403 from a provider are our
-configuration's fault, and only the upstream's 4xx about the request itself are passed on with their message.
+A client never sees an upstream's credentials problem as its own: 401, 402 and 403 from a provider are the fault
+of our configuration or account, and only the upstream's 4xx about the request itself are passed on with their
+message.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _TOO_LONG = re.compile(
     r"|exceed.{0,30}max_model_len|input length and .?max_tokens",
     re.IGNORECASE,
 )
+_UNPAID = re.compile(r"credit balance is too low|insufficient (account )?balance", re.IGNORECASE)
 _MAX_MESSAGE = 2000
 _MAX_RETRY_AFTER_S = 86400.0
 
@@ -66,6 +68,12 @@ def error_object(exc: HeadgateError, surface: str, *, request_id: str | None = N
             "code": error_code(exc),
         }
     }
+
+
+def status_of(exc: HeadgateError, surface: str) -> int:
+    """Anthropic has a status of its own for an overload, which its clients look for; OpenAI's know 503."""
+    overload = isinstance(exc, UpstreamError) and exc.upstream_status == 529 and surface == "messages"
+    return 529 if overload else exc.status
 
 
 def anthropic_type(exc: HeadgateError) -> str:
@@ -93,7 +101,8 @@ def classify(
     code = _text(said, "code") or _text(said, "type")
     failure = _failure(status, message, code)
     if failure == "unauthorized":  # providers repeat the credential in their message
-        message = f"the provider refused the gateway's own credential ({status})"
+        ours = "account" if _is_unpaid(status, message) else "credential"
+        message = f"the provider refused the gateway's own {ours} ({status})"
     error = UpstreamError(
         failure,
         message[:_MAX_MESSAGE],
@@ -127,11 +136,15 @@ def _failure(status: int, message: str, code: str) -> str:
         status in (400, 413, 422) and _TOO_LONG.search(message[:_MAX_MESSAGE])
     ):
         return "context_length"
-    if status in (401, 403):
+    if status in (401, 403) or _is_unpaid(status, message):
         return "unauthorized"
     if status == 408:
         return "timeout"
     return "not_found" if status == 404 else "rejected"
+
+
+def _is_unpaid(status: int, message: str) -> bool:
+    return status == 402 or (status == 400 and _UNPAID.search(message[:_MAX_MESSAGE]) is not None)
 
 
 def _client_status(status: int, failure: str) -> int:

@@ -26,6 +26,7 @@ ASK: dict[str, tuple[str, dict[str, Any]]] = {
 REFUSALS = {  # what an upstream answers: what the client is told, and its exception
     400: (400, "BadRequestError"),
     401: (502, "InternalServerError"),
+    402: (502, "InternalServerError"),
     403: (502, "InternalServerError"),
     404: (502, "InternalServerError"),
     422: (422, "UnprocessableEntityError"),
@@ -73,11 +74,15 @@ async def test_refusals(tmp_path: Path, surface: str, status: int) -> None:
                 with pytest.raises(BOTH["anthropic" if surface == "messages" else "openai"].APIStatusError) as caught:
                     await sdk.do(path, model=f"{kind}/{status}", **body)
                 error = caught.value
-                assert error.status_code == told
+                if status == 529 and surface == "messages":
+                    assert (error.status_code, type(error)) == (529, anthropic.OverloadedError)
+                else:
+                    assert error.status_code == told
                 classes = [one.__name__ for one in type(error).__mro__]
                 assert name in classes, classes
-                if status in (401, 403):  # what a provider says of our credential may repeat it
-                    assert "the provider refused the gateway's own credential" in error.message
+                if status in (401, 402, 403):  # what a provider says of our credential may repeat it
+                    ours = "account" if status == 402 else "credential"
+                    assert f"the provider refused the gateway's own {ours}" in error.message
                     assert "sorry" not in error.message
                 else:
                     assert f"sorry {status}" in error.message

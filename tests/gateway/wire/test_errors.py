@@ -58,6 +58,8 @@ CASES: list[tuple[int, bytes, str, int]] = [
     (529, b'{"type":"error","error":{"type":"overloaded_error","message":"busy"}}', "overloaded", 503),
     (401, _openai("Incorrect API key", "invalid_api_key"), "unauthorized", 502),
     (403, b"{}", "unauthorized", 502),
+    (402, _openai("Insufficient Balance", "invalid_request_error"), "unauthorized", 502),
+    (400, _openai("Your credit balance is too low to access the Anthropic API."), "unauthorized", 502),
     (404, _openai("no such model", "model_not_found"), "not_found", 502),
     (400, _openai("This model's maximum context length is 8192 tokens."), "context_length", 400),
     (400, _openai("too long", "context_length_exceeded"), "context_length", 400),
