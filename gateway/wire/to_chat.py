@@ -295,7 +295,7 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
 def _add_item(messages: list[Json], item: Json) -> None:
     kind = item.get("type", "message")
     if kind == "message":
-        messages.append(_message_from_item(item))
+        _add_message(messages, _message_from_item(item))
     elif kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -308,6 +308,15 @@ def _add_item(messages: list[Json], item: Json) -> None:
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
     elif kind != "reasoning":
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
+
+
+def _add_message(messages: list[Json], message: Json) -> None:
+    """What a model said behind its calls belongs to the turn that holds them: chat's answers to them come next."""
+    last = messages[-1] if messages else {}
+    if message["role"] == "assistant" and "tool_calls" in last:
+        last["content"] = (last["content"] or "") + message["content"]
+    else:
+        messages.append(message)
 
 
 def _plain_results(messages: list[Json]) -> list[Json]:

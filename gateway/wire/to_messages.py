@@ -7,6 +7,7 @@ tool); they pass as they came.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from typing import Any
 
 import msgspec
@@ -163,7 +164,10 @@ def _block(part: Json) -> Json:
         return {"type": "image", "source": _source(str(url))}
     if kind == "file" and isinstance(part.get("file"), dict) and part["file"].get("file_data"):
         source = _source(str(part["file"]["file_data"]))
-        if source["type"] == "base64":
+        if source["type"] == "base64" and source["media_type"].startswith("text/"):
+            text = b64decode(source["data"]).decode()
+            source = {"type": "text", "media_type": "text/plain", "data": text}
+        if source["type"] != "url":
             named = part["file"].get("filename")
             return {"type": "document", "source": source, **({"title": named} if named else {})}
     raise refuse("messages", f"this model can't be given a part of type {kind!r}.")

@@ -172,7 +172,7 @@ async def test_moderation_is_not_left_out(tmp_path: Path, api: str, kind: str) -
 
 
 async def test_a_file_keeps_its_name(tmp_path: Path) -> None:
-    """There and back; a file that only OpenAI holds is refused by its kind."""
+    """A text is given as text; a file that only OpenAI holds is refused by its kind."""
     file = {"filename": "plan.pdf", "file_data": "data:application/pdf;base64,AAAA"}
     turns = [{"role": "user", "content": [{"type": "file", "file": file}]}]
     async with fixed(tmp_path, "anthropic", OK) as home:
@@ -180,6 +180,11 @@ async def test_a_file_keeps_its_name(tmp_path: Path) -> None:
         await sdk.do("chat.completions.create", model="m", messages=turns)
         source = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
         assert home.asked["messages"][0]["content"] == [{"type": "document", "source": source, "title": "plan.pdf"}]
+        note = {"filename": "a.md", "file_data": "data:text/markdown;base64,R3LDvMOfIEdvdHQ="}
+        turns = [{"role": "user", "content": [{"type": "file", "file": note}]}]
+        await sdk.do("chat.completions.create", model="m", messages=turns)
+        source = {"type": "text", "media_type": "text/plain", "data": "Grüß Gott"}
+        assert home.asked["messages"][0]["content"] == [{"type": "document", "source": source, "title": "a.md"}]
         turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]
         with pytest.raises(openai.BadRequestError, match="type 'file'"):
             await sdk.do("chat.completions.create", model="m", messages=turns)
@@ -289,3 +294,16 @@ async def test_anthropics_own_words_in_a_chat(tmp_path: Path) -> None:
         assert home.asked["thinking"] == thinking and home.asked["tools"][0]["cache_control"] == mark["cache_control"]
         assert home.asked["system"] == turns[0]["content"]
         assert home.asked["messages"][0]["content"] == turns[1]["content"]
+
+
+async def test_a_call_is_answered_behind_what_was_said_with_it(tmp_path: Path) -> None:
+    """A response may say something after its call; in chat both are one turn, as the call's answer must come next."""
+    items: list[Json] = [{"role": "user", "content": "x"},
+                         {"type": "function_call", "call_id": "call_1", "name": "now", "arguments": "{}"},
+                         {"role": "assistant", "content": [{"type": "output_text", "text": "One moment."}]},
+                         {"type": "function_call_output", "call_id": "call_1", "output": "noon"}]  # fmt: skip
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        await home.sdk("openai").do("responses.create", model="m", input=items)
+        _, said, answered = home.asked["messages"]
+        assert (said["content"], len(said["tool_calls"])) == ("One moment.", 1)
+        assert (answered["role"], answered["content"]) == ("tool", "noon")
