@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from typing import Any
 
 from gateway.errors import CallerError
@@ -16,6 +18,7 @@ _PASSED_COMPLETIONS = (
 _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 
 
+_OPAQUE = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _SPOKEN = ("text", "tool_use", "thinking", "redacted_thinking")
 """Blocks of an assistant's turn that another API has a word for, or can do without."""
 
@@ -26,6 +29,11 @@ def refuse(param: str, why: str) -> CallerError:
 
 def _passed(raw: Raw, *names: str) -> Raw:
     return {name: raw[name] for name in (*_PASSED, *names) if name in raw}
+
+
+def opaque(user: str) -> str:
+    """A user's name as every API takes it: OpenAI and others limit its length and signs, Anthropic wants no address."""
+    return user if _OPAQUE.fullmatch(user) else sha256(user.encode()).hexdigest()
 
 
 def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
@@ -92,7 +100,7 @@ def messages_to_chat(raw: Raw) -> Raw:
     fields |= _effort_and_format(raw)
     user = read(raw, "metadata", Json, {}).get("user_id")
     if isinstance(user, str):
-        fields["user"] = user
+        fields["user"] = opaque(user)
     return _passed(raw) | to_raw(fields)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.to_chat import refuse, refuse_set
+from gateway.wire.to_chat import opaque, refuse, refuse_set
 
 Json = dict[str, Any]
 _UNSIGNED = (b'"signature":""', b'"signature": ""')
@@ -55,7 +55,7 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
     fields |= {name: raw[name] for name in ("thinking", "cache_control") if is_set(raw, name)}
     for name in ("safety_identifier", "user"):
         if is_set(raw, name):
-            fields["metadata"] = {"user_id": read(raw, name, str, "")}
+            fields["metadata"] = {"user_id": opaque(read(raw, name, str, ""))}
             break
     passed = {name: raw[name] for name in ("model", "stream", "headgate") if name in raw}
     return passed | to_raw(fields)

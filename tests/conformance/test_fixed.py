@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import anthropic
@@ -307,3 +308,16 @@ async def test_a_call_is_answered_behind_what_was_said_with_it(tmp_path: Path) -
         _, said, answered = home.asked["messages"]
         assert (said["content"], len(said["tool_calls"])) == ("One moment.", 1)
         assert (answered["role"], answered["content"]) == ("tool", "noon")
+
+
+@pytest.mark.parametrize("user", ["u-1", "ada@example.org", '{"device_id":"' + "a" * 64 + '","session_id":"b"}'])
+async def test_a_users_name_is_one_that_the_other_api_takes(tmp_path: Path, user: str) -> None:
+    """Agents name their user in more signs than OpenAI takes, applications by an address, which Anthropic refuses."""
+    async with fixed(tmp_path / "a", "openai", completion(content="ok")) as home:
+        body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "metadata": {"user_id": user}}
+        await home.sdk("anthropic").do("messages.create", **body)
+        named = home.asked["user"]
+    async with fixed(tmp_path / "b", "anthropic", OK) as home:
+        await home.sdk("openai").do("chat.completions.create", model="m", messages=TURNS, user=user)
+        assert home.asked["metadata"] == {"user_id": named}
+    assert named == user if user == "u-1" else re.fullmatch("[0-9a-f]{64}", named)
