@@ -78,7 +78,10 @@ def completions_to_chat(raw: Raw) -> Raw:
 
 
 def messages_to_chat(raw: Raw) -> Raw:
-    refuse_set(raw, ("container", "mcp_servers", "context_management"), "this model's API has no equivalent.")
+    refuse_set(raw, ("container", "mcp_servers"), "this model's API has no equivalent.")
+    for edit in read(raw, "context_management", Json, {}).get("edits") or ():
+        if not str(edit.get("type")).startswith("clear_thinking"):  # another API's model is shown none anyway
+            raise refuse("context_management", f"this model's API has no edit {edit.get('type')!r}.")
     if read(raw, "inference_geo", str, "global") != "global":
         raise refuse("inference_geo", "this model's API can't be bound to a region.")
     if read(raw, "max_tokens", int, 1) == 0:

@@ -46,7 +46,9 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
     fields["max_tokens"] = _limit(raw, max_tokens)
     if is_set(raw, "stop"):
         stop: Any = read(raw, "stop", str | list[str], "")  # type: ignore[arg-type]
-        fields["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+        fields["stop_sequences"] = sequences = [stop] if isinstance(stop, str) else stop
+        if not all(map(str.strip, sequences)):
+            raise refuse("stop", "this model can't stop at nothing but white space.")
     if is_set(raw, "tools"):
         fields["tools"] = [_tool(tool) for tool in read(raw, "tools", list[Json], [])]
         fields |= _tool_choice(raw)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,19 @@ class Fixed:
 
 @asynccontextmanager
 async def fixed(
-    folder: Path, kind: str, answer: Json | list[Json], model: Json | None = None, **extra: Any
+    folder: Path,
+    kind: str,
+    answer: Json | list[Json],
+    model: Json | None = None,
+    more: Sequence[Json] = (),
+    **extra: Any,
 ) -> AsyncIterator[Fixed]:
-    """`kind`: of the provider; `model`: more settings of the model."""
+    """`kind`: of the provider; `model`: more settings of the model; `more`: other models, at the scripted upstream."""
     home = Fixed(answer)
     server = await asyncio.start_server(home.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     providers = [{"name": "told", "kind": kind, "base_url": url}]
-    models = [{"name": "m", "provider": "told", **(model or {})}]
+    models = [{"name": "m", "provider": "told", **(model or {})}, *more]
     try:
         async with live(folder, models=models, providers=providers, **extra) as gateway:
             home.url = gateway.url

@@ -321,3 +321,28 @@ async def test_a_users_name_is_one_that_the_other_api_takes(tmp_path: Path, user
         await home.sdk("openai").do("chat.completions.create", model="m", messages=TURNS, user=user)
         assert home.asked["metadata"] == {"user_id": named}
     assert named == user if user == "u-1" else re.fullmatch("[0-9a-f]{64}", named)
+
+
+async def test_thinking_that_nobody_is_shown_may_be_cleared(tmp_path: Path) -> None:
+    """Agents ask Anthropic to clear old thinking, of which a chat model is shown none; other edits are refused."""
+    body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS}
+    edits = [{"type": "clear_thinking_20251015", "keep": "all"}]
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        create = home.sdk("anthropic").client.beta.messages.create
+        assert (await create(**body, context_management={"edits": edits})).content[0].text == "ok"
+        edits = [*edits, {"type": "clear_tool_uses_20250919"}]
+        with pytest.raises(anthropic.BadRequestError, match="clear_tool_uses"):
+            await create(**body, context_management={"edits": edits})
+
+
+async def test_a_stop_at_white_space_is_left_to_models_that_can(tmp_path: Path) -> None:
+    """Anthropic refuses it: a route asks its next model, a pinned one says so."""
+    routes = [{"name": "r", "models": ["m"], "fallback": ["echo"], "router": "cheapest"}]
+    more = [{"name": "echo", "provider": "up"}]
+    async with fixed(tmp_path, "anthropic", OK, routes=routes, more=more) as home:
+        sdk = home.sdk("openai")
+        with pytest.raises(openai.BadRequestError) as caught:
+            await sdk.do("chat.completions.create", model="m", messages=TURNS, stop=["\n"])
+        assert (caught.value.param, caught.value.code) == ("stop", "unsupported_parameter")
+        answer = await sdk.do("chat.completions.create", model="r", messages=TURNS, stop=["\n"])
+        assert answer.choices[0].message.content == TURNS[0]["content"] and home.asked == {}
