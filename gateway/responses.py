@@ -1,4 +1,5 @@
-"""Stored /v1/responses objects: what `previous_response_id` continues and `GET /v1/responses/{id}` returns.
+"""Stored /v1/responses objects: what `previous_response_id` continues, what `item_reference` means and what
+`GET /v1/responses/{id}` returns.
 
 A stored response is a record in the journal like any other; a small memory of the newest spares the next turn
 of a conversation the way to the database. `store: false` keeps nothing.
@@ -11,17 +12,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.errors import NotFound
+from gateway.errors import CallerError, NotFound
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
 from gateway.wire.body import read
-from gateway.wire.request import Raw, responses_input
-from gateway.wire.responses import input_items
+from gateway.wire.request import Raw, responses_input, to_raw
+from gateway.wire.responses import REFERENCE, input_items, owner_of
 
 REMEMBERED = 512
+MOST_OWNERS = 512
+"""Responses that one request may refer to the items of."""
 MAX_REMEMBERED_BYTES = 64 * 1024
 
 
@@ -36,12 +39,34 @@ class Responses:
 
     async def continued(self, raw: Raw, tenant: str) -> Raw:
         """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
+        raw = await self.recalled(raw, tenant)
         previous = read(raw, "previous_response_id", str, "")
         if not previous:
             return raw
         record = await self.find(previous, tenant, param="previous_response_id")
         items = msgspec.json.decode(record.input) + msgspec.json.decode(record.output)["output"]
         return responses_input(items, raw)
+
+    async def recalled(self, raw: Raw, tenant: str) -> Raw:
+        """The request with the items that it refers to in their places; raises NotFound for one that isn't kept."""
+        if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", msgspec.Raw())).tobytes():
+            return raw
+        kept: dict[str, dict[str, object]] = {}
+        items = input_items(raw)
+        owners = {owner_of(str(item.get("id"))) for item in items if item.get("type") == REFERENCE}
+        if len(owners) > MOST_OWNERS:
+            raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
+        for owner in owners:
+            kept |= await self.output_of(owner, tenant)
+        return {**raw, **to_raw({"input": [_meant(item, kept) for item in items]})}
+
+    async def output_of(self, id: str, tenant: str) -> dict[str, dict[str, object]]:
+        """A response's items by their ids; none where it isn't kept."""
+        try:
+            record = await self.find(id, tenant)
+        except NotFound:
+            return {}
+        return {item["id"]: item for item in msgspec.json.decode(record.output)["output"]}
 
     async def find(self, id: str, tenant: str, *, param: str | None = None) -> ResponseRecord:
         """Raises NotFound."""
@@ -82,6 +107,16 @@ class Responses:
             self._recent[record.tenant, record.id] = record
             if len(self._recent) > REMEMBERED:
                 self._recent.popitem(last=False)
+
+
+def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[str, object]:
+    if item.get("type") != REFERENCE:
+        return item
+    found = kept.get(str(item.get("id")))
+    if found is None:
+        said = f"Item with id '{item.get('id')}' not found. Items are not kept when `store` is false."
+        raise NotFound(said, param="input")
+    return found
 
 
 class _Named(msgspec.Struct):

@@ -18,6 +18,7 @@ from gateway.wire.responses import (
     finish_response,
     message_item,
     new_id,
+    placed,
     reasoning_item,
     response_object,
 )
@@ -304,6 +305,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     created_s = int(chat.get("created") or time.time())
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
+    output = [placed(item, response["id"], index) for index, item in enumerate(output)]
     return finish_response(response, output, finish, Usage.from_openai(chat.get("usage")))
 
 

@@ -6,6 +6,7 @@ first. Instructions are of one turn only, as the API has it.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from typing import Any
@@ -18,6 +19,8 @@ from gateway.wire.usage import Usage
 
 Item = dict[str, Any]
 Items = list[Item]
+REFERENCE = "item_reference"
+_PLACED = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4}")
 _ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -104,6 +107,17 @@ def finish_response(
     }
 
 
+def placed(item: Item, response_id: str, index: int) -> Item:
+    """The item as the response's at that place: its id says so, to whoever is referred to it."""
+    return {**item, "id": f"{item['id']}{response_id.removeprefix('resp_')}{index:04x}"}
+
+
+def owner_of(item_id: str) -> str:
+    """The response whose item that is; empty where it is none of ours."""
+    match = _PLACED.fullmatch(item_id)
+    return f"resp_{match.group(1)}" if match else ""
+
+
 def message_item(
     text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None
 ) -> Item:
@@ -113,7 +127,7 @@ def message_item(
     if refusal:
         content.append({"type": "refusal", "refusal": refusal})
     return {
-        "id": new_id("msg_"),
+        "id": "msg_",
         "type": "message",
         "status": status,
         "role": "assistant",
@@ -123,7 +137,7 @@ def message_item(
 
 def call_item(call_id: str, name: str, arguments: str, status: str = "completed") -> Item:
     return {
-        "id": new_id("fc_"),
+        "id": "fc_",
         "type": "function_call",
         "status": status,
         "call_id": call_id,
@@ -135,7 +149,7 @@ def call_item(call_id: str, name: str, arguments: str, status: str = "completed"
 def reasoning_item(text: str) -> Item:
     content = [{"type": "reasoning_text", "text": text}]
     return {
-        "id": new_id("rs_"),
+        "id": "rs_",
         "type": "reasoning",
         "summary": [],
         "content": content,

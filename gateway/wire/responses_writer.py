@@ -16,6 +16,7 @@ from gateway.wire.responses import (
     finish_response,
     message_item,
     new_id,
+    placed,
     reasoning_item,
     response_object,
 )
@@ -93,7 +94,7 @@ class ResponsesWriter:
         item |= {"content": [], "status": "in_progress"}
         index = len(self._output)
         self._open, self._parts, self._logprobs = (index, part), [], []
-        out = self._add(item)
+        out = self._add(placed(item, self._response["id"], index))
         empty = _part(part, "")
         return out + self._event(
             "response.content_part.added", **self._place(index), content_index=0, part=empty
@@ -128,9 +129,8 @@ class ResponsesWriter:
         out = b""
         if tool.index not in self._calls:
             name = tool.function.name if tool.function else None
-            out = self._close() + self._add(
-                call_item(tool.id or new_id("call_"), name or "", "", "in_progress")
-            )
+            call = call_item(tool.id or new_id("call_"), name or "", "", "in_progress")
+            out = self._close() + self._add(placed(call, self._response["id"], len(self._output)))
             self._calls[tool.index] = (len(self._output) - 1, [])
         index, parts = self._calls[tool.index]
         if tool.function and tool.function.arguments:

@@ -137,6 +137,40 @@ async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_items_are_referred_to(home: House, kind: str, streamed: bool) -> None:
+    """What was answered may be named instead of sent again, calls too; each model is told it in its own words."""
+    sdk = home.sdk("openai")
+    body: dict[str, Any] = {"model": f"{kind}/says", "input": "look", "tools": RESPONSES_TOOLS}
+    if streamed:
+        first = (await sdk.events("responses.create", **body, stream=True))[-1].response
+    else:
+        first = await sdk.do("responses.create", **body)
+    said, call = first.output
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    named = [{"type": "item_reference", "id": item.id} for item in (said, call)]
+    turns = [{"role": "user", "content": "look"}, *named, result]
+    second = await sdk.do("responses.create", model=f"{kind}/echo", input=turns)
+    sent = json.loads(home.last["body"])["messages"]
+    assert "Let me look." in str(sent[1]) and call.call_id in str(sent[1]) and "rain" in str(sent[2])
+    items = await sdk.do("responses.input_items.list", second.id, order="asc")
+    assert [item.type for item in items.data] == ["message", "message", "function_call", "function_call_output"]
+    assert items.data[1].id == said.id
+
+
+async def test_an_item_that_is_not_kept(home: House) -> None:
+    """Named all the same, it is not found: one that was never kept, one that was deleted, one that never was."""
+    sdk = home.sdk("openai")
+    secret = await sdk.do("responses.create", model="openai/echo", input="x", store=False)
+    gone = await sdk.do("responses.create", model="openai/echo", input="x")
+    await sdk.do("responses.delete", gone.id)
+    for id in (secret.output[0].id, gone.output[0].id, "msg_1", gone.output[0].id[:-1] + "9"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            await sdk.do("responses.create", model="openai/echo", input=[{"type": "item_reference", "id": id}])
+        assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_stream_events(home: House, kind: str) -> None:
     """Typed events, numbered without a gap, opened and closed in order; the last holds the whole."""
     events = await home.sdk("openai").events(
