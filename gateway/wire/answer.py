@@ -263,8 +263,8 @@ def chat_to_message(chat: Json, model: str) -> Json:
         blocks.append({"type": "text", "text": text})
     for call in answer.get("tool_calls") or ():
         function = call["function"]
-        given = _arguments(function.get("arguments") or "")
-        blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
+        given, call_id = _arguments(_written(function)), call.get("id") or new_id("toolu_")
+        blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
     sequence = chat.get("stop_sequence")
     reason = stop_reason(choice.get("finish_reason") or "", sequence, bool(answer.get("tool_calls")))
     return {
@@ -277,6 +277,12 @@ def chat_to_message(chat: Json, model: str) -> Json:
         "stop_sequence": sequence,
         "usage": Usage.from_openai(chat.get("usage")).to_anthropic(),
     }
+
+
+def _written(function: Json) -> str:
+    """A call's arguments as JSON text, as the API has them; some servers give the object."""
+    given = function.get("arguments") or ""
+    return given if isinstance(given, str) else encode_json(given).decode()
 
 
 def _arguments(text: str) -> Json:
@@ -311,7 +317,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
 
 def _call_item(call: Json, status: str) -> Json:
     function = call["function"]
-    return call_item(call["id"], function["name"], function.get("arguments") or "", status)
+    return call_item(call.get("id") or new_id("call_"), function["name"], _written(function), status)
 
 
 def _bad(message: str) -> UpstreamError:

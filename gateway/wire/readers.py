@@ -135,7 +135,8 @@ class MessagesReader:
     def _block(self, index: int, block: _Part) -> Delta | None:
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
-            self._unsaid[index] = bytes(block.input).decode()
+            given = bytes(block.input).decode()
+            self._unsaid[index] = "{}" if given == "null" else given
             return Delta(tool_calls=[ToolDelta(slot, block.id, Function(block.name, ""))])
         if block.type == "text" and block.text:
             return Delta(content=block.text)

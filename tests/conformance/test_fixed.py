@@ -27,6 +27,7 @@ TOOL_USE: Json = {"type": "tool_use", "id": "toolu_1", "name": "now", "input": {
     [
         (TOOL_USE, [], {}),
         (TOOL_USE, [{"type": "input_json_delta", "partial_json": ""}], {}),
+        (TOOL_USE | {"input": None}, [], {}),
         (TOOL_USE | {"input": {"a": 1}}, [], {"a": 1}),
         (TOOL_USE, [{"type": "input_json_delta", "partial_json": '{"a":1}'}], {"a": 1}),
     ],
@@ -346,3 +347,23 @@ async def test_a_stop_at_white_space_is_left_to_models_that_can(tmp_path: Path) 
         assert (caught.value.param, caught.value.code) == ("stop", "unsupported_parameter")
         answer = await sdk.do("chat.completions.create", model="r", messages=TURNS, stop=["\n"])
         assert answer.choices[0].message.content == TURNS[0]["content"] and home.asked == {}
+
+
+async def test_a_servers_own_way_to_call(tmp_path: Path) -> None:
+    """Arguments as an object and a call without an id reach the other APIs as theirs, streamed and not."""
+    call: Json = {"function": {"name": "now", "arguments": {"a": 1}}}
+    async with fixed(tmp_path, "openai", completion("tool_calls", tool_calls=[call])) as home:
+        for streamed in (False, True):
+            if streamed:
+                home.answer = completion_events({"tool_calls": [call]}, finish="tool_calls")
+            said: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "stream": streamed}
+            message = await home.sdk("anthropic").do("messages.create", **said)
+            if streamed:
+                starts = [event.content_block async for event in message if event.type == "content_block_start"]
+                assert starts[0].id.startswith("toolu_")
+            else:
+                assert message.content[0].id.startswith("toolu_") and message.content[0].input == {"a": 1}
+            response = await home.sdk("openai").do("responses.create", model="m", input="x", stream=streamed)
+            if streamed:
+                response = [event async for event in response][-1].response
+            assert response.output[0].call_id.startswith("call_") and response.output[0].arguments == '{"a":1}'

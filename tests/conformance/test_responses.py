@@ -168,6 +168,9 @@ async def test_an_item_that_is_not_kept(home: House) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
             await sdk.do("responses.create", model="openai/echo", input=[{"type": "item_reference", "id": id}])
         assert caught.value.param == "input"
+    many = [{"type": "item_reference", "id": f"msg_{number:032x}0000"} for number in range(513)]
+    with pytest.raises(openai.BadRequestError, match="512 responses"):
+        await sdk.do("responses.create", model="openai/echo", input=many)
 
 
 @pytest.mark.parametrize("kind", KINDS)
