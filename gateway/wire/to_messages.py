@@ -68,7 +68,7 @@ def signed(messages: msgspec.Raw) -> msgspec.Raw:
     refuses; the same object where there is none.
     """
     text = memoryview(messages).tobytes()
-    if not any(mark in text for mark in _UNSIGNED):
+    if b'"signature":' not in text or not any(mark in text for mark in _UNSIGNED):
         return messages
     turns: list[Any] = msgspec.json.decode(text)
     for turn in turns:
