@@ -11,13 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from hashlib import sha1
 from typing import Any, TypeVar
 
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class Link:
                 found = await work(self.client)
         except Exception as error:  # a cache's trouble of any kind is a miss, never the caller's
             self._fail(error)
+            if isinstance(error, ReadOnlyError | MasterDownError):
+                await self._leave_replica()
             return failed
         self._failed_in_a_row = 0
         return found
@@ -64,6 +67,11 @@ class Link:
     async def close(self) -> None:
         """Close the connections."""
         await self.client.aclose()
+
+    async def _leave_replica(self) -> None:
+        """It was the primary when we connected; its name may lead to another by now."""
+        with suppress(Exception):
+            await self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _resting(self) -> bool:
         if self._failed_in_a_row < _PATIENCE:

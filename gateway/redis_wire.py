@@ -153,9 +153,17 @@ class RedisWire:
             else:
                 host, port = address.get("host", "localhost"), address.get("port", 6379)
                 _, line = await loop.create_connection(make, host, port, ssl=self._tls())
+            await self._greet(line)
+        return line
+
+    async def _greet(self, line: _Line) -> None:
+        """A server that lets us not in, or not into our database, is away: it is not asked at every command."""
+        try:
             for words in self._greeting():
                 await line.send(words)
-        return line
+        except RedisRefused as refused:
+            line.close(refused)
+            raise RedisAway(str(refused)) from None
 
     def _greeting(self) -> list[tuple[Word, ...]]:
         address, words = self._address, list[tuple[Word, ...]]()
@@ -261,17 +269,18 @@ class _Line(asyncio.Protocol):
         try:
             reader.feed(data)
             reply = reader.gets()
-            while reply is not False:
+            while reply is not False and not self.broken:
                 answer, _ = waiting.popleft()
-                if not answer.done():
-                    _give(answer, reply)
+                if isinstance(reply, hiredis.ReplyError):
+                    self._refuse(answer, str(reply))
+                elif not answer.done():
+                    answer.set_result(reply)
                 reply = reader.gets()
         except (hiredis.HiredisError, IndexError) as fault:
             self.close(RedisAway(f"not Redis' protocol: {fault}"))
 
-
-def _give(answer: asyncio.Future[Any], reply: Any) -> None:
-    if isinstance(reply, hiredis.ReplyError):
-        answer.set_exception(RedisRefused(str(reply)))
-    else:
-        answer.set_result(reply)
+    def _refuse(self, answer: asyncio.Future[Any], why: str) -> None:
+        if not answer.done():
+            answer.set_exception(RedisRefused(why))
+        if "READONLY" in why or why.startswith("MASTERDOWN"):
+            self.close(RedisAway(f"it was the primary when we connected: {why}"))  # its name may lead elsewhere by now

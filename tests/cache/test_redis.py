@@ -6,9 +6,11 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from cache.codec import pack, unpack
 from cache.flight import Flight
@@ -17,6 +19,7 @@ from cache.link import Link
 from cache.redis import ENTRY_BYTES, RedisStore
 from tests.cache.conftest import Server
 from tests.cache.test_store import entry
+from tests.chaos.wire import wire_to
 from tests.ports import free_port
 from tests.until import PATIENCE_S
 
@@ -191,6 +194,27 @@ async def test_a_dead_redis_is_not_waited_for_at_every_request(server: Server) -
         server.thaw()
         assert store._link.tried < 10
         assert store.stats().failures == 500
+
+
+async def test_a_primary_that_became_a_replica_is_left(server: Server, tmp_path: Path) -> None:
+    """After a failover its name leads to another: what is put from then on is kept, and found."""
+    successor = Server(tmp_path)
+    successor.start()
+    async with wire_to(server.port) as name, replica(f"redis://127.0.0.1:{name.port}/0") as store:
+        try:
+            await store.put(b"k", entry("a"))
+            assert await found(store)
+            name.server_port = successor.port
+            async with Redis.from_url(server.url) as old:
+                await old.replicaof("127.0.0.1", successor.port)
+                try:
+                    await store.put(b"l", entry("b"))
+                    await store.put(b"m", entry("c"))
+                    assert await found(store, b"m")
+                finally:
+                    await old.replicaof("NO", "ONE")
+        finally:
+            successor.kill()
 
 
 async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:

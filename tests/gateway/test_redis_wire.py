@@ -8,12 +8,14 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import uvloop
 
 from gateway import redis_wire
 from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
+from tests.chaos.wire import wire_to
 from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
 from tests.until import PATIENCE_S
 
@@ -126,6 +128,56 @@ async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWir
         await stranger.close()
     finally:
         await wire.ask("CONFIG", "SET", "requirepass", "")
+
+
+@pytest.mark.parametrize("changed", [("//", "//:wrong@"), ("/0", "/99")])
+async def test_a_redis_that_lets_nobody_in_keeps_no_connection(
+    redis_server: RedisServer,  # noqa: F811
+    wire: RedisWire,
+    changed: tuple[str, str],
+) -> None:
+    """However often it is asked, and it is left alone between: else its connections, and our files, run out."""
+    stranger = RedisWire(redis_server.url.replace(*changed), timeout_s=PATIENCE_S)
+    for _ in range(20):
+        with pytest.raises(RedisAway):
+            await stranger.ask("PING")
+    assert stranger.is_away
+    async with asyncio.timeout(PATIENCE_S):
+        while (await wire.ask("CLIENT", "LIST")).count(b"\n") > 1:
+            await asyncio.sleep(0.01)
+    await stranger.close()
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+async def test_a_primary_that_became_a_replica_is_left(
+    redis_server: RedisServer,  # noqa: F811
+    tmp_path: Path,
+    in_batches: bool,
+) -> None:
+    """After a failover its name leads to another: it is asked from the next command on."""
+    script = Script("return redis.call('SET', KEYS[1], ARGV[1])")
+    successor = RedisServer(tmp_path)
+    successor.start()
+    async with wire_to(redis_server.port) as name:
+        wire = RedisWire(f"redis://127.0.0.1:{name.port}/0", timeout_s=PATIENCE_S)
+        old = RedisWire(redis_server.url, timeout_s=PATIENCE_S)
+
+        async def write() -> None:
+            await (wire.run_all([(script, ["k"], ["v"])] * 3) if in_batches else wire.run(script, ["k"], ["v"]))
+
+        try:
+            await write()
+            name.server_port = successor.port
+            await old.ask("REPLICAOF", "127.0.0.1", successor.port)
+            with pytest.raises(RedisRefused, match="READONLY"):
+                await write()
+            await write()
+            assert f"tcp_port:{successor.port}".encode() in await wire.ask("INFO", "server")
+        finally:
+            await old.ask("REPLICAOF", "NO", "ONE")
+            await wire.close()
+            await old.close()
+            successor.stop()
 
 
 def test_an_answer_unread_by_a_loop_that_was_held_up_is_in_time(redis_server: RedisServer) -> None:  # noqa: F811
