@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import Protocol, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -24,6 +25,7 @@ LANES = {path.encode(): surface for path, surface in SURFACES.items()}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; more is answered 431."""
+NO_HTTP = "Invalid HTTP request received."
 HEAD_TIMEOUT_S = 30.0
 """A head that isn't whole after this long (and at most as long again) is not waited for."""
 
@@ -66,7 +68,14 @@ class Front(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as asked:
+            self._decline_upgrade(data[asked.args[0] :])
+        except HttpParserError:
+            log.warning(NO_HTTP)
+            self.send_400_response(NO_HTTP)
         if self._in_head and self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
@@ -99,6 +108,11 @@ class Front(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self._lane = None
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("this is no proxy")
+            return
         self._in_head = False
         if self._unread_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._too_large = True
@@ -125,7 +139,7 @@ class Front(HttpToolsProtocol):
         self._in_head, self._unread_bytes = True, 0
         if self._lane is not None:
             self._lane.start()
-        else:
+        elif not self.parser.should_upgrade():
             super().on_message_complete()
 
     def _is_free(self) -> bool:
@@ -133,9 +147,17 @@ class Front(HttpToolsProtocol):
 
     def _is_plain_post(self) -> bool:
         parser = self.parser
-        return (
-            parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and not parser.should_upgrade()
-        )
+        is_plain: bool = parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
+        return is_plain
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """The request goes on as one that didn't ask for another protocol (RFC 9110, 7.8); Java's client asks with its
+        first. The parser took what follows the head for the other protocol's: a new one reads the head again.
+        """
+        parser, headers = self.parser, [one for one in self.headers if one[0] != b"upgrade"]
+        line = b"%b %b HTTP/%b\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())
+        self.parser = HttpRequestParser(self)
+        self.data_received(b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % one for one in headers), rest))
 
     def _leave_to_uvicorn(self) -> None:
         """What its own `on_message_begin` would have made, and then its own way."""

@@ -92,6 +92,37 @@ async def test_pipelined_requests_are_answered_in_turn(tmp_path: Path) -> None:
     assert b"".join(talker.reads).count(b"hello there") == 2
 
 
+@pytest.mark.parametrize("last", [b"", b", close"])
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/openai/v1/chat/completions"])
+async def test_a_request_that_would_rather_speak_another_protocol_is_answered(
+    tmp_path: Path, path: bytes, pieces: int, last: bytes
+) -> None:
+    """Java's client offers HTTP/2 with its first request: the offer is declined, the body is read, what follows too."""
+    offer = b"connection: upgrade, http2-settings%b\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n" % last
+    asked = request().replace(b"host: x\r\n", b"host: x\r\n" + offer).replace(b"/v1/chat/completions", path)
+    if not last:
+        asked += request(close=True)
+    async with live(tmp_path) as gateway:
+        transport, talker = await talk(gateway)
+        for n in range(pieces):
+            transport.write(asked[n * len(asked) // pieces : (n + 1) * len(asked) // pieces])
+            await asyncio.sleep(0.002)
+        await talker.gone.wait()
+        await gateway.rest()
+    said = b"".join(talker.reads)
+    assert said.count(b"HTTP/1.1 200") == said.count(b"hello there") == (1 if last else 2)
+
+
+async def test_nobody_gets_through_to_elsewhere(tmp_path: Path) -> None:
+    """CONNECT asks for a tunnel: refused, and the connection ends."""
+    async with live(tmp_path) as gateway:
+        transport, talker = await talk(gateway)
+        transport.write(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n")
+        await talker.gone.wait()
+    assert b"".join(talker.reads).startswith(b"HTTP/1.1 400")
+
+
 async def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
     """The upstream's answer is not waited for, and nothing is left held."""
     scripts = {"echo": [{"text": "late", "delay_s": 30}]}
