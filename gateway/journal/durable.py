@@ -37,6 +37,7 @@ def unavailable(why: str) -> HeadgateError:
 def database_said(error: Exception) -> str:
     """Its own words where it was the database that failed; empty: it was not. Loads no driver to find out."""
     known = sys.modules.get("sqlalchemy.exc")
-    if known is None or not isinstance(error, (known.OperationalError, known.InterfaceError)):
+    if known is None or not isinstance(error, known.DBAPIError):
         return ""
-    return str(error.orig).strip()
+    away = known.OperationalError, known.InterfaceError, known.InternalError
+    return str(error.orig).strip() if isinstance(error, away) or type(error) is known.DatabaseError else ""

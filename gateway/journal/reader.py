@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.journal.durable import unavailable
+from gateway.journal.durable import database_said, unavailable
 from gateway.journal.record import DecisionRecord, ResponseRecord
 
 if TYPE_CHECKING:
@@ -49,13 +49,15 @@ class Reader:
         """What blocks, in threads of the journal's own: a database that hangs must hold up nothing else. Raises
         HeadgateError 503 where it is away, or does not answer in time.
         """
-        from sqlalchemy.exc import InterfaceError, OperationalError
+        from sqlalchemy.exc import DBAPIError
         from sqlalchemy.exc import TimeoutError as NoneFree
 
         asked = asyncio.get_running_loop().run_in_executor(self._threads, question)
         try:
             return await asyncio.wait_for(asked, patience_s)
-        except (OperationalError, InterfaceError, NoneFree) as fault:
+        except (DBAPIError, NoneFree) as fault:
+            if isinstance(fault, DBAPIError) and not database_said(fault):
+                raise
             raise unavailable("the database is away") from fault
         except TimeoutError:
             raise unavailable("the database does not answer") from None

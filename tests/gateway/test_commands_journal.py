@@ -91,13 +91,17 @@ def test_an_empty_export_says_why() -> None:
     "words",
     ["versions", "keys list", "explain dec_1", "migrate", "replay dec_1", "batch run prompts.jsonl --budget 1"],
 )
-def test_a_database_that_is_away_is_told_in_one_line(words: str) -> None:
+@pytest.mark.parametrize(
+    ("lies_there", "fault"),
+    [(b"", "unable to open database file"), (b"no database" * 100, "file is not a database")],
+)
+def test_a_database_that_is_away_is_told_in_one_line(words: str, lies_there: bytes, fault: str) -> None:
     """What can't be used is named by its key in the configuration, without its URL and without a trace."""
-    Path("journal.db").mkdir()
+    Path("journal.db").write_bytes(lies_there) if lies_there else Path("journal.db").mkdir()
     Path("prompts.jsonl").write_text('{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "hi"}]}}\n')
     command = [sys.executable, "-m", "gateway", *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == "storage.url: the database can't be used: unable to open database file\n"
+    assert done.stderr == f"storage.url: the database can't be used: {fault}\n"
     assert done.returncode == 2
 
 

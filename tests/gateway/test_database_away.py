@@ -68,6 +68,16 @@ async def test_what_needs_the_database_says_that_it_is_away(
         assert (await client.get("/v1/decisions/dec_unknown")).status_code == 404
 
 
+async def test_a_file_that_is_no_database_is_one_that_is_away(tmp_path: Path) -> None:
+    """What was overwritten, or damaged with its disk, is no fault of the gateway's either."""
+    (tmp_path / "journal.db").write_bytes(b"no database" * 100)
+    async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+        for method, path in NEED_IT:
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable"), path
+        assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
+
+
 async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, postgres_server: PostgresServer) -> None:
     """A database that hangs holds up the question that needs it, and no other request of the worker."""
     url = postgres_server.new_database()
