@@ -126,7 +126,13 @@ class Keeper:
         delay_s = FIRST_RESTART_S
         try:
             while True:
-                run = self._run = self._run or await self._begin()
+                try:
+                    run = self._run = self._run or await self._begin()
+                except OSError as fault:  # no memory, process or file left for it just now
+                    log.error("%s can't be started: %s", self.child.name, fault)
+                    delay_s = min(delay_s * 2, LONGEST_RESTART_S)
+                    await asyncio.sleep(delay_s)
+                    continue
                 if await self._ended_or_replaced(run):
                     ran_s = time.monotonic() - run.began_s
                     delay_s = FIRST_RESTART_S if ran_s > STEADY_S else min(delay_s * 2, LONGEST_RESTART_S)
@@ -144,7 +150,11 @@ class Keeper:
 
     async def replace(self, child: Child, within_s: float) -> bool:
         """A new run of this child beside the old one, which retires once the new one is ready; False: it stays."""
-        fresh = await Run.start(child, self._number())
+        try:
+            fresh = await Run.start(child, self._number())
+        except OSError as fault:
+            log.error("%s can't be started: %s", child.name, fault)
+            return False
         try:
             is_ready = await asyncio.wait_for(fresh.ready(), within_s)
         except TimeoutError:

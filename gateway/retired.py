@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
 
 from gateway.metrics import METRICS, Labels
+
+log = logging.getLogger("headgate.serve")
 
 GONE = "worker-gone.metrics"
 _LASTING = frozenset(spec.name for spec in METRICS if spec.kind != "gauge")
@@ -23,12 +26,16 @@ def retire(run_dir: Path, number: int) -> None:
     last = snapshot_of(run_dir, number)
     try:
         counted = _decode(last.read_bytes())
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError):
         return
     kept = run_dir / GONE
     draft = kept.with_suffix(".new")
-    draft.write_bytes(msgspec.json.encode(_added(_kept(kept), counted)))
-    draft.replace(kept)
+    try:
+        draft.write_bytes(msgspec.json.encode(_added(_kept(kept), counted)))
+        draft.replace(kept)
+    except OSError as fault:  # a full disk: it is still counted from where it lies
+        log.warning("what worker %d has counted stays by itself: %s", number, fault)
+        return
     last.unlink(missing_ok=True)
     last.with_suffix(".door").unlink(missing_ok=True)
 

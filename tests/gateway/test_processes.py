@@ -1,0 +1,57 @@
+"""Children that are kept alive, whatever hinders it for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway import processes
+from gateway.processes import Child, Keeper
+from gateway.retired import GONE, retire, snapshot_of
+from tests.until import until
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr(processes, "LONGEST_RESTART_S", 0.01)
+
+
+@asynccontextmanager
+async def kept(keeper: Keeper) -> AsyncIterator[None]:
+    keeping = asyncio.create_task(keeper.keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+
+async def test_a_child_that_dies_while_the_disk_is_full_is_started_again(tmp_path: Path) -> None:
+    """What it had counted can't be put to the others': it stays where it lies until it can."""
+    counted = msgspec.json.encode({"headgate_requests_total": [[[], [3.0]]]})
+    snapshot_of(tmp_path, 0).write_bytes(counted)
+    (tmp_path / GONE).with_suffix(".new").mkdir()  # what can't be written, even by root
+    keeper = Keeper(Child("a", [sys.executable, "-c", ""]), gone=lambda number: retire(tmp_path, number))
+    async with kept(keeper):
+        await until(lambda: keeper.restarts >= 3)
+    assert snapshot_of(tmp_path, 0).read_bytes() == counted
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """The system may have no memory, no process and no file for it just now."""
+    program = tmp_path / "program"
+    keeper = Keeper(Child("a", [str(program)]))
+    async with kept(keeper):
+        await asyncio.sleep(0.05)
+        assert not await keeper.replace(Child("b", [str(program)]), 1.0)
+        program.write_text("#!/bin/sh\nsleep 60\n")
+        program.chmod(0o755)
+        await until(keeper.is_ready.is_set)
