@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,11 @@ class House:
         self._run_dir = Path(config.server.run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._in_force = self._run_dir / "config.toml"
+        self._on_trial = self._run_dir / "config.trial.toml"
+        self._file = self._in_force
+        """What children go by that start now."""
         forget(self._run_dir)
-        self._freeze()
+        self._freeze(self._in_force)
         self._port = config.server.port
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -130,30 +134,51 @@ class House:
                 return
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self.config = config
-            self._freeze()
-            if await self._replace_workers():
+            if await self._put_in_force(config):
+                await self._add_or_end_workers()
                 await self._control.restart(self._control_child())
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
             tell_system("READY=1")
 
-    async def _replace_workers(self) -> bool:
-        """One after the other. False: a new one didn't start, so the others stay as they are."""
-        wanted = self._count
-        while len(self._workers) > wanted:
-            self._sockets.pop().close()
-            await self._finish([self._workers.pop()])
-        for slot, keeper in enumerate(self._workers):
+    async def _put_in_force(self, config: Config) -> bool:
+        """In every worker, one after the other. False: in none, and what starts from now on goes by the old one."""
+        try:
+            self._freeze(self._on_trial)
+        except OSError as fault:
+            log.error("configuration not reloaded, the old one stays: %s", fault)
+            return False
+        old, self.config, self._file = self.config, config, self._on_trial
+        tried = self._workers[: self._count]
+        replaced = await self._replace(tried)
+        self._file = self._in_force
+        if replaced < len(tried):
+            log.error("worker %d can't start with the new configuration; the old one goes on", replaced)
+            self.config = old
+            await self._replace(tried[:replaced])
+        elif self._path:
+            self._on_trial.replace(self._in_force)
+        for slot, keeper in enumerate(tried):
+            keeper.child = replace(keeper.child, command=self._worker_child(slot).command)
+        self._on_trial.unlink(missing_ok=True)
+        return replaced == len(tried)
+
+    async def _replace(self, keepers: list[Keeper]) -> int:
+        """These by new ones of the configuration in force, until one doesn't start; how many were."""
+        for slot, keeper in enumerate(keepers):
             if self._sockets[slot].fileno() < 0:
                 self._sockets[slot] = self._listen()
             if not await keeper.replace(self._worker_child(slot), READY_TIMEOUT_S):
-                log.error("worker %d can't start with the new configuration; the old one goes on", slot)
-                return False
-        while len(self._workers) < wanted:
+                return slot
+        return len(keepers)
+
+    async def _add_or_end_workers(self) -> None:
+        while len(self._workers) > self._count:
+            self._sockets.pop().close()
+            await self._finish([self._workers.pop()])
+        while len(self._workers) < self._count:
             self._sockets.append(self._listen())
             keeper = self._add_worker()
             self._tasks[keeper] = asyncio.create_task(keeper.keep())
-        return True
 
     def _add_worker(self) -> Keeper:
         slot = len(self._workers)
@@ -190,15 +215,15 @@ class House:
         return Child("control", command, ONE_CORE, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
-        return ["--config", str(self._in_force)] if self._path else []
+        return ["--config", str(self._file)] if self._path else []
 
-    def _freeze(self) -> None:
-        """A copy of the file in force: a child that is started again goes by it, whatever the file says meanwhile."""
+    def _freeze(self, copy: Path) -> None:
+        """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""
         if self._path:
-            draft = self._in_force.with_suffix(".new")
+            draft = copy.with_suffix(".new")
             draft.touch(mode=0o600)
             draft.write_bytes(Path(self._path).read_bytes())
-            draft.replace(self._in_force)
+            draft.replace(copy)
 
     async def _finish(self, keepers: list[Keeper]) -> None:
         """Stop these and wait until they are gone."""

@@ -180,6 +180,44 @@ async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
     await client
 
 
+async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gateway: Gateway) -> None:
+    """A trained file that isn't there is found out by the first new worker: the old ones serve on, one that dies starts
+    again as it was, and what lies in the run folder is what is in force.
+    """
+    in_force = gateway.folder / "run" / "config.toml"
+    good, before = in_force.read_bytes(), set(workers_of(gateway.pid))
+    gateway.change(answer="small")
+    with (gateway.folder / "headgate.toml").open("a") as config:
+        config.write('[[routes]]\nname = "auto"\nmodels = ["small", "slow"]\nrouter = "gone/router.safetensors"\n')
+    os.kill(gateway.pid, signal.SIGHUP)
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
+    assert in_force.read_bytes() == good and set(workers_of(gateway.pid)) == before
+    os.kill(before.pop(), signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE_S):
+        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or not ask_all(gateway.port) == {200}:
+            await asyncio.sleep(0.05)
+    load = Load(gateway.port)
+    client = asyncio.create_task(load.client())
+    await load.until("large")
+    load.stop = True
+    await client
+    assert not load.failures
+
+
+async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> None:
+    """A full disk keeps the old configuration, and systemd isn't left waiting."""
+    blocked = gateway.folder / "run" / "config.trial.new"
+    blocked.mkdir()
+    before = workers_of(gateway.pid)
+    gateway.change(answer="small")
+    os.kill(gateway.pid, signal.SIGHUP)
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
+    assert workers_of(gateway.pid) == before
+    blocked.rmdir()
+
+
 @pytest.mark.slow
 async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
     """A worker that dies at its start again and again leaves its share of the connections to the others."""
