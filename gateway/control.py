@@ -38,6 +38,7 @@ from gateway.learn.chore import Turns
 from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
+from gateway.processes import orphaned
 from gateway.spread import Spread
 
 log = logging.getLogger("headgate.control")
@@ -164,24 +165,27 @@ def mark_batches(desk: Desk) -> None:
         (desk.run_dir / MARKER).touch()
 
 
-async def run(config: Config, sockets: list[socket.socket]) -> None:
-    """Until SIGTERM or SIGINT."""
+async def run(config: Config, sockets: list[socket.socket], parent: int = 0) -> None:
+    """Until SIGTERM or SIGINT, or until the process `parent` is gone."""
     stop = asyncio.Event()
+    orphan = asyncio.create_task(orphaned(parent))
+    orphan.add_done_callback(lambda _: stop.set())
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     await serve_control(config, stop, sockets)
 
 
 def main() -> None:
-    """`python -m gateway.control [--config FILE] [--fd LISTENING_SOCKET]`."""
+    """`python -m gateway.control [--config FILE] [--fd LISTENING_SOCKET] [--parent PROCESS]`."""
     parser = argparse.ArgumentParser(prog="python -m gateway.control")
     parser.add_argument("--config", default=None)
     parser.add_argument("--fd", type=int, action="append", default=[])
+    parser.add_argument("--parent", type=int, default=0)
     chosen = parser.parse_args()
     config = load(chosen.config, os.environ)
     set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
-        asyncio.run(run(config, taken_over(chosen.fd)))
+        asyncio.run(run(config, taken_over(chosen.fd), chosen.parent))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
 

@@ -23,6 +23,7 @@ FIRST_RESTART_S = 0.2
 LONGEST_RESTART_S = 10.0
 STEADY_S = 30.0
 """A child that ran this long gets its next restart at once."""
+ORPHANED_EVERY_S = 0.5
 RETIRE = signal.SIGUSR1
 """Finish what is under way, however long it takes; SIGTERM: within the drain timeout."""
 
@@ -38,6 +39,17 @@ class Child:
     tells: bool = False
     numbered: bool = False
     """Gets `--index`: a number that no other run of this supervisor has."""
+
+
+async def orphaned(parent: int) -> None:
+    """When the supervisor that started this process is gone without a word: nobody else would ever end us, and what we
+    hold is what its successor wants. 0: nobody started us.
+    """
+    while True:
+        await asyncio.sleep(ORPHANED_EVERY_S)
+        if parent and os.getppid() != parent:
+            log.error("the supervisor is gone; this process ends")
+            return
 
 
 class Run:

@@ -215,7 +215,7 @@ class House:
         return Child("control", command, ONE_CORE, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
-        return ["--config", str(self._file)] if self._path else []
+        return [*(("--config", str(self._file)) if self._path else ()), "--parent", str(os.getpid())]
 
     def _freeze(self, copy: Path) -> None:
         """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""
@@ -238,7 +238,7 @@ def _managed(config: Config) -> list[Managed]:
 
 
 def _upstream(one: Managed) -> Child:
-    return Child(f"provider {one.provider}", one.command, one.environment)
+    return Child(f"provider {one.provider}", [*one.command, "--parent", str(os.getpid())], one.environment)
 
 
 def _warn_of_fixed(old: Config, new: Config) -> None:

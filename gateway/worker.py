@@ -33,7 +33,7 @@ from gateway.front import Front
 from gateway.listen import listen, taken_over, tls_options
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
-from gateway.processes import RETIRE
+from gateway.processes import RETIRE, orphaned
 from gateway.retired import snapshot_of
 from gateway.services import Services
 
@@ -59,21 +59,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--fd", type=int, action="append", default=[])
     parser.add_argument("--ready-fd", type=int, default=None)
+    parser.add_argument("--parent", type=int, default=0)
     chosen = parser.parse_args()
     try:
         config = load(chosen.config, os.environ)
         if chosen.workers is not None:  # the command line's number won over the file's
             config = structs.replace(config, server=structs.replace(config.server, workers=chosen.workers))
         set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
-        uvloop.run(work(config, chosen.index, taken_over(chosen.fd), chosen.ready_fd))
+        uvloop.run(work(config, chosen.index, taken_over(chosen.fd), chosen.ready_fd, chosen.parent))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
 
 
 async def work(
-    config: Config, index: int, sockets: list[socket.socket] | None = None, ready_fd: int | None = None
+    config: Config, index: int, sockets: list[socket.socket] | None = None, ready_fd: int | None = None, parent: int = 0
 ) -> None:
-    """Serve until SIGTERM; in-flight requests and streams are finished first."""
+    """Serve until SIGTERM, or until the process `parent` is gone; in-flight requests and streams are finished first."""
     app = build(config, index)
     server = _Server(server_config(app, config.server))
     loop = asyncio.get_running_loop()
@@ -90,6 +91,7 @@ async def work(
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
         asyncio.create_task(watch_batches(app.services)),
+        asyncio.create_task(end_with(parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
     # What was made at start lives as long as the process: the collector need never look at it again.
@@ -160,6 +162,11 @@ def drain(app: App, server: _Server, patience_s: float) -> None:
     server.force_exit = app.draining and patience_s <= server.patience_s
     server.patience_s = patience_s
     app.draining = server.should_exit = True
+
+
+async def end_with(parent: int, app: App, server: _Server) -> None:
+    await orphaned(parent)
+    drain(app, server, app.services.config.server.drain_timeout_s)
 
 
 def restore_spending(app: App) -> None:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import socket
 import ssl
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -261,7 +263,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with server:
         print(server.url, flush=True)
-        await stopped.wait()
+        while not stopped.is_set() and (not arguments.parent or os.getppid() == arguments.parent):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), 0.5)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -271,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one; the base URL is printed")
     parser.add_argument("--uds", default="", help="listen on a unix socket instead")
+    parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
     parser.add_argument("--scripts", default="{}", help="JSON: model -> list of steps")
     arguments = parser.parse_args(argv)
     try:

@@ -195,7 +195,7 @@ async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gatewa
     assert in_force.read_bytes() == good and set(workers_of(gateway.pid)) == before
     os.kill(before.pop(), signal.SIGKILL)
     async with asyncio.timeout(PATIENCE_S):
-        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or not ask_all(gateway.port) == {200}:
+        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or ask_all(gateway.port) != {200}:
             await asyncio.sleep(0.05)
     load = Load(gateway.port)
     client = asyncio.create_task(load.client())

@@ -21,6 +21,7 @@ from tests.faults.endings import read_stream
 from tests.faults.talk import Heard, ask, hear, question
 from tests.live import served
 from tests.ports import free_port
+from tests.until import until
 
 
 def write_config(folder: Path, *, workers: int, drain_timeout_s: float = 60) -> tuple[Path, int]:
@@ -212,6 +213,20 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> 
                for heard in heards) == 4  # fmt: skip
     load = Load(url, answered=[heard.decision_id for heard in heards])
     check_store(tmp_path, load)
+
+
+async def test_a_killed_supervisor_takes_its_children_along(tmp_path: Path) -> None:
+    """None goes on unseen, on a port that the next supervisor wants: that one starts at once, and nothing is lost."""
+    async with started(tmp_path, workers=2) as (process, url):
+        load = Load(url)
+        await load.client(1, 3)
+        children = [int(one) for one in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(children) == 4
+        process.kill()
+        await until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    async with served(tmp_path / "headgate.toml"):
+        await load.client(2, 3)
+        await find_all(url, load.answered)
 
 
 async def in_flight(url: str, count: int) -> None:
