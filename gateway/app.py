@@ -188,9 +188,11 @@ def in_force(config: Config, settings: Settings) -> Config:
 def reload(services: Services) -> list[Provider]:
     """New keys, settings and router versions for the next request; those in flight keep what they began with.
 
-    Returns the providers that no new request will use. Raises ConfigError or ValueError, and then nothing has changed.
+    Returns the providers that no new request will use. Raises ConfigError or ValueError, and then nothing but the keys
+    has changed: one that was revoked opens nothing, whatever else can't be had.
     """
     settings = services.current.settings
+    services.keyring.reload()
     config = in_force(services.current.base or services.config, settings)
     book = open_book(config, settings)
     caller = services.driver.caller

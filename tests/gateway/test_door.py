@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 from gateway.admin import doors as admin_doors
 from gateway.admin.doors import ask, ask_all, doors, settings_version
 from gateway.door import MAX_PATH_BYTES, Door, door_path
+from gateway.keys import new_key
 from gateway.overlay import Overlay
-from gateway.settings import change_settings
+from gateway.settings import change_settings, publish_keys
 from gateway.worker import Follower
+from routers.registry import DEFAULT_ARTIFACT
 from tests.live import Live, live
 from tests.until import PATIENCE_S, until
 
@@ -85,6 +89,34 @@ def change(gateway: Live, routes: dict[str, dict[str, Any]]) -> None:
     import msgspec
 
     change_settings(run_dir(gateway), lambda held: msgspec.structs.replace(held, overlay=Overlay(routes=routes)))
+
+
+async def test_a_revoked_key_opens_nothing_whatever_became_of_a_router(tmp_path: Path) -> None:
+    """The file of a promoted router is gone: routes go on with what is loaded, keys are taken away all the same."""
+    import msgspec
+
+    artefact = tmp_path / "promoted.safetensors"
+    shutil.copy(DEFAULT_ARTIFACT, artefact)
+    key, record = new_key("app", time.time())
+    routes = [{"name": "auto", "models": ["echo"], "cache": "none"}]
+    async with live(tmp_path, routes=routes, auth={"master_key": "hg-master"}) as gateway:
+        follower, folder = Follower(gateway.app), run_dir(gateway)
+        change_settings(
+            folder, lambda held: msgspec.structs.replace(held, routers={"auto": str(artefact)}, keys=(record,))
+        )
+        follower.look()
+        assert (await said_to(gateway, key)).status_code == 200
+        artefact.unlink()
+        publish_keys(folder, [msgspec.structs.replace(record, revoked_s=time.time())])
+        follower.look()
+        assert (await said_to(gateway, key)).status_code == 401
+        assert (await said_to(gateway, "hg-master")).status_code == 200
+
+
+async def said_to(gateway: Live, key: str) -> httpx.Response:
+    asked = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
+    async with httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {key}"}) as client:
+        return await client.post(f"{gateway.url}/v1/chat/completions", json=asked)
 
 
 async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
