@@ -14,11 +14,22 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import Config
+from gateway.errors import ConfigError
 from gateway.journal.record import KeyRecord
 from gateway.overlay import Overlay
 
 FILE = "settings.json"
 LOCK = "settings.lock"
+
+
+class Spoilt(ConfigError, ValueError):
+    """The file can't be read."""
+
+    def __init__(self, path: Path, why: Exception) -> None:
+        super().__init__([
+            f"server.run_dir: {path} is spoilt ({why}). Restore it, or remove it: keys come back from the database, "
+            f"promoted routers and what was changed at run time do not"
+        ])  # fmt: skip
 
 
 class CanarySetting(msgspec.Struct, frozen=True):
@@ -52,13 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_settings(run_dir: str | Path) -> Settings:
-    """The current settings; the empty ones where none were ever written. Raises ValueError where they are spoilt."""
+    """The current settings; the empty ones where none were ever written. Raises Spoilt."""
     try:
         return msgspec.json.decode((Path(run_dir) / FILE).read_bytes(), type=Settings)
     except FileNotFoundError:
         return Settings()
     except msgspec.MsgspecError as error:
-        raise ValueError(f"{Path(run_dir) / FILE}: {error}") from None
+        raise Spoilt(Path(run_dir) / FILE, error) from None
 
 
 def write_settings(run_dir: str | Path, settings: Settings) -> None:
@@ -66,7 +77,10 @@ def write_settings(run_dir: str | Path, settings: Settings) -> None:
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{FILE}.{os.getpid()}.new"
-    draft.write_bytes(msgspec.json.encode(settings))
+    with draft.open("wb") as file:
+        file.write(msgspec.json.encode(settings))
+        file.flush()
+        os.fsync(file.fileno())  # else a power loss may leave an empty one
     draft.chmod(0o600)
     os.replace(draft, folder / FILE)
 
@@ -92,7 +106,7 @@ class Current:
         """The version that this process works by."""
 
     def refresh(self) -> bool:
-        """True: the file has changed since we looked, and says something else. Raises ValueError where it is spoilt."""
+        """True: the file has changed since we looked, and says something else. Raises Spoilt."""
         seen = stamp(self.run_dir)
         if seen == self._stamp:
             return False

@@ -178,6 +178,18 @@ def test_what_the_command_is_given_wrongly_ends_it_in_one_line(tmp_path: Path) -
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("words", [("serve",), ("keys", "create", "app")])
+def test_spoilt_settings_are_told_in_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """With the file's name, what is wrong with it and what to do; no trace."""
+    config, _, _ = write_config(tmp_path)
+    (spoilt := tmp_path / "run" / "settings.json").parent.mkdir()
+    spoilt.touch()
+    done = headgate(*words, "--config", str(config))
+    assert done.returncode == 2
+    assert f"{spoilt} is spoilt (Input data was truncated). Restore it, or remove it" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_the_version_is_told() -> None:
     """As every command's is."""
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
