@@ -153,7 +153,7 @@ def _check_embedding(config: Config, found: Problems) -> None:
     if embedding.cache and embedding.kind == "static":
         found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
-        _check_scheme("embedding.base_url", embedding.base_url, _HTTP, found)
+        _check_url("embedding.base_url", embedding.base_url, _HTTP, found)
 
 
 def _check_server(config: Config, found: Problems) -> None:
@@ -164,11 +164,13 @@ def _check_server(config: Config, found: Problems) -> None:
         found.add("server.workers", problem)
     for setting, problem in tls_problems(server):
         found.add(setting, problem)
-    _check_scheme("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
+    _check_url("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
     if storage.redis_url:
-        _check_scheme("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
+        _check_url("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
+        if storage.redis_url.startswith("redis") and not re.fullmatch("/?[0-9]*", _path_of(storage.redis_url)):
+            found.add("storage.redis_url", "names a database that is no number behind its host")
     if config.telemetry.otlp_endpoint:
-        _check_scheme("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
+        _check_url("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
 
 
 def unshared(config: Config) -> str:
@@ -186,13 +188,26 @@ def unshared(config: Config) -> str:
 
 
 _HTTP = ("http://", "https://")
+_POSTGRES = re.compile(r"postgresql[\w+]*://(?:.*@)?(?:\[[^/?]+\]|[^/:?@]*)(?::[0-9]*)?(?:[/?].*)?")
 
 
-def _check_scheme(path: str, url: str, schemes: tuple[str, ...], found: Problems) -> None:
+def _check_url(path: str, url: str, schemes: tuple[str, ...], found: Problems) -> None:
     if not url.startswith(schemes):
         found.add(path, f"must start with one of {', '.join(schemes)}")
     elif CONTROL.search(url) or " " in url:
         found.add(path, "holds a space or a control character")
+    elif not _is_readable(url):
+        found.add(path, "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)")
+
+
+def _is_readable(url: str) -> bool:
+    """As whoever connects will read it: a database's password may hold anything."""
+    if url.startswith("postgresql"):
+        return _POSTGRES.fullmatch(url) is not None
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _host_of(url: str) -> str:
@@ -202,9 +217,16 @@ def _host_of(url: str) -> str:
         return ""
 
 
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
 def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
-        _check_scheme(f"{path}.base_url", provider.base_url, _HTTP, found)
+        _check_url(f"{path}.base_url", provider.base_url, _HTTP, found)
         host = _host_of(provider.base_url)
         if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
             found.add(f"{path}.base_url", why)

@@ -17,6 +17,7 @@ from gateway.config_load import ROUTERS, check, embedded, load, parse
 from gateway.errors import ConfigError
 from routers.registry import NAMES
 
+UNREADABLE = "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "headgate.example.toml"
 ENV = {
     "ACME_KEY": "sk-acme-0001",
@@ -188,6 +189,14 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ({"nonsense": 1}, "nonsense: unknown key"),
         ({"route": []}, "route: unknown key; did you mean 'routes'?"),
         ({"routes": {}}, "routes: expected a list of tables, written [[routes]]"),
+        ({"storage": {"url": "postgresql://u@h:port/x"}}, f"storage.url: {UNREADABLE}"),
+        ({"storage": {"redis_url": "redis://:pass/word@h:6379/0"}}, f"storage.redis_url: {UNREADABLE}"),
+        ({"storage": {"redis_url": "redis://[::1/0"}}, f"storage.redis_url: {UNREADABLE}"),
+        (
+            {"storage": {"redis_url": "redis://h:6379/cache"}},
+            "storage.redis_url: names a database that is no number behind its host",
+        ),
+        ({"telemetry": {"otlp_endpoint": "http://h:99999"}}, f"telemetry.otlp_endpoint: {UNREADABLE}"),
         (
             {"server": {"host": "0.0.0.0"}},
             "auth.master_key: is empty, so server.host must be loopback, not '0.0.0.0'",
@@ -222,6 +231,19 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
 def test_faults_elsewhere(changes: dict[str, Any], problem: str) -> None:
     """Each with its path, and nothing else complained about."""
     assert problems(**changes) == [problem]
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"url": "postgresql:///x?host=/run/postgresql"}, {"url": "postgresql+psycopg://u:p/@w@[::1]:5432/x"},
+        {"redis_url": "redis://:p%2Fw@h"}, {"redis_url": "rediss://u:p@[::1]:6380/3?ssl_cert_reqs=none"},
+        {"redis_url": "unix:///run/redis.sock?db=1"},
+    ],
+)  # fmt: skip
+def test_what_can_be_connected_to_is_let_through(storage: dict[str, Any]) -> None:
+    """Sockets, passwords as their readers take them, and addresses of either kind."""
+    assert problems(storage=storage) == []
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "azure"])
