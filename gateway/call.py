@@ -94,7 +94,7 @@ def read_call(
     headers, model = arrival.headers, arrival.model
     ours = raw is not None or bool(model)
     if raw is None:
-        raw = decode(body)
+        raw = _decoded(body, headers)
     ours = ours or KNOB_FIELD in raw
     wishes = read_wishes(raw, headers)
     described = describe(raw, surface, max_messages=max_messages)
@@ -117,6 +117,18 @@ def read_call(
         include_usage=described.include_usage,
         body=b"" if ours else body,
     )
+
+
+def _decoded(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
+    try:
+        return decode(body)
+    except CallerError:
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1")
+        if encoding.lower() in ("", "identity"):
+            raise
+        raise CallerError(
+            f"A body with the content encoding {encoding[:40]!r} isn't read here: send it uncompressed.", status=415
+        ) from None
 
 
 def chat_messages(call: Call) -> list[dict[str, Any]]:

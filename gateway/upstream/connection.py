@@ -322,7 +322,7 @@ class Connection(asyncio.Protocol):
                 raise ValueError("a transfer encoding other than chunked")
         elif b"content-length" not in headers and status not in (204, 304):
             self._body_until_eof = True
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+        if headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
             raise ValueError("a compressed answer that nobody asked for")
         response.headers = headers
         response.status = status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -125,6 +126,17 @@ async def test_bad_bodies(strict: House, surface: str, name: str) -> None:
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.post(strict.url + PATHS[surface], content=body, headers=headers)
     check(answer, surface, status, param)
+
+
+@pytest.mark.parametrize("surface", PATHS)
+async def test_a_compressed_body(strict: House, surface: str) -> None:
+    """Told to come uncompressed, not that its JSON is broken."""
+    body = gzip.compress(json.dumps(good(surface)).encode())
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "content-encoding": "gzip"}
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(strict.url + PATHS[surface], content=body, headers=headers)
+    check(answer, surface, 415)
+    assert "gzip" in answer.text
 
 
 @pytest.mark.parametrize("surface", PATHS)

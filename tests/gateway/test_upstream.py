@@ -197,6 +197,20 @@ def test_any_truncation_of_an_answer_is_an_error(wire: bytes, data: st.DataObjec
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("encoding", [b"identity", b"Identity", b""])
+async def test_an_answer_that_says_it_is_not_compressed_is_read(encoding: bytes) -> None:
+    """However it says so."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: %b\r\ncontent-length: 3\r\n\r\nabc" % encoding)
+
+    async with raw_server(handler) as url:
+        pool = open_pool(url)
+        assert await take_all(await pool.send(HEAD, b"{}", timeout_s=60)) == b"abc"
+        await pool.aclose()
+
+
 BAD_HEADS = {
     "both framings": b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n",
     "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
