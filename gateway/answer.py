@@ -93,11 +93,7 @@ class Answering:
     def identify(self, call: Call) -> Caller:
         """Whose key is it, and may it ask for this, in this way?"""
         caller = self.s.caller_of(call.headers, call.host)
-        name = call.wishes.route or call.model
-        if not caller.may_use(name):
-            raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
-        if call.wishes.stated and not caller.knobs:
-            raise CallerError("this key may not set headgate knobs", param="headgate", status=403)
+        permit(caller, call)
         return caller
 
     # -- hold
@@ -326,6 +322,15 @@ class Answering:
 
     def left_s(self, call: Call) -> float:
         return max(0.0, call.timeout_s - (self.s.now() - call.received_s))
+
+
+def permit(caller: Caller, call: Call) -> None:
+    """Raises where this key may not ask for this, or not in this way."""
+    name = call.wishes.route or call.model
+    if not caller.may_use(name):
+        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
+    if call.wishes.stated and not caller.knobs:
+        raise CallerError("this key may not set headgate knobs", param="headgate", status=403)
 
 
 def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:

@@ -19,7 +19,7 @@ from cascade.offer import Offer
 from cascade.strategies import TEMPERATURE
 from cascade.types import Plan
 from cascade.voting import Vote, samples
-from gateway.answer import Answering, bound
+from gateway.answer import Answering, bound, permit
 from gateway.batch.climbs import Climbing, climbing
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Arrival, Call, read_call
@@ -175,8 +175,7 @@ class Asker:
         """The prompt as the request path will take it, and the most that it can cost."""
         try:
             call = self.call(prompt)
-            if not self.caller.may_use(call.model):
-                raise CallerError(f"this key may not use '{call.model}'", code="model_not_found", status=404)
+            permit(self.caller, call)
             route = self._route(call, ways)
         except HeadgateError as error:
             return Ready(prompt, 0, None, None, error)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,15 @@ KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key
 
 
 @asynccontextmanager
-async def owned(tmp_path: Path, **extra: Any) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
+async def owned(
+    tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[str] = ("small",), **extra: Any
+) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
     """A gateway in this process that runs jobs and ships its journal."""
     from gateway.batch.carry import shipping
 
     routes = [{"name": "auto", "models": ["small"]}]
     server = {"run_dir": str(tmp_path / "run"), "drain_timeout_s": 2.0}
-    async with live(tmp_path, models=["small"], routes=routes, auth=KEYS, server=server, **extra) as up:
+    async with live(tmp_path, models=models, routes=routes, auth=auth, server=server, **extra) as up:
         jobs = open_jobs(up.services)
         keeping = asyncio.create_task(keep_batches(up.services))
         try:
@@ -149,6 +151,24 @@ async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
         (answer,) = (await client.files.content(batch.output_file_id)).text.splitlines()
         decision = await gateway.decision(json.loads(answer)["response"]["request_id"])
         assert (decision.tenant, decision.key_id) == ("a", "file:a")
+
+
+async def test_a_line_is_allowed_no_more_than_its_key(tmp_path: Path) -> None:
+    """What the key may not ask for, or not set, is refused in a batch's line as in a request; the rest is answered."""
+    key = {"name": "a", "key": "hg-a", "models": ["auto"]}
+    for knobs, headgate, status in ((True, {"route": "large"}, 404), (False, {"cost_weight": 0.0}, 403)):
+        folder = tmp_path / str(status)
+        folder.mkdir()
+        async with owned(folder, {"keys": [{**key, "knobs": knobs}]}, ("small", "large")) as (gateway, client):
+            lines = line("barred", "hello", headgate=headgate) + line("fine", "hello")
+            file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+            wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+            done = await over(client, (await client.batches.create(**wanted)).id)
+            assert gateway.upstream.seen.by_model == {"small": 1}
+            (answer,) = (await client.files.content(done.output_file_id)).text.splitlines()
+            (refusal,) = (await client.files.content(done.error_file_id)).text.splitlines()
+        assert json.loads(answer)["custom_id"] == "fine"
+        assert json.loads(refusal)["response"]["status_code"] == status, refusal
 
 
 async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path) -> None:
