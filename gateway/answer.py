@@ -30,7 +30,7 @@ from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
 from gateway.keys import Caller
-from gateway.pinned import bare_query, default_choice, merge, pinned
+from gateway.pinned import bare_query, bounded, default_choice, merge, pinned, within_cap
 from gateway.reply import EVENTS, JSON, Headers, Reply
 from gateway.routes import Route, share_of
 from gateway.services import Services
@@ -104,6 +104,8 @@ class Answering:
         route = s.book.find(call.wishes.route or call.model)
         if call.wishes.models:
             route = s.book.narrow(route, call.wishes.models)
+        if call.wishes.knobs.max_cost_usd is not None:
+            route = within_cap(route, s.book.models, call.described, call.wishes.knobs)
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
         worst = self.worst(call, route)
         try:
@@ -205,7 +207,10 @@ class Answering:
     def choice(self, exchange: Exchange) -> Choice:
         route, wishes = exchange.route, exchange.call.wishes
         if route.router is None:
-            return pinned(route.default_model, "pinned")
+            if not wishes.stated:
+                return pinned(route.default_model, "pinned")
+            (candidate,) = route.candidates(self.s.fleet, self.s.now())
+            return bounded(route, candidate, exchange.call.described, wishes.knobs)
         knobs = merge(route.knobs, wishes.knobs) if wishes.stated else route.knobs
         if not exchange.caller.explore:
             knobs = replace(knobs, explore=False)

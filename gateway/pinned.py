@@ -8,9 +8,11 @@ from dataclasses import fields, replace
 import numpy as np
 
 from gateway.errors import CallerError
-from gateway.routes import Route
+from gateway.routes import Model, Route
 from gateway.wire.request import Described
-from routers.types import Choice, Knobs, Query, Undecided
+from routers.eligible import over
+from routers.simple import TOO_DEAR, too_dear
+from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
 UNHEALTHY = "unhealthy"
@@ -19,6 +21,25 @@ UNHEALTHY = "unhealthy"
 def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -> Choice:
     """The one model, certainly."""
     return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
+
+
+def breaks(query: Query, candidate: Candidate, knobs: Knobs) -> str:
+    """Which bound on money or time this model would break; empty: none."""
+    return over(query, candidate, knobs) or (TOO_DEAR if too_dear(query, candidate, knobs) else "")
+
+
+def bounded(route: Route, candidate: Candidate, asked: Described, knobs: Knobs) -> Choice:
+    """The pinned model. Raises CallerError where it would break a bound that the request itself states."""
+    if reason := breaks(bare_query(asked), candidate, knobs):
+        raise CallerError(f"'{route.name}' may not answer this request: {reason}", code="no_eligible_model")
+    return pinned(route.default_model, "pinned")
+
+
+def within_cap(route: Route, models: Mapping[str, Model], asked: Described, knobs: Knobs) -> Route:
+    """The route without the fallbacks that would break the request's own cap on its cost."""
+    query, cap = bare_query(asked), Knobs(max_cost_usd=knobs.max_cost_usd)
+    kept = tuple(name for name in route.fallbacks if not breaks(query, models[name].candidate, cap))
+    return route if kept == route.fallbacks else replace(route, fallbacks=kept)
 
 
 def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], bool]) -> Choice:

@@ -39,6 +39,11 @@ def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:
         return "no images"
     if query.wants_json and "json" not in supports:
         return "no JSON mode"
+    return over(query, candidate, knobs)
+
+
+def over(query: Query, candidate: Candidate, knobs: Knobs) -> str:
+    """Which of its own bounds an answer of this candidate may break; empty: none."""
     if knobs.max_cost_usd is not None and worst_usd(query, candidate) > knobs.max_cost_usd:
         return "may cost more than max_cost_usd"
     if knobs.max_latency_s is not None and candidate.queue_s > knobs.max_latency_s:

@@ -22,7 +22,7 @@ from routers.estimators.base import Estimator
 from routers.estimators.general import General
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, probabilities, utilities
-from routers.simple import TYPICAL_OUTPUT_TOKENS
+from routers.simple import TOO_DEAR, TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0
@@ -229,8 +229,7 @@ def within(forecast: Forecast, knobs: Knobs, excluded: dict[str, str]) -> tuple[
     kept = [True] * len(forecast.models)
     if knobs.max_cost_usd is not None:
         kept = [cost <= knobs.max_cost_usd for cost in forecast.cost_usd]
-        reason = "expected to cost more than max_cost_usd"
-        excluded = excluded | {m: reason for m, k in zip(forecast.models, kept, strict=True) if not k}
+        excluded = excluded | {m: TOO_DEAR for m, k in zip(forecast.models, kept, strict=True) if not k}
         if not any(kept):
             raise Undecided("no candidate within max_cost_usd", excluded)
     if knobs.max_latency_s is not None:

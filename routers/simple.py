@@ -16,6 +16,7 @@ from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
 TYPICAL_OUTPUT_TOKENS = 256.0
 """What an answer is assumed to need where nothing was learnt."""
+TOO_DEAR = "expected to cost more than max_cost_usd"
 
 T = TypeVar("T")
 
@@ -25,6 +26,25 @@ _KEYS = frozenset(
         "tools", "images", "json", "model", "weights",
     }
 )  # fmt: skip
+
+
+def too_dear(query: Query, candidate: Candidate, knobs: Knobs) -> bool:
+    """A typical answer would cost more than allowed."""
+    limit = knobs.max_cost_usd
+    return limit is not None and expected_usd(query, candidate, TYPICAL_OUTPUT_TOKENS) > limit
+
+
+def affordable(
+    query: Query, candidates: Sequence[Candidate], knobs: Knobs
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Those who may answer and are not too dear, and the reasons of the rest. Undecided where nobody is left."""
+    kept, excluded = eligible(query, candidates, knobs)
+    if knobs.max_cost_usd is not None:
+        excluded |= {c.model: TOO_DEAR for c in kept if too_dear(query, c, knobs)}
+        kept = [c for c in kept if c.model not in excluded]
+        if not kept:
+            raise Undecided("no candidate within max_cost_usd", excluded)
+    return kept, excluded
 
 
 def priced(query: Query, candidates: Sequence[Candidate]) -> Forecast:
@@ -67,7 +87,7 @@ class Weighted:
                 raise ValueError(f"weights.{model}: {weight} is not a finite number of 0 or more")
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        kept, excluded = eligible(query, candidates, knobs)
+        kept, excluded = affordable(query, candidates, knobs)
         weights = self._weights or {c.model: 1.0 for c in kept}
         return _pick(query, kept, excluded, weights, draw, f"weighted@{self.version}", "weight")
 
@@ -82,7 +102,7 @@ class Cheapest:
         self.version = version
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        kept, excluded = eligible(query, candidates, knobs)
+        kept, excluded = affordable(query, candidates, knobs)
         forecast = priced(query, kept)
         worth = [-cost for cost in forecast.cost_usd]
         chances = probabilities(worth, Exploration(), False)
@@ -178,7 +198,7 @@ class Rules:
         self._rules = [read_rule(i, stated) for i, stated in enumerate(rules)]
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        kept, excluded = eligible(query, candidates, knobs)
+        kept, excluded = affordable(query, candidates, knobs)
         names = {c.model for c in kept}
         for index, rule in enumerate(self._rules):
             if not names.isdisjoint(rule.weights) and rule.holds(query):

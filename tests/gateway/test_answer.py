@@ -241,6 +241,33 @@ async def test_a_cap_that_no_model_fits_is_refused_with_every_reason(tmp_path: P
     assert "small" in error["message"] and "large" in error["message"]
 
 
+@pytest.mark.parametrize("model", ["learned", "weighted", "cheapest", "ruled", "large"])
+async def test_a_cost_cap_holds_for_whoever_chooses(tmp_path: Path, model: str) -> None:
+    """A model expected to cost more is not asked: not by a router that learns nothing, and not where it is pinned."""
+    routers = {"learned": "default", "weighted": "weighted", "cheapest": "cheapest", "ruled": "rules"}
+    routes = [{"name": name, "models": ["large"], "router": router} for name, router in routers.items()]
+    routes[-1]["rules"] = [{"model": "large"}]
+    async with live(tmp_path, models=["large"], routes=routes) as gateway:
+        dear = await post(gateway.url, {**CHAT, "model": model, "headgate": {"max_cost_usd": 1e-4}})
+        assert gateway.upstream.seen.requests == 0
+        paid = await post(gateway.url, {**CHAT, "model": model, "headgate": {"max_cost_usd": 1.0}})
+        gateway.assert_at_rest()
+    assert (dear.status_code, dear.json()["error"]["code"]) == (400, "no_eligible_model"), dear.text
+    assert "expected to cost more than max_cost_usd" in dear.json()["error"]["message"]
+    assert paid.status_code == 200
+
+
+async def test_no_fallback_breaks_a_requests_own_cap(tmp_path: Path) -> None:
+    """A dearer model that stands behind the route is asked where the request allows it, and only there."""
+    models = [{"name": "small"}, {"name": "large", "output_usd_per_mtok": 1000.0}]
+    routes = [{"name": "auto", "models": ["small"], "fallback": ["large"], "retries": 0}]
+    async with live(tmp_path, scripts={"small": [{"status": 503}]}, models=models, routes=routes) as gateway:
+        capped = await post(gateway.url, {**CHAT, "model": "auto", "headgate": {"max_cost_usd": 0.01}})
+        free = await post(gateway.url, {**CHAT, "model": "auto"})
+        gateway.assert_at_rest()
+    assert capped.status_code >= 500 and free.headers["x-headgate-model"] == "large"
+
+
 async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: Path) -> None:
     """Rules without a match: the route's default answers, the record and the metrics say so."""
     rules = [{"keywords": ["never said"], "model": "small"}]
