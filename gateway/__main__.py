@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +15,7 @@ from typing import Annotated
 import typer
 
 from gateway.config import Config
-from gateway.config_load import check, file_of, load, unshared
+from gateway.config_load import check, file_of, is_path, load, unshared
 from gateway.errors import ConfigError, HeadgateError
 from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
@@ -79,19 +81,39 @@ def mount() -> None:
 
 
 def artefact_problems(config: Config, settings: Settings) -> list[str]:
-    """What is wrong with the trained files that would serve routes; nothing is loaded where none does."""
-    named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
-    if not any("/" in name or name.endswith(".safetensors") for name in named):
-        return []
-    from gateway.app import open_cascades, open_routers
-
+    """What is wrong with the files that would serve routes; nothing is loaded where none does."""
     problems = []
-    for opened in (lambda: open_routers(config, settings), lambda: open_cascades(config)):
+    for opened in _artefacts(config, settings):
         try:
             opened()
         except ConfigError as error:
             problems += error.problems
     return problems
+
+
+def _artefacts(config: Config, settings: Settings) -> Iterator[Callable[[], object]]:
+    named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
+    if any(is_path(name) for name in named):
+        from gateway.app import open_cascades, open_routers
+
+        yield lambda: open_routers(config, settings)
+        yield lambda: open_cascades(config)
+    for index, route in enumerate(config.routes):
+        if route.solved:
+            from gateway.solved import open_solved
+
+            yield partial(open_solved, route.solved, route.solved_most, f"routes[{index}].solved")
+    if config.embedding.kind == "folder" or any(route.cache_rule for route in config.routes):
+        yield lambda: _open_cache_rules(config)
+
+
+def _open_cache_rules(config: Config) -> None:
+    """With the embedder that the cache would compare by."""
+    from gateway.embedders import open_embedder
+    from gateway.shelf import open_pair_rules
+
+    embedder = open_embedder(config.embedding)
+    open_pair_rules(config, embedder.version if embedder and config.embedding.cache else "the shipped table")
 
 
 def show_version(wanted: bool) -> None:

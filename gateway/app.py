@@ -19,6 +19,7 @@ from gateway.attempt import Caller, Timeouts
 from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
+from gateway.config_load import is_path
 from gateway.drive import Driver, Hedging
 from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits
@@ -142,7 +143,7 @@ def open_cascades(config: Config) -> dict[str, TrainedCascade]:
     """The trained cascades of the routes that name an artefact."""
     cascades, problems = {}, []
     for index, route in enumerate(config.routes):
-        if route.cascade.endswith(".safetensors"):
+        if is_path(route.cascade):
             try:
                 found = cascades[route.name] = load_cascade(Path(route.cascade))
                 if route.most_wrong and found.least_chance(share_of(knobs_of(route)), route.most_wrong) == inf:

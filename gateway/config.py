@@ -162,8 +162,8 @@ class RouteConfig(_Section, frozen=True):
     """Of cascade "learned": ways of answering, of which feedback teaches the one that a query deserves."""
     step_price: Share = 0.02
     """Score that each further call of a strategy must gain to be worth it."""
-    accept_at: Share | None = None
-    """Least confidence that keeps a cheap answer; None: what the route's artefact learnt, else 0.5."""
+    accept_at: Quality | None = None
+    """Least confidence that keeps a cheap answer; None: 0.5. A trained or certified cascade has thresholds of its own."""
     speculate: bool = False
     """True: the next model of a cascade starts beside the first: faster, and paid for where the first is kept too."""
     judge: str = ""
@@ -197,8 +197,8 @@ class RouteConfig(_Section, frozen=True):
     cache_judge: str = ""
     """Model that compares two answers, of the semantic cache or of a certified cascade; empty: only equal ones count as
     the same."""
-    cache_eps: Share = 0.03
-    """Bound on the false-hit rate of the semantic cache."""
+    cache_eps: Annotated[float, Meta(gt=0, lt=1)] = 0.03
+    """Bound on the false-hit rate of the semantic cache, above 0 and below 1."""
     cache_rule: str = ""
     """File that `python -m cache.pair_fit` learnt from labelled pairs of questions; empty: the route's own audits alone
     tell which questions want one answer."""

@@ -264,7 +264,7 @@ def _check_route(
         found.add(f"{path}.weights", "are all zero")
     for index, name in enumerate(route.fallback):
         found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
-    if not _is_path(route.cascade):
+    if not is_path(route.cascade):
         found.unless_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
         if route.most_wrong:
             found.add(f"{path}.most_wrong", "is kept by a trained cascade only: the path of one")
@@ -276,7 +276,7 @@ def _check_route(
         found.add(f"{path}.solved", f"is shown by cascades none, confidence and certified only, not {route.cascade!r}")
     if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
         found.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
-    if not _is_path(route.router):
+    if not is_path(route.router):
         found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, found)
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
@@ -316,9 +316,9 @@ def _check_rules(route: RouteConfig, path: str, found: Problems) -> None:
             found.unless_known(f"{path}.rules[{index}]", "model of the route", name, route.models)
 
 
-def _is_path(router: str) -> bool:
-    """An artefact is named by a path, a router by a bare word."""
-    return "/" in router or "." in router
+def is_path(name: str) -> bool:
+    """An artefact is named by a path, a router or a cascade by a bare word."""
+    return "/" in name or name.endswith(".safetensors")
 
 
 def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:

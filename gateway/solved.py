@@ -70,12 +70,14 @@ def meaning(featurizer: Featurizer, text: str) -> Vector:
     return featurizer.describe(text).vector[: featurizer.layout.tail.stop]
 
 
-def open_solved(path: str, most: int) -> SolvedCases:
-    """ConfigError where the file can't be read or a line is no case."""
+def open_solved(path: str, most: int, setting: str = "routes.solved") -> SolvedCases:
+    """ConfigError, naming the setting, where the file can't be read or a line is no case."""
     try:
         return _opened(path, Path(path).stat().st_mtime_ns, most)
     except OSError as error:
-        raise ConfigError([f"routes.solved: {path}: {error.strerror}"]) from None
+        raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{setting}: {path}: {error}"]) from None
 
 
 @lru_cache(maxsize=16)
@@ -88,6 +90,6 @@ def _opened(path: str, changed_ns: int, most: int) -> SolvedCases:
             store = stores.setdefault(case.tenant, Solved())
             store.remember(Case(case.question, case.answer, meaning(featurizer, case.question)))
         except ValueError as error:
-            raise ConfigError([f"routes.solved: {path}: line {number}: {error}"]) from None
+            raise ValueError(f"line {number}: {error}") from None
         sizes.append(len(_encode(case.question)) + len(_encode(case.answer)) + TURN_BYTES)
     return SolvedCases(stores, most, sum(sorted(sizes)[-most:]), featurizer)

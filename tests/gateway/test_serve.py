@@ -195,12 +195,20 @@ def test_the_version_is_told() -> None:
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
 
 
-def test_a_trained_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
-    """`check-config` and `serve` name the route; no worker is started again and again."""
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [('router = "gone/router.safetensors"', "routes[0].router: gone/router.safetensors: no such file"),
+     ('router = "cheapest"\nsolved = "gone.jsonl"', "routes[0].solved: gone.jsonl: No such file or directory"),
+     ('router = "cheapest"\ncache_rule = "gone.npz"', "routes[0].cache_rule: [Errno 2] No such file or directory"),
+     ('router = "cheapest"\n[embedding]\nkind = "folder"\npath = "gone"', "embedding.path: gone: "),
+     ('router = "cheapest"\ncascade = "gone/trained.bin"', "routes[0].cascade: gone/trained.bin: no such file")],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path, setting: str, told: str) -> None:
+    """`check-config` and `serve` name the setting; no worker is started again and again."""
     path, _, _ = write_config(tmp_path)
-    path.write_text(path.read_text().replace('router = "cheapest"', 'router = "gone/router.safetensors"'))
+    path.write_text(path.read_text().replace('router = "cheapest"', setting))
     for command in ("check-config", "serve"):
         done = headgate(command, "--config", str(path))
         assert done.returncode == 2
-        assert "routes[0].router: gone/router.safetensors: no such file" in done.stderr
+        assert told in done.stderr
         assert "Traceback" not in done.stderr and "answers on" not in done.stdout
