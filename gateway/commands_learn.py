@@ -27,7 +27,7 @@ _SHOWN = (
 )  # fmt: skip
 
 DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet")]
-Embedding = Annotated[Path | None, typer.Option(help="Configuration whose [embedding] describes the texts")]
+Embedding = Annotated[Path | None, typer.Option(help="Configuration whose section `embedding` describes the texts")]
 Engine = Annotated[str, typer.Option(help="embedded, or ray: folds and resamples as its tasks (extra `ray`)")]
 Workers = Annotated[int, typer.Option(min=1, help="Of the ray engine, where it starts its own cluster")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]

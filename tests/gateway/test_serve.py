@@ -195,6 +195,21 @@ def test_the_version_is_told() -> None:
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
 
 
+def test_no_help_text_loses_a_word() -> None:
+    """Words in square brackets are taken for markup and vanish from what a terminal shows."""
+    import typer.main
+
+    from gateway.__main__ import app, mount
+
+    mount()
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        said = [command.help, *(getattr(one, "help", "") for one in command.params)]
+        assert not [text for text in said if re.search(r"\[[a-z/]", text or "")], command.name
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [('router = "gone/router.safetensors"', "routes[0].router: gone/router.safetensors: no such file"),
