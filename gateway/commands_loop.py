@@ -79,16 +79,23 @@ def learn(
     route: Annotated[str, typer.Option(help="The route that learns.")] = "auto",
     once: Annotated[bool, typer.Option("--once", help="One round, then end; else every --every-s seconds.")] = False,
     every_s: Annotated[float, typer.Option(min=1.0)] = 300.0,
-    router: Annotated[str, typer.Option(help="What kind of router to train.")] = "linear",
+    router: Annotated[str, typer.Option(help="What kind of router to train; default: the route's learn_router.")] = "",
     json: Json = False,
 ) -> None:
     """Retrain from the journal, judge the candidate on what was logged, put it before a share of the traffic, then
     promote it or roll it back.
     """
     from gateway.learn.loop import Loop, Terms
+    from gateway.learn.policy import route_config
+    from routers.registry import estimator_named
 
     chosen = read_config(config)
-    loop = Loop.opened(chosen, route, Terms(router=router))
+    kind = router or route_config(chosen, route).learn_router
+    try:
+        estimator_named(kind)
+    except ValueError as error:
+        raise CallerError(str(error)) from error
+    loop = Loop.opened(chosen, route, Terms(router=kind))
     while True:
         _ship(chosen, loop.store)
         told = loop.step(time.time())

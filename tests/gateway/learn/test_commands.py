@@ -13,6 +13,8 @@ from gateway.commands_loop import add_to
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
+from gateway.promote import Versions
+from routers.registry import load_router
 from routers.simple import Weighted
 from tests.gateway.learn.world import PRICE, Town
 
@@ -68,6 +70,18 @@ def test_learn_takes_one_turn(config: Path) -> None:
     assert json.loads(output)["action"] == "shadow", output
 
 
+@pytest.mark.parametrize(("words", "kind"), [((), "knn"), (("--router", "linear"), "linear")])
+def test_learn_trains_what_the_route_says(config: Path, tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
+    """The route's `learn_router`, as the gateway's own loop does, where no other is asked for."""
+    config.write_text(config.read_text() + 'learn_router = "knn"\n')
+    code, output = told(config, "learn", "--once", "--json", *words)
+    assert code == 0, output
+    store = open_store(f"sqlite:///{tmp_path}/j.db")
+    (version,) = Versions(store, str(tmp_path / "run")).list("auto")
+    store.close()
+    assert load_router(Path(version.artifact)).name == kind
+
+
 def test_limits_are_told_per_model(config: Path) -> None:
     """Every answer of the journal took 100 tokens, so each model's best limit is the next one above."""
     code, output = told(config, "limits", "--json")
@@ -87,6 +101,7 @@ def test_limits_are_told_per_model(config: Path) -> None:
         (("whatif", "--accept-at", "0.5", "--cost-weight", "0.2"), "asked alone"),
         (("limits", "--route", "nowhere"), "no route is called 'nowhere'"),
         (("learn", "--route", "nowhere", "--once"), "no route is called 'nowhere'"),
+        (("learn", "--router", "knnn", "--once"), "router 'knnn' does not learn"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
