@@ -101,7 +101,8 @@ class Answering:
     async def hold(self, call: Call, caller: Caller) -> Exchange:
         """Rate limits, then the worst case of any plan this route can make, out of every budget at once."""
         s = self.s
-        route = s.book.find(call.wishes.route or call.model)
+        wanted = call.wishes.route
+        route = s.book.find(wanted, "headgate.route") if wanted else s.book.find(call.model)
         if call.wishes.models:
             route = s.book.narrow(route, call.wishes.models)
         if call.wishes.knobs.max_cost_usd is not None:
@@ -333,7 +334,8 @@ def permit(caller: Caller, call: Call) -> None:
     """Raises where this key may not ask for this, or not in this way."""
     name = call.wishes.route or call.model
     if not caller.may_use(name):
-        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
+        param = "headgate.route" if call.wishes.route else "model"
+        raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param=param)
     if call.wishes.stated and not caller.knobs:
         raise CallerError("this key may not set headgate knobs", param="headgate", status=403)
 

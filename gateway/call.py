@@ -191,7 +191,8 @@ def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
 def _wishes(stated: dict[str, Any]) -> Wishes:
     weight, quality, cost, latency = (_number(name, stated.pop(name, None)) for name in _RANGES)
     knobs = Knobs(weight, quality, cost, latency)
-    models, cache, route = stated.pop("models", []), stated.pop("cache", ""), stated.pop("route", "")
+    models, cache, route = (stated.pop(name, None) for name in ("models", "cache", "route"))
+    cache, route = "" if cache is None else cache, "" if route is None else route
     if isinstance(models, str):
         models = [name.strip() for name in models.split(",") if name.strip()]
     if stated:
@@ -202,9 +203,9 @@ def _wishes(stated: dict[str, Any]) -> Wishes:
         raise CallerError(f"headgate.cache must be of: {known}", param="headgate.cache")
     if not isinstance(route, str):
         raise CallerError("headgate.route must be a route's name", param="headgate.route")
-    if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
+    if models is not None and not (models and isinstance(models, list) and all(isinstance(n, str) for n in models)):
         raise CallerError("headgate.models must be names of models", param="headgate.models")
-    return Wishes(knobs, tuple(models), cache, route, stated=True)
+    return Wishes(knobs, tuple(models or ()), cache, route, stated=True)
 
 
 def _number(name: str, value: Any) -> float | None:

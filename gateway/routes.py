@@ -98,25 +98,30 @@ class RouteBook:
         self._configs = {route.name: route for route in config.routes}
         self.routes = {route.name: self._route(route, routers[route.name]) for route in config.routes}
 
-    def find(self, name: str) -> Route:
-        """A route's name wins over a model's. Raises UnknownModel."""
+    def find(self, name: str, param: str = "model") -> Route:
+        """A route's name wins over a model's. Raises UnknownModel. `param`: what of a request names it."""
         route = self.routes.get(name) or self._pinned.get(name)
         if route is None:
             raise UnknownModel(
                 f"The model '{name}' does not exist: it is neither a route nor a model here. "
                 "GET /v1/models lists both.",
-                param="model",
+                param=param,
             )
         return route
 
     def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
-        """The same route with only the models a request allows. Raises CallerError where none is left."""
+        """The same route with only the models a request allows. Raises CallerError where none is left, or where a name is
+        no model's: one that was mistyped would leave out the model that was meant.
+        """
         models = tuple(model for model in route.models if model.name in names)
         if not models:
             known = ", ".join(model.name for model in route.models)
             raise CallerError(
                 f"none of these models is in route '{route.name}', which has: {known}", param="headgate.models"
             )
+        for name in names:
+            if name not in self.models:
+                raise CallerError(f"no model here is named '{name}'", param="headgate.models")
         allowed = {model.name for model in models}
         kept = tuple(name for name in route.names if name in allowed or name == route.config.judge)
         default = route.default_model if route.default_model in allowed else models[-1].name

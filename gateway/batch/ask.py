@@ -127,8 +127,8 @@ class JobBook(RouteBook):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._services.book, name)
 
-    def find(self, name: str) -> Route:
-        return self.planned.get(name) or self._services.book.find(name)
+    def find(self, name: str, param: str = "model") -> Route:
+        return self.planned.get(name) or self._services.book.find(name, param)
 
     def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
         """A planned route stays: the plan has chosen among the models that its line allows."""

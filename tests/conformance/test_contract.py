@@ -83,14 +83,15 @@ async def test_knobs_in_headers(tmp_path: Path) -> None:
     [({"nope": 1}, "headgate.nope"), ({"cost_weight": 2}, "headgate.cost_weight"),
      ({"min_quality": "high"}, "headgate.min_quality"), ({"models": ["no/such"]}, "headgate.models"),
      ({"cache": "perhaps"}, "headgate.cache"), ({"max_cost_usd": -1}, "headgate.max_cost_usd"),
-     ({"models": 7}, "headgate.models"), ({"route": 7}, "headgate.route"), ([], "headgate"), ("x", "headgate")],
+     ({"models": 7}, "headgate.models"), ({"models": []}, "headgate.models"),
+     ({"models": ["openai/echo", "openai/eco"]}, "headgate.models"), ({"route": 7}, "headgate.route"), ([], "headgate"), ("x", "headgate")],
 )  # fmt: skip
 async def test_bad_knobs(tmp_path: Path, knobs: Any, param: str) -> None:
     """A knob that isn't known, or a value it can't have, is refused by name on both APIs."""
     async with house(tmp_path, routes=ROUTES) as home:
         for surface in ("chat", "messages"):
             path, body = ASK[surface]
-            with pytest.raises(Exception, match=r"headgate|none of these models") as caught:
+            with pytest.raises(Exception, match=r"headgate|none of these models|no model here") as caught:
                 await sdk_for(home, surface).do(path, model="auto", **body, extra_body={"headgate": knobs})
             assert caught.value.status_code == 400  # type: ignore[attr-defined]
             if surface == "chat":

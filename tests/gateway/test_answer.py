@@ -210,6 +210,8 @@ async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_pat
         (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"headgate":{"nope":1}}', 400, "headgate.nope"),
         (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"headgate":{"cost_weight":2}}', 400,
          "headgate.cost_weight"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"headgate":{"route":"nope"}}', 404,
+         "headgate.route"),
         (b"[" * 100_000, 400, None),
         (b'{"model":"echo","messages":' + b"[" * 5000 + b"]" * 5000 + b"}", 400, None),
     ],
@@ -255,6 +257,15 @@ async def test_a_cost_cap_holds_for_whoever_chooses(tmp_path: Path, model: str) 
     assert (dear.status_code, dear.json()["error"]["code"]) == (400, "no_eligible_model"), dear.text
     assert "expected to cost more than max_cost_usd" in dear.json()["error"]["message"]
     assert paid.status_code == 200
+
+
+async def test_a_knob_that_is_null_is_none(tmp_path: Path) -> None:
+    """As a client's own None comes: each knob for itself is as if it had been left out."""
+    knobs = ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s", "models", "cache", "route")
+    async with live(tmp_path) as gateway:
+        for name in knobs:
+            answer = await post(gateway.url, {**CHAT, "model": "echo", "headgate": {name: None}})
+            assert answer.status_code == 200, answer.text
 
 
 async def test_no_fallback_breaks_a_requests_own_cap(tmp_path: Path) -> None:
