@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from gateway.config import Config
+from gateway.config_idle import idle
 from gateway.config_load import check, file_of, is_path, load, unshared
 from gateway.errors import ConfigError, HeadgateError
 from gateway.journal.durable import database_said
@@ -33,6 +35,7 @@ ConfigPath = Annotated[
     typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the embedded defaults.",
                  exists=True, dir_okay=False),
 ]
+log = logging.getLogger("headgate.config")
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -176,6 +179,8 @@ def serve(
     if problems := problems_at_start(chosen):
         raise ConfigError(problems)
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
+    for said in idle(chosen):
+        log.warning("%s", said)
     server = chosen.server
     count = workers or server.workers
     if count > 1 and (problem := unshared(chosen)):
@@ -195,14 +200,17 @@ def check_config(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """Say everything that is wrong with a configuration, each fault with its path."""
+    """Say everything that is wrong with a configuration, each fault with its path, and warn of settings that do
+    nothing.
+    """
     import msgspec
 
     path = file_of(file or config)
     chosen, problems = check(path, os.environ)
     problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
     if json:
-        typer.echo(msgspec.json.encode({"ok": not problems, "problems": problems}).decode())
+        told = {"ok": not problems, "problems": problems, "warnings": idle(chosen) if chosen is not None else []}
+        typer.echo(msgspec.json.encode(told).decode())
     elif problems or chosen is None:
         typer.secho(f"{path}: {len(problems)} problem(s)", fg="red", err=True)
         for problem in problems:
@@ -210,6 +218,8 @@ def check_config(
     else:
         typer.echo(f"{path or 'embedded defaults'}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
                    f"deployment(s), {len(chosen.routes)} route(s), all in order")
+        for said in idle(chosen):
+            typer.secho(f"  warning: {said}", fg="yellow", err=True)
     raise typer.Exit(2 if problems else 0)
 
 

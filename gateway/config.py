@@ -163,7 +163,7 @@ class RouteConfig(_Section, frozen=True):
     step_price: Share = 0.02
     """Score that each further call of a strategy must gain to be worth it."""
     accept_at: Quality | None = None
-    """Least confidence that keeps a cheap answer; None: 0.5. A trained or certified cascade has thresholds of its own."""
+    """Least confidence that keeps a cheap answer; None: 0.5. Trained and certified cascades have their own."""
     speculate: bool = False
     """True: the next model of a cascade starts beside the first: faster, and paid for where the first is kept too."""
     judge: str = ""

@@ -1,7 +1,7 @@
 """Reads the configuration and finds every fault of it at once, each with its path.
 
-It refuses what would be dropped in silence: unknown keys, settings that nothing reads, `${ENV}` outside
-secrets. No message shows the value of a secret.
+It refuses what would be dropped in silence: unknown keys, settings of another router or kind, `${ENV}` outside
+secrets; of what is idle `config_idle` warns. No message shows the value of a secret.
 """
 
 from __future__ import annotations

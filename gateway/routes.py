@@ -110,8 +110,8 @@ class RouteBook:
         return route
 
     def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
-        """The same route with only the models a request allows. Raises CallerError where none is left, or where a name is
-        no model's: one that was mistyped would leave out the model that was meant.
+        """The same route with only the models a request allows. Raises CallerError where none is left, or where a name
+        is no model's: a slip would leave out the model that was meant.
         """
         models = tuple(model for model in route.models if model.name in names)
         if not models:

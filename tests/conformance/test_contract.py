@@ -84,7 +84,8 @@ async def test_knobs_in_headers(tmp_path: Path) -> None:
      ({"min_quality": "high"}, "headgate.min_quality"), ({"models": ["no/such"]}, "headgate.models"),
      ({"cache": "perhaps"}, "headgate.cache"), ({"max_cost_usd": -1}, "headgate.max_cost_usd"),
      ({"models": 7}, "headgate.models"), ({"models": []}, "headgate.models"),
-     ({"models": ["openai/echo", "openai/eco"]}, "headgate.models"), ({"route": 7}, "headgate.route"), ([], "headgate"), ("x", "headgate")],
+     ({"models": ["openai/echo", "openai/eco"]}, "headgate.models"),
+     ({"route": 7}, "headgate.route"), ([], "headgate"), ("x", "headgate")],
 )  # fmt: skip
 async def test_bad_knobs(tmp_path: Path, knobs: Any, param: str) -> None:
     """A knob that isn't known, or a value it can't have, is refused by name on both APIs."""

@@ -1,0 +1,151 @@
+"""Settings that are sound and yet do nothing, because something else in the same file keeps them from being read.
+
+A misspelt or impossible setting is refused (gateway/config_load.py). What is only idle may be meant for later, so it is
+told and no more: `headgate check-config` lists it, `headgate serve` logs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.config import Config, KeyConfig, ModelConfig, RouteConfig, TenantConfig
+from gateway.config_load import LEARNED, is_path
+
+UNLEARNT = ("rules", "weighted", "cheapest")
+"""Routers that estimate nothing."""
+LEAST_MODELS = {"confidence": 2, "verify": 2, "stepwise": 2, "agreement": 3}
+"""That a strategy needs to do anything."""
+READS_THRESHOLD = frozenset({"confidence", "best-of", "verify", "refine", "stepwise"})
+SPECULATES = frozenset({"confidence", "certified"})
+READS_LOGPROBS = frozenset({"confidence", "certified"})
+
+_Needs = tuple[tuple[str, ...], Callable[[Any], bool], str]
+_ROUTE: tuple[_Needs, ...] = (
+    (("strategies", "step_price"), lambda r: r.cascade == LEARNED, "is read by cascade 'learned' only"),
+    (("accept_at",), lambda r: not READS_THRESHOLD.isdisjoint(_ways(r)),
+     f"is read by cascades {', '.join(sorted(READS_THRESHOLD))} only"),
+    (("speculate",), lambda r: not SPECULATES.isdisjoint(_ways(r)),
+     "is read by cascades certified and confidence only"),
+    (("reference", "certainty", "measured_share"), lambda r: r.cascade == "certified",
+     "is read by cascade 'certified' only"),
+    (("check",), lambda r: _ways(r) != {"none"}, "judges answers that a cascade may send back, and there is none"),
+    (("check_timeout_s",), lambda r: bool(r.check), "is read with `check` only"),
+    (("gather_most", "gather_tokens"), lambda r: r.gather_ms > 0, "is read where gather_ms is above 0 only"),
+    (("solved_most",), lambda r: bool(r.solved), "is read with `solved` only"),
+    (("cache_ttl_s",), lambda r: r.cache != "none", "is read with a cache only"),
+    (("cache_eps", "cache_rule"), lambda r: r.cache == "semantic", "is read by the semantic cache only"),
+    (("cache_judge",), lambda r: r.cache == "semantic" or r.cascade == "certified",
+     "is asked by the semantic cache and cascade 'certified' only"),
+    (("hedge_max_share",), lambda r: r.hedge_after_s is not None, "is read with hedge_after_s only"),
+    (("hedge_after_s",), lambda r: r.max_attempts > 1 and r.hedge_max_share > 0,
+     "never starts an attempt: max_attempts is 1 or hedge_max_share 0"),
+    (("fallback",), lambda r: r.max_attempts > 1, "is never tried: max_attempts is 1"),
+    (("cascade",), lambda r: r.max_attempts > 1, "never asks again: max_attempts is 1"),
+    (("explore", "cost_weight", "min_quality", "wait_usd_per_s"),
+     lambda r: r.router not in UNLEARNT or r.learn_every_s > 0 or _has_own_estimates(r.cascade),
+     "is not read by a router that estimates nothing (rules, weighted, cheapest)"),
+)  # fmt: skip
+_PROVIDER: tuple[_Needs, ...] = (
+    (("api_version",), lambda p: p.kind == "azure", "is read by the kind 'azure' only"),
+    (("batch_discount",), lambda p: p.kind == "openai", "is read by the kind 'openai' only"),
+    (("batch_window_s",), lambda p: p.batch_discount > 0, "is read with batch_discount only"),
+    (("options",), lambda p: p.kind in ("local", "scripted"), "is read by the kinds 'local' and 'scripted' only"),
+    (("verify_tls",), lambda p: not p.base_url.startswith("http://"), "is read with an https address only"),
+)
+_MODEL: tuple[_Needs, ...] = (
+    (("parallel", "memory_tokens"), lambda m: m.balance == "delay", "is read with balance = \"delay\" only"),
+)
+_BUDGET: tuple[_Needs, ...] = (
+    (("budget_period",), lambda one: one.budget_usd is not None, "is read with budget_usd only"),
+)
+_STORAGE: tuple[_Needs, ...] = (
+    (("redis_timeout_s", "redis_away", "redis_vectors"), lambda s: bool(s.redis_url), "is read with redis_url only"),
+)
+_EMBEDDING: tuple[_Needs, ...] = (
+    (("path",), lambda e: e.kind == "folder", "is read by the kind 'folder' only"),
+    (("base_url", "api_key", "model", "dims", "timeout_s"), lambda e: e.kind == "openai",
+     "is read by the kind 'openai' only"),
+)  # fmt: skip
+
+
+def idle(config: Config) -> list[str]:
+    """Each with its path and why it does nothing."""
+    found = [*_unread(config.storage, "storage", _STORAGE), *_unread(config.embedding, "embedding", _EMBEDDING)]
+    for index, provider in enumerate(config.providers):
+        found += _unread(provider, f"providers[{index}]", _PROVIDER)
+    for index, model in enumerate(config.models):
+        found += [*_unread(model, f"models[{index}]", _MODEL), *_alone(config, model, f"models[{index}]")]
+    for index, route in enumerate(config.routes):
+        found += [*_unread(route, f"routes[{index}]", _ROUTE), *_route(config, route, f"routes[{index}]")]
+    if config.storage.redis_url and config.storage.redis_vectors and _none_is(config, "semantic"):
+        found.append("storage.redis_vectors: is read by the semantic cache only, which no route has")
+    owners: dict[str, KeyConfig | TenantConfig] = {f"auth.keys[{n}]": key for n, key in enumerate(config.auth.keys)}
+    owners |= {f"auth.tenants[{n}]": tenant for n, tenant in enumerate(config.auth.tenants)}
+    for path, owner in owners.items():
+        found += _unread(owner, path, _BUDGET)
+        if owner.budget_usd and _free(config.models):
+            found.append(f"{path}.budget_usd: is never spent: no model has a price")
+    return found
+
+
+def _unread(section: msgspec.Struct, path: str, needs: tuple[_Needs, ...]) -> Iterator[str]:
+    defaults = {field.name: _default(field) for field in msgspec.structs.fields(section)}
+    for names, is_read, why in needs:
+        for name in names:
+            if getattr(section, name) != defaults[name] and not is_read(section):
+                yield f"{path}.{name}: {why}"
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+
+
+def _alone(config: Config, model: ModelConfig, path: str) -> Iterator[str]:
+    if sum(one.name == model.name for one in config.models) == 1:
+        for name, default in (("weight", 1.0), ("balance", "weight")):
+            if getattr(model, name) != default:
+                yield f"{path}.{name}: shares requests among deployments, and {model.name!r} has one"
+
+
+def _route(config: Config, route: RouteConfig, path: str) -> Iterator[str]:
+    ways, models = _ways(route), [model for model in config.models if model.name in route.models]
+    for way in sorted(ways):
+        if len(route.models) < LEAST_MODELS.get(way, 1):
+            yield f"{path}.cascade: {way!r} needs {LEAST_MODELS[way]} models, the route has {len(route.models)}"
+        elif way in READS_LOGPROBS and not route.check and not any(model.logprobs for model in models):
+            yield f"{path}.cascade: {way!r} reads log-probabilities, and no model of the route has logprobs = true"
+    if route.check and not _is_program(route.check[0]):
+        where = f"neither a program's whole path nor one in {os.defpath}"
+        yield f"{path}.check: {route.check[0]!r} is {where}, so it says nothing"
+    if route.fallback and set(route.fallback) <= set(route.models):
+        yield f"{path}.fallback: holds the route's own models alone, which are tried anyway"
+    for name in ("budget_usd_per_day", "max_cost_usd"):
+        if getattr(route, name) and _free(models):
+            yield f"{path}.{name}: is never reached: no model of the route has a price"
+
+
+def _ways(route: RouteConfig) -> set[str]:
+    """Strategies that the route may climb by."""
+    return set(route.strategies) if route.cascade == LEARNED else {route.cascade}
+
+
+def _is_program(command: str) -> bool:
+    """A check runs in an empty folder, so a path must be a whole one."""
+    return ("/" not in command or os.path.isabs(command)) and shutil.which(command, path=os.defpath) is not None
+
+
+def _has_own_estimates(cascade: str) -> bool:
+    return cascade in (LEARNED, "certified") or is_path(cascade)
+
+
+def _free(models: list[ModelConfig]) -> bool:
+    return not any(model.input_usd_per_mtok or model.output_usd_per_mtok for model in models)
+
+
+def _none_is(config: Config, cache: str) -> bool:
+    return all(route.cache != cache for route in config.routes)
