@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
-from gateway.call import SURFACES, Arrival, read_call
+from gateway.call import SURFACES, Arrival, read_call, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
@@ -23,7 +23,6 @@ from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
 from gateway.wire.errors import render_error, status_of
-from gateway.wire.request import decode
 
 log = logging.getLogger("headgate.asgi")
 
@@ -148,7 +147,7 @@ class App:
             raw = None
             if surface == "responses":
                 tenant = services.caller_of(arrival.headers, arrival.host).tenant
-                raw = await services.responses.continued(decode(body), tenant)
+                raw = await services.responses.continued(read_raw(body, arrival.headers), tenant)
             call = read_call(
                 surface,
                 body,

@@ -94,7 +94,7 @@ def read_call(
     headers, model = arrival.headers, arrival.model
     ours = raw is not None or bool(model)
     if raw is None:
-        raw = _decoded(body, headers)
+        raw = read_raw(body, headers)
     ours = ours or KNOB_FIELD in raw
     wishes = read_wishes(raw, headers)
     described = describe(raw, surface, max_messages=max_messages)
@@ -119,7 +119,8 @@ def read_call(
     )
 
 
-def _decoded(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
+def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
+    """One JSON object, a level deep. Raises CallerError, also for one that came compressed."""
     try:
         return decode(body)
     except CallerError:

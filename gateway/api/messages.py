@@ -6,11 +6,11 @@ import msgspec
 
 from gateway.asgi import Answer, Request
 from gateway.attempt import readable
-from gateway.call import read_model
+from gateway.call import read_model, read_raw
 from gateway.errors import CallerError, UnknownModel, UpstreamError
 from gateway.reply import JSON
 from gateway.wire.errors import classify
-from gateway.wire.request import Raw, decode, encode, estimate_tokens, signed
+from gateway.wire.request import Raw, encode, estimate_tokens, signed
 
 TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 1024
@@ -19,7 +19,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 async def count_tokens(request: Request, _: str) -> Answer:
     """A route counts with its default model."""
     caller, services = request.caller(), request.services
-    raw = decode(request.body)
+    raw = read_raw(request.body, request.arrival.headers)
     name = read_model(raw)
     if not name:
         raise CallerError("model: Field required", param="model")

@@ -8,11 +8,11 @@ import msgspec
 
 from gateway.api.files import asked, page_limit, page_of, place_of
 from gateway.asgi import Answer, Request
-from gateway.call import read_model
+from gateway.call import read_model, read_raw
 from gateway.errors import CallerError, UnknownModel
 from gateway.reply import EVENTS, JSON
 from gateway.wire.replay import replay
-from gateway.wire.request import decode, estimate_tokens
+from gateway.wire.request import estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
@@ -56,7 +56,7 @@ def _shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
 async def count_input_tokens(request: Request, _: str) -> Answer:
     """Estimated, turns before this one included: no upstream is asked."""
     caller, services = request.caller(), request.services
-    raw = await services.responses.continued(decode(request.body), caller.tenant)
+    raw = await services.responses.continued(read_raw(request.body, request.arrival.headers), caller.tenant)
     name = read_model(raw)
     if name and not caller.may_use(name):
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
