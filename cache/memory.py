@@ -9,8 +9,8 @@ from cache.entry import Entry
 from cache.eviction import Eviction, LeastExpectedCost
 from cache.store import StoreStats, alive
 
-ENTRY_BYTES = 950
-"""What an entry weighs beside its body: object, identifiers, three indexes and its place in the heap."""
+ENTRY_BYTES = 1200
+"""Resident memory that an entry takes beside its body: object, identifiers, three indexes, its place in the heap."""
 
 
 class MemoryStore:

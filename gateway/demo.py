@@ -73,12 +73,14 @@ logprobs = true
 """
 """The gateway's own ports and folder, and the two shipped models; routes are put behind it."""
 
-ROUTES = """
-[[routes]]                    # learns: both models equally often, text kept for training
+LEARNING = """
+[[routes]]                    # both models equally often, text kept for training
 name = "learn"
 models = ["tiny-small", "tiny-large"]
 router = "weighted"
 store_text = true
+"""
+LEARNT = """
 [[routes]]                    # what was learnt, one model a question
 name = "routed"
 models = ["tiny-small", "tiny-large"]
@@ -109,9 +111,10 @@ class Demo:
     def config(self) -> Path:
         return self.folder / "headgate.toml"
 
-    def write_config(self, router: str) -> None:
+    def write_config(self, routes: str, **more: object) -> None:
+        """`more`: what stands in the routes' braces."""
         self.config.write_text(
-            (HOME + ROUTES).format(port=self.port, admin_port=self.admin_port, folder=self.folder, router=router)
+            (HOME + routes).format(port=self.port, admin_port=self.admin_port, folder=self.folder, **more)
         )
 
     @asynccontextmanager
@@ -216,12 +219,12 @@ async def run(queries: int, *, seed: int, as_json: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="headgate-demo-") as name:
         demo = Demo(Path(name), console, free_port(), free_port())
         console.print(f"[bold]1.[/] Learning from {len(learn)} questions, half to each model, with feedback")
-        demo.write_config("cheapest")
+        demo.write_config(LEARNING)
         async with demo.gateway():
             await demo.send("learn", learn, feedback=True)
         console.print("[bold]2.[/] Training a router on what the journal recorded")
         artifact = await demo.learn()
-        demo.write_config(str(artifact))
+        demo.write_config(LEARNT, router=artifact)
         console.print(f"[bold]3.[/] {len(judge)} questions never seen before, sent in {len(WAYS)} ways")
         async with demo.gateway():
             ways = [Way(title, await demo.send(model, judge, feedback=False)) for title, model in WAYS]

@@ -80,6 +80,7 @@ class Run:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr,
                 pass_fds=fds,
+                process_group=0,  # Ctrl-C is for the supervisor, which ends its children in good order
             )
         finally:
             if tell is not None:

@@ -132,10 +132,10 @@ async def live(
 
 @asynccontextmanager
 async def served(config: Path, *words: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`headgate serve` as real processes, ready to answer; stopped by SIGTERM."""
+    """`headgate serve` as real processes, in a group as a shell starts them, ready to answer; stopped by SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "serve", "--config", str(config), *words,
-        stdout=asyncio.subprocess.PIPE, env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, **environment}, process_group=0,
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,8 +90,13 @@ async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status:
     raise AssertionError(f"still {answer.status_code}, not {status}")
 
 
-async def test_sigterm_lets_a_stream_end_and_leaves_no_process(tmp_path: Path) -> None:
-    """A stream in flight at SIGTERM arrives whole; afterwards nothing listens any more."""
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stream_under_way_ends_and_no_process_is_left(
+    tmp_path: Path, sign: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At Ctrl-C too, which a terminal tells every process of the group: the stream arrives whole, without a word of
+    faults; afterwards nothing listens any more.
+    """
     config, port, _ = write_config(tmp_path, master_key="")
     async with served(config) as process:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -97,11 +104,13 @@ async def test_sigterm_lets_a_stream_end_and_leaves_no_process(tmp_path: Path) -
             async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 chunks = answer.aiter_text()
                 text = await anext(chunks)
-                process.terminate()
+                os.killpg(process.pid, sign)
                 text += "".join([chunk async for chunk in chunks])
         await asyncio.wait_for(process.wait(), PATIENCE_S)
     assert "four" in text and text.endswith("data: [DONE]\n\n")
     assert process.returncode == 0
+    told = capfd.readouterr().err
+    assert "error" not in told and "Traceback" not in told
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
 
