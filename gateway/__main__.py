@@ -7,9 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -160,6 +158,9 @@ def problems_at_start(config: Config) -> list[str]:
     """What workers would stumble over. Found in a process of its own, which ends with all that it had to load: the
     supervisor needs none of it and lives as long as the gateway.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(1, get_context("fork")) as aside:
         artefacts = aside.submit(artefact_problems, config, read_settings(config.server.run_dir))
         return artefacts.result() + aside.submit(schema_problems, config).result()

@@ -69,13 +69,16 @@ class Front(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade as asked:
-            self._decline_upgrade(data[asked.args[0] :])
-        except HttpParserError:
-            log.warning(NO_HTTP)
-            self.send_400_response(NO_HTTP)
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except HttpParserUpgrade as asked:
+                data = self._declined(data[asked.args[0] :])
+            except HttpParserError:
+                log.warning(NO_HTTP)
+                self.send_400_response(NO_HTTP)
+                data = b""
         if self._in_head and self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
@@ -150,14 +153,14 @@ class Front(HttpToolsProtocol):
         is_plain: bool = parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
         return is_plain
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _declined(self, rest: bytes) -> bytes:
         """The request goes on as one that didn't ask for another protocol (RFC 9110, 7.8); Java's client asks with its
         first. The parser took what follows the head for the other protocol's: a new one reads the head again.
         """
         parser, headers = self.parser, [one for one in self.headers if one[0] != b"upgrade"]
         line = b"%b %b HTTP/%b\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())
         self.parser = HttpRequestParser(self)
-        self.data_received(b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % one for one in headers), rest))
+        return b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % one for one in headers), rest)
 
     def _leave_to_uvicorn(self) -> None:
         """What its own `on_message_begin` would have made, and then its own way."""

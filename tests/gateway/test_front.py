@@ -114,6 +114,18 @@ async def test_a_request_that_would_rather_speak_another_protocol_is_answered(
     assert said.count(b"HTTP/1.1 200") == said.count(b"hello there") == (1 if last else 2)
 
 
+async def test_many_that_would_rather_speak_another_protocol_are_answered_in_turn(tmp_path: Path) -> None:
+    """However many come in one packet."""
+    offer = b"host: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    asked = request().replace(b"host: x\r\n", offer)
+    async with live(tmp_path) as gateway:
+        transport, talker = await talk(gateway)
+        transport.write(asked * 1200 + request(close=True))
+        await talker.gone.wait()
+        await gateway.rest()
+    assert b"".join(talker.reads).count(b"HTTP/1.1 200") == 1201
+
+
 async def test_nobody_gets_through_to_elsewhere(tmp_path: Path) -> None:
     """CONNECT asks for a tunnel: refused, and the connection ends."""
     async with live(tmp_path) as gateway:
