@@ -61,8 +61,8 @@ class MiniLM:
         x = self._norm(x + self._w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
         for layer in range(self._layers):
             x = self._layer(x, f"encoder.layer.{layer}.")
-        mean = x.mean(0)
-        vector: Floats = mean / np.sqrt(mean @ mean)
+        mean: Floats = x.mean(0)
+        vector: Floats = np.divide(mean, np.sqrt(mean @ mean))
         return vector
 
     def _layer(self, x: Floats, name: str) -> Floats:
@@ -88,7 +88,7 @@ class MiniLM:
 
     def _norm(self, x: Floats, name: str) -> Floats:
         centred = x - x.mean(-1, keepdims=True)
-        scale = np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-12)
+        scale: Floats = np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-12)
         y: Floats = centred / scale * self._w[f"{name}.weight"] + self._w[f"{name}.bias"]
         return y
 

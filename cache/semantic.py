@@ -276,7 +276,7 @@ class SemanticCache:
         if unit.shape != (self._dimension,):
             return None
         length = float(np.sqrt(unit @ unit))
-        return unit / length if 1e-6 < length < 1e6 else None
+        return np.divide(unit, length) if 1e-6 < length < 1e6 else None
 
     def _around(self, key: bytes, unit: Vector, tenant: str, now_s: float) -> Neighbours | None:
         space = self._spaces.get(key)

@@ -165,7 +165,7 @@ class Demo:
 
             # Two halves one after the other, so that a repeated question finds its answer in the cache.
             for part in np.array_split(np.arange(len(questions)), 2):
-                done += await asyncio.gather(*(ask(questions[i]) for i in part))
+                done += await asyncio.gather(*(ask(questions[int(i)]) for i in part))
         await client.close()
         return done
 
