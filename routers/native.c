@@ -13,6 +13,8 @@ typedef long long i64;
 
 #define LONGEST 100 /* BERT reads a longer word as unknown */
 #define STRUCTURE 19
+#define WAITING 32 /* tokens whose rows are on their way */
+#define LINE 64
 
 enum { BLANK = 1, LETTER = 2, MARK = 4 };
 enum { NONE, ASKS, LINES, COLONS, QUOTES, SCORES, CODE, MATHS, DIGITS, CAPITALS, SPACES, FOREIGN, KINDS };
@@ -90,6 +92,10 @@ void closed(table *t) { free(t->slots), free(t); }
 
 /* ---- sums ---- */
 
+/* By the widest registers that the machine has; element by element, so the sums are the same. */
+#if defined(__x86_64__) && defined(__GLIBC__)
+__attribute__((target_clones("avx2", "default")))
+#endif
 static void add(const table *t, float *restrict total, i64 id) {
     const int8_t *restrict row = t->rows + id * t->dims;
     float scale = t->scales[id];
@@ -115,9 +121,27 @@ static int cut(const table *t, const uint8_t *word, int32_t length, int32_t *pie
     return found;
 }
 
-static void add_stretch(const table *t, float *total, const uint8_t *at, const uint8_t *end) {
+/* Tokens found and not yet added. Their rows lie all over the table: those of a few words ahead are asked for early. */
+typedef struct { i64 count; int32_t ids[WAITING + LONGEST]; } waiting;
+
+static void add_all(const table *t, float *total, waiting *w) {
+    for (i64 i = 0; i < w->count; i++) add(t, total, w->ids[i]);
+    w->count = 0;
+}
+
+static void find(const table *t, float *total, waiting *w, const uint8_t *word, int32_t length) {
+    if (w->count >= WAITING) add_all(t, total, w);
+    int found = cut(t, word, length, w->ids + w->count);
+    for (int i = 0; i < found; i++) {
+        const int8_t *row = t->rows + w->ids[w->count + i] * t->dims;
+        for (i64 d = 0; d < t->dims; d += LINE) __builtin_prefetch(row + d);
+        __builtin_prefetch(t->scales + w->ids[w->count + i]);
+    }
+    w->count += found;
+}
+
+static void find_stretch(const table *t, float *total, waiting *w, const uint8_t *at, const uint8_t *end) {
     uint8_t word[LONGEST + 1];
-    int32_t pieces[LONGEST];
     while (at < end) {
         int32_t length = 0;
         if (t->class_of[*at] == LETTER)
@@ -126,22 +150,26 @@ static void add_stretch(const table *t, float *total, const uint8_t *at, const u
             }
         else if (t->class_of[*at] == MARK) word[length++] = *at++;
         else { at++; continue; }
-        int count = cut(t, word, length, pieces);
-        for (int i = 0; i < count; i++) add(t, total, pieces[i]);
+        find(t, total, w, word, length);
     }
 }
 
 /* Sums of the last `tail_words` stretches of an ASCII text and of those before; how many stretches there are. */
 static i64 sum_text(const table *t, const uint8_t *text, i64 n, i64 tail_words, float *tail, float *head) {
     const uint8_t *end = text + n, *at = end;
+    float *total = tail;
+    waiting w = {0};
     i64 stretches = 0;
-    for (;;) { /* from behind: the tail is known first */
+    for (;; stretches++) { /* from behind: the tail is known first */
         while (at > text && t->class_of[at[-1]] == BLANK) at--;
-        if (at == text) return stretches;
+        if (at == text) break;
         const uint8_t *last = at;
         while (at > text && t->class_of[at[-1]] != BLANK) at--;
-        add_stretch(t, stretches++ < tail_words ? tail : head, at, last);
+        if (stretches == tail_words) add_all(t, total, &w), total = head;
+        find_stretch(t, total, &w, at, last);
     }
+    add_all(t, total, &w);
+    return stretches;
 }
 
 static void scale(float *to, const float *total, i64 dims) {
