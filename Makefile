@@ -21,6 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock \
 	  || $(PIP) install --quiet --require-hashes -r requirements.lock  # an index of one's own is known to pip only
 	$(PIP) install --quiet --no-deps --no-compile torch==2.13.0
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install torch==2.13.0  # a build that wants CUDA's own packages
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

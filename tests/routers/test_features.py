@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -61,7 +61,8 @@ def test_many_are_described_as_one_by_one(texts: list[str]) -> None:
         )  # fmt: skip
         np.testing.assert_allclose(vector, query.vector, rtol=1e-4, atol=2e-6)
         again = FEATURES.query_of(one, query.vector)
-        assert again == query
+        assert again.vector is query.vector
+        assert replace(again, vector=None) == replace(query, vector=None)
 
 
 @given(st.binary(max_size=400) | st.text(alphabet='?\n:"_{;$9A \u00fcab', max_size=200).map(str.encode))
