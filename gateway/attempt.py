@@ -105,7 +105,7 @@ class Caller:
         call, now = exchange.call, self.now
         provider = self.providers[deployment.provider]
         try:
-            dialect = provider.dialect_for(call.surface)
+            dialect = dialect_of(provider, call.surface, rung, deployment)
             body = request_body(call, deployment, dialect, rung, live=live)
         except CallerError as error:
             raise for_others(error) from None
@@ -314,6 +314,14 @@ def wants_whole(exchange: Exchange) -> bool:
     return bool(exchange.cache_key) or exchange.call.surface == "responses" or exchange.route.config.store_text
 
 
+def dialect_of(provider: Provider, surface: str, rung: Rung, deployment: Deployment) -> str:
+    """What the upstream is spoken to in. What a cascade changes in a request, and its log-probabilities, are chat's."""
+    dialect = provider.dialect_for(surface)
+    if dialect == "responses" and (rung.overrides or adds_logprobs(rung, deployment, "chat")):
+        return provider.main_dialect
+    return dialect
+
+
 def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *, live: bool) -> bytes:
     """The client's own bytes where nothing changes; otherwise the same fields with ours replaced."""
     same = dialect == call.surface
@@ -331,10 +339,10 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes["messages"] = turns
     for name, value in rung.overrides.items():
         changes[name] = msgspec.Raw(msgspec.json.encode(value))
-    if same and not changes and call.body:
+    if same and not changes and call.body and dialect != "responses":
         return call.body
     most = deployment.config.max_output_tokens
-    raw: Raw = dict(call.raw) if same else translate_request(call.raw, call.surface, dialect, max_tokens=most)
+    raw: Raw = dict(translate_request(call.raw, call.surface, dialect, max_tokens=most))
     raw.update(changes)
     if call.stream and not live:
         raw.pop("stream_options", None)

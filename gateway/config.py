@@ -92,6 +92,9 @@ class ProviderConfig(_Section, frozen=True):
     """Sent with every request to this provider."""
     max_connections: Count = 512
     connect_timeout_s: Seconds = 5.0
+    responses: bool | None = None
+    """Whether it serves the Responses API itself, built-in tools and all; else chat's answers are put into its shape.
+    None: OpenAI's own address does."""
     verify_tls: bool = True
     private_network: bool = False
     """True: the public name in `base_url` may resolve to an address of an inner network."""

@@ -52,6 +52,8 @@ _ROUTE: tuple[_Needs, ...] = (
 )  # fmt: skip
 _PROVIDER: tuple[_Needs, ...] = (
     (("api_version",), lambda p: p.kind == "azure", "is read by the kind 'azure' only"),
+    (("responses",), lambda p: p.kind in ("openai", "azure", "scripted"),
+     "is read by the kinds 'openai', 'azure' and 'scripted' only"),
     (("batch_discount",), lambda p: p.kind == "openai", "is read by the kind 'openai' only"),
     (("batch_window_s",), lambda p: p.batch_discount > 0, "is read with batch_discount only"),
     (("options",), lambda p: p.kind in ("local", "scripted"), "is read by the kinds 'local' and 'scripted' only"),

@@ -21,6 +21,7 @@ from gateway.journal.spool import Spool
 from gateway.wire.body import read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, input_items, owner_of
+from gateway.wire.to_responses import is_kept
 
 REMEMBERED = 512
 MOST_OWNERS = 512
@@ -53,7 +54,7 @@ class Responses:
             return raw
         kept: dict[str, dict[str, object]] = {}
         items = input_items(raw)
-        owners = {owner_of(str(item.get("id"))) for item in items if item.get("type") == REFERENCE}
+        owners = {_keeper(str(item.get("id"))) for item in items if item.get("type") == REFERENCE}
         if len(owners) > MOST_OWNERS:
             raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
         for owner in owners:
@@ -79,16 +80,17 @@ class Responses:
 
     async def delete(self, id: str, tenant: str) -> None:
         """Gone for good once this returns; raises NotFound where there is none."""
-        await self.find(id, tenant)
-        self._recent.pop((tenant, id), None)
-        await append_durably(self._spool, ResponseRecord(id=id, time_s=self._clock(), tenant=tenant, deleted=True))
+        record = await self.find(id, tenant)
+        for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
+            self._recent.pop((tenant, one), None)
+            await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
 
     def keep(self, exchange: Exchange) -> None:
         """Store the answer of a /v1/responses call, unless the caller said not to."""
         call, body = exchange.call, exchange.answer_body
-        if call.surface != "responses" or not body or call.raw.get("store") == msgspec.Raw(b"false"):
+        if call.surface != "responses" or not body or not is_kept(call.raw):
             return
-        answer = msgspec.json.decode(body, type=_Named)
+        answer = msgspec.json.decode(body, type=_Answer)
         exchange.response_id = answer.id
         record = ResponseRecord(
             id=answer.id,
@@ -99,8 +101,10 @@ class Responses:
             input=msgspec.json.encode(input_items(call.raw)),
             output=body,
         )
-        self._spool.append(record)
-        self._remember(record)
+        items = _named(answer.output)
+        for one in (record, *(_record_of(record, name, item) for name, item in items.items())):
+            self._spool.append(one)
+            self._remember(one)
 
     def _remember(self, record: ResponseRecord) -> None:
         if len(record.input) + len(record.output) <= MAX_REMEMBERED_BYTES:
@@ -119,5 +123,20 @@ def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[
     return found
 
 
-class _Named(msgspec.Struct):
+class _Answer(msgspec.Struct):
     id: str
+    output: list[dict[str, object]] = []
+
+
+def _keeper(item_id: str) -> str:
+    """Under what an item is kept: its response, where its id tells that; else a name of its own."""
+    return owner_of(item_id) or f"item:{item_id}"
+
+
+def _named(output: list[dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Items whose id doesn't tell their response, as an upstream's don't, by what they are kept under."""
+    return {_keeper(id): item for item in output if isinstance(id := item.get("id"), str) and id and not owner_of(id)}
+
+
+def _record_of(response: ResponseRecord, name: str, item: dict[str, object]) -> ResponseRecord:
+    return msgspec.structs.replace(response, id=name, input=b"[]", output=msgspec.json.encode({"output": [item]}))

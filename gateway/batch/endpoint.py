@@ -28,7 +28,7 @@ from gateway.errors import PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
 from gateway.providers import Provider
-from gateway.providers.openai import PATHS, OpenAIProvider
+from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets
 from gateway.wire.answer import peek, translate_answer
@@ -184,7 +184,7 @@ class Upstreams:
         deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
         prompt: Prompt = runner.plan.prompts[part.places[0]]
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
-        url = f"/v1{PATHS[dialect]}"
+        url = f"/v1{PATHS.get(dialect, RESPONSES)}"
         content = await asyncio.to_thread(self._file, runner, part, deployment, url, dialect)
         form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
         file = await _asked(http, "POST", "/files", data={"purpose": "batch"}, files=form)

@@ -16,7 +16,7 @@ _DEFAULTS = {b"anthropic-version": b"2023-06-01"}
 class AnthropicProvider(Provider):
     """`base_url` may end in `/v1` or not, as both are usual."""
 
-    dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    dialects = frozenset(PATHS)
     main_dialect: ClassVar[str] = "messages"
     default_base_url: ClassVar[str] = "https://api.anthropic.com"
     forwarded: ClassVar[tuple[bytes, ...]] = (

@@ -9,22 +9,27 @@ from __future__ import annotations
 from typing import ClassVar
 from urllib.parse import quote
 
-from gateway.providers.openai import PATHS
+from gateway.providers.openai import PATHS, RESPONSES
 from gateway.providers.provider import Provider
 
 DEFAULT_API_VERSION = "2024-10-21"
+RESPONSES_API_VERSION = "2025-03-01-preview"
+"""The first that has them."""
 
 
 class AzureProvider(Provider):
     """`base_url` is `https://NAME.openai.azure.com`, or the same with `/openai/v1`."""
 
-    dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    dialects = frozenset(PATHS)
     main_dialect: ClassVar[str] = "chat"
+    may_serve_responses: ClassVar[bool] = True
 
     def path(self, upstream_name: str, dialect: str) -> str:
         if self.endpoint.base_path.endswith("/openai/v1"):
             version = quote(self.config.api_version, safe="")
-            return PATHS[dialect] + (f"?api-version={version}" if version else "")
+            return PATHS.get(dialect, RESPONSES) + (f"?api-version={version}" if version else "")
+        if dialect == "responses":  # which names the deployment in the body even here
+            return f"/openai/responses?api-version={quote(self.config.api_version or RESPONSES_API_VERSION, safe='')}"
         version = quote(self.config.api_version or DEFAULT_API_VERSION, safe="")
         return f"/openai/deployments/{quote(upstream_name, safe='')}{PATHS[dialect]}?api-version={version}"
 

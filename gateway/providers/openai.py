@@ -11,17 +11,20 @@ PATHS = {
     "completions": "/completions",
     "embeddings": "/embeddings",
 }
+RESPONSES = "/responses"
+"""Of those that serve the Responses API."""
 
 
 class OpenAIProvider(Provider):
     """`base_url` ends where the version does: `https://api.openai.com/v1`."""
 
-    dialects: ClassVar[frozenset[str]] = frozenset(PATHS)
+    dialects = frozenset(PATHS)
     main_dialect: ClassVar[str] = "chat"
+    may_serve_responses: ClassVar[bool] = True
     default_base_url: ClassVar[str] = "https://api.openai.com/v1"
 
     def path(self, upstream_name: str, dialect: str) -> str:
-        return PATHS[dialect]
+        return PATHS.get(dialect, RESPONSES)
 
     def credentials(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.config.api_key}"} if self.config.api_key else {}

@@ -26,6 +26,7 @@ _OURS = frozenset(
      "upgrade", "te", "trailer", "expect"}
 )  # fmt: skip
 MAX_FORWARDED_BYTES = 8192
+OPENAI = "api.openai.com"
 UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
 """Dialects that have no counterpart elsewhere."""
 
@@ -33,9 +34,10 @@ UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
 class Provider(ABC):
     """Subclasses say which paths exist, what proves who we are and which headers may pass."""
 
-    dialects: ClassVar[frozenset[str]] = frozenset()
+    dialects: frozenset[str] = frozenset()
     main_dialect: ClassVar[str] = ""
     """What requests of a surface that isn't among `dialects` are translated to."""
+    may_serve_responses: ClassVar[bool] = False
     default_base_url: ClassVar[str] = ""
     forwarded: ClassVar[tuple[bytes, ...]] = (b"traceparent", b"tracestate")
     """Client headers handed on, lower case."""
@@ -46,6 +48,8 @@ class Provider(ABC):
         self.engine = PROFILES.get(config.engine)
         """What is peculiar to the server; None: nothing known."""
         self.endpoint = self._endpoint(base_url or self.default_base_url)
+        if self._serves_responses():
+            self.dialects |= {"responses"}
         self._fixed = self._fixed_headers()
         self._heads: dict[tuple[str, str, bool], bytes] = {}
         self.pool = pool(
@@ -105,6 +109,10 @@ class Provider(ABC):
         await self.pool.aclose()
 
     # ---- inside
+
+    def _serves_responses(self) -> bool:
+        told = self.config.responses
+        return self.may_serve_responses and (self.endpoint.host == OPENAI if told is None else told)
 
     def _endpoint(self, base_url: str) -> Endpoint:
         try:

@@ -1,6 +1,6 @@
 """A real upstream that does what a script says: the shipped provider of kind `scripted`.
 
-It speaks chat, completions, embeddings and Anthropic messages on a TCP port or a unix socket, honestly by
+It speaks chat, completions, embeddings, responses and Anthropic messages on a TCP port or a unix socket, honestly by
 default, and misbehaves at byte level where its script wants that. So failover, budgets, routers and
 cascades can be tried, demonstrated and tested without a provider's key, over real sockets.
 

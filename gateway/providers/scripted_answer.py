@@ -184,14 +184,14 @@ def usage_openai(answer: Answer) -> Json:
     }
 
 
-def _logprob(token: str, logprob: float) -> Json:
+def token_logprob(token: str, logprob: float) -> Json:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
 
 
 def _chat_logprobs(answer: Answer, tokens: list[str]) -> Json | None:
     if not answer.wants_logprobs:
         return None
-    return {"content": [_logprob(token, answer.logprob) for token in tokens], "refusal": None}
+    return {"content": [token_logprob(token, answer.logprob) for token in tokens], "refusal": None}
 
 
 def _completion_logprobs(answer: Answer, tokens: list[str]) -> Json | None:

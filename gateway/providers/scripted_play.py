@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.providers import scripted_answer as say
+from gateway.providers.scripted_responses import as_chat, response, response_events
 from gateway.providers.scripted_script import Fault, Step
 
 Json = dict[str, Any]
@@ -35,7 +36,8 @@ _BEFORE_ANY_BYTE: dict[Fault, Act] = {"close": Act.CLOSE, "rst": Act.RESET, "sil
 _OF_TRANSPORT = ("cut", "cut_rst", "stall", "bad_chunk")
 """Faults that end the stream where they strike; the others have changed the events already."""
 _PATHS = (("/chat/completions", "chat"), ("/completions", "completions"), ("/embeddings", "embeddings"),
-          ("/messages/count_tokens", "count_tokens"), ("/messages", "messages"))  # fmt: skip
+          ("/responses", "responses"), ("/messages/count_tokens", "count_tokens"),
+          ("/messages", "messages"))  # fmt: skip
 
 
 def dialect_of(path: str) -> str | None:
@@ -134,6 +136,10 @@ def _answer(request: Json, dialect: str, step: Step, answer_id: str) -> Iterator
 def _body(request: Json, dialect: str, step: Step, answer_id: str) -> bytes:
     if step.fault == "late_error":
         return encode(error_body(dialect, step.late_status, step))
+    if dialect == "responses":
+        answer = say.compose(as_chat(request), step, dialect, answer_id)
+        body = encode(response(request, answer))
+        return body[: len(body) // 2] if step.fault == "malformed" else body
     answer = say.compose(request, step, dialect, answer_id)
     render = {"chat": say.chat, "completions": say.completions, "messages": say.messages}[dialect]
     body = encode(render(answer))
@@ -181,10 +187,13 @@ class _Event(msgspec.Struct):
 
 def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Event]:
     """The events of a stream with its faults of content already in them."""
-    answer = say.compose(request, step, dialect, answer_id)
+    asked = as_chat(request) if dialect == "responses" else request
+    answer = say.compose(asked, step, dialect, answer_id)
     include_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-    if dialect == "messages":
-        events = [_anthropic_event(event) for event in say.message_events(answer)]
+    if dialect == "responses":
+        events = [_typed_event(event) for event in response_events(request, answer)]
+    elif dialect == "messages":
+        events = [_typed_event(event) for event in say.message_events(answer)]
     else:
         make = say.chat_events if dialect == "chat" else say.completion_events
         events = [_openai_event(event) for event in make(answer, include_usage)]
@@ -198,7 +207,10 @@ def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Ev
         events.insert(place, _Event(NOT_JSON_EVENT))
     if step.fault == "late_error":
         error = error_body(dialect, step.late_status, step)
-        named = b"event: error\n" if dialect == "messages" else b""
+        if dialect == "responses":
+            said = error["error"]
+            error = {**said, "type": "error", "code": said["code"] or said["type"], "sequence_number": place}
+        named = b"event: error\n" if dialect in ("messages", "responses") else b""
         return [*events[:place], _Event(named + b"data: %b\n\n" % encode(error))]
     return events
 
@@ -213,10 +225,11 @@ def _openai_event(event: Json) -> _Event:
     return _Event(b"data: %b\n\n" % encode(event), bool(said), choice.get("finish_reason") is not None)
 
 
-def _anthropic_event(event: Json) -> _Event:
+def _typed_event(event: Json) -> _Event:
     kind = event["type"]
     wire = b"event: %b\ndata: %b\n\n" % (kind.encode(), encode(event))
-    return _Event(wire, kind == "content_block_delta", kind == "message_delta")
+    is_finish = kind in ("message_delta", "response.completed", "response.incomplete")
+    return _Event(wire, kind == "content_block_delta" or kind.endswith(".delta"), is_finish)
 
 
 def _place(events: list[_Event], after: int) -> int:
@@ -237,7 +250,7 @@ def _finish(events: list[_Event]) -> int:
 
 
 def _stream(step: Step, events: list[_Event]) -> Iterator[Frame]:
-    place = _finish(events) + 1 if step.fault == "cut_end" else _place(events, step.after)
+    place = min(_finish(events) + 1, len(events) - 1) if step.fault == "cut_end" else _place(events, step.after)
     framing = step.framing or ("length" if step.fault == "wrong_length" else "chunked")
     start = head(200, "text/event-stream; charset=utf-8", step)
     pieces = [event.wire for event in events]

@@ -14,6 +14,7 @@ from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.readers import STOP_TO_FINISH
 from gateway.wire.responses import (
+    as_asked,
     call_item,
     finish_response,
     message_item,
@@ -22,6 +23,7 @@ from gateway.wire.responses import (
     reasoning_item,
     response_object,
 )
+from gateway.wire.responses_reader import CALLS, finish_of
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
 
@@ -126,32 +128,44 @@ class _OutputPart(msgspec.Struct):
 class _Output(msgspec.Struct):
     type: str = ""
     content: list[_OutputPart] | None = None
-    name: str = ""
-    arguments: str = ""
+    summary: list[_OutputPart] | None = None
+    name: str | None = None
+    arguments: Any = None
 
 
 class _Response(msgspec.Struct):
     id: str = ""
+    object: str = ""
     model: str = ""
     status: str = ""
     output: list[_Output] = []
+    error: Any = None
+    incomplete_details: Json | None = None
     usage: Json | None = None
 
 
 def _peek_response(body: bytes) -> Peek:
     response = msgspec.json.decode(body, type=_Response)
+    if response.error is not None:
+        raise classify_in_stream(response.error)
+    if response.object != "response":
+        raise _bad("the upstream's answer is no response")
     parts = [part for item in response.output if item.type == "message" for part in item.content or ()]
     calls = [item for item in response.output if item.type == "function_call"]
-    finish = "length" if response.status == "incomplete" else "tool_calls" if calls else "stop"
+    thoughts = [part for item in response.output if item.type == "reasoning"
+                for part in (*(item.summary or ()), *(item.content or ()))]  # fmt: skip
+    why = (response.incomplete_details or {}).get("reason", "") if response.status == "incomplete" else None
+    finish = finish_of(why, any(item.type in CALLS for item in response.output))
     return Peek(
         response.id,
         response.model,
         finish,
         "".join(part.text for part in parts if part.type == "output_text"),
         "".join(part.refusal for part in parts),
-        usage=Usage.from_responses(response.usage),
-        tool_names=[call.name for call in calls],
-        tool_arguments=[call.arguments for call in calls],
+        "".join(part.text for part in thoughts),
+        Usage.from_responses(response.usage),
+        tool_names=[call.name or "" for call in calls],
+        tool_arguments=[str(call.arguments) for call in calls],
     )
 
 
@@ -178,6 +192,8 @@ def translate_answer(
     try:
         if src == dst:
             same = body if isinstance(body, bytes) else encode_json(body)
+            if src == "responses":
+                return as_asked(same, request)
             return strip_logprobs(same) if strip else same
         given: Json = msgspec.json.decode(body) if isinstance(body, bytes) else body
         chat = message_to_chat(given) if src == "messages" else given
@@ -335,6 +351,10 @@ def with_text(body: bytes, dialect: str, text: str) -> bytes:
         answer["content"] = [*others, {"type": "text", "text": text}]
     elif dialect == "completions":
         answer["choices"][0]["text"] = text
+    elif dialect == "responses":
+        others = [item for item in answer["output"] if item.get("type") != "message"]
+        said = placed(message_item(text, ""), answer["id"], len(others))
+        answer["output"] = [*others, said]
     else:
         answer["choices"][0]["message"]["content"] = text
     return encode_json(answer)

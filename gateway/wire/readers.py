@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.wire.chunk import Choice, Chunk, Delta, Function, ToolDelta, read_chunk
+from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
 
@@ -177,4 +178,6 @@ def reader_of(dialect: str) -> Reader:
         return MessagesReader()
     if dialect in ("chat", "completions"):
         return ChatReader()
+    if dialect == "responses":
+        return ResponsesReader()
     raise ValueError(f"no provider streams {dialect}")

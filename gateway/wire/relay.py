@@ -22,12 +22,16 @@ from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import BAD_JSON, Chunk, LogprobSummary, Peek
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.readers import Reader, reader_of
+from gateway.wire.responses import as_asked
+from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.responses_writer import ResponsesWriter
 from gateway.wire.seen import Seen
 from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
 from gateway.wire.writers import DONE, Writer, writer_of
 
+TYPED = frozenset({"messages", "responses"})
+"""Dialects whose events have types, one of which is the end."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
@@ -106,13 +110,15 @@ class Relay:
         return b"" if chunk is None else self._writer.write(chunk)
 
     def _pass(self, event: bytes, payload: bytes) -> bytes:
+        if isinstance(self._reader, ResponsesReader) and self._reader.tells_response:
+            event = self._told_of(payload)
         if self._reader.withheld:
             if self._reader.done:
                 self._terminal.append(event)
             elif self._include_usage:
                 self._usage_events.append(event)
             return b""
-        if self._src == "messages":
+        if self._src in TYPED:
             return event
         if self._strip_logprobs and b'"logprobs"' in payload:
             event = frame(strip_logprobs(payload))
@@ -120,6 +126,12 @@ class Relay:
             plain = event.replace(b',"usage":null', b"")
             event = plain if len(plain) < len(event) else _NULL_USAGE.sub(b"", event)
         return event
+
+    def _told_of(self, payload: bytes) -> bytes:
+        """An event of the Responses API whose response tells of the request what the client sent."""
+        told = msgspec.json.decode(payload, type=Raw)
+        told["response"] = msgspec.Raw(as_asked(bytes(told["response"]), self._request))
+        return frame(encode_json(told), msgspec.json.decode(told["type"]))
 
     def _fail(self, fault: str, cause: UpstreamError) -> bytes:
         self.fault, self.cause = fault, cause
@@ -130,7 +142,7 @@ class Relay:
         if self.fault is None and not self._reader.done:
             self._take_last(self._splitter.flush())
         if self.fault is None and not self.finished:
-            if self._src != "messages" and self._seen.ended and not self._reader.done:
+            if self._src not in TYPED and self._seen.ended and not self._reader.done:
                 self._reader.done = (
                     True  # a finish reason, then a clean close: some providers never send [DONE]
                 )
@@ -157,7 +169,7 @@ class Relay:
         assert self.finished, "a stream that isn't finished has no tail"
         if not self._same:
             return self._late + self._writer.tail(self._seen)
-        if self._src == "messages":
+        if self._src in TYPED:
             return self._late + b"".join(self._terminal)
         usage = b"".join(self._usage_events)
         if self._include_usage and not usage and self._seen.usage.known:
@@ -166,11 +178,15 @@ class Relay:
 
     def error(self, exc: HeadgateError) -> bytes:
         """The in-band error that ends a stream which can't be finished."""
+        if self._same and isinstance(self._reader, ResponsesReader) and isinstance(self._writer, ResponsesWriter):
+            self._writer.resume(self._reader.response, self._reader.sequence)
         return self._writer.error(exc)
 
     def answer(self) -> bytes:
         """The answer as it is without streaming, in the client's dialect; after `tail`, with collect=True."""
         assert self._collected is not None and self.finished
+        if isinstance(self._reader, ResponsesReader):
+            return as_asked(self._reader.response, self._request)
         if isinstance(self._writer, ResponsesWriter):
             return encode_json(self._writer.whole(self._seen))
         assemble = assemble_messages if self._src == "messages" else assemble_chat

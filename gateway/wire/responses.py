@@ -92,6 +92,14 @@ def response_object(
     }
 
 
+def as_asked(body: bytes, request: Raw) -> bytes:
+    """An upstream's response with what it was not told: it takes every turn for a first one that nobody keeps."""
+    response = msgspec.json.decode(body, type=Raw)
+    for name in ("previous_response_id", "store"):
+        response[name] = request.get(name, msgspec.Raw(encode_json(_ECHOED[name])))
+    return encode_json(response)
+
+
 def finish_response(
     response: dict[str, Any], output: Items, finish_reason: str, usage: Usage
 ) -> dict[str, Any]:

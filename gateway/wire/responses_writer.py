@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
+
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
@@ -28,6 +30,8 @@ _DELTAS = {
     "refusal": "response.refusal.delta",
     "reasoning_text": "response.reasoning_text.delta",
 }
+_REPLAYED = frozenset({"message", "function_call", "reasoning"})
+"""Items whose parts come one by one; of others the API has many, and their own events."""
 _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 
 
@@ -173,7 +177,15 @@ class ResponsesWriter:
         failed = {**self._response, "status": "failed", "error": error, "output": self._output}
         return out + self._event("response.failed", response=failed)
 
+    def resume(self, response: bytes, sequence: int) -> None:
+        """Go on behind events that others wrote: the response as it began, and the last event's number."""
+        if response:
+            self._response = msgspec.json.decode(response)
+            self._sequence, self._started = sequence + 1, True
+
     def _replay_item(self, index: int, item: Item) -> bytes:
+        if item["type"] not in _REPLAYED:
+            return self._add(item) + self._event("response.output_item.done", output_index=index, item=item)
         parts = item.get("content") or []
         empty: Item = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
         out = self._add(item | empty | {"status": "in_progress"})

@@ -19,6 +19,10 @@ _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "p
 
 
 _OPAQUE = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_OWN_WORK = frozenset(
+    {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
+)
+"""Items that tell how an answer came about; what came of them, it says."""
 _SPOKEN = ("text", "tool_use", "thinking", "redacted_thinking")
 """Blocks of an assistant's turn that another API has a word for, or can do without."""
 
@@ -317,7 +321,7 @@ def _add_item(messages: list[Json], item: Json) -> None:
         output = item.get("output")
         content = output if isinstance(output, str) else _parts_from_responses(output)
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-    elif kind != "reasoning":
+    elif kind not in _OWN_WORK:
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.house import House, house
+from tests.conformance.house import PROVIDERS, House, house
 
 
 @pytest.fixture
 async def home(tmp_path: Path) -> AsyncIterator[House]:
     """Every kind of provider, every usual script."""
-    async with house(tmp_path) as built:
+    async with house(tmp_path, kinds=tuple(PROVIDERS)) as built:
         yield built

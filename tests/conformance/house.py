@@ -5,7 +5,7 @@ A model is called KIND/SCRIPT, for example `azure/tools`: ids that clients use m
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from tests.conformance.clients import Sdk
 from tests.live import Live, live
 
 PROVIDERS = {"openai": "up", "azure": "az", "azure-v1": "az1", "anthropic": "claude", "scripted": "play",
-             "local": "near"}  # fmt: skip
-"""Kind to provider's name; `azure-v1` is Azure's newer surface."""
-KINDS = tuple(PROVIDERS)
+             "local": "near", "native": "own", "azure-native": "az2"}  # fmt: skip
+"""Kind to provider's name; `azure-v1` is Azure's newer surface, `native` serves the Responses API itself."""
+KINDS = tuple(kind for kind in PROVIDERS if kind != "azure-native")
 WEATHER, TIME = {"city": "Bern", "days": 2}, {"zone": "CET"}
 SCRIPTS: dict[str, list[Mapping[str, Any]]] = {
     "echo": [{}],
@@ -37,6 +37,8 @@ def names(kind: str, scripts: Mapping[str, Any]) -> list[dict[str, Any]]:
 OTHER_PROVIDERS = [
     {"name": "az", "kind": "azure", "base_url": "UPSTREAM/azure", "api_key": "${UP_KEY}"},
     {"name": "az1", "kind": "azure", "base_url": "UPSTREAM/openai/v1", "api_key": "${UP_KEY}"},
+    {"name": "own", "kind": "openai", "base_url": "UPSTREAM", "api_key": "${UP_KEY}", "responses": True},
+    {"name": "az2", "kind": "azure", "base_url": "UPSTREAM/azure", "api_key": "${UP_KEY}", "responses": True},
     {"name": "play", "kind": "scripted", "base_url": "UPSTREAM"},
     {"name": "near", "kind": "local", "base_url": "UPSTREAM"},
 ]
@@ -70,11 +72,12 @@ class House:
 
 @asynccontextmanager
 async def house(
-    folder: Path, scripts: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = KINDS, **extra: Any
+    folder: Path, scripts: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = KINDS,
+    more: Sequence[Mapping[str, Any]] = (), **extra: Any,
 ) -> AsyncIterator[House]:
-    """Whatever a test does: afterwards nothing is held, in flight or connected."""
+    """Whatever a test does: afterwards nothing is held, in flight or connected. `more`: further models."""
     table = {**SCRIPTS, **(scripts or {})}
-    models = [model for kind in kinds for model in names(kind, table)]
+    models = [model for kind in kinds for model in names(kind, table)] + [dict(model) for model in more]
     async with live(folder, scripts=table, models=models, providers=OTHER_PROVIDERS, **extra) as gateway:
         built = House(gateway)
         try:

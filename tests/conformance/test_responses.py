@@ -14,7 +14,7 @@ from tests.conformance.house import House
 from tests.conformance.test_chat import PIXEL
 from tests.conformance.test_surfaces import RESPONSES_TOOLS
 
-KINDS = ("openai", "anthropic")
+KINDS = ("openai", "anthropic", "native")
 
 
 class City(BaseModel):
@@ -54,7 +54,7 @@ async def test_two_turns(home: House, kind: str, mode: str) -> None:
     second = events[-1].response
     assert second.previous_response_id == first.id and second.output_text == "who am I?"
     sent = json.loads(home.last["body"])
-    told = [turn["content"] for turn in sent["messages"]]
+    told = [turn["content"] for turn in sent["input" if kind == "native" else "messages"]]
     texts = [part if isinstance(part, str) else part[0]["text"] for part in told]
     assert texts == ["my name is Ada", "my name is Ada", "who am I?"] and "be kind" not in str(sent)
     third = await sdk.do("responses.create", model=f"{kind}/echo", input="and?", previous_response_id=second.id)
@@ -128,8 +128,12 @@ async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
     calls = [item for item in first.output if item.type == "function_call"]
     outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": f"{call.name}!"} for call in calls]
     await sdk.do("responses.create", model=f"{kind}/echo", input=outputs, previous_response_id=first.id)
-    sent = json.loads(home.last["body"])["messages"]
-    if kind == "openai":
+    body = json.loads(home.last["body"])
+    sent = body["input" if kind == "native" else "messages"]
+    if kind == "native":
+        assert [item["output"] for item in sent[-2:]] == ["weather!", "time!"]
+        assert [item["call_id"] for item in sent[1:3]] == [call.call_id for call in calls]
+    elif kind == "openai":
         assert [turn["content"] for turn in sent if turn["role"] == "tool"] == ["weather!", "time!"]
         assert [call["id"] for call in sent[1]["tool_calls"]] == [call.call_id for call in calls]
     else:
@@ -151,8 +155,9 @@ async def test_items_are_referred_to(home: House, kind: str, streamed: bool) -> 
     named = [{"type": "item_reference", "id": item.id} for item in (said, call)]
     turns = [{"role": "user", "content": "look"}, *named, result]
     second = await sdk.do("responses.create", model=f"{kind}/echo", input=turns)
-    sent = json.loads(home.last["body"])["messages"]
-    assert "Let me look." in str(sent[1]) and call.call_id in str(sent[1]) and "rain" in str(sent[2])
+    body = json.loads(home.last["body"])
+    sent = body["input" if kind == "native" else "messages"]
+    assert "Let me look." in str(sent[1]) and call.call_id in str(sent[1:-1]) and "rain" in str(sent[-1])
     items = await sdk.do("responses.input_items.list", second.id, order="asc")
     assert [item.type for item in items.data] == ["message", "message", "function_call", "function_call_output"]
     assert items.data[1].id == said.id

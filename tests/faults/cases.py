@@ -29,8 +29,8 @@ class Fault:
     """Of the attempt it spoils."""
     status: int = 502
     """What the client gets where nobody else can answer."""
-    at_anthropic: Where | None = None
-    """Where that dialect judges otherwise."""
+    at_typed: Where | None = None
+    """Where dialects whose events have types judge otherwise."""
     billed: bool = True
     """The attempt it spoils costs something: its upstream had begun to work."""
 
@@ -39,7 +39,7 @@ class Fault:
         return self.failure in ("timeout", "stream_stalled")
 
     def where_at(self, provider: str) -> Where:
-        return self.at_anthropic or self.where if provider == "claude" else self.where
+        return self.at_typed or self.where if provider in ("claude", "own") else self.where
 
 
 def _refusals(*, late: bool) -> list[Fault]:
@@ -102,8 +102,8 @@ STREAMED = [
             step={"coalesce": True}),
     _stream("cut behind the finish reason", "cut_end", "inside", "reset"),
     _stream("end without finish reason", "no_finish", "inside", "stream_cut"),
-    _stream("end without [DONE]", "no_done", "none", "stream_cut", at_anthropic="inside"),
-    _stream("end without [DONE], closed", "no_done", "none", "stream_cut", at_anthropic="inside",
+    _stream("end without [DONE]", "no_done", "none", "stream_cut", at_typed="inside"),
+    _stream("end without [DONE], closed", "no_done", "none", "stream_cut", at_typed="inside",
             step={"framing": "eof"}),
     _stream("closed instead of a finish reason", "no_finish", "inside", "stream_cut", step={"framing": "eof"}),
     _stream("content-length too long", "wrong_length", "none"),
@@ -152,8 +152,8 @@ class Case:
 
 
 def cases_of(fault: Fault, *, stream: bool) -> Iterator[Case]:
-    """Every surface on every provider, with and without a fallback."""
+    """Every surface on every provider, with and without a fallback; `own` serves the Responses API itself."""
     for surface in ("chat", "messages", "responses", "completions"):
-        for provider in ("up", "claude"):
+        for provider in ("up", "claude", "own") if surface == "responses" else ("up", "claude"):
             for fallback in (False, True):
                 yield Case(fault, surface, provider, fallback, stream)

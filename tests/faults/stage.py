@@ -77,6 +77,8 @@ async def stage(folder: Path, cases: Sequence[Case]) -> AsyncIterator[Live]:
             auth={"keys": [{"name": case.name, "key": f"hg-{case.name}", "budget_usd": 1.0} for case in cases]},
             server={"first_byte_timeout_s": silence_s, "stall_timeout_s": silence_s, "request_timeout_s": 20},
             providers=[
+                {"name": "own", "kind": "openai", "base_url": "UPSTREAM", "api_key": "k", "responses": True},
+                {"name": "deaf-own", "kind": "openai", "base_url": deaf_url, "api_key": "k", "responses": True},
                 {"name": "deaf-up", "kind": "openai", "base_url": deaf_url, "api_key": "k"},
                 {"name": "deaf-claude", "kind": "anthropic", "base_url": deaf_url, "api_key": "k"},
             ],

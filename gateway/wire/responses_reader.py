@@ -1,0 +1,135 @@
+"""The Responses API's events as chunks in chat's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.wire.chunk import Choice, Chunk, Delta, Function, Logprobs, TokenLogprob, ToolDelta
+from gateway.wire.seen import Seen
+from gateway.wire.usage import Usage
+
+CALLS = frozenset({"function_call", "custom_tool_call"})
+"""Items that ask the client to run a tool."""
+_QUIET = frozenset({"message", "reasoning"})
+"""Items that say nothing yet when they begin."""
+_TEXTS = {
+    "response.output_text.delta": "content",
+    "response.refusal.delta": "refusal",
+    "response.reasoning_text.delta": "reasoning_content",
+    "response.reasoning_summary_text.delta": "reasoning_content",
+}
+_ARGUMENTS = frozenset({"response.function_call_arguments.delta", "response.custom_tool_call_input.delta"})
+_ENDS = frozenset({"response.completed", "response.incomplete"})
+_FAULTS = frozenset({"response.failed", "response.cancelled", "error"})
+
+
+class _Item(msgspec.Struct):
+    type: str = ""
+    call_id: str | None = None
+    name: str | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    sequence_number: int = 0
+    output_index: int = 0
+    delta: Any = None
+    item: _Item | None = None
+    logprobs: list[TokenLogprob] | None = None
+    response: msgspec.Raw = msgspec.Raw()
+    """Empty: the event tells none."""
+    error: Any = None
+    message: str | None = None
+    code: Any = None
+
+
+class _Incomplete(msgspec.Struct):
+    reason: str = ""
+
+
+class _Response(msgspec.Struct):
+    id: str = ""
+    model: str = ""
+    error: Any = None
+    incomplete_details: _Incomplete | None = None
+    usage: dict[str, Any] | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+
+
+def finish_of(reason: str | None, has_calls: bool) -> str:
+    """Chat's finish reason of a response; `reason`: why it is incomplete, None: it is complete."""
+    if reason is not None:
+        return {"max_output_tokens": "length"}.get(reason, reason or "length")
+    return "tool_calls" if has_calls else "stop"
+
+
+class ResponsesReader:
+    """Its last event holds the whole response."""
+
+    __slots__ = ("done", "response", "sequence", "tells_response", "withheld")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.withheld = False
+        self.response = b""
+        """The response as the upstream last told it."""
+        self.tells_response = False
+        """The event just read holds it."""
+        self.sequence = -1
+        """The last event's number."""
+
+    def read(self, payload: bytes, seen: Seen) -> Chunk | None:
+        event = _decode_event(payload)
+        self.sequence, self.tells_response = event.sequence_number, bool(bytes(event.response))
+        if event.type in _FAULTS or (event.error is not None and not event.type):
+            return Chunk(error=_fault(event))
+        if self.tells_response:
+            chunk: Chunk | None = self._whole(event.type, event.response, seen)
+        else:
+            chunk = _chunk(event, seen)
+        if chunk is not None:
+            seen.take(chunk)
+        return chunk
+
+    def _whole(self, kind: str, told: msgspec.Raw, seen: Seen) -> Chunk:
+        self.response = bytes(told)
+        response = _decode_response(told)
+        choice = Choice(delta=Delta())
+        if kind in _ENDS:
+            self.done = self.withheld = True
+            seen.usage = Usage.from_responses(response.usage)
+            why = response.incomplete_details
+            reason = why.reason if why else None if kind == "response.completed" else ""
+            choice.finish_reason = finish_of(reason, bool(seen.tools))
+        return Chunk([choice], id=response.id, model=response.model)
+
+
+def _chunk(event: _Event, seen: Seen) -> Chunk | None:
+    delta = None
+    if (field := _TEXTS.get(event.type)) is not None:
+        delta = Delta()
+        setattr(delta, field, str(event.delta))
+    elif event.type in _ARGUMENTS:
+        delta = Delta(tool_calls=[ToolDelta(event.output_index, None, Function(None, str(event.delta)))])
+    elif event.type == "response.output_item.added" and event.item is not None:
+        item = event.item
+        if item.type in CALLS:
+            delta = Delta(tool_calls=[ToolDelta(event.output_index, item.call_id, Function(item.name, ""))])
+        elif item.type not in _QUIET:
+            seen.started = True  # the upstream runs a tool of its own
+    if delta is None:
+        return None
+    logprobs = Logprobs(event.logprobs) if event.logprobs else None
+    return Chunk([Choice(delta=delta, logprobs=logprobs)])
+
+
+def _fault(event: _Event) -> Any:
+    if event.type in ("error", ""):
+        return event.error or {"message": event.message or "the upstream sent an error event", "code": event.code}
+    said = _decode_response(event.response).error if bytes(event.response) else None
+    return said or {"message": f"the upstream's {event.type.removeprefix('response.')} response says no more"}

@@ -1,0 +1,43 @@
+"""Requests for an upstream that serves the Responses API itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.wire.body import Raw, is_set, read, to_raw
+from gateway.wire.responses import input_items
+from gateway.wire.to_chat import refuse_set
+
+ENCRYPTED = "reasoning.encrypted_content"
+_HERE = ("previous_response_id", "store", "include", "input")
+
+
+def to_responses(raw: Raw) -> Raw:
+    """The same request, of which the upstream keeps nothing: turns are kept here, so that any model may take the next.
+
+    What was reasoned goes along encrypted, where the request is for a model that reasons and its answer is kept;
+    what no upstream can read any more is left out.
+    """
+    refuse_set(raw, ("background", "conversation"), "isn't served here; send the whole conversation, or "
+               "previous_response_id.")  # fmt: skip
+    fields: dict[str, Any] = {"store": False}
+    include = read(raw, "include", list[str], [])
+    if is_kept(raw) and is_set(raw, "reasoning") and ENCRYPTED not in include:
+        include = [*include, ENCRYPTED]
+    if include:
+        fields["include"] = include
+    fields["input"] = raw["input"]
+    if b'"reasoning"' in memoryview(raw["input"]).tobytes():
+        fields["input"] = [item for item in input_items(raw) if _is_readable(item)]
+    return {name: value for name, value in raw.items() if name not in _HERE} | to_raw(fields)
+
+
+def is_kept(raw: Raw) -> bool:
+    """Whether the client wants the answer stored, as it does when it doesn't say."""
+    return raw.get("store") != msgspec.Raw(b"false")
+
+
+def _is_readable(item: dict[str, Any]) -> bool:
+    return item.get("type") != "reasoning" or bool(item.get("encrypted_content"))

@@ -1,0 +1,127 @@
+"""The Responses API of upstreams that serve it themselves: what only they can do, and conversations that move."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.conformance.house import House, house
+
+SEARCH = [{"type": "web_search"}]
+SEALED = "reasoning.encrypted_content"
+
+
+def told(home: House) -> dict[str, Any]:
+    """The body that an upstream saw last."""
+    body: dict[str, Any] = json.loads(home.last["body"])
+    return body
+
+
+@pytest.mark.parametrize("kind", ["native", "azure-native"])
+async def test_a_built_in_tool_is_the_upstreams_own(home: House, kind: str) -> None:
+    """It is asked for as the client did, works while the client watches, and is part of what is kept."""
+    sdk = home.sdk("openai")
+    ask: dict[str, Any] = {"model": f"{kind}/echo", "input": "news?", "tools": SEARCH}
+    whole = await sdk.do("responses.create", **ask)
+    assert [item.type for item in whole.output] == ["web_search_call", "message"] and whole.output_text == "news?"
+    assert told(home)["tools"] == SEARCH and told(home)["store"] is False
+    assert whole.store is None or whole.store is True
+    events = await sdk.events("responses.create", **ask, stream=True)
+    assert "response.web_search_call.searching" in [event.type for event in events]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].response.output_text == "news?"
+    kept = await sdk.do("responses.retrieve", events[-1].response.id)
+    assert kept.to_dict() == events[-1].response.to_dict()
+    again = await sdk.events("responses.retrieve", response_id=kept.id, stream=True)
+    assert again[-1].response.to_dict() == kept.to_dict()
+    path = "/azure/openai/responses?api-version=2025-03-01-preview" if kind == "azure-native" else "/v1/responses"
+    assert home.last["path"].endswith(path)
+    record = await home.gateway.decision(kept.id)
+    assert record.response_id == kept.id and record.attempts[0].usage["output"] == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_conversation_moves_between_kinds_of_upstream(home: House, streamed: bool) -> None:
+    """What was thought goes along where it can be read; everybody gets the turns, nobody is asked to keep them."""
+    sdk = home.sdk("openai")
+
+    async def turn(model: str, said: str, **more: Any) -> Any:
+        body: dict[str, Any] = {"model": model, "input": said, **more}
+        if streamed:
+            return (await sdk.events("responses.create", **body, stream=True))[-1].response
+        return await sdk.do("responses.create", **body)
+
+    thinks = {"reasoning": {"effort": "low"}}
+    first = await turn("native/echo", "one", **thinks, tools=SEARCH)
+    assert told(home)["include"] == [SEALED]
+    second = await turn("native/echo", "two", **thinks, previous_response_id=first.id)
+    sent = told(home)
+    assert "previous_response_id" not in sent and second.previous_response_id == first.id
+    kinds = [item.get("type", "message") for item in sent["input"]]
+    assert kinds == ["message", "reasoning", "web_search_call", "message", "message"]
+    assert sent["input"][1]["encrypted_content"].startswith("sealed-")
+    third = await turn("openai/echo", "three", previous_response_id=second.id)
+    assert [message["role"] for message in told(home)["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    fourth = await turn("anthropic/echo", "four", previous_response_id=third.id)
+    fifth = await turn("native/echo", "five", previous_response_id=fourth.id)
+    assert fifth.output_text == "five" and len(told(home)["input"]) == 12
+
+
+async def test_thoughts_that_were_not_sealed_stay_behind(home: House) -> None:
+    """Without them a turn is still one that the upstream takes."""
+    sdk = home.sdk("openai")
+    first = await sdk.do("responses.create", model="native/echo", input="one", reasoning={"effort": "low"}, store=False)
+    assert "include" not in told(home) and [item.type for item in first.output] == ["reasoning", "message"]
+    output = [item.to_dict() for item in first.output]
+    turns = [{"role": "user", "content": "one"}, *output, {"role": "user", "content": "two"}]
+    second = await sdk.do("responses.create", model="native/echo", input=turns)
+    roles = [item.get("role") for item in told(home)["input"]]
+    assert second.output_text == "two" and roles == ["user", "assistant", "user"]
+
+
+async def test_an_upstreams_items_are_referred_to_and_deleted(home: House) -> None:
+    """By the ids that it gave them, as long as their response is kept."""
+    sdk = home.sdk("openai")
+    first = await sdk.do("responses.create", model="native/echo", input="one", tools=SEARCH)
+    named = [{"type": "item_reference", "id": item.id} for item in first.output]
+    turns = [{"role": "user", "content": "one"}, *named, {"role": "user", "content": "two"}]
+    await sdk.do("responses.create", model="native/echo", input=turns)
+    assert [item["id"] for item in told(home)["input"][1:3]] == [item.id for item in first.output]
+    await sdk.do("responses.delete", first.id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.do("responses.create", model="native/echo", input=turns)
+
+
+async def test_what_only_one_model_can_do_is_done_by_that_one(tmp_path: Path) -> None:
+    """A route's cheapest model has no built-in tools: another one answers."""
+    route = {"name": "both", "models": ["openai/echo", "native/echo"], "router": "cheapest"}
+    async with house(tmp_path, kinds=("openai", "native"), routes=[route]) as home:
+        sdk = home.sdk("openai")
+        plain = await sdk.do("responses.with_raw_response.create", model="both", input="x")
+        assert plain.headers["x-headgate-model"] == "openai/echo"
+        search = await sdk.do("responses.with_raw_response.create", model="both", input="x", tools=SEARCH)
+        assert search.headers["x-headgate-model"] == "native/echo"
+        with pytest.raises(openai.BadRequestError, match="no built-in tool 'web_search'"):
+            await sdk.do("responses.create", model="openai/echo", input="x", tools=SEARCH)
+
+
+async def test_a_cascade_reads_log_probabilities_where_they_are(tmp_path: Path) -> None:
+    """They are chat's: a climb by confidence asks in it, and the client gets its response all the same."""
+    models = [{"name": name, "provider": "own", "logprobs": True, "output_usd_per_mtok": usd}
+              for name, usd in (("echo", 1), ("long", 9))]  # fmt: skip
+    route = {"name": "sure", "models": ["echo", "long"], "cascade": "confidence", "accept_at": 0.5}
+    async with house(tmp_path, kinds=(), more=models, routes=[route]) as home:
+        made = await home.sdk("openai").do("responses.create", model="sure", input="hello")
+        assert made.output_text == "hello" and home.last["path"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("field", [{"background": True}, {"conversation": "conv_1"}])
+async def test_what_an_upstream_would_have_to_keep_is_refused(home: House, field: dict[str, Any]) -> None:
+    """It would lie where every tenant's lies, and bind a conversation to one upstream."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        await home.sdk("openai").do("responses.create", model="native/echo", input="x", **field)
+    assert caught.value.param == next(iter(field)) and home.requests == 0
