@@ -341,8 +341,12 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes[name] = msgspec.Raw(msgspec.json.encode(value))
     if same and not changes and call.body and dialect != "responses":
         return call.body
-    most = deployment.config.max_output_tokens
-    raw: Raw = dict(translate_request(call.raw, call.surface, dialect, max_tokens=most))
+    config = deployment.config
+    raw: Raw = dict(
+        translate_request(
+            call.raw, call.surface, dialect, max_tokens=config.max_output_tokens, hosted_tools=config.hosted_tools
+        )
+    )
     raw.update(changes)
     if call.stream and not live:
         raw.pop("stream_options", None)

@@ -135,6 +135,8 @@ class ModelConfig(_Section, frozen=True):
     tools: bool = True
     images: bool = True
     json: bool = True
+    hosted_tools: Literal["refuse", "leave_out"] = "refuse"
+    """What becomes of tools that providers run themselves, such as web search, where this one's API has none."""
     logprobs: bool = False
     """True: the upstream gives log-probabilities, which cascades read as confidence."""
     weight: Weight = 1.0

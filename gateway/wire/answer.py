@@ -323,7 +323,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     if text or refusal or not calls:
         logprobs = (choice.get("logprobs") or {}).get("content")
         output.append(message_item(text, refusal, status, logprobs))
-    output += [_call_item(call, status) for call in calls]
+    output += [_call_item(call, request, status) for call in calls]
     created_s = int(chat.get("created") or time.time())
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
@@ -331,9 +331,9 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     return finish_response(response, output, finish, Usage.from_openai(chat.get("usage")))
 
 
-def _call_item(call: Json, status: str) -> Json:
+def _call_item(call: Json, request: Raw, status: str) -> Json:
     function = call["function"]
-    return call_item(call.get("id") or new_id("call_"), function["name"], _written(function), status)
+    return call_item(call.get("id") or new_id("call_"), function["name"], _written(function), request, status)
 
 
 def _bad(message: str) -> UpstreamError:

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, read
+from gateway.wire.tools import meant
 from gateway.wire.usage import Usage
 
 Item = dict[str, Any]
@@ -143,13 +144,13 @@ def message_item(
     }
 
 
-def call_item(call_id: str, name: str, arguments: str, status: str = "completed") -> Item:
+def call_item(call_id: str, name: str, arguments: str, request: Raw, status: str = "completed") -> Item:
     return {
         "id": "fc_",
         "type": "function_call",
         "status": status,
         "call_id": call_id,
-        "name": name,
+        **meant(name, request),
         "arguments": arguments,
     }
 

@@ -38,10 +38,11 @@ _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"
 class ResponsesWriter:
     """A text-like item is open at a time; calls stay open beside one another until the end."""
 
-    __slots__ = ("_calls", "_logprobs", "_open", "_output", "_parts", "_response", "_sequence", "_started")
+    __slots__ = ("_calls", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_sequence", "_started")
 
     def __init__(self, model: str, request: Raw) -> None:
         created_s = int(time.time())
+        self._request = request
         self._response = response_object(
             request, response_id=new_id("resp_"), model=model, created_s=created_s
         )
@@ -133,7 +134,7 @@ class ResponsesWriter:
         out = b""
         if tool.index not in self._calls:
             name = tool.function.name if tool.function else None
-            call = call_item(tool.id or new_id("call_"), name or "", "", "in_progress")
+            call = call_item(tool.id or new_id("call_"), name or "", "", self._request, "in_progress")
             out = self._close() + self._add(placed(call, self._response["id"], len(self._output)))
             self._calls[tool.index] = (len(self._output) - 1, [])
         index, parts = self._calls[tool.index]

@@ -9,6 +9,7 @@ from typing import Any
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.responses import input_items
+from gateway.wire.tools import called, unfolded
 
 Json = dict[str, Any]
 _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
@@ -23,6 +24,7 @@ _OWN_WORK = frozenset(
     {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 )
 """Items that tell how an answer came about; what came of them, it says."""
+HOSTED = "the gateway's setting `hosted_tools` can leave such tools out"
 _SPOKEN = ("text", "tool_use", "thinking", "redacted_thinking")
 """Blocks of an assistant's turn that another API has a word for, or can do without."""
 
@@ -219,7 +221,7 @@ def _data_url(source: Json) -> str:
 
 def _tool_from_anthropic(tool: Json) -> Json:
     if tool.get("type") not in (None, "custom"):
-        raise refuse("tools", f"this model has no server tool {tool.get('type')!r}.")
+        raise refuse("tools", f"this model has no server tool {tool.get('type')!r}; {HOSTED}.")
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {}}
     if "description" in tool:
         function["description"] = tool["description"]
@@ -291,7 +293,7 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
     fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
-    tools = [_tool_from_responses(tool) for tool in read(raw, "tools", list[Json], [])]
+    tools = [_tool_from_responses(tool) for tool in unfolded(read(raw, "tools", list[Json], []))]
     choice: Json = {"tool_choice": _choice_from_responses(raw)} if is_set(raw, "tool_choice") else {}
     if is_set(raw, "parallel_tool_calls"):
         choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
@@ -312,7 +314,7 @@ def _add_item(messages: list[Json], item: Json) -> None:
     if kind == "message":
         _add_message(messages, _message_from_item(item))
     elif kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        function = {"name": called(item), "arguments": item.get("arguments") or "{}"}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
@@ -387,7 +389,7 @@ def _part_from_responses(part: Json) -> Json:
 
 def _tool_from_responses(tool: Json) -> Json:
     if tool.get("type") != "function":
-        raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}.")
+        raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}; {HOSTED}.")
     names = ("name", "description", "parameters", "strict")
     return {
         "type": "function",

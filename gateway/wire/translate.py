@@ -13,21 +13,27 @@ from gateway.wire.body import Raw, is_set, read, to_raw
 from gateway.wire.to_chat import completions_to_chat, messages_to_chat, responses_to_chat
 from gateway.wire.to_messages import DEFAULT_MAX_TOKENS, chat_to_messages
 from gateway.wire.to_responses import to_responses
+from gateway.wire.tools import without_hosted
 
 _PROMPT = {"chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages"}
 _TO_CHAT = {"completions": completions_to_chat, "messages": messages_to_chat}
 
 
-def translate_request(raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
+def translate_request(
+    raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT_MAX_TOKENS, hosted_tools: str = "refuse"
+) -> Raw:
     """The request in `dst`; the same object when nothing is to be done. Responses are never asked to be kept.
 
-    `max_tokens` is what Anthropic, which demands a limit, is told when the client named none.
+    `max_tokens` is what Anthropic, which demands a limit, is told when the client named none; `hosted_tools`, what
+    becomes of tools that the source's provider runs itself: refuse or leave_out.
     """
     if src == dst:
         return to_responses(raw) if dst == "responses" else raw
     if src not in _PROMPT or dst not in ("chat", "messages"):
         raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
     try:
+        if hosted_tools == "leave_out":
+            raw = without_hosted(raw, src)
         if src == "responses":
             chat = responses_to_chat(raw, rich_results=dst == "messages")
         else:

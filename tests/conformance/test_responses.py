@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from gateway.wire.tools import folded
 from tests.conformance.clients import MODES
-from tests.conformance.house import House
+from tests.conformance.house import House, house
 from tests.conformance.test_chat import PIXEL
-from tests.conformance.test_surfaces import RESPONSES_TOOLS
+from tests.conformance.test_surfaces import MESSAGES_TOOLS, RESPONSES_TOOLS
 
 KINDS = ("openai", "anthropic", "native")
 
@@ -245,3 +247,47 @@ async def test_log_probabilities_whole_and_streamed(home: House) -> None:
     assert len(wanted) == 8
     assert deltas == [one.token for one in done.logprobs] == wanted
     assert [one.token for one in events[-1].response.output[0].content[0].logprobs] == wanted
+
+
+@pytest.mark.parametrize("kind", ("openai", "anthropic"))
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tools_in_a_namespace(tmp_path: Path, kind: str, streamed: bool) -> None:
+    """Models that know no namespaces call them all the same, however long their names, and are told what came of it."""
+    space, long = "files", "read_" + "x" * 70
+    empty = {"type": "object", "properties": {}}
+    inner = [{"type": "function", "name": name, "parameters": empty} for name in ("ls", long)]
+    tools = [*RESPONSES_TOOLS, {"type": "namespace", "name": space, "description": "files", "tools": inner}]
+    shortened = folded(space, long)
+    scripts = {"calls": [{"tool_calls": [{"name": name} for name in ("weather", "files__ls", shortened)]}]}
+    async with house(tmp_path, scripts, kinds=(kind,)) as home:
+        sdk = home.sdk("openai")
+        body: dict[str, Any] = {"model": f"{kind}/calls", "input": "look", "tools": tools}
+        if streamed:
+            first = (await sdk.events("responses.create", **body, stream=True))[-1].response
+        else:
+            first = await sdk.do("responses.create", **body)
+        calls = [item.to_dict() for item in first.output]
+        named = [(call["name"], call.get("namespace")) for call in calls]
+        assert named == [("weather", None), ("ls", space), (long, space)]
+        outputs = [{"type": "function_call_output", "call_id": call["call_id"], "output": "ok"} for call in calls]
+        then: dict[str, Any] = {"previous_response_id": first.id, "tools": tools}
+        await sdk.do("responses.create", model=f"{kind}/echo", input=outputs, **then)
+        sent = home.last["body"]
+        assert "files__ls" in sent and shortened in sent and long not in sent and len(shortened) == 64
+
+
+@pytest.mark.parametrize("surface", ["responses", "messages"])
+async def test_tools_that_a_provider_runs_may_be_left_out(tmp_path: Path, surface: str) -> None:
+    """Where the model's settings say so; the client's own tools stay."""
+    model = {"name": "frugal", "provider": "up", "upstream_name": "echo", "hosted_tools": "leave_out"}
+    async with house(tmp_path, kinds=(), more=[model]) as home:
+        if surface == "responses":
+            tools: list[Any] = [{"type": "web_search"}, *RESPONSES_TOOLS]
+            made = await home.sdk("openai").do("responses.create", model="frugal", input="x", tools=tools)
+            assert made.output_text == "x"
+        else:
+            tools = [{"type": "web_search_20250305", "name": "web_search"}, *MESSAGES_TOOLS]
+            said = [{"role": "user", "content": "x"}]
+            await home.sdk("anthropic").do("messages.create", model="frugal", max_tokens=9, messages=said, tools=tools)
+        sent = json.loads(home.last["body"])
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["weather", "time"]
