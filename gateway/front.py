@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -166,11 +168,14 @@ class Front(HttpToolsProtocol):
         """What its own `on_message_begin` would have made, and then its own way."""
         self._lane = None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
+        is_old = self.parser.get_http_version() == "1.0"
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.url, self.headers, self.expect_100_continue = url, headers, expects and not is_old
         self.scope["headers"] = headers
         self.scope[FRONT] = self  # type: ignore[literal-required]
         super().on_headers_complete()
+        if is_old:
+            self.cycle.send = partial(_send_unchunked, self.cycle)  # type: ignore[method-assign]
 
     # ---- clients that leave
 
@@ -190,6 +195,15 @@ class Front(HttpToolsProtocol):
         watched, self._watched = self._watched, None
         if watched is not None:
             watched.leave()
+
+
+async def _send_unchunked(cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
+    """To a client of HTTP/1.0, which knows no chunks: a body whose length isn't stated ends with the connection."""
+    if message["type"] == "http.response.start":
+        cycle.chunked_encoding = False
+    elif message["type"] == "http.response.body":
+        cycle.expected_content_length = len(message.get("body", b""))
+    await RequestResponseCycle.send(cycle, message)
 
 
 def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:

@@ -72,6 +72,36 @@ async def test_http_1_0(gateway: Live) -> None:
     assert json.loads(body)["choices"][0]["message"]["content"] == "hello"
 
 
+KEEP = b"connection: keep-alive"
+AZURE = b"/openai/deployments/echo/chat/completions?api-version=2024-10-21"
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE])
+@pytest.mark.parametrize("behind", [0, 1])
+async def test_a_stream_over_http_1_0(gateway: Live, path: bytes, behind: int) -> None:
+    """An old client knows no chunks: its stream is bare and ends with the connection, behind another request too."""
+    heard = await talk(gateway, post(path=path) * behind + post(STREAM, KEEP, version=b"1.0", path=path))
+    head, _, body = heard[heard.rindex(b"HTTP/1.1 200") :].partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head and b"connection: close" in head
+    assert body.startswith(b"data: {") and body.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_other_paths_over_http_1_0(gateway: Live, method: bytes) -> None:
+    """An answer has its length, and whatever was asked for the connection ends with it."""
+    heard = await talk(gateway, method + b" /v1/models HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+    head, _, body = heard.partition(b"\r\n\r\n")
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r")[0])
+    assert head.startswith(b"HTTP/1.1 200") and b"connection: close" in head
+    assert len(body) == (length if method == b"GET" else 0)
+
+
+async def test_http_1_0_expects_nothing(gateway: Live) -> None:
+    """What an old client would not understand isn't sent before its answer (RFC 9110, 10.1.1)."""
+    heard = await talk(gateway, post(BODY, b"expect: 100-continue", version=b"1.0"))
+    assert heard.startswith(b"HTTP/1.1 200") and b"100 Continue" not in heard
+
+
 async def test_expect_100(gateway: Live) -> None:
     """A client that waits for leave to send its body gets it."""
     whole = post(BODY, b"expect: 100-continue", b"connection: close")

@@ -1,0 +1,90 @@
+"""nginx as Debian ships it, with nothing set but where to: it speaks HTTP/1.0 to what is behind it, and buffers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.live import Live, live
+from tests.ports import free_port
+
+pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+
+CONFIG = """\
+error_log stderr; pid {folder}/pid; daemon off; master_process off;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+    server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {url}; {more} }} }}
+}}
+"""
+MORE = ["", "proxy_http_version 1.1;", 'proxy_http_version 1.1; proxy_set_header Connection "";']
+CHAT = {"model": "slow", "messages": [{"role": "user", "content": "one two three"}]}
+SLOW = {"slow": [{"text": "one two three four", "gap_s": 0.4}]}
+
+
+@pytest.fixture(params=MORE, ids=["1.0", "1.1", "1.1 kept alive"])
+async def before(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Live]]:
+    """nginx' address, and the gateway behind it."""
+    async with live(tmp_path, scripts=SLOW, models=["slow"]) as gateway:
+        port = free_port()
+        path = tmp_path / "nginx.conf"
+        path.write_text(CONFIG.format(folder=tmp_path, port=port, url=gateway.url, more=request.param))
+        nginx = await asyncio.create_subprocess_exec("nginx", "-p", str(tmp_path), "-c", str(path))
+        try:
+            await listens(port)
+            yield f"http://127.0.0.1:{port}", gateway
+        finally:
+            nginx.terminate()
+            await nginx.wait()
+        await gateway.rest()
+
+
+async def listens(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/openai/deployments/slow/chat/completions"])
+async def test_whole_answers_and_streams_come_through(before: tuple[str, Live], path: str) -> None:
+    """A stream piece by piece, as it is made, and nothing in it but events."""
+    url, _ = before
+    loop = asyncio.get_running_loop()
+    async with httpx.AsyncClient(timeout=60) as client:
+        whole = await client.post(url + path, json=CHAT)
+        assert whole.json()["choices"][0]["message"]["content"] == "one two three four"
+        pieces, came = [], []
+        async with client.stream("POST", url + path, json={**CHAT, "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                if line:
+                    pieces.append(line)
+                    came.append(loop.time())
+    assert pieces[-1] == "data: [DONE]" and all(piece.startswith("data: ") for piece in pieces)
+    said = [json.loads(piece[6:])["choices"] for piece in pieces[:-1]]
+    assert "".join(c[0]["delta"].get("content") or "" for c in said if c) == "one two three four"
+    assert came[-1] - came[0] > 0.8
+
+
+async def test_a_client_that_leaves_nginx_leaves_us(before: tuple[str, Live]) -> None:
+    """nginx closes its own connection then, and the upstream's answer is not waited for."""
+    url, gateway = before
+    async with httpx.AsyncClient(timeout=60) as client:
+        async with client.stream("POST", url + "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+            async for _ in answer.aiter_lines():
+                break
+    await gateway.rest()
+    assert gateway.upstream.seen.disconnects == 1
