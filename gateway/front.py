@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from typing import Protocol, cast
 
@@ -29,7 +30,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; more is answered 431."""
 NO_HTTP = "Invalid HTTP request received."
 HEAD_TIMEOUT_S = 30.0
-"""A head that isn't whole after this long (and at most as long again) is not waited for."""
+"""A head that isn't whole, and a body of which nothing came, after this long (and at most as long again) is not waited
+for.
+"""
 
 log = logging.getLogger("headgate.front")
 
@@ -56,17 +59,18 @@ class Front(HttpToolsProtocol):
     _lane: Lane | None = None
     """The request being read, where it has the lane."""
     _watched: Reply | None = None
-    _in_head = True
     _unread_bytes = 0
-    """Received since the last head was whole."""
+    """Received since the last request was whole."""
+    _head_from: float = 0
+    """Of these, where headers began (trailers are some too, if these are); infinite: these aren't headers."""
     _late: asyncio.TimerHandle | None = None
     _too_large = False
 
-    # ---- heads: neither endless nor for ever
+    # ---- requests: neither endless nor for ever
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look_at_head, False)
+        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look, None)
 
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
@@ -78,21 +82,37 @@ class Front(HttpToolsProtocol):
             except HttpParserUpgrade as asked:
                 data = self._declined(data[asked.args[0] :])
             except HttpParserError:
-                log.warning(NO_HTTP)
-                self.send_400_response(NO_HTTP)
+                self._misread()
                 data = b""
-        if self._in_head and self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._unread_bytes - self._head_from > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
-    def _look_at_head(self, was_in_head: bool) -> None:
-        """A head that was not whole at two looks, or never began, isn't waited for."""
-        is_late = self._in_head and (self._unread_bytes > 0 or self.cycle is None)
-        if is_late and (was_in_head or self.cycle is None):
+    def _look(self, before: int | None) -> None:
+        """A head that was not whole at two looks, or never began, isn't waited for, nor a body that stands still."""
+        waits: int | None = None
+        if not self._is_owed and not self.pipeline and (self._unread_bytes or self.cycle is None):
+            waits = self._unread_bytes if self._head_from else 0
+        if waits is not None and (waits == before or self.cycle is None):
             self.transport.close()
         elif not self.transport.is_closing():
-            self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look_at_head, is_late)
+            self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look, waits)
+
+    @property
+    def _is_owed(self) -> bool:
+        """A request that was read whole has not been answered yet: what comes now is another's."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
+    def _misread(self) -> None:
+        if self._is_owed:
+            self.cycle.keep_alive = False  # its answer, and then nothing more
+        else:
+            log.warning(NO_HTTP)
+            self.send_400_response(NO_HTTP)
 
     def _refuse_head(self) -> None:
+        if self._is_owed:
+            self.transport.close()
+            return
         body = b'{"error":{"message":"the headers are over %d bytes","type":"invalid_request_error",' % MAX_HEAD_BYTES
         body += b'"param":null,"code":"headers_too_large"}}'
         head = STATUS_LINE[431] + b"content-type: application/json\r\nconnection: close\r\n"
@@ -118,7 +138,7 @@ class Front(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise ValueError("this is no proxy")
             return
-        self._in_head = False
+        self._head_from = math.inf
         if self._unread_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._too_large = True
             raise ValueError("the headers are too large")
@@ -134,14 +154,18 @@ class Front(HttpToolsProtocol):
         if self.expect_100_continue and not lane.task:
             self.transport.write(CONTINUE)
 
+    def on_chunk_header(self) -> None:
+        self._head_from = self._unread_bytes
+
     def on_body(self, body: bytes) -> None:
+        self._head_from = math.inf
         if self._lane is not None:
             self._lane.received(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_head, self._unread_bytes = True, 0
+        self._head_from = self._unread_bytes = 0
         if self._lane is not None:
             self._lane.start()
         elif not self.parser.should_upgrade():
@@ -171,7 +195,7 @@ class Front(HttpToolsProtocol):
         is_old = self.parser.get_http_version() == "1.0"
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects and not is_old
-        self.scope["headers"] = headers
+        self.scope["headers"] = headers.copy()  # without the trailers
         self.scope[FRONT] = self  # type: ignore[literal-required]
         super().on_headers_complete()
         if is_old:
@@ -227,6 +251,11 @@ class Lane(Reply):
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
+
+    @property
+    def more_body(self) -> bool:
+        """Of a cycle: the request is not read whole."""
+        return self.task is None
 
     @property
     def message_event(self) -> Lane:

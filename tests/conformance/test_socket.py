@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import front
 from tests.live import Live, live
 
 BODY = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hello"}]}).encode()
@@ -203,3 +204,61 @@ async def test_headers_without_end(gateway: Live) -> None:
         heard = b""
     assert not heard or heard.startswith(b"HTTP/1.1 4")
     assert gateway.upstream.seen.requests == 0
+
+
+@pytest.mark.parametrize("asked", [BODY, STREAM], ids=["whole", "stream"])
+@pytest.mark.parametrize("behind", [b"", post(path=AZURE)], ids=["one", "two"])
+async def test_rubbish_behind_a_request(gateway: Live, asked: bytes, behind: bytes) -> None:
+    """What was asked first is answered whole and first; no refusal stands in its place, or within it."""
+    heard = await talk(gateway, post(asked) + behind + b"rubbish\r\n\r\n")
+    assert heard.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 4" not in heard
+    assert heard.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if asked is STREAM and not behind else b"}")
+    assert heard.count(b"HTTP/1.1 200") == (2 if behind else 1)
+
+
+CHUNKED = b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE])
+async def test_trailers_are_not_headers(gateway: Live, path: bytes) -> None:
+    """They are read and forgotten, and what comes behind them is the next request."""
+    trailers = b"x-headgate-models: none\r\nx-headgate-route: none\r\n\r\n"
+    heard = await talk(gateway, CHUNKED % (path, len(BODY), BODY) + trailers + LAST)
+    assert heard.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE, b"/v1/files"])
+@pytest.mark.parametrize("trailer", [b"x-t: " + b"t" * 1000, b"t" * 1000, b"".join(b"x: y\r\n" for _ in range(150))])
+async def test_trailers_without_end(gateway: Live, path: bytes, trailer: bytes) -> None:
+    """They have the limit that headers have."""
+    heard = await talk(gateway, CHUNKED % (path, len(BODY), BODY), *[trailer] * 1000)
+    assert heard.startswith(b"HTTP/1.1 431")
+    assert gateway.upstream.seen.requests == 0
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE, b"/v1/files"])
+async def test_a_body_that_stands_still(gateway: Live, path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't waited for; one that comes slowly is."""
+    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.2)
+    async with asyncio.timeout(15):
+        assert await talk(gateway, post(path=path)[:-9]) == b""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    for at in range(0, len(LAST), 10):
+        writer.write(LAST[at : at + 10])
+        await asyncio.sleep(0.0 if at < LAST.index(b"{") else 0.1)
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_a_line_too_many_cuts_no_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old clients end a body with an empty line (RFC 9112, 2.2): none waits for a head meanwhile."""
+    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.1)
+    async with live(tmp_path, scripts={"echo": [{"text": "one two three four", "gap_s": 0.2}]}) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+        writer.write(post(STREAM))
+        heard = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\r\n")
+        heard = await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+        await gateway.rest()
+    assert b"data: [DONE]" in heard

@@ -82,9 +82,12 @@ async def test_whole_answers_and_streams_come_through(before: tuple[str, Live], 
 async def test_a_client_that_leaves_nginx_leaves_us(before: tuple[str, Live]) -> None:
     """nginx closes its own connection then, and the upstream's answer is not waited for."""
     url, gateway = before
-    async with httpx.AsyncClient(timeout=60) as client:
-        async with client.stream("POST", url + "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
-            async for _ in answer.aiter_lines():
-                break
+    chat = {**CHAT, "stream": True}
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", url + "/v1/chat/completions", json=chat) as answer,
+    ):
+        async for _ in answer.aiter_lines():
+            break
     await gateway.rest()
     assert gateway.upstream.seen.disconnects == 1
