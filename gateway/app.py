@@ -76,6 +76,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     ledger = open_ledger(config, clock)
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
     metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
+    metrics.watch("headgate_budgets_spoilt", lambda: {(): float(len(getattr(ledger, "spoilt", ())))})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
     online, purses = Online(open_sums(config, index), journal), Purses(clock, config.server.workers)
     metrics.watch("headgate_bandit_answers", online.answers)

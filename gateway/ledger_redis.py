@@ -17,6 +17,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
@@ -87,6 +88,13 @@ class RedisHold:
         return self.settle(0)
 
 
+class Spoilt(Exception):
+    """Something else than this account stands at its key."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+
+
 class RedisLedger:
     """One per worker. `run` must be running; `close` sends what is left.
 
@@ -124,6 +132,8 @@ class RedisLedger:
         """Of all replicas, as of the last pulse."""
         self.is_away = False
         """Redis didn't answer last time."""
+        self.spoilt: dict[str, Account] = {}
+        """At whose keys something else stands: to these Redis is as if away, to no other."""
 
     @property
     def outstanding(self) -> int:
@@ -157,6 +167,10 @@ class RedisLedger:
             except PolicyError:
                 hold.local.release()
                 raise
+            except Spoilt as fault:
+                hold.local.release()
+                self._note_spoilt(fault.account)
+                return self._hold_alone(accounts, nanousd, wanted)
             except BaseException:
                 hold.release()
                 raise
@@ -191,8 +205,12 @@ class RedisLedger:
         return keys, arguments
 
     def _read(self, answer: Sequence[Any], hold: RedisHold, nanousd: int, wanted: SharedTaken | None) -> None:
-        """Note what was told. Raises what it refuses with."""
+        """Note what was told. Raises what it refuses with, and Spoilt."""
         poor, short, told, accounts = answer[2], answer[3], answer[4:], hold.accounts
+        if poor < 0:
+            raise Spoilt(accounts[-poor - 1])
+        for account in accounts if self.spoilt else ():
+            self.spoilt.pop(account.id, None)
         more = 0 if poor or short else nanousd
         for account, spent, held in zip(accounts, told[::2], told[1::2], strict=False):
             self._alone.told(account, spent, held + more)
@@ -318,8 +336,15 @@ class RedisLedger:
         """What others have spent and held meanwhile."""
         self._alone.forget()
         now = self._clock()
-        for account in self._alone.accounts:
-            spent, held, start = await self._row(account)
+        for account in {*self._alone.accounts, *self.spoilt.values()}:
+            try:
+                spent, held, start = await self._row(account)
+            except (RedisRefused, ValueError) as fault:
+                if isinstance(fault, RedisRefused) and not _is_wrong_type(fault):
+                    raise
+                self._note_spoilt(account)
+                continue
+            self.spoilt.pop(account.id, None)
             if start == self._naming.start(account.period, now):
                 self._alone.told(account, spent, held)
 
@@ -355,12 +380,24 @@ class RedisLedger:
                 await self.flush()
             except (RedisError, OSError) as fault:
                 self._note_away(fault)
+                await self._mend(fault)
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
                 await asyncio.wait_for(self._outbox.wake.wait(), max(0.0, pulse_at - time.monotonic()))
             except TimeoutError:
                 pass
+
+    async def _mend(self, fault: BaseException) -> None:
+        """Where something else stands at a key that all accounts need, it goes: what we know is told anew."""
+        if not _is_wrong_type(fault):
+            return
+        for name, kind in (("born", b"hash"), ("leases", b"zset"), ("workers", b"zset")):
+            with suppress(RedisError, OSError):
+                found = await self._wire.ask("TYPE", self._prefix + name)
+                if found not in (kind, b"none"):
+                    await self._wire.ask("DEL", self._prefix + name)
+                    log.error("redis had a %s at %s%s; deleted", found.decode(), self._prefix, name)
 
     async def close(self) -> None:
         """Send what is left, as far as Redis takes it."""
@@ -377,6 +414,16 @@ class RedisLedger:
         if not self.is_away:
             log.warning("redis is away (%s); budgets: %s", fault, self._when_away)
         self.is_away = True
+
+    def _note_spoilt(self, account: Account) -> None:
+        if account.id not in self.spoilt:
+            log.error("redis has something else than a budget at %s%s; it waits for the journal's word",
+                      self._prefix, account.id)  # fmt: skip
+        self.spoilt[account.id] = account
+
+
+def _is_wrong_type(fault: BaseException) -> bool:
+    return "WRONGTYPE" in str(fault)
 
 
 def raising(

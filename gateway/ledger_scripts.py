@@ -25,24 +25,37 @@ local function born_of(prefix, fresh, settle_s)
   return born[1], settle_s - (now - tonumber(born[2]))
 end
 """
-# A period begins when its start has come: a worker whose clock runs ahead doesn't begin it for the others.
-_ROLL = """
-local function roll(key, start, now)
+# A period begins when its start has come: a worker whose clock runs ahead doesn't begin it for the others. An account
+# whose key holds something else has no row and takes no money, until RAISE makes it anew of what the journal knows;
+# what was held before is then given back to nobody.
+_ROW = """
+local function count(word)
+  return tonumber(string.match(word or '0', '^-?%d+$'))
+end
+local function row_of(key, start, now)
+  local row = redis.pcall('HMGET', key, 'spent', 'held', 'start')
+  local spent, held, begun = count(row[1]), count(row[2]), count(row[3] or '-1')
+  if row.err or not (spent and held and begun) then return nil end
   start = tonumber(start)
-  if start <= now and tonumber(redis.call('HGET', key, 'start') or '-1') < start then
+  if start <= now and begun < start then
     redis.call('HSET', key, 'start', start, 'spent', 0)
+    spent, begun = 0, start
   end
+  return spent, held, begun
 end
 local function free(prefix, hold)
   local name = prefix .. 'hold:' .. hold
-  local held = redis.call('HGETALL', name)
-  for i = 1, #held, 2 do redis.call('HINCRBY', held[i], 'held', string.format('%.0f', 0 - held[i + 1])) end
+  local held = redis.pcall('HGETALL', name)
+  for i = 1, #held, 2 do
+    local left = redis.pcall('HINCRBY', held[i], 'held', string.format('%.0f', 0 - held[i + 1]))
+    if type(left) == 'number' and left < 0 then redis.call('HSET', held[i], 'held', 0) end
+  end
   redis.call('DEL', name)
   redis.call('ZREM', prefix .. 'leases', hold)
 end
 local function put(prefix, hold, keys, from, to, amount, ends)
   for i = from, to do
-    redis.call('HINCRBY', keys[i], 'held', amount)
+    redis.pcall('HINCRBY', keys[i], 'held', amount)
     redis.call('HSET', prefix .. 'hold:' .. hold, keys[i], amount)
   end
   redis.call('ZADD', prefix .. 'leases', string.format('%.3f', ends), hold)
@@ -52,12 +65,13 @@ end
 _BUCKETS = """
 local function level(kept, capacity, passed_s)
   if capacity == '' then return nil end
-  if not kept then return tonumber(capacity) end
-  return math.min(tonumber(capacity), tonumber(kept) + passed_s * capacity / 60)
+  kept = tonumber(kept or nil)
+  return kept and math.min(tonumber(capacity), kept + passed_s * capacity / 60) or tonumber(capacity)
 end
 local function fill(key, rpm, tpm, now)
-  local row = redis.call('HMGET', key, 'r', 't', 'at')
-  local passed_s = math.max(0, now - tonumber(row[3] or now))
+  local row = redis.pcall('HMGET', key, 'r', 't', 'at')
+  if row.err then redis.call('DEL', key) end
+  local passed_s = math.max(0, now - (tonumber(row[3] or now) or now))
   return level(row[1], rpm, passed_s), level(row[2], tpm, passed_s)
 end
 local function is_short(held, capacity, amount)
@@ -79,11 +93,11 @@ local function told(held) return held and string.format('%.6f', held) or '' end
 # KEYS: leases, the accounts, the limits. ARGV: prefix, hold, now or '', seconds of the lease, amount, an epoch
 # to draw, seconds to settle down, tokens, the epoch its sender knows, how many accounts; each account's limit and
 # period start; each limit's requests and tokens a minute. Answers the epoch, the seconds to wait before asking
-# again (empty: it was done; otherwise there is no more), the account that refuses (0: none), the limit that does,
-# spent and held of each account, and the levels of each limit.
+# again (empty: it was done; otherwise there is no more), the account that refuses (0: none; below: it can't be read),
+# the limit that does, spent and held of each account, and the levels of each limit.
 HOLD = Script(
     _TIME
-    + _ROLL
+    + _ROW
     + _BUCKETS
     + """
 local prefix, hold, now, amount, tokens = ARGV[1], ARGV[2], time_of(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[8])
@@ -94,12 +108,11 @@ for _, lapsed in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT
 local answer, poor, short = {epoch, '', 0, 0}, 0, 0
 for i = 1, n do
   local key, limit = KEYS[1 + i], ARGV[9 + 2 * i]
-  roll(key, ARGV[10 + 2 * i], now)
-  local row = redis.call('HMGET', key, 'spent', 'held')
-  local spent, held = tonumber(row[1] or '0'), tonumber(row[2] or '0')
-  answer[#answer + 1] = spent
-  answer[#answer + 1] = held
-  if poor == 0 and limit ~= '' and spent + held + amount > tonumber(limit) then poor = i end
+  local spent, held = row_of(key, ARGV[10 + 2 * i], now)
+  answer[#answer + 1] = spent or 0
+  answer[#answer + 1] = held or 0
+  if not spent then poor = -i
+  elseif poor == 0 and limit ~= '' and spent + held + amount > tonumber(limit) then poor = i end
 end
 local levels = {}
 for j = 1, #KEYS - 1 - n do
@@ -126,15 +139,14 @@ return answer
 # epoch its sender knows, seconds to settle down, period starts. -1: not now, the sender has something to say first.
 SETTLE = Script(
     _TIME
-    + _ROLL
+    + _ROW
     + """
 local born = redis.call('HMGET', ARGV[1] .. 'born', 'epoch', 'at')
 if born[1] ~= ARGV[6] or time_of('') < tonumber(born[2]) + ARGV[7] then return -1 end
 if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[5]) then return 0 end
 free(ARGV[1], ARGV[2])
 for i = 3, #KEYS do
-  roll(KEYS[i], ARGV[5 + i], time_of(ARGV[3]))
-  redis.call('HINCRBY', KEYS[i], 'spent', ARGV[4])
+  if row_of(KEYS[i], ARGV[5 + i], time_of(ARGV[3])) then redis.call('HINCRBY', KEYS[i], 'spent', ARGV[4]) end
 end
 return 1
 """
@@ -143,9 +155,9 @@ return 1
 SHRINK = Script("""
 local name = ARGV[1] .. 'hold:' .. ARGV[2]
 for _, key in ipairs(KEYS) do
-  local held = redis.call('HGET', name, key)
-  if held and tonumber(held) > tonumber(ARGV[3]) then
-    redis.call('HINCRBY', key, 'held', string.format('%.0f', ARGV[3] - held))
+  local held = tonumber(redis.pcall('HGET', name, key) or nil)
+  if held and held > tonumber(ARGV[3]) then
+    redis.pcall('HINCRBY', key, 'held', string.format('%.0f', ARGV[3] - held))
     redis.call('HSET', name, key, ARGV[3])
   end
 end
@@ -168,13 +180,18 @@ return 1
 # KEYS: accounts. ARGV: now or '', what each has spent at least, and its period's start.
 RAISE = Script(
     _TIME
-    + _ROLL
+    + _ROW
     + """
-local raised = 0
+local raised, now = 0, time_of(ARGV[1])
 for i, key in ipairs(KEYS) do
-  roll(key, ARGV[2 * i + 1], time_of(ARGV[1]))
-  local row = redis.call('HMGET', key, 'spent', 'start')
-  if row[2] == ARGV[2 * i + 1] and tonumber(row[1] or '0') < tonumber(ARGV[2 * i]) then
+  local least, start = tonumber(ARGV[2 * i]), ARGV[2 * i + 1]
+  local spent, _, begun = row_of(key, start, now)
+  if not spent then
+    redis.call('DEL', key)
+    spent, _, begun = row_of(key, start, now)
+    raised = raised + 1
+  end
+  if begun == tonumber(start) and spent < least then
     redis.call('HSET', key, 'spent', ARGV[2 * i])
     raised = raised + 1
   end
@@ -185,7 +202,7 @@ return raised
 # KEYS: leases, the accounts. ARGV: prefix, hold, now or '', seconds of the lease, amount. A hold that Redis forgot.
 REHOLD = Script(
     _TIME
-    + _ROLL
+    + _ROW
     + """
 if redis.call('EXISTS', ARGV[1] .. 'hold:' .. ARGV[2]) == 1 then return 0 end
 put(ARGV[1], ARGV[2], KEYS, 2, #KEYS, ARGV[5], time_of(ARGV[3]) + ARGV[4])

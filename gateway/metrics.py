@@ -74,6 +74,7 @@ METRICS = (
     Spec("headgate_in_flight_requests", "gauge", "Requests held and not yet settled."),
     Spec("headgate_holds_outstanding", "gauge", "Open holds of money."),
     Spec("headgate_redis_away", "gauge", "1 while a worker goes by its share of budgets and limits.", merged="max"),
+    Spec("headgate_budgets_spoilt", "gauge", "Budgets that can't be read in Redis.", merged="max"),
     Spec("headgate_overrun_usd", "gauge", "Money spent beyond what was held for it."),
     Spec("headgate_bandit_answers", "gauge", "Scored answers that a bandit knows of.", ("route",), merged="max"),
     Spec("headgate_purse_fullness", "gauge", "How much of its reserve a paced route holds, 0 to 1.", ("route",),

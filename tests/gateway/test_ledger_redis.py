@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,11 +15,12 @@ from redis.asyncio import Redis
 from gateway import ledger_outbox
 from gateway.errors import BudgetsAway, OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
-from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger
+from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger, raising
+from gateway.ledger_scripts import RAISE
 from gateway.limits import Limit
 from gateway.limits_shared import SharedLimits, SharedTaken
 from gateway.redis_wire import RedisWire
-from tests.until import PATIENCE_S
+from tests.until import PATIENCE_S, until
 
 from .redis_server import RedisServer, redis_server  # noqa: F401
 
@@ -475,3 +477,84 @@ async def test_while_redis_is_away_limits_are_shared_out(
     await ledgers[0].come_back()
     for _ in range(10):
         await take(ledgers[0], SharedLimits(ledgers[0]))
+
+
+async def spoil(redis: Redis, name: str, how: str) -> None:
+    """Something else stands where the ledger looks."""
+    key = PREFIX + name
+    match how:
+        case "string":
+            await redis.set(key, "spoilt")
+        case "list":
+            await redis.delete(key)
+            await redis.rpush(key, "spoilt")
+        case "field":
+            await redis.hset(key, "spent", "nan")
+
+
+@pytest.mark.parametrize("how", ["string", "list", "field"])
+async def test_a_spoilt_budget_is_nobody_elses_trouble(
+    redis: Redis, worker: Make, clock: Clock, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its callers are refused, all others go on; what the journal knows makes it whole, with no money lost or won."""
+    ledger = worker(clock, when_away="refuse")
+    runner = asyncio.create_task(ledger.run())
+    other = Account("tenant:sound", 1000, "day")
+    under_way = await ledger.hold([KEY, other], 10)
+    (await ledger.hold([KEY], 20)).settle(20)
+    await until(lambda: not ledger.queued)
+    await spoil(redis, KEY.id, how)
+    for _ in range(3):
+        with pytest.raises(BudgetsAway):
+            await ledger.hold([other, KEY], 1)
+        (await ledger.hold([other], 1)).settle(1)
+    under_way.settle(5)
+    await until(lambda: not ledger.queued)
+    assert await ledger.balance(other) == (8, 0)
+    await asyncio.sleep(1.2)
+    assert not ledger.is_away and list(ledger.spoilt) == [KEY.id] and not runner.done()
+    assert [r.message for r in caplog.records if KEY.id in r.message] != []
+
+    keys, words = raising([KEY], {KEY.id: 25}, clock(), clock())
+    assert await redis.eval(RAISE.text, len(keys), *keys, *map(str, words)) == 2
+    await until(lambda: not ledger.spoilt)
+    assert await ledger.balance(KEY) == (25, 0)
+    with pytest.raises(OverBudget):
+        await ledger.hold([KEY, other], 976)
+    (await ledger.hold([KEY, other], 975)).release()
+    await until(lambda: not ledger.queued)
+    assert (await ledger.balance(KEY), await ledger.balance(other)) == ((25, 0), (8, 0))
+    runner.cancel()
+
+
+@pytest.mark.parametrize("name", ["leases", "workers", "born"])
+async def test_what_all_budgets_need_is_made_anew(redis: Redis, worker: Make, clock: Clock, name: str) -> None:
+    """Where something else stands at a key of the ledger's own, budgets are away for a moment, nothing is forgotten."""
+    ledger = worker(clock, when_away="refuse")
+    runner = asyncio.create_task(ledger.run())
+    (await ledger.hold([KEY], 20)).settle(20)
+    held = await ledger.hold([KEY], 10)
+    await until(lambda: not ledger.queued)
+    await spoil(redis, name, "string")
+    with contextlib.suppress(BudgetsAway):
+        (await ledger.hold([KEY], 1)).release()
+    await asyncio.sleep(1.2)
+    await until(lambda: not ledger.is_away and not ledger.queued)
+    assert await ledger.balance(KEY) == (20, 10)
+    held.release()
+    await until(lambda: not ledger.queued)
+    assert await ledger.balance(KEY) == (20, 0)
+    runner.cancel()
+
+
+async def test_a_spoilt_rate_limit_begins_anew(redis: Redis, worker: Make, clock: Clock) -> None:
+    """It would be full within a minute anyway."""
+    ledger = worker(clock)
+    limits = SharedLimits(ledger)
+    limit = Limit("key:k", 3, None)
+    await spoil(redis, "bucket:key:k", "string")
+    for _ in range(3):
+        await ledger.hold([], 0, limits.take([limit], 1, 0.0))
+    with pytest.raises(RateLimited):
+        await ledger.hold([], 0, limits.take([limit], 1, 0.0))
+    assert not ledger.is_away
