@@ -63,6 +63,29 @@ def _with_tools(tools: list[Json], choice: Json) -> Json:
     return {} if choice.get("tool_choice", "auto") in ("auto", "none") else choice
 
 
+def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
+    """Of these tools those that a choice `allowed_tools` leaves, and its mode; a model isn't shown the others."""
+    given = choice.get("allowed_tools", choice)  # chat has them there
+    mode, named = (given.get("mode"), given.get("tools")) if isinstance(given, dict) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(named, list):
+        why = "'tool_choice' of type 'allowed_tools' has 'mode' ('auto' or 'required') and 'tools'."
+        raise CallerError(why, param="tool_choice", code="invalid_value")
+    wanted = [_identity(tool) for tool in named]
+    left = [tool for tool in tools if _identity(tool) in wanted]
+    if not left or any(one not in map(_identity, left) for one in wanted):
+        why = "'tool_choice' allows a tool that isn't among 'tools'."
+        raise CallerError(why, param="tool_choice", code="invalid_value")
+    return left, mode
+
+
+def _identity(tool: Any) -> Any:
+    """Type and name, wherever the API has it."""
+    if not isinstance(tool, dict):
+        return None
+    function = tool.get("function")
+    return tool.get("type"), function.get("name") if isinstance(function, dict) else tool.get("name")
+
+
 # completions
 
 
@@ -293,8 +316,11 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
     fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
-    tools = [_tool_from_responses(tool) for tool in unfolded(read(raw, "tools", list[Json], []))]
-    choice: Json = {"tool_choice": _choice_from_responses(raw)} if is_set(raw, "tool_choice") else {}
+    offered = list(unfolded(read(raw, "tools", list[Json], [])))
+    choice: Json = {}
+    if is_set(raw, "tool_choice"):
+        offered, choice["tool_choice"] = _choice_from_responses(raw, offered)
+    tools = [_tool_from_responses(tool) for tool in offered]
     if is_set(raw, "parallel_tool_calls"):
         choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
     fields |= _with_tools(tools, choice)
@@ -397,12 +423,15 @@ def _tool_from_responses(tool: Json) -> Json:
     }
 
 
-def _choice_from_responses(raw: Raw) -> Any:
+def _choice_from_responses(raw: Raw, tools: list[Json]) -> tuple[list[Json], Any]:
+    """And the tools that it leaves."""
     choice: Any = read(raw, "tool_choice", str | Json, "auto")  # type: ignore[arg-type]
     if isinstance(choice, str):
-        return choice
+        return tools, choice
     if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return tools, {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools":
+        return allowed(tools, choice)
     raise refuse("tool_choice", f"unknown type {choice.get('type')!r}.")
 
 

@@ -15,7 +15,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.to_chat import opaque, refuse, refuse_set
+from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
 
 Json = dict[str, Any]
 _UNSIGNED = (b'"signature":""', b'"signature": ""')
@@ -50,8 +50,12 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
         if not all(map(str.strip, sequences)):
             raise refuse("stop", "this model can't stop at nothing but white space.")
     if is_set(raw, "tools"):
-        fields["tools"] = [_tool(tool) for tool in read(raw, "tools", list[Json], [])]
-        fields |= _tool_choice(raw)
+        tools = read(raw, "tools", list[Json], [])
+        choice: Any = read(raw, "tool_choice", str | Json, "")  # type: ignore[arg-type]
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            tools, choice = allowed(tools, choice)
+        fields["tools"] = [_tool(tool) for tool in tools]
+        fields |= _tool_choice(raw, choice)
     forced = fields.get("tool_choice", {}).get("type") in ("any", "tool")
     fields |= _output_config(raw, thinks=not forced)
     fields |= {name: raw[name] for name in ("thinking", "cache_control") if is_set(raw, name)}
@@ -216,8 +220,7 @@ def _tool(tool: Json) -> Json:
     return written
 
 
-def _tool_choice(raw: Raw) -> Json:
-    given: Any = read(raw, "tool_choice", str | Json, "")  # type: ignore[arg-type]
+def _tool_choice(raw: Raw, given: Any) -> Json:
     serial = is_set(raw, "parallel_tool_calls") and not read(raw, "parallel_tool_calls", bool, True)
     if isinstance(given, dict):
         function = given.get("function")

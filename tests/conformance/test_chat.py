@@ -178,6 +178,42 @@ async def test_forced_tool(home: House, kind: str, choice: Any) -> None:
     assert [call.function.name for call in answer.choices[0].message.tool_calls] == [wanted]
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+async def test_allowed_tools(home: House, kind: str, mode: str) -> None:
+    """One API has the choice, the other is shown the tools that are left; Responses' goes as that everywhere."""
+    sdk, time = home.sdk("openai"), CHAT_TOOLS[1]
+    few: Any = {"mode": mode, "tools": [{"type": "function", "function": {"name": "time"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": few}
+    body: dict[str, Any] = {"model": f"{kind}/echo", "messages": TURNS, "tools": CHAT_TOOLS}
+    answer = await sdk.do("chat.completions.create", tool_choice=choice, **body)
+    sent = json.loads(home.last["body"])
+    if kind == "openai":
+        assert (sent["tools"], sent["tool_choice"]) == (CHAT_TOOLS, choice)
+    else:
+        assert [tool["name"] for tool in sent["tools"]] == ["time"]
+        assert sent["tool_choice"] == {"type": {"required": "any"}.get(mode, mode)}
+        calls = answer.choices[0].message.tool_calls or []
+        assert [call.function.name for call in calls] == (["time"] if mode == "required" else [])
+    tools = [{"type": "function", "strict": True, **tool["function"]} for tool in CHAT_TOOLS] + [{"type": "web_search"}]
+    flat = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "time"}]}
+    made = await sdk.do("responses.create", model=f"{kind}/echo", input="hello", tools=tools, tool_choice=flat)
+    sent = json.loads(home.last["body"])
+    assert [tool.get("name") or tool["function"]["name"] for tool in sent["tools"]] == [time["function"]["name"]]
+    assert made.tool_choice.to_dict() == flat and len(made.tools) == 3
+    assert [item.type for item in made.output] == ["function_call" if mode == "required" else "message"]
+
+
+@pytest.mark.parametrize("few", [[], [{"type": "function", "name": "gone"}], "time", [7]])
+async def test_tools_that_are_not_there_are_not_allowed(home: House, few: Any) -> None:
+    """The client is told, instead of a model having less to choose from than it was meant to."""
+    tools = [{"type": "function", **tool["function"]} for tool in CHAT_TOOLS]
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": few}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await home.sdk("openai").do("responses.create", model="openai/echo", input="x", tools=tools, tool_choice=choice)
+    assert refused.value.param == "tool_choice"
+
+
 @pytest.mark.parametrize("stop", [{"stop": "three"}, {"stop": ["nothing", "three"]}])
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_stop_and_system(home: House, kind: str, stop: dict[str, Any]) -> None:
