@@ -56,6 +56,12 @@ provider = "script"
     return path
 
 
+def said_by_all(port: int) -> set[str]:
+    """What many new connections, so every worker, are answered."""
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return {CLIENT.post(url, json=CHAT).json()["choices"][0]["message"]["content"] for _ in range(30)}
+
+
 @dataclass(slots=True)
 class Gateway:
     """A supervisor and what it says to systemd."""
@@ -203,6 +209,43 @@ async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gatewa
     load.stop = True
     await client
     assert not load.failures
+
+
+async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(gateway: Gateway) -> None:
+    """The first worker goes by the new one already when the second can't start with it: it is replaced again by one of
+    the old, nobody's request fails meanwhile, and a worker that dies later starts again as it was.
+    """
+    in_force, on_trial = gateway.folder / "run" / "config.toml", gateway.folder / "run" / "config.trial.toml"
+    good, before = in_force.read_bytes(), set(workers_of(gateway.pid))
+    load = Load(gateway.port)
+    client = asyncio.create_task(load.client())
+    await load.until("large")
+    gateway.change(answer="small")
+    os.kill(gateway.pid, signal.SIGHUP)
+    begun: set[int] = set()
+    async with asyncio.timeout(PATIENCE_S):
+        while len(begun) < 2:  # the first is ready, the second has begun and read nothing yet
+            await asyncio.sleep(0.002)
+            begun |= set(workers_of(gateway.pid)) - before
+    on_trial.write_text("[server]\nworkers = 0\n")
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
+    assert in_force.read_bytes() == good and not on_trial.exists()
+    async with asyncio.timeout(PATIENCE_S):
+        while begun & (after := set(workers_of(gateway.pid))):  # the one that retires has a client yet
+            await asyncio.sleep(0.02)
+    assert len(after) == 2 and len(after & before) == 1, "the second stayed, the first is a third one by now"
+    assert not load.failures
+    load.answers.clear()
+    assert await asyncio.to_thread(said_by_all, gateway.port) == {"large"}
+    os.kill((after - before).pop(), signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE_S):
+        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or ask_all(gateway.port) != {200}:
+            await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(said_by_all, gateway.port) == {"large"}
+    load.stop = True
+    await client
+    assert set(load.answers) <= {"large"}
 
 
 async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> None:
