@@ -43,7 +43,7 @@ class Hints:
             while True:
                 try:
                     await self.exchange()
-                except (RedisError, OSError):
+                except (RedisError, OSError, ValueError):  # somebody else wrote there
                     pass
                 await asyncio.sleep(EVERY_S)
         finally:
