@@ -367,3 +367,18 @@ async def test_a_servers_own_way_to_call(tmp_path: Path) -> None:
             if streamed:
                 response = [event async for event in response][-1].response
             assert response.output[0].call_id.startswith("call_") and response.output[0].arguments == '{"a":1}'
+
+
+async def test_custom_tools_of_chat_pass(tmp_path: Path) -> None:
+    """Where the provider speaks the client's own API, a kind of tool that the gateway doesn't know is its business."""
+    call: Json = {"id": "call_1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
+    tools: list[Json] = [{"type": "custom", "custom": {"name": "code", "description": "runs code"}}]
+    choice: Json = {"type": "custom", "custom": {"name": "code"}}
+    body: Json = {"model": "m", "messages": TURNS, "tools": tools, "tool_choice": choice}
+    async with fixed(tmp_path, "openai", completion(tool_calls=[call], content=None)) as home:
+        whole = await home.sdk("openai").do("chat.completions.create", **body)
+        assert whole.choices[0].message.tool_calls[0].to_dict() == call
+        assert home.asked == body
+        home.answer = completion_events({"tool_calls": [{"index": 0, **call}]})
+        events = await home.sdk("openai").events("chat.completions.create", stream=True, **body)
+        assert events[0].to_dict()["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]
