@@ -38,8 +38,12 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def main() -> None:
-    """Run the command; errors of ours end with one clear message and status 2."""
     mount()
+    run()
+
+
+def run() -> None:
+    """Run the command; errors of ours end with one clear message and status 2."""
     try:
         app()
     except ConfigError as error:

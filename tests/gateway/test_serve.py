@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -236,3 +237,17 @@ def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path,
         assert done.returncode == 2
         assert told in done.stderr
         assert "Traceback" not in done.stderr and "answers on" not in done.stdout
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -> None:
+    """No trace of whatever was being imported, and the shell's status 130."""
+    code = "from gateway import start; print(flush=True); start.main()"
+    words = [sys.executable, "-c", code, "--version"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(60) in (-signal.SIGINT, 130, 0)
