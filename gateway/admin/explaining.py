@@ -36,7 +36,7 @@ def summary_of(record: DecisionRecord, config: Config) -> list[str]:
     elif record.reason == "pinned":
         said.append(f"The client named {record.model} itself, so nothing was to be decided.")
     else:
-        said += [_choice(record, config), *_excluded(record)]
+        said += [_choice(record, config), *_unseen(record, config), *_excluded(record)]
     said += _attempts(record)
     if record.status >= 400 and record.model:
         said.append(f"The client got an error: {record.error} ({record.status}).")
@@ -91,6 +91,15 @@ def _next(record: DecisionRecord, config: Config) -> str:
     one = max(cheaper, key=lambda other: other.quality or 0.0)
     knob = _knob(record, config)
     return f" {one.model}, cheaper, {_expected(one)}: at the route's {knob} the gap was worth its price."
+
+
+def _unseen(record: DecisionRecord, config: Config) -> list[str]:
+    route = next((one for one in config.routes if one.name == record.route), None)
+    bound_s = record.knobs.get("max_latency_s", route.max_latency_s if route else None)
+    chosen = _candidate(record, record.model)
+    if bound_s is None or chosen is None or chosen.latency_s is not None:
+        return []
+    return [f"How long {record.model} takes nobody had seen yet, so it wasn't held to the bound of {bound_s:g} s."]
 
 
 def _knob(record: DecisionRecord, config: Config) -> str:

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from gateway.admin.actor import Actor
@@ -80,6 +81,17 @@ def test_a_search_that_makes_no_sense_is_refused(desk: Desk) -> None:
     ):  # fmt: skip
         with pytest.raises(CallerError):
             search(desk, wanted, cursor)
+
+
+@pytest.mark.parametrize("latency_s", [None, 1.5])
+def test_a_bound_that_nobody_could_hold_is_told(desk: Desk, latency_s: float | None) -> None:
+    """A model of unknown latency is let pass by `max_latency_s`; its decision says so."""
+    record = recent(1, knobs={"max_latency_s": 2.0})
+    candidates = tuple(msgspec.structs.replace(one, latency_s=latency_s) for one in record.candidates)
+    write(desk, msgspec.structs.replace(record, candidates=candidates))
+    said = " ".join(explain(desk, "chatcmpl-1", OPERATOR).summary)
+    told = f"How long {record.model} takes nobody had seen yet, so it wasn't held to the bound of 2 s."
+    assert (told in said) == (latency_s is None)
 
 
 def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
