@@ -41,7 +41,9 @@ async def get_decision(request: Request, id: str) -> Answer:
 
 
 async def post_feedback(request: Request, _: str) -> Answer:
-    """Answers once the feedback would survive a power loss."""
+    """Answers once the feedback would survive a power loss. An id that nobody knows is no fault: its decision may be on
+    its way to the journal still, from another replica too.
+    """
     caller, services = request.caller(), request.services
     try:
         said = msgspec.json.decode(request.body, type=Feedback)
