@@ -558,3 +558,40 @@ async def test_a_spoilt_rate_limit_begins_anew(redis: Redis, worker: Make, clock
     with pytest.raises(RateLimited):
         await ledger.hold([], 0, limits.take([limit], 1, 0.0))
     assert not ledger.is_away
+
+
+REFUSING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "OOM": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    "NOPERM": (("ACL", "SETUSER", "default", "-@scripting"), ("ACL", "SETUSER", "default", "+@all")),
+    "NOPERM keys": (("ACL", "SETUSER", "default", "resetkeys", "~a"), ("ACL", "SETUSER", "default", "~*")),
+    "NOREPLICAS": (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+}
+
+
+@pytest.mark.parametrize("why", REFUSING)
+@pytest.mark.parametrize("when_away", ["refuse", "share"])
+async def test_a_redis_that_refuses_to_write_is_away_for_so_long(
+    redis: Redis, worker: Make, clock: Clock, why: str, when_away: str
+) -> None:
+    """Full, without rights or replicas: only budgets feel it, nothing spent is lost, it is back by itself."""
+    ledger = worker(clock, when_away=when_away)
+    runner = asyncio.create_task(ledger.run())
+    spoils, mends = REFUSING[why]
+    (await ledger.hold([KEY], 10)).settle(10)
+    under_way = await ledger.hold([KEY], 10)
+    await until(lambda: not ledger.queued)
+    await redis.execute_command(*spoils)
+    try:
+        (await ledger.hold([], 5)).release()
+        under_way.settle(7)
+        if when_away == "refuse":
+            with pytest.raises(BudgetsAway):
+                await ledger.hold([KEY], 1)
+        else:
+            (await ledger.hold([KEY], 1)).settle(1)
+        assert ledger.is_away
+    finally:
+        await redis.execute_command(*mends)
+    await until(lambda: not ledger.is_away and not ledger.queued)
+    assert await ledger.balance(KEY) == (17 if when_away == "refuse" else 18, 0)
+    runner.cancel()
