@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gateway.batch.length import seconds_of
+from gateway.config import MOST_USD
 
 
 def seconds(text: str) -> float:
@@ -25,8 +25,8 @@ def dollars(text: str) -> float:
         value = float(text.strip().removeprefix("$").replace(",", ""))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no amount of dollars") from None
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter("a budget is zero dollars or more")
+    if not 0 <= value <= MOST_USD:
+        raise typer.BadParameter(f"a budget is zero dollars or more, up to {MOST_USD:,.0f}")
     return value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from gateway.config import Config, Period
+from gateway.config import MOST_USD, Config, Period
 from gateway.config_load import file_of, load
 from gateway.errors import CallerError
 
@@ -151,7 +150,7 @@ def create_key(
     from gateway.keys import new_key
 
     chosen = read_config(config)
-    if budget_usd is not None and not (budget_usd >= 0 and isfinite(budget_usd)):
+    if budget_usd is not None and not 0 <= budget_usd <= MOST_USD:
         raise CallerError(f"--budget-usd: {budget_usd} is not an amount of dollars")
     known = {route.name for route in chosen.routes} | {model.name for model in chosen.models}
     if unknown := ", ".join(name for name in models or () if name not in known):

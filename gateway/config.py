@@ -13,13 +13,15 @@ from msgspec import Meta
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 """0: any free one."""
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=10**12)]
 Tokens = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
-Usd = Annotated[float, Meta(ge=0)]
+MOST_USD = 1e9
+"""A billion: in nano-dollars the journal's columns hold nine of them."""
+Usd = Annotated[float, Meta(ge=0, le=MOST_USD)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Quality = Annotated[float, Meta(gt=0, le=1)]
-Weight = Annotated[float, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Period = Literal["day", "week", "month", "total"]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

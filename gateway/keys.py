@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway.config import Auth, KeyConfig, TenantConfig
+from gateway.config import MOST_USD, Auth, KeyConfig, TenantConfig
 from gateway.errors import PolicyError, Unauthorized
 from gateway.journal.record import KeyRecord, new_id
 from gateway.ledger import Account
@@ -190,7 +190,7 @@ def _accounts(
     tenant = tenants.get(key.tenant)
     found = []
     if key.budget_usd is not None:
-        found.append(Account(f"key:{key_id}", nanousd(key.budget_usd), key.budget_period))  # type: ignore[arg-type]
+        found.append(Account(f"key:{key_id}", nanousd(min(key.budget_usd, MOST_USD)), key.budget_period))  # type: ignore[arg-type]
     if tenant is not None and tenant.budget_usd is not None:
         found.append(Account(f"tenant:{tenant.name}", nanousd(tenant.budget_usd), tenant.budget_period))
     return tuple(found)

@@ -218,6 +218,8 @@ class Follower:
                 current.applied = current.settings.version
         except (ValueError, OSError, ConfigError) as error:
             log.error("new settings refused, the old ones stay: %s", error)
+        except Exception:  # a fault of ours must not end the looking, unseen
+            log.exception("new settings refused, the old ones stay")
 
 
 async def watch_batches(services: Services) -> None:

@@ -15,6 +15,7 @@ from gateway.api.files import asked, page_limit, page_of
 from gateway.asgi import Answer, Request
 from gateway.batch.length import seconds_of
 from gateway.call import SURFACES
+from gateway.config import Usd
 from gateway.errors import CallerError, NotFound
 from gateway.reply import JSON
 from gateway.wire.chunk import BAD_JSON
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What only this gateway understands."""
 
-    budget_usd: Annotated[float, Meta(ge=0)] | None = None
+    budget_usd: Usd | None = None
     route: str = "auto"
     min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.0
     skip_bad: bool = False

@@ -56,7 +56,9 @@ def test_a_key_that_could_not_be_served_is_refused(words: tuple[str, ...]) -> No
     assert read_settings("run").keys == ()
 
 
-@pytest.mark.parametrize("words", [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--model", "atuo")])
+@pytest.mark.parametrize(
+    "words", [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--budget-usd", "1e300"), ("--model", "atuo")]
+)
 def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...]) -> None:
     """So is a budget that is no amount, and a model that nobody serves."""
     with pytest.raises(CallerError, match=words[0]):

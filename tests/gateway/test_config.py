@@ -146,6 +146,8 @@ def test_all_problems_are_told_at_once() -> None:
         ({"cost_weight": -0.01}, "routes[0].cost_weight: expected `float` >= 0.0"),
         ({"min_quality": 1.5}, "routes[0].min_quality: expected `float` <= 1.0"),
         ({"accept_at": 0}, "routes[0].accept_at: expected `float` > 0.0"),
+        ({"budget_usd_per_day": 1e300}, "routes[0].budget_usd_per_day: expected `float` <= 1000000000.0"),
+        ({"rpm": 10**400}, "routes[0].rpm: expected `int` <= 1000000000000"),
         ({"cache_eps": 0}, "routes[0].cache_eps: expected `float` > 0.0"),
         ({"cache_eps": 1}, "routes[0].cache_eps: expected `float` < 1.0"),
         ({"router": "trained.bin"}, "routes[0].router: no router named 'trained.bin'"),

@@ -134,9 +134,13 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
-@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "a", "rpm": 0}, {"name": "a", "secret": "x"}])
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"name": ""}, {"name": "a", "rpm": 0}, {"name": "a", "secret": "x"}, {"name": "a", "budget_usd": 1e300},
+     {"name": "a", "rpm": 10**400}],
+)  # fmt: skip
 async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    """No name, a negative limit, an unknown field."""
+    """No name, a negative limit, an unknown field, more than anybody can count."""
     assert (await client.post("/admin/keys", json=body)).status_code == 422
 
 

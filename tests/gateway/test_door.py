@@ -113,6 +113,23 @@ async def test_a_revoked_key_opens_nothing_whatever_became_of_a_router(tmp_path:
         assert (await said_to(gateway, "hg-master")).status_code == 200
 
 
+async def test_a_key_with_an_endless_budget_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    """One that an older release let in: it opens, and keys made or taken away after it are obeyed."""
+    import msgspec
+
+    (rich, one), (key, two) = new_key("rich", time.time()), new_key("app", time.time())
+    routes = [{"name": "auto", "models": ["echo"], "cache": "none"}]
+    async with live(tmp_path, routes=routes, auth={"master_key": "hg-master"}) as gateway:
+        follower, folder = Follower(gateway.app), run_dir(gateway)
+        publish_keys(folder, [msgspec.structs.replace(one, budget_usd=1e300), two])
+        follower.look()
+        for sent in (rich, key):
+            assert (await said_to(gateway, sent)).status_code == 200
+        publish_keys(folder, [one, msgspec.structs.replace(two, revoked_s=time.time())])
+        follower.look()
+        assert (await said_to(gateway, key)).status_code == 401
+
+
 async def said_to(gateway: Live, key: str) -> httpx.Response:
     asked = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
     async with httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {key}"}) as client:

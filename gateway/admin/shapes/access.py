@@ -10,7 +10,7 @@ from gateway.admin.shapes.common import Name, Role, Usd, Wanted
 
 Period = Literal["day", "week", "month", "total"]
 Source = Literal["file", "here", "file, changed here", "seen"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 Password = Annotated[str, Field(min_length=12, max_length=200)]
 
 
