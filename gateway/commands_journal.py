@@ -187,12 +187,12 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
 @keys.command("revoke")
 def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigPath = None) -> None:
     """Workers refuse it within a second."""
+    from gateway.keys import revoked
+
     chosen = read_config(config)
     store = _store(chosen)
-    key = store.key(id)
-    if key is None:
+    if store.change_key(id, revoked, "command") is None:
         raise CallerError(f"no key has the id '{id}'")
-    store.replace_key(msgspec.structs.replace(key, revoked_s=time.time()), "command")
     _publish(chosen, store)
     typer.echo(f"{id} is revoked")
 

@@ -10,8 +10,11 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from gateway.config import MOST_USD, Auth, KeyConfig, TenantConfig
 from gateway.errors import PolicyError, Unauthorized
@@ -66,6 +69,11 @@ def new_key(name: str, now: float, *, tenant: str = "default") -> tuple[str, Key
         id=new_id("key"), name=name, key_hash=hash_key(key), prefix=key[:7], created_s=now, tenant=tenant
     )
     return key, record
+
+
+def revoked(record: KeyRecord) -> KeyRecord:
+    """From now on; one that was revoked before stays as it is."""
+    return record if record.revoked_s is not None else replace(record, revoked_s=time.time())
 
 
 class Keyring:

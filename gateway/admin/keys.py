@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
@@ -16,7 +17,7 @@ from gateway.admin.shapes.access import Key, KeyChange, KeyRow, MadeKey, NewKey,
 from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import KeyRecord
-from gateway.keys import new_key
+from gateway.keys import new_key, revoked
 
 router = APIRouter(prefix="/admin/keys", tags=["keys"])
 
@@ -46,22 +47,12 @@ def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
 def change_key(desk: Desk, who: Actor, id: str, change: KeyChange) -> Key:
     """Changes what is named; a limit set to null is lifted."""
     _refuse_unknown(desk, change.models)
-    with database():
-        record = _changed(_find(desk, id), change)
-        desk.store.replace_key(record, who.name)
-        desk.publish()
-    return _view(record)
+    return _view(_put(desk, who, id, lambda record: _changed(record, change)))
 
 
 def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
     """The workers refuse it within a second. Its spend stays on record."""
-    with database():
-        record = _find(desk, id)
-        if record.revoked_s is None:
-            record = msgspec.structs.replace(record, revoked_s=time.time())
-            desk.store.replace_key(record, who.name)
-            desk.publish()
-    return _view(record)
+    return _view(_put(desk, who, id, revoked))
 
 
 @router.get("")
@@ -95,7 +86,17 @@ def delete_key(desk: Means, who: Admin, id: str) -> Key:
 
 
 def _find(desk: Desk, id: str) -> KeyRecord:
-    record = desk.store.key(id)
+    return _known(desk.store.key(id), id)
+
+
+def _put(desk: Desk, who: Actor, id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+    with database():
+        record = _known(desk.store.change_key(id, change, who.name), id)
+        desk.publish()
+    return record
+
+
+def _known(record: KeyRecord | None, id: str) -> KeyRecord:
     if record is None:
         raise NotFound(f"no key has the id {id!r}")
     return record

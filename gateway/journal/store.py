@@ -6,7 +6,7 @@ Every question is answered from an index or from the counters, none by reading a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,12 +173,30 @@ class Store:
             _put_key(connection, key)
             _note(connection, actor, "key.create", key.id, {"name": key.name, "tenant": key.tenant})
 
-    def replace_key(self, key: KeyRecord, actor: str) -> None:
-        """Stores a changed key (limits, models, revocation)."""
+    def change_key(self, id: str, change: Callable[[KeyRecord], KeyRecord], actor: str) -> KeyRecord | None:
+        """Stores what `change` makes of the key (limits, models, revocation); None: there is no such key.
+
+        Of two changes at once neither undoes the other: whoever comes second changes what the first has left.
+        """
+        while True:
+            found = self._scalar(sa.select(keys.c.payload).where(keys.c.id == clean(id)))
+            if found is None:
+                return None
+            before = _decode_key(found)
+            key = change(before)
+            if key == before or self._swap_key(found, key, actor, revoked=before.revoked_s is None):
+                return key
+
+    def _swap_key(self, before: str, key: KeyRecord, actor: str, *, revoked: bool) -> bool:
+        """False, and nothing is stored, where another payload than `before` is in force."""
+        values = {"revoked_s": key.revoked_s, "payload": msgspec.json.encode(key).decode()}
+        mine = sa.update(keys).where(keys.c.id == key.id, keys.c.payload == before)
         with self.engine.begin() as connection:
-            _put_key(connection, key)
-            action = "key.change" if key.revoked_s is None else "key.revoke"
+            if not connection.execute(mine.values(**values)).rowcount:
+                return False
+            action = "key.revoke" if revoked and key.revoked_s is not None else "key.change"
             _note(connection, actor, action, key.id, {"name": key.name})
+        return True
 
     def keys(self, *, revoked: bool = True) -> list[KeyRecord]:
         """In the order they were made."""

@@ -51,7 +51,7 @@ def test_a_change_is_seen_and_nothing_else_is_looked_through(desk: Desk) -> None
         pass
     desk.store.add_key(key("ci"), "me")
     assert spread.step() and [one.name for one in read_settings(desk.run_dir).keys] == ["ci"]
-    desk.store.replace_key(msgspec.structs.replace(key("ci"), revoked_s=2.0), "me")
+    desk.store.change_key("key_ci", lambda held: msgspec.structs.replace(held, revoked_s=2.0), "me")
     assert spread.step() and read_settings(desk.run_dir).keys[0].revoked_s == 2.0
     desk.store.save_setting("route:auto", {"cost_weight": 0.5}, "me")
     assert spread.step() and read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}

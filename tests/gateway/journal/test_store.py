@@ -18,7 +18,7 @@ from gateway.journal.record import (
 from gateway.journal.store import DecisionFilter, RouterVersion, Store
 from gateway.journal.tables import decisions, job_items
 from gateway.journal.write import write_records
-from gateway.keys import hash_key
+from gateway.keys import hash_key, revoked
 from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
 
 
@@ -193,13 +193,27 @@ def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
     with pytest.raises(ValueError, match="ci"):
         store.add_key(KeyRecord(id="key_2", name="ci", key_hash="x", prefix="", created_s=2.0), actor="admin")
     assert store.keys() == [key] == [store.key("key_1")]
-    revoked = KeyRecord(
-        id="key_1", name="ci", key_hash=key.key_hash, prefix="hg-s", created_s=1.0, revoked_s=5.0
-    )
-    store.replace_key(revoked, actor="admin")
+    assert store.change_key("key_1", revoked, actor="admin") == store.key("key_1")
+    assert store.change_key("key_1", revoked, actor="admin") == store.key("key_1")
+    assert store.change_key("key_2", revoked, actor="admin") is None
     assert store.keys(revoked=False) == []
     assert [row["action"] for row in store.audit_log()] == ["key.revoke", "key.create"]
     assert "hg-secret" not in str(store.audit_log()) + str(store.keys())
+
+
+def test_a_change_of_a_key_never_undoes_its_revocation(store: Store) -> None:
+    """Who began to change it before it was revoked ends after it: both are kept."""
+    store.add_key(KeyRecord(id="key_1", name="ci", key_hash="x", prefix="", created_s=1.0), actor="admin")
+
+    def slowly(key: KeyRecord) -> KeyRecord:
+        if key.revoked_s is None:
+            store.change_key("key_1", revoked, actor="somebody else")
+        return msgspec.structs.replace(key, rpm=5)
+
+    key = store.change_key("key_1", slowly, actor="admin")
+    assert key is not None and key.rpm == 5 and key.revoked_s is not None and store.key("key_1") == key
+    assert store.keys(revoked=False) == []
+    assert [row["action"] for row in store.audit_log()] == ["key.change", "key.revoke", "key.create"]
 
 
 def test_settings_keep_every_version(store: Store) -> None:
