@@ -188,8 +188,9 @@ def serve(
         log.warning("%s", said)
     server = chosen.server
     count = workers or server.workers
-    if count > 1 and (problem := unshared(chosen)):
-        raise ConfigError([f"--workers: {problem}"])
+    made = (key for key in read_settings(server.run_dir).keys if key.revoked_s is None)
+    if count > 1 and (problem := unshared(chosen, made)):
+        raise ConfigError([f"{'--workers' if workers else 'server.workers'}: {problem}"])
     scheme = "https" if server.tls_certificate else "http"
 
     def ready() -> None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from gateway.config import MOST_USD, Config, Period
+from gateway.config import Config, Period
 from gateway.config_load import file_of, load
 from gateway.errors import CallerError
 
@@ -21,6 +21,12 @@ ConfigPath = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the defaults.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+_OPTIONS = {
+    "name": "NAME", "tenant": "--tenant", "models": "--model", "budget_usd": "--budget-usd", "rpm": "--rpm",
+    "tpm": "--tpm",
+}  # fmt: skip
+"""What a field of a key is called on the command line."""
 
 keys = typer.Typer(help="Virtual keys: make, list, revoke. Only a hash of a key is ever kept.", no_args_is_help=True)
 
@@ -147,18 +153,16 @@ def create_key(
     json: Json = False,
 ) -> None:
     """Make a key. Its plaintext is shown once, here."""
+    from gateway.key_check import faults
     from gateway.keys import new_key
 
     chosen = read_config(config)
-    if budget_usd is not None and not 0 <= budget_usd <= MOST_USD:
-        raise CallerError(f"--budget-usd: {budget_usd} is not an amount of dollars")
-    known = {route.name for route in chosen.routes} | {model.name for model in chosen.models}
-    if unknown := ", ".join(name for name in models or () if name not in known):
-        raise CallerError(f"--model: neither a route nor a model: {unknown}")
     plain, record = new_key(name, time.time(), tenant=tenant)
     record = msgspec.structs.replace(
         record, models=tuple(models or ()), rpm=rpm, tpm=tpm, budget_usd=budget_usd, budget_period=budget_period
     )
+    for field, why in faults(record, chosen):
+        raise CallerError(f"{_OPTIONS[field]}: {why}")
     store = _store(chosen)
     try:
         store.add_key(record, "command")

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.config import LOOPBACK, Config, ModelConfig, ProviderConfig, RouteConfig
-from gateway.config_shape import CONTROL, Problems, meant, read_section
+from gateway.config_shape import CONTROL, Problems, meant, read_section, unreadable
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
 from gateway.upstream.reach import names_inner, refusal
 from local_models.options import faults
 from routers.simple import read_rule
+
+if TYPE_CHECKING:
+    from gateway.journal.record import KeyRecord
 
 ROUTERS = (
     "default", "rules", "weighted", "cheapest", "task-mean", "knn", "linear", "factor", "preference",
@@ -123,8 +126,8 @@ def _check_names(config: Config, found: Problems) -> None:
     deployments: set[tuple[str, str, str]] = set()
     for index, model in enumerate(config.models):
         deployment = (model.name, model.provider, model.upstream_name)
-        if not model.name:
-            found.add(f"models[{index}].name", "is empty")
+        if why := unreadable(model.name):
+            found.add(f"models[{index}].name", why)
         elif deployment in deployments:
             found.add(f"models[{index}].name", f"{model.name!r} at {model.provider!r} is listed twice")
         deployments.add(deployment)
@@ -137,8 +140,8 @@ def _check_names(config: Config, found: Problems) -> None:
 def _check_unique(path: str, names: list[str], found: Problems) -> None:
     seen: set[str] = set()
     for index, name in enumerate(names):
-        if not name:
-            found.add(f"{path}[{index}].name", "is empty")
+        if why := unreadable(name):
+            found.add(f"{path}[{index}].name", why)
         elif name in seen:
             found.add(f"{path}[{index}].name", f"{name!r} is used twice")
         seen.add(name)
@@ -173,14 +176,14 @@ def _check_server(config: Config, found: Problems) -> None:
         _check_url("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
 
 
-def unshared(config: Config) -> str:
-    """Why several workers can't serve this configuration; empty: they can."""
+def unshared(config: Config, made: Iterable[KeyRecord] = ()) -> str:
+    """Why several workers can't serve this configuration and the keys `made` at run time; empty: they can."""
     if config.storage.redis_url:
         return ""
     counted: list[object] = []
     for route in config.routes:
         counted += [route.budget_usd_per_day, route.rpm, route.tpm]
-    counted += [limit for key in config.auth.keys for limit in (key.budget_usd, key.rpm, key.tpm)]
+    counted += [limit for key in (*config.auth.keys, *made) for limit in (key.budget_usd, key.rpm, key.tpm)]
     counted += [tenant.budget_usd for tenant in config.auth.tenants]
     if all(limit is None for limit in counted):
         return ""

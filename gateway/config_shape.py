@@ -42,6 +42,13 @@ class Problems:
             self.add(path, f"no {what} named {name!r}{meant(name, known)}")
 
 
+def unreadable(name: str) -> str:
+    """Why nobody could read or type a name; empty: it is sound."""
+    if not name.strip():
+        return "is empty"
+    return "holds a line break or another control character" if CONTROL.search(name) else ""
+
+
 def meant(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 import uvicorn
+from msgspec.structs import replace
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
@@ -176,13 +177,16 @@ async def run(config: Config, sockets: list[socket.socket], parent: int = 0) -> 
 
 
 def main() -> None:
-    """`python -m gateway.control [--config FILE] [--fd LISTENING_SOCKET] [--parent PROCESS]`."""
+    """`python -m gateway.control [--config FILE] [--workers COUNT] [--fd LISTENING_SOCKET] [--parent PROCESS]`."""
     parser = argparse.ArgumentParser(prog="python -m gateway.control")
     parser.add_argument("--config", default=None)
+    parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--fd", type=int, action="append", default=[])
     parser.add_argument("--parent", type=int, default=0)
     chosen = parser.parse_args()
     config = load(chosen.config, os.environ)
+    if chosen.workers is not None:  # the command line's number won over the file's
+        config = replace(config, server=replace(config.server, workers=chosen.workers))
     set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
         asyncio.run(run(config, taken_over(chosen.fd), chosen.parent))

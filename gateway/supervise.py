@@ -205,7 +205,7 @@ class House:
     def _worker_child(self, slot: int) -> Child:
         return Child(
             f"worker {slot}",
-            [sys.executable, "-m", "gateway.worker", "--workers", str(self._count), *self._where()],
+            [sys.executable, "-m", "gateway.worker", *self._where()],
             ONE_CORE,
             sockets=(self._sockets[slot],), tells=True, numbered=True,
         )  # fmt: skip
@@ -215,7 +215,8 @@ class House:
         return Child("control", command, ONE_CORE, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
-        return [*(("--config", str(self._file)) if self._path else ()), "--parent", str(os.getpid())]
+        path = ("--config", str(self._file)) if self._path else ()
+        return [*path, "--workers", str(self._count), "--parent", str(os.getpid())]
 
     def _freeze(self, copy: Path) -> None:
         """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""

@@ -17,6 +17,7 @@ from gateway.admin.shapes.access import Key, KeyChange, KeyRow, MadeKey, NewKey,
 from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import KeyRecord
+from gateway.key_check import faults
 from gateway.keys import new_key, revoked
 
 router = APIRouter(prefix="/admin/keys", tags=["keys"])
@@ -32,9 +33,8 @@ def key_rows(desk: Desk, revoked: bool = False) -> list[KeyRow]:
 
 def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
     """409 where a live key has this name."""
-    _refuse_unknown(desk, wanted.models)
     plaintext, record = new_key(wanted.name, time.time(), tenant=wanted.tenant)
-    record = _changed(record, wanted)
+    record = _changed(desk, record, wanted)
     with database():
         try:
             desk.store.add_key(record, who.name)
@@ -46,8 +46,7 @@ def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
 
 def change_key(desk: Desk, who: Actor, id: str, change: KeyChange) -> Key:
     """Changes what is named; a limit set to null is lifted."""
-    _refuse_unknown(desk, change.models)
-    return _view(_put(desk, who, id, lambda record: _changed(record, change)))
+    return _view(_put(desk, who, id, lambda record: _changed(desk, record, change)))
 
 
 def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
@@ -102,18 +101,16 @@ def _known(record: KeyRecord | None, id: str) -> KeyRecord:
     return record
 
 
-def _changed(record: KeyRecord, change: KeyChange) -> KeyRecord:
+def _changed(desk: Desk, record: KeyRecord, change: KeyChange) -> KeyRecord:
+    """Raises CallerError where it could not be served so."""
     named = change.model_dump(exclude_unset=True, exclude={"name", "tenant"})
     if "models" in named:
         named["models"] = tuple(named["models"] or ())
-    return msgspec.structs.replace(record, **named)
-
-
-def _refuse_unknown(desk: Desk, names: list[str] | None) -> None:
-    config = desk.current
-    known = {route.name for route in config.routes} | {model.name for model in config.models}
-    if unknown := ", ".join(name for name in names or () if name not in known):
-        raise CallerError(f"neither a route nor a model: {unknown}", param="models", status=422)
+    changed = msgspec.structs.replace(record, **named)
+    for field, why in faults(changed, desk.current):
+        if field in change.model_fields_set:
+            raise CallerError(f"{field}: {why}", status=422, code="unsound", param=field)
+    return changed
 
 
 def _view(record: KeyRecord) -> Key:

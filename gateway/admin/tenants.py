@@ -16,6 +16,7 @@ from gateway.admin.shapes.common import Applied
 from gateway.config import TenantConfig
 from gateway.errors import CallerError
 from gateway.journal.write import Row
+from gateway.key_check import name_fault
 from gateway.ledger import period_start
 
 router = APIRouter(prefix="/admin", tags=["tenants"])
@@ -79,8 +80,8 @@ def tenants(desk: Desk) -> list[Tenant]:
 
 def put_tenant(desk: Desk, who: Actor, name: str, wanted: TenantWanted) -> Applied:
     """Its budget, over all of its keys."""
-    if not name.strip() or len(name) > 200:
-        raise CallerError("a tenant's name has 1 to 200 characters", param="name", status=422)
+    if why := name_fault(name):
+        raise CallerError(f"a tenant's name {why}", param="name", status=422)
     value = {"budget_usd": wanted.budget_usd, "budget_period": wanted.budget_period}
     return change(desk, who, f"tenant:{name}", value, wanted.version)
 

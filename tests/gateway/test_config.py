@@ -179,6 +179,8 @@ def test_all_problems_are_told_at_once() -> None:
         ),
         ({"name": "${HOME}"}, "routes[0].name: ${...} is read in secrets only"),
         ({"name": ""}, "routes[0].name: is empty"),
+        ({"name": " "}, "routes[0].name: is empty"),
+        ({"name": "a\nb"}, "routes[0].name: holds a line break or another control character"),
         ({"name": "small"}, "routes[0].name: 'small' is also the name of a model"),
         ({"budget_usd_per_day": -3}, "routes[0].budget_usd_per_day: expected `float` >= 0.0"),
         ({"max_cost_usd": float("inf")}, "routes[0].max_cost_usd: expected a finite number, got inf"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
@@ -137,11 +138,27 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
 @pytest.mark.parametrize(
     "body",
     [{}, {"name": ""}, {"name": "a", "rpm": 0}, {"name": "a", "secret": "x"}, {"name": "a", "budget_usd": 1e300},
-     {"name": "a", "rpm": 10**400}],
+     {"name": "a", "rpm": 10**400}, {"name": "  "}, {"name": "a\nb"}, {"name": "a", "tenant": "\t"}],
 )  # fmt: skip
 async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     """No name, a negative limit, an unknown field, more than anybody can count."""
     assert (await client.post("/admin/keys", json=body)).status_code == 422
+
+
+async def test_limits_that_workers_cannot_share_are_refused(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Without Redis each of two would grant a key's budget whole; what is no limit can still be changed."""
+    made = (await client.post("/admin/keys", json={"name": "old", "rpm": 5})).json()["record"]["id"]
+    desk.config = replace(desk.config, server=replace(desk.config.server, workers=2))
+    desk._current = None
+    for limit in ({"budget_usd": 1.0}, {"rpm": 5}, {"tpm": 5}):
+        (name,) = limit
+        answer = await client.post("/admin/keys", json={"name": "new", **limit})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, name)
+        assert "storage.redis_url" in answer.json()["error"]["message"]
+    assert (await client.patch(f"/admin/keys/{made}", json={"models": ["small"]})).status_code == 200
+    assert (await client.patch(f"/admin/keys/{made}", json={"rpm": 6})).status_code == 422
+    assert (await client.patch(f"/admin/keys/{made}", json={"rpm": None})).status_code == 200
+    assert (await client.post("/admin/keys", json={"name": "new"})).status_code == 201
 
 
 async def test_counters_are_shown(desk: Desk, client: httpx.AsyncClient) -> None:

@@ -1,0 +1,33 @@
+"""Whether a key made while the gateway runs can be served as it says, by the rules that the file's keys keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gateway.config import MOST_USD, Config
+from gateway.config_load import unshared
+from gateway.config_shape import unreadable
+from gateway.journal.record import KeyRecord
+
+LONGEST_NAME = 200
+
+
+def faults(key: KeyRecord, config: Config) -> Iterator[tuple[str, str]]:
+    """Each with the field that it is in."""
+    for field in ("name", "tenant"):
+        if why := name_fault(getattr(key, field)):
+            yield field, why
+    known = {route.name for route in config.routes} | {model.name for model in config.models}
+    if unknown := ", ".join(name for name in key.models if name not in known):
+        yield "models", f"neither a route nor a model: {unknown}"
+    if key.budget_usd is not None and not 0 <= key.budget_usd <= MOST_USD:
+        yield "budget_usd", f"{key.budget_usd} is not an amount of dollars"
+    elif config.server.workers > 1 and (why := unshared(config, [key])):
+        yield next(name for name in ("budget_usd", "rpm", "tpm") if getattr(key, name) is not None), why
+
+
+def name_fault(name: str) -> str:
+    """Why nobody could read this name or type it again; empty: it is sound."""
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name)} characters, more than {LONGEST_NAME}"
+    return unreadable(name)
