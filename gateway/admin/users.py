@@ -52,6 +52,7 @@ def add_user(desk: Desk, who: Actor, wanted: NewUser) -> User:
     try:
         with desk.store.engine.begin() as connection:
             connection.execute(sa.insert(users), row)
+            _refuse_lock_out(desk, connection)
     except sa.exc.IntegrityError:
         message = f"there is a user named {wanted.name!r}"
         raise CallerError(message, status=409, code="user_exists", param="name") from None
@@ -77,6 +78,7 @@ def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
             raise NotFound(f"there is no user named {name!r}")
         if not done.rowcount:
             raise Conflict(f"{name} was changed meanwhile: look at it again before you change it")
+        _refuse_lock_out(desk, connection)
         if change.password is not None or change.disabled:
             connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
     desk.doorman.seen.clear()
@@ -91,9 +93,22 @@ def delete_user(desk: Desk, who: Actor, name: str) -> None:
         connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
         if not connection.execute(sa.delete(users).where(users.c.name == name)).rowcount:
             raise NotFound(f"there is no user named {name!r}")
+        _refuse_lock_out(desk, connection)
     desk.doorman.seen.clear()
     desk.doorman.users = None
     desk.store.note(who.name, "user.delete", name)
+
+
+def _refuse_lock_out(desk: Desk, connection: sa.Connection) -> None:
+    """Raises CallerError where users are left, none of them could change anything, and there is no master key."""
+    if desk.config.auth.master_key:
+        return
+    rows = connection.execute(sa.select(users.c.role, users.c.disabled)).all()
+    if rows and not any(row.role == "admin" and not row.disabled for row in rows):
+        raise CallerError(
+            "without a master key one user must stay an admin: nobody could change anything any more", status=409,
+            code="last_admin", param="role",
+        )  # fmt: skip
 
 
 def find_user(store: Store, name: str) -> UserRow | None:

@@ -189,6 +189,25 @@ async def test_once_there_is_a_user_this_machine_alone_is_not_enough(desk: Desk)
         assert (await client.get("/admin/session")).status_code == 401
 
 
+async def test_without_a_master_key_nobody_locks_everybody_out(desk: Desk) -> None:
+    """The first user is an admin, and the last admin stays one; who is alone may go, and the gateway is open again."""
+    async with client_of(desk) as client:
+        viewer = {"name": "vera", "role": "viewer", "password": PASSWORD}
+        answer = await client.post("/admin/users", json=viewer)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "last_admin")
+        assert (await client.get("/admin/users")).json() == []
+        await client.post("/admin/users", json={**viewer, "name": "ann", "role": "admin"})
+        csrf = await signed_in(client, "ann")
+        assert (await client.post("/admin/users", json=viewer, headers=csrf)).status_code == 201
+        for change in ({"role": "viewer"}, {"disabled": True}):
+            answer = await client.patch("/admin/users/ann", json={**change, "version": 1}, headers=csrf)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "last_admin")
+        assert (await client.delete("/admin/users/ann", headers=csrf)).status_code == 409
+        assert (await client.delete("/admin/users/vera", headers=csrf)).status_code == 204
+        assert (await client.delete("/admin/users/ann", headers=csrf)).status_code == 204
+        assert (await client.get("/admin/session")).json()["how"] == "this machine"
+
+
 async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_other(
     guarded: Desk, browser: httpx.AsyncClient
 ) -> None:
