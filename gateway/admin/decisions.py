@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import isnan
 from typing import Annotated, Any
 
 import msgspec
@@ -47,6 +48,9 @@ def search(desk: Desk, wanted: DecisionFilter, cursor: str = "", limit: int = 50
     """Newest first; `cursor` is `next` of the page before."""
     if wanted.outcome not in ("", "ok", *NAMES):
         raise CallerError(f"outcome is ok or one of {', '.join(NAMES)}", param="outcome", status=422)
+    for name in ("since_s", "until_s", "min_cost_usd", "max_cost_usd"):
+        if isnan(getattr(wanted, name) or 0.0):
+            raise CallerError(f"{name} is not a number", param=name, status=422)
     if wanted.since_s >= wanted.until_s:
         raise CallerError("the time begins after it ends", param="since_s", status=422)
     with database():

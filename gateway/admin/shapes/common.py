@@ -10,6 +10,8 @@ from gateway.config import MOST_USD
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Quality = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Usd = Annotated[float, Field(ge=0, le=MOST_USD, allow_inf_nan=False)]
 Role = Literal["viewer", "operator", "admin"]
 Window = Literal["hour", "day", "week", "month"]

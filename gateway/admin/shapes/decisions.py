@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from gateway.admin.shapes.common import Share, Usd, Wanted
+from gateway.admin.shapes.common import Quality, Seconds, Share, Usd, Wanted
 
 Outcome = Literal["", "ok", "error", "cached", "escalated", "explored", "audit"]
 
@@ -150,9 +150,9 @@ class ReplayWanted(Wanted):
     router: str = ""
     """A version's id, or a router's name."""
     cost_weight: Share | None = None
-    min_quality: Share | None = None
+    min_quality: Quality | None = None
     max_cost_usd: Usd | None = None
-    max_latency_s: float | None = None
+    max_latency_s: Seconds | None = None
 
 
 class ReplaySide(BaseModel):

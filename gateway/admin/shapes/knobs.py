@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from gateway.admin.shapes.common import Estimate, SettingVersion, Share, Usd, Wanted
+from gateway.admin.shapes.common import Estimate, Quality, Seconds, SettingVersion, Share, Usd, Wanted
 from gateway.admin.shapes.overview import Totals
 
 
@@ -15,12 +15,12 @@ class Knobs(Wanted):
 
     cost_weight: Share | None = None
     """0: quality only, 1: cost only."""
-    min_quality: Share | None = None
-    max_latency_s: float | None = None
+    min_quality: Quality | None = None
+    max_latency_s: Seconds | None = None
     max_cost_usd: Usd | None = None
     """Per request."""
     budget_usd_per_day: Usd | None = None
-    accept_at: Share | None = None
+    accept_at: Quality | None = None
     """Least confidence at which a cascade keeps a cheap answer."""
     explore: Share | None = None
     """Floor of the exploration probability."""

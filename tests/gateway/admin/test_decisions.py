@@ -75,9 +75,10 @@ def fits(one: DecisionRecord, wanted: DecisionFilter) -> bool:
 
 
 def test_a_search_that_makes_no_sense_is_refused(desk: Desk) -> None:
-    """An unknown outcome, a time that ends before it begins, a cursor that isn't ours."""
+    """An unknown outcome, a time that ends before it begins, a cost that is no number, a cursor that isn't ours."""
     for wanted, cursor in (
         (DecisionFilter(outcome="nice"), ""), (DecisionFilter(since_s=5, until_s=1), ""), (DecisionFilter(), "x:y"),
+        (DecisionFilter(min_cost_usd=float("nan")), ""), (DecisionFilter(since_s=float("nan")), ""),
     ):  # fmt: skip
         with pytest.raises(CallerError):
             search(desk, wanted, cursor)

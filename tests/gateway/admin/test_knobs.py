@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -71,8 +72,9 @@ def test_of_many_at_the_same_moment_one_gets_through(desk: Desk) -> None:
 )
 def test_what_no_file_could_hold_is_refused_with_its_place(desk: Desk, stated: dict[str, float], field: str) -> None:
     """And leaves no trace: no version, no audit line, no file."""
+    change = KnobChange.model_construct(knobs=Knobs.model_construct({*stated}, **stated), version=0, why="")
     with pytest.raises(CallerError) as refused:
-        turn(desk, ANN, 0, **stated)
+        knobs.apply(desk, ANN, "auto", change)
     assert refused.value.status == 422 and field in str(refused.value.param)
     assert changes.setting(desk, "route:auto").version == 0
     assert audit.audit_log(desk) == []
@@ -191,3 +193,17 @@ def test_a_canary_that_could_not_be_one_is_refused(desk: Desk, share: float, sta
     with pytest.raises(CallerError):
         wanted = TrialWanted(kind="canary", knobs=Knobs(**stated), share=share, version=0)
         knobs.start_trial(desk, ANN, "auto", wanted)
+
+
+@pytest.mark.parametrize(
+    "stated", ['{"max_latency_s": NaN}', '{"max_latency_s": 0}', '{"min_quality": 0}', '{"accept_at": 0}',
+               '{"budget_usd_per_day": 1e300}'],
+)  # fmt: skip
+async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
+    desk: Desk, client: httpx.AsyncClient, stated: str
+) -> None:
+    """It is refused by its name, as turning it is."""
+    write(desk, *explored(60))
+    sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
+    answer = await client.post("/admin/routes/auto/preview", **sent)
+    assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
