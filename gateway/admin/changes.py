@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from gateway.admin.actor import Actor
 from gateway.admin.desk import Desk, overlay_of
 from gateway.admin.shapes.common import Applied, SettingVersion
-from gateway.errors import CallerError, HeadgateError
+from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.store import SettingConflict
 from gateway.overlay import overlaid, read_secrets
 
@@ -89,6 +89,14 @@ def change(
     workers, confirmed = desk.confirm()
     stored = SettingVersion(name=name, version=number, time_s=time.time(), actor=who.name, value=value)
     return Applied(setting=stored, workers=workers, confirmed=confirmed)
+
+
+def remove(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+    """Back to what the configuration says. Raises NotFound where nothing was added or changed here."""
+    with database():
+        if desk.store.setting(name) is None:
+            raise NotFound(f"{name} was not added or changed here: there is nothing to take back")
+    return change(desk, who, name, None, version)
 
 
 def undo(desk: Desk, who: Actor, name: str, version: int) -> Applied:

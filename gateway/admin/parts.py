@@ -46,7 +46,7 @@ def put_provider(desk: Desk, who: Actor, name: str, wanted: ProviderWanted) -> A
 
 def remove_provider(desk: Desk, who: Actor, name: str, version: int) -> Applied:
     """What was added or changed here; one of the file stays as the file has it."""
-    return changes.change(desk, who, f"provider:{name}", None, version)
+    return changes.remove(desk, who, f"provider:{name}", version)
 
 
 def put_model(desk: Desk, who: Actor, name: str, wanted: ModelWanted) -> Applied:
@@ -64,7 +64,7 @@ def put_model(desk: Desk, who: Actor, name: str, wanted: ModelWanted) -> Applied
 
 def remove_model(desk: Desk, who: Actor, name: str, version: int) -> Applied:
     """What was added or changed here; one of the file stays as the file has it."""
-    return changes.change(desk, who, f"model:{name}", None, version)
+    return changes.remove(desk, who, f"model:{name}", version)
 
 
 def check_provider(desk: Desk, who: Actor, name: str) -> Checked:

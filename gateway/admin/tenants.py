@@ -8,7 +8,7 @@ from collections import defaultdict
 from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
-from gateway.admin.changes import change, database
+from gateway.admin.changes import change, database, remove
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
 from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenant, TenantWanted
@@ -88,7 +88,7 @@ def put_tenant(desk: Desk, who: Actor, name: str, wanted: TenantWanted) -> Appli
 
 def remove_tenant(desk: Desk, who: Actor, name: str, version: int) -> Applied:
     """What was changed here; what the file says is in force again."""
-    return change(desk, who, f"tenant:{name}", None, version)
+    return remove(desk, who, f"tenant:{name}", version)
 
 
 def route_limits(desk: Desk) -> list[RouteLimit]:

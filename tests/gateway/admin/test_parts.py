@@ -115,6 +115,17 @@ def test_a_route_is_never_left_without_a_model(desk: Desk) -> None:
         models.put_model(desk, ADMIN, "large", ModelWanted(provider="acme", routes=["nowhere"], version=0))
 
 
+async def test_what_is_not_there_can_not_be_taken_back(client: httpx.AsyncClient, desk: Desk) -> None:
+    """An unknown name, one of the file that was never changed here, one that was taken back already: nothing is kept."""
+    tenants.put_tenant(desk, ADMIN, "once", TenantWanted(budget_usd=1, version=0))
+    assert (await client.delete("/admin/tenants/once?version=1")).status_code == 200
+    for path in ("providers/nobody", "providers/acme", "models/nobody", "models/small", "tenants/nobody"):
+        answer = await client.delete(f"/admin/{path}?version=0")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert (await client.delete("/admin/tenants/once?version=2")).status_code == 404
+    assert len(audit.audit_log(desk)) == 2
+
+
 async def test_only_admins_change_what_costs_money(client: httpx.AsyncClient, desk: Desk) -> None:
     """An unknown field is refused, and so is a name that no file could hold."""
     for path, body in (
