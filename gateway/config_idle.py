@@ -78,6 +78,8 @@ _EMBEDDING: tuple[_Needs, ...] = (
 def idle(config: Config) -> list[str]:
     """Each with its path and why it does nothing."""
     found = [*_unread(config.storage, "storage", _STORAGE), *_unread(config.embedding, "embedding", _EMBEDDING)]
+    if not config.models:
+        found.append("models: there is none, so nothing is answered until one is added in the dashboard")
     for index, provider in enumerate(config.providers):
         found += _unread(provider, f"providers[{index}]", _PROVIDER)
     for index, model in enumerate(config.models):

@@ -19,6 +19,7 @@ from gateway.config import LOOPBACK, Config, ModelConfig, ProviderConfig, RouteC
 from gateway.config_shape import CONTROL, Problems, meant, read_section, unreadable
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
+from gateway.upstream.endpoint import parts_of
 from gateway.upstream.reach import names_inner, refusal
 from local_models.options import faults
 from routers.simple import read_rule
@@ -156,11 +157,13 @@ def _check_embedding(config: Config, found: Problems) -> None:
     if embedding.cache and embedding.kind == "static":
         found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
-        _check_url("embedding.base_url", embedding.base_url, _HTTP, found)
+        _check_base_url("embedding.base_url", embedding.base_url, found)
 
 
 def _check_server(config: Config, found: Problems) -> None:
     server, storage = config.server, config.storage
+    if not server.host.strip():
+        found.add("server.host", "is empty; every address of this machine is 0.0.0.0 or ::")
     if server.port and server.port == server.admin_port:
         found.add("server.admin_port", f"is the port of the data plane, {server.port}")
     if server.workers > 1 and (problem := unshared(config)):
@@ -203,6 +206,16 @@ def _check_url(path: str, url: str, schemes: tuple[str, ...], found: Problems) -
         found.add(path, "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)")
 
 
+def _check_base_url(path: str, url: str, found: Problems) -> None:
+    """As whoever connects by it will read it."""
+    _check_url(path, url, _HTTP, found)
+    if path not in found:
+        try:
+            parts_of(url)
+        except ValueError as error:
+            found.add(path, str(error))
+
+
 def _is_readable(url: str) -> bool:
     """As whoever connects will read it: a database's password may hold anything."""
     if url.startswith("postgresql"):
@@ -229,7 +242,7 @@ def _path_of(url: str) -> str:
 
 def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
-        _check_url(f"{path}.base_url", provider.base_url, _HTTP, found)
+        _check_base_url(f"{path}.base_url", provider.base_url, found)
         host = _host_of(provider.base_url)
         if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
             found.add(f"{path}.base_url", why)
@@ -342,12 +355,17 @@ def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:
         visit(name, ())
 
 
+_SPACED = "begins or ends with a space, which no header keeps: nobody could send it"
+
+
 def _check_auth(config: Config, found: Problems) -> None:
     for setting in ("host", "admin_host"):
         host = getattr(config.server, setting)
         if not config.auth.master_key and host and host not in LOOPBACK:
             found.add("auth.master_key", f"is empty, so server.{setting} must be loopback, not {host!r}")
     secrets: set[str] = {config.auth.master_key}
+    if config.auth.master_key.strip() != config.auth.master_key:
+        found.add("auth.master_key", _SPACED)
     known = {model.name for model in config.models} | {route.name for route in config.routes}
     for index, key in enumerate(config.auth.keys):
         path = f"auth.keys[{index}]"
@@ -355,6 +373,10 @@ def _check_auth(config: Config, found: Problems) -> None:
             found.add(f"{path}.key", "is empty")
         elif key.key in secrets:
             found.add(f"{path}.key", "is used twice")
+        elif key.key.strip() != key.key:
+            found.add(f"{path}.key", _SPACED)
+        if why := unreadable(key.tenant):
+            found.add(f"{path}.tenant", why)
         secrets.add(key.key)
         for at, name in enumerate(key.models):
             found.unless_known(f"{path}.models[{at}]", "route or model", name, known)

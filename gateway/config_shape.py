@@ -108,6 +108,9 @@ def _value(kind: Any, value: object, path: str, env: Mapping[str, str], found: P
         return _sections(arguments[0], value, path, env, found)
     if origin is dict and arguments[1] is Secret and isinstance(value, dict):
         return {key: _secret(item, f"{path}.{key}", env, found) for key, item in value.items()}
+    if origin is dict and isinstance(value, dict):
+        read = {key: _leaf(arguments[1], item, f"{path}.{key}", found) for key, item in value.items()}
+        return {key: item for key, item in read.items() if item is not _REFUSED}
     return _leaf(kind, value, path, found)
 
 

@@ -165,16 +165,19 @@ def _typed(at: str, stated: Mapping[str, object], key: str, kinds: tuple[type, .
 
 def _rule_weights(at: str, stated: Mapping[str, object]) -> Mapping[str, float]:
     if "model" in stated:
-        return {str(stated["model"]): 1.0}
+        return {_typed(at, stated, "model", (str,), ""): 1.0}
     weights: Mapping[str, object] = _typed(at, stated, "weights", (dict,), {})
     for model, weight in weights.items():
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise ValueError(f"{at}.weights.{model}: {weight!r} is not a finite number of 0 or more")
     return cast(Mapping[str, float], weights)
 
 
 def _keywords(at: str, stated: Mapping[str, object]) -> tuple[str, ...]:
     words: Sequence[object] = _typed(at, stated, "keywords", (list, tuple), ())
+    for place, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"{at}.keywords[{place}]: {word!r} is not a word")
     return tuple(str(word).lower() for word in words)
 
 
@@ -182,7 +185,7 @@ def _pattern(at: str, stated: Mapping[str, object]) -> re.Pattern[str] | None:
     if "match" not in stated:
         return None
     try:
-        return re.compile(str(stated["match"]))
+        return re.compile(_typed(at, stated, "match", (str,), ""))
     except re.error as error:
         raise ValueError(f"{at}.match: {error}") from error
 

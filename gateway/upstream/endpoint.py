@@ -32,12 +32,9 @@ class Endpoint:
     @classmethod
     def parse(cls, base_url: str, *, verify_tls: bool = True, tls: ssl.SSLContext | None = None) -> Endpoint:
         """`http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError."""
-        if not _VISIBLE.match(base_url):
-            raise ValueError("a base URL is made of visible ASCII characters only")
-        if base_url.startswith("unix:"):
+        if base_url.startswith("unix:") and _VISIBLE.match(base_url):
             return cls._unix(base_url[len("unix:") :])
-        parts = urlsplit(base_url)
-        _check(parts)
+        parts = parts_of(base_url)
         if parts.scheme == "https" and tls is None:
             tls = client_context(verify=verify_tls)
         return cls(
@@ -83,7 +80,11 @@ def client_context(*, verify: bool = True) -> ssl.SSLContext:
     return context
 
 
-def _check(parts: SplitResult) -> None:
+def parts_of(base_url: str) -> SplitResult:
+    """Of one over TCP. Raises ValueError with what may not be in it."""
+    if not _VISIBLE.match(base_url):
+        raise ValueError("a base URL is made of visible ASCII characters only")
+    parts = urlsplit(base_url)
     if parts.scheme not in _DEFAULT_PORT:
         raise ValueError(f"scheme {parts.scheme!r} is not http, https or unix")
     if not parts.hostname:
@@ -92,3 +93,4 @@ def _check(parts: SplitResult) -> None:
         raise ValueError("credentials belong into api_key, not into the base URL")
     if parts.query or parts.fragment:
         raise ValueError("a base URL has no query and no fragment")
+    return parts

@@ -18,6 +18,7 @@ from gateway.errors import ConfigError
 from routers.registry import NAMES
 
 UNREADABLE = "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)"
+SPACED = "begins or ends with a space, which no header keeps: nobody could send it"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "headgate.example.toml"
 ENV = {
     "ACME_KEY": "sk-acme-0001",
@@ -162,7 +163,7 @@ def test_all_problems_are_told_at_once() -> None:
             {"router": "weighted", "weights": {"smal": 1, "large": 1}},
             "routes[0].weights.smal: is not a model of the route; did you mean 'small'?",
         ),
-        ({"router": "weighted", "weights": {"small": -1}}, "routes[0].weights[...]: expected `float` >= 0.0"),
+        ({"router": "weighted", "weights": {"small": -1}}, "routes[0].weights.small: expected `float` >= 0.0"),
         (
             {"router": "weighted", "weights": {"small": float("nan")}},
             "routes[0].weights.small: expected a finite number, got nan",
@@ -176,6 +177,10 @@ def test_all_problems_are_told_at_once() -> None:
         (
             {"router": "rules", "rules": [{"model": "x"}]},
             "routes[0].rules[0]: no model of the route named 'x'",
+        ),
+        (
+            {"router": "rules", "rules": [{"model": "small", "keywords": ["code", ""]}]},
+            "routes[0].rules[0].keywords[1]: '' is not a word",
         ),
         ({"name": "${HOME}"}, "routes[0].name: ${...} is read in secrets only"),
         ({"name": ""}, "routes[0].name: is empty"),
@@ -211,6 +216,10 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ),
         ({"server": {"port": 8081}}, "server.admin_port: is the port of the data plane, 8081"),
         ({"server": {"port": -1}}, "server.port: expected `int` >= 0"),
+        ({"server": {"host": ""}}, "server.host: is empty; every address of this machine is 0.0.0.0 or ::"),
+        ({"auth": {"master_key": "secret "}}, f"auth.master_key: {SPACED}"),
+        ({"auth": {"keys": [{"name": "k", "key": " hg-1"}]}}, f"auth.keys[0].key: {SPACED}"),
+        ({"auth": {"keys": [{"name": "k", "key": "hg-1", "tenant": ""}]}}, "auth.keys[0].tenant: is empty"),
         ({"server": {"host": 5}}, "server.host: expected `str`, got `int`"),
         (
             {"storage": {"url": "mysql://x"}},
@@ -259,6 +268,20 @@ def test_a_remote_provider_needs_its_address(kind: str) -> None:
     """There is no default to send a key to."""
     found = problems(providers=[{"name": "acme", "kind": kind}])
     assert found == ["providers[0].base_url: must start with one of http://, https://"]
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [("http:///v1", "names no host"), ("https://u:p@h/v1", "credentials belong into api_key"),
+     ("http://h/v1?x=1", "no query and no fragment"), ("http://h/v1#x", "no query and no fragment"),
+     ("http://h/vü", "visible ASCII")],
+)  # fmt: skip
+def test_an_address_that_no_request_could_be_written_from_is_refused(url: str, fault: str) -> None:
+    """Before a worker stumbles over it, and without the password that may be in it."""
+    (found,) = problems(providers=[{**BASE["providers"][0], "base_url": url}])
+    assert found.startswith("providers[0].base_url: ") and fault in found and "u:p" not in found
+    (found,) = problems(embedding={"kind": "openai", "base_url": url, "model": "m", "dims": 3})
+    assert found.startswith("embedding.base_url: ") and fault in found
 
 
 @pytest.mark.parametrize("kind", ["local", "scripted"])

@@ -107,3 +107,10 @@ def test_check_config_warns_and_says_yes(tmp_path: Path) -> None:
     assert done.returncode == 0 and "warning: routes[0].accept_at: is read by cascades" in done.stderr
     told = json.loads(headgate("check-config", str(path), "--json").stdout)
     assert told["ok"] and not told["problems"] and len(told["warnings"]) == 1
+
+
+def test_a_file_without_models_is_told_to_answer_nothing() -> None:
+    """An empty file is not the embedded defaults, which need no file."""
+    config, problems = parse({}, {})
+    assert config is not None and problems == []
+    assert [line.partition(":")[0] for line in idle(config)] == ["models"]

@@ -64,6 +64,11 @@ def test_no_rule_is_undecided() -> None:
         ({"model": "a", "tools": 3}, r"rules\[0\]\.tools"),
         ({"model": "a", "min_input_tokens": "9"}, r"rules\[0\]\.min_input_tokens"),
         ({"weights": {"a": -1.0}}, r"rules\[0\]\.weights\.a"),
+        ({"weights": {"a": True}}, r"rules\[0\]\.weights\.a"),
+        ({"model": 3}, r"rules\[0\]\.model"),
+        ({"model": "a", "match": True}, r"rules\[0\]\.match"),
+        ({"model": "a", "keywords": ["code", " "]}, r"rules\[0\]\.keywords\[1\]"),
+        ({"model": "a", "keywords": [3]}, r"rules\[0\]\.keywords\[0\]"),
     ],
 )
 def test_a_bad_rule_is_refused_by_name(rule, message) -> None:
