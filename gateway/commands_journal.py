@@ -84,7 +84,10 @@ def export(
         _print_json(msgspec.to_builtins(done))
     else:
         found = f"{done.queries} queries, {done.outcomes} outcomes of {', '.join(sorted(done.models)) or 'no model'}"
-        hint = "" if done.outcomes else "; only decisions with a score count: send feedback, or widen the selection"
+        hint = {
+            0: "; only decisions with a score count: send feedback, or widen the selection",
+            1: "; a router is trained on two models or more: set `explore`, so that the others are tried too",
+        }.get(len(done.models), "")
         typer.echo(f"{out}: {found}{hint}")
 
 

@@ -15,7 +15,7 @@ from gateway.errors import CallerError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
 from gateway.settings import read_settings
-from tests.gateway.journal.records import decision
+from tests.gateway.journal.records import decision, feedback
 
 CONFIG = """
 [server]
@@ -111,6 +111,15 @@ def test_an_empty_export_says_why() -> None:
     """Nothing to export is no fault, but a reader is told what counts."""
     found = run("export", "--out", "outcomes")
     assert found.exit_code == 0 and "0 queries, 0 outcomes of no model; only decisions with a score" in found.output
+
+
+def test_an_export_of_one_model_alone_says_what_training_lacks() -> None:
+    """Traffic that always went to the same model teaches nothing of the others."""
+    store = open_store("sqlite:///journal.db")
+    with store.engine.begin() as connection:
+        write_records(connection, [decision(1), feedback(1, 1.0)])
+    found = run("export", "--out", "outcomes")
+    assert "1 outcomes of small; a router is trained on two models or more: set `explore`" in found.output
 
 
 @pytest.mark.parametrize(
