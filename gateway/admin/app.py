@@ -37,7 +37,7 @@ from gateway.admin.changes import Conflict, DatabaseAway
 from gateway.admin.desk import Desk
 from gateway.admin.guard import documented
 from gateway.dashboard import mount
-from gateway.errors import CallerError, HeadgateError
+from gateway.errors import CallerError, HeadgateError, NotFound
 
 ROOMS = (
     overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, people, audit, counters,
@@ -103,6 +103,8 @@ def _say_unsound(request: Request, fault: Exception) -> Response:
 async def _say_refused(request: Request, fault: Exception) -> Response:
     """What the framework itself refuses of the API: no such path, another method, a body that can't be read."""
     assert isinstance(fault, HTTPException)
+    if _is_page(request) and fault.status_code == 404:
+        return _say(request, NotFound("there is no such page"))
     if _is_page(request):
         return await http_exception_handler(request, fault)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(fault.status_code, "unsound")

@@ -165,7 +165,7 @@ def delete_one(desk: Means, who: Operator, id: str) -> CacheDeleted:
     return delete_entry(desk, who, id)
 
 
-@router.delete("/tenants/{tenant}")
+@router.delete("/tenants/{tenant:path}")
 def delete_all(desk: Means, who: Operator, tenant: str) -> CacheDeleted:
     """All entries of a tenant."""
     return delete_tenant(desk, who, tenant)

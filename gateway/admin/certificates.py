@@ -225,7 +225,7 @@ def get_certificates(desk: Means, who: Viewer, route: str = "") -> list[Certific
     return certificates(desk, route)
 
 
-@router.post("/{route}", status_code=201)
+@router.post("/{route:path}", status_code=201)
 def post_certificate(desk: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
     """Issue one, or hear what is missing."""
     return issue(desk, who, route, wanted)

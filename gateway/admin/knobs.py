@@ -153,56 +153,56 @@ def get_routes(desk: Means, who: Viewer) -> list[RouteCard]:
     return route_cards(desk)
 
 
-@router.get("/{route}")
-def get_route(desk: Means, who: Viewer, route: str) -> RouteDetail:
-    """One route: frontier, trial, history."""
-    return route_detail(desk, route)
-
-
-@router.post("/{route}/preview")
+@router.post("/{route:path}/preview")
 def post_preview(desk: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
     """What these knobs would do; changes nothing."""
     return preview(desk, route, knobs)
 
 
-@router.put("/{route}/knobs")
+@router.put("/{route:path}/knobs")
 def put_knobs(desk: Means, who: Operator, route: str, change: KnobChange) -> Applied:
     """Puts knobs into force."""
     return apply(desk, who, route, change)
 
 
-@router.post("/{route}/undo")
+@router.post("/{route:path}/undo")
 def post_undo(desk: Means, who: Operator, route: str, version: int) -> Applied:
     """Back to the knobs before."""
     return undo(desk, who, route, version)
 
 
-@router.put("/{route}/trial")
+@router.put("/{route:path}/trial")
 def put_trial(desk: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
     """Try knobs first."""
     return start_trial(desk, who, route, wanted)
 
 
-@router.delete("/{route}/trial")
+@router.delete("/{route:path}/trial")
 def delete_trial(desk: Means, who: Operator, route: str, version: int) -> Applied:
     """End it."""
     return end_trial(desk, who, route, version)
 
 
-@router.post("/{route}/trial/adopt")
+@router.post("/{route:path}/trial/adopt")
 def post_adopt(desk: Means, who: Operator, route: str, version: int) -> Applied:
     """Take the tried knobs over."""
     return adopt_trial(desk, who, route, version)
 
 
-@router.post("/{route}/frontier")
+@router.post("/{route:path}/frontier")
 def post_frontier(desk: Means, who: Operator, route: str) -> Frontier:
     """Compute it now."""
     return refresh_frontier(desk, route)
 
 
-@router.get("/{route}/history")
+@router.get("/{route:path}/history")
 def get_history(desk: Means, who: Viewer, route: str) -> list[SettingVersion]:
     """Versions of its knobs, newest first."""
     with database():
         return changes.history(desk, f"route:{route}")
+
+
+@router.get("/{route:path}")
+def get_route(desk: Means, who: Viewer, route: str) -> RouteDetail:
+    """One route: frontier, trial, history."""
+    return route_detail(desk, route)

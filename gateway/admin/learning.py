@@ -185,31 +185,31 @@ def get_alarms(desk: Means, who: Viewer) -> list[Alarm]:
     return alarms(desk)
 
 
-@router.post("/{route}/refresh")
+@router.post("/{route:path}/refresh")
 def post_refresh(desk: Means, who: Operator, route: str) -> RouteLearning:
     """Compute alarms, calibration and drift now."""
     return refresh(desk, route)
 
 
-@router.post("/{route}/versions/{version}/promote")
+@router.post("/{route:path}/versions/{version}/promote")
 def post_promote(desk: Means, who: Operator, route: str, version: str) -> VersionDone:
     """Serve this version."""
     return promote(desk, who, route, version)
 
 
-@router.post("/{route}/roll-back")
+@router.post("/{route:path}/roll-back")
 def post_roll_back(desk: Means, who: Operator, route: str) -> VersionDone:
     """Serve the version before."""
     return roll_back(desk, who, route)
 
 
-@router.post("/{route}/versions/{version}/canary")
+@router.post("/{route:path}/versions/{version}/canary")
 def post_canary(desk: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
     """Put it before a share of the requests."""
     return begin_canary(desk, who, route, version, wanted)
 
 
-@router.delete("/{route}/canary")
+@router.delete("/{route:path}/canary")
 def delete_canary(desk: Means, who: Operator, route: str) -> VersionDone:
     """End it."""
     return end_canary(desk, who, route)

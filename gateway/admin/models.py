@@ -161,19 +161,19 @@ def get_fleet(desk: Means, who: Viewer) -> Fleet:
     return fleet(desk)
 
 
-@router.put("/providers/{name}")
+@router.put("/providers/{name:path}")
 def put_one_provider(desk: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
     """New or changed."""
     return put_provider(desk, who, name, wanted)
 
 
-@router.delete("/providers/{name}")
+@router.delete("/providers/{name:path}")
 def delete_provider(desk: Means, who: Admin, name: str, version: int) -> Applied:
     """Back to what the file says."""
     return remove_provider(desk, who, name, version)
 
 
-@router.post("/providers/{name}/check")
+@router.post("/providers/{name:path}/check")
 def post_check(desk: Means, who: Operator, name: str) -> Checked:
     """Does it answer, and take the key?"""
     return check_provider(desk, who, name)

@@ -121,13 +121,13 @@ def get_tenants(desk: Means, who: Viewer) -> list[Tenant]:
     return tenants(desk)
 
 
-@router.put("/tenants/{name}")
+@router.put("/tenants/{name:path}")
 def put_one(desk: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
     """A tenant's budget."""
     return put_tenant(desk, who, name, wanted)
 
 
-@router.delete("/tenants/{name}")
+@router.delete("/tenants/{name:path}")
 def delete_one(desk: Means, who: Admin, name: str, version: int) -> Applied:
     """Back to what the file says."""
     return remove_tenant(desk, who, name, version)

@@ -22,7 +22,7 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = 
     return _page(request, who, route)
 
 
-@router.post("/certificates/{route}/issue")
+@router.post("/certificates/{route:path}/issue")
 def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """A certificate, or what it would take."""
     desk = desk_of(request)

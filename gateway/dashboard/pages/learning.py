@@ -23,7 +23,7 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = 
     return _page(request, who, route)
 
 
-@router.post("/learning/{route}/{turn}")
+@router.post("/learning/{route:path}/{turn}")
 def turn(request: Request, who: Annotated[Actor, Depends(operator)], route: str, turn: str, fields: Fields) -> Response:
     """`turn`: promote, canary, end-canary, roll-back, refresh."""
     return _page(request, who, route, said=_turned(request, who, route, turn, fields))

@@ -61,13 +61,7 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Respon
     return render(request, who, "routes.html", {"title": "Routes", "cards": steering.route_cards(desk_of(request))})
 
 
-@router.get("/routes/{route}")
-def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
-    """One route, with the effect of its knobs as they are."""
-    return _page(request, who, route)
-
-
-@router.get("/routes/{route}/effect")
+@router.get("/routes/{route:path}/effect")
 def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
     """What the knobs in the query would do: the part of the page that follows the slider."""
     desk = desk_of(request)
@@ -78,7 +72,13 @@ def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str)
     return HTMLResponse(text, headers=HEADERS)
 
 
-@router.post("/routes/{route}/apply")
+@router.get("/routes/{route:path}")
+def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
+    """One route, with the effect of its knobs as they are."""
+    return _page(request, who, route)
+
+
+@router.post("/routes/{route:path}/apply")
 def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Puts the knobs into force."""
     given = {"knobs": _knobs(fields), "version": fields.get("version"), "why": fields.get("why", "")}
@@ -87,14 +87,14 @@ def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str
     return _page(request, who, route, said=f"The knobs are in force{_confirmed(done)}.", undoable=done.setting.version)
 
 
-@router.post("/routes/{route}/undo")
+@router.post("/routes/{route:path}/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Back to the version before."""
     done = steering.undo(desk_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"Undone: the knobs of before are in force{_confirmed(done)}.")
 
 
-@router.post("/routes/{route}/trial/{kind}")
+@router.post("/routes/{route:path}/trial/{kind}")
 def start_trial(
     request: Request, who: Annotated[Actor, Depends(operator)], route: str, kind: str, fields: Fields
 ) -> Response:
@@ -108,14 +108,14 @@ def start_trial(
     return _page(request, who, route, said=f"The knobs are tried {where}{_confirmed(done)}.")
 
 
-@router.post("/routes/{route}/trial-end")
+@router.post("/routes/{route:path}/trial-end")
 def end_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Everything as before the trial."""
     done = steering.end_trial(desk_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"The trial is over{_confirmed(done)}.")
 
 
-@router.post("/routes/{route}/trial-adopt")
+@router.post("/routes/{route:path}/trial-adopt")
 def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """The tried knobs for all requests."""
     done = steering.adopt_trial(desk_of(request), who, route, seen(fields))
@@ -124,7 +124,7 @@ def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], rout
     )
 
 
-@router.post("/routes/{route}/frontier")
+@router.post("/routes/{route:path}/frontier")
 def refresh(request: Request, who: Annotated[Actor, Depends(operator)], route: str) -> Response:
     """Works the frontier out again, now."""
     steering.refresh_frontier(desk_of(request), route)

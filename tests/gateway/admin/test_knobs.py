@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from gateway.admin import audit, changes, knobs
 from gateway.admin.actor import Actor
@@ -207,3 +208,29 @@ async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
     sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
     answer = await client.post("/admin/routes/auto/preview", **sent)
     assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
+
+
+async def test_a_route_may_have_a_slash_in_its_name(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Its paths are its own in the API and in the dashboard, those behind its name included; so are a tenant's."""
+    desk.config = replace(desk.config, routes=[replace(desk.config.routes[0], name="team/auto")])
+    desk._current = None
+    assert (await client.get("/admin/routes/team/auto")).json()["name"] == "team/auto"
+    change = {"knobs": {"cost_weight": 0.9}, "version": 0}
+    assert (await client.put("/admin/routes/team/auto/knobs", json=change)).status_code == 200
+    assert [one["version"] for one in (await client.get("/admin/routes/team%2Fauto/history")).json()] == [1]
+    assert (await client.post("/admin/routes/team/auto/preview", json={})).json()["route"] == "team/auto"
+    assert (await client.post("/admin/learning/team/auto/refresh")).json()["route"] == "team/auto"
+    page = await client.get("/routes")
+    assert 'href="/routes/team/auto"' in page.text
+    assert (await client.get("/routes/team/auto")).status_code == 200
+    assert (await client.get("/routes/team/auto/effect?cost_weight=0.1")).status_code == 200
+    budget = {"budget_usd": 1.0, "version": 0}
+    assert (await client.put("/admin/tenants/acme/eu", json=budget)).json()["setting"]["name"] == "tenant:acme/eu"
+
+
+async def test_a_page_that_is_not_there_is_told_on_a_page(client: httpx.AsyncClient) -> None:
+    """With a way back; the API answers in its own shape."""
+    page, api = await client.get("/nope"), await client.get("/admin/nope")
+    assert page.status_code == api.status_code == 404
+    assert "no such page" in page.text and 'href="/"' in page.text
+    assert api.json()["error"]["code"] == "unknown_url"
