@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.config import LOOPBACK, Config, ModelConfig, ProviderConfig, RouteConfig
+from gateway.config import LOOPBACK, Config, KeyConfig, ModelConfig, ProviderConfig, RouteConfig
 from gateway.config_shape import CONTROL, Problems, meant, read_section, unreadable
 from gateway.errors import ConfigError
 from gateway.listen import tls_problems
@@ -186,7 +186,8 @@ def unshared(config: Config, made: Iterable[KeyRecord] = ()) -> str:
     counted: list[object] = []
     for route in config.routes:
         counted += [route.budget_usd_per_day, route.rpm, route.tpm]
-    counted += [limit for key in (*config.auth.keys, *made) for limit in (key.budget_usd, key.rpm, key.tpm)]
+    keys: tuple[KeyConfig | KeyRecord, ...] = (*config.auth.keys, *made)
+    counted += [limit for key in keys for limit in (key.budget_usd, key.rpm, key.tpm)]
     counted += [tenant.budget_usd for tenant in config.auth.tenants]
     if all(limit is None for limit in counted):
         return ""

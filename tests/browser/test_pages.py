@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage, Watch
-from tests.browser.stage import Stage, eventually, pages
+from tests.browser.stage import Stage, eventually, pages, running
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text()
 OTHER_NEWEST = "href => document.querySelector('#live tbody a.row').getAttribute('href') !== href"
@@ -177,3 +178,37 @@ def test_a_paused_page_stands_still(stage: Stage, open_page: OpenPage) -> None:
     assert asked == []
     page.get_by_role("button", name="Resume").click()
     page.wait_for_function(OTHER_NEWEST, arg=newest)
+
+
+class LongNames(Stage):
+    """With a model and routes whose names are long, or mean something to a browser."""
+
+    names = ("w" * 200, "<img src=x onerror=alert(1)>")
+
+    def write_config(self) -> None:
+        super().write_config()
+        with self.config.open("a") as file:
+            for name in self.names:
+                models = f"models = ['{name}', 'small']\ncost_weight = 0.9\nstore_text = true"
+                file.write(f"[[models]]\nname = '{name}'\nprovider = 'script'\ninput_usd_per_mtok = 9.0\n"
+                           f"[[routes]]\nname = 'r{name}'\n{models}\n")  # fmt: skip
+
+
+def test_names_make_no_page_wider_than_the_screen(tmp_path: Path, open_page: OpenPage, watch: Watch) -> None:
+    """Two hundred characters without a space, and a script: nothing is cut off, and nothing runs."""
+    with running(LongNames(tmp_path, workers=1)) as stage:
+        routes = [f"r{name}" for name in stage.names]
+        decisions = [stage.ask(stage.names[1], route).headers["x-headgate-decision-id"] for route in routes * 9]
+        stage.shipped(len(decisions))
+        page = open_page("/", on=stage)
+        edits = [f"/models/edit?name={quote(name)}" for name in stage.names]
+        wide = []
+        for across in (1280, 320):
+            page.set_viewport_size({"width": across, "height": 700})
+            for path in [*pages(decisions[0]), *(f"/routes/{quote(route)}" for route in routes), *edits]:
+                answer = page.goto(stage.url + path)
+                assert answer is not None and answer.status == 200, path
+                if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
+                    wide.append((across, path[:40]))
+    assert watch.faults == []
+    assert wide == []

@@ -57,7 +57,8 @@ def test_a_key_that_could_not_be_served_is_refused(words: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    "words", [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--budget-usd", "1e300"), ("--model", "atuo"), ("--tenant", "")]
+    "words",
+    [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--budget-usd", "1e300"), ("--model", "atuo"), ("--tenant", "")],
 )
 def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...]) -> None:
     """So is a budget that is no amount, and a model that nobody serves."""
@@ -69,14 +70,14 @@ def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 201])
 def test_a_key_without_a_readable_name_is_refused(name: str) -> None:
     """Nobody could tell it from others; no worker hears of it."""
-    with pytest.raises(CallerError, match="^NAME: "):
+    with pytest.raises(CallerError, match=r"^NAME: "):
         run("keys", "create", name)
     assert read_settings("run").keys == ()
 
 
 @pytest.mark.parametrize("words", [("--budget-usd", "1"), ("--rpm", "5"), ("--tpm", "5")])
 def test_a_limit_that_workers_cannot_share_is_refused(words: tuple[str, ...]) -> None:
-    """Without Redis each of two would grant it whole: told when the key is made, or when the second worker is to start."""
+    """Without Redis each of two would grant it whole: told when the key is made, or when two are to start."""
     assert run("keys", "create", "app", *words).exit_code == 0
     file = Path("headgate.toml")
     started = subprocess.run(

@@ -116,7 +116,7 @@ def test_a_route_is_never_left_without_a_model(desk: Desk) -> None:
 
 
 async def test_what_is_not_there_can_not_be_taken_back(client: httpx.AsyncClient, desk: Desk) -> None:
-    """An unknown name, one of the file that was never changed here, one that was taken back already: nothing is kept."""
+    """An unknown name, one of the file that was never changed here, one taken back already: nothing is kept."""
     tenants.put_tenant(desk, ADMIN, "once", TenantWanted(budget_usd=1, version=0))
     assert (await client.delete("/admin/tenants/once?version=1")).status_code == 200
     for path in ("providers/nobody", "providers/acme", "models/nobody", "models/small", "tenants/nobody"):
