@@ -99,9 +99,9 @@ def artefact_problems(config: Config, settings: Settings) -> list[str]:
 def _artefacts(config: Config, settings: Settings) -> Iterator[Callable[[], object]]:
     named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
     if any(is_path(name) for name in named):
-        from gateway.app import open_cascades, open_routers
+        from gateway.app import open_cascades, routers_left
 
-        yield lambda: open_routers(config, settings)
+        yield lambda: routers_left(config, settings, settings)
         yield lambda: open_cascades(config)
     for index, route in enumerate(config.routes):
         if route.solved:

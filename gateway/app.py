@@ -12,6 +12,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cascade.artifact import TrainedCascade, load_cascade
 from gateway.api import HANDLERS
 from gateway.asgi import App
@@ -85,7 +87,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
     metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
-    return Services(
+    services = Services(
         config=config,
         now=now,
         clock=clock,
@@ -116,6 +118,8 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         ],
         index=index,
     )
+    metrics.watch("headgate_router_lost", lambda: {(name,): 1.0 for name in services.book.lost})
+    return services
 
 
 def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> list[Chore]:
@@ -156,8 +160,39 @@ def open_cascades(config: Config) -> dict[str, TrainedCascade]:
     return cascades
 
 
-def open_book(config: Config, settings: Settings) -> RouteBook:
-    return RouteBook(config, open_routers(config, settings), open_cascades(config), settings.floors)
+def open_book(config: Config, settings: Settings, served: Settings | None = None) -> RouteBook:
+    """The routes. `served`: the settings that were in force until now; None: these. Raises ConfigError."""
+    routers, lost = routers_left(config, settings, served or settings)
+    return RouteBook(config, routers, open_cascades(config), settings.floors, lost)
+
+
+def routers_left(config: Config, settings: Settings, served: Settings) -> tuple[dict[str, Router], dict[str, str]]:
+    """Each route's router, and why some do without their promoted version: one that was served and can't be opened any
+    more must not end a gateway. A new one is refused (ConfigError).
+    """
+    try:
+        return open_routers(config, settings), {}
+    except ConfigError:
+        settings, lost = without_lost(settings, served)
+        routers = open_routers(config, settings)
+    for route, why in lost.items():
+        log.error("route %s does without a promoted router: %s. Restore it, promote another, or roll back", route, why)
+    return routers, lost
+
+
+def without_lost(settings: Settings, served: Settings) -> tuple[Settings, dict[str, str]]:
+    """The settings without versions that were served and can't be opened any more; and why not, by route."""
+    routers, canaries, lost = dict(settings.routers), dict(settings.canaries), dict[str, str]()
+    named: list[tuple[str, str, dict[str, Any]]]
+    named = [(route, path, routers) for route, path in routers.items() if served.routers.get(route) == path]
+    named += [(route, one.artifact, canaries) for route, one in canaries.items() if served.canaries.get(route) == one]
+    for route, path, kept in named:
+        try:
+            open_router(path)
+        except (ValueError, OSError) as error:
+            del kept[route]
+            lost[route] = str(error)
+    return msgspec.structs.replace(settings, routers=routers, canaries=canaries), lost
 
 
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
@@ -196,7 +231,7 @@ def reload(services: Services) -> list[Provider]:
     settings = services.current.settings
     services.keyring.reload()
     config = in_force(services.current.base or services.config, settings)
-    book = open_book(config, settings)
+    book = open_book(config, settings, services.current.in_force)
     caller = services.driver.caller
     held = {name: provider for name, provider in caller.providers.items() if provider.config in config.providers}
     fresh = [one for one in config.providers if one.name not in held]
@@ -205,7 +240,7 @@ def reload(services: Services) -> list[Provider]:
     if config.models != services.config.models:
         services.fleet.update(config.models)
     caller.providers = held | opened
-    services.config, services.book = config, book
+    services.config, services.book, services.current.in_force = config, book, settings
     services.adopt()
     services.keyring.reload(config.auth)
     return gone

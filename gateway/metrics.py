@@ -71,6 +71,8 @@ METRICS = (
     Spec("headgate_router_explored", "counter", "Choices of another than the best model.", ("route",)),
     Spec("headgate_router_floor", "counter", "Choices made at the exploration floor.", ("route",)),
     Spec("headgate_router_undecided", "counter", "Requests whose router could not decide.", ("route",)),
+    Spec("headgate_router_lost", "gauge", "1 while a route does without its promoted router, which can't be opened.",
+         ("route",), merged="max"),
     Spec("headgate_in_flight_requests", "gauge", "Requests held and not yet settled."),
     Spec("headgate_holds_outstanding", "gauge", "Open holds of money."),
     Spec("headgate_redis_away", "gauge", "1 while a worker goes by its share of budgets and limits.", merged="max"),

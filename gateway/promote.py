@@ -7,16 +7,18 @@ the same step backwards.
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+import sqlalchemy as sa
 
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store
+from gateway.journal.tables import artifacts
 from gateway.settings import Settings, change_settings
 from routers.registry import open_router
 
@@ -37,38 +39,64 @@ class Versions:
     ) -> RouterVersion:
         """Take an artefact in. Raises ValueError where it can't be served."""
         open_router(str(artifact.resolve()))
-        checksum = sha256(artifact.read_bytes()).hexdigest()
-        kept = self._run_dir / "routers" / route / f"{checksum[:16]}.safetensors"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            draft = kept.with_suffix(".new")
-            shutil.copyfile(artifact, draft)
-            draft.replace(kept)
+        content = artifact.read_bytes()
+        checksum = sha256(content).hexdigest()
+        kept = self._place(route, checksum[:16])
+        _keep(kept, content)
         version = RouterVersion(route, checksum[:16], time.time(), state, str(kept.resolve()), checksum, metrics)
         self._store.save_router_version(version, actor)
         return version
 
     def promote(self, route: str, version: str, *, actor: str) -> RouterVersion:
-        """Serve this version from now on; the one before is retired, not forgotten."""
+        """Serve this version from now on; the one before is retired, not forgotten. Raises CallerError where it can't
+        be served.
+        """
         chosen = self.find(route, version)
+        if fault := self.fault(chosen):
+            raise CallerError(f"{chosen.version} can't be served: {fault}", status=422)
         live = self._mark(chosen, "live", actor)
-        self._serve(route, chosen.artifact)
+        self._serve(route, self.artifact(chosen))
         return live
 
     def roll_back(self, route: str, *, actor: str) -> RouterVersion | None:
-        """Serve the version that was live before; None: back to what the configuration names."""
-        versions = self.list(route)
-        live = next((one for one in versions if one.state == "live"), None)
+        """Serve the version that was live before, of those that can still be opened; None: back to what the
+        configuration names.
+        """
+        live = next((one for one in self.list(route) if one.state == "live"), None)
         if live is None:
             raise CallerError(f"route '{route}' has no promoted version to roll back")
-        before = [one for one in versions if one.state == "retired"]
-        if before:
-            back = self.promote(route, self._latest(route, before).version, actor=actor)
+        former = self.former(route)
+        if former is not None:
+            former = self.promote(route, former.version, actor=actor)
         else:
-            back = None
             self._serve(route, "")
         self._mark(live, "rolled_back", actor)
-        return back
+        return former
+
+    def former(self, route: str) -> RouterVersion | None:
+        """What a roll-back would serve; None: what the configuration names."""
+        retired = [one for one in self.list(route) if one.state == "retired"]
+        return next((one for one in self._latest_first(route, retired) if not self.fault(one)), None)
+
+    def fault(self, version: RouterVersion) -> str:
+        """Why the version can't be served; empty: it can."""
+        try:
+            open_router(self.artifact(version))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
+
+    def artifact(self, version: RouterVersion) -> str:
+        """The version's file on this machine; where it isn't here (any more), one that was shared with all replicas."""
+        if Path(version.artifact).exists():
+            return version.artifact
+        kept, shared = self._place(version.name, version.version), sa.select(artifacts.c.bytes)
+        with self._store.engine.connect() as connection:
+            content = connection.execute(shared.where(artifacts.c.checksum == version.checksum)).scalar()
+        if content is None:
+            return version.artifact
+        _keep(kept, content)
+        return str(kept.resolve())
 
     def list(self, route: str = "") -> list[RouterVersion]:
         return self._store.router_versions(route)
@@ -81,12 +109,15 @@ class Versions:
             raise CallerError(f"route '{route}' has no single version '{version}'; it has: {known}")
         return found[0]
 
-    def _latest(self, route: str, versions: Sequence[RouterVersion]) -> RouterVersion:
-        """The one that was live last, which need not be the one made last."""
+    def _latest_first(self, route: str, versions: Sequence[RouterVersion]) -> Sequence[RouterVersion]:
+        """By when each was live last, which need not be the order they were made in."""
         log = self._store.audit_log(action="router.live", limit=PROMOTIONS_READ)
         newest_first = {target: place for place, target in enumerate(dict.fromkeys(entry["target"] for entry in log))}
         last = len(newest_first)
-        return min(versions, key=lambda one: (newest_first.get(f"{route}@{one.version}", last), -one.time_s))
+        return sorted(versions, key=lambda one: (newest_first.get(f"{route}@{one.version}", last), -one.time_s))
+
+    def _place(self, route: str, version: str) -> Path:
+        return self._run_dir / "routers" / route / f"{version}.safetensors"
 
     def _mark(self, version: RouterVersion, state: str, actor: str) -> RouterVersion:
         marked = RouterVersion(
@@ -103,3 +134,14 @@ class Versions:
             return msgspec.structs.replace(settings, routers={name: path for name, path in routers.items() if path})
 
         change_settings(self._run_dir, change)
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """The whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -90,7 +90,10 @@ class RouteBook:
         routers: Mapping[str, Router],
         cascades: Mapping[str, Planner] | None = None,
         floors: Mapping[str, FloorSetting] | None = None,
+        lost: Mapping[str, str] | None = None,
     ) -> None:
+        """`lost`: why a route does without its promoted version."""
+        self.lost = lost or {}
         self._cascades = cascades or {}
         self._floors = floors or {}
         self.models = {name: _model(config, name) for name in dict.fromkeys(m.name for m in config.models)}

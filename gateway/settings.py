@@ -101,7 +101,8 @@ class Current:
         self.base: Config | None = None
         """The configuration that the settings' overlay is laid over; None: nobody has said."""
         self._stamp = stamp(run_dir)
-        self.settings = read_settings(run_dir)
+        self.settings = self.in_force = read_settings(run_dir)
+        """`in_force`: those that requests go by; the others may have been refused."""
         self.applied = self.settings.version
         """The version that this process works by."""
 

@@ -11,10 +11,12 @@ from gateway.admin.desk import Desk
 from gateway.admin.rounds import latest_log
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
+from gateway.app import without_lost
 from gateway.journal.insights import keep_insight
 from gateway.learn.alarms import expected_quality, raised
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.promises import interval
+from gateway.settings import Settings
 
 KIND = "learning"
 BINS = 8
@@ -27,7 +29,9 @@ def refresh_learning(desk: Desk, route: str) -> None:
     try:
         log = latest_log(desk, route)
     except NothingLogged as none:
-        nothing = {"alarms": [], "calibration": [], "drift": [], "rounds": 0, "labelled": 0, "note": str(none)}
+        nothing = {
+            "alarms": _lost(desk, route), "calibration": [], "drift": [], "rounds": 0, "labelled": 0, "note": str(none),
+        }  # fmt: skip
         keep_insight(desk.store, KIND, route, nothing)
         return
     told: dict[str, Any] = {
@@ -42,9 +46,19 @@ def _alarms(desk: Desk, route: str, log: Log) -> list[dict[str, Any]]:
     live = next((one for one in desk.store.router_versions(route) if one.state == "live"), None)
     stated: Any = (live.metrics or {}).get("since_s", live.time_s) if live is not None else 0.0
     found = raised(log, version_since_s=float(stated))
-    return [
+    return _lost(desk, route) + [
         {"route": route, "kind": one.kind, "message": one.message, "value": one.value, "model": one.model}
         for one in found
+    ]
+
+
+def _lost(desk: Desk, route: str) -> list[dict[str, Any]]:
+    """The promoted router can't be opened any more: workers that start do without it."""
+    promoted = Settings(routers={name: path for name, path in desk.settings().routers.items() if name == route})
+    _, lost = without_lost(promoted, promoted)
+    said = "its promoted router can't be opened: "
+    return [
+        {"route": name, "kind": "lost", "message": said + why, "value": 1.0, "model": ""} for name, why in lost.items()
     ]
 
 

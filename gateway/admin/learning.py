@@ -55,13 +55,9 @@ def promote(desk: Desk, who: Actor, route: str, version: str) -> VersionDone:
     route_of(desk, route)
     with database():
         known = _versions(desk)
-        chosen = known.find(route, version)
+        live = known.promote(route, version, actor=who.name)
         if desk.settings().canaries.get(route):
             take_back(str(desk.run_dir), route)
-        try:
-            live = known.promote(route, chosen.version, actor=who.name)
-        except (ValueError, OSError) as error:
-            raise CallerError(f"{version} can't be served: {error}", status=422) from None
     return _done(desk, route, live.version, "live")
 
 

@@ -26,12 +26,14 @@ async def healthz(request: Request, _: str) -> Answer:
 
 
 async def readyz(request: Request, _: str) -> Answer:
-    """Every route's router makes a decision. A database or cache that is away is degraded, not unready."""
+    """Every route's router makes a decision. A database or cache that is away is degraded, not unready,
+    and so is a promoted router that is lost.
+    """
     broken = failing_routers(request.services)
     spool = request.services.spool
     state = {
         "status": "unready" if broken else "ready",
-        "routers": broken or "ok",
+        "routers": broken or dict(request.services.book.lost) or "ok",
         "journal": spool.alarm or "ok",
         "breakers": [
             msgspec.to_builtins(health)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import sqlalchemy as sa
 
 from gateway.config import Config, RouteConfig
+from gateway.errors import HeadgateError
 from gateway.journal.store import Store
 from gateway.learn.loop import WAITS, Loop, Terms, Told
 
@@ -59,7 +60,7 @@ class Turns:
             try:
                 told = Loop(config, self._store, route.name, Terms(router=route.learn_router)).step(time.time())
                 note(self._store, route.name, told)
-            except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
+            except (sa.exc.SQLAlchemyError, OSError, ValueError, HeadgateError) as fault:
                 log.warning("route %s can't learn now: %s", route.name, fault)
 
 

@@ -101,7 +101,10 @@ class Loop:
         standing = {one.state: one for one in reversed(self.versions.list(self.route))}
         live = standing.get("live")
         alarms = tuple(raised(log, version_since_s=_since(live) if live else 0.0))
-        if "canary" in standing:
+        candidate = standing.get("canary") or standing.get("shadow")
+        if candidate is not None and (lost := self.lost(candidate, now_s)):
+            told = lost
+        elif "canary" in standing:
             told = self.watch_canary(log, standing["canary"], now_s)
         elif "shadow" in standing:
             told = self.watch_shadow(log, standing["shadow"], incumbent, now_s)
@@ -168,13 +171,22 @@ class Loop:
         mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=self._label(version))
         return Told(SHADOW, verdict.reason, version.version)
 
+    def lost(self, version: RouterVersion, now_s: float) -> Told | None:
+        """A candidate that can't be opened any more is given up, so that others have their turn."""
+        fault = self.versions.fault(version)
+        if not fault:
+            return None
+        end_canary(str(self.config.server.run_dir), self.route)
+        mark(self.store, version, "refused", now_s)
+        return Told(REFUSED, fault, version.version)
+
     def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> Told:
         """On rounds that came after it was made: not significantly worse, and it goes before a share of the traffic."""
         since_s = _since(version)
         fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
         if int(fresh.labelled.sum()) < self.terms.shadow_rounds:
             return Told(WAITS, f"{int(fresh.labelled.sum())} scored rounds in the shadow", version.version)
-        found = shadowed(fresh, self.policy(version.artifact), incumbent, self.reward(fresh, incumbent))
+        found = shadowed(fresh, self.policy(self.versions.artifact(version)), incumbent, self.reward(fresh, incumbent))
         gap = found.verdict.difference
         if gap is not None and gap.high < 0.0:
             mark(self.store, version, "refused", now_s, shadow=found.verdict.as_dict())
@@ -204,12 +216,12 @@ class Loop:
 
     def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> Told | None:
         """The version before comes back where it would have been worth more since."""
-        before = [one for one in self.versions.list(self.route) if one.state == "retired" and one.time_s < live.time_s]
+        before = self.versions.former(self.route)
         since_s = _since(live)
         fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
-        if not before or int(fresh.labelled.sum()) < self.terms.min_scored:
+        if before is None or before.time_s >= live.time_s or int(fresh.labelled.sum()) < self.terms.min_scored:
             return None
-        former = decided(self.policy(max(before, key=lambda one: one.time_s).artifact), fresh)
+        former = decided(self.policy(self.versions.artifact(before)), fresh)
         verdict = judge(fresh, former, decided(incumbent, fresh), self.reward(fresh, incumbent))
         if not verdict.passed:
             return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.app import open_route_router
+from gateway.app import open_route_router, without_lost
 from gateway.config import Config, RouteConfig
 from gateway.errors import CallerError
 from gateway.journal.store import Store
@@ -31,8 +31,10 @@ def route_policy(config: Config, store: Store, route: str, *, router: str = "", 
     if explore is not None:
         stated = msgspec.structs.replace(stated, explore=explore)
     # a candidate that is before a share of the traffic is no part of what answers now
-    served = read_settings(config.server.run_dir).routers
-    settings = Settings(routers={route: artifact_of(config, store, route, router)} if router else served)
+    served = Settings(routers=read_settings(config.server.run_dir).routers)
+    settings = without_lost(served, served)[0]
+    if router:
+        settings = Settings(routers={route: artifact_of(config, store, route, router)})
     opened = recalled(open_route_router(stated, settings), config, route)
     book = RouteBook(msgspec.structs.replace(config, routes=[stated]), {route: opened})
     found = book.routes[route]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, open_store
+from gateway.journal.tables import artifacts
 from gateway.promote import Versions
 from gateway.settings import change_settings, read_settings
+from routers.registry import DEFAULT_ARTIFACT
 
 
 @pytest.fixture
@@ -20,7 +24,9 @@ def versions(tmp_path: Path) -> Iterator[Versions]:
     """Versions a, b and c of the route `auto`, made in this order; none is live."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     for made_s, name in enumerate("abc"):
-        store.save_router_version(RouterVersion("auto", name, float(made_s), "candidate", f"/{name}.safetensors"), "me")
+        path = tmp_path / f"{name}.safetensors"
+        path.symlink_to(DEFAULT_ARTIFACT)
+        store.save_router_version(RouterVersion("auto", name, float(made_s), "candidate", str(path)), "me")
     yield Versions(store, tmp_path / "run")
     store.close()
 
@@ -40,7 +46,7 @@ def test_a_roll_back_serves_what_was_live_before(versions: Versions, tmp_path: P
     found = versions.roll_back("auto", actor="me")
     assert found is not None and found.version == back
     assert live(versions) == [back]
-    assert read_settings(tmp_path / "run").routers == {"auto": f"/{back}.safetensors"}
+    assert read_settings(tmp_path / "run").routers == {"auto": str(tmp_path / f"{back}.safetensors")}
 
 
 def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_path: Path) -> None:
@@ -52,6 +58,32 @@ def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_
     assert live(versions) == [] and read_settings(tmp_path / "run").routers == {}
     with pytest.raises(CallerError, match="no promoted version"):
         versions.roll_back("auto", actor="me")
+
+
+def test_a_version_whose_file_is_gone_is_never_served(versions: Versions, tmp_path: Path) -> None:
+    """Promoting it is refused and changes nothing; a roll-back passes it over."""
+    for version in "cab":
+        versions.promote("auto", version, actor="me")
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(CallerError, match=r"a can't be served: .*a\.safetensors: no such file"):
+        versions.promote("auto", "a", actor="me")
+    assert live(versions) == ["b"]
+    back = versions.roll_back("auto", actor="me")
+    assert back is not None and live(versions) == [back.version] == ["c"]
+
+
+def test_a_lost_version_comes_back_from_what_replicas_share(versions: Versions, tmp_path: Path) -> None:
+    """The database holds what was promoted on any replica: promoted again, it is served from this machine."""
+    store, content = open_store(f"sqlite:///{tmp_path}/journal.db"), DEFAULT_ARTIFACT.read_bytes()
+    checksum = sha256(content).hexdigest()
+    store.save_router_version(RouterVersion("auto", "d", 9.0, "candidate", "/elsewhere.safetensors", checksum), "me")
+    with store.engine.begin() as connection:
+        connection.execute(sa.insert(artifacts), {"checksum": checksum, "time_s": 1.0, "bytes": content})
+    versions.promote("auto", "d", actor="me")
+    served = Path(read_settings(tmp_path / "run").routers["auto"])
+    assert served.is_relative_to(tmp_path / "run") and served.read_bytes() == content
+    assert [path.name for path in served.parent.iterdir()] == [served.name]
+    store.close()
 
 
 def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
