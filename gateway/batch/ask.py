@@ -58,6 +58,7 @@ class Told:
     """What came of one call."""
 
     place: int
+    line: int
     status: int
     """HTTP status as a client would have seen it."""
     body: bytes = b""
@@ -183,20 +184,21 @@ class Asker:
 
     async def ask(self, ready: Ready, *, tries: int, timeout_s: float) -> Told:
         """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
-        place, call = ready.prompt.index, ready.call
-        request_id = f"{self.job}-{place}-{self.s.ids.new('try')[4:]}"
+        line, call = ready.prompt.line, ready.call
+        told = Told(ready.prompt.index, line, 0)
+        request_id = f"{self.job}-{line}-{self.s.ids.new('try')[4:]}"
         if call is None or ready.route is None:
             assert ready.error is not None
-            return await self._refused(Told(place, 0), ready.prompt, request_id, ready.error)
+            return await self._refused(told, ready.prompt, request_id, ready.error)
         name = f"\0{request_id}"
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
         call.wishes = msgspec.structs.replace(call.wishes, route=name)
         await self._write(
-            JobStartRecord(job=self.job, index=place, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
+            JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
         )
         try:
-            return await self._heard(call, Told(place, 0), tries)
+            return await self._heard(call, told, tries)
         finally:
             del self.book.planned[name]
 
@@ -217,7 +219,7 @@ class Asker:
         told.final = told.ok or not may_ask_again(told.status, tries + 1)
         if exchange is None or decision is None:
             told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
-            await self._write(JobStartRecord(job=self.job, index=told.place, time_s=self.s.clock()))
+            await self._write(JobStartRecord(job=self.job, index=told.line, time_s=self.s.clock()))
             return told
         told.code, told.cost_nanousd = exchange.error, exchange.cost_nanousd
         told.model, told.decision_id = exchange.answered_by, exchange.decision_id
@@ -227,7 +229,7 @@ class Asker:
     async def give_up(self, prompt: Prompt, status: int, code: str, message: str) -> None:
         """A prompt that nobody will be asked: it failed, for nothing."""
         error = HeadgateError(message, code=code, status=status)
-        await self._refused(Told(prompt.index, 0), prompt, f"{self.job}-{prompt.index}", error)
+        await self._refused(Told(prompt.index, prompt.line, 0), prompt, f"{self.job}-{prompt.line}", error)
 
     async def _refused(self, told: Told, prompt: Prompt, request_id: str, error: HeadgateError) -> Told:
         told.status, told.code = error.status, error.code or error.kind
@@ -239,13 +241,13 @@ class Asker:
         return DecisionRecord(
             id=self.s.ids.new("dec"), time_s=self.s.clock(), request_id=request_id, tenant=self.caller.tenant,
             key_id=self.caller.key_id, surface=prompt.surface, status=told.status, error=told.code, cache="off",
-            job=self.job, job_index=prompt.index, job_answer=told.body,
+            job=self.job, job_index=prompt.line, job_answer=told.body,
         )  # fmt: skip
 
     def _kept(self, decision: DecisionRecord, told: Told, body: bytes) -> DecisionRecord:
         """`body` is empty where the prompt will be asked again."""
         return msgspec.structs.replace(
-            decision, job=self.job, job_index=told.place, job_final=bool(body), job_answer=body
+            decision, job=self.job, job_index=told.line, job_final=bool(body), job_answer=body
         )
 
     async def _write(self, record: Record) -> None:
@@ -262,7 +264,7 @@ class Asker:
         )
         if call.stream:
             raise CallerError("a batch line can't stream", param="stream", code="invalid_request")
-        call.once = f"{self.job}-{prompt.index}"
+        call.once = f"{self.job}-{prompt.line}"
         return call
 
     def _route(self, call: Call, ways: Ways) -> Route:

@@ -73,7 +73,7 @@ class Upstreams:
             if deployment is not None:
                 parts += await asyncio.to_thread(self._new, runner, arm, deployment, places.tolist())
         for part in parts:
-            open_ = [place for place in part.places if runner.supply.state[place] <= AWAY]
+            open_ = [place for place in runner.places(part) if runner.supply.state[place] <= AWAY]
             runner.supply.state[open_] = AWAY
         return parts
 
@@ -123,11 +123,11 @@ class Upstreams:
                 continue  # asked one by one it is refused with its reason
             worst = ceil(ready.worst_nanousd * _share(self, deployment))
             part, size = latest.get(prompt.surface, (None, 0))
-            if part is None or len(part.places) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
+            if part is None or len(part.lines) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
                 part, size = Part(new_id("part"), runner.job.id, "sent", 0, deployment.provider, arm.model, []), 0
                 part.window_s = arm.window_s
                 parts.append(part)
-            part.places.append(place)
+            part.lines.append(prompt.line)
             part.worst_nanousd += worst
             latest[prompt.surface] = part, size + len(prompt.body)
         return parts
@@ -135,10 +135,11 @@ class Upstreams:
     def _file(self, runner: Runner, part: Part, deployment: Deployment, url: str, dialect: str) -> bytes:
         rung = Rung(part.model, True, TIMEOUT_S)
         lines = []
-        for place in part.places:
-            call = runner.asker.call(runner.plan.prompts[place])
+        for place in runner.places(part):
+            prompt = runner.plan.prompts[place]
+            call = runner.asker.call(prompt)
             body = request_body(call, deployment, dialect, rung, live=False)
-            line = {"custom_id": f"{part.id}-{place}", "method": "POST", "url": url, "body": msgspec.Raw(body)}
+            line = {"custom_id": f"{part.id}-{prompt.line}", "method": "POST", "url": url, "body": msgspec.Raw(body)}
             lines.append(msgspec.json.encode(line) + b"\n")
         return b"".join(lines)
 
@@ -162,7 +163,8 @@ class Upstreams:
     def _spare_s(self, runner: Runner, part: Part) -> float:
         if not isfinite(runner.left_s):
             return -1.0
-        latency = runner.plan.estimates.latency_s[part.places, runner.supply.arm[part.places]]
+        places = runner.places(part)
+        latency = runner.plan.estimates.latency_s[places, runner.supply.arm[places]]
         known = float(latency[latency == latency].sum())
         return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
 
@@ -182,7 +184,7 @@ class Upstreams:
 
     async def _make(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any]:
         deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
-        prompt: Prompt = runner.plan.prompts[part.places[0]]
+        prompt: Prompt = runner.plan.prompts[runner.places(part)[0]]
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         url = f"/v1{PATHS.get(dialect, RESPONSES)}"
         content = await asyncio.to_thread(self._file, runner, part, deployment, url, dialect)
@@ -196,8 +198,8 @@ class Upstreams:
 
     def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
         """One answer into the journal, under an id that a second hearing doesn't count again; what it cost."""
-        place = int(line.custom_id.rpartition("-")[2])
-        if place not in part.places or runner.supply.state[place] != AWAY:
+        place = runner.plan.prompts.place_of(int(line.custom_id.rpartition("-")[2]))
+        if place is None or runner.supply.state[place] != AWAY:
             return 0
         response = line.response or {}
         status = int(response.get("status_code") or 0)
@@ -206,7 +208,7 @@ class Upstreams:
             return 0  # given back with the rest
         prompt = runner.plan.prompts[place]
         deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
-        told = Told(place, status, body, "" if status == 200 else error_code(body), model=part.model)
+        told = Told(place, prompt.line, status, body, "" if status == 200 else error_code(body), model=part.model)
         record = self._record(runner, part, prompt, deployment, told)
         told.decision_id, told.cost_nanousd = record.id, record.cost_nanousd
         if not runner.asker.spool.append(record):
@@ -228,21 +230,21 @@ class Upstreams:
             usage=buckets(usage) if usage is not None else {}, failure="" if told.status == 200 else "rejected",
         )  # fmt: skip
         return DecisionRecord(
-            id=f"dec_{part.id}_{prompt.index}", time_s=self.s.clock(),
-            request_id=f"{part.job}-{prompt.index}-{part.id}",
+            id=f"dec_{part.id}_{prompt.line}", time_s=self.s.clock(),
+            request_id=f"{part.job}-{prompt.line}-{part.id}",
             tenant=caller.tenant, key_id=caller.key_id, surface=prompt.surface, route=part.model,
             requested_model=call.model, input_tokens=call.described.input_tokens, explore=False, model=part.model,
             propensity=1.0, router="batch@1", reason="planned: the provider's batch endpoint", plan=(part.model,),
             attempts=(attempt,), verdict="only", answered_model=part.model if told.status == 200 else "",
             status=told.status, error=told.code, cache="off", cost_nanousd=cost, job=part.job,
-            job_index=prompt.index, job_answer=told.body,
+            job_index=prompt.line, job_answer=told.body,
         )  # fmt: skip
 
     async def _over(self, runner: Runner, part: Part) -> None:
         """The part is done with; what has no answer is asked one by one."""
         part.state = "ended"
         await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
-        runner.come_back([place for place in part.places if runner.supply.state[place] == AWAY])
+        runner.come_back([place for place in runner.places(part) if runner.supply.state[place] == AWAY])
 
 
 def _share(upstreams: Upstreams, deployment: Deployment) -> float:

@@ -125,7 +125,7 @@ class _Collector:
             return False
         self._ids.update(zip(ids, good.lines, strict=True))
         self.how.deduper.add_all(good.keys, good.floors, self._count)
-        self.writer.put_all(good.records)
+        self.writer.put_all(good.records, good.lines)
         self._floors += good.floors
         self._inputs += good.input_tokens
         self.routes.update(good.routes)
@@ -146,7 +146,7 @@ class _Collector:
             self.duplicates.append(Duplicate(line, custom_id, *same))
             return False
         self.how.deduper.add(key, question, route, floor, self._count)
-        self.writer.put(good.records[row])
+        self.writer.put_all([good.records[row]], [line])
         self._floors.append(floor)
         self._inputs.append(good.input_tokens[row])
         self.routes.add(route)

@@ -115,6 +115,7 @@ class Item(msgspec.Struct):
     """One prompt, as the journal knows it."""
 
     place: int
+    """Its line of the input."""
     state: str
     tries: int
     worst_nanousd: int
@@ -135,7 +136,8 @@ class Part(msgspec.Struct):
     worst_nanousd: int
     provider: str = ""
     model: str = ""
-    places: list[int] = []
+    lines: list[int] = []
+    """Of the input."""
     upstream: str = ""
     """The provider's id of the batch; empty: not known yet."""
     window_s: float = 86400.0
@@ -300,7 +302,7 @@ class Jobs:
     # what waits at a provider
 
     def put_part(self, part: Part, now_s: float) -> None:
-        kept = {name: getattr(part, name) for name in ("provider", "model", "places", "upstream", "window_s")}
+        kept = {name: getattr(part, name) for name in ("provider", "model", "lines", "upstream", "window_s")}
         row = {"id": part.id, "job": part.job, "state": part.state, "time_s": now_s,
                "worst_nanousd": part.worst_nanousd, "payload": msgspec.json.encode(kept).decode()}  # fmt: skip
         with self.engine.begin() as connection:

@@ -23,7 +23,9 @@ class Prompt:
     index: int
     """Its row in every array of the plan."""
     line: int
-    """Of the input, counted from 1 (a row of a table: its number)."""
+    """Of the input, counted from 1 (a row of a table: its number). What the journal and providers know it by: another
+    plan of the same input may number its prompts otherwise.
+    """
     custom_id: str
     surface: str
     """chat | completions | embeddings | responses | messages"""
@@ -66,34 +68,32 @@ class PromptWriter:
         self._path = path
         self._file: BinaryIO = path.open("wb")
         self._ends = [0]
+        self._lines: list[int] = []
 
     def add(
         self, line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
     ) -> None:
-        self.put(record_of(line, custom_id, url, body, text, floor, reference))
+        self.put_all([record_of(line, custom_id, url, body, text, floor, reference)], [line])
 
-    def put(self, record: bytes) -> None:
-        """A prompt as `record_of` gives it."""
-        self._file.write(record)
-        self._ends.append(self._ends[-1] + len(record))
-
-    def put_all(self, records: Sequence[bytes]) -> None:
-        """The same of many, in one write."""
+    def put_all(self, records: Sequence[bytes], lines: Sequence[int]) -> None:
+        """Prompts as `record_of` gives them, and their lines, in the order of the input."""
         self._file.write(b"".join(records))
         self._ends += accumulate(map(len, records), initial=self._ends.pop())
+        self._lines += lines
 
     def close(self) -> Prompts:
         self._file.close()
-        return Prompts(self._path, np.array(self._ends, np.int64))
+        return Prompts(self._path, np.array(self._ends, np.int64), np.array(self._lines, np.int64))
 
 
 class Prompts(Sequence[Prompt]):
     """The job's prompts, read from their file when asked for."""
 
-    def __init__(self, path: Path, ends: NDArray[np.int64]) -> None:
-        """`ends`: byte offsets, shape (n + 1,), the first zero."""
+    def __init__(self, path: Path, ends: NDArray[np.int64], lines: NDArray[np.int64]) -> None:
+        """`ends`: byte offsets, shape (n + 1,), the first zero. `lines`: shape (n,), ascending."""
         self.path = path
         self.ends = ends
+        self.lines = lines
 
     @cached_property
     def _file(self) -> BinaryIO:
@@ -109,6 +109,11 @@ class Prompts(Sequence[Prompt]):
         start, end = self.ends[place : place + 2].tolist()
         self._file.seek(start)
         return _prompt(place, self._file.read(end - start))
+
+    def place_of(self, line: int) -> int | None:
+        """Of the prompt that is this line of the input; None: none is."""
+        place = int(np.searchsorted(self.lines, line))
+        return place if place < len(self) and self.lines[place] == line else None
 
     def __iter__(self) -> Iterator[Prompt]:
         with self.path.open("rb") as file:

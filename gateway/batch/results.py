@@ -101,9 +101,9 @@ def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
             fault = bad.popleft()
             if fault.line != prompt.line:  # else it was answered all the same
                 yield _of_bad_line(fault, job, why)
-        while item is not None and item.place < prompt.index:
+        while item is not None and item.place < prompt.line:
             item = next(items, None)
-        mine = item if item is not None and item.place == prompt.index else None
+        mine = item if item is not None and item.place == prompt.line else None
         ended = mine if mine is not None and mine.state in ("done", "failed") else None
         yield Result(prompt.line, prompt.custom_id, job, ended, why)
         for twin in twins.get(prompt.index, ()):

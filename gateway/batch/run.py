@@ -107,15 +107,22 @@ class Runner:
     def resume(self, items: Sequence[Item], parts: Sequence[Part]) -> None:
         """Take over what the journal knows; prompts in a part that has not ended stay at their provider."""
         for item in items:
-            self.supply.tries[item.place] = item.tries
+            if (place := self.plan.prompts.place_of(item.place)) is None:
+                continue  # by this plan another line answers it
+            self.supply.tries[place] = item.tries
             if item.state in ("done", "failed"):
-                self.supply.end(item.place, DONE if item.state == "done" else FAILED)
+                self.supply.end(place, DONE if item.state == "done" else FAILED)
                 self.by_model[item.model or "none"] += 1
         for part in parts:
             if part.state == "sent":
-                left = [place for place in part.places if self.supply.state[place] < AWAY]
+                left = [place for place in self.places(part) if self.supply.state[place] < AWAY]
                 self.supply.state[left] = AWAY
         self.supply.fill()
+
+    def places(self, part: Part) -> list[int]:
+        """Of its prompts, as this plan has them."""
+        found = [self.plan.prompts.place_of(line) for line in part.lines]
+        return [place for place in found if place is not None]
 
     async def run(self, endpoints: Endpoints | None = None) -> None:
         """Until every prompt is over, the job is cancelled, its deadline has passed, or `stop`. Raises LostLease."""

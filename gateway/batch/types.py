@@ -262,7 +262,9 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         if self.prompts.path.resolve() != (folder / PROMPTS_FILE).resolve():
             (folder / PROMPTS_FILE).write_bytes(self.prompts.path.read_bytes())
-        arrays = self.estimates.arrays() | {"arm": self.assignment.arm, "ends": self.prompts.ends}
+        arrays = self.estimates.arrays() | {
+            "arm": self.assignment.arm, "ends": self.prompts.ends, "lines": self.prompts.lines,
+        }  # fmt: skip
         save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS_FILE)
         draft = folder / f"{PLAN_FILE}.new"
         draft.write_text(json.dumps(_finite(self.card()), indent=1))
@@ -294,11 +296,11 @@ class Plan:
             name: math.inf if value is None else value for name, value in card.assignment.items()
         }
         whole["assignment"] = Assignment(arm=arrays.pop("arm"), **own)
-        prompts = Prompts(folder / PROMPTS_FILE, arrays.pop("ends"))
+        prompts = Prompts(folder / PROMPTS_FILE, arrays.pop("ends"), arrays.pop("lines"))
         return cls(prompts=prompts, estimates=Estimates(arms=card.arms, **arrays), **whole)
 
 
-SCHEMA = 1
+SCHEMA = 2
 PLAN_FILE, ARRAYS_FILE, PROMPTS_FILE = "plan.json", "plan.safetensors", "prompts.jsonl"
 
 

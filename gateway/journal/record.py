@@ -153,7 +153,7 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     job: str = ""
     """Batch job this call belongs to; empty: none."""
     job_index: int = 0
-    """Which of its prompts."""
+    """Which of its prompts: the line of the job's input."""
     job_final: bool = True
     """False: the prompt will be asked again."""
     job_answer: bytes = b""

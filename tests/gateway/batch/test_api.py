@@ -105,28 +105,51 @@ async def test_a_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
     assert upstream.seen.requests - upstream.seen.repeated == 300
 
 
+async def test_a_replica_that_plans_a_job_anew_gives_every_line_its_own_answer(tmp_path: Path) -> None:
+    """It has no plan of the one that ended, and goes by a configuration that takes other lines for the same."""
+    texts = ["again", "again", *(f"word {n}" for n in range(100))]
+    slow = {"small": [{"delay_s": 0.1}]}
+    async with owned(tmp_path, run="one", cache="exact", scripts=slow) as (gateway, client):
+        content = "".join(line(f"r-{n}", text) for n, text in enumerate(texts)).encode()
+        file = await client.files.create(file=("in.jsonl", content), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        made = await client.batches.create(**wanted)
+        while gateway.upstream.seen.requests < 20:
+            await asyncio.sleep(0.01)
+    asked = gateway.upstream.seen.requests
+    async with owned(tmp_path, run="two", cache="none") as (gateway, client):
+        gateway.services.batches.mark()
+        done = await over(client, made.id)
+        answers = (await client.files.content(done.output_file_id)).text.splitlines()
+    said = {one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"]
+            for one in map(json.loads, answers)}  # fmt: skip
+    assert said == {f"r-{n}": text for n, text in enumerate(texts)}
+    assert asked + gateway.upstream.seen.requests == len(texts), "an answer was paid for twice"
+
+
 KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]}
 
 
 @asynccontextmanager
 async def owned(
-    tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[str] = ("small",), **extra: Any
+    tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[str] = ("small",), run: str = "run",
+    cache: str = "none", **extra: Any,
 ) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
-    """A gateway in this process that runs jobs and ships its journal."""
+    """A gateway in this process that runs jobs and ships its journal. `run`: the replica's own folder."""
     from gateway.batch.carry import shipping
 
-    routes = [{"name": "auto", "models": ["small"]}]
-    server = {"run_dir": str(tmp_path / "run"), "drain_timeout_s": 2.0}
+    routes = [{"name": "auto", "models": ["small"], "cache": cache}]
+    server = {"run_dir": str(tmp_path / run), "drain_timeout_s": 2.0}
     async with live(tmp_path, models=models, routes=routes, auth=auth, server=server, **extra) as up:
         jobs = open_jobs(up.services)
         keeping = asyncio.create_task(keep_batches(up.services))
-        try:
-            async with shipping(up.services.spool_dir, jobs.engine):
+        async with shipping(up.services.spool_dir, jobs.engine):
+            try:
                 yield up, AsyncOpenAI(base_url=f"{up.url}/v1", api_key="hg-a", max_retries=0)
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            jobs.engine.dispose()
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+        jobs.engine.dispose()
 
 
 async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
