@@ -67,7 +67,7 @@ class Upstreams:
         """Earlier parts that have not ended, and new ones for what the plan sends there."""
         known = await asyncio.to_thread(runner.jobs.parts, runner.job.id)
         parts = [part for part in known if part.state == "sent"]
-        for number, places in runner.supply.at_endpoints():
+        for number, places in runner.supply.at_endpoints() if not runner.ended_early else ():
             arm = runner.plan.estimates.arms[number]
             deployment = self._deployment(arm)
             if deployment is not None:

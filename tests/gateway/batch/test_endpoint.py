@@ -61,6 +61,19 @@ async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> No
     assert gateway.upstream.seen.requests == 10 + 4
 
 
+async def test_a_cancelled_job_hands_nothing_to_a_provider(tmp_path: Path) -> None:
+    """Taken over after its runner died: its prompts are not asked, in no way."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        services, made = gateway.services, asked(tmp_path, 10)
+        jobs = open_jobs(services)
+        job = jobs.find(new_job(jobs, made, tmp_path).id)
+        job.wish = jobs.ask(job.id, "cancel", time.time()).wish
+        async with shipping(services.spool_dir, jobs.engine):
+            over = await carry(services, jobs, job, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+        assert over.state == "cancelled" and gateway.upstream.batches.batches == {}
+        assert gateway.upstream.seen.requests == 0
+
+
 async def test_a_part_that_would_be_late_is_taken_back(tmp_path: Path) -> None:
     """The provider dawdles; before the deadline its batch is cancelled and the prompts are answered live."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
