@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -76,6 +77,8 @@ class Owner:
         for runner in self.runners.values():
             if runner.wish == "pause" and not (runner.tasks or runner.parts):
                 runner.stop()
+        for job, gone in self.keyless():
+            await self.cut(job, gone)
         jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))
         if not jobs and not self.tasks:
             self.desk.marker.unlink(missing_ok=True)
@@ -89,6 +92,17 @@ class Owner:
             if claimed is not None:
                 task = self.tasks[job.id] = asyncio.create_task(self.own(claimed))
                 task.add_done_callback(lambda _, id=job.id: self._ended(id))  # type: ignore[misc]
+
+    def keyless(self) -> list[tuple[Job, CallerError]]:
+        """Jobs whose key is gone, which ask nothing from here on; the others go by their keys as they are now."""
+        found = []
+        for runner in self.runners.values():
+            try:
+                runner.go_by(self.caller_of(runner.job))
+            except CallerError as gone:
+                runner.lease.wish = "cancel"
+                found.append((runner.job, gone))
+        return found
 
     def _ended(self, id: str) -> None:
         self.tasks.pop(id, None)
@@ -108,7 +122,7 @@ class Owner:
     async def own(self, job: Job) -> None:
         """One job, from its claim to its end; what goes wrong is the job's, not the worker's."""
         try:
-            caller = self.caller_of(job)
+            caller = await self.caller_at_start(job)
             plan = await self.planned(job, caller)
             terms = Terms(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
             start = lambda runner: self._started(job.id, runner)  # noqa: E731
@@ -142,6 +156,22 @@ class Owner:
                 return caller
         raise CallerError("the key that made this batch is revoked or has expired", code="invalid_api_key")
 
+    async def caller_at_start(self, job: Job) -> Caller:
+        """A job that has answers already keeps them, though its key is gone. Raises CallerError where it has none."""
+        try:
+            return self.caller_of(job)
+        except CallerError as gone:
+            if not is_begun(job):
+                raise
+            await self.cut(job, gone)
+            return Caller(job.card.key_id, "gone", tenant=job.tenant)
+
+    async def cut(self, job: Job, gone: CallerError) -> None:
+        """Cancel a job whose key is gone."""
+        if job.wish != "cancel":
+            job.card.errors = [_error(gone)]
+            job.wish = (await asyncio.to_thread(self.desk.jobs.ask, job.id, "cancel", self.s.clock())).wish
+
     def folder(self, job: Job) -> Path:
         return self.desk.run_dir.resolve() / PLANS / job.id
 
@@ -149,7 +179,8 @@ class Owner:
         """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""
         folder = self.folder(job)
         if (folder / PLAN_FILE).exists():
-            return await asyncio.to_thread(Plan.load, folder)
+            with suppress(BadJob):  # spoilt, or another release's
+                return await asyncio.to_thread(Plan.load, folder)
         beating = asyncio.create_task(self._beat(job))
         try:
             return await asyncio.to_thread(self._plan, job, caller, folder)
@@ -178,7 +209,7 @@ class Owner:
             max_body_bytes=server.max_body_bytes,
         )  # fmt: skip
         order = Order(
-            terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad,
+            terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad or is_begun(job),
             cascade=True, concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl",
             metadata=card.metadata,
         )  # fmt: skip
@@ -194,9 +225,19 @@ class Owner:
         problems = error.problems if isinstance(error, BadJob) else ()
         job.card.errors = errors_of(problems)
         if not job.card.errors:
-            job.card.errors = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
+            job.card.errors = [_error(error)]
         with suppress(SQLAlchemyError):
             await asyncio.to_thread(self.desk.jobs.end, job, "failed", job.progress, self.s.clock())
+
+
+def is_begun(job: Job) -> bool:
+    """Some of it may be answered and paid for: what has become bad since is no reason to fail it all."""
+    return "running" in job.card.times
+
+
+def _error(error: CallerError) -> dict[str, Any]:
+    """Of a job as a whole, as the API's `errors` tell it."""
+    return {"code": error.code, "message": error.message, "param": error.param, "line": None}
 
 
 class Stored:

@@ -68,8 +68,7 @@ class Runner:
         self.spent_before, self.spent_now = spent, 0
         self.limit = None if job.card.budget_usd is None else max(0, nanousd(job.card.budget_usd) - spent)
         self.account = Account(f"batch:{job.owner}", self.limit, "total")
-        caller = replace(caller, accounts=(*caller.accounts, self.account), explore=False)
-        self.asker = Asker(services, job.id, caller)
+        self.asker = Asker(services, job.id, self._of_job(caller))
         self.supply = Supply(plan.estimates.arms, plan.assignment.arm)
         self.paces = {arm.model: Pace(job.card.concurrency) for arm in plan.estimates.arms}
         self.predicted_s = forecast.predicted_latencies(plan.estimates)
@@ -101,6 +100,13 @@ class Runner:
         """Prompts that this runner has brought to their end."""
         self.lease = Lease(jobs, job, terms)
         self.replanning = Replanning(self)
+
+    def _of_job(self, caller: Caller) -> Caller:
+        return replace(caller, accounts=(*caller.accounts, self.account), explore=False)
+
+    def go_by(self, caller: Caller) -> None:
+        """The key as it is now: what calls from here on may ask for and spend."""
+        self.asker.caller = self._of_job(caller)
 
     # ---- from begin to end
 

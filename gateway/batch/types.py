@@ -280,12 +280,13 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> Plan:
         """The plan saved there. BadJob where there is none, or one of another schema."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             card = msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=_Card)
             arrays = load_file(folder / ARRAYS_FILE)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, SafetensorError) as error:
             raise BadJob([Problem(0, "", f"{folder}: no plan here ({error})", "no_plan")]) from error
         if card.schema != SCHEMA:
             raise BadJob([Problem(0, "", f"{folder}: a plan of schema {card.schema}, not {SCHEMA}", "no_plan")])

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from gateway.api.multipart import read_multipart
+from gateway.app import reload
 from gateway.batch.jobs import Jobs
 from gateway.batch.owner import keep_batches
+from gateway.batch.types import ARRAYS_FILE
 from gateway.errors import CallerError
+from gateway.journal.record import KeyRecord
 from gateway.journal.schema import open_engine
+from gateway.keys import new_key
 from gateway.providers.scripted import ScriptedServer
+from gateway.settings import publish_keys
 from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration
 from tests.live import Live, live, served
@@ -127,6 +133,27 @@ async def test_a_replica_that_plans_a_job_anew_gives_every_line_its_own_answer(t
     assert asked + gateway.upstream.seen.requests == len(texts), "an answer was paid for twice"
 
 
+async def test_lines_that_became_bad_fail_no_batch_that_has_answers(tmp_path: Path) -> None:
+    """Planned anew, with its plan spoilt and one of its models gone: those lines are errors, the others go on."""
+    lines = "".join(line(f"r-{n}", f"word {n}", "large" if n > 90 else "auto") for n in range(100))
+    slow: Any = {"scripts": {"small": [{"delay_s": 0.1}]}}
+    async with owned(tmp_path, models=("small", "large"), **slow) as (gateway, client):
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        made = await client.batches.create(**wanted)
+        while gateway.upstream.seen.requests < 20:
+            await asyncio.sleep(0.01)
+    (tmp_path / "run" / "plans" / made.id / ARRAYS_FILE).write_bytes(b"spoilt")
+    async with owned(tmp_path) as (gateway, client):
+        gateway.services.batches.mark()
+        done = await over(client, made.id)
+        answers = (await client.files.content(done.output_file_id)).text.splitlines()
+        errors = (await client.files.content(done.error_file_id)).text.splitlines() if done.error_file_id else []
+    found = [json.loads(one)["custom_id"] for one in (*answers, *errors)]
+    assert done.status == "completed" and sorted(found) == sorted(f"r-{n}" for n in range(100))
+    assert {json.loads(one)["error"]["code"] for one in errors} <= {"model_not_found"}
+
+
 KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]}
 
 
@@ -209,6 +236,73 @@ async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path)
         left_out = (await client.files.content(done.error_file_id)).text.splitlines()
     told = [(json.loads(one)["custom_id"], json.loads(one)["error"]["code"]) for one in left_out]
     assert told == [("", "invalid_json"), ("a", "duplicate_custom_id"), ("c", "model_not_found")]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "taken over"])
+async def test_a_batch_ends_with_its_key(tmp_path: Path, restarted: bool) -> None:
+    """Revoked in mid-run, nothing more is asked on its account, and what was answered is kept; the batch says why."""
+    key, record = new_key("x", time.time())
+    lines = "".join(line(f"r-{n}", f"word {n}") for n in range(1000))
+    slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
+    async with owned(tmp_path, **slow) as (gateway, _):
+        keep_key(gateway, record)
+        client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        id = (await client.batches.create(**wanted)).id
+        jobs, last = gateway.services.batches.jobs, gateway
+        while gateway.upstream.seen.requests < 30:
+            await asyncio.sleep(0.01)
+        if not restarted:
+            keep_key(gateway, msgspec.structs.replace(record, revoked_s=time.time()))
+            await ended(jobs, id)
+    if restarted:
+        async with owned(tmp_path, **slow) as (last, _):
+            keep_key(last, msgspec.structs.replace(record, revoked_s=time.time()))
+            last.services.batches.mark()
+            await ended(jobs, id)
+            assert last.upstream.seen.requests == 0
+    job = jobs.find(id)
+    assert (job.state, job.card.errors[0]["code"]) == ("cancelled", "invalid_api_key")
+    assert 30 <= job.progress.done == gateway.upstream.seen.requests < 900
+    files = last.services.batches.files
+    found = [b"".join(files.read(name)).splitlines() for name in (job.card.output_file, job.card.error_file)]
+    assert len(found[0]) == job.progress.done and len(found[0]) + len(found[1]) == 1000
+
+
+async def test_a_budget_that_is_lowered_holds_for_batches_under_way(tmp_path: Path) -> None:
+    """From the next call on, as for any request."""
+    key, record = new_key("x", time.time())
+    record = msgspec.structs.replace(record, budget_usd=1.0)
+    slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
+    async with owned(tmp_path, **slow) as (gateway, _):
+        keep_key(gateway, record)
+        client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
+        lines = "".join(line(f"r-{n}", f"word {n}", max_tokens=8) for n in range(1000))
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        id = (await client.batches.create(**wanted)).id
+        while gateway.upstream.seen.requests < 30:
+            await asyncio.sleep(0.01)
+        keep_key(gateway, msgspec.structs.replace(record, budget_usd=1e-6))
+        done = await over(client, id)
+    assert done.status == "completed" and done.request_counts.failed > 100
+    assert done.request_counts.completed == gateway.upstream.seen.requests
+
+
+def keep_key(gateway: Live, record: KeyRecord) -> None:
+    """As the control process hands keys to a worker."""
+    services = gateway.services
+    publish_keys(services.batches.run_dir, [record])
+    services.current.refresh()
+    reload(services)
+
+
+async def ended(jobs: Jobs, id: str) -> None:
+    deadline = time.monotonic() + 60
+    while jobs.find(id).state not in ENDED:
+        assert time.monotonic() < deadline, jobs.find(id)
+        await asyncio.sleep(0.05)
 
 
 async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Path) -> None:
