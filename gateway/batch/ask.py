@@ -194,7 +194,7 @@ class Asker:
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
         call.wishes = msgspec.structs.replace(call.wishes, route=name)
-        await self._write(
+        await self.write(
             JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
         )
         try:
@@ -219,11 +219,11 @@ class Asker:
         told.final = told.ok or not may_ask_again(told.status, tries + 1)
         if exchange is None or decision is None:
             told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
-            await self._write(JobStartRecord(job=self.job, index=told.line, time_s=self.s.clock()))
+            await self.write(JobStartRecord(job=self.job, index=told.line, time_s=self.s.clock()))
             return told
         told.code, told.cost_nanousd = exchange.error, exchange.cost_nanousd
         told.model, told.decision_id = exchange.answered_by, exchange.decision_id
-        await self._write(self._kept(decision, told, bytes(heard.body) if told.final else b""))
+        await self.write(self._kept(decision, told, bytes(heard.body) if told.final else b""))
         return told
 
     async def give_up(self, prompt: Prompt, status: int, code: str, message: str) -> None:
@@ -234,7 +234,7 @@ class Asker:
     async def _refused(self, told: Told, prompt: Prompt, request_id: str, error: HeadgateError) -> Told:
         told.status, told.code = error.status, error.code or error.kind
         told.body = render_error(error, prompt.surface, request_id=request_id)
-        await self._write(self._refusal(told, prompt, request_id))
+        await self.write(self._refusal(told, prompt, request_id))
         return told
 
     def _refusal(self, told: Told, prompt: Prompt, request_id: str) -> DecisionRecord:
@@ -250,7 +250,7 @@ class Asker:
             decision, job=self.job, job_index=told.line, job_final=bool(body), job_answer=body
         )
 
-    async def _write(self, record: Record) -> None:
+    async def write(self, record: Record) -> None:
         """What was paid for is never dropped: where the disk is full, nothing goes on until it is not."""
         while not self.spool.append(record):  # noqa: ASYNC110 - nothing tells when a disk has space again
             await asyncio.sleep(SPOOL_RETRY_S)

@@ -2,24 +2,27 @@
 
 A part of the job goes there as one file. Its worst case is held for as long as it lies there, and it is in the
 database before the provider hears of it, so a runner that died between the two finds its batch by the part's name
-instead of paying for another. What the provider doesn't answer in time is asked one by one.
+instead of paying for another. A provider that can't be reached for a while is waited for, since its batch goes on and
+is billed; what it doesn't answer in time is asked one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
 from gateway.attempt import request_body
-from gateway.batch.ask import Told, error_code
+from gateway.batch.ask import MAY_PASS, Told, error_code
 from gateway.batch.jobs import Part
 from gateway.batch.run import Runner
 from gateway.batch.supply import AWAY
@@ -34,6 +37,7 @@ from gateway.settle import buckets
 from gateway.wire.answer import peek, translate_answer
 
 log = logging.getLogger("headgate.batch")
+T = TypeVar("T")
 
 MOST_LINES = 50_000
 MOST_BYTES = 100 * 1024 * 1024
@@ -42,17 +46,44 @@ POLL_S = 1.0
 LONGEST_POLL_S = 30.0
 TIMEOUT_S = 60.0
 TRIES = 5
+"""To hand over what no provider can have heard of, and to have a batch cancelled."""
+MOST_PAGES = 100
+"""Of a provider's list of batches, that are looked through for one."""
+STORE_RETRY_S = 1.0
 SPARE = 1.5
 """Times the predicted time of asking a part one by one, kept before the deadline to do so."""
 LEAST_SPARE_S = 60.0
 
 
+class Trouble(UpstreamError):
+    """That may pass: the provider wasn't reached, or is not itself. It may have heard us all the same."""
+
+
 class _Line(msgspec.Struct):
     """One line of a provider's output or error file."""
 
-    custom_id: str
+    custom_id: str = ""
     response: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+
+
+class _File(msgspec.Struct):
+    id: str
+
+
+class _Batch(msgspec.Struct):
+    """As a provider tells of one."""
+
+    id: str
+    status: str
+    metadata: dict[str, Any] | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+
+class _Page(msgspec.Struct):
+    data: list[_Batch]
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +110,34 @@ class Upstreams:
 
     async def run(self, runner: Runner, part: Part) -> None:
         """Until every prompt of the part is heard of, or given back."""
+        worst = part.worst_nanousd
         try:
-            hold = await self.s.ledger.hold(runner.asker.caller.accounts, part.worst_nanousd)
+            hold = await self.s.ledger.hold(runner.asker.caller.accounts, worst)
         except PolicyError:
-            await self._over(runner, part)
-            return
+            if part.is_new:
+                runner.come_back(runner.places(part))
+                return
+            worst = 0  # it is at the provider already, and will be paid
+            hold = await self.s.ledger.hold(runner.asker.caller.accounts, worst)
         cost = 0
-        runner.held += part.worst_nanousd
+        runner.held += worst
         try:
-            await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
-            async with _client(self.s.driver.caller.providers[part.provider]) as http:
-                batch = await self._until_over(runner, part, http)
-                if batch is None:
-                    return
-                for line in await _lines(http, batch):
-                    cost += self._hear(runner, part, line)
+            await self._keep(runner, part)
+            provider = self.s.driver.caller.providers.get(part.provider)
+            if provider is None:
+                raise UpstreamError("unavailable", f"there is no provider '{part.provider}' any more")
+            async with _client(provider) as http:
+                lines = await self._until_over(runner, part, http)
+            if lines is None:
+                return
+            for line in lines:
+                cost += await self._hear(runner, part, line)
             await self._over(runner, part)
-        except (httpx.HTTPError, UpstreamError, msgspec.MsgspecError) as error:
+        except UpstreamError as error:
             log.warning("part %s of %s: %s", part.id, part.job, error)
             await self._over(runner, part)
         finally:
-            runner.held -= part.worst_nanousd
+            runner.held -= worst
             hold.settle(cost)
 
     # ---- what is sent
@@ -125,7 +163,7 @@ class Upstreams:
             part, size = latest.get(prompt.surface, (None, 0))
             if part is None or len(part.lines) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
                 part, size = Part(new_id("part"), runner.job.id, "sent", 0, deployment.provider, arm.model, []), 0
-                part.window_s = arm.window_s
+                part.window_s, part.is_new = arm.window_s, True
                 parts.append(part)
             part.lines.append(prompt.line)
             part.worst_nanousd += worst
@@ -145,17 +183,24 @@ class Upstreams:
 
     # ---- the batch at the provider
 
-    async def _until_over(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any] | None:
-        """The provider's batch in its last state; None: the runner stops, and the next one looks again."""
-        cancelled = False
+    async def _until_over(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> list[_Line] | None:
+        """What the provider's batch gave in the end; None: the runner stops, and the next one looks again."""
+        cancelled, troubles = False, 0
         wait_s = self.poll_s
         while not (runner.stopped or runner.lost):
-            batch = await self._batch(runner, part, http)
-            if batch["status"] in OVER:
-                return batch
-            if not cancelled and (runner.wish == "cancel" or runner.left_s < self._spare_s(runner, part)):
-                cancelled = True
-                await _asked(http, "POST", f"/batches/{part.upstream}/cancel")
+            late = runner.left_s < self._spare_s(runner, part)
+            try:
+                batch = await self._batch(runner, part, http)
+                if batch.status in OVER:
+                    return await _lines(http, batch)
+                if not cancelled and (late or runner.wish == "cancel"):
+                    await _cancel(http, part.upstream)
+                    cancelled = True
+            except Trouble as trouble:
+                troubles += 1
+                if late or (troubles >= TRIES and (part.is_new or runner.wish == "cancel")):
+                    raise
+                log.warning("part %s of %s waits: %s", part.id, part.job, trouble)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 1.5, LONGEST_POLL_S)
         return None
@@ -168,51 +213,70 @@ class Upstreams:
         known = float(latency[latency == latency].sum())
         return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
 
-    async def _batch(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any]:
+    async def _batch(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
         """As the provider sees it now; made there first where it doesn't know it."""
         if not part.upstream:
             found = await self._found(part, http) or await self._make(runner, part, http)
-            part.upstream = found["id"]
-            await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
+            part.upstream = found.id
+            await self._keep(runner, part)
             return found
-        return await _asked(http, "GET", f"/batches/{part.upstream}")
+        return await _asked(http, "GET", f"/batches/{part.upstream}", _Batch)
 
-    async def _found(self, part: Part, http: httpx.AsyncClient) -> dict[str, Any] | None:
-        """One that an earlier runner made and did not live to write down."""
-        page = await _asked(http, "GET", "/batches", params={"limit": 100})
-        return next((one for one in page["data"] if (one.get("metadata") or {}).get("part") == part.id), None)
+    async def _found(self, part: Part, http: httpx.AsyncClient) -> _Batch | None:
+        """One that an earlier runner made, or we, and did not live or hear to write down."""
+        after: dict[str, Any] = {}
+        for _ in range(0 if part.is_new else MOST_PAGES):
+            page = await _asked(http, "GET", "/batches", _Page, params={"limit": 100, **after})
+            for one in page.data:
+                if (one.metadata or {}).get("part") == part.id:
+                    return one
+            if not page.has_more or not page.data:
+                break
+            after = {"after": page.data[-1].id}
+        return None
 
-    async def _make(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> dict[str, Any]:
-        deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
-        prompt: Prompt = runner.plan.prompts[runner.places(part)[0]]
+    async def _make(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
+        deployment = self._deployment_of(part)
+        places = runner.places(part)
+        if not places:
+            raise UpstreamError("rejected", "none of its lines is a prompt of its own any more")
+        prompt: Prompt = runner.plan.prompts[places[0]]
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         url = f"/v1{PATHS.get(dialect, RESPONSES)}"
         content = await asyncio.to_thread(self._file, runner, part, deployment, url, dialect)
         form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
-        file = await _asked(http, "POST", "/files", data={"purpose": "batch"}, files=form)
-        asks = {"input_file_id": file["id"], "endpoint": url, "completion_window": _window(part.window_s),
+        file = await _asked(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
+        asks = {"input_file_id": file.id, "endpoint": url, "completion_window": _window(part.window_s),
                 "metadata": {"part": part.id}}  # fmt: skip
-        return await _asked(http, "POST", "/batches", json=asks)
+        part.is_new = False
+        return await _asked(http, "POST", "/batches", _Batch, json=asks)
+
+    def _deployment_of(self, part: Part) -> Deployment:
+        """Where it lies. Raises UpstreamError where the configuration has no such any more."""
+        for one in self.s.fleet.deployments(part.model):
+            if one.provider == part.provider:
+                return one
+        raise UpstreamError("unavailable", f"'{part.model}' is not at provider '{part.provider}' any more")
 
     # ---- what it gave
 
-    def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
+    async def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
         """One answer into the journal, under an id that a second hearing doesn't count again; what it cost."""
-        place = runner.plan.prompts.place_of(int(line.custom_id.rpartition("-")[2]))
+        number = line.custom_id.removeprefix(f"{part.id}-")
+        place = runner.plan.prompts.place_of(int(number)) if number.isdecimal() else None
         if place is None or runner.supply.state[place] != AWAY:
             return 0
         response = line.response or {}
-        status = int(response.get("status_code") or 0)
+        status = response.get("status_code") or 0
         body = msgspec.json.encode(response.get("body") or {})
         if status != 200 and not 400 <= status < 429:
             return 0  # given back with the rest
         prompt = runner.plan.prompts[place]
-        deployment = next(one for one in self.s.fleet.deployments(part.model) if one.provider == part.provider)
+        deployment = self._deployment_of(part)
         told = Told(place, prompt.line, status, body, "" if status == 200 else error_code(body), model=part.model)
         record = self._record(runner, part, prompt, deployment, told)
         told.decision_id, told.cost_nanousd = record.id, record.cost_nanousd
-        if not runner.asker.spool.append(record):
-            raise UpstreamError("unavailable", "the journal can't be written")
+        await runner.asker.write(record)
         runner.heard_away(place, int(runner.supply.arm[place]), told)
         return told.cost_nanousd
 
@@ -243,8 +307,18 @@ class Upstreams:
     async def _over(self, runner: Runner, part: Part) -> None:
         """The part is done with; what has no answer is asked one by one."""
         part.state = "ended"
-        await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
         runner.come_back([place for place in runner.places(part) if runner.supply.state[place] == AWAY])
+        await self._keep(runner, part)
+
+    async def _keep(self, runner: Runner, part: Part) -> None:
+        """Where the part stands, in the database; one that is away is waited for."""
+        while not (runner.stopped or runner.lost):
+            try:
+                await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
+                return
+            except SQLAlchemyError as fault:
+                log.warning("part %s of %s waits: %s", part.id, part.job, fault)
+                await asyncio.sleep(STORE_RETRY_S)
 
 
 def _share(upstreams: Upstreams, deployment: Deployment) -> float:
@@ -263,34 +337,49 @@ def _client(provider: Provider) -> httpx.AsyncClient:
     )
 
 
-async def _asked(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> dict[str, Any]:
-    """A JSON answer; trouble that may pass is tried again, but never a POST that may have been heard."""
-    for tries in range(TRIES):
-        try:
-            response = await http.request(method, path, **how)
-            if response.status_code < 300:
-                found: dict[str, Any] = response.json()
-                return found
-            if response.status_code < 429 or tries == TRIES - 1:
-                said = response.text[:300]
-                raise UpstreamError("rejected", f"{method} {path}: {response.status_code}: {said}")
-        except httpx.TransportError:
-            if tries == TRIES - 1 or (method == "POST" and path == "/batches"):
-                raise
-        await asyncio.sleep(0.2 * 2**tries)
-    raise AssertionError("unreachable")
+async def _asked(http: httpx.AsyncClient, method: str, path: str, kind: type[T], **how: Any) -> T:
+    """What the provider says. Raises Trouble where it may say so yet, UpstreamError where it won't."""
+    said = await _said(http, method, path, **how)
+    try:
+        return msgspec.json.decode(said, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Trouble("bad_response", f"{method} {path}: {error}") from None
 
 
-async def _lines(http: httpx.AsyncClient, batch: dict[str, Any]) -> Iterator[_Line]:
-    """Of its output and its errors."""
-    content = b""
-    for name in ("output_file_id", "error_file_id"):
-        if batch.get(name):
-            response = await http.get(f"/files/{batch[name]}/content")
-            response.raise_for_status()
-            content += response.content.rstrip(b"\n") + b"\n"
-    decode = msgspec.json.Decoder(_Line).decode
-    return (decode(line) for line in content.splitlines() if line.strip())
+async def _cancel(http: httpx.AsyncClient, id: str) -> None:
+    """One that was over before is refused that, which is as well."""
+    try:
+        await _said(http, "POST", f"/batches/{id}/cancel")
+    except Trouble:
+        raise
+    except UpstreamError as refused:
+        log.info("%s", refused)
+
+
+async def _said(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> bytes:
+    try:
+        response = await http.request(method, path, **how)
+    except httpx.HTTPError as error:
+        raise Trouble("connect", f"{method} {path}: {error or type(error).__name__}") from None
+    status = response.status_code
+    if status < 300:
+        return response.content
+    said = f"{method} {path}: {status}: {response.text[:300]}"
+    raise Trouble("server_error", said) if status in MAY_PASS or status >= 500 else UpstreamError("rejected", said)
+
+
+async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
+    """Of its output and its errors; what can't be read is left out."""
+    found = []
+    for id in filter(None, (batch.output_file_id, batch.error_file_id)):
+        content = await _said(http, "GET", f"/files/{id}/content")
+        for line in content.splitlines():
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                found.append(_decode_line(line))
+    return found
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def _window(seconds: float) -> str:

@@ -141,6 +141,8 @@ class Part(msgspec.Struct):
     upstream: str = ""
     """The provider's id of the batch; empty: not known yet."""
     window_s: float = 86400.0
+    is_new: bool = False
+    """No provider can have heard of it yet."""
 
 
 _decode_card = msgspec.json.Decoder(Card).decode

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from gateway.batch.carry import Paths, carry, shipping
 from gateway.batch.endpoint import Upstreams
-from gateway.batch.jobs import owner_name
+from gateway.batch.jobs import Jobs, Part, owner_name
 from gateway.batch.lease import Terms
 from gateway.batch.types import Arm
 from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
@@ -59,6 +60,91 @@ async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> No
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
     assert done.job.state == "completed" and len(done.output) == 10 and done.errors == []
     assert gateway.upstream.seen.requests == 10 + 4
+
+
+class Faults:
+    """Before a scripted upstream's batch endpoint: what the given faults say, until they are used up."""
+
+    def __init__(self, batches: Any, *faults: tuple[str, str, int, bool]) -> None:
+        """Of each: the method, the end of the path, the status, and whether it was heard all the same."""
+        self.faults, self._answer = list(faults), batches.answer
+        batches.answer = self.answer
+
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Any:
+        bare = path.partition("?")[0]
+        fault = next((one for one in self.faults if one[0] == method and bare.endswith(one[1])), None)
+        if fault is None:
+            return self._answer(method, path, headers, body)
+        self.faults.remove(fault)
+        if fault[3]:
+            self._answer(method, path, headers, body)
+        return fault[2], {"error": {"message": "not now"}} if fault[2] > 200 else b"<html>"
+
+
+WAITED_FOR = {
+    "the upload fails": [("POST", "/files", 503, False)],
+    "the batch is not made": [("POST", "/batches", 500, False)],
+    "the batch is made unheard": [("POST", "/batches", 502, True)],
+    "the batch is made in other words": [("POST", "/batches", 200, True), ("GET", "/batches", 200, False)],
+    "nobody can say how it stands": [("GET", "/batch_scripted_0", 503, False)] * 12,
+    "it answers no JSON": [("GET", "/batch_scripted_0", 200, False)] * 2,
+    "its output can't be had": [("GET", "/content", 429, False), ("GET", "/content", 500, False)],
+}
+
+
+@pytest.mark.parametrize("faults", WAITED_FOR.values(), ids=WAITED_FOR.keys())
+async def test_a_provider_in_trouble_is_waited_for(tmp_path: Path, faults: Any, monkeypatch: Any) -> None:
+    """Its batch goes on and is billed: it is found again, and nothing is asked or made a second time."""
+    monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        broken = Faults(gateway.upstream.batches, *faults)
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+        await gateway.rest()
+    assert broken.faults == [] and len(gateway.upstream.batches.batches) == 1
+    assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
+
+
+@pytest.mark.parametrize("fault", [("POST", "/files", 404, False), ("POST", "/files", 200, False)])
+async def test_an_endpoint_that_does_not_answer_is_done_without(tmp_path: Path, fault: Any, monkeypatch: Any) -> None:
+    """Nothing was handed over: the prompts are asked one by one."""
+    monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        Faults(gateway.upstream.batches, *[fault] * 10)
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+    assert gateway.upstream.batches.batches == {} and done.job.state == "completed" and len(done.output) == 10
+
+
+async def test_a_batch_that_is_over_before_it_is_cancelled_keeps_its_answers(tmp_path: Path) -> None:
+    """The provider refuses to cancel it: what it gave is read and paid, not asked again."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        batches = gateway.upstream.batches
+        batches.polls = 2
+        Faults(batches, ("POST", "/cancel", 409, False))
+        done = await carried(
+            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=Upstreams(gateway.services, 0.01, 100.0),
+            deadline_s=time.time() + 60,
+        )  # fmt: skip
+    assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
+
+
+async def test_a_database_that_is_away_holds_up_a_part_but_not_for_good(tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing goes to the provider before it is written down; once it can be, the job goes on."""
+    monkeypatch.setattr("gateway.batch.endpoint.STORE_RETRY_S", 0.01)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        put, times = Jobs.put_part, iter(range(5))
+
+        def away(self: Jobs, part: Part, now_s: float) -> None:
+            if next(times, None) is not None:
+                assert gateway.upstream.batches.batches == {}
+                raise OperationalError("INSERT", {}, Exception("database is away"))
+            put(self, part, now_s)
+
+        monkeypatch.setattr(Jobs, "put_part", away)
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+    assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
 
 async def test_a_cancelled_job_hands_nothing_to_a_provider(tmp_path: Path) -> None:
