@@ -6,7 +6,7 @@ model, a floor on quality, and whether bad lines are left out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,13 @@ class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cascade: bool = False
 
 
+class OutputExpiry(msgspec.Struct, frozen=True):
+    """When the files of answers and errors go: so long after they were made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Meta(ge=3600, le=2592000)]
+
+
 class NewBatch(msgspec.Struct, frozen=True):
     """OpenAI's fields."""
 
@@ -41,6 +48,7 @@ class NewBatch(msgspec.Struct, frozen=True):
     endpoint: str
     completion_window: str
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    output_expires_after: OutputExpiry | None = None
     headgate: Extra = Extra()
 
 
@@ -63,12 +71,13 @@ async def create_batch(request: Request, _: str) -> Answer:
     file = await desk.of_files(lambda files: files.find(asks.input_file_id, caller.tenant))
     if file.purpose != "batch":
         raise CallerError(f"{file.id} has the purpose {file.purpose!r}, not 'batch'", param="input_file_id")
+    expiry = asks.output_expires_after
     card = Card(
         source=file.name, route=asks.headgate.route, key_id=caller.key_id, budget_usd=asks.headgate.budget_usd,
         deadline_s=now + window_s, concurrency=services.config.server.batch_concurrency,
         skip_bad=asks.headgate.skip_bad, cascade=asks.headgate.cascade, floor=asks.headgate.min_quality,
         endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},
-        input_file=file.id,
+        input_file=file.id, output_expires_s=expiry.seconds if expiry else None,
     )  # fmt: skip
     job = await desk.of_jobs(lambda jobs: jobs.add(caller.tenant, "api", card, now))
     desk.mark()

@@ -69,7 +69,7 @@ def page_limit(request: Request, default: int, most: int) -> int:
     text = asked(request, "limit")
     if not text:
         return default
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
         raise CallerError(f"limit is a number from 1 to {most}", param="limit")
     return int(text)
 

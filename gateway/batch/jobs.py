@@ -61,6 +61,8 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
     completion_window: str = ""
     metadata: dict[str, str] = {}
     input_file: str = ""
+    output_expires_s: int | None = None
+    """After its files were made; None: as the operator keeps them."""
     output_file: str = ""
     error_file: str = ""
     errors: list[dict[str, Any]] = []

@@ -256,10 +256,10 @@ class Stored:
     def _keep(self, job: Job, path: Path, what: str) -> str:
         """Under the job's own name, so that a second time writes over the first."""
         now, name = self.s.clock(), f"{job.id}_{what}.jsonl"
-        id = f"file-{job.id}-{what}"
+        id, lasts_s = f"file-{job.id}-{what}", job.card.output_expires_s or KEPT_S
         with path.open("rb") as lines:
             self.s.batches.files.add(
-                job.tenant, "batch_output", name, lines, now, id=id, expires_s=now + KEPT_S
+                job.tenant, "batch_output", name, lines, now, id=id, expires_s=now + lasts_s
             )
         path.unlink()
         return id

@@ -29,6 +29,7 @@ UNANSWERED = {
     "cancelled": ("batch_cancelled", "This request was not executed because the batch was cancelled."),
 }
 _PAGE = 1000
+_LINE_BREAKS = [(chr(code).encode(), rb"\u%04x" % code) for code in (0x85, 0x2028, 0x2029)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,14 @@ class Result:
             response = {
                 "status_code": self.item.status,
                 "request_id": self.item.decision_id,
-                "body": msgspec.Raw(self.item.answer) if _is_json(self.item.answer) else None,
+                "body": _on_one_line(self.item.answer),
             }
         else:
             code, message = self._unanswered()
             error = {"code": code, "message": message}
         found = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
                  "error": error}  # fmt: skip
-        return encode(found) + b"\n"
+        return _unbroken(encode(found)) + b"\n"
 
     def _unanswered(self) -> tuple[str, str]:
         if self.fault is not None:
@@ -205,9 +206,18 @@ class _Rows:
             self.draft.unlink()
 
 
-def _is_json(body: bytes) -> bool:
+def _unbroken(line: bytes) -> bytes:
+    """With escapes for what JSON lets stand and readers of lines, the official client's among them, break at."""
+    for raw, escaped in _LINE_BREAKS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line
+
+
+def _on_one_line(body: bytes) -> msgspec.Raw | None:
+    """The answer as it came, without the line breaks that providers set it in; None: it is no JSON."""
     try:
         msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return True
+        return None
+    return msgspec.Raw(msgspec.json.format(body, indent=-1) if b"\n" in body or b"\r" in body else body)

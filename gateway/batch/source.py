@@ -37,7 +37,7 @@ def lines_of(path: Path, *, max_line_bytes: int, kind: str = "") -> Lines:
     if not path.is_file():
         raise BadJob([Problem(0, "", f"{path}: no such file", "no_file")])
     if path.stat().st_size == 0:
-        raise BadJob([Problem(0, "", f"{path}: the file is empty", "empty_file")])
+        raise BadJob([Problem(0, "", f"{path.name}: the file is empty", "empty_file")])
     kind = kind or kind_of(path)
     if kind == "parquet":
         return _parquet_rows(path)

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key
 
 @asynccontextmanager
 async def owned(
-    tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[str] = ("small",), run: str = "run",
+    tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[Any] = ("small",), run: str = "run",
     cache: str = "none", **extra: Any,
 ) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
     """A gateway in this process that runs jobs and ships its journal. `run`: the replica's own folder."""
@@ -305,6 +305,52 @@ async def ended(jobs: Jobs, id: str) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_every_line_of_an_output_is_one(tmp_path: Path) -> None:
+    """Also to readers that break lines where JSON doesn't, as Python and the official client do; and a client says how
+    long its files are kept.
+    """
+    text = "one\u2028two\u2029three\x85four"
+    async with owned(tmp_path) as (_, client):
+        file = await client.files.create(file=("in.jsonl", line(text, text).encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
+            output_expires_after={"anchor": "created_at", "seconds": 7200},
+        )  # fmt: skip
+        batch = await over(client, batch.id)
+        (found,) = [json.loads(one) for one in (await client.files.content(batch.output_file_id)).iter_lines()]
+        assert (found["custom_id"], found["response"]["body"]["choices"][0]["message"]["content"]) == (text, text)
+        kept = await client.files.retrieve(batch.output_file_id)
+        assert kept.expires_at == kept.created_at + 7200
+
+
+async def indented(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An upstream that sets its JSON in lines, as OpenAI does."""
+    with suppress(asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(one for one in head.lower().split(b"\r\n") if one.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            message = {"index": 0, "message": {"role": "assistant", "content": "a\nb"}, "finish_reason": "stop"}
+            body = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [message],
+                               "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}, indent=2)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body.encode()))
+    writer.close()
+
+
+async def test_an_answer_of_many_lines_is_one_of_the_output(tmp_path: Path) -> None:
+    """However its provider sets it."""
+    server = await asyncio.start_server(indented, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    own = [{"name": "own", "kind": "openai", "base_url": f"http://127.0.0.1:{port}/v1"}]
+    async with server, owned(tmp_path, models=({"name": "small", "provider": "own"},), providers=own) as (_, client):
+        lines = "".join(line(f"r-{n}", f"word {n}") for n in range(3))
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        done = await over(client, (await client.batches.create(**wanted)).id)
+        found = [json.loads(one) for one in (await client.files.content(done.output_file_id)).text.splitlines()]
+    assert [one["response"]["body"]["choices"][0]["message"]["content"] for one in found] == ["a\nb"] * 3
+
+
 async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Path) -> None:
     """Cancelled mid-way: answers so far in the output, the rest in the errors, each line once."""
     lines = "".join(line(f"r-{n}", f"word {n}") for n in range(200))
@@ -349,12 +395,20 @@ async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> No
 
 async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> None:
     """A window, an endpoint, a purpose or a form that is none."""
-    async with owned(tmp_path) as (_, client):
+    async with owned(tmp_path) as (gateway, client):
         file = await client.files.create(file=("in.jsonl", b"{}"), purpose="user_data")
         good = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         for change in ({"completion_window": "soon"}, {"endpoint": "/v1/images"}, {}):
             with pytest.raises(BadRequestError):
                 await client.batches.create(**{**good, **change})  # type: ignore[arg-type]
+        headers = {"authorization": "Bearer hg-a"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as http:
+            for limit in ("0", "101", "\u00b2", "9" * 5000, "x"):
+                assert (await http.get("/v1/batches", params={"limit": limit})).status_code == 400, limit
+        empty = await client.files.create(file=("in.jsonl", b""), purpose="batch")
+        failed = await over(client, (await client.batches.create(**{**good, "input_file_id": empty.id})).id)  # type: ignore[arg-type]
+        assert [one.message for one in failed.errors.data] == ["input.jsonl: the file is empty"]
+        await client.files.delete(empty.id)
         deleted = await client.files.delete(file.id)
         assert deleted.deleted and (await client.files.list()).data == []
 
