@@ -196,8 +196,12 @@ def cancel(job: JobId, config: ConfigPath = None) -> None:
 
 
 def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) -> None:
-    found = _jobs(config).ask(job, wish, time.time())
-    typer.echo(f"{found.id}: {wish or 'resume'} asked for; its runner obeys within seconds")
+    jobs = _jobs(config)
+    found = jobs.ask(job, wish, time.time())
+    then = "its runner obeys within seconds"
+    if found.origin == "command" and not jobs.is_held(found, time.time()):
+        then = "nobody runs it now, so it obeys when the same `batch run` is run again"
+    typer.echo(f"{found.id}: {wish or 'resume'} asked for; {then}")
 
 
 def _jobs(config: Path | None) -> Any:

@@ -21,6 +21,7 @@ from gateway.batch.results import Result
 from gateway.batch.run import Endpoints, Runner
 from gateway.batch.supply import DONE, FAILED
 from gateway.batch.types import Plan
+from gateway.errors import HeadgateError
 from gateway.journal.frames import SUFFIX
 from gateway.journal.ship import Shipper, shipped_bytes
 from gateway.keys import Caller
@@ -45,7 +46,13 @@ class Paths:
     """Results as the files that the job names."""
 
     def write(self, job: Job, found: Iterable[Result]) -> None:
-        results.write(found, Path(job.card.out), Path(job.card.errors_out))
+        try:
+            results.write(found, Path(job.card.out), Path(job.card.errors_out))
+        except OSError as error:
+            raise HeadgateError(
+                f"{error.filename or job.card.out}: {error.strerror or error}. Every answer is kept: mend that, and "
+                "run the same command again to have them written"
+            ) from error
 
 
 async def carry(
@@ -100,10 +107,10 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
             return
     await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
     await asyncio.to_thread(jobs.end, job, why, runner.last, clock())
-    await asyncio.to_thread(_forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
+    await asyncio.to_thread(forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
 
 
-def _forget_plan(folder: Path, run_dir: Path) -> None:
+def forget_plan(folder: Path, run_dir: Path) -> None:
     if folder.parent == run_dir.resolve() / PLANS:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gateway.batch.carry import PLANS, Paths, carry
+from gateway.batch.carry import PLANS, Paths, carry, forget_plan
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Card, Job, Progress, owner_name
 from gateway.batch.lease import Terms
@@ -19,7 +20,7 @@ from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.room import Room, room
 from gateway.batch.run import Runner
 from gateway.batch.shop import open_shop
-from gateway.batch.types import PLAN_FILE, Plan
+from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
 from gateway.config import Config
 from gateway.errors import CallerError
@@ -86,9 +87,8 @@ def found_or_planned(home: Room, wanted: Wanted) -> tuple[Job, Plan]:
     print_of = fingerprint(wanted.source / PLAN_FILE if wanted.planned else wanted.source)
     for job in home.jobs.unfinished("command"):
         if job.card.out == str(out):
-            return _resumed(home, job, print_of)
-    if out.exists():
-        raise CallerError(f"{out} is there already: name another --out, or move it away", code="output_exists")
+            return _resumed(home, wanted, job, print_of)
+    refuse_places(out, errors_out)
     plan = _plan(home, wanted)
     budget = plan.budget_usd if math.isfinite(plan.budget_usd) else None
     now = time.time()
@@ -102,10 +102,23 @@ def found_or_planned(home: Room, wanted: Wanted) -> tuple[Job, Plan]:
     job = home.jobs.add(wanted.tenant, "command", card, now)
     claimed = home.jobs.claim(job.id, owner_name(), time.time())
     assert claimed is not None, "nobody else knows of it yet"
+    _refuse_rivals(home, claimed, plan)
     return claimed, plan
 
 
-def _resumed(home: Room, job: Job, print_of: str) -> tuple[Job, Plan]:
+def _refuse_rivals(home: Room, job: Job, plan: Plan) -> None:
+    """Another command that planned the same meanwhile. Each looks once its own job is in the list, so that never two
+    go on.
+    """
+    for other in home.jobs.unfinished("command"):
+        if other.id != job.id and other.card.out == job.card.out:
+            home.jobs.drop(job)
+            forget_plan(plan.prompts.path.parent, Path(home.services.config.server.run_dir))
+            raise CallerError(f"{other.id} is being run by {other.owner} and writes {job.card.out} too",
+                              code="batch_running")  # fmt: skip
+
+
+def _resumed(home: Room, wanted: Wanted, job: Job, print_of: str) -> tuple[Job, Plan]:
     if job.card.fingerprint != print_of:
         raise CallerError(
             f"{job.id} is not finished and its input has changed since: restore it, cancel the job, or name "
@@ -114,7 +127,15 @@ def _resumed(home: Room, job: Job, print_of: str) -> tuple[Job, Plan]:
     claimed = home.jobs.claim(job.id, owner_name(), time.time())
     if claimed is None:
         raise CallerError(f"{job.id} is being run by {job.owner}", code="batch_running")
-    return claimed, Plan.load(Path(job.card.folder))
+    try:
+        return claimed, Plan.load(Path(job.card.folder))
+    except BadJob:
+        if wanted.planned:
+            raise
+    plan = _plan(home, replace(wanted, skip_bad=True))  # what was good when it began is no reason to end it
+    claimed.card.folder = str(plan.prompts.path.parent.resolve())
+    home.jobs.change(claimed, claimed.state, time.time())
+    return claimed, plan
 
 
 def _plan(home: Room, wanted: Wanted) -> Plan:
@@ -138,6 +159,21 @@ def places(wanted: Wanted) -> tuple[Path, Path]:
     out = (wanted.out or stem.with_name(f"{stem.stem}.answers.jsonl")).resolve()
     errors_out = wanted.errors_out or out.with_name(f"{out.stem}.errors{out.suffix}")
     return out, errors_out.resolve()
+
+
+def refuse_places(out: Path, errors_out: Path) -> None:
+    """Where nothing can be written, before anything is spent. Raises CallerError, or OSError."""
+    if out == errors_out:
+        raise CallerError("--out and --errors name the same file: answers and errors go to one each")
+    for path in (out, errors_out):
+        if path.exists():
+            name = "--out" if path == out else "--errors"
+            raise CallerError(f"{path} is there already: name another {name}, or move it away", code="output_exists")
+        if path.name in ("-", "-.errors") or path.suffix in (".csv", ".tsv"):
+            raise CallerError(f"{path}: answers are written as JSONL or Parquet, to a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".new"):
+            pass
 
 
 def fingerprint(path: Path) -> str:

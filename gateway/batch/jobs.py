@@ -219,6 +219,11 @@ class Jobs:
         """The runner's last word, at once: whoever reads the state reads the counts that go with it."""
         self._update(job.id, _moved(job, state, now_s) | _released(progress), owner=job.owner)
 
+    def drop(self, job: Job) -> None:
+        """One that was never begun, by its owner."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(jobs).where(jobs.c.id == job.id, jobs.c.owner == job.owner))
+
     def ask(self, id: str, wish: Wish, now_s: float) -> Job:
         """Pause, resume ('') or cancel; the runner obeys at its next look. Raises CallerError where it is over."""
         job = self.find(id)
@@ -238,7 +243,7 @@ class Jobs:
     def claim(self, id: str, owner: str, now_s: float) -> Job | None:
         """Ours, if nobody holds it (any more); None: somebody does, or it is over."""
         job = self.find(id)
-        if job.state in ENDED or (job.owner and job.lease_s > now_s and not is_gone(job.owner)):
+        if job.state in ENDED or self.is_held(job, now_s):
             return None
         mine = sa.update(jobs).where(
             jobs.c.id == id, jobs.c.owner == job.owner, jobs.c.lease_s == job.lease_s, jobs.c.state.not_in(ENDED)
@@ -259,6 +264,10 @@ class Jobs:
     def release(self, job: Job, progress: Progress) -> None:
         """Anybody may take it from here."""
         self._update(job.id, _released(progress), owner=job.owner)
+
+    def is_held(self, job: Job, now_s: float) -> bool:
+        """Somebody runs it, as far as can be known from here."""
+        return bool(job.owner) and job.lease_s > now_s and not is_gone(job.owner)
 
     # its prompts
 

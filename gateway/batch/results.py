@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -127,18 +127,15 @@ def _index(duplicate: Duplicate) -> int:
 
 def write(results: Iterable[Result], out: Path, errors_out: Path) -> tuple[int, int]:
     """Both files, each in place of what was there; how many answers and errors."""
-    writers = [_open(out), _open(errors_out)]
     counts = [0, 0]
-    try:
+    with ExitStack() as stack:
+        writers = [stack.enter_context(closing(_open(path))) for path in (out, errors_out)]
         for result in results:
             which = 0 if result.ok else 1
             writers[which].add(result)
             counts[which] += 1
         for writer in writers:
             writer.keep()
-    finally:
-        for writer in writers:
-            writer.close()
     return counts[0], counts[1]
 
 
@@ -164,9 +161,10 @@ class _Lines:
         self.draft.replace(self.path)
 
     def close(self) -> None:
-        self._file.close()
-        with suppress(FileNotFoundError):
-            self.draft.unlink()
+        try:
+            self._file.close()
+        finally:
+            self.draft.unlink(missing_ok=True)
 
 
 class _Rows:
@@ -201,9 +199,10 @@ class _Rows:
         self.draft.replace(self.path)
 
     def close(self) -> None:
-        self._writer.close()
-        with suppress(FileNotFoundError):
-            self.draft.unlink()
+        try:
+            self._writer.close()
+        finally:
+            self.draft.unlink(missing_ok=True)
 
 
 def _unbroken(line: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -72,3 +73,97 @@ async def test_a_plan_is_run_by_the_command_that_it_names(tmp_path: Path) -> Non
         assert len(read(out)) == 5
         (error,) = read(tmp_path / "out.errors.jsonl")
         assert error["error"]["code"] == "invalid_json" and error["response"] is None
+
+
+async def test_two_commands_at_once_run_one_job(tmp_path: Path) -> None:
+    """With the same words: one answers the prompts, the other says who does; nothing is asked twice."""
+    async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
+        configuration(tmp_path, upstream.url)
+        prompts = write_prompts(tmp_path, 80)
+        runs = [await start(tmp_path, prompts) for _ in range(2)]
+        told = [await run.communicate() for run in runs]
+        codes = sorted(run.returncode or 0 for run in runs)
+        if codes == [2, 2]:  # each saw the other
+            again = await start(tmp_path, prompts)
+            await again.communicate()
+            codes = [again.returncode or 0, 2]
+        assert codes == [0, 2] and upstream.seen.requests == 79
+        assert any(b"is being run by" in err for _, err in told)
+    assert len(read(tmp_path / "out.jsonl")) == 80
+    assert not list((tmp_path / "run" / "plans").iterdir())
+
+
+async def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """Each in one line that says what is wrong; nothing is left of it."""
+    async with ScriptedServer({}) as upstream:
+        configuration(tmp_path, upstream.url)
+        prompts, taken = write_prompts(tmp_path, 5), tmp_path / "taken.jsonl"
+        taken.write_text("mine")
+        for words, said in (
+            (("--out", "/proc/out.jsonl"), "/proc"),
+            (("--out", str(tmp_path / "-")), "to a file"),
+            (("--out", str(tmp_path / "out.csv")), "JSONL or Parquet"),
+            (("--out", str(taken)), "there already"),
+            (("--errors", str(taken)), "name another --errors"),
+            (("--out", str(tmp_path / "one.jsonl"), "--errors", str(tmp_path / "one.jsonl")), "same file"),
+        ):
+            code, out, err = await headgate(tmp_path, "run", str(prompts), *words)
+            assert code == 2 and said in err and len(err.splitlines()) == 1, (words, out, err)
+        code, shown, _ = await headgate(tmp_path, "status")
+        assert "no batch job was ever run" in shown and upstream.seen.requests == 0
+    assert taken.read_text() == "mine" and not list(tmp_path.glob("*.new"))
+
+
+async def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
+    """The answers don't fit where they are to go: the command says what to do, and done again it writes them, asking
+    nobody.
+    """
+    async with ScriptedServer({}) as upstream:
+        configuration(tmp_path, upstream.url)
+        prompts, out = write_prompts(tmp_path, 60), tmp_path / "full" / "out.jsonl"
+        out.parent.mkdir()
+        words = ["batch", "run", str(prompts), "--config", str(tmp_path / "headgate.toml"), "--out", str(out)]
+        limited = (
+            "import resource, signal, sys\n"
+            "from gateway.batch import results\n"
+            "from gateway.__main__ import main\n"
+            "whole = results.write\n"
+            "def write(*given):\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+            "    return whole(*given)\n"
+            "results.write = write\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "main()\n"
+        )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", limited, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert process.returncode == 2 and b"run the same command again" in err.splitlines()[-1], err.decode()
+        assert list(out.parent.iterdir()) == []
+        code, shown, _ = await headgate(tmp_path, "run", str(prompts), "--out", str(out))
+        assert code == 0 and "60 of 60 answered" in shown and upstream.seen.requests == 59
+    assert len(read(out)) == 60
+
+
+async def test_a_job_whose_plan_is_lost_goes_on(tmp_path: Path) -> None:
+    """The run folder was cleared after a crash: the input is planned again, and what was answered stays so."""
+    async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
+        configuration(tmp_path, upstream.url)
+        prompts = write_prompts(tmp_path, 80)
+        run = await start(tmp_path, prompts)
+        while upstream.seen.requests < 30:
+            await asyncio.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        await run.communicate()
+        shutil.rmtree(tmp_path / "run" / "plans")
+        code, shown, _ = await headgate(tmp_path, "status", "--json")
+        id = json.loads(shown)[0]["id"]
+        code, shown, _ = await headgate(tmp_path, "pause", id)
+        assert code == 0 and "nobody runs it now" in shown
+        await headgate(tmp_path, "resume", id)
+        again = await start(tmp_path, prompts)
+        out, err = await again.communicate()
+        assert again.returncode == 0 and json.loads(out)["id"] == id, err.decode()
+        assert upstream.seen.requests - upstream.seen.repeated == 79
+    assert len(read(tmp_path / "out.jsonl")) == 80
