@@ -77,7 +77,9 @@ def train(
     """Train a cascade on the rows whose split is not test."""
     from cascade.artifact import save_cascade
     from cascade.evaluate import fitted_on
+    from gateway.commands_journal import writable
 
+    writable(out)
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
     with _refusing():
@@ -209,15 +211,17 @@ def solved(
     as_json: AsJson = False,
 ) -> None:
     """Write questions whose answers were found right, for models that need to be shown how."""
-    from gateway.commands_journal import read_config
+    from gateway.commands_journal import read_config, writable
     from gateway.journal.store import open_store
     from gateway.learn.solved import solved_cases
+    from routers.artifact import write_whole
 
+    writable(out)
     chosen = read_config(config)
     store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
     cases = solved_cases(store, route, least=least)
     store.close()
-    out.write_bytes(b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
+    write_whole(out, b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
     _print({"out": str(out), "cases": len(cases)}, as_json)
 
 

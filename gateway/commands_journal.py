@@ -6,6 +6,7 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any
 
 import msgspec
@@ -207,6 +208,17 @@ def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config:
 def read_config(path: Path | None) -> Config:
     """The configuration that a command is about. Raises ConfigError."""
     return load(file_of(path), os.environ)
+
+
+def writable(path: Path) -> None:
+    """Refuses a place that no file can be written to, before work is spent on it. Raises CallerError."""
+    if path.is_dir() or not path.name:
+        raise CallerError(f"{path} is a folder: name a file")
+    try:
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise CallerError(f"{path}: can't be written: {error.strerror}") from None
 
 
 def _store(config: Config) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.commands_journal import read_config
+from gateway.commands_journal import read_config, writable
 from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
@@ -70,9 +70,9 @@ def evaluate(
     train_data: Annotated[Path | None, typer.Option(help="Train on this folder, test on all of --data")] = None,
     models: Annotated[str, typer.Option(help="Comma-separated; default: all well covered models")] = "",
     tasks: Annotated[str, typer.Option(help="Comma-separated; default: all")] = "",
-    train_rows: Annotated[int, typer.Option(help="Train on this many rows at random; 0: all")] = 0,
+    train_rows: Annotated[int, typer.Option(min=0, help="Train on this many rows at random; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval")] = 400,
+    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of every interval")] = 400,
     beside: Annotated[str, typer.Option(help="Others to compare it with, as in knn,linear,factor")] = "",
     embedding: Embedding = None,
     engine: Engine = "embedded",
@@ -84,6 +84,8 @@ def evaluate(
     """Report what a router is worth beside the zero router, the task mean, the best single model and the
     oracle.
     """
+    if plot is not None:
+        writable(plot)
     try:
         if cascade:
             from gateway.learn import cascaded
@@ -100,9 +102,12 @@ def evaluate(
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
-    if plot is not None:
-        evaluation.draw(policies, bench, plot)
     typer.echo(json.dumps(report) if as_json else as_table(report))
+    if plot is not None:
+        try:
+            evaluation.draw(policies, bench, plot)
+        except ValueError as error:  # a kind of picture that it can't draw
+            raise _refuse(error) from error
 
 
 @app.command()
@@ -118,10 +123,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a router on the rows whose split is not test, and write it as an artefact with its scores."""
+    writable(out)
     featurizer = _featurizer(embedding)
     try:
         outcomes = read_outcomes(data)
         outcomes = outcomes.rows(outcomes.splits != "test")
+        if not outcomes.query_ids:
+            raise DataError("queries.parquet: field split: every row is test, none is left to train on")
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
         quality = learned.learned.quality if learned.learned is not None else None

@@ -7,7 +7,6 @@ the same step backwards.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -20,6 +19,7 @@ from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store
 from gateway.journal.tables import artifacts
 from gateway.settings import Settings, change_settings
+from routers.artifact import write_whole
 from routers.registry import open_router
 
 PROMOTIONS_READ = 10_000
@@ -137,11 +137,5 @@ class Versions:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """The whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, content)

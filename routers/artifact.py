@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,15 +59,29 @@ def checksum(arrays: Arrays, card: Mapping[str, Any]) -> str:
 
 
 def save_artifact(path: Path, card: Card, arrays: Arrays) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
+    """A reader never sees half a file."""
     from safetensors.numpy import save
 
     stated = json.loads(json.dumps(asdict(card)))
     stated["checksum"] = checksum(arrays, stated)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save(whole, metadata={_KEY: json.dumps(stated, sort_keys=True)}))
-    partial.replace(path)
+    write_whole(path, save(whole, metadata={_KEY: json.dumps(stated, sort_keys=True)}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Beside the target, then renamed: where it can't be written, what was there stays. OSError names the file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load_artifact(path: Path, features_version: str | None = None) -> tuple[Card, dict[str, NDArray[Any]]]:

@@ -226,6 +226,8 @@ def _spread(
         numbers = np.where(np.abs(numbers - 0.5) <= 0.5 + OVERSHOOT, np.clip(numbers, 0.0, 1.0), numbers)
     absent = np.array([value is None for value in values])
     bad = ~((numbers >= bounds[0]) & (numbers <= bounds[1]))
+    if bounds[1] == np.inf:
+        bad |= np.isinf(numbers)
     if name == "propensity":
         bad |= numbers == 0.0
     if name == "confidence":
@@ -234,9 +236,10 @@ def _spread(
         bad &= ~absent
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
+        end = ")" if bounds[1] == np.inf else "]"
         raise DataError(
             f"outcomes.parquet: row {row}: field {name}: {values[row]!r} is not in "
-            f"[{bounds[0]:g}, {bounds[1]:g}]" + (" or is zero" if name == "propensity" else "")
+            f"[{bounds[0]:g}, {bounds[1]:g}{end}" + (" or is zero" if name == "propensity" else "")
         )
     matrix = np.full(shape, np.nan)
     matrix[cells] = numbers

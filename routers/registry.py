@@ -115,6 +115,8 @@ def load_router(path: Path, exploration: Exploration | None = None) -> PluginRou
         learned = _restore(card, arrays)
     except KeyError as error:
         raise ArtifactError(f"{path}: no {error}") from error
+    except (TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{path}: not a router that this build can serve ({error})") from error
     return PluginRouter(card.kind, card.version, card.features_version, learned, exploration)
 
 

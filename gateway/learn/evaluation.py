@@ -234,7 +234,7 @@ def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
 
 def cross_validated(
     router: str, data: Outcomes, x: Matrix, predict: Predict, featurizer: Featurizer
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Scores on the training rows, each predicted without having been seen: what the artefact's card says."""
     seen = np.asarray(np.isfinite(data.scores))
     if len(x) < 8:
@@ -242,9 +242,10 @@ def cross_validated(
     quality, _ = predict(router, data, x, featurizer)
     error = (quality - data.scores)[seen]
     base = (np.broadcast_to(observed_mean(data.scores), data.scores.shape) - data.scores)[seen]
+    auroc = evaluate.auroc(quality[seen], data.scores[seen] >= 0.5)
     return {
         "rows": float(len(x)),
         "brier": float((error**2).mean()),
         "brier_of_means": float((base**2).mean()),
-        "auroc": evaluate.auroc(quality[seen], data.scores[seen] >= 0.5),
+        "auroc": auroc if np.isfinite(auroc) else None,  # every answer is right, or none is
     }

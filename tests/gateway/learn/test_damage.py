@@ -1,0 +1,97 @@
+"""Data, artefacts and places that are damaged: one line that says what to do, and what was there before stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from routers.artifact import ArtifactError, load_artifact, save_artifact
+from routers.registry import DEFAULT_ARTIFACT, load_router
+from tests.gateway.learn.folders import write_folder
+
+FULL = (
+    "import resource, signal\n"
+    "from gateway.__main__ import main\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    "main()\n"
+)
+
+
+def headgate(*words: object, code: str = "") -> tuple[int, str, str]:
+    program = ["-c", code] if code else ["-m", "gateway"]
+    done = subprocess.run([sys.executable, *program, *map(str, words)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def changed(folder: Path, name: str, column: str, value: object) -> Path:
+    """The folder with one column all of that value."""
+    table = pq.read_table(write_folder(folder, 60) / f"{name}.parquet").to_pydict()
+    pq.write_table(pa.table({**table, column: [value] * len(table["query_id"])}), folder / f"{name}.parquet")
+    return folder
+
+
+def test_an_artefact_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: Path) -> None:
+    """The error names the file; no draft is left beside it."""
+    data, out = write_folder(tmp_path / "data", 60), tmp_path / "out" / "router.safetensors"
+    out.parent.mkdir()
+    words = ("train", "--data", data, "--router", "linear", "--out", out)
+    assert headgate(*words)[0] == 0
+    before = out.read_bytes()
+    code, _, said = headgate(*words, code=FULL)
+    assert code == 2 and said == f"{out}: File too large\n"
+    assert out.read_bytes() == before and list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("place", [".", "nowhere/router.safetensors", "/proc/router.safetensors"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
+    """Even where the data is no good, which reading it would tell."""
+    for words in (("train", "--out"), ("evaluate", "--plot"), ("cascade", "train", "--out")):
+        code, _, said = headgate(*words, tmp_path / place, "--data", tmp_path / "nothing")
+        assert code == 2 and len(said.splitlines()) == 1, said
+        assert "is a folder" in said or "can't be written" in said
+
+
+def test_a_report_is_told_before_its_picture_fails(tmp_path: Path) -> None:
+    """A kind of picture that nobody can draw costs no figures."""
+    data = write_folder(tmp_path / "data", 60)
+    words = ("evaluate", "--data", data, "--router", "linear", "--resamples", 5, "--json")
+    code, out, said = headgate(*words, "--plot", tmp_path / "frontier.zzz")
+    assert code == 2 and json.loads(out)["n_queries"] and "zzz" in said and "Traceback" not in said
+
+
+def test_training_says_in_json_what_it_can_tell(tmp_path: Path) -> None:
+    """Where every answer is right there is no order to be right about: null, for JSON has no NaN."""
+    data = changed(tmp_path / "data", "outcomes", "score", 1.0)
+    words = ("train", "--data", data, "--router", "linear", "--out", tmp_path / "r.safetensors", "--json")
+    code, out, _ = headgate(*words)
+    assert code == 0 and json.loads(out, parse_constant=pytest.fail)["metrics"]["auroc"] is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("split", "test", "none is left to train on"), ("cost_usd", float("inf"), r"cost_usd: inf is not in [0, inf)")],
+)
+def test_data_that_teaches_nothing_is_refused(tmp_path: Path, column: str, value: object, said: str) -> None:
+    """With what is wrong of it."""
+    name = "queries" if column == "split" else "outcomes"
+    data = changed(tmp_path / "data", name, column, value)
+    code, _, told = headgate("train", "--data", data, "--router", "linear", "--out", tmp_path / "r.safetensors")
+    assert code == 2 and said in told and len(told.splitlines()) == 1
+
+
+def test_an_artefact_of_another_release_is_refused(tmp_path: Path) -> None:
+    """Parameters that this one doesn't know are said to be; no worker dies of them."""
+    path = tmp_path / "other.safetensors"
+    card, arrays = load_artifact(DEFAULT_ARTIFACT)
+    quality = {**card.parameters["quality"], "of_the_future": 1}
+    save_artifact(path, dataclasses.replace(card, parameters={**card.parameters, "quality": quality}), arrays)
+    with pytest.raises(ArtifactError, match="this build can serve"):
+        load_router(path)
