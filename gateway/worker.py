@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -86,11 +86,12 @@ async def work(
     follower = Follower(app)
     door = Door(app, follower.look)
     await door.open()
+    batches = asyncio.create_task(watch_batches(app.services))
+    server.on_drain = lambda: hand_back(app, server, batches)
     chores = [
         asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
-        asyncio.create_task(watch_batches(app.services)),
         asyncio.create_task(end_with(parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
@@ -102,6 +103,9 @@ async def work(
     try:
         await server.serve(sockets=sockets or [listen(config.server.host, config.server.port, is_first=False)])
     finally:
+        if not batches.cancelling():
+            hand_back(app, server, batches)
+        await handed_back(server, batches)
         for chore in chores:
             chore.cancel()
         await asyncio.wait(chores, timeout=ENDS_WITHIN_S)
@@ -117,6 +121,7 @@ class _Server(uvicorn.Server):
     """
 
     ready_fd: int | None = None
+    on_drain: Callable[[], None] = staticmethod(lambda: None)
     patience_s = 0.0
     """How long what is under way may take, from the signal on."""
 
@@ -134,6 +139,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began_s, state = time.monotonic(), self.server_state
+        self.on_drain()
         for listener in self.servers:
             listener.close()
         for sock in sockets or []:
@@ -162,6 +168,19 @@ def drain(app: App, server: _Server, patience_s: float) -> None:
     server.force_exit = app.draining and patience_s <= server.patience_s
     server.patience_s = patience_s
     app.draining = server.should_exit = True
+
+
+def hand_back(app: App, server: _Server, batches: asyncio.Task[None]) -> None:
+    """Ask no further line of a batch; those under way have as long as requests have."""
+    app.services.batches.drain_s = server.patience_s
+    batches.cancel()
+
+
+async def handed_back(server: _Server, batches: asyncio.Task[None]) -> None:
+    """Whoever runs the batches next would pay again for what is under way."""
+    deadline_s = time.monotonic() + server.patience_s + ENDS_WITHIN_S
+    while not (batches.done() or server.force_exit) and time.monotonic() < deadline_s:
+        await asyncio.wait({batches}, timeout=DRAIN_EVERY_S)
 
 
 async def end_with(parent: int, app: App, server: _Server) -> None:

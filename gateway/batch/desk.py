@@ -27,6 +27,8 @@ class Desk:
         self.run_dir = Path(run_dir)
         self.asked = asyncio.Event()
         """Set when a job was made or changed here."""
+        self.drain_s = 0.0
+        """What calls under way get to end in, once the worker ends."""
 
     @property
     def jobs(self) -> Jobs:

@@ -113,7 +113,7 @@ class Owner:
         """Hand back what is under way."""
         self.closing = True
         for runner in self.runners.values():
-            runner.stop()
+            runner.stop(self.desk.drain_s)
         for task in self.tasks.values():
             if not any(id in self.runners for id, one in self.tasks.items() if one is task):
                 task.cancel()
@@ -145,7 +145,7 @@ class Owner:
     def _started(self, id: str, runner: Runner) -> None:
         self.runners[id] = runner
         if self.closing:
-            runner.stop()
+            runner.stop(self.desk.drain_s)
 
     def caller_of(self, job: Job) -> Caller:
         """On whose account. Raises CallerError where the key is gone."""

@@ -179,8 +179,9 @@ class Runner:
     def left_s(self) -> float:
         return inf if self.job.card.deadline_s is None else self.job.card.deadline_s - self.terms.clock()
 
-    def stop(self) -> None:
-        """Finish what is under way and leave the rest to the next runner."""
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Finish what is under way, within the terms' time or a longer one, and leave the rest to the next runner."""
+        self.terms = replace(self.terms, drain_s=max(drain_s, self.terms.drain_s))
         self.stopped = True
         self._wakes.set()
 

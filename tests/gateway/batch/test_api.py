@@ -154,6 +154,31 @@ async def test_lines_that_became_bad_fail_no_batch_that_has_answers(tmp_path: Pa
     assert {json.loads(one)["error"]["code"] for one in errors} <= {"model_not_found"}
 
 
+async def test_a_worker_that_ends_asks_no_line_of_a_batch_twice(tmp_path: Path) -> None:
+    """It takes the answers of what is under way first, for as long as it may drain; its successor asks the rest."""
+    async with ScriptedServer({"small": [{"delay_s": 4.0}]}) as upstream:
+        config = configuration(tmp_path, upstream.url)
+        port, admin_port = free_port(), free_port()
+        text = config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}")
+        config.write_text(text.replace("drain_timeout_s = 5.0", "drain_timeout_s = 20.0"))
+        async with served(config):
+            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=5)
+            lines = "".join(line(f"r-{n}", f"word {n}") for n in range(12))
+            file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+            made = await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+            while not upstream.seen.requests:
+                await asyncio.sleep(0.01)
+            await client.close()
+        under_way = upstream.seen.requests
+        async with served(config):
+            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=5)
+            batch = await over(client, made.id)
+    assert batch.status == "completed" and batch.request_counts.completed == 12
+    assert 0 < under_way < 12 == upstream.seen.requests and upstream.seen.repeated == 0
+
+
 KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]}
 
 
