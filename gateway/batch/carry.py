@@ -97,7 +97,7 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
     if why == "expired" and ((state == DONE) | (state == FAILED)).all():
         why = "completed"
     await asyncio.to_thread(jobs.change, job, "finalizing", clock())
-    ended = int(((state == DONE) | (state == FAILED)).sum())
+    ended = int(((state == DONE) | (state == FAILED)).sum()) + runner.ended_elsewhere
     patience_s = runner.terms.drain_s
     while await asyncio.to_thread(jobs.ended_count, job.id) < ended:
         await asyncio.sleep(POLL_S)  # another process ships

@@ -98,6 +98,8 @@ class Runner:
         self._looked_s = -inf
         self.answered = 0
         """Prompts that this runner has brought to their end."""
+        self.ended_elsewhere = 0
+        """Of lines that are no prompts of this plan."""
         self.lease = Lease(jobs, job, terms)
         self.replanning = Replanning(self)
 
@@ -113,10 +115,12 @@ class Runner:
     def resume(self, items: Sequence[Item], parts: Sequence[Part]) -> None:
         """Take over what the journal knows; prompts in a part that has not ended stay at their provider."""
         for item in items:
-            if (place := self.plan.prompts.place_of(item.place)) is None:
-                continue  # by this plan another line answers it
+            ended = item.state in ("done", "failed")
+            if (place := self.plan.prompts.place_of(item.place)) is None:  # by this plan another answers it
+                self.ended_elsewhere += ended
+                continue
             self.supply.tries[place] = item.tries
-            if item.state in ("done", "failed"):
+            if ended:
                 self.supply.end(place, DONE if item.state == "done" else FAILED)
                 self.by_model[item.model or "none"] += 1
         for part in parts:
