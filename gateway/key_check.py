@@ -22,8 +22,9 @@ def faults(key: KeyRecord, config: Config) -> Iterator[tuple[str, str]]:
         yield "models", f"neither a route nor a model: {unknown}"
     if key.budget_usd is not None and not 0 <= key.budget_usd <= MOST_USD:
         yield "budget_usd", f"{key.budget_usd} is not an amount of dollars"
-    elif config.server.workers > 1 and (why := unshared(config, [key])):
-        yield next(name for name in ("budget_usd", "rpm", "tpm") if getattr(key, name) is not None), why
+    limits = [name for name in ("budget_usd", "rpm", "tpm") if getattr(key, name) is not None]
+    if limits and config.server.workers > 1 and (why := unshared(config, [key])):
+        yield limits[0], why
 
 
 def name_fault(name: str) -> str:

@@ -57,6 +57,12 @@ class Sdk:
             return [event async for event in await method(**body)]
         return await asyncio.to_thread(lambda: list(method(**body)))
 
+    async def responded(self, streamed: bool, **body: Any) -> Any:
+        """A response, whole or as its stream's last event has it."""
+        if streamed:
+            return (await self.events("responses.create", **body, stream=True))[-1].response
+        return await self.do("responses.create", **body)
+
     async def helped(self, path: str, final: str, **body: Any) -> tuple[list[Any], Any]:
         """A call of a stream helper: its events, and what its method `final` makes of them."""
         method = self._find(path)

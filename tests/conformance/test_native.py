@@ -50,10 +50,7 @@ async def test_a_conversation_moves_between_kinds_of_upstream(home: House, strea
     sdk = home.sdk("openai")
 
     async def turn(model: str, said: str, **more: Any) -> Any:
-        body: dict[str, Any] = {"model": model, "input": said, **more}
-        if streamed:
-            return (await sdk.events("responses.create", **body, stream=True))[-1].response
-        return await sdk.do("responses.create", **body)
+        return await sdk.responded(streamed, model=model, input=said, **more)
 
     thinks = {"reasoning": {"effort": "low"}}
     first = await turn("native/echo", "one", **thinks, tools=SEARCH)

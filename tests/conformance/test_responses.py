@@ -122,11 +122,7 @@ async def test_no_background_stream_to_take_up_again(home: House) -> None:
 async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
     """Calls come back as items; their outputs, continued by id, reach the model as its dialect has them."""
     sdk = home.sdk("openai")
-    body: dict[str, Any] = {"model": f"{kind}/tools", "input": "look", "tools": RESPONSES_TOOLS}
-    if streamed:
-        first = (await sdk.events("responses.create", **body, stream=True))[-1].response
-    else:
-        first = await sdk.do("responses.create", **body)
+    first = await sdk.responded(streamed, model=f"{kind}/tools", input="look", tools=RESPONSES_TOOLS)
     calls = [item for item in first.output if item.type == "function_call"]
     outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": f"{call.name}!"} for call in calls]
     await sdk.do("responses.create", model=f"{kind}/echo", input=outputs, previous_response_id=first.id)
@@ -147,11 +143,7 @@ async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
 async def test_items_are_referred_to(home: House, kind: str, streamed: bool) -> None:
     """What was answered may be named instead of sent again, calls too; each model is told it in its own words."""
     sdk = home.sdk("openai")
-    body: dict[str, Any] = {"model": f"{kind}/says", "input": "look", "tools": RESPONSES_TOOLS}
-    if streamed:
-        first = (await sdk.events("responses.create", **body, stream=True))[-1].response
-    else:
-        first = await sdk.do("responses.create", **body)
+    first = await sdk.responded(streamed, model=f"{kind}/says", input="look", tools=RESPONSES_TOOLS)
     said, call = first.output
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     named = [{"type": "item_reference", "id": item.id} for item in (said, call)]
@@ -261,11 +253,7 @@ async def test_tools_in_a_namespace(tmp_path: Path, kind: str, streamed: bool) -
     scripts = {"calls": [{"tool_calls": [{"name": name} for name in ("weather", "files__ls", shortened)]}]}
     async with house(tmp_path, scripts, kinds=(kind,)) as home:
         sdk = home.sdk("openai")
-        body: dict[str, Any] = {"model": f"{kind}/calls", "input": "look", "tools": tools}
-        if streamed:
-            first = (await sdk.events("responses.create", **body, stream=True))[-1].response
-        else:
-            first = await sdk.do("responses.create", **body)
+        first = await sdk.responded(streamed, model=f"{kind}/calls", input="look", tools=tools)
         calls = [item.to_dict() for item in first.output]
         named = [(call["name"], call.get("namespace")) for call in calls]
         assert named == [("weather", None), ("ls", space), (long, space)]
