@@ -18,6 +18,9 @@ Bytes = NDArray[np.int8]
 Labels = NDArray[np.int64]
 Products = NDArray[np.float64]
 
+_BLOCK = 32
+"""Numbers whose largest stands for them while the largest of very many are sought."""
+
 
 class Index(Protocol):
     """The nearest of labelled unit vectors."""
@@ -184,6 +187,15 @@ def multiply(one: Bytes, other: Bytes) -> Products:
 
 def most(values: Products, n: int) -> NDArray[np.intp]:
     """Where the `n` largest lie, in no order."""
+    blocks = len(values) // _BLOCK
+    if blocks <= 2 * n:
+        return _partitioned(values, n)
+    tops = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+    likely = np.flatnonzero(values >= np.partition(tops, blocks - n)[blocks - n])  # so many blocks hold one as large
+    return likely[_partitioned(values[likely], n)]
+
+
+def _partitioned(values: Products, n: int) -> NDArray[np.intp]:
     return np.argpartition(values, len(values) - n)[len(values) - n :] if n < len(values) else np.arange(len(values))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cache.cells import CellIndex
-from cache.index import FlatIndex
+from cache.index import FlatIndex, most
 
 
 def unit(rng: np.random.Generator, dimension: int = 8) -> NDArray[np.float32]:
@@ -45,6 +45,17 @@ def test_the_nearest_are_found(seed: int, moves: int) -> None:
     assert np.allclose(near, ranked, atol=0.015)
     assert len(index) == len(held) and sorted(index.labels()) == sorted(held)
     assert np.allclose(index.gather(sorted(held)), [held[label] for label in sorted(held)], atol=0.005) or not held
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3000), st.integers(1, 70), st.booleans())
+def test_the_most_are_the_largest(seed: int, size: int, n: int, coarse: bool) -> None:
+    """As many as are asked for, none smaller than one left out, however many are equal."""
+    values = np.random.default_rng(seed).normal(size=size)
+    values = np.round(values) if coarse else values
+    found = most(values, n)
+    assert len(set(found.tolist())) == min(n, size)
+    assert sorted(values[found]) == sorted(values)[-n:]
 
 
 def test_little_is_kept_free() -> None:
