@@ -42,7 +42,7 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
         raise refuse("n", "this model gives one answer a request.")
     if "audio" in read(raw, "modalities", list[str], []):
         raise refuse("modalities", "this model gives no audio.")
-    fields: Json = _conversation(read(raw, "messages", list[Json], []))
+    fields: Json = _conversation([*read(raw, "messages", list[Json], []), *_asked_for_json(raw)])
     fields["max_tokens"] = _limit(raw, max_tokens)
     if is_set(raw, "stop"):
         stop: Any = read(raw, "stop", str | list[str], "")  # type: ignore[arg-type]
@@ -83,6 +83,13 @@ def signed(messages: msgspec.Raw) -> msgspec.Raw:
 
 def _unsigned(block: Any) -> bool:
     return isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") == ""
+
+
+def _asked_for_json(raw: Raw) -> list[Json]:
+    """Anthropic's API can only hold an answer to a schema; where there is none, the model is asked."""
+    if read(raw, "response_format", Json, {}).get("type") != "json_object":
+        return []
+    return [{"role": "system", "content": "Answer with one JSON object and nothing else."}]
 
 
 def _limit(raw: Raw, default: int) -> int:

@@ -123,6 +123,16 @@ def test_tool_choice_there_and_back(choice: Any, parallel: bool | None, wanted: 
         assert back["tool_choice"] == choice
 
 
+@pytest.mark.parametrize("told", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_json_object_is_asked_for_in_words(told: list[Json]) -> None:
+    """Anthropic's API holds an answer to a schema only; without one the model is told, behind what else it is told."""
+    asked = chat(response_format={"type": "json_object"}) | {"messages": [*told, {"role": "user", "content": "hi"}]}
+    out = put(asked, "chat", "messages")
+    *before, last = out["system"].split("\n\n")
+    assert (before, last) == ([part["content"] for part in told], "Answer with one JSON object and nothing else.")
+    assert [turn["role"] for turn in out["messages"]] == ["user"]
+
+
 def test_structured_output_there_and_back() -> None:
     """json_schema is output_config.format there, and text.format in Responses."""
     schema = {"type": "object", "properties": {}, "additionalProperties": False}
