@@ -176,6 +176,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes; overrides server.workers.", min=1)] = None,
 ) -> None:
     """Serve the gateway: workers, control process and managed local models, until SIGTERM."""
+    from gateway.listen import admin_host, in_url
     from gateway.logs import secrets_of, set_up
     from gateway.supervise import serve as run
 
@@ -194,8 +195,8 @@ def serve(
     scheme = "https" if server.tls_certificate else "http"
 
     def ready() -> None:
-        typer.echo(f"Headgate answers on {scheme}://{server.host}:{server.port}/v1 with {count} worker(s); "
-                   f"admin on {scheme}://{server.admin_host or server.host}:{server.admin_port}")
+        typer.echo(f"Headgate answers on {scheme}://{in_url(server.host)}:{server.port}/v1 with {count} worker(s); "
+                   f"admin on {scheme}://{in_url(admin_host(server))}:{server.admin_port}")
 
     asyncio.run(run(chosen, path, ready, workers=count))
 

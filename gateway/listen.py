@@ -19,6 +19,11 @@ def admin_host(server: Server) -> str:
     return server.admin_host or server.host
 
 
+def in_url(host: str) -> str:
+    """A host as URLs spell it."""
+    return f"[{host}]" if ":" in host else host
+
+
 def listen(host: str, port: int, setting: str = "server.port", *, is_first: bool = True) -> socket.socket:
     """A listening socket on the shared port: the kernel spreads connections over all that listen there.
 

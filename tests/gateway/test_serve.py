@@ -63,6 +63,27 @@ def headgate(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+async def test_the_addresses_it_names_are_addresses(tmp_path: Path) -> None:
+    """On IPv6 too, whose hosts stand in brackets."""
+    config, _, _ = write_config(tmp_path)
+    config.write_text(config.read_text().replace("[server]", '[server]\nhost = "::1"'))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve", "--config", str(config), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode()
+    try:
+        data, admin = (httpx.URL(found) for found in re.findall(r"http://\S+", line))
+        assert (data.host, data.path, admin.host) == ("::1", "/v1", "::1")
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answers = [await client.get(url.copy_with(path="/healthz")) for url in (data, admin)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+    finally:
+        process.terminate()
+        await process.wait()
+
+
 async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path: Path) -> None:
     """A key works within a second of `keys create` and not after `keys revoke`; explain shows its use."""
     config, port, _ = write_config(tmp_path)
