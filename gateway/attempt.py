@@ -10,6 +10,7 @@ import msgspec
 
 from cascade.types import Rung
 from gateway.call import Call
+from gateway.config import ModelConfig
 from gateway.errors import CallerError, HeadgateError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
@@ -339,7 +340,7 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes["messages"] = turns
     for name, value in rung.overrides.items():
         changes[name] = msgspec.Raw(msgspec.json.encode(value))
-    if same and not changes and call.body and dialect != "responses":
+    if same and not changes and call.body and dialect != "responses" and deployment.foreign.isdisjoint(call.raw):
         return call.body
     config = deployment.config
     raw: Raw = dict(
@@ -352,6 +353,16 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         raw.pop("stream_options", None)
     elif live and not same:
         raw["stream"] = TRUE
-    return encode(raw)
+    return encode(adapted(raw, config) if deployment.foreign else raw)
+
+
+def adapted(raw: Raw, config: ModelConfig) -> Raw:
+    """A request in the words of an API that lacks some fields and calls others otherwise."""
+    for name in config.leave_out:
+        raw.pop(name, None)
+    for ours, theirs in config.rename.items():
+        if ours in raw:
+            raw.setdefault(theirs, raw.pop(ours))
+    return raw
 
 

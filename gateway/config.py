@@ -139,6 +139,10 @@ class ModelConfig(_Section, frozen=True):
     json: bool = True
     hosted_tools: Literal["refuse", "leave_out"] = "refuse"
     """What becomes of tools that providers run themselves, such as web search, where this one's API has none."""
+    rename: dict[str, str] = {}
+    """Fields of requests that its API calls otherwise."""
+    leave_out: list[str] = []
+    """Fields that its API refuses and that an answer can do without."""
     logprobs: bool = False
     """True: the upstream gives log-probabilities, which cascades read as confidence."""
     weight: Weight = 1.0

@@ -39,6 +39,8 @@ LEARNED = "learned"
 STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
+_THE_REQUEST = ("model", "messages", "prompt", "input", "stream", "n")
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -86,6 +88,7 @@ def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | Non
         first = next(one for one in config.models if one.name == model.name)
         if model.balance != first.balance:
             found.add(f"models[{index}].balance", f"is {first.balance!r} at another deployment of {model.name!r}")
+        _check_fields(model, f"models[{index}]", found)
     models = {model.name for model in config.models}
     reachable = models | {route.name for route in config.routes}
     for index, route in enumerate(config.routes):
@@ -117,6 +120,18 @@ def embedded() -> Config:
 
 
 # Meaning: what the parts of the tree say about each other.
+
+
+def _check_fields(model: ModelConfig, path: str, found: Problems) -> None:
+    for index, name in enumerate(model.leave_out):
+        if name in _THE_REQUEST:
+            found.add(f"{path}.leave_out[{index}]", f"{name!r} is what is asked for")
+        elif name in _LIMITS:
+            why = f"{name!r} bounds what an answer costs; rename can spell it otherwise"
+            found.add(f"{path}.leave_out[{index}]", why)
+    for name, other in model.rename.items():
+        for kept in {name, other}.intersection(_THE_REQUEST):
+            found.add(f"{path}.rename.{name}", f"{kept!r} is what is asked for")
 
 
 def _check_names(config: Config, found: Problems) -> None:

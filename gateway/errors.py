@@ -26,7 +26,7 @@ FAILURES = frozenset(
         "not_found",        # 404: the upstream doesn't know this model
         "rejected",         # other 4xx: the request itself
         "context_length",   # the prompt doesn't fit this model
-        "unsupported",      # this server would ignore something that the request asks for
+        "unsupported",      # this model refuses, or would ignore, something that the request asks for
         "bad_response",     # not what the API promises
         "stream_cut",       # ended without its end
         "stream_stalled",   # silence beyond the limit

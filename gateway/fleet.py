@@ -81,7 +81,7 @@ class Deployment:
     """One way to reach a model."""
 
     __slots__ = (
-        "breaker", "config", "failures", "id", "in_flight", "latency", "load", "model", "price", "provider",
+        "breaker", "config", "failures", "foreign", "id", "in_flight", "latency", "load", "model", "price", "provider",
         "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
@@ -92,6 +92,8 @@ class Deployment:
         self.upstream_name = config.upstream_name or config.name
         self.upstream_raw = msgspec.Raw(msgspec.json.encode(self.upstream_name))
         """The name as JSON, to be set into a request's body."""
+        self.foreign = frozenset((*config.leave_out, *config.rename))
+        """Fields of requests that its API doesn't know, or not by this name."""
         self.id = f"{config.provider}/{self.upstream_name}"
         self.price = Price.of(config)
         self.weight = config.weight

@@ -47,6 +47,7 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _UNPAID = re.compile(r"credit balance is too low|insufficient (account )?balance", re.IGNORECASE)
+_UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _MAX_MESSAGE = 2000
 _MAX_RETRY_AFTER_S = 86400.0
 
@@ -111,7 +112,7 @@ def classify(
         body=body,
         upstream_status=status,
     )
-    if failure == "rejected":
+    if failure in ("rejected", "unsupported"):
         error.param = _text(said, "param") or None
         error.code = _text(said, "code") or None
     return error
@@ -140,6 +141,8 @@ def _failure(status: int, message: str, code: str) -> str:
         return "unauthorized"
     if status == 408:
         return "timeout"
+    if code in _UNSUPPORTED:
+        return "unsupported"
     return "not_found" if status == 404 else "rejected"
 
 
@@ -148,7 +151,7 @@ def _is_unpaid(status: int, message: str) -> bool:
 
 
 def _client_status(status: int, failure: str) -> int:
-    if failure in ("rejected", "context_length"):
+    if failure in ("rejected", "context_length", "unsupported"):
         return status
     return {"rate_limited": 429, "overloaded": 503, "timeout": 504}.get(failure, 502)
 

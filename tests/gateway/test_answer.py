@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
@@ -182,6 +183,40 @@ async def test_what_one_model_has_no_word_for_is_asked_of_the_next(
     assert answer.status_code == 200 and answer.headers["x-headgate-model"] == "echo"
     assert [attempt.model for attempt in record.attempts] == ["echo"] and record.verdict == "fallback"
     assert refused.status_code == 400 and refused.json()["error"]["code"].startswith("unsupported_")
+
+
+async def test_what_a_model_refuses_by_name_is_asked_of_the_next(tmp_path: Path) -> None:
+    """A parameter that one upstream says it does not support is no fault of the request, and none of the deployment."""
+    routes = [{"name": "auto", "models": ["strict", "good"], "router": "rules", "rules": [{"model": "strict"}]}]
+    scripts = {"strict": [{"status": 400, "error": "not max_tokens", "error_code": "unsupported_parameter"}]}
+    async with live(tmp_path, scripts=scripts, models=["strict", "good"], routes=routes) as gateway:
+        answer = await post(gateway.url, {**CHAT, "model": "auto"})
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        refused = await post(gateway.url, {**CHAT, "model": "strict"})
+        await gateway.rest()
+    assert answer.status_code == 200 and answer.headers["x-headgate-model"] == "good"
+    assert [attempt.failure for attempt in record.attempts] == ["unsupported", ""]
+    told = refused.json()["error"]
+    assert (refused.status_code, told["message"], told["code"]) == (400, "not max_tokens", "unsupported_parameter")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_is_put_into_the_words_of_its_model(tmp_path: Path, path: str, stream: bool) -> None:
+    """Fields are renamed and left out as the model's settings say, whoever named them; the rest is as it was."""
+    strict = {"name": "strict", "rename": {"max_completion_tokens": "max_tokens"},
+              "leave_out": ["temperature", "stream_options"]}  # fmt: skip
+    limit = "max_completion_tokens" if "chat" in path else "max_tokens"
+    asked = {**CHAT, "model": "strict", limit: 9, "temperature": 0.5, "top_p": 0.5, "stream": stream}
+    async with live(tmp_path, models=[strict, "echo"]) as gateway:
+        answer = await post(gateway.url, asked, path)
+        plain = await post(gateway.url, {**CHAT, "model": "strict"})
+        await gateway.rest()
+        sent, untouched = (json.loads(str(one["body"])) for one in gateway.upstream.seen.recent)
+    assert (answer.status_code, plain.status_code) == (200, 200)
+    assert {name: sent.get(name) for name in ("max_tokens", "top_p")} == {"max_tokens": 9, "top_p": 0.5}
+    assert not {"max_completion_tokens", "temperature", "stream_options"} & sent.keys()
+    assert untouched == {**CHAT, "model": "strict"}
 
 
 async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_path: Path) -> None:

@@ -231,6 +231,18 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ),
         ({"auth": {"keys": [{"name": "k", "key": ""}]}}, "auth.keys[0].key: is empty"),
         (
+            {"models": [*BASE["models"], {"name": "m", "provider": "acme", "leave_out": ["user", "messages"]}]},
+            "models[2].leave_out[1]: 'messages' is what is asked for",
+        ),
+        (
+            {"models": [*BASE["models"], {"name": "m", "provider": "acme", "leave_out": ["max_tokens"]}]},
+            "models[2].leave_out[0]: 'max_tokens' bounds what an answer costs; rename can spell it otherwise",
+        ),
+        (
+            {"models": [*BASE["models"], {"name": "m", "provider": "acme", "rename": {"seed": "stream"}}]},
+            "models[2].rename.seed: 'stream' is what is asked for",
+        ),
+        (
             {"auth": {"keys": [{"name": "a", "key": "hg-1"}, {"name": "b", "key": "hg-1"}]}},
             "auth.keys[1].key: is used twice",
         ),

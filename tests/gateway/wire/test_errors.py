@@ -71,6 +71,7 @@ CASES: list[tuple[int, bytes, str, int]] = [
     ),
     (400, _openai("bad temperature", "invalid_value"), "rejected", 400),
     (422, b'{"detail":"field required"}', "rejected", 422),
+    (400, _openai("Use 'max_completion_tokens' instead.", "unsupported_parameter"), "unsupported", 400),
     (408, b"", "timeout", 504),
     (302, b"", "bad_response", 502),
 ]
