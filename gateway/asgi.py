@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -73,13 +73,17 @@ class App:
         self.handlers = handlers
         self.in_flight = 0
         self.draining = False
+        self.for_pages = _for_pages(self.take, services.config.server.cors_origins)
+        """Answers pages in browsers; None: none may ask."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
-            return
-        if scope["type"] != "http":
-            return
+        elif scope["type"] == "http":
+            await (self.for_pages or self.take)(scope, receive, send)
+
+    async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request that didn't come by the lane."""
         path, model = scope["path"], ""
         if path.startswith("/openai/"):
             path, model = _azure(path)
@@ -244,6 +248,17 @@ def _azure(path: str) -> tuple[str, str]:
     """Azure's paths as OpenAI's: /openai/deployments/NAME/..., /openai/v1/... and /openai/..."""
     match = AZURE.match(path)
     return ("/v1" + match.group(2), match.group(1) or "") if match else (path, "")
+
+
+def _for_pages(app: Any, origins: Sequence[str]) -> Any:
+    """The app as pages of these origins may ask it; without credentials but those that they state themselves."""
+    if not origins:
+        return None
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=["*"]
+    )
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -49,6 +49,8 @@ class Server(_Section, frozen=True):
     tls_key: str = ""
     tls_client_ca: str = ""
     """PEM file: only clients with a certificate of this authority connect; empty: anybody."""
+    cors_origins: list[str] = []
+    """Of pages that may ask from within a browser, such as https://chat.example.org; "*": any page."""
     workers: Count = 1
     max_body_bytes: Count = 32 * 1024 * 1024
     max_messages: Count = 4096

@@ -41,6 +41,7 @@ NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _THE_REQUEST = ("model", "messages", "prompt", "input", "stream", "n")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -190,6 +191,11 @@ def _check_server(config: Config, found: Problems) -> None:
         _check_url("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
         if storage.redis_url.startswith("redis") and not re.fullmatch("/?[0-9]*", _path_of(storage.redis_url)):
             found.add("storage.redis_url", "names a database that is no number behind its host")
+    for index, origin in enumerate(server.cors_origins):
+        if origin == "*" and not config.auth.master_key:
+            found.add(f"server.cors_origins[{index}]", "any page could ask, so auth.master_key must not be empty")
+        elif origin != "*" and not _ORIGIN.fullmatch(origin):
+            found.add(f"server.cors_origins[{index}]", f"{origin!r} is no origin, such as https://chat.example.org")
     if config.telemetry.otlp_endpoint:
         _check_url("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
 

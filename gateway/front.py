@@ -42,6 +42,8 @@ class Application(Protocol):
 
     draining: bool
     """Each answer is its connection's last."""
+    for_pages: object
+    """None: no page in a browser may ask."""
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -143,7 +145,7 @@ class Front(HttpToolsProtocol):
             self._too_large = True
             raise ValueError("the headers are too large")
         surface = LANES.get(self.url)
-        if surface is None or not self._is_free() or not self._is_plain_post():
+        if surface is None or not self._is_free() or not self._is_plain_post() or self._is_of_a_page():
             self._leave_to_uvicorn()
             return
         stays = self.parser.should_keep_alive() and not cast(Application, self.app).draining
@@ -178,6 +180,10 @@ class Front(HttpToolsProtocol):
         parser = self.parser
         is_plain: bool = parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
         return is_plain
+
+    def _is_of_a_page(self) -> bool:
+        pages = cast(Application, self.app).for_pages
+        return pages is not None and any(name == b"origin" for name, _ in self.headers)
 
     def _declined(self, rest: bytes) -> bytes:
         """The request goes on as one that didn't ask for another protocol (RFC 9110, 7.8); Java's client asks with its

@@ -231,6 +231,14 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ),
         ({"auth": {"keys": [{"name": "k", "key": ""}]}}, "auth.keys[0].key: is empty"),
         (
+            {"server": {"cors_origins": ["*"]}},
+            "server.cors_origins[0]: any page could ask, so auth.master_key must not be empty",
+        ),
+        (
+            {"server": {"cors_origins": ["https://chat.example.org", "chat.example.org/"]}},
+            "server.cors_origins[1]: 'chat.example.org/' is no origin, such as https://chat.example.org",
+        ),
+        (
             {"models": [*BASE["models"], {"name": "m", "provider": "acme", "leave_out": ["user", "messages"]}]},
             "models[2].leave_out[1]: 'messages' is what is asked for",
         ),
