@@ -204,7 +204,14 @@ class App:
         if allowed or path in SURFACES:
             methods = ", ".join(sorted({*allowed, *(["POST"] if path in SURFACES else [])}))
             raise WrongMethod(f"{path} answers {methods}, not {method}", methods)
-        raise NotFound(f"Unknown request URL: {method} {path[:200]}", code="unknown_url")
+        raise NotFound(f"Unknown request URL: {method} {path[:200]}{self._likely(path)}", code="unknown_url")
+
+    def _likely(self, path: str) -> str:
+        """What a base URL that is nearly right was meant to lead to."""
+        meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
+        if meant not in SURFACES and not any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers):
+            return ""
+        return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, that of Anthropic's has no path."
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
         """A fault of ours: the client learns its kind, the log its place."""

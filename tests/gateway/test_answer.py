@@ -36,6 +36,21 @@ async def test_pinned_model_answers_and_is_recorded(tmp_path: Path) -> None:
     assert record.request_id == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/chat/completions", "/v1/chat/completions"), ("//v1/chat/completions", "/v1/chat/completions"),
+     ("/v1/v1/messages", "/v1/messages"), ("/api/v1/responses/", "/v1/responses"), ("/models", "/v1/models"),
+     ("/nothing", ""), ("/v1/nothing/", "")],
+)  # fmt: skip
+async def test_a_base_url_that_is_nearly_right_is_told_the_right_one(tmp_path: Path, path: str, meant: str) -> None:
+    """A slash too many, /v1 missing or there twice: what everybody gets wrong once."""
+    async with live(tmp_path) as gateway:
+        answer = await post(gateway.url, CHAT, path)
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 404 and message.startswith(f"Unknown request URL: POST {path}")
+    assert message.partition("did you mean ")[2].partition("?")[0] == meant
+
+
 async def test_unknown_fields_reach_the_upstream_byte_for_byte(tmp_path: Path) -> None:
     """What we do not know passes through as it came, odd spacing and number formats included."""
     body = b'{"model":"echo" , "messages":[ {"role":"user","content":"hi"}],"x_new":{"a":1.0,"b":1e300},"seed":7}'
