@@ -211,7 +211,7 @@ class App:
         meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
         if meant not in SURFACES and not any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers):
             return ""
-        return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, that of Anthropic's has no path."
+        return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
         """A fault of ours: the client learns its kind, the log its place."""
