@@ -2,6 +2,7 @@
 "use strict";
 
 const EVERY_MS = 3000;
+const PATIENCE_MS = 8000;
 const AGES_MS = 30000;
 const root = document.documentElement;
 const find = (selector, from = document) => from.querySelector(selector);
@@ -49,22 +50,28 @@ function light(state, word) {
   for (const one of findAll("[data-live-light]")) {
     one.classList.toggle("paused", state === "paused");
     one.classList.toggle("offline", state === "offline");
-    find("[data-live-word]", one).textContent = word;
+    const told = find("[data-live-word]", one);
+    if (told.textContent !== word) told.textContent = word;
   }
 }
 
+// false: somebody is filling in a form of a region, which waits until he is done
 function refresh() {
-  lastAsked = Date.now();
+  const used = document.activeElement?.closest("form, [data-hold]");
+  let all = true;
   for (const region of findAll("[data-live]")) {
-    if (!region.contains(document.activeElement?.closest("form, [data-hold]") ?? null)) htmx.trigger(region, "moved");
+    if (used && region.contains(used)) all = false;
+    else htmx.trigger(region, "moved");
   }
+  return all;
 }
 
 async function look() {
   if (paused || document.hidden || !find("[data-live]")) return;
   let answer;
   try {
-    answer = await fetch("/admin/revision", { headers: { "hx-request": "true" }, cache: "no-store" });
+    const asked = { headers: { "hx-request": "true" }, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) };
+    answer = await fetch("/admin/revision", asked);
   } catch {
     return light("offline", "No answer; these figures are from before");
   }
@@ -72,11 +79,13 @@ async function look() {
   if (!answer.ok) return light("offline", "Not refreshed: the gateway refuses");
   const told = await answer.json();
   const mark = JSON.stringify([told.decisions, told.settings, told.alarms, told.database]);
-  light("live", told.database === "away" ? "Live, without the database" : "Live");
-  if (mark !== seen || Date.now() - lastAsked > AGES_MS || find("[data-restless]")) {
-    if (seen !== null) refresh();
-    seen = mark;
+  const moved = mark !== seen || Date.now() - lastAsked > AGES_MS || find("[data-restless]");
+  if (seen !== null && moved) {
+    if (!refresh()) return light("paused", "Waits while you fill in");
+    lastAsked = Date.now();
   }
+  seen = mark;
+  light("live", told.database === "away" ? "Live, without the database" : "Live");
 }
 
 document.addEventListener("click", (event) => {
@@ -106,21 +115,35 @@ function tell(element, words) {
   const form = element?.closest?.("form");
   const problem = form && find(".problem", form);
   if (!problem) return;
-  const note = document.createElement("div");
-  note.className = "notice error";
-  note.textContent = words;
-  problem.replaceChildren(note);
+  notice(problem, "error", words);
 }
 
-// -- after a part was replaced: the reader is taken to what was said
+function notice(place, kind, ...words) {
+  const note = document.createElement("div");
+  note.className = `notice ${kind}`;
+  note.append(...words);
+  place.replaceChildren(note);
+}
 
-document.addEventListener("htmx:after:swap", () => {
-  const note = find("#said .notice");
+// -- after a part was replaced: the reader is taken to what was said, or to the new page; after a refusal back to where
+// he was, since a button that is disabled while it works loses the focus
+
+document.addEventListener("htmx:after:swap", (event) => {
+  const note = find("#said .notice, [data-said]");
   if (note && !note.dataset.told) {
     note.dataset.told = "1";
     note.focus();
     note.scrollIntoView({ block: "nearest" });
+  } else if (event.detail.ctx?.select === "#main" && document.activeElement === document.body) {
+    find("#main").focus();
   }
+});
+
+document.addEventListener("htmx:finally:request", (event) => {
+  const button = event.detail.ctx?.request?.submitter;
+  setTimeout(() => {
+    if (button?.isConnected && document.activeElement === document.body) button.focus();
+  });
 });
 
 document.addEventListener("htmx:before:request", (event) => {
@@ -176,6 +199,16 @@ function fromSlider(range) {
 function toSlider(range, value) {
   return isLog(range) ? Math.log10(Math.max(value, 1e-9)) : value;
 }
+
+// -- Enter in a form of several buttons presses the one of its own part, or none: never simply the first
+
+document.addEventListener("keydown", (event) => {
+  const form = event.target.form;
+  if (event.key !== "Enter" || !form || !find("[data-choices]", form) || event.target.type === "submit") return;
+  if (!(event.target instanceof HTMLInputElement)) return;
+  event.preventDefault();
+  event.target.closest("fieldset")?.querySelector("[data-enter]")?.click();
+});
 
 // -- keys: "/" goes to the search; while a label is being given, 1 2 3 are its three answers
 

@@ -1,0 +1,156 @@
+"""By keyboard alone, and while figures move: the reader is where he was, and nothing happens that he didn't ask for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.stage import Stage, running
+
+FOCUS = "document.activeElement"
+OTHER_FIRST = "href => document.querySelector('#live tbody a.row').getAttribute('href') !== href"
+QUESTION = "What is 3 + 4? Answer with the number only."
+
+
+def ask(stage: Stage, count: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: stage.ask(QUESTION), range(count)))
+
+
+def press(page: Page, name: str) -> None:
+    """By key, as somebody without a mouse does."""
+    page.get_by_role("button", name=name, exact=True).focus()
+    page.keyboard.press("Enter")
+
+
+def test_enter_in_a_field_presses_the_button_beside_it_or_none(stage: Stage, open_page: OpenPage) -> None:
+    """Enter in a knob's number turns nothing; in the reason it applies. It began a trial in the shadow from both."""
+    before = stage.admin("GET", "/admin/routes/kept")["setting_version"]
+    page = open_page("/routes/kept", user="otto")
+    with page.expect_response(lambda answer: "/effect?" in answer.url):
+        page.locator("#cost_weight").fill("0.4")
+    page.locator("#cost_weight").press("Enter")
+    page.get_by_label("Why").fill("as agreed")
+    page.get_by_label("Why").press("Enter")
+    expect(page.locator("#said")).to_contain_text("The knobs are in force")
+    now = stage.admin("GET", "/admin/routes/kept")
+    assert (now["setting_version"], now["trial"], now["knobs"]["cost_weight"]) == (before + 1, "", 0.4)
+
+
+def test_enter_in_a_comment_gives_no_label(stage: Stage, open_page: OpenPage) -> None:
+    """A comment that says "wrong" was recorded as "Right", whose button stands first."""
+    id = stage.ask(QUESTION).headers["x-headgate-decision-id"]
+    page = open_page("/decisions", user="otto")
+    page.goto(f"{stage.url}/decisions/{id}")
+    page.get_by_label("Comment").fill("this is wrong")
+    page.get_by_label("Comment").press("Enter")
+    press(page, "Wrong")
+    expect(page.locator("#said")).to_contain_text("The label is recorded")
+    (said,) = stage.admin("GET", "/admin/feedback", params={"decision_id": id})["data"]
+    assert (said["score"], said["comment"]) == (0.0, "this is wrong")
+    assert [row["target"] for row in stage.admin("GET", "/admin/audit", params={"action": "decision.label"})].count(
+        id
+    ) == 1
+
+
+def test_the_reader_is_taken_to_what_was_answered(open_page: OpenPage) -> None:
+    """A key that is shown this once, what a check found, what a certificate lacks: each has the focus when it comes."""
+    page = open_page("/keys", user="ada")
+    page.get_by_label("Name").fill("seen at once")
+    page.get_by_label("Name").press("Enter")
+    expect(page.locator(".notice:focus")).to_contain_text("Key seen at once is made")
+    page.goto(page.url.replace("/keys", "/models"))
+    press(page, "Check script")
+    expect(page.locator(".notice:focus")).to_contain_text("script")
+    page.goto(page.url.replace("/models", "/certificates?route=kept"))
+    press(page, "Test and issue")
+    expect(page.locator("[data-said]:focus")).to_contain_text("Not enough evidence")
+
+
+def test_a_refusal_leaves_the_focus_where_it_was(open_page: OpenPage) -> None:
+    """A button that is disabled while it works does not lose the reader at the top of the page."""
+    first, second = (open_page("/users", user="ada") for _ in range(2))
+    first.get_by_label("Role of vera").select_option("operator")
+    role = first.locator("form", has=first.get_by_label("Role of vera"))
+    role.get_by_role("button").click()
+    expect(first.locator("#said")).to_contain_text("vera: operator")
+    stale = second.locator("form", has=second.get_by_label("Role of vera"))
+    stale.get_by_role("button").focus()
+    second.keyboard.press("Enter")
+    expect(stale.locator(".problem")).to_contain_text("Not done")
+    expect(stale.get_by_role("button")).to_be_focused()
+    first.get_by_label("Role of vera").select_option("viewer")
+    first.locator("form", has=first.get_by_label("Role of vera")).get_by_role("button").click()
+    expect(first.locator("#said")).to_contain_text("vera: viewer")
+
+
+def test_a_row_in_focus_stays_the_same_decision(stage: Stage, open_page: OpenPage) -> None:
+    """However many new ones come above it at once: Enter opens what was read."""
+    page = open_page("/decisions")
+    rows = page.locator("#live tbody a.row")
+    newest, third = (rows.nth(place).get_attribute("href") for place in (0, 2))
+    rows.nth(2).focus()
+    page.get_by_role("button", name="Pause").evaluate("button => button.click()")
+    ask(stage, 24)
+    stage.shipped(24)
+    page.get_by_role("button", name="Resume").evaluate("button => button.click()")
+    page.wait_for_function(OTHER_FIRST, arg=newest)
+    assert page.evaluate(f"{FOCUS}.getAttribute('href')") == third
+
+
+def test_what_was_unfolded_stays_so(stage: Stage, open_page: OpenPage) -> None:
+    """A refresh does not shut the table that somebody is reading."""
+    page = open_page("/")
+    figures = page.locator("details.figures").first
+    figures.locator("summary").click()
+    page.locator("#main").focus()
+    requests = page.locator(".stats .stat dd").first
+    before = requests.inner_text()
+    ask(stage, 1)
+    expect(requests).not_to_have_text(before)
+    assert figures.get_attribute("open") is not None
+
+
+def test_a_page_says_when_it_waits_for_its_reader(stage: Stage, open_page: OpenPage) -> None:
+    """While somebody is in a form of the figures they stand still and say so; afterwards they catch up at once."""
+    page = open_page("/", user="ada")
+    requests, word = page.locator(".stats .stat dd").first, page.locator("[data-live-word]")
+    page.get_by_text("Declare the baseline").click()
+    before = requests.inner_text()
+    ask(stage, 1)
+    expect(word).to_have_text("Waits while you fill in")
+    assert requests.inner_text() == before
+    page.locator("#main").focus()
+    expect(word).to_have_text("Live")
+    expect(requests).not_to_have_text(before, timeout=15_000)
+
+
+def test_a_gateway_that_hangs_is_told(tmp_path: Path, open_page: OpenPage) -> None:
+    """Figures do not claim to be live while nobody answers; they are again once somebody does."""
+    with running(Stage(tmp_path, workers=1, router="cheapest")) as stage:
+        page = open_page("/decisions", on=stage)
+        word = page.locator("[data-live-word]")
+        assert stage.process is not None
+        found = subprocess.run(["pgrep", "-P", str(stage.process.pid), "-f", "gateway.control"], capture_output=True)
+        control = int(found.stdout.split()[0])
+        os.kill(control, signal.SIGSTOP)
+        try:
+            expect(word).to_contain_text("No answer")
+        finally:
+            os.kill(control, signal.SIGCONT)
+        expect(word).to_have_text("Live")
+
+
+def test_a_dark_page_prints_dark_on_white(open_page: OpenPage) -> None:
+    """Browsers print no backgrounds: what is light on dark on the screen would be light on white."""
+    page = open_page("/users", user="ada", theme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    ink = "getComputedStyle(document.querySelector('main h1')).color.match(/\\d+/g).map(Number)"
+    assert max(page.evaluate(ink)) < 100
+    assert page.get_by_label("Role of vera").is_visible() and page.get_by_role("button").count() == 0
