@@ -75,7 +75,7 @@ async function look() {
   } catch {
     return light("offline", "No answer; these figures are from before");
   }
-  if (answer.status === 401) return location.reload();
+  if (answer.status === 401) return signedOut();
   if (!answer.ok) return light("offline", "Not refreshed: the gateway refuses");
   const told = await answer.json();
   const mark = JSON.stringify([told.decisions, told.settings, told.alarms, told.database]);
@@ -234,3 +234,77 @@ document.addEventListener("click", async (event) => {
   await navigator.clipboard.writeText(find(button.dataset.copy).textContent);
   button.textContent = "Copied";
 });
+
+// -- the session ends while something is being filled in: this tab keeps it, secrets and files excepted, and puts it back
+// for the same user after signing in
+
+const DRAFT = "headgate-draft";
+const UNKEPT = ["hidden", "password", "file", "submit"];
+const here = () => location.pathname + location.search;
+
+function typed() {
+  const found = [];
+  for (const form of findAll("form[method=post]")) {
+    for (const field of form.elements) {
+      if (!field.name || UNKEPT.includes(field.type) || field.tagName === "BUTTON" || isAsServed(field)) continue;
+      found.push([placeOf(form), field.name, field.type === "checkbox" ? field.checked : field.value]);
+    }
+  }
+  return found;
+}
+
+function isAsServed(field) {
+  if (field.type === "checkbox") return field.checked === field.defaultChecked;
+  if (field.tagName !== "SELECT") return field.value === field.defaultValue;
+  return field.value === ([...field.options].find((one) => one.defaultSelected) ?? field.options[0])?.value;
+}
+
+// rows come and go: a form of a row is known by what it is about
+function placeOf(form) {
+  const about = form.elements.namedItem("name");
+  return `${form.getAttribute("action")} ${about?.type === "hidden" ? about.value : ""}`;
+}
+
+function keepDraft() {
+  const fields = typed();
+  if (fields.length) {
+    sessionStorage.setItem(DRAFT, JSON.stringify({ at: here(), user: document.body.dataset.user, fields }));
+  }
+}
+
+function putBack() {
+  const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
+  if (!draft || !document.body.dataset.user) return;
+  sessionStorage.removeItem(DRAFT);
+  if (draft.at !== here() || draft.user !== document.body.dataset.user) return;
+  for (const [place, name, value] of draft.fields) {
+    const field = findAll("form[method=post]").find((form) => placeOf(form) === place)?.elements.namedItem(name);
+    if (!field) continue;
+    if (field.type === "checkbox") field.checked = value;
+    else field.value = value;
+    field.closest("details")?.setAttribute("open", "");
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  notice(find("#said"), "info", "What you had filled in is back, without secrets and files. Nothing of it was sent.");
+}
+
+function signedOut() {
+  light("offline", "Not refreshed: you are signed out");
+  if (!typed().length) return location.reload();
+  if (find("#problem .notice")) return;
+  const link = document.createElement("a");
+  link.href = `/login?next=${encodeURIComponent(here())}`;
+  link.dataset.keep = "";
+  link.textContent = "Sign in again";
+  notice(find("#problem"), "error", "Your session has ended. ", link, "; what you have filled in stays.");
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-keep]")) keepDraft();
+});
+
+document.addEventListener("htmx:after:request", (event) => {
+  if (event.detail.ctx?.hx?.redirect?.startsWith("/login")) keepDraft();
+});
+
+setTimeout(putBack); // once htmx follows the forms
