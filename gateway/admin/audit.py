@@ -27,10 +27,12 @@ class Undo(Wanted):
     version: int
 
 
-def audit_log(desk: Desk, before_s: float | None = None, action: str = "", limit: int = 100) -> list[AuditRow]:
+def audit_log(
+    desk: Desk, before: tuple[float, str] | None = None, action: str = "", limit: int = 100
+) -> list[AuditRow]:
     """Newest first. Only the latest change of a setting can be undone: it carries `undo`."""
     with database():
-        rows = desk.store.audit_log(before_s=before_s, action=action, limit=limit)
+        rows = desk.store.audit_log(before=before, action=action, limit=limit)
         in_force = desk.store.setting_numbers("") if any(row["action"] == "setting.save" for row in rows) else {}
     found = []
     for row in rows:
@@ -51,11 +53,11 @@ def undo_setting(desk: Desk, who: Actor, name: str, version: int) -> Applied:
 
 @router.get("")
 def get_audit(
-    desk: Means, who: Viewer, before_s: float | None = None, action: str = "",
+    desk: Means, who: Viewer, before_s: float | None = None, before_id: str = "", action: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AuditRow]:
-    """Newest first."""
-    return audit_log(desk, before_s, action, limit)
+    """Newest first. `before_s` and `before_id`: `time_s` and `id` of the last row of the page before."""
+    return audit_log(desk, None if before_s is None else (before_s, before_id), action, limit)
 
 
 @router.post("/undo")

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query
 
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
+from gateway.admin.cursors import cursor_of, read_cursor
 from gateway.admin.desk import Desk
 from gateway.admin.explaining import MEANINGS, summary_of
 from gateway.admin.guard import Means, Operator, Viewer
@@ -54,8 +55,8 @@ def search(desk: Desk, wanted: DecisionFilter, cursor: str = "", limit: int = 50
     if wanted.since_s >= wanted.until_s:
         raise CallerError("the time begins after it ends", param="since_s", status=422)
     with database():
-        found = journal.search(desk.store, wanted, _read_cursor(cursor), limit)
-    following = f"{found.after[0]!r}:{found.after[1]}" if found.after is not None else None
+        found = journal.search(desk.store, wanted, read_cursor(cursor), limit)
+    following = cursor_of(*found.after) if found.after is not None else None
     return DecisionPage(
         data=[_row(row) for row in found.rows], next=following, searched_until_s=found.searched_until_s
     )
@@ -200,16 +201,6 @@ def _row(row: Row) -> DecisionRow:
     cost_usd, flags = row["cost_nanousd"] / 1e9, row["flags"]
     plain = {name: row[name] for name in DecisionRow.model_fields if name in row}
     return DecisionRow(**plain, cost_usd=cost_usd, outcomes=named(flags))
-
-
-def _read_cursor(cursor: str) -> tuple[float, str] | None:
-    if not cursor:
-        return None
-    time_text, _, id = cursor.partition(":")
-    try:
-        return float(time_text), id
-    except ValueError:
-        raise CallerError("cursor is not one of ours", param="cursor") from None
 
 
 @router.get("")

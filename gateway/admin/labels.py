@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
+from gateway.admin.cursors import next_cursor, read_cursor
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.rounds import route_of
@@ -78,14 +79,10 @@ def label(desk: Desk, who: Actor, decision_id: str, wanted: LabelWanted) -> Feed
 
 def feedback(desk: Desk, cursor: str = "", limit: int = 100, decision_id: str = "") -> FeedbackPage:
     """Newest first."""
-    try:
-        before_s = float(cursor) if cursor else None
-    except ValueError:
-        raise CallerError("cursor is not one of ours", param="cursor") from None
+    before = read_cursor(cursor)
     with database():
-        rows = desk.store.feedback(decision_id=decision_id, before_s=before_s, limit=limit)
-    following = repr(rows[-1]["time_s"]) if len(rows) == limit else None
-    return FeedbackPage(data=[FeedbackRow(**row) for row in rows], next=following)
+        rows = [FeedbackRow(**row) for row in desk.store.feedback(decision_id=decision_id, before=before, limit=limit)]
+    return FeedbackPage(data=rows, next=next_cursor(rows, limit))
 
 
 def feedback_summary(desk: Desk) -> FeedbackSummary:

@@ -37,6 +37,8 @@ from gateway.journal.tables import (
 from gateway.journal.write import Row, clean, put_row, write_audit
 
 _BATCH_ROWS = 1000
+_KEYS_LOCK = 0x6B657973
+"""PostgreSQL advisory lock."""
 _OFFSETS_KEPT_S = 7 * 86400.0
 _STATS_KEPT_S = 400 * 86400.0
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
@@ -120,14 +122,14 @@ class Store:
         return self._rows(query.order_by(decisions.c.time_s.desc(), decisions.c.id.desc()).limit(limit))
 
     def feedback(
-        self, *, decision_id: str = "", before_s: float | None = None, limit: int = 100
+        self, *, decision_id: str = "", before: tuple[float, str] | None = None, limit: int = 100
     ) -> list[Row]:
-        """Newest first."""
-        query = sa.select(feedback).order_by(feedback.c.time_s.desc()).limit(limit)
+        """Newest first. `before` is (time_s, id) of the last one of the page before."""
+        query = sa.select(feedback).order_by(feedback.c.time_s.desc(), feedback.c.id.desc()).limit(limit)
         if decision_id:
             query = query.where(feedback.c.decision_id == decision_id)
-        if before_s is not None:
-            query = query.where(feedback.c.time_s < before_s)
+        if before is not None:
+            query = query.where(sa.tuple_(feedback.c.time_s, feedback.c.id) < sa.tuple_(*before))
         return self._rows(query)
 
     def response(self, id: str, tenant: str) -> ResponseRecord | None:
@@ -167,6 +169,7 @@ class Store:
     def add_key(self, key: KeyRecord, actor: str) -> None:
         """Raises ValueError where a live key has this name already."""
         with self.engine.begin() as connection:
+            _take_keys_lock(connection)
             same = sa.select(keys.c.id).where(keys.c.name == key.name, keys.c.revoked_s.is_(None))
             if connection.execute(same).first() is not None:
                 raise ValueError(f"a key named {key.name!r} exists")
@@ -298,11 +301,13 @@ class Store:
         with self.engine.begin() as connection:
             _note(connection, actor, action, target, detail or {})
 
-    def audit_log(self, *, before_s: float | None = None, action: str = "", limit: int = 100) -> list[Row]:
-        """Newest first; of one action, or of all."""
+    def audit_log(
+        self, *, before: tuple[float, str] | None = None, action: str = "", limit: int = 100
+    ) -> list[Row]:
+        """Newest first; of one action, or of all. `before` is (time_s, id) of the last one of the page before."""
         query = sa.select(audit).order_by(audit.c.time_s.desc(), audit.c.id.desc()).limit(limit)
-        if before_s is not None:
-            query = query.where(audit.c.time_s < before_s)
+        if before is not None:
+            query = query.where(sa.tuple_(audit.c.time_s, audit.c.id) < sa.tuple_(*before))
         if action:
             query = query.where(audit.c.action == action)
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
@@ -361,6 +366,14 @@ def _conditions(wanted: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
 def _whole_numbers(row: Row) -> Row:
     """Sums of integers are Decimal in PostgreSQL."""
     return {name: value if isinstance(value, str) else int(value) for name, value in row.items()}
+
+
+def _take_keys_lock(connection: sa.Connection) -> None:
+    """One maker of keys at a time, of all replicas: between the look for a name and the key nobody else takes it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_KEYS_LOCK)))
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _put_key(connection: sa.Connection, key: KeyRecord) -> None:

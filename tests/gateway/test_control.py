@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gateway.admin.desk import Desk
 from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
 from gateway.control import serve_control
 from gateway.errors import ConfigError
-from gateway.journal.record import Record
+from gateway.journal.record import AuditRecord, Record
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import Shipper, ShipState
 from gateway.journal.spool import Spool, spool_dir
@@ -112,6 +113,25 @@ async def test_bad_input_is_refused_in_one_shape(
     answer = await client.request(method, path, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_pages_of_one_moments_rows_join(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Feedback and audit lines with one and the same time are each on one page, and the pages name the next."""
+    notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create") for i in range(102)]
+    write(desk.store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
+    seen, cursor = [], ""
+    while cursor is not None:
+        page = (await client.get("/admin/feedback", params={"limit": 2, "cursor": cursor})).json()
+        seen += [row["id"] for row in page["data"]]
+        cursor = page["next"]
+    assert sorted(seen) == [f"fb_{i}" for i in range(5)]
+    first = (await client.get("/admin/audit")).json()
+    last = {"before_s": first[-1]["time_s"], "before_id": first[-1]["id"]}
+    rest = (await client.get("/admin/audit", params=last)).json()
+    assert {row["id"] for row in first + rest} == {one.id for one in notes}
+    shown = (await client.get("/audit")).text
+    older = unescape(shown.partition('href="/audit?cursor=')[2].partition('"')[0])
+    assert (await client.get(f"/audit?cursor={older}")).text.count("key.create") == 4
 
 
 async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: httpx.AsyncClient) -> None:

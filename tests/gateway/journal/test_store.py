@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import msgspec
 import pytest
@@ -15,7 +18,7 @@ from gateway.journal.record import (
     Record,
     ResponseRecord,
 )
-from gateway.journal.store import DecisionFilter, RouterVersion, Store
+from gateway.journal.store import DecisionFilter, RouterVersion, Store, open_store
 from gateway.journal.tables import decisions, job_items
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
@@ -137,6 +140,18 @@ def test_feedback_finds_its_decision_by_any_id_and_in_any_order(store: Store) ->
     assert [row["decision_id"] for row in store.feedback()] == ["dec_2", "dec_1"]
 
 
+def test_pages_of_feedback_and_audit_join_where_times_are_equal(store: Store) -> None:
+    """Rows of one and the same moment that end a page are not skipped by the next."""
+    notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create", target="") for i in range(5)]
+    write(store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
+    for rows_of in (store.feedback, store.audit_log):
+        seen, before = [], None
+        while rows := rows_of(before=before, limit=2):
+            seen += [row["id"] for row in rows]
+            before = rows[-1]["time_s"], rows[-1]["id"]
+        assert len(seen) == len(set(seen)) == 5
+
+
 def test_feedback_of_another_tenant_attaches_to_nothing(store: Store) -> None:
     """Clients choose request ids, so two tenants may use the same one."""
     stranger = feedback(1, 0.0, decision_id="", request_id="req_1", tenant="other")
@@ -199,6 +214,33 @@ def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
     assert store.keys(revoked=False) == []
     assert [row["action"] for row in store.audit_log()] == ["key.revoke", "key.create"]
     assert "hg-secret" not in str(store.audit_log()) + str(store.keys())
+
+
+def test_two_replicas_make_no_two_keys_of_one_name(store: Store, database_url: str) -> None:
+    """Both look before either has made its key: the second waits, and is told that the name is taken."""
+
+    both = Barrier(2)
+
+    def dawdle(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith("INSERT INTO keys"):
+            time.sleep(0.3)
+
+    def make(number: int) -> str:
+        other = open_store(database_url)
+        sa.event.listen(other.engine, "before_cursor_execute", dawdle)
+        try:
+            both.wait()
+            other.add_key(KeyRecord(f"key_{number}", "ci", f"hash {number}", "hg-", NOON_S), "me")
+        except ValueError as fault:
+            return str(fault)
+        finally:
+            other.close()
+        return "made"
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(make, range(2)))
+    assert said == ["a key named 'ci' exists", "made"]
+    assert len(store.keys()) == 1
 
 
 def test_a_change_of_a_key_never_undoes_its_revocation(store: Store) -> None:
