@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import cast
 
 import msgspec
 from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
-from gateway.admin.changes import database
+from gateway.admin.changes import Conflict, database
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
-from gateway.admin.shapes.access import Key, KeyChange, KeyRow, MadeKey, NewKey, Period
+from gateway.admin.shapes.access import Key, KeyChange, KeyLimits, KeyRow, MadeKey, NewKey, Period
 from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import KeyRecord
@@ -45,8 +46,19 @@ def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
 
 
 def change_key(desk: Desk, who: Actor, id: str, change: KeyChange) -> Key:
-    """Changes what is named; a limit set to null is lifted."""
-    return _view(_put(desk, who, id, lambda record: _changed(desk, record, change)))
+    """Changes what is named; a limit set to null is lifted. Raises Conflict where another version is in force."""
+
+    def changed(record: KeyRecord) -> KeyRecord:
+        if change.version and change.version != version_of(record):
+            raise Conflict(f"key {record.name} was changed meanwhile: look at it again before you change it")
+        return _changed(desk, record, change)
+
+    return _view(_put(desk, who, id, changed))
+
+
+def version_of(record: KeyRecord) -> int:
+    """Another number for every other record."""
+    return int.from_bytes(sha256(msgspec.json.encode(record)).digest()[:6])
 
 
 def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
@@ -101,9 +113,9 @@ def _known(record: KeyRecord | None, id: str) -> KeyRecord:
     return record
 
 
-def _changed(desk: Desk, record: KeyRecord, change: KeyChange) -> KeyRecord:
+def _changed(desk: Desk, record: KeyRecord, change: KeyLimits) -> KeyRecord:
     """Raises CallerError where it could not be served so."""
-    named = change.model_dump(exclude_unset=True, exclude={"name", "tenant"})
+    named = change.model_dump(exclude_unset=True, exclude={"name", "tenant", "version"})
     if "models" in named:
         named["models"] = tuple(named["models"] or ())
     changed = msgspec.structs.replace(record, **named)
@@ -124,7 +136,7 @@ def _made_row(record: KeyRecord, spending: Spending) -> KeyRow:
         id=record.id, name=record.name, prefix=record.prefix, tenant=record.tenant, source="here",
         models=list(record.models), rpm=record.rpm, tpm=record.tpm, knobs=record.knobs, explore=record.explore,
         created_s=record.created_s, expires_s=record.expires_s, revoked_s=record.revoked_s,
-        spent=spent_of(spending, "key_id", record.id, period, record.budget_usd), version=0,
+        spent=spent_of(spending, "key_id", record.id, period, record.budget_usd), version=version_of(record),
     )  # fmt: skip
 
 

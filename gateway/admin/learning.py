@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
-from gateway.admin.changes import database
+from gateway.admin.changes import Conflict, database
 from gateway.admin.checkup import KIND, refresh_learning
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
@@ -50,10 +51,14 @@ def alarms(desk: Desk) -> list[Alarm]:
     return [Alarm(**one) for one in raised(desk)]
 
 
-def promote(desk: Desk, who: Actor, route: str, version: str) -> VersionDone:
-    """Serve this version from the next request on. Raises CallerError where there is no such one."""
+def promote(desk: Desk, who: Actor, route: str, version: str, live: str | None = None) -> VersionDone:
+    """Serve this version from the next request on. `live`: what its caller saw serving; None: he doesn't say.
+
+    Raises CallerError where there is no such version, Conflict where another one than `live` serves.
+    """
     route_of(desk, route)
-    with database():
+    with database(), _one_at_a_time(desk, route):
+        _refuse_stale(desk, route, live)
         known = _versions(desk)
         live = known.promote(route, version, actor=who.name)
         if desk.settings().canaries.get(route):
@@ -61,10 +66,11 @@ def promote(desk: Desk, who: Actor, route: str, version: str) -> VersionDone:
     return _done(desk, route, live.version, "live")
 
 
-def roll_back(desk: Desk, who: Actor, route: str) -> VersionDone:
-    """Serve the version before this one, or what the configuration names."""
+def roll_back(desk: Desk, who: Actor, route: str, live: str | None = None) -> VersionDone:
+    """Serve the version before this one, or what the configuration names. Raises Conflict as `promote` does."""
     route_of(desk, route)
-    with database():
+    with database(), _one_at_a_time(desk, route):
+        _refuse_stale(desk, route, live)
         back = _versions(desk).roll_back(route, actor=who.name)
     return _done(desk, route, back.version if back else "", "live")
 
@@ -96,6 +102,20 @@ def end_canary(desk: Desk, who: Actor, route: str) -> VersionDone:
         for one in running:
             _mark(desk, who, one, "candidate")
     return _done(desk, route, running[0].version if running else "", "candidate")
+
+
+def _one_at_a_time(desk: Desk, route: str) -> threading.Lock:
+    """Two who saw the same version serve don't both take a step from it."""
+    return desk.busy.setdefault(f"versions:{route}", threading.Lock())
+
+
+def _refuse_stale(desk: Desk, route: str, seen: str | None) -> None:
+    live = next((one.version for one in desk.store.router_versions(route) if one.state == "live"), "")
+    if seen is not None and seen != live:
+        raise Conflict(
+            f"{live or 'what the configuration names'} serves {route} by now, no more "
+            f"{seen or 'what the configuration names'}: look at it again before you change it"
+        )
 
 
 def _versions(desk: Desk) -> Versions:
@@ -188,15 +208,15 @@ def post_refresh(desk: Means, who: Operator, route: str) -> RouteLearning:
 
 
 @router.post("/{route:path}/versions/{version}/promote")
-def post_promote(desk: Means, who: Operator, route: str, version: str) -> VersionDone:
-    """Serve this version."""
-    return promote(desk, who, route, version)
+def post_promote(desk: Means, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
+    """Serve this version. `live`: the one that was seen serving; another one now is a conflict (409)."""
+    return promote(desk, who, route, version, live)
 
 
 @router.post("/{route:path}/roll-back")
-def post_roll_back(desk: Means, who: Operator, route: str) -> VersionDone:
-    """Serve the version before."""
-    return roll_back(desk, who, route)
+def post_roll_back(desk: Means, who: Operator, route: str, live: str | None = None) -> VersionDone:
+    """Serve the version before. `live`: the one that was seen serving; another one now is a conflict (409)."""
+    return roll_back(desk, who, route, live)
 
 
 @router.post("/{route:path}/versions/{version}/canary")

@@ -165,6 +165,17 @@ async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, b
     assert (await client.post("/admin/keys", json=body)).status_code == 422
 
 
+async def test_a_key_changed_from_an_old_page_is_a_conflict(client: httpx.AsyncClient) -> None:
+    """Who says which version he saw undoes nobody's change; who says none changes what he names, as ever."""
+    id = (await client.post("/admin/keys", json={"name": "ci", "rpm": 5})).json()["record"]["id"]
+    (seen,) = (await client.get("/admin/keys")).json()
+    assert (await client.patch(f"/admin/keys/{id}", json={"rpm": 7, "version": seen["version"]})).status_code == 200
+    late = await client.patch(f"/admin/keys/{id}", json={"rpm": 5, "tpm": 9, "version": seen["version"]})
+    assert late.status_code == 409 and "changed meanwhile" in late.json()["error"]["message"]
+    now = (await client.patch(f"/admin/keys/{id}", json={"tpm": 9})).json()
+    assert (now["rpm"], now["tpm"]) == (7, 9)
+
+
 async def test_limits_that_workers_cannot_share_are_refused(desk: Desk, client: httpx.AsyncClient) -> None:
     """Without Redis each of two would grant a key's budget whole; what is no limit can still be changed."""
     made = (await client.post("/admin/keys", json={"name": "old", "rpm": 5})).json()["record"]["id"]

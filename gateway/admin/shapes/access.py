@@ -88,10 +88,11 @@ class KeyRow(BaseModel):
     revoked_s: float | None
     spent: Spent
     version: int
+    """Another one whenever something of it was changed; 0: a key of the file."""
 
 
-class KeyChange(Wanted):
-    """What may be changed of a key; what is left out stays."""
+class KeyLimits(Wanted):
+    """What a key may do."""
 
     models: list[Name] | None = None
     rpm: Count | None = None
@@ -103,7 +104,14 @@ class KeyChange(Wanted):
     expires_s: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
-class NewKey(KeyChange):
+class KeyChange(KeyLimits):
+    """What may be changed of a key; what is left out stays."""
+
+    version: int = 0
+    """Of the key as it was read (`KeyRow`): another one now is a conflict (409). 0: whatever it has become."""
+
+
+class NewKey(KeyLimits):
     """A key to make."""
 
     name: Name

@@ -47,7 +47,7 @@ def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -
 @router.post("/keys/{id}/change")
 def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
     """An empty limit is lifted."""
-    given = _key_fields(fields, optional(fields, KeyChange))
+    given = {**_key_fields(fields, optional(fields, KeyChange)), "version": seen(fields)}
     changed = ring.change_key(desk_of(request), who, id, shaped(KeyChange, given))
     return _keys(request, who, said=f"Key {changed.name} is changed.")
 

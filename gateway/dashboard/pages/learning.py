@@ -30,12 +30,12 @@ def turn(request: Request, who: Annotated[Actor, Depends(operator)], route: str,
 
 
 def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[str, str]) -> str:
-    desk, version = desk_of(request), fields.get("version", "")
+    desk, version, live = desk_of(request), fields.get("version", ""), fields.get("live")
     match turn:
         case "promote":
-            return f"{version} serves the route{_confirmed(loop.promote(desk, who, route, version))}."
+            return f"{version} serves the route{_confirmed(loop.promote(desk, who, route, version, live))}."
         case "roll-back":
-            done = loop.roll_back(desk, who, route)
+            done = loop.roll_back(desk, who, route, live)
             return f"Rolled back: {done.version or 'what the configuration names'} serves the route{_confirmed(done)}."
         case "canary":
             share = float(fields["share"]) / 100 if fields.get("share", "").replace(".", "", 1).isdigit() else None

@@ -68,7 +68,9 @@ def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str)
     wanted = _knobs(request.query_params)
     detail = steering.route_detail(desk, route)
     told = steering.preview(desk, route, wanted)
-    text = templates().get_template("effect.html").render(_effect(detail, told))
+    shown = seen(request.query_params) if "version" in request.query_params else detail.setting_version
+    stale = detail.history[0] if shown != detail.setting_version else None
+    text = templates().get_template("effect.html").render(_effect(detail, told), stale=stale)
     return HTMLResponse(text, headers=HEADERS)
 
 
@@ -139,7 +141,7 @@ def _page(
     told = steering.preview(desk, route, detail.knobs)
     context = {
         "title": route, "detail": detail, "dials": DIALS, "more_dials": MORE_DIALS, "undoable": undoable,
-        "history": _history(detail.history), **_effect(detail, told),
+        "history": _history(detail.history), "stale": None, **_effect(detail, told),
     }  # fmt: skip
     return render(request, who, "route.html", context, said=said)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(desk: Des
     assert states(desk) == {first: "live", second: "rolled_back"}
     actions = [row["action"] for row in desk.store.audit_log()]
     assert "router.canary" in actions and "router.rolled_back" in actions
+
+
+def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(desk: Desk, two: tuple[str, str]) -> None:
+    """Of two pages that show the same version the second is told; it took the step before that one back as well."""
+    first, second = two
+    learning.promote(desk, ANN, "auto", first, live="")
+    learning.promote(desk, ANN, "auto", second, live=first)
+    with pytest.raises(Conflict, match=f"{second} serves auto by now"):
+        learning.promote(desk, ANN, "auto", first, live="")
+
+    def turn(_: int) -> str:
+        try:
+            return learning.roll_back(desk, ANN, "auto", live=second).version
+        except Conflict as told:
+            return told.message
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(turn, range(2)), key=len)
+    assert said[0] == first and "by now" in said[1]
+    assert states(desk) == {first: "live", second: "rolled_back"}
 
 
 def test_what_can_not_serve_is_refused(desk: Desk, two: tuple[str, str]) -> None:
