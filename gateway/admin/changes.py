@@ -80,7 +80,7 @@ def change(
             raise _conflict(current)
         if checked:
             refuse_unsound(desk, name, value)
-        detail: dict[str, Any] = {"before": current.value, "after": value, **({"why": why} if why else {})}
+        detail: dict[str, Any] = {"before": _told(current.value), "after": _told(value), **({"why": why} if why else {})}
         try:
             number = desk.store.save_setting(name, value, who.name, expected=version, detail=detail)
         except SettingConflict:
@@ -115,6 +115,11 @@ def refuse_unsound(desk: Desk, name: str, value: Value | None) -> None:
     _, problems = overlaid(desk.config, overlay_of(values), read_secrets(desk.run_dir))
     if problems:
         raise CallerError("; ".join(problems), code="unsound", status=422, param=problems[0].partition(":")[0])
+
+
+def _told(value: Value | None) -> Value | None:
+    """For the audit log: without the prediction that is kept with it."""
+    return value and {name: one for name, one in value.items() if name != "foretold"}
 
 
 def _conflict(current: SettingVersion) -> Conflict:

@@ -30,7 +30,7 @@ KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant"
 """Settings are named `kind:name`; these are laid over the configuration."""
 
 
-BESIDE = ("trial", "routes")
+BESIDE = ("trial", "routes", "foretold")
 """Parts of a value that are no key of the configuration's table."""
 
 

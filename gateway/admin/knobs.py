@@ -12,6 +12,7 @@ from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
+from gateway.admin.foretold import foretell, kept_word
 from gateway.admin.frontier import known_frontier, refresh_frontier
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import day_totals, no_totals
@@ -53,18 +54,22 @@ def route_detail(desk: Desk, route: str) -> RouteDetail:
         in_force = changes.setting(desk, name)
         trial = (in_force.value or {}).get("trial")
         spent = Spending(desk).of("route", route, period_start("day", time.time()))
+        history = changes.history(desk, name)
         return RouteDetail(
             **_card(desk, now, in_force.version, trial), day=day_totals(desk).get(route) or no_totals(),
             configured=_configured(desk, route), frontier=known_frontier(desk, route),
             trial_detail=trial_of(desk, route, trial) if trial else None, spent_today_usd=spent,
-            history=changes.history(desk, name),
+            history=history, kept=kept_word(desk, route, knobs_in_force(now), history),
         )  # fmt: skip
 
 
 def apply(desk: Desk, who: Actor, route: str, change: KnobChange) -> Applied:
     """In force in every worker within two seconds. Raises Conflict, or CallerError naming the field."""
-    value = _with_knobs(desk, route, change.knobs, change.version)
-    return changes.change(desk, who, f"route:{route}", {**value, "trial": None}, change.version, why=change.why)
+    value = {**_with_knobs(desk, route, change.knobs, change.version), "trial": None}
+    value.pop("foretold", None)
+    if told := foretell(desk, route, change.knobs):
+        value["foretold"] = told
+    return changes.change(desk, who, f"route:{route}", value, change.version, why=change.why)
 
 
 def undo(desk: Desk, who: Actor, route: str, version: int) -> Applied:

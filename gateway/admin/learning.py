@@ -59,11 +59,10 @@ def promote(desk: Desk, who: Actor, route: str, version: str, live: str | None =
     route_of(desk, route)
     with database(), _one_at_a_time(desk, route):
         _refuse_stale(desk, route, live)
-        known = _versions(desk)
-        live = known.promote(route, version, actor=who.name)
+        promoted = _versions(desk).promote(route, version, actor=who.name)
         if desk.settings().canaries.get(route):
             take_back(str(desk.run_dir), route)
-    return _done(desk, route, live.version, "live")
+    return _done(desk, route, promoted.version, "live")
 
 
 def roll_back(desk: Desk, who: Actor, route: str, live: str | None = None) -> VersionDone:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from gateway.admin.shapes.common import Estimate, Quality, Seconds, SettingVersion, Share, Usd, Wanted
+from gateway.admin.shapes.common import Estimate, Interval, Quality, Seconds, SettingVersion, Share, Usd, Wanted
 from gateway.admin.shapes.overview import Totals
 
 
@@ -42,6 +42,26 @@ class Trial(BaseModel):
     latency_s: Estimate
     agreement: float | None
     """Shadow: probability of choosing the same model as now."""
+
+
+class Held(BaseModel):
+    """One quantity per request: what was foretold of the knobs in force, and what came since."""
+
+    foretold: Interval
+    seen: Estimate
+    held: bool | None
+    """Whether they differ by no more than chance explains (95 %); None: too early to tell."""
+
+
+class Kept(BaseModel):
+    """What became of the prediction that the knobs in force were turned on. A quantity is null where none was made."""
+
+    since_s: float
+    rounds: int
+    """Of the route's latest decisions, those since."""
+    quality: Held | None = None
+    cost_usd: Held | None = None
+    latency_s: Held | None = None
 
 
 class FrontierPoint(BaseModel):
@@ -91,6 +111,8 @@ class RouteDetail(RouteCard):
     spent_today_usd: float
     history: list[SettingVersion]
     """Newest first, fifty at most."""
+    kept: Kept | None = None
+    """Null where nothing was foretold of the knobs in force."""
 
 
 class Effect(BaseModel):

@@ -199,15 +199,17 @@ def _history(history: list[SettingVersion]) -> list[tuple[SettingVersion, list[t
     told = []
     befores: list[SettingVersion | None] = [*history[1:], None]
     for one, before in zip(history, befores, strict=False):
-        old, new = _flat((before and before.value) or {}), _flat(one.value or {})
+        old, new = (_flat(value or {}, but="foretold") for value in (before and before.value, one.value))
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         told.append((one, [(name, old.get(name), new.get(name)) for name in names]))
     return told
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(value: Mapping[str, Any], prefix: str = "", but: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, one in value.items():
+        if name == but:
+            continue
         if isinstance(one, dict):
             found |= _flat(one, f"{prefix}{name} ")
         elif one is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from gateway.admin import audit, changes, knobs
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict
 from gateway.admin.desk import Desk
-from gateway.admin.shapes.knobs import KnobChange, Knobs, TrialWanted
+from gateway.admin.shapes.knobs import Kept, KnobChange, Knobs, TrialWanted
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.store import Store
 from gateway.settings import read_settings
@@ -36,6 +37,41 @@ def test_a_knob_is_in_force_and_on_record(desk: Desk) -> None:
     (line,) = audit.audit_log(desk, action="setting.save")
     assert (line.actor, line.target, line.detail["why"]) == ("ann", "route:auto", "to see")
     assert line.undo == {"name": "route:auto", "version": 1}
+
+
+def test_a_turn_is_held_to_what_was_foretold(desk: Desk) -> None:
+    """Too early at first; as foretold once traffic like the prediction came, not once it came otherwise; a trial and
+    its end leave the turn what it was, and taken back there is nothing to hold it to.
+    """
+    write(desk, *explored(400))
+    turn(desk, ANN, 0, cost_weight=1.0)
+    foretold = knobs.preview(desk, "auto", Knobs(cost_weight=1.0)).shares_then["small"]
+
+    def kept(chance: float, first: int) -> Kept:
+        came = explored(200, seed=first, chance=chance)
+        at_s = time.time()
+        write(desk, *(replace(one, id=f"{one.id}_{first}", time_s=at_s) for one in came if one.id.startswith("dec_")))
+        desk.kept.clear()
+        told = knobs.route_detail(desk, "auto").kept
+        assert told is not None and told.cost_usd is not None
+        return told
+
+    early = knobs.route_detail(desk, "auto").kept
+    assert early is not None and early.quality is not None and early.cost_usd is not None
+    assert (early.rounds, early.quality.held, early.cost_usd.held) == (0, None, None)
+    told = kept(foretold, 1)
+    assert told.rounds == 200 and told.cost_usd is not None and told.cost_usd.held is True
+    assert told.quality is not None and told.quality.held is None  # nobody scored them
+    wanted = TrialWanted(kind="shadow", knobs=Knobs(cost_weight=0.2), version=1)
+    knobs.end_trial(desk, ANN, "auto", knobs.start_trial(desk, ANN, "auto", wanted).setting.version)
+    otherwise = kept(1 - foretold, 2)
+    assert otherwise.rounds == 400 and otherwise.cost_usd is not None and otherwise.cost_usd.held is False
+    assert "foretold" not in str(audit.audit_log(desk))
+    turn(desk, ANN, 3, cost_weight=0.5)
+    knobs.undo(desk, ANN, "auto", 4)
+    assert knobs.route_detail(desk, "auto").kept is not None  # of the same knobs, since they are in force again
+    turn(desk, ANN, 5, budget_usd_per_day=9.0)
+    assert knobs.route_detail(desk, "auto").kept is None
 
 
 def test_of_two_operators_the_second_learns_who_was_first(desk: Desk) -> None:
