@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -33,6 +33,8 @@ FRESH_S = 1.0
 BEHIND_BYTES = 4 * 1024 * 1024
 LENGTH_S: dict[Window, int] = {"hour": 3600, "day": 86400, "week": 7 * 86400, "month": 30 * 86400}
 STEP_S: dict[Window, int] = {"hour": 60, "day": 3600, "week": 3600, "month": 86400}
+FINER_S: dict[Window, int] = {"day": 60, "month": 3600}
+"""For the step that is not over, where one is a good part of the window and finer sums are kept as long."""
 BLIND = (
     "Models chosen at random, blind to the query, in the mixture that is worth as much (for the money) or costs as "
     "much (for the quality); each model alone is valued off-policy on the route's latest scored decisions."
@@ -59,7 +61,7 @@ def _overview(desk: Desk, window: Window, route: str, tenant: str) -> Overview:
     with database():
         asked = {"route": route, "tenant": tenant}
         fine = grouped(desk.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
-        before = sums(desk.store, step_s, 2 * since_s - until_s, since_s, names=(*COUNTS, *LATENCY, *TTFT), **asked)
+        before = _before(desk, window, since_s, now_s, asked)
         by_tenant = [] if tenant else _tenants(desk, step_s, since_s, until_s, route)
         declared = str((setting_value(desk, BASELINE) or {}).get("model", ""))
         found = insights_of(desk.store, "random")
@@ -67,7 +69,7 @@ def _overview(desk: Desk, window: Window, route: str, tenant: str) -> Overview:
     state, detail = _journal(desk)
     return Overview(
         window=window, since_s=since_s, until_s=until_s, step_s=step_s, route=route, tenant=tenant,
-        empty=not total["requests"], totals=totals(total), before=totals(before[0]), extra=_extra(total),
+        empty=not total["requests"], totals=totals(total), before=totals(before), extra=_extra(total),
         baseline=against(desk.current, declared, by_model), random=_random(found, by_route),
         series=_series(desk, declared, fine.by("start_s"), since_s, until_s, step_s),
         by_route=_slices(by_route, "route"), by_model=_slices(by_model, "model"),
@@ -136,6 +138,17 @@ def raised(desk: Desk) -> list[dict[str, Any]]:
 def setting_value(desk: Desk, name: str) -> Any:
     """What is in force; None: nothing was set."""
     return desk.store.setting(name)
+
+
+def _before(desk: Desk, window: Window, since_s: int, now_s: float, asked: Mapping[str, str]) -> Sums:
+    """The window before as far as this one has come: half a day says nothing beside a whole one."""
+    begun_s, now_then_s, step_s = since_s - LENGTH_S[window], now_s - LENGTH_S[window], STEP_S[window]
+    names, finer_s = (*COUNTS, *LATENCY, *TTFT), FINER_S.get(window)
+    if finer_s is None:
+        return sums(desk.store, step_s, begun_s, since_s, names=names, **asked)[0]
+    whole_s = int(now_then_s) // step_s * step_s
+    whole = sums(desk.store, step_s, begun_s, whole_s, names=names, **asked)
+    return merged(whole + sums(desk.store, finer_s, whole_s, now_then_s, names=names, **asked))
 
 
 def _tenants(desk: Desk, step_s: int, since_s: float, until_s: float, route: str) -> list[Sums]:

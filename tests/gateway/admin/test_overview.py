@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -49,6 +50,19 @@ def test_the_figures_are_those_of_the_decisions(desk: Desk, window: Any) -> None
     assert sum(point.requests for point in told.series) == 32
     assert sum(one.cost_usd for one in told.by_model) == pytest.approx(told.totals.cost_usd)
     assert [one.name for one in told.by_tenant] == ["acme"]
+
+
+@pytest.mark.parametrize(("window", "length_s", "grain_s"), [("day", 86400, 60), ("month", 30 * 86400, 3600)])
+def test_the_window_before_ends_where_this_one_has_come_to(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, window: Any, length_s: int, grain_s: int
+) -> None:
+    """Even traffic is no fall: a day at its half is not laid beside a whole one."""
+    now_s = time.time() // 86400 * 86400 + 43200 + 1800
+    monkeypatch.setattr("gateway.admin.overview.time", SimpleNamespace(time=lambda: now_s))
+    ago = [7, length_s - 2 * grain_s, length_s + grain_s, length_s + 2 * grain_s]
+    write(desk, *(decision(n, time_s=now_s - past_s) for n, past_s in enumerate(ago)))
+    told = overview(desk, window)
+    assert told.before.requests == 2
 
 
 def test_one_route_or_tenant_alone(desk: Desk) -> None:
