@@ -80,7 +80,7 @@ def change(
             raise _conflict(current)
         if checked:
             refuse_unsound(desk, name, value)
-        detail: dict[str, Any] = {"before": _told(current.value), "after": _told(value), **({"why": why} if why else {})}
+        detail: dict[str, Any] = {"before": _told(current.value), "after": _told(value)} | ({"why": why} if why else {})
         try:
             number = desk.store.save_setting(name, value, who.name, expected=version, detail=detail)
         except SettingConflict:

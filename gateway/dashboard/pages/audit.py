@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from gateway.admin import audit as log
 from gateway.admin.cursors import next_cursor, read_cursor
 from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.shapes.common import AuditRow
+from gateway.dashboard.download import MOST_ROWS, PAGE_ROWS, as_csv, pages
 from gateway.dashboard.forms import Fields, seen
 from gateway.dashboard.page import render
 
@@ -24,6 +26,18 @@ def show(
     return _page(request, who, cursor, action)
 
 
+@router.get("/audit.csv")
+def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: str = "") -> Response:
+    """All of it, or of one action; newest first."""
+    desk = desk_of(request)
+
+    def page(cursor: str) -> tuple[list[AuditRow], str | None]:
+        rows = log.audit_log(desk, read_cursor(cursor), action, PAGE_ROWS)
+        return rows, next_cursor(rows, PAGE_ROWS)
+
+    return as_csv("audit", AuditRow, pages(page), but=["undo"])
+
+
 @router.post("/audit/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Back to the version named."""
@@ -36,6 +50,6 @@ def _page(request: Request, who: Actor, cursor: str = "", action: str = "", said
     rows = log.audit_log(desk_of(request), read_cursor(cursor), action, PAGE)
     context = {
         "title": "Audit log", "rows": rows, "action": action, "first": bool(cursor),
-        "further": next_cursor(rows, PAGE),
+        "further": next_cursor(rows, PAGE), "most": MOST_ROWS,
     }  # fmt: skip
     return render(request, who, "audit.html", context, said=said)

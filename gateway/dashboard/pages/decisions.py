@@ -13,8 +13,9 @@ from fastapi.responses import RedirectResponse
 from gateway.admin import decisions as journal
 from gateway.admin import labels
 from gateway.admin.guard import Actor, desk_of, operator, viewer
-from gateway.admin.shapes.decisions import Explained, Replayed, ReplayWanted
+from gateway.admin.shapes.decisions import DecisionRow, Explained, Replayed, ReplayWanted
 from gateway.admin.shapes.labels import LabelWanted
+from gateway.dashboard.download import MOST_ROWS, PAGE_ROWS, as_csv, pages
 from gateway.dashboard.forms import Fields, picked, shaped
 from gateway.dashboard.page import render
 from gateway.errors import CallerError
@@ -43,8 +44,21 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
         "title": "Decisions", "found": found, "asked": asked, "facets": journal.facets(desk), "outcomes": OUTCOMES,
         "further": f"/decisions?{urlencode({**kept, 'cursor': found.next})}" if found.next else "",
         "first": f"/decisions?{urlencode(kept)}" if cursor else "", "filtered": bool(kept),
+        "file": f"/decisions.csv?{urlencode(kept)}" if kept else "/decisions.csv", "most": MOST_ROWS,
     }  # fmt: skip
     return render(request, who, "decisions.html", context)
+
+
+@router.get("/decisions.csv")
+def download(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
+    """What the filter in the query finds, newest first."""
+    desk, wanted = desk_of(request), _filter(dict(request.query_params))
+
+    def page(cursor: str) -> tuple[list[DecisionRow], str | None]:
+        found = journal.search(desk, wanted, cursor, PAGE_ROWS)
+        return found.data, found.next
+
+    return as_csv("decisions", DecisionRow, pages(page))
 
 
 @router.get("/decisions/{id}")
