@@ -53,7 +53,7 @@ def test_a_prediction_on_an_older_page_says_so(stage: Stage, open_page: OpenPage
     done = stage.admin("PUT", "/admin/routes/auto/knobs", json=change)["setting"]["version"]
     page.locator("#cost_weight").fill("0.65")
     expect(page.locator("#effect .notice").first).to_contain_text("master has changed these knobs")
-    page.locator("#effect").get_by_role("link", name="Show what is in force now").click()
+    page.get_by_role("link", name="Load the page again").click()
     expect(page.locator("#cost_weight")).to_have_value("0.35")
     with page.expect_response(lambda answer: "/effect?" in answer.url):
         page.locator("#cost_weight").fill("0.65")

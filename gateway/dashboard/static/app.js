@@ -277,15 +277,17 @@ function putBack() {
   if (!draft || !document.body.dataset.user) return;
   sessionStorage.removeItem(DRAFT);
   if (draft.at !== here() || draft.user !== document.body.dataset.user) return;
+  let back = 0;
   for (const [place, name, value] of draft.fields) {
     const field = findAll("form[method=post]").find((form) => placeOf(form) === place)?.elements.namedItem(name);
     if (!field) continue;
+    back += 1;
     if (field.type === "checkbox") field.checked = value;
     else field.value = value;
     field.closest("details")?.setAttribute("open", "");
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
-  notice(find("#said"), "info", "What you had filled in is back, without secrets and files. Nothing of it was sent.");
+  if (back) notice(find("#said"), "info", "What you had filled in is back, without secrets and files. Nothing of it was sent.");
 }
 
 function signedOut() {

@@ -187,3 +187,12 @@ def test_what_can_be_changed_here_is_what_the_configuration_has(
         assert key in known, f"{name} is no key of {section.__name__}"
         if not field.is_required() and name not in ("api_key", "headers"):  # of secrets: None keeps what is there
             assert field.default == known[key], name
+
+
+async def test_pages_say_which_days_and_months_budgets_are_of(client: httpx.AsyncClient) -> None:
+    """UTC's, wherever the reader is; and a budget for good is no "this total"."""
+    for tenant, period in (("acme", "total"), ("shop", "day")):
+        wanted = {"budget_usd": 5.0, "budget_period": period, "version": 0}
+        assert (await client.put(f"/admin/tenants/{tenant}", json=wanted)).status_code == 200
+    page = (await client.get("/tenants")).text
+    assert "in its lifetime" in page and "today, UTC" in page and "this total" not in page
