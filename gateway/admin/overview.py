@@ -158,8 +158,10 @@ def _tenants(desk: Desk, step_s: int, since_s: float, until_s: float, route: str
 
 
 def _journal(desk: Desk) -> tuple[str, str]:
-    if desk.shipping.fault or not desk.opened:
-        return "away", desk.shipping.fault or "the database has not been reached yet"
+    if desk.shipping.fault:
+        return "away", desk.shipping.fault
+    if not desk.opened:
+        return "opening", "the database has not been reached yet"
     if desk.shipping.waiting_bytes > BEHIND_BYTES:
         return "behind", f"{desk.shipping.waiting_bytes / 1e6:.0f} MB of records wait to be shipped"
     return ("counting", "old decisions are still being added up") if desk.counting else ("ok", "")

@@ -117,8 +117,8 @@ class Overview(BaseModel):
     alarms: int
     """Raised now, over all routes."""
     journal: str
-    """ok | away: the database can't be reached, figures may be missing | behind: records wait to be shipped |
-    counting: old decisions are still being added up."""
+    """ok | opening: the database has not been reached yet | away: it can't be reached, figures may be missing |
+    behind: records wait to be shipped | counting: old decisions are still being added up."""
     journal_detail: str = ""
 
 

@@ -132,7 +132,8 @@ def show_users(request: Request, who: Annotated[Actor, Depends(admin)]) -> Respo
 def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """Somebody who may sign in from now on."""
     made = people.add_user(desk_of(request), who, shaped(NewUser, picked(fields, NewUser)))
-    return _users(request, who, said=f"{made.name} may sign in as {made.role}.")
+    closed = " From now on everybody must sign in." if who.how == "this machine" else ""
+    return _users(request, who, said=f"{made.name} may sign in as {made.role}.{closed}")
 
 
 @router.post("/users/{name}/change")
@@ -151,5 +152,7 @@ def delete_user(request: Request, who: Annotated[Actor, Depends(admin)], name: s
 
 
 def _users(request: Request, who: Actor, said: str = "") -> Response:
-    context = {"title": "Users", "rows": people.list_users(desk_of(request))}
+    context = {
+        "title": "Users", "rows": people.list_users(desk_of(request)), "open": who.how == "this machine",
+    }  # fmt: skip
     return render(request, who, "users.html", context, said=said)

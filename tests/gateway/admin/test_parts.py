@@ -196,3 +196,19 @@ async def test_pages_say_which_days_and_months_budgets_are_of(client: httpx.Asyn
         assert (await client.put(f"/admin/tenants/{tenant}", json=wanted)).status_code == 200
     page = (await client.get("/tenants")).text
     assert "in its lifetime" in page and "today, UTC" in page and "this total" not in page
+
+
+async def test_a_fresh_gateway_says_what_is_so_and_what_to_do(desk: Desk, client: httpx.AsyncClient) -> None:
+    """A database that is being opened is not away; the first user ends the time when nobody had to sign in, and is told
+    so; a viewer is pointed to no form that he hasn't got.
+    """
+    desk.opened = False
+    assert "is being opened" in (await client.get("/")).text
+    desk.opened = True
+    assert "Whoever is on this machine" in (await client.get("/users")).text
+    bare = msgspec.structs.replace(desk.config, routes=[], providers=[], models=[])
+    desk.config, desk._current = bare, None
+    assert "Ask for one below" not in (await client.get("/certificates")).text
+    assert "There is no provider yet" in (await client.get("/models/edit")).text
+    made = {"name": "boss", "role": "admin", "password": "a long enough password"}
+    assert "From now on everybody must sign in" in (await client.post("/users/new", data=made)).text
