@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.stage import Stage, running
+from tests.browser.stage import Stage, artifact, running
 
 FOCUS = "document.activeElement"
 OTHER_FIRST = "href => document.querySelector('#live tbody a.row').getAttribute('href') !== href"
@@ -147,10 +147,14 @@ def test_a_gateway_that_hangs_is_told(tmp_path: Path, open_page: OpenPage) -> No
         expect(word).to_have_text("Live")
 
 
-def test_a_dark_page_prints_dark_on_white(open_page: OpenPage) -> None:
+def test_a_dark_page_prints_dark_on_white(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
     """Browsers print no backgrounds: what is light on dark on the screen would be light on white."""
     page = open_page("/users", user="ada", theme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('main h1')).color.match(/\\d+/g).map(Number)"
     assert max(page.evaluate(ink)) < 100
     assert page.get_by_label("Role of vera").is_visible() and page.get_by_role("button").count() == 0
+    stage.add_version(artifact(tmp_path, "printed"))  # a long path in the audit log
+    page.goto(page.url.replace("/users", "/audit"))
+    page.set_viewport_size({"width": 760, "height": 1000})  # a sheet of A4: no cell is cut at its edge
+    assert page.evaluate("document.querySelector('main table').scrollWidth <= window.innerWidth")
