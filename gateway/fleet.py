@@ -175,10 +175,10 @@ class Fleet:
 
     def update(self, models: Iterable[ModelConfig]) -> None:
         """Take over another configuration: a deployment that is as it was keeps its breaker, delays and counts."""
-        before = {one.config: one for one in self.all()}
+        before = {msgspec.json.encode(one.config): one for one in self.all()}
         fresh: dict[str, list[Deployment]] = {}
         for config in models:
-            fresh.setdefault(config.name, []).append(before.get(config) or Deployment(config))
+            fresh.setdefault(config.name, []).append(before.get(msgspec.json.encode(config)) or Deployment(config))
         _weigh(fresh)
         self._deployments = fresh
 
