@@ -32,6 +32,7 @@ from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
 from gateway.errors import ConfigError
+from gateway.journal.durable import Complaint
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
@@ -141,6 +142,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
     turns = Turns(lambda: desk.current, desk.store)
+    complaint = Complaint(log, "chores")
     while True:
         try:
             mark_batches(desk)
@@ -156,8 +158,9 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(not_ahead(begun))
                 forget_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
+            complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
-            log.warning("a chore waits: %s", fault)
+            complaint.fails(fault)
         except Exception:  # a fault of ours in one chore must not end them all, unseen
             log.exception("a chore failed; it is tried again")
         if ended.wait(CHORES_EVERY_S):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from gateway.admin.desk import Desk
+from gateway.journal.durable import Complaint
 from gateway.journal.tables import audit, settings
 from gateway.settings import stamp
 from gateway.together import Overtaken, Together
@@ -61,11 +62,13 @@ class Spread:
 
     def run(self, ended: threading.Event) -> None:
         """Until `ended`. What fails is tried again."""
+        complaint = Complaint(log, "settings")
         while True:
             try:
                 self.step()
+                complaint.works()
             except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
-                log.warning("settings wait: %s", fault)
+                complaint.fails(fault)
             except Exception:  # a fault of ours must not end it, unseen
                 log.exception("settings wait")
             if ended.wait(LOOK_EVERY_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from gateway.errors import CallerError, HeadgateError
@@ -41,3 +42,23 @@ def database_said(error: Exception) -> str:
         return ""
     away = known.OperationalError, known.InterfaceError, known.InternalError
     return str(error.orig).strip() if isinstance(error, away) or type(error) is known.DatabaseError else ""
+
+
+class Complaint:
+    """Tells the log that what is tried again and again fails: once, and again where it fails otherwise."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        """`what`: a plural."""
+        self._log, self._what = log, what
+        self._said = ""
+
+    def fails(self, fault: Exception) -> None:
+        said = database_said(fault) or str(fault)
+        if said != self._said:
+            self._log.warning("%s wait: %s", self._what, said)
+        self._said = said
+
+    def works(self) -> None:
+        if self._said:
+            self._log.warning("%s go on", self._what)
+        self._said = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from gateway.journal.store import Store, open_store
 from gateway.journal.tables import keys
 from gateway.settings import change_settings, read_settings
 from gateway.spread import WHOLE_EVERY_S, Spread
+from tests.gateway.test_database_away import stopped
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.until import PATIENCE_S
 
@@ -121,3 +123,33 @@ def test_nothing_else_holds_it_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
         ended.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_database_that_is_away_is_told_once(
+    tmp_path: Path, postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with every look: five lines a second fill a disk before a long outage ends."""
+    monkeypatch.setattr("gateway.spread.LOOK_EVERY_S", 0.02)
+    url = postgres_server.new_database()
+    migrate(url)
+    store, ended = open_store(url), threading.Event()
+    spread = Spread(desk_at(tmp_path, store))
+    looking = threading.Thread(target=spread.run, args=(ended,))
+    try:
+        with stopped(postgres_server):
+            looking.start()
+            until_logged(caplog, "settings wait: ")
+            ended.wait(0.5)
+        until_logged(caplog, "settings go on")
+        assert sum("Connection refused" in line for line in caplog.messages) == 1
+    finally:
+        ended.set()
+        looking.join()
+        store.close()
+
+
+def until_logged(caplog: pytest.LogCaptureFixture, words: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(words in line for line in caplog.messages):
+        assert time.monotonic() < deadline, caplog.messages
+        time.sleep(0.02)
