@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import results
-from gateway.batch.jobs import Job, Jobs, State
-from gateway.batch.lease import Terms
+from gateway.batch.jobs import ENDED, Job, Jobs, State
+from gateway.batch.lease import Terms, kept
 from gateway.batch.results import Result
 from gateway.batch.run import Endpoints, Runner
 from gateway.batch.supply import DONE, FAILED
 from gateway.batch.types import Plan
 from gateway.errors import HeadgateError
+from gateway.journal.durable import Complaint, database_said
 from gateway.journal.frames import SUFFIX
 from gateway.journal.ship import Shipper, shipped_bytes
 from gateway.keys import Caller
@@ -30,6 +32,7 @@ from gateway.services import Services
 log = logging.getLogger("headgate.batch")
 
 POLL_S = 0.05
+STORE_RETRY_S = 1.0
 PLANS = "plans"
 """In the run folder: plans made by the runner itself, of no use after the job."""
 
@@ -75,7 +78,8 @@ async def take_over(
     services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, terms: Terms
 ) -> Runner:
     """A runner that knows all that any earlier one of this job has recorded."""
-    await shipped(services.spool_dir, jobs.engine)
+    async with kept(jobs, job, job.progress, terms):
+        await shipped(services.spool_dir, jobs.engine)
     at_risk = await asyncio.to_thread(jobs.write_off, job)
     spent = await asyncio.to_thread(jobs.spent, job.id)
     items = await asyncio.to_thread(lambda: list(jobs.items(job.id)))
@@ -88,26 +92,52 @@ async def take_over(
 
 
 async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
-    """Once every answer is in the database: the results, then the job's last state. A runner that is stopped waits
-    for that no longer than it may drain; the next one does the rest.
+    """Once every answer is in the database: the results, then the job's last state. A database that is away is waited
+    for. A runner that is stopped waits no longer than it may drain; the next one does the rest.
     """
+    complaint = Complaint(log, f"the results of {job.id}")
+    while True:
+        try:
+            await _finish(jobs, job, plan, runner, sink)
+            break
+        except SQLAlchemyError as fault:
+            if runner.stopped or not database_said(fault):
+                raise
+            complaint.fails(fault)
+        await asyncio.sleep(STORE_RETRY_S)
+    complaint.works()
+    if job.state in ENDED:
+        await asyncio.to_thread(forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
+
+
+async def _finish(jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
     clock = runner.terms.clock
     why: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
     state = runner.supply.state
     if why == "expired" and ((state == DONE) | (state == FAILED)).all():
         why = "completed"
-    await asyncio.to_thread(jobs.change, job, "finalizing", clock())
+    async with kept(jobs, job, runner.last, runner.terms):
+        await asyncio.to_thread(jobs.change, job, "finalizing", clock())
+        stored = await _stored(jobs, job, runner)
+        if stored:
+            await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
+    if stored:
+        await asyncio.to_thread(jobs.end, job, why, runner.last, clock())
+    else:
+        await asyncio.to_thread(jobs.release, job, runner.last)
+
+
+async def _stored(jobs: Jobs, job: Job, runner: Runner) -> bool:
+    """Every answer is in the database; False: a runner that is stopped waits no longer."""
+    state = runner.supply.state
     ended = int(((state == DONE) | (state == FAILED)).sum()) + runner.ended_elsewhere
     patience_s = runner.terms.drain_s
     while await asyncio.to_thread(jobs.ended_count, job.id) < ended:
         await asyncio.sleep(POLL_S)  # another process ships
         patience_s -= POLL_S if runner.stopped else 0.0
         if patience_s <= 0 or runner.lost:
-            await asyncio.to_thread(jobs.release, job, runner.last)
-            return
-    await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
-    await asyncio.to_thread(jobs.end, job, why, runner.last, clock())
-    await asyncio.to_thread(forget_plan, plan.prompts.path.parent, Path(services.config.server.run_dir))
+            return False
+    return True
 
 
 def forget_plan(folder: Path, run_dir: Path) -> None:

@@ -7,9 +7,12 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch.carry import PLANS, Paths, carry, forget_plan
 from gateway.batch.endpoint import Upstreams
@@ -23,7 +26,8 @@ from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
 from gateway.config import Config
-from gateway.errors import CallerError
+from gateway.errors import CallerError, HeadgateError
+from gateway.journal.durable import database_said
 from gateway.journal.record import new_id
 from gateway.keys import Caller
 
@@ -68,12 +72,26 @@ async def run_job(
             waiting.append(asyncio.create_task(_stop_when(stop, runner)))
 
         try:
-            return await carry(
-                home.services, home.jobs, job, plan, caller, Paths(), terms, Upstreams(home.services), start
-            )
+            with resumable():
+                return await carry(
+                    home.services, home.jobs, job, plan, caller, Paths(), terms, Upstreams(home.services), start
+                )
         finally:
             for task in waiting:
                 task.cancel()
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """A database that is away ends a command, but no job."""
+    try:
+        yield
+    except SQLAlchemyError as fault:
+        if not (said := database_said(fault)):
+            raise
+        raise HeadgateError(
+            f"the database can't be used: {said}. Every answer is kept: run the same command again to go on"
+        ) from fault
 
 
 async def _stop_when(stop: asyncio.Event, runner: Runner) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 
@@ -13,10 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch.jobs import LEASE_S, Job, Jobs, Progress, State, Wish
 from gateway.errors import HeadgateError
+from gateway.journal.durable import Complaint
 
 log = logging.getLogger("headgate.batch")
 
 EVERY_S = 0.5
+BEAT_S = 2.0
 SURE_S = LEASE_S * 0.7
 """After this long without a renewal the lease may soon be another's."""
 _STATES: dict[Wish, State] = {"": "running", "pause": "paused", "cancel": "cancelling"}
@@ -48,6 +51,7 @@ class Lease:
         """Another runner has the job."""
         self._asked_s = -inf
         self._renewed_s = terms.now()
+        self._complaint = Complaint(log, f"renewals of {job.id}'s lease, and soon its calls,")
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -76,6 +80,26 @@ class Lease:
                 self.wish = wish
                 await asyncio.to_thread(self.jobs.change, self.job, _STATES[wish], self.terms.clock())
         except SQLAlchemyError as fault:
-            log.warning("the lease of %s can't be renewed: %s", self.job.id, fault)
+            self._complaint.fails(fault)
             return
+        self._complaint.works()
         self._renewed_s = now
+
+
+@asynccontextmanager
+async def kept(jobs: Jobs, job: Job, progress: Progress, terms: Terms) -> AsyncIterator[None]:
+    """The lease goes on while no runner renews it. Raises LostLease at the end, where it was lost all the same."""
+    beating = asyncio.create_task(_beat(jobs, job, progress, terms))
+    try:
+        yield
+    finally:
+        beating.cancel()
+    if await asyncio.to_thread(jobs.renew, job, progress, terms.clock()) is None:
+        raise LostLease("another runner has the job")
+
+
+async def _beat(jobs: Jobs, job: Job, progress: Progress, terms: Terms) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        with suppress(SQLAlchemyError):
+            await asyncio.to_thread(jobs.renew, job, progress, terms.clock())

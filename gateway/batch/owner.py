@@ -21,7 +21,7 @@ from gateway.batch import results
 from gateway.batch.carry import PLANS, carry
 from gateway.batch.endpoint import Upstreams
 from gateway.batch.jobs import Job, Progress, owner_name
-from gateway.batch.lease import LostLease, Terms
+from gateway.batch.lease import LostLease, Terms, kept
 from gateway.batch.plan import Order, plan_job
 from gateway.batch.read import Terms as ReadTerms
 from gateway.batch.results import Result
@@ -30,6 +30,7 @@ from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
 from gateway.errors import CallerError, HeadgateError, NotFound
+from gateway.journal.durable import Complaint
 from gateway.keys import ANYONE, MASTER, Caller
 from gateway.services import Services
 
@@ -62,6 +63,7 @@ class Owner:
         self.closing = False
 
     async def run(self) -> None:
+        complaint = Complaint(log, "batches")
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.desk.asked.wait(), LOOK_EVERY_S)
@@ -69,8 +71,9 @@ class Owner:
             try:
                 if self.desk.marker.exists():
                     await self.look()
+                complaint.works()
             except (SQLAlchemyError, HeadgateError, OSError) as fault:
-                log.warning("batches wait: %s", fault)
+                complaint.fails(fault)
 
     async def look(self) -> None:
         """Take every job that can be taken; let go of those that rest, so that others have their turn."""
@@ -123,8 +126,8 @@ class Owner:
         """One job, from its claim to its end; what goes wrong is the job's, not the worker's."""
         try:
             caller = await self.caller_at_start(job)
-            plan = await self.planned(job, caller)
             terms = Terms(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
+            plan = await self.planned(job, caller, terms)
             start = lambda runner: self._started(job.id, runner)  # noqa: E731
             await carry(
                 self.s, self.desk.jobs, job, plan, caller, Stored(self.s, self.folder(job)), terms,
@@ -175,23 +178,14 @@ class Owner:
     def folder(self, job: Job) -> Path:
         return self.desk.run_dir.resolve() / PLANS / job.id
 
-    async def planned(self, job: Job, caller: Caller) -> Plan:
+    async def planned(self, job: Job, caller: Caller, terms: Terms) -> Plan:
         """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""
         folder = self.folder(job)
         if (folder / PLAN_FILE).exists():
             with suppress(BadJob):  # spoilt, or another release's
                 return await asyncio.to_thread(Plan.load, folder)
-        beating = asyncio.create_task(self._beat(job))
-        try:
+        async with kept(self.desk.jobs, job, job.progress, terms):
             return await asyncio.to_thread(self._plan, job, caller, folder)
-        finally:
-            beating.cancel()
-
-    async def _beat(self, job: Job) -> None:
-        """The lease goes on while the job is planned."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S * 2)
-            await asyncio.to_thread(self.desk.jobs.renew, job, job.progress, self.s.clock())
 
     def _plan(self, job: Job, caller: Caller, folder: Path) -> Plan:
         card, server = job.card, self.s.config.server

@@ -10,9 +10,14 @@ import signal
 import sys
 from pathlib import Path
 
+from gateway.journal.schema import migrate
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, start, write_prompts
+from tests.postgres_server import PostgresServer, postgres_server
+from tests.until import until
+
+__all__ = ["postgres_server"]
 
 
 async def headgate(folder: Path, *words: str) -> tuple[int | None, str, str]:
@@ -144,6 +149,35 @@ async def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
         code, shown, _ = await headgate(tmp_path, "run", str(prompts), "--out", str(out))
         assert code == 0 and "60 of 60 answered" in shown and upstream.seen.requests == 59
     assert len(read(out)) == 60
+
+
+async def test_a_database_that_is_away_ends_no_job(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Its calls go on, its end waits, in one line of each; a command that is stopped meanwhile says how to go on."""
+    async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
+        config, url = configuration(tmp_path, upstream.url), postgres_server.new_database()
+        config.write_text(config.read_text().replace(f"sqlite:///{tmp_path}/journal.db", url))
+        migrate(url)
+        prompts = write_prompts(tmp_path, 40)
+        for stops in (True, False):
+            run, before = await start(tmp_path, prompts), upstream.seen.requests
+            await until(lambda: upstream.seen.requests >= before + 5)  # noqa: B023
+            await asyncio.to_thread(postgres_server.stop)
+            try:
+                if stops:
+                    run.send_signal(signal.SIGTERM)
+                    _, err = await run.communicate()
+                    assert run.returncode == 2 and b"run the same command again to go on" in err, err.decode()
+                else:
+                    await until(lambda: upstream.seen.requests == 39)
+                    await asyncio.sleep(2.5)
+                    assert run.returncode is None
+            finally:
+                await asyncio.to_thread(postgres_server.start)
+        out, err = await run.communicate()
+        assert run.returncode == 0, err.decode()
+        assert json.loads(out)["done"] == 40 and upstream.seen.requests == 39
+        assert err.count(b"the results of") == 2 and err.count(b"renewals of") <= 2, err.decode()
+    assert len(read(tmp_path / "out.jsonl")) == 40
 
 
 async def test_a_job_whose_plan_is_lost_goes_on(tmp_path: Path) -> None:

@@ -182,3 +182,50 @@ async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path
     assert over.state == "completed" and over.progress.done == 60
     lines = read(tmp_path / "out.jsonl")
     assert sorted(line["custom_id"] for line in lines) == sorted(f"row-{n}" for n in range(1, 61))
+
+
+async def test_a_job_stays_its_runners_while_no_call_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for records to be shipped, and writing a long job's results, take longer than a lease lasts: nobody else
+    gets the job, which would be asked, and paid for, by two.
+    """
+    monkeypatch.setattr("gateway.batch.jobs.LEASE_S", 1.0)
+    monkeypatch.setattr("gateway.batch.lease.BEAT_S", 0.1)
+    bodies = [chat("auto", f"say {n}", max_tokens=8) for n in range(4)]
+    table = estimates([Arm("small")], 4, {"small": 0.5}, {"small": 4e-5})
+    async with live(tmp_path, models=["small"], routes=ROUTES) as gateway:
+        made, jobs = plan(tmp_path / "plan", bodies, table), open_jobs(gateway.services)
+        job = new_job(jobs, made, tmp_path)
+        taken: list[object] = []
+
+        def is_taken_in(seconds: float) -> None:
+            time.sleep(seconds)
+            taken.append(jobs.claim(job.id, owner_name(), time.time()))
+
+        class Slow(Paths):
+            def write(self, *given: object) -> None:
+                is_taken_in(1.5)
+                super().write(*given)  # type: ignore[arg-type]
+
+        gateway.services.spool.append(JobStartRecord(job="another", index=1, time_s=NOW))
+        await gateway.services.spool.sync()
+        carrying = asyncio.create_task(carry(gateway.services, jobs, job, made, ME, Slow(), Terms()))
+        await asyncio.to_thread(is_taken_in, 1.5)
+        async with shipping(gateway.services.spool_dir, jobs.engine):
+            over = await carrying
+    assert taken == [None, None] and over.state == "completed" and gateway.upstream.seen.requests == 4
+
+
+async def test_a_job_that_another_took_before_it_began_asks_nothing(tmp_path: Path) -> None:
+    """Whoever lost the lease while it waited for its records makes no call."""
+    table = estimates([Arm("small")], 1, {"small": 0.5}, {"small": 4e-5})
+    async with live(tmp_path, models=["small"], routes=ROUTES) as gateway:
+        made = plan(tmp_path / "plan", [chat("auto", "say 1", max_tokens=8)], table)
+        jobs = open_jobs(gateway.services)
+        job = new_job(jobs, made, tmp_path)
+        assert jobs.claim(job.id, owner_name(), time.time() + 2 * LEASE_S) is not None
+        async with shipping(gateway.services.spool_dir, jobs.engine):
+            with pytest.raises(LostLease):
+                await carry(gateway.services, jobs, job, made, ME, Paths(), Terms())
+    assert gateway.upstream.seen.requests == 0
