@@ -47,6 +47,8 @@ LONGEST_POLL_S = 30.0
 TIMEOUT_S = 60.0
 TRIES = 5
 """To hand over what no provider can have heard of, and to have a batch cancelled."""
+MOST_DIGITS = 18
+"""Of a line's number."""
 MOST_PAGES = 100
 """Of a provider's list of batches, that are looked through for one."""
 STORE_RETRY_S = 1.0
@@ -59,12 +61,16 @@ class Trouble(UpstreamError):
     """That may pass: the provider wasn't reached, or is not itself. It may have heard us all the same."""
 
 
+class _Response(msgspec.Struct):
+    status_code: int = 0
+    body: dict[str, Any] = {}
+
+
 class _Line(msgspec.Struct):
     """One line of a provider's output or error file."""
 
     custom_id: str = ""
-    response: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    response: _Response | None = None
 
 
 class _File(msgspec.Struct):
@@ -135,6 +141,9 @@ class Upstreams:
             await self._over(runner, part)
         except UpstreamError as error:
             log.warning("part %s of %s: %s", part.id, part.job, error)
+            await self._over(runner, part)
+        except Exception:  # a fault of ours, or an answer that nobody foresaw, must not hold up the job for good
+            log.exception("part %s of %s failed inside the gateway", part.id, part.job)
             await self._over(runner, part)
         finally:
             runner.held -= worst
@@ -263,13 +272,12 @@ class Upstreams:
     async def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
         """One answer into the journal, under an id that a second hearing doesn't count again; what it cost."""
         number = line.custom_id.removeprefix(f"{part.id}-")
-        place = runner.plan.prompts.place_of(int(number)) if number.isdecimal() else None
-        if place is None or runner.supply.state[place] != AWAY:
+        is_ours = number.isdecimal() and len(number) <= MOST_DIGITS
+        place = runner.plan.prompts.place_of(int(number)) if is_ours else None
+        if place is None or runner.supply.state[place] != AWAY or line.response is None:
             return 0
-        response = line.response or {}
-        status = response.get("status_code") or 0
-        body = msgspec.json.encode(response.get("body") or {})
-        if status != 200 and not 400 <= status < 429:
+        status, body = line.response.status_code, msgspec.json.encode(line.response.body)
+        if not (status == 200 and line.response.body) and not 400 <= status < 429:
             return 0  # given back with the rest
         prompt = runner.plan.prompts[place]
         deployment = self._deployment_of(part)
@@ -379,7 +387,7 @@ async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
     return found
 
 
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_line = msgspec.json.Decoder(_Line, strict=False).decode
 
 
 def _window(seconds: float) -> str:

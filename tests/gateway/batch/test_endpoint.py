@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,61 @@ async def test_a_provider_in_trouble_is_waited_for(tmp_path: Path, faults: Any, 
         await gateway.rest()
     assert broken.faults == [] and len(gateway.upstream.batches.batches) == 1
     assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
+
+
+def one_of_its_own(line: dict[str, Any]) -> None:
+    line["custom_id"] = "9" * 6000
+
+
+def status_as_text(line: dict[str, Any]) -> None:
+    line["response"]["status_code"] = "200"
+
+
+def no_status(line: dict[str, Any]) -> None:
+    line["response"]["status_code"] = None
+
+
+def no_object(line: dict[str, Any]) -> None:
+    line["response"]["body"] = "oops"
+
+
+def empty(line: dict[str, Any]) -> None:
+    line["response"]["body"] = None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "again"), [(one_of_its_own, 1), (status_as_text, 0), (no_status, 1), (no_object, 1), (empty, 1)]
+)
+async def test_a_line_that_nobody_foresaw_holds_up_no_job(tmp_path: Path, spoil: Any, again: int) -> None:
+    """What can't be read is asked of the model itself: that line alone, and every line is answered."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        batches = gateway.upstream.batches
+        finish = batches._finish
+
+        def finish_spoilt(batch: Any) -> None:
+            finish(batch)
+            lines = [json.loads(line) for line in batches.files[batch["output_file_id"]].splitlines()]
+            spoil(lines[3])
+            batches.files[batch["output_file_id"]] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+        batches._finish = finish_spoilt  # type: ignore[method-assign]
+        endpoints = Upstreams(gateway.services, 0.01)
+        async with asyncio.timeout(30):
+            done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+        await gateway.rest()
+    said = [line["response"]["body"]["choices"][0]["message"]["content"] for line in done.output]
+    assert said == [f"say {n}" for n in range(10)] and gateway.upstream.seen.requests == 10 + again
+
+
+async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, monkeypatch: Any) -> None:
+    """They are asked one by one: a job that waits for a part that nobody carries would never end."""
+    monkeypatch.setattr("gateway.batch.endpoint.peek", lambda *given: 1 / 0)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        endpoints = Upstreams(gateway.services, 0.01)
+        async with asyncio.timeout(30):
+            done = await carried(gateway.services, asked(tmp_path, 4), tmp_path, endpoints=endpoints)
+        await gateway.rest()
+    assert done.job.state == "completed" and len(done.output) == 4
 
 
 @pytest.mark.parametrize("fault", [("POST", "/files", 404, False), ("POST", "/files", 200, False)])
