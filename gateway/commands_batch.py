@@ -96,7 +96,7 @@ def plan(
         processes or _processes(prompts),
     )
     asked = _pilot(chosen, order.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
-    with problems_shown(console, json), _progress(prompts, console) as seen, _clean_stdout(json):
+    with problems_shown(Console(stderr=True), json), _progress(prompts, console) as seen, _clean_stdout(json):
         found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
     if plot is not None:
         draw(found, plot)

@@ -101,8 +101,8 @@ def problems_shown(console: Console, json: bool) -> Iterator[None]:
         if json:
             typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
         else:
-            console.print(bad.message, style="red", markup=False, highlight=False)
-            show_problems(bad.problems, console)
+            console.print(bad.message, style="red", markup=False, highlight=False, soft_wrap=True)
+            show_problems(bad.problems if len(bad.problems) > 1 else (), console)
         raise typer.Exit(2) from None
     except Impossible as impossible:
         if not json:

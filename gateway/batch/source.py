@@ -20,6 +20,11 @@ PARQUET_ROWS = 1024
 _KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
 }  # fmt: skip
+_FOREIGN = {
+    b"\x1f\x8b": "compressed by gzip", b"PK\x03\x04": "a ZIP archive", b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+}  # fmt: skip
+"""What files of text are taken for, by their first bytes."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,9 +46,19 @@ def lines_of(path: Path, *, max_line_bytes: int, kind: str = "") -> Lines:
     kind = kind or kind_of(path)
     if kind == "parquet":
         return _parquet_rows(path)
+    _refuse_foreign(path)
     if kind in ("csv", "tsv"):
         return _csv_rows(path, max_line_bytes, "\t" if kind == "tsv" else ",")
     return _json_lines(path, max_line_bytes)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """One word of the whole file, where each line would be told to be broken."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    for mark, what in _FOREIGN.items():
+        if start.startswith(mark):
+            raise BadJob([Problem(0, "", f"{path.name}: {what}; give it as plain UTF-8 text", "invalid_text")])
 
 
 def _json_lines(path: Path, max_bytes: int) -> Lines:

@@ -43,11 +43,15 @@ class Problem:
         return f"line {self.line}{name}: {self.message}" if self.line else self.message
 
 
+def _first(problems: Sequence[Problem]) -> str:
+    return str(problems[0]) if len(problems) == 1 else f"{len(problems)} problem(s); first: {problems[0]}"
+
+
 class BadJob(CallerError):
     """The input can't be run as it stands; `problems` says line by line why."""
 
     def __init__(self, problems: Sequence[Problem], message: str = "") -> None:
-        super().__init__(message or f"{len(problems)} problem(s); first: {problems[0]}", code="invalid_batch")
+        super().__init__(message or _first(problems), code="invalid_batch")
         self.problems = tuple(problems)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gzip
 import json
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from tests.gateway.batch.planned import LARGE, MODELS, SMALL
 RUN = CliRunner()
 app = typer.Typer()
 add_to(app)
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -100,10 +103,21 @@ def test_the_command_of_the_package_says_what_is_impossible_in_one_line(home: Pa
     """No traceback, exit status 2."""
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "batch", "plan", "in.jsonl", "--budget", "0.000001"],
-        capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(Path.cwd())}, cwd=home,
+        capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(ROOT)}, cwd=home,
     )  # fmt: skip
     assert done.returncode == 2
     assert "possible with a budget" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_problems_go_where_no_program_reads_the_plan(home: Path) -> None:
+    """An input that can't be read is told on standard error, by one line for the file and not one for each of its."""
+    (home / "packed.jsonl").write_bytes(gzip.compress((home / "in.jsonl").read_bytes()))
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "batch", "plan", "packed.jsonl"],
+        capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(ROOT)}, cwd=home,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "packed.jsonl: compressed by gzip; give it as plain UTF-8 text\n"
 
 
 def test_what_a_library_prints_is_no_part_of_the_json(capfd: pytest.CaptureFixture[str]) -> None:

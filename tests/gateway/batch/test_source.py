@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -113,3 +114,15 @@ def test_any_text_survives_csv(tmp_path_factory: pytest.TempPathFactory, rows: l
         writer.writerow(["prompt", "n"])
         writer.writerows([row, "1"] for row in rows)
     assert [line[1] for line in read(path) if isinstance(line, tuple)] == [{"prompt": row, "n": "1"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("a.jsonl", gzip.compress(b"{}"), "gzip"), ("a.csv", b"PK\x03\x04...", "ZIP"),
+     ("a", "{}".encode("utf-16"), "UTF-16"), ("a.ndjson", b"\x28\xb5\x2f\xfd.", "zstd")],
+)  # fmt: skip
+def test_what_is_no_plain_text_is_named_once(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """Instead of each of its lines being told to be broken."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadJob, match=said):
+        list(lines_of(tmp_path / name, max_line_bytes=1000))
