@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from gateway.config import Config, Period
-from gateway.config_load import file_of, load
+from gateway.config_load import file_of, is_path, load
 from gateway.errors import CallerError
 
 ConfigPath = Annotated[
@@ -121,6 +121,8 @@ def promote(
             version = known.add(route, Path(version), actor="command").version
         except ValueError as error:
             raise CallerError(f"{error}; nothing was promoted") from None
+    elif is_path(version):
+        raise CallerError(f"{version}: no such file; nothing was promoted")
     live = known.promote(route, version, actor="command")
     _print_json(msgspec.to_builtins(live)) if json else typer.echo(f"{route} is now served by {live.version}")
 

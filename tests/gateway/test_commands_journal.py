@@ -105,6 +105,8 @@ def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
     """It is refused by name, and the route goes on as it was."""
     with pytest.raises(CallerError, match=r"not an artefact.*nothing was promoted"):
         run("promote", "auto", "headgate.toml")
+    with pytest.raises(CallerError, match=r"^typo\.safetensors: no such file"):
+        run("promote", "auto", "typo.safetensors")
     assert read_settings("run").routers == {}
 
 
