@@ -9,7 +9,7 @@ from gateway.journal.export import settle_score
 from gateway.journal.record import DecisionRecord
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.write import Row
-from gateway.learn.rounds import is_round
+from gateway.learn.rounds import OF_JOBS, is_round
 
 _PAGE_ROWS = 500
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
@@ -18,7 +18,8 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 def latest_scored(
     engine: sa.Engine, route: str, *, limit: int, rounds: int | None = None, since_s: float = 0.0
 ) -> list[tuple[DecisionRecord, float | None]]:
-    """In the order of time; of feedback the score that counts. Decisions that no model answered are among them.
+    """In the order of time; of feedback the score that counts. Decisions that no model answered are among them, those
+    of batch jobs are not: one long job would leave room for no round.
     `rounds`: so many to learn from are enough.
     """
     found: list[tuple[DecisionRecord, float | None]] = []
@@ -27,7 +28,9 @@ def latest_scored(
     while len(found) < limit and left > 0:
         query = (
             sa.select(decisions.c.time_s, decisions.c.id, decisions.c.payload)
-            .where(decisions.c.route == route, decisions.c.time_s >= since_s)
+            .where(
+                decisions.c.route == route, decisions.c.time_s >= since_s, decisions.c.router.not_like(OF_JOBS)
+            )
             .order_by(decisions.c.time_s.desc(), decisions.c.id.desc())
             .limit(min(_PAGE_ROWS, limit - len(found)))
         )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gateway.journal.export import scored_decisions
 from gateway.journal.record import DecisionRecord
 from gateway.journal.vectors import unpacked, vector_bytes
-from gateway.learn.rounds import drawn_of, failed_check, is_round
+from gateway.learn.rounds import OF_JOBS, drawn_of, failed_check, is_round
 from routers.features import Featurizer, shipped_featurizer, shipped_version
 from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
@@ -117,7 +117,7 @@ def read_log(
 ) -> Log:
     """The route's latest rounds, `limit` of them at most. Raises NothingLogged."""
     found: list[Scored] = []
-    for page in scored_decisions(engine, since_s, route):
+    for page in scored_decisions(engine, since_s, route, OF_JOBS):
         found += page
         found = found[-2 * limit :]
     return log_of(found, limit=limit, featurizer=featurizer)
@@ -128,7 +128,7 @@ def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Feat
     labelled = scored_by_checks(decisions)
     kept = [(record, score) for record, score in labelled if is_round(record)][-limit:]
     if not kept:
-        raise NothingLogged(f"{len(decisions)} decision(s) in the journal, none with a choice and a propensity")
+        raise NothingLogged(f"{len(decisions)} request(s) in the journal, none with a choice and a propensity")
     records = tuple(record for record, _ in kept)
     models = tuple(sorted({one.model for record in records for one in record.candidates}))
     place = {model: j for j, model in enumerate(models)}

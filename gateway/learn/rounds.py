@@ -13,6 +13,10 @@ from gateway.journal.record import DecisionRecord
 CLIENT_LEFT = 499
 
 
+OF_JOBS = "batch@%"
+"""What batch jobs' decisions name as their router, for SQL's LIKE."""
+
+
 def is_round(record: DecisionRecord) -> bool:
     """A model was chosen by chance, and the client waited for what came of it. A batch job's plan leaves nothing to
     chance: its prompts say nothing of what another setting of the route would have done.

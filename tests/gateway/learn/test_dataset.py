@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from gateway.journal.export import scored_decisions
+from gateway.journal.recent import latest_scored
 from gateway.journal.record import DecisionRecord, EvidenceRecord
+from gateway.journal.schema import migrate, open_engine
+from gateway.journal.write import write_records
 from gateway.learn.dataset import (
     NothingLogged,
     Scored,
@@ -15,6 +21,7 @@ from gateway.learn.dataset import (
     log_of,
     log_of_outcomes,
     main_axes,
+    read_log,
     scored_by_checks,
     training_data,
 )
@@ -86,7 +93,7 @@ def test_what_is_no_round_is_left_out() -> None:
     rows = [(replace(a, cache="hit"), 1.0), (replace(b, status=499), 1.0), (replace(c, candidates=()), 1.0), (d, 1.0)]
     log = log_of(rows)
     assert len(log) == 1 and log.left_out == 3
-    with pytest.raises(NothingLogged, match="3 decision"):
+    with pytest.raises(NothingLogged, match="3 request"):
         log_of(rows[:3])
 
 
@@ -139,3 +146,22 @@ def test_rows_that_are_all_the_same_have_no_axes() -> None:
     """Zeros, never NaN: one question asked again and again must not spoil every figure."""
     axes = main_axes(np.ones((50, 16)), 8)
     assert np.array_equal(axes, np.zeros_like(axes))
+
+
+def test_a_long_batch_job_leaves_the_rounds_before_it(tmp_path: Path) -> None:
+    """However many lines it had: what was learnt from requests is still read, by commands and by the dashboard."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    migrate(url)
+    rows = [record for record, _ in decisions(20)]
+    job = [
+        replace(record, id=f"job_{i}_{k}", job="batch_1", router="batch@1", time_s=record.time_s + 1e6)
+        for k in range(3) for i, record in enumerate(rows)
+    ]  # fmt: skip
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        write_records(connection, [*rows, *job])
+    route = rows[0].route
+    assert len(read_log(engine, route=route, limit=20)) == 20
+    assert len(log_of(latest_scored(engine, route, limit=40, rounds=20))) == 20
+    assert sum(len(page) for page in scored_decisions(engine)) == 80
+    engine.dispose()
