@@ -198,7 +198,10 @@ def floors(
         shipper.try_pass()
         shipper.close()
         Promises(chosen, store).step(time.time())
-    _print({told["route"]: told for told in standings(chosen, store)}, as_json)
+    told = {one["route"]: one for one in standings(chosen, store)}
+    _print(told, as_json)
+    if not told and not as_json:
+        typer.echo('no route promises a floor: none has cascade = "certified"')
     store.close()
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cascade.artifact import load_cascade
 from gateway.commands_cascade import add_to
 from gateway.errors import CallerError
+from gateway.journal.schema import migrate
 from tests.cascade.worlds import logged, write
 
 app = typer.Typer()
@@ -117,3 +118,13 @@ min_quality = 0.97
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)["auto"]
     assert told["state"] == "collecting" and told["reference"] == "large" and "50" in told["why"]
+
+
+def test_floors_of_nobody_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty screen leaves open whether anything was looked at."""
+    monkeypatch.chdir(tmp_path)
+    migrate("sqlite:///headgate.db")
+    Path("headgate.toml").touch()
+    found = CliRunner().invoke(app, ["cascade", "floors"], catch_exceptions=False)
+    assert found.exit_code == 0 and "no route promises a floor" in found.output
+    assert CliRunner().invoke(app, ["cascade", "floors", "--json"], catch_exceptions=False).output == "{}\n"
