@@ -224,8 +224,12 @@ class Answering:
         try:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
         except Undecided as undecided:
-            self.s.metrics.undecided(route.name)
-            return default_choice(route, undecided, lambda model: self.s.fleet.healthy(model, now))
+            choice = default_choice(route, undecided, lambda model: self.s.fleet.healthy(model, now))
+            if route.default_model not in undecided.excluded:
+                self.s.metrics.undecided(route.name)
+            elif choice.model != route.default_model:
+                self.s.metrics.fell_back(route.name)
+            return choice
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         call, route, config = exchange.call, exchange.route, exchange.route.config

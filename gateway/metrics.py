@@ -63,7 +63,8 @@ METRICS = (
     Spec("headgate_attempts", "counter", "Calls of deployments; failure is none where one answered.",
          ("model", "provider", "failure")),
     Spec("headgate_retries", "counter", "Attempts repeated on the same model.", ("route",)),
-    Spec("headgate_fallbacks", "counter", "Attempts on another model after a failure.", ("route",)),
+    Spec("headgate_fallbacks", "counter",
+         "Attempts on another model after a failure, or while the route's own are left alone.", ("route",)),
     Spec("headgate_escalations", "counter", "Attempts on another model after a rejected answer.", ("route",)),
     Spec("headgate_hedges", "counter", "Second attempts started beside a slow first.", ("route",)),
     Spec("headgate_verdicts", "counter", "How climbs ended.", ("route", "reason")),
@@ -193,6 +194,10 @@ class Metrics:
     def undecided(self, route: str) -> None:
         """The router gave up; the route's default answers."""
         self.undecideds.add((route,))
+
+    def fell_back(self, route: str) -> None:
+        """The route's own models are left alone; a fallback is asked first."""
+        self.fallbacks.add((route,))
 
     def settled(self, exchange: Exchange, elapsed_s: float) -> None:
         """A request held before is over."""

@@ -79,7 +79,9 @@ async def test_a_route_falls_back_and_says_so(tmp_path: Path) -> None:
 async def test_a_route_whose_models_are_down_begins_with_its_fallback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the breaker leaves a route's only model alone no request waits for it to fail again; it is told, once."""
+    """While the breaker leaves a route's only model alone no request waits for it to fail again; it is told, once.
+    Each such request counts as a fallback, none as one that the router could not decide.
+    """
     routes = [{"name": "auto", "models": ["bad"], "fallback": ["good"]}]
     scripts = {"bad": [{"status": 500}], "good": [{"text": "fine"}]}
     async with live(tmp_path, scripts=scripts, models=["bad", "good"], routes=routes) as gateway:
@@ -87,6 +89,8 @@ async def test_a_route_whose_models_are_down_begins_with_its_fallback(
         record = await gateway.decision(answers[-1].headers["x-headgate-decision-id"])
         asked = gateway.upstream.seen.by_model
         await gateway.rest()
+        metrics = (await httpx.AsyncClient().get(gateway.url + "/metrics")).text
+    assert 'headgate_fallbacks_total{route="auto"} 8.0' in metrics and "headgate_router_undecided_total{" not in metrics
     assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"fine"}
     assert asked == {"bad": 6, "good": 8}
     assert [attempt.model for attempt in record.attempts] == ["good"]
