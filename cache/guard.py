@@ -1,12 +1,14 @@
 """Words that turn an answer into a wrong one, however close the vectors are.
 
-A guard only says no. It knows five ways in which two nearly equal questions want different answers: numbers,
-negation, opposites, names and direction. What it does not know it lets through to the learned rule.
+A guard only says no. It knows some ways in which two nearly equal questions want different answers: numbers, signs
+(of arithmetic, code and money), negation, opposites, names, single letters and direction. What it does not know it
+lets through to the learned rule.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from cache.words import NEGATIONS, STOP_WORDS, Wording
@@ -33,7 +35,8 @@ always/never with/without include/exclude including/excluding above/below over/u
 vegetarian/meat alive/dead day/night morning/evening am/pm north/south east/west summer/winter
 teacher/student employer/employee doctor/patient parent/child landlord/tenant introvert/extrovert
 liberal/conservative debit/credit accepted/declined income/expense asset/liability assets/liabilities
-ios/android windows/mac windows/linux front/back top/bottom full/empty wet/dry
+ios/android windows/mac windows/linux front/back top/bottom full/empty wet/dry hard/soft plus/minus
+multiply/divide multiplied/divided
 """
 
 _KINDS = """
@@ -43,6 +46,7 @@ dollar dollars usd/euro euros eur/pound pounds gbp/yen jpy/rupee rupees inr/yuan
 kg kilogram kilograms kilo/lb lbs pound pounds/gram grams/ounce ounces oz/ton tons
 km kilometer kilometers kilometre/mile miles/meter meters metre metres/foot feet ft/inch inches/cm/yard yards
 celsius centigrade/fahrenheit/kelvin
+mcg microgram micrograms/mg milligram milligrams/ml milliliter milliliters millilitre millilitres
 second seconds/minute minutes/hour hours/day days/week weeks/month months/year years
 yesterday/today/tomorrow/tonight
 breakfast/lunch/dinner
@@ -80,6 +84,9 @@ _TURNS = frozenset(
 )
 _KEPT = 8192
 """Texts whose numbers, kinds, directions and names are remembered: a held question is compared often."""
+_SIGNS = re.compile(r"[+*<>=^%$|~]+|&&|(?<=\w)#|!(?=[\w(=])|(?<![^\W\d_])-(?=\s*[\d.(])|[^\x00-\x7f]")
+"""A hyphen between letters, like all other punctuation, is none."""
+_SIGN_CATEGORIES = ("Sm", "Sc")
 _NAME = re.compile(r"(?<![.!?] )(?<!^)\b[A-Z][\w’'.+#-]*")
 
 
@@ -108,19 +115,22 @@ KINDS = _kinds()
 
 
 def contradiction(asked: str, held: str, one: Wording, other: Wording) -> str | None:
-    """Name what sets two questions apart: number, negation, polarity, kind, direction or entity; else None."""
+    """Name what sets two questions apart: number, sign, negation, polarity, kind, direction or entity; else None."""
     ours, theirs = _numbers(one), _numbers(other)
     if ours != theirs and ((ours and theirs) or _alike(one, other)):
         return "number"
+    signs, others = _signs(asked), _signs(held)
+    if signs != others and ((signs and others) or _alike(one, other)):
+        return "sign"
     if one.negated != other.negated and _alike(one, other):
         return "negation"
     if _opposed(one, other):
         return "polarity"
     if _of_other_kind(one, other):
         return "kind"
-    if _turned(one, other):
+    if _turned(one, other) or _renumbered(one, other):
         return "direction"
-    return "entity" if _other_names(asked, held, one, other) else None
+    return "entity" if _other_names(asked, held, one, other) or _other_letters(one, other) else None
 
 
 def _alike(one: Wording, other: Wording) -> bool:
@@ -133,6 +143,13 @@ def _alike(one: Wording, other: Wording) -> bool:
 def _numbers(wording: Wording) -> frozenset[str]:
     spelt = {_NUMBER_WORDS[token] for token in wording.tokens if token in _NUMBER_WORDS}
     return frozenset(number.strip(".,:").replace(",", "") for number in wording.numbers) | spelt
+
+
+@lru_cache(_KEPT)
+def _signs(text: str) -> tuple[str, ...]:
+    """In their order: no word says that 7 - 2 is not 7 + 2, nor C what C++ is."""
+    found = _SIGNS.findall(text)
+    return tuple(sign for sign in found if sign.isascii() or unicodedata.category(sign) in _SIGN_CATEGORIES)
 
 
 def _opposed(one: Wording, other: Wording) -> bool:
@@ -169,6 +186,14 @@ def _turned(one: Wording, other: Wording) -> bool:
     )
 
 
+def _renumbered(one: Wording, other: Wording) -> bool:
+    """Whether the same words are about the same numbers the other way round."""
+    if len(one.numbers) < 2 or one.numbers != other.numbers or one.content != other.content:
+        return False
+    ours, theirs = ([token for token in wording.tokens if token in wording.numbers] for wording in (one, other))
+    return ours != theirs and sorted(ours) == sorted(theirs)
+
+
 @lru_cache(_KEPT)
 def _turns(wording: Wording) -> list[tuple[str, frozenset[str], frozenset[str]]]:
     """Each word that gives a direction, with the two content words before and after it."""
@@ -190,6 +215,16 @@ def _other_names(asked: str, held: str, one: Wording, other: Wording) -> bool:
     ours = names(asked) - frozenset(map(_singular, other.tokens))
     theirs = names(held) - frozenset(map(_singular, one.tokens))
     return bool(ours) and bool(theirs)
+
+
+def _other_letters(one: Wording, other: Wording) -> bool:
+    """Whether each has a letter by itself, as in plan B or `-f`, that the other has not."""
+    return bool(_letters(one) - _letters(other)) and bool(_letters(other) - _letters(one))
+
+
+@lru_cache(_KEPT)
+def _letters(wording: Wording) -> frozenset[str]:
+    return frozenset(token for token in wording.content if len(token) == 1 and token.isalpha() and token.isascii())
 
 
 def _singular(token: str) -> str:

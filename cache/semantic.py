@@ -71,7 +71,8 @@ class Miss:
     """Why nothing was served, and what to do with the new answer."""
 
     why: str
-    """off | vector | text | empty | far | score | gone | number, negation, polarity, kind, direction, entity"""
+    """off | vector | text | empty | far | score | gone | script | number, sign, negation, polarity, kind, direction, entity
+    """
     comparison: Comparison | None = None
     """Judge the new answer against this entry's, once it is recorded."""
     score: float = 0.0
@@ -115,13 +116,17 @@ class SemanticCache:
         rng: random.Random | None = None,
         max_entries: int = 100_000,
         guard: bool = True,
+        latin: bool = False,
         on_verdict: OnVerdict | None = None,
         make_index: Callable[[int], Index] = FlatIndex,
         sets: VectorSets | None = None,
         on_forgotten: OnForgotten | None = None,
         pair_rule: PairRule | None = None,
     ) -> None:
-        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out."""
+        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out.
+
+        `latin`: the vectors say little of words in other scripts, so those must be the same.
+        """
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
         self.acceptance = Acceptance(terms or Terms(), rng or random.Random(), judge_error)
@@ -129,6 +134,7 @@ class SemanticCache:
         self._dimension = dimension
         self._max_entries = max_entries
         self._guard = guard
+        self._latin = latin
         self._on_verdict = on_verdict
         self._make_index = make_index if sets is None else Elsewhere
         self._sets = sets
@@ -226,10 +232,12 @@ class SemanticCache:
         while len(self._items) > self._max_entries:
             self._forget(next(iter(self._items.values())))
 
-    def audit(self, row: int, right: bool) -> Comparison | None:
-        """Take a verdict; the comparison returned, if any, is worth judging too (same new answer)."""
+    def audit(self, row: int, right: bool | None) -> Comparison | None:
+        """Take a verdict (None: nobody could tell); the comparison returned, if any, is worth judging too (same new
+        answer).
+        """
         pending = self._rows.pop(row, None)
-        if pending is None:
+        if pending is None or right is None:
             return None
         item = pending.item
         if pending.merging:
@@ -327,12 +335,17 @@ class SemanticCache:
         first: tuple[Item, float, Wording, str] | None = None
         for item, cosine in found.of_best():
             held = read(item.text)
-            objection = contradiction(text, item.text, asked, held) if self._guard else None
+            objection = self._objection(text, item.text, asked, held) if self._guard else None
             if objection is None:
                 return item, cosine, held, ""
             first = first or (item, cosine, held, objection)
         assert first is not None
         return first
+
+    def _objection(self, text: str, held_text: str, asked: Wording, held: Wording) -> str | None:
+        if self._latin and asked.foreign != held.foreign:
+            return "script"
+        return contradiction(text, held_text, asked, held)
 
     def _short_of(self) -> str:
         fitted = self.acceptance.fitted

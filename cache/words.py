@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from functools import lru_cache
 from sys import intern
 
@@ -15,7 +16,10 @@ _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+")
 _SHORT = (("n't", " not"), ("n’t", " not"), ("cannot", "can not"), ("'s", ""), ("’s", ""))
 
 NEGATIONS = frozenset(
-    ["not", "no", "never", "without", "nor", "neither", "none", "unable", "dont", "doesnt", "isnt", "wont", "cant"]
+    """
+    not no never without nor neither none unable dont doesnt isnt wont cant
+    nicht kein keine keinen ohne niemals pas aucun aucune jamais sans sin nunca non senza mai não sem niet geen zonder
+    """.split()
 )
 QUESTION_WORDS = frozenset(
     [
@@ -127,17 +131,23 @@ WORD_FEATURES = 13
 """How many numbers `Vocabulary.compare` gives."""
 
 
+_OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2c00-\ufaff\U00010000-\U0003ffff]")
+"""Greek, Cyrillic and what comes after them; Latin letters of any kind are not in it."""
+
+
 class Wording:
     """One question's words."""
 
-    __slots__ = ("bigrams", "content", "negated", "numbers", "opener", "tokens", "trigrams")
+    __slots__ = ("bigrams", "content", "foreign", "negated", "numbers", "opener", "tokens", "trigrams")
 
     def __init__(self, text: str) -> None:
-        text = text.lower()
+        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.lower())
         for short, long in _SHORT:
             text = text.replace(short, long)
         self.tokens = [intern(token) for token in _TOKEN.findall(text)]
         self.content = frozenset(token for token in self.tokens if token not in STOP_WORDS)
+        self.foreign = frozenset() if text.isascii() else frozenset(filter(_OTHER_SCRIPT.search, self.tokens))
+        """Words in another script than Latin."""
         self.negated = len([token for token in self.tokens if token in NEGATIONS]) % 2 == 1
         self.numbers = frozenset(token for token in self.tokens if token[0].isdigit())
         self.opener = next((token for token in self.tokens if token in QUESTION_WORDS), "")

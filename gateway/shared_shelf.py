@@ -86,6 +86,7 @@ class SharedShelf(Shelf):
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
                 sets=sets,
                 pair_rule=self._pair_rules.get(route.name),
+                latin=self._threads is None,
                 on_forgotten=None if sets is None else lambda *gone: self._tell(sets.remove(*gone)),
             )
             self._replications[route.name] = Replication(

@@ -135,7 +135,8 @@ class Shelf:
         if cache is None:
             terms = Terms(eps=route.config.cache_eps)
             cache = self._semantic[route.name] = SemanticCache(
-                self.store, dimension=self.dimension(), terms=terms, pair_rule=self._pair_rules.get(route.name)
+                self.store, dimension=self.dimension(), terms=terms, pair_rule=self._pair_rules.get(route.name),
+                latin=self._threads is None,
             )
         return cache
 

@@ -134,7 +134,9 @@ class Deduper:
         cache = self._semantic.get(route)
         if cache is None:
             size = self._featurizer.embed("").shape[0]
-            cache = SemanticCache(MemoryStore(1), dimension=size, terms=learned.terms, rng=random.Random(0))
+            cache = SemanticCache(
+                MemoryStore(1), dimension=size, terms=learned.terms, rng=random.Random(0), latin=True
+            )
             cache.acceptance.fitted = learned.fitted
             self._semantic[route] = cache
         return cache

@@ -28,6 +28,22 @@ OPPOSED = [
     ("reset password without email", "reset password with email", "negation"),
     ("did Germany beat Brazil", "did Brazil beat Germany", "direction"),
     ("interest rate of 3.5 percent", "interest rate of 35 percent", "number"),
+    ("what is 12 - 7", "what is 12 + 7", "sign"),
+    ("what is -5 squared", "what is 5 squared", "sign"),
+    ("How do I sort a list in C?", "How do I sort a list in C++?", "sign"),
+    ("is 3 < 5", "is 3 > 5", "sign"),
+    ("what does == do in javascript", "what does === do in javascript", "sign"),
+    ("convert $100 to yen", "convert €100 to yen", "sign"),
+    ("def f(x): return x+1", "def f(x): return x-1", "sign"),
+    ("chmod +x file", "chmod -x file", "sign"),
+    ("what is 12 - 7", "what is 7 - 12", "direction"),
+    ("10% of 50", "50% of 10", "direction"),
+    ("rm -r folder", "rm -f folder", "entity"),
+    ("is vitamin b good for me", "is vitamin c good for me", "entity"),
+    ("take 100 mg of it", "take 100 ml of it", "kind"),
+    ("git reset --hard", "git reset --soft", "polarity"),
+    ("Kann ich den Artikel zurückgeben", "Kann ich den Artikel nicht zurückgeben", "negation"),
+    ("Puis-je fumer ici", "Ne puis-je pas fumer ici", "negation"),
 ]
 ALIKE = [
     ("how do I enable 2FA", "how to turn on 2FA"),
@@ -37,6 +53,9 @@ ALIKE = [
     ("Can I get a refund?", "is it possible to get my money back"),
     ("how many people live in 1,000 islands", "how many people live in 1000 islands"),
     ("Which ATM can I use?", "which ATMs can I use"),
+    ("Reset e-mail", "reset my email!"),
+    ("R&D budget - how large is it?", "how large is the R and D budget"),
+    ("ouvert le café?", "le caf\u00e9 est ouvert"),
 ]
 
 
@@ -62,6 +81,11 @@ def test_a_question_never_contradicts_itself() -> None:
     for pair in OPPOSED:
         for text in pair[:2]:
             assert objection(text, text) is None
+
+
+def test_an_accent_is_read_alike_however_it_is_written() -> None:
+    """Composed and decomposed letters are the same word."""
+    assert Wording("caf\u00e9 à Paris").tokens == Wording("cafe\u0301 a\u0300 Paris").tokens
 
 
 def test_rare_words_count_more() -> None:

@@ -188,6 +188,21 @@ async def test_a_guard_overrules_the_score() -> None:
     assert isinstance(found, Miss) and found.why == "polarity"
 
 
+@pytest.mark.parametrize(("latin", "why"), [(True, "script"), (False, "")])
+async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool, why: str) -> None:
+    """The shipped table has one vector for most words of other scripts: open and close are as one to it."""
+    store = MemoryStore(1 << 20)
+    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), latin=latin)
+    open_up(cache)
+    entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
+    await store.put(b"a", entry)
+    cache.record(question("怎么打开飞行模式"), vector(1), entry, key=b"a")
+    found = await cache.look_up(question("怎么关闭飞行模式"), vector(1), tenant="t", now_s=101)
+    assert (found.why if isinstance(found, Miss) else "") == why
+    same = await cache.look_up(question("怎么打开飞行模式?"), vector(1), tenant="t", now_s=101)
+    assert not isinstance(same, Miss)
+
+
 async def test_entries_are_bounded() -> None:
     """Past its number of entries the cache lets go of the one used longest ago."""
     store = MemoryStore(1 << 20)
