@@ -7,8 +7,9 @@ that same store for other words, within the bound that the route states (`cache_
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,11 @@ from gateway.routes import Route
 from routers.features import Featurizer
 from routers.types import Vector
 
+log = logging.getLogger("headgate.cache")
+
 EMBED_AT_ONCE = 2
 EMBED_WITHIN_S = 0.05
+TOLD_AFTER = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ class Shelf:
         self.flight = Flight()
         self._featurizer = featurizer if slow is None else lambda: slow
         self._threads = ThreadPoolExecutor(EMBED_AT_ONCE, "embed") if slow is not None else None
+        self._late: set[Future[Vector]] = set()
+        """Vectors that nobody waits for any more, still being made."""
+        self._failed_in_a_row = 0
+        """Vectors that came too late or not at all."""
         self._dimension = 0
         self._pair_rules = pair_rules or {}
         self._rules: dict[float, Rules] = {}
@@ -181,14 +189,35 @@ class Shelf:
         return True
 
     async def _vector(self, featurizer: Featurizer, text: str) -> Vector | None:
-        """None: it came too late or not at all, so there is nothing to look up."""
+        """None: it came too late or not at all, so there is nothing to look up. While every thread is still at a vector
+        that is late already, nobody waits for another.
+        """
         if self._threads is None:
             return featurizer.embed(text)
-        making = asyncio.get_running_loop().run_in_executor(self._threads, featurizer.embed, text)
-        try:
-            return await asyncio.wait_for(making, EMBED_WITHIN_S)
-        except (TimeoutError, EmbeddingFailed):
+        self._late = {one for one in self._late if not one.done()}
+        if len(self._late) >= EMBED_AT_ONCE:
             return None
+        making = self._threads.submit(featurizer.embed, text)
+        try:
+            vector = await asyncio.wait_for(asyncio.wrap_future(making), EMBED_WITHIN_S)
+        except TimeoutError:
+            if not making.cancelled():
+                self._late.add(making)
+            self._embeds("a vector takes longer than %d ms" % (EMBED_WITHIN_S * 1e3))
+        except EmbeddingFailed as error:
+            self._embeds(str(error))
+        else:
+            self._embeds("")
+            return vector
+        return None
+
+    def _embeds(self, fault: str) -> None:
+        """Told of once, when it has failed for a while and when it works again."""
+        if not fault and self._failed_in_a_row >= TOLD_AFTER:
+            log.warning("the semantic cache has its vectors again")
+        self._failed_in_a_row = self._failed_in_a_row + 1 if fault else 0
+        if self._failed_in_a_row == TOLD_AFTER:
+            log.warning("the semantic cache finds nothing: %s", fault)
 
     def serve(self, exchange: Exchange, hit: Hit, state: str) -> None:
         """Answer with an entry."""

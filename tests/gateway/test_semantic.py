@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import random
 import socket
@@ -154,4 +155,29 @@ async def test_a_slow_embedder_never_holds_the_loop(
     vector = await shelf._vector(slow, "question")  # type: ignore[arg-type]
     assert (vector is not None) == comes
     assert slow.threads and all(name.startswith("embed") for name in slow.threads)
+    await shelf.close()
+
+
+async def test_nobody_waits_for_an_embedder_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While all its threads are late, a question is a miss at once; the operator is told once, and of its return."""
+    monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", 0.02)
+    slow = Slow(1.0)
+    shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
+    for _ in range(2):
+        assert await shelf._vector(slow, "question") is None  # type: ignore[arg-type]
+    begun = time.monotonic()
+    for _ in range(50):
+        assert await shelf._vector(slow, "question") is None  # type: ignore[arg-type]
+    assert time.monotonic() - begun < 0.5
+    slow.wait_s = -1.0
+    await asyncio.to_thread(concurrent.futures.wait, shelf._late)
+    for _ in range(20):
+        await shelf._vector(slow, "question")  # type: ignore[arg-type]
+    slow.wait_s = 0.0
+    monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", 60.0)
+    assert await shelf._vector(slow, "question") is not None  # type: ignore[arg-type]
+    told = [record.message for record in caplog.records]
+    assert told == ["the semantic cache finds nothing: away", "the semantic cache has its vectors again"]
     await shelf.close()
