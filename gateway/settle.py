@@ -6,18 +6,20 @@ its client sees the last byte of the answer.
 
 from __future__ import annotations
 
+from functools import partial
 from math import isfinite
 
 from msgspec.structs import astuple
 
 from cache.entry import Entry
-from cache.rules import may_store
+from cache.rules import Rules, may_store
 from gateway.errors import HeadgateError
 from gateway.exchange import Attempt, Exchange
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.vectors import packed
 from gateway.services import Services
 from gateway.wire.answer import peek
+from gateway.wire.chunk import Peek
 from gateway.wire.errors import status_of
 from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs
@@ -177,13 +179,9 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
     body, call = exchange.answer_body, exchange.call
     if not body:
         return None
-    kept = exchange.kept
-    seen = kept.seen if kept is not None and kept.dialect == call.surface else peek(body, call.surface)
+    seen = exchange.kept.seen if exchange.kept is not None else peek(body, call.surface)
     rules = services.shelf.rules_of(exchange.route.config)
-    refusal = may_store(
-        rules, status=200, complete=True, finish_reason=seen.finish_reason or None,
-        answer_bytes=len(body),
-    )
+    refusal = refusal_to_keep(rules, seen, call.surface, len(body))
     if refusal:
         exchange.cache_state = f"refused:{refusal}"
         return None
@@ -200,6 +198,18 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
         input_tokens=seen.usage.prompt_tokens,
         output_tokens=seen.usage.completion_tokens,
     )
+
+
+def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -> str | None:
+    """Why an answer may not be given again: it refuses, says nothing, or one of its choices has no good end."""
+    of_ending = partial(may_store, rules, status=200, complete=True, answer_bytes=answer_bytes)
+    if surface == "embeddings":
+        return of_ending(finish_reason=None)
+    endings = (seen.finish_reason or "unknown", *seen.other_endings)
+    refusals = [of_ending(finish_reason=ending) for ending in endings]
+    if any(refusals) or seen.tool_names:
+        return next(filter(None, refusals), None)
+    return "refusal" if seen.refusal else "empty" if not seen.text else None
 
 
 def _finite(number: float) -> float | None:

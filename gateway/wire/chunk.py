@@ -142,6 +142,8 @@ class Peek(msgspec.Struct):
     tool_names: list[str] = []
     tool_arguments: list[str] = []
     """JSON text of each call, in order."""
+    other_endings: list[str] = []
+    """Of the choices after the first."""
 
 
 _decode = msgspec.json.Decoder(Chunk).decode

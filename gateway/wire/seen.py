@@ -25,7 +25,7 @@ class Seen:
     """Accumulates the first choice's content, every choice's end, and usage."""
 
     __slots__ = (
-        "_slots", "finish_reason", "id", "logprobs", "model", "open", "refusals", "started",
+        "_slots", "finish_reason", "id", "logprobs", "model", "open", "other_endings", "refusals", "started",
         "stop_sequence", "texts", "thoughts", "tools", "usage",
     )  # fmt: skip
 
@@ -36,6 +36,7 @@ class Seen:
         self.open: dict[int, bool] = {}
         """Choice index to whether it has ended."""
         self.finish_reason = ""
+        self.other_endings: list[str] = []
         self.stop_sequence: str | None = None
         self.texts: list[str] = []
         self.thoughts: list[str] = []
@@ -60,6 +61,8 @@ class Seen:
             index = choice.index
             if choice.finish_reason:
                 self.open[index] = True
+                if index:
+                    self.other_endings.append(choice.finish_reason)
             elif index not in self.open:
                 self.open[index] = False
             if not self.started:
@@ -119,4 +122,5 @@ class Seen:
             self.logprobs,
             [call.name for call in self.tools],
             ["".join(call.arguments) for call in self.tools],
+            self.other_endings,
         )

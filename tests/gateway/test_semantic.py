@@ -38,16 +38,17 @@ FILLERS = ("thanks", "now", "today", "soon", "dear", "hello", "again", "kindly",
 
 
 @asynccontextmanager
-async def upstream(answer: Callable[[str], str]) -> AsyncIterator[str]:
-    """A chat API whose answer is a function of the question."""
+async def upstream(answer: Callable[[str], object]) -> AsyncIterator[str]:
+    """A chat API whose answer is a function of the question: its text, or all of its choices."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
-        message = {"role": "assistant", "content": answer(body["messages"][-1]["content"])}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        said = answer(body["messages"][-1]["content"] if "messages" in body else body["prompt"][-1])
+        message = {"role": "assistant", "content": said}
+        choices = said if isinstance(said, list) else [{"index": 0, "message": message, "finish_reason": "stop"}]
         usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
         reply = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
-                            "choices": [choice], "usage": usage}).encode()  # fmt: skip
+                            "choices": choices, "usage": usage}).encode()  # fmt: skip
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": reply})
@@ -66,7 +67,9 @@ async def upstream(answer: Callable[[str], str]) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def gateway_over(tmp_path: Path, answer: Callable[[str], str], **extra: Any) -> AsyncIterator[Live]:
+async def gateway_over(
+    tmp_path: Path, answer: Callable[[str], object], of_route: Mapping[str, object] = MappingProxyType({}), **extra: Any
+) -> AsyncIterator[Live]:
     route = {"name": "auto", "models": ["talker"], "router": "cheapest", "cache": "semantic", "cache_eps": 0.1}
     async with upstream(answer) as url:
         providers = [{"name": "topics", "kind": "openai", "base_url": url}]
@@ -129,6 +132,65 @@ async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
 
 class Slow:
     """An embedder that takes its time, or none at all."""
+
+@pytest.mark.parametrize(
+    ("verdict", "learnt"), [("Yes.", True), ("**No**, they differ", True), ("As a language model", False), ("", False)]
+)
+async def test_a_judge_that_gives_no_verdict_teaches_nothing(tmp_path: Path, verdict: str, learnt: bool) -> None:
+    """What is neither yes nor no, a failure too, is no mark against the cache; who pays is the route."""
+    asked = iter(range(1000))
+
+    def answer(text: str) -> str:
+        return verdict if "First answer:" in text else f"{by_topic(text)} ({next(asked)})"
+
+    judged = {"cache_judge": "judge", "budget_usd_per_day": 10.0}
+    async with gateway_over(tmp_path, answer, judged) as gateway, httpx.AsyncClient() as client:
+        for wording in WORDINGS:
+            await ask(gateway, client, wording.format(topic="refund"))
+        cache = gateway.services.shelf.semantic["auto"]
+        rows = list(cache.acceptance._rows)
+        (account,) = gateway.services.book.routes["auto"].accounts
+        spent, _ = cast(MemoryLedger, gateway.services.ledger).balance(account)
+        await gateway.rest()
+    assert bool(rows) == learnt and all(row.right == (verdict == "Yes.") for row in rows)
+    assert spent > len(WORDINGS) * 20_000
+
+
+def choice(text: str | None, finish: str | None = "stop", index: int = 0, **more: object) -> dict[str, object]:
+    message = {"role": "assistant", "content": text, **more}
+    return {"index": index, "message": message, "text": text, "finish_reason": finish}
+
+
+@pytest.mark.parametrize("surface", ["chat", "responses", "messages", "completions"])
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ([choice("whole")], ""),
+        ([choice(None, refusal="I can't help with that.")], "refusal"),
+        ([choice("")], "empty"),
+        ([choice("who knows", None)], "finish_reason"),
+        ([choice("cut", "length")], "finish_reason"),
+        ([choice("whole"), choice("cut", "length", 1)], "finish_reason"),
+    ],
+)
+async def test_only_a_good_answer_is_given_again(
+    tmp_path: Path, surface: str, choices: list[dict[str, object]], why: str
+) -> None:
+    """Refusals, silence and what has no known end, of any choice, are asked for anew, on every surface."""
+    if surface == "completions" and why == "refusal" or surface != "completions" and len(choices) > 1:
+        return
+    turns = [{"role": "user", "content": "hello"}]
+    path, body = {
+        "chat": ("chat/completions", {"messages": turns}),
+        "responses": ("responses", {"input": turns}),
+        "messages": ("messages", {"messages": turns, "max_tokens": 9}),
+        "completions": ("completions", {"prompt": ["one", "two"][: len(choices)]}),
+    }[surface]
+    async with gateway_over(tmp_path, lambda _: choices) as gateway, httpx.AsyncClient() as client:
+        url = f"{gateway.url}/v1/{path}"
+        states = [(await client.post(url, json={"model": "auto", **body})).headers["x-headgate-cache"] for _ in "ab"]
+    assert states == ([f"refused:{why}"] * 2 if why else ["miss", "hit"])
+
 
     version = "slow@1"
 
