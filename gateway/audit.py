@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -22,6 +23,7 @@ from gateway.call import Arrival, Call, read_call
 from gateway.exchange import Exchange
 from gateway.journal.record import FeedbackRecord, new_id
 from gateway.keys import Caller
+from gateway.ledger import Account
 from gateway.reply import Heard, Reply
 from gateway.services import Services
 from gateway.wire.answer import peek
@@ -36,6 +38,8 @@ QUESTION = (
     "well served by either? Reply with the one word yes or no.\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}"
 )
 
+VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+
 Answer = Callable[[Call, Reply, Caller], Awaitable[Exchange | None]]
 
 
@@ -49,6 +53,8 @@ class Auditor:
         self._gate = asyncio.Semaphore(AT_ONCE)
         self.skipped = 0
         """Questions left unjudged because too many waited."""
+        self._silent: set[str] = set()
+        """Judges that gave no verdict when last asked."""
 
     def after_hit(self, exchange: Exchange) -> None:
         """Ask again what the cache has just answered, if this hit was drawn for it."""
@@ -112,7 +118,7 @@ class Auditor:
         cache: SemanticCache = self.s.shelf.semantic_of(exchange.route)
         following: Comparison | None = comparison
         while following is not None:
-            right = await self.same(exchange, held, fresh)
+            right = await self.same(exchange, held, fresh) if held else None
             following = cache.audit(following.row, right)
             if following is not None:
                 entry = await self.s.shelf.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
@@ -126,26 +132,40 @@ class Auditor:
         if not all(texts):
             return
         same = await self.alike(exchange, *texts)
+        if same is None:
+            return
         told = FeedbackRecord(
             id=new_id("fb"), time_s=self.s.clock(), tenant=exchange.caller.tenant, decision_id=exchange.decision_id,
             label="same" if same else "different", source="reference",
         )  # fmt: skip
         self.s.spool.append(told)
 
-    async def same(self, exchange: Exchange, first: bytes, second: bytes) -> bool:
+    async def same(self, exchange: Exchange, first: bytes, second: bytes) -> bool | None:
         """Two answers in the client's dialect."""
         surface = exchange.call.surface
-        return await self.alike(exchange, *(peek(body, surface).text if body else "" for body in (first, second)))
+        return await self.alike(exchange, *(peek(body, surface).text for body in (first, second)))
 
-    async def alike(self, exchange: Exchange, *texts: str) -> bool:
-        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one."""
+    async def alike(self, exchange: Exchange, *texts: str) -> bool | None:
+        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one; None: it did
+        not say.
+        """
         if plain(texts[0]) == plain(texts[1]):
             return True
         judge = exchange.route.config.cache_judge
-        if not judge or not all(texts):
+        if not judge:
             return False
-        body = await self._ask(self._judging(judge, *texts), exchange.caller)
-        return peek(body, "chat").text.strip().lower().startswith("yes") if body else False
+        body = await self._ask(self._judging(judge, *texts), exchange.caller, exchange.route.accounts)
+        said = VERDICT.match(peek(body, "chat").text) if body else None
+        self._heard(judge, said is not None)
+        return said.group(1).lower() == "yes" if said is not None else None
+
+    def _heard(self, judge: str, spoke: bool) -> None:
+        """A judge that falls silent is told of once."""
+        if spoke:
+            self._silent.discard(judge)
+        elif judge not in self._silent:
+            self._silent.add(judge)
+            log.warning("the judge %s says neither yes nor no; what it was asked stays unjudged", judge)
 
     def _judging(self, model: str, first: str, second: str) -> Call:
         question = QUESTION.format(first=first, second=second)
@@ -154,11 +174,12 @@ class Auditor:
         arrival = Arrival({}, "", self.s.ids.new("req"), now)
         return read_call("chat", json.dumps(message).encode(), arrival, max_messages=1, timeout_s=JUDGE_TIMEOUT_S)
 
-    async def _ask(self, call: Call, asked_by: Caller) -> bytes:
-        """Through the whole request path, on the house; empty where no answer came."""
+    async def _ask(self, call: Call, asked_by: Caller, accounts: tuple[Account, ...] = ()) -> bytes:
+        """Through the whole request path; empty where no answer came. `accounts`: who pays beside the call's route."""
         call = replace(call, request_id=self.s.ids.new("req"), received_s=self.s.now())
         heard = Heard()
-        await self._answer(call, heard, Caller("audit", "audit", tenant=asked_by.tenant, explore=False))
+        house = Caller("audit", "audit", tenant=asked_by.tenant, explore=False, accounts=accounts)
+        await self._answer(call, heard, house)
         return bytes(heard.body) if heard.status == 200 else b""
 
 

@@ -9,10 +9,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -22,6 +23,7 @@ import uvicorn
 from cache.memory import MemoryStore
 from gateway import shelf as shelf_module
 from gateway.embedders import EmbeddingFailed
+from gateway.ledger import MemoryLedger
 from gateway.shelf import Shelf
 from tests.live import Live, live
 
@@ -74,7 +76,8 @@ async def gateway_over(
     async with upstream(answer) as url:
         providers = [{"name": "topics", "kind": "openai", "base_url": url}]
         model = {"name": "talker", "provider": "topics", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1.0}
-        async with live(tmp_path, models=[model], routes=[route], providers=providers, **extra) as gateway:
+        models = [model, {**model, "name": "judge"}]
+        async with live(tmp_path, models=models, routes=[route | of_route], providers=providers, **extra) as gateway:
             yield gateway
 
 
@@ -129,9 +132,6 @@ async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
     assert hit.headers["x-headgate-cache"] == "hit" and deleted.status_code == 200
     assert again.headers["x-headgate-cache"] == "miss"
 
-
-class Slow:
-    """An embedder that takes its time, or none at all."""
 
 @pytest.mark.parametrize(
     ("verdict", "learnt"), [("Yes.", True), ("**No**, they differ", True), ("As a language model", False), ("", False)]
@@ -191,6 +191,9 @@ async def test_only_a_good_answer_is_given_again(
         states = [(await client.post(url, json={"model": "auto", **body})).headers["x-headgate-cache"] for _ in "ab"]
     assert states == ([f"refused:{why}"] * 2 if why else ["miss", "hit"])
 
+
+class Slow:
+    """An embedder that takes its time, or none at all."""
 
     version = "slow@1"
 
