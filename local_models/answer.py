@@ -14,7 +14,7 @@ from typing import Any
 
 from local_models import openai_wire as wire
 from local_models.asgi import ClientGone, Receive, Send, send_event, send_json, start_stream, wait_for_disconnect
-from local_models.errors import EngineDead, LocalModelError
+from local_models.errors import EngineDead, LocalModelError, RequestRefused
 from local_models.request import Delta, Event, Finished, TokenLogprob, Usage
 from local_models.served import Served
 
@@ -127,6 +127,9 @@ class Answer:
                 if isinstance(event, Finished):
                     if event.reason == "error":
                         raise LocalModelError(event.message)
+                    if event.reason == "refused":
+                        grammar = self._wanted.grammar
+                        raise RequestRefused(event.message, param=grammar.param if grammar else None)
                     self._served.count(event.usage)
                 yield event
 

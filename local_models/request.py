@@ -11,7 +11,8 @@ from typing import Literal
 from local_models.errors import RequestRefused
 from local_models.grammar import Grammar
 
-Ending = Literal["stop", "length", "cancelled", "deadline", "error"]
+Ending = Literal["stop", "length", "cancelled", "deadline", "refused", "error"]
+"""refused: the request can't be answered as it asks; error: the engine can't."""
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -6,7 +6,7 @@ import re
 
 import httpx
 import pytest
-from openai import AsyncOpenAI, BadRequestError, NotFoundError
+from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
 
 from local_models.tasks import held_out_questions, is_right
 
@@ -152,6 +152,24 @@ async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, 
     plain = await client.completions.create(model="tiny-small", prompt="hello", max_tokens=40, extra_body=extra)
     for text in (chat.choices[0].message.content, plain.choices[0].text):
         assert re.fullmatch(pattern, text), text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("schema", [{"enum": ["\\"]}, {"const": "日本"}, {"$ref": "#"}])
+async def test_a_structure_that_the_model_cannot_write_is_refused(
+    client: AsyncOpenAI, schema: dict[str, object], stream: bool
+) -> None:
+    """An empty schema, or characters that no token holds, end with an error, never with half an answer and `stop`."""
+    pytest.importorskip("llguidance")
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(APIError, match="no token of this model can go on") as caught:
+        answer = await client.chat.completions.create(
+            model="tiny-small", messages=messages, response_format=wanted, stream=stream
+        )
+        async for _ in answer:
+            pass
+    assert caught.value.param == "response_format" and caught.value.type == "invalid_request_error"
 
 
 async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
