@@ -313,7 +313,7 @@ class Answering:
         if ending is not None and reply.committed:
             await reply.end(exchange.flow.error(ending) if exchange.flow is not None else b"")
         elif ending is not None:
-            extra = error_headers(ending, spent=bool(exchange.attempts))
+            extra = error_headers(ending, spent=any(one.failure != "loading" for one in exchange.attempts))
             body = render_error(ending, call.surface, request_id=call.request_id)
             await reply.whole(status_of(ending, call.surface), [*answer_headers(exchange, now), JSON, *extra], body)
         elif reply.committed:

@@ -30,7 +30,9 @@ async def ask(gateway: Live, model: str, timeout_s: float = 120) -> httpx.Respon
 
 
 async def test_it_is_told_as_loading(tmp_path: Path) -> None:
-    """Where nothing else may answer: 503, when to come again, whose fault; and its breaker stays closed."""
+    """Where nothing else may answer: 503, when to come again, whose fault; and its breaker stays closed. Nothing was
+    computed yet, so SDKs are not told to give up.
+    """
     async with room(tmp_path, alone={"models": ["tiny-small"], "retries": 0}) as gateway:
         for _ in range(7):
             response = await ask(gateway, "alone")
@@ -38,6 +40,7 @@ async def test_it_is_told_as_loading(tmp_path: Path) -> None:
             assert (response.status_code, error["code"]) == (503, "loading")
             assert "mine is still loading" in error["message"]
             assert response.headers["retry-after"] == f"{RETRY_AFTER_S:.0f}"
+            assert "x-should-retry" not in response.headers
         gateway.assert_at_rest()
 
 
