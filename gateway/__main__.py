@@ -108,8 +108,22 @@ def _artefacts(config: Config, settings: Settings) -> Iterator[Callable[[], obje
             from gateway.solved import open_solved
 
             yield partial(open_solved, route.solved, route.solved_most, f"routes[{index}].solved")
+    yield partial(_find_local_models, config)
     if config.embedding.kind == "folder" or any(route.cache_rule for route in config.routes):
         yield lambda: _open_cache_rules(config)
+
+
+def _find_local_models(config: Config) -> None:
+    from local_models.options import no_models
+
+    problems = [
+        f"providers[{index}].options.{name}: {fault}"
+        for index, one in enumerate(config.providers)
+        if one.kind == "local" and not one.base_url
+        for name, fault in no_models(one.options)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _open_cache_rules(config: Config) -> None:

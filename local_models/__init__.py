@@ -20,5 +20,11 @@ def quantized_models() -> dict[str, Path]:
     return _models_in(WEIGHTS / "quantized")
 
 
+def folder_of(named: str | Path) -> Path:
+    """A path, or the folder of a model that comes with the package by its name."""
+    known = {**shipped_models(), **quantized_models()}
+    return known.get(str(named), Path(named))
+
+
 def _models_in(parent: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(parent.iterdir()) if (folder / "config.json").is_file()}

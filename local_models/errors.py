@@ -27,6 +27,10 @@ class PromptTooLong(RequestRefused):
         super().__init__(message, code="context_length_exceeded", param=param)
 
 
+class ModelLost(LocalModelError):
+    """This model could not be loaded; the others of its server can be asked."""
+
+
 class EngineFull(LocalModelError):
     """The waiting line is full; the same request may succeed later."""
 

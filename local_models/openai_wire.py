@@ -13,7 +13,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from typing import Any
 
-from local_models.errors import EngineDead, EngineFull, LocalModelError, RequestRefused
+from local_models.errors import EngineDead, EngineFull, LocalModelError, ModelLost, RequestRefused
 from local_models.grammar import ANY_OBJECT, Grammar, one_of
 from local_models.request import Ending, Sampling, TokenLogprob, Usage
 from local_models.text import TextCodec
@@ -214,6 +214,8 @@ def error_json(error: LocalModelError) -> tuple[int, Body]:
         return status, _error(str(error), "invalid_request_error", error.code, error.param)
     if isinstance(error, EngineFull):
         return 429, _error(str(error), "rate_limit_error", "engine_full", None)
+    if isinstance(error, ModelLost):
+        return 503, _error(str(error), "server_error", "model_not_loaded", None)
     if isinstance(error, EngineDead):
         return 503, _error(str(error), "server_error", "engine_dead", None)
     return 500, _error(str(error), "server_error", "engine_error", None)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from local_models import folder_of
 from local_models.settings import Setting
 
 
@@ -93,6 +94,15 @@ def faults(options: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield name, f"unknown; known are {', '.join(SERVER_OPTIONS)}"
         elif value is not None and (fault := _fault(name, value)):
             yield name, fault
+
+
+def no_models(options: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Option and fault of every folder that holds no model."""
+    named, draft = options.get("models") or {}, options.get("draft_model")
+    folders = {f"models.{name}": folder for name, folder in named.items()} if isinstance(named, Mapping) else {}
+    for option, folder in {**folders, **({"draft_model": draft} if draft else {})}.items():
+        if isinstance(folder, str) and not (folder_of(folder) / "config.json").is_file():
+            yield option, f"{folder}: there is no model (config.json) in it"
 
 
 def _fault(name: str, value: object) -> str:

@@ -3,7 +3,7 @@
 It runs as a child process of whoever supervises it: when the engine of a model dies the process ends, its
 connections break, and the supervisor starts another while the callers fail over. Without `--models` it serves
 the models shipped with the package. A request refused, a client gone, a deadline passed: each concerns that
-one only.
+one only. A model that can't be loaded is lost to who asks for it; the others are served.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ import torch
 import uvicorn
 
 from local_models import openai_wire as wire
-from local_models import quantized_models, shipped_models
+from local_models import folder_of, shipped_models
 from local_models.answer import Answer
 from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_json, send_body, send_json
 from local_models.encoder import is_encoder
-from local_models.errors import EngineDead, LocalModelError, RequestRefused
+from local_models.errors import EngineDead, LocalModelError, ModelLost, RequestRefused
 from local_models.options import ENGINE_OPTIONS, SERVER_OPTIONS, EngineOptions, faults
 from local_models.served import Served, metrics_page
 from local_models.served_encoder import ServedEncoder, encoders_page
@@ -38,9 +38,13 @@ _log = logging.getLogger(__name__)
 class App:
     """The ASGI application: a pure function of the models it is given."""
 
-    def __init__(self, models: dict[str, Served], encoders: dict[str, ServedEncoder] | None = None) -> None:
+    def __init__(
+        self, models: dict[str, Served], encoders: dict[str, ServedEncoder] | None = None, lost: Iterable[str] = ()
+    ) -> None:
+        """`lost`: models that could not be loaded."""
         self.models = models
         self.encoders = encoders or {}
+        self.lost = sorted(lost)
         self._started_s = int(time.time())
         self._posts: dict[str, Callable[[wire.Body, Receive, Send], Awaitable[None]]] = {
             "/v1/chat/completions": self._chat,
@@ -80,7 +84,8 @@ class App:
             await send_json(send, 200, self._card(name if name in self.encoders else self._served(name).name))
         elif method == "GET" and path == "/healthz":
             dead = [name for name, served in self.models.items() if served.worker.dead]
-            await send_json(send, 503 if dead else 200, {"status": "dead" if dead else "ok", "dead": dead})
+            state = {"status": "dead" if dead else "ok", "dead": dead, "lost": self.lost}
+            await send_json(send, 503 if dead else 200, state)
         elif method == "GET" and path == "/metrics":
             await send_body(send, 200, b"text/plain; version=0.0.4", self._metrics().encode())
         else:
@@ -104,6 +109,8 @@ class App:
         served = self.models.get(name)
         if name in self.encoders:
             raise RequestRefused(f"{name} is an encoder: it embeds texts, it answers none", param="model")
+        if name in self.lost:
+            raise ModelLost(f"the model {name} could not be loaded; the log of its server says why")
         if served is None:
             raise RequestRefused(f"no model {name!r} here", code="model_not_found", param="model")
         if served.worker.dead is not None:
@@ -215,19 +222,23 @@ def _app(options: dict[str, Any]) -> App:
     torch.set_num_threads(options.get("threads") or 1)
     chosen = {name: options[name] for name in ENGINE_OPTIONS if options.get(name) is not None}
     if "draft_model" in chosen:
-        chosen["draft_model"] = str(_folder(chosen["draft_model"]))
+        chosen["draft_model"] = str(folder_of(chosen["draft_model"]))
     engine_options = EngineOptions(**chosen)
     named = options.get("models") or shipped_models()
-    folders = {name: _folder(folder) for name, folder in named.items()}
-    encoders = {name: ServedEncoder(name, folder) for name, folder in folders.items() if is_encoder(folder)}
-    models = {name: Served(name, folder, engine_options) for name, folder in folders.items() if name not in encoders}
-    return App(models, encoders)
-
-
-def _folder(named: str | Path) -> Path:
-    """A path, or the name of a model that comes with the package."""
-    known = {**shipped_models(), **quantized_models()}
-    return known.get(str(named), Path(named))
+    folders = {name: folder_of(folder) for name, folder in named.items()}
+    encoders, models, lost = dict[str, ServedEncoder](), dict[str, Served](), dict[str, LocalModelError]()
+    for name, folder in folders.items():
+        try:
+            if is_encoder(folder):
+                encoders[name] = ServedEncoder(name, folder)
+            else:
+                models[name] = Served(name, folder, engine_options)
+        except LocalModelError as error:
+            _log.error("the model %s can't be loaded: %s", name, error)
+            lost[name] = error
+    if len(lost) == len(folders):
+        raise next(iter(lost.values()))
+    return App(models, encoders, lost.keys())
 
 
 if __name__ == "__main__":

@@ -247,6 +247,8 @@ def test_no_help_text_loses_a_word() -> None:
      ('router = "cheapest"\nsolved = "gone.jsonl"', "routes[0].solved: gone.jsonl: No such file or directory"),
      ('router = "cheapest"\ncache_rule = "gone.npz"', "routes[0].cache_rule: [Errno 2] No such file or directory"),
      ('router = "cheapest"\n[embedding]\nkind = "folder"\npath = "gone"', "embedding.path: gone: "),
+     ('router = "cheapest"\n[[providers]]\nname = "home"\nkind = "local"\noptions = { models = { m = "gone" } }',
+      "providers[1].options.models.m: gone: there is no model (config.json) in it"),
      ('router = "cheapest"\ncascade = "gone/trained.bin"', "routes[0].cascade: gone/trained.bin: no such file")],
 )  # fmt: skip
 def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path, setting: str, told: str) -> None:

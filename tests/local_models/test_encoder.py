@@ -83,6 +83,30 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path) -> None:
     assert is_encoder(tmp_path) and not is_encoder(shipped_models()["tiny-small"]) and not is_encoder(tmp_path / "x")
 
 
+async def test_a_damaged_model_takes_no_other_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who asks for it hears so, and the log says why; the rest of the server's models answer. None left: no server."""
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder in (whole, damaged):
+        folder.mkdir()
+        write_encoder(folder)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    app = _app({"models": {"bad": str(damaged), "gone": str(tmp_path / "gone"), "good": str(whole)}})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://local") as client:
+        answers = {
+            name: await client.post("/v1/embeddings", json={"model": name, "input": [[1, 2]]})
+            for name in ("good", "bad", "gone")
+        }
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["good"]
+        assert (await client.get("/healthz")).json()["lost"] == ["bad", "gone"]
+    assert answers["good"].status_code == 200
+    for name in ("bad", "gone"):
+        error = answers[name].json()["error"]
+        assert (answers[name].status_code, error["code"]) == (503, "model_not_loaded") and str(tmp_path) not in str(error)
+    assert "the model bad can't be loaded" in caplog.text and "cannot be read" in caplog.text
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        _app({"models": {"bad": str(damaged)}})
+
+
 async def test_embeddings_are_served_in_batches(tmp_path: Path) -> None:
     """Forty requests at once take a few batches and each gets its own vectors; what is no encoder's is refused."""
     write_encoder(tmp_path)
