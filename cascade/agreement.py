@@ -1,11 +1,12 @@
 """Do two answers say the same? Decided from their texts alone, in microseconds, without a model.
 
-A stated final answer (`#### 12`, `\\boxed{12}`, a lone choice letter) is compared exactly; short answers by the words
-of the shorter one; longer texts by word overlap. It never reads a gold answer.
+A stated final answer (`#### 12`, `\\boxed{12}`, a lone choice letter) and JSON are compared exactly; short answers by
+the words of the shorter one; longer texts by word overlap. It never reads a gold answer.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,6 +26,8 @@ _ARTICLES = frozenset({"the", "a", "an"})
 @lru_cache(maxsize=16_384)
 def answer_key(text: str) -> frozenset[str] | str:
     """What the answer comes down to: a string where it is stated, else its words."""
+    if text[:1] in ("{", "[") and (value := _canonical(text)):
+        return value
     end = text[-READ_CHARS:]
     stated = _STATED.findall(end)
     if stated:
@@ -37,6 +40,14 @@ def answer_key(text: str) -> frozenset[str] | str:
     if len(words) <= 1:
         return words[0] if words else end.strip().lower()
     return frozenset(words)
+
+
+def _canonical(text: str) -> str:
+    """JSON in one spelling; empty where it is none."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def agreement(one: str, other: str) -> float:

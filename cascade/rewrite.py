@@ -54,7 +54,7 @@ class Refine:
             return Keep(None, "failed") if history else Ask((self._read(self.draft),), (self.draft,), streams=False)
         if self._shows(history[best]) >= self.good or len(history) > self.rounds:
             return Keep(best)
-        mended = self._read(self.draft, self.prompt(history[best].evidence.text))
+        mended = self._read(self.draft, self.prompt(history[best].evidence.said))
         left = self.rounds - len(history)
         return Ask((mended,), (self.draft,) * left, streams=False) if fits(mended) else Keep(best, "exhausted")
 

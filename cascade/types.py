@@ -112,6 +112,13 @@ class Evidence(msgspec.Struct, frozen=True):
     judged: float = nan
     text: str = ""
     """The answer's text, for scorers; never logged."""
+    calls: str = ""
+    """The tools it calls, with their arguments, written alike where they are alike."""
+
+    @property
+    def said(self) -> str:
+        """What a model is shown of the answer."""
+        return f"{self.text}\n{self.calls}" if self.text and self.calls else self.text or self.calls
 
 
 class Outcome(msgspec.Struct, frozen=True):

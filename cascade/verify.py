@@ -130,7 +130,7 @@ class SelfVerification:
         return sum(read) / len(read) if read else nan
 
     def _verdicts(self, draft: Outcome, k: int) -> tuple[Step, ...]:
-        fields = dict(self.prompt(draft.evidence.text))
+        fields = dict(self.prompt(draft.evidence.said))
         step = self.verify
         return tuple(
             Step(step.model, step.accept_at, step.worst_cost_usd, {**step.overrides, **fields, "seed": i})

@@ -16,7 +16,7 @@ from msgspec import structs
 from cascade.agreement import agreement
 from cascade.climb import best_answer
 from cascade.confidence import RAW, vetoed
-from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
+from cascade.types import Ask, Confidence, Evidence, Fits, Keep, Outcome, Step
 
 SAME = 0.5
 """Agreement from which two answers count as one."""
@@ -47,14 +47,18 @@ def ballot(history: Sequence[Outcome]) -> Ballot:
         if outcome.failure or vetoed(outcome.evidence):
             continue
         votes += 1
-        text = outcome.evidence.text
-        home = next((g for g in groups if agreement(history[g[0]].evidence.text, text) >= SAME), None)
+        home = next((g for g in groups if alike(history[g[0]].evidence, outcome.evidence)), None)
         if home is None:
             groups.append([index])
         else:
             home.append(index)
     groups.sort(key=len, reverse=True)
     return Ballot(tuple(tuple(group) for group in groups), votes)
+
+
+def alike(one: Evidence, other: Evidence) -> bool:
+    """Calls of tools are alike only where they are the same, whatever is said beside them."""
+    return one.calls == other.calls and (bool(one.calls) or agreement(one.text, other.text) >= SAME)
 
 
 def stays_ahead(first: int, second: int) -> float:

@@ -23,11 +23,24 @@ def evidence_of(seen: Peek, *, wants_json: bool, schema: object = None) -> Evide
         schema_valid=_valid(seen.text, schema) if wants_json and not seen.tool_names else None,
         tools_parse=_all_json(seen.tool_arguments) if seen.tool_names else None,
         text=seen.text,
+        calls=_calls(seen) if seen.tool_names else "",
     )
 
 
 def _valid(text: str, schema: object) -> bool | None:
     return _is_json(text) if schema is None else fits_schema(text, schema)
+
+
+def _calls(seen: Peek) -> str:
+    return "\n".join(f"{n}({_spelt(a)})" for n, a in zip(seen.tool_names, seen.tool_arguments, strict=True))
+
+
+def _spelt(arguments: str) -> str:
+    """The same for the same arguments, whatever their order and spacing."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(arguments), order="deterministic").decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return arguments
 
 
 def _all_json(texts: Sequence[str]) -> bool:

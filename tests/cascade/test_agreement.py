@@ -22,10 +22,13 @@ from cascade.agreement import agreement, agreements
         ("Angel of the North", "Lover's Fountain", 0.0),
         ("so \\boxed{42}", "#### 42", 1.0),
         ("", "", 1.0),
+        ('{"n": 4, "day": "fri", "hour": 19}', '{"hour":19,"n":4,"day":"fri"}', 1.0),
+        ('{"n": 4, "day": "fri", "hour": 19}', '{"n": 5, "day": "fri", "hour": 19}', 0.0),
+        ('[1, 2, 3, 4, 5, 6]', '[6, 5, 4, 3, 2, 1]', 0.0),
     ],
 )
 def test_answers_are_compared_by_what_they_state(one: str, other: str, expected: float):
-    """Stated numbers and letters exactly, short answers by their words."""
+    """Stated numbers, letters and JSON exactly, short answers by their words."""
     assert agreement(one, other) == expected
 
 

@@ -18,7 +18,7 @@ from cascade.prompts import demonstrated, point, refinement, skeleton, verificat
 from cascade.rewrite import Refine, Skeleton, points_of, suits_skeleton
 from cascade.types import Evidence, Limits, Outcome, Plan, Rung, Step, Strategy
 from cascade.verify import Pomdp, SelfVerification, Threshold, fit_pomdp, verdict_of
-from cascade.voting import Vote, samples, stays_ahead
+from cascade.voting import Vote, alike, samples, stays_ahead
 from tests.cascade.playbook import driven, said
 
 SMALL, LARGE = Step("small", worst_cost_usd=1.0), Step("large", worst_cost_usd=10.0)
@@ -97,6 +97,14 @@ def test_refusals_have_no_vote():
 
     verdict, _ = driven(plan(Vote(samples(SMALL, 3, 0.7))), answer)
     assert verdict.outcomes[verdict.kept or 0].evidence.text == "5"
+
+
+def test_calls_of_tools_agree_where_they_are_the_same():
+    """Two cities are two calls, however alike the rest is; a call is no answer in words."""
+    paris, rome = (Evidence(calls=f'weather({{"city":"{city}","days":3}})') for city in ("Paris", "Rome"))
+    assert alike(paris, Evidence(text="One moment", calls=paris.calls)) and not alike(paris, rome)
+    assert not alike(paris, Evidence()) and alike(Evidence(), Evidence())
+    assert paris.said == paris.calls and Evidence(text="Here", calls="f({})").said == "Here\nf({})"
 
 
 def test_early_stopping_saves_two_fifths_of_the_samples_at_equal_accuracy():

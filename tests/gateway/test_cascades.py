@@ -183,6 +183,89 @@ async def test_a_judge_says_whether_a_draft_is_kept(tmp_path: Path, verdict: str
 
 
 def test_the_best_model_judges_nobody() -> None:
+SURFACES = {
+    "chat/completions": {
+        "messages": [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "what is the answer?"}],
+        "max_completion_tokens": 50, "stop": ["."], "response_format": {"type": "json_object"},
+    },
+    "messages": {"system": "Be terse.", "messages": [{"role": "user", "content": "what is the answer?"}],
+                 "max_tokens": 50, "stop_sequences": ["."]},
+    "responses": {"instructions": "Be terse.", "input": "what is the answer?", "max_output_tokens": 50},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", ["up", "claude"])
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_what_a_cascade_asks_is_asked_in_the_providers_words(
+    tmp_path: Path, surface: str, provider: str
+) -> None:
+    """A draft is verified on every surface with turns, and the verdict's request is one that the API takes: one limit,
+    no form that the answer was to have, and towards Anthropic no system turn and no seed.
+    """
+    scripts = {"small": [{"text": '{"n": 4}'}, {"text": "Incorrect"}], "large": [{"text": '{"n": 5}'}]}
+    models = [{**MODELS[0], "provider": provider}, MODELS[1]]
+    async with live(tmp_path, scripts=scripts, models=models, routes=[route("verify")]) as gateway:
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(f"{gateway.url}/v1/{surface}", json={"model": "auto", **SURFACES[surface]})
+        sent = [json.loads(str(one["body"])) for one in gateway.upstream.seen.recent if one["model"] == "small"]
+        await gateway.rest()
+    assert answer.status_code == 200 and answer.headers["x-headgate-model"] == "large"
+    limits = {"max_tokens", "max_completion_tokens"}
+    for verdict in sent[1:]:
+        assert len(limits & verdict.keys()) == 1 and {verdict[name] for name in limits & verdict.keys()} == {4}
+        assert not {"response_format", "stop", "stop_sequences", "tool_choice"} & verdict.keys()
+        roles = [turn["role"] for turn in verdict["messages"]]
+        assert roles == ["system"] * (provider == "up") + ["user", "assistant", "user"]
+        assert ("seed" in verdict) == (provider == "up") and ("system" in verdict) == (provider == "claude")
+    assert len(sent) == 4
+
+
+@pytest.mark.parametrize("surface", ["chat/completions", "messages"])
+async def test_samples_of_anthropics_api_are_asked_for_as_the_client_did(tmp_path: Path, surface: str) -> None:
+    """It knows no seed, and refuses what it doesn't know: four samples were four refusals."""
+    models = [{**model, "provider": "claude"} for model in MODELS]
+    body = {"model": "auto", **SURFACES[surface]}
+    body.pop("response_format", None)
+    async with live(tmp_path, models=models, routes=[route("self-consistency")]) as gateway:
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(f"{gateway.url}/v1/{surface}", json=body)
+        sent = [json.loads(str(one["body"])) for one in gateway.upstream.seen.recent]
+        await gateway.rest()
+    assert answer.status_code == 200 and len(sent) > 1
+    assert all(one.keys() == {"model", "messages", "system", "max_tokens", "stop_sequences"} for one in sent)
+
+
+@pytest.mark.parametrize("cascade", ["skeleton", "stepwise"])
+async def test_calls_and_json_are_not_put_together_from_parts(tmp_path: Path, cascade: str) -> None:
+    """Where tools are offered or JSON is asked for, one model answers whole."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    scripts = {"small": [{"tool_calls": [{"name": "look", "arguments": {"at": 1}}]}, {"text": "{}"}]}
+    turns = [{"role": "user", "content": "list three reasons"}]
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
+        called = await ask(gateway, messages=turns, tools=[tool])
+        written = await ask(gateway, messages=turns, response_format={"type": "json_object"})
+        await gateway.rest()
+        assert gateway.upstream.seen.by_model == {"small": 2}
+    assert called.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look"
+    assert written.json()["choices"][0]["message"]["content"] == "{}"
+
+
+async def test_different_calls_of_tools_are_different_answers(tmp_path: Path) -> None:
+    """Two models that call for other things don't agree: the best one decides."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+    def calls(city: str) -> dict[str, object]:
+        return {"tool_calls": [{"name": "look", "arguments": {"city": city, "days": 3, "unit": "C"}}]}
+
+    scripts = {"small": [calls("Rome")], "middle": [calls("Paris")], "large": [calls("Oslo")]}
+    middle = {"name": "middle", "logprobs": True, "input_usd_per_mtok": 0.2, "output_usd_per_mtok": 0.2}
+    three = {**route("agreement"), "models": ["small", "middle", "large"]}
+    async with live(tmp_path, scripts=scripts, models=[*MODELS, middle], routes=[three]) as gateway:
+        answer = await ask(gateway, tools=[tool])
+        await gateway.rest()
+    assert answer.headers["x-headgate-model"] == "large"
+
+
     """Its verdict would cost what its answer does: the draft's own model is asked instead; unknown ones are refused."""
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
     _, problems = parse({**table, "routes": [{**route("verify"), "judge": "nobody"}]}, {})
