@@ -1,7 +1,7 @@
 """The few requests that strategies make on their own: verify, refine, skeleton, one point, demonstrations.
 
-Each is a pure function from a chat's messages to the fields of another request. The client's own messages are kept
-whole and in front; only text is added.
+Each is a pure function from a chat's messages to the fields of another request; null takes a field away. The client's
+own messages are kept whole and in front; only text is added.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ Fields = dict[str, object]
 def verification(messages: Sequence[Message], answer: str) -> Fields:
     """Ask whether the answer is right, in one word."""
     asked = "Is this answer to my question correct? Reply with one word, Correct or Incorrect."
-    return {"messages": [*messages, _assistant(answer), _user(asked)], "max_tokens": 4, "temperature": 0.7}
+    form = {"response_format": None, "stop": None, "logit_bias": None, "tool_choice": "none"}
+    return {"messages": [*messages, _assistant(answer), _user(asked)], "max_tokens": 4, "temperature": 0.7, **form}
 
 
 def refinement(messages: Sequence[Message], answer: str) -> Fields:

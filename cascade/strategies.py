@@ -23,6 +23,8 @@ WRITING = frozenset({"verify", "refine", "skeleton", "stepwise"})
 """Those that write requests of their own, and so need the chat."""
 REPEATING = WRITING | {"self-consistency", "best-of"}
 """Those that ask one model more than once."""
+COMPOSING = frozenset({"skeleton", "stepwise"})
+"""Those that put an answer's text together from several: no call of a tool and no JSON comes of that."""
 SAMPLES = 5
 TEMPERATURE = 0.7
 WORTH_IN_CALLS = 8.0

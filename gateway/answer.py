@@ -21,7 +21,7 @@ from cache.rules import may_cache, read_directive
 from cascade.gathered import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
 from cascade.offer import Offer
 from cascade.plan import plan_for
-from cascade.strategies import WRITING
+from cascade.strategies import COMPOSING, WRITING
 from cascade.types import Limits, Plan
 from gateway.audit import Auditor
 from gateway.call import Call, chat_messages
@@ -247,6 +247,8 @@ class Answering:
             offer = Offer(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
             return route.cascade.plan(offer, share_of(knobs), config.most_wrong or None)
         strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
+        if strategy in COMPOSING and (call.described.tools or call.described.wants_json):
+            strategy = "none"
         shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(
             choice,

@@ -21,7 +21,7 @@ from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.relay import Relay, relay
-from gateway.wire.request import Raw, ask_usage, encode, signed, translate_request
+from gateway.wire.request import ask_usage, encode, signed, translate_request
 from gateway.wire.usage import Usage
 from local_models.backends import Profile
 from local_models.errors import RequestRefused
@@ -323,6 +323,33 @@ def dialect_of(provider: Provider, surface: str, rung: Rung, deployment: Deploym
     return dialect
 
 
+def into(call: Call, deployment: Deployment, dialect: str) -> dict[str, msgspec.Raw]:
+    """The client's fields as the upstream's API names them."""
+    limit, hosted = deployment.config.max_output_tokens, deployment.config.hosted_tools
+    return dict(translate_request(call.raw, call.surface, dialect, max_tokens=limit, hosted_tools=hosted))
+
+
+def overridden(
+    call: Call, deployment: Deployment, dialect: str, overrides: Mapping[str, object]
+) -> dict[str, msgspec.Raw]:
+    """The same with what a cascade changes, which is said in chat's words: null takes a field away. Sampling apart,
+    which Anthropic's API has no words for, goes there as it was asked.
+    """
+    by_chat = dialect == "messages"
+    if by_chat and "messages" not in overrides:
+        return into(call, deployment, dialect)
+    raw = into(call, deployment, "chat" if by_chat else dialect)
+    for name, value in overrides.items():
+        if name == "max_tokens" and "max_completion_tokens" in raw:
+            name = "max_completion_tokens"
+        raw[name] = msgspec.Raw(msgspec.json.encode(value))
+        if value is None or (name == "tool_choice" and "tools" not in raw):
+            del raw[name]
+    if not by_chat:
+        return raw
+    return dict(translate_request(raw, "chat", dialect, max_tokens=deployment.config.max_output_tokens))
+
+
 def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *, live: bool) -> bytes:
     """The client's own bytes where nothing changes; otherwise the same fields with ours replaced."""
     same = dialect == call.surface
@@ -336,27 +363,22 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes["stream"] = FALSE
     if adds_logprobs(rung, deployment, dialect):
         changes["logprobs"] = TRUE
-    if same and dialect == "messages" and (turns := signed(call.raw["messages"])) is not call.raw["messages"]:
+    told = same and dialect == "messages" and "messages" not in rung.overrides
+    if told and (turns := signed(call.raw["messages"])) is not call.raw["messages"]:
         changes["messages"] = turns
-    for name, value in rung.overrides.items():
-        changes[name] = msgspec.Raw(msgspec.json.encode(value))
-    if same and not changes and call.body and dialect != "responses" and deployment.foreign.isdisjoint(call.raw):
+    unchanged = same and not changes and not rung.overrides and dialect != "responses"
+    if unchanged and call.body and deployment.foreign.isdisjoint(call.raw):
         return call.body
-    config = deployment.config
-    raw: Raw = dict(
-        translate_request(
-            call.raw, call.surface, dialect, max_tokens=config.max_output_tokens, hosted_tools=config.hosted_tools
-        )
-    )
+    raw = overridden(call, deployment, dialect, rung.overrides) if rung.overrides else into(call, deployment, dialect)
     raw.update(changes)
     if call.stream and not live:
         raw.pop("stream_options", None)
     elif live and not same:
         raw["stream"] = TRUE
-    return encode(adapted(raw, config) if deployment.foreign else raw)
+    return encode(adapted(raw, deployment.config) if deployment.foreign else raw)
 
 
-def adapted(raw: Raw, config: ModelConfig) -> Raw:
+def adapted(raw: dict[str, msgspec.Raw], config: ModelConfig) -> dict[str, msgspec.Raw]:
     """A request in the words of an API that lacks some fields and calls others otherwise."""
     for name in config.leave_out:
         raw.pop(name, None)

@@ -14,7 +14,7 @@ import msgspec
 
 from cache.rules import read_directive
 from gateway.errors import CallerError
-from gateway.wire.request import Described, Raw, decode, describe
+from gateway.wire.request import Described, Raw, decode, describe, translate_request
 from routers.types import Knobs
 
 SURFACES = {
@@ -133,10 +133,16 @@ def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
 
 
 def chat_messages(call: Call) -> list[dict[str, Any]]:
-    """The chat as it was sent; empty on surfaces that have none in this shape."""
-    if call.surface != "chat":
+    """The chat, as it was sent or as a model that speaks chat would be told it; empty where it can't be told."""
+    raw = call.raw
+    if call.surface not in ("chat", "messages", "responses"):
         return []
-    return msgspec.json.decode(call.raw["messages"], type=list[dict[str, Any]])
+    if call.surface != "chat":
+        try:
+            raw = translate_request(raw, call.surface, "chat", hosted_tools="leave_out")
+        except CallerError:
+            return []
+    return msgspec.json.decode(raw["messages"], type=list[dict[str, Any]])
 
 
 def read_model(raw: Raw) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from math import inf
 from pathlib import Path
@@ -182,7 +183,6 @@ async def test_a_judge_says_whether_a_draft_is_kept(tmp_path: Path, verdict: str
     assert only.json()["choices"][0]["message"]["content"] == f"from {answered}"
 
 
-def test_the_best_model_judges_nobody() -> None:
 SURFACES = {
     "chat/completions": {
         "messages": [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "what is the answer?"}],
@@ -266,6 +266,7 @@ async def test_different_calls_of_tools_are_different_answers(tmp_path: Path) ->
     assert answer.headers["x-headgate-model"] == "large"
 
 
+def test_the_best_model_judges_nobody() -> None:
     """Its verdict would cost what its answer does: the draft's own model is asked instead; unknown ones are refused."""
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
     _, problems = parse({**table, "routes": [{**route("verify"), "judge": "nobody"}]}, {})
