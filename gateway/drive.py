@@ -221,7 +221,7 @@ class Run:
             model=rung.model,
             failure=error.failure,
             may_pass=error.failure in MAY_PASS and not committed,
-            may_move=error.failure != "rejected" and not committed,
+            may_move=(error.failure != "rejected" or bool(rung.overrides)) and not committed,
             retry_after_s=0.0 if self.elsewhere(rung, error) else error.retry_after_s or 0.0,
             cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,

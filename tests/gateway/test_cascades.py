@@ -235,6 +235,23 @@ async def test_samples_of_anthropics_api_are_asked_for_as_the_client_did(tmp_pat
     assert all(one.keys() == {"model", "messages", "system", "max_tokens", "stop_sequences"} for one in sent)
 
 
+@pytest.mark.parametrize(
+    ("cascade", "small"),
+    [("verify", [{"text": "four"}, {"status": 400, "error": "no temperature here"}]),
+     ("self-consistency", [{"status": 400, "error": "no temperature here"}])],
+)  # fmt: skip
+async def test_what_the_client_did_not_ask_is_not_its_fault(
+    tmp_path: Path, cascade: str, small: list[dict[str, object]]
+) -> None:
+    """A request that the cascade wrote and the model refuses is no reason to give up, nor to believe the draft."""
+    scripts = {"small": small, "large": [{"text": "from large"}]}
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
+        answer = await ask(gateway)
+        await gateway.rest()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "from large"
+
+
 @pytest.mark.parametrize("cascade", ["skeleton", "stepwise"])
 async def test_calls_and_json_are_not_put_together_from_parts(tmp_path: Path, cascade: str) -> None:
     """Where tools are offered or JSON is asked for, one model answers whole."""
