@@ -76,13 +76,17 @@ class Folder:
 
 
 class Shared:
-    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning."""
+    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning; one
+    that has lost its data is told by whoever reads it next what was in it, writers that are gone included.
+    """
 
     def __init__(self, link: Link, writer: str) -> None:
         self._link, self._writer = link, writer
         self._seen: dict[str, dict[bytes, bytes]] = {}
+        self._told: dict[str, bytes] = {}
 
     async def tell(self, key: str, mine: bytes) -> bool:
+        self._told[key] = mine
         told = await self._link.run(lambda redis: redis.hset(PREFIX + key, self._writer, mine), None)
         return told is not None
 
@@ -90,8 +94,14 @@ class Shared:
         found = await self._link.run(lambda redis: _all(redis, key), None)
         if found is None:
             return None
-        found.pop(self._writer.encode(), None)
-        if found == self._seen.get(key, {}):
+        own, seen = found.pop(self._writer.encode(), None), self._seen.get(key, {})
+        if key in self._told and own != self._told[key]:
+            await self.tell(key, self._told[key])
+        lost = {writer: sums for writer, sums in seen.items() if writer not in found}
+        for writer, sums in lost.items():
+            await self._link.run(lambda redis, w=writer, s=sums: redis.hsetnx(PREFIX + key, w, s), None)  # type: ignore[misc]
+        found |= lost
+        if found == seen:
             return None
         self._seen[key] = found
         return list(found.values())

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from redis import Redis
 
 from gateway.journal.reader import Reader
 from gateway.journal.record import FeedbackRecord
@@ -134,6 +135,33 @@ async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: st
             await taught(two, 8)
             await until(lambda: known(one) == known(two) == 20)
             assert await preferred(one) == await preferred(two)
+            for chore in chores:
+                chore.cancel()
+
+
+async def test_a_redis_that_lost_its_data_costs_no_knowledge(tmp_path: Path) -> None:
+    """Whoever still knows says it again, also what runs that are gone had learnt, so that the next one hears all."""
+    for url in redis(tmp_path, "redis"):
+        extra: dict[str, Any] = {"storage": {"redis_url": url}}
+
+        def gateway(name: str, extra: dict[str, Any] = extra) -> Any:
+            (tmp_path / name).mkdir(exist_ok=True)
+            return live(tmp_path / name, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra)
+
+        async with gateway("gone") as gone:
+            await taught(gone, 6)
+        async with gateway("one") as one, gateway("two") as two:
+            chores = [asyncio.create_task(g.services.online.run()) for g in (one, two)]
+            await taught(one, 4)
+            await until(lambda: known(one) == known(two) == 10)
+            with Redis.from_url(url) as client:
+                client.flushall()
+                await until(lambda: sum(map(client.hlen, client.keys("headgate:bandit:*"))) >= 2)
+            await asyncio.sleep(1.5)
+            assert known(one) == known(two) == 10
+            async with gateway("three") as three:
+                chores.append(asyncio.create_task(three.services.online.run()))
+                await until(lambda: known(three) == 10)
             for chore in chores:
                 chore.cancel()
 
