@@ -132,6 +132,8 @@ class Acceptance:
         self.judge_error = judge_error or JudgeError()
         self.fitted: Fitted | None = None
         self.requests = 0
+        self.heard = 0
+        """Rows that other replicas told: whoever starts among them knows what they know."""
         self.hits = 0
         self.judgements = 0
         self._rng = rng
@@ -188,12 +190,18 @@ class Acceptance:
     @property
     def due(self) -> bool:
         """Whether it is time to `refit`."""
-        enough = self.requests >= self.terms.warm_up and len(self._rows) > self.terms.least_rows
-        return enough and self.requests - self._fitted_at >= self.terms.refit_every
+        enough = self.requests + self.heard >= self.terms.warm_up and len(self._rows) > self.terms.least_rows
+        is_first = self.heard > 0 and not self._fitted_at
+        return enough and (is_first or self.requests - self._fitted_at >= self.terms.refit_every)
+
+    def hear(self, features: list[float], right: bool, weight: float, *, audited: bool) -> None:
+        """Take in a row that was judged elsewhere."""
+        self.heard += 1
+        self.learn(features, right, weight, audited=audited)
 
     def refit(self) -> None:
         """Fit score and threshold to all rows; some 10 ms, safe beside look-ups in another thread."""
-        self._fitted_at = self.requests
+        self._fitted_at = max(1, self.requests)
         self._steer()
         if self._drifted():
             for _ in range(len(self._rows) // 2):

@@ -148,7 +148,7 @@ class Replication:
                 self.skipped += 1
                 return
             rule = self._cache.acceptance
-            rule.learn(message.features, message.right, message.weight, audited=message.audited)
+            rule.hear(message.features, message.right, message.weight, audited=message.audited)
         elif message.entry_id:
             self._cache.delete(message.entry_id, tenant=message.tenant)
         elif message.tenant is not None:

@@ -110,6 +110,26 @@ async def test_verdicts_are_shared(shared_server: Server) -> None:
     await other.close()
 
 
+async def test_who_starts_among_others_knows_what_they_know(shared_server: Server) -> None:
+    """Verdicts enough for a fit are fitted at the first request after a start, not after a warm-up of its own; but few
+    verdicts are no rule.
+    """
+    route = secrets.token_hex(4)
+    one = Replica(shared_server.url, route)
+    fresh = SemanticCache(one.store, dimension=DIMENSION, rng=random.Random(0))
+    replication = Replication(one.link, fresh, route=route, embedder="e")
+    for n in range(fresh.acceptance.terms.warm_up):
+        assert not fresh.acceptance.due
+        await one.replication.tell_judged([float(n % 4 > 0)] * FEATURES, n % 4 > 0, 1.0, False)
+        if n % 100 == 99:
+            while await replication.follow():
+                pass
+    assert fresh.acceptance.due
+    fresh.maintain()
+    assert fresh.acceptance.fitted is not None and fresh.acceptance.fitted.serves and not fresh.acceptance.due
+    await one.close()
+
+
 async def test_foreign_messages_are_skipped(shared_server: Server) -> None:
     """Garbage, odd vectors and vectors of another embedder or dimension leave the index alone."""
     route = secrets.token_hex(4)
