@@ -329,7 +329,7 @@ class SemanticCache:
         self._items.move_to_end(item.label)
         weight = self.acceptance.draw_audit()
         row = self._await_verdict(found, item, seen, weight, audited=True) if weight else None
-        return item, self._why(found, cosine, score, row)
+        return item, {"entry": item.entry_id, **self._why(found, cosine, score, row)}
 
     def _unguarded(self, text: str, asked: Wording, found: Neighbours) -> tuple[Item, float, Wording, str]:
         """The nearest item of the best class that no guard objects to; else the nearest, and why not."""
