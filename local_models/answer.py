@@ -54,15 +54,19 @@ class Answer:
 
     async def _whole(self, send: Send) -> None:
         choices = await _all([self._collect(index) for index in range(len(self._requests))])
-        usages = [usage for _, usage in choices]
         body = {
             **self._head,
             "choices": [choice for choice, _ in choices],
-            "usage": wire.usage_json(usages, self._prompt_tokens),
+            "usage": wire.usage_json([last.usage for _, last in choices], self._prompt_tokens),
+            **self._met(choices[0][1]),
         }
         await send_json(send, 200, body)
 
-    async def _collect(self, index: int) -> tuple[wire.Body, Usage]:
+    def _met(self, last: Finished) -> wire.Body:
+        """Which stop string ended the only answer, as Anthropic's API names it and OpenAI's has no word for."""
+        return {"stop_sequence": last.stopped_by} if last.stopped_by and len(self._requests) == 1 else {}
+
+    async def _collect(self, index: int) -> tuple[wire.Body, Finished]:
         text: list[str] = []
         logprobs: list[TokenLogprob] = []
         async with aclosing(self._events(index)) as events:
@@ -71,7 +75,7 @@ class Answer:
                 if isinstance(event, Delta):
                     logprobs += event.logprobs
                 else:
-                    return self._choice(index, "".join(text), logprobs, event), event.usage
+                    return self._choice(index, "".join(text), logprobs, event), event
         raise EngineDead("the engine ended without a word")
 
     def _choice(self, index: int, text: str, logprobs: list[TokenLogprob], last: Finished) -> wire.Body:
@@ -141,7 +145,8 @@ class Answer:
             await self._send_chunk(send, index, event.text, logprobs)
         lengths[index] += len(event.text)
         if isinstance(event, Finished):
-            await self._send_chunk(send, index, {} if self._chat else "", None, wire.finish_reason(event.reason))
+            met, ending = self._met(event), wire.finish_reason(event.reason)
+            await self._send_chunk(send, index, {} if self._chat else "", None, ending, met)
 
     async def _send_chunk(
         self,
@@ -150,13 +155,14 @@ class Answer:
         delta: wire.Body | str,
         logprobs: wire.Body | None = None,
         finish: str | None = None,
+        met: wire.Body | None = None,
     ) -> None:
         choice: wire.Body = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         if self._chat:
             choice["delta"] = {"content": delta} if isinstance(delta, str) else delta
         else:
             choice["text"] = delta
-        chunk = {**self._head, "choices": [choice]}
+        chunk = {**self._head, "choices": [choice], **(met or {})}
         if self._wanted.include_usage:
             chunk["usage"] = None
         await send_event(send, chunk)

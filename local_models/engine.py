@@ -387,7 +387,8 @@ class Engine:
         if reason in ("stop", "length"):
             self.lengths.learn(request, usage.output_tokens)
             self._tune(sequence)
-        return Finished(request.id, reason, text, message, usage)
+        stopped_by = sequence.stream.stopped_by if sequence.stream is not None else None
+        return Finished(request.id, reason, text, message, usage, stopped_by)
 
     def _tune(self, sequence: Sequence) -> None:
         """From now on, settings that look better: they change no answer."""

@@ -117,6 +117,8 @@ class Finished:
     """What was held back for a possible stop string."""
     message: str = ""
     usage: Usage = field(default_factory=Usage)
+    stopped_by: str | None = None
+    """The stop string that was met."""
 
 
 Event = Delta | Finished

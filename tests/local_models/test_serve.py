@@ -107,6 +107,18 @@ async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) 
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == '{"n":2,'
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stops", "met"), [(["never", "day"], "day"), (["never"], None)])
+async def test_the_stop_string_that_was_met_is_told(
+    client: AsyncOpenAI, stops: list[str], met: str | None, stream: bool
+) -> None:
+    """Anthropic's clients are told which one it was."""
+    asked = client.chat.completions.create(model="tiny-small", messages=BOOKING, stop=stops, stream=stream)
+    answer = await asked
+    last = [chunk async for chunk in answer][-1] if stream else answer
+    assert (last.model_extra or {}).get("stop_sequence") == met
+
+
 async def test_max_tokens_cuts_with_reason_length(client: AsyncOpenAI) -> None:
     """A cut answer says so and is counted exactly."""
     answer = await client.chat.completions.create(model=LARGE, messages=BOOKING, max_completion_tokens=5)
