@@ -16,11 +16,13 @@ _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+")
 _SHORT = (("n't", " not"), ("n’t", " not"), ("cannot", "can not"), ("'s", ""), ("’s", ""))
 
 NEGATIONS = frozenset(
-    """
-    not no never without nor neither none unable dont doesnt isnt wont cant
-    nicht kein keine keinen ohne niemals pas aucun aucune jamais sans sin nunca non senza mai não sem niet geen zonder
-    """.split()
+    [
+        *("not", "no", "never", "without", "nor", "neither", "none", "unable", "dont", "doesnt", "isnt", "wont"),
+        *("cant", "nicht", "kein", "keine", "keinen", "ohne", "niemals", "pas", "aucun", "aucune", "jamais", "sans"),
+        *("sin", "nunca", "non", "senza", "mai", "não", "sem", "niet", "geen", "zonder"),
+    ]
 )
+"""Of English and, as far as one word does it, German, French, Spanish, Italian, Portuguese and Dutch."""
 QUESTION_WORDS = frozenset(
     [
         "what",

@@ -203,7 +203,7 @@ class Shelf:
         except TimeoutError:
             if not making.cancelled():
                 self._late.add(making)
-            self._embeds("a vector takes longer than %d ms" % (EMBED_WITHIN_S * 1e3))
+            self._embeds(f"a vector takes longer than {EMBED_WITHIN_S * 1e3:.0f} ms")
         except EmbeddingFailed as error:
             self._embeds(str(error))
         else:

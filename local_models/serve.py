@@ -22,8 +22,8 @@ from typing import Any
 import torch
 import uvicorn
 
-from local_models import openai_wire as wire
 from local_models import folder_of, shipped_models
+from local_models import openai_wire as wire
 from local_models.answer import Answer
 from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_json, send_body, send_json
 from local_models.encoder import is_encoder

@@ -76,8 +76,8 @@ class Folder:
 
 
 class Shared:
-    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning; one
-    that has lost its data is told by whoever reads it next what was in it, writers that are gone included.
+    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning;
+    where it has lost its data whoever reads next tells what was in it, also of writers that are gone.
     """
 
     def __init__(self, link: Link, writer: str) -> None:
@@ -99,12 +99,15 @@ class Shared:
             await self.tell(key, self._told[key])
         lost = {writer: sums for writer, sums in seen.items() if writer not in found}
         for writer, sums in lost.items():
-            await self._link.run(lambda redis, w=writer, s=sums: redis.hsetnx(PREFIX + key, w, s), None)  # type: ignore[misc]
+            await self._tell_again(key, writer, sums)
         found |= lost
         if found == seen:
             return None
         self._seen[key] = found
         return list(found.values())
+
+    async def _tell_again(self, key: str, writer: bytes, sums: bytes) -> None:
+        await self._link.run(lambda redis: redis.hsetnx(PREFIX + key, writer, sums), None)
 
     async def close(self) -> None:
         await self._link.close()

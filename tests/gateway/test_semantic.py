@@ -181,7 +181,7 @@ async def test_only_a_good_answer_is_given_again(
     tmp_path: Path, surface: str, choices: list[dict[str, object]], why: str
 ) -> None:
     """Refusals, silence and what has no known end, of any choice, are asked for anew, on every surface."""
-    if surface == "completions" and why == "refusal" or surface != "completions" and len(choices) > 1:
+    if (surface == "completions" and why == "refusal") or (surface != "completions" and len(choices) > 1):
         return
     turns = [{"role": "user", "content": "hello"}]
     path, body = {
