@@ -219,7 +219,8 @@ def _other_names(asked: str, held: str, one: Wording, other: Wording) -> bool:
 
 def _other_letters(one: Wording, other: Wording) -> bool:
     """Whether each has a letter by itself, as in plan B or `-f`, that the other has not."""
-    return bool(_letters(one) - _letters(other)) and bool(_letters(other) - _letters(one))
+    ours, theirs = _letters(one), _letters(other)
+    return not ours <= theirs and not theirs <= ours
 
 
 @lru_cache(_KEPT)
