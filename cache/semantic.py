@@ -71,8 +71,8 @@ class Miss:
     """Why nothing was served, and what to do with the new answer."""
 
     why: str
-    """off | vector | text | empty | far | score | gone | script, number, sign, negation, polarity, kind, direction,
-    entity
+    """off | vector | text | empty | far | score | gone | old | script, number, sign, negation, polarity, kind,
+    direction, entity
     """
     comparison: Comparison | None = None
     """Judge the new answer against this entry's, once it is recorded."""

@@ -159,8 +159,7 @@ class Shelf:
         directive = exchange.directive
         assert directive is not None
         entry = await self.store.get(exchange.cache_key, tenant=exchange.caller.tenant, now_s=now_s)
-        fresh = entry is not None and (directive.max_age_s is None or now_s - entry.created_s <= directive.max_age_s)
-        if entry is not None and fresh:
+        if entry is not None and is_fresh(entry, exchange, now_s):
             self.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "hit")
             return True
         return directive.semantic and await self._find_similar(exchange, now_s)
@@ -179,7 +178,12 @@ class Shelf:
         if vector is None:
             return False
         self._dimension = vector.shape[0]
-        found = await self.semantic_of(route).look_up(question, vector, tenant=tenant, now_s=now_s)
+        cache = self.semantic_of(route)
+        found = await cache.look_up(question, vector, tenant=tenant, now_s=now_s)
+        if isinstance(found, Hit) and not is_fresh(found.entry, exchange, now_s):
+            if isinstance(comparison := found.why.get("comparison"), Comparison):
+                cache.audit(comparison.row, None)
+            found = Miss("old")
         if isinstance(found, Miss):
             exchange.similar = Similar(question, vector, found)
             return False
@@ -247,3 +251,9 @@ class Shelf:
         for cache in self._semantic.values():
             cache.delete_tenant(tenant)
         return await self.store.delete_tenant(tenant)
+
+
+def is_fresh(entry: Entry, exchange: Exchange, now_s: float) -> bool:
+    """As young as the request wants it."""
+    max_age_s = exchange.directive.max_age_s if exchange.directive is not None else None
+    return max_age_s is None or now_s - entry.created_s <= max_age_s

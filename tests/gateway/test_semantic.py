@@ -81,9 +81,9 @@ async def gateway_over(
             yield gateway
 
 
-async def ask(gateway: Live, client: httpx.AsyncClient, text: str, key: str = "") -> httpx.Response:
+async def ask(gateway: Live, client: httpx.AsyncClient, text: str, key: str = "", **more: str) -> httpx.Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], "temperature": 0}
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = {**({"authorization": f"Bearer {key}"} if key else {}), **more}
     answer = await client.post(gateway.url + "/v1/chat/completions", json=body, headers=headers)
     await gateway.app.answering.auditor.drain()
     return answer
@@ -107,15 +107,18 @@ async def test_other_words_are_served_once_the_rule_is_learnt(tmp_path: Path) ->
             states.append(state)
             if state == "semantic":
                 wrong += topic not in answer.json()["choices"][0]["message"]["content"]
-                last = answer.headers["x-headgate-decision-id"]
+                last, asked = answer.headers["x-headgate-decision-id"], text
             if turn == 650:
                 other = await ask(gateway, client, text, "hg-b")
                 assert other.headers["x-headgate-cache"] == "miss"
         record = await gateway.decision(last)
+        again = await ask(gateway, client, asked, "hg-a")
+        old = await ask(gateway, client, asked, "hg-a", **{"x-headgate-cache": "max-age=0"})
         deleted = await client.delete(
             f"{gateway.url}/v1/cache/entries/{record.cache_why['entry']}", headers={"authorization": "Bearer hg-a"}
         )
         await gateway.rest()
+    assert [one.headers["x-headgate-cache"] for one in (again, old)] == ["semantic", "miss"]
     assert deleted.status_code == 200, "who found a hit wrong can't say which entry it was"
     assert "semantic" not in states[:300]
     hits = states.count("semantic")
