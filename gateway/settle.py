@@ -6,7 +6,6 @@ its client sees the last byte of the answer.
 
 from __future__ import annotations
 
-from functools import partial
 from math import isfinite
 
 from msgspec.structs import astuple
@@ -202,13 +201,13 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
 
 def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -> str | None:
     """Why an answer may not be given again: it refuses, says nothing, or one of its choices has no good end."""
-    of_ending = partial(may_store, rules, status=200, complete=True, answer_bytes=answer_bytes)
-    if surface == "embeddings":
-        return of_ending(finish_reason=None)
-    endings = (seen.finish_reason or "unknown", *seen.other_endings)
-    refusals = [of_ending(finish_reason=ending) for ending in endings]
-    if any(refusals) or seen.tool_names:
-        return next(filter(None, refusals), None)
+    has_ends = surface != "embeddings"
+    for ending in (seen.finish_reason or "unknown", *seen.other_endings) if has_ends else (None,):
+        refusal = may_store(rules, status=200, complete=True, finish_reason=ending, answer_bytes=answer_bytes)
+        if refusal:
+            return refusal
+    if seen.tool_names or not has_ends:
+        return None
     return "refusal" if seen.refusal else "empty" if not seen.text else None
 
 
