@@ -202,7 +202,11 @@ class Caller:
         """What the attempt cost, from what the upstream says it used; estimated where it says nothing."""
         if not usage.known:
             attempt.estimated = True
-            usage = Usage(input_tokens=exchange.call.described.input_tokens, output_tokens=tokens_in(chars))
+            usage = Usage(
+                input_tokens=exchange.call.described.input_tokens,
+                output_tokens=tokens_in(chars),
+                web_searches=usage.web_searches,
+            )
         attempt.usage = usage
         attempt.cost_nanousd = deployment.price.cost(usage)
 

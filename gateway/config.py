@@ -129,10 +129,14 @@ class ModelConfig(_Section, frozen=True):
     cache_read_usd_per_mtok: Usd | None = None
     """None: as input."""
     cache_write_usd_per_mtok: Usd | None = None
+    cache_write_1h_usd_per_mtok: Usd | None = None
+    """Of Anthropic's writes that are kept for an hour. None: as cache_write."""
     reasoning_usd_per_mtok: Usd | None = None
     """None: as output."""
     audio_input_usd_per_mtok: Usd | None = None
     audio_output_usd_per_mtok: Usd | None = None
+    web_search_usd: Usd = 0.0
+    """Of one search of the web that the provider runs, beside its tokens."""
     context_tokens: Tokens = 0
     max_output_tokens: Count = 4096
     """What a request without its own limit is assumed to need, for the hold; Anthropic, which demands one, is told."""

@@ -148,7 +148,7 @@ def _has_own_estimates(cascade: str) -> bool:
 
 
 def _free(models: list[ModelConfig]) -> bool:
-    return not any(model.input_usd_per_mtok or model.output_usd_per_mtok for model in models)
+    return not any(model.input_usd_per_mtok or model.output_usd_per_mtok or model.web_search_usd for model in models)
 
 
 def _none_is(config: Config, cache: str) -> bool:

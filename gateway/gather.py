@@ -37,7 +37,9 @@ SAME = frozenset(
 """Settings that gathered questions must share to the byte; any other field keeps a question to itself."""
 LIMITS = ("max_completion_tokens", "max_tokens")
 _OURS = frozenset({"model", "messages", "stream", *LIMITS})
-PROMPT = frozenset({"input_tokens", "cache_read_tokens", "cache_write_tokens", "audio_input_tokens"})
+PROMPT = frozenset(
+    {"input_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "audio_input_tokens"}
+)
 UNBOUNDED = 1 << 60
 CHARS_PER_TOKEN = 4
 
@@ -299,7 +301,7 @@ def _split(group: Group, whole: Attempt, said: list[int], price: Price) -> tuple
     asked = [len(one.question) + system for one in group.asked]
     columns = [
         shares(tokens, asked if bucket in PROMPT else said, [UNBOUNDED] * len(said))
-        for bucket, tokens in zip(Usage.__struct_fields__[:-1], astuple(whole.usage), strict=False)
+        for bucket, tokens in zip(Usage.__struct_fields__, astuple(whole.usage), strict=True)
     ]
     usages = [replace(Usage(*parts), known=True) for parts in zip(*columns, strict=True)]
     most = [one.exchange.worst.get(group.kind.model, UNBOUNDED) for one in group.asked]

@@ -57,6 +57,7 @@ METRICS = (
     Spec("headgate_ttft_seconds", "histogram", "From an attempt's start to its first byte.",
          ("model", "provider"), _TTFT_S),
     Spec("headgate_tokens", "counter", "Tokens by disjoint price bucket.", ("model", "provider", "bucket")),
+    Spec("headgate_web_searches", "counter", "Searches of the web that providers ran.", ("model", "provider")),
     Spec("headgate_cost_usd", "counter", "Money spent on attempts.", ("route", "model", "provider")),
     Spec("headgate_saved_usd", "counter", "What answers from the cache had cost.", ("route",)),
     Spec("headgate_cache", "counter", "Outcomes of the cache.", ("route", "state")),
@@ -93,9 +94,9 @@ METRICS = (
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
 _SPECS = {spec.name: spec for spec in METRICS}
-_RARE = ("cache_read", "cache_write", "reasoning", "audio_input", "audio_output")
+_RARE = ("cache_read", "cache_write", "reasoning", "audio_input", "audio_output", "cache_write_1h")
 """Buckets that most answers leave empty."""
-_rare_counts = attrgetter(*(f"{bucket}_tokens" for bucket in _RARE))
+_rare_counts = attrgetter(*(f"{bucket}_tokens" for bucket in _RARE), "web_searches")
 _STATUS = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
@@ -159,6 +160,7 @@ class Metrics:
         self.overhead_s = Histogram("headgate_overhead_seconds")
         self.ttft_s = Histogram("headgate_ttft_seconds")
         self.tokens = Counter("headgate_tokens")
+        self.web_searches = Counter("headgate_web_searches")
         self.cost_usd = Counter("headgate_cost_usd")
         self.saved_usd = Counter("headgate_saved_usd")
         self.cache = Counter("headgate_cache")
@@ -278,9 +280,12 @@ class Metrics:
 
     def _count_rare(self, attempt: Attempt, counts: tuple[int, ...]) -> None:
         provider = attempt.deployment.partition("/")[0]
-        for bucket, count in zip(_RARE, counts, strict=True):
+        *tokens, searches = counts
+        for bucket, count in zip(_RARE, tokens, strict=True):
             if count:
                 self.tokens.add((attempt.model, provider, bucket), count)
+        if searches:
+            self.web_searches.add((attempt.model, provider), searches)
 
     def _moved(self, before: Attempt, attempt: Attempt, route: str) -> None:
         if attempt.model == before.model:

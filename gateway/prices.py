@@ -1,8 +1,8 @@
 """What an answer costs, in integer nano-USD: money is counted, never rounded twice.
 
-A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too. Every
-disjoint bucket of `Usage` has its own price; one left out of the configuration costs as the bucket it is
-part of.
+A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too; that of a search, in
+nano-USD. Every disjoint bucket of `Usage` has its own price; one left out of the configuration costs as the
+bucket it is part of.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def usd(amount: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of one deployment; every field in nano-USD per million tokens."""
+    """Of one deployment; every field but `web_search` in nano-USD per million tokens."""
 
     input: int = 0
     cache_read: int = 0
@@ -40,44 +40,55 @@ class Price:
     reasoning: int = 0
     audio_input: int = 0
     audio_output: int = 0
+    cache_write_1h: int = 0
+    web_search: int = 0
+    """One, in nano-USD."""
     dearest_input: int = field(init=False)
     dearest_output: int = field(init=False)
 
     def __post_init__(self) -> None:
-        dearest = max(self.input, self.cache_read, self.cache_write, self.audio_input)
+        dearest = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.audio_input)
         object.__setattr__(self, "dearest_input", dearest)
         object.__setattr__(self, "dearest_output", max(self.output, self.reasoning, self.audio_output))
 
     @classmethod
     def of(cls, model: ModelConfig) -> Price:
         into, out = model.input_usd_per_mtok, model.output_usd_per_mtok
+        write = into if model.cache_write_usd_per_mtok is None else model.cache_write_usd_per_mtok
         return cls(
             input=nanousd(into),
             cache_read=_or(model.cache_read_usd_per_mtok, into),
-            cache_write=_or(model.cache_write_usd_per_mtok, into),
+            cache_write=nanousd(write),
             output=nanousd(out),
             reasoning=_or(model.reasoning_usd_per_mtok, out),
             audio_input=_or(model.audio_input_usd_per_mtok, into),
             audio_output=_or(model.audio_output_usd_per_mtok, out),
+            cache_write_1h=_or(model.cache_write_1h_usd_per_mtok, write),
+            web_search=nanousd(model.web_search_usd),
         )
 
     def cost(self, usage: Usage) -> int:
         """Nano-USD of one answer, to the nearest."""
-        into, read, wrote, out, reasoned, heard, spoken, _ = astuple(usage)
+        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched = astuple(usage)
         total: int = into * self.input + out * self.output
-        if read or wrote or reasoned or heard or spoken:
+        if read or wrote or reasoned or heard or spoken or wrote_1h or searched:
             total += (
                 read * self.cache_read
                 + wrote * self.cache_write
                 + reasoned * self.reasoning
                 + heard * self.audio_input
                 + spoken * self.audio_output
+                + wrote_1h * self.cache_write_1h
+                + searched * self.web_search * MTOK
             )
         return (total + MTOK // 2) // MTOK
 
-    def worst(self, input_tokens_bound: int, max_output_tokens: int, n: int = 1) -> int:
-        """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up."""
-        return -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
+    def worst(self, input_tokens_bound: int, max_output_tokens: int, n: int = 1, web_searches: int = 0) -> int:
+        """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
+        searches.
+        """
+        tokens = -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
+        return tokens + web_searches * self.web_search
 
 
 def _or(price_usd: float | None, otherwise_usd: float) -> int:

@@ -169,7 +169,7 @@ def attempt_attributes(
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cache_read_tokens,
-        "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens,
+        "gen_ai.usage.cache_creation.input_tokens": usage.cache_written_tokens,
         "headgate.cost_usd": attempt.cost_nanousd / 1e9,
     }
     if attempt.status:

@@ -183,10 +183,10 @@ def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
 
 
 def _priced(price: Price, usage: dict[str, int]) -> float:
-    """Without the discounts of caches, which belong to the model that answered."""
-    into = sum(usage.get(bucket, 0) for bucket in ("input", "cache_read", "cache_write", "audio_input"))
+    """Without the discounts of caches, which belong to the model that answered; with the same searches."""
+    into = sum(usage.get(name, 0) for name in ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input"))
     out = sum(usage.get(bucket, 0) for bucket in ("output", "reasoning", "audio_output"))
-    return (into * price.input + out * price.output) / 1e15
+    return (into * price.input + out * price.output) / 1e15 + usage.get("web_search", 0) * price.web_search / 1e9
 
 
 def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:

@@ -32,7 +32,7 @@ from gateway.journal.write import Row
 _PAGE_ROWS = 1000
 _TRUST = {"label": 0, "user": 1, "check": 2, "judge": 3}
 _TEST_SHARE = 0.2
-_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
+_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
 _OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 

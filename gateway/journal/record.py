@@ -65,7 +65,8 @@ class AttemptRecord(_Value, frozen=True):
     failure: str = ""
     """One of gateway.errors.FAILURES; empty: it answered."""
     usage: dict[str, int] = {}
-    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input ..."""
+    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input ...; and the searches
+    that the provider ran, as web_search."""
     cost_nanousd: int = 0
     estimated: bool = False
     """The upstream told no whole usage, so tokens and cost are estimates."""

@@ -28,7 +28,7 @@ Key = tuple[int, str, str, str]
 Sums = dict[Key, list[float]]
 _AT = {name: place for place, name in enumerate(ADDED)}
 _LATENCY_AT, _TTFT_AT = _AT[LATENCY[0]], _AT[TTFT[0]]
-_INPUT = ("input", "cache_read", "cache_write", "audio_input")
+_INPUT = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
 _OUTPUT = ("output", "reasoning", "audio_output")
 (
     _REQUESTS, _ERRORS, _EXACT, _SHARED, _SEMANTIC, _ESCALATIONS, _EXPLORED, _AUDITS, _COST, _SAVED, _JUDGE,

@@ -46,7 +46,7 @@ ENDED = ("done", "failed")
 """States of a batch job's prompt that nothing changes any more."""
 _SAID_BY = ("response_id", "request_id")
 """Other names a decision goes by, the more telling one first."""
-_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "audio_input")
+_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
 _OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _INSERT_DECISION = str(sqlite.insert(decisions).compile(dialect=sqlite.dialect()))
 _KNOWN_DECISIONS = "SELECT id FROM decisions WHERE id IN (SELECT value FROM json_each(?))"

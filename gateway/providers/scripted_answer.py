@@ -40,7 +40,10 @@ class Answer(msgspec.Struct):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
     reasoning_tokens: int
+    web_searches: int
     n: int
     wants_logprobs: bool
     tells_usage: bool
@@ -69,11 +72,18 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
         input_tokens=count_input(request) if step.input_tokens is None else step.input_tokens,
         output_tokens=(spoken * n if step.output_tokens is None else step.output_tokens),
         cached_tokens=step.cached_tokens,
+        cache_write_tokens=step.cache_write_tokens,
+        cache_write_1h_tokens=step.cache_write_1h_tokens,
         reasoning_tokens=step.reasoning_tokens,
+        web_searches=step.web_searches if _offers_search(request) else 0,
         n=n,
         wants_logprobs=bool(request.get("logprobs")),
         tells_usage=step.usage,
     )
+
+
+def _offers_search(request: Json) -> bool:
+    return any(str(tool.get("type")).startswith("web_search") for tool in request.get("tools") or ())
 
 
 def tokenize(text: str) -> list[str]:
@@ -316,23 +326,39 @@ def _vector(text: str, dimensions: int) -> np.ndarray[Any, np.dtype[np.float32]]
 
 
 def usage_anthropic(answer: Answer) -> Json:
-    return {
-        "input_tokens": answer.input_tokens - answer.cached_tokens,
-        "cache_creation_input_tokens": 0,
+    written, hour = answer.cache_write_tokens, answer.cache_write_1h_tokens
+    usage: Json = {
+        "input_tokens": answer.input_tokens - answer.cached_tokens - written,
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": answer.cached_tokens,
         "output_tokens": answer.output_tokens + answer.reasoning_tokens,
     }
+    if written:
+        usage["cache_creation"] = {"ephemeral_5m_input_tokens": written - hour, "ephemeral_1h_input_tokens": hour}
+    if answer.web_searches:
+        usage["server_tool_use"] = {"web_search_requests": answer.web_searches, "web_fetch_requests": 0}
+    return usage
 
 
 def messages(answer: Answer) -> Json:
-    content: list[Json] = (
-        [{"type": "text", "text": answer.text}] if answer.text or not answer.tool_calls else []
-    )
+    content = list(_searches(answer))
+    if answer.text or not answer.tool_calls:
+        content.append({"type": "text", "text": answer.text})
     content += [_tool_use(answer, i, call.arguments) for i, call in enumerate(answer.tool_calls)]
     body = _message(answer) | {"content": content, "stop_reason": _stop_reason(answer)}
     if answer.tells_usage:
         body["usage"] = usage_anthropic(answer)
     return body
+
+
+def _searches(answer: Answer) -> Iterator[Json]:
+    """What was looked for, then what was found, each time."""
+    for number in range(answer.web_searches):
+        id = f"srvtoolu_{answer.id}_{number}"
+        yield {"type": "server_tool_use", "id": id, "name": "web_search", "input": {"query": answer.text[:40]}}
+        page = {"type": "web_search_result", "url": "https://example.org", "title": "A page", "page_age": None,
+                "encrypted_content": "sealed"}  # fmt: skip
+        yield {"type": "web_search_tool_result", "tool_use_id": id, "content": [page]}
 
 
 def _message(answer: Answer) -> Json:
@@ -353,9 +379,13 @@ def message_events(answer: Answer) -> Iterator[Json]:
     """`message_stop` included: it is this dialect's [DONE]."""
     opened = _message(answer)
     if answer.tells_usage:
-        opened["usage"] = usage_anthropic(answer) | {"output_tokens": 1}
+        opened["usage"] = usage_anthropic(answer) | {"output_tokens": 1, "server_tool_use": None}
     yield {"type": "message_start", "message": opened}
     index = 0
+    for block in _searches(answer):
+        yield _block(index, block)
+        yield {"type": "content_block_stop", "index": index}
+        index += 1
     if answer.tokens or not answer.tool_calls:
         yield _block(index, {"type": "text", "text": ""})
         yield {"type": "ping"}
@@ -375,6 +405,7 @@ def message_events(answer: Answer) -> Iterator[Json]:
     }
     if answer.tells_usage:
         ended["usage"] = usage_anthropic(answer)
+        ended["usage"].pop("cache_creation", None)  # told at the start alone
     yield ended
     yield {"type": "message_stop"}
 

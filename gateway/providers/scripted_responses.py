@@ -83,10 +83,10 @@ def _items(request: Json, answer: Answer) -> Iterator[tuple[Json, list[Json]]]:
         if ENCRYPTED in (request.get("include") or ()):
             reasoned["encrypted_content"] = f"sealed-{answer.id}"
         yield reasoned, []
-    if any(str(tool.get("type")).startswith("web_search") for tool in request.get("tools") or ()):
+    for number in range(answer.web_searches):
         kinds = ("in_progress", "searching", "completed")
         action = {"type": "search", "query": answer.text[:40]}
-        item = {"id": f"ws_{answer.id}", "type": "web_search_call", "status": "completed", "action": action}
+        item = {"id": f"ws_{answer.id}_{number}", "type": "web_search_call", "status": "completed", "action": action}
         yield item, [{"type": f"response.web_search_call.{kind}"} for kind in kinds]
     if answer.tokens or not answer.tool_calls:
         yield _message(answer)

@@ -67,7 +67,13 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     """None: counted."""
     output_tokens: int | None = None
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    """Of the prompt, like those before; told in Anthropic's API."""
+    cache_write_1h_tokens: int = 0
+    """Of those."""
     reasoning_tokens: int = 0
+    web_searches: int = 1
+    """Run where the request offers such a tool."""
     delay_s: float = 0.0
     """Before the first byte."""
     gap_s: float = 0.0

@@ -23,7 +23,7 @@ from gateway.wire.responses import (
     reasoning_item,
     response_object,
 )
-from gateway.wire.responses_reader import CALLS, finish_of
+from gateway.wire.responses_reader import CALLS, finish_of, is_search
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
 
@@ -131,6 +131,7 @@ class _Output(msgspec.Struct):
     summary: list[_OutputPart] | None = None
     name: str | None = None
     arguments: Any = None
+    action: Any = None
 
 
 class _Response(msgspec.Struct):
@@ -163,7 +164,7 @@ def _peek_response(body: bytes) -> Peek:
         "".join(part.text for part in parts if part.type == "output_text"),
         "".join(part.refusal for part in parts),
         "".join(part.text for part in thoughts),
-        Usage.from_responses(response.usage),
+        Usage.from_responses(response.usage, sum(map(is_search, response.output))),
         tool_names=[call.name or "" for call in calls],
         tool_arguments=[str(call.arguments) for call in calls],
     )

@@ -64,6 +64,8 @@ class _Part(msgspec.Struct):
     id: str | None = None
     name: str | None = None
     input: msgspec.Raw = msgspec.Raw(b"{}")
+    content: msgspec.Raw = msgspec.Raw(b"")
+    """Of what a provider's own tool found: a list, or an error."""
     stop_reason: str | None = None
     stop_sequence: str | None = None
 
@@ -114,7 +116,7 @@ class MessagesReader:
         if event.type == "content_block_delta" and event.delta is not None:
             return _chunk_of(self._delta(event.index, event.delta))
         if event.type == "content_block_start" and event.content_block is not None:
-            return _chunk_of(self._block(event.index, event.content_block))
+            return _chunk_of(self._block(event.index, event.content_block, seen))
         if event.type == "content_block_stop" and event.index in self._unsaid:
             return _chunk_of(self._arguments(event.index, self._unsaid[event.index]))
         if event.type == "message_start" and event.message is not None:
@@ -133,7 +135,7 @@ class MessagesReader:
             self._usage |= {name: value for name, value in usage.items() if value is not None}
             seen.usage = Usage.from_anthropic(self._usage)
 
-    def _block(self, index: int, block: _Part) -> Delta | None:
+    def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
             given = bytes(block.input).decode()
@@ -143,6 +145,9 @@ class MessagesReader:
             return Delta(content=block.text)
         if block.type == "thinking" and block.thinking:
             return Delta(reasoning_content=block.thinking)
+        if block.type == "web_search_tool_result" and bytes(block.content).startswith(b"["):
+            searches = seen.usage.web_searches + 1  # paid, even if no end comes, which tells the number
+            seen.usage = msgspec.structs.replace(seen.usage, web_searches=searches)
         return None
 
     def _delta(self, index: int, part: _Part) -> Delta | None:

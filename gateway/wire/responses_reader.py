@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.wire.chunk import Choice, Chunk, Delta, Function, Logprobs, TokenLogprob, ToolDelta
 from gateway.wire.seen import Seen
@@ -29,6 +30,7 @@ class _Item(msgspec.Struct):
     type: str = ""
     call_id: str | None = None
     name: str | None = None
+    action: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -68,6 +70,18 @@ def finish_of(reason: str | None, has_calls: bool) -> str:
     return "tool_calls" if has_calls else "stop"
 
 
+class _Searching(Protocol):
+    type: str
+    action: Any
+
+
+def is_search(item: _Searching) -> bool:
+    """One that is billed: a page opened or looked through is not. Older shapes tell no action."""
+    if item.type != "web_search_call":
+        return False
+    return not isinstance(item.action, dict) or item.action.get("type", "search") == "search"
+
+
 class ResponsesReader:
     """Its last event holds the whole response."""
 
@@ -102,7 +116,7 @@ class ResponsesReader:
         choice = Choice(delta=Delta())
         if kind in _ENDS:
             self.done = self.withheld = True
-            seen.usage = Usage.from_responses(response.usage)
+            seen.usage = Usage.from_responses(response.usage, seen.usage.web_searches)
             why = response.incomplete_details
             reason = why.reason if why else None if kind == "response.completed" else ""
             choice.finish_reason = finish_of(reason, bool(seen.tools))
@@ -122,6 +136,8 @@ def _chunk(event: _Event, seen: Seen) -> Chunk | None:
             delta = Delta(tool_calls=[ToolDelta(event.output_index, item.call_id, Function(item.name, ""))])
         elif item.type not in _QUIET:
             seen.started = True  # the upstream runs a tool of its own
+    elif event.type == "response.output_item.done" and event.item is not None and is_search(event.item):
+        seen.usage = replace(seen.usage, web_searches=seen.usage.web_searches + 1)  # paid, even if no end comes
     if delta is None:
         return None
     logprobs = Logprobs(event.logprobs) if event.logprobs else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TypeGuard
 
 import msgspec
+from msgspec.structs import replace
 
 Json = Mapping[str, object]
 MOST = 2**53
@@ -19,23 +20,39 @@ MOST = 2**53
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one answer; the buckets don't overlap, so a cost is their weighted sum."""
+    """Tokens and searches of one answer; the buckets don't overlap, so a cost is their weighted sum."""
 
     input_tokens: int = 0
     """Uncached text (and images) of the prompt."""
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    """Those for an hour are apart."""
     output_tokens: int = 0
     """Neither reasoning nor audio."""
     reasoning_tokens: int = 0
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
     known: bool = False
-    """False: the provider reported nothing, the zeros mean nothing."""
+    """False: the provider reported no tokens, the zeros mean nothing."""
+    cache_write_1h_tokens: int = 0
+    """Only Anthropic tells them from those that are kept for five minutes."""
+    web_searches: int = 0
+    """That the provider ran, and bills one by one."""
 
     @property
     def prompt_tokens(self) -> int:
-        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.audio_input_tokens
+        return (
+            self.input_tokens
+            + self.cache_read_tokens
+            + self.cache_write_tokens
+            + self.audio_input_tokens
+            + self.cache_write_1h_tokens
+        )
+
+    @property
+    def cache_written_tokens(self) -> int:
+        """For whatever time."""
+        return self.cache_write_tokens + self.cache_write_1h_tokens
 
     @property
     def completion_tokens(self) -> int:
@@ -56,6 +73,8 @@ class Usage(msgspec.Struct, frozen=True):
             self.audio_input_tokens + other.audio_input_tokens,
             self.audio_output_tokens + other.audio_output_tokens,
             self.known or other.known,
+            self.cache_write_1h_tokens + other.cache_write_1h_tokens,
+            self.web_searches + other.web_searches,
         )
 
     @classmethod
@@ -84,27 +103,39 @@ class Usage(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_anthropic(cls, usage: Json | None) -> Usage:
-        """From messages: cache reads and writes lie beside `input_tokens`, thinking inside the output."""
+        """From messages: cache reads and writes lie beside `input_tokens`, thinking inside the output, writes for an
+        hour inside all writes.
+        """
         if not _has(usage, "input_tokens", "output_tokens"):
             return cls()
         read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
         thinking = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
         prompt = _count(usage, "input_tokens") + read + write
-        return _buckets(prompt, _count(usage, "output_tokens"), read, write, thinking)
+        found = _buckets(prompt, _count(usage, "output_tokens"), read, write, thinking)
+        hour = min(_count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens"), write) if write else 0
+        searches = _count(_part(usage, "server_tool_use"), "web_search_requests")
+        if not (hour or searches):
+            return found
+        return replace(
+            found, cache_write_tokens=write - hour, cache_write_1h_tokens=hour, web_searches=searches
+        )
 
     @classmethod
-    def from_responses(cls, usage: Json | None) -> Usage:
-        """From the Responses API: details lie inside the totals, as in chat."""
+    def from_responses(cls, usage: Json | None, web_searches: int = 0) -> Usage:
+        """From the Responses API: details lie inside the totals, as in chat. Searches are items of its output, which
+        whoever reads that counts.
+        """
         if not _has(usage, "input_tokens", "output_tokens"):
-            return cls()
+            return cls(web_searches=web_searches)
         inside, outside = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
-        return _buckets(
+        found = _buckets(
             _count(usage, "input_tokens"),
             _count(usage, "output_tokens"),
             _count(inside, "cached_tokens"),
             _count(inside, "cache_write_tokens"),
             _count(outside, "reasoning_tokens"),
         )
+        return replace(found, web_searches=web_searches) if web_searches else found
 
     def to_openai(self) -> dict[str, object]:
         return {
@@ -113,7 +144,7 @@ class Usage(msgspec.Struct, frozen=True):
             "total_tokens": self.total,
             "prompt_tokens_details": {
                 "cached_tokens": self.cache_read_tokens,
-                "cache_write_tokens": self.cache_write_tokens,
+                "cache_write_tokens": self.cache_written_tokens,
                 "audio_tokens": self.audio_input_tokens,
             },
             "completion_tokens_details": {
@@ -127,7 +158,7 @@ class Usage(msgspec.Struct, frozen=True):
     def to_anthropic(self) -> dict[str, object]:
         return {
             "input_tokens": self.input_tokens + self.audio_input_tokens,
-            "cache_creation_input_tokens": self.cache_write_tokens,
+            "cache_creation_input_tokens": self.cache_written_tokens,
             "cache_read_input_tokens": self.cache_read_tokens,
             "output_tokens": self.completion_tokens,
             "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
@@ -138,7 +169,7 @@ class Usage(msgspec.Struct, frozen=True):
             "input_tokens": self.prompt_tokens,
             "input_tokens_details": {
                 "cached_tokens": self.cache_read_tokens,
-                "cache_write_tokens": self.cache_write_tokens,
+                "cache_write_tokens": self.cache_written_tokens,
             },
             "output_tokens": self.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},

@@ -31,6 +31,12 @@ VOICE = Price.of(
         audio_input_usd_per_mtok=40.0, audio_output_usd_per_mtok=80.0,
     )
 )  # fmt: skip
+SEARCHER = Price.of(
+    ModelConfig(
+        name="s", provider="p", input_usd_per_mtok=3.0, output_usd_per_mtok=15.0, cache_write_usd_per_mtok=3.75,
+        cache_write_1h_usd_per_mtok=6.0, web_search_usd=0.01,
+    )
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,12 @@ VOICE = Price.of(
         (THINKER, Usage(21, 188_086, 0, 393), 63_000 + 56_425_800 + 5_895_000),
         (THINKER, Usage(21, 0, 188_086, 393), 63_000 + 705_322_500 + 5_895_000),
         (VOICE, Usage(10, 0, 0, 20, 30, 40, 50), 25_000 + 200_000 + 360_000 + 1_600_000 + 4_000_000),
+        (THINKER, Usage(cache_write_tokens=4, cache_write_1h_tokens=100), 15_000 + 375_000),
+        (MINI, Usage(cache_write_1h_tokens=100), 15_000),
+        (SEARCHER, Usage(cache_write_tokens=4, cache_write_1h_tokens=100), 15_000 + 600_000),
+        (SEARCHER, Usage(input_tokens=100, output_tokens=10, web_searches=3), 300_000 + 150_000 + 30_000_000),
+        (SEARCHER, Usage(web_searches=2), 20_000_000),
+        (MINI, Usage(web_searches=2), 0),
         (Price(), Usage(input_tokens=10**9), 0),
     ],
 )
@@ -71,11 +83,11 @@ def test_reading_from_openai_and_from_anthropic_bills_the_same() -> None:
 counts = st.integers(0, 10**6)
 
 
-@given(usage=st.builds(Usage, counts, counts, counts, counts, counts, counts, counts), extra=counts)
+@given(usage=st.builds(Usage, *[counts] * 7, st.just(True), counts, st.integers(0, 99)), extra=counts)
 def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage, extra: int) -> None:
-    """Whatever buckets the tokens fall into."""
-    for price in (MINI, THINKER, VOICE):
-        worst = price.worst(usage.prompt_tokens + extra, usage.completion_tokens)
+    """Whatever buckets the tokens fall into, and however many searches are made."""
+    for price in (MINI, THINKER, VOICE, SEARCHER):
+        worst = price.worst(usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches)
         assert price.cost(usage) <= worst
 
 

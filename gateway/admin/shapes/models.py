@@ -148,7 +148,9 @@ class ModelWanted(Wanted):
     output_usd_per_mtok: Usd = 0.0
     cache_read_usd_per_mtok: Usd | None = None
     cache_write_usd_per_mtok: Usd | None = None
+    cache_write_1h_usd_per_mtok: Usd | None = None
     reasoning_usd_per_mtok: Usd | None = None
+    web_search_usd: Usd = 0.0
     context_tokens: int = 0
     max_output_tokens: int = 4096
     tools: bool = True

@@ -7,10 +7,13 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.admin import parts
 from gateway.admin.actor import Actor
 from gateway.admin.decisions import explain, facets, replay, search
 from gateway.admin.desk import Desk
 from gateway.admin.shapes.decisions import ReplayWanted
+from gateway.admin.shapes.models import ModelWanted
+from gateway.dashboard.forms import shaped
 from gateway.errors import CallerError, NotFound
 from gateway.journal import search as journal
 from gateway.journal.outcome import NAMES, flags_of
@@ -117,6 +120,17 @@ def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
     assert told.feedback[0].score == 0.25 and told.outcomes == ["escalated"]
     with pytest.raises(NotFound):
         explain(desk, "dec_2", OPERATOR)
+
+
+def test_another_model_would_have_searched_as_often(desk: Desk) -> None:
+    """At its own price, and would have read what was written to a cache for an hour."""
+    prices = {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8", "web_search_usd": "0.01"}
+    large = shaped(ModelWanted, {"provider": "acme", **prices, "version": 0})
+    parts.put_model(desk, Actor("ada", "admin"), "large", large)
+    usage = {"input": 10, "cache_write_1h": 2, "output": 5, "web_search": 3}
+    write(desk, recent(1, attempts=(attempt("small", usage=usage),)))
+    told = explain(desk, "dec_1", OPERATOR).counterfactual_usd
+    assert told == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5 + 0.03)}
 
 
 @pytest.mark.parametrize(

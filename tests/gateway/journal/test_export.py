@@ -26,7 +26,9 @@ def outcomes(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
 def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, database_url: str) -> None:
     """The reader of outcome data accepts the export and finds scores, costs, confidences and propensities."""
     write(store, *(decision(number, prompt_text=f"q{number}") for number in range(10)))
-    write(store, decision(10, model="large", answered_model="large", plan=(), attempts=(attempt("large"),)))
+    used = {"input": 10, "cache_write_1h": 4, "output": 5, "web_search": 3}
+    tried = attempt("large", usage=used)
+    write(store, decision(10, model="large", answered_model="large", plan=(), attempts=(tried,)))
     write(store, *(feedback(number, 0.5) for number in range(11)))
     done = export(database_url, tmp_path)
     assert (done.queries, done.outcomes, done.models) == (11, 11, {"small", "large"})
@@ -35,6 +37,8 @@ def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, datab
     small = outcomes(tmp_path)["dec_0", "small"]
     assert (small["propensity"], small["confidence"], small["cost_usd"]) == (0.8, 0.6, 1e-6)
     assert (small["input_tokens"], small["output_tokens"], small["latency_s"]) == (12, 5, 0.2)
+    large = outcomes(tmp_path)["dec_10", "large"]
+    assert (large["input_tokens"], large["output_tokens"]) == (14, 5)
 
 
 def test_unscored_cached_and_failed_decisions_are_left_out(

@@ -63,6 +63,17 @@ def test_every_span_adds_up_to_the_same(store: Store) -> None:
         assert apart == sums[60]
 
 
+def test_searches_and_buckets_still_to_come_are_no_tokens(store: Store) -> None:
+    """Writes for an hour are; what a record of another version tells beside them hurts nothing."""
+    usage = {"input": 10, "cache_write_1h": 7, "output": 5, "web_search": 3, "to_come": 9}
+    write(store, [decision(1, attempts=(attempt("small", usage=usage),))])
+    (day,) = rows(store, span_s=86400, tenant="")
+    assert (day["input_tokens"], day["output_tokens"]) == (17, 5)
+    assert (day["answer_input_tokens"], day["answer_output_tokens"]) == (17, 5)
+    (minute,) = store.stats(NOON_S - 60, NOON_S + 3600)
+    assert (minute["input_tokens"], minute["output_tokens"]) == (17, 5)
+
+
 def test_each_kind_of_decision_is_counted_as_what_it_is(store: Store) -> None:
     """Errors, hits, escalations, explored choices, judging; what was spent twice; the answers' tokens."""
     write(store, traffic())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from anthropic.types import Usage as AnthropicUsage
 from hypothesis import given
@@ -11,8 +12,24 @@ from hypothesis import strategies as st
 from openai.types import CompletionUsage
 from openai.types.responses import ResponseUsage
 
+from gateway.wire.answer import peek
+from gateway.wire.readers import MessagesReader, reader_of
+from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
 
+SEARCHES = [
+    {"type": "web_search_call", "action": {"type": "search", "query": "rain"}},
+    {"type": "web_search_call", "action": {"queries": ["rain"]}},
+    {"type": "web_search_call", "action": None},
+    {"type": "web_search_call"},
+]
+NO_SEARCHES = [
+    {"type": "web_search_call", "action": {"type": "open_page", "url": "https://example.org"}},
+    {"type": "web_search_call", "action": {"type": "find_in_page", "url": "https://example.org", "pattern": "rain"}},
+    {"type": "image_generation_call", "action": "generate"},
+    {"type": "file_search_call"},
+    {"type": "message", "content": [{"type": "output_text", "text": "it rains"}]},
+]
 OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
     "openai": (
         {
@@ -101,6 +118,58 @@ def test_anthropic_shape() -> None:
     assert usage.total == 1280
 
 
+def test_anthropics_writes_for_an_hour_are_apart() -> None:
+    """They lie inside all writes, and never exceed them."""
+    written = {"ephemeral_5m_input_tokens": 50, "ephemeral_1h_input_tokens": 150}
+    shape = {"input_tokens": 50, "cache_creation_input_tokens": 200, "cache_creation": written, "output_tokens": 3}
+    usage = Usage.from_anthropic(shape)
+    assert usage == Usage(50, 0, 50, 3, known=True, cache_write_1h_tokens=150)
+    assert usage.prompt_tokens == 250
+    assert Usage.from_anthropic({**shape, "cache_creation_input_tokens": 100}).cache_write_1h_tokens == 100
+    assert Usage.from_anthropic({**shape, "cache_creation": None}) == Usage(50, 0, 200, 3, known=True)
+
+
+def test_anthropics_searches_are_no_tokens() -> None:
+    """They are counted beside them."""
+    shape = {"input_tokens": 5, "output_tokens": 3, "server_tool_use": {"web_search_requests": 2}}
+    usage = Usage.from_anthropic(shape)
+    assert usage == Usage(5, 0, 0, 3, known=True, web_searches=2) and usage.total == 8
+    assert Usage.from_anthropic({**shape, "server_tool_use": None}).web_searches == 0
+
+
+def read(reader: Any, seen: Seen, **event: Any) -> None:
+    reader.read(msgspec.json.encode(event), seen)
+
+
+@pytest.mark.parametrize("usage", [{"input_tokens": 5, "output_tokens": 3}, None])
+def test_a_responses_searches_are_items_of_its_output(usage: Any) -> None:
+    """Pages opened or looked through are free. A stream that never ends has told what came."""
+    output = [*SEARCHES, *NO_SEARCHES]
+    whole = {"id": "resp_1", "object": "response", "status": "completed", "output": output, "usage": usage}
+    wanted = Usage(5, 0, 0, 3, known=True, web_searches=4) if usage else Usage(web_searches=4)
+    assert peek(msgspec.json.encode(whole), "responses").usage == wanted
+    reader, seen = reader_of("responses"), Seen()
+    for index, item in enumerate(output):
+        read(reader, seen, type="response.output_item.added", output_index=index, item=item)
+        read(reader, seen, type="response.output_item.done", output_index=index, item=item)
+    assert seen.usage == Usage(web_searches=4)
+    read(reader, seen, type="response.completed", response=whole)
+    assert seen.usage == wanted
+
+
+def test_a_messages_searches_are_counted_before_its_end_tells_them() -> None:
+    """Results are; errors are free. What the end tells holds."""
+    reader, seen = MessagesReader(), Seen()
+    read(reader, seen, type="message_start", message={"id": "msg_1", "usage": {"input_tokens": 5, "output_tokens": 1}})
+    for content in ([], [{"type": "web_search_result"}], {"type": "web_search_tool_result_error"}, None):
+        block = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": content}
+        read(reader, seen, type="content_block_start", index=0, content_block=block)
+    assert seen.usage == Usage(5, 0, 0, 1, known=True, web_searches=2)
+    ended = {"output_tokens": 9, "server_tool_use": {"web_search_requests": 3}}
+    read(reader, seen, type="message_delta", delta={"stop_reason": "end_turn"}, usage=ended)
+    assert seen.usage == Usage(5, 0, 0, 9, known=True, web_searches=3)
+
+
 def test_responses_shape() -> None:
     """The Responses API counts as chat does, under other names."""
     shape = {
@@ -122,7 +191,8 @@ def test_nothing_reported_is_unknown(nothing: Any) -> None:
 
 
 counts = st.integers(0, 10**6)
-usages = st.builds(Usage, counts, counts, counts, counts, counts, counts, counts, st.just(True))
+usages = st.builds(Usage, *[counts] * 7, st.just(True))
+all_usages = st.builds(Usage, *[counts] * 7, st.just(True), counts, counts)
 
 
 @given(usages)
@@ -131,17 +201,19 @@ def test_openai_round_trip_loses_nothing(usage: Usage) -> None:
     assert Usage.from_openai(CompletionUsage.model_validate(usage.to_openai()).model_dump()) == usage
 
 
-@given(usages)
+@given(all_usages)
 def test_other_round_trips_keep_totals(usage: Usage) -> None:
     """Anthropic and Responses have no audio buckets; their totals are the same all the same."""
     anthropic = AnthropicUsage.model_validate(usage.to_anthropic()).model_dump()
     responses = ResponseUsage.model_validate(usage.to_responses()).model_dump()
+    assert Usage.from_openai(usage.to_openai()).total == usage.total
     assert Usage.from_anthropic(anthropic).total == usage.total
     assert Usage.from_responses(responses).total == usage.total
 
 
-@given(usages, usages)
+@given(all_usages, all_usages)
 def test_adding_adds_every_bucket(a: Usage, b: Usage) -> None:
     """A climb's usage is the sum of its legs', and an unknown leg adds nothing."""
     assert (a + b).total == a.total + b.total
+    assert (a + b).web_searches == a.web_searches + b.web_searches
     assert a + Usage() == a
