@@ -120,12 +120,12 @@ class Answering:
     def worst(self, call: Call, route: Route) -> dict[str, int]:
         """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
         asked, models = call.described, self.s.book.models
-        into, out, n = asked.input_tokens_bound, asked.max_output_tokens, asked.n
+        into, out, n, searches = asked.input_tokens_bound, asked.max_output_tokens, asked.n, asked.web_searches
         if route.config.gather_ms:
             into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
-        return {name: models[name].worst(into, out, n) for name in route.names}
+        return {name: models[name].worst(into, out, n, searches) for name in route.names}
 
     # -- describe
 

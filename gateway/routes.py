@@ -34,9 +34,9 @@ class Model:
     price: Price
     candidate: Candidate
 
-    def worst(self, input_tokens: int, output_tokens: int | None, n: int) -> int:
+    def worst(self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
-        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n)
+        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, web_searches)
 
 
 @dataclass(frozen=True, slots=True)

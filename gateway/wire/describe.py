@@ -32,9 +32,18 @@ _PROMPT_TOO = frozenset(
     {"tools", "system", "instructions", "functions", "response_format", "text", "output_config"}
 )
 """Fields that models read as well."""
+_SEARCHES = {"messages": "web_search_", "responses": "web_search"}
+"""How the types of tools begin with which a provider searches the web."""
 _IMAGES = frozenset({"image_url", "image", "input_image"})
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
+WEB_SEARCHES = 10
+"""Held for a request that offers a web search and bounds it nowhere. Where more are run than were held, the answer is
+charged with all of them and budgets are overrun by the rest (`Hold.settle`); so they are by what the results add to
+the prompt.
+"""
+_MOST_SEARCHES = 1 << 20
+"""A larger bound bounds nothing."""
 
 
 class Described(msgspec.Struct):
@@ -60,6 +69,8 @@ class Described(msgspec.Struct):
     temperature: float | None = None
     has_user_content: bool = False
     logprobs: bool = False
+    web_searches: int = 0
+    """Most that the provider runs for it, as far as the request says."""
 
 
 class _Part(msgspec.Struct):
@@ -220,6 +231,12 @@ class _Format(msgspec.Struct):
     """Of chat completions: holds the schema beside a name."""
 
 
+class _Tool(msgspec.Struct):
+    type: Any = None
+    max_uses: Any = None
+    """Of Anthropic's own tools."""
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -240,7 +257,10 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
     if "n" in raw and surface in ("chat", "completions"):
         described.n = int(_within("n", read(raw, "n", int, 1), 1, _MAX_N))
     if "tools" in raw:
-        described.tools = len(read(raw, "tools", list[dict[str, msgspec.Raw]], []))
+        tools = read(raw, "tools", list[_Tool], [])
+        described.tools = len(tools)
+        if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
+            described.web_searches = _web_searches(raw, surface, found)
     if "functions" in raw and surface == "chat":
         described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
     for name in _MAX_TOKENS_FIELDS[surface]:
@@ -261,6 +281,20 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
     else:
         return
     described.input_tokens += int(described.system_chars / CHARS_PER_TOKEN)
+
+
+def _searches(tool: _Tool, surface: str) -> bool:
+    return isinstance(tool.type, str) and tool.type.startswith(_SEARCHES[surface])
+
+
+def _web_searches(raw: Raw, surface: str, tools: list[_Tool]) -> int:
+    if surface == "messages":
+        return sum(_bound(tool.max_uses) for tool in tools)
+    return _bound(read(raw, "max_tool_calls", int, None))
+
+
+def _bound(stated: object) -> int:
+    return stated if type(stated) is int and 0 <= stated <= _MOST_SEARCHES else WEB_SEARCHES
 
 
 def _format(raw: Raw, surface: str) -> _Format | None:

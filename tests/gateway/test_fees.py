@@ -1,0 +1,129 @@
+"""What providers bill beside plain tokens, end to end: cache writes for an hour and searches of the web."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from gateway.journal.record import DecisionRecord
+from gateway.wire.describe import WEB_SEARCHES, describe
+from gateway.wire.request import decode
+from tests.live import Live, live
+
+PRICES = {"input_usd_per_mtok": 3.0, "output_usd_per_mtok": 15.0, "cache_write_usd_per_mtok": 3.75,
+          "cache_write_1h_usd_per_mtok": 6.0, "web_search_usd": 0.01}  # fmt: skip
+SEARCH = 10_000_000
+"""Nano-dollars of one."""
+USED = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "web_searches": 2}
+WROTE = {**USED, "cache_write_tokens": 600, "cache_write_1h_tokens": 500}
+LEAVES = {**USED, "text": "it rains " * 50, "gap_s": 0.05}
+MESSAGES: dict[str, Any] = {
+    "model": "claude", "max_tokens": 100, "messages": [{"role": "user", "content": "weather?" * 200}],
+}  # fmt: skip
+CLAUDES = {"type": "web_search_20250305", "name": "web_search"}
+RESPONSES: dict[str, Any] = {"model": "gpt", "max_output_tokens": 100, "input": "weather?" * 200, "store": False}
+GPTS = {"type": "web_search"}
+
+
+@asynccontextmanager
+async def gateway_of(folder: Path, claude: Mapping[str, Any], gpt: Mapping[str, Any] = USED) -> AsyncIterator[Live]:
+    models = [{"name": "claude", "provider": "claude", **PRICES}, {"name": "gpt", "provider": "own", **PRICES}]
+    own = {"name": "own", "kind": "openai", "base_url": "UPSTREAM", "api_key": "${UP_KEY}", "responses": True}
+    scripts = {"claude": [claude], "gpt": [gpt]}
+    async with live(folder, scripts=scripts, models=models, providers=[own]) as gateway:
+        yield gateway
+        await gateway.rest()
+        assert gateway.services.ledger.overrun_nanousd == 0
+
+
+async def ask(gateway: Live, path: str, body: dict[str, Any], *, events: int | None = None) -> DecisionRecord:
+    """`events`: after how many of them the client leaves."""
+    async with httpx.AsyncClient() as client, client.stream("POST", gateway.url + path, json=body) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        seen = 0
+        async for line in answer.aiter_lines():
+            seen += line.startswith("data:")
+            if events is not None and seen >= events:
+                break
+    await gateway.rest()
+    return await gateway.decision(answer.headers["x-headgate-decision-id"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_message_with_searches_and_writes_for_an_hour_is_billed_exactly(tmp_path: Path, stream: bool) -> None:
+    """To the nano-dollar, within what was held, and told in the journal and in the metrics."""
+    async with gateway_of(tmp_path, WROTE) as gateway:
+        body = {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 2}], "stream": stream}
+        record = await ask(gateway, "/v1/messages", body)
+        told = gateway.services.metrics.web_searches.values[("claude", "claude")][0]
+    (attempt,) = record.attempts
+    assert attempt.usage == {
+        "input": 400, "cache_write": 100, "cache_write_1h": 500, "output": 7, "web_search": 2,
+    }  # fmt: skip
+    cost = 400 * 3000 + 100 * 3750 + 500 * 6000 + 7 * 15000 + 2 * SEARCH
+    assert record.cost_nanousd == attempt.cost_nanousd == cost <= record.held_nanousd
+    assert not attempt.estimated and told == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_with_searches_is_billed_exactly(tmp_path: Path, stream: bool) -> None:
+    """An upstream that serves the API itself tells them as items of its output."""
+    async with gateway_of(tmp_path, USED) as gateway:
+        body = {**RESPONSES, "tools": [GPTS], "max_tool_calls": 2, "stream": stream}
+        record = await ask(gateway, "/v1/responses", body)
+    (attempt,) = record.attempts
+    assert attempt.usage == {"input": 1000, "output": 7, "web_search": 2}
+    assert record.cost_nanousd == 1000 * 3000 + 7 * 15000 + 2 * SEARCH <= record.held_nanousd
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/messages", {**MESSAGES, "tools": [CLAUDES]}),
+                                            ("/v1/responses", {**RESPONSES, "tools": [GPTS]})])  # fmt: skip
+async def test_searches_are_paid_where_the_client_leaves(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    """They have been run, though the end of the stream, which tells their number, never came."""
+    async with gateway_of(tmp_path, LEAVES, LEAVES) as gateway:
+        record = await ask(gateway, path, {**body, "stream": True}, events=20)
+    (attempt,) = record.attempts
+    assert attempt.failure == "cancelled" and attempt.usage["web_search"] == 2
+    assert attempt.cost_nanousd >= 2 * SEARCH
+
+
+async def test_more_searches_than_were_held_are_charged_all_the_same(tmp_path: Path) -> None:
+    """The budget is overrun by the rest, and that is counted."""
+    async with gateway_of(tmp_path, {**USED, "web_searches": 30}) as gateway:
+        record = await ask(gateway, "/v1/messages", {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 1}]})
+        ledger = gateway.services.ledger
+        assert record.cost_nanousd == 1000 * 3000 + 7 * 15000 + 30 * SEARCH
+        assert ledger.overrun_nanousd == record.cost_nanousd - record.held_nanousd > 0
+        ledger.overrun_nanousd = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("surface", "more", "searches"),
+    [
+        ("messages", {}, 0),
+        ("messages", {"tools": [{"name": "web_search", "input_schema": {}}]}, 0),
+        ("messages", {"tools": [{**CLAUDES, "max_uses": 3}]}, 3),
+        ("messages", {"tools": [{**CLAUDES, "max_uses": 3}, {**CLAUDES, "type": "web_search_20260318"}]},
+         3 + WEB_SEARCHES),
+        ("messages", {"tools": [{**CLAUDES, "max_uses": None}]}, WEB_SEARCHES),
+        ("messages", {"tools": [{**CLAUDES, "max_uses": "many"}]}, WEB_SEARCHES),
+        ("messages", {"tools": [{**CLAUDES, "max_uses": 10**30}]}, WEB_SEARCHES),
+        ("responses", {"max_tool_calls": 4}, 0),
+        ("responses", {"tools": [{"type": "function", "name": "web_search"}], "max_tool_calls": 4}, 0),
+        ("responses", {"tools": [GPTS, {"type": "web_search_preview_2025_03_11"}], "max_tool_calls": 4}, 4),
+        ("responses", {"tools": [{"type": "web_search_preview"}]}, WEB_SEARCHES),
+        ("responses", {"tools": [GPTS], "max_tool_calls": None}, WEB_SEARCHES),
+        ("chat", {"tools": [{"type": "web_search"}]}, 0),
+    ],
+)  # fmt: skip
+def test_as_many_searches_are_held_as_the_request_allows(surface: str, more: dict[str, Any], searches: int) -> None:
+    """And a constant number where it offers the tool without a bound."""
+    field = "input" if surface == "responses" else "messages"
+    body = {"model": "m", field: [{"role": "user", "content": "hi"}], **more}
+    assert describe(decode(msgspec.json.encode(body)), surface).web_searches == searches
