@@ -7,7 +7,8 @@ bucket it is part of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 
 from msgspec.structs import astuple
 
@@ -89,6 +90,13 @@ class Price:
         """
         tokens = -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
         return tokens + web_searches * self.web_search
+
+
+def highest(prices: Iterable[Price]) -> Price:
+    """Bucket by bucket: no answer costs more at any of them."""
+    every = list(prices)
+    names = [one.name for one in fields(Price) if one.init]
+    return Price(**{name: max(getattr(price, name) for price in every) for name in names})
 
 
 def _or(price_usd: float | None, otherwise_usd: float) -> int:

@@ -16,7 +16,7 @@ from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
-from gateway.prices import Price, nanousd
+from gateway.prices import Price, highest, nanousd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
 from routers.arms import Arms
@@ -30,8 +30,9 @@ class Model:
 
     name: str
     config: ModelConfig
-    """Of the dearest deployment, so that a hold covers any of them."""
+    """Of the dearest deployment."""
     price: Price
+    """The highest of all deployments, bucket by bucket, so that a hold covers any of them."""
     candidate: Candidate
 
     def worst(self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0) -> int:
@@ -208,7 +209,7 @@ def _model(config: Config, name: str) -> Model:
         default_max_output_tokens=dearest.max_output_tokens,
         cached_price=_cached_price(dearest),
     )
-    return Model(name, dearest, Price.of(dearest), candidate)
+    return Model(name, dearest, highest(map(Price.of, deployments)), candidate)
 
 
 def _arms(config: RouteConfig) -> Arms | None:

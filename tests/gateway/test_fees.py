@@ -127,3 +127,16 @@ def test_as_many_searches_are_held_as_the_request_allows(surface: str, more: dic
     field = "input" if surface == "responses" else "messages"
     body = {"model": "m", field: [{"role": "user", "content": "hi"}], **more}
     assert describe(decode(msgspec.json.encode(body)), surface).web_searches == searches
+
+
+async def test_a_hold_covers_the_dearest_deployment_in_every_bucket(tmp_path: Path) -> None:
+    """Whichever deployment answers: one may be dear for its output, another for its searches."""
+    models = [
+        {"name": "claude", "provider": "claude", "output_usd_per_mtok": 15.0, "weight": 0.0001},
+        {"name": "claude", "provider": "again", "output_usd_per_mtok": 1.0, "web_search_usd": 0.01},
+    ]
+    again = {"name": "again", "kind": "anthropic", "base_url": "UPSTREAM", "api_key": "${UP_KEY}"}
+    async with live(tmp_path, scripts={"claude": [USED]}, models=models, providers=[again]) as gateway:
+        record = await ask(gateway, "/v1/messages", {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 2}]})
+        assert record.attempts[0].deployment == "again/claude"
+        assert 2 * SEARCH < record.cost_nanousd <= record.held_nanousd
