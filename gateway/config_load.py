@@ -40,7 +40,7 @@ STEPWISE_ATTEMPTS = 25
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _THE_REQUEST = ("model", "messages", "prompt", "input", "stream", "n")
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tool_calls")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
