@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, read
-from gateway.wire.tools import meant
+from gateway.wire.tools import meant, text_of
 from gateway.wire.usage import Usage
 
 Item = dict[str, Any]
@@ -145,14 +145,10 @@ def message_item(
 
 
 def call_item(call_id: str, name: str, arguments: str, request: Raw, status: str = "completed") -> Item:
-    return {
-        "id": "fc_",
-        "type": "function_call",
-        "status": status,
-        "call_id": call_id,
-        **meant(name, request),
-        "arguments": arguments,
-    }
+    tool = meant(name, request)
+    if tool["type"] == "custom_tool_call":
+        return {"id": "ctc_", "status": status, "call_id": call_id, **tool, "input": text_of(arguments)}
+    return {"id": "fc_", "status": status, "call_id": call_id, **tool, "arguments": arguments}
 
 
 def reasoning_item(text: str) -> Item:

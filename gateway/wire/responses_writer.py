@@ -24,13 +24,15 @@ from gateway.wire.responses import (
 )
 from gateway.wire.seen import Seen
 from gateway.wire.sse import frame
+from gateway.wire.tools import text_of
 
 _DELTAS = {
     "output_text": "response.output_text.delta",
     "refusal": "response.refusal.delta",
     "reasoning_text": "response.reasoning_text.delta",
 }
-_REPLAYED = frozenset({"message", "function_call", "reasoning"})
+_EMPTY: dict[str, Item] = {"function_call": {"arguments": ""}, "custom_tool_call": {"input": ""}}
+_REPLAYED = frozenset({"message", "reasoning", *_EMPTY})
 """Items whose parts come one by one; of others the API has many, and their own events."""
 _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 
@@ -141,6 +143,8 @@ class ResponsesWriter:
         if tool.function and tool.function.arguments:
             parts.append(tool.function.arguments)
             delta = tool.function.arguments
+            if self._output[index]["type"] == "custom_tool_call":
+                return out  # its text lies inside what the model writes, and is known when that is whole
             out += self._event("response.function_call_arguments.delta", **self._place(index), delta=delta)
         return out
 
@@ -148,12 +152,21 @@ class ResponsesWriter:
         out = b""
         for index, parts in self._calls.values():
             arguments = "".join(parts)
+            if self._output[index]["type"] == "custom_tool_call":
+                text = text_of(arguments)
+                out += self._custom_input(index, text) + self._done(index, input=text, status=status)
+                continue
             name = self._output[index]["name"]
             out += self._event(
                 "response.function_call_arguments.done", **self._place(index), name=name, arguments=arguments
             )
             out += self._done(index, arguments=arguments, status=status)
         return out
+
+    def _custom_input(self, index: int, text: str) -> bytes:
+        place = self._place(index)
+        out = self._event("response.custom_tool_call_input.delta", **place, delta=text)
+        return out + self._event("response.custom_tool_call_input.done", **place, input=text)
 
     def usage(self, seen: Seen) -> bytes:
         return b""
@@ -188,8 +201,7 @@ class ResponsesWriter:
         if item["type"] not in _REPLAYED:
             return self._add(item) + self._event("response.output_item.done", output_index=index, item=item)
         parts = item.get("content") or []
-        empty: Item = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
-        out = self._add(item | empty | {"status": "in_progress"})
+        out = self._add(item | _EMPTY.get(item["type"], {"content": []}) | {"status": "in_progress"})
         for number, part in enumerate(parts):
             out += self._replay_part(index, number, part)
         if item["type"] == "function_call":
@@ -197,6 +209,8 @@ class ResponsesWriter:
             out += self._event("response.function_call_arguments.delta", **place, delta=arguments)
             done = {"name": item["name"], "arguments": arguments}
             out += self._event("response.function_call_arguments.done", **place, **done)
+        elif item["type"] == "custom_tool_call":
+            out += self._custom_input(index, item["input"])
         return out + self._event("response.output_item.done", output_index=index, item=item)
 
     def _replay_part(self, index: int, number: int, part: dict[str, Any]) -> bytes:

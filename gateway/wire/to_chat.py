@@ -9,7 +9,7 @@ from typing import Any
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.responses import input_items
-from gateway.wire.tools import called, unfolded
+from gateway.wire.tools import as_function, called, unfolded
 
 Json = dict[str, Any]
 _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
@@ -339,13 +339,16 @@ def _add_item(messages: list[Json], item: Json) -> None:
     kind = item.get("type", "message")
     if kind == "message":
         _add_message(messages, _message_from_item(item))
-    elif kind == "function_call":
-        function = {"name": called(item), "arguments": item.get("arguments") or "{}"}
+    elif kind in ("function_call", "custom_tool_call"):
+        arguments = item.get("arguments") or "{}"
+        if kind == "custom_tool_call":
+            arguments = encode_json({"input": item.get("input")}).decode()
+        function = {"name": called(item), "arguments": arguments}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
         messages[-1].setdefault("tool_calls", []).append(call)
-    elif kind == "function_call_output":
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         output = item.get("output")
         content = output if isinstance(output, str) else _parts_from_responses(output)
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
@@ -414,6 +417,8 @@ def _part_from_responses(part: Json) -> Json:
 
 
 def _tool_from_responses(tool: Json) -> Json:
+    if tool.get("type") == "custom":
+        return {"type": "function", "function": as_function(tool)}
     if tool.get("type") != "function":
         raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}; {HOSTED}.")
     names = ("name", "description", "parameters", "strict")
@@ -428,7 +433,7 @@ def _choice_from_responses(raw: Raw, tools: list[Json]) -> tuple[list[Json], Any
     choice: Any = read(raw, "tool_choice", str | Json, "auto")  # type: ignore[arg-type]
     if isinstance(choice, str):
         return tools, choice
-    if choice.get("type") == "function":
+    if choice.get("type") in ("function", "custom"):
         return tools, {"type": "function", "function": {"name": choice.get("name")}}
     if choice.get("type") == "allowed_tools":
         return allowed(tools, choice)

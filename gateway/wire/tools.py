@@ -1,10 +1,14 @@
-"""Tools that chat has no word for: those in namespaces, and those that an API's own provider runs."""
+"""Tools that chat has no word for: those in namespaces, those that take plain text, and those that an API's own
+provider runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
+
+import msgspec
 
 from gateway.wire.body import Raw, read, to_raw
 
@@ -37,13 +41,39 @@ def called(item: Json) -> Any:
 
 
 def meant(name: str, request: Raw) -> Json:
-    """`name`, and `namespace` where the request has the tool in one, of the tool that a model calls by that name."""
-    if b'"namespace"' in memoryview(request.get("tools", b"")).tobytes():
+    """Of the tool that a model calls by this name: `type` of the call's item, `name`, and `namespace` where the request
+    has it in one.
+    """
+    if any(mark in memoryview(request.get("tools", b"")).tobytes() for mark in (b'"namespace"', b'"custom"')):
         for tool in read(request, "tools", list[Json], []):
-            for inner in tool.get("tools") or () if tool.get("type") == "namespace" else ():
-                if folded(tool["name"], inner["name"]) == name:
-                    return {"name": inner["name"], "namespace": tool["name"]}
-    return {"name": name}
+            is_space = tool.get("type") == "namespace"
+            for inner in (tool.get("tools") or ()) if is_space else (tool,):
+                if (folded(tool["name"], inner["name"]) if is_space else inner.get("name")) == name:
+                    kind = "custom_tool_call" if inner.get("type") == "custom" else "function_call"
+                    return {"type": kind, "name": inner["name"], **({"namespace": tool["name"]} if is_space else {})}
+    return {"type": "function_call", "name": name}
+
+
+def as_function(tool: Json) -> Json:
+    """A tool that takes plain text, for models that know functions only: one with a text in it. A grammar, which
+    nobody else can hold a model to, is told it.
+    """
+    told, form = [tool.get("description")], tool.get("format") or {}
+    if form.get("type") == "grammar":
+        told.append(f"The input follows this grammar ({form.get('syntax')}):\n{form.get('definition')}")
+    text = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"],
+            "additionalProperties": False}  # fmt: skip
+    return {"name": tool.get("name"), "description": "\n\n".join(filter(None, told)), "parameters": text}
+
+
+def text_of(arguments: str) -> str:
+    """What a model put into such a function; all of it where that is no text in an object."""
+    try:
+        found = msgspec.json.decode(arguments)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return arguments
+    text = found.get("input") if isinstance(found, dict) else None
+    return text if isinstance(text, str) else arguments
 
 
 def without_hosted(raw: Raw, surface: str) -> Raw:

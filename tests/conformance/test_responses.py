@@ -264,6 +264,32 @@ async def test_tools_in_a_namespace(tmp_path: Path, kind: str, streamed: bool) -
         assert "files__ls" in sent and shortened in sent and long not in sent and len(shortened) == 64
 
 
+@pytest.mark.parametrize("kind", ("openai", "anthropic"))
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tools_that_take_plain_text(tmp_path: Path, kind: str, streamed: bool) -> None:
+    """Models that know functions only are told of the text and its grammar; the client sees its own kind of call."""
+    grammar = {"type": "grammar", "syntax": "lark", "definition": 'start: "begin" /.+/'}
+    tools: list[Any] = [{"type": "custom", "name": "patch", "description": "Edits files.", "format": grammar}]
+    patch = "begin a, +b"
+    scripts = {"calls": [{"tool_calls": [{"name": "patch", "arguments": {"input": patch}}]}]}
+    async with house(tmp_path, scripts, kinds=(kind,)) as home:
+        sdk = home.sdk("openai")
+        choice = {"type": "custom", "name": "patch"}
+        ask: dict[str, Any] = {"model": f"{kind}/calls", "input": "x", "tools": tools, "tool_choice": choice}
+        first = await sdk.responded(streamed, **ask)
+        asked = home.last["body"]
+        (call,) = first.output
+        assert (call.type, call.name, call.input) == ("custom_tool_call", "patch", patch)
+        output = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "done"}
+        then: dict[str, Any] = {"previous_response_id": first.id, "tools": tools, "input": [output]}
+        await sdk.do("responses.create", model=f"{kind}/echo", **then)
+        sent = home.last["body"]
+        if streamed:
+            again = [event.type for event in await sdk.events("responses.create", **ask, stream=True)]
+            assert "response.custom_tool_call_input.done" in again
+    assert "Edits files." in asked and "start:" in asked and patch in sent
+
+
 @pytest.mark.parametrize("surface", ["responses", "messages"])
 async def test_tools_that_a_provider_runs_may_be_left_out(tmp_path: Path, surface: str) -> None:
     """Where the model's settings say so; the client's own tools stay."""
