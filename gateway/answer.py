@@ -141,6 +141,8 @@ class Answering:
             exchange.query = described(self.s.featurizer(), exchange.call.described)
         else:
             exchange.query = bare_query(exchange.call.described)
+        if exchange.call.described.web_searches:
+            exchange.query = replace(exchange.query, web_searches=exchange.call.described.web_searches)
 
     async def encoded(self, asked: Described, version: str) -> Query:
         """By the configured embedder, in a thread; without its vector the router will be undecided."""

@@ -71,6 +71,7 @@ def bare_query(asked: Described) -> Query:
         tools=asked.tools,
         images=asked.images,
         wants_json=asked.wants_json,
+        web_searches=asked.web_searches,
     )
 
 

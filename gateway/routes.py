@@ -208,6 +208,7 @@ def _model(config: Config, name: str) -> Model:
         supports=frozenset(ability for ability, able in abilities.items() if able),
         default_max_output_tokens=dearest.max_output_tokens,
         cached_price=_cached_price(dearest),
+        web_search_usd=max(one.web_search_usd for one in deployments),
     )
     return Model(name, dearest, highest(map(Price.of, deployments)), candidate)
 

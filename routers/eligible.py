@@ -22,8 +22,11 @@ def expected_usd(query: Query, candidate: Candidate, output_tokens: float) -> fl
 
 
 def worst_usd(query: Query, candidate: Candidate) -> float:
-    """Most that an answer can cost, where the request limits its output; else the prompt's own price."""
-    return expected_usd(query, candidate, float(query.max_output_tokens or 0))
+    """Most that an answer can cost, where the request limits its output; else the prompt's own price. With as many
+    searches as it may make.
+    """
+    tokens = expected_usd(query, candidate, float(query.max_output_tokens or 0))
+    return tokens + query.web_searches * candidate.web_search_usd
 
 
 def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:

@@ -35,6 +35,8 @@ class Query:
     wants_json: bool = False
     task: str = ""
     """The task's name where data names it; live traffic leaves it empty."""
+    web_searches: int = 0
+    """Most that the request lets the provider make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Candidate:
     latency_s: float = 0.0
     """Of its answers of late; 0: unknown."""
     default_max_output_tokens: int = 4096
+    web_search_usd: float = 0.0
+    """Of one search that the provider makes."""
 
 
 class Estimate(NamedTuple):

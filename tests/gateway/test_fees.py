@@ -140,3 +140,18 @@ async def test_a_hold_covers_the_dearest_deployment_in_every_bucket(tmp_path: Pa
         record = await ask(gateway, "/v1/messages", {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 2}]})
         assert record.attempts[0].deployment == "again/claude"
         assert 2 * SEARCH < record.cost_nanousd <= record.held_nanousd
+
+
+@pytest.mark.parametrize("router", ["cheapest", "default"])
+async def test_a_cap_counts_the_searches_that_are_allowed(tmp_path: Path, router: str) -> None:
+    """Of two models alike but for what a search costs, only the cheaper may answer under a cap between them."""
+    models = [{"name": "dear", "provider": "claude", **PRICES},
+              {"name": "cheap", "provider": "claude", **PRICES, "web_search_usd": 0.0}]  # fmt: skip
+    routes = [{"name": "auto", "models": ["dear", "cheap"], "router": router}]
+    capped = {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 3}], "headgate": {"max_cost_usd": 0.03}}
+    async with live(tmp_path, models=models, routes=routes) as gateway, httpx.AsyncClient() as client:
+        answer = await client.post(gateway.url + "/v1/messages", json={**capped, "model": "auto"})
+        refused = await client.post(gateway.url + "/v1/messages", json={**capped, "model": "dear"})
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+    assert answer.headers["x-headgate-model"] == "cheap" and "max_cost_usd" in record.excluded["dear"]
+    assert refused.status_code == 400 and "max_cost_usd" in refused.json()["error"]["message"]
