@@ -13,6 +13,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, read
 from gateway.wire.chunk import BAD_JSON
+from gateway.wire.tools import adds_tools, offered
 
 CHARS_PER_TOKEN = 3.6
 """English prose has about 4, code and other languages fewer."""
@@ -261,6 +262,8 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.tools = len(tools)
         if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
             described.web_searches = _web_searches(raw, surface, found)
+    if surface == "responses" and adds_tools(raw):
+        described.tools = len(offered(raw))
     if "functions" in raw and surface == "chat":
         described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
     for name in _MAX_TOKENS_FIELDS[surface]:

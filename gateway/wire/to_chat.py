@@ -9,7 +9,7 @@ from typing import Any
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.responses import input_items
-from gateway.wire.tools import as_function, called, unfolded
+from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
 
 Json = dict[str, Any]
 _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
@@ -316,11 +316,11 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
     fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
-    offered = list(unfolded(read(raw, "tools", list[Json], [])))
+    shown = list(unfolded(offered(raw)))
     choice: Json = {}
     if is_set(raw, "tool_choice"):
-        offered, choice["tool_choice"] = _choice_from_responses(raw, offered)
-    tools = [_tool_from_responses(tool) for tool in offered]
+        shown, choice["tool_choice"] = _choice_from_responses(raw, shown)
+    tools = [_tool_from_responses(tool) for tool in shown]
     if is_set(raw, "parallel_tool_calls"):
         choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
     fields |= _with_tools(tools, choice)
@@ -352,7 +352,7 @@ def _add_item(messages: list[Json], item: Json) -> None:
         output = item.get("output")
         content = output if isinstance(output, str) else _parts_from_responses(output)
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-    elif kind not in _OWN_WORK:
+    elif kind not in _OWN_WORK and kind != ADDED:
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
 
 

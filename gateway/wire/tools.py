@@ -10,11 +10,14 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import CallerError
 from gateway.wire.body import Raw, read, to_raw
 
 Json = dict[str, Any]
 LONGEST_NAME = 64
 """Of a function, in every API."""
+ADDED = "additional_tools"
+"""Type of an item that offers tools from its place in a conversation on."""
 _OURS = {"responses": ("function", "namespace", "custom"), "messages": (None, "custom")}
 """Kinds of tools that the client runs, per surface."""
 
@@ -23,6 +26,29 @@ def folded(namespace: str, name: str) -> str:
     """What a tool in a namespace is called where there are none."""
     whole = f"{namespace}__{name}"
     return whole if len(whole) <= LONGEST_NAME else f"{whole[:55]}_{sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def adds_tools(raw: Raw) -> bool:
+    """Whether an item of a Responses request's input offers tools."""
+    return b'"%b"' % ADDED.encode() in memoryview(raw.get("input", b"")).tobytes()
+
+
+def offered(raw: Raw) -> list[Json]:
+    """All tools of a Responses request: its own, and those that items of its input offer."""
+    tools = read(raw, "tools", list[Json], [])
+    for item in _adding(raw):
+        tools += item["tools"]
+    return tools
+
+
+def _adding(raw: Raw) -> list[Json]:
+    items: Any = read(raw, "input", str | list[Json], "") if adds_tools(raw) else ()  # type: ignore[arg-type]
+    found = [item for item in items if isinstance(item, dict) and item.get("type") == ADDED]
+    for item in found:
+        tools = item.get("tools")
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise CallerError(f"An item {ADDED!r} has 'tools'.", param="input", code="invalid_type")
+    return found
 
 
 def unfolded(tools: list[Json]) -> Iterator[Json]:
@@ -44,8 +70,9 @@ def meant(name: str, request: Raw) -> Json:
     """Of the tool that a model calls by this name: `type` of the call's item, `name`, and `namespace` where the request
     has it in one.
     """
-    if any(mark in memoryview(request.get("tools", b"")).tobytes() for mark in (b'"namespace"', b'"custom"')):
-        for tool in read(request, "tools", list[Json], []):
+    told = memoryview(request.get("tools", b"")).tobytes()
+    if b'"namespace"' in told or b'"custom"' in told or adds_tools(request):
+        for tool in offered(request):
             is_space = tool.get("type") == "namespace"
             for inner in (tool.get("tools") or ()) if is_space else (tool,):
                 if (folded(tool["name"], inner["name"]) if is_space else inner.get("name")) == name:
@@ -78,8 +105,15 @@ def text_of(arguments: str) -> str:
 
 def without_hosted(raw: Raw, surface: str) -> Raw:
     """The request without the tools that its API's own provider would run."""
-    if surface not in _OURS or "tools" not in raw:
+    if surface not in _OURS:
         return raw
     tools = read(raw, "tools", list[Json], [])
     kept = [tool for tool in tools if tool.get("type") in _OURS[surface]]
-    return raw if len(kept) == len(tools) else {**raw, **to_raw({"tools": kept})}
+    raw = raw if len(kept) == len(tools) else {**raw, **to_raw({"tools": kept})}
+    if surface != "responses" or not _adding(raw):
+        return raw
+    items = read(raw, "input", list[Json], [])
+    for item in items:
+        if item.get("type") == ADDED:
+            item["tools"] = [tool for tool in item["tools"] if tool.get("type") in _OURS[surface]]
+    return {**raw, **to_raw({"input": items})}

@@ -290,6 +290,30 @@ async def test_tools_that_take_plain_text(tmp_path: Path, kind: str, streamed: b
     assert "Edits files." in asked and "start:" in asked and patch in sent
 
 
+@pytest.mark.parametrize("kind", ("openai", "anthropic"))
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tools_that_a_conversation_adds(tmp_path: Path, kind: str, streamed: bool) -> None:
+    """As coding agents do: in an item, in namespaces, some taking plain text, some that the provider would run."""
+    inner = [{"type": "custom", "name": "exec", "description": "Runs JavaScript."}]
+    space = {"type": "namespace", "name": "functions", "description": "", "tools": inner}
+    added = {"type": "additional_tools", "role": "developer", "tools": [space, {"type": "web_search"}]}
+    scripts = {"calls": [{"tool_calls": [{"name": "functions__exec", "arguments": {"input": "1 + 1"}}]}]}
+    own = [{"name": f"own-{name}", "provider": "up" if kind == "openai" else "claude", "upstream_name": name,
+            "hosted_tools": "leave_out"} for name in ("calls", "echo")]  # fmt: skip
+    async with house(tmp_path, scripts, kinds=(kind,), more=own) as home:
+        sdk = home.sdk("openai")
+        asked: list[Any] = [added, {"role": "user", "content": "x"}]
+        first = await sdk.responded(streamed, model="own-calls", input=asked)
+        (call,) = first.output
+        assert (call.type, call.namespace, call.name, call.input) == ("custom_tool_call", "functions", "exec", "1 + 1")
+        output: Any = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "2"}
+        await sdk.do("responses.create", model="own-echo", input=[output], previous_response_id=first.id)
+        sent = home.last["body"]
+        assert sent.count("Runs JavaScript.") == 1 and "functions__exec" in sent and "web_search" not in sent
+        with pytest.raises(openai.BadRequestError, match="additional_tools"):
+            await sdk.do("responses.create", model="own-echo", input=[{**added, "tools": "none"}])
+
+
 @pytest.mark.parametrize("surface", ["responses", "messages"])
 async def test_tools_that_a_provider_runs_may_be_left_out(tmp_path: Path, surface: str) -> None:
     """Where the model's settings say so; the client's own tools stay."""
