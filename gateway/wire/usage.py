@@ -86,16 +86,20 @@ class Usage(msgspec.Struct, frozen=True):
         inside, outside = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
         read = _count(inside, "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
         read = read or _count(usage, "cached_tokens")
+        write = _count(inside, "cache_write_tokens")
         reasoning = _count(outside, "reasoning_tokens")
-        if reasoning > completion or prompt + completion + reasoning == _count(usage, "total_tokens"):
-            completion += (
-                reasoning  # some providers report reasoning beside the completion; only the total tells
-            )
+        beside = _count(usage, "total_tokens") - prompt - completion
+        if reasoning > completion or 0 < beside == reasoning:
+            completion += reasoning  # some providers report it beside the completion; only the total tells
+        elif beside > 0 and (beside == read + write or "prompt_tokens" not in usage):
+            prompt += beside
+        elif beside > 0 and not reasoning:  # Gemini's compatible endpoint tells of thinking nowhere else
+            reasoning, completion = beside, completion + beside
         return _buckets(
             prompt,
             completion,
             read,
-            _count(inside, "cache_write_tokens"),
+            write,
             reasoning,
             _count(inside, "audio_tokens"),
             _count(outside, "audio_tokens"),

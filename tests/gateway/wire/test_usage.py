@@ -83,6 +83,24 @@ OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
         },
         Usage(32, 0, 0, 9, 94, 0, 0, True),
     ),
+    "gemini, thinking in the total alone": (
+        {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
+        Usage(20, 0, 0, 198, 405, 0, 0, True),
+    ),
+    "no completion, but a total": (
+        {"prompt_tokens": 20, "completion_tokens": None, "total_tokens": 25},
+        Usage(20, 0, 0, 0, 5, 0, 0, True),
+    ),
+    "cached tokens beside the prompt": (
+        {
+            "prompt_tokens": 5,
+            "completion_tokens": 1,
+            "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 9},
+        },
+        Usage(5, 9, 0, 1, 0, 0, 0, True),
+    ),
+    "embeddings with a total alone": ({"total_tokens": 8}, Usage(8, 0, 0, 0, 0, 0, 0, True)),
     "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, Usage(8, 0, 0, 0, 0, 0, 0, True)),
     "parts larger than the whole": (
         {
