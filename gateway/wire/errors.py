@@ -194,7 +194,24 @@ def _inner(value: object) -> dict[str, Any]:
         return inner
     if isinstance(inner, str):
         return {"message": inner}
-    return {**value, "message": value.get("message") or value.get("detail")}
+    said = next((value[name] for name in ("message", "detail", "errors", "msg") if value.get(name)), None)
+    return {**value, "message": _listed(said)}
+
+
+def _listed(said: Any) -> Any:
+    """One line of what a validator found; Mistral and others of FastAPI's kind tell each field apart."""
+    if isinstance(said, dict):
+        said = said.get("detail")
+    if not isinstance(said, list):
+        return said
+    return "; ".join(_finding(one) for one in said if isinstance(one, dict))
+
+
+def _finding(one: dict[str, Any]) -> str:
+    place = one.get("loc")
+    where = ".".join(str(step) for step in place if step != "body") if isinstance(place, list) else ""
+    what = _text(one, "msg") or _text(one, "message")
+    return f"{where}: {what}" if where else what
 
 
 def _text(said: dict[str, Any], name: str) -> str:

@@ -96,6 +96,26 @@ def test_a_rejected_request_keeps_the_upstreams_words() -> None:
     }
 
 
+_FINDING = {"type": "extra_forbidden", "loc": ["body", "messages", 0, "foo"], "msg": "Extra inputs are not permitted"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"detail": [_FINDING]}, "messages.0.foo: Extra inputs are not permitted"),
+        ({"object": "error", "message": {"detail": [_FINDING, {"msg": "No"}]}, "code": None},
+         "messages.0.foo: Extra inputs are not permitted; No"),
+        ({"success": False, "errors": [{"code": 7003, "message": "No route"}], "messages": []}, "No route"),
+        ({"code": 20012, "msg": "No such model", "data": None}, "No such model"),
+        ([{"error": {"code": 400, "message": "No such role"}}], "No such role"),
+        ({"detail": []}, "the upstream answered 422"),
+    ],
+)  # fmt: skip
+def test_what_a_validator_found_is_told(said: object, message: str) -> None:
+    """Mistral and others name each field that they refuse, in lists of their own."""
+    assert classify(422, json.dumps(said).encode(), {}).message == message
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
