@@ -12,7 +12,7 @@ from msgspec.structs import astuple
 
 from cache.entry import Entry
 from cache.rules import Rules, may_store
-from gateway.errors import HeadgateError
+from gateway.errors import HeadgateError, UpstreamError
 from gateway.exchange import Attempt, Exchange
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.vectors import packed
@@ -99,7 +99,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         ttft_s=began[-1] if began else None,
         overhead_ms=(elapsed_s - exchange.upstream_s) * 1e3,
         prompt_text=asked.text if keeps_text else "",
-        answer_text=peek(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
+        answer_text=seen_in(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
     )
 
 
@@ -183,7 +183,7 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
     body, call = exchange.answer_body, exchange.call
     if not body:
         return None
-    seen = exchange.kept.seen if exchange.kept is not None else peek(body, call.surface)
+    seen = exchange.kept.seen if exchange.kept is not None else seen_in(body, call.surface)
     rules = services.shelf.rules_of(exchange.route.config)
     refusal = refusal_to_keep(rules, seen, call.surface, len(body))
     if refusal:
@@ -214,6 +214,14 @@ def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -
     if seen.tool_names or not has_ends:
         return None
     return "refusal" if seen.refusal else "empty" if not seen.text else None
+
+
+def seen_in(body: bytes, surface: str) -> Peek:
+    """Of an answer that the client has got. Nothing, where it can't be read: it is settled all the same."""
+    try:
+        return peek(body, surface)
+    except UpstreamError:
+        return Peek()
 
 
 def _finite(number: float) -> float | None:
