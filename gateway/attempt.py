@@ -20,6 +20,7 @@ from gateway.upstream import Response
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
+from gateway.wire.mend import whole
 from gateway.wire.relay import Relay, relay
 from gateway.wire.request import ask_usage, encode, signed, translate_request
 from gateway.wire.usage import Usage
@@ -31,6 +32,7 @@ TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 NOTHING_SEEN = Peek()
 STREAMED_USAGE = frozenset({"chat", "completions"})
+BLANK = b"\xef\xbb\xbf \t\r\n"
 CHARS_PER_TOKEN = 4
 """For tokens nobody counted: about right for English, low for code."""
 
@@ -141,10 +143,11 @@ class Caller:
             attempt.latency_s = now() - begun
 
     async def _whole(self, sent: Sent, response: Response) -> Opened:
-        exchange, attempt, deployment = sent.exchange, sent.attempt, sent.deployment
-        body = await response.read(self.max_answer_bytes, timeout_s=sent.ends_s - self.now())
-        now = self.now()
-        seen = peek(body, sent.dialect)
+        return self._answered(sent, await response.read(self.max_answer_bytes, timeout_s=sent.ends_s - self.now()))
+
+    def _answered(self, sent: Sent, body: bytes) -> Opened:
+        exchange, attempt, deployment, now = sent.exchange, sent.attempt, sent.deployment, self.now()
+        body, seen = read_answer(body, sent.dialect)
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
         asked = exchange.call.described
         attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
@@ -172,6 +175,8 @@ class Caller:
             pending = await self._until_started(sent, response, flow)
         except UpstreamError as error:
             response.cancel()
+            if error.failure == "stream_cut" and flow.unread.lstrip(BLANK).startswith(b"{"):
+                return self._answered(sent, flow.unread)  # an API that doesn't stream, or an error with status 200
             raise in_time(error, self.now() < sent.ends_s) from None
         except BaseException:
             response.cancel()
@@ -223,7 +228,7 @@ class Caller:
         seen = flow.peek() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
         if said_chars(seen) or (began and error.upstream_status < 400):
-            self._charge_part(exchange, attempt, deployment, seen)
+            self.charge_part(exchange, attempt, deployment, seen)
         if error.upstream_status:
             attempt.status = error.upstream_status
         self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s)
@@ -237,9 +242,9 @@ class Caller:
         deployment.breaker.fail("cancelled", self.now())
         deployment.over(attempt.job)
         seen = flow.peek() if flow is not None else NOTHING_SEEN
-        self._charge_part(exchange, attempt, deployment, seen)
+        self.charge_part(exchange, attempt, deployment, seen)
 
-    def _charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
+    def charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
         """Of a stream that broke off, what came counts: usage told at its start knows nothing of the rest."""
         usage, chars = seen.usage, said_chars(seen)
         if usage.known and usage.completion_tokens < tokens_in(chars):
@@ -253,6 +258,17 @@ class Caller:
             opened.response.cancel()
             opened.deployment.end()
             self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+
+
+def read_answer(body: bytes, dialect: str) -> tuple[bytes, Peek]:
+    """An answer, made readable where it has to be."""
+    try:
+        return body, peek(body, dialect)
+    except UpstreamError as error:
+        mended = whole(body, dialect) if error.failure == "bad_response" else None
+        if mended is None:
+            raise
+        return mended, peek(mended, dialect)
 
 
 def expected_tokens(exchange: Exchange, model: str) -> tuple[float, float]:

@@ -7,6 +7,7 @@ model. After it there are two endings only: the stream's own end, or an error in
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from gateway.upstream import Response
 from gateway.wire.answer import with_text
 from gateway.wire.relay import Relay
 
+log = logging.getLogger("headgate.drive")
 MAY_PASS = frozenset(
     {"connect", "loading", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
      "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
@@ -151,7 +153,7 @@ class Run:
                 opened = await caller.open(exchange, rung, deployment, live=live)
             else:
                 opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
-            if live:
+            if opened.relay is not None:
                 await self.relay(opened, rung)
         except UpstreamError as error:
             self.failed = deployment
@@ -261,14 +263,17 @@ class Run:
         asked = exchange.call.described
         attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
         exchange.response_id = seen.id
-        caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
+        if flow.counted:
+            caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
+        else:
+            caller.charge_part(exchange, attempt, deployment, seen)
         caller.fleet.succeeded(
             deployment, caller.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
             attempt.usage.completion_tokens,
         )  # fmt: skip
         self.tail = flow.tail()
         if wants_whole(exchange):
-            exchange.answer_body = flow.answer()
+            exchange.answer_body = whole_of(flow)
 
     @property
     def ends_s(self) -> float:
@@ -293,6 +298,15 @@ class Run:
             data = flow.feed(chunk)
         if not flow.finished and flow.end():
             raise fault_of(flow)
+
+
+def whole_of(flow: Relay) -> bytes:
+    """The answer that a finished stream told. Empty where it can't be put together: then nobody keeps it."""
+    try:
+        return flow.answer()
+    except UpstreamError as error:
+        log.warning("an answer is not kept: %s", error.message)
+        return b""
 
 
 async def _drain(response: Response, now: Callable[[], float]) -> None:

@@ -9,7 +9,19 @@ import msgspec
 
 from gateway.errors import UpstreamError
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, read_chunk
+from gateway.wire.chunk import (
+    BAD_JSON,
+    FINISHES,
+    LOST,
+    Choice,
+    Chunk,
+    Delta,
+    LogprobSummary,
+    Peek,
+    lost,
+    plain,
+    read_chunk,
+)
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.readers import STOP_TO_FINISH
@@ -39,9 +51,9 @@ class _Block(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    id: str = ""
-    model: str = ""
-    content: list[_Block] = []
+    id: str | None = None
+    model: str | None = None
+    content: list[_Block] | str | None = None
     stop_reason: str | None = None
     usage: Json | None = None
     type: str = ""
@@ -70,6 +82,8 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
     if dialect != "embeddings" and not chunk.choices:
         raise _bad("the upstream's answer has no choices")
     if len(chunk.choices) == 1 and (message := chunk.choices[0].message) is not None and not message.tool_calls:
+        if chunk.choices[0].finish_reason in LOST:
+            raise classify_in_stream(lost(chunk.choices[0]))
         return _peek_plain(chunk, chunk.choices[0], message)
     seen = Seen()
     for choice in chunk.choices:
@@ -77,6 +91,8 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
         for index, tool in enumerate((choice.delta.tool_calls if choice.delta else None) or ()):
             tool.index = index
     seen.take(chunk)
+    if chunk.error is not None:
+        raise classify_in_stream(chunk.error)
     return seen.peek()
 
 
@@ -103,16 +119,19 @@ def _peek_message(body: bytes) -> Peek:
         raise classify_in_stream(message.error)
     if message.type != "message":
         raise _bad("the upstream's answer is no message")
-    tools = [block for block in message.content if block.type == "tool_use"]
+    blocks = message.content or []
+    if isinstance(blocks, str):
+        blocks = [_Block("text", blocks)]
+    tools = [block for block in blocks if block.type == "tool_use"]
     finish = STOP_TO_FINISH.get(message.stop_reason or "", "stop")
-    text = "".join(block.text or "" for block in message.content if block.type == "text")
+    text = "".join(block.text or "" for block in blocks if block.type == "text")
     return Peek(
-        message.id,
-        message.model,
+        message.id or "",
+        message.model or "",
         finish if message.stop_reason else "",
         text,
         text if message.stop_reason == "refusal" else "",
-        "".join(block.thinking or "" for block in message.content),
+        "".join(block.thinking or "" for block in blocks),
         Usage.from_anthropic(message.usage),
         tool_names=[tool.name or "" for tool in tools],
         tool_arguments=[bytes(tool.input).decode() for tool in tools],
@@ -219,8 +238,10 @@ def _from_chat(chat: Json, dst: str, model: str, request: Raw) -> Json:
 
 def message_to_chat(message: Json) -> Json:
     """Anthropic's message as a chat completion; thinking becomes `reasoning_content`."""
-    blocks = message["content"]
-    texts = [block["text"] for block in blocks if block.get("type") == "text"]
+    blocks = message.get("content") or []
+    if isinstance(blocks, str):
+        blocks = [{"type": "text", "text": blocks}]
+    texts = [block["text"] or "" for block in blocks if block.get("type") == "text"]
     thoughts = [block["thinking"] for block in blocks if block.get("type") == "thinking"]
     calls = [_chat_call(block) for block in blocks if block.get("type") == "tool_use"]
     answer: Json = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": None}
@@ -252,12 +273,12 @@ def _chat_call(block: Json) -> Json:
 def chat_to_completion(chat: Json, model: str) -> Json:
     choices = [
         {
-            "index": choice["index"],
-            "text": choice["message"].get("content") or "",
+            "index": index if choice.get("index") is None else choice["index"],
+            "text": _answer_of(choice).get("content") or "",
             "logprobs": None,
-            "finish_reason": "stop" if choice["finish_reason"] == "tool_calls" else choice["finish_reason"],
+            "finish_reason": "stop" if choice.get("finish_reason") == "tool_calls" else choice.get("finish_reason"),
         }
-        for choice in chat["choices"]
+        for index, choice in enumerate(chat["choices"])
     ]
     kept: Json = {
         name: chat[name] for name in ("id", "created", "usage", "system_fingerprint") if name in chat
@@ -272,7 +293,7 @@ def chat_to_completion(chat: Json, model: str) -> Json:
 
 def chat_to_message(chat: Json, model: str) -> Json:
     choice = chat["choices"][0]
-    answer = choice["message"]
+    answer = _answer_of(choice)
     blocks: list[Json] = []
     if thought := answer.get("reasoning_content") or answer.get("reasoning"):
         blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
@@ -283,7 +304,7 @@ def chat_to_message(chat: Json, model: str) -> Json:
         given, call_id = _arguments(_written(function)), call.get("id") or new_id("toolu_")
         blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
     sequence = chat.get("stop_sequence")
-    reason = stop_reason(choice.get("finish_reason") or "", sequence, bool(answer.get("tool_calls")))
+    reason = stop_reason(_finish_of(choice), sequence, bool(answer.get("tool_calls")))
     return {
         "id": chat.get("id") or new_id("msg_"),
         "type": "message",
@@ -294,6 +315,17 @@ def chat_to_message(chat: Json, model: str) -> Json:
         "stop_sequence": sequence,
         "usage": Usage.from_openai(chat.get("usage")).to_anthropic(),
     }
+
+
+def _answer_of(choice: Json) -> Json:
+    """Its message, the content as text."""
+    answer: Json = choice["message"]
+    return {**answer, **plain(answer["content"])} if isinstance(answer.get("content"), list) else answer
+
+
+def _finish_of(choice: Json) -> str:
+    finish = choice.get("finish_reason") or ""
+    return FINISHES.get(finish, finish)
 
 
 def _written(function: Json) -> str:
@@ -313,8 +345,8 @@ def _arguments(text: str) -> Json:
 
 def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     choice = chat["choices"][0]
-    answer = choice["message"]
-    finish = choice.get("finish_reason") or "stop"
+    answer = _answer_of(choice)
+    finish = _finish_of(choice) or "stop"
     status = "incomplete" if finish in ("length", "content_filter") else "completed"
     calls = answer.get("tool_calls") or ()
     output = []
@@ -325,7 +357,8 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
         logprobs = (choice.get("logprobs") or {}).get("content")
         output.append(message_item(text, refusal, status, logprobs))
     output += [_call_item(call, request, status) for call in calls]
-    created_s = int(chat.get("created") or time.time())
+    created = chat.get("created")
+    created_s = int(created) if isinstance(created, int | float) and created else int(time.time())
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
     output = [placed(item, response["id"], index) for index, item in enumerate(output)]

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.wire.body import encode_json
+from gateway.wire.chunk import plain, tells_another
 
 Json = dict[str, Any]
 
@@ -48,8 +49,11 @@ def _grow_choice(whole: Json, piece: Json) -> None:
 def _grow(whole: Json, piece: Json) -> None:
     for name, value in piece.items():
         if name == "tool_calls" and isinstance(value, list):
+            calls = whole["tool_calls"] = whole.get("tool_calls") or []
             for call in value:
-                _grow_call(whole.setdefault("tool_calls", []), call)
+                _grow_call(calls, call)
+        elif name == "content" and isinstance(value, list):
+            _grow(whole, plain(value))
         elif (
             isinstance(value, str) and isinstance(whole.get(name), str) and name not in ("role", "id", "type")
         ):
@@ -67,15 +71,23 @@ def _grow_call(calls: list[Json], piece: Json) -> None:
     index, call_id = piece.get("index", 0), piece.get("id")
     named = [call for call in calls if call_id and call.get("id") == call_id]
     known = named[0] if named else next((call for call in reversed(calls) if call["index"] == index), None)
-    if known is None or (call_id and known.get("id") and call_id != known["id"]):
-        calls.append({"index": index, **piece})
-        return
     function = piece.get("function") or {}
-    target = known.setdefault("function", {})
-    target["name"] = target.get("name") or function.get("name")
-    target["arguments"] = (target.get("arguments") or "") + (function.get("arguments") or "")
+    name, arguments = function.get("name"), _written(function.get("arguments"))
+    target = (known.get("function") or {}) if known else {}
+    if (
+        known is None
+        or (call_id and known.get("id") and call_id != known["id"])
+        or tells_another(call_id, name, target.get("name"), target.get("arguments") or "")
+    ):
+        calls.append({**piece, "index": index, "function": {**function, "arguments": arguments}})
+        return
+    known["function"] = {"name": target.get("name") or name, "arguments": (target.get("arguments") or "") + arguments}
     if call_id:
         known["id"] = call_id
+
+
+def _written(arguments: Any) -> str:
+    return encode_json(arguments).decode() if isinstance(arguments, dict) else arguments or ""
 
 
 def _whole_choice(index: int, choice: Json) -> Json:

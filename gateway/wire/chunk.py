@@ -7,6 +7,7 @@ again, loosely.
 
 from __future__ import annotations
 
+import json
 from math import inf, nan
 from typing import Any
 
@@ -73,6 +74,8 @@ class Choice(msgspec.Struct):
     """Of completions."""
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    error: Any = None
+    """Why it ended so, as OpenRouter says it."""
 
     @property
     def is_real(self) -> bool:
@@ -89,6 +92,24 @@ class Choice(msgspec.Struct):
             or delta.audio
             or delta.signature
         )
+
+
+LOST = {
+    "error": "the upstream ended its answer with an error",
+    "abort": "the upstream aborted its answer",
+    "insufficient_system_resource": "the upstream ran out of resources inside its answer",
+}
+"""Finish reasons of answers that are not at their end: Mistral's and OpenRouter's, vLLM's, DeepSeek's."""
+
+
+def lost(choice: Choice) -> Any:
+    """The error that such a choice tells."""
+    overload = choice.finish_reason == "insufficient_system_resource"
+    return choice.error or {"message": LOST[choice.finish_reason or "error"], "code": 503 if overload else 502}
+
+
+FINISHES = {"model_length": "length", "max_tokens": "length"}
+"""Other names for OpenAI's finish reasons."""
 
 
 class Chunk(msgspec.Struct):
@@ -157,6 +178,24 @@ def read_chunk(payload: bytes) -> Chunk:
         return loosely(payload)
 
 
+def strict(payload: bytes) -> bytes | None:
+    """JSON as lenient parsers read it, in the standard's form: without a byte order mark, null for NaN and infinity, ?
+    for half a surrogate pair. None: it was in that form, or is no JSON object at all.
+    """
+    try:
+        msgspec.json.decode(payload)
+    except BAD_JSON:
+        pass
+    else:
+        return None
+    try:
+        value: Any = json.loads(payload.decode("utf-8-sig"), parse_constant=lambda _: None)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except BAD_JSON:
+        return None
+    return text.encode(errors="replace") if isinstance(value, dict) else None
+
+
 def loosely(payload: bytes) -> Chunk:
     """The chunk with everything left out that doesn't fit the types."""
     value = msgspec.json.decode(payload)
@@ -180,11 +219,42 @@ def _fit_choice(value: dict[str, Any]) -> Choice:
 def _fit_delta(value: dict[str, Any]) -> Delta:
     delta: Delta = _fit(value, Delta)
     if delta.content is None and isinstance(value.get("content"), list):
-        parts = (part.get("text") for part in value["content"] if isinstance(part, dict))
-        delta.content = "".join(text for text in parts if isinstance(text, str))
+        told = plain(value["content"])
+        delta.content = told["content"]
+        delta.reasoning_content = delta.reasoning_content or told.get("reasoning_content")
     if delta.tool_calls is None and isinstance(value.get("tool_calls"), list):
         delta.tool_calls = [_fit_tool(tool) for tool in value["tool_calls"] if isinstance(tool, dict)]
     return delta
+
+
+def plain(parts: list[Any]) -> dict[str, str]:
+    """What a list of parts, as Mistral has it, says as `content` and, where one is thought, `reasoning_content`."""
+    thoughts = [_text(part["thinking"]) for part in parts if isinstance(part, dict) and part.get("type") == "thinking"]
+    said = {"content": _text(parts)}
+    return {**said, "reasoning_content": "".join(thoughts)} if thoughts else said
+
+
+def _text(given: Any) -> str:
+    if isinstance(given, list):
+        texts = (part.get("text") for part in given if isinstance(part, dict))
+        return "".join(text for text in texts if isinstance(text, str))
+    return given if isinstance(given, str) else ""
+
+
+def tells_another(call_id: str | None, name: str | None, known: str | None, arguments: str) -> bool:
+    """Whether a piece of a call on a known index begins a new one. Where no id tells, its name does: another one, or
+    the same after arguments that are complete, as some servers repeat the name in each piece.
+    """
+    if call_id or not name or not known:
+        return False
+    return name != known or _is_whole(arguments)
+
+
+def _is_whole(arguments: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(arguments), dict)
+    except BAD_JSON:
+        return False
 
 
 def _fit_tool(value: dict[str, Any]) -> ToolDelta:

@@ -22,8 +22,10 @@ FINISH_TO_STOP = {
 
 
 def stop_reason(finish_reason: str, stop_sequence: str | None, calls: bool) -> str:
-    """`calls`: the answer calls tools. OpenAI ends that with `stop` too, where the request forced the tool."""
-    if calls and finish_reason == "stop":
+    """`calls`: the answer calls tools. OpenAI ends that with `stop` too, where the request forced the tool, others with
+    words of their own.
+    """
+    if calls and finish_reason not in ("length", "content_filter"):
         return "tool_use"
     return "stop_sequence" if stop_sequence else FINISH_TO_STOP.get(finish_reason, "end_turn")
 

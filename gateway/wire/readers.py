@@ -25,6 +25,9 @@ STOP_TO_FINISH = {
 }
 
 
+_PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
 class Reader(Protocol):
     """`read` raises one of BAD_JSON when a payload isn't what the dialect promises."""
 
@@ -78,7 +81,7 @@ class _Message(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     type: str = ""
-    index: int = 0
+    index: int | None = 0
     delta: _Part | None = None
     content_block: _Part | None = None
     message: _Message | None = None
@@ -113,14 +116,15 @@ class MessagesReader:
         return chunk
 
     def _chunk(self, event: _Event, seen: Seen) -> Chunk | None:
+        index = event.index or 0
         if event.type == "content_block_delta" and event.delta is not None:
-            return _chunk_of(self._delta(event.index, event.delta))
+            return _chunk_of(self._delta(index, event.delta))
         if event.type == "content_block_start" and event.content_block is not None:
-            return _chunk_of(self._block(event.index, event.content_block, seen))
-        if event.type == "content_block_stop" and event.index in self._unsaid:
-            return _chunk_of(self._arguments(event.index, self._unsaid[event.index]))
+            return _chunk_of(self._block(index, event.content_block, seen))
+        if event.type == "content_block_stop" and index in self._unsaid:
+            return _chunk_of(self._arguments(index, self._unsaid[index]))
         if event.type == "message_start" and event.message is not None:
-            self._count(event.message.usage, seen)
+            self._count(event.message.usage, seen, whole=False)
             message = event.message
             return Chunk([Choice(delta=Delta(role="assistant"))], id=message.id, model=message.model)
         if event.type == "message_delta":
@@ -130,9 +134,14 @@ class MessagesReader:
             return Chunk(error=event.error or {"message": "the upstream sent an error event"})
         return None  # ping, another content_block_stop, and what is still to be invented
 
-    def _count(self, usage: dict[str, Any] | None, seen: Seen) -> None:
+    def _count(self, usage: dict[str, Any] | None, seen: Seen, *, whole: bool = True) -> None:
+        """A prompt that was counted stays counted: some servers end with zeros for what they began with."""
         if usage:
-            self._usage |= {name: value for name, value in usage.items() if value is not None}
+            told = {name: value for name, value in usage.items() if value is not None}
+            seen.counted = whole and "output_tokens" in told
+            if not any(told.get(name) for name in _PROMPT):
+                told = {name: value for name, value in told.items() if name not in _PROMPT or name not in self._usage}
+            self._usage |= told
             seen.usage = Usage.from_anthropic(self._usage)
 
     def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:

@@ -19,14 +19,14 @@ from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.answer import strip_logprobs, translate_answer
 from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Chunk, LogprobSummary, Peek
+from gateway.wire.chunk import BAD_JSON, Chunk, LogprobSummary, Peek, strict
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.readers import Reader, reader_of
 from gateway.wire.responses import as_asked
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.responses_writer import ResponsesWriter
 from gateway.wire.seen import Seen
-from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
+from gateway.wire.sse import BOM, EventTooLong, Splitter, data_of, frame, name_of
 from gateway.wire.usage import Usage
 from gateway.wire.writers import DONE, Writer, writer_of
 
@@ -56,6 +56,7 @@ class Relay:
         "cause",
         "events",
         "fault",
+        "unread",
     )  # fmt: skip
 
     def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
@@ -71,6 +72,8 @@ class Relay:
         self._terminal: list[bytes] = []
         self._usage_events: list[bytes] = []
         self._late = b""
+        self.unread = b""
+        """What came behind the last event and is none."""
         self.events = 0
         """Whole events that have come, pings and comments included: the upstream's signs of life."""
         self.fault: str | None = None
@@ -81,6 +84,8 @@ class Relay:
         """What may go to the client now."""
         if self.fault is not None or self._reader.done:
             return b""
+        if not self.events:
+            data = data.removeprefix(BOM)
         try:
             events = self._splitter.feed(data)
         except EventTooLong as error:
@@ -99,6 +104,8 @@ class Relay:
         try:
             chunk = self._reader.read(payload, self._seen)
         except BAD_JSON:
+            if (mended := strict(payload)) is not None:
+                return self._take(frame(mended, name_of(event).decode()))
             message = "the upstream sent an event that isn't JSON"
             return self._fail("stream_malformed", UpstreamError("stream_malformed", message))
         if chunk is not None and (chunk.error is not None or chunk.object == "error"):
@@ -156,6 +163,7 @@ class Relay:
         """A last event whose blank line is missing counts if it is whole, and is cut short if it isn't."""
         payload = data_of(held + b"\n\n") if held.strip() else None
         if payload is None:
+            self.unread = held
             return
         try:
             whole = payload.strip() == b"[DONE]" or isinstance(msgspec.json.decode(payload), dict)
@@ -211,6 +219,10 @@ class Relay:
     @property
     def usage(self) -> Usage:
         return self._seen.usage
+
+    @property
+    def counted(self) -> bool:
+        return self._seen.counted
 
     @property
     def text(self) -> str:

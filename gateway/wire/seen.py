@@ -6,7 +6,7 @@ costs well under a microsecond here.
 
 from __future__ import annotations
 
-from gateway.wire.chunk import Choice, Chunk, LogprobSummary, Peek, ToolDelta
+from gateway.wire.chunk import FINISHES, LOST, Choice, Chunk, LogprobSummary, Peek, ToolDelta, lost, tells_another
 from gateway.wire.usage import Usage
 
 
@@ -25,7 +25,7 @@ class Seen:
     """Accumulates the first choice's content, every choice's end, and usage."""
 
     __slots__ = (
-        "_slots", "finish_reason", "id", "logprobs", "model", "open", "other_endings", "refusals", "started",
+        "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_endings", "refusals", "started",
         "stop_sequence", "texts", "thoughts", "tools", "usage",
     )  # fmt: skip
 
@@ -45,6 +45,8 @@ class Seen:
         self._slots: dict[int, int] = {}
         self.logprobs = LogprobSummary()
         self.usage = Usage()
+        self.counted = True
+        """False: usage is from the answer's start and knows nothing of the rest."""
 
     @property
     def ended(self) -> bool:
@@ -61,6 +63,8 @@ class Seen:
             index = choice.index
             if choice.finish_reason:
                 self.open[index] = True
+                if choice.finish_reason in LOST and chunk.error is None:
+                    chunk.error = lost(choice)
                 if index:
                     self.other_endings.append(choice.finish_reason)
             elif index not in self.open:
@@ -72,7 +76,7 @@ class Seen:
 
     def _take_first(self, choice: Choice, chunk: Chunk) -> None:
         if choice.finish_reason:
-            self.finish_reason = choice.finish_reason
+            self.finish_reason = FINISHES.get(choice.finish_reason, choice.finish_reason)
             self.stop_sequence = chunk.stop_sequence
         if choice.logprobs is not None:
             self.logprobs.take(choice.logprobs.values())
@@ -92,9 +96,9 @@ class Seen:
                 self._take_tool(tool)
 
     def _take_tool(self, tool: ToolDelta) -> None:
-        """Some providers number every call 0: a new id is a new call. The delta is renumbered."""
+        """Some providers number every call 0: a new id is a new call, or a new name. The delta is renumbered."""
         slot = self._slots.get(tool.index)
-        if slot is None or (tool.id and tool.id != self.tools[slot].id):
+        if slot is None or (tool.id and tool.id != self.tools[slot].id) or self._is_another(tool, self.tools[slot]):
             slot = self._slots[tool.index] = self._slot_of(tool.id)
         tool.index = slot
         call = self.tools[slot]
@@ -102,6 +106,10 @@ class Seen:
             call.name = call.name or tool.function.name or ""
             if tool.function.arguments:
                 call.arguments.append(tool.function.arguments)
+
+    def _is_another(self, tool: ToolDelta, call: ToolCall) -> bool:
+        name = tool.function.name if tool.function is not None else None
+        return bool(name) and tells_another(tool.id, name, call.name, "".join(call.arguments))
 
     def _slot_of(self, call_id: str | None) -> int:
         for slot, call in enumerate(self.tools):

@@ -11,6 +11,7 @@ import re
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")  # atomic: the CR and LF of one CRLF are not two line ends
+BOM = b"\xef\xbb\xbf"
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -83,7 +84,7 @@ def name_of(event: bytes) -> bytes:
 
 def _fields(event: bytes) -> list[tuple[bytes, bytes]]:
     fields = []
-    for line in _LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
+    for line in _LINE.split(event.removeprefix(BOM)):
         name, _, value = line.partition(b":")
         if name:
             fields.append((name, value.removeprefix(b" ")))

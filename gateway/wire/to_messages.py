@@ -150,7 +150,7 @@ def _id(given: Any) -> Any:
 
 
 def _blocks(content: Any) -> list[Json]:
-    """Texts of nothing but white space are left out: Anthropic refuses them."""
+    """Texts of nothing but white space are left out, which Anthropic refuses, and what another model thought."""
     if content is None:
         return []
     if isinstance(content, str):
@@ -159,7 +159,7 @@ def _blocks(content: Any) -> list[Json]:
         raise CallerError(
             "'content' must be a string or an array of parts.", param="messages", code="invalid_type"
         )
-    blocks = [_block(part) | _cached(part) for part in content]
+    blocks = [_block(part) | _cached(part) for part in content if part.get("type") != "thinking"]
     return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
 
 

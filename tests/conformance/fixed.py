@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance.clients import Sdk
-from tests.live import live
+from tests.live import Live, live
 
 Json = dict[str, Any]
 
 
 class Fixed:
-    """A gateway whose model `m` stands at one such upstream. A list of events is answered as a stream."""
+    """A gateway whose model `m` stands at one such upstream. Events are answered as a stream, bytes as JSON."""
 
-    def __init__(self, answer: Json | list[Json]) -> None:
+    def __init__(self, answer: Json | list[Json] | bytes) -> None:
         self.answer = answer
         self.url = ""
+        self.gateway: Live | None = None
         self.asked: Json = {}
         self._sdks: list[Sdk] = []
 
@@ -53,18 +54,25 @@ class Fixed:
             writer.close()
 
     def _said(self) -> tuple[bytes, bytes]:
+        if isinstance(self.answer, bytes):
+            return b"application/json", self.answer
         if isinstance(self.answer, dict):
             return b"application/json", json.dumps(self.answer).encode()
-        names = [f"event: {event['type']}\n" if "type" in event else "" for event in self.answer]
-        events = [f"{name}data: {json.dumps(event)}\n\n" for name, event in zip(names, self.answer, strict=True)]
-        return b"text/event-stream", "".join([*events, "" if names[-1] else "data: [DONE]\n\n"]).encode()
+        return b"text/event-stream", streamed(self.answer)
+
+
+def streamed(events: list[Json]) -> bytes:
+    """As an API writes them."""
+    names = [f"event: {event['type']}\n" if "type" in event else "" for event in events]
+    written = [f"{name}data: {json.dumps(event)}\n\n" for name, event in zip(names, events, strict=True)]
+    return "".join([*written, "" if names[-1] else "data: [DONE]\n\n"]).encode()
 
 
 @asynccontextmanager
 async def fixed(
     folder: Path,
     kind: str,
-    answer: Json | list[Json],
+    answer: Json | list[Json] | bytes,
     model: Json | None = None,
     more: Sequence[Json] = (),
     **extra: Any,
@@ -77,7 +85,7 @@ async def fixed(
     models = [{"name": "m", "provider": "told", **(model or {})}, *more]
     try:
         async with live(folder, models=models, providers=providers, **extra) as gateway:
-            home.url = gateway.url
+            home.url, home.gateway = gateway.url, gateway
             try:
                 yield home
             finally:

@@ -114,6 +114,17 @@ def test_anthropic_usage_adds_start_and_delta() -> None:
     assert usage.output_tokens == 42
 
 
+def test_a_prompt_once_counted_stays_counted() -> None:
+    """Some servers end with zeros for what they began with; others begin with zeros."""
+    zero = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+    for first, last in (({"input_tokens": 7}, zero), (zero, {"input_tokens": 7})):
+        it = make("messages", "chat")
+        start = event("message_start", message={"usage": {**first, "output_tokens": 0}})
+        stop = event("message_delta", delta={"stop_reason": "end_turn"}, usage={**last, "output_tokens": 2})
+        drain(it, start + stop + event("message_stop"))
+        assert (it.usage.prompt_tokens, it.usage.output_tokens, it.counted) == (7, 2, True)
+
+
 def test_missing_usage_is_unknown() -> None:
     """A provider that reports none leaves zeros that say so."""
     it = make("chat", "chat", include_usage=True)
@@ -243,6 +254,27 @@ def test_calls_all_numbered_zero_are_told_apart_by_id() -> None:
     drain(it, chunk(calls[0]) + chunk(calls[1]) + chunk({}, "tool_calls") + DONE)
     assert it.peek().tool_names == ["f1", "f2"]
     assert [block["name"] for block in json.loads(it.answer())["content"]] == ["f1", "f2"]
+
+
+def test_calls_without_ids_are_told_apart_by_their_names() -> None:
+    """Another name is another call, and the same one after whole arguments; a name repeated in each piece is not."""
+    pieces = [("f", '{"a"'), ("f", ":1}"), ("f", '{"a":2}'), ("g", None), (None, "{}")]
+    it = make("chat", "messages", collect=True)
+    calls = [{"tool_calls": [{"function": {"name": name, "arguments": said}}]} for name, said in pieces]
+    drain(it, b"".join(map(chunk, calls)) + chunk({}, "stop") + DONE)
+    assert it.peek().tool_names == ["f", "f", "g"]
+    assert it.peek().tool_arguments == ['{"a":1}', '{"a":2}', "{}"]
+    whole = [(block["name"], block["input"]) for block in json.loads(it.answer())["content"]]
+    assert whole == [("f", {"a": 1}), ("f", {"a": 2}), ("g", {})]
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+def test_a_lost_answer_has_no_end(reason: str) -> None:
+    """A finish reason may say that the answer is not at its end."""
+    it = make("chat", "chat")
+    assert it.feed(chunk({"content": "x"})) and not it.feed(chunk({}, reason) + DONE)
+    assert it.end() == "stream_error"
+    assert it.cause is not None and it.cause.failure in ("server_error", "overloaded")
 
 
 def test_started_needs_something_real() -> None:
