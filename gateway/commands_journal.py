@@ -250,7 +250,7 @@ def _show_decision(view: dict[str, Any]) -> None:
                   f"{view['answered_model'] or 'no answer'} ({ended})")
     console.print(f"router {view['router'] or 'none'}: {view['reason'] or view['cache']}, "
                   f"propensity {view['propensity']}, cost ${view['cost_usd']:.9f}, cache {view['cache']}")
-    table = Table("candidate", "quality", "cost", "probability", "", title="Candidates")
+    table = _folding("candidate", "quality", "cost", "probability", "", title="Candidates")
     for one in view["candidates"]:
         quality, cost = one.get("quality"), one.get("cost_usd")
         table.add_row(one["model"], "" if quality is None else f"{quality:.3f}",
@@ -259,12 +259,17 @@ def _show_decision(view: dict[str, Any]) -> None:
     for model, why in view["excluded"].items():
         table.add_row(model, "", "", "0", f"excluded: {why}")
     console.print(table)
-    attempts = Table("attempt", "started", "took", "status", "failure", "cost", title="Attempts")
+    attempts = _folding("attempt", "started", "took", "status", "failure", "cost", title="Attempts")
     for one in view["attempts"]:
         attempts.add_row(one["deployment"], f"{one.get('started_s', 0):.3f} s", f"{one.get('latency_s') or 0:.3f} s",
                          str(one.get("status", "")), one.get("failure", ""), f"${one['cost_usd']:.9f}")
     console.print(attempts)
     console.print(f"verdict: {view['verdict'] or 'none'}; feedback: {len(view['feedback'])}")
+
+
+def _folding(*names: str, title: str) -> Table:
+    """Goes on below where a terminal is narrow: a figure cut short is another figure."""
+    return Table(*(Column(name, overflow="fold") for name in names), title=title)
 
 
 def _when(time_s: float) -> str:

@@ -158,3 +158,15 @@ def test_an_explained_decision_says_how_it_ended(tmp_path: Path) -> None:
     store.close()
     assert "auto -> small (200)" in run("explain", "dec_1").output and "a [/b]" in run("explain", "dec_1").output
     assert "(502 reset)" in run("explain", "dec_2").output
+
+
+def test_an_explained_decision_fits_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures go on below; none is cut short."""
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    with store.engine.begin() as connection:
+        write_records(connection, [decision(1)])
+    store.close()
+    assert "…" not in run("explain", "dec_1").output
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = run("explain", "dec_1").output
+    assert "…" not in narrow and max(map(len, narrow.splitlines())) <= 40
