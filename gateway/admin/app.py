@@ -33,6 +33,7 @@ from gateway.admin import (
     results,
     tenants,
 )
+from gateway.admin.bounds import Bounds
 from gateway.admin.changes import Conflict, DatabaseAway
 from gateway.admin.desk import Desk
 from gateway.admin.guard import documented
@@ -51,6 +52,7 @@ def make_admin(desk: Desk) -> FastAPI:
     app = FastAPI(
         title="Headgate admin", docs_url=None, openapi_url="/admin/openapi.json", redoc_url=None
     )
+    app.add_middleware(Bounds, max_upload_bytes=2 * desk.config.server.max_body_bytes)  # twice: quotes in JSON
     app.state.desk = desk
     app.state.render_error = None
     app.add_exception_handler(HeadgateError, _say)

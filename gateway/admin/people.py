@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from fastapi import APIRouter, Request, Response
 
 from gateway.admin import users
@@ -28,10 +30,11 @@ def post_session(desk: Means, request: Request, response: Response, wanted: Sign
 
 
 def refuse_other_sites(request: Request) -> None:
-    """Raises PolicyError where another site's page makes the browser sign in here."""
-    origin = request.headers.get("origin", "")
-    if origin and origin.partition("://")[2] != request.headers.get("host", ""):
-        raise PolicyError("signing in from another site's page is refused", code="csrf", status=403)
+    """Raises PolicyError where another site's page makes the browser sign in or out here."""
+    site, origin = request.headers.get("sec-fetch-site", ""), request.headers.get("origin", "")
+    foreign = bool(origin) and urlsplit(origin).netloc != request.headers.get("host")
+    if site not in ("same-origin", "none") if site else foreign:
+        raise PolicyError("signing in or out from another site's page is refused", code="csrf", status=403)
 
 
 @door.get("")

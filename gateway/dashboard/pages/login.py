@@ -7,6 +7,7 @@ from fastapi.responses import RedirectResponse
 
 from gateway.admin import sessions
 from gateway.admin.guard import desk_of
+from gateway.admin.people import refuse_other_sites
 from gateway.admin.shapes.access import SignIn
 from gateway.dashboard.forms import Fields
 from gateway.dashboard.page import render_plain
@@ -27,6 +28,7 @@ def show(request: Request, next: str = "/") -> Response:
 @router.post("/login")
 def sign_in(request: Request, fields: Fields) -> Response:
     """On to the page that was asked for; or the form again, with why not."""
+    refuse_other_sites(request)
     user, secret, onward = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
     wanted = SignIn(user=user, password=secret) if user else SignIn(master_key=secret)
     try:
@@ -42,6 +44,7 @@ def sign_in(request: Request, fields: Fields) -> Response:
 @router.post("/logout")
 def sign_out(request: Request) -> Response:
     """Ends the session, here and in the store."""
+    refuse_other_sites(request)
     sessions.sign_out(desk_of(request), request)
     response = RedirectResponse("/login", 303)
     sessions.clear_cookie(response)

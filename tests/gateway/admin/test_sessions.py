@@ -122,6 +122,47 @@ async def test_another_sites_page_can_not_sign_anybody_in(browser: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
+    "told", [{"origin": "https://evil.example"}, {"origin": "null"},
+             {"origin": "http://localhost:8081", "sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}]
+)  # fmt: skip
+async def test_another_sites_form_signs_nobody_in_or_out(browser: httpx.AsyncClient, told: dict[str, str]) -> None:
+    """The login page's form neither, and the session that there is goes on."""
+    own = {"origin": "http://localhost:8081"}
+    assert (await browser.post("/login", data={"password": MASTER}, headers=told)).status_code == 403
+    assert COOKIE not in browser.cookies
+    assert (await browser.post("/login", data={"password": MASTER}, headers=own)).status_code == 303
+    out = await browser.post("/logout", headers=told)
+    assert out.status_code == 403 and COOKIE in browser.cookies
+    assert (await browser.post("/logout", headers={**own, "sec-fetch-site": "same-origin"})).status_code == 303
+    assert COOKIE not in browser.cookies
+
+
+@pytest.mark.parametrize("path", ["/admin/session", "/admin/plans", "/batch/plans", "/login", "/keys/new"])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+async def test_a_strangers_body_is_not_read_for_ever(browser: httpx.AsyncClient, path: str, kind: str) -> None:
+    """Nor kept: who isn't signed in is heard for a form's length; on paths for files too."""
+    asked = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal asked
+        for _ in range(64):
+            asked += 1
+            yield b"a" * (1 << 18)
+
+    answer = await browser.post(path, content=endless(), headers={"content-type": kind})
+    assert answer.status_code in (303, 401, 413) and asked < 10
+
+
+async def test_a_file_of_prompts_may_be_longer_than_a_form(browser: httpx.AsyncClient) -> None:
+    """Of somebody who is signed in."""
+    csrf = await signed_in(browser, "operator")
+    line = '{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "auto"}}'
+    prompts = "\n".join(line % number for number in range(20_000))
+    answer = await browser.post("/admin/plans", json={"prompts": prompts}, headers=csrf)
+    assert len(prompts) > 1 << 20 and answer.status_code == 202
+
+
+@pytest.mark.parametrize(
     ("role", "knob", "user"), [("viewer", 403, 403), ("operator", 200, 403), ("admin", 200, 201)]
 )
 async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: str, knob: int, user: int) -> None:
