@@ -102,7 +102,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         embedder=embedder,
         shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
-        responses=Responses(spool, journal, clock),
+        responses=Responses(spool, journal, clock, config.server.max_body_bytes),
         spool=spool,
         journal=journal,
         batches=BatchDesk(journal, config.server.run_dir),

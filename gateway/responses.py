@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.errors import CallerError, NotFound
+from gateway.errors import CallerError, NotFound, TooLarge
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
@@ -27,15 +27,17 @@ REMEMBERED = 512
 MOST_OWNERS = 512
 """Responses that one request may refer to the items of."""
 MAX_REMEMBERED_BYTES = 64 * 1024
+NOTHING = msgspec.Raw()
 
 
 class Responses:
     """One per worker."""
 
-    def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float]) -> None:
+    def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float], max_body_bytes: int) -> None:
         self._spool = spool
         self._journal = journal
         self._clock = clock
+        self._max_body_bytes = max_body_bytes
         self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
 
     async def continued(self, raw: Raw, tenant: str) -> Raw:
@@ -45,12 +47,13 @@ class Responses:
         if not previous:
             return raw
         record = await self.find(previous, tenant, param="previous_response_id")
+        self._fits(len(record.input) + len(record.output) + len(memoryview(raw.get("input", NOTHING))))
         items = msgspec.json.decode(record.input) + msgspec.json.decode(record.output)["output"]
         return responses_input(items, raw)
 
     async def recalled(self, raw: Raw, tenant: str) -> Raw:
         """The request with the items that it refers to in their places; raises NotFound for one that isn't kept."""
-        if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", msgspec.Raw())).tobytes():
+        if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", NOTHING)).tobytes():
             return raw
         kept: dict[str, dict[str, object]] = {}
         items = input_items(raw)
@@ -59,7 +62,15 @@ class Responses:
             raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
         for owner in owners:
             kept |= await self.output_of(owner, tenant)
+        sizes = {id: len(msgspec.json.encode(item)) for id, item in kept.items()}
+        named = (str(item.get("id")) for item in items if item.get("type") == REFERENCE)
+        self._fits(sum(sizes.get(id, 0) for id in named))
         return {**raw, **to_raw({"input": [_meant(item, kept) for item in items]})}
+
+    def _fits(self, size: int) -> None:
+        """Raises TooLarge for a request that, with what it refers to, is longer than any may be."""
+        if size > self._max_body_bytes:
+            raise TooLarge(f"with what it refers to, the request is over {self._max_body_bytes} bytes")
 
     async def output_of(self, id: str, tenant: str) -> dict[str, dict[str, object]]:
         """A response's items by their ids; none where it isn't kept."""
