@@ -404,7 +404,7 @@ def adapted(raw: dict[str, msgspec.Raw], config: ModelConfig) -> dict[str, msgsp
         raw.pop(name, None)
     for ours, theirs in config.rename.items():
         if ours in raw:
-            raw.setdefault(theirs, raw.pop(ours))
+            raw[theirs] = raw.pop(ours)
     return raw
 
 

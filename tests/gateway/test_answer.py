@@ -238,6 +238,16 @@ async def test_a_request_is_put_into_the_words_of_its_model(tmp_path: Path, path
     assert untouched == {**CHAT, "model": "strict"}
 
 
+async def test_what_bounds_an_answer_goes_before_what_the_client_calls_as_the_model_does(tmp_path: Path) -> None:
+    """The budget is held for a limit that the model is really told, though its own word for it was sent as well."""
+    strict = {"name": "strict", "rename": {"max_tokens": "max_length"}}
+    async with live(tmp_path, models=[strict]) as gateway:
+        await post(gateway.url, {**CHAT, "model": "strict", "max_tokens": 9, "max_length": 100_000})
+        await gateway.rest()
+        (sent,) = (json.loads(str(one["body"])) for one in gateway.upstream.seen.recent)
+    assert sent["max_length"] == 9 and "max_tokens" not in sent
+
+
 async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_path: Path) -> None:
     """A request whose worst case doesn't fit is refused; one that fits leaves exactly its cost behind."""
     keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.05}]
