@@ -35,9 +35,11 @@ _LOOKS_SECRET = re.compile(
     r"|(?P<field>\b(?:x-api-key|api[-_]?key|authorization|cookie|password|secret)"
     r"(?:[\"']?\s*[:=]\s*(?:b?[\"'])?|[\"'],\s*b?[\"'])(?:(?:bearer|basic)\s+)?)"
     r"(?!\*\*\*)[^\s\"',;&]+"
-    r"|(?P<url>\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)",
+    r"|(?P<url>\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:)[^\s/@]+(?=@)",
     re.IGNORECASE,
 )
+_UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
+"""Controls, ends of lines and turns of direction."""
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -49,13 +51,12 @@ class Sieve:
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def clean(self, text: str) -> str:
-        """The text without secrets, on one line, of bounded length."""
-        if len(text) > MAX_CHARS:
-            text = text[:MAX_CHARS] + f"... ({len(text) - MAX_CHARS} more characters)"
+        """The text without secrets, on one line that steers no terminal, of bounded length."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
-        text = _LOOKS_SECRET.sub(_hide, text)
-        return text.replace("\r", "\\r").replace("\n", "\\n")
+        if len(text) > MAX_CHARS:
+            text = text[:MAX_CHARS] + f"... ({len(text) - MAX_CHARS} more characters)"
+        return _UNSEEN.sub(_spelt, _LOOKS_SECRET.sub(_hide, text))
 
     def field(self, name: str, value: object) -> object:
         """A value fit to be logged under this name."""
@@ -76,6 +77,10 @@ class Sieve:
 def _hide(match: re.Match[str]) -> str:
     kept = match["bearer"] or match["field"] or match["url"] or ""
     return kept + HIDDEN
+
+
+def _spelt(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 class JsonLines(logging.Formatter):

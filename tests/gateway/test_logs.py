@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
-from gateway.logs import JsonLines, Sieve, TextLines, secrets_of, set_up
+from gateway.logs import MAX_CHARS, JsonLines, Sieve, TextLines, secrets_of, set_up
 
 SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
 PROMPT = "how do I tell my doctor"
@@ -139,6 +140,27 @@ def test_a_known_secret_never_comes_through(secret: str, before: str, after: str
 def test_the_sieve_takes_any_text(text: str) -> None:
     """And gives one line."""
     assert "\n" not in Sieve().clean(text)
+
+
+@pytest.mark.parametrize("steers", ["\x1b[2K", "\x9b31m", "\r", "\x07", "\x7f", "\x85", "\u2028", "\u202e"])
+def test_a_line_steers_no_terminal(sink: Sink, steers: str) -> None:
+    """What a client or a provider says neither hides a line nor feigns one."""
+    sink.log.warning("a model named %s", f"x{steers}y", extra={"agent": steers})
+    assert not set(steers) - set("[2K31m") & set(sink.text), sink.text
+
+
+def test_a_cut_leaves_no_part_of_a_secret() -> None:
+    """A message is cut where it is too long, but not within a secret."""
+    for place in range(MAX_CHARS - 30, MAX_CHARS + 1):
+        assert "provider" not in Sieve(["the-provider-secret"]).clean("x " * (place // 2) + "the-provider-secret" + "y" * 99)
+
+
+@pytest.mark.parametrize("text", ["a.", "a-", "bearer ", "a://b:", "api_key", 'password="'])
+def test_no_text_keeps_the_sieve_long(text: str) -> None:
+    """A request can't buy a second of the gateway's time with a message."""
+    begun = time.process_time()
+    Sieve(["secret"]).clean(text * (MAX_CHARS // len(text)))
+    assert time.process_time() - begun < 0.1
 
 
 def test_secrets_come_from_the_whole_configuration() -> None:
