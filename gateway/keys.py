@@ -11,8 +11,10 @@ import hmac
 import ipaddress
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
@@ -22,6 +24,7 @@ from gateway.journal.record import KeyRecord, new_id
 from gateway.ledger import Account
 from gateway.limits import Limit
 from gateway.prices import nanousd
+from gateway.upstream.reach import names_inner
 
 PREFIX = "hg-"
 Load = Callable[[], Iterable[KeyRecord]]
@@ -134,6 +137,36 @@ class Keyring:
         if not is_loopback(client_host):
             raise Unauthorized("This gateway has no key set, so it answers its own machine only.")
         return ANYONE
+
+
+def refuse_pages(host: bytes, origin: bytes, allowed: Sequence[str]) -> None:
+    """A gateway without a key answers this machine's programs, not what other sites' pages make its browser send: by
+    a public name that was made to lead here (DNS rebinding), or from a foreign origin. Raises PolicyError.
+    """
+    if _is_public(host):
+        raise PolicyError("This gateway has no key set, so it answers to no public name.")
+    if origin and origin.decode("latin-1") not in allowed and _is_foreign(origin):
+        raise PolicyError("This gateway has no key set, so it answers no other site's pages.")
+
+
+def _is_foreign(origin: bytes) -> bool:
+    """A page of the web, or one that won't say; desktop applications have schemes of their own."""
+    scheme, _, place = origin.partition(b"://")
+    host = _host_of(place)
+    return scheme in (b"http", b"https", b"null") and host != "localhost" and not is_loopback(host)
+
+
+@lru_cache(64)
+def _is_public(place: bytes) -> bool:
+    return not names_inner(_host_of(place))
+
+
+def _host_of(place: bytes) -> str:
+    """Without a port; of what is no place, a public name."""
+    try:
+        return (urlsplit(b"//" + place).hostname or b"").decode("latin-1")
+    except ValueError:
+        return "."
 
 
 def is_loopback(host: str) -> bool:

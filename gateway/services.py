@@ -14,7 +14,7 @@ from gateway.drive import Driver
 from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
-from gateway.keys import Caller, Keyring
+from gateway.keys import ANYONE, Caller, Keyring, refuse_pages
 from gateway.learn.online import Online
 from gateway.ledger import Ledger
 from gateway.limits import Limits
@@ -93,6 +93,9 @@ class Services:
         self.purses.adopt(self.config.routes)
 
     def caller_of(self, headers: Mapping[bytes, bytes], host: str) -> Caller:
-        """Whose key these headers show, in any of the ways SDKs send one. Raises Unauthorized."""
+        """Whose key these headers show, in any of the ways SDKs send one. Raises Unauthorized or PolicyError."""
         key = headers.get(b"x-api-key") or headers.get(b"api-key")
-        return self.keyring.identify(headers.get(b"authorization"), key, host, self.clock())
+        caller = self.keyring.identify(headers.get(b"authorization"), key, host, self.clock())
+        if caller is ANYONE:
+            refuse_pages(headers.get(b"host", b""), headers.get(b"origin", b""), self.config.server.cors_origins)
+        return caller

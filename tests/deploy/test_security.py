@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import ssl
 import subprocess
 from pathlib import Path
@@ -215,6 +216,34 @@ async def test_admin_and_data_are_apart(tmp_path: Path) -> None:
         finally:
             health.is_loopback = loopback
         assert monkey.config.auth.master_key
+
+
+@pytest.mark.parametrize("told", [
+    {"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "evil.example:8080"}, {"origin": "null"},
+    {"origin": "http://evil.example", "host": "evil.example"}, {"host": "127.0.0.1.evil.example"}, {"origin": "http://localhost.evil.example"}, {"host": "[evil"},
+])  # fmt: skip
+async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
+    """Without keys neither a foreign page nor a public name that leads here is answered, in the lane or out of it."""
+    async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, headers=told) as client:
+        plain = {"content": json.dumps(CHAT), "headers": {"content-type": "text/plain"}}
+        for answer in (await client.post(PATH, **plain), await client.get("/v1/models"), await client.get("/v1/files")):
+            assert answer.status_code == 403, answer.text
+        assert gateway.upstream.seen.requests == 0
+    with_keys = {"keys": [{"name": "app", "key": "hg-client-0123456789"}]}
+    async with live(tmp_path, auth=with_keys) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        told = {**told, "authorization": "Bearer hg-client-0123456789"}
+        assert (await client.post(PATH, json=CHAT, headers=told)).status_code == 200
+
+
+@pytest.mark.parametrize("told", [
+    {}, {"origin": "https://chat.example.org"}, {"origin": "http://localhost:3000"}, {"host": "localhost:8080"},
+    {"host": "host.docker.internal:8080"}, {"host": "[::1]:8080"}, {"host": "gateway"}, {"origin": "vscode-webview://1"},
+])  # fmt: skip
+async def test_programs_and_pages_that_are_meant_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
+    """By any name that can only mean an inner network, and from the origins of the configuration."""
+    async with live(tmp_path, server={"cors_origins": ["https://chat.example.org"]}) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, headers=told) as client:
+            assert (await client.post(PATH, json=CHAT)).status_code == 200
 
 
 # TLS
