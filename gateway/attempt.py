@@ -134,6 +134,7 @@ class Caller:
                 raise classify(response.status, refusal, readable(response.headers), dialect)
             return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
         except UpstreamError as error:
+            error.message = provider.without_secrets(error.message)
             self.failed(exchange, attempt, deployment, error, sent.flow)
             raise
         except BaseException:

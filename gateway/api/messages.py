@@ -43,7 +43,9 @@ async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: st
     response = await provider.pool.send(head, encode(sent), timeout_s=TIMEOUT_S)
     body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)
     if response.status >= 300:
-        raise classify(response.status, body, readable(response.headers), "messages")
+        error = classify(response.status, body, readable(response.headers), "messages")
+        error.message = provider.without_secrets(error.message)
+        raise error
     if not body.startswith(b"{"):
         raise UpstreamError("bad_response", "the provider's count of tokens isn't JSON")
     return body

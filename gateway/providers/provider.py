@@ -26,6 +26,8 @@ _OURS = frozenset(
      "upgrade", "te", "trailer", "expect"}
 )  # fmt: skip
 MAX_FORWARDED_BYTES = 8192
+LEAST_SECRET = 8
+"""Characters; a shorter value of a header may be any word."""
 OPENAI = "api.openai.com"
 UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
 """Dialects that have no counterpart elsewhere."""
@@ -91,6 +93,13 @@ class Provider(ABC):
         if head is None:
             head = self._heads[name, dialect, stream] = self._head(name, dialect, stream)
         return head + self._passed(call_headers)
+
+    def without_secrets(self, said: str) -> str:
+        """What this provider said of an error, should it repeat what we prove ourselves with."""
+        for secret in (self.config.api_key, *self.config.headers.values()):
+            if len(secret) >= LEAST_SECRET:
+                said = said.replace(secret, "***")
+        return said
 
     async def get(self, path: str, *, timeout_s: float) -> Response:
         """For probes: GET `path`, which starts behind the base path."""

@@ -167,6 +167,19 @@ async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:
         assert "hg-client-0123456789" not in seen and "sk-upstream-secret" in seen
 
 
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 500])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_provider_that_repeats_our_credential(tmp_path: Path, status: int, stream: bool) -> None:
+    """Whatever the status, no client reads it; the rest of what was said is passed on where it helps."""
+    said = {"status": status, "error": "no model for sk-upstream-secret here"}
+    async with live(tmp_path, scripts={"rude": [said] * 8}, models=["rude"]) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            for _ in range(2):
+                answer = await client.post(PATH, json={**CHAT, "model": "rude", "stream": stream})
+                assert answer.status_code >= 400 and "sk-upstream-secret" not in answer.text
+                assert status != 400 or "no model for *** here" in answer.text
+
+
 def test_keys_are_kept_as_digests() -> None:
     """Neither a record nor a keyring nor its configuration shows a key."""
     plain, record = new_key("app", 1.0)
