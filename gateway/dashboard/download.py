@@ -17,7 +17,7 @@ from gateway.dashboard.units import iso
 
 MOST_ROWS = 100_000
 PAGE_ROWS = 1000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def pages(page: Callable[[str], tuple[Sequence[BaseModel], str | None]]) -> Iterator[BaseModel]:

@@ -14,6 +14,7 @@ _INNER = (".internal", ".local", ".localhost", ".localdomain", ".svc", ".cluster
           ".private", ".corp", ".home.arpa", ".test")  # fmt: skip
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 """Of clouds that don't use a link-local address."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def names_inner(host: str) -> bool:
@@ -34,9 +35,13 @@ def refusal(address: str, *, inner: bool) -> str:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """As it is reached: an IPv4 address in an IPv6 coat is the former."""
+    """As it is reached: an IPv4 address in an IPv6 coat, 6to4's and NAT64's too, is the former."""
     try:
         found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return found if isinstance(found, ipaddress.IPv4Address) else found.ipv4_mapped or found
+    if isinstance(found, ipaddress.IPv4Address):
+        return found
+    if found in _NAT64:
+        return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    return found.ipv4_mapped or found.sixtofour or found

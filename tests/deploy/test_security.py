@@ -109,7 +109,8 @@ async def test_no_url_of_a_request_is_fetched(tmp_path: Path) -> None:
         ("10.0.0.5", False, True), ("10.0.0.5", True, False), ("127.0.0.1", False, True), ("127.0.0.1", True, False),
         ("::1", False, True), ("::ffff:10.0.0.5", False, True), ("fd12::1", False, True), ("100.64.0.1", False, True),
         ("169.254.169.254", True, True), ("fe80::1%eth0", True, True), ("::ffff:169.254.169.254", True, True),
-        ("fd00:ec2::254", True, True), ("0.0.0.0", True, True), ("224.0.0.1", True, True), ("nonsense", True, True),
+        ("64:ff9b::a9fe:a9fe", True, True), ("2002:a9fe:a9fe::1", True, True), ("64:ff9b::808:808", False, False),
+        ("64:ff9b::10.0.0.5", False, True), ("fd00:ec2::254", True, True), ("0.0.0.0", True, True), ("224.0.0.1", True, True), ("nonsense", True, True),
     ],
 )  # fmt: skip
 def test_addresses_of_providers(address: str, inner: bool, is_refused: bool) -> None:

@@ -6,6 +6,7 @@ import csv
 from io import StringIO
 
 import httpx
+import pytest
 
 from gateway.admin.desk import Desk
 from gateway.journal.record import AuditRecord
@@ -31,6 +32,14 @@ async def test_decisions_are_taken_away_as_they_are_filtered(desk: Desk, client:
     assert "/decisions.csv?route=code" in page.text
     assert {row["route"] for row in read(await client.get("/decisions.csv?route=code"))} == {"code"}
     assert (await client.get("/decisions.csv?outcome=odd")).status_code == 400
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "\uff1d", "\uff20"])
+async def test_no_cell_is_a_formula(desk: Desk, client: httpx.AsyncClient, sign: str) -> None:
+    """Whatever a route is called; signs of full width are signs to some spreadsheets."""
+    write(desk, recent(1, route=f"{sign}HYPERLINK(1)"))
+    (row,) = read(await client.get("/decisions.csv"))
+    assert row["route"].startswith("'")
 
 
 async def test_the_audit_log_is_taken_away_whole(desk: Desk, client: httpx.AsyncClient) -> None:
