@@ -176,17 +176,17 @@ async def test_an_item_that_is_not_kept(home: House) -> None:
 
 async def test_what_is_referred_to_counts_as_sent(tmp_path: Path) -> None:
     """A few names stand for no more than a body may hold: in items, and in the turns before."""
-    async with live(tmp_path, server={"max_body_bytes": 20_000}) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url) as client:
-            first = (await client.post("/v1/responses", json={"model": "echo", "input": "x" * 4000})).json()
-            one = {"type": "item_reference", "id": first["output"][0]["id"]}
-            before = {"previous_response_id": first["id"]}
-            for path in ("/v1/responses", "/v1/responses/input_tokens"):
-                few = await client.post(path, json={"model": "echo", "input": [one] * 3})
-                many = await client.post(path, json={"model": "echo", "input": [one] * 30})
-                assert (few.status_code, many.status_code) == (200, 413), many.text
-                long = await client.post(path, json={"model": "echo", "input": "y" * 15_000, **before})
-                assert (long.status_code, long.json()["error"]["code"]) == (413, "request_too_large")
+    most = {"max_body_bytes": 20_000}
+    async with live(tmp_path, server=most) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        first = (await client.post("/v1/responses", json={"model": "echo", "input": "x" * 4000})).json()
+        one = {"type": "item_reference", "id": first["output"][0]["id"]}
+        before = {"previous_response_id": first["id"]}
+        for path in ("/v1/responses", "/v1/responses/input_tokens"):
+            few = await client.post(path, json={"model": "echo", "input": [one] * 3})
+            many = await client.post(path, json={"model": "echo", "input": [one] * 30})
+            assert (few.status_code, many.status_code) == (200, 413), many.text
+            long = await client.post(path, json={"model": "echo", "input": "y" * 15_000, **before})
+            assert (long.status_code, long.json()["error"]["code"]) == (413, "request_too_large")
 
 
 @pytest.mark.parametrize("kind", KINDS)

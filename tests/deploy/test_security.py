@@ -110,7 +110,8 @@ async def test_no_url_of_a_request_is_fetched(tmp_path: Path) -> None:
         ("::1", False, True), ("::ffff:10.0.0.5", False, True), ("fd12::1", False, True), ("100.64.0.1", False, True),
         ("169.254.169.254", True, True), ("fe80::1%eth0", True, True), ("::ffff:169.254.169.254", True, True),
         ("64:ff9b::a9fe:a9fe", True, True), ("2002:a9fe:a9fe::1", True, True), ("64:ff9b::808:808", False, False),
-        ("64:ff9b::10.0.0.5", False, True), ("fd00:ec2::254", True, True), ("0.0.0.0", True, True), ("224.0.0.1", True, True), ("nonsense", True, True),
+        ("64:ff9b::10.0.0.5", False, True),
+        ("fd00:ec2::254", True, True), ("0.0.0.0", True, True), ("224.0.0.1", True, True), ("nonsense", True, True),
     ],
 )  # fmt: skip
 def test_addresses_of_providers(address: str, inner: bool, is_refused: bool) -> None:
@@ -173,12 +174,12 @@ async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:
 async def test_a_provider_that_repeats_our_credential(tmp_path: Path, status: int, stream: bool) -> None:
     """Whatever the status, no client reads it; the rest of what was said is passed on where it helps."""
     said = {"status": status, "error": "no model for sk-upstream-secret here"}
-    async with live(tmp_path, scripts={"rude": [said] * 8}, models=["rude"]) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url) as client:
-            for _ in range(2):
-                answer = await client.post(PATH, json={**CHAT, "model": "rude", "stream": stream})
-                assert answer.status_code >= 400 and "sk-upstream-secret" not in answer.text
-                assert status != 400 or "no model for *** here" in answer.text
+    scripts = {"rude": [said] * 8}
+    async with live(tmp_path, scripts=scripts, models=["rude"]) as gateway, httpx.AsyncClient() as client:
+        for _ in range(2):
+            answer = await client.post(gateway.url + PATH, json={**CHAT, "model": "rude", "stream": stream})
+            assert answer.status_code >= 400 and "sk-upstream-secret" not in answer.text
+            assert status != 400 or "no model for *** here" in answer.text
 
 
 def test_keys_are_kept_as_digests() -> None:
@@ -234,7 +235,8 @@ async def test_admin_and_data_are_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [
     {"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "evil.example:8080"}, {"origin": "null"},
-    {"origin": "http://evil.example", "host": "evil.example"}, {"host": "127.0.0.1.evil.example"}, {"origin": "http://localhost.evil.example"}, {"host": "[evil"},
+    {"origin": "http://evil.example", "host": "evil.example"}, {"host": "127.0.0.1.evil.example"},
+    {"origin": "http://localhost.evil.example"}, {"host": "[evil"},
 ])  # fmt: skip
 async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
     """Without keys neither a foreign page nor a public name that leads here is answered, in the lane or out of it."""
@@ -255,9 +257,9 @@ async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: d
 ])  # fmt: skip
 async def test_programs_and_pages_that_are_meant_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
     """By any name that can only mean an inner network, and from the origins of the configuration."""
-    async with live(tmp_path, server={"cors_origins": ["https://chat.example.org"]}) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url, headers=told) as client:
-            assert (await client.post(PATH, json=CHAT)).status_code == 200
+    pages = {"cors_origins": ["https://chat.example.org"]}
+    async with live(tmp_path, server=pages) as gateway, httpx.AsyncClient(headers=told) as client:
+        assert (await client.post(gateway.url + PATH, json=CHAT)).status_code == 200
 
 
 # TLS
