@@ -63,7 +63,7 @@ class House:
         """The command line's number wins over the file's, at a reload too."""
         self._numbers = itertools.count()
         self._run_dir = Path(config.server.run_dir)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir.mkdir(0o700, parents=True, exist_ok=True)  # cached answers, files of prompts
         self._in_force = self._run_dir / "config.toml"
         self._on_trial = self._run_dir / "config.trial.toml"
         self._file = self._in_force

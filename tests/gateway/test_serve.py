@@ -89,6 +89,7 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
     config, port, _ = write_config(tmp_path)
     where = ("--config", str(config))
     async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert (tmp_path / "run").stat().st_mode & 0o077 == 0  # what is cached there is nobody else's to read
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 401
         made = json.loads((await asyncio.to_thread(headgate, "keys", "create", "app", "--json", *where)).stdout)
         auth = {"authorization": f"Bearer {made['key']}"}
