@@ -134,7 +134,6 @@ class Caller:
                 raise classify(response.status, refusal, readable(response.headers), dialect)
             return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
         except UpstreamError as error:
-            error.message = provider.without_secrets(error.message)
             self.failed(exchange, attempt, deployment, error, sent.flow)
             raise
         except BaseException:
@@ -226,6 +225,7 @@ class Caller:
     ) -> None:
         """Before an answer or inside it (`flow`). An upstream that had begun to work is paid; a refusal is free."""
         attempt.failure = error.failure
+        error.message = self.providers[deployment.provider].without_secrets(error.message)
         seen = flow.peek() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
         if said_chars(seen) or (began and error.upstream_status < 400):

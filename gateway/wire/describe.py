@@ -267,11 +267,10 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
     if "functions" in raw and surface == "chat":
         described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
     for name in _MAX_TOKENS_FIELDS[surface]:
-        if name in raw and described.max_output_tokens is None:
-            limit = read(raw, name, int, None)
-            if limit is not None:
-                least = 0 if surface == "messages" else 1  # Anthropic reads the prompt into its cache for none
-                described.max_output_tokens = int(_within(name, limit, least, 2**31))
+        if name in raw and (limit := read(raw, name, int, None)) is not None:
+            least = 0 if surface == "messages" else 1  # Anthropic reads the prompt into its cache for none
+            known = described.max_output_tokens  # servers differ in which of two limits they go by
+            described.max_output_tokens = max(known or 0, int(_within(name, limit, least, 2**31)))
     wanted = _format(raw, surface)
     if wanted is not None and wanted.type in ("json_object", "json_schema"):
         described.wants_json, described.schema = True, _schema(wanted)

@@ -182,6 +182,16 @@ async def test_a_provider_that_repeats_our_credential(tmp_path: Path, status: in
             assert status != 400 or "no model for *** here" in answer.text
 
 
+async def test_a_provider_that_repeats_our_credential_inside_a_stream(tmp_path: Path) -> None:
+    """Behind the first words too."""
+    late = {"text": "one two three", "fault": "late_error", "after": 2, "gap_s": 0.1,
+            "error": "no quota for sk-upstream-secret"}  # fmt: skip
+    async with live(tmp_path, scripts={"rude": [late]}, models=["rude"]) as gateway, httpx.AsyncClient() as client:
+        answer = await client.post(gateway.url + PATH, json={**CHAT, "model": "rude", "stream": True})
+    assert answer.status_code == 200 and "no quota for ***" in answer.text
+    assert "sk-upstream-secret" not in answer.text
+
+
 def test_keys_are_kept_as_digests() -> None:
     """Neither a record nor a keyring nor its configuration shows a key."""
     plain, record = new_key("app", 1.0)

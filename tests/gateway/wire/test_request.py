@@ -86,7 +86,7 @@ def test_describe_chat() -> None:
     )
     assert (it.text, it.turns, it.images, it.tools, it.n) == ("look", 2, 1, 1, 2)
     assert (it.system_chars, it.wants_json, it.stream, it.include_usage) == (9, True, True, True)
-    assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 7, True, True)
+    assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 9, True, True)
 
 
 SCHEMA = {"type": "object"}
