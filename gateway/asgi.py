@@ -209,7 +209,8 @@ class App:
     def _likely(self, path: str) -> str:
         """What a base URL that is nearly right was meant to lead to."""
         meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
-        if meant not in SURFACES and not any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers):
+        is_known = meant in SURFACES or any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers)
+        if not is_known or len(meant) > 200:
             return ""
         return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."
 

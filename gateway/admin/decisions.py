@@ -32,7 +32,7 @@ from gateway.errors import CallerError, NotFound
 from gateway.journal import search as journal
 from gateway.journal.lookup import find_decision
 from gateway.journal.outcome import NAMES, flags_of, kept_attempt, named
-from gateway.journal.record import DecisionRecord
+from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, DecisionRecord
 from gateway.journal.rollup_tables import ALL_TENANTS, rollups
 from gateway.journal.search import DecisionFilter
 from gateway.journal.tables import spend
@@ -184,8 +184,7 @@ def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
 
 def _priced(price: Price, usage: dict[str, int]) -> float:
     """Without the discounts of caches, which belong to the model that answered; with the same searches."""
-    into = sum(usage.get(name, 0) for name in ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input"))
-    out = sum(usage.get(bucket, 0) for bucket in ("output", "reasoning", "audio_output"))
+    into, out = (sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS))
     return (into * price.input + out * price.output) / 1e15 + usage.get("web_search", 0) * price.web_search / 1e9
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from gateway.journal.record import AttemptRecord, DecisionRecord
+from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, AttemptRecord, DecisionRecord
 from gateway.journal.schema import check_schema, open_engine
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.vectors import vector_bytes
@@ -32,8 +32,6 @@ from gateway.journal.write import Row
 _PAGE_ROWS = 1000
 _TRUST = {"label": 0, "user": 1, "check": 2, "judge": 3}
 _TEST_SHARE = 0.2
-_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
-_OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 
@@ -146,8 +144,8 @@ def _outcome_row(record: DecisionRecord, answer: AttemptRecord, score: float, ke
         "score": score,
         "cost_usd": spent / 1e9,
         "answer_cost_usd": answer.cost_nanousd / 1e9,
-        "input_tokens": sum(answer.usage.get(bucket, 0) for bucket in _INPUT_BUCKETS),
-        "output_tokens": sum(answer.usage.get(bucket, 0) for bucket in _OUTPUT_BUCKETS),
+        "input_tokens": sum(answer.usage.get(bucket, 0) for bucket in INPUT_BUCKETS),
+        "output_tokens": sum(answer.usage.get(bucket, 0) for bucket in OUTPUT_BUCKETS),
         "latency_s": _known(answer.latency_s),
         "confidence": _known(answer.evidence.confidence) if answer.evidence else None,
         "response": record.answer_text if kept else "",

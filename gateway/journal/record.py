@@ -50,6 +50,11 @@ class EvidenceRecord(_Value, frozen=True):
     """P(correct) or the raw confidence the cascade compared with its threshold."""
 
 
+INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
+OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
+"""Names under which an attempt's `usage` tells tokens."""
+
+
 class AttemptRecord(_Value, frozen=True):
     """One call of one deployment, failed ones included."""
 
@@ -65,8 +70,7 @@ class AttemptRecord(_Value, frozen=True):
     failure: str = ""
     """One of gateway.errors.FAILURES; empty: it answered."""
     usage: dict[str, int] = {}
-    """Tokens per price bucket: input, output, cache_read, cache_write, reasoning, audio_input ...; and the searches
-    that the provider ran, as web_search."""
+    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, and the searches that the provider ran, as web_search."""
     cost_nanousd: int = 0
     estimated: bool = False
     """The upstream told no whole usage, so tokens and cost are estimates."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.journal.outcome import AUDIT_KEY, explored_nanousd, kept_attempt
-from gateway.journal.record import DecisionRecord
+from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, DecisionRecord
 from gateway.journal.rollup_tables import (
     ADDED,
     ALL_TENANTS,
@@ -28,8 +28,6 @@ Key = tuple[int, str, str, str]
 Sums = dict[Key, list[float]]
 _AT = {name: place for place, name in enumerate(ADDED)}
 _LATENCY_AT, _TTFT_AT = _AT[LATENCY[0]], _AT[TTFT[0]]
-_INPUT = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
-_OUTPUT = ("output", "reasoning", "audio_output")
 (
     _REQUESTS, _ERRORS, _EXACT, _SHARED, _SEMANTIC, _ESCALATIONS, _EXPLORED, _AUDITS, _COST, _SAVED, _JUDGE,
     _EXPLORATION, _CASCADE, _IN, _OUT, _ANSWERS, _ANSWER_IN, _ANSWER_OUT,
@@ -104,7 +102,7 @@ def _tally_attempts(row: list[float], record: DecisionRecord) -> tuple[int, int]
     """All tokens, and what other attempts than the kept one cost; the kept one's input and output tokens."""
     kept, used = kept_attempt(record), None
     for attempt in record.attempts:
-        into, out = _tokens(attempt.usage, _INPUT), _tokens(attempt.usage, _OUTPUT)
+        into, out = _tokens(attempt.usage, INPUT_BUCKETS), _tokens(attempt.usage, OUTPUT_BUCKETS)
         row[_IN] += into
         row[_OUT] += out
         if attempt is kept:

@@ -18,6 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gateway.journal.outcome import flags_of
 from gateway.journal.record import (
     ANY_TENANT,
+    INPUT_BUCKETS,
+    OUTPUT_BUCKETS,
     AuditRecord,
     DecisionRecord,
     FeedbackRecord,
@@ -46,8 +48,6 @@ ENDED = ("done", "failed")
 """States of a batch job's prompt that nothing changes any more."""
 _SAID_BY = ("response_id", "request_id")
 """Other names a decision goes by, the more telling one first."""
-_INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
-_OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
 _INSERT_DECISION = str(sqlite.insert(decisions).compile(dialect=sqlite.dialect()))
 _KNOWN_DECISIONS = "SELECT id FROM decisions WHERE id IN (SELECT value FROM json_each(?))"
 _SPOKEN_OF = "SELECT id, decision_id, tenant FROM feedback WHERE decision_id IN (SELECT value FROM json_each(?))"
@@ -344,9 +344,9 @@ def _count(counts: list[int], record: DecisionRecord) -> None:
     counts[5] += record.saved_nanousd
     for attempt in record.attempts:
         for bucket, tokens in attempt.usage.items():
-            if bucket in _INPUT_BUCKETS:
+            if bucket in INPUT_BUCKETS:
                 counts[6] += tokens
-            elif bucket in _OUTPUT_BUCKETS:
+            elif bucket in OUTPUT_BUCKETS:
                 counts[7] += tokens
     if record.latency_s is not None:
         counts[_LATENCY_AT + latency_bucket(record.latency_s)] += 1

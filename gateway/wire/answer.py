@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UpstreamError
+from gateway.wire.assemble import written
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import (
     BAD_JSON,
@@ -171,7 +172,7 @@ def _peek_response(body: bytes) -> Peek:
     if response.object != "response":
         raise _bad("the upstream's answer is no response")
     parts = [part for item in response.output if item.type == "message" for part in item.content or ()]
-    calls = [item for item in response.output if item.type == "function_call"]
+    calls = [item for item in response.output if item.type in CALLS]
     thoughts = [part for item in response.output if item.type == "reasoning"
                 for part in (*(item.summary or ()), *(item.content or ()))]  # fmt: skip
     why = (response.incomplete_details or {}).get("reason", "") if response.status == "incomplete" else None
@@ -185,7 +186,7 @@ def _peek_response(body: bytes) -> Peek:
         "".join(part.text for part in thoughts),
         Usage.from_responses(response.usage, sum(map(is_search, response.output))),
         tool_names=[call.name or "" for call in calls],
-        tool_arguments=[str(call.arguments) for call in calls],
+        tool_arguments=[str(call.arguments or "") for call in calls],
     )
 
 
@@ -301,7 +302,7 @@ def chat_to_message(chat: Json, model: str) -> Json:
         blocks.append({"type": "text", "text": text})
     for call in answer.get("tool_calls") or ():
         function = call["function"]
-        given, call_id = _arguments(_written(function)), call.get("id") or new_id("toolu_")
+        given, call_id = _arguments(written(function.get("arguments"))), call.get("id") or new_id("toolu_")
         blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
     sequence = chat.get("stop_sequence")
     reason = stop_reason(_finish_of(choice), sequence, bool(answer.get("tool_calls")))
@@ -326,12 +327,6 @@ def _answer_of(choice: Json) -> Json:
 def _finish_of(choice: Json) -> str:
     finish = choice.get("finish_reason") or ""
     return FINISHES.get(finish, finish)
-
-
-def _written(function: Json) -> str:
-    """A call's arguments as JSON text, as the API has them; some servers give the object."""
-    given = function.get("arguments") or ""
-    return given if isinstance(given, str) else encode_json(given).decode()
 
 
 def _arguments(text: str) -> Json:
@@ -367,7 +362,8 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
 
 def _call_item(call: Json, request: Raw, status: str) -> Json:
     function = call["function"]
-    return call_item(call.get("id") or new_id("call_"), function["name"], _written(function), request, status)
+    call_id, arguments = call.get("id") or new_id("call_"), written(function.get("arguments"))
+    return call_item(call_id, function["name"], arguments, request, status)
 
 
 def _bad(message: str) -> UpstreamError:

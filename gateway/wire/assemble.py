@@ -72,7 +72,7 @@ def _grow_call(calls: list[Json], piece: Json) -> None:
     named = [call for call in calls if call_id and call.get("id") == call_id]
     known = named[0] if named else next((call for call in reversed(calls) if call["index"] == index), None)
     function = piece.get("function") or {}
-    name, arguments = function.get("name"), _written(function.get("arguments"))
+    name, arguments = function.get("name"), written(function.get("arguments"))
     target = (known.get("function") or {}) if known else {}
     if (
         known is None
@@ -86,8 +86,10 @@ def _grow_call(calls: list[Json], piece: Json) -> None:
         known["id"] = call_id
 
 
-def _written(arguments: Any) -> str:
-    return encode_json(arguments).decode() if isinstance(arguments, dict) else arguments or ""
+def written(arguments: Any) -> str:
+    """A call's arguments as JSON text, as the API has them; some servers give the object."""
+    given = arguments or ""
+    return given if isinstance(given, str) else encode_json(given).decode()
 
 
 def _whole_choice(index: int, choice: Json) -> Json:

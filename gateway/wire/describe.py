@@ -257,13 +257,12 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if "n" in raw and surface in ("chat", "completions"):
         described.n = int(_within("n", read(raw, "n", int, 1), 1, _MAX_N))
-    if "tools" in raw:
-        tools = read(raw, "tools", list[_Tool], [])
+    added = surface == "responses" and adds_tools(raw)
+    if added or "tools" in raw:
+        tools = msgspec.convert(offered(raw), list[_Tool]) if added else read(raw, "tools", list[_Tool], [])
         described.tools = len(tools)
         if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
             described.web_searches = _web_searches(raw, surface, found)
-    if surface == "responses" and adds_tools(raw):
-        described.tools = len(offered(raw))
     if "functions" in raw and surface == "chat":
         described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
     for name in _MAX_TOKENS_FIELDS[surface]:

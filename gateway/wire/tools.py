@@ -18,6 +18,7 @@ LONGEST_NAME = 64
 """Of a function, in every API."""
 ADDED = "additional_tools"
 """Type of an item that offers tools from its place in a conversation on."""
+_ADDED = f'"{ADDED}"'.encode()
 _OURS = {"responses": ("function", "namespace", "custom"), "messages": (None, "custom")}
 """Kinds of tools that the client runs, per surface."""
 
@@ -30,7 +31,7 @@ def folded(namespace: str, name: str) -> str:
 
 def adds_tools(raw: Raw) -> bool:
     """Whether an item of a Responses request's input offers tools."""
-    return b'"%b"' % ADDED.encode() in memoryview(raw.get("input", b"")).tobytes()
+    return _ADDED in memoryview(raw.get("input", b"")).tobytes()
 
 
 def offered(raw: Raw) -> list[Json]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read, to_raw
-from gateway.wire.to_chat import completions_to_chat, messages_to_chat, responses_to_chat
+from gateway.wire.responses_to_chat import responses_to_chat
+from gateway.wire.to_chat import completions_to_chat, messages_to_chat
 from gateway.wire.to_messages import DEFAULT_MAX_TOKENS, chat_to_messages
 from gateway.wire.to_responses import to_responses
 from gateway.wire.tools import without_hosted

@@ -118,6 +118,7 @@ async def test_more_searches_than_were_held_are_charged_all_the_same(tmp_path: P
         ("responses", {"tools": [{"type": "function", "name": "web_search"}], "max_tool_calls": 4}, 0),
         ("responses", {"tools": [GPTS, {"type": "web_search_preview_2025_03_11"}], "max_tool_calls": 4}, 4),
         ("responses", {"tools": [{"type": "web_search_preview"}]}, WEB_SEARCHES),
+        ("responses", {"input": [{"type": "additional_tools", "role": "developer", "tools": [GPTS]}]}, WEB_SEARCHES),
         ("responses", {"tools": [GPTS], "max_tool_calls": None}, WEB_SEARCHES),
         ("chat", {"tools": [{"type": "web_search"}]}, 0),
     ],

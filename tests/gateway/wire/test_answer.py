@@ -115,6 +115,10 @@ def test_peek_reads_evidence() -> None:
     assert seen.logprobs.mean == pytest.approx(-0.3)
     assert seen.usage.cache_read_tokens == 8
     assert peek(json.dumps(REFUSAL).encode(), "chat").refusal == "I can't."
+    call = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c", "name": "patch", "input": "+ a"}
+    answer = {"id": "resp_1", "object": "response", "model": "m", "status": "completed", "output": [call]}
+    own = peek(json.dumps(answer).encode(), "responses")
+    assert (own.tool_names, own.tool_arguments, own.finish_reason) == (["patch"], [""], "tool_calls")
     assert peek(json.dumps(TOOLS).encode(), "chat").tool_names == ["weather", "weather"]
 
 

@@ -1,0 +1,168 @@
+"""Requests of the Responses API as chat requests: items become turns, tools of every kind functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.errors import CallerError
+from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
+from gateway.wire.responses import input_items
+from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, with_tools
+from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
+
+Json = dict[str, Any]
+_PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+_OWN_WORK = frozenset(
+    {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
+)
+"""Items that tell how an answer came about; what came of them, it says."""
+
+
+def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
+    """`rich_results`: tools may answer in images and files, as they do in both APIs around chat's."""
+    why = "isn't served here; send the whole conversation, or previous_response_id."
+    refuse_set(raw, ("background", "conversation", "prompt", "max_tool_calls"), why)
+    refuse_set(raw, ("moderation",), "isn't served here.")
+    messages: list[Json] = []
+    if is_set(raw, "instructions"):
+        messages.append({"role": "system", "content": read(raw, "instructions", str, "")})
+    for item in input_items(raw):
+        _add_item(messages, item)
+    fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
+    if is_set(raw, "max_output_tokens"):
+        fields["max_completion_tokens"] = raw["max_output_tokens"]
+    shown = list(unfolded(offered(raw)))
+    choice: Json = {}
+    if is_set(raw, "tool_choice"):
+        shown, choice["tool_choice"] = _choice_from_responses(raw, shown)
+    tools = [_tool_from_responses(tool) for tool in shown]
+    if is_set(raw, "parallel_tool_calls"):
+        choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
+    fields |= with_tools(tools, choice)
+    if effort := read(raw, "reasoning", Json, {}).get("effort"):
+        fields["reasoning_effort"] = effort
+    if is_set(raw, "text"):
+        fields |= _text_config(read(raw, "text", Json, {}))
+    if "message.output_text.logprobs" in read(raw, "include", list[str], []):
+        fields["logprobs"] = True
+        if is_set(raw, "top_logprobs"):
+            fields["top_logprobs"] = raw["top_logprobs"]
+    return passed(raw, *_PASSED_RESPONSES) | to_raw(fields)
+
+
+def _add_item(messages: list[Json], item: Json) -> None:
+    kind = item.get("type", "message")
+    if kind == "message":
+        _add_message(messages, _message_from_item(item))
+    elif kind in ("function_call", "custom_tool_call"):
+        arguments = item.get("arguments") or "{}"
+        if kind == "custom_tool_call":
+            arguments = encode_json({"input": item.get("input")}).decode()
+        function = {"name": called(item), "arguments": arguments}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": None})
+        messages[-1].setdefault("tool_calls", []).append(call)
+    elif kind in ("function_call_output", "custom_tool_call_output"):
+        output = item.get("output")
+        content = output if isinstance(output, str) else _parts_from_responses(output)
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+    elif kind not in _OWN_WORK and kind != ADDED:
+        raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
+
+
+def _add_message(messages: list[Json], message: Json) -> None:
+    """What a model said behind its calls belongs to the turn that holds them: chat's answers to them come next."""
+    last = messages[-1] if messages else {}
+    if message["role"] == "assistant" and "tool_calls" in last:
+        last["content"] = (last["content"] or "") + message["content"]
+    else:
+        messages.append(message)
+
+
+def _plain_results(messages: list[Json]) -> list[Json]:
+    """Chat's tools answer in text: what else they gave goes to the user's side, behind all of their answers."""
+    told: list[Json] = []
+    shown: list[Json] = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "tool" and shown:
+            told.append({"role": "user", "content": shown})
+            shown = []
+        elif message["role"] == "tool" and not isinstance(content, str):
+            shown += [part for part in content if part["type"] != "text"]
+            message = {**message, "content": "\n".join(part["text"] for part in content if part["type"] == "text")}
+        told.append(message)
+    return [*told, {"role": "user", "content": shown}] if shown else told
+
+
+def _message_from_item(item: Json) -> Json:
+    role, content = item.get("role"), item.get("content")
+    if role not in ("user", "assistant", "system", "developer"):
+        raise CallerError(f"Unknown role {role!r}.", param="input", code="invalid_value")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    parts = _parts_from_responses(content)
+    if role == "user":
+        return {"role": role, "content": parts}
+    return {"role": role, "content": "".join(part.get("text", "") for part in parts)}
+
+
+def _parts_from_responses(content: Any) -> list[Json]:
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise CallerError(
+            "'content' must be a string or an array of parts.", param="input", code="invalid_type"
+        )
+    return [_part_from_responses(part) for part in content]
+
+
+def _part_from_responses(part: Json) -> Json:
+    kind = part.get("type")
+    if kind in ("input_text", "output_text", "text", "refusal"):
+        return {"type": "text", "text": str(part.get("text", part.get("refusal", "")))}
+    if kind == "input_image" and isinstance(part.get("image_url"), str):
+        image = {"url": part["image_url"]}
+        if part.get("detail"):
+            image["detail"] = part["detail"]
+        return {"type": "image_url", "image_url": image}
+    if kind == "input_file" and (part.get("file_data") or part.get("file_id")):
+        names = ("file_data", "file_id", "filename")
+        return {"type": "file", "file": {name: part[name] for name in names if part.get(name)}}
+    raise refuse("input", f"a part of type {kind!r} can't be served by this model.")
+
+
+def _tool_from_responses(tool: Json) -> Json:
+    if tool.get("type") == "custom":
+        return {"type": "function", "function": as_function(tool)}
+    if tool.get("type") != "function":
+        raise refuse("tools", f"this model has no built-in tool {tool.get('type')!r}; {HOSTED}.")
+    names = ("name", "description", "parameters", "strict")
+    return {
+        "type": "function",
+        "function": {name: tool[name] for name in names if tool.get(name) is not None},
+    }
+
+
+def _choice_from_responses(raw: Raw, tools: list[Json]) -> tuple[list[Json], Any]:
+    """And the tools that it leaves."""
+    choice: Any = read(raw, "tool_choice", str | Json, "auto")  # type: ignore[arg-type]
+    if isinstance(choice, str):
+        return tools, choice
+    if choice.get("type") in ("function", "custom"):
+        return tools, {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools":
+        return allowed(tools, choice)
+    raise refuse("tool_choice", f"unknown type {choice.get('type')!r}.")
+
+
+def _text_config(text: Json) -> Json:
+    fields: Json = {}
+    if text.get("verbosity"):
+        fields["verbosity"] = text["verbosity"]
+    wanted = text.get("format")
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif isinstance(wanted, dict) and wanted.get("type") != "text":
+        fields["response_format"] = wanted
+    return fields
