@@ -283,21 +283,54 @@ class Run:
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
         """Until the stream's end. The time a slow client takes is not the upstream's silence."""
         caller = self.driver.caller
-        now, ends_s, silence_s = caller.now, self.ends_s, min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
-        silent_s, events = 0.0, -1
-        while True:
-            if data:
-                await self.reply.push(data)
-            if flow.finished or flow.fault:
-                break
-            if flow.events > events:
-                events, silent_s = flow.events, now() + silence_s
-            chunk = await response.chunk(min(silent_s, ends_s) - now())
-            if not chunk:
-                break
-            data = flow.feed(chunk)
+        silence_s = min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
+        passing = Passing(response, flow, self.reply, caller.now, silence_s, self.ends_s)
+        if not self.reply.push(data):
+            await self.reply.room()
+        ended = passing.over
+        while not ended:
+            ended = await response.pour(passing.take, passing.left_s()) or passing.over
+            if not ended:
+                await self.reply.room()
         if not flow.finished and flow.end():
             raise fault_of(flow)
+
+
+@dataclass(slots=True)
+class Passing:
+    """A live stream on its way from the connection that receives it to the client, without this task's help."""
+
+    response: Response
+    flow: Relay
+    reply: Reply
+    now: Callable[[], float]
+    silence_s: float
+    """Between two events."""
+    ends_s: float
+    silent_s: float = 0.0
+    """When the silence since the last event is too long."""
+    events: int = -1
+
+    @property
+    def over(self) -> bool:
+        return self.flow.finished or self.flow.fault is not None
+
+    def take(self, data: bytes) -> bool:
+        """Pass a part on. False: the stream is over, or the client must catch up first."""
+        out = self.flow.feed(data)
+        goes_on = not out or self.reply.push(out)
+        if self.over:
+            return False
+        if goes_on and self.flow.events > self.events:
+            self.response.grant(self.left_s())
+        return goes_on
+
+    def left_s(self) -> float:
+        """For the next event. A dribble that completes none is silence."""
+        now = self.now()
+        if self.flow.events > self.events:
+            self.events, self.silent_s = self.flow.events, now + self.silence_s
+        return min(self.silent_s, self.ends_s) - now
 
 
 def whole_of(flow: Relay) -> bytes:

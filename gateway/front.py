@@ -337,15 +337,17 @@ class Lane(Reply):
         if not self.disconnected:
             self._front.transport.write(self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n")
 
-    async def push(self, data: bytes) -> None:
-        if self._flow.write_paused:
-            await self._flow.drain()
+    def push(self, data: bytes) -> bool:
         if data and not self.disconnected:
             self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self._flow.write_paused
 
-    async def end(self, data: bytes = b"") -> None:
+    async def room(self) -> None:
         if self._flow.write_paused:
             await self._flow.drain()
+
+    async def end(self, data: bytes = b"") -> None:
+        await self.room()
         if not self.disconnected:
             last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
             self._front.transport.write(last)

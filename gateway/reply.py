@@ -40,8 +40,12 @@ class Reply(ABC):
         """Commit to a stream."""
 
     @abstractmethod
-    async def push(self, data: bytes) -> None:
-        """Part of a stream; waits while the client reads slowly."""
+    def push(self, data: bytes) -> bool:
+        """Part of a stream. False: no more of it before `room` has been awaited."""
+
+    @abstractmethod
+    async def room(self) -> None:
+        """Waits while the client reads slowly."""
 
     @abstractmethod
     async def end(self, data: bytes = b"") -> None:
@@ -57,11 +61,12 @@ class Reply(ABC):
 class AsgiReply(Reply):
     """As ASGI's messages."""
 
-    __slots__ = ("_send",)
+    __slots__ = ("_pushed", "_send")
 
     def __init__(self, send: Send) -> None:
         super().__init__()
         self._send = send
+        self._pushed = b""
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.committed = True
@@ -73,11 +78,16 @@ class AsgiReply(Reply):
         self.committed = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def push(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    def push(self, data: bytes) -> bool:
+        self._pushed += data
+        return not self._pushed
+
+    async def room(self) -> None:
+        pushed, self._pushed = self._pushed, b""
+        await self._send({"type": "http.response.body", "body": pushed, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": data})
+        await self._send({"type": "http.response.body", "body": self._pushed + data})
 
 
 class Heard(Reply):
@@ -99,8 +109,12 @@ class Heard(Reply):
         self.committed = True
         self.status, self.headers = status, headers
 
-    async def push(self, data: bytes) -> None:
+    def push(self, data: bytes) -> bool:
         self.body += data
+        return True
+
+    async def room(self) -> None:
+        pass
 
     async def end(self, data: bytes = b"") -> None:
         self.body += data

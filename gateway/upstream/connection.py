@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -33,9 +34,9 @@ class Stale(Exception):
 
 
 class Response:
-    """An answer whose head is in. Exactly one of `read`, `chunk` to the end, or `cancel` must follow."""
+    """An answer whose head is in. Exactly one of `read`, `chunk` or `pour` to the end, or `cancel` must follow."""
 
-    __slots__ = ("_complete", "_connection", "_error", "_parts", "_unread", "_waiter", "_whole_limit",
+    __slots__ = ("_complete", "_connection", "_error", "_parts", "_take_part", "_unread", "_waiter", "_whole_limit",
                  "headers", "status")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -47,6 +48,8 @@ class Response:
         self._complete = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take_part: Callable[[bytes], bool] | None = None
+        """Where what is received goes at once, while `pour` sleeps."""
         self._whole_limit = 0
 
     async def read(self, limit: int, *, timeout_s: float = 600.0) -> bytes:
@@ -70,6 +73,32 @@ class Response:
         if self._error is not None:
             raise self._error
         return b""
+
+    async def pour(self, take: Callable[[bytes], bool], stall_s: float) -> bool:
+        """Give the body to `take` part by part, straight from the socket: this task sleeps on meanwhile.
+
+        True: the message has come to its proper end. False: `take` returned false, and wants no more for now. The
+        next part must come within `stall_s`, and a later one within what `grant` said last.
+        """
+        deadline = _now() + stall_s
+        while True:
+            if self._parts:
+                if not take(self._take()):
+                    return False
+            elif self._error is not None:
+                raise self._error
+            elif self._complete:
+                return True
+            else:
+                self._take_part = take
+                await self.wait(deadline)
+                if not self._is_poured:
+                    return False
+
+    def grant(self, stall_s: float) -> None:
+        """Wait `stall_s` from now for what comes next, whatever was said before."""
+        if self._connection is not None:
+            self._connection.watch(_now() + stall_s)
 
     def cancel(self) -> None:
         """Give the answer up: the connection, if it still carries this answer, is aborted."""
@@ -130,15 +159,25 @@ class Response:
         self._connection = None
         self.wake()
 
-    def needs_wake(self) -> bool:
-        """Whether the sleeping reader has something to do; one who wants the whole body waits for its end."""
-        return self._waiter is not None and not self._whole_limit
+    def deliver(self) -> None:
+        """Let the sleeping reader have what came; one who wants the whole body waits for its end."""
+        if self._waiter is None or self._whole_limit:
+            return
+        if self._take_part is not None and self._parts:
+            if self._take_part(self._take()):
+                return
+            self._take_part = None
+        self.wake()
 
     def over_limit(self) -> bool:
         return 0 < self._whole_limit < self._unread
 
     def is_full(self) -> bool:
         return self._unread > HIGH_WATER_BYTES and not self._whole_limit
+
+    @property
+    def _is_poured(self) -> bool:
+        return self._take_part is not None
 
     @property
     def is_read_whole(self) -> bool:
@@ -275,8 +314,14 @@ class Connection(asyncio.Protocol):
         else:
             if response.is_full():
                 self._pause()
-            if response.needs_wake():
-                response.wake()
+            self._deliver(response)
+
+    def _deliver(self, response: Response) -> None:
+        try:
+            response.deliver()
+        except Exception as error:  # of whoever takes the parts: it ends there, not here
+            self.drop()
+            response.fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         response, self.response = self.response, None

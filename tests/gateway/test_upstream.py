@@ -491,6 +491,89 @@ async def test_a_body_has_its_time_limit() -> None:
         await pool.aclose()
 
 
+# ---- poured straight from the socket
+
+
+async def test_a_poured_body_arrives_whole() -> None:
+    """Parts come in order, and the message's end is told apart from a taker that has had enough."""
+    text = " ".join(str(number) for number in range(2_000))
+    async with ScriptedServer({"m": [{"text": text}]}) as server:
+        pool = open_pool(server.url)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+        chunks = await take_all(response)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+        parts: list[bytes] = []
+
+        def a_few(part: bytes) -> bool:
+            parts.append(part)
+            return len(parts) % 3 != 0
+
+        pauses = 0
+        while not await response.pour(a_few, 60):
+            pauses += 1
+            await asyncio.sleep(0)
+        events = b"".join(parts).split(b"\n\n")
+        assert [json.loads(one[6:])["choices"] for one in events[:-2]] == [
+            json.loads(one[6:])["choices"] for one in chunks.split(b"\n\n")[:-2]
+        ]
+        assert pauses == len(parts) // 3 and pool.stats.idle == 1
+        await pool.aclose()
+
+
+async def test_a_taker_that_pauses_stops_the_upstream() -> None:
+    """What comes while nobody takes is bounded, and is there when the taker goes on."""
+    async with ScriptedServer({"m": [{"text": "word " * 40_000, "coalesce": True}]}) as server:
+        pool = open_pool(server.url)
+        response = await pool.send(HEAD, ask(text="x", stream=True), timeout_s=60)
+        taken: list[int] = []
+        assert not await response.pour(lambda part: bool(taken.append(len(part))), 60)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert response._unread < 4 * HIGH_WATER_BYTES
+        while not await response.pour(lambda part: bool(taken.append(len(part))), 60):
+            pass
+        assert sum(taken) > 40_000 * 100
+        await pool.aclose()
+
+
+async def test_a_taker_that_fails_ends_its_own_answer_only() -> None:
+    """Its fault is raised where the answer is awaited; the connection is given up, the pool serves on."""
+    async with ScriptedServer({"m": [{"text": "a b c", "gap_s": 0.005}]}) as server:
+        pool = open_pool(server.url)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+
+        def broken(part: bytes) -> bool:
+            raise ZeroDivisionError
+
+        assert await response.chunk(60)
+        with pytest.raises(ZeroDivisionError):
+            await response.pour(broken, 60)
+        response.cancel()
+        await until(lambda: pool.stats.open == 0)
+        assert (await take_all(await pool.send(HEAD, ask(stream=True), timeout_s=60))).endswith(b"[DONE]\n\n")
+        await pool.aclose()
+
+
+async def test_a_part_grants_time_for_the_next() -> None:
+    """Without a grant the first limit holds for all that follows; with one, each part has its own."""
+    script = {"m": [{"text": "a b c d e f", "gap_s": 0.25}]}
+    async with ScriptedServer(script) as server:
+        pool = open_pool(server.url)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+        with pytest.raises(UpstreamError) as caught:
+            while not await response.pour(lambda part: True, 1.0):
+                pass
+        assert caught.value.failure == "stream_stalled"
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+
+        def granting(part: bytes) -> bool:
+            response.grant(10)
+            return True
+
+        assert await response.pour(granting, 1.0)
+        await pool.aclose()
+
+
 async def test_nobody_listens() -> None:
     """A refused connection, a missing socket and an unknown host are all `connect`."""
     server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
