@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, inf, log, sqrt
+from math import ceil, inf, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -54,10 +54,6 @@ class Rounds:
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rounds:
         return Rounds(self.action[rows], self.reward[rows], self.logged[rows])
-
-    def rewarded(self, reward: Array) -> Rounds:
-        """The same decisions with another quantity as their reward."""
-        return Rounds(self.action, reward, self.logged)
 
 
 def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic]) -> None:
@@ -123,8 +119,7 @@ def switch_dr(rounds: Rounds, target: Array, model: Array, limit: float | None =
     return np.asarray(base + np.where(weights <= limit, weights * surprise, 0.0))
 
 
-Estimator = Callable[[Rounds, Array, Array], Array]
-ESTIMATORS: Mapping[str, Estimator] = {
+ESTIMATORS: Mapping[str, Callable[[Rounds, Array, Array], Array]] = {
     "ips": ips, "clipped_ips": clipped_ips, "snips": snips, "dm": direct,
     "dr": doubly_robust, "sndr": self_normalised_dr, "switch_dr": switch_dr,
 }  # fmt: skip
@@ -241,37 +236,6 @@ def normal_interval(values: Array, confidence: float = 0.95, degrees: float | No
     error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
     reach = student(confidence, (n if degrees is None else degrees) - 1) * error
     return Interval(value, value - reach, value + reach)
-
-
-def bootstrap_interval(
-    estimator: Estimator, rounds: Rounds, target: Array, model: Array,
-    *, confidence: float = 0.95, resamples: int = 400, seed: int = 0,
-) -> Interval:  # fmt: skip
-    """Percentiles over resampled rounds; the estimator runs anew on each, so ratios are resampled as such."""
-    rng = np.random.default_rng(seed)
-    n = len(rounds.reward)
-    drawn = []
-    for _ in range(resamples):
-        rows = rng.integers(0, n, n)
-        drawn.append(float(estimator(rounds.take(rows), target[rows], model[rows]).mean()))
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Interval(float(estimator(rounds, target, model).mean()), float(low), float(high))
-
-
-def bernstein_interval(values: Array, low: float, high: float, confidence: float = 0.95) -> Interval:
-    """Empirical Bernstein (Maurer & Pontil 2009, theorem 4): holds at any n for independent values in
-    [low, high].
-    """
-    n = len(values)
-    if n < 2:
-        return Interval(float(values.mean()), low, high)
-    if values.min() < low - 1e-9 or values.max() > high + 1e-9:
-        raise LogError(f"values of [{values.min():g}, {values.max():g}] are not in [{low:g}, {high:g}]")
-    tail = log(4.0 / (1.0 - confidence))
-    reach = sqrt(2.0 * float(values.var(ddof=1)) * tail / n) + 7.0 * (high - low) * tail / (3.0 * (n - 1))
-    value = float(values.mean())
-    return Interval(value, max(low, value - reach), min(high, value + reach))
 
 
 # -- overlap

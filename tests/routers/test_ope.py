@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,7 +43,7 @@ def test_dr_without_overlap_is_dm(seed: int) -> None:
 def test_snips_moves_with_the_rewards_zero(seed: int, shift: float) -> None:
     """SNIPS of shifted rewards is SNIPS shifted; of the self-normalised estimators only."""
     rounds, target, model = logged(seed, n=50)
-    moved = rounds.rewarded(rounds.reward + shift)
+    moved = replace(rounds, reward=rounds.reward + shift)
     assert np.isclose(ope.snips(moved, target, model).mean(), ope.snips(rounds, target, model).mean() + shift)
 
 
@@ -95,17 +97,10 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
     """Two ways to the same uncertainty differ by less than a fifth."""
     rounds, target, model = logged(6, n=800)
     normal = ope.normal_interval(ope.snips(rounds, target, model))
-    resampled = ope.bootstrap_interval(ope.snips, rounds, target, model)
-    assert abs(resampled.half_width / normal.half_width - 1) < 0.2
-
-
-@given(seed=st.integers(0, 30), n=st.integers(2, 300))
-def test_bernstein_is_wider_than_normal_and_inside_the_range(seed: int, n: int) -> None:
-    """The bound that holds at any n gives up width, and never leaves the range of the values."""
-    values = np.random.default_rng(seed).random(n)
-    bound, normal = ope.bernstein_interval(values, 0.0, 1.0), ope.normal_interval(values)
-    assert 0.0 <= bound.low <= bound.value <= bound.high <= 1.0
-    assert bound.half_width >= min(normal.half_width, 0.3) or n < 5
+    resamples = np.random.default_rng(0).integers(0, 800, (400, 800))
+    means = [ope.snips(rounds.take(rows), target[rows], model[rows]).mean() for rows in resamples]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert abs((high - low) / 2 / normal.half_width - 1) < 0.2
 
 
 def test_student_quantiles() -> None:
@@ -121,7 +116,7 @@ def test_cross_fitting_predicts_no_round_from_itself() -> None:
     before = ope.cross_fitted(x, log)
     changed = log.reward.copy()
     changed[7] += 100.0
-    after = ope.cross_fitted(x, log.rewarded(changed))
+    after = ope.cross_fitted(x, replace(log, reward=changed))
     assert np.allclose(before[7], after[7]) and not np.allclose(before, after)
 
 
