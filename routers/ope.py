@@ -16,6 +16,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.estimators.linear import ridge
+
 Array = NDArray[np.float64]
 MIN_ESS = 50.0
 """Fewer effective rounds than this carry no normal interval worth showing."""
@@ -155,38 +157,25 @@ def _switch_limit(weights: Array, surprise: Array, base: Array) -> float:
 # -- the reward model
 
 
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """Ridge in two parts, a query's level and each model's deviation from it; rewards of any range."""
-
-    weights: Array
-    """(d + 1, m), the last row is the intercept."""
-
-    def predict(self, x: Array) -> Array:
-        return np.asarray(x @ self.weights[:-1] + self.weights[-1])
-
-
-def fit_reward(x: Array, action: NDArray[np.intp], reward: Array, models: int, penalty: float = 10.0) -> RewardModel:
-    """From the logged cells alone; a model without any stays at the level of all."""
+def _fit_reward(x: Array, action: NDArray[np.intp], reward: Array, models: int, penalty: float) -> Array:
+    """Weights (d + 1, m), the last row the intercept, from the logged cells alone: ridge in two parts, a query's level
+    and each model's deviation from it. A model without any cell stays at the level of all.
+    """
     counts = np.bincount(action, minlength=models)
     overall = float(reward.mean())
     base = (np.bincount(action, reward, models) + 2.0 * overall) / (counts + 2.0)
     centre = x.mean(0)
     z = x - centre
-    shared = _ridge(z, reward - base[action], penalty)
+    shared = ridge(z, reward - base[action], penalty)
     rest = reward - base[action] - z @ shared
     weights = np.tile(np.append(shared, -centre @ shared)[:, None], models)
     weights[-1] += base
     for model in np.flatnonzero(counts):
         rows = action == model
-        own = _ridge(z[rows], rest[rows], 2.0 * penalty)
+        own = ridge(z[rows], rest[rows], 2.0 * penalty)
         weights[:-1, model] += own
         weights[-1, model] -= centre @ own
-    return RewardModel(weights)
-
-
-def _ridge(x: Array, y: Array, penalty: float) -> Array:
-    return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y))
+    return weights
 
 
 def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty: float = 10.0) -> Array:
@@ -197,8 +186,8 @@ def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty
     for part in range(min(k, n)):
         held = fold == part
         if (~held).any():
-            model = fit_reward(x[~held], rounds.action[~held], rounds.reward[~held], m, penalty)
-            predicted[held] = model.predict(x[held])
+            weights = _fit_reward(x[~held], rounds.action[~held], rounds.reward[~held], m, penalty)
+            predicted[held] = x[held] @ weights[:-1] + weights[-1]
     return predicted
 
 
@@ -249,13 +238,12 @@ class Overlap:
     effective: float
     unsupported: float
     """Share of the policy's decisions that the log never makes."""
-    largest_weight: float
 
 
 def overlap(rounds: Rounds, target: Array) -> Overlap:
     weights = importance(rounds, target)
     missing = float(np.where(rounds.logged > 0, 0.0, target).sum(1).mean())
-    return Overlap(len(weights), effective_rounds(weights), missing, float(weights.max()))
+    return Overlap(len(weights), effective_rounds(weights), missing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
     """Needs scored rounds in which at least two models were chosen by chance often enough."""
     scored = log.rows(log.labelled)
     if len(scored) < ope.MIN_ESS:
-        overlap, lacking = ope.Overlap(len(scored), 0.0, 1.0, 0.0), round(ope.MIN_ESS) - len(scored)
+        overlap, lacking = ope.Overlap(len(scored), 0.0, 1.0), round(ope.MIN_ESS) - len(scored)
         return Refusal(f"{len(scored)} answers were scored", overlap, 0, lacking, float("nan"))
     x, prices = scored.covariates(), log.mean_cost_usd()
     quality, cost = list[Array](), list[Array]()
@@ -53,7 +53,7 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
             into.append(ope.doubly_robust(rounds, target, ope.cross_fitted(x, rounds, seed=seed)))
     if len(kept) < 2:
         return refused[0] if refused else Refusal(
-            "the route has one model", ope.Overlap(len(scored), float(len(scored)), 0.0, 1.0), 0, 0, 0.0
+            "the route has one model", ope.Overlap(len(scored), float(len(scored)), 0.0), 0, 0, 0.0
         )  # fmt: skip
     columns = np.column_stack([*quality, *cost, scored.score, scored.cost_usd])
     return _resampled(columns, len(kept), np.random.default_rng(seed))

@@ -128,6 +128,6 @@ def _refused(log: Log, found: Climbs, band: NDArray[np.bool_], twins: int) -> Re
     share = float(band.sum()) / len(log)
     missing = MIN_TWINS - twins
     price = float(np.mean(log.cost_usd[found.place[band]]))
-    overlap = ope.Overlap(len(log), float(twins), share, 1.0)
+    overlap = ope.Overlap(len(log), float(twins), share)
     reason = f"{share:.0%} of the answers would change sides, {twins} alike were ever decided so"
     return Refusal(reason, overlap, missing, round(missing / max(share, 1e-9)), missing * price)

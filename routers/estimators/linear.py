@@ -17,7 +17,7 @@ from routers.estimators.base import Estimator, Matrix, Training, observed_mean, 
 
 
 def ridge(x: Matrix, y: Matrix, penalty: float) -> Matrix:
-    """Weights (d, k) of a penalised regression through the origin."""
+    """Weights (d, k) of a penalised regression through the origin; (d,) where y is (n,)."""
     return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y))
 
 
