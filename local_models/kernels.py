@@ -15,7 +15,6 @@ interpreter and compiled for sm_90.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,26 +191,3 @@ def split_of(programs: int, groups: int, processors: int = 132) -> int:
     groups."""
     wanted = max(1, 2 * processors // programs)
     return max(split for split in range(1, groups + 1) if groups % split == 0 and split <= max(1, wanted))
-
-
-def compile_for_sm90(bits: int, *, group: int = 128, groups: int = 4) -> Any:
-    """The kernel as compiled for an H100 or H200, without one: its PTX, binary and resources."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    pointers = {
-        4: {"x": "*bf16", "packed": "*u8", "scales": "*bf16", "partial": "*fp32"},
-        8: {"x": "*bf16", "values": "*i8", "scales": "*bf16", "partial": "*fp32"},
-        16: {"x": "*bf16", "weight": "*bf16", "partial": "*fp32"},
-    }[bits]
-    sizes = dict.fromkeys(("rows", "columns", "inner", "x_stride"), "i32")
-    constants = {"GROUP": group, "ROWS": ROWS, "COLUMNS": COLUMNS, "GROUPS": groups}
-    signature = {**pointers, **sizes, **dict.fromkeys(constants, "constexpr")}
-    divisible = [name for name in (*pointers, *sizes) if name != "rows"]
-    source = ASTSource(
-        fn={**KERNELS, 16: _w16a16}[bits],
-        signature=signature,
-        constexprs=constants,
-        attrs={(list(signature).index(name),): [["tt.divisibility", 16]] for name in divisible},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 5})

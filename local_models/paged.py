@@ -195,26 +195,3 @@ class DecodeSteps:
 
 def _fill(buffer: Tensor, values: Any) -> None:
     buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
-
-
-def compile_paged_for_sm90(d: int = 128, block_tokens: int = 64, window: int = 0) -> Any:
-    """The kernel as compiled for an H100 or H200, without one."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    pointers = {
-        "q": "*bf16", "keys": "*bf16", "values": "*bf16", "table": "*i32", "lengths": "*i32", "sums": "*fp32",
-        "tops": "*fp32", "totals": "*fp32",
-    }  # fmt: skip
-    numbers = {"scale": "fp32", "slots": "i32", "table_width": "i32", "parts": "i32"}
-    constants = {
-        "GROUP": 4, "HEADS": _LEAST_HEADS, "D": d, "WIDTH": triton.next_power_of_2(d), "SIZE": block_tokens,
-        "PART": PART_BLOCKS, "WINDOW": window,
-    }  # fmt: skip
-    source = ASTSource(
-        fn=_paged,
-        signature={**pointers, **numbers, **dict.fromkeys(constants, "constexpr")},
-        constexprs=constants,
-        attrs={(at,): [["tt.divisibility", 16]] for at in range(len(pointers))},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 2})

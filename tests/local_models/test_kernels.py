@@ -44,9 +44,9 @@ print("exact")
 
 _COMPILED = """
 import sys
-from local_models.kernels import compile_for_sm90
+from tests.local_models.sm90 import compiled_product
 
-kernel = compile_for_sm90(int(sys.argv[1]))
+kernel = compiled_product(int(sys.argv[1]))
 sys.stdout.write(kernel.asm["ptx"])
 open(sys.argv[2], "wb").write(kernel.asm["cubin"])
 """

@@ -75,10 +75,10 @@ print("same tokens")
 
 _COMPILED = """
 import sys
-from local_models.paged import compile_paged_for_sm90
+from tests.local_models.sm90 import compiled_attention
 
 for window in (0, 4096):
-    sys.stdout.write(compile_paged_for_sm90(window=window).asm["ptx"])
+    sys.stdout.write(compiled_attention(window).asm["ptx"])
 """
 
 
