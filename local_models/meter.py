@@ -93,30 +93,6 @@ class StepMeter:
         return self.answer_s(prompt_tokens, cached_tokens, output_tokens, decoding) * usd_per_hour / 3600
 
 
-@dataclass(frozen=True, slots=True)
-class IdealRuntime:
-    """Time on a dedicated machine: piecewise linear in the prompt plus so much a decoded token.
-
-    What an answer took beyond that was queueing and contention (Narayanan et al., 2023).
-    """
-
-    knots: Vector
-    knot_s: Vector
-    output_s: float
-
-    @classmethod
-    def fit(cls, prompt_tokens: Vector, output_tokens: Vector, seconds: Vector, knots: int = 4) -> IdealRuntime:
-        """Least squares on a few profiled answers; knots at quantiles of the prompts."""
-        places = np.unique(np.quantile(prompt_tokens, np.linspace(0, 1, knots)))
-        design = np.column_stack([_hats(prompt_tokens, places), output_tokens])
-        solution, *_ = np.linalg.lstsq(design, seconds, rcond=None)
-        return cls(places, np.asarray(solution[:-1], np.float64), float(solution[-1]))
-
-    def predict(self, prompt_tokens: Vector, output_tokens: Vector) -> Vector:
-        """Seconds without company; prompts beyond the profiled ones take as long as the nearest."""
-        return np.asarray(np.interp(prompt_tokens, self.knots, self.knot_s) + self.output_s * np.asarray(output_tokens))
-
-
 def read_joules(root: Path = _RAPL) -> float | None:
     """Joules counted by the processor's packages since some past moment; None where nothing counts them."""
     counters = sorted(root.glob("intel-rapl:[0-9]/energy_uj")) if root.is_dir() else []
@@ -150,8 +126,3 @@ def _nonnegative(gram: Vector, moment: Vector) -> Vector:
                 rest = moment[at] - gram[at] @ x + gram[at, at] * x[at]
                 x[at] = max(0.0, rest / gram[at, at])
     return np.asarray(x * _PRIOR, np.float64)
-
-
-def _hats(x: Vector, knots: Vector) -> Vector:
-    """The basis of piecewise linear functions on `knots`."""
-    return np.column_stack([np.interp(x, knots, row) for row in np.eye(len(knots))])

@@ -15,19 +15,18 @@ number of sequences at once are left as they are. No text is kept, only counts.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from local_models import WEIGHTS
 from local_models.request import Usage
-from local_models.settings import Case, Ran, Setting, SettingsChooser, next_setting, read_runs, roofline_s
+from local_models.settings import Case, Ran, Setting, SettingsChooser, next_setting, read_runs, roofline_s, write_runs
 from local_models.shape import Shape
 
 PRIOR = WEIGHTS / "settings.jsonl"
@@ -190,7 +189,7 @@ def _record(file: Path, runs: list[Ran]) -> None:
     """Replaced in one go; an engine goes on where that fails."""
     partial = file.with_suffix(".partial")
     try:
-        partial.write_text("".join(json.dumps(asdict(ran)) + "\n" for ran in runs))
+        write_runs(partial, runs)
         partial.replace(file)
     except OSError as error:
         _log.warning("a run could not be recorded: %s", error)

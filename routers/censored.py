@@ -8,7 +8,7 @@ share their observations (product-limit estimate of Kaplan & Meier 1958) instead
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log, sqrt
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,44 +66,3 @@ class LimitArms:
         unsure = np.cumsum(before**2 / np.maximum(self.at_risk, 1.0))
         bonus = width * np.sqrt(log(max(total, 2)) / 2 * unsure)
         return np.asarray((1.0 - unfinished) * worth - self.price * use + bonus)
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a model's answers take and are worth, in a simulation."""
-
-    mean: float
-    quality: float
-
-
-def regret(needs: list[Need], limits: Array, price: float, rounds: int, seed: int, *, shared: bool) -> float:
-    """Of upper-confidence choice over (model, limit) against the best such pair. `shared` False: every pair is an arm
-    of its own, which is the plain extension.
-    """
-    rng = np.random.default_rng(seed)
-    arms = [LimitArms(limits, price) for _ in needs]
-    count, total = np.zeros((len(needs), len(limits))), np.zeros((len(needs), len(limits)))
-    truth = np.array([_worth(need, limits, price) for need in needs])
-    lost = 0.0
-    for t in range(rounds):
-        if shared:
-            values = np.array([arm.values(0.5, t + 2) for arm in arms])
-        else:
-            values = np.where(count > 0, total / np.maximum(count, 1), 1e9) + 0.5 * sqrt(log(t + 2) / 2) / np.sqrt(
-                np.maximum(count, 1)
-            )
-        model, limit = np.unravel_index(int(values.argmax()), values.shape)
-        need = rng.exponential(needs[model].mean)
-        quality = float(rng.random() < needs[model].quality)
-        done = need < limits[limit]
-        count[model, limit] += 1
-        total[model, limit] += done * quality - price * min(need, limits[limit])
-        arms[model].learn(int(limit), min(need, float(limits[limit])), quality if done else 0.0)
-        lost += float(truth.max() - truth[model, limit])
-    return lost
-
-
-def _worth(need: Need, limits: Array, price: float) -> Array:
-    """Exactly, for exponentially distributed needs."""
-    done = 1.0 - np.exp(-limits / need.mean)
-    return np.asarray(done * need.quality - price * need.mean * done)

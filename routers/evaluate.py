@@ -23,11 +23,6 @@ from routers.spread import Spread, one_by_one
 RATES = np.concatenate([[0.0], np.logspace(-3, 6, 91), [1e12]])
 """Exchange rates: quality points per dollar."""
 RESAMPLES = 400
-FIGURES = (
-    "aiq", "aiq_repo", "max_quality", "quality_at_10", "quality_at_50",
-    "cost_saved_100", "cost_saved_99", "cost_saved_95", "arena_score",
-)  # fmt: skip
-PAIR_FIGURES = ("apgr", "apgr_repo", "cpt50", "cpt80")
 
 CHUNK = 50
 """Resamples that are worked on together."""

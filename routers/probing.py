@@ -104,17 +104,3 @@ def shared_order(scores: Matrix, seed: int = 0) -> NDArray[np.intp]:
     chance = np.random.default_rng(seed).permutation(len(scores))
     answered = np.isfinite(scores).sum(1)[chance]
     return np.asarray(chance[np.argsort(-answered, kind="stable")], np.intp)
-
-
-def found_best(truth: Matrix, share: float, seed: int = 0) -> tuple[int, float]:
-    """Replays buying on a full table: the model named best and the share of cells that were bought."""
-    order = np.asarray(np.random.default_rng(seed).permutation(len(truth)), np.intp)
-    scores = np.full(truth.shape, np.nan)
-    while np.isfinite(scores).mean() < share:
-        model, rows = next_batch(scores, order)
-        if not len(rows):
-            break
-        scores[rows, model] = truth[rows, model]
-        if np.isfinite(scores).sum(0).min() >= FIRST and standing(scores).settled:
-            break
-    return standing(scores).leader, float(np.isfinite(scores).mean())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_models.meter import IdealRuntime, Piece, StepMeter, read_joules
+from local_models.meter import Piece, StepMeter, read_joules
 from tests.local_models.checkpoints import engine, greedy, prompts, run
 
 TRUE = np.array([2e-3, 5e-5, 3e-4, 1e-7])
@@ -65,16 +65,6 @@ def test_one_more_answer_is_cheaper_in_company_and_with_a_known_prefix() -> None
     assert alone > meter.answer_s(200, 0, 50, decoding=4) > meter.answer_s(200, 192, 50, decoding=4)
     usd = meter.answer_usd(200, 0, 50, decoding=0, usd_per_hour=3.6)
     assert usd == pytest.approx(alone * 1e-3)
-
-
-def test_the_ideal_runtime_is_recovered() -> None:
-    """A piecewise linear prompt part and a constant a token are found from profiled answers."""
-    rng = np.random.default_rng(1)
-    prompt, output = rng.integers(1, 2000, 200).astype(float), rng.integers(1, 200, 200).astype(float)
-    true = np.interp(prompt, [0, 500, 2000], [0.1, 0.2, 1.4]) + 0.01 * output
-    ideal = IdealRuntime.fit(prompt, output, true, knots=9)
-    assert ideal.output_s == pytest.approx(0.01, rel=0.02)
-    assert ideal.predict(prompt, output) == pytest.approx(true, abs=0.05)
 
 
 def test_joules_are_none_where_nothing_counts_them(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from routers.probing import FIRST, found_best, next_batch, standing
+from routers.probing import FIRST, next_batch, standing
 
 
 def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:
@@ -10,6 +10,20 @@ def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     chance = np.clip(np.linspace(0.3, 0.7, models) + 0.25 * rng.normal(size=(n, 1)), 0, 1)
     return (rng.random((n, models)) < chance).astype(float)
+
+
+def found_best(truth: np.ndarray, share: float, seed: int = 0) -> tuple[int, float]:
+    """Replays buying on a full table: the model named best and the share of cells that were bought."""
+    order = np.random.default_rng(seed).permutation(len(truth))
+    scores = np.full(truth.shape, np.nan)
+    while np.isfinite(scores).mean() < share:
+        model, rows = next_batch(scores, order)
+        if not len(rows):
+            break
+        scores[rows, model] = truth[rows, model]
+        if np.isfinite(scores).sum(0).min() >= FIRST and standing(scores).settled:
+            break
+    return standing(scores).leader, float(np.isfinite(scores).mean())
 
 
 def test_the_best_model_is_found_with_few_outcomes() -> None:
