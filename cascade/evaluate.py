@@ -118,12 +118,12 @@ class Part:
 
 def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting) -> tuple[Part, Part]:
     """Training rows with out-of-fold estimates, test rows with those of a router trained on all training rows."""
-    featurizer = shipped_featurizer()
+    layout = shipped_featurizer().layout
     taught, tested = logged.rows(train), logged.rows(~train)
     quality, answer = out_of_fold(
-        setting.router, taught.data, x[train], featurizer, k=setting.estimate_folds, seed=setting.seed
+        setting.router, taught.data, x[train], layout, k=setting.estimate_folds, seed=setting.seed
     )
-    learned = fit_learned(estimator_named(setting.router), taught.data, x[train], featurizer, setting.seed)
+    learned = fit_learned(estimator_named(setting.router), taught.data, x[train], layout, setting.seed)
     test_quality, test_answer = predicted(learned, x[~train])
     z = [learned.projection.apply(rows).astype(float) for rows in (x[train], x[~train])]
     checked = LogLinear().fit(z[0], taught.data.checked_cost_usd)

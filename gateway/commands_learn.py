@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from gateway.commands_journal import read_config, writable
 from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
-from routers.fit import described, fit_router, out_of_fold
+from routers.fit import described, fit_router
 from routers.outcomes import DataError, read_outcomes
 from routers.registry import save_router
 from routers.spread import Spread, one_by_one
@@ -132,9 +131,9 @@ def train(
             raise DataError("queries.parquet: field split: every row is test, none is left to train on")
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
-        quality = learned.learned.quality if learned.learned is not None else None
-        unseen = partial(out_of_fold, spread=_spread(engine, workers), like=quality)
-        metrics = evaluation.cross_validated(router, outcomes, x, unseen, featurizer)
+        metrics = evaluation.cross_validated(
+            router, outcomes, x, featurizer.layout, learned.learned, _spread(engine, workers)
+        )
     except ValueError as error:
         raise _refuse(error) from error
     card = Card(

@@ -68,7 +68,7 @@ def priced(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
 def warm(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
     """The rows that are not for training, with what a router trained on the others expects."""
     held = data.splits == "test"
-    learned = fit_learned(estimator_named("linear"), data.rows(~held), x[~held], featurizer)
+    learned = fit_learned(estimator_named("linear"), data.rows(~held), x[~held], featurizer.layout)
     quality, cost = predicted(learned, x[held])
     tested = data.rows(held)
     return Replay(tested.scores, tested.cost_usd, axes(x[~held], x[held], featurizer), quality, cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,6 @@ from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration
 from routers.spread import Spread, one_by_one
-
-
-class LaidOut(Protocol):
-    """What training must know of a featurizer."""
-
-    @property
-    def layout(self) -> Layout: ...
-
-
-class Laid(NamedTuple):
-    """That alone: it can be sent to another process."""
-
-    layout: Layout
 
 
 def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
@@ -53,11 +40,11 @@ def fit_router(
     """A router of that kind, trained on all rows of `data`. DataError where there is too little to learn
     from.
     """
-    learned = fit_learned(estimator_named(name), data, x, featurizer, seed)
+    learned = fit_learned(estimator_named(name), data, x, featurizer.layout, seed)
     return PluginRouter(name, version, featurizer.version, learned, exploration)
 
 
-def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int = 0) -> Learned:
+def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed: int = 0) -> Learned:
     """Projection, quality, cost, output length and latency, as far as the data tells."""
     if len(x) < 2:
         raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
@@ -65,11 +52,11 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidO
     if unseen:
         raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows")
     with one_core():
-        return _fitted(quality, data, x, featurizer, seed)
+        return _fitted(quality, data, x, layout, seed)
 
 
-def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, seed: int) -> Learned:
-    projection = Projection().fit(x, featurizer.layout.blocks())
+def _fitted(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed: int) -> Learned:
+    projection = Projection().fit(x, layout.blocks())
     z = projection.apply(x).astype(np.float64)
     scores = completed(data.scores)
     quality.fit(Training(z, scores, data.tasks, data.models, seed, data.cost_usd, data.sources))
@@ -87,7 +74,7 @@ def _fitted(quality: Estimator, data: Outcomes, x: Matrix, featurizer: LaidOut, 
 
 
 def out_of_fold(
-    name: str, data: Outcomes, x: Matrix, featurizer: LaidOut, *, k: int = 4, seed: int = 0,
+    name: str, data: Outcomes, x: Matrix, layout: Layout, *, k: int = 4, seed: int = 0,
     spread: Spread = one_by_one, like: Estimator | None = None,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
     """Quality and cost of every row as predicted by a router that did not see it, (n, m) each. `spread` runs folds.
@@ -97,20 +84,20 @@ def out_of_fold(
     said = like.parameters() if isinstance(like, Ensemble) else None
     fold = folds(len(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
-    found = spread(_without, (name, data, x, Laid(featurizer.layout), fold, seed, said), range(k))
+    found = spread(_without, (name, data, x, layout, fold, seed, said), range(k))
     for part, (its_quality, its_cost) in enumerate(found):
         quality[fold == part], cost[fold == part] = its_quality, its_cost
     return quality, cost
 
 
 def _without(
-    name: str, data: Outcomes, x: Matrix, laid: Laid, fold: NDArray[np.intp], seed: int,
+    name: str, data: Outcomes, x: Matrix, layout: Layout, fold: NDArray[np.intp], seed: int,
     said: dict[str, Any] | None, part: int,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
     """What a router trained without that fold foretells of its rows."""
     held = fold == part
     kind = estimator_named(name) if said is None else Ensemble(**said)
-    learned = fit_learned(kind, data.rows(~held), x[~held], laid, seed)
+    learned = fit_learned(kind, data.rows(~held), x[~held], layout, seed)
     return predicted(learned, x[held], _tasks(name, data, held))
 
 

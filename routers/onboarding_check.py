@@ -33,7 +33,7 @@ def priced(data: Outcomes, share: float = 0.95) -> Outcomes:
 
 
 def aiq(train: Outcomes, x: Matrix, test_x: Matrix, bench: Bench, featurizer: Featurizer) -> float:
-    quality, cost = predicted(fit_learned(Ensemble(), train, x, featurizer), test_x)
+    quality, cost = predicted(fit_learned(Ensemble(), train, x, featurizer.layout), test_x)
     policy = evaluate.swept(quality, cost, bench)
     return evaluate.figures(policy.points(), bench.singles(), bench.best, 1.0)["aiq"]
 

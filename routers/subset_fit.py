@@ -35,8 +35,8 @@ def expected(data: Outcomes, name: str, most: int) -> tuple[Rows, Rows, tuple[st
         raise DataError("queries.parquet: field split: rows of both splits are needed")
     train, test = data.rows(~held), data.rows(held)
     x, test_x = described(train, featurizer), described(test, featurizer)
-    gate = fit_learned(estimator_named(name), train, x, featurizer)
-    quality, cost = out_of_fold(name, train, x, featurizer)
+    gate = fit_learned(estimator_named(name), train, x, featurizer.layout)
+    quality, cost = out_of_fold(name, train, x, featurizer.layout)
     test_quality, test_cost = predicted(gate, test_x)
     own, other = {"cost_usd": cost}, {"cost_usd": test_cost}
     if np.isfinite(data.latency_s).all():

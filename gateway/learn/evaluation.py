@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from routers.estimators.base import Matrix, observed_mean
 from routers.estimators.general import General
 from routers.estimators.task_mean import TaskMean
 from routers.evaluate import Bench, Policy
-from routers.features import Featurizer, shipped_featurizer
+from routers.features import Featurizer, Layout, shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.plugin import Learned
 from routers.registry import LEARNED_NAMES, estimator_named, load_router
 from routers.spread import Spread, one_by_one
 from routers.types import Candidate
-
-Predict = Callable[[str, Outcomes, Matrix, Featurizer], tuple[Matrix, Matrix]]
 
 COVERED = 0.95
 """A model must have been scored (and priced, where the data has prices) on this share of the queries."""
@@ -97,30 +95,20 @@ def evaluated(
     """
     featurizer = featurizer or shipped_featurizer()
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
-    learned = None if router in LEARNED_NAMES and router != "default" else _artifact(router)
+    learned, unseen = _learned(router, rows, featurizer.layout, seed, spread)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
-    name = "decided" if router == "default" else router
-    if learned is None:
-        learned = fit_learned(estimator_named(name), rows.train, rows.train_x, featurizer, seed)
-        before = out_of_fold(name, rows.train, rows.train_x, featurizer, seed=seed, spread=spread, like=learned.quality)
-    else:
-        before = _known(learned, rows.train, rows.train_x)
-    labels = rows.test.tasks if name == "task-mean" else None
-    quality, cost = _known(learned, rows.test, rows.test_x, labels)
+    quality, cost = _predicted(learned, router, rows)
     policies = {
-        "router": evaluate.swept(quality, _charged(rows, cost, bench), bench),
+        "router": _swept(rows, quality, cost, bench),
         "task_mean": _task_mean(rows, bench),
         "zero_router": evaluate.singles(bench),
         "best_single": evaluate.best_single(bench),
         "oracle": evaluate.oracle(bench),
     }
     for other in dict.fromkeys(beside):
-        found = fit_learned(estimator_named(other), rows.train, rows.train_x, featurizer, seed)
-        quality_of, cost_of = _known(found, rows.test, rows.test_x, rows.test.tasks if other == "task-mean" else None)
-        policies[other] = evaluate.swept(quality_of, _charged(rows, cost_of, bench), bench)
-    chosen = evaluate.rate_matching(
-        evaluate.swept(before[0], _charged(rows, before[1], train_bench), train_bench), train_bench
-    )
+        its = fit_learned(estimator_named(other), rows.train, rows.train_x, featurizer.layout, seed)
+        policies[other] = _swept(rows, *_predicted(its, other, rows), bench)
+    chosen = evaluate.rate_matching(_swept(rows, *unseen, train_bench), train_bench)
     report = _report(rows, policies, bench, seed, resamples, spread) | {
         "operating_point": evaluate.operating_point(policies["router"], chosen, bench, seed, resamples)
         | {"rate": float(evaluate.RATES[chosen])},
@@ -139,10 +127,25 @@ def limited(rows: Rows, limit: int, seed: int) -> Rows:
     return Rows(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
 
 
-def _artifact(router: str) -> Learned | None:
-    if router == "default":
-        return None
-    return load_router(Path(router)).learned
+def _learned(
+    router: str, rows: Rows, layout: Layout, seed: int, spread: Spread
+) -> tuple[Learned, tuple[Matrix, Matrix]]:
+    """An artefact's predictors, else the named estimator fitted on the training rows; and quality and cost of those
+    rows, out of fold where they were fitted on.
+    """
+    artifact = None if router in LEARNED_NAMES else load_router(Path(router)).learned
+    if artifact is not None:
+        return artifact, _known(artifact, rows.train, rows.train_x)
+    name = "decided" if router == "default" else router
+    learned = fit_learned(estimator_named(name), rows.train, rows.train_x, layout, seed)
+    return learned, out_of_fold(
+        name, rows.train, rows.train_x, layout, seed=seed, spread=spread, like=learned.quality
+    )
+
+
+def _predicted(learned: Learned, name: str, rows: Rows) -> tuple[Matrix, Matrix]:
+    """Quality and cost on the test rows."""
+    return _known(learned, rows.test, rows.test_x, rows.test.tasks if name == "task-mean" else None)
 
 
 def _bench(rows: Rows, part: Outcomes) -> Bench:
@@ -155,8 +158,8 @@ def _bench(rows: Rows, part: Outcomes) -> Bench:
     return Bench(part.scores, costs, best)
 
 
-def _charged(rows: Rows, cost: Matrix, bench: Bench) -> Matrix:
-    return cost if rows.priced else bench.costs
+def _swept(rows: Rows, quality: Matrix, cost: Matrix, bench: Bench) -> Policy:
+    return evaluate.swept(quality, cost if rows.priced else bench.costs, bench)
 
 
 def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
@@ -233,13 +236,16 @@ def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
 
 
 def cross_validated(
-    router: str, data: Outcomes, x: Matrix, predict: Predict, featurizer: Featurizer
+    router: str, data: Outcomes, x: Matrix, layout: Layout, learned: Learned | None, spread: Spread
 ) -> dict[str, float | None]:
-    """Scores on the training rows, each predicted without having been seen: what the artefact's card says."""
+    """Scores on the training rows, each predicted without having been seen: what the artefact's card says. `learned`:
+    the same router, fitted on all rows.
+    """
     seen = np.asarray(np.isfinite(data.scores))
     if len(x) < 8:
         return {"rows": float(len(x))}
-    quality, _ = predict(router, data, x, featurizer)
+    like = learned.quality if learned is not None else None
+    quality, _ = out_of_fold(router, data, x, layout, spread=spread, like=like)
     error = (quality - data.scores)[seen]
     base = (np.broadcast_to(observed_mean(data.scores), data.scores.shape) - data.scores)[seen]
     auroc = evaluate.auroc(quality[seen], data.scores[seen] >= 0.5)

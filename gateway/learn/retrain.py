@@ -46,7 +46,7 @@ def trained(log: Log, kind: str, version: str, explore: float) -> Trained:
     estimator = estimator_named(kind)
     if isinstance(estimator, Linear):
         estimator = tuned(data.scores, x, scored)
-    learned = fit_learned(estimator, data, x, featurizer)
+    learned = fit_learned(estimator, data, x, featurizer.layout)
     router = PluginRouter(kind, version, featurizer.version, learned, Exploration(floor=explore))
     return Trained(router, data.checksum(), len(x), data.models)
 

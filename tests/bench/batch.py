@@ -73,7 +73,7 @@ MODELS = 20
 def sides(rows: Rows) -> tuple[Side, Side]:
     """Training rows (predicted by folds that did not see them) and test rows."""
     featurizer = shipped_featurizer()
-    learned = fit_learned(estimator_named("default"), rows.train, rows.train_x, featurizer)
+    learned = fit_learned(estimator_named("default"), rows.train, rows.train_x, featurizer.layout)
     test = _side(learned, rows.test, rows.test_x)
     said = learned.quality.parameters()
     fold = folds(len(rows.train_x), FOLDS, 0)
@@ -81,7 +81,7 @@ def sides(rows: Rows) -> tuple[Side, Side]:
     for part in range(FOLDS):
         seen, held = fold != part, fold == part
         weighed = Ensemble(**said)
-        learned = fit_learned(weighed, rows.train.rows(seen), rows.train_x[seen], featurizer)
+        learned = fit_learned(weighed, rows.train.rows(seen), rows.train_x[seen], featurizer.layout)
         parts.append(_side(learned, rows.train.rows(held), rows.train_x[held]))
     return Side(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Side))), test
 

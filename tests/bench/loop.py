@@ -215,7 +215,7 @@ def full_router(full: Full, path: Path, *, spoilt: bool = False) -> Path:
         confidence=none, propensity=none,
     )  # fmt: skip
     featurizer = shipped_featurizer()
-    learned = fit_learned(tuned(whole.scores, x, list(MODELS)), whole, x, featurizer)
+    learned = fit_learned(tuned(whole.scores, x, list(MODELS)), whole, x, featurizer.layout)
     router = PluginRouter("linear", path.stem, featurizer.version, learned)
     save_router(path, router, Card("linear", path.stem, router.features_version, MODELS))
     return path

@@ -235,7 +235,7 @@ def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
     data, x = training_data(log_of(Town(3).decisions(Weighted(), 300)))
     if spoilt:
         data = replace(data, scores=1.0 - data.scores)
-    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer())
+    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer().layout)
     made = PluginRouter("linear", name, shipped_featurizer().version, learned)
     path = folder / f"{name}.safetensors"
     save_router(path, made, Card(made.name, name, made.features_version, data.models))

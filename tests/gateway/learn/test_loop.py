@@ -161,7 +161,7 @@ def spoilt_artifact(street: Street, folder: Path) -> Path:
     """Trained on scores turned upside down."""
     data, x = training_data(log_of(street.town.decisions(Weighted(), 300)))
     spoilt = replace(data, scores=1.0 - data.scores)
-    learned = fit_learned(estimator_named("linear"), spoilt, x, shipped_featurizer())
+    learned = fit_learned(estimator_named("linear"), spoilt, x, shipped_featurizer().layout)
     router = PluginRouter("linear", "bad", shipped_featurizer().version, learned)
     path = folder / "bad.safetensors"
     save_router(path, router, Card(router.name, "bad", router.features_version, data.models))

@@ -21,7 +21,7 @@ EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
 
 def trained(log: Log, explore: float = 0.0, version: str = "1") -> PluginRouter:
     data, x = training_data(log)
-    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer())
+    learned = fit_learned(estimator_named("linear"), data, x, shipped_featurizer().layout)
     return PluginRouter("linear", version, shipped_featurizer().version, learned, Exploration(explore))
 
 
