@@ -15,8 +15,8 @@ from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_router
 from routers.outcomes import DataError, read_outcomes
+from routers.parallel import ParallelMap, serial_map
 from routers.registry import save_router
-from routers.spread import Spread, one_by_one
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -41,10 +41,10 @@ def _featurizer(config: Path | None) -> Featurizer:
     return open_embedder(read_config(config).embedding) or shipped_featurizer()
 
 
-def _spread(engine: str, workers: int) -> Spread:
+def _parallel_map(engine: str, workers: int) -> ParallelMap:
     """What runs the independent pieces. ValueError where there is no such engine."""
     if engine == "embedded":
-        return one_by_one
+        return serial_map
     if engine != "ray":
         raise ValueError(f"--engine: {engine!r} is neither embedded nor ray")
     from gateway.learn.on_ray import on_ray
@@ -91,13 +91,13 @@ def evaluate(
 
             report, policies, bench = cascaded.evaluated(
                 cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples,
-                spread=_spread(engine, workers),
+                parallel_map=_parallel_map(engine, workers),
             )  # fmt: skip
         else:
             report, policies, bench = evaluation.evaluated(
                 router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
                 limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
-                spread=_spread(engine, workers), beside=_listed(beside),
+                parallel_map=_parallel_map(engine, workers), beside=_listed(beside),
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -132,7 +132,7 @@ def train(
         x = described(outcomes, featurizer)
         learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
         metrics = evaluation.cross_validated(
-            router, outcomes, x, featurizer.layout, learned.learned, _spread(engine, workers)
+            router, outcomes, x, featurizer.layout, learned.learned, _parallel_map(engine, workers)
         )
     except ValueError as error:
         raise _refuse(error) from error

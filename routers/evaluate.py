@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from routers import frontier
 from routers.estimators.base import Matrix
-from routers.spread import Spread, one_by_one
+from routers.parallel import ParallelMap, serial_map
 
 RATES = np.concatenate([[0.0], np.logspace(-3, 6, 91), [1e12]])
 """Exchange rates: quality points per dollar."""
 RESAMPLES = 400
-
 CHUNK = 50
 """Resamples that are worked on together."""
 
@@ -118,15 +117,16 @@ def pair_figures(gain: NDArray[np.float64], bench: Bench, rows: NDArray[np.intp]
 
 
 def compared(
-    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES, spread: Spread = one_by_one
-) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:
-    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them. `spread` runs chunks
-    of resamples.
+    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES,
+    parallel_map: ParallelMap = serial_map,
+) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:  # fmt: skip
+    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them, chunks of which
+    `parallel_map` runs.
     """
     n = len(bench.scores)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
     chunks = [np.ones((1, n), counts.dtype), *(counts[at : at + CHUNK] for at in range(0, resamples, CHUNK))]
-    (point,), *found = spread(_of_chunk, (bench, dict(policies)), chunks)
+    (point,), *found = parallel_map(_of_chunk, (bench, dict(policies)), chunks)
     return point, {name: [one[name] for chunk in found for one in chunk] for name in policies}
 
 

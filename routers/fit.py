@@ -15,11 +15,11 @@ from routers.estimators.ensemble import Ensemble
 from routers.features import Featurizer, Layout
 from routers.onboarding import completed
 from routers.outcomes import DataError, Outcomes
+from routers.parallel import ParallelMap, serial_map
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration
-from routers.spread import Spread, one_by_one
 
 
 def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
@@ -75,16 +75,16 @@ def _fitted(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed:
 
 def out_of_fold(
     name: str, data: Outcomes, x: Matrix, layout: Layout, *, k: int = 4, seed: int = 0,
-    spread: Spread = one_by_one, like: Estimator | None = None,
+    parallel_map: ParallelMap = serial_map, like: Estimator | None = None,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
-    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each. `spread` runs folds.
-    `like`: a fitted ensemble whose weights are taken over; learning them again in every fold would take four times as
-    long.
+    """Quality and cost of every row as predicted by a router that did not see it, (n, m) each; `parallel_map`
+    runs the folds. `like`: a fitted ensemble whose weights are taken over; learning them again in every fold would take
+    four times as long.
     """
     said = like.parameters() if isinstance(like, Ensemble) else None
     fold = folds(len(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
-    found = spread(_without, (name, data, x, layout, fold, seed, said), range(k))
+    found = parallel_map(_without, (name, data, x, layout, fold, seed, said), range(k))
     for part, (its_quality, its_cost) in enumerate(found):
         quality[fold == part], cost[fold == part] = its_quality, its_cost
     return quality, cost

@@ -21,7 +21,7 @@ from routers.evaluate import Bench, Policy
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.outcomes import DataError
-from routers.spread import Spread, one_by_one
+from routers.parallel import ParallelMap, serial_map
 
 NAMES = ("routing",)
 """Cascades that can be evaluated on logged confidences; `confidence` is the fixed chain of a route."""
@@ -29,9 +29,9 @@ NAMES = ("routing",)
 
 def evaluated(
     name: str, data: Path, *, tasks: Sequence[str] = (), router: str = "ensemble", seed: int = 0,
-    resamples: int = evaluate.RESAMPLES, spread: Spread = one_by_one,
+    resamples: int = evaluate.RESAMPLES, parallel_map: ParallelMap = serial_map,
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
-    """The report of one split by the data's own `split`; `spread` runs resamples. DataError where the data can't
+    """The report of one split by the data's own `split`; `parallel_map` runs resamples. DataError where the data can't
     support it.
     """
     if name not in NAMES:
@@ -52,7 +52,7 @@ def evaluated(
         "best_single": evaluate.best_single(bench),
         "oracle": evaluate.oracle(bench),
     }
-    point, drawn = evaluate.compared(bench, policies, seed, resamples, spread)
+    point, drawn = evaluate.compared(bench, policies, seed, resamples, parallel_map)
     chosen = cheapest_matching(trained.held_out, trained.best_single, setting.tolerance)
     report = {
         "n_queries": len(bench.scores),

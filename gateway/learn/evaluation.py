@@ -18,9 +18,9 @@ from routers.evaluate import Bench, Policy
 from routers.features import Featurizer, Layout, shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.parallel import ParallelMap, serial_map
 from routers.plugin import Learned
 from routers.registry import LEARNED_NAMES, estimator_named, load_router
-from routers.spread import Spread, one_by_one
 from routers.types import Candidate
 
 COVERED = 0.95
@@ -88,14 +88,14 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
 def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
-    featurizer: Featurizer | None = None, spread: Spread = one_by_one, beside: Sequence[str] = (),
+    featurizer: Featurizer | None = None, parallel_map: ParallelMap = serial_map, beside: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
-    """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random; `spread`
-    runs folds and resamples; `beside`: other routers, trained on the same rows and compared with this one.
+    """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random;
+    `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it.
     """
     featurizer = featurizer or shipped_featurizer()
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
-    learned, unseen = _learned(router, rows, featurizer.layout, seed, spread)
+    learned, unseen = _learned(router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
     quality, cost = _predicted(learned, router, rows)
     policies = {
@@ -109,7 +109,7 @@ def evaluated(
         its = fit_learned(estimator_named(other), rows.train, rows.train_x, featurizer.layout, seed)
         policies[other] = _swept(rows, *_predicted(its, other, rows), bench)
     chosen = evaluate.rate_matching(_swept(rows, *unseen, train_bench), train_bench)
-    report = _report(rows, policies, bench, seed, resamples, spread) | {
+    report = _report(rows, policies, bench, seed, resamples, parallel_map) | {
         "operating_point": evaluate.operating_point(policies["router"], chosen, bench, seed, resamples)
         | {"rate": float(evaluate.RATES[chosen])},
         "calibration": evaluate.calibration(quality, bench.scores),
@@ -128,7 +128,7 @@ def limited(rows: Rows, limit: int, seed: int) -> Rows:
 
 
 def _learned(
-    router: str, rows: Rows, layout: Layout, seed: int, spread: Spread
+    router: str, rows: Rows, layout: Layout, seed: int, parallel_map: ParallelMap
 ) -> tuple[Learned, tuple[Matrix, Matrix]]:
     """An artefact's predictors, else the named estimator fitted on the training rows; and quality and cost of those
     rows, out of fold where they were fitted on.
@@ -139,7 +139,7 @@ def _learned(
     name = "decided" if router == "default" else router
     learned = fit_learned(estimator_named(name), rows.train, rows.train_x, layout, seed)
     return learned, out_of_fold(
-        name, rows.train, rows.train_x, layout, seed=seed, spread=spread, like=learned.quality
+        name, rows.train, rows.train_x, layout, seed=seed, parallel_map=parallel_map, like=learned.quality
     )
 
 
@@ -194,10 +194,10 @@ def _task_mean(rows: Rows, bench: Bench) -> Policy:
 
 
 def _report(
-    rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int, spread: Spread
+    rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int, parallel_map: ParallelMap
 ) -> dict[str, Any]:
     with one_core():
-        point, drawn = evaluate.compared(bench, policies, seed, resamples, spread)
+        point, drawn = evaluate.compared(bench, policies, seed, resamples, parallel_map)
     return {
         "n_queries": len(bench.scores),
         "n_train": len(rows.train_x),
@@ -236,7 +236,7 @@ def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
 
 
 def cross_validated(
-    router: str, data: Outcomes, x: Matrix, layout: Layout, learned: Learned | None, spread: Spread
+    router: str, data: Outcomes, x: Matrix, layout: Layout, learned: Learned | None, parallel_map: ParallelMap
 ) -> dict[str, float | None]:
     """Scores on the training rows, each predicted without having been seen: what the artefact's card says. `learned`:
     the same router, fitted on all rows.
@@ -245,7 +245,7 @@ def cross_validated(
     if len(x) < 8:
         return {"rows": float(len(x))}
     like = learned.quality if learned is not None else None
-    quality, _ = out_of_fold(router, data, x, layout, spread=spread, like=like)
+    quality, _ = out_of_fold(router, data, x, layout, parallel_map=parallel_map, like=like)
     error = (quality - data.scores)[seen]
     base = (np.broadcast_to(observed_mean(data.scores), data.scores.shape) - data.scores)[seen]
     auroc = evaluate.auroc(quality[seen], data.scores[seen] >= 0.5)

@@ -7,25 +7,25 @@ from typing import Any
 
 from gateway.ray_cluster import start_ray
 from routers.cores import one_core
-from routers.spread import Found, Spread
+from routers.parallel import ParallelMap, T
 
 
-def on_ray(workers: int) -> Spread:
-    """A cluster joined or started, and what spreads work over it. ConfigError where Ray is missing."""
+def on_ray(workers: int) -> ParallelMap:
+    """A cluster joined or started, and what runs pieces on it. ConfigError where Ray is missing."""
     start_ray(workers)
-    return _spread
+    return _ray_map
 
 
-def _spread(work: Callable[..., Found], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[Found]:
+def _ray_map(work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
     """What is shared is sent to each machine once."""
     import ray
 
     sent = [ray.put(part) for part in shared]
     task = ray.remote(num_cpus=1)(_worked)
-    found: list[Found] = ray.get([task.remote(work, piece, *sent) for piece in pieces])
+    found: list[T] = ray.get([task.remote(work, piece, *sent) for piece in pieces])
     return found
 
 
-def _worked(work: Callable[..., Found], piece: Any, *shared: Any) -> Found:
+def _worked(work: Callable[..., T], piece: Any, *shared: Any) -> T:
     with one_core():
         return work(*shared, piece)

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
-class Spread(Protocol):
+class ParallelMap(Protocol):
     """`work(*shared, piece)` of every piece, in the pieces' order. `work` is a module's function; `shared` and pieces
     can be sent to another process.
     """
 
-    def __call__(self, work: Callable[..., Found], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[Found]:
+    def __call__(self, work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
         """The results."""
 
 
-def one_by_one(work: Callable[..., Found], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[Found]:
+def serial_map(work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
     """In this process."""
     return [work(*shared, piece) for piece in pieces]
