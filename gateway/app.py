@@ -44,8 +44,8 @@ from gateway.shelf import open_shelf
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
+from routers.knob_override import KnobOverride
 from routers.registry import open_router
-from routers.turned import Turned
 from routers.types import Router
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -204,14 +204,14 @@ def open_route_router(route: RouteConfig, settings: Settings) -> Router:
     if canary:
         router = Canary(router, open_router(canary.artifact, explore=route.explore), canary.share)
     trial = settings.overlay.trials.get(route.name)
-    return Canary(router, turned(router, route, trial.knobs), trial.share) if trial else router
+    return Canary(router, with_knobs(router, route, trial.knobs), trial.share) if trial else router
 
 
-def turned(router: Router, route: RouteConfig, knobs: Mapping[str, float | None]) -> Turned:
+def with_knobs(router: Router, route: RouteConfig, knobs: Mapping[str, float | None]) -> KnobOverride:
     """The route's router with other knobs in place of the route's own."""
     base = knobs_of(route)
     stated: Any = {name: value for name, value in knobs.items() if name in KNOB_NAMES}
-    return Turned(router, base, replace(base, **stated))
+    return KnobOverride(router, base, replace(base, **stated))
 
 
 def in_force(config: Config, settings: Settings) -> Config:

@@ -12,7 +12,7 @@ from gateway.admin.preview import interval, refusal
 from gateway.admin.rounds import FRESH_S, latest_log, policy_of, route_of
 from gateway.admin.shapes.common import Estimate, Refusal
 from gateway.admin.shapes.knobs import Knobs, Trial
-from gateway.app import turned
+from gateway.app import with_knobs
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.whatif import decided, valued, widened
 from gateway.routes import KNOB_NAMES
@@ -59,7 +59,7 @@ def _shadow(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[
 
 def _canary(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
     stated = {name: value for name, value in trial["knobs"].items() if name in KNOB_NAMES}
-    suffix = turned(policy_of(desk, route, {}).router, route_of(desk, route), stated).suffix
+    suffix = with_knobs(policy_of(desk, route, {}).router, route_of(desk, route), stated).suffix
     mine = np.array([record.router.endswith(suffix) for record in log.records], bool)
     told: dict[str, Any] = {"rounds": int(mine.sum()), "agreement": None}
     for name, field in FIGURES.items():

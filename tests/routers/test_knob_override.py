@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers.canary import Canary
+from routers.knob_override import KnobOverride
 from routers.registry import open_router
-from routers.turned import Turned
 from routers.types import Candidate, Choice, Knobs, Query
 
 QUERY = Query("a question", np.zeros(0, np.float32), "", input_tokens=100)
@@ -34,7 +34,7 @@ weights = st.one_of(st.none(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_what_a_request_asks_for_stays(base: float | None, turned: float | None, own: float | None) -> None:
     """Only a knob that is as the route has it is turned."""
     router = Echo()
-    one = Turned(router, Knobs(cost_weight=base), Knobs(cost_weight=turned))  # type: ignore[arg-type]
+    one = KnobOverride(router, Knobs(cost_weight=base), Knobs(cost_weight=turned))  # type: ignore[arg-type]
     one.choose(QUERY, CANDIDATES, Knobs(cost_weight=own, explore=False), 0.5)
     assert router.asked[0] == Knobs(cost_weight=turned if own == base else own, explore=False)
 
@@ -42,7 +42,7 @@ def test_what_a_request_asks_for_stays(base: float | None, turned: float | None,
 def test_its_decisions_are_told_from_the_others() -> None:
     """By the label; the same knobs give the same one, other knobs another."""
     router, base = open_router("cheapest"), Knobs(cost_weight=0.5)
-    one, same, other = (Turned(router, base, Knobs(cost_weight=weight)) for weight in (0.9, 0.9, 0.1))
+    one, same, other = (KnobOverride(router, base, Knobs(cost_weight=weight)) for weight in (0.9, 0.9, 0.1))
     assert one.suffix == same.suffix != other.suffix
     label = one.choose(QUERY, CANDIDATES, base, 0.5).router
     assert label == router.choose(QUERY, CANDIDATES, base, 0.5).router + one.suffix
@@ -51,7 +51,7 @@ def test_its_decisions_are_told_from_the_others() -> None:
 def test_before_a_share_both_halves_keep_the_mixtures_probabilities() -> None:
     """In a canary the logged propensity is that of the mixture, whichever half decided."""
     router, base = open_router("weighted", weights={"cheap": 1.0, "dear": 1.0}), Knobs()
-    canary = Canary(router, Turned(router, base, Knobs(cost_weight=1.0)), 0.25)
+    canary = Canary(router, KnobOverride(router, base, Knobs(cost_weight=1.0)), 0.25)
     for draw in (0.1, 0.6):
         choice = canary.choose(QUERY, CANDIDATES, base, draw)
         assert abs(sum(choice.probabilities.values()) - 1.0) < 1e-12

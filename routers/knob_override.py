@@ -12,19 +12,19 @@ from hashlib import sha256
 from routers.types import Candidate, Choice, Knobs, Query, Router
 
 
-class Turned:
-    """`base`: the route's knobs; `turned`: those to decide with in their place."""
+class KnobOverride:
+    """`base`: the route's knobs; `knobs`: those to decide with in their place."""
 
-    def __init__(self, router: Router, base: Knobs, turned: Knobs) -> None:
+    def __init__(self, router: Router, base: Knobs, knobs: Knobs) -> None:
         self.name, self.version, self.features_version = router.name, router.version, router.features_version
         self._router = router
         self._changes = {
-            field.name: (getattr(base, field.name), getattr(turned, field.name))
+            field.name: (getattr(base, field.name), getattr(knobs, field.name))
             for field in fields(Knobs)
-            if field.name != "explore" and getattr(base, field.name) != getattr(turned, field.name)
+            if field.name != "explore" and getattr(base, field.name) != getattr(knobs, field.name)
         }
         self.suffix = "+" + sha256(repr(sorted(self._changes.items())).encode()).hexdigest()[:8]
-        """Of the label: tells decisions made with the turned knobs from the others."""
+        """Of the label: tells decisions made with these knobs from the others."""
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         """Undecided where the router is."""
