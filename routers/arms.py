@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from routers.bandit import thompson
+from routers.bandit_state import Array, BanditState, Posterior, Shrinkage, fitted
 from routers.projection import Projection
 from routers.select import drawn
-from routers.sums import Array, Posterior, Shrinkage, State, fitted
 from routers.types import Vector
 
 EXPECTED = 0.6
@@ -49,8 +49,8 @@ class Arms:
         self.step_price = step_price
         self.floor = explore or LEAST_EXPLORATION
         self.shrink = Shrinkage()
-        self.state = State.empty(self.names, projection.dims)
-        self.others: State | None = None
+        self.state = BanditState.empty(self.names, projection.dims)
+        self.others: BanditState | None = None
         """Sums of other replicas, never added to our own."""
         self.seen = 0
         self._posterior: Posterior | None = None
@@ -88,7 +88,7 @@ class Arms:
         self.state.amend(self.axes(vector), arm, by)
         self._posterior = None
 
-    def hear(self, others: State | None) -> None:
+    def hear(self, others: BanditState | None) -> None:
         """What other replicas have seen by now."""
         self.others = others
         self.seen = int(self._total().counts.sum())
@@ -106,7 +106,7 @@ class Arms:
             self._posterior = fitted(self._total(), self.shrink)
         return self._posterior
 
-    def _total(self) -> State:
+    def _total(self) -> BanditState:
         total = self.state if self.others is None else self.state.merged(self.others)
         for name in self.names:  # a replica with an older file may know fewer, another one more
             total.place(name)

@@ -20,13 +20,13 @@ from statistics import NormalDist
 
 import numpy as np
 
+from routers.bandit_state import Array, BanditState, Posterior, Shrinkage, fitted
 from routers.eligible import eligible
 from routers.estimators.linear import Linear
 from routers.plugin import PluginRouter, within
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, utilities
 from routers.select import probabilities as inverse_gap
-from routers.sums import Array, Posterior, Shrinkage, State, fitted
 from routers.types import Candidate, Choice, Knobs, Query, Vector
 
 THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
@@ -77,7 +77,7 @@ class Bandit:
         self,
         base: PluginRouter,
         projection: Projection,
-        state: State | None = None,
+        state: BanditState | None = None,
         *,
         rule: str = SQUARE_CB,
         exploration: Exploration | None = None,
@@ -91,8 +91,8 @@ class Bandit:
         self.name, self.version = "bandit", f"{base.name}-{base.version}"
         self.base, self.projection = base, projection
         self.features_version = base.features_version
-        self.state = state if state is not None else State.empty((), projection.dims)
-        self.others: State | None = None
+        self.state = state if state is not None else BanditState.empty((), projection.dims)
+        self.others: BanditState | None = None
         """Sums of other replicas, never added to our own."""
         self.rule, self.boldness, self.half_life = rule, boldness, half_life
         self.exploration = exploration or Exploration(floor=0.01)
@@ -183,7 +183,7 @@ class Bandit:
         self.state.amend(self.axes(query.vector), model, by)
         self._posterior = None
 
-    def hear(self, others: State | None) -> None:
+    def hear(self, others: BanditState | None) -> None:
         """What other replicas have seen by now."""
         self.others = others
         total = self.state if others is None else self.state.merged(others)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from routers import prior
 from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, EpsilonGreedy, drawn_spread, main_axes, thompson
+from routers.bandit_state import BanditState, Shrinkage, fitted
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
 from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
 from routers.select import Exploration, drawn, probabilities
-from routers.sums import Shrinkage, State, fitted
 from routers.types import Candidate
 
 WEIGHTS = (0.0, 20.0, 100.0)
@@ -85,7 +85,7 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
     rng = np.random.default_rng(seed)
     m = rows.score.shape[1]
     names = [str(j) for j in range(m)]
-    state, shrink, total = State.empty(names, rows.z.shape[1] - 1), Shrinkage(), 0.0
+    state, shrink, total = BanditState.empty(names, rows.z.shape[1] - 1), Shrinkage(), 0.0
     told = fitted(state, shrink)
     for t, i in enumerate(order.tolist()):
         quality, sd, cost = told.correction(rows.z[i])

@@ -26,8 +26,8 @@ from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
 from routers.arms import Arms
 from routers.bandit import Bandit
+from routers.bandit_state import BanditState
 from routers.canary import Canary
-from routers.sums import State
 from routers.types import Candidate, Query, Router, Undecided
 
 log = logging.getLogger("headgate.online")
@@ -259,12 +259,12 @@ def key_of(route: str, bandit: Bandit | Arms) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:24]
 
 
-def added(found: Sequence[bytes], dims: int) -> State | None:
+def added(found: Sequence[bytes], dims: int) -> BanditState | None:
     """The sum of those sums; what can't be read is left out, loudly."""
-    total: State | None = None
+    total: BanditState | None = None
     for data in found:
         try:
-            one = State.from_bytes(data, dims)
+            one = BanditState.from_bytes(data, dims)
         except ValueError as error:
             log.warning("a replica's sums are left out: %s", error)
             continue

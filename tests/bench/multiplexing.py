@@ -42,11 +42,11 @@ from rich.table import Table
 from cache.bench_eviction import Frequent, Recent
 from cache.eviction import LeastExpectedCost
 from routers.bandit import GREEDY, THOMPSON, Bandit
+from routers.bandit_state import Shrinkage
 from routers.plugin import TYPICAL_INPUT_TOKENS, PluginRouter
 from routers.projection import Projection
 from routers.registry import LEAST_EXPLORATION
 from routers.select import BALANCE, Exploration
-from routers.sums import Shrinkage
 from routers.types import Candidate, Knobs, Query
 
 Array = NDArray[np.float64]

@@ -20,10 +20,10 @@ from routers.bandit import (
     thompson,
 )
 from routers.bandit_check import Replay, compared, told
+from routers.bandit_state import BanditState, Shrinkage, fitted, posterior
 from routers.plugin import PluginRouter
 from routers.projection import Projection
 from routers.select import Exploration
-from routers.sums import Shrinkage, State, fitted, posterior
 from routers.types import Candidate, Knobs, Query
 from tests.routers.worlds import LARGE, POOL, SMALL, world
 
@@ -80,7 +80,7 @@ def test_levels_are_those_of_the_queries_seen() -> None:
     and an untried one's is not.
     """
     rng = np.random.default_rng(0)
-    state = State.empty(("tried", "not"), 3)
+    state = BanditState.empty(("tried", "not"), 3)
     for _ in range(400):
         state.learn(np.append(rng.normal(5.0, 1.0, 3), 1.0), "tried", rng.normal(0.1, 0.4))
     found = fitted(state, Shrinkage())
@@ -93,7 +93,7 @@ def test_replicas_add_up(seed: int, cut: int) -> None:
     """Two states that saw a part each are, merged, the state that saw all; in whatever order."""
     rng = np.random.default_rng(seed)
     rows = [(rng.normal(size=3), str(rng.choice(["a", "b", "c"])), rng.random(), rng.random()) for _ in range(30)]
-    whole, left, right = State.empty((), 2), State.empty((), 2), State.empty((), 2)
+    whole, left, right = BanditState.empty((), 2), BanditState.empty((), 2), BanditState.empty((), 2)
     for i, row in enumerate(rows):
         whole.learn(*row)
         (left if i < cut else right).learn(*row)
@@ -105,9 +105,9 @@ def test_replicas_add_up(seed: int, cut: int) -> None:
 
 def test_a_state_survives_its_arrays() -> None:
     """Saved and restored, a state says the same."""
-    state = State.empty(("a", "b"), 2)
+    state = BanditState.empty(("a", "b"), 2)
     state.learn(np.array([1.0, 2.0, 1.0]), "b", 0.3, 0.1)
-    again = State.restored(state.models, state.arrays())
+    again = BanditState.restored(state.models, state.arrays())
     assert np.allclose(posterior(again, Shrinkage()).quality, posterior(state, Shrinkage()).quality)
 
 
@@ -116,7 +116,7 @@ def test_the_posterior_is_the_whole_ridge_regression() -> None:
     rng, shrink = np.random.default_rng(0), Shrinkage(3.0, 7.0, 2.0)
     m, d, n = 3, 3, 60
     z, arm, y = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)], rng.integers(0, m, n), rng.normal(size=n)
-    state = State.empty([str(j) for j in range(m)], d - 1)
+    state = BanditState.empty([str(j) for j in range(m)], d - 1)
     big = np.zeros((n, d * (m + 1)))
     for i in range(n):
         state.learn(z[i], str(arm[i]), y[i])
@@ -207,9 +207,9 @@ def test_regret_is_below_a_learner_that_reads_no_query() -> None:
         assert found[THOMPSON]["regret"] < found["epsilon_greedy"]["regret"]
 
 
-def seen(rng: np.random.Generator, rounds: int, differ: float) -> State:
+def seen(rng: np.random.Generator, rounds: int, differ: float) -> BanditState:
     """Answers of two models whose quality differs by the query, or doesn't."""
-    state = State.empty((), DIMS)
+    state = BanditState.empty((), DIMS)
     for i in range(rounds):
         z = np.append(rng.normal(size=DIMS), 1.0)
         chance = 0.5 + (0.4 if i % 2 else -0.4) * differ * np.sign(z[0])
@@ -230,7 +230,7 @@ def test_answers_free_models_that_differ_by_query() -> None:
 def test_noise_is_learnt_with_the_answers() -> None:
     """Answers that are foretold well leave the bandit surer than those that are not."""
     rng = np.random.default_rng(2)
-    loud, quiet = seen(rng, 400, 0.0), State.empty((), DIMS)
+    loud, quiet = seen(rng, 400, 0.0), BanditState.empty((), DIMS)
     for _ in range(400):
         quiet.learn(np.append(rng.normal(size=DIMS), 1.0), "a", 0.1)
     assert fitted(quiet, Shrinkage()).noise < 0.1 < fitted(loud, Shrinkage()).noise
@@ -240,6 +240,6 @@ def test_noise_is_learnt_with_the_answers() -> None:
 def test_what_are_no_sums_is_refused(data: bytes) -> None:
     """Bytes of another kind, or of another shape, never become a state."""
     with pytest.raises(ValueError):
-        State.from_bytes(data, 3)
+        BanditState.from_bytes(data, 3)
     with pytest.raises(ValueError, match="axes"):
-        State.from_bytes(State.empty(("a",), 2).to_bytes(), 3)
+        BanditState.from_bytes(BanditState.empty(("a",), 2).to_bytes(), 3)

@@ -19,7 +19,7 @@ from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.learn.online import bandit_of, query_of
 from gateway.learn.policy import route_policy
-from routers.sums import State
+from routers.bandit_state import BanditState
 from tests.gateway.redis_server import RedisServer
 from tests.live import Live, live
 from tests.until import until
@@ -217,7 +217,7 @@ async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
         bandit = bandit_of(gateway.services.book.find("auto").router)
         assert bandit is not None and known(gateway) == 1
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
-        once, query = State.empty((), bandit.projection.dims), query_of(record)
+        once, query = BanditState.empty((), bandit.projection.dims), query_of(record)
         assert query is not None
         expected = bandit.base.forecast(query, [m.candidate for m in gateway.services.book.find("auto").models])
         j = list(expected.models).index(record.model)

@@ -33,7 +33,7 @@ class Shrinkage:
 
 
 @dataclass(slots=True)
-class State:
+class BanditState:
     """Sums over scored answers: (m, d + 1, d + 1) second moments of the query, (m, d + 1) moments with
     what the base router did not expect of quality and cost. The last entry of a query is 1.
     """
@@ -83,9 +83,9 @@ class State:
         self.cost *= factor
         self.squares *= factor
 
-    def merged(self, other: State) -> State:
+    def merged(self, other: BanditState) -> BanditState:
         """Both replicas' answers."""
-        both = State(self.models, self.gram.copy(), self.quality.copy(), self.cost.copy(), self.squares)
+        both = BanditState(self.models, self.gram.copy(), self.quality.copy(), self.cost.copy(), self.squares)
         for model in other.models:
             both.place(model)
         to = [both.models.index(model) for model in other.models]
@@ -162,7 +162,7 @@ CENTRED_COUNTS = 10.0
 """Queries that axes of mean zero and unit spread count as."""
 
 
-def fitted(state: State, shrink: Shrinkage) -> Posterior:
+def fitted(state: BanditState, shrink: Shrinkage) -> Posterior:
     """The posterior under the noise and the penalty on own slopes, at most the stated one, that the answers speak for.
 
     Their evidence (type-II likelihood: MacKay 1992, Bayesian interpolation) needs nothing but the sums. Few answers
@@ -181,7 +181,7 @@ def fitted(state: State, shrink: Shrinkage) -> Posterior:
     )  # fmt: skip
 
 
-def _centring(state: State) -> Array:
+def _centring(state: BanditState) -> Array:
     """(d + 1, d + 1): takes axes to such of mean zero and unit spread; near the identity where few rows are known."""
     total = state.gram.sum(0)
     rows = float(total[-1, -1])
@@ -194,7 +194,7 @@ def _centring(state: State) -> Array:
     return np.asarray(move)
 
 
-def _weighed(state: State, told: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:
+def _weighed(state: BanditState, told: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:
     """Log likelihood of what was unexpected, the own parts integrated out, up to what no penalty changes; and the
     posterior with its noise, which counts the stated one as so many answers more.
     """
@@ -210,7 +210,7 @@ def _weighed(state: State, told: Posterior, shrink: Shrinkage) -> tuple[float, P
     return 0.5 * (width - (rows + NOISE_COUNTS) * log(noise)), replace(told, noise=noise)
 
 
-def posterior(state: State, shrink: Shrinkage) -> Posterior:
+def posterior(state: BanditState, shrink: Shrinkage) -> Posterior:
     """Ridge on shared plus own parts, solved by eliminating the own parts block by block."""
     d = state.quality.shape[1]
     own = np.diag(np.append(np.full(d - 1, shrink.own), shrink.level))
