@@ -30,7 +30,7 @@ from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
-from gateway.learn.online import Online, open_sums
+from gateway.learn.online import Online, open_bandit_store
 from gateway.metrics import Metrics
 from gateway.overlay import overlaid, read_secrets
 from gateway.pacing import Purses
@@ -80,7 +80,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
     metrics.watch("headgate_budgets_spoilt", lambda: {(): float(len(getattr(ledger, "spoilt", ())))})
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
-    online, purses = Online(open_sums(config, index), journal), Purses(clock, config.server.workers)
+    online, purses = Online(open_bandit_store(config, index), journal), Purses(clock, config.server.workers)
     metrics.watch("headgate_bandit_answers", online.answers)
     metrics.watch("headgate_purse_fullness", purses.fullness)
     server = config.server

@@ -88,7 +88,7 @@ class Arms:
         self.state.amend(self.axes(vector), arm, by)
         self._posterior = None
 
-    def hear(self, others: BanditState | None) -> None:
+    def set_others(self, others: BanditState | None) -> None:
         """What other replicas have seen by now."""
         self.others = others
         self.seen = int(self._total().counts.sum())

@@ -183,7 +183,7 @@ class Bandit:
         self.state.amend(self.axes(query.vector), model, by)
         self._posterior = None
 
-    def hear(self, others: BanditState | None) -> None:
+    def set_others(self, others: BanditState | None) -> None:
         """What other replicas have seen by now."""
         self.others = others
         total = self.state if others is None else self.state.merged(others)

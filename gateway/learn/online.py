@@ -2,9 +2,9 @@
 
 A score is what feedback says; a failed automatic check says 0, as often as answers are scored at all; on a route
 without any feedback an answer is worth what its checks say. Every worker keeps the sums of what it heard itself and
-reads those of the others (gateway/learn/shared.py), so that all decide by the same knowledge within a second or two and
-nothing is counted twice. Left out: cache hits, requests that the client broke off, and cascades of several steps, whose
-kept answers are the better ones of their model.
+reads those of the others (gateway/learn/bandit_store.py), so that all decide by the same knowledge within a second or
+two and nothing is counted twice. Left out: cache hits, requests that the client broke off, and cascades of several
+steps, whose kept answers are the better ones of their model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.vectors import unpacked
+from gateway.learn.bandit_store import BanditStore, FolderStore, RedisStore, read_states
 from gateway.learn.rounds import drawn_of, failed_check, is_round
-from gateway.learn.shared import Folder, Shared, Sums, told_of
 from gateway.routes import RouteBook
 from routers.arms import Arms
 from routers.bandit import Bandit
@@ -113,10 +113,10 @@ class StrategyLearner(Learner):
 
 
 class Online:
-    """All of a worker's."""
+    """Every route's learners in this worker."""
 
-    def __init__(self, sums: Sums, journal: Reader) -> None:
-        self._sums, self._journal = sums, journal
+    def __init__(self, store: BanditStore, journal: Reader) -> None:
+        self._store, self._journal = store, journal
         self._learners: dict[str, Learner] = {}
         """By key, those of former routers included: a reload must forget nothing."""
         self._routes: dict[str, list[Learner]] = {}
@@ -141,7 +141,7 @@ class Online:
             made = StrategyLearner(bandit) if isinstance(bandit, Arms) else Learner(bandit, candidates)
             return self._learners.setdefault(key, made)
         bandit.state = learner.bandit.state
-        bandit.hear(learner.bandit.others)
+        bandit.set_others(learner.bandit.others)
         learner.bandit, learner.candidates = bandit, candidates
         return learner
 
@@ -199,8 +199,8 @@ class Online:
         """The last of it is told."""
         for key, learner in self._learners.items():
             if learner.changed:
-                await self._sums.tell(key, learner.bandit.state.to_bytes())
-        await self._sums.close()
+                await self._store.publish(key, learner.bandit.state.to_bytes())
+        await self._store.close()
 
     def answers(self) -> dict[tuple[str, ...], float]:
         """By route: scored answers that its bandit knows of."""
@@ -210,11 +210,11 @@ class Online:
         bandit = learner.bandit
         if learner.changed:
             learner.changed = False
-            if not await self._sums.tell(key, bandit.state.to_bytes()):
+            if not await self._store.publish(key, bandit.state.to_bytes()):
                 learner.changed = True
-        found = await self._sums.others(key)
+        found = await self._store.others(key)
         if found is not None:
-            bandit.hear(added(found, bandit.projection.dims))
+            bandit.set_others(added(found, bandit.projection.dims))
 
     def _remember(self, record: DecisionRecord) -> None:
         for id in (record.id, record.response_id, record.request_id):
@@ -228,14 +228,14 @@ def _name_of(said: FeedbackRecord) -> str:
     return said.decision_id or said.response_id or said.request_id
 
 
-def open_sums(config: Config, index: int) -> Sums:
+def open_bandit_store(config: Config, index: int) -> BanditStore:
     """Redis where machines share one, else files of the run directory. Every start is another writer."""
     writer = f"{index}-{secrets.token_hex(6)}"
     if config.storage.redis_url:
         from cache.link import Link
 
-        return Shared(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
-    return Folder(config.server.run_dir, writer)
+        return RedisStore(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
+    return FolderStore(config.server.run_dir, writer)
 
 
 def bandit_of(router: Router | None) -> Bandit | None:
@@ -249,7 +249,7 @@ def recalled(router: Router, config: Config, route: str) -> Router:
     """The route's router with what its bandit knows by now: for whoever asks from outside the workers."""
     bandit = bandit_of(router)
     if bandit is not None:
-        bandit.hear(added(told_of(config, key_of(route, bandit)), bandit.projection.dims))
+        bandit.set_others(added(read_states(config, key_of(route, bandit)), bandit.projection.dims))
     return router
 
 

@@ -71,7 +71,7 @@ def test_replicas_know_together_what_each_has_seen() -> None:
         half = (one, two)[i // 2 % 2]
         half.learn(x, arm, 0.0, 1 + i % 2)
         half.amend(x, arm, score)
-    one.hear(two.state)
+    one.set_others(two.state)
     x = vectors(4, 1)[0]
     assert one.seen == whole.seen == 200
     assert np.allclose(one.worth(x)[0], whole.worth(x)[0], atol=5e-3)

@@ -2,8 +2,8 @@
 
 Every writer has a place of its own and overwrites nothing but that: the total is what a reader adds up. So no lock is
 needed, a message that is late or comes twice does no harm, and a writer that is gone is still heard: a process takes a
-new name at its start, so what it knew before is one of the others'. Places are files of
-the run directory, or fields of a Redis hash where several machines share one.
+new name at its start, so what it knew before is one of the others'. Places are files of the run directory, or fields
+of a Redis hash where several machines share one.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 PREFIX = "headgate:bandit:"
 
 
-class Sums(Protocol):
-    """One writer's view."""
+class BanditStore(Protocol):
+    """One writer's view: a serialised `BanditState` of every writer, by key."""
 
-    async def tell(self, key: str, mine: bytes) -> bool:
-        """False: it could not be told now."""
+    async def publish(self, key: str, mine: bytes) -> bool:
+        """False: it could not be sent now."""
         ...
 
     async def others(self, key: str) -> list[bytes] | None:
-        """What every other writer told; None: the same as when last asked, or nobody can say now."""
+        """What every other writer published; None: the same as when last asked, or nobody can say now."""
         ...
 
     async def close(self) -> None: ...
 
 
-class Folder:
+class FolderStore:
     """Files under `<run_dir>/bandit/<key>/`, one per writer."""
 
     def __init__(self, run_dir: str | Path, writer: str) -> None:
         self._folder, self._writer = Path(run_dir) / "bandit", writer
         self._seen: dict[str, list[tuple[str, int]]] = {}
 
-    async def tell(self, key: str, mine: bytes) -> bool:
+    async def publish(self, key: str, mine: bytes) -> bool:
         await asyncio.to_thread(self._write, key, mine)
         return True
 
@@ -75,7 +75,7 @@ class Folder:
         return [path.read_bytes() for path in paths]
 
 
-class Shared:
+class RedisStore:
     """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning;
     where it has lost its data whoever reads next tells what was in it, also of writers that are gone.
     """
@@ -83,30 +83,30 @@ class Shared:
     def __init__(self, link: Link, writer: str) -> None:
         self._link, self._writer = link, writer
         self._seen: dict[str, dict[bytes, bytes]] = {}
-        self._told: dict[str, bytes] = {}
+        self._published: dict[str, bytes] = {}
 
-    async def tell(self, key: str, mine: bytes) -> bool:
-        self._told[key] = mine
-        told = await self._link.run(lambda redis: redis.hset(PREFIX + key, self._writer, mine), None)
-        return told is not None
+    async def publish(self, key: str, mine: bytes) -> bool:
+        self._published[key] = mine
+        sent = await self._link.run(lambda redis: redis.hset(PREFIX + key, self._writer, mine), None)
+        return sent is not None
 
     async def others(self, key: str) -> list[bytes] | None:
         found = await self._link.run(lambda redis: _all(redis, key), None)
         if found is None:
             return None
         own, seen = found.pop(self._writer.encode(), None), self._seen.get(key, {})
-        if key in self._told and own != self._told[key]:
-            await self.tell(key, self._told[key])
+        if key in self._published and own != self._published[key]:
+            await self.publish(key, self._published[key])
         lost = {writer: sums for writer, sums in seen.items() if writer not in found}
         for writer, sums in lost.items():
-            await self._tell_again(key, writer, sums)
+            await self._publish_again(key, writer, sums)
         found |= lost
         if found == seen:
             return None
         self._seen[key] = found
         return list(found.values())
 
-    async def _tell_again(self, key: str, writer: bytes, sums: bytes) -> None:
+    async def _publish_again(self, key: str, writer: bytes, sums: bytes) -> None:
         await self._link.run(lambda redis: redis.hsetnx(PREFIX + key, writer, sums), None)
 
     async def close(self) -> None:
@@ -117,8 +117,8 @@ def _all(redis: Redis, key: str) -> Awaitable[dict[bytes, bytes]]:
     return cast(Awaitable[dict[bytes, bytes]], redis.hgetall(PREFIX + key))
 
 
-def told_of(config: Config, key: str) -> list[bytes]:
-    """What every writer told, read once from outside the workers. Raises OSError where it can't be read."""
+def read_states(config: Config, key: str) -> list[bytes]:
+    """What every writer published, read once from outside the workers. Raises OSError where it can't be read."""
     if not config.storage.redis_url:
         return [path.read_bytes() for path in sorted((Path(config.server.run_dir) / "bandit" / key).glob("*.sums"))]
     import redis
