@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from cache.acceptance import Fitted, Terms
-from cache.cells import CellIndex
 from cache.entry import Entry
 from cache.index import FlatIndex
+from cache.ivf import IvfIndex
 from cache.key import Partition
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
@@ -76,7 +76,7 @@ def bench_index(sizes: tuple[int, ...] = (10_000, 100_000), dimension: int = 384
 def _index_figures(vectors: Vectors) -> dict[str, float]:
     size, dimension = vectors.shape
     asked = _asked(vectors)
-    index, adding = CellIndex(FlatIndex(dimension)), []
+    index, adding = IvfIndex(FlatIndex(dimension)), []
     for start in track(range(0, size, _AT_ONCE), f"{size} vectors", console=Console(stderr=True)):
         part = enumerate(vectors[start : start + _AT_ONCE], start)
         adding += cpu_spent(lambda _, part=part: index.add(*next(part)), min(_AT_ONCE, size - start))  # type: ignore[misc]
@@ -161,8 +161,8 @@ def _fill(cache: SemanticCache, tenant: str, vectors: Vectors) -> None:
         cache.record(Partition(tenant.encode(), f"question {n}"), vector, entry, key=entry.id.encode())
 
 
-def _filled(vectors: Vectors) -> CellIndex:
-    index = CellIndex(FlatIndex(vectors.shape[1]))
+def _filled(vectors: Vectors) -> IvfIndex:
+    index = IvfIndex(FlatIndex(vectors.shape[1]))
     for label, vector in enumerate(vectors):
         index.add(label, vector)
     return index

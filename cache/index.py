@@ -1,4 +1,4 @@
-"""Nearest vectors within one partition, compared one by one; `cache.cells` is for partitions that have grown large.
+"""Nearest vectors within one partition, compared one by one; `cache.ivf` is for partitions that have grown large.
 
 A conversation makes a partition of its own at every turn, so most partitions hold one vector: an empty index
 weighs next to nothing and grows by a fifth at a time. Vectors are unit length, so their product is the cosine.

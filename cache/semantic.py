@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.acceptance import Acceptance, Rate, Terms
-from cache.cells import CellIndex
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
 from cache.index import Elsewhere, FlatIndex, Index, Vector
+from cache.ivf import IvfIndex
 from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
@@ -224,7 +224,7 @@ class SemanticCache:
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
         self._settle(item, wording, miss)
         if isinstance(space.index, FlatIndex) and len(space.index) >= _FLAT_LIMIT:
-            space.index = CellIndex(space.index)
+            space.index = IvfIndex(space.index)
         space.index.add(item.label, unit)
         self._items[item.label] = item
         self._labels[entry.id] = item.label

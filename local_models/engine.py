@@ -21,7 +21,7 @@ from local_models.blocks import Blocks
 from local_models.decoder import Decoder
 from local_models.device import device_for, joules_counter
 from local_models.errors import LocalModelError, RequestRefused
-from local_models.grammar import Grammars, NoWayOn
+from local_models.grammar import Grammars, NoTokenAllowed
 from local_models.lengths import LengthPredictor
 from local_models.meter import Piece, StepMeter
 from local_models.options import EngineOptions, with_setting
@@ -282,7 +282,7 @@ class Engine:
             return self._extend_and_check(piece, scores, now_s)
         except sampler.NotNumbers as error:
             return [self._finish(sequence, "error", str(error))]
-        except NoWayOn as error:
+        except NoTokenAllowed as error:
             return [self._finish(sequence, "refused", str(error))]
         except Exception as error:
             _log.exception("no token could be chosen for request %s", sequence.request.id)

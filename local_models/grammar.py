@@ -82,7 +82,7 @@ class Grammars:
             return llguidance.LLTokenizer(wrapper, self._vocabulary, ends)
 
 
-class NoWayOn(Exception):
+class NoTokenAllowed(Exception):
     """The structure can't be kept to: it is empty, or needs characters that the model's tokens don't have."""
 
 
@@ -96,11 +96,11 @@ class Matcher:
     def allowed(self) -> npt.NDArray[np.bool_]:
         """One flag a token; when the grammar is complete only end tokens are left.
 
-        Raises `NoWayOn` where it is not and no token of the model can go on.
+        Raises `NoTokenAllowed` where it is not and no token of the model can go on.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise NoWayOn("no token of this model can go on in the structure that was asked for")
+            raise NoTokenAllowed("no token of this model can go on in the structure that was asked for")
         return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(np.bool_)
 
     def advance(self, token_id: int) -> None:

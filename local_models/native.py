@@ -58,13 +58,13 @@ def kernels() -> Kernels | None:
     try:
         found = Kernels(ctypes.CDLL(str(_built(_folder()))))
         found.check()
-    except (OSError, subprocess.SubprocessError, NativeWrong) as error:
+    except (OSError, subprocess.SubprocessError, KernelMismatch) as error:
         _log.info("the engine computes with torch alone: %s", error)
         return None
     return found
 
 
-class NativeWrong(RuntimeError):
+class KernelMismatch(RuntimeError):
     """The compiled code does not compute what it should."""
 
 
@@ -218,7 +218,7 @@ class Kernels:
         return y
 
     def check(self) -> None:
-        """Raise `NativeWrong` unless known products come out right, alone and in company."""
+        """Raise `KernelMismatch` unless known products come out right, alone and in company."""
         generator = torch.Generator().manual_seed(2)
         weight = torch.randn(53, 75, generator=generator)
         integers = torch.randint(-127, 128, (53, 75), generator=generator, dtype=torch.int8)
@@ -291,10 +291,10 @@ def _at(tensor: Tensor | None) -> int | None:
 def _require_close(found: Tensor, exact: Tensor, near: float) -> None:
     off = float((found.double() - exact).norm() / exact.norm())
     if not off < near:
-        raise NativeWrong(f"a product is off by {off:.1e}")
+        raise KernelMismatch(f"a product is off by {off:.1e}")
 
 
 def _require_same(linear: Panels | Int8Panels, x: Tensor) -> None:
     whole = linear(x)
     if not all(torch.equal(linear(x[:rows].contiguous()), whole[:rows]) for rows in range(1, len(x))):
-        raise NativeWrong("a row's product depends on its company")
+        raise KernelMismatch("a row's product depends on its company")

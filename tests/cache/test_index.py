@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.cells import CellIndex
 from cache.index import FlatIndex, most
+from cache.ivf import IvfIndex
 
 
 def unit(rng: np.random.Generator, dimension: int = 8) -> NDArray[np.float32]:
@@ -71,7 +71,7 @@ def test_little_is_kept_free() -> None:
 def test_a_label_that_is_not_there_cannot_be_removed() -> None:
     """Removing what was never added is an error and takes nothing else away."""
     rng = np.random.default_rng(0)
-    for index in (FlatIndex(8), CellIndex(FlatIndex(8))):
+    for index in (FlatIndex(8), IvfIndex(FlatIndex(8))):
         index.add(1, unit(rng))
         with pytest.raises(KeyError):
             index.remove(2)
@@ -82,7 +82,7 @@ def test_cells_find_what_a_full_search_finds() -> None:
     """While thousands come and go the nearest is found nearly always, the removed never."""
     rng = np.random.default_rng(0)
     vectors = np.array([unit(rng, 16) for _ in range(6000)])
-    index, gone = CellIndex(FlatIndex(16)), set()
+    index, gone = IvfIndex(FlatIndex(16)), set()
     for label in range(6000):
         index.add(label, vectors[label])
         if label % 3 == 2:
@@ -106,7 +106,7 @@ def test_a_flat_index_is_taken_over_piece_by_piece() -> None:
     flat, vectors = FlatIndex(16), np.array([unit(rng, 16) for _ in range(4300)])
     for label in range(4000):
         flat.add(label, vectors[label])
-    index = CellIndex(flat)
+    index = IvfIndex(flat)
     for label in range(4000, 4300):
         index.add(label, vectors[label])
         asked = int(rng.integers(label + 1))
@@ -118,7 +118,7 @@ def test_a_flat_index_is_taken_over_piece_by_piece() -> None:
 def test_everything_can_leave_and_come_back() -> None:
     """Cells that empty are given up, an index of nothing answers with nothing and fills again."""
     rng = np.random.default_rng(2)
-    index = CellIndex(FlatIndex(8))
+    index = IvfIndex(FlatIndex(8))
     for _ in range(2):
         for label in range(1000):
             index.add(label, unit(rng))
@@ -130,7 +130,7 @@ def test_everything_can_leave_and_come_back() -> None:
 def test_one_question_asked_a_thousand_times_is_no_trouble() -> None:
     """Equal vectors can't be told apart, so cells of them are halved as they come."""
     one = unit(np.random.default_rng(3))
-    index = CellIndex(FlatIndex(8))
+    index = IvfIndex(FlatIndex(8))
     for label in range(1000):
         index.add(label, one)
     labels, near = index.search(one, 5)

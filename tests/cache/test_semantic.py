@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cache.acceptance import NEVER, UNPROVEN, Acceptance, Terms
 from cache.baselines import EntryRule, StaticRule
-from cache.cells import CellIndex
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.index import FlatIndex, Index
+from cache.ivf import IvfIndex
 from cache.key import Partition
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
@@ -132,9 +132,9 @@ async def test_what_the_store_lost_is_not_served() -> None:
     assert len(cache) == 0
 
 
-def in_cells(dimension: int) -> CellIndex:
+def in_cells(dimension: int) -> IvfIndex:
     """The index of large partitions, from the first entry on."""
-    return CellIndex(FlatIndex(dimension))
+    return IvfIndex(FlatIndex(dimension))
 
 
 _asked = st.tuples(st.integers(0, 3), st.sampled_from("tuv"), st.sampled_from([b"p", b"q"]))
@@ -349,8 +349,8 @@ def test_terms_outside_their_range_are_refused() -> None:
 async def test_a_large_partition_is_put_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its limit a partition moves into cells while it goes on answering, and forgets as before."""
     monkeypatch.setattr("cache.semantic._FLAT_LIMIT", 40)
-    monkeypatch.setattr("cache.cells._LARGEST", 20)
-    monkeypatch.setattr("cache.cells._SMALLEST", 3)
+    monkeypatch.setattr("cache.ivf._LARGEST", 20)
+    monkeypatch.setattr("cache.ivf._SMALLEST", 3)
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
     open_up(cache)

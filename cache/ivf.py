@@ -1,4 +1,4 @@
-"""Nearest vectors among very many: cells of neighbours, of which a search reads the few that lie nearest.
+"""Nearest vectors among very many: an inverted file (IVF), cells of neighbours of which a search reads the nearest few.
 
 Inverted lists with short ones, as in SPANN (Chen et al., NeurIPS 2021), kept good while vectors come and go as in
 SPFresh (Xu et al., SOSP 2023, the LIRE protocol): a cell that grows too large is split in two, and whoever lies
@@ -38,7 +38,7 @@ _LOOKED_AT = 2
 """Vectors that are looked at again with each one added."""
 
 
-class CellIndex:
+class IvfIndex:
     """Vectors in cells of at most some hundreds, nearly always found where a full search would find them."""
 
     def __init__(self, first: FlatIndex) -> None:
