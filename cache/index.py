@@ -199,7 +199,7 @@ def _partitioned(values: Products, n: int) -> NDArray[np.intp]:
     return np.argpartition(values, len(values) - n)[len(values) - n :] if n < len(values) else np.arange(len(values))
 
 
-class Elsewhere:
+class ExternalIndex:
     """Stands where a partition's index would: it knows which labels there are, the vectors lie in Redis
     (`cache.vector_sets`).
     """

@@ -22,7 +22,7 @@ from cache.acceptance import Acceptance, Rate, Terms
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import contradiction
-from cache.index import Elsewhere, FlatIndex, Index, Vector
+from cache.index import ExternalIndex, FlatIndex, Index, Vector
 from cache.ivf import IvfIndex
 from cache.judge import JudgeError
 from cache.key import Partition
@@ -137,7 +137,7 @@ class SemanticCache:
         self._guard = guard
         self._latin = latin
         self._on_verdict = on_verdict
-        self._make_index = make_index if sets is None else Elsewhere
+        self._make_index = make_index if sets is None else ExternalIndex
         self._sets = sets
         self._on_forgotten = on_forgotten
         self._pair_rule = pair_rule

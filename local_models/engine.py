@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from local_models import ahead, sampler
+from local_models import multi_step, sampler
 from local_models.blocks import Blocks
 from local_models.decoder import Decoder
 from local_models.device import device_for, joules_counter
@@ -91,7 +91,7 @@ class Engine:
         self.accepted_tokens = 0
         self.acceptable_tokens = 0.0
         """What the best rule of acceptance would have kept of the same guesses, on average."""
-        self._pace = ahead.Pace()
+        self._step_times = multi_step.StepTimes()
         self._drafter = drafter or (NgramDrafter() if self.options.draft_tokens else None)
 
     @classmethod
@@ -142,9 +142,9 @@ class Engine:
             return events
         begun_s, begun_joules = self._clock(), self._counter()
         self._guess(plan.work)
-        left = self._left_ahead(plan.work)
+        left = self._multi_step_tokens(plan.work)
         if left:
-            return events + self._step_ahead(plan.work, left, begun_s, begun_joules)
+            return events + self._run_steps(plan.work, left, begun_s, begun_joules)
         scores = self.runner.run(plan.work)
         self.steps += 1
         self._charge(plan.work, self._clock() - begun_s, begun_joules)
@@ -154,28 +154,28 @@ class Engine:
         """Let `step` return soon, because somebody waits for the engine; from any thread."""
         self.runner.decoder.hurry()
 
-    def _left_ahead(self, work: list[Work]) -> list[int]:
+    def _multi_step_tokens(self, work: list[Work]) -> list[int]:
         """How many tokens each sequence may say in one call, most first, their slots given; none: one step for all."""
         is_guessing = self._drafter is not None and self.options.draft_tokens > 0
-        if is_guessing or self.scheduler.waiting or not ahead.is_plain(work) or not self.runner.decoder.is_native:
+        if is_guessing or self.scheduler.waiting or not multi_step.is_greedy(work) or not self.runner.decoder.is_native:
             return []
-        left = ahead.left_of(work, self._pace.steps(work))
-        return left if left[0] > 1 and ahead.make_room(self.blocks, work, left) else []
+        left = multi_step.tokens_left(work, self._step_times.steps(work))
+        return left if left[0] > 1 and multi_step.reserve(self.blocks, work, left) else []
 
-    def _step_ahead(self, work: list[Work], left: list[int], begun_s: float, begun_joules: float | None) -> list[Event]:
+    def _run_steps(self, work: list[Work], left: list[int], begun_s: float, begun_joules: float | None) -> list[Event]:
         """Make several steps and say what came of them."""
-        said = self.runner.run_ahead(work, left)
+        said = self.runner.run_steps(work, left)
         self.steps += len(said[0])
         self._charge(work, self._clock() - begun_s, begun_joules, [len(tokens) for tokens in said])
         events: list[Event] = []
         for piece, tokens in zip(work, said, strict=True):
             before = piece.sequence.output_tokens
-            more = ahead.append(piece.sequence, tokens, self._shape.end_ids)
+            more = multi_step.append(piece.sequence, tokens, self._shape.end_ids)
             self.output_tokens += piece.sequence.output_tokens - before
-            events += self._tell_ahead(piece.sequence, more)
+            events += self._events_of(piece.sequence, more)
         return events
 
-    def _tell_ahead(self, sequence: Sequence, more: ahead.More) -> list[Event]:
+    def _events_of(self, sequence: Sequence, more: multi_step.NewTokens) -> list[Event]:
         name = sequence.request.id
         events: list[Event] = [Delta(name, more.text, more.told)] if more.told else []
         if more.reason == "error":
@@ -250,7 +250,7 @@ class Engine:
         self.meter.learn(pieces, seconds, steps)
         self.busy_s += seconds
         if made[-1] == steps:
-            self._pace.learn(work, seconds / steps)
+            self._step_times.learn(work, seconds / steps)
         if self.tuner is not None:
             self.tuner.step(sum(made), seconds, steps)
 

@@ -36,7 +36,7 @@ class Runner:
         hidden = self.decoder.forward(flat_batch(work, self.decoder.block_tokens), self.pool)
         return self.decoder.logits(hidden).cpu() if len(hidden) else hidden.cpu()
 
-    def run_ahead(self, work: list[Work], left: list[int]) -> list[list[int]]:
+    def run_steps(self, work: list[Work], left: list[int]) -> list[list[int]]:
         """At most so many likeliest tokens more of each sequence that decodes, those with more left first; see
         `Decoder.decode`."""
         segments = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from local_models import ahead, native, shipped_models
+from local_models import multi_step, native, shipped_models
 from local_models.attention import Attention, Pool, Segment
 from local_models.decoder import Decoder, _rows
 from local_models.engine import Engine, EngineOptions
@@ -217,18 +217,18 @@ def test_several_steps_at_once_say_what_single_ones_say(
     unlike: list[bool] = []
 
     def answers(most: int) -> tuple[dict[str, tuple[object, ...]], int]:
-        monkeypatch.setattr(ahead, "MOST_STEPS", most)
-        monkeypatch.setattr(ahead, "PATIENCE_S", 60.0)
+        monkeypatch.setattr(multi_step, "MOST_STEPS", most)
+        monkeypatch.setattr(multi_step, "PATIENCE_S", 60.0)
         calls: list[int] = []
         engine = Engine(decoder, codec(), EngineOptions(kv_tokens=2048))
-        make = engine.runner.run_ahead
+        make = engine.runner.run_steps
 
         def counted(work: list[Work], left: list[int]) -> list[list[int]]:
             calls.append(left[0])
             unlike.append(left[-1] < left[0])
             return make(work, left)
 
-        monkeypatch.setattr(engine.runner, "run_ahead", counted)
+        monkeypatch.setattr(engine.runner, "run_steps", counted)
         said = run(engine, asked)
         engine.audit()
         told: dict[str, tuple[object, ...]] = {
@@ -248,7 +248,7 @@ def test_whoever_waits_ends_several_steps_at_once(
 ) -> None:
     """After `hurry` a call of several steps returns with its first, and the next makes as many as before."""
     write_folder("llama", tmp_path, hidden_size=64)
-    monkeypatch.setattr(ahead, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(multi_step, "PATIENCE_S", 60.0)
     engine = Engine(Decoder.load(tmp_path, block_tokens=16), codec(), EngineOptions(kv_tokens=2048))
     engine.add(dataclasses.replace(plain("a", prompts(1, seed=4)[0], 99), ignore_end=True))
     for _ in range(3):

@@ -19,7 +19,7 @@ PATIENCE_S = 0.05
 """How long one call may take."""
 
 
-class Pace:
+class StepTimes:
     """What a step takes, by the number of sequences that decode in it."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Pace:
         return max(1, min(MOST_STEPS, int(PATIENCE_S / max(step_s, 1e-6))))
 
 
-def left_of(work: list[Work], steps: int) -> list[int]:
+def tokens_left(work: list[Work], steps: int) -> list[int]:
     """Tokens that each sequence may still say in so many steps; the work is put in that order, most first."""
     work.sort(key=_left, reverse=True)
     return [min(steps, _left(piece)) for piece in work]
@@ -46,7 +46,7 @@ def _left(piece: Work) -> int:
     return piece.sequence.request.max_tokens - piece.sequence.output_tokens
 
 
-def is_plain(work: list[Work]) -> bool:
+def is_greedy(work: list[Work]) -> bool:
     """True when each piece is the next token of a sequence that takes the likeliest one and tells nothing of it."""
     return all(
         piece.sequence.is_decoding
@@ -58,7 +58,7 @@ def is_plain(work: list[Work]) -> bool:
     )
 
 
-def make_room(blocks: Blocks, work: list[Work], left: list[int]) -> bool:
+def reserve(blocks: Blocks, work: list[Work], left: list[int]) -> bool:
     """Give each sequence the slots of so many tokens; False when they can't be had now."""
     for piece, tokens in zip(work, left, strict=True):
         table = piece.sequence.table
@@ -68,7 +68,7 @@ def make_room(blocks: Blocks, work: list[Work], left: list[int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class More:
+class NewTokens:
     """What several steps brought one sequence."""
 
     text: str
@@ -80,25 +80,25 @@ class More:
     """Text that was held back and is final now."""
 
 
-def append(sequence: Sequence, tokens: list[int], end_ids: tuple[int, ...]) -> More:
+def append(sequence: Sequence, tokens: list[int], end_ids: tuple[int, ...]) -> NewTokens:
     """Add tokens to a sequence, up to the one that ends it; -1 stands for scores that are no numbers."""
     request, stream = sequence.request, sequence.stream
     assert stream is not None
     text, told = "", list[int]()
     for token_id in tokens:
         if token_id < 0:
-            return More(text + stream.push(*([] if stream.stops else told)), tuple(told), "error")
+            return NewTokens(text + stream.push(*([] if stream.stops else told)), tuple(told), "error")
         sequence.computed += 1
         sequence.ids.append(token_id)
         sequence.said[token_id] += 1
         if token_id in end_ids and not request.ignore_end:
             text += "" if stream.stops else stream.push(*told)
-            return More(text, tuple(told), "stop", stream.finish())
+            return NewTokens(text, tuple(told), "stop", stream.finish())
         told.append(token_id)
         if stream.stops:
             text += stream.push(token_id)
             if stream.stopped_by is not None:
-                return More(text, tuple(told), "stop")
+                return NewTokens(text, tuple(told), "stop")
     text += "" if stream.stops else stream.push(*told)
     done = sequence.output_tokens >= request.max_tokens
-    return More(text, tuple(told), "length" if done else None, stream.finish() if done else "")
+    return NewTokens(text, tuple(told), "length" if done else None, stream.finish() if done else "")
