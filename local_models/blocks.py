@@ -13,7 +13,7 @@ Eviction follows Marconi: what was asked for again outlives what was seen once (
 and of equals the least `recency + alpha * computation saved per byte` goes first. What once was popular still
 ages, in units of how long a block lasts at present. `alpha=None` is plain LRU, kept for comparison.
 
-What is evicted may be kept elsewhere (`Shelf`) and come back by a copy when a prompt asks for it again.
+What is evicted may be kept elsewhere (`OffloadStore`) and come back by a copy when a prompt asks for it again.
 
 No torch: slots are integers here, and copies are returned for the owner of the pool to make.
 """
@@ -52,7 +52,7 @@ class Node:
     """True: an answer ended here, so the conversation's next turn begins alike."""
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
     name: bytes = b""
-    """On the shelf; only where there is one."""
+    """In the offload store; only where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class SlotFill:
     target: int
 
 
-class Shelf(Protocol):
+class OffloadStore(Protocol):
     """Where evicted blocks go."""
 
     def name(self, before: bytes, tokens: Ids[int]) -> bytes:
@@ -118,7 +118,7 @@ class Blocks:
         alpha: float | None = 1.0,
         share: bool = True,
         copy_while_free: float = 0.5,
-        shelf: Shelf | None = None,
+        offload: OffloadStore | None = None,
         grain: int = 1,
     ) -> None:
         """`grain`: slots that can be copied only together, from a multiple of it on."""
@@ -130,7 +130,7 @@ class Blocks:
         self._alpha = alpha
         self.share = share
         self._copy_while_free = copy_while_free
-        self._shelf = shelf
+        self._offload = offload
         self._grain = grain
         self._map = bytearray(_FREE * count)
         self._free = count
@@ -205,8 +205,8 @@ class Blocks:
             if node is None:
                 node = Node(parent, tokens, table.blocks[at], (at + 1) * size, last_used=self._clock)
                 parent.children[tokens] = node
-                if self._shelf is not None:
-                    node.name = self._shelf.name(parent.name, tokens)
+                if self._offload is not None:
+                    node.name = self._offload.name(parent.name, tokens)
                 self._nodes.add(node)
                 node.users += 1
                 table.nodes.append(node)
@@ -295,14 +295,14 @@ class Blocks:
         return table, []
 
     def _fills(self, ids: Ids[int], table: Table, chain: list[Node]) -> list[SlotFill]:
-        """What the shelf has of the blocks that follow the chain."""
-        if self._shelf is None or not self.share:
+        """What the offload store has of the blocks that follow the chain."""
+        if self._offload is None or not self.share:
             return []
         size, name, names = self.block_tokens, chain[-1].name if chain else table.salt.encode(), list[bytes]()
         for at in range(len(chain), (len(ids) - 1) // size):
-            name = self._shelf.name(name, ids[at * size : (at + 1) * size])
+            name = self._offload.name(name, ids[at * size : (at + 1) * size])
             names.append(name)
-        contents = self._shelf.get(names)
+        contents = self._offload.get(names)
         table.cached_tokens += len(contents) * size
         own = table.blocks[len(chain) :]
         return [SlotFill(content, block * size) for content, block in zip(contents, own, strict=False)]
@@ -369,8 +369,8 @@ class Blocks:
             assert parent is not None
             del parent.children[node.tokens]
             self._nodes.discard(node)
-            if self._shelf is not None:
-                self._shelf.put(node.name, node.block)
+            if self._offload is not None:
+                self._offload.put(node.name, node.block)
             self._return(node.block)
             self.evicted += 1
             self._lifetime += 0.05 * (self._clock - node.last_used - self._lifetime)

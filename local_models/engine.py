@@ -31,7 +31,7 @@ from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.settings import Setting
 from local_models.speculate import Drafter, NgramDrafter, model_drafter, share_budget
 from local_models.text import TextCodec, TokenStream
-from local_models.tiers import shelf_for
+from local_models.tiers import offload_for
 from local_models.tuning import Tuner
 
 __all__ = ["Engine", "EngineOptions"]
@@ -61,7 +61,7 @@ class Engine:
         self._counter = joules_counter(decoder.device)
         count = self.options.kv_tokens // decoder.block_tokens
         self.runner = runner_for(decoder, count)
-        self.shelf = shelf_for(
+        self.offload = offload_for(
             self.runner.pool, count, self.options.tier_memory_mb, self.options.tier_disk_mb, self.options.tier_folder
         )
         blocks = Blocks(
@@ -70,7 +70,7 @@ class Engine:
             alpha=self.options.eviction_alpha,
             share=self.options.share_prefixes,
             copy_while_free=self.options.copy_while_free,
-            shelf=self.shelf,
+            offload=self.offload,
             grain=self.runner.pool.grain,
         )
         self.scheduler = Scheduler(

@@ -83,7 +83,7 @@ def blocks_met(trace: Sequence[Asked]) -> Counter[tuple[int, ...]]:
 
 
 class NamesOnly:
-    """A shelf that keeps names and no contents: for counting hits."""
+    """An offload store that keeps names and no contents: for counting hits."""
 
     def __init__(self, blocks: int) -> None:
         self._tiers = Tiers(blocks)
@@ -103,7 +103,7 @@ def hit_rate(trace: Sequence[Asked], blocks: int, alpha: float | None, tier: int
     """Share of prompt tokens found cached when the trace is served one request at a time; `tier` more blocks lie
     beside the pool."""
     rng = random.Random(0)
-    tree = Blocks(blocks, SIZE, alpha=alpha, shelf=NamesOnly(tier) if tier else None)
+    tree = Blocks(blocks, SIZE, alpha=alpha, offload=NamesOnly(tier) if tier else None)
     for asked in trace:
         ids = asked.prompt + [rng.randrange(1000) for _ in range(asked.answer)]
         taken = tree.take(asked.prompt, len(ids))
@@ -196,9 +196,9 @@ def prefix_cases(requests: int, seed: int = 1) -> list[dict[str, Any]]:
                 "marconi": hit_rate(trace, blocks, 1.0),
                 "lru": hit_rate(trace, blocks, None),
                 "marconi, keys of eight bits": hit_rate(trace, int(blocks * _EIGHT_BITS), 1.0),
-                "marconi, as much again on the shelf": hit_rate(trace, blocks, 1.0, blocks),
+                "marconi, as much again offloaded": hit_rate(trace, blocks, 1.0, blocks),
                 "marconi, four times as much there": hit_rate(trace, blocks, 1.0, 4 * blocks),
-                "marconi, the whole on the shelf": hit_rate(trace, blocks, 1.0, distinct),
+                "marconi, all of it offloaded": hit_rate(trace, blocks, 1.0, distinct),
                 "unbounded": hit_rate(trace, 2 * distinct, None),
                 "at best knowing the future": foreseen(trace, blocks),
                 "at best knowing the odds": min(foreseen(trace, blocks), unforeseen(trace, blocks)),

@@ -92,10 +92,10 @@ def _kv_cached(served: Served) -> float:
 
 
 def _tiers(served: Served) -> tuple[int, int, int, int]:
-    shelf = served.worker.engine.shelf
-    if shelf is None:
+    offload = served.worker.engine.offload
+    if offload is None:
         return 0, 0, 0, 0
-    return shelf.tiers.saved, shelf.tiers.restored, shelf.tiers.in_memory, shelf.tiers.on_disk
+    return offload.tiers.saved, offload.tiers.restored, offload.tiers.in_memory, offload.tiers.on_disk
 
 
 def _default_temperature(folder: Path) -> float:

@@ -111,8 +111,8 @@ class Tiers:
         return self._file
 
 
-class PoolShelf:
-    """Evicted blocks of one pool, kept in tiers (`local_models.blocks.Shelf`)."""
+class TieredPool:
+    """Evicted blocks of one pool, kept in tiers (`local_models.blocks.OffloadStore`)."""
 
     def __init__(self, pool: Pool, tiers: Tiers) -> None:
         self._slots = pool.tensor
@@ -130,10 +130,10 @@ class PoolShelf:
         return self.tiers.fetch(names)
 
 
-def shelf_for(pool: Pool, blocks: int, memory_mb: int, disk_mb: int, folder: str | None) -> PoolShelf | None:
+def offload_for(pool: Pool, blocks: int, memory_mb: int, disk_mb: int, folder: str | None) -> TieredPool | None:
     """Tiers of so many megabytes for a pool of `blocks`; None where neither is wanted."""
     block_bytes = pool.bytes // max(1, blocks)
     in_memory, on_disk = (mb * 2**20 // max(1, block_bytes) for mb in (memory_mb, disk_mb))
     if not in_memory and not on_disk:
         return None
-    return PoolShelf(pool, Tiers(in_memory, on_disk, Path(folder) if folder else None))
+    return TieredPool(pool, Tiers(in_memory, on_disk, Path(folder) if folder else None))

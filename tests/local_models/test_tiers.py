@@ -81,7 +81,7 @@ def test_a_conversation_goes_on_where_it_was(memory_mb: int, disk_mb: int) -> No
     assert [a.logprobs for a in tiered] == [a.logprobs for a in plain]
     cached = [sum(a.last.usage.cached_tokens for a in answers) for answers in (plain, tiered)]
     assert cached[1] > 2 * cached[0]
-    assert tiered_engine.shelf is not None and tiered_engine.shelf.tiers.restored > 0
+    assert tiered_engine.offload is not None and tiered_engine.offload.tiers.restored > 0
 
 
 def test_trouble_leaves_the_tiers_sound() -> None:
