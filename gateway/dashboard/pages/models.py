@@ -62,7 +62,8 @@ def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name:
     told = park.fleet(desk_of(request))
     card = _provider(told, name) if name else None
     context = {
-        "title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS, "engines": ["", *PROFILES],
+        "title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS,
+        "engines": [("", "another, or an API"), *PROFILES],
     }  # fmt: skip
     return render(request, who, "provider_edit.html", context)
 
