@@ -1,4 +1,4 @@
-"""Phrases that several templates share."""
+"""Phrases that several templates and pages share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from math import log10
 
 from markupsafe import Markup
 
+from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.knobs import Knobs
+from gateway.admin.shapes.learning import VersionDone
 from gateway.dashboard import charts, units
 
 
@@ -41,3 +43,12 @@ def outcome_words(outcomes: Sequence[str]) -> list[tuple[str, str]]:
     kinds = {"error": "bad", "cached": "accent", "escalated": "warn"}
     words = {"cached": "from cache", "audit": "cache audit"}
     return [(words.get(one, one), kinds.get(one, "plain")) for one in outcomes]
+
+
+def confirmed(done: Applied | VersionDone) -> str:
+    """How many workers said that they work by the change, to stand after what is in force; empty where none runs."""
+    if not done.workers:
+        return ""
+    if done.confirmed < done.workers:
+        return f"; {done.confirmed} of {done.workers} workers have confirmed it so far"
+    return f" in {done.workers} of {done.workers} workers"

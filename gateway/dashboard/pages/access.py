@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import keys as ring
-from gateway.admin import tenants as houses
-from gateway.admin import users as people
+from gateway.admin import keys as admin_keys
+from gateway.admin import tenants as admin_tenants
+from gateway.admin import users as admin_users
 from gateway.admin.guard import Actor, admin, desk_of, viewer
 from gateway.admin.shapes.access import KeyChange, MadeKey, NewKey, NewUser, TenantWanted, UserChange
 from gateway.dashboard.forms import Fields, checked, listed, optional, picked, seen, shaped
 from gateway.dashboard.page import render
+from gateway.dashboard.words import confirmed
 from gateway.errors import CallerError, NotFound
 
 router = APIRouter()
@@ -31,14 +32,14 @@ def show_keys(request: Request, who: Annotated[Actor, Depends(viewer)], revoked:
 @router.post("/keys/new")
 def make_key(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """Its plaintext is on the page that answers, and nowhere else."""
-    made = ring.make_key(desk_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
+    made = admin_keys.make_key(desk_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
     return _keys(request, who, made=made)
 
 
 @router.get("/keys/edit")
 def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """A key's form."""
-    for row in ring.key_rows(desk_of(request), revoked=True):
+    for row in admin_keys.key_rows(desk_of(request), revoked=True):
         if row.id == id:
             return render(request, who, "key_edit.html", {"title": row.name, "row": row})
     raise NotFound(f"no key has the id '{id}'")
@@ -48,14 +49,14 @@ def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -
 def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
     """An empty limit is lifted."""
     given = {**_key_fields(fields, optional(fields, KeyChange)), "version": seen(fields)}
-    changed = ring.change_key(desk_of(request), who, id, shaped(KeyChange, given))
+    changed = admin_keys.change_key(desk_of(request), who, id, shaped(KeyChange, given))
     return _keys(request, who, said=f"Key {changed.name} is changed.")
 
 
 @router.post("/keys/{id}/revoke")
 def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """Workers refuse it within a second."""
-    gone = ring.revoke_key(desk_of(request), who, id)
+    gone = admin_keys.revoke_key(desk_of(request), who, id)
     return _keys(request, who, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
 
 
@@ -63,7 +64,8 @@ def _keys(
     request: Request, who: Actor, *, revoked: bool = False, said: str = "", made: MadeKey | None = None
 ) -> Response:
     context = {
-        "title": "Keys", "rows": ring.key_rows(desk_of(request), revoked=revoked), "revoked": revoked, "made": made,
+        "title": "Keys", "rows": admin_keys.key_rows(desk_of(request), revoked=revoked), "revoked": revoked,
+        "made": made,
     }  # fmt: skip
     return render(request, who, "keys.html", context, said=said)
 
@@ -101,21 +103,20 @@ def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields:
     name = fields.get("name", "")
     if not name:
         raise CallerError("a tenant's name must be given", status=422, param="name")
-    done = houses.put_tenant(desk_of(request), who, name, shaped(TenantWanted, picked(fields, TenantWanted)))
-    where = f"in {done.confirmed} of {done.workers} workers"
-    return _tenants(request, who, said=f"The budget of {name} is in force {where}.")
+    done = admin_tenants.put_tenant(desk_of(request), who, name, shaped(TenantWanted, picked(fields, TenantWanted)))
+    return _tenants(request, who, said=f"The budget of {name} is in force{confirmed(done)}.")
 
 
 @router.post("/tenants/remove")
 def remove_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """What the configuration says of it, if anything, is in force again."""
-    houses.remove_tenant(desk_of(request), who, fields.get("name", ""), seen(fields))
+    admin_tenants.remove_tenant(desk_of(request), who, fields.get("name", ""), seen(fields))
     return _tenants(request, who, said=f"What was said here of {fields.get('name', '')} is removed.")
 
 
 def _tenants(request: Request, who: Actor, said: str = "") -> Response:
     desk = desk_of(request)
-    context = {"title": "Tenants", "rows": houses.tenants(desk), "limits": houses.route_limits(desk)}
+    context = {"title": "Tenants", "rows": admin_tenants.tenants(desk), "limits": admin_tenants.route_limits(desk)}
     return render(request, who, "tenants.html", context, said=said)
 
 
@@ -131,7 +132,7 @@ def show_users(request: Request, who: Annotated[Actor, Depends(admin)]) -> Respo
 @router.post("/users/new")
 def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """Somebody who may sign in from now on."""
-    made = people.add_user(desk_of(request), who, shaped(NewUser, picked(fields, NewUser)))
+    made = admin_users.add_user(desk_of(request), who, shaped(NewUser, picked(fields, NewUser)))
     closed = " From now on everybody must sign in." if who.how == "this machine" else ""
     return _users(request, who, said=f"{made.name} may sign in as {made.role}.{closed}")
 
@@ -140,19 +141,19 @@ def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fi
 def change_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str, fields: Fields) -> Response:
     """Role, password, or whether the user may sign in at all."""
     given = picked(fields, UserChange)
-    made = people.change_user(desk_of(request), who, name, shaped(UserChange, given))
+    made = admin_users.change_user(desk_of(request), who, name, shaped(UserChange, given))
     return _users(request, who, said=f"{made.name}: {'may not sign in any more' if made.disabled else made.role}.")
 
 
 @router.post("/users/{name}/delete")
 def delete_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str) -> Response:
     """The user's sessions end."""
-    people.delete_user(desk_of(request), who, name)
+    admin_users.delete_user(desk_of(request), who, name)
     return _users(request, who, said=f"{name} is gone.")
 
 
 def _users(request: Request, who: Actor, said: str = "") -> Response:
     context = {
-        "title": "Users", "rows": people.list_users(desk_of(request)), "open": who.how == "this machine",
+        "title": "Users", "rows": admin_users.list_users(desk_of(request)), "open": who.how == "this machine",
     }  # fmt: skip
     return render(request, who, "users.html", context, said=said)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import audit as log
+from gateway.admin import audit as admin_audit
 from gateway.admin.cursors import next_cursor, read_cursor
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.common import AuditRow
@@ -32,7 +32,7 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: s
     desk = desk_of(request)
 
     def page(cursor: str) -> tuple[list[AuditRow], str | None]:
-        rows = log.audit_log(desk, read_cursor(cursor), action, PAGE_ROWS)
+        rows = admin_audit.audit_log(desk, read_cursor(cursor), action, PAGE_ROWS)
         return rows, next_cursor(rows, PAGE_ROWS)
 
     return as_csv("audit", AuditRow, pages(page), but=["undo"])
@@ -42,12 +42,12 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: s
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Back to the version named."""
     name = fields.get("name", "")
-    log.undo_setting(desk_of(request), who, name, seen(fields))
+    admin_audit.undo_setting(desk_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Undone: {name} is as it was.")
 
 
 def _page(request: Request, who: Actor, cursor: str = "", action: str = "", said: str = "") -> Response:
-    rows = log.audit_log(desk_of(request), read_cursor(cursor), action, PAGE)
+    rows = admin_audit.audit_log(desk_of(request), read_cursor(cursor), action, PAGE)
     context = {
         "title": "Audit log", "rows": rows, "action": action, "first": bool(cursor),
         "further": next_cursor(rows, PAGE), "most": MOST_ROWS,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from gateway.admin import batch as jobs
+from gateway.admin import batch as admin_batch
 from gateway.admin import plans, results
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.results import What
@@ -36,7 +36,7 @@ SAID = {
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], after: str = "") -> Response:
     """Newest first; above them plans that were not begun."""
     desk = desk_of(request)
-    found = jobs.batch_page(desk, cursor=after, limit=PAGE)
+    found = admin_batch.batch_page(desk, cursor=after, limit=PAGE)
     context = {
         "title": "Batch jobs", "rows": found.data, "further": found.next, "first": bool(after),
         "plans": plans.plans(desk), "routes": [one.name for one in desk.current.routes],
@@ -94,7 +94,7 @@ def turn(request: Request, who: Annotated[Actor, Depends(operator)], id: str, tu
     """`turn`: pause, resume, cancel."""
     if turn not in SAID:
         raise CallerError(f"there is no turn '{turn}'", status=404)
-    jobs.change_batch(desk_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
+    admin_batch.change_batch(desk_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
     return _page(request, who, id, said=SAID[turn])
 
 
@@ -102,7 +102,7 @@ def _page(
     request: Request, who: Actor, id: str, after: int = -1, said: str = "", at: str = ""
 ) -> Response:
     desk = desk_of(request)
-    job = jobs.batch_job(desk, id)
+    job = admin_batch.batch_job(desk, id)
     card = Jobs(desk.store.engine).find(id).card
     planned = plans.predicted(Path(card.folder) if card.folder else desk.run_dir / PLANS / id)
     points = [plans.point(one) for one in planned.frontier] if planned else []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import certificates as promises
+from gateway.admin import certificates as admin_certificates
 from gateway.admin.changes import database, setting
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.certificates import CertificateAnswer, CertificateWanted
@@ -27,7 +27,7 @@ def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str
     """A certificate, or what it would take."""
     desk = desk_of(request)
     given = {**picked(fields, CertificateWanted), **checked(fields, "apply")}
-    answer = promises.issue(desk, who, route, shaped(CertificateWanted, given))
+    answer = admin_certificates.issue(desk, who, route, shaped(CertificateWanted, given))
     said = "" if answer.refusal else "The certificate is issued."
     return _page(request, who, route, said=said, answer=answer)
 
@@ -35,7 +35,7 @@ def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str
 @router.post("/certificates/{id}/revoke")
 def revoke(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
     """It promises nothing any more."""
-    revoked = promises.revoke(desk_of(request), who, id)
+    revoked = admin_certificates.revoke(desk_of(request), who, id)
     return _page(request, who, "", said=f"The certificate of {revoked.route} is revoked.")
 
 
@@ -48,7 +48,8 @@ def _page(
     with database():
         version = setting(desk, f"route:{chosen}").version
     context = {
-        "title": "Certificates", "found": promises.certificates(desk, route), "route": route, "routes": list(models),
-        "answer": answer, "chosen": chosen, "models": models.get(chosen, []), "version": version,
+        "title": "Certificates", "found": admin_certificates.certificates(desk, route), "route": route,
+        "routes": list(models), "answer": answer, "chosen": chosen, "models": models.get(chosen, []),
+        "version": version,
     }  # fmt: skip
     return render(request, who, "certificates.html", context, said=said)

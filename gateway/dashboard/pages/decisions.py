@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
-from gateway.admin import decisions as journal
+from gateway.admin import decisions as admin_decisions
 from gateway.admin import labels
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.decisions import DecisionRow, Explained, Replayed, ReplayWanted
@@ -38,10 +38,11 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
     if id.strip():
         return RedirectResponse(f"/decisions/{quote(id.strip(), safe='')}", 303)
     desk, asked = desk_of(request), dict(request.query_params)
-    found = journal.search(desk, _filter(asked), cursor, PAGE)
+    found = admin_decisions.search(desk, _filter(asked), cursor, PAGE)
     kept = {name: value for name, value in asked.items() if value and name != "cursor"}
     context = {
-        "title": "Decisions", "found": found, "asked": asked, "facets": journal.facets(desk), "outcomes": OUTCOMES,
+        "title": "Decisions", "found": found, "asked": asked, "facets": admin_decisions.facets(desk),
+        "outcomes": OUTCOMES,
         "further": f"/decisions?{urlencode({**kept, 'cursor': found.next})}" if found.next else "",
         "first": f"/decisions?{urlencode(kept)}" if cursor else "", "filtered": bool(kept),
         "file": f"/decisions.csv?{urlencode(kept)}" if kept else "/decisions.csv", "most": MOST_ROWS,
@@ -55,7 +56,7 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Respon
     desk, wanted = desk_of(request), _filter(dict(request.query_params))
 
     def page(cursor: str) -> tuple[list[DecisionRow], str | None]:
-        found = journal.search(desk, wanted, cursor, PAGE_ROWS)
+        found = admin_decisions.search(desk, wanted, cursor, PAGE_ROWS)
         return found.data, found.next
 
     return as_csv("decisions", DecisionRow, pages(page))
@@ -70,7 +71,7 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> R
 @router.post("/decisions/{id}/replay")
 def replay(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
     """The same query decided again; nothing is sent anywhere."""
-    told = journal.replay(desk_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
+    told = admin_decisions.replay(desk_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
     return _page(request, who, id, replayed=told, asked=fields)
 
 
@@ -85,7 +86,7 @@ def _page(
     request: Request, who: Actor, id: str, said: str = "", replayed: Replayed | None = None,
     asked: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
-    told = journal.explain(desk_of(request), id, who)
+    told = admin_decisions.explain(desk_of(request), id, who)
     context = {
         "title": "Decision", "told": told, "replayed": replayed, "asked": asked or {}, "facts": _facts(told),
         "raw": json.dumps(told.decision, indent=2, ensure_ascii=False, default=str),

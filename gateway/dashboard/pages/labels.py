@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import labels as teaching
+from gateway.admin import labels as admin_labels
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.shapes.labels import LabelWanted
 from gateway.dashboard.forms import Fields, picked, shaped
@@ -25,7 +25,7 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = 
 @router.post("/labels/{id}")
 def give(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
     """What an answer was worth; the next decision follows."""
-    teaching.label(desk_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
+    admin_labels.label(desk_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
     return _page(request, who, fields.get("route", ""), 0, said="Recorded. Here is the next one.", done=id)
 
 
@@ -34,7 +34,7 @@ def show_feedback(request: Request, who: Annotated[Actor, Depends(viewer)], curs
     """What was said, newest first."""
     desk = desk_of(request)
     context = {
-        "title": "Feedback", "found": teaching.feedback(desk, cursor), "told": teaching.feedback_summary(desk),
+        "title": "Feedback", "found": admin_labels.feedback(desk, cursor), "told": admin_labels.feedback_summary(desk),
         "first": bool(cursor),
     }  # fmt: skip
     return render(request, who, "feedback.html", context)
@@ -42,7 +42,7 @@ def show_feedback(request: Request, who: Annotated[Actor, Depends(viewer)], curs
 
 def _page(request: Request, who: Actor, route: str, skip: int, said: str = "", done: str = "") -> Response:
     desk = desk_of(request)
-    queue = teaching.queue(desk, who, route, QUEUE)
+    queue = admin_labels.queue(desk, who, route, QUEUE)
     waiting = [one for one in queue.data if one.id != done]
     skip = min(skip, max(len(waiting) - 1, 0))
     context = {

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import learning as loop
+from gateway.admin import learning as admin_learning
 from gateway.admin.guard import Actor, desk_of, operator, viewer
-from gateway.admin.shapes.learning import CanaryWanted, DriftPoint, RouteLearning, Version, VersionDone
+from gateway.admin.shapes.learning import CanaryWanted, DriftPoint, RouteLearning, Version
 from gateway.dashboard.charts import Bin, Series
 from gateway.dashboard.forms import Fields, shaped
 from gateway.dashboard.page import render
+from gateway.dashboard.words import confirmed
 from gateway.errors import CallerError
 
 router = APIRouter()
@@ -33,26 +34,26 @@ def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[st
     desk, version, live = desk_of(request), fields.get("version", ""), fields.get("live")
     match turn:
         case "promote":
-            return f"{version} serves the route{_confirmed(loop.promote(desk, who, route, version, live))}."
+            return f"{version} serves the route{confirmed(admin_learning.promote(desk, who, route, version, live))}."
         case "roll-back":
-            done = loop.roll_back(desk, who, route, live)
-            return f"Rolled back: {done.version or 'what the configuration names'} serves the route{_confirmed(done)}."
+            done = admin_learning.roll_back(desk, who, route, live)
+            return f"Rolled back: {done.version or 'what the configuration names'} serves the route{confirmed(done)}."
         case "canary":
             share = float(fields["share"]) / 100 if fields.get("share", "").replace(".", "", 1).isdigit() else None
             wanted = shaped(CanaryWanted, {} if share is None else {"share": share})
-            done = loop.begin_canary(desk, who, route, version, wanted)
-            return f"{version} decides {wanted.share:.0%} of the requests{_confirmed(done)}."
+            done = admin_learning.begin_canary(desk, who, route, version, wanted)
+            return f"{version} decides {wanted.share:.0%} of the requests{confirmed(done)}."
         case "end-canary":
-            return f"The canary is over{_confirmed(loop.end_canary(desk, who, route))}."
+            return f"The canary is over{confirmed(admin_learning.end_canary(desk, who, route))}."
         case "refresh":
-            loop.refresh(desk, route)
+            admin_learning.refresh(desk, route)
             return "Calibration, drift and alarms are computed from the latest decisions."
     raise CallerError(f"there is no turn '{turn}'", status=404)
 
 
 def _page(request: Request, who: Actor, route: str, said: str = "") -> Response:
     desk = desk_of(request)
-    told = loop.learning(desk, route)
+    told = admin_learning.learning(desk, route)
     context = {
         "title": "Learning", "told": [_charted(one) for one in told], "route": route,
         "routes": [one.name for one in desk.config.routes],
@@ -97,7 +98,3 @@ def _lineage(versions: list[Version]) -> list[tuple[Version, int]]:
         return generations
 
     return [(one, depth(one)) for one in versions]
-
-
-def _confirmed(done: VersionDone) -> str:
-    return f" in {done.confirmed} of {done.workers} workers" if done.workers else ""

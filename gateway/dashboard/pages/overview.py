@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.admin import overview as journal
+from gateway.admin import overview as admin_overview
 from gateway.admin.guard import Actor, admin, desk_of, viewer
 from gateway.admin.shapes.common import Window
 from gateway.admin.shapes.overview import Overview
@@ -28,15 +28,15 @@ def show(
 @router.post("/baseline")
 def declare(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """The model that savings are counted against."""
-    journal.declare_baseline(desk_of(request), who, fields.get("model", ""), seen(fields))
+    admin_overview.declare_baseline(desk_of(request), who, fields.get("model", ""), seen(fields))
     return _page(request, who, "day", "", "", said="The baseline is declared; savings are counted against it.")
 
 
 def _page(request: Request, who: Actor, window: Window, route: str, tenant: str, said: str = "") -> Response:
     desk = desk_of(request)
-    told = journal.overview(desk, window, route, tenant)
+    told = admin_overview.overview(desk, window, route, tenant)
     context = {
-        "title": "Overview", "told": told, "lines": _lines(told), "baseline": journal.baseline_setting(desk),
+        "title": "Overview", "told": told, "lines": _lines(told), "baseline": admin_overview.baseline_setting(desk),
         "models": sorted({(model.name, model.name) for model in desk.current.models}),
         "routes": [one.name for one in desk.config.routes],
     }  # fmt: skip

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
-from gateway.admin import knobs as steering
+from gateway.admin import knobs as admin_knobs
 from gateway.admin.guard import Actor, desk_of, operator, viewer
-from gateway.admin.shapes.common import Applied, SettingVersion
+from gateway.admin.shapes.common import SettingVersion
 from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteDetail, TrialWanted
 from gateway.dashboard.charts import Spot
 from gateway.dashboard.forms import Fields, picked, seen, shaped
 from gateway.dashboard.page import HEADERS, render, templates
+from gateway.dashboard.words import confirmed
 
 router = APIRouter()
 
@@ -58,7 +59,7 @@ MORE_DIALS = (
 @router.get("/routes")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
     """Every route with its knobs and its last day."""
-    return render(request, who, "routes.html", {"title": "Routes", "cards": steering.route_cards(desk_of(request))})
+    return render(request, who, "routes.html", {"title": "Routes", "cards": admin_knobs.route_cards(desk_of(request))})
 
 
 @router.get("/routes/{route:path}/effect")
@@ -66,8 +67,8 @@ def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str)
     """What the knobs in the query would do: the part of the page that follows the slider."""
     desk = desk_of(request)
     wanted = _knobs(request.query_params)
-    detail = steering.route_detail(desk, route)
-    told = steering.preview(desk, route, wanted)
+    detail = admin_knobs.route_detail(desk, route)
+    told = admin_knobs.preview(desk, route, wanted)
     shown = seen(request.query_params) if "version" in request.query_params else detail.setting_version
     stale = detail.history[0] if shown != detail.setting_version else None
     text = templates().get_template("effect.html").render(_effect(detail, told), stale=stale)
@@ -85,15 +86,15 @@ def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str
     """Puts the knobs into force."""
     given = {"knobs": _knobs(fields), "version": fields.get("version"), "why": fields.get("why", "")}
     change = shaped(KnobChange, given)
-    done = steering.apply(desk_of(request), who, route, change)
-    return _page(request, who, route, said=f"The knobs are in force{_confirmed(done)}.", undoable=done.setting.version)
+    done = admin_knobs.apply(desk_of(request), who, route, change)
+    return _page(request, who, route, said=f"The knobs are in force{confirmed(done)}.", undoable=done.setting.version)
 
 
 @router.post("/routes/{route:path}/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Back to the version before."""
-    done = steering.undo(desk_of(request), who, route, seen(fields))
-    return _page(request, who, route, said=f"Undone: the knobs of before are in force{_confirmed(done)}.")
+    done = admin_knobs.undo(desk_of(request), who, route, seen(fields))
+    return _page(request, who, route, said=f"Undone: the knobs of before are in force{confirmed(done)}.")
 
 
 @router.post("/routes/{route:path}/trial/{kind}")
@@ -105,31 +106,31 @@ def start_trial(
     wanted = shaped(
         TrialWanted, {"kind": kind, "knobs": _knobs(fields), "version": fields.get("version"), **share}
     )
-    done = steering.start_trial(desk_of(request), who, route, wanted)
+    done = admin_knobs.start_trial(desk_of(request), who, route, wanted)
     where = "in the shadow, without effect on any request" if kind == "shadow" else "before a share of the requests"
-    return _page(request, who, route, said=f"The knobs are tried {where}{_confirmed(done)}.")
+    return _page(request, who, route, said=f"The knobs are tried {where}{confirmed(done)}.")
 
 
 @router.post("/routes/{route:path}/trial-end")
 def end_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Everything as before the trial."""
-    done = steering.end_trial(desk_of(request), who, route, seen(fields))
-    return _page(request, who, route, said=f"The trial is over{_confirmed(done)}.")
+    done = admin_knobs.end_trial(desk_of(request), who, route, seen(fields))
+    return _page(request, who, route, said=f"The trial is over{confirmed(done)}.")
 
 
 @router.post("/routes/{route:path}/trial-adopt")
 def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """The tried knobs for all requests."""
-    done = steering.adopt_trial(desk_of(request), who, route, seen(fields))
+    done = admin_knobs.adopt_trial(desk_of(request), who, route, seen(fields))
     return _page(
-        request, who, route, said=f"The tried knobs are in force{_confirmed(done)}.", undoable=done.setting.version
+        request, who, route, said=f"The tried knobs are in force{confirmed(done)}.", undoable=done.setting.version
     )
 
 
 @router.post("/routes/{route:path}/frontier")
 def refresh(request: Request, who: Annotated[Actor, Depends(operator)], route: str) -> Response:
     """Works the frontier out again, now."""
-    steering.refresh_frontier(desk_of(request), route)
+    admin_knobs.refresh_frontier(desk_of(request), route)
     return _page(request, who, route, said="The frontier is computed from the latest decisions.")
 
 
@@ -137,8 +138,8 @@ def _page(
     request: Request, who: Actor, route: str, said: str = "", undoable: int | None = None
 ) -> Response:
     desk = desk_of(request)
-    detail = steering.route_detail(desk, route)
-    told = steering.preview(desk, route, detail.knobs)
+    detail = admin_knobs.route_detail(desk, route)
+    told = admin_knobs.preview(desk, route, detail.knobs)
     context = {
         "title": route, "detail": detail, "dials": DIALS, "more_dials": MORE_DIALS, "undoable": undoable,
         "history": _history(detail.history), "stale": None, **_effect(detail, told),
@@ -184,14 +185,6 @@ def _share(text: str) -> str | float:
         return float(text) / 100
     except ValueError:
         return text
-
-
-def _confirmed(done: Applied) -> str:
-    if not done.workers:
-        return ""
-    if done.confirmed < done.workers:
-        return f"; {done.confirmed} of {done.workers} workers have confirmed it so far"
-    return f" in {done.workers} of {done.workers} workers"
 
 
 def _history(history: list[SettingVersion]) -> list[tuple[SettingVersion, list[tuple[str, Any, Any]]]]:
