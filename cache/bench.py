@@ -122,7 +122,10 @@ async def redis_get(url: str, key: bytes, times: int = 3000) -> dict[str, float]
 
 def bench_latency(entries: int = 1000, dimension: int = 384, redis_url: str = "") -> dict[str, float]:
     """Microseconds of CPU of the parts of a look-up, and of the whole without the embedding."""
-    words = "what is the capital city of a country that borders on the sea and has a large harbour".split()
+    words = [
+        "what", "is", "the", "capital", "city", "of", "a", "country", "that", "borders", "on", "the", "sea", "and",
+        "has", "a", "large", "harbour",
+    ]  # fmt: skip
     body = {"model": "auto", "messages": [{"role": "user", "content": " ".join(words * 4)}], "max_tokens": 99}
     fields = msgspec.json.decode(msgspec.json.encode(body), type=dict[str, msgspec.Raw])
     store = MemoryStore(1 << 28)

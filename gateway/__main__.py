@@ -67,22 +67,10 @@ def run() -> None:
 
 def mount() -> None:
     """Add the sub-commands of other rooms; each is imported only as far as its signature needs."""
-    from gateway import (
-        commands_batch,
-        commands_cascade,
-        commands_journal,
-        commands_learn,
-        commands_loop,
-        commands_replay,
-    )
+    from gateway.commands import batch, cascade, journal, learn, loop, replay
 
-    commands_journal.add_to(app)
-    commands_cascade.add_to(app)
-    commands_loop.add_to(app)
-    commands_replay.add_to(app)
-    commands_batch.add_to(app)
-    for command in (commands_learn.train, commands_learn.evaluate, commands_learn.probe, commands_learn.keep):
-        app.command()(command)
+    for room in (journal, cascade, loop, replay, batch, learn):
+        room.add_to(app)
 
 
 def artefact_problems(config: Config, settings: Settings) -> list[str]:

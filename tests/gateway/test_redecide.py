@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway import commands_replay
+from gateway.commands import replay
 from gateway.errors import CallerError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_decisions
@@ -114,7 +114,7 @@ def test_the_command_shows_what_would_differ(tmp_path: Path, monkeypatch: pytest
     store.close()
     app = typer.Typer()
     app.callback()(lambda: None)
-    commands_replay.add_to(app)
+    replay.add_to(app)
 
     def told(*words: str) -> dict[str, object]:
         found = CliRunner().invoke(app, ["replay", "dec_1", *words, "--json"], catch_exceptions=False)

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.commands_loop import add_to
+from gateway.commands.loop import add_to
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records

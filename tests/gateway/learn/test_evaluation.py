@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from gateway.commands_learn import app
+from gateway.commands.learn import add_to
 from gateway.learn.evaluation import evaluated
 from routers.outcomes import DataError
 from routers.registry import load_router
 from tests.gateway.learn.folders import write_folder
 
+app = typer.Typer()
+add_to(app)
 RUN = CliRunner()
 FIGURES = {
     "aiq", "aiq_repo", "max_quality", "quality_at_10", "quality_at_50",

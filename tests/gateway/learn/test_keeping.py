@@ -8,10 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from gateway.commands_learn import app
+from gateway.commands.learn import add_to
 from tests.gateway.learn.folders import COSTS, write_folder
+
+app = typer.Typer()
+add_to(app)
 
 
 @pytest.fixture

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from gateway.commands_learn import app
+from gateway.commands.learn import add_to
 from gateway.learn.probes import plan_of
 from routers.outcomes import DataError
 from routers.probing import FIRST
 from tests.gateway.learn.folders import write_folder
+
+app = typer.Typer()
+add_to(app)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from gateway.commands.options import ConfigPath, listed, open_journal, print_json, read_config, ship, writable
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ def train(
     """Train a cascade on the rows whose split is not test."""
     from cascade.artifact import save_cascade
     from cascade.evaluate import fitted_on
-    from gateway.commands_journal import writable
 
     writable(out)
     logged = _read(data, tasks)
@@ -180,23 +180,17 @@ def tiny(
 
 @cascade.command()
 def floors(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's file.")] = None,
+    config: ConfigPath = None,
     step: Annotated[bool, typer.Option(help="Ship, certify and watch first, as the control process does.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What the certified routes promise now, what that rests on and what came of it since."""
-    from gateway.commands_journal import read_config
-    from gateway.journal.ship import Shipper
-    from gateway.journal.spool import spool_dir
-    from gateway.journal.store import open_store
     from gateway.learn.promises import Promises, standings
 
     chosen = read_config(config)
-    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    store = open_journal(chosen)
     if step:
-        shipper = Shipper(spool_dir(chosen.server.run_dir), store.engine)
-        shipper.try_pass()
-        shipper.close()
+        ship(chosen, store)
         Promises(chosen, store).step(time.time())
     told = {one["route"]: one for one in standings(chosen, store)}
     _print(told, as_json)
@@ -209,19 +203,17 @@ def floors(
 def solved(
     route: Annotated[str, typer.Option(help="Whose questions; it must have kept their text (`store_text`).")],
     out: Annotated[Path, typer.Option(help="Where the cases go: a route's `solved`.")] = Path("cases.jsonl"),
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's file.")] = None,
+    config: ConfigPath = None,
     least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Feedback that makes an answer right.")] = 0.9,
     as_json: AsJson = False,
 ) -> None:
     """Write questions whose answers were found right, for models that need to be shown how."""
-    from gateway.commands_journal import read_config, writable
-    from gateway.journal.store import open_store
     from gateway.learn.solved import solved_cases
     from routers.artifact import write_whole
 
     writable(out)
     chosen = read_config(config)
-    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    store = open_journal(chosen)
     cases = solved_cases(store, route, least=least)
     store.close()
     write_whole(out, b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
@@ -238,7 +230,7 @@ def _read(data: Path, tasks: str) -> Logged:
     from cascade.logs import read_logged
 
     with _refusing():
-        return read_logged(data, [task.strip() for task in tasks.split(",") if task.strip()])
+        return read_logged(data, listed(tasks))
 
 
 @contextmanager
@@ -260,7 +252,7 @@ def _progress(what: str) -> Iterator[Any]:
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(msgspec.json.encode(report).decode())
+        print_json(report)
         return
     for line in _lines(report):
         typer.echo(line)

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from gateway.commands_journal import add_to
+from gateway.commands.journal import add_to
 from gateway.errors import CallerError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records

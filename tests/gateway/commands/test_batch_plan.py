@@ -15,15 +15,15 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.batch.types import Plan
-from gateway.commands_batch import _clean_stdout, add_to
-from gateway.commands_batch_options import dollars, seconds
+from gateway.commands.batch import _clean_stdout, add_to
+from gateway.commands.batch_options import dollars, seconds
 from tests.gateway.batch.planned import LARGE, MODELS, SMALL
 
 RUN = CliRunner()
 app = typer.Typer()
 add_to(app)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

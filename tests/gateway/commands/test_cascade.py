@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from cascade.artifact import load_cascade
-from gateway.commands_cascade import add_to
+from gateway.commands.cascade import add_to
 from gateway.errors import CallerError
 from gateway.journal.schema import migrate
 from tests.cascade.worlds import logged, write

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, Any
 
 import msgspec
@@ -14,14 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from gateway.commands.options import ConfigPath, Json, open_journal, print_json, read_config, ship
 from gateway.config import Config, Period
-from gateway.config_load import file_of, is_path, load
+from gateway.config_load import is_path
 from gateway.errors import CallerError
-
-ConfigPath = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the defaults.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 _OPTIONS = {
     "name": "NAME", "tenant": "--tenant", "models": "--model", "budget_usd": "--budget-usd", "rpm": "--rpm",
@@ -50,14 +44,14 @@ def explain(
     from gateway.journal.view import decision_view
 
     chosen = read_config(config)
-    store = _store(chosen)
+    store = open_journal(chosen)
     record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
     if record is None:
         raise CallerError(f"no decision has the id '{decision}'")
     view = decision_view(record)
     view["feedback"] = store.feedback(decision_id=record.id)
     if json:
-        _print_json(view)
+        print_json(view)
     else:
         _show_decision(view)
 
@@ -71,18 +65,13 @@ def export(
 ) -> None:
     """Write the journal as outcome data, which `train`, `evaluate` and other tools read."""
     from gateway.journal.export import export as write
-    from gateway.journal.ship import Shipper
-    from gateway.journal.spool import spool_dir
 
     chosen = read_config(config)
-    store = _store(chosen)
-    shipper = Shipper(spool_dir(chosen.server.run_dir), store.engine)
-    shipper.try_pass()
-    shipper.close()
+    ship(chosen, open_journal(chosen))
     since_s = time.time() - since_hours * 3600 if since_hours else 0.0
     done = write(chosen.storage.url, out, since_s=since_s, route=route)
     if json:
-        _print_json(msgspec.to_builtins(done))
+        print_json(msgspec.to_builtins(done))
     else:
         found = f"{done.queries} queries, {done.outcomes} outcomes of {', '.join(sorted(done.models)) or 'no model'}"
         hint = {
@@ -98,7 +87,7 @@ def versions(
     """Every trained router that was ever taken in, newest first, and which one is live."""
     listed = _versions(config).list(route)
     if json:
-        _print_json([msgspec.to_builtins(version) for version in listed])
+        print_json([msgspec.to_builtins(version) for version in listed])
         return
     table = Table("route", "version", "state", "made", "artefact")
     for one in listed:
@@ -124,7 +113,7 @@ def promote(
     elif is_path(version):
         raise CallerError(f"{version}: no such file; nothing was promoted")
     live = known.promote(route, version, actor="command")
-    _print_json(msgspec.to_builtins(live)) if json else typer.echo(f"{route} is now served by {live.version}")
+    print_json(msgspec.to_builtins(live)) if json else typer.echo(f"{route} is now served by {live.version}")
 
 
 def rollback(
@@ -133,7 +122,7 @@ def rollback(
     """Serve the version that was live before this one."""
     back = _versions(config).roll_back(route, actor="command")
     if json:
-        _print_json(msgspec.to_builtins(back))
+        print_json(msgspec.to_builtins(back))
     else:
         typer.echo(f"{route} is now served by {back.version if back else 'what the configuration names'}")
 
@@ -169,21 +158,21 @@ def create_key(
     )
     for field, why in faults(record, chosen):
         raise CallerError(f"{_OPTIONS[field]}: {why}")
-    store = _store(chosen)
+    store = open_journal(chosen)
     try:
         store.add_key(record, "command")
     except ValueError as error:
         raise CallerError(f"{error}; revoke it first, or choose another name") from None
     _publish(chosen, store)
-    _print_json({"id": record.id, "key": plain}) if json else typer.echo(f"{record.id}\n{plain}")
+    print_json({"id": record.id, "key": plain}) if json else typer.echo(f"{record.id}\n{plain}")
 
 
 @keys.command("list")
 def list_keys(config: ConfigPath = None, json: Json = False) -> None:
     """Every key, revoked ones included; never a plaintext."""
-    listed = _store(read_config(config)).keys()
+    listed = open_journal(read_config(config)).keys()
     if json:
-        _print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
+        print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
         return
     table = Table(Column("id", no_wrap=True), "name", "tenant", "begins", "models", "budget", "made", "revoked")
     for key in listed:
@@ -200,40 +189,18 @@ def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config:
     from gateway.keys import revoked
 
     chosen = read_config(config)
-    store = _store(chosen)
+    store = open_journal(chosen)
     if store.change_key(id, revoked, "command") is None:
         raise CallerError(f"no key has the id '{id}'")
     _publish(chosen, store)
     typer.echo(f"{id} is revoked")
 
 
-def read_config(path: Path | None) -> Config:
-    """The configuration that a command is about. Raises ConfigError."""
-    return load(file_of(path), os.environ)
-
-
-def writable(path: Path) -> None:
-    """Refuses a place that no file can be written to, before work is spent on it. Raises CallerError."""
-    if path.is_dir() or not path.name:
-        raise CallerError(f"{path} is a folder: name a file")
-    try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise CallerError(f"{path}: can't be written: {error.strerror}") from None
-
-
-def _store(config: Config) -> Any:
-    from gateway.journal.store import open_store
-
-    return open_store(config.storage.url, keep_days=config.storage.keep_days)
-
-
 def _versions(path: Path | None) -> Any:
     from gateway.promote import Versions
 
     config = read_config(path)
-    return Versions(_store(config), config.server.run_dir)
+    return Versions(open_journal(config), config.server.run_dir)
 
 
 def _publish(config: Config, store: Any) -> None:
@@ -274,7 +241,3 @@ def _folding(*names: str, title: str) -> Table:
 
 def _when(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _print_json(value: object) -> None:
-    typer.echo(msgspec.json.encode(value).decode())

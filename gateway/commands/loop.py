@@ -10,23 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.commands.options import (
+    ConfigPath,
+    Json,
+    NonNegative,
+    Share,
+    listed,
+    open_journal,
+    print_json,
+    read_config,
+    ship,
+)
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
     from gateway.config import Config
-    from gateway.journal.store import Store
     from gateway.learn.dataset import Log
     from gateway.learn.whatif import Answer, Figure, Policy
-
-Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
-AtLeastNothing = Annotated[float | None, typer.Option(min=0.0)]
-
 
 def add_to(app: typer.Typer) -> None:
     """Name these commands in `app`."""
@@ -39,8 +43,8 @@ def whatif(
     route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
     cost_weight: Share = None,
     min_quality: Share = None,
-    max_cost_usd: AtLeastNothing = None,
-    max_latency_s: AtLeastNothing = None,
+    max_cost_usd: NonNegative = None,
+    max_latency_s: NonNegative = None,
     models: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
     accept_at: Share = None,
     router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name.")] = "",
@@ -71,7 +75,7 @@ def whatif(
         answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
     except ValueError as error:
         raise CallerError(str(error)) from error
-    typer.echo(msgspec.json.encode(answer.as_dict()).decode()) if json else show(answer)
+    print_json(answer.as_dict()) if json else show(answer)
 
 
 def learn(
@@ -97,9 +101,9 @@ def learn(
         raise CallerError(str(error)) from error
     loop = Loop.opened(chosen, route, Terms(router=kind))
     while True:
-        _ship(chosen, loop.store)
+        ship(chosen, loop.store)
         told = loop.step(time.time())
-        typer.echo(msgspec.json.encode(told.as_dict()).decode() if json else str(told))
+        print_json(told.as_dict()) if json else typer.echo(str(told))
         if once:
             return
         time.sleep(every_s)
@@ -111,16 +115,15 @@ def limits(
     json: Json = False,
 ) -> None:
     """How many tokens answers of each model need, and which limit is worth most at the route's cost weight."""
-    from gateway.journal.store import open_store
     from gateway.learn.dataset import NothingLogged, read_log
     from gateway.learn.limits import limits_of
     from gateway.learn.policy import route_policy
 
     chosen = read_config(config)
-    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    store = open_journal(chosen)
     try:
         policy = route_policy(chosen, store, route)
-        _ship(chosen, store)
+        ship(chosen, store)
         stated = {model.name: model.max_output_tokens for model in chosen.models}
         found = limits_of(read_log(store.engine, route=route), list(policy.candidates), stated, policy.knobs)
     except NothingLogged as none:
@@ -128,7 +131,7 @@ def limits(
     finally:
         store.close()
     if json:
-        typer.echo(msgspec.json.encode([one.as_dict() for one in found]).decode())
+        print_json([one.as_dict() for one in found])
         return
     table = Table("model", "scored", "cut", "finish within (tokens: share)", "best limit")
     for one in found:
@@ -162,28 +165,17 @@ def _cells(figure: Figure, scale: float) -> list[str]:
     ]
 
 
-def _ship(config: Config, store: Store) -> None:
-    """What lies in spools comes into the database first, unless a control process does it already."""
-    from gateway.journal.ship import Shipper
-    from gateway.journal.spool import spool_dir
-
-    shipper = Shipper(spool_dir(config.server.run_dir), store.engine)
-    shipper.try_pass()
-    shipper.close()
-
-
 def _from_journal(
     config: Config, route: str, router: str, changed: Mapping[str, float], models: str, explore: float | None,
     since_hours: float,
 ) -> tuple[Log, Policy]:  # fmt: skip
-    from gateway.journal.store import open_store
     from gateway.learn.dataset import read_log
     from gateway.learn.policy import route_policy
 
-    store = open_store(config.storage.url, keep_days=config.storage.keep_days)
-    _ship(config, store)
+    store = open_journal(config)
+    ship(config, store)
     policy = route_policy(config, store, route, router=router, explore=explore)
-    names = [name.strip() for name in models.split(",") if name.strip()]
+    names = listed(models)
     kept = [one for one in policy.candidates if not names or one.model in names]
     if not kept:
         raise CallerError(f"route '{route}' has none of these models: {', '.join(names)}")

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from gateway.commands_batch_options import (
+from gateway.commands.batch_options import (
     PROMPTS,
     Budget,
     Cascade,
@@ -30,7 +29,7 @@ from gateway.commands_batch_options import (
     Tenant,
     counts,
 )
-from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.commands.options import ConfigPath, Json, print_json, read_config
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def problems_shown(console: Console, json: bool) -> Iterator[None]:
         yield
     except BadJob as bad:
         if json:
-            typer.echo(msgspec.json.encode(problems_json(bad.message, bad.problems)).decode())
+            print_json(problems_json(bad.message, bad.problems))
         else:
             console.print(bad.message, style="red", markup=False, highlight=False, soft_wrap=True)
             show_problems(bad.problems if len(bad.problems) > 1 else (), console)
@@ -107,7 +106,7 @@ def problems_shown(console: Console, json: bool) -> Iterator[None]:
     except Impossible as impossible:
         if not json:
             raise
-        typer.echo(msgspec.json.encode(impossible_json(impossible)).decode())
+        print_json(impossible_json(impossible))
         raise typer.Exit(2) from None
 
 
@@ -138,7 +137,7 @@ def _advance(bar: Progress, task: TaskID, now: Standing) -> None:
 
 def _tell(job: Job, took_s: float, json: bool) -> None:
     if json:
-        typer.echo(msgspec.json.encode({**_view(job), "bad_lines": job.card.errors, "seconds": took_s}).decode())
+        print_json({**_view(job), "bad_lines": job.card.errors, "seconds": took_s})
         return
     now = job.progress
     typer.echo(f"{job.id} is {job.state}: {now.done} of {now.total} answered, {now.failed} failed, "
@@ -165,7 +164,7 @@ def status(
     found = [jobs.find(job)] if job else jobs.page(limit=limit)
     if json:
         views = [_view(one) for one in found]
-        typer.echo(msgspec.json.encode(views[0] if job else views).decode())
+        print_json(views[0] if job else views)
         return
     for one in found:
         now, budget = one.progress, one.card.budget_usd

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.commands.options import ConfigPath, Json, NonNegative, Share, open_journal, print_json, read_config
 from gateway.errors import CallerError
-
-Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
-AtLeastNothing = Annotated[float | None, typer.Option(min=0.0)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,20 +25,19 @@ def replay(
                                              "default: what serves the route now.")] = "",
     cost_weight: Share = None,
     min_quality: Share = None,
-    max_cost_usd: AtLeastNothing = None,
-    max_latency_s: AtLeastNothing = None,
+    max_cost_usd: NonNegative = None,
+    max_latency_s: NonNegative = None,
     json: Json = False,
 ) -> None:
     """Decide a recorded request again, offline, with the present or another router or knob; show what differs."""
     from gateway.journal.lookup import find_decision
     from gateway.journal.spool import spool_dir
-    from gateway.journal.store import open_store
     from gateway.learn.policy import route_policy
     from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
     from routers.types import Knobs
 
     chosen = read_config(config)
-    store = open_store(chosen.storage.url, keep_days=chosen.storage.keep_days)
+    store = open_journal(chosen)
     try:
         record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
         if record is None:
@@ -56,7 +51,7 @@ def replay(
         store.close()
     changed = Knobs(cost_weight, min_quality, max_cost_usd, max_latency_s)
     told = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
-    typer.echo(msgspec.json.encode(told).decode()) if json else show(told)
+    print_json(told) if json else show(told)
 
 
 def show(told: Mapping[str, Any]) -> None:

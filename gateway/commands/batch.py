@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from gateway.commands_batch_options import (
+from gateway.commands.batch_options import (
     PROMPTS,
     Budget,
     Cascade,
@@ -25,7 +24,7 @@ from gateway.commands_batch_options import (
     counts,
     dollars,
 )
-from gateway.commands_journal import ConfigPath, Json, read_config
+from gateway.commands.options import ConfigPath, Json, print_json, read_config
 from gateway.config import Config
 from gateway.errors import CallerError
 
@@ -41,9 +40,9 @@ _PARALLEL_BYTES = 8 << 20
 
 def add_to(app: typer.Typer) -> None:
     """Name these commands in `app`."""
-    from gateway import commands_batch_run
+    from gateway.commands import batch_run
 
-    commands_batch_run.add_to(batch)
+    batch_run.add_to(batch)
     app.add_typer(batch)
 
 
@@ -79,7 +78,7 @@ def plan(
     from gateway.batch.plan import Order, plan_job
     from gateway.batch.plan_report import as_json, draw, show
     from gateway.batch.read import Terms
-    from gateway.commands_batch_run import problems_shown
+    from gateway.commands.batch_run import problems_shown
 
     chosen = read_config(config)
     console = Console(stderr=json)
@@ -101,7 +100,7 @@ def plan(
     if plot is not None:
         draw(found, plot)
     if json:
-        typer.echo(msgspec.json.encode(as_json(found, folder)).decode())
+        print_json(as_json(found, folder))
     else:
         show(found, folder, console)
         if cascade and all(arm.rule < 0 for arm in found.estimates.arms):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.commands_journal import read_config, writable
+from gateway.commands.options import listed, read_config, writable
 from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
@@ -17,8 +17,6 @@ from routers.fit import described, fit_router
 from routers.outcomes import DataError, read_outcomes
 from routers.parallel import ParallelMap, serial_map
 from routers.registry import save_router
-
-app = typer.Typer(no_args_is_help=True)
 
 _SHOWN = (
     "aiq", "max_quality", "quality_at_10", "quality_at_50",
@@ -30,6 +28,12 @@ Embedding = Annotated[Path | None, typer.Option(help="Configuration whose sectio
 Engine = Annotated[str, typer.Option(help="embedded, or ray: folds and resamples as its tasks (extra `ray`)")]
 Workers = Annotated[int, typer.Option(min=1, help="Of the ray engine, where it starts its own cluster")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name these commands in `app`."""
+    for command in (train, evaluate, probe, keep):
+        app.command()(command)
 
 
 def _featurizer(config: Path | None) -> Featurizer:
@@ -52,17 +56,12 @@ def _parallel_map(engine: str, workers: int) -> ParallelMap:
     return on_ray(workers)
 
 
-def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
 def _refuse(error: Exception) -> typer.Exit:
     """Bad data ends the command with one line on standard error."""
     typer.echo(f"headgate: {error}", err=True)
     return typer.Exit(2)
 
 
-@app.command()
 def evaluate(
     data: DataFolder,
     router: Annotated[str, typer.Option(help="Name of a learned router, or an artefact's path")] = "default",
@@ -90,14 +89,14 @@ def evaluate(
             from gateway.learn import cascaded
 
             report, policies, bench = cascaded.evaluated(
-                cascade, data, tasks=_listed(tasks), router=router, seed=seed, resamples=resamples,
+                cascade, data, tasks=listed(tasks), router=router, seed=seed, resamples=resamples,
                 parallel_map=_parallel_map(engine, workers),
             )  # fmt: skip
         else:
             report, policies, bench = evaluation.evaluated(
-                router, data, train_data=train_data, models=_listed(models), tasks=_listed(tasks),
+                router, data, train_data=train_data, models=listed(models), tasks=listed(tasks),
                 limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
-                parallel_map=_parallel_map(engine, workers), beside=_listed(beside),
+                parallel_map=_parallel_map(engine, workers), beside=listed(beside),
             )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -109,7 +108,6 @@ def evaluate(
             raise _refuse(error) from error
 
 
-@app.command()
 def train(
     data: DataFolder,
     router: Annotated[str, typer.Option(help="Name of a learned router")] = "default",
@@ -145,7 +143,6 @@ def train(
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
-@app.command()
 def probe(
     data: DataFolder,
     models: Annotated[str, typer.Option(help="Comma-separated, new ones too; default: all of the data")] = "",
@@ -158,7 +155,7 @@ def probe(
     from gateway.learn.probes import plan_of
 
     try:
-        plan = plan_of(data, _listed(models), outcomes, seed)
+        plan = plan_of(data, listed(models), outcomes, seed)
     except ValueError as error:
         raise _refuse(error) from error
     if out is not None:
@@ -178,7 +175,6 @@ def _planned(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"best so far: {found['leader']}, {standing}; {found['outcomes']} outcomes to buy"])
 
 
-@app.command()
 def keep(
     data: DataFolder,
     most: Annotated[int, typer.Option(min=1, help="Models loaded at once, at most")] = 4,
@@ -202,10 +198,10 @@ def keep(
     typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))
 
 
-def _sizes(listed: str) -> dict[str, float]:
+def _sizes(text: str) -> dict[str, float]:
     """ValueError where one of them is no NAME=GB."""
     found = {}
-    for one in _listed(listed):
+    for one in listed(text):
         name, _, size = one.rpartition("=")
         try:
             found[name] = float(size)
@@ -245,6 +241,3 @@ def _cell(figure: dict[str, float | None] | None) -> str:
     if figure["low"] is None or figure["high"] is None:
         return f"{figure['value']:.4f}"
     return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
-
-
-__all__ = ["DataError", "app", "as_table", "evaluate", "keep", "probe", "train"]
