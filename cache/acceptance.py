@@ -127,8 +127,10 @@ class _Row:
 class Acceptance:
     """The learned rule of one route."""
 
-    def __init__(self, terms: Terms, rng: random.Random, judge_error: JudgeError | None = None) -> None:
-        self.terms = terms
+    def __init__(
+        self, terms: Terms | None = None, rng: random.Random | None = None, judge_error: JudgeError | None = None
+    ) -> None:
+        self.terms = terms = terms or Terms()
         self.judge_error = judge_error or JudgeError()
         self.fitted: Fitted | None = None
         self.requests = 0
@@ -136,7 +138,7 @@ class Acceptance:
         """Rows that other replicas told: whoever starts among them knows what they know."""
         self.hits = 0
         self.judgements = 0
-        self._rng = rng
+        self._rng = rng or random.Random()
         self._rows: deque[_Row] = deque(maxlen=terms.max_rows)
         self._audits: deque[bool] = deque(maxlen=2000)
         self._miss_share = 1.0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cache.acceptance import Fitted, Terms
+from cache.acceptance import Acceptance, Fitted
 from cache.entry import Entry
 from cache.index import FlatIndex
 from cache.ivf import IvfIndex
@@ -178,7 +178,6 @@ def _resident_bytes() -> int:
 
 def trusting(store: MemoryStore, dimension: int, max_entries: int) -> SemanticCache:
     """A semantic cache whose rule has learnt to accept whatever is near."""
-    cache = SemanticCache(store, dimension=dimension, terms=Terms(), rng=random.Random(0), max_entries=max_entries)
-    ones = np.ones(FEATURES)
-    cache.acceptance.fitted = Fitted(0 * ones, ones, np.zeros(FEATURES + 1), 0.0, 0.0, 1)
-    return cache
+    acceptance, ones = Acceptance(rng=random.Random(0)), np.ones(FEATURES)
+    acceptance.fitted = Fitted(0 * ones, ones, np.zeros(FEATURES + 1), 0.0, 0.0, 1)
+    return SemanticCache(store, dimension=dimension, acceptance=acceptance, max_entries=max_entries)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
 
 from cache.words import NEGATIONS, STOP_WORDS, Wording
@@ -112,6 +113,20 @@ def _kinds() -> dict[str, tuple[int, int]]:
 
 OPPOSITES = _opposites()
 KINDS = _kinds()
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What forbids that one question be answered by another's answer."""
+
+    same_script: bool = False
+    """Words in other scripts than Latin must be the same, for the vectors say little of them."""
+
+    def objection(self, asked: str, held: str, one: Wording, other: Wording) -> str | None:
+        """Name what sets the question asked and the one held apart; None: nothing that is known here."""
+        if self.same_script and one.foreign != other.foreign:
+            return "script"
+        return contradiction(asked, held, one, other)
 
 
 def contradiction(asked: str, held: str, one: Wording, other: Wording) -> str | None:

@@ -9,7 +9,6 @@ comes back by `audit`, off the critical path.
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.acceptance import Acceptance, Rate, Terms
+from cache.acceptance import Acceptance, Rate
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
-from cache.guard import contradiction
+from cache.guard import Guard
 from cache.index import ExternalIndex, FlatIndex, Index, Vector
 from cache.ivf import IvfIndex
-from cache.judge import JudgeError
 from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, poll
 from cache.pair_rule import PairRule
@@ -46,6 +44,7 @@ _FLAT_LIMIT = 4096
 _MAX_PENDING = 10_000
 _MAX_TEXT = 4_000
 """Characters; a longer question is no paraphrase of anything."""
+_GUARD = Guard()
 
 
 OnVerdict = Callable[[list[float], bool, float, bool], None]
@@ -112,30 +111,23 @@ class SemanticCache:
         store: Store,
         *,
         dimension: int,
-        terms: Terms | None = None,
-        judge_error: JudgeError | None = None,
-        rng: random.Random | None = None,
+        acceptance: Acceptance | None = None,
+        guard: Guard | None = _GUARD,
+        pair_rule: PairRule | None = None,
         max_entries: int = 100_000,
-        guard: bool = True,
-        latin: bool = False,
-        on_verdict: OnVerdict | None = None,
         make_index: Callable[[int], Index] = FlatIndex,
         sets: VectorSets | None = None,
+        on_verdict: OnVerdict | None = None,
         on_forgotten: OnForgotten | None = None,
-        pair_rule: PairRule | None = None,
     ) -> None:
-        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out.
-
-        `latin`: the vectors say little of words in other scripts, so those must be the same.
-        """
+        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out."""
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
-        self.acceptance = Acceptance(terms or Terms(), rng or random.Random(), judge_error)
+        self.acceptance = acceptance or Acceptance()
         self._store = store
         self._dimension = dimension
         self._max_entries = max_entries
         self._guard = guard
-        self._latin = latin
         self._on_verdict = on_verdict
         self._make_index = make_index if sets is None else ExternalIndex
         self._sets = sets
@@ -336,17 +328,12 @@ class SemanticCache:
         first: tuple[Item, float, Wording, str] | None = None
         for item, cosine in found.of_best():
             held = read(item.text)
-            objection = self._objection(text, item.text, asked, held) if self._guard else None
+            objection = self._guard.objection(text, item.text, asked, held) if self._guard else None
             if objection is None:
                 return item, cosine, held, ""
             first = first or (item, cosine, held, objection)
         assert first is not None
         return first
-
-    def _objection(self, text: str, held_text: str, asked: Wording, held: Wording) -> str | None:
-        if self._latin and asked.foreign != held.foreign:
-            return "script"
-        return contradiction(text, held_text, asked, held)
 
     def _short_of(self) -> str:
         fitted = self.acceptance.fitted

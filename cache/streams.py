@@ -19,8 +19,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.acceptance import Terms
+from cache.acceptance import Acceptance, Terms
 from cache.entry import Entry
+from cache.guard import Guard
 from cache.index import FlatIndex
 from cache.judge import JudgeError
 from cache.key import Partition
@@ -178,10 +179,8 @@ def replay(
     cache = SemanticCache(
         MemoryStore(1 << 20),
         dimension=vectors.shape[1],
-        terms=terms,
-        judge_error=oracle.measured(),
-        rng=random.Random(seed),
-        guard=guard,
+        acceptance=Acceptance(terms, random.Random(seed), oracle.measured()),
+        guard=Guard() if guard else None,
         make_index=lambda _: index,
     )
     tally, labels = _Tally(stream, order), stream.labels

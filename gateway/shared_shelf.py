@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from cache.acceptance import Terms
+from cache.acceptance import Acceptance, Terms
 from cache.entry import Entry
 from cache.flight import Flight, LookUp
 from cache.lease import RedisLease
@@ -82,11 +82,11 @@ class SharedShelf(Shelf):
             cache = self._semantic[route.name] = SemanticCache(
                 self.store,
                 dimension=self.dimension(),
-                terms=Terms(eps=route.config.cache_eps),
+                acceptance=Acceptance(Terms(eps=route.config.cache_eps)),
+                guard=self._guard(),
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
                 sets=sets,
                 pair_rule=self._pair_rules.get(route.name),
-                latin=self._threads is None,
                 on_forgotten=None if sets is None else lambda *gone: self._tell(sets.remove(*gone)),
             )
             self._replications[route.name] = Replication(

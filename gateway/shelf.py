@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.acceptance import Terms
+from cache.acceptance import Acceptance, Terms
 from cache.entry import Entry, Hit
 from cache.flight import Flight, LookUp
+from cache.guard import Guard
 from cache.key import Partition, partition_key
 from cache.memory import MemoryStore
 from cache.pair_rule import PairRule
@@ -141,12 +142,15 @@ class Shelf:
         """The semantic tier of one route, made when first needed."""
         cache = self._semantic.get(route.name)
         if cache is None:
-            terms = Terms(eps=route.config.cache_eps)
             cache = self._semantic[route.name] = SemanticCache(
-                self.store, dimension=self.dimension(), terms=terms, pair_rule=self._pair_rules.get(route.name),
-                latin=self._threads is None,
-            )
+                self.store, dimension=self.dimension(), acceptance=Acceptance(Terms(eps=route.config.cache_eps)),
+                guard=self._guard(), pair_rule=self._pair_rules.get(route.name),
+            )  # fmt: skip
         return cache
+
+    def _guard(self) -> Guard:
+        """The shipped table, unlike a configured encoder, says little of words that are not in Latin script."""
+        return Guard(same_script=self._threads is None)
 
     def dimension(self) -> int:
         """Of the vectors that are compared; a slow embedder is not asked for one, the first question's has told."""

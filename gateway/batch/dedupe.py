@@ -15,6 +15,7 @@ from typing import Literal
 
 from cache.acceptance import Acceptance
 from cache.entry import Entry
+from cache.guard import Guard
 from cache.key import KEY_BYTES, Partition, canonical, exact_key, partition_key
 from cache.memory import MemoryStore
 from cache.rules import Rules, may_cache, may_cache_semantically, read_directive
@@ -134,9 +135,8 @@ class Deduper:
         cache = self._semantic.get(route)
         if cache is None:
             size = self._featurizer.embed("").shape[0]
-            cache = SemanticCache(
-                MemoryStore(1), dimension=size, terms=learned.terms, rng=random.Random(0), latin=True
-            )
-            cache.acceptance.fitted = learned.fitted
+            acceptance = Acceptance(learned.terms, random.Random(0))
+            acceptance.fitted = learned.fitted
+            cache = SemanticCache(MemoryStore(1), dimension=size, acceptance=acceptance, guard=Guard(same_script=True))
             self._semantic[route] = cache
         return cache

@@ -48,7 +48,7 @@ async def heard_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Accep
 async def _heard(link: Link, route: Route) -> Acceptance:
     featurizer = shipped_featurizer()
     terms = Terms(eps=route.config.cache_eps)
-    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], terms=terms)
+    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], acceptance=Acceptance(terms))
     replication = Replication(link, ear, route=route.name, embedder=featurizer.version)
     while await replication.follow():
         pass

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cache.acceptance import Acceptance
 from cache.entry import Entry, Hit
 from cache.key import Partition
 from cache.link import Link
@@ -29,7 +30,7 @@ class Replica:
     def __init__(self, url: str, route: str, embedder: str = "e") -> None:
         self.link = Link(url, timeout_s=10)
         self.store = RedisStore(self.link, prefix=f"{route}:")
-        self.cache = SemanticCache(self.store, dimension=DIMENSION, rng=random.Random(0))
+        self.cache = SemanticCache(self.store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)))
         self.replication = Replication(self.link, self.cache, route=route, embedder=embedder)
         rule = self.cache.acceptance
         for n in range(100):
@@ -116,7 +117,7 @@ async def test_who_starts_among_others_knows_what_they_know(shared_server: Serve
     """
     route = secrets.token_hex(4)
     one = Replica(shared_server.url, route)
-    fresh = SemanticCache(one.store, dimension=DIMENSION, rng=random.Random(0))
+    fresh = SemanticCache(one.store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)))
     replication = Replication(one.link, fresh, route=route, embedder="e")
     for n in range(fresh.acceptance.terms.warm_up):
         assert not fresh.acceptance.due

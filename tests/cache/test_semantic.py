@@ -16,6 +16,7 @@ from cache.acceptance import NEVER, UNPROVEN, Acceptance, Terms
 from cache.baselines import EntryRule, StaticRule
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
+from cache.guard import Guard
 from cache.index import FlatIndex, Index
 from cache.ivf import IvfIndex
 from cache.key import Partition
@@ -86,7 +87,7 @@ def proven(value: float) -> list[float]:
 async def test_nothing_is_served_before_anything_is_learnt() -> None:
     """A new cache asks for judgements and serves nothing, not even its own questions."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     await put(cache, store, "a", 1)
     answer = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
     assert isinstance(answer, Miss) and answer.why == "off"
@@ -96,7 +97,7 @@ async def test_nothing_is_served_before_anything_is_learnt() -> None:
 async def test_a_hit_says_why() -> None:
     """A served answer carries score, threshold, bound and the version of the rule."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     entry = await put(cache, store, "a", 1)
     open_up(cache)
     hit = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
@@ -108,7 +109,7 @@ async def test_a_hit_says_why() -> None:
 async def test_what_the_store_lost_is_not_served() -> None:
     """Deletion, expiry and replacement in the store, and deletion here, all end an entry."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     open_up(cache)
 
     async def why() -> str:
@@ -132,6 +133,11 @@ async def test_what_the_store_lost_is_not_served() -> None:
     assert len(cache) == 0
 
 
+def seeded() -> Acceptance:
+    """A rule with draws that repeat."""
+    return Acceptance(rng=random.Random(0))
+
+
 def in_cells(dimension: int) -> IvfIndex:
     """The index of large partitions, from the first entry on."""
     return IvfIndex(FlatIndex(dimension))
@@ -147,7 +153,7 @@ async def test_no_hit_ever_crosses_a_tenant(
 ) -> None:
     """Whatever is held and asked, with a rule that accepts anything, an answer is its own tenant's."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), make_index=make_index)
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), make_index=make_index)
     open_up(cache)
     for n, (at, tenant, partition) in enumerate(held):
         await put(cache, store, f"e{n}", at, tenant=tenant, partition=partition)
@@ -162,7 +168,7 @@ async def test_no_hit_ever_crosses_a_tenant(
 async def test_bad_vectors_and_texts_are_misses() -> None:
     """Another dimension, NaN, no length, empty or endless texts miss and are not recorded."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     open_up(cache)
     entry = await put(cache, store, "a", 1)
     bad = [np.zeros(DIMENSION), np.full(DIMENSION, np.nan), np.full(DIMENSION, np.inf), vector(1)[:-1]]
@@ -179,7 +185,7 @@ async def test_bad_vectors_and_texts_are_misses() -> None:
 async def test_a_guard_overrules_the_score() -> None:
     """However near and however sure the rule, a turned question misses by the guard's name."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     open_up(cache)
     entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
     await store.put(b"a", entry)
@@ -192,7 +198,7 @@ async def test_a_guard_overrules_the_score() -> None:
 async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool, why: str) -> None:
     """The shipped table has one vector for most words of other scripts: open and close are as one to it."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), latin=latin)
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), guard=Guard(same_script=latin))
     open_up(cache)
     entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
     await store.put(b"a", entry)
@@ -206,7 +212,7 @@ async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool
 async def test_entries_are_bounded() -> None:
     """Past its number of entries the cache lets go of the one used longest ago."""
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0), max_entries=10)
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), max_entries=10)
     for n in range(30):
         await put(cache, store, f"e{n}", n)
     assert len(cache) == 10 and not cache.delete("e19") and cache.delete("e20")
@@ -352,7 +358,7 @@ async def test_a_large_partition_is_put_into_cells(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("cache.ivf._LARGEST", 20)
     monkeypatch.setattr("cache.ivf._SMALLEST", 3)
     store = MemoryStore(1 << 20)
-    cache = SemanticCache(store, dimension=DIMENSION, rng=random.Random(0))
+    cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     open_up(cache)
     for n in range(100):
         await put(cache, store, f"e{n}", n)

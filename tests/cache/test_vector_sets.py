@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cache.acceptance import Acceptance
 from cache.entry import Entry, Hit
 from cache.key import Partition
 from cache.link import Link
@@ -83,7 +84,8 @@ async def test_replicas_serve_from_one_set(link: Link) -> None:
     gone: list[tuple[bytes, str]] = []
     one, two = (
         SemanticCache(
-            store, dimension=DIMENSION, rng=random.Random(0), sets=sets, on_forgotten=lambda *what: gone.append(what)
+            store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)), sets=sets,
+            on_forgotten=lambda *what: gone.append(what),
         )
         for _ in range(2)
     )

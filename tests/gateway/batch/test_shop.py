@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.acceptance import Terms
 from cache.link import Link
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
@@ -36,7 +35,7 @@ async def tell(redis_url: str, verdicts: int) -> None:
     """A replica that has judged so many pairs: those of a large first feature were the same."""
     link = Link(redis_url, timeout_s=5.0)
     featurizer = shipped_featurizer()
-    cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], terms=Terms())
+    cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0])
     replica = Replication(link, cache, route="auto", embedder=featurizer.version)
     rng = random.Random(0)
     for _ in range(verdicts):
