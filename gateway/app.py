@@ -59,34 +59,23 @@ def build(config: Config, index: int = 0) -> App:
 
 
 def build_services(config: Config, current: Current, index: int) -> Services:
-    now, clock = time.monotonic, time.time
+    now, clock, draws = time.monotonic, time.time, iter(random.Random().random, None)
     current.base = config
     try:
         config = in_force(config, current.settings)
     except ConfigError as error:  # the file has changed under it: the file alone serves
         log.error("what was changed at run time can't be used: %s", error)
+    server = config.server
     embedder = open_embedder(config.embedding)
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
-    providers = {provider.name: open_provider(provider, config.server) for provider in config.providers}
-    directory = spool_dir(config.server.run_dir)
-    spool = Spool(directory)
-    journal = Reader(config.storage.url, config.storage.keep_days, directory)
-    draws = iter(random.Random().random, None)
-    metrics = Metrics()
-    metrics.watch_fleet(fleet, now)
-    metrics.watch("headgate_engine_waiting", engine_waits(fleet))
-    ledger = open_ledger(config, clock)
-    metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
-    metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
-    metrics.watch("headgate_budgets_spoilt", lambda: {(): float(len(getattr(ledger, "spoilt", ())))})
-    metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
-    online, purses = Online(open_bandit_store(config, index), journal), Purses(clock, config.server.workers)
-    metrics.watch("headgate_bandit_answers", online.answers)
-    metrics.watch("headgate_purse_fullness", purses.fullness)
-    server = config.server
+    providers = {provider.name: open_provider(provider, server) for provider in config.providers}
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
-    metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
+    directory = spool_dir(server.run_dir)
+    spool = Spool(directory)
+    journal = Reader(config.storage.url, config.storage.keep_days, directory)
+    ledger = open_ledger(config, clock)
+    online = Online(open_bandit_store(config, index), journal)
     services = Services(
         config=config,
         now=now,
@@ -102,24 +91,39 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         embedder=embedder,
         shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
-        responses=Responses(spool, journal, clock, config.server.max_body_bytes),
+        responses=Responses(spool, journal, clock, server.max_body_bytes),
         spool=spool,
         journal=journal,
-        batches=BatchDesk(journal, config.server.run_dir),
+        batches=BatchDesk(journal, server.run_dir),
         spool_dir=directory,
-        metrics=metrics,
+        metrics=Metrics(),
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
         online=online,
-        purses=purses,
+        purses=Purses(clock, server.workers),
         prefixes=Prefixes(),
         chores=[
             *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
         ],
         index=index,
     )
-    metrics.watch("headgate_router_lost", lambda: {(name,): 1.0 for name in services.book.lost})
+    watch(services)
     return services
+
+
+def watch(services: Services) -> None:
+    """Figures that are read off the parts whenever metrics are asked for."""
+    metrics, ledger, caller = services.metrics, services.ledger, services.driver.caller
+    metrics.watch_fleet(services.fleet, services.now)
+    metrics.watch("headgate_engine_waiting", engine_waits(services.fleet))
+    metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
+    metrics.watch("headgate_redis_away", lambda: {(): float(getattr(ledger, "is_away", False))})
+    metrics.watch("headgate_budgets_spoilt", lambda: {(): float(len(getattr(ledger, "spoilt", ())))})
+    metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
+    metrics.watch("headgate_bandit_answers", services.online.answers)
+    metrics.watch("headgate_purse_fullness", services.purses.fullness)
+    metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
+    metrics.watch("headgate_router_lost", lambda: {(name,): 1.0 for name in services.book.lost})
 
 
 def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> list[Chore]:
