@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
 
-from cascade.climb import best_answer
+from cascade.climb import best_answer, confidence_in
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
 
@@ -36,7 +35,7 @@ class BestOf:
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
         left = self.tries[len(history) :]
         best = self.best(history)
-        reached = self._shown(history[best]) if best is not None else 0.0
+        reached = confidence_in(history[best], self.confidence) if best is not None else 0.0
         if best is not None and (
             reached >= self.good or self._gain(history, reached) * self.worth_usd <= self.price_usd
         ):
@@ -48,12 +47,8 @@ class BestOf:
     def best(self, history: Sequence[Outcome]) -> int | None:
         return best_answer(history, self.confidence)
 
-    def _shown(self, outcome: Outcome) -> float:
-        p = self.confidence(outcome.model, outcome.evidence)
-        return 0.0 if isnan(p) else p
-
     def _gain(self, history: Sequence[Outcome], reached: float) -> float:
         """Expected rise of the best answer's chance by one more sample."""
-        shown = [self._shown(o) for o in history if not o.failure]
+        shown = [confidence_in(o, self.confidence) for o in history if not o.failure]
         p = (self.chance * self.weight + sum(shown)) / (self.weight + len(shown))
         return p * (1.0 - reached)

@@ -227,3 +227,9 @@ def best_answer(history: Sequence[Outcome], confidence: Confidence) -> int | Non
         if not outcome.failure
     ]
     return max(scored)[1] if scored else None
+
+
+def confidence_in(outcome: Outcome, confidence: Confidence) -> float:
+    """0 where the answer shows none."""
+    p = confidence(outcome.model, outcome.evidence)
+    return 0.0 if isnan(p) else p

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
 
 from msgspec import structs
 
-from cascade.climb import best_answer
+from cascade.climb import best_answer, confidence_in
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Step
 
@@ -52,7 +51,7 @@ class Refine:
         best = self.best(history)
         if best is None:
             return Keep(None, "failed") if history else Ask((self._read(self.draft),), (self.draft,), streams=False)
-        if self._shows(history[best]) >= self.good or len(history) > self.rounds:
+        if confidence_in(history[best], self.confidence) >= self.good or len(history) > self.rounds:
             return Keep(best)
         mended = self._read(self.draft, self.prompt(history[best].evidence.said))
         left = self.rounds - len(history)
@@ -60,10 +59,6 @@ class Refine:
 
     def best(self, history: Sequence[Outcome]) -> int | None:
         return best_answer(history, self.confidence)
-
-    def _shows(self, outcome: Outcome) -> float:
-        p = self.confidence(outcome.model, outcome.evidence)
-        return 0.0 if isnan(p) else p
 
     def _read(self, step: Step, fields: Fields | None = None) -> Step:
         return structs.replace(step, overrides={**step.overrides, **(fields or {})}, reads_confidence=True)
