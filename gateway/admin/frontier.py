@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
 from gateway.admin.preview import interval, refusal
@@ -13,9 +11,8 @@ from gateway.admin.rounds import latest_log, policy_of, route_of
 from gateway.admin.shapes.common import Estimate, Refusal
 from gateway.admin.shapes.knobs import Frontier, FrontierPoint
 from gateway.journal.insights import insight, keep_insight
-from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.dataset import NothingLogged
 from gateway.learn.whatif import Answer, decided, valued, widened
-from routers.ope import Array
 from routers.types import Undecided
 
 KIND = "frontier"
@@ -47,7 +44,7 @@ def _frontier(desk: Desk, route: str) -> Frontier:
     log = widened(log, [one.model for one in policy.candidates])
     points = [_point("as it is", "now", valued(log, log.logged), now=True)]
     points += [
-        _point(model, "model", valued(log, _always(log, j)))
+        _point(model, "model", valued(log, log.always(j)))
         for j, model in enumerate(log.models)
         if model in {one.model for one in policy.candidates}
     ]
@@ -61,12 +58,6 @@ def _frontier(desk: Desk, route: str) -> Frontier:
             break
         points.append(_point(f"cost weight {weight:g}", "knob", valued(log, target), weight=weight))
     return Frontier(rounds=len(log), labelled=int(log.labelled.sum()), points=points, time_s=None, note=note)
-
-
-def _always(log: Log, j: int) -> Array:
-    target = np.zeros((len(log), len(log.models)))
-    target[:, j] = 1.0
-    return target
 
 
 def _point(label: str, kind: str, answer: Answer, *, weight: float | None = None, now: bool = False) -> FrontierPoint:

@@ -7,13 +7,12 @@ route itself cost and was worth is as it was logged, everything spent on it incl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gateway.learn.dataset import Log
-from routers import ope
+from routers import frontier, ope
 from routers.ope import Array, Interval, Refusal
 
 RESAMPLES = 300
@@ -40,8 +39,7 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
     quality, cost = list[Array](), list[Array]()
     kept, refused = list[int](), list[Refusal]()
     for j in range(len(log.models)):
-        target = np.zeros((len(scored), len(log.models)))
-        target[:, j] = 1.0
+        target = scored.always(j)
         rounds = scored.rounds(scored.score)
         verdict = ope.judged(rounds, target, None, prices)
         if isinstance(verdict, Refusal):
@@ -71,25 +69,7 @@ def _resampled(columns: Array, m: int, rng: np.random.Generator) -> Blind:
 
 def _beside(quality: Array, cost: Array, our_quality: float, our_cost: float) -> tuple[float, float]:
     """Money and quality that the blind chooser lacks."""
-    points = hull(cost, quality)
-    costs, worths = [point[0] for point in points], [point[1] for point in points]
+    costs, worths = frontier.hull(np.column_stack([cost, quality])).T
     same_worth = float(np.interp(our_quality, worths, costs))
     same_cost = float(np.interp(our_cost, costs, worths))
     return same_worth - our_cost, our_quality - same_cost
-
-
-def hull(cost: Sequence[float] | Array, quality: Sequence[float] | Array) -> list[tuple[float, float]]:
-    """Corners of the upper concave hull from the cheapest point to the best one, both rising."""
-    corners: list[tuple[float, float]] = []
-    points = zip(map(float, cost), map(float, quality), strict=True)
-    for c, q in sorted(points, key=lambda point: (point[0], -point[1])):
-        if corners and q <= corners[-1][1]:
-            continue
-        while len(corners) > 1 and _turns_up(corners[-2], corners[-1], (c, q)):
-            corners.pop()
-        corners.append((c, q))
-    return corners
-
-
-def _turns_up(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
-    return (middle[1] - first[1]) * (last[0] - first[0]) <= (last[1] - first[1]) * (middle[0] - first[0])

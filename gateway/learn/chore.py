@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from gateway.config import Config, RouteConfig
 from gateway.errors import HeadgateError
 from gateway.journal.store import Store
-from gateway.learn.loop import WAITS, Loop, Terms, Told
+from gateway.learn.loop import WAITS, Loop, StepReport, Terms
 
 log = logging.getLogger("headgate.learn")
 
@@ -64,7 +64,7 @@ class Turns:
                 log.warning("route %s can't learn now: %s", route.name, fault)
 
 
-def note(store: Store, route: str, told: Told) -> None:
+def note(store: Store, route: str, told: StepReport) -> None:
     """Keeps what a turn did where it says something new, and logs it; alarms loudly."""
     before = store.setting(TOLD + route) or {}
     now = {**told.as_dict(), "time_s": time.time()}

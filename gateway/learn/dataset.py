@@ -71,6 +71,16 @@ class Log:
             cost_usd=self.cost_usd[places], latency_s=self.latency_s[places],
         )  # fmt: skip
 
+    def since(self, time_s: float) -> Log:
+        """Rounds after that moment."""
+        return self.rows(np.array([record.time_s > time_s for record in self.records], bool))
+
+    def always(self, j: int) -> Array:
+        """Probabilities (n, m) of a policy that always chooses the model in column j."""
+        target = np.zeros((len(self), len(self.models)))
+        target[:, j] = 1.0
+        return target
+
     def rounds(self, reward: Array) -> Rounds:
         """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them."""
         return Rounds(self.action, reward, self.logged)

@@ -67,7 +67,7 @@ def certify_knob(
     rounds = scored.rounds(scored.score)
     if (scored.logged[:, reference] <= 0.0).mean() > 0.02:
         return Unsupported(f"{log.models[reference]} was not tried in most decisions: set the route's `explore`", n)
-    ours = importance(rounds, _always(scored, reference))
+    ours = importance(rounds, scored.always(reference))
     largest = float(1.0 / scored.logged[scored.logged > 0].min())
     alpha, passed = 1.0 - confidence, None
     for weight, target in policies.items():
@@ -96,7 +96,7 @@ def coverage(log: Log, reference: int) -> Interval | None:
     scored = log.rows(log.labelled)
     if len(scored) < LEAST_SINCE:
         return None
-    weights = importance(scored.rounds(scored.score), _always(scored, reference))
+    weights = importance(scored.rounds(scored.score), scored.always(reference))
     if effective_rounds(weights) < LEAST_SINCE / 2:
         return None
     worth, best = float(scored.score.mean()), _ratio(weights, scored.score)
@@ -116,17 +116,11 @@ def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Sta
         for one in expected_quality(log).tolist():
             watch.observe(one)
     if len(scored) and (scored.logged[:, reference] > 0).all():
-        weights = importance(scored.rounds(scored.score), _always(scored, reference))
+        weights = importance(scored.rounds(scored.score), scored.always(reference))
         largest = float(1.0 / scored.logged[scored.logged > 0].min())
         for score, weight in zip(scored.score.tolist(), weights.tolist(), strict=True):
             watch.audit(score / largest, weight * score / largest)
     return watch.standing
-
-
-def _always(log: Log, j: int) -> Array:
-    target = np.zeros((len(log), len(log.models)))
-    target[:, j] = 1.0
-    return target
 
 
 def _ratio(weights: Array, values: Array) -> float:

@@ -59,7 +59,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StepReport:
     """What a step did."""
 
     action: str
@@ -90,12 +90,12 @@ class Loop:
         route_config(config, route)
         return cls(config, open_store(config.storage.url, keep_days=config.storage.keep_days), route, terms)
 
-    def step(self, now_s: float) -> Told:
+    def step(self, now_s: float) -> StepReport:
         """One turn at most."""
         try:
             log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
         except NothingLogged as none:
-            return Told(WAITS, str(none))
+            return StepReport(WAITS, str(none))
         incumbent = self.policy()
         log = widened(log, [one.model for one in incumbent.candidates])
         standing = {one.state: one for one in reversed(self.versions.list(self.route))}
@@ -111,11 +111,11 @@ class Loop:
         else:
             back = self.watch_live(log, live, incumbent) if live else None
             told = back or self.retrain(log, incumbent, now_s)
-        return Told(told.action, told.reason, told.version, alarms)
+        return StepReport(told.action, told.reason, told.version, alarms)
 
     # -- the turns
 
-    def retrain(self, log: Log, incumbent: Policy, now_s: float) -> Told:
+    def retrain(self, log: Log, incumbent: Policy, now_s: float) -> StepReport:
         """A new candidate, where enough was scored since the last one; the gate decides whether it goes on."""
         train, judged = lately(log)
         noted = self.store.setting(self._setting) or {}
@@ -126,28 +126,28 @@ class Loop:
         again = self.terms.ask_again_after if noted.get("refused") else self.terms.retrain_after
         enough = self.terms.min_scored if changed or not since_s else again
         if (int(judged.labelled.sum()) if changed else fresh) < enough:
-            return Told(WAITS, f"{fresh} scored rounds since the last training")
+            return StepReport(WAITS, f"{fresh} scored rounds since the last training")
         try:
             verdict = self.gated(train, self.unseen(judged), incumbent)
             if verdict.refusal is not None:  # more rounds may tell: asked again at the next step
-                return Told(REFUSED, verdict.reason)
+                return StepReport(REFUSED, verdict.reason)
             now = {"trained_until_s": log.records[-1].time_s, "refused": not verdict.passed}
             self.store.save_setting(self._setting, now, "learn")
             if not verdict.passed:
-                return Told(REFUSED, verdict.reason)
+                return StepReport(REFUSED, verdict.reason)
             made = trained(train, self.terms.router, self._next_version(), self.explore)
         except DataError as error:
-            return Told(REFUSED, str(error))
+            return StepReport(REFUSED, str(error))
         version = self.take_in(made, verdict, now_s, log.records[-1].time_s)
-        return Told(SHADOW, verdict.reason, version.version)
+        return StepReport(SHADOW, verdict.reason, version.version)
 
     def unseen(self, judged: Log) -> Log:
         """The rounds that the incumbent was not trained on, for on its own it looks better than it is; all of them
         where the others are too few yet.
         """
         live = next((one for one in self.versions.list(self.route) if one.state == "live"), None)
-        since_s = _told(live, "trained_until_s", 0.0) if live else 0.0
-        fresh = judged.rows(np.array([record.time_s > since_s for record in judged.records], bool))
+        since_s = _noted(live, "trained_until_s", 0.0) if live else 0.0
+        fresh = judged.since(since_s)
         return fresh if int(fresh.labelled.sum()) >= self.terms.min_scored else judged
 
     def gated(self, train: Log, judged: Log, incumbent: Policy) -> Verdict:
@@ -158,7 +158,7 @@ class Loop:
         )
         return judge(judged, target, decided(incumbent, judged), self.reward(judged, incumbent))
 
-    def consider(self, artifact: Path, now_s: float) -> Told:
+    def consider(self, artifact: Path, now_s: float) -> StepReport:
         """Someone else's candidate: through the same gate, on all rounds."""
         log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
         incumbent = self.policy()
@@ -166,59 +166,58 @@ class Loop:
         target = decided(self.policy(str(artifact)), log)
         verdict = judge(log, target, decided(incumbent, log), self.reward(log, incumbent))
         if not verdict.passed:
-            return Told(REFUSED, verdict.reason)
+            return StepReport(REFUSED, verdict.reason)
         version = self.versions.add(self.route, artifact, state="candidate", actor="learn")
         mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=self._label(version))
-        return Told(SHADOW, verdict.reason, version.version)
+        return StepReport(SHADOW, verdict.reason, version.version)
 
-    def lost(self, version: RouterVersion, now_s: float) -> Told | None:
+    def lost(self, version: RouterVersion, now_s: float) -> StepReport | None:
         """A candidate that can't be opened any more is given up, so that others have their turn."""
         fault = self.versions.fault(version)
         if not fault:
             return None
         end_canary(str(self.config.server.run_dir), self.route)
         mark(self.store, version, "refused", now_s)
-        return Told(REFUSED, fault, version.version)
+        return StepReport(REFUSED, fault, version.version)
 
-    def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> Told:
+    def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> StepReport:
         """On rounds that came after it was made: not significantly worse, and it goes before a share of the traffic."""
-        since_s = _since(version)
-        fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
+        fresh = log.since(_since(version))
         if int(fresh.labelled.sum()) < self.terms.shadow_rounds:
-            return Told(WAITS, f"{int(fresh.labelled.sum())} scored rounds in the shadow", version.version)
+            return StepReport(WAITS, f"{int(fresh.labelled.sum())} scored rounds in the shadow", version.version)
         found = shadowed(fresh, self.policy(self.versions.artifact(version)), incumbent, self.reward(fresh, incumbent))
         gap = found.verdict.difference
         if gap is not None and gap.high < 0.0:
             mark(self.store, version, "refused", now_s, shadow=found.verdict.as_dict())
-            return Told(REFUSED, found.verdict.reason, version.version)
+            return StepReport(REFUSED, found.verdict.reason, version.version)
         begin_canary(str(self.config.server.run_dir), self.route, version, self.terms.canary_share)
         mark(self.store, version, "canary", now_s, shadow=found.verdict.as_dict())
-        return Told(CANARY, f"agrees with {found.agreement:.0%} of decisions; {found.verdict.reason}", version.version)
+        reason = f"agrees with {found.agreement:.0%} of decisions; {found.verdict.reason}"
+        return StepReport(CANARY, reason, version.version)
 
-    def watch_canary(self, log: Log, version: RouterVersion, now_s: float) -> Told:
+    def watch_canary(self, log: Log, version: RouterVersion, now_s: float) -> StepReport:
         """Randomised halves of the traffic decide."""
         label = str((version.metrics or {}).get("label", ""))
         halves = halves_of(log, label, self.reward(log, self.policy()), _since(version))
         gap, count = halves.difference(), len(halves.candidate)
         if gap is None or count < self.terms.canary_rounds:
-            return Told(WAITS, f"{count} scored canary rounds", version.version)
+            return StepReport(WAITS, f"{count} scored canary rounds", version.version)
         reason = f"{count} canary rounds, difference {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
         bad = failed(gap, gated(version), self.terms.margin, settled=count >= self.terms.patience)
         if not bad and gap.low <= -self.terms.margin and count < self.terms.patience:
-            return Told(WAITS, reason, version.version)
+            return StepReport(WAITS, reason, version.version)
         end_canary(str(self.config.server.run_dir), self.route)
         if bad:
             mark(self.store, version, "rolled_back", now_s, canary=gap.as_dict())
-            return Told(ROLLED_BACK, reason, version.version)
+            return StepReport(ROLLED_BACK, reason, version.version)
         noted = mark(self.store, version, "candidate", now_s, canary=gap.as_dict())
         self.versions.promote(self.route, noted.version, actor="learn")
-        return Told(PROMOTED, reason, version.version)
+        return StepReport(PROMOTED, reason, version.version)
 
-    def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> Told | None:
+    def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> StepReport | None:
         """The version before comes back where it would have been worth more since."""
         before = self.versions.former(self.route)
-        since_s = _since(live)
-        fresh = log.rows(np.array([record.time_s > since_s for record in log.records], bool))
+        fresh = log.since(_since(live))
         if before is None or before.time_s >= live.time_s or int(fresh.labelled.sum()) < self.terms.min_scored:
             return None
         former = decided(self.policy(self.versions.artifact(before)), fresh)
@@ -226,7 +225,7 @@ class Loop:
         if not verdict.passed:
             return None
         self.versions.roll_back(self.route, actor="learn")
-        return Told(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
+        return StepReport(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
 
     # -- what they share
 
@@ -272,10 +271,10 @@ class Loop:
 
 def _since(version: RouterVersion) -> float:
     """Since when it stands where it stands."""
-    return _told(version, "since_s", version.time_s)
+    return _noted(version, "since_s", version.time_s)
 
 
-def _told(version: RouterVersion, name: str, otherwise: float) -> float:
+def _noted(version: RouterVersion, name: str, otherwise: float) -> float:
     """A number that was noted with the version."""
     found = (version.metrics or {}).get(name)
     return float(found) if isinstance(found, (int, float)) else otherwise

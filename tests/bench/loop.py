@@ -30,7 +30,7 @@ from gateway.config_load import load
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data
-from gateway.learn.loop import Loop, Terms, Told
+from gateway.learn.loop import Loop, StepReport, Terms
 from gateway.learn.retrain import tuned
 from gateway.learn.whatif import decided, widened
 from local_models.tasks import Question, held_out_questions, is_right
@@ -154,9 +154,9 @@ async def shipped(loop: Loop, expected: int, within_s: float = 20.0) -> None:
 
 async def learn(
     client: AsyncOpenAI, loop: Loop, questions: list[Question], until: str, done: int
-) -> tuple[list[Told], int]:
+) -> tuple[list[StepReport], int]:
     """Batches with feedback and a turn after each, until a turn of that name; "": with all questions."""
-    told: list[Told] = []
+    told: list[StepReport] = []
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
         await ask_all(client, "auto", batch, feedback=True)
@@ -271,7 +271,7 @@ async def run(count: int, judged: int, seed: int) -> dict[str, Any]:
     return report
 
 
-def brief(told: list[Told]) -> list[str]:
+def brief(told: list[StepReport]) -> list[str]:
     return [f"{one.action}: {one.reason}" for one in told]
 
 

@@ -14,7 +14,7 @@ import msgspec
 from gateway.journal.store import open_store
 from gateway.learn.alarms import Alarm
 from gateway.learn.chore import TOLD, Turns, note
-from gateway.learn.loop import SHADOW, WAITS, Told
+from gateway.learn.loop import SHADOW, WAITS, StepReport
 from tests.gateway.learn.test_loop import Street, configured
 from tests.live import served
 from tests.ports import free_port
@@ -53,12 +53,12 @@ def test_a_route_that_does_not_ask_learns_nothing(tmp_path: Path) -> None:
 def test_waiting_is_told_once_and_alarms_at_once(tmp_path: Path) -> None:
     """A loop that waits doesn't fill the store; a new alarm is kept and logged."""
     store = open_store(configured(tmp_path).storage.url)
-    waits = Told(WAITS, "3 scored rounds")
+    waits = StepReport(WAITS, "3 scored rounds")
     note(store, "auto", waits)
-    note(store, "auto", Told(WAITS, "4 scored rounds"))
+    note(store, "auto", StepReport(WAITS, "4 scored rounds"))
     assert len(store.setting_versions(TOLD + "auto")) == 1
     alarm = Alarm("calibration", "large scores 0.20 below what the router expects", -0.2, "large")
-    note(store, "auto", Told(WAITS, "5 scored rounds", alarms=(alarm,)))
+    note(store, "auto", StepReport(WAITS, "5 scored rounds", alarms=(alarm,)))
     assert store.setting(TOLD + "auto")["alarms"][0]["kind"] == "calibration"
     store.close()
 

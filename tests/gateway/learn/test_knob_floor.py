@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gateway.learn.asking import to_label
-from gateway.learn.blind import against_blind, hull
+from gateway.learn.blind import against_blind
 from gateway.learn.dataset import Log, log_of
 from gateway.learn.knob_floor import Unsupported, certify_knob, coverage, drifted
 from routers.ope import Array, Refusal
@@ -69,12 +69,6 @@ def test_drift_withdraws_where_quality_sank_and_is_silent_where_it_did_not() -> 
     sunk = world(3000, seed=5)
     assert drifted(sunk, 0, 1.0, float("nan")) == "withdrawn"
     assert drifted(sunk, 0, 0.7, float("nan")) == "valid"
-
-
-def test_blind_choice_between_two_points_is_the_line_between_them() -> None:
-    """Points under the line don't count; it rises from the cheapest to the best."""
-    assert hull([1, 2, 3, 4], [0.5, 0.55, 0.9, 0.8]) == [(1.0, 0.5), (3.0, 0.9)]
-    assert hull([1, 1], [0.2, 0.6]) == [(1.0, 0.6)]
 
 
 def test_chance_is_no_better_than_chance() -> None:

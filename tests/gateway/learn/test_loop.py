@@ -24,7 +24,7 @@ from gateway.journal.write import write_records
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data
 from gateway.learn.gate import Verdict, failed
-from gateway.learn.loop import Loop, Terms, Told
+from gateway.learn.loop import Loop, StepReport, Terms
 from gateway.learn.shadow import begin_canary, gated, mark
 from gateway.settings import read_settings
 from routers.artifact import Card
@@ -71,7 +71,7 @@ class Street:
     def router(self) -> Router:
         return open_route_router(self.config.routes[0], read_settings(self.config.server.run_dir))
 
-    def round(self, n: int = 100) -> Told:
+    def round(self, n: int = 100) -> StepReport:
         rows = self.town.decisions(self.router(), n, knobs=KNOBS)
         said = [
             FeedbackRecord(id="fb_" + record.id, time_s=record.time_s, decision_id=record.id, tenant="t", score=score)
@@ -81,7 +81,7 @@ class Street:
             write_records(connection, [*(record for record, _ in rows), *said])
         return self.loop.step(rows[-1][0].time_s + 1.0)
 
-    def until(self, action: str, rounds: int = 14) -> list[Told]:
+    def until(self, action: str, rounds: int = 14) -> list[StepReport]:
         told = []
         for _ in range(rounds):
             told.append(self.round())
