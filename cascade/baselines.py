@@ -19,33 +19,33 @@ from routers.estimators.base import folds
 from routers.outcomes import DataError
 
 if TYPE_CHECKING:
-    from cascade.evaluate import Part, Setting
+    from cascade.evaluate import EstimatedRows, TrainingSettings
     from cascade.logs import Logged
 
 SHARES = (1.0, 0.99, 0.97, 0.95, 0.9)
 """Of the best single model's quality: what operators are likeliest to ask for."""
 
 
-def router_alone(taught: Part, tested: Part, target: float, tolerance: float) -> tuple[float, float]:
+def router_alone(taught: EstimatedRows, tested: EstimatedRows, target: float, tolerance: float) -> tuple[float, float]:
     """Cost and quality on test rows of routing before generation, by estimated quality minus rate times cost."""
     rates = rates_for(float(taught.paid.answer.mean(0).max()))
     points = np.array([_routed(taught, rate) for rate in rates])
     return _routed(tested, rates[cheapest_matching(points, target, tolerance)])
 
 
-def _routed(part: Part, rate: float) -> tuple[float, float]:
+def _routed(part: EstimatedRows, rate: float) -> tuple[float, float]:
     pick = np.argmax(1.0 / (1.0 + np.exp(-part.scene.prior)) - rate * part.prices.answer, 1)
     rows = np.arange(len(pick))
     return float(part.paid.answer[rows, pick].mean()), float(part.scores[rows, pick].mean())
 
 
-def frugal_chain(taught: Part, setting: Setting, target: float) -> tuple[Posterior, Chosen]:
+def frugal_chain(taught: EstimatedRows, setting: TrainingSettings, target: float) -> tuple[Posterior, Chosen]:
     """FrugalGPT's list and thresholds: the cheapest chain that reaches the target with a cross-fitted scorer."""
     posterior, found = _chains(taught, setting)
     return posterior, choose(found, quality=target)
 
 
-def frugal_cascade(taught: Part, setting: Setting) -> FrugalCascade:
+def frugal_cascade(taught: EstimatedRows, setting: TrainingSettings) -> FrugalCascade:
     """To serve: the cheapest chain for each share of the best single model's quality."""
     posterior, found = _chains(taught, setting)
     best = float(taught.scores.mean(0).max())
@@ -53,7 +53,7 @@ def frugal_cascade(taught: Part, setting: Setting) -> FrugalCascade:
     return FrugalCascade(posterior, tuple(chains), best, taught.typical)
 
 
-def _chains(taught: Part, setting: Setting) -> tuple[Posterior, list[Chosen]]:
+def _chains(taught: EstimatedRows, setting: TrainingSettings) -> tuple[Posterior, list[Chosen]]:
     """The scorer, and every chain with what it does by cross-fitted scores."""
     from cascade.evaluate import space_of
 
@@ -68,7 +68,7 @@ def _chains(taught: Part, setting: Setting) -> tuple[Posterior, list[Chosen]]:
     return fit_posterior(space, taught.scene, taught.scores, taught.tasks), found
 
 
-def frugal_plans(posterior: Posterior, chain: Chosen, part: Part) -> list[Plan]:
+def frugal_plans(posterior: Posterior, chain: Chosen, part: EstimatedRows) -> list[Plan]:
     """One climb per row: a plain chain whose confidence is the learned scorer."""
     names = [posterior.space.models[j] for j in chain.models]
     steps = (*(Step(m, at) for m, at in zip(names, chain.accept_at, strict=False)), Step(names[-1]))
@@ -88,7 +88,7 @@ def verified_drafts(logged: Logged) -> VerifiedCascade:
     return VerifiedCascade(tuple(dict.fromkeys(cheapest(pairs, share * best) for share in SHARES)), best)
 
 
-def verified_alone(taught: Part, tested: Part, target: float) -> tuple[float, float] | None:
+def verified_alone(taught: EstimatedRows, tested: EstimatedRows, target: float) -> tuple[float, float] | None:
     """Cost and quality on test rows of the cheapest verified draft that reaches the target on training rows; None where
     no draft has a confidence.
     """

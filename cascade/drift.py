@@ -17,7 +17,7 @@ STAKES = (0.05, 0.2, 0.6)
 """Shares of the largest safe stake; wealth is their mean, so that small and large shifts are both found."""
 LOG_CAP = 500.0
 
-Standing = Literal["valid", "tighten", "withdrawn"]
+DriftSignal = Literal["valid", "tighten", "withdrawn"]
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class Drift:
     audited: int = 0
     _quality: Bet = field(init=False)
     _shift: tuple[Bet, Bet] = field(init=False)
-    _standing: Standing = "valid"
+    _standing: DriftSignal = "valid"
 
     def __post_init__(self) -> None:
         self._quality = Bet(self.floor / (1.0 + self.floor), above=False)
@@ -61,7 +61,7 @@ class Drift:
         low = max(self.mean_confidence - self.tolerance, 0.0)
         self._shift = (Bet(high, above=True), Bet(low, above=False))
 
-    def observe(self, confidence: float) -> Standing:
+    def observe(self, confidence: float) -> DriftSignal:
         """One request's confidence; what is missing is not counted."""
         if isfinite(confidence):
             self.seen += 1
@@ -71,7 +71,7 @@ class Drift:
                 self._standing = "tighten"
         return self._standing
 
-    def audit(self, score: float, reference_score: float) -> Standing:
+    def audit(self, score: float, reference_score: float) -> DriftSignal:
         """One request answered by both the rule and the reference."""
         if isfinite(score) and isfinite(reference_score):
             self.audited += 1
@@ -96,7 +96,7 @@ class Drift:
         return drift
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> DriftSignal:
         """`tighten`: take a safer rule and recalibrate; `withdrawn`: answer by the reference alone."""
         return self._standing
 

@@ -65,7 +65,7 @@ FAR_BELOW = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class TrainingSettings:
     """How a posterior cascade is trained. The pool is the cheapest and the best models of the training rows."""
 
     router: str = "ensemble"
@@ -88,7 +88,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EstimatedRows:
     """Rows of a split with their estimates."""
 
     logged: Logged
@@ -112,11 +112,13 @@ class Part:
         quality, cost_usd = self.scores.mean(0).tolist(), self.paid.answer.mean(0).tolist()
         return dict(zip(self.logged.data.models, zip(quality, cost_usd, strict=True), strict=True))
 
-    def rows(self, kept: NDArray[np.intp]) -> Part:
-        return Part(self.logged.rows(kept), self.scene.rows(kept), self.prices.rows(kept))
+    def rows(self, kept: NDArray[np.intp]) -> EstimatedRows:
+        return EstimatedRows(self.logged.rows(kept), self.scene.rows(kept), self.prices.rows(kept))
 
 
-def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting) -> tuple[Part, Part]:
+def parts(
+    logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: TrainingSettings
+) -> tuple[EstimatedRows, EstimatedRows]:
     """Training rows with out-of-fold estimates, test rows with those of a router trained on all training rows."""
     layout = shipped_featurizer().layout
     taught, tested = logged.rows(train), logged.rows(~train)
@@ -131,8 +133,8 @@ def parts(logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: Setting)
     if not paying(taught):
         read, test_read = answer, test_answer
     return (
-        Part(taught, _scene(taught, quality), Prices(answer, np.maximum(read, answer))),
-        Part(tested, _scene(tested, test_quality), Prices(test_answer, np.maximum(test_read, test_answer))),
+        EstimatedRows(taught, _scene(taught, quality), Prices(answer, np.maximum(read, answer))),
+        EstimatedRows(tested, _scene(tested, test_quality), Prices(test_answer, np.maximum(test_read, test_answer))),
     )
 
 
@@ -147,7 +149,7 @@ def _scene(logged: Logged, quality: Matrix) -> Scene:
     return Scene(logit(quality), shown(p), logged.agreement)
 
 
-def space_of(part: Part, setting: Setting) -> Space:
+def space_of(part: EstimatedRows, setting: TrainingSettings) -> Space:
     """Openers: of the models not far below the best, those on the hull of training means first, then by quality."""
     data = part.logged.data
     quality = data.scores.mean(0)
@@ -180,7 +182,7 @@ class Trained:
     """And what it cost."""
 
 
-def train(part: Part, setting: Setting) -> Trained:
+def train(part: EstimatedRows, setting: TrainingSettings) -> Trained:
     space = space_of(part, setting)
     reference = float(part.logged.data.cost_usd.mean(0).max())
     rates = rates_for(reference, setting.rates, setting.highest_rate)
@@ -202,21 +204,21 @@ def train(part: Part, setting: Setting) -> Trained:
     return Trained(posterior, rules, held_out, chances, scores, costs, float(single[0].mean()), float(single[1].mean()))
 
 
-def _curve(posterior: Posterior, taught: Part, held: Part, rates: Sequence[float]) -> list[Walked]:
+def _curve(posterior: Posterior, taught: EstimatedRows, held: EstimatedRows, rates: Sequence[float]) -> list[Walked]:
     board = Board.of(posterior, taught.scene)
     return walked(posterior, [solve(board, taught.prices, rate) for rate in rates], held)
 
 
-def walked(posterior: Posterior, rules: Sequence[Rule], part: Part) -> list[Walked]:
+def walked(posterior: Posterior, rules: Sequence[Rule], part: EstimatedRows) -> list[Walked]:
     """Every rule on those rows."""
     board, latency_s = Board.of(posterior, part.scene), np.nan_to_num(part.logged.data.latency_s)
     return [walk(rule, board, part.prices, part.paid, part.scores, latency_s) for rule in rules]
 
 
-def fitted(trained: Trained, part: Part) -> FittedCascade:
+def fitted(trained: Trained, part: EstimatedRows) -> FittedCascade:
     """What a gateway needs of it. Every third rule is kept, and those an operator is likeliest to ask for."""
     wanted = {cheapest_matching(trained.held_out, share * trained.best_single) for share in SHARES}
-    best = best_quality(trained.held_out, Setting().most_cost * trained.single_usd)
+    best = best_quality(trained.held_out, TrainingSettings().most_cost * trained.single_usd)
     kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
     board = Board.of(trained.posterior, part.scene)
     rules = [foreseeing(trained.rules[i], board, part.prices) for i in kept]
@@ -231,7 +233,7 @@ def _least(trained: Trained, index: int, risk: float) -> float:
     return inf if isinstance(found, Refusal) else found
 
 
-def fitted_on(logged: Logged, setting: Setting, plan: str = "routing") -> TrainedCascade:
+def fitted_on(logged: Logged, setting: TrainingSettings, plan: str = "routing") -> TrainedCascade:
     """Trained on all rows of the log. DataError where there are too few, or no cascade is called that."""
     if plan not in PLANS:
         raise DataError(f"no cascade to train is called {plan!r}; known: {', '.join(PLANS)}")
@@ -244,7 +246,7 @@ def fitted_on(logged: Logged, setting: Setting, plan: str = "routing") -> Traine
     return frugal_cascade(taught, setting) if plan == "frugal" else fitted(train(taught, setting), taught)
 
 
-def plans(trained: Trained, rule: Rule, part: Part) -> list[Plan]:
+def plans(trained: Trained, rule: Rule, part: EstimatedRows) -> list[Plan]:
     """One climb per row, as the gateway would make it."""
     models, prices = trained.posterior.space.models, part.prices
     worst = dict.fromkeys(models, float(part.paid.read.max()))
@@ -259,7 +261,9 @@ def plans(trained: Trained, rule: Rule, part: Part) -> list[Plan]:
     return found
 
 
-def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: Setting) -> dict[str, Any]:
+def evaluate_split(
+    logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: TrainingSettings
+) -> dict[str, Any]:
     """One split's figures, relative to the single model that was best on its training rows."""
     taught, tested = parts(logged, x, train_rows, setting)
     trained = train(taught, setting)
@@ -299,7 +303,7 @@ def evaluate_split(logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], set
     return found
 
 
-def _abstaining(trained: Trained, index: int, tested: Part, risk: float) -> dict[str, float]:
+def _abstaining(trained: Trained, index: int, tested: EstimatedRows, risk: float) -> dict[str, float]:
     """Share of test rows answered, and share of those wrong, at a threshold certified on training rows."""
     least = _least(trained, index, risk)
     if least == inf:
@@ -310,7 +314,7 @@ def _abstaining(trained: Trained, index: int, tested: Part, risk: float) -> dict
     return {"refused": 0.0, "coverage": float(given.mean()), "risk": wrong}
 
 
-def _zero_router(part: Part, highest: float) -> float:
+def _zero_router(part: EstimatedRows, highest: float) -> float:
     alone = np.column_stack([part.paid.answer.mean(0), part.scores.mean(0)])
     return frontier.aiq(frontier.hull(alone), float(alone[:, 0].min()), highest)
 
@@ -328,14 +332,14 @@ def evaluate(
     logged: Logged,
     *,
     splits: int = 8,
-    setting: Setting | None = None,
+    setting: TrainingSettings | None = None,
     featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures over random 70/30 splits by query: mean and standard deviation over splits of each. Models whose refined
     answers stand in the data too are ranked by them.
     """
-    setting = setting or Setting()
+    setting = setting or TrainingSettings()
     x = described(logged.data, featurizer or shipped_featurizer())
     found = []
     for seed in range(splits):

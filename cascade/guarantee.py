@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cascade.calibrate import Certificate, Family, Refusal, certify
-from cascade.evaluate import LEAST_ROWS, Part, Setting, parts, train
+from cascade.evaluate import LEAST_ROWS, EstimatedRows, TrainingSettings, parts, train
 from cascade.logs import Logged
 from routers.features import shipped_featurizer
 from routers.fit import described
@@ -31,7 +31,7 @@ HINDSIGHT_SPLITS = 2000
 """By how many test parts hindsight tells what holds: with few, luck would pass for knowledge."""
 
 
-def family_of(part: Part, setting: Setting, reference: int) -> Family:
+def family_of(part: EstimatedRows, setting: TrainingSettings, reference: int) -> Family:
     """What every rule scored and cost on rows that it never saw, from quality alone on by rising rate: an order that
     was fixed before any row was seen.
     """
@@ -40,7 +40,7 @@ def family_of(part: Part, setting: Setting, reference: int) -> Family:
     return Family(trained.scores, trained.costs, part.scores[:, reference], part.paid.answer[:, reference], model)
 
 
-def families(logged: Logged, setting: Setting, reference: str, count: int) -> Iterator[Family]:
+def families(logged: Logged, setting: TrainingSettings, reference: str, count: int) -> Iterator[Family]:
     """One for each way of parting the rows into folds. DataError where rows or reference are missing."""
     if len(logged.answers) < LEAST_ROWS:
         raise DataError(f"{len(logged.answers)} complete rows; rules and certificate need {LEAST_ROWS} or more")
@@ -65,12 +65,12 @@ def certified(
     confidence: float,
     *,
     horizon: int | None = None,
-    setting: Setting | None = None,
+    setting: TrainingSettings | None = None,
     reference: str = "",
     issued: str = "",
 ) -> Certificate | Refusal:
     """Of the rules that these rows teach. DataError where there are too few."""
-    (family,) = families(logged, setting or Setting(), reference, 1)
+    (family,) = families(logged, setting or TrainingSettings(), reference, 1)
     checksum = logged.data.checksum()
     return certify(family, floor, confidence, horizon=horizon, issued=issued, data_checksum=checksum)
 
@@ -82,7 +82,7 @@ def guarantee(
     confidence: float = 0.95,
     splits: int = 200,
     trainings: int = 2,
-    setting: Setting | None = None,
+    setting: TrainingSettings | None = None,
     reference: str = "",
     realised: bool = True,
     calibrated: float = CALIBRATED,
@@ -96,7 +96,7 @@ def guarantee(
     """
     rng = np.random.default_rng(seed)
     found: dict[float, list[dict[str, float]]] = {floor: [] for floor in floors}
-    for family in families(logged, setting or Setting(), reference, trainings):
+    for family in families(logged, setting or TrainingSettings(), reference, trainings):
         n = len(family.reference)
         orders = [rng.permutation(n) for _ in range(max(1, splits // trainings))]
         for floor in floors:

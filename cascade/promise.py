@@ -137,7 +137,7 @@ def _nothing_saved(measured: Measured, family: Family, floor: float, confidence:
 
 
 @dataclass(slots=True)
-class Standing:
+class FloorStatus:
     """Where the promise of one route stands; everything it must remember, as plain values."""
 
     floor: float
@@ -212,7 +212,7 @@ class Standing:
         return told
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Standing:
+    def from_dict(cls, told: Mapping[str, Any]) -> FloorStatus:
         standing = cls(**{name: told[name] for name in _PLAIN})
         if told["certified"] is not None:
             standing.certified = Floor.from_dict(told["certified"])

@@ -22,7 +22,7 @@ from local_models.served import Served
 class Answer:
     """All choices of one request, streamed or whole, in one of the two text dialects."""
 
-    def __init__(self, served: Served, wanted: wire.Wanted, prompts: list[list[int]], *, chat: bool) -> None:
+    def __init__(self, served: Served, wanted: wire.GenerationParams, prompts: list[list[int]], *, chat: bool) -> None:
         self._served = served
         self._wanted = wanted
         self._chat = chat

@@ -44,7 +44,7 @@ _FINISH: dict[Ending, str] = {"stop": "stop", "length": "length", "cancelled": "
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GenerationParams:
     """What a chat or completions body asks for, prompts still to be encoded."""
 
     model: str
@@ -61,7 +61,7 @@ class Wanted:
     """Seconds from now."""
 
 
-def read_chat(body: Body, temperature: float = 1.0) -> Wanted:
+def read_chat(body: Body, temperature: float = 1.0) -> GenerationParams:
     """The chat body's wishes; `RequestRefused` names the field that can't be granted.
 
     `temperature` is the model's own, for bodies that name none.
@@ -78,10 +78,10 @@ def read_chat(body: Body, temperature: float = 1.0) -> Wanted:
         raise RequestRefused("top_logprobs needs logprobs to be true", param="top_logprobs")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     grammar = _grammar(body)
-    return _wanted({"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, grammar)
+    return _params({"temperature": temperature, **_set(body)}, limit, None, top if wants_logprobs else None, grammar)
 
 
-def read_completion(body: Body, temperature: float = 1.0) -> Wanted:
+def read_completion(body: Body, temperature: float = 1.0) -> GenerationParams:
     """The completions body's wishes; without `max_tokens` an answer has 16 tokens, as OpenAI defines."""
     _refuse_unknown(body, COMPLETION_FIELDS)
     if body.get("suffix"):
@@ -92,7 +92,7 @@ def read_completion(body: Body, temperature: float = 1.0) -> Wanted:
         raise RequestRefused("echo is not served", code="unsupported_value", param="echo")
     top = body.get("logprobs")
     top = None if top is None else _integer(body, "logprobs", 0, 0, 5)
-    return _wanted({"temperature": temperature, **_set(body)}, "max_tokens", 16, top, _structured(body))
+    return _params({"temperature": temperature, **_set(body)}, "max_tokens", 16, top, _structured(body))
 
 
 def completion_prompts(body: Body, codec: TextCodec) -> list[list[int]]:
@@ -225,14 +225,16 @@ def _error(message: str, kind: str, code: str, param: str | None) -> Body:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _wanted(body: Body, limit: str, default_tokens: int | None, top: int | None, grammar: Grammar | None) -> Wanted:
+def _params(
+    body: Body, limit: str, default_tokens: int | None, top: int | None, grammar: Grammar | None
+) -> GenerationParams:
     stream = _flag(body, "stream")
     options = body.get("stream_options") or {}
     if options and not stream:
         raise RequestRefused("stream_options needs stream to be true", param="stream_options")
     deadline = _number(body, "deadline_s", 0.0) or None
     max_tokens = body.get(limit)
-    return Wanted(
+    return GenerationParams(
         model=_text(body, "model"),
         stream=stream,
         include_usage=bool(options.get("include_usage", False)),

@@ -31,7 +31,7 @@ class Served:
         self.prompt_tokens = 0
         self.output_tokens = 0
 
-    def request(self, wanted: wire.Wanted, prompt: list[int], choice: int) -> Request:
+    def request(self, wanted: wire.GenerationParams, prompt: list[int], choice: int) -> Request:
         """The engine's request for one choice; each has its own seed."""
         if not prompt:
             raise RequestRefused("the prompt is empty", param="messages")
@@ -108,50 +108,24 @@ def _default_temperature(folder: Path) -> float:
 
 
 _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
-    (
-        "local_requests_waiting",
-        "gauge",
-        "Requests in line.",
-        lambda s: len(s.worker.engine.scheduler.waiting),
-    ),
-    (
-        "local_requests_running",
-        "gauge",
-        "Requests in the batch.",
-        lambda s: len(s.worker.engine.scheduler.running),
-    ),
-    ("local_kv_usage_ratio", "gauge", "Share of key-value blocks in use.", lambda s: _kv_use(s)),
-    ("local_kv_cached_ratio", "gauge", "Share kept for later prompts.", lambda s: _kv_cached(s)),
-    (
-        "local_prefix_asked_tokens_total",
-        "counter",
-        "Prompt tokens.",
-        lambda s: s.worker.engine.blocks.asked_tokens,
-    ),
-    (
-        "local_prefix_hit_tokens_total",
-        "counter",
-        "Of them cached.",
-        lambda s: s.worker.engine.blocks.hit_tokens,
-    ),
+    ("local_requests_waiting", "gauge", "Requests in line.", lambda s: len(s.worker.engine.scheduler.waiting)),
+    ("local_requests_running", "gauge", "Requests in the batch.", lambda s: len(s.worker.engine.scheduler.running)),
+    ("local_kv_usage_ratio", "gauge", "Share of key-value blocks in use.", _kv_use),
+    ("local_kv_cached_ratio", "gauge", "Share kept for later prompts.", _kv_cached),
+    ("local_prefix_asked_tokens_total", "counter", "Prompt tokens.", lambda s: s.worker.engine.blocks.asked_tokens),
+    ("local_prefix_hit_tokens_total", "counter", "Of them cached.", lambda s: s.worker.engine.blocks.hit_tokens),
     ("local_tier_saved_blocks_total", "counter", "Evicted blocks kept elsewhere.", lambda s: _tiers(s)[0]),
     ("local_tier_restored_blocks_total", "counter", "Of them, given back.", lambda s: _tiers(s)[1]),
     ("local_tier_memory_blocks", "gauge", "Kept in memory.", lambda s: _tiers(s)[2]),
     ("local_tier_disk_blocks", "gauge", "Kept in the file.", lambda s: _tiers(s)[3]),
-    (
-        "local_preemptions_total",
-        "counter",
-        "Sequences put aside.",
-        lambda s: s.worker.engine.scheduler.preempted,
-    ),
+    ("local_preemptions_total", "counter", "Sequences put aside.", lambda s: s.worker.engine.scheduler.preempted),
     ("local_requests_total", "counter", "Answers given.", lambda s: s.requests),
     ("local_prompt_tokens_total", "counter", "Prompt tokens of given answers.", lambda s: s.prompt_tokens),
     ("local_output_tokens_total", "counter", "Output tokens of given answers.", lambda s: s.output_tokens),
     ("local_drafted_tokens_total", "counter", "Tokens guessed.", lambda s: s.worker.engine.drafted_tokens),
     ("local_accepted_tokens_total", "counter", "Guesses kept.", lambda s: s.worker.engine.accepted_tokens),
     (
-        "local_acceptable_tokens_total",
-        "counter",
+        "local_acceptable_tokens_total", "counter",
         "What the best rule of acceptance would have kept of them, on average.",
         lambda s: s.worker.engine.acceptable_tokens,
     ),
@@ -159,4 +133,4 @@ _METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
     ("local_audits_total", "counter", "Audits of an idle engine's blocks.", lambda s: s.worker.audits),
     ("local_audits_failed_total", "counter", "Of them with a fault.", lambda s: s.worker.audits_failed),
     ("local_engine_steps_total", "counter", "Steps computed.", lambda s: s.worker.engine.steps),
-]
+]  # fmt: skip

@@ -45,7 +45,7 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PolicyFamily:
     """A family of assignments: row l of `cost` and `score` is what each query cost and scored at rate l."""
 
     cost: Matrix
@@ -57,30 +57,30 @@ class Policy:
         return np.column_stack([np.average(self.cost, 1, weights), np.average(self.score, 1, weights)])
 
 
-def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] = RATES) -> Policy:
+def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] = RATES) -> PolicyFamily:
     """The policy that maximises estimated quality minus rate times estimated cost, at every rate."""
     rows = np.arange(len(quality))
     picks = [np.argmax(quality - rate * cost, 1) for rate in rates]
     gain = None
     if bench.scores.shape[1] == 2:
         gain = quality[:, bench.best] - quality[:, 1 - bench.best]
-    return Policy(
+    return PolicyFamily(
         np.array([bench.costs[rows, pick] for pick in picks]),
         np.array([bench.scores[rows, pick] for pick in picks]),
         gain,
     )
 
 
-def singles(bench: Bench) -> Policy:
+def singles(bench: Bench) -> PolicyFamily:
     """The zero router: every model alone, mixed at will; it reads no query."""
-    return Policy(bench.costs.T, bench.scores.T)
+    return PolicyFamily(bench.costs.T, bench.scores.T)
 
 
-def best_single(bench: Bench) -> Policy:
-    return Policy(bench.costs.T[[bench.best]], bench.scores.T[[bench.best]])
+def best_single(bench: Bench) -> PolicyFamily:
+    return PolicyFamily(bench.costs.T[[bench.best]], bench.scores.T[[bench.best]])
 
 
-def oracle(bench: Bench) -> Policy:
+def oracle(bench: Bench) -> PolicyFamily:
     """Knows every score and cost beforehand."""
     return swept(bench.scores, bench.costs, bench)
 
@@ -117,7 +117,7 @@ def pair_figures(gain: NDArray[np.float64], bench: Bench, rows: NDArray[np.intp]
 
 
 def compared(
-    bench: Bench, policies: Mapping[str, Policy], seed: int = 0, resamples: int = RESAMPLES,
+    bench: Bench, policies: Mapping[str, PolicyFamily], seed: int = 0, resamples: int = RESAMPLES,
     parallel_map: ParallelMap = serial_map,
 ) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:  # fmt: skip
     """Figures of every policy on the rows themselves, and on each of the same `resamples` of them, chunks of which
@@ -130,7 +130,9 @@ def compared(
     return point, {name: [one[name] for chunk in found for one in chunk] for name in policies}
 
 
-def _of_chunk(bench: Bench, policies: Mapping[str, Policy], counts: NDArray[np.int64]) -> list[dict[str, Figures]]:
+def _of_chunk(
+    bench: Bench, policies: Mapping[str, PolicyFamily], counts: NDArray[np.int64]
+) -> list[dict[str, Figures]]:
     """Every policy's figures on each of those resamples: rows of `counts` say how often each query is in."""
     n = counts.shape[1]
     shares = (counts / n).astype(np.float64)
@@ -140,7 +142,7 @@ def _of_chunk(bench: Bench, policies: Mapping[str, Policy], counts: NDArray[np.i
 
 
 def _figures(
-    bench: Bench, policies: Mapping[str, Policy], clouds: Mapping[str, Clouds], alone: Clouds, b: int,
+    bench: Bench, policies: Mapping[str, PolicyFamily], clouds: Mapping[str, Clouds], alone: Clouds, b: int,
     rows: NDArray[np.intp],
 ) -> dict[str, Figures]:  # fmt: skip
     """On resample `b`, which holds those rows."""
@@ -154,7 +156,7 @@ def _figures(
     return found
 
 
-def _clouds(policy: Policy, shares: Matrix) -> Clouds:
+def _clouds(policy: PolicyFamily, shares: Matrix) -> Clouds:
     """Shape (resamples, points, 2): means of every resample, by one product each."""
     return np.stack([shares @ policy.cost.T, shares @ policy.score.T], axis=2)
 
@@ -195,7 +197,7 @@ def paired(point: Mapping[str, Figures], drawn: Mapping[str, list[Figures]], one
     }
 
 
-def rate_matching(policy: Policy, bench: Bench) -> int:
+def rate_matching(policy: PolicyFamily, bench: Bench) -> int:
     """Index of the cheapest rate whose mean quality on these (training) rows is the best single model's by one standard
     error of the paired difference: the cheapest that merely reaches it was lucky there (the one-standard-error rule of
     Breiman et al. 1984). The cheapest that reaches it where none does so safely; else the rate of highest quality.
@@ -211,7 +213,7 @@ def rate_matching(policy: Policy, bench: Bench) -> int:
 
 
 def operating_point(
-    policy: Policy, index: int, bench: Bench, seed: int = 0, resamples: int = RESAMPLES
+    policy: PolicyFamily, index: int, bench: Bench, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed beforehand, and the
     share of queries answered for less than it asks: those that a cheap or local model keeps.

@@ -25,7 +25,7 @@ WIDTH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Leaderboard:
     """What is known of the models so far."""
 
     mean: Matrix
@@ -44,7 +44,7 @@ class Standing:
         return bool(self.mean[self.leader] - WIDTH * self.error[self.leader] > rest.max())
 
 
-def standing(scores: Matrix) -> Standing:
+def leaderboard(scores: Matrix) -> Leaderboard:
     """From a table with gaps (NaN: not bought): means after a two-way additive fit, and their errors."""
     scores = scores[np.isfinite(scores).any(1)]
     seen = np.asarray(np.isfinite(scores))
@@ -57,7 +57,7 @@ def standing(scores: Matrix) -> Standing:
     rest = np.where(seen, filled - ease[:, None] - level, 0.0)
     variance = ((rest**2).sum(0) + 0.25) / np.maximum(asked, 1)
     error = np.where(asked > 0, np.sqrt(variance / np.maximum(asked, 1)), np.inf)
-    return Standing(level + ease.mean(), error)
+    return Leaderboard(level + ease.mean(), error)
 
 
 def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np.intp]]:
@@ -67,7 +67,7 @@ def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np
     if asked.min() < FIRST:
         model = int(asked.argmin())
     else:
-        now = standing(scores)
+        now = leaderboard(scores)
         bound = now.mean + WIDTH * now.error
         bound[asked >= len(scores)] = -np.inf
         runner_up = int(np.argsort(-bound)[1])
@@ -89,11 +89,11 @@ def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[i
     first = bool(np.isfinite(scores).sum(0).min() < least)
     while left > 0 and np.isnan(told).any():
         asked = np.isfinite(told).sum(0)
-        if asked.min() >= least and (first or standing(told).settled):
+        if asked.min() >= least and (first or leaderboard(told).settled):
             break
         model, rows = next_batch(told, order)
         rows = rows[: min(left, FIRST - asked[model])] if first else rows[:left]
-        told[rows, model] = standing(told).mean[model] if asked[model] else 0.5
+        told[rows, model] = leaderboard(told).mean[model] if asked[model] else 0.5
         batches.append((model, rows))
         left -= len(rows)
     return batches

@@ -20,7 +20,7 @@ from gateway.errors import CallerError
 
 if TYPE_CHECKING:
     from cascade.artifact import TrainedCascade
-    from cascade.evaluate import Setting
+    from cascade.evaluate import TrainingSettings
     from cascade.logs import Logged
 
 cascade = typer.Typer(help="Cascades: evaluate, train, certify, and test the guarantee.", no_args_is_help=True)
@@ -220,10 +220,10 @@ def solved(
     _print({"out": str(out), "cases": len(cases)}, as_json)
 
 
-def _setting(depth: int, router: str) -> Setting:
-    from cascade.evaluate import Setting
+def _setting(depth: int, router: str) -> TrainingSettings:
+    from cascade.evaluate import TrainingSettings
 
-    return Setting(router=router, depth=depth)
+    return TrainingSettings(router=router, depth=depth)
 
 
 def _read(data: Path, tasks: str) -> Logged:

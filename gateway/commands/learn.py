@@ -186,13 +186,13 @@ def keep(
     as_json: AsJson = False,
 ) -> None:
     """Which few models to keep loaded, by how many: what each such set is worth, spends and loses against all."""
-    from gateway.learn.keeping import Wanted, as_dicts, subsets_of
+    from gateway.learn.keeping import SubsetLimits, as_dicts, subsets_of
     from gateway.learn.keeping import as_table as told
 
     means = {"cost_usd": mean_cost_usd, "latency_s": mean_latency_s}
     try:
-        wanted = Wanted(most, {n: mean for n, mean in means.items() if mean is not None}, _sizes(sizes), memory_gb)
-        found = subsets_of(data, router, wanted)
+        stated = {name: mean for name, mean in means.items() if mean is not None}
+        found = subsets_of(data, router, SubsetLimits(most, stated, _sizes(sizes), memory_gb))
     except ValueError as error:
         raise _refuse(error) from error
     typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))

@@ -89,7 +89,7 @@ def learn(
     """Retrain from the journal, judge the candidate on what was logged, put it before a share of the traffic, then
     promote it or roll it back.
     """
-    from gateway.learn.loop import Loop, Terms
+    from gateway.learn.loop import Loop, LoopThresholds
     from gateway.learn.policy import route_config
     from routers.registry import estimator_named
 
@@ -99,7 +99,7 @@ def learn(
         estimator_named(kind)
     except ValueError as error:
         raise CallerError(str(error)) from error
-    loop = Loop.opened(chosen, route, Terms(router=kind))
+    loop = Loop.opened(chosen, route, LoopThresholds(router=kind))
     while True:
         ship(chosen, loop.store)
         told = loop.step(time.time())

@@ -38,7 +38,7 @@ class BanditStore(Protocol):
     async def close(self) -> None: ...
 
 
-class FolderStore:
+class FolderBanditStore:
     """Files under `<run_dir>/bandit/<key>/`, one per writer."""
 
     def __init__(self, run_dir: str | Path, writer: str) -> None:
@@ -75,7 +75,7 @@ class FolderStore:
         return [path.read_bytes() for path in paths]
 
 
-class RedisStore:
+class RedisBanditStore:
     """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning;
     where it has lost its data whoever reads next tells what was in it, also of writers that are gone.
     """

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cascade.evaluate import Part, Setting, parts, train, walked
+from cascade.evaluate import EstimatedRows, TrainingSettings, parts, train, walked
 from cascade.logs import read_logged
 from cascade.posterior_fit import cheapest_matching
 from routers import evaluate
-from routers.evaluate import Bench, Policy
+from routers.evaluate import Bench, PolicyFamily
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.outcomes import DataError
@@ -30,7 +30,7 @@ NAMES = ("routing",)
 def evaluated(
     name: str, data: Path, *, tasks: Sequence[str] = (), router: str = "ensemble", seed: int = 0,
     resamples: int = evaluate.RESAMPLES, parallel_map: ParallelMap = serial_map,
-) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, PolicyFamily], Bench]:  # fmt: skip
     """The report of one split by the data's own `split`; `parallel_map` runs resamples. DataError where the data can't
     support it.
     """
@@ -40,13 +40,13 @@ def evaluated(
     splits = logged.data.splits
     if not (splits == "train").any() or not (splits == "test").any():
         raise DataError("queries.parquet: field split: needs rows of train and of test")
-    setting = Setting(router="ensemble" if router == "default" else router, seed=seed)
+    setting = TrainingSettings(router="ensemble" if router == "default" else router, seed=seed)
     taught, tested = parts(logged, described(logged.data, shipped_featurizer()), splits != "test", setting)
     trained = train(taught, setting)
     bench = Bench(tested.scores, tested.paid.answer, int(taught.scores.mean(0).argmax()))
     walks = walked(trained.posterior, trained.rules, tested)
     policies = {
-        "cascade": Policy(np.stack([w.cost_usd for w in walks]), np.stack([w.score for w in walks])),
+        "cascade": PolicyFamily(np.stack([w.cost_usd for w in walks]), np.stack([w.score for w in walks])),
         "router": _router(tested, bench),
         "zero_router": evaluate.singles(bench),
         "best_single": evaluate.best_single(bench),
@@ -69,7 +69,7 @@ def evaluated(
     return report, policies, bench
 
 
-def _router(tested: Part, bench: Bench) -> Policy:
+def _router(tested: EstimatedRows, bench: Bench) -> PolicyFamily:
     """The estimates before generation alone, as a router would use them."""
     quality = 1.0 / (1.0 + np.exp(-tested.scene.prior))
     return evaluate.swept(quality, tested.prices.answer, bench)

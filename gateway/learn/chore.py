@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from gateway.config import Config, RouteConfig
 from gateway.errors import HeadgateError
 from gateway.journal.store import Store
-from gateway.learn.loop import WAITS, Loop, StepReport, Terms
+from gateway.learn.loop import WAITS, Loop, LoopThresholds, StepReport
 
 log = logging.getLogger("headgate.learn")
 
@@ -58,8 +58,9 @@ class Turns:
     def _take(self, config: Config, routes: Iterable[RouteConfig]) -> None:
         for route in routes:
             try:
-                told = Loop(config, self._store, route.name, Terms(router=route.learn_router)).step(time.time())
-                note(self._store, route.name, told)
+                thresholds = LoopThresholds(router=route.learn_router)
+                report = Loop(config, self._store, route.name, thresholds).step(time.time())
+                note(self._store, route.name, report)
             except (sa.exc.SQLAlchemyError, OSError, ValueError, HeadgateError) as fault:
                 log.warning("route %s can't learn now: %s", route.name, fault)
 

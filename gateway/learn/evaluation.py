@@ -14,7 +14,7 @@ from routers.cores import one_core
 from routers.estimators.base import Matrix, observed_mean
 from routers.estimators.general import General
 from routers.estimators.task_mean import TaskMean
-from routers.evaluate import Bench, Policy
+from routers.evaluate import Bench, PolicyFamily
 from routers.features import Featurizer, Layout, shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
@@ -28,7 +28,7 @@ COVERED = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainTestSplit:
     """Training and test rows of one comparison, with their feature vectors."""
 
     train: Outcomes
@@ -40,7 +40,7 @@ class Rows:
 
 def rows_of(
     data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = ()
-) -> Rows:
+) -> TrainTestSplit:
     """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
     either side is empty or fewer than two models are covered.
     """
@@ -55,7 +55,7 @@ def rows_of(
         tested = _complete(_of_tasks(tested, tasks), models)
         trained = _complete(read_outcomes(train_data), tested.models)
     priced = bool(np.isfinite(tested.cost_usd).all() and np.isfinite(trained.cost_usd).all())
-    return Rows(trained, tested, described(trained, featurizer), described(tested, featurizer), priced)
+    return TrainTestSplit(trained, tested, described(trained, featurizer), described(tested, featurizer), priced)
 
 
 def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
@@ -89,7 +89,7 @@ def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
     featurizer: Featurizer | None = None, parallel_map: ParallelMap = serial_map, beside: Sequence[str] = (),
-) -> tuple[dict[str, Any], dict[str, Policy], Bench]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, PolicyFamily], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random;
     `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it.
     """
@@ -118,17 +118,17 @@ def evaluated(
     return report, policies, bench
 
 
-def limited(rows: Rows, limit: int, seed: int) -> Rows:
+def limited(rows: TrainTestSplit, limit: int, seed: int) -> TrainTestSplit:
     """At most `limit` training rows, at random; 0: all."""
     n = len(rows.train_x)
     if not 0 < limit < n:
         return rows
     kept = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
-    return Rows(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
+    return TrainTestSplit(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
 
 
 def _learned(
-    router: str, rows: Rows, layout: Layout, seed: int, parallel_map: ParallelMap
+    router: str, rows: TrainTestSplit, layout: Layout, seed: int, parallel_map: ParallelMap
 ) -> tuple[Learned, tuple[Matrix, Matrix]]:
     """An artefact's predictors, else the named estimator fitted on the training rows; and quality and cost of those
     rows, out of fold where they were fitted on.
@@ -143,12 +143,12 @@ def _learned(
     )
 
 
-def _predicted(learned: Learned, name: str, rows: Rows) -> tuple[Matrix, Matrix]:
+def _predicted(learned: Learned, name: str, rows: TrainTestSplit) -> tuple[Matrix, Matrix]:
     """Quality and cost on the test rows."""
     return _known(learned, rows.test, rows.test_x, rows.test.tasks if name == "task-mean" else None)
 
 
-def _bench(rows: Rows, part: Outcomes) -> Bench:
+def _bench(rows: TrainTestSplit, part: Outcomes) -> Bench:
     """Without prices a call to the best single model costs 1 and any other 0, as RouteLLM counts."""
     best = int(rows.train.scores.mean(0).argmax())
     costs = part.cost_usd
@@ -158,7 +158,7 @@ def _bench(rows: Rows, part: Outcomes) -> Bench:
     return Bench(part.scores, costs, best)
 
 
-def _swept(rows: Rows, quality: Matrix, cost: Matrix, bench: Bench) -> Policy:
+def _swept(rows: TrainTestSplit, quality: Matrix, cost: Matrix, bench: Bench) -> PolicyFamily:
     return evaluate.swept(quality, cost if rows.priced else bench.costs, bench)
 
 
@@ -184,7 +184,7 @@ def _by_price(learned: Learned, quality: General, data: Outcomes, x: Matrix) -> 
     return 1.0 / (1.0 + np.exp(-ease[:, None] - skill)), np.tile(price, (len(x), 1))
 
 
-def _task_mean(rows: Rows, bench: Bench) -> Policy:
+def _task_mean(rows: TrainTestSplit, bench: Bench) -> PolicyFamily:
     """Mean score and cost of the query's task, its label being known."""
     tables = []
     for matrix in (rows.train.scores, _bench(rows, rows.train).costs):
@@ -194,8 +194,9 @@ def _task_mean(rows: Rows, bench: Bench) -> Policy:
 
 
 def _report(
-    rows: Rows, policies: dict[str, Policy], bench: Bench, seed: int, resamples: int, parallel_map: ParallelMap
-) -> dict[str, Any]:
+    rows: TrainTestSplit, policies: dict[str, PolicyFamily], bench: Bench, seed: int, resamples: int,
+    parallel_map: ParallelMap,
+) -> dict[str, Any]:  # fmt: skip
     with one_core():
         point, drawn = evaluate.compared(bench, policies, seed, resamples, parallel_map)
     return {
@@ -213,7 +214,7 @@ def _report(
     }
 
 
-def draw(policies: dict[str, Policy], bench: Bench, target: Path) -> None:
+def draw(policies: dict[str, PolicyFamily], bench: Bench, target: Path) -> None:
     """Writes the frontiers as a picture; the file's ending names its kind."""
     import matplotlib
 

@@ -23,7 +23,7 @@ ONE_SIDED = 0.90
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """Whether the candidate passed, and by how much it is better."""
 
     passed: bool
@@ -61,22 +61,22 @@ def reference_of(log: Log) -> float:
 
 def judge(
     log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Evidence | None = None, seed: int = 0
-) -> Verdict:
+) -> GateVerdict:
     """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
     known = np.isfinite(reward)
     if not known.any():
-        return Verdict(False, "nobody scored any answer")
+        return GateVerdict(False, "nobody scored any answer")
     rounds = log.rows(known).rounds(reward[known])
     verdict = ope.judged(rounds, candidate[known], evidence, log.mean_cost_usd())
     if isinstance(verdict, Refusal):
-        return Verdict(False, str(verdict), refusal=verdict)
+        return GateVerdict(False, str(verdict), refusal=verdict)
     model = ope.cross_fitted(log.covariates()[known], rounds, seed=seed)
     gap = ope.difference(rounds, candidate[known], incumbent[known], model, confidence=ONE_SIDED)
     theirs = ope.valued(rounds, candidate[known], model, confidence=ONE_SIDED).best
     ours = ope.valued(rounds, incumbent[known], model, confidence=ONE_SIDED).best
     passed = gap.low > 0.0
     reason = f"worth {theirs.value:.4f} against {ours.value:.4f}, difference at least {gap.low:+.4f}"
-    return Verdict(passed, reason, gap, theirs, ours)
+    return GateVerdict(passed, reason, gap, theirs, ours)
 
 
 def compared(candidate: Array, incumbent: Array) -> Interval:

@@ -27,7 +27,7 @@ FLEET_MOST = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SubsetLimits:
     """What loaded models must keep."""
 
     most: int
@@ -55,7 +55,7 @@ class Subset:
     half_width: float | None
 
 
-def subsets_of(folder: Path, estimator: str, wanted: Wanted) -> list[Subset]:
+def subsets_of(folder: Path, estimator: str, wanted: SubsetLimits) -> list[Subset]:
     """The best subset of every size, of the models that have a price. DataError where the data does not tell,
     NoSubset where none keeps the limits.
     """
@@ -82,7 +82,7 @@ def subsets_of(folder: Path, estimator: str, wanted: Wanted) -> list[Subset]:
     return found
 
 
-def _memory(models: Sequence[str], wanted: Wanted) -> Vector | None:
+def _memory(models: Sequence[str], wanted: SubsetLimits) -> Vector | None:
     if not wanted.sizes:
         if wanted.memory < inf:
             raise DataError("a limit of memory asks for every model's: --sizes NAME=GB,...")

@@ -20,7 +20,7 @@ from math import log as ln
 import numpy as np
 
 from cascade.calibrate import LEAST_ROWS, betting_p
-from cascade.drift import Drift, Standing
+from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
 from routers.ope import Array, Interval, effective_rounds, importance
@@ -108,7 +108,7 @@ def coverage(log: Log, reference: int) -> Interval | None:
     return Interval(share, share - reach, share + reach)
 
 
-def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Standing:
+def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> DriftSignal:
     """What a monitor says that has seen these rounds since the certificate was issued."""
     watch = Drift(floor, min(max(mean_expected, 0.0), 1.0) if mean_expected == mean_expected else 0.5)
     scored = log.rows(log.labelled)

@@ -17,7 +17,7 @@ from gateway.config import Config
 from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.learn.alarms import Alarm, raised
 from gateway.learn.dataset import Log, NothingLogged, read_log
-from gateway.learn.gate import Verdict, failed, judge, reference_of, worth
+from gateway.learn.gate import GateVerdict, failed, judge, reference_of, worth
 from gateway.learn.policy import route_config, route_policy
 from gateway.learn.retrain import Trained, lately, trained, twins
 from gateway.learn.shadow import begin_canary, end_canary, gated, halves_of, mark, shadowed
@@ -35,7 +35,7 @@ WAITS, REFUSED, SHADOW, CANARY, PROMOTED, ROLLED_BACK = (
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LoopThresholds:
     """How much evidence each turn asks for, in scored rounds."""
 
     router: str = "linear"
@@ -78,14 +78,14 @@ class StepReport:
 class Loop:
     """One route's."""
 
-    def __init__(self, config: Config, store: Store, route: str, terms: Terms | None = None) -> None:
+    def __init__(self, config: Config, store: Store, route: str, terms: LoopThresholds | None = None) -> None:
         self.config, self.store, self.route = config, store, route
-        self.terms = terms or Terms()
+        self.terms = terms or LoopThresholds()
         self.explore = route_config(config, route).explore
         self.versions = Versions(store, config.server.run_dir)
 
     @classmethod
-    def opened(cls, config: Config, route: str, terms: Terms | None = None) -> Loop:
+    def opened(cls, config: Config, route: str, terms: LoopThresholds | None = None) -> Loop:
         """On the configuration's own store. Raises CallerError where there is no such route."""
         route_config(config, route)
         return cls(config, open_store(config.storage.url, keep_days=config.storage.keep_days), route, terms)
@@ -150,7 +150,7 @@ class Loop:
         fresh = judged.since(since_s)
         return fresh if int(fresh.labelled.sum()) >= self.terms.min_scored else judged
 
-    def gated(self, train: Log, judged: Log, incumbent: Policy) -> Verdict:
+    def gated(self, train: Log, judged: Log, incumbent: Policy) -> GateVerdict:
         """The way of training, judged on queries that its routers did not see."""
         one, two, first = twins(train, judged, self.terms.router, self.explore)
         target = np.where(
@@ -236,7 +236,7 @@ class Loop:
     def reward(self, log: Log, incumbent: Policy) -> Array:
         return worth(log, incumbent.knobs, reference_of(log))
 
-    def take_in(self, made: Trained, verdict: Verdict, now_s: float, until_s: float) -> RouterVersion:
+    def take_in(self, made: Trained, verdict: GateVerdict, now_s: float, until_s: float) -> RouterVersion:
         """The trained router as an artefact with its lineage, in the shadow."""
         live = next((one.version for one in self.versions.list(self.route) if one.state == "live"), "")
         router = made.router

@@ -21,7 +21,7 @@ from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.vectors import unpacked
-from gateway.learn.bandit_store import BanditStore, FolderStore, RedisStore, read_states
+from gateway.learn.bandit_store import BanditStore, FolderBanditStore, RedisBanditStore, read_states
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from gateway.routes import RouteBook
 from routers.arms import Arms
@@ -234,8 +234,8 @@ def open_bandit_store(config: Config, index: int) -> BanditStore:
     if config.storage.redis_url:
         from cache.link import Link
 
-        return RedisStore(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
-    return FolderStore(config.server.run_dir, writer)
+        return RedisBanditStore(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
+    return FolderBanditStore(config.server.run_dir, writer)
 
 
 def bandit_of(router: Router | None) -> Bandit | None:

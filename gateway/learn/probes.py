@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from routers.outcomes import DataError, read_outcomes
-from routers.probing import Standing, planned, shared_order, standing
+from routers.probing import Leaderboard, leaderboard, planned, shared_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Plan:
 
     models: tuple[str, ...]
     asked: tuple[int, ...]
-    known: Standing
+    known: Leaderboard
     cells: tuple[tuple[str, str], ...]
     """(query_id, model)."""
 
@@ -68,4 +68,4 @@ def plan_of(folder: Path, models: Sequence[str] = (), cells: int = 100, seed: in
         raise DataError("outcomes.parquet: none of these models was asked a query that is not for testing")
     batches = planned(scores, shared_order(scores, seed), cells)
     wanted = tuple((data.query_ids[i], names[j]) for j, rows in batches for i in rows.tolist())
-    return Plan(names, tuple(np.isfinite(scores).sum(0).tolist()), standing(scores), wanted)
+    return Plan(names, tuple(np.isfinite(scores).sum(0).tolist()), leaderboard(scores), wanted)

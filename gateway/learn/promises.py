@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from cascade.promise import NEVER, Measured, Standing
+from cascade.promise import NEVER, FloorStatus, Measured
 from gateway.config import Config, RouteConfig
 from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.store import Store
@@ -210,13 +210,13 @@ class Keeper:
 
     # -- what is remembered
 
-    def _restored(self, remembered: dict[str, Any]) -> Standing:
+    def _restored(self, remembered: dict[str, Any]) -> FloorStatus:
         """As it stood, unless the configuration now promises something else."""
         assert self.route.min_quality is not None
-        fresh = Standing(self.route.min_quality, self.route.certainty, self.reference)
+        fresh = FloorStatus(self.route.min_quality, self.route.certainty, self.reference)
         if "standing" not in remembered:
             return fresh
-        old = Standing.from_dict(remembered["standing"])
+        old = FloorStatus.from_dict(remembered["standing"])
         same = (old.floor, old.confidence, old.reference) == (fresh.floor, fresh.confidence, fresh.reference)
         return old if same else fresh
 

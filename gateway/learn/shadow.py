@@ -14,7 +14,7 @@ import numpy as np
 
 from gateway.journal.store import RouterVersion, Store
 from gateway.learn.dataset import Log
-from gateway.learn.gate import Verdict, compared, judge
+from gateway.learn.gate import GateVerdict, compared, judge
 from gateway.learn.whatif import Policy, decided
 from gateway.settings import CanarySetting, Settings, change_settings
 from routers.ope import Array, Interval
@@ -25,7 +25,7 @@ class Shadowed:
     """What the candidate would have done lately."""
 
     rounds: int
-    verdict: Verdict
+    verdict: GateVerdict
     agreement: float
     """Probability that it would have chosen the same model."""
 

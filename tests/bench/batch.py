@@ -45,7 +45,7 @@ from gateway.batch.frontier import point_of
 from gateway.batch.plan import Order, Shop, plan_job
 from gateway.batch.types import Arm, Estimates
 from gateway.config_load import parse
-from gateway.learn.evaluation import Rows, rows_of
+from gateway.learn.evaluation import TrainTestSplit, rows_of
 from gateway.routes import RouteBook
 from gateway.settings import Settings
 from routers.estimators.base import folds
@@ -70,7 +70,7 @@ MODELS = 20
 # -- on real outcomes
 
 
-def sides(rows: Rows) -> tuple[Side, Side]:
+def sides(rows: TrainTestSplit) -> tuple[Side, Side]:
     """Training rows (predicted by folds that did not see them) and test rows."""
     featurizer = shipped_featurizer()
     learned = fit_learned(estimator_named("default"), rows.train, rows.train_x, featurizer.layout)
@@ -92,7 +92,7 @@ def _side(learned: Learned, data: Outcomes, x: Matrix) -> Side:
     return Side(quality, sd, cost, data.scores, data.cost_usd)
 
 
-def drawn(own: Rows, seed: int) -> Rows:
+def drawn(own: TrainTestSplit, seed: int) -> TrainTestSplit:
     """The same rows split otherwise, by chance; 0: as they are."""
     if not seed:
         return own
@@ -100,7 +100,7 @@ def drawn(own: Rows, seed: int) -> Rows:
     data, x = joined(own.train, own.test), np.concatenate([own.train_x, own.test_x])
     held = np.zeros(n, bool)
     held[np.random.default_rng(seed).choice(n, len(own.test_x), replace=False)] = True
-    return Rows(data.rows(~held), data.rows(held), x[~held], x[held], own.priced)
+    return TrainTestSplit(data.rows(~held), data.rows(held), x[~held], x[held], own.priced)
 
 
 def joined(one: Outcomes, other: Outcomes) -> Outcomes:
@@ -166,11 +166,12 @@ def on_sides(train: Side, test: Side, climbs: Climbs | None = None) -> list[dict
     return table
 
 
-def inner(own: Rows) -> Rows:
+def inner(own: TrainTestSplit) -> TrainTestSplit:
     """The training rows alone, two thirds of them to train on."""
     n = len(own.train_x)
     held = np.arange(n) % 3 == 0
-    return Rows(own.train.rows(~held), own.train.rows(held), own.train_x[~held], own.train_x[held], own.priced)
+    train, test = own.train.rows(~held), own.train.rows(held)
+    return TrainTestSplit(train, test, own.train_x[~held], own.train_x[held], own.priced)
 
 
 def over_splits(
@@ -194,7 +195,7 @@ def over_splits(
         yield {"split": "mean", "job": table[place]["job"], "budget_share": share, **means}
 
 
-def _climbs(folder: Path, rows: Rows) -> Climbs | None:
+def _climbs(folder: Path, rows: TrainTestSplit) -> Climbs | None:
     """The cascade that the training rows teach."""
     logged = evidence_of(folder, joined(rows.train, rows.test))
     if logged is None:

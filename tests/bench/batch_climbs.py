@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.artifact import FittedCascade
-from cascade.evaluate import Setting, fitted, parts, train
+from cascade.evaluate import TrainingSettings, fitted, parts, train
 from cascade.logs import Logged, read_logged
 from cascade.offer import Offer
 from cascade.replay import LoggedModels, replayed
@@ -51,7 +51,7 @@ class Climbs:
 
     @classmethod
     def taught(cls, logged: Logged, x: Matrix, train_rows: NDArray[np.bool_]) -> Climbs:
-        setting = Setting(folds=2)  # only the held-out curve, which jobs don't read, is made by folds
+        setting = TrainingSettings(folds=2)  # only the held-out curve, which jobs don't read, is made by folds
         known, asked = parts(logged, x, train_rows, setting)
         return cls(fitted(train(known, setting), known), asked.logged, asked.prices.read)
 

@@ -30,7 +30,7 @@ from gateway.config_load import load
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data
-from gateway.learn.loop import Loop, StepReport, Terms
+from gateway.learn.loop import Loop, LoopThresholds, StepReport
 from gateway.learn.retrain import tuned
 from gateway.learn.whatif import decided, widened
 from local_models.tasks import Question, held_out_questions, is_right
@@ -92,7 +92,7 @@ class Bench:
     folder: Path
     port: int
     admin: int
-    terms: Terms
+    terms: LoopThresholds
 
     def configure(self, large: str) -> Path:
         path = self.folder / "headgate.toml"
@@ -233,7 +233,9 @@ async def run(count: int, judged: int, seed: int) -> dict[str, Any]:
     pool = list({q.prompt: q for q in held_out_questions(8 * count, seed=seed)}.values())
     test, rest = pool[:judged], pool[judged:]
     first, second, third = rest[:count], rest[count : 2 * count], rest[2 * count : 3 * count]
-    terms = Terms(min_scored=100, retrain_after=150, shadow_rounds=40, canary_share=0.3, canary_rounds=30, patience=90)
+    terms = LoopThresholds(
+        min_scored=100, retrain_after=150, shadow_rounds=40, canary_share=0.3, canary_rounds=30, patience=90
+    )
     report: dict[str, Any] = {"questions": [len(first), len(second), len(third), len(test)]}
     with tempfile.TemporaryDirectory(prefix="hgloop") as name:
         bench = Bench(Path(name), free_port(), free_port(), terms)

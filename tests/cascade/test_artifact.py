@@ -11,7 +11,7 @@ import pytest
 
 from cascade.artifact import FittedCascade, load_cascade, save_cascade
 from cascade.climb import climb
-from cascade.evaluate import Setting, fitted, train
+from cascade.evaluate import TrainingSettings, fitted, train
 from cascade.offer import Offer
 from cascade.types import Outcome, PlanError
 from routers.artifact import ArtifactError, Card, save_artifact
@@ -23,7 +23,7 @@ from tests.cascade.worlds import MODELS
 @pytest.fixture(scope="module")
 def cascade() -> FittedCascade:
     rows = part(200, seed=8)
-    return fitted(train(rows, Setting(estimate_folds=2, folds=2, depth=2)), rows)
+    return fitted(train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2)), rows)
 
 
 def choice(*models: str) -> Choice:

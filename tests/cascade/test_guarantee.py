@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cascade.evaluate import Setting, evaluate
+from cascade.evaluate import TrainingSettings, evaluate
 from cascade.guarantee import certified, guarantee, reference_of
 from routers.outcomes import DataError
 from tests.cascade.worlds import logged
@@ -21,9 +21,8 @@ def test_the_reference_is_the_dearest_or_the_one_named():
 
 def test_floors_are_kept_on_random_splits():
     """Breaches stay within the promised share, and the floor is bought for less than the reference."""
-    report = guarantee(
-        logged(600), floors=(0.9,), splits=60, trainings=2, setting=Setting(router="linear", estimate_folds=2, folds=2)
-    )
+    setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
+    report = guarantee(logged(600), floors=(0.9,), splits=60, trainings=2, setting=setting)
     found = report["0.90"]
     assert found["broken"] <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
     assert found["cost_ratio"] < 1.0 and found["cost_against_hindsight_of_each_split"] >= 1.0
@@ -32,7 +31,7 @@ def test_floors_are_kept_on_random_splits():
 def test_the_report_states_means_and_spread():
     """Figures of an evaluation over splits, each with its standard deviation."""
     seen: list[tuple[int, int]] = []
-    setting = Setting(router="linear", estimate_folds=2, folds=2)
+    setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
     report = evaluate(logged(240), splits=2, setting=setting, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)] and report["n_queries"] == 240
     assert report["matching"]["cost_ratio"]["mean"] < 1.0

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from cascade.climb import climb
-from cascade.evaluate import Part, Setting, Trained, plans, train, walked
+from cascade.evaluate import EstimatedRows, Trained, TrainingSettings, plans, train, walked
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
 from cascade.posterior_fit import Board, best_quality, cheapest_matching, foreseeing, solve
@@ -24,17 +24,17 @@ from tests.cascade.worlds import MODELS, logged
 WORST = dict.fromkeys(MODELS, 1e-3)
 
 
-def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> Part:
+def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> EstimatedRows:
     """Logged rows with the models' levels as the router's estimates."""
     log = logged(n, seed, check_usd=check_usd)
     prior = logit(np.tile(log.data.scores.mean(0), (n, 1)))
     scene = Scene(prior, shown(np.exp(log.data.confidence)), log.agreement)
-    return Part(log, scene, Prices(log.data.cost_usd, log.data.checked_cost_usd))
+    return EstimatedRows(log, scene, Prices(log.data.cost_usd, log.data.checked_cost_usd))
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    return train(part(seed=1), Setting(estimate_folds=2, folds=2, depth=2))
+    return train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2))
 
 
 def test_states_come_fewest_answers_first():
@@ -95,7 +95,7 @@ def test_it_beats_the_best_single_model_for_less(trained: Trained):
 @pytest.mark.parametrize("check_usd", [0.0, 2e-5])
 def test_the_climb_and_the_sweep_agree(check_usd: float):
     """Driving the product's generator row by row pays and scores what the vectorised walk says."""
-    fitted = train(part(200, seed=4, check_usd=check_usd), Setting(estimate_folds=2, folds=2, depth=2))
+    fitted = train(part(200, seed=4, check_usd=check_usd), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows = part(80, seed=5, check_usd=check_usd)
     for rule in fitted.rules[::6]:
         swept = walked(fitted.posterior, [rule], rows)[0]
@@ -144,7 +144,7 @@ def test_missing_evidence_convinces_nobody(trained: Trained):
 
 def test_abstention_says_so():
     """Below the stated chance nothing is kept."""
-    fitted = train(part(200, seed=6), Setting(estimate_folds=2, folds=2, depth=2, pool=3))
+    fitted = train(part(200, seed=6), TrainingSettings(estimate_folds=2, folds=2, depth=2, pool=3))
     plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
     verdict = replayed(plan, LoggedModels(logged(5), 0))
     assert verdict.reason == "abstained" and verdict.kept is None
@@ -152,7 +152,7 @@ def test_abstention_says_so():
 
 def test_the_climb_abstains_where_the_sweep_was_unsure():
     """What is answered, and how much of it is wrong, is what the threshold was certified on."""
-    fitted = train(part(200, seed=4), Setting(estimate_folds=2, folds=2, depth=2))
+    fitted = train(part(200, seed=4), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows, rule = part(80, seed=5), fitted.rules[4]
     swept = walked(fitted.posterior, [rule], rows)[0]
     least = float(np.median(swept.chance))
@@ -188,7 +188,7 @@ def test_the_cheapest_matching_point_is_smoothed():
 def test_free_models_are_foretold_to_cost_nothing():
     """Prices of zero leave no share of them to divide by."""
     told = part()
-    board = Board.of(train(part(seed=1), Setting(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
+    board = Board.of(train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
     free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
     rule = foreseeing(solve(board, free, 1.0), board, free)
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
@@ -197,7 +197,7 @@ def test_free_models_are_foretold_to_cost_nothing():
 def test_values_look_ahead():
     """With nothing to pay, opening another answer is never worth less than calling it for good."""
     rows = part(300, seed=7)
-    fitted = train(rows, Setting(estimate_folds=2, folds=2, depth=2))
+    fitted = train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2))
     board = Board.of(fitted.posterior, rows.scene)
     rule = solve(board, rows.prices, 0.0)
     options = rule.options(board.space, (), board.chances[()], rows.prices)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cascade.calibrate import Refusal
-from cascade.promise import GRID, NEVER, Measured, Promise, Standing, certify_floor, is_measured
+from cascade.promise import GRID, NEVER, FloorStatus, Measured, Promise, certify_floor, is_measured
 from cascade.types import PlanError
 from routers.types import Choice
 
@@ -73,7 +73,7 @@ def test_nothing_is_promised_of_confidences_never_seen():
 
 def test_audits_that_contradict_a_certificate_withdraw_it():
     """Quality that sinks below the floor withdraws the promise, and old measurements no longer count."""
-    standing = Standing(0.95, 0.95, "large")
+    standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 100.0, "2026-01-01")
     assert standing.state == "valid" and standing.accept_at is not None and standing.changed_s == 100.0
     assert standing.watch(measured(500, 4).confidence, measured(500, 4)) == "valid"
@@ -84,7 +84,7 @@ def test_audits_that_contradict_a_certificate_withdraw_it():
 
 def test_shifted_confidences_tighten_and_never_loosen():
     """A shift of what requests look like takes a threshold from recent rows only, no lower than before."""
-    standing = Standing(0.95, 0.95, "large")
+    standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
     before = standing.accept_at
     surer = measured(900, 6, shift=0.1, surer=0.12)
@@ -96,10 +96,10 @@ def test_shifted_confidences_tighten_and_never_loosen():
 
 def test_a_standing_survives_as_json():
     """What is remembered is the same monitor again, its wealth included."""
-    standing = Standing(0.95, 0.95, "large")
+    standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
     standing.watch(measured(50, 8).confidence, measured(50, 8))
-    again = Standing.from_dict(json.loads(json.dumps(standing.as_dict())))
+    again = FloorStatus.from_dict(json.loads(json.dumps(standing.as_dict())))
     assert again.as_dict() == standing.as_dict()
     rows = measured(200, 9, shift=0.5)
     assert again.watch(rows.confidence, rows) == standing.watch(rows.confidence, rows)

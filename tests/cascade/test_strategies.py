@@ -325,11 +325,11 @@ def test_demonstrations_stand_before_the_last_turn():
 
 
 def world(n: int = 300):
-    from cascade.evaluate import Setting, train
+    from cascade.evaluate import TrainingSettings, train
     from tests.cascade.test_posterior import part
 
     rows = part(n, seed=11)
-    return train(rows, Setting(estimate_folds=2, folds=2, depth=1, pool=3, rates=4)).posterior, rows
+    return train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=1, pool=3, rates=4)).posterior, rows
 
 
 def test_a_chain_under_a_budget_beats_its_first_model():

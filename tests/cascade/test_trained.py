@@ -11,7 +11,7 @@ import pytest
 
 from cascade.artifact import TrainedCascade, load_cascade, save_cascade
 from cascade.climb import climb
-from cascade.evaluate import Setting, evaluate_split, fitted_on
+from cascade.evaluate import TrainingSettings, evaluate_split, fitted_on
 from cascade.frugal import FrugalCascade
 from cascade.offer import Offer
 from cascade.types import Evidence, Outcome, Rung, Verdict
@@ -24,7 +24,7 @@ from routers.outcomes import DataError
 from routers.types import Choice, Estimate
 from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS, logged
 
-SETTING = Setting(router="linear", estimate_folds=2, folds=2)
+SETTING = TrainingSettings(router="linear", estimate_folds=2, folds=2)
 WORST = dict.fromkeys(MODELS, 1e-3)
 ASKED = [{"role": "user", "content": "what is the answer?"}]
 

@@ -6,7 +6,7 @@ import pytest
 from routers import evaluate
 from routers.evaluate import (
     Bench,
-    Policy,
+    PolicyFamily,
     auroc,
     calibration,
     compared,
@@ -87,7 +87,7 @@ def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
     """All, none or half of them: those answered for less than the best single model asks."""
     two = Bench(np.ones((100, 2)), np.tile([1.0, 10.0], (100, 1)), 1)
     half = np.where(np.arange(100) < 50, 1.0, 10.0)
-    policy = Policy(np.stack([np.full(100, 1.0), half, np.full(100, 10.0)]), np.ones((3, 100)))
+    policy = PolicyFamily(np.stack([np.full(100, 1.0), half, np.full(100, 10.0)]), np.ones((3, 100)))
     kept = [operating_point(policy, index, two)["kept_cheaper"] for index in range(3)]
     assert [one["value"] for one in kept] == [1.0, 0.5, 0.0]
     assert 0.38 < kept[1]["low"] < 0.45 and 0.55 < kept[1]["high"] < 0.62
@@ -102,8 +102,8 @@ def test_a_match_by_luck_is_passed_over() -> None:
     swapped = np.tile([1.0, 0.0, 1.0, 0.0], 25)
     scores = np.stack([best - 0.01, swapped, np.maximum(best, swapped), best])
     costs = np.repeat([[0.1], [0.2], [0.5], [1.0]], 100, axis=1)
-    assert rate_matching(Policy(costs, scores), rows) == 2
-    assert rate_matching(Policy(costs[[0, 1, 3]], scores[[0, 1, 3]]), rows) == 1
+    assert rate_matching(PolicyFamily(costs, scores), rows) == 2
+    assert rate_matching(PolicyFamily(costs[[0, 1, 3]], scores[[0, 1, 3]]), rows) == 1
 
 
 def test_no_rate_that_matches_takes_the_best_quality() -> None:

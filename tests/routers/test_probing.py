@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from routers.probing import FIRST, next_batch, standing
+from routers.probing import FIRST, leaderboard, next_batch
 
 
 def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:
@@ -21,9 +21,9 @@ def found_best(truth: np.ndarray, share: float, seed: int = 0) -> tuple[int, flo
         if not len(rows):
             break
         scores[rows, model] = truth[rows, model]
-        if np.isfinite(scores).sum(0).min() >= FIRST and standing(scores).settled:
+        if np.isfinite(scores).sum(0).min() >= FIRST and leaderboard(scores).settled:
             break
-    return standing(scores).leader, float(np.isfinite(scores).mean())
+    return leaderboard(scores).leader, float(np.isfinite(scores).mean())
 
 
 def test_the_best_model_is_found_with_few_outcomes() -> None:
@@ -53,7 +53,7 @@ def test_means_are_adjusted_for_easy_queries() -> None:
     truth = np.column_stack([*[ease] * 8, np.clip(ease - 0.2, 0, 1)])
     scores = truth.copy()
     scores[:200, 8] = np.nan
-    now = standing(scores)
+    now = leaderboard(scores)
     assert now.mean[8] < now.mean[0]
     assert scores[200:, 8].mean() > scores[:, 0].mean()
 

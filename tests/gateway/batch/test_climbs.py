@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cascade.artifact import FittedCascade, load_cascade, save_cascade
-from cascade.evaluate import Part, Setting, fitted, train
+from cascade.evaluate import EstimatedRows, TrainingSettings, fitted, train
 from cascade.posterior import logit
 from gateway.batch.assign import assign
 from gateway.batch.climbs import cascade_of, climbing, with_climbs
@@ -27,13 +27,13 @@ TASTE = Taste()
 
 
 @pytest.fixture(scope="module")
-def rows() -> Part:
+def rows() -> EstimatedRows:
     return part(600, seed=3)
 
 
 @pytest.fixture(scope="module")
-def cascade(rows: Part) -> FittedCascade:
-    return fitted(train(rows, Setting(estimate_folds=2, folds=2)), rows)
+def cascade(rows: EstimatedRows) -> FittedCascade:
+    return fitted(train(rows, TrainingSettings(estimate_folds=2, folds=2)), rows)
 
 
 def job(n: int = 200) -> Estimates:
@@ -46,7 +46,7 @@ def job(n: int = 200) -> Estimates:
     )  # fmt: skip
 
 
-def test_what_climbs_cost_and_give_is_foretold(rows: Part, cascade: FittedCascade) -> None:
+def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: FittedCascade) -> None:
     """Over the rows that taught a rule, climbs by each opener cost and give what was foretold of them on the mean."""
     space = cascade.posterior.space
     chances = cascade.posterior.before(rows.scene.prior)

@@ -23,8 +23,8 @@ from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data
-from gateway.learn.gate import Verdict, failed
-from gateway.learn.loop import Loop, StepReport, Terms
+from gateway.learn.gate import GateVerdict, failed
+from gateway.learn.loop import Loop, LoopThresholds, StepReport
 from gateway.learn.shadow import begin_canary, gated, mark
 from gateway.settings import read_settings
 from routers.artifact import Card
@@ -40,7 +40,7 @@ from tests.live import live
 
 KNOBS = Knobs(cost_weight=0.5)
 REFERENCE_USD = PRICE["large"] * 425 / 1e6
-TERMS = Terms(min_scored=100, retrain_after=200, shadow_rounds=40, canary_share=0.3, canary_rounds=25)
+TERMS = LoopThresholds(min_scored=100, retrain_after=200, shadow_rounds=40, canary_share=0.3, canary_rounds=25)
 
 
 def configured(folder: Path) -> Config:
@@ -210,7 +210,7 @@ def test_what_the_gate_saw_stays_with_the_version(street: Street, tmp_path: Path
     """Through every later mark; a version that somebody put there by hand has none."""
     version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
     assert gated(version) is None
-    verdict = Verdict(True, "", around(0.1, 0.05))
+    verdict = GateVerdict(True, "", around(0.1, 0.05))
     noted = mark(street.store, version, "shadow", 1.0, gate=verdict.as_dict())
     noted = mark(street.store, noted, "canary", 2.0, label="x")
     assert gated(noted) == around(0.1, 0.05)
@@ -234,7 +234,7 @@ async def test_feedback_over_http_reaches_the_router(tmp_path: Path) -> None:
     """Requests and feedback over HTTP, the loop beside: the promoted version serves the running gateway."""
     route = {"name": "auto", "models": list(PRICE), "router": "linear", "cost_weight": 0.5, "explore": 0.4}
     models = [{"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd} for name, usd in PRICE.items()]
-    terms = Terms(min_scored=150, shadow_rounds=30, canary_share=0.5, canary_rounds=25, patience=60)
+    terms = LoopThresholds(min_scored=150, shadow_rounds=30, canary_share=0.5, canary_rounds=25, patience=60)
     town = Town(5)
     scripts = {name: [{"text": "word " * 40}] for name in PRICE}
     async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gate:
