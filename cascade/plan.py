@@ -12,7 +12,7 @@ from math import inf, isnan
 from cascade.confidence import RAW
 from cascade.prompts import Message
 from cascade.strategies import BUILDERS, Ground
-from cascade.types import Confidence, Limits, Plan, PlanError, Step
+from cascade.types import Confidence, Limits, Plan, PlanError, Step, price_of
 from routers.types import Choice
 
 NAMES = ("none", "confidence", "certified", *BUILDERS)
@@ -84,7 +84,4 @@ def _floor(accept_at: float | Mapping[str, float] | None, model: str) -> float:
 
 
 def _step(model: str, worst_cost_usd: Mapping[str, float], accept_at: float) -> Step:
-    worst = worst_cost_usd.get(model)
-    if worst is None or not 0.0 <= worst < inf:
-        raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
-    return Step(model, accept_at, worst)
+    return Step(model, accept_at, price_of(model, worst_cost_usd))

@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import inf, nan
 from typing import Any
 
 import numpy as np
 
 from cascade.calibrate import Certificate, Family, Matrix, Refusal, certify, rows_for
 from cascade.drift import Drift
-from cascade.types import Limits, Plan, PlanError, Step
+from cascade.types import Limits, Plan, Step, price_of
 from routers.types import Choice
 
 NEVER = 2.0
@@ -253,10 +252,10 @@ class Promise:
         `draw`, in [0, 1), decides whether this request is measured.
         """
         reference = self.reference if self.reference in worst_cost_usd else choice.model
-        last = Step(reference, worst_cost_usd=_price(worst_cost_usd, reference))
+        last = Step(reference, worst_cost_usd=price_of(reference, worst_cost_usd))
         steps: tuple[Step, ...] = (last,)
         if choice.model != reference and (least := self._least(choice, draw)) is not None:
-            first = Step(choice.model, least, _price(worst_cost_usd, choice.model), reads_confidence=True)
+            first = Step(choice.model, least, price_of(choice.model, worst_cost_usd), reads_confidence=True)
             steps = (first, last)
         tried = {step.model for step in steps}
         spare = [m for m in dict.fromkeys((*choice.ranked, *fallbacks)) if m not in tried and m in worst_cost_usd]
@@ -272,10 +271,3 @@ class Promise:
 def is_measured(plan: Plan) -> bool:
     """Both models answer, whatever the first one shows."""
     return len(plan.steps) == 2 and plan.steps[0].accept_at == NEVER
-
-
-def _price(worst_cost_usd: Mapping[str, float], model: str) -> float:
-    worst = worst_cost_usd.get(model, nan)
-    if not 0.0 <= worst < inf:
-        raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
-    return worst

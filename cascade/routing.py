@@ -16,7 +16,7 @@ import numpy as np
 from cascade.agreement import agreements
 from cascade.confidence import confidence, vetoed
 from cascade.posterior import NEVER, Matrix, Posterior, Prices, Rule, Scene, Space, State, logit, shown
-from cascade.types import Ask, Fits, Keep, Limits, Outcome, Plan, PlanError, Step
+from cascade.types import Ask, Fits, Keep, Limits, Outcome, Plan, PlanError, Step, price_of
 from routers.types import Estimate
 
 
@@ -136,13 +136,11 @@ def routed_plan(
     for model in models:
         if model not in known or not isfinite(known[model].quality + known[model].cost_usd):
             raise PlanError(f"cascade routing needs an estimate of {model!r}")
-        if model not in absent and not 0.0 <= worst_cost_usd.get(model, nan) < inf:
-            raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
     quality = np.array([[known[m].quality for m in models]])
     answer = np.array([[known[m].cost_usd for m in models]])
     read = answer if read_cost_usd is None else np.array([[read_cost_usd[m] for m in models]])
     strategy = CascadeRouting(
         posterior, rule, logit(quality), Prices(answer, read), worst_cost_usd, abstain_below, absent, opener
     )
-    steps = tuple(Step(m, -inf, worst_cost_usd[m]) for m in models if m not in absent)
+    steps = tuple(Step(m, -inf, price_of(m, worst_cost_usd)) for m in models if m not in absent)
     return Plan(steps, fallbacks, limits or Limits(), retries, strategy)

@@ -46,6 +46,14 @@ class Step(msgspec.Struct, frozen=True):
         return self.accept_at > -inf if self.reads_confidence is None else self.reads_confidence
 
 
+def price_of(model: str, worst_cost_usd: Mapping[str, float]) -> float:
+    """Most that one attempt can cost. PlanError where nobody knows."""
+    worst = worst_cost_usd.get(model, nan)
+    if not 0.0 <= worst < inf:
+        raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
+    return worst
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What to try, in which order, and when to stop. A plan without a step is refused."""
 
