@@ -244,19 +244,27 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
         for name in ("worst case", "predicted"):
             predict = (lambda request: request.max_tokens) if name == "worst case" else None
             engine = Engine(decoder, codec, EngineOptions(kv_tokens=2048, share_prefixes=False), predict=predict)
-            started_s = time.process_time()
-            for at, question in enumerate(asked):
-                ids = codec.encode_chat([{"role": "user", "content": question.prompt}])
-                engine.add(Request(str(at), tuple(ids), 400))
-                if at == 40:  # some answers to learn lengths from; both ways pay for them
-                    while engine.busy:
-                        engine.step()
-            while engine.busy:
-                engine.step()
-            took_s = time.process_time() - started_s
+            took_s = _answer_all(engine, [question.prompt for question in asked])
             cpu_s[name] = min(took_s, cpu_s.get(name, took_s))
             steps[name] = engine.steps
     return {"requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps}
+
+
+def _answer_all(engine: Engine, prompts: list[str]) -> float:
+    """CPU-seconds; a few are answered before the others come, so that there are lengths to learn from."""
+    started_s = time.process_time()
+    for at, prompt in enumerate(prompts):
+        ids = engine.codec.encode_chat([{"role": "user", "content": prompt}])
+        engine.add(Request(str(at), tuple(ids), 400))
+        if at == 40:
+            _drain(engine)
+    _drain(engine)
+    return time.process_time() - started_s
+
+
+def _drain(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
 
 
 def first_token_case(kind: str, requests: int) -> dict[str, Any]:
@@ -278,8 +286,7 @@ def first_token_case(kind: str, requests: int) -> dict[str, Any]:
             while not any(isinstance(event, Delta) for event in engine.step()):
                 pass
             waits[name].append(1e3 * (time.process_time() - began_s))
-            while engine.busy:
-                engine.step()
+            _drain(engine)
     return {
         "trace": kind, "requests": requests, "kv_tokens": kv_tokens,
         "hit_rate": {
@@ -325,6 +332,15 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
+    report = _measured(arguments)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        _print_report(report)
+
+
+def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The cases chosen; a table of each as it is done, unless JSON is wanted."""
     report: dict[str, Any] = {"torch": torch.__version__, "int8_levels": int8_levels(), "gpu": "not measured"}
     if arguments.only in (None, "decode"):
         config, cases = SHAPES[arguments.shape], [Case(n, arguments.prompt, arguments.new) for n in arguments.streams]
@@ -343,9 +359,11 @@ def main() -> None:
         report["first_token"] = [first_token_case(kind, 200) for kind in ("shared", "turns")]
     if arguments.only in (None, "admission"):
         report["admission"] = admission_case(300, arguments.rounds)
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-        return
+    return report
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """All but the decoding, which is printed as it is measured."""
     for row in report.get("prefix", []):
         rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
         print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rate {rates}")

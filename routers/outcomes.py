@@ -120,7 +120,7 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]], *, u
         raise DataError(f"outcomes.parquet: field model: {len(models)} model(s); routing needs two or more")
     cells = _cells(outcomes, place, {model: j for j, model in enumerate(models)})
     shape = (len(ids), len(models))
-    scores = _spread("score", outcomes["score"], cells, shape, (0.0, 1.0), required=True)
+    scores = _matrix_of("score", outcomes["score"], cells, shape, (0.0, 1.0), required=True)
     unlabelled = np.flatnonzero(~np.isfinite(scores).any(1))
     if len(unlabelled) and not unanswered:
         first = int(unlabelled[0])
@@ -203,10 +203,10 @@ def _number(
     if name not in outcomes:
         return np.full(shape, np.nan)
     low, high = {"propensity": (0.0, 1.0), "confidence": (-np.inf, np.inf)}.get(name, (0.0, np.inf))
-    return _spread(name, outcomes[name], cells, shape, (low, high), required=False)
+    return _matrix_of(name, outcomes[name], cells, shape, (low, high), required=False)
 
 
-def _spread(
+def _matrix_of(
     name: str,
     values: list[Any],
     cells: tuple[NDArray[np.intp], NDArray[np.intp]],
