@@ -169,6 +169,15 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
         """True: answered by the cache or by another request's call; no model was called for it."""
         return self.cache in ("hit", "shared", "semantic")
 
+    @property
+    def chosen(self) -> CandidateRecord | None:
+        """What was expected of the model that the router chose."""
+        return next((one for one in self.candidates if one.model == self.model), None)
+
+    def answer_of(self, model: str) -> AttemptRecord | None:
+        """That model's latest attempt that answered."""
+        return next((one for one in reversed(self.attempts) if one.model == model and not one.failure), None)
+
 
 ANY_TENANT = ""
 """Of the operator's feedback: it takes the tenant of the decision that it speaks of."""

@@ -51,8 +51,7 @@ def raised(log: Log, *, version_since_s: float = 0.0) -> list[Alarm]:
         exploration_starved, one_model, labels, model_drift, feature_drift,
     )  # fmt: skip
     found = [alarm for check in checks for alarm in check(log)]
-    own = np.array([record.time_s > version_since_s for record in log.records], bool)
-    return found + calibration(log.rows(own)) + stale(log, version_since_s)
+    return found + calibration(log.since(version_since_s)) + stale(log, version_since_s)
 
 
 def exploration_starved(log: Log) -> list[Alarm]:
@@ -88,11 +87,8 @@ def labels(log: Log) -> list[Alarm]:
 
 def expected_quality(log: Log) -> Array:
     """What the router expected of the model it chose; NaN where it said nothing."""
-    told = []
-    for record in log.records:
-        one = next((c for c in record.candidates if c.model == record.model), None)
-        told.append(np.nan if one is None or one.quality is None else one.quality)
-    return np.array(told, np.float64)
+    chosen = [record.chosen for record in log.records]
+    return np.array([np.nan if one is None or one.quality is None else one.quality for one in chosen], np.float64)
 
 
 def calibration(log: Log) -> list[Alarm]:
@@ -179,7 +175,7 @@ def feature_drift(log: Log) -> list[Alarm]:
 
 def stale(log: Log, since_s: float) -> list[Alarm]:
     """Scores came in plenty, and the router is still the one from before them."""
-    fresh = sum(record.time_s > since_s for record, known in zip(log.records, log.labelled, strict=True) if known)
+    fresh = int(log.since(since_s).labelled.sum())
     if since_s <= 0 or fresh < STALE_ROUNDS:
         return []
     return [Alarm("stale", f"{fresh} scored answers since the router last changed", float(fresh))]

@@ -68,7 +68,7 @@ def _output_of(record: DecisionRecord, model: str) -> int:
     """Tokens of the answer; 0: that model did not give it."""
     if record.answered_model != model:
         return 0
-    answer = next((one for one in reversed(record.attempts) if one.model == model and not one.failure), None)
+    answer = record.answer_of(model)
     return 0 if answer is None else answer.usage.get("output", 0) + answer.usage.get("reasoning", 0)
 
 

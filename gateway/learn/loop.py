@@ -120,7 +120,7 @@ class Loop:
         train, judged = lately(log)
         noted = self.store.setting(self._setting) or {}
         since_s = float(noted.get("trained_until_s", 0.0))
-        fresh = sum(r.time_s > since_s for r, known in zip(log.records, log.labelled, strict=True) if known)
+        fresh = int(log.since(since_s).labelled.sum())
         # after a change of a model every step asks again, until the router has changed too
         changed = judged is not log and judged.records[0].time_s > self._live_since()
         again = self.terms.ask_again_after if noted.get("refused") else self.terms.retrain_after

@@ -73,9 +73,11 @@ class Learner:
             return
         bandit, before = self.bandit, self.learnt.get(record.id)
         assert isinstance(bandit, Bandit)
+        answer = record.answer_of(model)
         try:
             if before is None:
-                bandit.update(query, candidates, model, score, cost_of(record, model))
+                cost_usd = None if answer is None else answer.cost_nanousd / 1e9
+                bandit.update(query, candidates, model, score, cost_usd)
             else:
                 bandit.amend(query, model, score - before)
         except Undecided:
@@ -280,11 +282,3 @@ def query_of(record: DecisionRecord) -> Query | None:
         record.prompt_text, unpacked(record), record.features_version,
         record.input_tokens, record.max_output_tokens, record.turns, record.tools, record.images, record.wants_json,
     )  # fmt: skip
-
-
-def cost_of(record: DecisionRecord, model: str) -> float | None:
-    """Of the attempt that answered; None: none did."""
-    for attempt in reversed(record.attempts):
-        if attempt.model == model and not attempt.failure:
-            return attempt.cost_nanousd / 1e9
-    return None

@@ -171,7 +171,7 @@ class Keeper:
         return Measured(*np.array(rows, np.float64).reshape(-1, 4).T)
 
     def _row(self, record: DecisionRecord, same: bool) -> tuple[float, ...] | None:
-        first, last = _answer(record, record.plan[0]), _answer(record, self.reference)
+        first, last = record.answer_of(record.plan[0]), record.answer_of(self.reference)
         if first is None or last is None:
             return None
         return (_confidence(first), float(same), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9)
@@ -188,7 +188,7 @@ class Keeper:
             records = [_decode(row.payload) for row in connection.execute(query)]
         for record in reversed(records):
             if record.attempts and not record.from_cache and record.plan:
-                first = _answer(record, record.plan[0]) if len(record.plan) > 1 else None
+                first = record.answer_of(record.plan[0]) if len(record.plan) > 1 else None
                 confidence = _confidence(first) if first is not None else nan
                 kept = record.answered_model != self.reference
                 yield Round(record.time_s, record.router, confidence, kept, record.cost_nanousd / 1e9)
@@ -247,10 +247,6 @@ def interval(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / n, z * z / n
     middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))
     return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
-
-
-def _answer(record: DecisionRecord, model: str) -> AttemptRecord | None:
-    return next((one for one in reversed(record.attempts) if one.model == model and not one.failure), None)
 
 
 def _confidence(answer: AttemptRecord) -> float:

@@ -23,8 +23,8 @@ def is_round(record: DecisionRecord) -> bool:
     """
     if record.job or not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
         return False
-    chance = next((one.probability for one in record.candidates if one.model == record.model), 0.0)
-    return isfinite(chance) and 0.0 < chance <= 1.0 + 1e-9
+    chosen = record.chosen
+    return chosen is not None and isfinite(chosen.probability) and 0.0 < chosen.probability <= 1.0 + 1e-9
 
 
 def failed_check(record: DecisionRecord) -> str:
