@@ -18,7 +18,7 @@ from cache.eviction import GreedyDual, LeastExpectedCost
 _KEYS = 20_000
 
 
-class Recent:
+class LRU:
     """Least recently used goes."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -38,7 +38,7 @@ class Recent:
             self._free += self._sizes.popitem(last=False)[1]
 
 
-class Frequent(GreedyDual[int]):
+class LFU(GreedyDual[int]):
     """Least frequently used goes: every cost and size taken for the same, nothing refused."""
 
     def admit(self, key: int, cost_usd: float, size_bytes: int) -> list[int] | None:
@@ -99,8 +99,8 @@ Saved = dict[str, float]
 """Share of cost saved, by policy."""
 
 _POLICIES: dict[str, Callable[[int], Any]] = {
-    "LRU": Recent,
-    "LFU": Frequent,
+    "LRU": LRU,
+    "LFU": LFU,
     "GDSF": GreedyDual,
     "least expected cost": LeastExpectedCost,
 }

@@ -75,7 +75,7 @@ class Neighbours:
         return self.items[self.classes.index(answer_class)]
 
 
-def poll(items: list[Item], near: list[float], vectors: NDArray[np.float32] | None = None) -> Neighbours:
+def vote(items: list[Item], near: list[float], vectors: NDArray[np.float32] | None = None) -> Neighbours:
     """Let the nearest items vote for their classes; `vectors`: where they lie, one a row.
 
     How near they are to each other tells what "near" means there: a question that lies farther from them than they

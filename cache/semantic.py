@@ -24,7 +24,7 @@ from cache.guard import Guard
 from cache.index import ExternalIndex, FlatIndex, Index, Vector
 from cache.ivf import IvfIndex
 from cache.key import Partition
-from cache.neighbours import Item, Neighbours, features, poll
+from cache.neighbours import Item, Neighbours, features, vote
 from cache.pair_rule import PairRule
 from cache.store import Store
 from cache.words import Vocabulary, Wording, read
@@ -290,7 +290,7 @@ class SemanticCache:
             for item in stale:
                 self._forget(item)
             return self._around(key, unit, tenant, now_s)
-        return poll(items, near, space.index.gather(labels)) if items else None
+        return vote(items, near, space.index.gather(labels)) if items else None
 
     def _known(self, near: list[tuple[str, float]], key: bytes, tenant: str, now_s: float) -> Neighbours | None:
         """Those of the entries found elsewhere whose words are known here, of this partition and tenant."""
@@ -301,7 +301,7 @@ class SemanticCache:
                 self._forget(item)
             elif item.partition == key and item.tenant == tenant:
                 items.append((item, cosine))
-        return poll([item for item, _ in items], [cosine for _, cosine in items]) if items else None
+        return vote([item for item, _ in items], [cosine for _, cosine in items]) if items else None
 
     def _decide(self, text: str, asked: Wording, found: Neighbours | None) -> tuple[Item, dict[str, object]] | Miss:
         if found is None:

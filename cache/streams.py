@@ -212,7 +212,7 @@ def replay(
     return tally.figures(len(cache), (rate.value, rate.high))
 
 
-class Rule(Protocol):
+class HitRule(Protocol):
     """A rule over the nearest entry's cosine."""
 
     inserts_always: bool
@@ -226,7 +226,7 @@ class Rule(Protocol):
         ...
 
 
-def replay_rule(stream: Stream, vectors: NDArray[np.float32], rule: Rule, *, seed: int) -> Figures:
+def replay_rule(stream: Stream, vectors: NDArray[np.float32], rule: HitRule, *, seed: int) -> Figures:
     """Ask a stream's questions of a cache that looks at the nearest entry only."""
     order = np.random.default_rng(seed).permutation(len(stream.texts))
     index, tally, labels = FlatIndex(vectors.shape[1]), _Tally(stream, order), stream.labels

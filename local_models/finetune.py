@@ -30,7 +30,7 @@ KEPT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LabelledTexts:
     """Texts and the scores of each model on them, NaN where nobody knows."""
 
     texts: list[str]
@@ -46,7 +46,7 @@ class Schedule:
     seed: int = 0
 
 
-def read_rows(folder: Path) -> Rows:
+def read_rows(folder: Path) -> LabelledTexts:
     """The rows of outcome data whose split is not test. ValueError where there are none."""
     queries = pyarrow.parquet.read_table(folder / "queries.parquet").to_pydict()
     outcomes = pyarrow.parquet.read_table(
@@ -65,7 +65,7 @@ def read_rows(folder: Path) -> Rows:
     for id, model, score in zip(outcomes["query_id"], outcomes["model"], outcomes["score"], strict=True):
         if id in place and score is not None:
             scores[place[id], models[model]] = float(score)
-    return Rows(texts, scores)
+    return LabelledTexts(texts, scores)
 
 
 class Scorer(torch.nn.Module):  # type: ignore[misc]  # torch is not typed here
@@ -93,7 +93,7 @@ def loss_of(logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 def finetuned(
-    rows: Rows, encoder: Path, schedule: Schedule, told: Callable[[int, float], None] = lambda step, loss: None
+    rows: LabelledTexts, encoder: Path, schedule: Schedule, told: Callable[[int, float], None] = lambda step, loss: None
 ) -> Scorer:
     """`told` hears every step's loss. ValueError where the folder is no BERT."""
     from tokenizers import Tokenizer

@@ -44,7 +44,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class DistillationSettings:
     steps: int = 400
     batch: int = 32
     rate: float = 1e-3
@@ -104,7 +104,7 @@ def alike(model: Any, pairs: Sequence[Pair], batch: int = 64) -> float:
     return hits / len(pairs) if pairs else math.nan
 
 
-def taught(model: Any, pairs: Sequence[Pair], course: Course, told: Callable[[int, float], None]) -> None:
+def taught(model: Any, pairs: Sequence[Pair], course: DistillationSettings, told: Callable[[int, float], None]) -> None:
     """Trains the model in place; causal attention makes padding on the right harmless."""
     generator = torch.Generator().manual_seed(course.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -132,7 +132,7 @@ def imitate(
     answered: Answered,
     student: Path,
     out: Path,
-    course: Course,
+    course: DistillationSettings,
     told: Callable[[int, float], None] = lambda step, loss: None,
 ) -> dict[str, float]:
     """Writes the taught student to `out`; how often it says what its teacher said on held-out questions, before and
@@ -170,7 +170,7 @@ def main() -> None:
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss:.4f}", flush=True)
 
-    found = imitate(answered, asked.student, asked.out, Course(steps=asked.steps, rate=asked.rate), told)
+    found = imitate(answered, asked.student, asked.out, DistillationSettings(steps=asked.steps, rate=asked.rate), told)
     print(json.dumps({"out": str(asked.out), "learnt": len(answered.taught), "held": len(answered.held), **found}))
 
 

@@ -80,7 +80,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SubsetChoice:
     """The models to load and the gate's prices for them."""
 
     models: Models
@@ -100,12 +100,12 @@ def _require(name: str, values: NDArray[np.float64], shape: tuple[int, ...], lea
         raise ValueError(f"{name}: every number must be known" + (" and not negative" if least == 0.0 else ""))
 
 
-def kept(fleet: Fleet, limits: Limits) -> Choice:
+def kept(fleet: Fleet, limits: Limits) -> SubsetChoice:
     """The best subset where the fleet is small, a good one where it isn't. NoSubset where none keeps the limits."""
     return exact(fleet, limits) if fleet.quality.shape[1] <= EXACT_MOST else greedy(fleet, limits)
 
 
-def greedy(fleet: Fleet, limits: Limits) -> Choice:
+def greedy(fleet: Fleet, limits: Limits) -> SubsetChoice:
     """Lazy greedy, then swaps. Under a limit of models alone it is worth at least 1 - 1/e of the best subset
     (Nemhauser et al. 1978), under one of memory alone half of that (Leskovec et al. 2007, theorem 2).
 
@@ -118,7 +118,7 @@ def greedy(fleet: Fleet, limits: Limits) -> Choice:
     return search.required(found)
 
 
-def exact(fleet: Fleet, limits: Limits) -> Choice:
+def exact(fleet: Fleet, limits: Limits) -> SubsetChoice:
     """The best subset, by branch and bound. ValueError for more than EXACT_MOST models; NoSubset where none fits."""
     if fleet.quality.shape[1] > EXACT_MOST:
         raise ValueError(f"{fleet.quality.shape[1]} models: at most {EXACT_MOST} are searched through; ask greedy")
@@ -126,13 +126,13 @@ def exact(fleet: Fleet, limits: Limits) -> Choice:
     return search.required(search.exhaustive(search.approximate()))
 
 
-def judged(fleet: Fleet, limits: Limits, models: Sequence[int]) -> Choice | None:
+def judged(fleet: Fleet, limits: Limits, models: Sequence[int]) -> SubsetChoice | None:
     """What that subset is worth at its own prices; None where it can't keep the limits."""
     search, subset = _Search(fleet, limits), tuple(sorted(set(models)))
     return search.judge(subset) if subset and search.fits(subset) else None
 
 
-def gated(choice: Choice, quality: Matrix, spends: Mapping[str, Matrix]) -> NDArray[np.intp]:
+def gated(choice: SubsetChoice, quality: Matrix, spends: Mapping[str, Matrix]) -> NDArray[np.intp]:
     """The column that each query goes to, (n,): of the loaded models the one of the highest utility."""
     columns = list(choice.models)
     utility = quality[:, columns] - sum(price * spends[name][:, columns] for name, price in choice.prices.items())
@@ -212,7 +212,7 @@ class _Search:
         self.limits, self.names, self.quality = limits, tuple(limits.means), fleet.quality
         self.memory = np.zeros(m) if fleet.memory is None else fleet.memory
         self.parts = np.array([fleet.spends[c] / limits.means[c] for c in self.names]).reshape(-1, n, m)
-        self.known: dict[Models, Choice | None] = {}
+        self.known: dict[Models, SubsetChoice | None] = {}
 
     def fits(self, models: Models) -> bool:
         return len(models) <= self.limits.models and float(self.memory[list(models)].sum()) <= self.limits.memory
@@ -220,17 +220,17 @@ class _Search:
     def utility(self, prices: Sequence[float]) -> Matrix:
         return _priced(self.quality, self.parts, prices)
 
-    def parts_of(self, choice: Choice) -> list[float]:
+    def parts_of(self, choice: SubsetChoice) -> list[float]:
         """Its prices, of spending one whole limit."""
         return [choice.prices[name] * self.limits.means[name] for name in self.names]
 
-    def judge(self, models: Models) -> Choice | None:
+    def judge(self, models: Models) -> SubsetChoice | None:
         """The subset at its own prices; None where it can't keep the limits."""
         if models not in self.known:
             self.known[models] = self._judged(models)
         return self.known[models]
 
-    def _judged(self, models: Models) -> Choice | None:
+    def _judged(self, models: Models) -> SubsetChoice | None:
         quality, parts = self.quality[:, models], self.parts[:, :, models]
         prices = settled_prices(quality, parts)
         if prices is None:
@@ -241,9 +241,9 @@ class _Search:
         spent = [part * most for part, most in zip(_spent(quality, parts, prices).tolist(), limit, strict=True)]
         each = [price / most for price, most in zip(prices, limit, strict=True)]
         names = self.names
-        return Choice(models, worth, dict(zip(names, spent, strict=True)), dict(zip(names, each, strict=True)))
+        return SubsetChoice(models, worth, dict(zip(names, spent, strict=True)), dict(zip(names, each, strict=True)))
 
-    def required(self, found: Choice | None) -> Choice:
+    def required(self, found: SubsetChoice | None) -> SubsetChoice:
         if found is not None:
             return found
         asked = [f"{name} {most:g}" for name, most in self.limits.means.items()]
@@ -251,7 +251,7 @@ class _Search:
         many, most = len(self.memory), self.limits.models
         raise NoSubset(f"no subset of {most} or fewer of {many} models keeps within {', '.join(asked)}")
 
-    def approximate(self) -> Choice | None:
+    def approximate(self) -> SubsetChoice | None:
         """Greedy at the prices of the whole fleet, then again at those of what was found; swaps at the end."""
         prices, best = settled_prices(self.quality, self.parts), None
         if prices is None:
@@ -268,7 +268,7 @@ class _Search:
                 best, prices = found, self.parts_of(found)
         return best and self.swapped(best)
 
-    def swapped(self, choice: Choice) -> Choice:
+    def swapped(self, choice: SubsetChoice) -> SubsetChoice:
         """With a model added, or one put in another's place, as long as that is worth more."""
         while True:
             utility = self.utility(self.parts_of(choice))
@@ -288,7 +288,7 @@ class _Search:
                 if self.fits(subset):
                     yield subset
 
-    def exhaustive(self, best: Choice | None) -> Choice | None:
+    def exhaustive(self, best: SubsetChoice | None) -> SubsetChoice | None:
         """The best of all subsets. At any prices a subset is worth at most its priced utility and the price of the
         limits together (weak duality), and what is added to it at most the sum of the largest single gains.
         """
@@ -314,6 +314,6 @@ class _Search:
         return best
 
 
-def _best(choices: Sequence[Choice | None]) -> Choice | None:
+def _best(choices: Sequence[SubsetChoice | None]) -> SubsetChoice | None:
     """Of the highest worth; the first of equals."""
     return max((c for c in choices if c is not None), key=lambda choice: choice.worth, default=None)

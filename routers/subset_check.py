@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from routers.cores import one_core
 from routers.onboarding_check import priced
 from routers.outcomes import read_outcomes
-from routers.subset import EXACT_MOST, Choice, Limits, NoSubset, exact, gated, greedy, judged
-from routers.subset_fit import Rows, expected
+from routers.subset import EXACT_MOST, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged
+from routers.subset_fit import SubsetRows, expected
 
 SHARES: tuple[float | None, ...] = (None, 0.5, 0.2)
 """Of the best single model's mean spend; None: no limit."""
@@ -43,7 +43,7 @@ def main() -> None:
     print(json.dumps(report) if asked.json else _told(report))
 
 
-def compared(train: Rows, test: Rows, models: tuple[str, ...], most: int) -> dict[str, Any]:
+def compared(train: SubsetRows, test: SubsetRows, models: tuple[str, ...], most: int) -> dict[str, Any]:
     """Under every combination of limits, subsets of every size beside all models and beside the best single one."""
     best = int(train.scores.mean(0).argmax())
     spends = tuple(train.spends)
@@ -58,12 +58,14 @@ def compared(train: Rows, test: Rows, models: tuple[str, ...], most: int) -> dic
     }
 
 
-def _means(train: Rows, best: int, shares: dict[str, float | None]) -> dict[str, float]:
+def _means(train: SubsetRows, best: int, shares: dict[str, float | None]) -> dict[str, float]:
     spent = {name: float(train.spends[name][:, best].mean()) for name in shares}
     return {name: share * spent[name] for name, share in shares.items() if share is not None}
 
 
-def _under(train: Rows, test: Rows, models: tuple[str, ...], most: int, means: dict[str, float]) -> dict[str, Any]:
+def _under(
+    train: SubsetRows, test: SubsetRows, models: tuple[str, ...], most: int, means: dict[str, float]
+) -> dict[str, Any]:
     every = judged(train.expected, Limits(len(models), means), range(len(models)))
     if every is None:
         return {"means": means, "all models": None, "sizes": []}
@@ -73,7 +75,7 @@ def _under(train: Rows, test: Rows, models: tuple[str, ...], most: int, means: d
 
 
 def _sized(
-    train: Rows, test: Rows, models: tuple[str, ...], limits: Limits, every: NDArray[np.intp]
+    train: SubsetRows, test: SubsetRows, models: tuple[str, ...], limits: Limits, every: NDArray[np.intp]
 ) -> dict[str, Any]:
     """One size: the exhaustive choice, the greedy one's share of its worth, and the models best on their own. `every`:
     where the test rows go when all models are loaded.
@@ -97,11 +99,11 @@ def _sized(
     }
 
 
-def _gate(choice: Choice, test: Rows) -> NDArray[np.intp]:
+def _gate(choice: SubsetChoice, test: SubsetRows) -> NDArray[np.intp]:
     return gated(choice, test.expected.quality, test.expected.spends)
 
 
-def _realised(picks: NDArray[np.intp], test: Rows) -> dict[str, float]:
+def _realised(picks: NDArray[np.intp], test: SubsetRows) -> dict[str, float]:
     """Mean score and spends when each query goes to its column."""
     at = np.arange(len(test.scores)), picks
     spent = {name: float(spend[at].mean()) for name, spend in test.spends.items()}

@@ -16,7 +16,7 @@ from routers.subset import Fleet
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SubsetRows:
     """What a gate expects of some queries, and what came of them."""
 
     expected: Fleet
@@ -24,7 +24,7 @@ class Rows:
     spends: dict[str, Matrix]
 
 
-def expected(data: Outcomes, name: str, most: int) -> tuple[Rows, Rows, tuple[str, ...]]:
+def expected(data: Outcomes, name: str, most: int) -> tuple[SubsetRows, SubsetRows, tuple[str, ...]]:
     """Training rows with out-of-fold estimates, test rows with those of the gate. DataError where there are no two
     models, more than `most`, or no test rows.
     """
@@ -44,7 +44,7 @@ def expected(data: Outcomes, name: str, most: int) -> tuple[Rows, Rows, tuple[st
         latency = LogLinear().fit(z, train.latency_s)
         own["latency_s"], other["latency_s"] = latency.predict(z), latency.predict(test_z)
     rows = [
-        Rows(Fleet(found, spends), part.scores, {key: getattr(part, key) for key in spends})
+        SubsetRows(Fleet(found, spends), part.scores, {key: getattr(part, key) for key in spends})
         for part, found, spends in ((train, quality, own), (test, test_quality, other))
     ]
     return rows[0], rows[1], data.models

@@ -24,7 +24,7 @@ CLOSE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LabelSuggestion:
     """One decision to be labelled."""
 
     place: int
@@ -35,19 +35,19 @@ class Wish:
     """1: a tie; near 0: clear."""
 
 
-def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 2000) -> list[Wish]:
+def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 2000) -> list[LabelSuggestion]:
     """The best first. `known` (n,): somebody has scored it; what automatic checks alone say does not count here."""
     x = np.nan_to_num(np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1))
     inverse = [_inverse(x[(log.action == j) & known]) for j in range(len(log.models))]
     open_ = np.flatnonzero(~known)[-latest:]
     near = closeness(log)[open_]
     spread = np.nan_to_num([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()])
-    wishes: list[Wish] = []
+    wishes: list[LabelSuggestion] = []
     for _ in range(min(count, len(open_))):
         gains = np.log1p(np.maximum(spread, 0.0)) * near
         best = int(gains.argmax())
         i, j = int(open_[best]), int(log.action[open_[best]])
-        wishes.append(Wish(i, float(gains[best]), log1p(max(0.0, float(spread[best]))), float(near[best])))
+        wishes.append(LabelSuggestion(i, float(gains[best]), log1p(max(0.0, float(spread[best]))), float(near[best])))
         direction = inverse[j] @ x[i]
         shrunk = 1.0 + float(x[i] @ direction)
         mine = log.action[open_] == j

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from routers.estimators.base import Matrix
 from routers.outcomes import DataError, read_outcomes
-from routers.subset import Choice, Limits, NoSubset, gated, judged, kept
-from routers.subset_fit import Rows, expected
+from routers.subset import Limits, NoSubset, SubsetChoice, gated, judged, kept
+from routers.subset_fit import SubsetRows, expected
 
 Vector = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def _memory(models: Sequence[str], wanted: SubsetLimits) -> Vector | None:
     return np.array([wanted.sizes[name] for name in models])
 
 
-def _told(choice: Choice, whole: Choice, test: Rows, models: Sequence[str]) -> Subset:
+def _told(choice: SubsetChoice, whole: SubsetChoice, test: SubsetRows, models: Sequence[str]) -> Subset:
     rows = np.arange(len(test.scores))
     picks, every = (gated(one, test.expected.quality, test.expected.spends) for one in (choice, whole))
     score, gap = test.scores[rows, picks], test.scores[rows, picks] - test.scores[rows, every]

@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cache.bench_eviction import Frequent, Recent
+from cache.bench_eviction import LFU, LRU
 from cache.eviction import LeastExpectedCost
 from routers.bandit import GREEDY, THOMPSON, Bandit
 from routers.bandit_state import Shrinkage
@@ -196,8 +196,8 @@ class NoCache:
 
 
 CACHES: dict[str, Callable[[int], Any]] = {
-    "LRU": Recent,
-    "LFU": Frequent,
+    "LRU": LRU,
+    "LFU": LFU,
     "least expected cost": LeastExpectedCost,
 }
 CHOOSERS: dict[str, Callable[[World, int], Chooser]] = {

@@ -12,7 +12,7 @@ import pytest
 
 from local_models import shipped_models
 from local_models.engine import Engine, EngineOptions
-from local_models.imitate import Course, imitate, read_answers
+from local_models.imitate import DistillationSettings, imitate, read_answers
 from local_models.manifest import verify_manifest
 from tests.local_models.checkpoints import codec, greedy, run
 
@@ -42,7 +42,7 @@ def test_the_student_says_what_its_teacher_said(tmp_path: Path) -> None:
     learnt = read_answers(answers(tmp_path / "data"), "teacher")
     assert (len(learnt.taught), len(learnt.held)) == (130, 20)
     small, out, losses = shipped_models()["tiny-small"], tmp_path / "student", list[float]()
-    found = imitate(learnt, small, out, Course(steps=60), lambda step, loss: losses.append(loss))
+    found = imitate(learnt, small, out, DistillationSettings(steps=60), lambda step, loss: losses.append(loss))
     assert found["after"] > found["before"] and found["after"] >= 0.8 and losses[-1] < losses[0]
     assert verify_manifest(out) and json.loads((out / "manifest.json").read_text())["rows"] == 130
     engine = Engine.load(out, EngineOptions(kv_tokens=256))

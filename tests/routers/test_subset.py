@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from routers import subset_check, subset_fit
 from routers.estimators.base import Matrix
 from routers.outcomes import DataError, Outcomes
-from routers.subset import Choice, Fleet, Limits, NoSubset, exact, gated, greedy, judged, kept
+from routers.subset import Fleet, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged, kept
 
 GREEDY = 1.0 - 1.0 / math.e
 SEEDS = st.integers(0, 2**32 - 1)
@@ -29,14 +29,14 @@ def fleet(seed: int, spends: tuple[str, ...] = (), memory: bool = False, most: i
     return Fleet(quality, costs, rng.random(m) if memory else None)
 
 
-def every(found: Fleet, limits: Limits) -> list[Choice]:
+def every(found: Fleet, limits: Limits) -> list[SubsetChoice]:
     """Each subset that keeps the limits, by plain enumeration."""
     m = found.quality.shape[1]
     subsets = [s for k in range(1, limits.models + 1) for s in itertools.combinations(range(m), k)]
     return [choice for s in subsets if (choice := judged(found, limits, s)) is not None]
 
 
-def keeps(found: Fleet, limits: Limits, choice: Choice) -> None:
+def keeps(found: Fleet, limits: Limits, choice: SubsetChoice) -> None:
     """The gate, run on the same rows, spends what the choice says and no more than it may."""
     picks = gated(choice, found.quality, found.spends)
     rows = np.arange(len(picks))
@@ -155,7 +155,8 @@ def test_a_model_that_adds_nothing_is_not_loaded() -> None:
 def test_one_model_is_the_choice() -> None:
     """Where it keeps the limits."""
     found = Fleet(np.full((3, 1), 0.4), {"usd": np.ones((3, 1))}, np.array([8.0]))
-    assert kept(found, Limits(1, {"usd": 1.5}, 8.0)) == Choice((0,), pytest.approx(0.4), {"usd": 1.0}, {"usd": 0.0})
+    alone = SubsetChoice((0,), pytest.approx(0.4), {"usd": 1.0}, {"usd": 0.0})
+    assert kept(found, Limits(1, {"usd": 1.5}, 8.0)) == alone
     with pytest.raises(NoSubset, match="memory 7"):
         kept(found, Limits(1, memory=7.0))
 
