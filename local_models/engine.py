@@ -53,34 +53,24 @@ class Engine:
     ) -> None:
         self._shape = decoder.shape
         self.codec = codec
-        self.options = options or EngineOptions()
+        self.options = options = options or EngineOptions()
         self._clock = clock
         self.lengths = LengthPredictor()
         self.meter = StepMeter()
         self.busy_s = 0.0
         self._counter = joules_counter(decoder.device)
-        count = self.options.kv_tokens // decoder.block_tokens
+        count = options.kv_tokens // decoder.block_tokens
         self.runner = runner_for(decoder, count)
-        self.offload = offload_for(
-            self.runner.pool, count, self.options.tier_memory_mb, self.options.tier_disk_mb, self.options.tier_folder
-        )
+        pool = self.runner.pool
+        self.offload = offload_for(pool, count, options.tier_memory_mb, options.tier_disk_mb, options.tier_folder)
         blocks = Blocks(
-            count,
-            decoder.block_tokens,
-            alpha=self.options.eviction_alpha,
-            share=self.options.share_prefixes,
-            copy_while_free=self.options.copy_while_free,
-            offload=self.offload,
-            grain=self.runner.pool.grain,
-        )
+            count, decoder.block_tokens, alpha=options.eviction_alpha, share=options.share_prefixes,
+            copy_while_free=options.copy_while_free, offload=self.offload, grain=pool.grain,
+        )  # fmt: skip
         self.scheduler = Scheduler(
-            blocks,
-            decoder.shape.context_tokens,
-            predict or self.lengths.predict,
-            step_tokens=self.options.step_tokens,
-            most_running=self.options.most_running,
-            most_waiting=self.options.most_waiting,
-        )
+            blocks, decoder.shape.context_tokens, predict or self.lengths.predict, step_tokens=options.step_tokens,
+            most_running=options.most_running, most_waiting=options.most_waiting,
+        )  # fmt: skip
         self._grammars = Grammars(codec, decoder.shape.vocabulary, decoder.shape.end_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds: dict[str, int] = {}
@@ -92,7 +82,7 @@ class Engine:
         self.acceptable_tokens = 0.0
         """What the best rule of acceptance would have kept of the same guesses, on average."""
         self._step_times = multi_step.StepTimes()
-        self._drafter = drafter or (NgramDrafter() if self.options.draft_tokens else None)
+        self._drafter = drafter or (NgramDrafter() if options.draft_tokens else None)
 
     @classmethod
     def load(cls, folder: Path, options: EngineOptions | None = None) -> Engine:
