@@ -15,7 +15,7 @@ from gateway.app import without_lost
 from gateway.journal.insights import keep_insight
 from gateway.learn.alarms import expected_quality, raised
 from gateway.learn.dataset import Log, NothingLogged
-from gateway.learn.promises import interval
+from gateway.learn.promises import wilson_interval
 from gateway.settings import Settings
 
 KIND = "learning"
@@ -106,5 +106,5 @@ def drifts(log: Log) -> list[DriftPoint]:
 def _mean(values: NDArray[np.float64]) -> Interval:
     """Of scores in [0, 1], at 95 % (Wilson 1927); cautious where scores are neither right nor wrong."""
     mean = float(values.mean())
-    low, high = interval(mean * len(values), len(values))
+    low, high = wilson_interval(mean * len(values), len(values))
     return Interval(value=mean, low=low, high=high)

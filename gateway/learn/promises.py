@@ -141,7 +141,7 @@ class Keeper:
         with np.errstate(invalid="ignore"):
             held = np.where(measured.confidence >= (accept_at or NEVER), measured.same, 1.0)
         right, n = float(held.sum()), len(held)
-        low, high = interval(right, n) if n else (None, None)
+        low, high = wilson_interval(right, n) if n else (None, None)
         return {
             "requests": len(rounds),
             "kept": sum(one.kept for one in rounds),
@@ -242,7 +242,7 @@ class Keeper:
         change_settings(self.config.server.run_dir, change)
 
 
-def interval(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Of a share, at 95 % (Wilson 1927)."""
     share, spread = right / n, z * z / n
     middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))

@@ -19,7 +19,7 @@ from gateway.journal.record import AttemptRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
-from gateway.learn.promises import Promises, interval, standings
+from gateway.learn.promises import Promises, standings, wilson_interval
 from gateway.settings import read_settings
 from tests.live import Live, live, table
 
@@ -136,7 +136,7 @@ def test_coverage_counts_what_was_kept_since(config: Config, store: Store) -> No
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (95, 100)])
 def test_an_interval_holds_its_share(right: int, n: int) -> None:
     """Within 0 and 1, around the share."""
-    low, high = interval(right, n)
+    low, high = wilson_interval(right, n)
     assert 0.0 <= low <= right / n <= high <= 1.0
 
 
