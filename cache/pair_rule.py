@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cache.guard import contradiction, names
 from cache.judge import Floats
-from cache.words import QUESTION_WORDS, Vocabulary, read
+from cache.words import QUESTION_WORDS, Vocabulary, wording_of
 
 Pair = tuple[str, str, bool]
 Places = NDArray[np.intp]
@@ -118,7 +118,7 @@ def _whole(found: Mapping[str, NDArray[Any]]) -> Trees:
 
 def describe(asked: str, held: str, cosine: float, vocabulary: Vocabulary) -> list[float]:
     """What the trees see of a pair; `vocabulary` tells which words are rare."""
-    one, other = read(asked), read(held)
+    one, other = wording_of(asked), wording_of(held)
     there = vocabulary.compare(one, other, dict.fromkeys(other.content, 3))
     back = vocabulary.compare(other, one, dict.fromkeys(one.content, 3))
     stems, others = {_stem(word): word for word in one.content}, {_stem(word): word for word in other.content}
@@ -235,8 +235,8 @@ def _described(pairs: list[Pair], cosines: Floats) -> Floats:
 def _learnt(pairs: list[Pair]) -> Vocabulary:
     vocabulary = Vocabulary()
     for one, other, _ in pairs:
-        vocabulary.learn(read(one))
-        vocabulary.learn(read(other))
+        vocabulary.learn(wording_of(one))
+        vocabulary.learn(wording_of(other))
     return vocabulary
 
 

@@ -27,7 +27,7 @@ from cache.key import Partition
 from cache.neighbours import Item, Neighbours, features, vote
 from cache.pair_rule import PairRule
 from cache.store import Store
-from cache.words import Vocabulary, Wording, read
+from cache.words import Vocabulary, Wording, wording_of
 
 if TYPE_CHECKING:
     from cache.vector_sets import VectorSets
@@ -183,7 +183,7 @@ class SemanticCache:
         unit = self._unit(vector)
         if unit is None:
             return Miss("vector", recordable=False)
-        asked = read(question.text)
+        asked = wording_of(question.text)
         if not asked.content or len(question.text) > _MAX_TEXT:
             return Miss("text", recordable=False)
         if near is None:
@@ -210,7 +210,7 @@ class SemanticCache:
         space = self._spaces.setdefault(question.key, _Space(self._make_index(self._dimension), entry.tenant))
         if space.tenant != entry.tenant:
             return
-        wording = read(question.text)
+        wording = wording_of(question.text)
         self._next_label += 1
         expires_s = entry.created_s + entry.ttl_s
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
@@ -245,7 +245,7 @@ class SemanticCache:
         pending.best.root().count(right)
         if item is None or not right:
             return None
-        item.belong(pending.best.root(), read(item.text))
+        item.belong(pending.best.root(), wording_of(item.text))
         return self._ask_merge(pending)
 
     def delete(self, entry_id: str, *, tenant: str | None = None) -> bool:
@@ -327,7 +327,7 @@ class SemanticCache:
         """The nearest item of the best class that no guard objects to; else the nearest, and why not."""
         first: tuple[Item, float, Wording, str] | None = None
         for item, cosine in found.of_best():
-            held = read(item.text)
+            held = wording_of(item.text)
             objection = self._guard.objection(text, item.text, asked, held) if self._guard else None
             if objection is None:
                 return item, cosine, held, ""
@@ -390,7 +390,7 @@ class SemanticCache:
         if self._items.pop(item.label, None) is None:
             return
         del self._labels[item.entry_id]
-        item.answer_class.part(read(item.text))
+        item.answer_class.part(wording_of(item.text))
         mine = self._tenants[item.tenant]
         mine.discard(item.label)
         if not mine:

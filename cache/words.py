@@ -159,7 +159,7 @@ class Wording:
 
 
 @lru_cache(16_384)
-def read(text: str) -> Wording:
+def wording_of(text: str) -> Wording:
     """A text's wording; those read of late are kept."""
     return Wording(text)
 

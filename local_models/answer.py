@@ -16,13 +16,15 @@ from local_models import openai_wire as wire
 from local_models.asgi import ClientGone, Receive, Send, send_event, send_json, start_stream, wait_for_disconnect
 from local_models.errors import EngineDead, LocalModelError, RequestRefused
 from local_models.request import Delta, Event, Finished, TokenLogprob, Usage
-from local_models.served import Served
+from local_models.served import ServedModel
 
 
 class Answer:
     """All choices of one request, streamed or whole, in one of the two text dialects."""
 
-    def __init__(self, served: Served, wanted: wire.GenerationParams, prompts: list[list[int]], *, chat: bool) -> None:
+    def __init__(
+        self, served: ServedModel, wanted: wire.GenerationParams, prompts: list[list[int]], *, chat: bool
+    ) -> None:
         self._served = served
         self._wanted = wanted
         self._chat = chat

@@ -52,7 +52,7 @@ class Tile:
     slots: slice | Tensor
 
 
-class Pool:
+class KVCache:
     """Keys and values of all sequences: one slot a token, `[layer, key or value, kv head, slot, head]`.
 
     The system maps zeroed memory when a slot is first touched, so a large pool costs what is used of it. Of eight bits
@@ -120,7 +120,7 @@ class _View:
     scattered: Tensor | None
     mask: Tensor
 
-    def layer(self, index: int, pool: Pool) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int, pool: KVCache) -> tuple[Tensor, Tensor]:
         """Keys and values `[1, kv head, slot, head]`."""
         if self.scattered is None:
             return self.in_place[2 * index], self.in_place[2 * index + 1]
@@ -141,11 +141,11 @@ class Attention:
             for window in set(shape.windows)
         }
 
-    def views(self, tiles: list[Tile], pool: Pool) -> dict[int, list[_View]]:
+    def views(self, tiles: list[Tile], pool: KVCache) -> dict[int, list[_View]]:
         """By window, what each tile sees; made once a step, for all layers."""
         return {window: [self._view(tile, pool, window) for tile in tiles] for window in self._masks}
 
-    def attend(self, layer: int, q: Tensor, pool: Pool, tiles: list[Tile], views: list[_View]) -> Tensor:
+    def attend(self, layer: int, q: Tensor, pool: KVCache, tiles: list[Tile], views: list[_View]) -> Tensor:
         """Attended values `[rows, heads * head]` of queries `[rows, heads, head]`."""
         shape, group = self._shape, self._group
         packed = q.view(q.shape[0], shape.kv_heads, group, shape.head_dim)
@@ -181,7 +181,7 @@ class Attention:
         )
         return y[:, :, :count].permute(2, 0, 1, 3).reshape(count, -1)
 
-    def _view(self, tile: Tile, pool: Pool, window: int) -> _View:
+    def _view(self, tile: Tile, pool: KVCache, window: int) -> _View:
         """Whole blocks outside the window are cut off."""
         cut = 0
         if window:

@@ -37,10 +37,10 @@ doublings."""
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class PrefixNode:
     """A full block of computed tokens, after the block of its parent."""
 
-    parent: Node | None
+    parent: PrefixNode | None
     tokens: tuple[int, ...]
     block: int
     depth: int
@@ -50,7 +50,7 @@ class Node:
     last_used: int = 0
     ends_turn: bool = False
     """True: an answer ended here, so the conversation's next turn begins alike."""
-    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    children: dict[tuple[int, ...], PrefixNode] = field(default_factory=dict)
     name: bytes = b""
     """In the offload store; only where there is one."""
 
@@ -86,18 +86,18 @@ class OffloadStore(Protocol):
 
 
 @dataclass(slots=True)
-class Table:
+class BlockTable:
     """The blocks of one sequence, in order; those of `nodes` belong to the tree, the others to the
     sequence."""
 
     salt: str
     blocks: list[int]
-    nodes: list[Node]
+    nodes: list[PrefixNode]
     cached_tokens: int
     """Tokens whose keys and values need not be computed."""
     committed: int = 0
     """Blocks already offered to the tree."""
-    tail: Node | None = None
+    tail: PrefixNode | None = None
     """The tree's node that equals this sequence up to `committed` blocks; held, so that it stays."""
 
     @property
@@ -107,7 +107,7 @@ class Table:
         return [block for block in self.blocks if block not in shared]
 
 
-class Blocks:
+class BlockPool:
     """The block map and the prefix tree of one pool."""
 
     def __init__(
@@ -134,8 +134,8 @@ class Blocks:
         self._grain = grain
         self._map = bytearray(_FREE * count)
         self._free = count
-        self._roots: dict[str, Node] = {}
-        self._nodes: set[Node] = set()
+        self._roots: dict[str, PrefixNode] = {}
+        self._nodes: set[PrefixNode] = set()
         self._clock = 0
         self._lifetime = 1.0
 
@@ -158,7 +158,7 @@ class Blocks:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)
 
-    def take(self, ids: Ids[int], tokens: int, salt: str = "") -> tuple[Table, list[SlotCopy | SlotFill]] | None:
+    def take(self, ids: Ids[int], tokens: int, salt: str = "") -> tuple[BlockTable, list[SlotCopy | SlotFill]] | None:
         """A table for `tokens` tokens that begin with `ids`, with what is already computed in it.
 
         None when so many blocks cannot be had now. At least the last of `ids` is left to compute.
@@ -182,7 +182,7 @@ class Blocks:
         self.hit_tokens += table.cached_tokens
         return table, copies
 
-    def grow(self, table: Table, tokens: int) -> bool:
+    def grow(self, table: BlockTable, tokens: int) -> bool:
         """Make `table` hold `tokens` tokens; False when the blocks cannot be had now."""
         missing = self.blocks_for(tokens) - len(table.blocks)
         if missing <= 0:
@@ -192,7 +192,7 @@ class Blocks:
         table.blocks += self._allocate(missing, after=table.blocks[-1] if table.blocks else -1)
         return True
 
-    def commit(self, table: Table, ids: Ids[int], computed: int, *, ends_turn: bool = False) -> None:
+    def commit(self, table: BlockTable, ids: Ids[int], computed: int, *, ends_turn: bool = False) -> None:
         """Offer the full blocks among the first `computed` tokens to the tree, for later prompts."""
         if not self.share:
             return
@@ -203,7 +203,7 @@ class Blocks:
             tokens = tuple(ids[at * size : (at + 1) * size])
             node = parent.children.get(tokens)
             if node is None:
-                node = Node(parent, tokens, table.blocks[at], (at + 1) * size, last_used=self._clock)
+                node = PrefixNode(parent, tokens, table.blocks[at], (at + 1) * size, last_used=self._clock)
                 parent.children[tokens] = node
                 if self._offload is not None:
                     node.name = self._offload.name(parent.name, tokens)
@@ -220,7 +220,7 @@ class Blocks:
         if ends_turn and table.tail is not None:
             table.tail.ends_turn = True
 
-    def release(self, table: Table) -> None:
+    def release(self, table: BlockTable) -> None:
         """Give up all of a table's blocks; those in the tree stay there until room is needed."""
         private = table.private
         for node in table.nodes:
@@ -231,7 +231,7 @@ class Blocks:
         self._hold_tail(table, None)
         table.blocks, table.nodes = [], []
 
-    def _hold_tail(self, table: Table, node: Node | None) -> None:
+    def _hold_tail(self, table: BlockTable, node: PrefixNode | None) -> None:
         if node is not None:
             node.users += 1
         if table.tail is not None:
@@ -242,7 +242,7 @@ class Blocks:
         """Drop every cached block nobody uses."""
         self._evict(len(self._nodes))
 
-    def audit(self, tables: Ids[Table]) -> None:
+    def audit(self, tables: Ids[BlockTable]) -> None:
         """Assert that every block has exactly the owners it should have; for tests and idle moments."""
         cached = {node.block for node in self._nodes}
         assert len(cached) == len(self._nodes), "one block in two nodes"
@@ -259,12 +259,12 @@ class Blocks:
         assert taken == {block for block in range(self.count) if not self._map[block]}, "a leaked block"
         assert self._free == self.count - len(taken), "a wrong count of free blocks"
 
-    def _root(self, salt: str) -> Node:
-        return self._roots.setdefault(salt, Node(None, (), -1, 0, name=salt.encode()))
+    def _root(self, salt: str) -> PrefixNode:
+        return self._roots.setdefault(salt, PrefixNode(None, (), -1, 0, name=salt.encode()))
 
-    def _matched(self, ids: Ids[int], salt: str) -> list[Node]:
+    def _matched(self, ids: Ids[int], salt: str) -> list[PrefixNode]:
         """The longest chain of cached blocks that `ids` begins with, one token left over."""
-        chain: list[Node] = []
+        chain: list[PrefixNode] = []
         node = self._roots.get(salt)
         size = self.block_tokens
         while node is not None and (len(chain) + 1) * size < len(ids):
@@ -276,12 +276,12 @@ class Blocks:
             chain.append(node)
         return chain
 
-    def _lay_out(self, chain: list[Node], wanted: int, salt: str) -> tuple[Table, list[SlotCopy]]:
+    def _lay_out(self, chain: list[PrefixNode], wanted: int, salt: str) -> tuple[BlockTable, list[SlotCopy]]:
         """A table on the chain's own blocks, or on a fresh run into which they are copied."""
         size = self.block_tokens
         cached = len(chain) * size
         after = chain[-1].block if chain else -1
-        table = Table(salt, [], chain, cached, committed=len(chain))
+        table = BlockTable(salt, [], chain, cached, committed=len(chain))
         self._hold_tail(table, chain[-1] if chain else None)
         plentiful = self._free - wanted >= self._copy_while_free * self.count
         if chain and plentiful and not self._continues(chain, wanted):
@@ -294,7 +294,7 @@ class Blocks:
         table.blocks = [node.block for node in chain] + self._allocate(wanted - len(chain), after=after)
         return table, []
 
-    def _fills(self, ids: Ids[int], table: Table, chain: list[Node]) -> list[SlotFill]:
+    def _fills(self, ids: Ids[int], table: BlockTable, chain: list[PrefixNode]) -> list[SlotFill]:
         """What the offload store has of the blocks that follow the chain."""
         if self._offload is None or not self.share:
             return []
@@ -307,14 +307,14 @@ class Blocks:
         own = table.blocks[len(chain) :]
         return [SlotFill(content, block * size) for content, block in zip(contents, own, strict=False)]
 
-    def _continues(self, chain: list[Node], wanted: int) -> bool:
+    def _continues(self, chain: list[PrefixNode], wanted: int) -> bool:
         """True when the chain lies in one run and what follows it is free."""
         first, missing = chain[0].block, wanted - len(chain)
         in_a_row = all(node.block == first + at for at, node in enumerate(chain))
         after = chain[-1].block + 1
         return in_a_row and self._map[after : after + missing] == _FREE * missing
 
-    def _copy_of_part(self, ids: Ids[int], table: Table, chain: list[Node]) -> SlotCopy | None:
+    def _copy_of_part(self, ids: Ids[int], table: BlockTable, chain: list[PrefixNode]) -> SlotCopy | None:
         """The part of a cached block that `ids` has in common, to be copied into the sequence's own block."""
         parent = chain[-1] if chain else self._roots.get(table.salt)
         start = len(chain) * self.block_tokens
@@ -378,10 +378,10 @@ class Blocks:
             if parent in self._nodes and self._is_evictable(parent):
                 heapq.heappush(heap, (self._worth(parent), id(parent), parent))
 
-    def _is_evictable(self, node: Node) -> bool:
+    def _is_evictable(self, node: PrefixNode) -> bool:
         return node.users == 0 and not node.children
 
-    def _worth(self, node: Node) -> float:
+    def _worth(self, node: PrefixNode) -> float:
         """When it was last used, and how much longer than usual it should stay, in uses of the cache."""
         if self._alpha is None:
             return node.last_used

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from local_models.attention import Attention, Pool, Segment
+from local_models.attention import Attention, KVCache, Segment
 from local_models.errors import CheckpointError
 from local_models.linear import Dense, Linear, least_rows
 from local_models.native import Int8Panels, Panels, Rows, kernels
@@ -149,11 +149,11 @@ class Decoder:
         except torch.OutOfMemoryError as error:
             raise CheckpointError(f"{folder} does not fit {device}: {error}") from error
 
-    def new_pool(self, blocks: int) -> Pool:
+    def new_pool(self, blocks: int) -> KVCache:
         """A zeroed pool for this model's keys and values."""
-        return Pool(self.shape, blocks, self.block_tokens, self.kv_dtype, self.device)
+        return KVCache(self.shape, blocks, self.block_tokens, self.kv_dtype, self.device)
 
-    def forward(self, batch: Batch, pool: Pool) -> Tensor:
+    def forward(self, batch: Batch, pool: KVCache) -> Tensor:
         """Hidden states after the last norm of the wanted rows; writes the batch's keys and values."""
         with torch.inference_mode():
             if self._native is None:
@@ -161,7 +161,7 @@ class Decoder:
             rows = _rows(batch.segments)
             return self._native.run(pool.tensor, batch.ids, batch.positions, batch.write_slots, rows, batch.wanted_rows)
 
-    def decode(self, segments: list[Segment], ids: list[int], pool: Pool, left: list[int]) -> list[list[int]]:
+    def decode(self, segments: list[Segment], ids: list[int], pool: KVCache, left: list[int]) -> list[list[int]]:
         """The likeliest tokens more of each sequence whose next tokens are `ids`; only where `is_native`. See
         `NativePass.decode`."""
         assert self._native is not None and isinstance(self.head, Panels | Int8Panels)
@@ -174,7 +174,7 @@ class Decoder:
         if self._native is not None:
             self._native.hurry()
 
-    def _forward(self, batch: Batch, pool: Pool) -> Tensor:
+    def _forward(self, batch: Batch, pool: KVCache) -> Tensor:
         count = len(batch.ids)
         # Rows that a product needs to be the same whatever their number are added once, not in every product.
         more = max(0, self._least_rows - count)

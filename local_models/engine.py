@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from local_models import multi_step, sampler
-from local_models.blocks import Blocks
+from local_models.blocks import BlockPool
 from local_models.decoder import Decoder
 from local_models.device import device_for, joules_counter
 from local_models.errors import LocalModelError, RequestRefused
@@ -63,7 +63,7 @@ class Engine:
         self.runner = runner_for(decoder, count)
         pool = self.runner.pool
         self.offload = offload_for(pool, count, options.tier_memory_mb, options.tier_disk_mb, options.tier_folder)
-        blocks = Blocks(
+        blocks = BlockPool(
             count, decoder.block_tokens, alpha=options.eviction_alpha, share=options.share_prefixes,
             copy_while_free=options.copy_while_free, offload=self.offload, grain=pool.grain,
         )  # fmt: skip
@@ -103,7 +103,7 @@ class Engine:
         return bool(self._sequences)
 
     @property
-    def blocks(self) -> Blocks:
+    def blocks(self) -> BlockPool:
         return self.scheduler.blocks
 
     def add(self, request: Request) -> None:

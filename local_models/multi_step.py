@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from local_models.blocks import Blocks
+from local_models.blocks import BlockPool
 from local_models.scheduler import Sequence, Work
 
 MOST_STEPS = 32
@@ -58,7 +58,7 @@ def is_greedy(work: list[Work]) -> bool:
     )
 
 
-def reserve(blocks: Blocks, work: list[Work], left: list[int]) -> bool:
+def reserve(blocks: BlockPool, work: list[Work], left: list[int]) -> bool:
     """Give each sequence the slots of so many tokens; False when they can't be had now."""
     for piece, tokens in zip(work, left, strict=True):
         table = piece.sequence.table

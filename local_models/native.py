@@ -177,7 +177,7 @@ class Kernels:
         self, qkv: Tensor, keys: Tensor, values: Tensor, rows: Rows, heads: int, window: int, block_tokens: int
     ) -> Tensor:
         """Attended values `[rows, heads * d]` of the queries that begin each row of `qkv`; keys and values are one
-        layer's, `[kv head, slot, d]`, or of eight bits as `local_models.attention.Pool` keeps them."""
+        layer's, `[kv head, slot, d]`, or of eight bits as `local_models.attention.KVCache` keeps them."""
         kv_heads, slots, _ = keys.shape
         d = _head_dim(keys)
         out = torch.empty(qkv.shape[0], heads * d, dtype=qkv.dtype)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from local_models.blocks import Blocks
+from local_models.blocks import BlockPool
 from local_models.tiers import Tiers, name_of
 
 SIZE = 64
@@ -24,7 +24,7 @@ SIZE = 64
 _LEAST_PART = 4
 """Tokens in common for which a part of a block is copied (`local_models.blocks`)."""
 _EIGHT_BITS = 2 * 64 / (64 + 4)
-"""Blocks of eight bits in the memory of one of sixteen, at heads of 64 (`local_models.attention.Pool`)."""
+"""Blocks of eight bits in the memory of one of sixteen, at heads of 64 (`local_models.attention.KVCache`)."""
 _AGAIN = 0.4
 """How many prompts begin like an earlier one may."""
 
@@ -103,7 +103,7 @@ def hit_rate(trace: Sequence[Asked], blocks: int, alpha: float | None, tier: int
     """Share of prompt tokens found cached when the trace is served one request at a time; `tier` more blocks lie
     beside the pool."""
     rng = random.Random(0)
-    tree = Blocks(blocks, SIZE, alpha=alpha, offload=NamesOnly(tier) if tier else None)
+    tree = BlockPool(blocks, SIZE, alpha=alpha, offload=NamesOnly(tier) if tier else None)
     for asked in trace:
         ids = asked.prompt + [rng.randrange(1000) for _ in range(asked.answer)]
         taken = tree.take(asked.prompt, len(ids))

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Ids
 import torch
 from torch import Tensor
 
-from local_models.attention import Pool, Segment
+from local_models.attention import KVCache, Segment
 from local_models.blocks import SlotCopy, SlotFill
 from local_models.decoder import Batch, Decoder
 from local_models.errors import CheckpointError
@@ -114,7 +114,7 @@ def runner_for(decoder: Decoder, blocks: int) -> Runner:
     return PagedRunner(decoder, blocks)
 
 
-def _pool(decoder: Decoder, blocks: int) -> Pool:
+def _pool(decoder: Decoder, blocks: int) -> KVCache:
     """Raises CheckpointError where the device has no room for it."""
     try:
         return decoder.new_pool(blocks)

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from local_models.blocks import Blocks, SlotCopy, SlotFill, Table
+from local_models.blocks import BlockPool, BlockTable, SlotCopy, SlotFill
 from local_models.errors import EngineFull, PromptTooLong
 from local_models.request import Request, Usage
 from local_models.text import TokenStream
@@ -45,7 +45,7 @@ class Sequence:
     arrived_s: float
     predicted_tokens: int
     usage: Usage
-    table: Table | None = None
+    table: BlockTable | None = None
     computed: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
@@ -78,7 +78,7 @@ class Work:
 
 
 @dataclass(slots=True)
-class Plan:
+class SchedulerOutput:
     """One step: what to compute, and which slots to copy first."""
 
     work: list[Work]
@@ -90,7 +90,7 @@ class Scheduler:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: BlockPool,
         context_tokens: int,
         predict: PredictTokens,
         *,
@@ -142,9 +142,9 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def plan(self, now_s: float) -> Plan:
+    def plan(self, now_s: float) -> SchedulerOutput:
         """The next step's work; empty when nothing can run."""
-        plan = Plan([], [])
+        plan = SchedulerOutput([], [])
         budget = self.step_tokens
         for sequence in list(self.running):
             if sequence.is_decoding and sequence in self.running and self._has_room(sequence, plan):
@@ -154,7 +154,7 @@ class Scheduler:
         self._admit(plan, budget, now_s)
         return plan
 
-    def _continue_prompts(self, plan: Plan, budget: int) -> int:
+    def _continue_prompts(self, plan: SchedulerOutput, budget: int) -> int:
         for sequence in self.running:
             if budget > 0 and not sequence.is_decoding:
                 count = min(budget, len(sequence.ids) - sequence.computed)
@@ -162,7 +162,7 @@ class Scheduler:
                 budget -= count
         return budget
 
-    def _admit(self, plan: Plan, budget: int, now_s: float) -> None:
+    def _admit(self, plan: SchedulerOutput, budget: int, now_s: float) -> None:
         while self.waiting and budget > 0 and len(self.running) < self._most_running:
             sequence = self.waiting[0]
             tokens = max(len(sequence.ids) + 1, sequence.prompt_tokens + sequence.predicted_tokens)
@@ -182,7 +182,7 @@ class Scheduler:
             plan.work.append(Work(sequence, sequence.computed, count))
             budget -= count
 
-    def _has_room(self, sequence: Sequence, plan: Plan) -> bool:
+    def _has_room(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
         """Make room for one more token, putting younger sequences aside if need be."""
         assert sequence.table is not None
         while not self.blocks.grow(sequence.table, len(sequence.ids)):

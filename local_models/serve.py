@@ -29,7 +29,7 @@ from local_models.asgi import ClientGone, Receive, Scope, Send, Started, read_js
 from local_models.encoder import is_encoder
 from local_models.errors import EngineDead, LocalModelError, ModelLost, RequestRefused
 from local_models.options import ENGINE_OPTIONS, SERVER_OPTIONS, EngineOptions, faults
-from local_models.served import Served, metrics_page
+from local_models.served import ServedModel, metrics_page
 from local_models.served_encoder import ServedEncoder, encoders_page
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class App:
     """The ASGI application: a pure function of the models it is given."""
 
     def __init__(
-        self, models: dict[str, Served], encoders: dict[str, ServedEncoder] | None = None, lost: Iterable[str] = ()
+        self, models: dict[str, ServedModel], encoders: dict[str, ServedEncoder] | None = None, lost: Iterable[str] = ()
     ) -> None:
         """`lost`: models that could not be loaded."""
         self.models = models
@@ -105,7 +105,7 @@ class App:
             await asyncio.to_thread(served.worker.stop)
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _served(self, name: str) -> Served:
+    def _served(self, name: str) -> ServedModel:
         served = self.models.get(name)
         if name in self.encoders:
             raise RequestRefused(f"{name} is an encoder: it embeds texts, it answers none", param="model")
@@ -153,7 +153,7 @@ class App:
         await send_json(send, 200, wire.score_json(served.name, len(prompt), answer, logprobs, served.codec))
 
 
-async def _embedded(served: Served, inputs: list[list[int]]) -> list[list[float]]:
+async def _embedded(served: ServedModel, inputs: list[list[int]]) -> list[list[float]]:
     """Mean hidden states of a decoder, one text a step so that answers go on between them."""
     engine, vectors = served.worker.engine, list[list[float]]()
     for ids in inputs:
@@ -226,13 +226,13 @@ def _app(options: dict[str, Any]) -> App:
     engine_options = EngineOptions(**chosen)
     named = options.get("models") or shipped_models()
     folders = {name: folder_of(folder) for name, folder in named.items()}
-    encoders, models, lost = dict[str, ServedEncoder](), dict[str, Served](), dict[str, LocalModelError]()
+    encoders, models, lost = dict[str, ServedEncoder](), dict[str, ServedModel](), dict[str, LocalModelError]()
     for name, folder in folders.items():
         try:
             if is_encoder(folder):
                 encoders[name] = ServedEncoder(name, folder)
             else:
-                models[name] = Served(name, folder, engine_options)
+                models[name] = ServedModel(name, folder, engine_options)
         except LocalModelError as error:
             _log.error("the model %s can't be loaded: %s", name, error)
             lost[name] = error

@@ -18,7 +18,7 @@ from local_models.tuning import Tuner
 from local_models.worker import Worker
 
 
-class Served:
+class ServedModel:
     """One model by its name: its worker and what its folder says of sampling."""
 
     def __init__(self, name: str, folder: Path, options: EngineOptions) -> None:
@@ -72,7 +72,7 @@ def tuned(name: str, folder: Path, options: EngineOptions) -> Engine:
     return engine
 
 
-def metrics_page(models: dict[str, Served]) -> str:
+def metrics_page(models: dict[str, ServedModel]) -> str:
     """Prometheus text of all models."""
     lines = []
     for name, kind, meaning, read in _METRICS:
@@ -81,17 +81,17 @@ def metrics_page(models: dict[str, Served]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kv_use(served: Served) -> float:
+def _kv_use(served: ServedModel) -> float:
     blocks = served.worker.engine.blocks
     return 1.0 - (blocks.free + blocks.cached) / blocks.count if blocks.count else 0.0
 
 
-def _kv_cached(served: Served) -> float:
+def _kv_cached(served: ServedModel) -> float:
     blocks = served.worker.engine.blocks
     return blocks.cached / blocks.count if blocks.count else 0.0
 
 
-def _tiers(served: Served) -> tuple[int, int, int, int]:
+def _tiers(served: ServedModel) -> tuple[int, int, int, int]:
     offload = served.worker.engine.offload
     if offload is None:
         return 0, 0, 0, 0
@@ -107,7 +107,7 @@ def _default_temperature(folder: Path) -> float:
     return float(generation.get("temperature") or 1.0)
 
 
-_METRICS: list[tuple[str, str, str, Callable[[Served], float]]] = [
+_METRICS: list[tuple[str, str, str, Callable[[ServedModel], float]]] = [
     ("local_requests_waiting", "gauge", "Requests in line.", lambda s: len(s.worker.engine.scheduler.waiting)),
     ("local_requests_running", "gauge", "Requests in the batch.", lambda s: len(s.worker.engine.scheduler.running)),
     ("local_kv_usage_ratio", "gauge", "Share of key-value blocks in use.", _kv_use),

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from local_models.attention import Pool, Segment
-from local_models.blocks import Blocks, Table
+from local_models.attention import KVCache, Segment
+from local_models.blocks import BlockPool, BlockTable
 from local_models.decoder import Batch, Decoder
 from local_models.device import device_for
 from local_models.errors import CheckpointError
@@ -36,20 +36,20 @@ _MEMORY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class Draft:
     """Tokens that may come next, in order, each with its probability given those before it."""
 
     ids: tuple[int, ...]
     probabilities: tuple[float, ...]
 
 
-NOTHING = Guess((), ())
+NOTHING = Draft((), ())
 
 
 class Drafter(Protocol):
     """Where guesses come from."""
 
-    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
         """Up to `most` tokens to follow each context, by request."""
 
     def learn(self, request_id: str, drafted: int, accepted: int) -> None:
@@ -59,7 +59,7 @@ class Drafter(Protocol):
         """The request has ended."""
 
 
-def share_budget(guesses: dict[str, Guess], budget: int) -> dict[str, tuple[int, ...]]:
+def share_budget(guesses: dict[str, Draft], budget: int) -> dict[str, tuple[int, ...]]:
     """The `budget` guesses likeliest to be accepted, whole batch considered.
 
     A guess counts only if all before it in its sequence do, so its worth is the product of probabilities up
@@ -106,7 +106,7 @@ class NgramDrafter:
         self._lengths = range(longest, shortest - 1, -1)
         self._texts: dict[str, _Text] = {}
 
-    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
         return {name: self._propose(name, ids, most) for name, ids in contexts.items()}
 
     def learn(self, request_id: str, drafted: int, accepted: int) -> None:
@@ -117,14 +117,14 @@ class NgramDrafter:
     def forget(self, request_id: str) -> None:
         self._texts.pop(request_id, None)
 
-    def _propose(self, name: str, ids: Ids[int], most: int) -> Guess:
+    def _propose(self, name: str, ids: Ids[int], most: int) -> Draft:
         text = self._texts.setdefault(name, _Text())
         self._index(text, ids)
         for length in self._lengths:
             at = text.after.get(tuple(ids[len(ids) - length :])) if len(ids) > length else None
             if at is not None:
                 follow = tuple(ids[at : at + most])
-                return Guess(follow, (text.rate,) * len(follow))
+                return Draft(follow, (text.rate,) * len(follow))
         return NOTHING
 
     def _index(self, text: _Text, ids: Ids[int]) -> None:
@@ -140,7 +140,7 @@ class NgramDrafter:
 class _Track:
     """A request's place in the small model's pool: the tokens whose keys it holds."""
 
-    table: Table
+    table: BlockTable
     seen: list[int]
 
 
@@ -149,11 +149,11 @@ class ModelDrafter:
 
     def __init__(self, decoder: Decoder, kv_tokens: int) -> None:
         self._decoder = decoder
-        self._blocks = Blocks(kv_tokens // decoder.block_tokens, decoder.block_tokens, share=False)
-        self._pool: Pool = decoder.new_pool(self._blocks.count)
+        self._blocks = BlockPool(kv_tokens // decoder.block_tokens, decoder.block_tokens, share=False)
+        self._pool: KVCache = decoder.new_pool(self._blocks.count)
         self._tracks: dict[str, _Track] = {}
 
-    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Guess]:
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
         """Catch up with what was accepted, then write on, all requests in one batch."""
         texts = {name: list(ids) for name, ids in contexts.items() if self._has_room(name, ids, most)}
         said: dict[str, list[tuple[int, float]]] = {name: [] for name in texts}
@@ -163,7 +163,7 @@ class ModelDrafter:
                 said[name].append((token_id, probability))
         guesses = dict.fromkeys(contexts, NOTHING)
         for name, pairs in said.items():
-            guesses[name] = Guess(tuple(i for i, _ in pairs), tuple(p for _, p in pairs))
+            guesses[name] = Draft(tuple(i for i, _ in pairs), tuple(p for _, p in pairs))
         return guesses
 
     def learn(self, request_id: str, drafted: int, accepted: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from local_models.attention import Pool
+from local_models.attention import KVCache
 
 
 def name_of(before: bytes, tokens: Ids[int]) -> bytes:
@@ -111,10 +111,10 @@ class Tiers:
         return self._file
 
 
-class TieredPool:
+class TieredStore:
     """Evicted blocks of one pool, kept in tiers (`local_models.blocks.OffloadStore`)."""
 
-    def __init__(self, pool: Pool, tiers: Tiers) -> None:
+    def __init__(self, pool: KVCache, tiers: Tiers) -> None:
         self._slots = pool.tensor
         self._size = pool.block_tokens
         self.tiers = tiers
@@ -130,10 +130,10 @@ class TieredPool:
         return self.tiers.fetch(names)
 
 
-def offload_for(pool: Pool, blocks: int, memory_mb: int, disk_mb: int, folder: str | None) -> TieredPool | None:
+def offload_for(pool: KVCache, blocks: int, memory_mb: int, disk_mb: int, folder: str | None) -> TieredStore | None:
     """Tiers of so many megabytes for a pool of `blocks`; None where neither is wanted."""
     block_bytes = pool.bytes // max(1, blocks)
     in_memory, on_disk = (mb * 2**20 // max(1, block_bytes) for mb in (memory_mb, disk_mb))
     if not in_memory and not on_disk:
         return None
-    return TieredPool(pool, Tiers(in_memory, on_disk, Path(folder) if folder else None))
+    return TieredStore(pool, Tiers(in_memory, on_disk, Path(folder) if folder else None))

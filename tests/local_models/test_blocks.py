@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_models.blocks import Blocks, Table
+from local_models.blocks import BlockPool, BlockTable
 
 SIZE = 4
 
 
-def filled(blocks: Blocks, ids: list[int], salt: str = "", ends_turn: bool = False) -> Table:
+def filled(blocks: BlockPool, ids: list[int], salt: str = "", ends_turn: bool = False) -> BlockTable:
     """A table whose tokens are all computed and offered to the tree."""
     taken = blocks.take(ids, len(ids), salt)
     assert taken is not None
@@ -19,7 +19,7 @@ def filled(blocks: Blocks, ids: list[int], salt: str = "", ends_turn: bool = Fal
     return taken[0]
 
 
-def remember(blocks: Blocks, ids: list[int], *, ends_turn: bool = False) -> None:
+def remember(blocks: BlockPool, ids: list[int], *, ends_turn: bool = False) -> None:
     """Compute a prompt and leave it to the tree."""
     blocks.release(filled(blocks, ids, ends_turn=ends_turn))
 
@@ -29,8 +29,8 @@ def remember(blocks: Blocks, ids: list[int], *, ends_turn: bool = False) -> None
 def test_any_order_of_use_keeps_every_block_owned_once(seed: int, copy: float, alpha: float | None) -> None:
     """Taking, growing, committing and releasing in any order: the audit holds, and the end frees all."""
     rng = random.Random(seed)
-    blocks = Blocks(24, SIZE, alpha=alpha, copy_while_free=copy)
-    held: list[tuple[Table, list[int]]] = []
+    blocks = BlockPool(24, SIZE, alpha=alpha, copy_while_free=copy)
+    held: list[tuple[BlockTable, list[int]]] = []
     for _ in range(60):
         if held and rng.random() < 0.4:
             table, ids = held.pop(rng.randrange(len(held)))
@@ -60,7 +60,7 @@ def test_any_order_of_use_keeps_every_block_owned_once(seed: int, copy: float, a
 def test_what_is_called_cached_is_there(seed: int, copy: float) -> None:
     """Slots said to be cached hold the tokens computed for that very prefix, shared or copied."""
     rng = random.Random(seed)
-    blocks = Blocks(32, SIZE, copy_while_free=copy)
+    blocks = BlockPool(32, SIZE, copy_while_free=copy)
     slots: dict[int, tuple[int, ...]] = {}
     for _ in range(30):
         ids = [rng.randrange(2) for _ in range(rng.randint(1, 24))]
@@ -81,7 +81,7 @@ def test_what_is_called_cached_is_there(seed: int, copy: float) -> None:
 
 def test_a_prompt_starts_where_an_equal_beginning_ended() -> None:
     """Full blocks are shared; of the block where prompts part, the common tokens are copied."""
-    blocks = Blocks(16, 8, copy_while_free=1.0)
+    blocks = BlockPool(16, 8, copy_while_free=1.0)
     remember(blocks, [1] * 8 + [2, 3, 4, 5, 6, 7, 8, 9])
     table, copies = blocks.take([1] * 8 + [2, 3, 4, 5, 6, 0, 0], 16) or pytest.fail("no room")
     assert table.cached_tokens == 13
@@ -90,7 +90,7 @@ def test_a_prompt_starts_where_an_equal_beginning_ended() -> None:
 
 def test_the_last_token_is_always_computed() -> None:
     """A prompt that is cached whole still computes one token, whose scores are wanted."""
-    blocks = Blocks(8, SIZE)
+    blocks = BlockPool(8, SIZE)
     remember(blocks, [1] * 8)
     table, _ = blocks.take([1] * 8, 8) or pytest.fail("no room")
     assert table.cached_tokens <= 7
@@ -98,7 +98,7 @@ def test_the_last_token_is_always_computed() -> None:
 
 def test_blocks_of_a_sequence_lie_in_a_row_while_they_can() -> None:
     """A fresh sequence gets one run, and grows behind it when the next block is free."""
-    blocks = Blocks(8, SIZE)
+    blocks = BlockPool(8, SIZE)
     table, _ = blocks.take([1] * 9, 9) or pytest.fail("no room")
     assert blocks.grow(table, 16)
     assert table.blocks == [0, 1, 2, 3]
@@ -106,7 +106,7 @@ def test_blocks_of_a_sequence_lie_in_a_row_while_they_can() -> None:
 
 def test_no_room_is_said_and_changes_nothing() -> None:
     """A sequence too large for what is left gets no block at all."""
-    blocks = Blocks(4, SIZE)
+    blocks = BlockPool(4, SIZE)
     table = filled(blocks, [1] * 12)
     assert blocks.take([2] * 8, 8) is None
     assert blocks.free == 1
@@ -119,7 +119,7 @@ def test_one_off_prompts_go_before_what_was_asked_twice() -> None:
     it."""
 
     def survives(alpha: float | None) -> bool:
-        blocks = Blocks(12, SIZE, alpha=alpha)
+        blocks = BlockPool(12, SIZE, alpha=alpha)
         shared = [1] * 16
         remember(blocks, [*shared, 7])
         remember(blocks, [*shared, 8])
@@ -135,7 +135,7 @@ def test_a_conversation_outlives_one_off_prompts() -> None:
     """What an answer ended is kept longer for the next turn than a prompt that was only asked."""
 
     def cached(ends_turn: bool) -> int:
-        blocks = Blocks(8, SIZE)
+        blocks = BlockPool(8, SIZE)
         for at in range(20):
             remember(blocks, [50 + at] * 8)  # the cache's usual lifetime
         remember(blocks, [1] * 12, ends_turn=ends_turn)
@@ -149,7 +149,7 @@ def test_a_conversation_outlives_one_off_prompts() -> None:
 
 def test_what_once_was_popular_ages() -> None:
     """A prefix seen often, but not for very long, gives way in the end."""
-    blocks = Blocks(12, SIZE)
+    blocks = BlockPool(12, SIZE)
     for at in range(6):
         remember(blocks, [*[1] * 16, 5 + at])
     for at in range(400):
@@ -160,6 +160,6 @@ def test_what_once_was_popular_ages() -> None:
 
 def test_sharing_can_be_switched_off() -> None:
     """Without sharing nothing is ever cached."""
-    blocks = Blocks(8, SIZE, share=False)
+    blocks = BlockPool(8, SIZE, share=False)
     remember(blocks, [1] * 12)
     assert blocks.cached == 0 and blocks.free == 8

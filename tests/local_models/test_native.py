@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from local_models import multi_step, native, shipped_models
-from local_models.attention import Attention, Pool, Segment
+from local_models.attention import Attention, KVCache, Segment
 from local_models.decoder import Decoder, _rows
 from local_models.engine import Engine, EngineOptions
 from local_models.native import Int8Panels, Kernels, Panels
@@ -423,7 +423,7 @@ def test_both_ways_attend_alike(kernels: Kernels) -> None:
          "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
         (),
     )  # fmt: skip
-    pool = Pool(shape, 8, 16, torch.float32)
+    pool = KVCache(shape, 8, 16, torch.float32)
     pool.tensor.normal_()
     segments = [Segment(0, 9, 37, [5, 0, 3])]
     qkv = torch.randn(9, 8 * 16)

@@ -25,7 +25,7 @@ from local_models.engine import Engine, EngineOptions
 from local_models.kernels import GroupLinear, RowsLinear
 from local_models.paged_runner import PagedRunner
 from local_models.request import Delta, Finished, Request
-from local_models.speculate import Guess
+from local_models.speculate import Draft
 from local_models.text import TextCodec
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ together = said_by(engine, asked, 4)
 class HalfRight:
     "Guesses the next token, and nonsense after it."
     def propose(self, contexts, most):
-        return {name: Guess((*together[0][0][len(ids) - len(asked[0]):][:1], 3), (0.9, 0.5))
+        return {name: Draft((*together[0][0][len(ids) - len(asked[0]):][:1], 3), (0.9, 0.5))
                 for name, ids in contexts.items()}
 
     learn = forget = lambda *_: None

@@ -18,7 +18,7 @@ from local_models.errors import CheckpointError
 from local_models.request import Request, Sampling
 from local_models.sampler import chance
 from local_models.speculate import (
-    Guess,
+    Draft,
     ModelDrafter,
     NgramDrafter,
     optimal_acceptance,
@@ -163,7 +163,7 @@ def test_ngrams_follow_what_came_before() -> None:
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=2), probabilities, max_size=4), st.integers(0, 8))
 def test_the_budget_goes_where_acceptance_is_likeliest(chances: dict[str, list[float]], budget: int) -> None:
     """No other division of the budget has a higher expected number of accepted guesses."""
-    guesses = {name: Guess(tuple(range(len(p))), tuple(p)) for name, p in chances.items()}
+    guesses = {name: Draft(tuple(range(len(p))), tuple(p)) for name, p in chances.items()}
     shared = share_budget(guesses, budget)
 
     def expected(counts: tuple[int, ...]) -> float:
