@@ -18,6 +18,7 @@ from gateway.fleet import Deployment, Fleet
 from gateway.providers import Provider
 from gateway.upstream import Response
 from gateway.wire.answer import peek
+from gateway.wire.call_ids import suited
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.mend import whole
@@ -384,19 +385,28 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         changes["stream"] = FALSE
     if adds_logprobs(rung, deployment, dialect):
         changes["logprobs"] = TRUE
-    told = same and dialect == "messages" and "messages" not in rung.overrides
-    if told and (turns := signed(call.raw["messages"])) is not call.raw["messages"]:
+    told = same and "messages" in call.raw and "messages" not in rung.overrides
+    if told and (turns := taken(call.raw["messages"], dialect, deployment)) is not call.raw["messages"]:
         changes["messages"] = turns
     unchanged = same and not changes and not rung.overrides and dialect != "responses"
     if unchanged and call.body and deployment.foreign.isdisjoint(call.raw):
         return call.body
     raw = overridden(call, deployment, dialect, rung.overrides) if rung.overrides else into(call, deployment, dialect)
+    if not told and dialect == "chat":
+        raw["messages"] = suited(raw["messages"], deployment.call_ids)
     raw.update(changes)
     if call.stream and not live:
         raw.pop("stream_options", None)
     elif live and not same:
         raw["stream"] = TRUE
     return encode(adapted(raw, deployment.config) if deployment.foreign else raw)
+
+
+def taken(messages: msgspec.Raw, dialect: str, deployment: Deployment) -> msgspec.Raw:
+    """A client's conversation as that upstream takes it, where other upstreams had a part in it."""
+    if dialect == "messages":
+        return signed(messages)
+    return messages if deployment.call_ids == "any" else suited(messages, deployment.call_ids)
 
 
 def adapted(raw: dict[str, msgspec.Raw], config: ModelConfig) -> dict[str, msgspec.Raw]:

@@ -147,6 +147,9 @@ class ModelConfig(_Section, frozen=True):
     """What becomes of tools that providers run themselves, such as web search, where this one's API has none."""
     rename: dict[str, str] = {}
     """Fields of requests that its API calls otherwise."""
+    call_ids: Literal["auto", "any", "nine", "kept", "signed"] = "auto"
+    """How it takes calls of tools in a chat. nine: with ids of nine letters and digits; kept: with what it gave beside
+    them (`extra_content`); signed: with that, and none without. auto: as its name says, Mistral's and Gemini's."""
     leave_out: list[str] = []
     """Fields that its API refuses and that an answer can do without."""
     logprobs: bool = False

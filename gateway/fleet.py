@@ -17,6 +17,7 @@ import msgspec
 from gateway.breaker import Breaker, State
 from gateway.config import ModelConfig
 from gateway.prices import Price
+from gateway.wire.call_ids import style_of
 from routers.replicas import Job, Load, Paces, least_delay
 from routers.types import Candidate
 
@@ -81,8 +82,8 @@ class Deployment:
     """One way to reach a model."""
 
     __slots__ = (
-        "breaker", "config", "failures", "foreign", "id", "in_flight", "latency", "load", "model", "price", "provider",
-        "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
+        "breaker", "call_ids", "config", "failures", "foreign", "id", "in_flight", "latency", "load", "model", "price",
+        "provider", "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,6 +93,8 @@ class Deployment:
         self.upstream_name = config.upstream_name or config.name
         self.upstream_raw = msgspec.Raw(msgspec.json.encode(self.upstream_name))
         """The name as JSON, to be set into a request's body."""
+        self.call_ids = style_of(config.call_ids, self.upstream_name)
+        """How its chat takes calls of tools."""
         self.foreign = frozenset((*config.leave_out, *config.rename))
         """Fields of requests that its API doesn't know, or not by this name."""
         self.id = f"{config.provider}/{self.upstream_name}"

@@ -25,6 +25,8 @@ DIMENSIONS = 64
 MAX_DIMENSIONS = 8192
 _TOKEN = re.compile(r"\S+\s*|\s+")
 _ANTHROPIC_STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+UNSIGNED = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+"""Which Gemini takes for any."""
 encode = msgspec.json.encode
 
 
@@ -35,6 +37,7 @@ class Answer(msgspec.Struct):
     model: str
     tokens: list[str]
     tool_calls: list[ToolCall]
+    call_ids: str
     finish_reason: str
     logprob: float
     input_tokens: int
@@ -55,6 +58,7 @@ class Answer(msgspec.Struct):
 
 def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
     """What `step` answers to `request`."""
+    check_calls(request, step.call_ids)
     tools = step.tool_calls or ([] if step.text is not None else _forced_tool(request))
     text = step.text if step.text is not None else ("" if tools else _own_words(request))
     if len(text) < step.body_bytes:
@@ -67,6 +71,7 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
         model=str(request.get("model", "scripted")),
         tokens=tokens,
         tool_calls=tools,
+        call_ids=step.call_ids,
         finish_reason=step.finish_reason or ("tool_calls" if tools else finish),
         logprob=step.logprob,
         input_tokens=count_input(request) if step.input_tokens is None else step.input_tokens,
@@ -218,7 +223,35 @@ def _completion_logprobs(answer: Answer, tokens: list[str]) -> Json | None:
 def _tool_call_openai(answer: Answer, index: int) -> Json:
     call = answer.tool_calls[index]
     function = {"name": call.name, "arguments": encode(call.arguments).decode()}
-    return {"id": f"call_{answer.id}_{index}", "type": "function", "function": function}
+    id = f"call_{answer.id}_{index}"
+    if answer.call_ids == "nine":
+        id = hashlib.sha256(id.encode()).hexdigest()[:9]
+    told: Json = {"id": id, "type": "function", "function": function}
+    if answer.call_ids == "signed" and not index:
+        told["extra_content"] = signature_of(id)
+    return told
+
+
+def signature_of(call_id: str) -> Json:
+    """As Gemini signs a call; longer than other APIs let an id be."""
+    signed = hashlib.sha512(call_id.encode()).digest() * 4
+    return {"google": {"thought_signature": base64.b64encode(signed).decode()}}
+
+
+def check_calls(request: Json, call_ids: str) -> None:
+    """Raises ValueError for calls that this API doesn't take in a conversation."""
+    turns = request.get("messages") or []
+    for turn in turns if call_ids == "nine" else ():
+        for id in (*(call["id"] for call in turn.get("tool_calls") or ()), turn.get("tool_call_id")):
+            if id is not None and not re.fullmatch("[a-zA-Z0-9]{9}", id):
+                raise ValueError(f"Tool call id was {id} but must be a-z, A-Z, 0-9, with a length of 9.")
+        if any(call.keys() - {"id", "type", "function"} for call in turn.get("tool_calls") or ()):
+            raise ValueError("Extra inputs are not permitted")
+    asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
+    for turn in turns[asked[-1] :] if call_ids == "signed" and asked else ():
+        for call in (turn.get("tool_calls") or ())[:1]:
+            if call.get("extra_content") not in (signature_of(call["id"]), UNSIGNED):
+                raise ValueError("Function call is missing a thought_signature in functionCall parts.")
 
 
 def chat(answer: Answer) -> Json:

@@ -10,6 +10,7 @@ import msgspec
 from gateway.errors import UpstreamError
 from gateway.wire.assemble import written
 from gateway.wire.body import Raw, encode_json
+from gateway.wire.call_ids import sealed
 from gateway.wire.chunk import (
     BAD_JSON,
     FINISHES,
@@ -303,6 +304,7 @@ def chat_to_message(chat: Json, model: str) -> Json:
     for call in answer.get("tool_calls") or ():
         function = call["function"]
         given, call_id = _arguments(written(function.get("arguments"))), call.get("id") or new_id("toolu_")
+        call_id = sealed(call_id, call.get("extra_content"))
         blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
     sequence = chat.get("stop_sequence")
     reason = stop_reason(_finish_of(choice), sequence, bool(answer.get("tool_calls")))
@@ -363,6 +365,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
 def _call_item(call: Json, request: Raw, status: str) -> Json:
     function = call["function"]
     call_id, arguments = call.get("id") or new_id("call_"), written(function.get("arguments"))
+    call_id = sealed(call_id, call.get("extra_content"))
     return call_item(call_id, function["name"], arguments, request, status)
 
 

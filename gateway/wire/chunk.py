@@ -28,6 +28,8 @@ class ToolDelta(msgspec.Struct):
     index: int = 0
     id: str | None = None
     function: Function | None = None
+    extra_content: dict[str, Any] | None = None
+    """Gemini's signature, to be given back with the call."""
 
 
 class Delta(msgspec.Struct):

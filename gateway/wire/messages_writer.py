@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import encode_json
+from gateway.wire.call_ids import sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
 from gateway.wire.errors import render_error
 from gateway.wire.seen import Seen
@@ -99,7 +100,7 @@ class MessagesWriter:
         if self._open != "tool_use":
             self._tool = tool.index
             name = tool.function.name if tool.function else None
-            call_id = tool.id or "toolu_" + uuid.uuid4().hex
+            call_id = sealed(tool.id or "toolu_" + uuid.uuid4().hex, tool.extra_content)
             block = {"type": "tool_use", "id": call_id, "name": name or "", "input": {}}
             out = self._close() + self._begin("tool_use", block)
         if tool.function and tool.function.arguments:

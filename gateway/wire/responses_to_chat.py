@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
+from gateway.wire.call_ids import call_of, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, with_tools
 from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
@@ -58,15 +59,15 @@ def _add_item(messages: list[Json], item: Json) -> None:
         arguments = item.get("arguments") or "{}"
         if kind == "custom_tool_call":
             arguments = encode_json({"input": item.get("input")}).decode()
-        function = {"name": called(item), "arguments": arguments}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        call = call_of(str(item.get("call_id") or ""), called(item), arguments)
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
         messages[-1].setdefault("tool_calls", []).append(call)
     elif kind in ("function_call_output", "custom_tool_call_output"):
         output = item.get("output")
         content = output if isinstance(output, str) else _parts_from_responses(output)
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+        call_id, _ = opened(str(item.get("call_id") or ""))
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
     elif kind not in _OWN_WORK and kind != ADDED:
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
 

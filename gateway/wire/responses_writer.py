@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
+from gateway.wire.call_ids import sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
@@ -136,7 +137,8 @@ class ResponsesWriter:
         out = b""
         if tool.index not in self._calls:
             name = tool.function.name if tool.function else None
-            call = call_item(tool.id or new_id("call_"), name or "", "", self._request, "in_progress")
+            call_id = sealed(tool.id or new_id("call_"), tool.extra_content)
+            call = call_item(call_id, name or "", "", self._request, "in_progress")
             out = self._close() + self._add(placed(call, self._response["id"], len(self._output)))
             self._calls[tool.index] = (len(self._output) - 1, [])
         index, parts = self._calls[tool.index]

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
+from gateway.wire.call_ids import call_of, opened
 
 Json = dict[str, Any]
 _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
@@ -169,11 +170,7 @@ def _assistant_turn(blocks: list[Json]) -> list[Json]:
 
 def _call_from_anthropic(block: Json) -> Json:
     arguments = encode_json(block.get("input") or {}).decode()
-    return {
-        "id": str(block.get("id", "")),
-        "type": "function",
-        "function": {"name": str(block.get("name", "")), "arguments": arguments},
-    }
+    return call_of(str(block.get("id", "")), str(block.get("name", "")), arguments)
 
 
 def _user_turn(blocks: list[Json]) -> list[Json]:
@@ -191,7 +188,7 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
         texts = [str(piece.get("text", "")) for piece in inner if piece.get("type") == "text"]
         for piece in inner:
             parts += _parts_from_anthropic(piece) if piece.get("type") != "text" else []
-        tool_id = str(block.get("tool_use_id", ""))
+        tool_id, _ = opened(str(block.get("tool_use_id", "")))
         said = "\n".join(texts)
         said = f"Error: {said}" if block.get("is_error") else said
         results.append({"role": "tool", "tool_call_id": tool_id, "content": said})

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
+from gateway.wire.call_ids import holds_sealed, opened
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
 
@@ -68,17 +69,25 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
 
 
 def signed(messages: msgspec.Raw) -> msgspec.Raw:
-    """A conversation of Anthropic's without the thinking of other APIs' models, which nobody signed and Anthropic
-    refuses; the same object where there is none.
+    """A conversation of Anthropic's without what other APIs' models left in it: thinking, which nobody signed and
+    Anthropic refuses, and what their calls' ids carry; the same object where there is none.
     """
     text = memoryview(messages).tobytes()
-    if b'"signature":' not in text or not any(mark in text for mark in _UNSIGNED):
+    thought = b'"signature":' in text and any(mark in text for mark in _UNSIGNED)
+    if not thought and not holds_sealed(text):
         return messages
     turns: list[Any] = msgspec.json.decode(text)
     for turn in turns:
         if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-            turn["content"] = [block for block in turn["content"] if not _unsigned(block)]
+            turn["content"] = [_plain(block) for block in turn["content"] if not _unsigned(block)]
     return msgspec.Raw(encode_json([turn for turn in turns if turn.get("content") != []]))
+
+
+def _plain(block: Any) -> Any:
+    if not isinstance(block, dict):
+        return block
+    named = {name: block[name] for name in ("id", "tool_use_id") if isinstance(block.get(name), str)}
+    return {**block, **{name: opened(value)[0] for name, value in named.items()}}
 
 
 def _unsigned(block: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.wire.body import Raw, is_set, read, to_raw
+from gateway.wire.call_ids import holds_sealed, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import refuse_set
 
@@ -29,14 +30,20 @@ def to_responses(raw: Raw) -> Raw:
     if include:
         fields["include"] = include
     fields["input"] = raw["input"]
-    if b'"reasoning"' in memoryview(raw["input"]).tobytes():
-        fields["input"] = [item for item in input_items(raw) if _is_readable(item)]
+    told = memoryview(raw["input"]).tobytes()
+    if b'"reasoning"' in told or holds_sealed(told):
+        fields["input"] = [_plain(item) for item in input_items(raw) if _is_readable(item)]
     return {name: value for name, value in raw.items() if name not in _HERE} | to_raw(fields)
 
 
 def is_kept(raw: Raw) -> bool:
     """Whether the client wants the answer stored, as it does when it doesn't say."""
     return raw.get("store") != msgspec.Raw(b"false")
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    call_id = item.get("call_id")
+    return {**item, "call_id": opened(call_id)[0]} if isinstance(call_id, str) else item
 
 
 def _is_readable(item: dict[str, Any]) -> bool:
