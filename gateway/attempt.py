@@ -213,8 +213,12 @@ class Caller:
                 output_tokens=tokens_in(chars),
                 web_searches=usage.web_searches,
             )
+        config = deployment.config
+        searches = config.web_searches or exchange.call.described.surely_searches
+        if searches > usage.web_searches:
+            usage = msgspec.structs.replace(usage, web_searches=int(searches))
         attempt.usage = usage
-        attempt.cost_nanousd = deployment.price.cost(usage)
+        attempt.cost_nanousd = cost_of(usage, deployment)
 
     def failed(
         self,
@@ -260,6 +264,12 @@ class Caller:
             opened.response.cancel()
             opened.deployment.end()
             self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+
+
+def cost_of(usage: Usage, deployment: Deployment) -> int:
+    """Nano-dollars by the configured prices; or what the provider says that it took, where that is more and counts."""
+    cost = deployment.price.cost(usage)
+    return max(cost, usage.told_nanousd) if deployment.config.told_cost else cost
 
 
 def read_answer(body: bytes, dialect: str) -> tuple[bytes, Peek]:

@@ -137,6 +137,10 @@ class ModelConfig(_Section, frozen=True):
     audio_output_usd_per_mtok: Usd | None = None
     web_search_usd: Usd = 0.0
     """Of one search of the web that the provider runs, beside its tokens."""
+    web_searches: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """That it runs for every answer, asked to or not, as models made for search do."""
+    told_cost: bool = False
+    """True: an answer that says what it cost (`usage.cost`) is billed at that, where these prices make less."""
     context_tokens: Tokens = 0
     max_output_tokens: Count = 4096
     """What a request without its own limit is assumed to need, for the hold; Anthropic, which demands one, is told."""

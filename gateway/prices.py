@@ -70,7 +70,7 @@ class Price:
 
     def cost(self, usage: Usage) -> int:
         """Nano-USD of one answer, to the nearest."""
-        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched = astuple(usage)
+        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _ = astuple(usage)
         total: int = into * self.input + out * self.output
         if read or wrote or reasoned or heard or spoken or wrote_1h or searched:
             total += (

@@ -37,7 +37,8 @@ class Model:
 
     def worst(self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
-        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, web_searches)
+        searches = max(web_searches, self.candidate.web_searches)
+        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, searches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ def _model(config: Config, name: str) -> Model:
         default_max_output_tokens=dearest.max_output_tokens,
         cached_price=_cached_price(dearest),
         web_search_usd=max(one.web_search_usd for one in deployments),
+        web_searches=max(one.web_searches for one in deployments),
     )
     return Model(name, dearest, highest(map(Price.of, deployments)), candidate)
 

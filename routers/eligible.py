@@ -18,7 +18,8 @@ def least_room(query: Query) -> int:
 def expected_usd(query: Query, candidate: Candidate, output_tokens: float) -> float:
     """Price of this query with that many output tokens."""
     output = min(output_tokens, query.max_output_tokens or candidate.default_max_output_tokens)
-    return (query.input_tokens * candidate.input_usd_per_mtok + output * candidate.output_usd_per_mtok) / 1e6
+    tokens = (query.input_tokens * candidate.input_usd_per_mtok + output * candidate.output_usd_per_mtok) / 1e6
+    return tokens + candidate.web_searches * candidate.web_search_usd
 
 
 def worst_usd(query: Query, candidate: Candidate) -> float:
@@ -26,7 +27,7 @@ def worst_usd(query: Query, candidate: Candidate) -> float:
     searches as it may make.
     """
     tokens = expected_usd(query, candidate, float(query.max_output_tokens or 0))
-    return tokens + query.web_searches * candidate.web_search_usd
+    return tokens + max(query.web_searches - candidate.web_searches, 0) * candidate.web_search_usd
 
 
 def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:

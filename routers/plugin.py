@@ -101,7 +101,11 @@ class Table:
         self.kept, self.pool, self.models = kept, pool, pool.models
         self.input_usd = [c.input_usd_per_mtok / 1e6 * (1.0 - (1.0 - c.cached_price) * c.cached_share) for c in kept]
         self.output_usd = [c.output_usd_per_mtok / 1e6 for c in kept]
-        self.free = [not (into or out) for into, out in zip(self.input_usd, self.output_usd, strict=True)]
+        self.fees_usd = [c.web_searches * c.web_search_usd for c in kept]
+        """Of each answer, whatever its tokens."""
+        self.some_fees = any(self.fees_usd)
+        prices = zip(self.input_usd, self.output_usd, self.fees_usd, strict=True)
+        self.free = [not any(price) for price in prices]
         self.some_free = any(self.free)
         self.queue_s = [c.queue_s for c in kept]
         self.seen_s = [c.latency_s + c.queue_s if c.latency_s or c.queue_s else nan for c in kept]
@@ -109,8 +113,9 @@ class Table:
         self.prior_sd = [prior.PRIOR_SD] * len(kept)
         self.typical_tokens = [TYPICAL_OUTPUT_TOKENS] * len(kept)
         self.dearest_usd = max(
-            TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok for c in kept
-        ) / 1e6  # fmt: skip
+            (TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok) / 1e6 + fee
+            for c, fee in zip(kept, self.fees_usd, strict=True)
+        )
 
     def prior(self, easiness: float = 0.0) -> Numbers:
         """Mean quality by price, on a query of that easiness (logits)."""
@@ -156,6 +161,8 @@ class PluginRouter:
         tokens = [most if n > most else n if n == n else otherwise for n in tokens] or [otherwise] * len(sd)
         output_usd = table.output_usd
         spent = [into * input_usd + tokens[i] * output_usd[i] for i, input_usd in enumerate(table.input_usd)]
+        if table.some_fees:
+            spent = [usd + fee for usd, fee in zip(spent, table.fees_usd, strict=True)]
         if table.some_free and cost:
             spent = [
                 learnt if free and isfinite(learnt) else usd

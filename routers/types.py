@@ -62,6 +62,8 @@ class Candidate:
     default_max_output_tokens: int = 4096
     web_search_usd: float = 0.0
     """Of one search that the provider makes."""
+    web_searches: int = 0
+    """That it makes for every answer."""
 
 
 class Estimate(NamedTuple):

@@ -21,7 +21,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
-from gateway.attempt import request_body
+from gateway.attempt import cost_of, request_body
 from gateway.batch.ask import MAY_PASS, Told, error_code
 from gateway.batch.jobs import Part
 from gateway.batch.run import Runner
@@ -294,7 +294,7 @@ class Upstreams:
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         call, caller = runner.asker.call(prompt), runner.asker.caller
         usage = peek(told.body, dialect).usage if told.status == 200 else None
-        cost = ceil(deployment.price.cost(usage) * _share(self, deployment)) if usage is not None else 0
+        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else 0
         if told.status == 200:
             told.body = translate_answer(told.body, dialect, prompt.surface, model=part.model, request=call.raw)
         attempt = AttemptRecord(

@@ -50,6 +50,8 @@ class Answer(msgspec.Struct):
     n: int
     wants_logprobs: bool
     tells_usage: bool
+    more_usage: dict[str, object]
+    x_groq: bool
 
     @property
     def text(self) -> str:
@@ -84,6 +86,8 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
         n=n,
         wants_logprobs=bool(request.get("logprobs")),
         tells_usage=step.usage,
+        more_usage=step.more_usage,
+        x_groq=step.x_groq,
     )
 
 
@@ -196,6 +200,7 @@ def usage_openai(answer: Answer) -> Json:
         "total_tokens": answer.input_tokens + answer.output_tokens + answer.reasoning_tokens,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+        **answer.more_usage,
     }
 
 
@@ -305,8 +310,9 @@ def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
         for piece in tokenize(encode(call.arguments).decode()):
             yield event(0, {"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
     for i in range(answer.n):
-        yield event(i, {}, finish=answer.finish_reason)
-    if include_usage and answer.tells_usage:
+        groq = {"x_groq": {"id": "req_1", "usage": usage_openai(answer)}} if answer.x_groq else {}
+        yield event(i, {}, finish=answer.finish_reason) | groq
+    if include_usage and answer.tells_usage and not answer.x_groq:
         yield base | {"choices": [], "usage": usage_openai(answer)}
 
 

@@ -77,6 +77,10 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     signed); one that comes back otherwise is refused."""
     web_searches: int = 1
     """Run where the request offers such a tool."""
+    more_usage: dict[str, object] = {}
+    """Told beside OpenAI's own in chat's usage."""
+    x_groq: bool = False
+    """True: a chat's stream tells usage beside its finish reason, as Groq's do, and asked for or not nowhere else."""
     delay_s: float = 0.0
     """Before the first byte."""
     gap_s: float = 0.0

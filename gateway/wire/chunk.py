@@ -126,6 +126,8 @@ class Chunk(msgspec.Struct):
     """Of a bare error object, as vLLM sends it."""
     code: Any = None
     stop_sequence: str | None = None
+    x_groq: dict[str, Any] | None = None
+    """Where Groq tells usage at a stream's end, asked for or not."""
 
 
 class LogprobSummary(msgspec.Struct):

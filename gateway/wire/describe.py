@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import CallerError
-from gateway.wire.body import Raw, read
+from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.tools import adds_tools, offered
 
@@ -43,6 +43,8 @@ WEB_SEARCHES = 10
 charged with all of them and budgets are overrun by the rest (`Hold.settle`); so they are by what the results add to
 the prompt.
 """
+LIVE_SOURCES = 20
+"""That xAI's Live Search reads at most where the request names no bound; each is billed."""
 _MOST_SEARCHES = 1 << 20
 """A larger bound bounds nothing."""
 
@@ -72,6 +74,8 @@ class Described(msgspec.Struct):
     logprobs: bool = False
     web_searches: int = 0
     """Most that the provider runs for it, as far as the request says."""
+    surely_searches: bool = False
+    """It runs one, and its usage doesn't tell."""
 
 
 class _Part(msgspec.Struct):
@@ -238,6 +242,13 @@ class _Tool(msgspec.Struct):
     """Of Anthropic's own tools."""
 
 
+class _Live(msgspec.Struct):
+    """xAI's `search_parameters`."""
+
+    mode: Any = "auto"
+    max_search_results: Any = None
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -263,8 +274,13 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.tools = len(tools)
         if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
             described.web_searches = _web_searches(raw, surface, found)
-    if "functions" in raw and surface == "chat":
-        described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
+    if surface == "chat":
+        if "functions" in raw:
+            described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
+        if "web_search_options" in raw and is_set(raw, "web_search_options"):
+            described.web_searches, described.surely_searches = 1, True
+        elif "search_parameters" in raw:
+            described.web_searches = _live_sources(read(raw, "search_parameters", _Live, _Live("off")))
     for name in _MAX_TOKENS_FIELDS[surface]:
         if name in raw and (limit := read(raw, name, int, None)) is not None:
             least = 0 if surface == "messages" else 1  # Anthropic reads the prompt into its cache for none
@@ -294,8 +310,12 @@ def _web_searches(raw: Raw, surface: str, tools: list[_Tool]) -> int:
     return _bound(read(raw, "max_tool_calls", int, None))
 
 
-def _bound(stated: object) -> int:
-    return stated if type(stated) is int and 0 <= stated <= _MOST_SEARCHES else WEB_SEARCHES
+def _bound(stated: object, otherwise: int = WEB_SEARCHES) -> int:
+    return stated if type(stated) is int and 0 <= stated <= _MOST_SEARCHES else otherwise
+
+
+def _live_sources(live: _Live) -> int:
+    return 0 if live.mode == "off" else _bound(live.max_search_results, LIVE_SOURCES)
 
 
 def _format(raw: Raw, surface: str) -> _Format | None:

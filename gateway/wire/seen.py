@@ -63,6 +63,8 @@ class Seen:
             index = choice.index
             if choice.finish_reason:
                 self.open[index] = True
+                if chunk.x_groq is not None and not self.usage.known:
+                    self.usage = Usage.from_openai(chunk.x_groq.get("usage"))
                 if choice.finish_reason in LOST and chunk.error is None:
                     chunk.error = lost(choice)
                 if index:

@@ -17,6 +17,10 @@ from msgspec.structs import replace
 Json = Mapping[str, object]
 MOST = 2**53
 """Larger counts are no counts."""
+MOST_USD = 1_000_000
+"""Nor is a larger cost one."""
+_FEES = frozenset({"cost", "search_context_size", "num_search_queries", "num_sources_used", "server_tool_use"})
+"""What tells of fees: of OpenRouter, Perplexity and xAI."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -38,6 +42,8 @@ class Usage(msgspec.Struct, frozen=True):
     """Only Anthropic tells them from those that are kept for five minutes."""
     web_searches: int = 0
     """That the provider ran, and bills one by one."""
+    told_nanousd: int = 0
+    """What the provider says the answer cost, fees and all; 0: it doesn't say."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -75,6 +81,7 @@ class Usage(msgspec.Struct, frozen=True):
             self.known or other.known,
             self.cache_write_1h_tokens + other.cache_write_1h_tokens,
             self.web_searches + other.web_searches,
+            self.told_nanousd + other.told_nanousd,
         )
 
     @classmethod
@@ -95,7 +102,7 @@ class Usage(msgspec.Struct, frozen=True):
             prompt += beside
         elif beside > 0 and not reasoning:  # Gemini's compatible endpoint tells of thinking nowhere else
             reasoning, completion = beside, completion + beside
-        return _buckets(
+        found = _buckets(
             prompt,
             completion,
             read,
@@ -104,6 +111,7 @@ class Usage(msgspec.Struct, frozen=True):
             _count(inside, "audio_tokens"),
             _count(outside, "audio_tokens"),
         )
+        return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
 
     @classmethod
     def from_anthropic(cls, usage: Json | None) -> Usage:
@@ -139,7 +147,8 @@ class Usage(msgspec.Struct, frozen=True):
             _count(inside, "cache_write_tokens"),
             _count(outside, "reasoning_tokens"),
         )
-        return replace(found, web_searches=web_searches) if web_searches else found
+        found = replace(found, web_searches=web_searches) if web_searches else found
+        return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
 
     def to_openai(self) -> dict[str, object]:
         return {
@@ -204,6 +213,21 @@ def _buckets(
     )
 
 
+def _with_fees(found: Usage, usage: Json) -> Usage:
+    """Perplexity bills searches, or each request where it names none; xAI's Live Search the sources that it read."""
+    cost = usage.get("cost")
+    told = _part(usage, "cost").get("total_cost") if isinstance(cost, dict) else cost
+    searches = max(
+        found.web_searches,
+        _count(usage, "num_search_queries"),
+        _count(usage, "num_sources_used"),
+        _count(_part(usage, "server_tool_use"), "web_search_requests"),
+        int("search_context_size" in usage),
+    )
+    usd = told if _is_count(told) and told <= MOST_USD else 0
+    return replace(found, web_searches=searches, told_nanousd=round(usd * 1e9))
+
+
 def _has(usage: Json | None, *names: str) -> TypeGuard[Json]:
     return isinstance(usage, dict) and any(map(_is_count, map(usage.get, names)))
 
@@ -219,8 +243,8 @@ def _count(usage: Json, name: str) -> int:
     value = usage[name]
     if type(value) is int and 0 <= value < MOST:  # nearly always
         return value
-    return int(value) if _is_count(value) else 0  # type: ignore[call-overload]
+    return int(value) if _is_count(value) else 0
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST

@@ -103,6 +103,98 @@ async def test_more_searches_than_were_held_are_charged_all_the_same(tmp_path: P
         ledger.overrun_nanousd = 0  # type: ignore[misc]
 
 
+CHAT: dict[str, Any] = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "weather?" * 200}]}
+OPTIONS: dict[str, Any] = {"web_search_options": {}}
+LIVE: dict[str, Any] = {"search_parameters": {"mode": "on", "max_search_results": 7}}
+SONAR = {"search_context_size": "low", "cost": {"input_tokens_cost": 0.001, "total_cost": 0.5}}
+TOKENS = 1000 * 3000 + 7 * 15000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("more", "usage", "model", "searches", "cost"),
+    [
+        pytest.param({}, {}, {}, 0, TOKENS, id="plain"),
+        pytest.param(OPTIONS, {}, {}, 1, TOKENS + SEARCH, id="openai"),
+        pytest.param({"web_search_options": None}, {}, {}, 0, TOKENS, id="openai, null"),
+        pytest.param(LIVE, {"num_sources_used": 5}, {}, 5, TOKENS + 5 * SEARCH, id="xai"),
+        pytest.param(LIVE, {"num_sources_used": 0}, {}, 0, TOKENS, id="xai, which found nothing to look for"),
+        pytest.param({"search_parameters": {"mode": "auto"}}, {"num_sources_used": 20}, {}, 20, TOKENS + 20 * SEARCH,
+                     id="xai, unbound"),
+        pytest.param({}, SONAR, {"web_searches": 1}, 1, TOKENS + SEARCH, id="perplexity, by the prices"),
+        pytest.param({}, {**SONAR, "num_search_queries": 12}, {"web_searches": 20}, 20, TOKENS + 20 * SEARCH,
+                     id="perplexity, at least as many as are configured"),
+        pytest.param({}, {"server_tool_use": {"web_search_requests": 2}, "cost": 0.001}, {"web_searches": 2}, 2,
+                     TOKENS + 2 * SEARCH, id="openrouter"),
+        pytest.param({}, {}, {"web_searches": 3}, 3, TOKENS + 3 * SEARCH, id="a model that always searches"),
+        pytest.param({}, {"cost": 0.001}, {"told_cost": True}, 0, TOKENS, id="told, and less than the prices"),
+        pytest.param({}, {"cost": 1e300}, {"told_cost": True}, 0, TOKENS, id="told, and nonsense"),
+    ],
+)  # fmt: skip
+async def test_a_chats_fees_are_held_and_billed(
+    tmp_path: Path, stream: bool, more: dict[str, Any], usage: dict[str, Any], model: dict[str, Any], searches: int,
+    cost: int,
+) -> None:  # fmt: skip
+    """Whatever the provider calls them, within what was held."""
+    script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "more_usage": usage}
+    models = [{"name": "m", "provider": "up", **PRICES, **model}]
+    async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
+        record = await ask(gateway, "/v1/chat/completions", {**CHAT, **more, "stream": stream})
+        assert gateway.services.ledger.overrun_nanousd == 0
+    assert record.attempts[0].usage.get("web_search", 0) == searches
+    assert record.cost_nanousd == cost <= record.held_nanousd and not record.attempts[0].estimated
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("said", "usd"), [(SONAR, 0.5), ({"cost": 0.25}, 0.25)])
+async def test_what_an_answer_says_it_cost_counts_where_that_is_wanted(
+    tmp_path: Path, stream: bool, said: dict[str, Any], usd: float
+) -> None:
+    """More than was held, which is an overrun."""
+    script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "more_usage": said}
+    models = [{"name": "m", "provider": "up", **PRICES, "told_cost": True}]
+    async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
+        record = await ask(gateway, "/v1/chat/completions", {**CHAT, "stream": stream})
+        assert gateway.services.ledger.overrun_nanousd == record.cost_nanousd - record.held_nanousd
+    assert record.cost_nanousd == round(usd * 1e9)
+
+
+async def test_a_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -> None:
+    """It came before the first word, and the stream's end, which tells usage, never came."""
+    script = {"text": "it rains " * 50, "gap_s": 0.05}
+    models = [{"name": "m", "provider": "up", **PRICES}]
+    async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
+        body = {**CHAT, **OPTIONS, "stream": True, "max_tokens": 1000}
+        (attempt,) = (await ask(gateway, "/v1/chat/completions", body, events=5)).attempts
+    assert attempt.failure == "cancelled" and attempt.usage["web_search"] == 1 and attempt.cost_nanousd >= SEARCH
+
+
+@pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True}}])
+@pytest.mark.parametrize("surface", ["chat", "messages"])
+async def test_usage_that_groq_tells_in_its_own_way(tmp_path: Path, surface: str, asked: dict[str, Any]) -> None:
+    """Beside the finish reason of a stream, whether it was asked for usage or not: nothing is estimated."""
+    script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "x_groq": True}
+    models = [{"name": "m", "provider": "up", "leave_out": ["stream_options"], **PRICES}]
+    path, more = ("/v1/messages", {}) if surface == "messages" else ("/v1/chat/completions", asked)
+    async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
+        record = await ask(gateway, path, {**CHAT, **more, "stream": True})
+    assert record.cost_nanousd == TOKENS and not record.attempts[0].estimated
+
+
+@pytest.mark.parametrize("router", ["cheapest", "default"])
+async def test_a_model_that_always_searches_is_expected_to_cost_that(tmp_path: Path, router: str) -> None:
+    """Alike but for that, the other one answers; under a cap below a search it can't."""
+    plain = {"name": "m", "provider": "up", **PRICES}
+    models = [{**plain, "name": "sonar", "web_searches": 1}, plain]
+    routes = [{"name": "auto", "models": ["sonar", "m"], "router": router}]
+    async with live(tmp_path, models=models, routes=routes) as gateway, httpx.AsyncClient() as client:
+        url, capped = gateway.url + "/v1/chat/completions", {"headgate": {"max_cost_usd": 0.009}}
+        answer = await client.post(url, json={**CHAT, "model": "auto"})
+        refused = await client.post(url, json={**CHAT, "model": "sonar", **capped})
+    assert answer.headers["x-headgate-model"] == "m"
+    assert refused.status_code == 400 and "max_cost_usd" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("surface", "more", "searches"),
     [
@@ -121,6 +213,11 @@ async def test_more_searches_than_were_held_are_charged_all_the_same(tmp_path: P
         ("responses", {"input": [{"type": "additional_tools", "role": "developer", "tools": [GPTS]}]}, WEB_SEARCHES),
         ("responses", {"tools": [GPTS], "max_tool_calls": None}, WEB_SEARCHES),
         ("chat", {"tools": [{"type": "web_search"}]}, 0),
+        ("chat", {"web_search_options": {"search_context_size": "low"}}, 1),
+        ("chat", {"search_parameters": {"mode": "off"}}, 0),
+        ("chat", {"search_parameters": None}, 0),
+        ("chat", {"search_parameters": {"max_search_results": 3}}, 3),
+        ("chat", {"search_parameters": {}}, 20),
     ],
 )  # fmt: skip
 def test_as_many_searches_are_held_as_the_request_allows(surface: str, more: dict[str, Any], searches: int) -> None:
