@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -30,6 +30,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = Mapping[str, Any]
 
 AZURE = re.compile(r"/openai(?:/deployments/(.+?)(?=/chat/completions\Z|/completions\Z|/embeddings\Z)|/v1)?(/.+)\Z")
+UPLOADS = "/v1/files"
 
 
 class WrongMethod(CallerError):
@@ -53,13 +54,20 @@ class Request:
     query: Mapping[str, list[str]]
     arrival: Arrival
     body: bytes
+    """Empty for an upload, whose handler reads it piece by piece."""
+    receive: Receive
+
+    def pieces(self, limit: int) -> AsyncIterator[bytes]:
+        """An upload's body. Raises TooLarge as soon as it is known to be."""
+        return read_pieces(self.receive, self.arrival.headers, limit)
 
     def caller(self) -> Caller:
         """Who asks; raises Unauthorized."""
         return self.services.caller_of(self.arrival.headers, self.arrival.host)
 
 
-Answer = tuple[int, Headers, bytes]
+Answer = tuple[int, Headers, bytes | AsyncIterator[bytes]]
+"""A body in pieces comes with its length among the headers."""
 Handler = Callable[[Request, str], Awaitable[Answer]]
 """Given the request and what the path's pattern caught."""
 
@@ -181,16 +189,17 @@ class App:
         surface = "messages" if anthropic else "chat"
         try:
             handler, caught = self.find(method, path)
-            body = await read_body(receive, arrival.headers, self.services.config.server.max_body_bytes)
+            is_upload = (method, path) == ("POST", UPLOADS)
+            body = b"" if is_upload else await read_body(receive, arrival.headers, self.max_body_bytes)
             query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-            request = Request(self.services, method, path, query, arrival, body)
+            request = Request(self.services, method, path, query, arrival, body, receive)
             status, headers, answer = await handler(request, caught)
         except HeadgateError as error:
             await self.refuse(error, surface, reply, arrival)
         except Exception as error:
             await self.fail(error, surface, reply, arrival)
         else:
-            await reply.whole(status, [*request_ids(arrival.request_id, surface), *headers], answer)
+            await give(reply, status, [*request_ids(arrival.request_id, surface), *headers], answer)
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
         """Raises NotFound, or WrongMethod."""
@@ -231,25 +240,37 @@ class App:
         await reply.whole(status_of(error, surface), headers, body)
 
 
+async def give(reply: Reply, status: int, headers: Headers, answer: bytes | AsyncIterator[bytes]) -> None:
+    if isinstance(answer, bytes):
+        await reply.whole(status, headers, answer)
+        return
+    await reply.begin(status, headers)
+    async for piece in answer:
+        if not reply.push(piece):
+            await reply.room()
+    await reply.end()
+
+
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
     """Raises TooLarge as soon as it is known to be."""
+    pieces = [piece async for piece in read_pieces(receive, headers, limit)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def read_pieces(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
     stated = headers.get(b"content-length", b"")
     if stated.isdigit() and int(stated) > limit:
         raise TooLarge(f"the request body is over {limit} bytes")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body"):
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise CallerError("the client left while sending", status=499, code="cancelled")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size += len(piece)
         if size > limit:
             raise TooLarge(f"the request body is over {limit} bytes")
-    return b"".join(parts)
+        yield piece
 
 
 def _azure(path: str) -> tuple[str, str]:

@@ -53,6 +53,8 @@ class Server(_Section, frozen=True):
     """Of pages that may ask from within a browser, such as https://chat.example.org; "*": any page."""
     workers: Count = 1
     max_body_bytes: Count = 32 * 1024 * 1024
+    max_file_bytes: Count = 200 * 1024 * 1024
+    """Of an upload to /v1/files, which waits on the disk and not in memory."""
     max_messages: Count = 4096
     request_timeout_s: Seconds = 600.0
     """Deadline of a request whose client names none."""

@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 import msgspec
 
-from gateway.api.multipart import read_multipart
+from gateway.api.multipart import Form
 from gateway.asgi import Answer, Request
-from gateway.errors import CallerError
+from gateway.config import Server
+from gateway.errors import CallerError, TooLarge
 from gateway.reply import JSON
 
 MOST_NAME = 512
 MOST_PURPOSE = 64
+IN_MEMORY_BYTES = 64 * 1024
+"""Of each part of an upload; the rest waits on the disk until the database has it."""
+FORM_BYTES = 64 * 1024
+"""What a form may have beside its file."""
+PIECE_BYTES = 1024 * 1024
 
 
 async def create_file(request: Request, _: str) -> Answer:
     """The whole upload is kept, or none of it."""
     caller, services = request.caller(), request.services
-    parts = read_multipart(request.arrival.headers.get(b"content-type", b""), request.body)
-    file, purpose = parts.get("file"), parts.get("purpose")
+    server = services.config.server
+    pieces = request.pieces(server.max_file_bytes + FORM_BYTES)
+    with ExitStack() as stack:
+        try:
+            kind = request.arrival.headers.get(b"content-type", b"")
+            form = Form(kind, lambda: stack.enter_context(_waiting(server)))
+            async for piece in pieces:
+                form.feed(piece)
+        except CallerError:  # answered when the whole of it has come, as others are
+            async for _unused in pieces:
+                pass
+            raise
+        return await _keep(request, caller.tenant, form)
+
+
+def _waiting(server: Server) -> IO[bytes]:
+    Path(server.run_dir).mkdir(parents=True, exist_ok=True)
+    return SpooledTemporaryFile(IN_MEMORY_BYTES, dir=server.run_dir)
+
+
+async def _keep(request: Request, tenant: str, form: Form) -> Answer:
+    services, parts = request.services, form.end()
+    file, purpose, lasts = (parts.get(name) for name in ("file", "purpose", "expires_after[seconds]"))
     if file is None or not file.filename:
         raise CallerError("'file' is a required property", param="file", code="missing_required_parameter")
-    if purpose is None or not purpose.data or len(purpose.data) > MOST_PURPOSE:
+    if file.bytes > services.config.server.max_file_bytes:
+        raise TooLarge(f"the file is over {services.config.server.max_file_bytes} bytes")
+    if purpose is None or not 0 < purpose.bytes <= MOST_PURPOSE:
         raise CallerError("'purpose' is a required property", param="purpose", code="missing_required_parameter")
-    now, what, name, data = services.clock(), purpose.data.decode("utf-8", "replace"), file.filename, file.data
-    lasts = parts.get("expires_after[seconds]")
-    expires_s = now + _seconds(lasts.data) if lasts is not None else None
+    now, what, name, data = services.clock(), purpose.data.decode("utf-8", "replace"), file.filename, file.file
+    expires_s = now + _seconds(lasts.data[:MOST_PURPOSE]) if lasts is not None else None
+    data.seek(0)
     kept = await services.batches.of_files(
-        lambda files: files.add(caller.tenant, what, name[:MOST_NAME], [data], now, expires_s=expires_s)
+        lambda files: files.add(
+            tenant, what, name[:MOST_NAME], iter(lambda: data.read(PIECE_BYTES), b""), now, expires_s=expires_s
+        )
     )
     return 200, [JSON], msgspec.json.encode(kept.as_object())
 
@@ -50,8 +86,17 @@ async def get_file(request: Request, id: str) -> Answer:
 
 async def get_content(request: Request, id: str) -> Answer:
     tenant = request.caller().tenant
-    content = await request.services.batches.of_files(lambda files: b"".join(files.read(files.find(id, tenant).id)))
-    return 200, [(b"content-type", b"application/octet-stream")], content
+    file = await request.services.batches.of_files(lambda files: files.find(id, tenant))
+    size = (b"content-length", b"%d" % file.bytes)
+    return 200, [(b"content-type", b"application/octet-stream"), size], _content(request, file.id)
+
+
+async def _content(request: Request, id: str) -> AsyncIterator[bytes]:
+    for place in count():
+        piece = await request.services.batches.of_files(lambda files: files.piece(id, place))  # noqa: B023
+        if not piece:
+            return
+        yield piece
 
 
 async def delete_file(request: Request, id: str) -> Answer:

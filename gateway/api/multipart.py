@@ -1,9 +1,11 @@
-"""multipart/form-data (RFC 7578), as far as an upload needs it: fields and one file, held in memory."""
+"""multipart/form-data (RFC 7578), as far as an upload needs it: fields and a file, read as they come."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from io import BytesIO
+from typing import IO
 
 from gateway.errors import CallerError
 
@@ -11,37 +13,98 @@ _BOUNDARY = re.compile(rb"""multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"
 _NAME = re.compile(rb'(?:^|[;\s])name="((?:[^"\\]|\\.)*)"', re.I)
 _FILENAME = re.compile(rb'filename="((?:[^"\\]|\\.)*)"', re.I)
 MOST_PARTS = 32
+MOST_HEAD_BYTES = 16 * 1024
+"""Of one part."""
 
 
-@dataclass(frozen=True, slots=True)
 class Part:
-    name: str
-    filename: str
-    """Empty: a plain field."""
-    data: bytes
+    """One field or file."""
+
+    def __init__(self, name: str, filename: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.filename = filename
+        """Empty: a plain field."""
+        self.file = file
+        self.bytes = 0
+
+    @property
+    def data(self) -> bytes:
+        self.file.seek(0)
+        return self.file.read()
+
+
+class Form:
+    """A form on its way in. CallerError for anything that isn't one."""
+
+    def __init__(self, content_type: bytes, open_part: Callable[[], IO[bytes]]) -> None:
+        match = _BOUNDARY.match(content_type.strip())
+        if match is None:
+            raise CallerError("the content type must be multipart/form-data with a boundary", code="invalid_upload")
+        self.parts: dict[str, Part] = {}
+        """By their names, the last of a name."""
+        self._fence = b"\r\n--" + (match[1] or match[2])
+        self._open_part = open_part
+        self._held = bytearray(b"\r\n")  # the first fence need not begin a line
+        self._step: Callable[[], bool] = self._pass
+        self._part: Part | None = None
+        self._count = 0
+
+    def feed(self, data: bytes) -> None:
+        self._held += data
+        while self._step():
+            pass
+
+    def end(self) -> dict[str, Part]:
+        """All parts; raises CallerError where the end is missing."""
+        if self._step != self._ignore:
+            raise CallerError("the upload broke off", code="invalid_upload")
+        return self.parts
+
+    def _pass(self) -> bool:
+        """A part's data up to the fence behind it; what stands before the first one is nobody's."""
+        at = self._held.find(self._fence)
+        size = max(0, len(self._held) - len(self._fence)) if at < 0 else at
+        if self._part is not None:
+            self._part.file.write(self._held[:size])
+            self._part.bytes += size
+        del self._held[: size if at < 0 else size + len(self._fence)]
+        if at >= 0:
+            self._step = self._begin
+        return at >= 0
+
+    def _begin(self) -> bool:
+        """A part's head, or the end of all."""
+        if self._held.startswith(b"--"):
+            self._step = self._ignore
+            return True
+        head, split, _ = self._held.partition(b"\r\n\r\n")
+        if not split and len(head) <= MOST_HEAD_BYTES:
+            return False
+        self._count += 1
+        name, filename = _named(bytes(head))
+        if not split or name is None or self._count > MOST_PARTS:
+            raise CallerError("a part of the upload has no name, or there are too many", code="invalid_upload")
+        self._part = self.parts[name] = Part(name, filename, self._open_part())
+        del self._held[: len(head) + 4]
+        self._step = self._pass
+        return True
+
+    def _ignore(self) -> bool:
+        self._held.clear()
+        return False
 
 
 def read_multipart(content_type: bytes, body: bytes) -> dict[str, Part]:
-    """The parts by name, the last of a name. Raises CallerError for anything that isn't a whole form."""
-    match = _BOUNDARY.match(content_type.strip())
-    if match is None:
-        raise CallerError("the content type must be multipart/form-data with a boundary", code="invalid_upload")
-    fence = b"--" + (match[1] or match[2])
-    pieces = body.split(b"\r\n" + fence) if body.startswith(fence) else (b"\r\n" + body).split(b"\r\n" + fence)
-    pieces[0] = pieces[0].removeprefix(fence) if body.startswith(fence) else b""
-    if not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
-        raise CallerError("the upload broke off, or has too many parts", code="invalid_upload")
-    found = [_part(piece) for piece in pieces[:-1] if piece]
-    return {part.name: part for part in found}
+    """The parts of a form that is here whole."""
+    form = Form(content_type, BytesIO)
+    form.feed(body)
+    return form.end()
 
 
-def _part(piece: bytes) -> Part:
-    head, split, data = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+def _named(head: bytes) -> tuple[str | None, str]:
     line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
     name, filename = _NAME.search(line), _FILENAME.search(line)
-    if not split or name is None:
-        raise CallerError("a part of the upload has no name", code="invalid_upload")
-    return Part(_text(name[1]), _text(filename[1]) if filename else "", data)
+    return _text(name[1]) if name else None, _text(filename[1]) if filename else ""
 
 
 def _text(quoted: bytes) -> str:

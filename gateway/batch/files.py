@@ -98,14 +98,15 @@ class Files:
     def read(self, id: str) -> Iterator[bytes]:
         """Its content, piece by piece."""
         place = 0
-        while True:
-            query = sa.select(file_chunks.c.data).where(file_chunks.c.file == id, file_chunks.c.place == place)
-            with self.engine.connect() as connection:
-                piece = connection.execute(query).scalar_one_or_none()
-            if piece is None:
-                return
+        while piece := self.piece(id, place):
             yield piece
             place += 1
+
+    def piece(self, id: str, place: int) -> bytes:
+        """At most CHUNK_BYTES; empty behind the last one."""
+        query = sa.select(file_chunks.c.data).where(file_chunks.c.file == id, file_chunks.c.place == place)
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none() or b""
 
     def delete(self, id: str, tenant: str) -> None:
         """Raises NotFound."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
-from gateway.api.multipart import read_multipart
+from gateway.api.multipart import Form, read_multipart
 from gateway.app import reload
 from gateway.batch.jobs import Jobs
 from gateway.batch.owner import keep_batches
@@ -436,6 +438,76 @@ async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> No
         await client.files.delete(empty.id)
         deleted = await client.files.delete(file.id)
         assert deleted.deleted and (await client.files.list()).data == []
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held since `forget_peak`."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+async def form_of(block: bytes, times: int) -> AsyncIterator[bytes]:
+    """An upload of so many blocks, none of which is kept."""
+    yield b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+    yield b'content-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+    for _ in range(times):
+        yield block
+    yield b"\r\n--x--\r\n"
+
+
+async def test_a_large_file_passes_without_being_held_in_memory(tmp_path: Path) -> None:
+    """Up and down, byte for byte; nothing of it stays on the disk but in the database."""
+    block, times = os.urandom(1 << 20), 160
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=300) as http:
+        small = await http.post("/v1/files", content=form_of(block, 1), headers=form)
+        assert small.json()["bytes"] == 1 << 20
+        forget_peak()
+        before = peak_bytes()
+        made = await http.post("/v1/files", content=form_of(block, times), headers=form)
+        assert made.status_code == 200 and made.json()["bytes"] == times << 20
+        async with http.stream("GET", f"/v1/files/{made.json()['id']}/content") as content:
+            assert content.headers["content-length"] == str(times << 20)
+            whole = hashlib.sha256()
+            async for piece in content.aiter_bytes():
+                whole.update(piece)
+        meant = hashlib.sha256()
+        for _ in range(times):
+            meant.update(block)
+        assert whole.digest() == meant.digest()
+        assert peak_bytes() - before < 40 << 20
+        assert not list(Path(gateway.services.config.server.run_dir).rglob("tmp*"))
+
+
+async def test_a_file_larger_than_any_may_be_is_refused(tmp_path: Path) -> None:
+    """Whether it says its length or not, and whoever asks without a key is before a byte of it is read."""
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    server = {"max_file_bytes": 3 << 20}
+    async with live(tmp_path, server=server) as gateway, httpx.AsyncClient(base_url=gateway.url) as http:
+        block = b"a" * (1 << 20)
+        assert (await http.post("/v1/files", content=form_of(block, 3), headers=form)).status_code == 200
+        for content in (form_of(block, 4), b"".join([piece async for piece in form_of(block, 4)]),
+                        form_of(b"a" * ((3 << 20) + 1), 1)):  # fmt: skip
+            refused = await http.post("/v1/files", content=content, headers=form)
+            assert refused.status_code == 413, refused.text
+        assert len((await http.get("/v1/files")).json()["data"]) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 4096])
+def test_a_form_may_come_in_any_pieces(size: int) -> None:
+    """A fence that is cut in two is one, and what only looks like one is data."""
+    data = b"\r\n--x\r\n--boundary\r\n" * 50
+    form = httpx.Request("POST", "http://x", data={"purpose": "batch"}, files={"file": ("a.jsonl", data)})
+    body = form.read()
+    found = Form(form.headers["content-type"].encode(), BytesIO)
+    for at in range(0, len(body), size):
+        found.feed(body[at : at + size])
+    parts = found.end()
+    assert parts["file"].data == data and parts["purpose"].data == b"batch" and parts["file"].bytes == len(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"a", b"a\r\n--x\r\nb", b"\r\n\r\n--", bytes(range(256))])
