@@ -13,7 +13,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.tools import adds_tools, offered
+from gateway.wire.tools import offered
 
 CHARS_PER_TOKEN = 3.6
 """English prose has about 4, code and other languages fewer."""
@@ -268,9 +268,9 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if "n" in raw and surface in ("chat", "completions"):
         described.n = int(_within("n", read(raw, "n", int, 1), 1, _MAX_N))
-    added = surface == "responses" and adds_tools(raw)
-    if added or "tools" in raw:
-        tools = msgspec.convert(offered(raw), list[_Tool]) if added else read(raw, "tools", list[_Tool], [])
+    if surface == "responses" or "tools" in raw:
+        own = surface != "responses"
+        tools = read(raw, "tools", list[_Tool], []) if own else msgspec.convert(offered(raw), list[_Tool])
         described.tools = len(tools)
         if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
             described.web_searches = _web_searches(raw, surface, found)
