@@ -91,7 +91,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         embedder=embedder,
         shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
-        responses=Responses(spool, journal, clock, server.max_body_bytes),
+        responses=Responses(spool, journal, clock, server),
         spool=spool,
         journal=journal,
         batches=BatchDesk(journal, server.run_dir),

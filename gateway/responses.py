@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gateway.config import Server
 from gateway.errors import CallerError, NotFound, TooLarge
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
@@ -24,21 +25,26 @@ from gateway.wire.responses import REFERENCE, input_items, owner_of
 from gateway.wire.to_responses import is_kept
 
 REMEMBERED = 512
+REMEMBERED_BYTES = 32 * 1024 * 1024
+"""Of all of them together."""
+LARGE_BYTES = 64 * 1024
+"""A longer conversation is remembered once, not with each of its turns."""
 MOST_OWNERS = 512
 """Responses that one request may refer to the items of."""
-MAX_REMEMBERED_BYTES = 64 * 1024
 NOTHING = msgspec.Raw()
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Responses:
     """One per worker."""
 
-    def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float], max_body_bytes: int) -> None:
+    def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float], server: Server) -> None:
         self._spool = spool
         self._journal = journal
         self._clock = clock
-        self._max_body_bytes = max_body_bytes
+        self._server = server
         self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
+        self._recent_bytes = 0
 
     async def continued(self, raw: Raw, tenant: str) -> Raw:
         """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
@@ -48,8 +54,16 @@ class Responses:
             return raw
         record = await self.find(previous, tenant, param="previous_response_id")
         self._fits(len(record.input) + len(record.output) + len(memoryview(raw.get("input", NOTHING))))
-        items = msgspec.json.decode(record.input) + msgspec.json.decode(record.output)["output"]
-        return responses_input(items, raw)
+        items = [*_decode_items(record.input), *msgspec.json.decode(record.output, type=_Output).output]
+        continued = responses_input(items, raw)
+        most = self._server.max_messages
+        if len(items) >= most and len(_decode_items(continued["input"])) > most:
+            raise CallerError(
+                f"With the turns before it the conversation has more than {most} items, which is the most of one "
+                "request. Begin a new one: send what of it is still needed as 'input'.",
+                param="previous_response_id", code="array_above_max_length",
+            )  # fmt: skip
+        return continued
 
     async def recalled(self, raw: Raw, tenant: str) -> Raw:
         """The request with the items that it refers to in their places; raises NotFound for one that isn't kept."""
@@ -69,8 +83,8 @@ class Responses:
 
     def _fits(self, size: int) -> None:
         """Raises TooLarge for a request that, with what it refers to, is longer than any may be."""
-        if size > self._max_body_bytes:
-            raise TooLarge(f"with what it refers to, the request is over {self._max_body_bytes} bytes")
+        if size > self._server.max_body_bytes:
+            raise TooLarge(f"with what it refers to, the request is over {self._server.max_body_bytes} bytes")
 
     async def output_of(self, id: str, tenant: str) -> dict[str, dict[str, object]]:
         """A response's items by their ids; none where it isn't kept."""
@@ -93,7 +107,7 @@ class Responses:
         """Gone for good once this returns; raises NotFound where there is none."""
         record = await self.find(id, tenant)
         for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
-            self._recent.pop((tenant, one), None)
+            self._forget(tenant, one)
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
 
     def keep(self, exchange: Exchange) -> None:
@@ -109,19 +123,37 @@ class Responses:
             decision_id=exchange.decision_id,
             tenant=exchange.caller.tenant,
             model=exchange.answered_by,
-            input=msgspec.json.encode(input_items(call.raw)),
+            input=_input_of(call.raw),
             output=body,
         )
+        before = self._recent.get((record.tenant, read(call.raw, "previous_response_id", str, "")))
+        if before is not None and _size(before) > LARGE_BYTES:
+            self._forget(before.tenant, before.id)  # the next turn follows this one, which holds all of that
         items = _named(answer.output)
         for one in (record, *(_record_of(record, name, item) for name, item in items.items())):
             self._spool.append(one)
             self._remember(one)
 
     def _remember(self, record: ResponseRecord) -> None:
-        if len(record.input) + len(record.output) <= MAX_REMEMBERED_BYTES:
-            self._recent[record.tenant, record.id] = record
-            if len(self._recent) > REMEMBERED:
-                self._recent.popitem(last=False)
+        self._forget(record.tenant, record.id)
+        self._recent[record.tenant, record.id] = record
+        self._recent_bytes += _size(record)
+        while len(self._recent) > REMEMBERED or self._recent_bytes > REMEMBERED_BYTES:
+            self._forget(*next(iter(self._recent)))
+
+    def _forget(self, tenant: str, id: str) -> None:
+        known = self._recent.pop((tenant, id), None)
+        self._recent_bytes -= _size(known) if known is not None else 0
+
+
+def _size(record: ResponseRecord) -> int:
+    return len(record.input) + len(record.output)
+
+
+def _input_of(raw: Raw) -> bytes:
+    """A request's items as JSON, as they came where they came as such."""
+    told = bytes(raw["input"])
+    return told if told.lstrip().startswith(b"[") else msgspec.json.encode(input_items(raw))
 
 
 def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[str, object]:
@@ -132,6 +164,10 @@ def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[
         said = f"Item with id '{item.get('id')}' not found. Items are not kept when `store` is false."
         raise NotFound(said, param="input")
     return found
+
+
+class _Output(msgspec.Struct):
+    output: list[msgspec.Raw] = []
 
 
 class _Answer(msgspec.Struct):

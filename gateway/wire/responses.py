@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ def input_items(raw: Raw) -> Items:
     return value
 
 
-def responses_input(previous: list[dict[str, Any]], raw: Raw) -> Raw:
+def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:
     """The request with the items of earlier turns first; `previous_response_id` stays, to be echoed."""
     if not previous:
         return raw

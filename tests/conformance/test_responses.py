@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel
 
+from gateway.responses import _size
 from gateway.wire.tools import folded
 from tests.conformance.clients import MODES
 from tests.conformance.house import House, house
@@ -187,6 +189,42 @@ async def test_what_is_referred_to_counts_as_sent(tmp_path: Path) -> None:
             assert (few.status_code, many.status_code) == (200, 413), many.text
             long = await client.post(path, json={"model": "echo", "input": "y" * 15_000, **before})
             assert (long.status_code, long.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_a_long_conversation_asks_the_database_for_nothing(tmp_path: Path) -> None:
+    """It is remembered however long it is, once and not with each of its turns; what is forgotten is found again."""
+    queries: list[str] = []
+
+    def count(*told: Any) -> None:
+        queries.append(told[2])
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", count)
+    async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        ids: list[str | None] = [None]
+        for number in range(40):
+            body = {"model": "echo", "input": f"{number} " + "x" * 4000, "previous_response_id": ids[-1]}
+            ids.append((await client.post("/v1/responses", json=body)).json()["id"])
+        kept = gateway.services.responses
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", count)
+        assert not queries and kept._recent_bytes == sum(map(_size, kept._recent.values())) < 2**20
+        branch = {"model": "echo", "input": "y", "previous_response_id": ids[-2]}
+        assert (await client.post("/v1/responses", json=branch)).json()["status"] == "completed"
+        items = (await client.get(f"/v1/responses/{ids[-1]}/input_items?order=asc&limit=100")).json()["data"]
+        assert len(items) == 79 and items[-1]["content"][0]["text"].startswith("39 ")
+
+
+async def test_a_conversation_of_too_many_turns_is_told_so(tmp_path: Path) -> None:
+    """In words of the conversation: the request itself has one item."""
+    async with live(tmp_path, server={"max_messages": 20}) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            before = None
+            for number in range(11):
+                body = {"model": "echo", "input": "x", "previous_response_id": before}
+                answer = await client.post("/v1/responses", json=body)
+                assert answer.status_code == (200 if number < 10 else 400), answer.text
+                before = answer.json().get("id")
+        error = answer.json()["error"]
+        assert error["param"] == "previous_response_id" and "turns before it" in error["message"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
