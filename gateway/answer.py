@@ -53,13 +53,15 @@ class Answering:
         self.s = services
         self.auditor = Auditor(services, self.answer)
 
-    async def answer(self, call: Call, reply: Reply, caller: Caller | None = None) -> Exchange | None:
+    async def answer(
+        self, call: Call, reply: Reply, caller: Caller | None = None, held: Exchange | None = None
+    ) -> Exchange | None:
         """Answer one call, come what may. None: it was refused before anything was held.
 
-        `caller`: the gateway itself, asking on its own account.
+        `caller`: the gateway itself, asking on its own account; `held`: what was held for it already.
         """
         try:
-            exchange = await self.hold(call, caller or self.identify(call))
+            exchange = held or await self.hold(call, caller or self.identify(call))
         except HeadgateError as error:
             await self.refuse(call, reply, error)
             return None

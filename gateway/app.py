@@ -261,6 +261,7 @@ async def retire(provider: Provider) -> None:
 async def close(app: App) -> None:
     """Stop what runs beside the requests, give back every connection and end the spool's segment."""
     services = app.services
+    await app.background.close()
     await app.answering.auditor.close()
     for provider in services.driver.caller.providers.values():
         await provider.aclose()

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
+from gateway.background import Background, asked_for, without
 from gateway.call import SURFACES, Arrival, read_call, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
@@ -23,6 +24,7 @@ from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
 from gateway.wire.errors import render_error, status_of
+from gateway.wire.responses import new_id
 
 log = logging.getLogger("headgate.asgi")
 
@@ -78,6 +80,7 @@ class App:
     def __init__(self, services: Services, handlers: list[tuple[str, re.Pattern[str], Handler]]) -> None:
         self.services = services
         self.answering = Answering(services)
+        self.background = Background(services, self.answering)
         self.handlers = handlers
         self.in_flight = 0
         self.draining = False
@@ -168,7 +171,11 @@ class App:
                 timeout_s=server.request_timeout_s,
                 raw=raw,
             )
-            await self.answering.answer(call, reply)
+            if raw is not None and asked_for(raw):
+                call.raw, call.background, call.timeout_s = without(raw), new_id("resp_"), server.request_timeout_s
+                await self.background.begin(call, reply)
+            else:
+                await self.answering.answer(call, reply)
         except HeadgateError as error:
             services.metrics.refused(surface, error.code or error.kind)
             await self.refuse(error, surface, reply, arrival)

@@ -68,6 +68,8 @@ class Call(msgspec.Struct):
     include_usage: bool = False
     body: bytes = b""
     """As it came; empty where something in it was ours (knobs, the model in the path)."""
+    background: str = ""
+    """Under which id it is made in the background; empty: its client waits."""
     once: str = ""
     """Names this call to upstreams that answer, and bill, one name once; empty: a repeated call is a new one."""
 

@@ -19,6 +19,7 @@ from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
+from gateway.under_way import STATES, Making, Worker, as_it_stands
 from gateway.wire.body import read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, input_items, owner_of
@@ -43,6 +44,9 @@ class Responses:
         self._journal = journal
         self._clock = clock
         self._server = server
+        self.worker = Worker(server.run_dir)
+        self.running: dict[str, Making] = {}
+        """By their ids."""
         self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
         self._recent_bytes = 0
 
@@ -53,8 +57,12 @@ class Responses:
         if not previous:
             return raw
         record = await self.find(previous, tenant, param="previous_response_id")
+        told = msgspec.json.decode(record.output, type=_Output)
+        if told.status in STATES:
+            raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
+                              code="previous_response_in_progress")  # fmt: skip
         self._fits(len(record.input) + len(record.output) + len(memoryview(raw.get("input", NOTHING))))
-        items = [*_decode_items(record.input), *msgspec.json.decode(record.output, type=_Output).output]
+        items = [*_decode_items(record.input), *told.output]
         continued = responses_input(items, raw)
         most = self._server.max_messages
         if len(items) >= most and len(_decode_items(continued["input"])) > most:
@@ -101,19 +109,40 @@ class Responses:
             kind = "Previous response" if param else "Response"
             raise NotFound(f"{kind} with id '{id}' not found.", param=param,
                            code="previous_response_not_found" if param else "not_found", status=400 if param else 404)
-        return found
+        return as_it_stands(found, self.worker, self._clock())
+
+    async def cancel(self, id: str, tenant: str) -> ResponseRecord:
+        """The response as it is then: one that has ended stays as it is. Raises NotFound, and CallerError for one whose
+        client waits for it.
+        """
+        record = await self.find(id, tenant)
+        response = msgspec.json.decode(record.output)
+        if not response.get("background"):
+            raise CallerError("Cannot cancel a synchronous response.", code="cannot_cancel")
+        if response["status"] not in STATES:
+            return record
+        if (making := self.running.get(id)) is not None:
+            await making.end()
+            return await self.find(id, tenant)
+        output = msgspec.json.encode({**response, "status": "cancelled"})
+        record = msgspec.structs.replace(record, time_s=self._clock(), output=output)
+        await append_durably(self._spool, record)  # whoever makes it looks
+        return record
 
     async def delete(self, id: str, tenant: str) -> None:
         """Gone for good once this returns; raises NotFound where there is none."""
         record = await self.find(id, tenant)
         for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
-            self._forget(tenant, one)
+            self.forget(tenant, one)
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
 
     def keep(self, exchange: Exchange) -> None:
         """Store the answer of a /v1/responses call, unless the caller said not to."""
         call, body = exchange.call, exchange.answer_body
         if call.surface != "responses" or not body or not is_kept(call.raw):
+            return
+        if call.background:
+            exchange.response_id = call.background
             return
         answer = msgspec.json.decode(body, type=_Answer)
         exchange.response_id = answer.id
@@ -128,20 +157,25 @@ class Responses:
         )
         before = self._recent.get((record.tenant, read(call.raw, "previous_response_id", str, "")))
         if before is not None and _size(before) > LARGE_BYTES:
-            self._forget(before.tenant, before.id)  # the next turn follows this one, which holds all of that
-        items = _named(answer.output)
-        for one in (record, *(_record_of(record, name, item) for name, item in items.items())):
-            self._spool.append(one)
-            self._remember(one)
+            self.forget(before.tenant, before.id)  # the next turn follows this one, which holds all of that
+        self._spool.append(record)
+        self.remember(record)
+        self.keep_items(record, answer.output)
 
-    def _remember(self, record: ResponseRecord) -> None:
-        self._forget(record.tenant, record.id)
+    def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
+        """What may be referred to by an upstream's own ids."""
+        for name, item in _named(output).items():
+            self._spool.append(one := _record_of(record, name, item))
+            self.remember(one)
+
+    def remember(self, record: ResponseRecord) -> None:
+        self.forget(record.tenant, record.id)
         self._recent[record.tenant, record.id] = record
         self._recent_bytes += _size(record)
         while len(self._recent) > REMEMBERED or self._recent_bytes > REMEMBERED_BYTES:
-            self._forget(*next(iter(self._recent)))
+            self.forget(*next(iter(self._recent)))
 
-    def _forget(self, tenant: str, id: str) -> None:
+    def forget(self, tenant: str, id: str) -> None:
         known = self._recent.pop((tenant, id), None)
         self._recent_bytes -= _size(known) if known is not None else 0
 
@@ -167,6 +201,7 @@ def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[
 
 
 class _Output(msgspec.Struct):
+    status: str = ""
     output: list[msgspec.Raw] = []
 
 

@@ -105,7 +105,7 @@ async def work(
     finally:
         if not batches.cancelling():
             hand_back(app, server, batches)
-        await handed_back(server, batches)
+        await asyncio.gather(handed_back(server, batches), made_whole(app, server))
         for chore in chores:
             chore.cancel()
         await asyncio.wait(chores, timeout=ENDS_WITHIN_S)
@@ -181,6 +181,11 @@ async def handed_back(server: _Server, batches: asyncio.Task[None]) -> None:
     deadline_s = time.monotonic() + server.patience_s + ENDS_WITHIN_S
     while not (batches.done() or server.force_exit) and time.monotonic() < deadline_s:
         await asyncio.wait({batches}, timeout=DRAIN_EVERY_S)
+
+
+async def made_whole(app: App, server: _Server) -> None:
+    """Responses in the background have as long as requests have."""
+    await app.background.close(0.0 if server.force_exit else server.patience_s)
 
 
 async def end_with(parent: int, app: App, server: _Server) -> None:

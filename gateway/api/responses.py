@@ -19,11 +19,10 @@ async def get_response(request: Request, id: str) -> Answer:
     """With `stream=true`, as the stream it could have come as: numbered anew, so nobody's place in it is known."""
     record = await request.services.responses.find(id, request.caller().tenant)
     if "starting_after" in request.query:
-        raise CallerError(
-            "Only a background response's stream can be taken up again. Retrieve the response whole.",
-            param="starting_after",
-        )
+        raise CallerError("No stream is taken up again here. Retrieve the response whole.", param="starting_after")
     if request.query.get("stream", [""])[0] == "true":
+        if not _has_output(record.output):
+            raise CallerError("Only a response that was made can be streamed. Retrieve it whole.", param="stream")
         return 200, [*EVENTS], replay(record.output, "responses")
     return 200, [JSON], record.output
 
@@ -67,6 +66,10 @@ async def count_input_tokens(request: Request, _: str) -> Answer:
 
 
 async def cancel_response(request: Request, id: str) -> Answer:
-    """Only background responses can be cancelled, and every response here is made while its client waits."""
-    await request.services.responses.find(id, request.caller().tenant)
-    raise CallerError("Cannot cancel a synchronous response.", code="cannot_cancel")
+    """Only one in the background; one that has ended is answered as it is."""
+    record = await request.services.responses.cancel(id, request.caller().tenant)
+    return 200, [JSON], record.output
+
+
+def _has_output(response: bytes) -> bool:
+    return msgspec.json.decode(response)["status"] in ("completed", "incomplete")

@@ -1,0 +1,256 @@
+"""Responses in the background: made while nobody waits, looked at until they end, and never left hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gateway.background import LOOK_EVERY_S
+from gateway.journal.record import ResponseRecord
+from gateway.providers.scripted import ScriptedServer
+from gateway.under_way import MARK, Worker, as_it_stands
+from tests.conformance.clients import Sdk
+from tests.conformance.house import House, house
+from tests.conformance.test_surfaces import RESPONSES_TOOLS
+from tests.gateway.batch.test_kill import configuration
+from tests.live import Live, live, served
+from tests.ports import free_port
+
+SLOW = {"slow": [{"text": "at last", "delay_s": 30.0}], "soon": [{"text": "done", "delay_s": 0.3}],
+        "broken": [{"status": 500, "error": "it broke"}]}  # fmt: skip
+UNDER_WAY = ("queued", "in_progress")
+
+
+@asynccontextmanager
+async def homes(folder: Path, **extra: Any) -> AsyncIterator[House]:
+    async with house(folder, SLOW, kinds=("openai", "anthropic", "native"), **extra) as built:
+        yield built
+
+
+async def ended(sdk: Sdk, id: str, within_s: float = 20.0) -> Any:
+    """As OpenAI's guide waits for it."""
+    async with asyncio.timeout(within_s):
+        while (response := await sdk.do("responses.retrieve", id)).status in UNDER_WAY:
+            await asyncio.sleep(0.05)
+    return response
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "native"])
+async def test_a_response_in_the_background(tmp_path: Path, kind: str) -> None:
+    """Answered for at once, found finished later, with its own id everywhere; the next turn follows it."""
+    async with homes(tmp_path) as home:
+        sdk = home.sdk("openai")
+        body: dict[str, Any] = {"model": f"{kind}/soon", "input": "one", "metadata": {"a": "b"}}
+        made = await sdk.do("responses.create", **body, background=True)
+        assert made.status in UNDER_WAY and made.background is True and made.output == []
+        assert home.gateway.services.ledger.outstanding > 0
+        response = await ended(sdk, made.id)
+        assert (response.id, response.status, response.background) == (made.id, "completed", True)
+        assert response.created_at == made.created_at
+        assert response.output_text == "done" and response.metadata == {"a": "b"} and response.usage.total_tokens > 0
+        record = await home.gateway.decision(made.id)
+        assert record.status == 200 and record.response_id == made.id and record.cost_nanousd > 0
+        after = await sdk.do("responses.create", model=f"{kind}/echo", input="two", previous_response_id=made.id)
+        items = await sdk.do("responses.input_items.list", after.id, order="asc")
+        assert [item.role for item in items.data] == ["user", "assistant", "user"]
+        named = {"type": "item_reference", "id": response.output[0].id}
+        await sdk.do("responses.create", model=f"{kind}/echo", input=[named, {"role": "user", "content": "three"}])
+        assert "done" in home.last["body"]
+        events = await sdk.events("responses.retrieve", response_id=made.id, stream=True)
+        assert events[-1].response.output_text == "done" and events[-1].response.background is True
+
+
+async def test_calls_in_the_background_are_answered(tmp_path: Path) -> None:
+    """A tool's result finds its call."""
+    async with homes(tmp_path) as home:
+        sdk = home.sdk("openai")
+        ask: dict[str, Any] = {"model": "openai/tools", "tools": RESPONSES_TOOLS, "background": True}
+        first = await ended(sdk, (await sdk.do("responses.create", **ask, input="x")).id)
+        outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "ok"} for call in first.output]
+        second = await sdk.do("responses.create", **ask, input=outputs, previous_response_id=first.id)
+        assert len((await ended(sdk, second.id)).output) == 2
+
+
+async def test_what_fails_in_the_background_is_failed(tmp_path: Path) -> None:
+    """With the reason that a waiting client would have got; nothing stays held."""
+    async with homes(tmp_path) as home:
+        sdk = home.sdk("openai")
+        made = await sdk.do("responses.create", model="openai/broken", input="x", background=True)
+        response = await ended(sdk, made.id)
+        assert response.status == "failed" and "it broke" in response.error.message
+        assert response.error.code == "server_error"
+        with pytest.raises(openai.BadRequestError):
+            await sdk.events("responses.retrieve", response_id=made.id, stream=True)
+
+
+async def test_a_response_is_cancelled(tmp_path: Path) -> None:
+    """Its upstream is left, its money settled; cancelling again changes nothing, nor does it change what has ended."""
+    async with homes(tmp_path) as home:
+        sdk = home.sdk("openai")
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        while not home.requests:
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            assert (await sdk.do("responses.cancel", made.id)).status == "cancelled"
+        await home.gateway.rest(5.0)
+        assert (await sdk.do("responses.retrieve", made.id)).status == "cancelled"
+        assert home.gateway.upstream.seen.disconnects == 1
+        done = await ended(sdk, (await sdk.do("responses.create", model="openai/soon", input="x", background=True)).id)
+        assert (await sdk.do("responses.cancel", done.id)).status == "completed"
+
+
+@pytest.mark.parametrize("act", ["cancel", "delete"])
+async def test_another_worker_ends_it(tmp_path: Path, act: str) -> None:
+    """Whoever is asked to: the one that makes it hears of that."""
+    async with homes(tmp_path) as home, live(tmp_path, models=["other"]) as other:
+        sdk, there = home.sdk("openai"), Sdk("openai", "async", other.url)
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        assert (await there.do("responses.retrieve", made.id)).status == "in_progress"
+        await there.do(f"responses.{act}", made.id)
+        await home.gateway.rest(5 * LOOK_EVERY_S)
+        for client in (sdk, there):
+            if act == "cancel":
+                assert (await client.do("responses.retrieve", made.id)).status == "cancelled"
+            else:
+                with pytest.raises(openai.NotFoundError):
+                    await client.do("responses.retrieve", made.id)
+        await there.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [({"stream": True}, "stream"), ({"store": False}, "store"), ({"background": "yes"}, "background")],
+)
+async def test_what_the_background_can_not_do(tmp_path: Path, more: dict[str, Any], param: str) -> None:
+    """Is refused by its name."""
+    async with homes(tmp_path) as home:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await home.sdk("openai").do(
+                "responses.create", **{"model": "openai/echo", "input": "x", "background": True, **more}
+            )
+        assert caught.value.param == param
+
+
+async def test_no_turn_follows_one_that_has_not_ended(tmp_path: Path) -> None:
+    """Nor is it streamed, and another tenant sees nothing of it."""
+    keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
+    async with homes(tmp_path, auth={"keys": keys}) as home:
+        sdk, other = home.sdk("openai", api_key="hg-a"), home.sdk("openai", api_key="hg-b")
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        with pytest.raises(openai.BadRequestError, match="has not ended"):
+            await sdk.do("responses.create", model="openai/echo", input="y", previous_response_id=made.id)
+        with pytest.raises(openai.BadRequestError):
+            await sdk.events("responses.retrieve", response_id=made.id, stream=True)
+        for way in ("retrieve", "cancel", "delete"):
+            with pytest.raises(openai.NotFoundError):
+                await other.do(f"responses.{way}", made.id)
+        await sdk.do("responses.cancel", made.id)
+
+
+async def test_a_budget_is_held_and_refuses_at_once(tmp_path: Path) -> None:
+    """What is under way counts: a second one that the rest doesn't cover is told so, not begun."""
+    keys = [{"name": "a", "key": "hg-a", "tenant": "a", "budget_usd": 0.001}]
+    async with homes(tmp_path, auth={"keys": keys}) as home:
+        sdk = home.sdk("openai", api_key="hg-a")
+        ask: dict[str, Any] = {"model": "openai/slow", "input": "x", "background": True, "max_output_tokens": 100}
+        made = await sdk.do("responses.create", **ask)
+        with pytest.raises(openai.APIStatusError) as caught:
+            await sdk.do("responses.create", **ask)
+        assert caught.value.status_code in (402, 403, 429) and home.gateway.services.metrics.in_flight == 1
+        await sdk.do("responses.cancel", made.id)
+
+
+def configured(folder: Path, url: str) -> tuple[Path, str]:
+    config, port, admin_port = configuration(folder, url), free_port(), free_port()
+    config.write_text(config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
+    return config, f"http://127.0.0.1:{port}"
+
+
+def workers_of(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            is_child = f"PPid:\t{pid}\n" in status.read_text()
+            if is_child and b"gateway.worker" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) -> None:
+    """As soon as another serves: whoever waits for it is told, and doesn't wait for ever."""
+    async with ScriptedServer({"small": [{"text": "at last", "delay_s": 60.0}]}) as upstream:
+        config, url = configured(tmp_path, upstream.url)
+        async with served(config) as process:
+            sdk = Sdk("openai", "async", url, max_retries=20)
+            made = await sdk.do("responses.create", model="small", input="x", background=True)
+            while not upstream.seen.requests:
+                await asyncio.sleep(0.02)
+            assert (await sdk.do("responses.retrieve", made.id)).status == "in_progress"
+            (pid,) = workers_of(process.pid)
+            os.kill(pid, signal.SIGKILL)
+            response = await ended(sdk, made.id, 60.0)
+            assert response.status == "failed" and response.error.message
+            assert (await sdk.do("responses.cancel", made.id)).status == "failed"
+            await sdk.close()
+
+
+async def test_a_stopped_gateway_lets_it_end(tmp_path: Path) -> None:
+    """Within the time that requests have; the next one knows the answer, and what was cut off is failed."""
+    scripts = {"small": [{"text": "done", "delay_s": 2.0}, {"text": "never", "delay_s": 60.0}]}
+    async with ScriptedServer(scripts) as upstream:
+        config, url = configured(tmp_path, upstream.url)
+        ids = []
+        async with served(config), httpx.AsyncClient(base_url=url) as client:
+            for number in range(2):
+                body = {"model": "small", "input": f"x {number}", "background": True}
+                ids.append((await client.post("/v1/responses", json=body)).json()["id"])
+                while upstream.seen.requests <= number:
+                    await asyncio.sleep(0.02)
+        async with served(config), httpx.AsyncClient(base_url=url) as client:
+            found = [(await client.get(f"/v1/responses/{id}")).json() for id in ids]
+        assert [one["status"] for one in found] == ["completed", "failed"], found
+
+
+def test_nobody_waits_beyond_the_time_that_a_request_may_take(tmp_path: Path) -> None:
+    """Of a worker elsewhere nothing is known but until when it may work; of one here, whether it lives."""
+    here, dead = Worker(str(tmp_path)), Worker(str(tmp_path))
+    here.begin()
+    dead.begin()
+    assert dead._lock is not None
+    dead._lock.close()  # as the system does it
+
+    def seen(worker: str, now_s: float) -> bytes:
+        output = b'{"status":"in_progress","%b":{"worker":"%b","until_s":100.0}}' % (MARK.encode(), worker.encode())
+        return as_it_stands(ResponseRecord(id="resp_1", time_s=0.0, output=output), here, now_s).output
+
+    for worker, now_s, status in ((here.name, 99, b"in_progress"), ("elsewhere", 99, b"in_progress"),
+                                  ("elsewhere", 101, b"failed"), (dead.name, 99, b"failed")):  # fmt: skip
+        assert b'"status":"%b"' % status in seen(worker, now_s) and MARK.encode() not in seen(worker, now_s)
+    here.end()
+
+
+async def test_a_gateway_in_one_process_leaves_nothing_open(tmp_path: Path) -> None:
+    """Closed while one is under way: failed, settled, and its lock is gone."""
+    ids: list[str] = []
+
+    async def begin(gateway: Live) -> None:
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            body = {"model": "slow", "input": "x", "background": True}
+            ids.append((await client.post("/v1/responses", json=body)).json()["id"])
+
+    async with live(tmp_path, scripts=SLOW, models=["slow"]) as gateway:
+        await begin(gateway)
+    assert gateway.services.ledger.outstanding == 0 and not list((tmp_path / "run" / "background").iterdir())
+    async with live(tmp_path, models=["slow"]) as again, httpx.AsyncClient(base_url=again.url) as client:
+        assert (await client.get(f"/v1/responses/{ids[0]}")).json()["status"] == "failed"
