@@ -52,7 +52,8 @@ _BODIES: dict[str, Schema] = {
         "properties": {
             **_COMMON, "input": {"anyOf": [_TEXT, _TURNS]}, "instructions": {"type": ["string", "null"]},
             "max_output_tokens": _COUNT, "previous_response_id": {"type": ["string", "null"]},
-            "store": {"type": ["boolean", "null"]}, "tools": {"type": "array"},
+            "store": {"type": ["boolean", "null"]}, "background": {"type": ["boolean", "null"]},
+            "tools": {"type": "array"},
         },
         "required": ["model", "input"],
     },
