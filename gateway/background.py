@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gateway.services import Services
 
 log = logging.getLogger("headgate.background")
-LOOK_EVERY_S = 1.0
-"""Between looks whether somebody cancelled it at another worker."""
+LOOK_AFTER_S, LOOK_EVERY_S = 1.0, 15.0
+"""To the first look whether somebody cancelled it at another worker, and at most between two: they double."""
 GRACE_S = 60.0
 """Beyond the time that a request may take: then nobody makes it any more."""
 _OURS = re.compile(r"resp_[0-9a-f]{32}")
@@ -98,8 +98,10 @@ class Background:
         heard = Heard()
         work = asyncio.create_task(self.answering.answer(exchange.call, heard, held=exchange))
         signs: set[asyncio.Future[Any]] = {work, making.is_over}
+        pause_s = LOOK_AFTER_S
         while not (work.done() or making.is_over.done()):
-            await asyncio.wait(signs, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(signs, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+            pause_s = min(2 * pause_s, LOOK_EVERY_S)
             if not work.done() and not await self._is_wanted(record):
                 break
         if work.done():
@@ -150,7 +152,7 @@ async def _stopped(work: asyncio.Task[Any]) -> None:
     """Asked again where a time-out that ended in the same moment has swallowed it."""
     while not work.done():
         work.cancel()
-        await asyncio.wait({work}, timeout=LOOK_EVERY_S)
+        await asyncio.wait({work}, timeout=LOOK_AFTER_S)
 
 
 def without(raw: Raw) -> Raw:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import msgspec
 
 from gateway.asgi import Answer, Request
-from gateway.errors import CallerError, HeadgateError, NotFound
+from gateway.errors import CallerError, NotFound
 from gateway.journal.durable import record_feedback
 from gateway.journal.record import ANY_TENANT, FeedbackRecord, new_id
 from gateway.journal.view import decision_view
@@ -23,8 +22,6 @@ FORMS = {
     "request_id": re.compile(r"req_[\w.:-]{1,200}"),
 }
 """Of ids that there can be."""
-KNOWN_WITHIN_S = 0.5
-"""Longest that what is known of an id is waited for, once the feedback is safe."""
 OURS = frozenset({"label", "reference"})
 """Sources that count for more than a client's word: what an operator labelled, what a certified floor rests on."""
 
@@ -53,17 +50,16 @@ async def get_decision(request: Request, id: str) -> Answer:
 
 async def post_feedback(request: Request, _: str) -> Answer:
     """Answers once the feedback would survive a power loss. An id that nobody knows is no fault: its decision may be on
-    its way to the journal still, from another replica too. The answer says whether it is `known` by now, null where the
-    journal doesn't tell; one that there can't be is not found.
+    its way to the journal still, from another replica too. One that there can't be is not found.
     """
     caller, services = request.caller(), request.services
     try:
         said = msgspec.json.decode(request.body, type=Feedback)
     except BAD_JSON as error:
         raise CallerError(f"feedback: {error}", code="invalid_feedback") from None
-    given = {name: id for name in FORMS if (id := getattr(said, name))}
-    for name, id in given.items():
-        if not FORMS[name].fullmatch(id):
+    for name, form in FORMS.items():
+        id = getattr(said, name)
+        if id and not form.fullmatch(id):
             raise NotFound(f"There is no {name} like {id[:80]!r}.", param=name)
     if said.score is None and not said.label and not said.comment:
         raise CallerError("feedback needs a score, a label or a comment", param="score")
@@ -87,13 +83,4 @@ async def post_feedback(request: Request, _: str) -> Answer:
     )
     await record_feedback(services.spool, record)
     services.online.feedback(record)
-    known = await _is_known(request, next(iter(given.values())), None if caller.admin else caller.tenant)
-    return 200, [JSON], msgspec.json.encode({"id": record.id, "object": "feedback", "known": known})
-
-
-async def _is_known(request: Request, id: str, tenant: str | None) -> bool | None:
-    try:
-        async with asyncio.timeout(KNOWN_WITHIN_S):
-            return await request.services.journal.decision(id, tenant) is not None
-    except (HeadgateError, OSError, TimeoutError):
-        return None
+    return 200, [JSON], msgspec.json.encode({"id": record.id, "object": "feedback"})
