@@ -362,7 +362,8 @@ async def test_feedback_for_an_id_that_there_cannot_be_is_not_found(tmp_path: Pa
         answer = await post(gateway.url, CHAT)
         decision = answer.headers["x-headgate-decision-id"]
         ids = [{"decision_id": decision}, {"response_id": answer.json()["id"]},
-               {"request_id": answer.headers["x-request-id"]}, {"decision_id": "dec_0123456789abcdef00000001"}]  # fmt: skip
+               {"request_id": answer.headers["x-request-id"]},
+               {"decision_id": "dec_0123456789abcdef00000001"}]  # fmt: skip
         none_such = [{"decision_id": "nope"}, {"request_id": decision}, {"response_id": "x" * 600},
                      {**ids[0], "request_id": "\n"}]  # fmt: skip
         for said, status in [*((one, 200) for one in ids), *((one, 404) for one in none_such), ({}, 400)]:
