@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
         Clusters, Domain, Contrastive, Perceptron, General, Ensemble, Stacked, Decided,
     )
 }  # fmt: skip
+PLUGINS = "headgate.estimators"
+"""Entry points by which an installed package adds estimators of its own: the name is the class's `kind`."""
 LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")
 NAMES = ("rules", "weighted", "cheapest", *LEARNED_NAMES)
 DEFAULT_ARTIFACT = Path(__file__).parent / "weights" / "default.safetensors"
@@ -102,10 +105,20 @@ def bandit_axes() -> Projection:
 
 def estimator_named(name: str) -> Estimator:
     """A new estimator of that kind; `default`: the ensemble weighed by what it decides, `bandit`: from a ridge."""
-    kind = {"default": "decided", "bandit": "linear"}.get(name, name)
-    if kind not in ESTIMATORS:
-        raise ValueError(f"router {name!r} does not learn; those that do: {', '.join(LEARNED_NAMES)}")
-    return ESTIMATORS[kind]()
+    return _kind({"default": "decided", "bandit": "linear"}.get(name, name))()
+
+
+def _kind(name: str) -> type[Estimator]:
+    """Ours, or what an installed package calls so; an artefact only names it."""
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
+    added = entry_points(group=PLUGINS)
+    if name not in added.names:
+        raise ValueError(f"router {name!r} does not learn; those that do: {', '.join((*LEARNED_NAMES, *added.names))}")
+    kind: type[Estimator] = added[name].load()
+    if getattr(kind, "kind", None) != name:
+        raise ValueError(f"{added[name].value}: its `kind` is not {name!r}, as its entry point of {PLUGINS} says")
+    return kind
 
 
 def load_router(path: Path, exploration: Exploration | None = None) -> PluginRouter:
@@ -152,7 +165,7 @@ def save_router(path: Path, router: PluginRouter, card: Card) -> None:
 
 def _restore(card: Card, arrays: Arrays) -> Learned:
     stated = dict(card.parameters["quality"])
-    kind = ESTIMATORS[stated.pop("kind")]
+    kind = _kind(stated.pop("kind"))
     return Learned(
         models=card.models,
         projection=Projection().restore(_part(arrays, "projection")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from routers.artifact import ArtifactError, Card
 from routers.features import shipped_featurizer
 from routers.plugin import Learned, PluginRouter
 from routers.projection import Projection
-from routers.registry import ESTIMATORS, NAMES, load_router, open_router, save_router
+from routers.registry import ESTIMATORS, NAMES, estimator_named, load_router, open_router, save_router
 from routers.types import Knobs
 from tests.routers.test_plugin import LEARNED
 from tests.routers.worlds import POOL, world
@@ -79,3 +80,71 @@ def test_every_kind_survives_its_artefact(tmp_path: Path, kind: str) -> None:
     query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
     old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
     assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
+
+
+MINE = """
+import numpy as np
+from routers.estimators.base import Estimator, observed_mean
+
+class Mine(Estimator):
+    kind = "mine"
+    PARAMETERS = ("count",)
+    LEARNED = ("mean_",)
+
+    def __init__(self, count=4.0):
+        self.count = count
+
+    def fit(self, data):
+        self.mean_ = observed_mean(data.scores, self.count)
+        return self
+
+    def predict(self, x, tasks=None):
+        return np.tile(self.mean_, (len(x), 1)), np.full((len(x), len(self.mean_)), 0.1)
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package with an estimator of its own."""
+    told = tmp_path / "mine-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = "[headgate.estimators]\nmine = mine_of_test:Mine\nours = mine_of_test:Mine\n"
+    (told / "entry_points.txt").write_text(points)
+    (tmp_path / "mine_of_test.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_an_installed_packages_estimator_is_trained_and_served(package: Path) -> None:
+    """By the name of its entry point; the artefact holds no code, only that name."""
+    data, _ = world(200)
+    projection = Projection(8).fit(data.x)
+    quality = estimator_named("mine").fit(replace(data, x=projection.apply(data.x).astype(float)))
+    version, path = shipped_featurizer().version, package / "r.safetensors"
+    before = PluginRouter("mine", "1", version, Learned(data.models, projection, quality))
+    save_router(path, before, Card("mine", "1", version, data.models))
+    query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
+    old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
+    assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
+
+
+def test_an_artefact_of_a_package_that_is_not_installed_is_refused(package: Path, monkeypatch) -> None:
+    """What is missing is named."""
+    version, path = shipped_featurizer().version, package / "r.safetensors"
+    data, _ = world(40)
+    projection = Projection(8).fit(data.x)
+    quality = estimator_named("mine").fit(replace(data, x=projection.apply(data.x).astype(float)))
+    made = PluginRouter("mine", "1", version, Learned(data.models, projection, quality))
+    save_router(path, made, Card("mine", "1", version, data.models))
+    monkeypatch.setattr("sys.path", [one for one in sys.path if one != str(package)])
+    with pytest.raises(ArtifactError, match="'mine' does not learn"):
+        load_router(path)
+
+
+def test_an_entry_point_of_another_name_is_refused(package: Path) -> None:
+    """An artefact could not be read again: it names the class by its kind."""
+    with pytest.raises(ValueError, match="mine_of_test:Mine: its `kind` is not 'ours'"):
+        estimator_named("ours")
+    with pytest.raises(ValueError, match=r"bandit, (mine, ours|ours, mine)"):
+        estimator_named("nonesuch")
