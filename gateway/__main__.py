@@ -142,12 +142,12 @@ def headgate(
 
 def schema_problems(config: Config) -> list[str]:
     """Workers would refuse every budget beside a server whose schema is behind. One that is away is waited for."""
-    if not config.storage.url.startswith("postgres"):
-        return []
     from sqlalchemy.exc import SQLAlchemyError
 
-    from gateway.journal.schema import check_schema, open_engine
+    from gateway.journal.schema import check_schema, missing_folder, open_engine
 
+    if not config.storage.url.startswith("postgres"):
+        return [fault] if (fault := missing_folder(config.storage.url)) else []
     engine = open_engine(config.storage.url)
     try:
         check_schema(engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
@@ -37,6 +38,15 @@ def open_engine(url: str) -> sa.Engine:
         address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5},
         hide_parameters=True,
     )
+
+
+def missing_folder(url: str) -> str:
+    """Of an SQLite file, where it isn't there: the file would be made, its folder is not. Empty: nothing is amiss."""
+    address = _address(url)
+    if address.get_backend_name() != "sqlite" or not address.database or address.database.startswith("file:"):
+        return ""
+    folder = Path(address.database).parent
+    return "" if folder.is_dir() else f"storage.url: {folder} is no folder"
 
 
 def migrate(url: str) -> list[str]:

@@ -222,6 +222,14 @@ def test_spoilt_settings_are_told_in_one_line(tmp_path: Path, words: tuple[str, 
     assert len(done.stderr.splitlines()) == 2
 
 
+def test_a_journal_in_no_folder_ends_the_start(tmp_path: Path) -> None:
+    """It would be waited for in vain, as if it were a server that is away."""
+    path, _, _ = write_config(tmp_path)
+    path.write_text(re.sub(r"sqlite:///.*\"", f'sqlite:///{tmp_path}/nowhere/journal.db"', path.read_text()))
+    done = headgate("serve", "--config", str(path))
+    assert done.returncode == 2 and f"storage.url: {tmp_path}/nowhere is no folder" in done.stderr
+
+
 def test_the_version_is_told() -> None:
     """As every command's is."""
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
