@@ -262,7 +262,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with server:
-        print(server.url, flush=True)
+        if not arguments.uds:
+            print(server.url, flush=True)
         while not stopped.is_set() and (not arguments.parent or os.getppid() == arguments.parent):
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), 0.5)
