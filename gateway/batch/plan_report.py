@@ -185,7 +185,11 @@ def draw(plan: Plan, path: Path) -> None:
         fmt="o", color="#c0392b", capsize=3, label="this plan",
     )  # fmt: skip
     if math.isfinite(plan.budget_usd):
-        axes.axvline(plan.budget_usd, color="#888888", linestyle="--", linewidth=1, label="budget")
+        seen = plan.budget_usd < 2 * max((*cost, chosen.cost_usd.high))
+        axes.axvline(
+            plan.budget_usd if seen else math.nan, color="#888888", linestyle="--", linewidth=1,
+            label=f"budget, ${plan.budget_usd:,.2f}" + ("" if seen else ", beyond the right edge"),
+        )  # fmt: skip
     axes.set_xlabel("expected cost of the job, dollars")
     axes.set_ylabel("expected mean quality")
     if cost and min(cost) > 0 and max(cost) / min(cost) > 20:

@@ -24,7 +24,7 @@ from gateway.commands.batch_options import (
     counts,
     dollars,
 )
-from gateway.commands.options import ConfigPath, Json, print_json, read_config
+from gateway.commands.options import ConfigPath, Json, drawable, print_json, read_config
 from gateway.config import Config
 from gateway.errors import CallerError
 
@@ -80,6 +80,8 @@ def plan(
     from gateway.batch.read import Terms
     from gateway.commands.batch_run import problems_shown
 
+    if plot is not None:
+        drawable(plot)
     chosen = read_config(config)
     console = Console(stderr=json)
     folder = out or Path(f"{prompts.stem}.plan")

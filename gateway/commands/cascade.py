@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
+from gateway.bar import bar
 from gateway.commands.options import ConfigPath, listed, open_journal, print_json, read_config, ship, writable
 from gateway.errors import CallerError
 
@@ -53,7 +53,7 @@ def evaluate(
     from cascade.evaluate import evaluate as evaluated
 
     logged = _read(data, tasks)
-    with _progress("splits") as told, _refusing():
+    with bar("splits") as told, _refusing():
         report = evaluated(logged, splits=splits, setting=_setting(depth, router), progress=told)
     _print(report, as_json)
 
@@ -82,7 +82,7 @@ def train(
     writable(out)
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
-    with _refusing():
+    with bar("training"), _refusing():
         made = fitted_on(logged, _setting(depth, router), plan)
     save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
     found = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
@@ -125,7 +125,7 @@ def certify(
     from cascade.guarantee import certified
 
     logged = _read(data, tasks)
-    with _refusing():
+    with bar("certifying"), _refusing():
         found = certified(
             logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router), reference=reference,
             issued=datetime.now(UTC).date().isoformat(),
@@ -240,14 +240,6 @@ def _refusing() -> Iterator[None]:
         yield
     except ValueError as error:
         raise CallerError(str(error)) from error
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere."""
-    with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

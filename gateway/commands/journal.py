@@ -70,10 +70,14 @@ def export(
     ship(chosen, open_journal(chosen))
     since_s = time.time() - since_hours * 3600 if since_hours else 0.0
     done = write(chosen.storage.url, out, since_s=since_s, route=route)
+    if route and not done.queries and all(one.name != route for one in chosen.routes):
+        raise CallerError(f"no route is called '{route}'")
     if json:
         print_json(msgspec.to_builtins(done))
     else:
-        found = f"{done.queries} queries, {done.outcomes} outcomes of {', '.join(sorted(done.models)) or 'no model'}"
+        found = f"{done.queries} queries, {done.outcomes} outcomes"
+        if done.models:
+            found += f" of {', '.join(sorted(done.models))}"
         hint = {
             0: "; only decisions with a score count: send feedback, or widen the selection",
             1: "; a router is trained on two models or more: set `explore`, so that the others are tried too",
@@ -185,7 +189,7 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
 
 @keys.command("revoke")
 def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigPath = None) -> None:
-    """Workers refuse it within a second."""
+    """Workers refuse it within two seconds."""
     from gateway.keys import revoked
 
     chosen = read_config(config)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.commands.options import listed, read_config, writable
+from gateway.bar import bar
+from gateway.commands.options import drawable, listed, read_config, writable
 from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
@@ -83,29 +84,27 @@ def evaluate(
     oracle.
     """
     if plot is not None:
-        writable(plot)
+        drawable(plot)
     try:
-        if cascade:
-            from gateway.learn import cascaded
+        with bar("evaluating"):
+            if cascade:
+                from gateway.learn import cascaded
 
-            report, policies, bench = cascaded.evaluated(
-                cascade, data, tasks=listed(tasks), router=router, seed=seed, resamples=resamples,
-                parallel_map=_parallel_map(engine, workers),
-            )  # fmt: skip
-        else:
-            report, policies, bench = evaluation.evaluated(
-                router, data, train_data=train_data, models=listed(models), tasks=listed(tasks),
-                limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
-                parallel_map=_parallel_map(engine, workers), beside=listed(beside),
-            )  # fmt: skip
+                report, policies, bench = cascaded.evaluated(
+                    cascade, data, tasks=listed(tasks), router=router, seed=seed, resamples=resamples,
+                    parallel_map=_parallel_map(engine, workers),
+                )  # fmt: skip
+            else:
+                report, policies, bench = evaluation.evaluated(
+                    router, data, train_data=train_data, models=listed(models), tasks=listed(tasks),
+                    limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
+                    parallel_map=_parallel_map(engine, workers), beside=listed(beside),
+                )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
     typer.echo(json.dumps(report) if as_json else as_table(report))
     if plot is not None:
-        try:
-            evaluation.draw(policies, bench, plot)
-        except ValueError as error:  # a kind of picture that it can't draw
-            raise _refuse(error) from error
+        evaluation.draw(report, policies, bench, plot)
 
 
 def train(
@@ -127,11 +126,12 @@ def train(
         outcomes = outcomes.rows(outcomes.splits != "test")
         if not outcomes.query_ids:
             raise DataError("queries.parquet: field split: every row is test, none is left to train on")
-        x = described(outcomes, featurizer)
-        learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
-        metrics = evaluation.cross_validated(
-            router, outcomes, x, featurizer.layout, learned.learned, _parallel_map(engine, workers)
-        )
+        with bar("training"):
+            x = described(outcomes, featurizer)
+            learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
+            metrics = evaluation.cross_validated(
+                router, outcomes, x, featurizer.layout, learned.learned, _parallel_map(engine, workers)
+            )
     except ValueError as error:
         raise _refuse(error) from error
     card = Card(

@@ -12,7 +12,7 @@ import typer
 
 from gateway.config import Config
 from gateway.config_load import file_of, load
-from gateway.errors import CallerError
+from gateway.errors import CallerError, ConfigError
 
 if TYPE_CHECKING:
     from gateway.journal.store import Store
@@ -36,9 +36,12 @@ def read_config(path: Path | None) -> Config:
 
 
 def open_journal(config: Config) -> Store:
-    """The configuration's store."""
+    """The configuration's store. Raises ConfigError where its file has no folder."""
+    from gateway.journal.schema import missing_folder
     from gateway.journal.store import open_store
 
+    if fault := missing_folder(config.storage.url):
+        raise ConfigError([fault])
     return open_store(config.storage.url, keep_days=config.storage.keep_days)
 
 
@@ -61,6 +64,16 @@ def writable(path: Path) -> None:
             pass
     except OSError as error:
         raise CallerError(f"{path}: can't be written: {error.strerror}") from None
+
+
+def drawable(path: Path) -> None:
+    """As `writable`, also of a kind of picture that nobody can draw."""
+    writable(path)
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise CallerError(f"{path}: its ending names no kind of picture; known are {', '.join(sorted(kinds))}")
 
 
 def print_json(value: object) -> None:

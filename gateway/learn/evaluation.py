@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gateway.config_load import is_path
 from routers import evaluate, frontier, prior
 from routers.cores import one_core
 from routers.estimators.base import Matrix, observed_mean
@@ -20,8 +21,10 @@ from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.parallel import ParallelMap, serial_map
 from routers.plugin import Learned
-from routers.registry import LEARNED_NAMES, estimator_named, load_router
+from routers.registry import estimator_named, load_router
 from routers.types import Candidate
+
+_STYLES = {"task_mean": "--", "zero_router": ":", "oracle": "-."}
 
 COVERED = 0.95
 """A model must have been scored (and priced, where the data has prices) on this share of the queries."""
@@ -94,8 +97,11 @@ def evaluated(
     `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it.
     """
     featurizer = featurizer or shipped_featurizer()
+    artifact = _artifact(router)
+    for other in beside:
+        estimator_named(other)  # refused before the work
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
-    learned, unseen = _learned(router, rows, featurizer.layout, seed, parallel_map)
+    learned, unseen = _learned(artifact, router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
     quality, cost = _predicted(learned, router, rows)
     policies = {
@@ -127,13 +133,23 @@ def limited(rows: TrainTestSplit, limit: int, seed: int) -> TrainTestSplit:
     return TrainTestSplit(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
 
 
+def _artifact(router: str) -> Learned | None:
+    """What the artefact at that path has learnt; None: it is the name of a router to train. ValueError: neither."""
+    try:
+        estimator_named(router)
+    except ValueError:
+        if is_path(router) or Path(router).is_file():
+            return load_router(Path(router)).learned
+        raise
+    return None
+
+
 def _learned(
-    router: str, rows: TrainTestSplit, layout: Layout, seed: int, parallel_map: ParallelMap
+    artifact: Learned | None, router: str, rows: TrainTestSplit, layout: Layout, seed: int, parallel_map: ParallelMap
 ) -> tuple[Learned, tuple[Matrix, Matrix]]:
     """An artefact's predictors, else the named estimator fitted on the training rows; and quality and cost of those
     rows, out of fold where they were fitted on.
     """
-    artifact = None if router in LEARNED_NAMES else load_router(Path(router)).learned
     if artifact is not None:
         return artifact, _known(artifact, rows.train, rows.train_x)
     name = "decided" if router == "default" else router
@@ -214,25 +230,33 @@ def _report(
     }
 
 
-def draw(policies: dict[str, PolicyFamily], bench: Bench, target: Path) -> None:
+def draw(report: dict[str, Any], policies: dict[str, PolicyFamily], bench: Bench, target: Path) -> None:
     """Writes the frontiers as a picture; the file's ending names its kind."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 5))
-    for name, style in (("router", "-"), ("task_mean", "--"), ("zero_router", ":"), ("oracle", "-.")):
-        chain = frontier.hull(policies[name].points())
-        axes.plot(chain[:, 0] * 1000, chain[:, 1], style, label=name.replace("_", " "))
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for name, policy in policies.items():
+        if name != "best_single":  # one of the single models
+            chain = frontier.hull(policy.points())
+            axes.plot(chain[:, 0] * 1000, chain[:, 1], _STYLES.get(name, "-"), label=name.replace("_", " "))
     alone = bench.singles()
     axes.plot(alone[:, 0] * 1000, alone[:, 1], "k.", label="single models")
+    for model, (cost, quality) in zip(report["models"], alone, strict=True):
+        side = "right" if cost == alone[:, 0].max() > alone[:, 0].min() else "left"
+        axes.annotate(
+            model, (cost * 1000, quality), (0, -10), textcoords="offset points", ha=side, fontsize=7, color="#444444"
+        )
     axes.set_xscale("log" if (alone[:, 0] > 0).all() else "linear")
-    axes.set_xlabel("cost per 1,000 queries")
-    axes.set_ylabel("quality")
+    priced = report["cost"].startswith("cost_usd")
+    axes.set_xlabel(f"{'dollars' if priced else 'calls to the best single model'} per 1,000 queries")
+    axes.set_ylabel("quality (mean score)")
+    axes.set_title(f"{report['n_queries']:,} test queries", fontsize=10)
+    axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(target, dpi=120)
+    figure.savefig(target, dpi=150)
     pyplot.close(figure)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from gateway.commands.journal import add_to
-from gateway.errors import CallerError
+from gateway.errors import CallerError, ConfigError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
 from gateway.settings import read_settings
@@ -113,7 +114,25 @@ def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
 def test_an_empty_export_says_why() -> None:
     """Nothing to export is no fault, but a reader is told what counts."""
     found = run("export", "--out", "outcomes")
-    assert found.exit_code == 0 and "0 queries, 0 outcomes of no model; only decisions with a score" in found.output
+    assert found.exit_code == 0 and "0 queries, 0 outcomes; only decisions with a score" in found.output
+
+
+def test_an_export_of_a_route_that_never_was_is_refused() -> None:
+    """A route that the configuration lost is exported as long as the journal has it."""
+    store = open_store("sqlite:///journal.db")
+    with store.engine.begin() as connection:
+        write_records(connection, [replace(decision(1), route="gone"), feedback(1, 1.0)])
+    with pytest.raises(CallerError, match="no route is called 'misspelt'"):
+        run("export", "--route", "misspelt", "--out", "outcomes")
+    assert "1 queries" in run("export", "--route", "gone", "--out", "outcomes").output
+
+
+def test_a_journal_in_no_folder_is_told_with_the_folder() -> None:
+    """The file would be made, its folder is not."""
+    path = Path("headgate.toml")
+    path.write_text(path.read_text().replace("journal.db", "nowhere/journal.db"))
+    with pytest.raises(ConfigError, match=r"storage\.url: nowhere is no folder"):
+        run("keys", "list")
 
 
 def test_an_export_of_one_model_alone_says_what_training_lacks() -> None:

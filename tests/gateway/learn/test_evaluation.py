@@ -1,16 +1,25 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from matplotlib import rc_context
 from typer.testing import CliRunner
 
 from gateway.commands.learn import add_to
 from gateway.learn.evaluation import evaluated
 from routers.outcomes import DataError
 from routers.registry import load_router
+from tests.cascade.worlds import logged, write
 from tests.gateway.learn.folders import write_folder
 
 app = typer.Typer()
@@ -101,11 +110,27 @@ def test_the_table_is_for_people(folder: Path, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("what", [("--router", "linear", "--beside", "knn"), ("--cascade", "routing")])
+def test_the_picture_shows_what_the_table_tells(tmp_path: Path, what: tuple[str, ...]) -> None:
+    """Each policy by its name, also a cascade's and those beside it; the models; what the axes count."""
+    log = logged(160)
+    write(replace(log, data=replace(log.data, splits=np.where(np.arange(160) < 80, "train", "test"))), tmp_path)
+    picture = tmp_path / "frontier.svg"
+    with rc_context({"svg.fonttype": "none"}):
+        report = asked("evaluate", "--data", str(tmp_path), *what, "--plot", str(picture))
+    drawn = picture.read_text()
+    named = {name.replace("_", " ") for name in report if isinstance(report[name], dict) and "aiq" in report[name]}
+    words = {*named - {"best single"}, *report["models"], "dollars per 1,000 queries", "80 test queries"}
+    assert {word for word in words if " minus " not in word and word not in drawn} == set()
+    assert "cascade" in drawn if "--cascade" in what else "knn" in drawn
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--router", "nonesuch/router"], "no such file"),
-        (["--router", "weighted"], "no such file"),
+        (["--router", "weighted"], "'weighted' does not learn; those that do: default, task-mean"),
+        (["--router", "knn", "--beside", "linear,weighted"], "'weighted' does not learn"),
         (["--router", "linear", "--models", "small,ghost"], "no model 'ghost'"),
         (["--router", "linear", "--tasks", "ghost"], "no row of ghost"),
         (["--router", "linear", "--models", "small"], "1 model"),
@@ -143,3 +168,22 @@ def test_other_routers_stand_beside_it(folder: Path) -> None:
     refused = RUN.invoke(app, ["evaluate", "--data", str(folder), "--beside", "rules"])
     assert refused.exit_code == 2
     assert "does not learn" in refused.output
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_work_is_seen_on_a_terminal_and_leaves_the_output_alone(folder: Path, tmp_path: Path, command: str) -> None:
+    """A bar on standard error while it lasts."""
+    screen, terminal = pty.openpty()
+    words = ("--out", str(tmp_path / "r.safetensors")) if command == "train" else ("--resamples", "5")
+    done = subprocess.Popen(
+        [sys.executable, "-m", "gateway", command, "--data", str(folder), "--router", "linear", *words, "--json"],
+        stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # EIO: nobody writes to it any more
+        while part := os.read(screen, 4096):
+            seen += part
+    os.close(screen)
+    assert json.loads(done.communicate()[0]) and done.returncode == 0
+    assert {"train": b"training", "evaluate": b"evaluating"}[command] in seen
