@@ -17,6 +17,7 @@ from gateway.config import Config
 from gateway.config_idle import idle
 from gateway.config_load import check, file_of, is_path, load, unshared
 from gateway.errors import ConfigError, HeadgateError
+from gateway.extras import lacking
 from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
 
@@ -33,6 +34,7 @@ ConfigPath = Annotated[
     typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the embedded defaults.",
                  exists=True, dir_okay=False),
 ]
+_EMBEDDED = "the embedded defaults"
 log = logging.getLogger("headgate.config")
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
@@ -74,8 +76,8 @@ def mount() -> None:
 
 
 def artefact_problems(config: Config, settings: Settings) -> list[str]:
-    """What is wrong with the files that would serve routes; nothing is loaded where none does."""
-    problems = []
+    """What is not installed, or wrong with the files that would serve routes; nothing is loaded where none does."""
+    problems = lacking(config)
     for opened in _artefacts(config, settings):
         try:
             opened()
@@ -169,7 +171,7 @@ def problems_at_start(config: Config) -> list[str]:
 
     with ProcessPoolExecutor(1, get_context("fork")) as aside:
         artefacts = aside.submit(artefact_problems, config, read_settings(config.server.run_dir))
-        return artefacts.result() + aside.submit(schema_problems, config).result()
+        return artefacts.result() or aside.submit(schema_problems, config).result()
 
 
 @app.command()
@@ -185,7 +187,8 @@ def serve(
     path = file_of(config)
     chosen = load(path, os.environ)
     if problems := problems_at_start(chosen):
-        raise ConfigError(problems)
+        hint = [] if path else [f"these are {_EMBEDDED}; a headgate.toml here replaces them"]
+        raise ConfigError([*problems, *hint])
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
     for said in idle(chosen):
         log.warning("%s", said)
@@ -221,11 +224,11 @@ def check_config(
         told = {"ok": not problems, "problems": problems, "warnings": idle(chosen) if chosen is not None else []}
         typer.echo(msgspec.json.encode(told).decode())
     elif problems or chosen is None:
-        typer.secho(f"{path}: {len(problems)} problem(s)", fg="red", err=True)
+        typer.secho(f"{path or _EMBEDDED}: {len(problems)} problem(s)", fg="red", err=True)
         for problem in problems:
             typer.echo(f"  {problem}", err=True)
     else:
-        typer.echo(f"{path or 'embedded defaults'}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
+        typer.echo(f"{path or _EMBEDDED}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
                    f"deployment(s), {len(chosen.routes)} route(s), all in order")
         for said in idle(chosen):
             typer.secho(f"  warning: {said}", fg="yellow", err=True)

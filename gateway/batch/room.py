@@ -15,6 +15,7 @@ from gateway.batch.jobs import Jobs
 from gateway.budgets import restore
 from gateway.config import Config
 from gateway.errors import ConfigError, HeadgateError
+from gateway.extras import lacking
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.processes import Child, Keeper
 from gateway.providers.managed import is_ready, managed, wait_ready
@@ -69,6 +70,8 @@ async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
         one = managed(provider, config.server)
         if one is None or await is_ready(one.socket):
             continue
+        if problems := lacking(config):
+            raise ConfigError(problems)
         keeper = Keeper(Child(f"provider {one.provider}", one.command, one.environment), lambda: 0)
         stack.push_async_callback(_stop, asyncio.create_task(keeper.keep()))
         if not await wait_ready(one.socket, timeout_s=READY_TIMEOUT_S):

@@ -17,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from gateway.errors import ConfigError
+from gateway.extras import lack
 
 _DESTRUCTIVE = re.compile(
     r"^\s*(drop|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
@@ -28,12 +29,16 @@ _MIGRATION_LOCK = 0x68656164
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet. Its errors quote no rows."""
+    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet. Its errors quote no rows.
+    Raises ConfigError where it has no driver.
+    """
     address = _address(url)
     if address.get_backend_name() == "sqlite":
         engine = sa.create_engine(address, connect_args={"timeout": 30.0}, hide_parameters=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         return engine
+    if fault := lack("storage.url: PostgreSQL needs", "psycopg", "postgres"):
+        raise ConfigError([fault])
     return sa.create_engine(
         address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5},
         hide_parameters=True,

@@ -230,6 +230,53 @@ def test_a_journal_in_no_folder_ends_the_start(tmp_path: Path) -> None:
     assert done.returncode == 2 and f"storage.url: {tmp_path}/nowhere is no folder" in done.stderr
 
 
+BASE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "psycopg", "opentelemetry"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from gateway.__main__ import main
+main()
+"""
+"""The command where only the base install is."""
+
+
+@pytest.mark.parametrize(
+    ("extra", "commands"),
+    [("local", ("check-config", "serve", "batch run in.jsonl")), ("postgres", ("check-config", "serve", "keys list")),
+     ("otel", ("check-config", "serve"))],
+)  # fmt: skip
+def test_what_is_not_installed_is_told_with_its_extra(tmp_path: Path, extra: str, commands: tuple[str, ...]) -> None:
+    """In one line and before anything starts."""
+    path, _, _ = write_config(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "why?"}\n')
+    text = path.read_text()
+    path.write_text({
+        "local": text + '[[providers]]\nname = "home"\nkind = "local"\n',
+        "postgres": re.sub(r"sqlite:///[^\"]*", "postgresql://u@127.0.0.1:9/d", text),
+        "otel": text + '[telemetry]\notlp_endpoint = "http://127.0.0.1:9"\n',
+    }[extra])  # fmt: skip
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-c", BASE, *command.split(), "--config", str(path)],
+            capture_output=True, text=True, timeout=150, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.count(f"pip install 'headgate[{extra}]'") == 1, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_base_install_without_a_file_says_what_it_needs(tmp_path: Path) -> None:
+    """The embedded defaults run local models, which the base install can't."""
+    for command, told in (("serve", "a headgate.toml here replaces"), ("check-config", "the embedded defaults: 1")):
+        done = subprocess.run(
+            [sys.executable, "-c", BASE, command],
+            capture_output=True, text=True, cwd=tmp_path, check=False, timeout=150,
+        )  # fmt: skip
+        assert done.returncode == 2 and told in done.stderr and "headgate[local]" in done.stderr
+
+
 def test_the_version_is_told() -> None:
     """As every command's is."""
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
