@@ -19,7 +19,7 @@ from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store
 from gateway.journal.tables import artifacts
 from gateway.settings import Settings, change_settings
-from routers.artifact import write_whole
+from routers.artifact import load_artifact, write_whole
 from routers.registry import open_router
 
 PROMOTIONS_READ = 10_000
@@ -43,7 +43,8 @@ class Versions:
         checksum = sha256(content).hexdigest()
         kept = self._place(route, checksum[:16])
         _keep(kept, content)
-        version = RouterVersion(route, checksum[:16], time.time(), state, str(kept.resolve()), checksum, metrics)
+        told = _taught_by(artifact) if metrics is None else metrics
+        version = RouterVersion(route, checksum[:16], time.time(), state, str(kept.resolve()), checksum, told)
         self._store.save_router_version(version, actor)
         return version
 
@@ -134,6 +135,13 @@ class Versions:
             return msgspec.structs.replace(settings, routers={name: path for name, path in routers.items() if path})
 
         change_settings(self._run_dir, change)
+
+
+def _taught_by(artifact: Path) -> dict[str, object] | None:
+    """What it says of the data it was trained on."""
+    card, _ = load_artifact(artifact)
+    rows = card.metrics.get("rows")
+    return {"rows": int(rows), "data_checksum": card.data_checksum} if rows else None
 
 
 def _keep(path: Path, content: bytes) -> None:

@@ -10,13 +10,17 @@ from pathlib import Path
 import msgspec
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
+from gateway.commands_learn import app
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, open_store
 from gateway.journal.tables import artifacts
 from gateway.promote import Versions
 from gateway.settings import change_settings, read_settings
+from routers.artifact import load_artifact
 from routers.registry import DEFAULT_ARTIFACT
+from tests.gateway.learn.folders import write_folder
 
 
 @pytest.fixture
@@ -106,3 +110,11 @@ def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
     settings = read_settings(tmp_path)
     assert len(settings.routers) == settings.version == 80
     assert change_settings(tmp_path, lambda now: now) is False
+
+
+def test_a_version_says_what_its_artefact_was_trained_on(versions: Versions, tmp_path: Path) -> None:
+    """As `headgate train` wrote it."""
+    folder, made = write_folder(tmp_path / "data", 60), tmp_path / "made.safetensors"
+    CliRunner().invoke(app, ["train", "--data", str(folder), "--router", "linear", "--out", str(made)])
+    told = versions.add("auto", made, actor="me").metrics
+    assert told == {"rows": 42, "data_checksum": load_artifact(made)[0].data_checksum}
