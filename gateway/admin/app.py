@@ -97,6 +97,8 @@ def _say_unsound(request: Request, fault: Exception) -> Response:
     """The first thing that is wrong, with the field's name."""
     assert isinstance(fault, RequestValidationError)
     first = fault.errors()[0]
+    if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", "json"):
+        return _say(request, CallerError("say that the body is JSON: content-type: application/json", status=415))
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     message = f"{field}: {first['msg']}" if field else str(first["msg"])
     return _say(request, CallerError(message, status=422, code="unsound", param=field or None))

@@ -155,6 +155,13 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
+async def test_json_that_is_not_said_to_be_json_is_told_so(client: httpx.AsyncClient) -> None:
+    """As curl -d sends it."""
+    said = {"content-type": "application/x-www-form-urlencoded"}
+    told = await client.post("/admin/keys", content=b'{"name": "ci"}', headers=said)
+    assert told.status_code == 415 and "content-type: application/json" in told.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"name": ""}, {"name": "a", "rpm": 0}, {"name": "a", "secret": "x"}, {"name": "a", "budget_usd": 1e300},
