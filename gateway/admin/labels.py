@@ -52,7 +52,7 @@ def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueu
     if found and not data:
         note = "no decision waits for a label"
     elif data and weighed == unread:
-        note = "no route stores text (store_text), so answers can be labelled by their ids only"
+        note = "no text of these answers was kept (a route's store_text), so they can be labelled by their ids only"
     return LabelQueue(data=data, waiting=weighed, time_s=time_s, without_text=unread, note=note)
 
 

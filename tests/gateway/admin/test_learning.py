@@ -129,6 +129,14 @@ def test_alarms_are_counted_and_listed(desk: Desk) -> None:
     assert "unlabelled" in kinds and desk.alarms == len(kinds)
 
 
+def test_answers_without_text_are_said_to_have_none_not_the_routes(desk: Desk) -> None:
+    """The route keeps text; what waits was answered before it did."""
+    write(desk, *(recent(n, id=f"dec_blind{n}") for n in range(30)))
+    upkeep.look_over(desk, "auto", Seen())
+    queue = labels.queue(desk, ANN)
+    assert queue.data and "no text of these answers was kept" in queue.note
+
+
 def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(desk: Desk) -> None:
     """Readable ones first; a labelled decision leaves the queue; a second label replaces the first."""
     records = explored(120)
