@@ -143,6 +143,13 @@ def test_keys_alone_reach_and_move_a_knob(stage: Stage, open_page: OpenPage) -> 
     assert slider.get_attribute("aria-valuetext") == turned
 
 
+def test_short_names_stay_on_one_line_on_a_phone(open_page: OpenPage) -> None:
+    """A table that is wider than the screen moves; its names are not broken into letters."""
+    page = open_page("/models", width="phone")
+    names = page.locator("th[scope=row] > a").first
+    assert names.evaluate("e => e.getClientRects().length") == 1
+
+
 def test_the_menu_opens_and_closes_on_a_phone(open_page: OpenPage) -> None:
     """By its button, and Escape closes it and gives the focus back."""
     page = open_page("/", width="phone")
