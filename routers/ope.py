@@ -258,10 +258,14 @@ class Refusal:
     """Calls in all, at the exploration assumed."""
     cost_usd: float
     """Of the explored calls; NaN where costs are unknown."""
+    exploration: float = 0.0
+    """Assumed share of calls whose model is drawn at random; 0: as it is."""
 
     def __str__(self) -> str:
         money = f", about ${self.cost_usd:.4g}" if np.isfinite(self.cost_usd) else ""
-        return f"not enough evidence ({self.reason}): about {self.explored_calls} more explored calls needed{money}"
+        needed = f"about {self.explored_calls} more explored calls needed{money}"
+        at = f" (at explore = {self.exploration:g} about {self.calls} requests)" if self.exploration else ""
+        return f"not enough evidence ({self.reason}): {needed}{at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,13 +288,13 @@ def judged(
     if found.unsupported > wanted.max_unsupported:
         reason = f"{found.unsupported:.0%} of its decisions were never tried"
     elif found.effective < wanted.min_effective:
-        reason = f"{found.rounds} rounds are worth {found.effective:.0f}"
+        reason = f"{found.rounds} logged requests, effective sample size {found.effective:.0f}"
     if not reason:
         return found
     calls = _calls_needed(rounds, target, found, wanted)
     explored = ceil(calls * wanted.exploration)
     price = float("nan") if model_cost_usd is None else float(np.nanmean(model_cost_usd))
-    return Refusal(reason, found, explored, ceil(calls), explored * price)
+    return Refusal(reason, found, explored, ceil(calls), explored * price, wanted.exploration)
 
 
 def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:

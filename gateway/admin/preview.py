@@ -84,7 +84,8 @@ def interval(one: ope.Interval, scale: float = 1.0) -> Interval:
 def refusal(one: ope.Refusal) -> Refusal:
     """As it is told on pages."""
     cost_usd = one.cost_usd if one.cost_usd == one.cost_usd else None
-    return Refusal(message=str(one), explored_calls=one.explored_calls, calls=one.calls, cost_usd=cost_usd)
+    return Refusal(message=str(one), explored_calls=one.explored_calls, calls=one.calls, cost_usd=cost_usd,
+                   exploration=one.exploration or None)  # fmt: skip
 
 
 def _effect(answer: Answer, name: str) -> Effect:

@@ -155,7 +155,10 @@ def show(answer: Answer) -> None:
     shares = ", ".join(
         f"{model} {answer.now_shares[model]:.0%} -> {share:.0%}" for model, share in answer.then_shares.items()
     )
-    console.print(f"{answer.rounds} rounds ({answer.labelled} scored) worth {answer.effective:.0f}; {shares}")
+    console.print(
+        f"{answer.rounds} logged requests ({answer.labelled} scored), effective sample size {answer.effective:.0f}"
+        f"; {shares}"
+    )
 
 
 def _cells(figure: Figure, scale: float) -> list[str]:

@@ -131,7 +131,7 @@ def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
     assert found.overlap.unsupported == 1.0
     # two models are in question, so every second explored call is of use
     assert found.explored_calls == 100 and found.cost_usd == pytest.approx(2.0)
-    assert "about 100 more explored calls needed, about $2" in str(found)
+    assert str(found).endswith("about 100 more explored calls needed, about $2 (at explore = 0.2 about 500 requests)")
 
 
 def test_a_thin_log_is_refused_until_the_calls_it_asked_for_were_made() -> None:

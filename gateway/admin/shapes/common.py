@@ -38,7 +38,9 @@ class Refusal(BaseModel):
     explored_calls: int | None = None
     """More calls of models that are not the router's first choice."""
     calls: int | None = None
-    """More calls in all, at the present exploration."""
+    """More calls in all."""
+    exploration: float | None = None
+    """Share of those calls that is assumed to explore; null: as at present."""
     cost_usd: float | None = None
 
 

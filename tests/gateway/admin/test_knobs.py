@@ -166,6 +166,7 @@ def test_a_preview_says_what_would_change_or_what_it_takes_to_know(desk: Desk) -
     few = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
     assert few.quality.difference.refusal is not None
     assert (few.quality.difference.refusal.explored_calls or 0) > 0 and "more explored calls" in few.message
+    assert few.quality.difference.refusal.exploration == 0.1
     write(desk, *explored(500, seed=1))
     desk.kept.clear()
     told = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
