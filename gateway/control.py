@@ -32,7 +32,7 @@ from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
 from gateway.errors import ConfigError
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import Complaint, database_said
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
@@ -123,7 +123,7 @@ def _open(desk: Desk) -> bool:
         check_schema(desk.store.engine)
     except sa.exc.SQLAlchemyError as fault:
         if not desk.shipping.fault:
-            log.warning("the database is away: %s", fault)
+            log.warning("the database is away: %s", database_said(fault) or fault)
         desk.shipping.fault = str(fault)
         return False
     desk.opened, desk.shipping.fault = True, ""

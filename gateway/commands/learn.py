@@ -140,7 +140,18 @@ def train(
     )  # fmt: skip
     save_router(out, learned, card)
     found = {"out": str(out), "n_train": len(x), "models": list(outcomes.models), "metrics": metrics}
-    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    typer.echo(json.dumps(found) if as_json else _trained(found))
+
+
+def _trained(found: dict[str, Any]) -> str:
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found["metrics"].items() if value)
+    return "\n".join(
+        (
+            f"{found['out']}: from {found['n_train']:,} queries, for {', '.join(found['models'])}",
+            f"each row foretold by a router that never saw it: {scores}",
+            f"serve it with: headgate promote ROUTE {found['out']}",
+        )
+    )
 
 
 def probe(

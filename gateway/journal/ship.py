@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from gateway.journal.durable import database_said
 from gateway.journal.frames import SUFFIX, Frame, framed, read_frames
 from gateway.journal.record import Record
 from gateway.journal.tables import spool_offsets
@@ -76,7 +77,7 @@ class Shipper:
             self.ship_all()
         except (sa.exc.SQLAlchemyError, OSError) as fault:
             if not self.state.fault:
-                log.warning("journal: shipping waits: %s", fault)
+                log.warning("journal: shipping waits: %s", database_said(fault) or fault)
             self.state.fault = str(fault)
             return False
         if self.state.fault:

@@ -72,6 +72,7 @@ def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
 
 def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
     """Named or well covered models, and the rows on which every one of them was scored and priced."""
+    log = len(data.models) > 1 and bool((np.isfinite(data.scores).sum(1) <= 1).all())
     if models:
         data = data.columns(models)
     seen = np.isfinite(data.scores)
@@ -82,7 +83,8 @@ def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
         data = data.columns([m for m, share in zip(data.models, seen.mean(0), strict=True) if share >= COVERED])
         seen = seen[:, seen.mean(0) >= COVERED]
     if len(data.models) < 2:
-        raise DataError(f"outcomes.parquet: {len(data.models)} model(s) scored on {COVERED:.0%} of the queries")
+        hint = "; a log of one answer a query is valued by `headgate whatif --data DIR --router FILE`" if log else ""
+        raise DataError(f"outcomes.parquet: {len(data.models)} model(s) scored on {COVERED:.0%} of the queries{hint}")
     if not seen.all(1).any():
         raise DataError("outcomes.parquet: no query was scored on every model")
     return data.rows(np.asarray(seen.all(1)))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import typer
 from matplotlib import rc_context
@@ -187,3 +188,23 @@ def test_work_is_seen_on_a_terminal_and_leaves_the_output_alone(folder: Path, tm
     os.close(screen)
     assert json.loads(done.communicate()[0]) and done.returncode == 0
     assert {"train": b"training", "evaluate": b"evaluating"}[command] in seen
+
+
+def test_training_says_what_came_of_it_and_what_to_do_next(folder: Path, tmp_path: Path) -> None:
+    """In sentences, for people."""
+    out = tmp_path / "linear.safetensors"
+    told = RUN.invoke(app, ["train", "--data", str(folder), "--router", "linear", "--out", str(out)]).output
+    assert f"{out}: from 168 queries, for large, middle, small" in told and "brier of means" in told
+    assert f"headgate promote ROUTE {out}" in told
+
+
+def test_a_log_of_one_answer_a_query_names_the_command_that_values_it(tmp_path: Path) -> None:
+    """As an export of the journal is: no query was answered by all models."""
+    import pyarrow.parquet as pq
+
+    path = write_folder(tmp_path / "log")
+    answers = pq.read_table(path / "outcomes.parquet").to_pylist()
+    one = [row for at, row in enumerate(answers) if at % 3 == at // 3 % 3]
+    pq.write_table(pa.Table.from_pylist(one), path / "outcomes.parquet")
+    result = RUN.invoke(app, ["evaluate", "--data", str(path), "--router", "linear"])
+    assert result.exit_code == 2 and "headgate whatif --data" in result.output
