@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
             continue
         if problems := lacking(config):
             raise ConfigError(problems)
-        keeper = Keeper(Child(f"provider {one.provider}", one.command, one.environment), lambda: 0)
+        command = [*one.command, "--parent", str(os.getpid())]
+        keeper = Keeper(Child(f"provider {one.provider}", command, one.environment), lambda: 0)
         stack.push_async_callback(_stop, asyncio.create_task(keeper.keep()))
         if not await wait_ready(one.socket, timeout_s=READY_TIMEOUT_S):
             raise ConfigError([f"providers.{provider.name}: not ready after {READY_TIMEOUT_S:.0f} s"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import signal
+import socket as socketlib
 import sqlite3
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import chat, read
+from tests.until import until
 
 MOST_RUNS = 60
 
@@ -121,6 +124,25 @@ async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> dict[str
         told = await killed_until_done(tmp_path, prompts, server, kills, seed)
         check(tmp_path, count, told, server)
         return told
+
+
+async def test_a_killed_job_leaves_no_server_of_its_own(tmp_path: Path) -> None:
+    """The managed upstream that it started ends too; it would hold its models' memory for ever."""
+    path = configuration(tmp_path, "http://127.0.0.1:9/v1")
+    answer = '{ small = [{ text = "slow", delay_s = 60.0 }] }'
+    managed = f'kind = "scripted"\noptions = {{ scripts = {answer} }}'
+    path.write_text(re.sub(r'kind = "openai"\nbase_url = "[^"]*"', managed, path.read_text()))
+    run = await start(tmp_path, write_prompts(tmp_path, 3), "--budget", "1")
+    socket = tmp_path / "run" / "up.sock"
+    await until(socket.exists)
+    run.kill()
+    await run.communicate()
+    await until(lambda: not _listens(socket))
+
+
+def _listens(path: Path) -> bool:
+    with socketlib.socket(socketlib.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
 
 
 async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_path: Path) -> None:
