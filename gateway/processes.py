@@ -172,6 +172,9 @@ class Keeper:
             is_ready = await asyncio.wait_for(fresh.ready(), within_s)
         except TimeoutError:
             is_ready = False
+        except asyncio.CancelledError:  # all of it ends, in the middle of a reload
+            await fresh.stop(signal.SIGKILL)
+            raise
         if not is_ready:
             await fresh.stop(signal.SIGKILL)
             self._gone(fresh.number)

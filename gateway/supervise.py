@@ -92,6 +92,7 @@ class House:
         """From behind, in the order of need: workers end while upstreams still answer and control ships."""
         for task in self._reloads:
             task.cancel()
+        await asyncio.gather(*self._reloads, return_exceptions=True)
         for sock in self._sockets:
             sock.close()
         await self._finish(self._workers)

@@ -55,3 +55,17 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
         program.write_text("#!/bin/sh\nsleep 60\n")
         program.chmod(0o755)
         await until(keeper.is_ready.is_set)
+
+
+async def test_a_replacement_that_is_given_up_is_not_left_behind(tmp_path: Path) -> None:
+    """As by SIGTERM in the middle of a reload: it would find its supervisor gone, and say so as an error."""
+    steady = Child("a", [sys.executable, "-c", "import time; time.sleep(60)"])
+    written = tmp_path / "pid"
+    program = f"import os, time; open({str(written)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    keeper = Keeper(steady)
+    async with kept(keeper):
+        reloading = asyncio.create_task(keeper.replace(Child("b", [sys.executable, "-c", program], tells=True), 60.0))
+        await until(lambda: written.exists() and written.read_text() != "")
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
+        assert not Path(f"/proc/{written.read_text()}").exists()
