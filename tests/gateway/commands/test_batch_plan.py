@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from matplotlib import rc_context
 from typer.testing import CliRunner
 
 from gateway.batch.types import Plan
@@ -75,6 +76,14 @@ def test_a_plan_for_programs_and_its_plot(home: Path) -> None:
     assert 0 <= found["gap_share"] < 0.05
     assert (home / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert Plan.load(home / "there").source == "in.jsonl"
+
+
+def test_a_budget_far_beyond_the_job_does_not_flatten_its_picture(home: Path) -> None:
+    """It is told in the legend; the frontier keeps the width."""
+    for budget, beyond in (("1000", True), ("0.01", False)):
+        with rc_context({"svg.fonttype": "none"}):
+            told("in.jsonl", "--budget", budget, "--out", f"plan{budget}", "--plot", "plot.svg")
+        assert ("beyond the right edge" in (home / "plot.svg").read_text()) == beyond
 
 
 def test_bad_lines_are_listed_by_number_and_end_the_command(home: Path) -> None:
