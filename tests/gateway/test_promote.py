@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import sqlalchemy as sa
+import typer
 from typer.testing import CliRunner
 
-from gateway.commands_learn import app
+from gateway.commands.learn import add_to
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, open_store
 from gateway.journal.tables import artifacts
@@ -115,6 +116,8 @@ def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
 def test_a_version_says_what_its_artefact_was_trained_on(versions: Versions, tmp_path: Path) -> None:
     """As `headgate train` wrote it."""
     folder, made = write_folder(tmp_path / "data", 60), tmp_path / "made.safetensors"
+    app = typer.Typer()
+    add_to(app)
     CliRunner().invoke(app, ["train", "--data", str(folder), "--router", "linear", "--out", str(made)])
     told = versions.add("auto", made, actor="me").metrics
     assert told == {"rows": 42, "data_checksum": load_artifact(made)[0].data_checksum}
