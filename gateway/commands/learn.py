@@ -144,7 +144,8 @@ def train(
 
 
 def _trained(found: dict[str, Any]) -> str:
-    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found["metrics"].items() if value)
+    known = {name.replace("_", " "): value for name, value in found["metrics"].items() if value is not None}
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
     return "\n".join(
         (
             f"{found['out']}: from {found['n_train']:,} queries, for {', '.join(found['models'])}",
