@@ -32,6 +32,7 @@ from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
 from gateway.errors import ConfigError
+from gateway.front import Laneless
 from gateway.journal.durable import Complaint, database_said
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
@@ -71,8 +72,8 @@ async def serve_control(
     desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
     server = _Server(
         uvicorn.Config(
-            make_admin(desk), admin_host(config.server), config.server.admin_port, log_config=None,
-            access_log=False, **tls_options(config.server),
+            make_admin(desk), admin_host(config.server), config.server.admin_port, http=Laneless, ws="none",
+            log_config=None, access_log=False, **tls_options(config.server),
         )
     )
     ended = threading.Event()

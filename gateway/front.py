@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGISendEvent
@@ -58,6 +59,7 @@ class Application(Protocol):
 class Front(HttpToolsProtocol):
     """One connection of a client. Its requests are answered one after the other."""
 
+    lanes: ClassVar[Mapping[bytes, str]] = LANES
     _lane: Lane | None = None
     """The request being read, where it has the lane."""
     _watched: Reply | None = None
@@ -144,7 +146,7 @@ class Front(HttpToolsProtocol):
         if self._unread_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._too_large = True
             raise ValueError("the headers are too large")
-        surface = LANES.get(self.url)
+        surface = self.lanes.get(self.url)
         if surface is None or not self._is_free() or not self._is_plain_post() or self._is_of_a_page():
             self._leave_to_uvicorn()
             return
@@ -225,6 +227,12 @@ class Front(HttpToolsProtocol):
         watched, self._watched = self._watched, None
         if watched is not None:
             watched.leave()
+
+
+class Laneless(Front):
+    """The admin port's side: the same limits and deadlines, and every request goes uvicorn's way."""
+
+    lanes: ClassVar[Mapping[bytes, str]] = {}
 
 
 async def _send_unchunked(cycle: RequestResponseCycle, message: ASGISendEvent) -> None:

@@ -13,6 +13,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from gateway.admin import (
     audit,
@@ -60,6 +61,7 @@ def make_admin(desk: Desk) -> FastAPI:
     for fault in (OverflowError, UnicodeEncodeError, sa.exc.DataError):
         app.add_exception_handler(fault, _say_unstorable)
     app.add_exception_handler(RequestValidationError, _say_unsound)
+    app.add_exception_handler(ClientDisconnect, _say_nothing)
     app.add_exception_handler(HTTPException, _say_refused)
     app.include_router(health.router)
     app.include_router(people.door)
@@ -102,6 +104,11 @@ def _say_unsound(request: Request, fault: Exception) -> Response:
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     message = f"{field}: {first['msg']}" if field else str(first["msg"])
     return _say(request, CallerError(message, status=422, code="unsound", param=field or None))
+
+
+async def _say_nothing(_request: Request, _fault: Exception) -> Response:
+    """Who left in the middle of a body hears no answer, and it is no fault of ours."""
+    return Response(status_code=400)
 
 
 async def _say_refused(request: Request, fault: Exception) -> Response:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from gateway import front
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
 from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
@@ -296,6 +297,31 @@ async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], 
             except httpx.TransportError:
                 pass
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /healthz HTTP/1.1\r\nhost:", b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nuser"]
+)
+async def test_slow_strangers_keep_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    """Who says nothing, half a head or half a body is cut off as on the data port; who reads a stream is not."""
+    config = configured(tmp_path, port=free_port())
+    async with controlled(config) as client:
+        await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
+        monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.2)
+        async with client.stream("GET", "/admin/live") as stream, asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", config.server.admin_port)
+            writer.write(said)
+            assert await reader.read() == b""
+            writer.close()
+            events = stream.aiter_lines()
+            assert await anext(events) == "event: revision"
+            Spool(spool_dir(config.server.run_dir)).append(decision(1, time_s=time.time()))
+            while '"decisions":1' not in await anext(events):
+                pass
+        assert (await client.get("/healthz", headers={"x-long": "x" * 70_000})).status_code == 431
+    assert "Traceback" not in caplog.text
 
 
 async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> None:
