@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.admin.guard import identify
-from gateway.errors import HeadgateError
+from gateway.admin.guard import is_known
 
 MAX_BYTES = 1 << 20
 UPLOADS = frozenset({"/admin/plans", "/batch/plans"})
@@ -27,7 +25,7 @@ class Bounds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit, size = MAX_BYTES, 0
-        if scope["type"] == "http" and scope["path"] in UPLOADS and await run_in_threadpool(_is_known, Request(scope)):
+        if scope["type"] == "http" and scope["path"] in UPLOADS and await run_in_threadpool(is_known, Request(scope)):
             limit = self.max_upload_bytes
 
         async def bounded() -> Message:
@@ -39,11 +37,3 @@ class Bounds:
             return message
 
         await self.app(scope, bounded, send)
-
-
-def _is_known(request: Request) -> bool:
-    try:
-        identify(request)
-    except (HeadgateError, sa.exc.SQLAlchemyError):
-        return False
-    return True

@@ -13,6 +13,7 @@ import ipaddress
 from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
 
+import sqlalchemy as sa
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
@@ -20,11 +21,12 @@ from gateway.admin.actor import Actor, may
 from gateway.admin.desk import Desk
 from gateway.admin.sessions import COOKIE, csrf_of, is_open, session_of
 from gateway.admin.shapes.common import Role
-from gateway.errors import PolicyError, Unauthorized
+from gateway.errors import HeadgateError, PolicyError, Unauthorized
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_FORM_BYTES = 1 << 20
-__all__ = ["Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "may", "operator", "viewer"]
+__all__ = ["Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "is_known", "may", "operator",
+           "viewer"]  # fmt: skip
 
 documented = [
     Depends(HTTPBearer(auto_error=False, description="The master key.")),
@@ -54,6 +56,15 @@ def identify(request: Request) -> Actor:
         _only_this_machine(request)
         return Actor("local", "admin", "", "this machine")
     raise Unauthorized("sign in first, or send the master key as a bearer token")
+
+
+def is_known(request: Request) -> bool:
+    """Somebody who is signed in, as far as can be told now: not while the database is away."""
+    try:
+        identify(request)
+    except (HeadgateError, sa.exc.SQLAlchemyError):
+        return False
+    return True
 
 
 async def form_token(request: Request) -> str:

@@ -9,14 +9,15 @@ from math import sqrt
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
-from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.guard import Admin, Means, Viewer, is_known
 from gateway.admin.rounds import forget, kept
 from gateway.admin.savings import against, baseline_of, rate_of
 from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
@@ -277,15 +278,18 @@ def put_baseline(desk: Means, who: Admin, wanted: Baseline) -> Applied:
 
 
 @router.get("/live", response_class=StreamingResponse)
-async def live(desk: Means, who: Viewer) -> StreamingResponse:
-    """Server-sent events `revision`: at once, then whenever something has changed, at most once a second."""
-    return StreamingResponse(_revisions(desk), media_type="text/event-stream", headers={"cache-control": "no-store"})
+async def live(desk: Means, who: Viewer, request: Request) -> StreamingResponse:
+    """Server-sent events `revision`: at once, then whenever something has changed, at most once a second. They end with
+    the session.
+    """
+    events = _revisions(desk, request)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-async def _revisions(desk: Desk) -> AsyncIterator[bytes]:
+async def _revisions(desk: Desk, request: Request) -> AsyncIterator[bytes]:
     before: dict[str, Any] = {}
     quiet_s = 0
-    while not desk.closing:
+    while not desk.closing and await run_in_threadpool(is_known, request):
         now = revision(desk).model_dump(exclude={"time_s"})
         if now != before:
             before, quiet_s = now, 0

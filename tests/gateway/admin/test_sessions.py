@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from functools import cache
@@ -9,6 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from gateway.admin import sessions as module
 from gateway.admin import users
 from gateway.admin.actor import Actor
 from gateway.admin.desk import Desk
@@ -18,6 +20,7 @@ from gateway.admin.users import hashed, password_matches
 from gateway.journal.rollup_tables import sessions
 from gateway.journal.rollup_tables import users as user_table
 from tests.gateway.admin.conftest import client_of, desk_at
+from tests.until import PATIENCE_S
 
 MASTER = "a-long-master-key"
 PASSWORD = "correct horse battery"
@@ -98,6 +101,26 @@ async def test_failed_tries_are_slowed_down_and_the_right_secret_has_to_wait_too
     answer = await browser.post("/admin/session", json={"user": "admin", "password": PASSWORD})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("how", ["signed out", "removed", "expired"])
+async def test_events_end_with_the_session(
+    guarded: Desk, monkeypatch: pytest.MonkeyPatch, browser: httpx.AsyncClient, how: str
+) -> None:
+    """Whoever is signed out, removed or has been here too long hears nothing more."""
+    monkeypatch.setattr(module, "TRUSTED_S", 0.0)
+    csrf = await signed_in(browser, "viewer")
+    hearing = asyncio.create_task(browser.get("/admin/live", timeout=PATIENCE_S))
+    await asyncio.sleep(1.5)
+    assert not hearing.done()
+    if how == "signed out":
+        assert (await browser.delete("/admin/session", headers=csrf)).status_code == 204
+    elif how == "removed":
+        users.delete_user(guarded, ADMIN, "viewer")
+    else:
+        with guarded.store.engine.begin() as connection:
+            connection.execute(sa.update(sessions).values(expires_s=time.time()))
+    assert "event: revision" in (await asyncio.wait_for(hearing, PATIENCE_S)).text
 
 
 async def test_a_change_needs_the_sessions_csrf_token(browser: httpx.AsyncClient) -> None:
