@@ -25,8 +25,10 @@ from gateway.errors import HeadgateError, PolicyError, Unauthorized
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_FORM_BYTES = 1 << 20
-__all__ = ["Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "is_known", "may", "operator",
-           "viewer"]  # fmt: skip
+__all__ = [
+    "Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "is_known", "may", "operator",
+    "viewer",
+]  # fmt: skip
 
 documented = [
     Depends(HTTPBearer(auto_error=False, description="The master key.")),

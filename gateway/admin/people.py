@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from gateway.admin import users
 from gateway.admin.changes import database
 from gateway.admin.guard import Admin, Means, Viewer
-from gateway.admin.sessions import clear_cookie, set_cookie, sign_in, sign_out
+from gateway.admin.sessions import clear_cookie, set_cookies, sign_in, sign_out
 from gateway.admin.shapes.access import NewUser, Session, SignIn, User, UserChange
 from gateway.errors import PolicyError
 
@@ -22,11 +22,10 @@ router = APIRouter(prefix="/admin/users", tags=["users"])
 def post_session(desk: Means, request: Request, response: Response, wanted: SignIn) -> Session:
     """By the master key, or as a user. 401 in the same words whatever was wrong; 429 after too many failures."""
     refuse_other_sites(request)
-    peer = request.client.host if request.client else ""
     with database():
-        token, session = sign_in(desk, wanted, peer)
-    set_cookie(response, request, token, session)
-    return session
+        signed = sign_in(desk, wanted, request)
+    set_cookies(response, request, signed)
+    return signed.session
 
 
 def refuse_other_sites(request: Request) -> None:

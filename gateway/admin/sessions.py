@@ -1,7 +1,9 @@
 """Signing in and out. A session is a random token in a cookie; the database keeps its hash, its user and its end.
 
 Wrong names and wrong passwords are refused in the same words after the same work. Failures slow down further tries,
-per address and per name. While the database is away sessions that were seen lately go on.
+per address and per name. So that nobody locks others out, tries of a browser in which the user has signed in before
+count for that browser alone (OWASP's device cookies), and the right master key never waits, as no bearer token does.
+While the database is away sessions that were seen lately go on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from gateway.keys import is_loopback
 log = logging.getLogger("headgate.admin")
 
 COOKIE = "hg_session"
+DEVICE = "hg_device"
 LIVES_S = 12 * 3600.0
+DEVICE_LIVES_S = 180 * 86400.0
 TRUSTED_S = 5.0
 """A session that was looked up this lately is not looked up again."""
 MASTER = "master"
@@ -45,6 +49,16 @@ class Found:
     user: str
     role: Role
     expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A session that has begun, and what its browser is to keep."""
+
+    token: str = field(repr=False)
+    session: Session
+    device: str = field(repr=False)
+    """That the user has signed in here; empty for the master key, which is never refused."""
 
 
 @dataclass(slots=True)
@@ -90,29 +104,24 @@ def is_open(desk: Desk) -> bool:
     return doorman.users[0] == 0
 
 
-def sign_in(desk: Desk, wanted: SignIn, peer: str) -> tuple[str, Session]:
-    """The cookie's token and the session. Raises Unauthorized, in the same words whatever was wrong, or RateLimited."""
-    now = time.monotonic()
-    names = [f"address {peer}", f"user {wanted.user or MASTER}"]
-    for name in names:
-        desk.doorman.check(name, now)
-    user = _with_master_key(desk, wanted.master_key) if wanted.master_key else _with_password(desk, wanted)
-    if user is None:
-        for name in names:
-            desk.doorman.failed(name, now)
-        log.warning("a sign-in from %s failed", peer)  # not the name: people type passwords there
-        raise Unauthorized("the name or the secret is wrong")
+def sign_in(desk: Desk, wanted: SignIn, request: Request) -> SignedIn:
+    """Raises Unauthorized, in the same words whatever was wrong, or RateLimited."""
+    peer = request.client.host if request.client else ""
+    role: Role = "admin"
+    name, device = _master_name(desk), ""
+    if not _is_master_key(desk, wanted.master_key):
+        user = _with_password(desk, wanted, peer, request.cookies.get(DEVICE, ""))
+        name, role, device = user.name, user.role, _device_of(user, secrets.token_urlsafe(16))
     token = secrets.token_urlsafe(32)
     expires_s = time.time() + LIVES_S
-    row = {"id": _hash(token), "user_name": user[0], "role": user[1], "created_s": time.time(), "expires_s": expires_s}
+    row = {"id": _hash(token), "user_name": name, "role": role, "created_s": time.time(), "expires_s": expires_s}
     with desk.store.engine.begin() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.expires_s < time.time()))
         connection.execute(sa.insert(sessions), row)
-        connection.execute(sa.update(users).where(users.c.name == user[0]).values(last_seen_s=time.time()))
-    desk.store.note(_shown(user[0]), "session.begin", _shown(user[0]), {"from": peer})
-    return token, Session(
-        user=_shown(user[0]), role=user[1], csrf=csrf_of(token), expires_s=expires_s, how="cookie"
-    )
+        connection.execute(sa.update(users).where(users.c.name == name).values(last_seen_s=time.time()))
+    desk.store.note(_shown(name), "session.begin", _shown(name), {"from": peer})
+    session = Session(user=_shown(name), role=role, csrf=csrf_of(token), expires_s=expires_s, how="cookie")
+    return SignedIn(token, session, device)
 
 
 def sign_out(desk: Desk, request: Request) -> None:
@@ -124,7 +133,7 @@ def sign_out(desk: Desk, request: Request) -> None:
             connection.execute(sa.delete(sessions).where(sessions.c.id == _hash(token)))
 
 
-def set_cookie(response: Response, request: Request, token: str, session: Session) -> None:
+def set_cookies(response: Response, request: Request, signed: SignedIn) -> None:
     """Only sent back to this site, never readable by scripts, and over TLS only, unless all of it is on this machine.
 
     Raises PolicyError where it would cross a network in the clear.
@@ -136,9 +145,11 @@ def set_cookie(response: Response, request: Request, token: str, session: Sessio
             "passwords and sessions need https: put a TLS proxy in front, or open this page as localhost",
             code="insecure_transport", status=403,
         )  # fmt: skip
-    response.set_cookie(
-        COOKIE, token, max_age=round(LIVES_S), path="/", secure=tls, httponly=True, samesite="strict"
-    )
+    for name, value, lives_s in ((COOKIE, signed.token, LIVES_S), (DEVICE, signed.device, DEVICE_LIVES_S)):
+        if value:
+            response.set_cookie(
+                name, value, max_age=round(lives_s), path="/", secure=tls, httponly=True, samesite="strict"
+            )
 
 
 def clear_cookie(response: Response) -> None:
@@ -193,16 +204,31 @@ def _living(found: Found) -> Found | None:
     return found if time.time() < found.expires_s else None
 
 
-def _with_master_key(desk: Desk, sent: str) -> tuple[str, Role] | None:
+def _is_master_key(desk: Desk, sent: str) -> bool:
     master_key = desk.config.auth.master_key
-    right = bool(master_key) and hmac.compare_digest(sent.encode(), master_key.encode())
-    return (_master_name(desk), "admin") if right else None
+    return bool(master_key) and hmac.compare_digest(sent.encode(), master_key.encode())
 
 
-def _with_password(desk: Desk, wanted: SignIn) -> tuple[str, Role] | None:
-    user: UserRow | None = find_user(desk.store, wanted.user)
-    right = password_matches(wanted.password, user.password if user is not None else "")
-    return (user.name, user.role) if user is not None and right and not user.disabled else None
+def _with_password(desk: Desk, wanted: SignIn, peer: str, device: str) -> UserRow:
+    now, user = time.monotonic(), find_user(desk.store, wanted.user)
+    names = [f"address {peer}", f"user {wanted.user or MASTER}"]
+    if user is not None and hmac.compare_digest(device.encode(), _device_of(user, device.partition(".")[0]).encode()):
+        names = [f"device {_hash(device)}"]
+    for name in names:
+        desk.doorman.check(name, now)
+    right = not wanted.master_key and password_matches(wanted.password, user.password if user is not None else "")
+    if user is None or not right or user.disabled:
+        for name in names:
+            desk.doorman.failed(name, now)
+        log.warning("a sign-in from %s failed", peer)  # not the name: people type passwords there
+        raise Unauthorized("the name or the secret is wrong")
+    return user
+
+
+def _device_of(user: UserRow, number: str) -> str:
+    """Nobody can make one up who doesn't know what is stored of the password; with another password it is void."""
+    told = f"device {user.name} {number}".encode()
+    return f"{number}.{hmac.new(user.password.encode(), told, hashlib.sha256).hexdigest()}"
 
 
 def _master_name(desk: Desk) -> str:

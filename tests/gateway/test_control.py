@@ -300,7 +300,8 @@ async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], 
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"GET /healthz HTTP/1.1\r\nhost:", b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nuser"]
+    "said",
+    [b"", b"GET /healthz HTTP/1.1\r\nhost:", b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nuser"],
 )
 async def test_slow_strangers_keep_no_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
@@ -322,6 +323,21 @@ async def test_slow_strangers_keep_no_connection(
                 pass
         assert (await client.get("/healthz", headers={"x-long": "x" * 70_000})).status_code == 431
     assert "Traceback" not in caplog.text
+
+
+async def test_a_trusted_proxy_tells_addresses_apart(tmp_path: Path) -> None:
+    """Who fails too often behind it holds up nobody else there; what others say of their address counts for nothing."""
+    config = configured(tmp_path, master_key="master", port=free_port())
+    async with controlled(config) as client:
+        await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
+
+        async def failed(user: str, said: str) -> int:
+            told = {"x-forwarded-for": said}
+            return (await client.post("/admin/session", json={"user": user, "password": "x"}, headers=told)).status_code
+
+        said = [await failed(f"user {n}", f"10.0.0.{n}, 203.0.113.1") for n in range(8)]
+        assert (said[0], said[-1]) == (401, 429)
+        assert await failed("user 9", "203.0.113.2") == 401
 
 
 async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> None:

@@ -32,12 +32,12 @@ def sign_in(request: Request, fields: Fields) -> Response:
     user, secret, onward = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
     wanted = SignIn(user=user, password=secret) if user else SignIn(master_key=secret)
     try:
-        token, session = sessions.sign_in(desk_of(request), wanted, request.client.host if request.client else "")
+        signed = sessions.sign_in(desk_of(request), wanted, request)
     except HeadgateError as fault:
         context = {"fault": fault, "note": "", "next": onward, "user": user}
         return render_plain(request, "login.html", context, status=fault.status)
     response = RedirectResponse(onward, 303)
-    sessions.set_cookie(response, request, token, session)
+    sessions.set_cookies(response, request, signed)
     return response
 
 

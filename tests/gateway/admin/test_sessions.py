@@ -14,7 +14,7 @@ from gateway.admin import sessions as module
 from gateway.admin import users
 from gateway.admin.actor import Actor
 from gateway.admin.desk import Desk
-from gateway.admin.sessions import COOKIE, FREE_TRIES
+from gateway.admin.sessions import COOKIE, DEVICE, FREE_TRIES
 from gateway.admin.shapes.access import NewUser, UserChange
 from gateway.admin.users import hashed, password_matches
 from gateway.journal.rollup_tables import sessions
@@ -94,13 +94,54 @@ async def test_whatever_is_wrong_is_said_in_the_same_words(browser: httpx.AsyncC
     assert (answer.status_code, answer.json()["error"]["message"]) == (401, "the name or the secret is wrong")
 
 
-async def test_failed_tries_are_slowed_down_and_the_right_secret_has_to_wait_too(browser: httpx.AsyncClient) -> None:
+async def test_failed_tries_are_slowed_down_and_the_right_password_has_to_wait_too(browser: httpx.AsyncClient) -> None:
     """After the free tries 429 with a time to wait; other users on other machines are not held up."""
     for _ in range(int(FREE_TRIES)):
         await browser.post("/admin/session", json={"user": "admin", "password": "wrong"})
     answer = await browser.post("/admin/session", json={"user": "admin", "password": PASSWORD})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_nobody_is_locked_out_by_others_wrong_tries(guarded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy all have one address: a browser that the user has signed in with, and the master key, go on."""
+    monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
+    async with client_of(guarded) as known, client_of(guarded) as new:
+        await signed_in(known, "operator")
+        await signed_in(known, "admin")  # of the browser's users the last one
+        for user in ["operator", "admin"] * int(FREE_TRIES):
+            await new.post("/admin/session", json={"user": user, "password": "wrong"})
+        right = {"user": "admin", "password": PASSWORD}
+        assert (await new.post("/admin/session", json=right)).status_code == 429
+        assert (await known.post("/admin/session", json={**right, "user": "operator"})).status_code == 429
+        assert (await known.post("/admin/session", json=right)).status_code == 201
+        assert (await new.post("/login", data={"password": MASTER})).status_code == 303
+
+
+async def test_who_holds_a_known_browser_can_not_guess_faster(guarded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tries are counted too; a made up or changed mark is none, nor is one of before the password's change."""
+    monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
+    async with client_of(guarded) as known, client_of(guarded) as new:
+        await signed_in(known, "admin")
+        mark = known.cookies[DEVICE]
+        assert PASSWORD not in mark and once_hashed() not in mark
+        said = [
+            await known.post("/admin/session", json={"user": "admin", "password": f"wrong {n}"})
+            for n in range(int(FREE_TRIES) + 1)
+        ]
+        assert [one.status_code for one in said] == [401] * int(FREE_TRIES) + [429]
+        await signed_in(new, "admin")  # that was nobody else's fault
+        for _ in range(int(FREE_TRIES)):
+            await new.post("/admin/session", json={"user": "viewer", "password": "wrong"})
+        number, _, mac = mark.partition(".")
+        for made_up in (f"{number}x.{mac}", f"{number}.{'0' * 64}", ".", ""):
+            sent = {"cookie": f"{DEVICE}={made_up}"}
+            async with client_of(guarded) as client:
+                answer = await client.post("/admin/session", json={"user": "admin", "password": PASSWORD}, headers=sent)
+            assert answer.status_code == 429
+        users.change_user(guarded, ADMIN, "admin", UserChange(password=PASSWORD + "!", version=1))
+        answer = await new.post("/admin/session", json={"user": "admin", "password": PASSWORD + "!"})
+        assert answer.status_code == 429
 
 
 @pytest.mark.parametrize("how", ["signed out", "removed", "expired"])
