@@ -230,7 +230,7 @@ class Caller:
     ) -> None:
         """Before an answer or inside it (`flow`). An upstream that had begun to work is paid; a refusal is free."""
         attempt.failure = error.failure
-        error.message = self.providers[deployment.provider].without_secrets(error.message)
+        self.providers[deployment.provider].hide_secrets(error)
         seen = flow.peek() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
         if said_chars(seen) or (began and error.upstream_status < 400):

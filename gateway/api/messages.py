@@ -44,7 +44,7 @@ async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: st
     body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)
     if response.status >= 300:
         error = classify(response.status, body, readable(response.headers), "messages")
-        error.message = provider.without_secrets(error.message)
+        provider.hide_secrets(error)
         raise error
     if not body.startswith(b"{"):
         raise UpstreamError("bad_response", "the provider's count of tokens isn't JSON")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from gateway.config import ModelConfig, ProviderConfig
-from gateway.errors import CallerError, ConfigError
+from gateway.errors import CallerError, ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.reach import names_inner
 from local_models.backends import PROFILES
@@ -94,12 +94,13 @@ class Provider(ABC):
             head = self._heads[name, dialect, stream] = self._head(name, dialect, stream)
         return head + self._passed(call_headers)
 
-    def without_secrets(self, said: str) -> str:
-        """What this provider said of an error, should it repeat what we prove ourselves with."""
+    def hide_secrets(self, error: UpstreamError) -> None:
+        """In what this provider said of an error, should it repeat what we prove ourselves with."""
         for secret in (self.config.api_key, *self.config.headers.values()):
             if len(secret) >= LEAST_SECRET:
-                said = said.replace(secret, "***")
-        return said
+                error.message = error.message.replace(secret, "***")
+                error.param = error.param and error.param.replace(secret, "***")
+                error.code = error.code and error.code.replace(secret, "***")
 
     async def get(self, path: str, *, timeout_s: float) -> Response:
         """For probes: GET `path`, which starts behind the base path."""

@@ -48,6 +48,7 @@ _TOO_LONG = re.compile(
 )
 _UNPAID = re.compile(r"credit balance is too low|insufficient (account )?balance", re.IGNORECASE)
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+_WORD = re.compile(r"[\w.:/-]{1,80}", re.ASCII)
 _MAX_MESSAGE = 2000
 _MAX_RETRY_AFTER_S = 86400.0
 
@@ -114,7 +115,7 @@ def classify(
     )
     if failure in ("rejected", "unsupported"):
         error.param = _text(said, "param") or None
-        error.code = _text(said, "code") or None
+        error.code = _word(_text(said, "code"))
     return error
 
 
@@ -217,6 +218,11 @@ def _finding(one: dict[str, Any]) -> str:
 def _text(said: dict[str, Any], name: str) -> str:
     value = said.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _word(code: str) -> str | None:
+    """Codes are kept in spans and in the journal, where nobody's sentences belong."""
+    return code if _WORD.fullmatch(code) else None
 
 
 def _status_in(said: dict[str, Any]) -> int:
