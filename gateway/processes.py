@@ -185,6 +185,11 @@ class Keeper:
             self._leave(old, RETIRE)
         return True
 
+    async def left(self) -> None:
+        """When those that are leaving now are gone."""
+        if self._leaving:
+            await asyncio.wait(set(self._leaving))
+
     async def restart(self, child: Child) -> None:
         """The old run ends, then the new one starts: for a child of which there may be only one."""
         old, self.child = self._run, child

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from gateway.config import Config
 from gateway.config_load import check
 from gateway.listen import admin_host, listen
 from gateway.processes import Child, Keeper
-from gateway.providers.managed import Managed, managed, wait_ready
+from gateway.providers.managed import Managed, is_ready, managed, wait_ready
 from gateway.retired import forget, retire
 
 log = logging.getLogger("headgate.serve")
 
 READY_TIMEOUT_S = 120.0
+LOAD_TIMEOUT_S = 600.0
+"""For a server of ours that a reload adds to load its models."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
 FIXED = ("host", "port", "admin_host", "admin_port", "run_dir")
@@ -74,7 +76,7 @@ class House:
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         self._tasks: dict[Keeper, asyncio.Task[None]] = {}
-        self._upstreams = [self._keeper(_upstream(one)) for one in _managed(config)]
+        self._upstreams = {one.socket: self._keeper(_upstream(one)) for one in _managed(config)}
         self._sockets: list[socket.socket] = []
         for _ in range(self._count):
             self._sockets.append(self._listen())
@@ -85,7 +87,7 @@ class House:
             self._add_worker()
 
     def start(self) -> None:
-        for keeper in (*self._upstreams, self._control, *self._workers):
+        for keeper in (*self._upstreams.values(), self._control, *self._workers):
             self._tasks[keeper] = asyncio.create_task(keeper.keep())
 
     async def stop(self) -> None:
@@ -98,7 +100,7 @@ class House:
         await self._finish(self._workers)
         self._admin_socket.close()
         await self._finish([self._control])
-        await self._finish(self._upstreams)
+        await self._finish([*self._upstreams.values()])
 
     async def announce(self, on_ready: Callable[[], None]) -> None:
         """Say so once a worker accepts connections and every managed server answers; never where none does."""
@@ -122,7 +124,10 @@ class House:
 
     def reload_soon(self) -> None:
         """SIGHUP."""
-        task = asyncio.create_task(self.reload())
+        self._soon(self.reload())
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
@@ -135,11 +140,48 @@ class House:
                 return
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            if await self._put_in_force(config):
-                await self._add_or_end_workers()
-                await self._control.restart(self._control_child())
+            if await self._exchange(config):
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
             tell_system("READY=1")
+
+    async def _exchange(self, config: Config) -> bool:
+        """First servers that new workers will ask, then workers, then control; what only the old ones asked ends."""
+        added = [one for one in _managed(config) if one.socket not in self._upstreams]
+        if not await self._start_upstreams(added) or not await self._put_in_force(config):
+            await self._end_upstreams([one.socket for one in added])
+            return False
+        asked = {one.socket for one in _managed(config)}
+        self._soon(self._end_unasked([one for one in self._upstreams if one not in asked]))
+        await self._add_or_end_workers()
+        await self._control.restart(self._control_child())
+        return True
+
+    async def _start_upstreams(self, added: list[Managed]) -> bool:
+        """False: one of them does not answer."""
+        for one in added:
+            keeper = self._upstreams[one.socket] = self._keeper(_upstream(one))
+            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+        deadline_s = time.monotonic() + LOAD_TIMEOUT_S
+        for one in added:
+            while not await is_ready(one.socket):
+                if self._upstreams[one.socket].restarts or time.monotonic() > deadline_s:
+                    log.error("configuration not reloaded, the old one stays: provider %s does not start; what it said "
+                              "is above", one.provider)  # fmt: skip
+                    return False
+                await asyncio.sleep(0.05)
+        return True
+
+    async def _end_unasked(self, sockets: list[Path]) -> None:
+        """These servers, once the workers that may ask them are gone, if no reload has named them again."""
+        await asyncio.gather(*(keeper.left() for keeper in self._workers))
+        async with self._reloading:
+            asked = {one.socket for one in _managed(self.config)}
+            await self._end_upstreams([one for one in sockets if one not in asked])
+
+    async def _end_upstreams(self, sockets: list[Path]) -> None:
+        await self._finish([self._upstreams.pop(one) for one in sockets])
+        for one in sockets:
+            one.unlink(missing_ok=True)
 
     async def _put_in_force(self, config: Config) -> bool:
         """In every worker, one after the other. False: in none, and what starts from now on goes by the old one."""
@@ -245,8 +287,6 @@ def _upstream(one: Managed) -> Child:
 
 def _warn_of_fixed(old: Config, new: Config) -> None:
     changed = [f"server.{name}" for name in FIXED if getattr(old.server, name) != getattr(new.server, name)]
-    if [one.command for one in _managed(old)] != [one.command for one in _managed(new)]:
-        changed.append("providers of this machine")
     if changed:
         log.warning("a restart is needed for what changed in: %s", ", ".join(changed))
 

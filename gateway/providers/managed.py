@@ -7,6 +7,7 @@ dialect on a unix socket in `server.run_dir`, so for the request path they are p
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -50,7 +51,9 @@ def managed(config: ProviderConfig, server: Server) -> Managed | None:
 
 
 def socket_path(config: ProviderConfig, server: Server) -> Path:
-    path = Path(server.run_dir).resolve() / f"{config.name}.sock"
+    """Other options have another socket: at a reload the new server starts beside the one that it is to replace."""
+    options = hashlib.sha256(json.dumps(config.options, sort_keys=True).encode()).hexdigest()[:8]
+    path = Path(server.run_dir).resolve() / f"{config.name}.{options}.sock"
     if not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError([f"providers.{config.name}: a managed provider's name is letters, digits, - _ ."])
     if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
@@ -69,7 +72,7 @@ class ManagedPool(Pool):
     def unreached(self, error: Exception) -> UpstreamError:
         if not isinstance(error, FileNotFoundError | ConnectionRefusedError):
             return super().unreached(error)
-        name = Path(self.endpoint.uds).stem
+        name = Path(self.endpoint.uds).stem.rpartition(".")[0]
         message = f"the local server {name} is still loading; try again in a few seconds"
         return UpstreamError("loading", message, status=503, retry_after_s=RETRY_AFTER_S)
 

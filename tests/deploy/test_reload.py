@@ -28,7 +28,10 @@ CHAT = {"model": "small", "messages": [{"role": "user", "content": "hello there"
 SLOW = {**CHAT, "model": "slow", "stream": True}
 
 
-def write_config(folder: Path, *, answer: str, port: int, admin_port: int, **server: object) -> Path:
+def write_config(
+    folder: Path, *, answer: str, port: int, admin_port: int, slow: str = "one two three four five six",
+    **server: object,
+) -> Path:  # fmt: skip
     """Two workers over a scripted upstream of their own; `answer` is what changes. The folder's own ports."""
     path = folder / "headgate.toml"
     settings = {"port": port, "admin_port": admin_port, "run_dir": f"{folder}/run", "workers": 2, **server}
@@ -44,7 +47,7 @@ kind = "scripted"
 [providers.options.scripts]
 small = [{{ text = "small" }}]
 large = [{{ text = "large" }}]
-slow = [{{ text = "one two three four five six", gap_s = 0.4 }}]
+slow = [{{ text = "{slow}", gap_s = 0.4 }}]
 [[models]]
 name = "small"
 provider = "script"
@@ -288,3 +291,57 @@ def sockets_at(port: int) -> int:
     """How many listening sockets share this port."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return sum(line.split()[1] == f"0100007F:{port:04X}" and line.split()[3] == "0A" for line in lines)
+
+
+def servers_of(pid: int) -> dict[int, str]:
+    """The model servers of ours that a supervisor runs, with their commands."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    told = (line.split(maxsplit=1) for line in found.stdout.splitlines() if " --uds " in line)
+    return {int(number): command for number, command in told}
+
+
+async def reloaded(gateway: Gateway) -> None:
+    os.kill(gateway.pid, signal.SIGHUP)
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
+
+
+async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
+    """One that stays is not started again; another in its place is up before it is asked, and the old one goes when its
+    last stream has ended.
+    """
+    gateway.change(answer="small")
+    before = servers_of(gateway.pid)
+    await reloaded(gateway)
+    assert servers_of(gateway.pid) == before and len(before) == 1
+    streaming = asyncio.create_task(stream(gateway.port))
+    await asyncio.sleep(0.3)
+    gateway.change(answer="small", slow="seven eight")
+    load = Load(gateway.port)
+    client = asyncio.create_task(load.client())
+    await reloaded(gateway)
+    text = await streaming
+    assert "six" in text and text.endswith("data: [DONE]\n\n")
+    assert "eight" in await stream(gateway.port)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(servers_of(gateway.pid)) > 1:
+            await asyncio.sleep(0.05)
+    load.stop = True
+    await client
+    assert load.failures == [] and not servers_of(gateway.pid).keys() & before.keys()
+    assert len([*(gateway.folder / "run").glob("*.sock")]) == 1
+
+
+async def test_a_model_server_that_can_not_start_changes_nothing(gateway: Gateway) -> None:
+    """Its model isn't there: the old configuration goes on, the old servers too."""
+    gateway.change(answer="small")
+    await reloaded(gateway)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(before := servers_of(gateway.pid)) > 1:
+            await asyncio.sleep(0.05)
+    gateway.change(answer="large")
+    with (gateway.folder / "headgate.toml").open("a") as config:
+        config.write('[[providers]]\nname = "home"\nkind = "local"\noptions = { models = { m = "/gone" } }\n')
+    await reloaded(gateway)
+    assert servers_of(gateway.pid) == before
+    assert said_by_all(gateway.port) == {"small"}
