@@ -20,6 +20,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 import uvicorn
+import uvloop
 from msgspec.structs import replace
 
 from gateway.admin.app import make_admin
@@ -40,7 +41,7 @@ from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
 from gateway.learn.chore import Turns
 from gateway.learn.promises import Promises
-from gateway.listen import admin_host, taken_over, tls_options
+from gateway.listen import admin_host, taken_over, tls_options, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.processes import orphaned
 from gateway.spread import Spread
@@ -79,11 +80,12 @@ async def serve_control(
     ended = threading.Event()
     chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
     serving = asyncio.create_task(server.serve(sockets=sockets or None))
-    stopping = asyncio.create_task(stop.wait())
+    stopping, watching = asyncio.create_task(stop.wait()), asyncio.create_task(watch_files())
     try:
         await asyncio.wait({chores, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
+        watching.cancel()
         ended.set()
         desk.closing = True
         server.should_exit = True
@@ -199,7 +201,7 @@ def main() -> None:
         config = replace(config, server=replace(config.server, workers=chosen.workers))
     set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
-        asyncio.run(run(config, taken_over(chosen.fd), chosen.parent))
+        uvloop.run(run(config, taken_over(chosen.fd), chosen.parent))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None
 

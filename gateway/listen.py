@@ -1,9 +1,15 @@
-"""Listening sockets and TLS, as workers, control and supervisor share them."""
+"""Listening sockets, the files they are, and TLS, as workers, control and supervisor share them."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import logging
+import os
+import resource
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any
 
 from gateway.config import Server
@@ -12,6 +18,39 @@ from gateway.errors import ConfigError
 BACKLOG = 2048
 UNREAD_S = 120.0
 """A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
+FILES_EVERY_S = 1.0
+
+log = logging.getLogger("headgate.files")
+
+
+def raise_file_limit() -> None:
+    """As many open files, so connections, as the system allows; shells start processes with less."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # a system that has no more after all
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def watch_files() -> None:
+    """Say when none can be opened any more: the system turns new connections away without a word to anybody."""
+    were_left = True
+    while True:
+        are_left = _are_files_left()
+        if were_left and not are_left:
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            log.error("all %d file descriptors are in use: new connections are turned away, those that are open go on. "
+                      "Raise the limit (ulimit -Hn, LimitNOFILE), or start more workers", most)  # fmt: skip
+        elif are_left and not were_left:
+            log.warning("there are file descriptors again")
+        were_left = are_left
+        await asyncio.sleep(FILES_EVERY_S)
+
+
+def _are_files_left() -> bool:
+    try:
+        os.close(os.dup(0))
+    except OSError as fault:
+        return fault.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
 
 
 def admin_host(server: Server) -> str:

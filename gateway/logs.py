@@ -80,7 +80,7 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def _spelt(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+    return repr(match[0])[1:-1]
 
 
 class JsonLines(logging.Formatter):

@@ -22,7 +22,7 @@ from typing import Any
 
 from gateway.config import Config
 from gateway.config_load import check
-from gateway.listen import admin_host, listen
+from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper
 from gateway.providers.managed import Managed, is_ready, managed, wait_ready
 from gateway.retired import forget, retire
@@ -40,6 +40,7 @@ FIXED = ("host", "port", "admin_host", "admin_port", "run_dir")
 
 async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int) -> None:
     """Until SIGINT or SIGTERM. Raises ConfigError where a port is taken."""
+    raise_file_limit()
     house = House(config, path, workers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -330,3 +330,65 @@ def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -
         process.send_signal(signal.SIGINT)
         assert b"Traceback" not in process.stderr.read()
         assert process.wait(60) in (-signal.SIGINT, 130, 0)
+
+
+@pytest.mark.parametrize("port", ["port", "admin_port"])
+async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> None:
+    """New ones are turned away, which the log tells in a line; those that are there are served; it goes on after."""
+    ports = {"port": free_port(), "admin_port": free_port()}
+    said = tmp_path / "said.log"
+    (tmp_path / "headgate.toml").write_text(
+        f'[server]\nport = {ports["port"]}\nadmin_port = {ports["admin_port"]}\nrun_dir = "{tmp_path}/run"\n'
+        f'[storage]\nurl = "sqlite:///{tmp_path}/journal.db"\n[[providers]]\nname = "sim"\nkind = "scripted"\n'
+        '[[models]]\nname = "echo"\nprovider = "sim"\n'
+    )
+    command = f"ulimit -n 200; exec {sys.executable} -m gateway serve --config {tmp_path}/headgate.toml"
+    with said.open("wb") as log:
+        process = await asyncio.create_subprocess_shell(command, stdout=log, stderr=log)
+    head = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+    async def opened() -> asyncio.StreamWriter | None:
+        """A connection that is answered; None: turned away."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", ports[port])
+            writer.write(head)
+            await reader.readuntil(b"}")
+        except (OSError, asyncio.IncompleteReadError):
+            return None
+        held.append((reader, writer))
+        return writer
+
+    async def told(text: bytes) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while text not in said.read_bytes():
+                await asyncio.sleep(0.05)
+
+    held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    try:
+        await told(b"answers on")
+        async with asyncio.timeout(PATIENCE_S):
+            while not await opened():
+                await asyncio.sleep(0.1)
+            while await opened():
+                pass
+            reader, writer = held[0] if port == "port" else held[-1]  # the admin port ends idle ones
+            writer.write(head)
+            await reader.readuntil(b"}")
+            await told(b"all 200 file descriptors are in use")
+            for _, writer in held:
+                writer.close()
+            while not await opened():
+                await asyncio.sleep(0.1)
+        await told(b"there are file descriptors again")
+    finally:
+        process.terminate()
+        await process.wait()
+    assert b"Traceback" not in said.read_bytes() and said.read_bytes().count(b"\n") < 20
+
+
+def test_as_many_files_as_the_system_allows() -> None:
+    """Whatever a shell starts processes with."""
+    asks = "from gateway.listen import raise_file_limit as r; import resource; r(); print(*resource.getrlimit(7))"
+    shell = f'ulimit -Sn 100; exec {sys.executable} -c "{asks}"'
+    soft, hard = subprocess.run(shell, shell=True, capture_output=True, text=True, check=True).stdout.split()
+    assert soft == hard
