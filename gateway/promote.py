@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from gateway.errors import CallerError
-from gateway.journal.store import RouterVersion, Store
+from gateway.journal.store import RouterVersion, Store, VersionConflict
 from gateway.journal.tables import artifacts
 from gateway.settings import Settings, change_settings
 from routers.artifact import load_artifact, write_whole
@@ -48,31 +48,39 @@ class Versions:
         self._store.save_router_version(version, actor)
         return version
 
-    def promote(self, route: str, version: str, *, actor: str) -> RouterVersion:
+    def promote(self, route: str, version: str, *, actor: str, instead: str | None = None) -> RouterVersion:
         """Serve this version from now on; the one before is retired, not forgotten. Raises CallerError where it can't
-        be served.
+        be served, or where another than `instead` (empty: none) is live: of several who promote at one moment, on
+        whatever replica, one does. None: than was live when this was called.
         """
+        before = self.live(route) if instead is None else instead
         chosen = self.find(route, version)
         if fault := self.fault(chosen):
             raise CallerError(f"{chosen.version} can't be served: {fault}", status=422)
-        live = self._mark(chosen, "live", actor)
+        live = self._mark(chosen, "live", actor, instead=before)
         self._serve(route, self.artifact(chosen))
         return live
 
-    def roll_back(self, route: str, *, actor: str) -> RouterVersion | None:
+    def roll_back(self, route: str, *, actor: str, instead: str | None = None) -> RouterVersion | None:
         """Serve the version that was live before, of those that can still be opened; None: back to what the
-        configuration names.
+        configuration names. `instead`: as for `promote`.
         """
         live = next((one for one in self.list(route) if one.state == "live"), None)
         if live is None:
             raise CallerError(f"route '{route}' has no promoted version to roll back")
+        before = live.version if instead is None else instead
         former = self.former(route)
         if former is not None:
-            former = self.promote(route, former.version, actor=actor)
+            former = self.promote(route, former.version, actor=actor, instead=before)
+            self._mark(live, "rolled_back", actor)
         else:
+            self._mark(live, "rolled_back", actor, instead=before)
             self._serve(route, "")
-        self._mark(live, "rolled_back", actor)
         return former
+
+    def live(self, route: str) -> str:
+        """The version that serves; empty: what the configuration names does."""
+        return next((one.version for one in self.list(route) if one.state == "live"), "")
 
     def former(self, route: str) -> RouterVersion | None:
         """What a roll-back would serve; None: what the configuration names."""
@@ -120,11 +128,15 @@ class Versions:
     def _place(self, route: str, version: str) -> Path:
         return self._run_dir / "routers" / route / f"{version}.safetensors"
 
-    def _mark(self, version: RouterVersion, state: str, actor: str) -> RouterVersion:
+    def _mark(self, version: RouterVersion, state: str, actor: str, *, instead: str | None = None) -> RouterVersion:
         marked = RouterVersion(
             version.name, version.version, version.time_s, state, version.artifact, version.checksum, version.metrics
         )
-        self._store.save_router_version(marked, actor)
+        try:
+            self._store.save_router_version(marked, actor, instead=instead)
+        except VersionConflict as other:
+            told = f"{other} serves '{version.name}'" if str(other) else f"no version serves '{version.name}' any more"
+            raise CallerError(f"{told}: somebody changed it meanwhile", status=409, code="conflict") from None
         return marked
 
     def _serve(self, route: str, artifact: str) -> None:

@@ -59,7 +59,7 @@ def promote(desk: Desk, who: Actor, route: str, version: str, live: str | None =
     route_of(desk, route)
     with database(), _one_at_a_time(desk, route):
         _refuse_stale(desk, route, live)
-        promoted = _versions(desk).promote(route, version, actor=who.name)
+        promoted = _versions(desk).promote(route, version, actor=who.name, instead=live)
         if desk.settings().canaries.get(route):
             take_back(str(desk.run_dir), route)
     return _done(desk, route, promoted.version, "live")
@@ -70,7 +70,7 @@ def roll_back(desk: Desk, who: Actor, route: str, live: str | None = None) -> Ve
     route_of(desk, route)
     with database(), _one_at_a_time(desk, route):
         _refuse_stale(desk, route, live)
-        back = _versions(desk).roll_back(route, actor=who.name)
+        back = _versions(desk).roll_back(route, actor=who.name, instead=live)
     return _done(desk, route, back.version if back else "", "live")
 
 

@@ -37,8 +37,8 @@ from gateway.journal.tables import (
 from gateway.journal.write import Row, clean, put_row, write_audit
 
 _BATCH_ROWS = 1000
-_KEYS_LOCK = 0x6B657973
-"""PostgreSQL advisory lock."""
+_KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
+"""PostgreSQL advisory locks: of makers of keys, and of those who change where a router stands."""
 _OFFSETS_KEPT_S = 7 * 86400.0
 _STATS_KEPT_S = 400 * 86400.0
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
@@ -75,6 +75,10 @@ class RouterVersion:
 
 class SettingConflict(Exception):
     """Another version of the setting is in force than its writer thought."""
+
+
+class VersionConflict(Exception):
+    """Another version of the router is live than its writer thought: this one, or none."""
 
 
 def open_store(url: str, *, keep_days: float = 30.0) -> Store:
@@ -169,7 +173,7 @@ class Store:
     def add_key(self, key: KeyRecord, actor: str) -> None:
         """Raises ValueError where a live key has this name already."""
         with self.engine.begin() as connection:
-            _take_keys_lock(connection)
+            _take_lock(connection, _KEYS_LOCK)
             same = sa.select(keys.c.id).where(keys.c.name == key.name, keys.c.revoked_s.is_(None))
             if connection.execute(same).first() is not None:
                 raise ValueError(f"a key named {key.name!r} exists")
@@ -266,9 +270,15 @@ class Store:
         query = sa.select(settings).where(settings.c.name == name).order_by(settings.c.version.desc()).limit(limit)
         return [{**row, "value": msgspec.json.decode(row["value"])} for row in self._rows(query)]
 
-    def save_router_version(self, version: RouterVersion, actor: str) -> None:
-        """Adds a version or changes where it stands; of one name at most one version is live."""
+    def save_router_version(self, version: RouterVersion, actor: str, *, instead: str | None = None) -> None:
+        """Adds a version or changes where it stands; of one name at most one version is live, whoever promotes.
+
+        Raises VersionConflict where `instead` is stated and is not the version that is live; empty: none is.
+        """
         with self.engine.begin() as connection:
+            _take_lock(connection, _VERSIONS_LOCK)
+            if instead is not None and (live := _live(connection, version.name)) != instead:
+                raise VersionConflict(live)
             if version.state == "live":
                 connection.execute(
                     sa.update(router_versions)
@@ -368,10 +378,15 @@ def _whole_numbers(row: Row) -> Row:
     return {name: value if isinstance(value, str) else int(value) for name, value in row.items()}
 
 
-def _take_keys_lock(connection: sa.Connection) -> None:
-    """One maker of keys at a time, of all replicas: between the look for a name and the key nobody else takes it."""
+def _live(connection: sa.Connection, name: str) -> str:
+    mine = router_versions.c.name == name, router_versions.c.state == "live"
+    return connection.execute(sa.select(router_versions.c.version).where(*mine)).scalar() or ""
+
+
+def _take_lock(connection: sa.Connection, lock: int) -> None:
+    """One at a time, of all replicas: what is looked at first is still so when it is changed."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_KEYS_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

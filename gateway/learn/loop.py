@@ -105,7 +105,7 @@ class Loop:
         if candidate is not None and (lost := self.lost(candidate, now_s)):
             told = lost
         elif "canary" in standing:
-            told = self.watch_canary(log, standing["canary"], now_s)
+            told = self.watch_canary(log, standing["canary"], now_s, live.version if live else "")
         elif "shadow" in standing:
             told = self.watch_shadow(log, standing["shadow"], incumbent, now_s)
         else:
@@ -195,8 +195,8 @@ class Loop:
         reason = f"agrees with {found.agreement:.0%} of decisions; {found.verdict.reason}"
         return StepReport(CANARY, reason, version.version)
 
-    def watch_canary(self, log: Log, version: RouterVersion, now_s: float) -> StepReport:
-        """Randomised halves of the traffic decide."""
+    def watch_canary(self, log: Log, version: RouterVersion, now_s: float, live: str) -> StepReport:
+        """Randomised halves of the traffic decide. `live`: what served when they were looked at."""
         label = str((version.metrics or {}).get("label", ""))
         halves = halves_of(log, label, self.reward(log, self.policy()), _since(version))
         gap, count = halves.difference(), len(halves.candidate)
@@ -211,7 +211,7 @@ class Loop:
             mark(self.store, version, "rolled_back", now_s, canary=gap.as_dict())
             return StepReport(ROLLED_BACK, reason, version.version)
         noted = mark(self.store, version, "candidate", now_s, canary=gap.as_dict())
-        self.versions.promote(self.route, noted.version, actor="learn")
+        self.versions.promote(self.route, noted.version, actor="learn", instead=live)
         return StepReport(PROMOTED, reason, version.version)
 
     def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> StepReport | None:
@@ -224,7 +224,7 @@ class Loop:
         verdict = judge(fresh, former, decided(incumbent, fresh), self.reward(fresh, incumbent))
         if not verdict.passed:
             return None
-        self.versions.roll_back(self.route, actor="learn")
+        self.versions.roll_back(self.route, actor="learn", instead=live.version)
         return StepReport(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
 
     # -- what they share

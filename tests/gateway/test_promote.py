@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 
 from gateway.commands.learn import add_to
 from gateway.errors import CallerError
+from gateway.journal.schema import migrate
 from gateway.journal.store import RouterVersion, open_store
 from gateway.journal.tables import artifacts
 from gateway.promote import Versions
@@ -22,6 +26,9 @@ from gateway.settings import change_settings, read_settings
 from routers.artifact import load_artifact
 from routers.registry import DEFAULT_ARTIFACT
 from tests.gateway.learn.folders import write_folder
+from tests.postgres_server import PostgresServer, postgres_server
+
+__all__ = ["postgres_server"]
 
 
 @pytest.fixture
@@ -89,6 +96,67 @@ def test_a_lost_version_comes_back_from_what_replicas_share(versions: Versions, 
     assert served.is_relative_to(tmp_path / "run") and served.read_bytes() == content
     assert [path.name for path in served.parent.iterdir()] == [served.name]
     store.close()
+
+
+REPLICA = """
+import sys
+from gateway.errors import CallerError
+from gateway.journal.store import open_store
+from gateway.promote import Versions
+versions = Versions(open_store(sys.argv[1]), sys.argv[2])
+print("ready", flush=True)
+for line in sys.stdin:
+    version, _, before = line.strip().partition(" ")
+    try:
+        print(versions.promote("auto", version, actor="me", instead=before).version, flush=True)
+    except CallerError as refused:
+        print(refused.code, flush=True)
+"""
+
+
+def test_of_two_replicas_that_promote_at_one_moment_one_does(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    """Both saw the same version serve; the other is refused, and only what won is live."""
+    url = postgres_server.new_database()
+    migrate(url)
+    store = open_store(url)
+    for name in "abcd":
+        store.save_router_version(RouterVersion("auto", name, 1.0, "candidate", str(DEFAULT_ARTIFACT)), "me")
+
+    def replica(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", REPLICA, url, str(folder)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(replica(tmp_path / name)) for name in ("one", "two")]
+        heard = [one.stdout.readline() for one in replicas if one.stdout]
+        assert heard == ["ready\n"] * 2
+        before = ""
+        for wanted in ("ab", "cd") * 6:
+            for one, version in zip(replicas, wanted, strict=True):
+                assert one.stdin is not None
+                one.stdin.write(f"{version} {before}\n")
+                one.stdin.flush()
+            said = [one.stdout.readline().strip() for one in replicas if one.stdout]
+            (before,) = set(said) - {"conflict"}
+            assert "conflict" in said and before in wanted
+            assert [row.version for row in store.router_versions("auto") if row.state == "live"] == [before]
+        for one in replicas:
+            assert one.stdin is not None
+            one.stdin.close()
+    store.close()
+
+
+def test_a_step_from_what_no_longer_serves_is_refused(versions: Versions, tmp_path: Path) -> None:
+    """It changes nothing, neither forwards nor back."""
+    versions.promote("auto", "a", actor="me", instead="")
+    for step in (lambda: versions.promote("auto", "b", actor="me", instead=""),
+                 lambda: versions.roll_back("auto", actor="me", instead="b")):  # fmt: skip
+        with pytest.raises(CallerError, match="a serves 'auto': somebody changed it meanwhile"):
+            step()
+    assert live(versions) == ["a"]
+    assert read_settings(tmp_path / "run").routers == {"auto": str(tmp_path / "a.safetensors")}
 
 
 def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
