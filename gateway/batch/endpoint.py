@@ -52,6 +52,8 @@ MOST_DIGITS = 18
 MOST_PAGES = 100
 """Of a provider's list of batches, that are looked through for one."""
 STORE_RETRY_S = 1.0
+LOST = "batch_output_lost"
+"""Code of a line that was answered and paid for, to nobody's use."""
 SPARE = 1.5
 """Times the predicted time of asking a part one by one, kept before the deadline to do so."""
 LEAST_SPARE_S = 60.0
@@ -90,6 +92,10 @@ class _Batch(msgspec.Struct):
 class _Page(msgspec.Struct):
     data: list[_Batch]
     has_more: bool = False
+
+
+class Gone(UpstreamError):
+    """The provider knows of no such batch or file any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,11 @@ class Upstreams:
                 return
             for line in lines:
                 cost += await self._hear(runner, part, line)
+            await self._over(runner, part)
+        except Gone as error:
+            log.error("part %s of %s: what the provider's batch %s came to is gone, its lines have failed and are not "
+                      "asked again, since they were paid for: %s", part.id, part.job, part.upstream, error)  # fmt: skip
+            cost += await self._lose(runner, part)
             await self._over(runner, part)
         except UpstreamError as error:
             log.warning("part %s of %s: %s", part.id, part.job, error)
@@ -205,9 +216,10 @@ class Upstreams:
                 if not cancelled and (late or runner.wish == "cancel"):
                     await _cancel(http, part.upstream)
                     cancelled = True
-            except Trouble as trouble:
+            except (Trouble, Gone) as trouble:
                 troubles += 1
-                if late or (troubles >= TRIES and (part.is_new or runner.wish == "cancel")):
+                in_vain = troubles >= TRIES and (part.is_new or runner.wish == "cancel" or isinstance(trouble, Gone))
+                if late or in_vain:
                     raise
                 log.warning("part %s of %s waits: %s", part.id, part.job, trouble)
             await asyncio.sleep(wait_s)
@@ -288,13 +300,31 @@ class Upstreams:
         runner.heard_away(place, int(runner.supply.arm[place]), told)
         return told.cost_nanousd
 
+    async def _lose(self, runner: Runner, part: Part) -> int:
+        """Those without an answer have failed; what they cost as far as is known: what the plan expected."""
+        message = f"the provider's batch {part.upstream} was paid for and its output is gone; it was not asked again"
+        error = {"message": message, "type": "upstream_error", "param": None, "code": LOST}
+        body, cost = msgspec.json.encode({"error": error}), 0
+        deployment = self._deployment_of(part)
+        for place in [place for place in runner.places(part) if runner.supply.state[place] == AWAY]:
+            prompt, arm = runner.plan.prompts[place], int(runner.supply.arm[place])
+            expected_usd = float(runner.plan.estimates.cost_usd[place, arm])
+            told = Told(place, prompt.line, 502, body, LOST, model=part.model)
+            told.cost_nanousd = ceil(expected_usd * 1e9) if isfinite(expected_usd) else 0
+            record = self._record(runner, part, prompt, deployment, told)
+            told.decision_id = record.id
+            await runner.asker.write(record)
+            runner.heard_away(place, arm, told)
+            cost += told.cost_nanousd
+        return cost
+
     def _record(
         self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, told: Told
     ) -> DecisionRecord:
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         call, caller = runner.asker.call(prompt), runner.asker.caller
         usage = peek(told.body, dialect).usage if told.status == 200 else None
-        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else 0
+        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else told.cost_nanousd
         if told.status == 200:
             told.body = translate_answer(told.body, dialect, prompt.surface, model=part.model, request=call.raw)
         attempt = AttemptRecord(
@@ -373,17 +403,21 @@ async def _said(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> 
     if status < 300:
         return response.content
     said = f"{method} {path}: {status}: {response.text[:300]}"
+    if method == "GET" and status in (404, 410):
+        raise Gone("not_found", said)
     raise Trouble("server_error", said) if status in MAY_PASS or status >= 500 else UpstreamError("rejected", said)
 
 
 async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
-    """Of its output and its errors; what can't be read is left out."""
+    """Of its output and its errors; what can't be read is left out. Raises Gone where the output is no more."""
     found = []
-    for id in filter(None, (batch.output_file_id, batch.error_file_id)):
-        content = await _said(http, "GET", f"/files/{id}/content")
-        for line in content.splitlines():
-            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-                found.append(_decode_line(line))
+    contents = [await _said(http, "GET", f"/files/{id}/content") for id in filter(None, [batch.output_file_id])]
+    if batch.error_file_id:
+        with suppress(Gone):  # who is not answered is asked again, and nothing was paid
+            contents.append(await _said(http, "GET", f"/files/{batch.error_file_id}/content"))
+    for line in b"\n".join(contents).splitlines():
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            found.append(_decode_line(line))
     return found
 
 

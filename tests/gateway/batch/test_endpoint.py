@@ -150,6 +150,36 @@ async def test_a_line_that_nobody_foresaw_holds_up_no_job(tmp_path: Path, spoil:
     assert said == [f"say {n}" for n in range(10)] and gateway.upstream.seen.requests == 10 + again
 
 
+@pytest.mark.parametrize("gone", ["/content", "/batch_scripted_0"])
+async def test_what_was_paid_and_is_gone_is_not_paid_again(tmp_path: Path, gone: str, monkeypatch: Any) -> None:
+    """The output has expired, or the provider knows the batch no more: the lines have failed, each says why, and the
+    journal counts what the plan expected them to cost.
+    """
+    monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        gateway.upstream.batches.polls = 2
+        Faults(gateway.upstream.batches, *[("GET", gone, 404, True)] * 20)
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+        paid = [await gateway.decision(item.decision_id) for item in done.jobs.items(done.job.id)]
+        await gateway.rest()
+    assert len(gateway.upstream.batches.batches) == 1 and gateway.upstream.seen.requests == 10
+    assert done.output == [] and len(done.errors) == 10
+    told = [line["response"]["body"]["error"] for line in done.errors]
+    assert {one["code"] for one in told} == {"batch_output_lost"} and "was not asked again" in told[0]["message"]
+    assert {one.cost_nanousd for one in paid} == {20_000} and done.spent_usd == pytest.approx(10 * 2e-5)
+
+
+async def test_a_batch_that_is_not_known_at_once_is_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
+    """Some endpoints tell of a batch only a moment after they have made it."""
+    monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        Faults(gateway.upstream.batches, *[("GET", "/batch_scripted_0", 404, False)] * 2)
+        endpoints = Upstreams(gateway.services, 0.01)
+        done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
+    assert len(done.output) == 10 and gateway.upstream.seen.requests == 10
+
+
 async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, monkeypatch: Any) -> None:
     """They are asked one by one: a job that waits for a part that nobody carries would never end."""
     monkeypatch.setattr("gateway.batch.endpoint.peek", lambda *given: 1 / 0)
