@@ -177,7 +177,8 @@ async def test_a_batch_that_is_not_known_at_once_is_waited_for(tmp_path: Path, m
         Faults(gateway.upstream.batches, *[("GET", "/batch_scripted_0", 404, False)] * 2)
         endpoints = Upstreams(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
-    assert len(done.output) == 10 and gateway.upstream.seen.requests == 10
+    (batch,) = gateway.upstream.batches.batches.values()
+    assert batch["status"] == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
 
 async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, monkeypatch: Any) -> None:
