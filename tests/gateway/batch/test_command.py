@@ -8,6 +8,8 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from gateway.journal.schema import migrate
@@ -80,13 +82,37 @@ async def test_a_plan_is_run_by_the_command_that_it_names(tmp_path: Path) -> Non
         assert error["error"]["code"] == "invalid_json" and error["response"] is None
 
 
+@asynccontextmanager
+async def gate(upstream: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """An upstream's URL behind which nobody answers until the event."""
+    opened, port = asyncio.Event(), int(upstream.split(":")[2].split("/")[0])
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await opened.wait()
+        inner, outer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, outer), copy(inner, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while said := await reader.read(1 << 16):
+                writer.write(said)
+        writer.close()
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    async with server:
+        yield upstream.replace(str(port), str(server.sockets[0].getsockname()[1])), opened
+
+
 async def test_two_commands_at_once_run_one_job(tmp_path: Path) -> None:
     """With the same words: one answers the prompts, the other says who does; nothing is asked twice."""
-    async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
-        configuration(tmp_path, upstream.url)
+    async with ScriptedServer({}) as upstream, gate(upstream.url) as (url, opened):
+        configuration(tmp_path, url)
         prompts = write_prompts(tmp_path, 80)
         runs = [await start(tmp_path, prompts) for _ in range(2)]
-        told = [await run.communicate() for run in runs]
+        hearing = [asyncio.create_task(run.communicate()) for run in runs]
+        await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)  # else the first might be done too soon
+        opened.set()
+        told = await asyncio.gather(*hearing)
         codes = sorted(run.returncode or 0 for run in runs)
         if codes == [2, 2]:  # each saw the other
             again = await start(tmp_path, prompts)
