@@ -86,7 +86,7 @@ LATE: dict[str, list[dict[str, Any]]] = {
 SURFACES: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": [{"role": "user", "content": PROMPT}]},
     "messages": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 9},
-    "responses": {"input": PROMPT},
+    "responses": {"input": PROMPT, "store": False},
     "completions": {"prompt": PROMPT},
     "embeddings": {"input": PROMPT},
 }
