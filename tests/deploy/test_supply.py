@@ -73,7 +73,7 @@ def test_the_threat_model_names_tests_that_exist() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4 and "---" not in line]
     assert len(rows) > 15
     for row in rows[1:]:
-        named = re.findall(r"[a-z_]+/(?:test_[a-z_]+\.py)?", row.split("|")[3])
+        named = re.findall(r"(?:[a-z_]+/)+(?:test_[a-z_]+\.py)?", row.split("|")[3])
         assert named, row
         for name in named:
             assert (ROOT / "tests" / name).exists(), name
