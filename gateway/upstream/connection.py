@@ -92,7 +92,8 @@ class Response:
             else:
                 self._take_part = take
                 await self.wait(deadline)
-                if not self._is_poured:
+                has_enough, self._take_part = self._take_part is None, None
+                if has_enough:
                     return False
 
     def grant(self, stall_s: float) -> None:
@@ -174,10 +175,6 @@ class Response:
 
     def is_full(self) -> bool:
         return self._unread > HIGH_WATER_BYTES and not self._whole_limit
-
-    @property
-    def _is_poured(self) -> bool:
-        return self._take_part is not None
 
     @property
     def is_read_whole(self) -> bool:

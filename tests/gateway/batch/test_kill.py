@@ -135,9 +135,11 @@ async def test_a_killed_job_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     run = await start(tmp_path, write_prompts(tmp_path, 3), "--budget", "1")
     await until(lambda: any((tmp_path / "run").glob("up*.sock")))
     (socket,) = (tmp_path / "run").glob("up*.sock")
+    await until(lambda: _listens(socket))
     run.kill()
     await run.communicate()
     await until(lambda: not _listens(socket))
+    assert not _listens(socket)
 
 
 def _listens(path: Path) -> bool:
