@@ -30,7 +30,7 @@ from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
 from gateway.keys import Caller
-from gateway.pinned import bare_query, bounded, default_choice, merge, pinned, within_cap
+from gateway.pinned import bare_query, bounded, default_choice, listed, merge, pinned, within_cap
 from gateway.reply import EVENTS, JSON, Headers, Reply
 from gateway.routes import Route, share_of
 from gateway.services import Services
@@ -127,6 +127,10 @@ class Answering:
             into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
+        if asked.units:
+            return {
+                name: models[name].worst(into, out, n) + asked.units * models[name].price.unit for name in route.names
+            }
         return {name: models[name].worst(into, out, n, searches) for name in route.names}
 
     # -- describe
@@ -134,7 +138,7 @@ class Answering:
     async def describe(self, exchange: Exchange) -> None:
         """What routers may know: features and one embedding, computed once. A pinned model needs none."""
         route = exchange.route
-        if route.router is None:
+        if route.router is None or exchange.call.content_type:
             return
         version = route.router.features_version
         if version.startswith(ENCODED):
@@ -162,6 +166,8 @@ class Answering:
     def fly(self, exchange: Exchange) -> Ticket | Alone:
         """Take part in the flight of identical requests, where this one may be cached at all."""
         call, config = exchange.call, exchange.route.config
+        if call.content_type:
+            return ALONE
         directive = read_directive(call.wishes.cache, config.cache)
         if directive is None or not (directive.look_up or directive.store or directive.only_if_cached):
             return ALONE
@@ -211,6 +217,8 @@ class Answering:
 
     def choice(self, exchange: Exchange) -> Choice:
         route, wishes = exchange.route, exchange.call.wishes
+        if exchange.call.content_type:
+            return listed(route, exchange.worst, wishes.knobs)
         if route.router is None:
             if not wishes.stated:
                 return pinned(route.default_model, "pinned")
@@ -239,7 +247,7 @@ class Answering:
         call, route, config = exchange.call, exchange.route, exchange.route.config
         worst_usd = {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
         limits = Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s)
-        climbs = call.described.n == 1 and call.surface != "embeddings"
+        climbs = call.described.n == 1 and call.surface != "embeddings" and not call.content_type
         if route.promise is not None and climbs:
             return route.promise.plan(
                 choice, worst_usd, next(self.s.draws), limits=limits, retries=config.retries,
@@ -295,7 +303,8 @@ class Answering:
     def stream_headers(self, exchange: Exchange) -> Headers:
         """Of a live stream: what it will cost can only be expected."""
         expected = expected_nanousd(exchange, self.s.book.models[exchange.answered_by].price)
-        return [*answer_headers(exchange, self.s.now(), expected_nanousd=expected), *EVENTS]
+        kind = [exchange.media] if exchange.call.content_type else EVENTS
+        return [*answer_headers(exchange, self.s.now(), expected_nanousd=expected), *kind]
 
     # -- keep, settle, finish
 
@@ -317,7 +326,9 @@ class Answering:
         """The client's last bytes: a whole answer, a stream's end, or an error in the client's own shape."""
         call, now = exchange.call, self.s.now()
         if ending is not None and reply.committed:
-            await reply.end(exchange.flow.error(ending) if exchange.flow is not None else b"")
+            last = exchange.flow.error(ending) if exchange.flow is not None else b""
+            if last is not None:  # what is left without an end breaks its connection
+                await reply.end(last)
         elif ending is not None:
             extra = error_headers(ending, spent=any(one.failure != "loading" for one in exchange.attempts))
             body = render_error(ending, call.surface, request_id=call.request_id)
@@ -328,7 +339,7 @@ class Answering:
             await reply.begin(200, [*answer_headers(exchange, now), *EVENTS])
             await reply.end(replay(exchange.answer_body, call.surface, include_usage=call.include_usage))
         else:
-            await reply.whole(200, [*answer_headers(exchange, now), JSON], exchange.answer_body)
+            await reply.whole(200, [*answer_headers(exchange, now), exchange.media], exchange.answer_body)
 
     async def refuse(self, call: Call, reply: Reply, error: HeadgateError) -> None:
         """An error before anything was held."""

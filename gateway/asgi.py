@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
 from gateway.background import Background, asked_for, without
-from gateway.call import SURFACES, Arrival, read_call, read_raw
+from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
@@ -24,6 +24,7 @@ from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send
 from gateway.services import Services
 from gateway.wire.errors import render_error, status_of
+from gateway.wire.pass_through import PASSED
 from gateway.wire.responses import new_id
 
 log = logging.getLogger("headgate.asgi")
@@ -31,7 +32,9 @@ log = logging.getLogger("headgate.asgi")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = Mapping[str, Any]
 
-AZURE = re.compile(r"/openai(?:/deployments/(.+?)(?=/chat/completions\Z|/completions\Z|/embeddings\Z)|/v1)?(/.+)\Z")
+AZURE = re.compile(
+    r"/openai(?:/deployments/(.+?)(?=(?:/chat/completions|/completions|/embeddings|/audio/\w+|/images/\w+)\Z)|/v1)?(/.+)\Z"
+)
 UPLOADS = "/v1/files"
 
 
@@ -98,7 +101,7 @@ class App:
         path, model = scope["path"], ""
         if path.startswith("/openai/"):
             path, model = _azure(path)
-        surface = SURFACES.get(path) if scope["method"] == "POST" else None
+        surface = PATHS.get(path) if scope["method"] == "POST" else None
         client = scope.get("client")
         headers, host = dict(scope["headers"]), client[0] if client else ""
         reply = AsgiReply(send)
@@ -160,6 +163,10 @@ class App:
             if isinstance(body, HeadgateError):
                 raise body
             raw = None
+            if surface in PASSED:
+                call = read_passed(surface, body, arrival, timeout_s=server.request_timeout_s)
+                await self.answering.answer(call, reply)
+                return
             if surface == "responses":
                 tenant = services.caller_of(arrival.headers, arrival.host).tenant
                 raw = await services.responses.continued(read_raw(body, arrival.headers), tenant)
@@ -217,15 +224,15 @@ class App:
                 return handler, unquote(match.group(1)) if match.groups() else ""
             if match:
                 allowed.append(known)
-        if allowed or path in SURFACES:
-            methods = ", ".join(sorted({*allowed, *(["POST"] if path in SURFACES else [])}))
+        if allowed or path in PATHS:
+            methods = ", ".join(sorted({*allowed, *(["POST"] if path in PATHS else [])}))
             raise WrongMethod(f"{path} answers {methods}, not {method}", methods)
         raise NotFound(f"Unknown request URL: {method} {path[:200]}{self._likely(path)}", code="unknown_url")
 
     def _likely(self, path: str) -> str:
         """What a base URL that is nearly right was meant to lead to."""
         meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
-        is_known = meant in SURFACES or any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers)
+        is_known = meant in PATHS or any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers)
         if not is_known or len(meant) > 200:
             return ""
         return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."

@@ -16,12 +16,14 @@ from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
 from gateway.providers import Provider
+from gateway.reply import JSON
 from gateway.upstream import Response
 from gateway.wire.answer import peek
 from gateway.wire.call_ids import suited
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import classify
 from gateway.wire.mend import whole
+from gateway.wire.pass_stream import PassStream
 from gateway.wire.relay import Relay, relay
 from gateway.wire.request import ask_usage, encode, signed, translate_request
 from gateway.wire.usage import Usage
@@ -114,6 +116,8 @@ class Caller:
         except CallerError as error:
             raise for_others(error) from None
         head = provider.head(deployment.config, dialect, live, call.headers)
+        if call.content_type:
+            head += b"content-type: %b\r\n" % call.content_type
         if call.once:
             answered = sum(not one.failure for one in exchange.attempts)
             head += b"idempotency-key: %s-%d\r\n" % (call.once.encode(), answered)
@@ -125,7 +129,7 @@ class Caller:
         ends_s = min(begun + rung.timeout_s, call.received_s + call.timeout_s)
         sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s)
         try:
-            if provider.engine is not None:
+            if provider.engine is not None and not call.content_type:
                 body = taken_by(provider.engine, body)
             limit_s = min(ends_s - begun, self.timeouts.first_byte_s) if live else ends_s - begun
             response = await provider.pool.send(head, body, timeout_s=limit_s)
@@ -133,6 +137,8 @@ class Caller:
             if response.status >= 300:
                 refusal = await response.read(self.max_answer_bytes, timeout_s=ends_s - now())
                 raise classify(response.status, refusal, readable(response.headers), dialect)
+            if call.content_type:
+                exchange.media = (b"content-type", response.headers.get(b"content-type", JSON[1]))
             return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
         except UpstreamError as error:
             self.failed(exchange, attempt, deployment, error, sent.flow)
@@ -164,14 +170,7 @@ class Caller:
         """Nothing is committed before the first chunk that says something: until then another may answer."""
         exchange, attempt = sent.exchange, sent.attempt
         call = exchange.call
-        flow = sent.flow = relay(
-            sent.dialect,
-            call.surface,
-            model=attempt.model,
-            request=call.raw,
-            include_usage=call.include_usage,
-            collect=wants_whole(exchange),
-        )
+        flow = sent.flow = flow_of(sent)
         try:
             pending = await self._until_started(sent, response, flow)
         except UpstreamError as error:
@@ -208,7 +207,7 @@ class Caller:
         """What the attempt cost, from what the upstream says it used; estimated where it says nothing."""
         if not usage.known:
             attempt.estimated = True
-            usage = Usage(
+            usage = exchange.call.described.expected or Usage(
                 input_tokens=exchange.call.described.input_tokens,
                 output_tokens=tokens_in(chars),
                 web_searches=usage.web_searches,
@@ -217,6 +216,8 @@ class Caller:
         searches = config.web_searches or exchange.call.described.surely_searches
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
+        if (expected := exchange.call.described.expected) is not None and not usage.units:
+            usage = msgspec.structs.replace(usage, units=expected.units)
         attempt.usage = usage
         attempt.cost_nanousd = cost_of(usage, deployment)
 
@@ -264,6 +265,21 @@ class Caller:
             opened.response.cancel()
             opened.deployment.end()
             self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+
+
+def flow_of(sent: Sent) -> Relay:
+    """What passes a stream on to the client."""
+    exchange, call = sent.exchange, sent.exchange.call
+    if call.content_type:
+        return PassStream(call.surface, exchange.media[1])
+    return relay(
+        sent.dialect,
+        call.surface,
+        model=sent.attempt.model,
+        request=call.raw,
+        include_usage=call.include_usage,
+        collect=wants_whole(exchange),
+    )
 
 
 def cost_of(usage: Usage, deployment: Deployment) -> int:
@@ -384,6 +400,8 @@ def overridden(
 
 def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *, live: bool) -> bytes:
     """The client's own bytes where nothing changes; otherwise the same fields with ours replaced."""
+    if call.upload is not None:
+        return call.upload.named(deployment.upstream_name)
     same = dialect == call.surface
     changes: dict[str, msgspec.Raw] = {}
     if not same or deployment.upstream_name != call.named:

@@ -14,6 +14,7 @@ import msgspec
 
 from cache.rules import read_directive
 from gateway.errors import CallerError
+from gateway.wire.pass_through import DEFAULT_MODELS, PASSED_PATHS, Upload, describe_passed, read_fields, read_upload
 from gateway.wire.request import Described, Raw, decode, describe, translate_request
 from routers.types import Knobs
 
@@ -25,6 +26,8 @@ SURFACES = {
     "/v1/messages": "messages",
 }
 """Paths of requests to models, and what their bodies are."""
+PATHS = SURFACES | PASSED_PATHS
+"""Those too whose requests pass as they are."""
 KNOB_FIELD = "headgate"
 
 NO_KNOBS = Knobs()
@@ -49,7 +52,7 @@ class Call(msgspec.Struct):
     """A request on one surface."""
 
     surface: str
-    """chat | completions | embeddings | responses | messages"""
+    """chat | completions | embeddings | responses | messages, or one of gateway.wire.pass_through"""
     raw: Raw
     model: str
     """The route or model asked for."""
@@ -72,6 +75,10 @@ class Call(msgspec.Struct):
     """Under which id it is made in the background; empty: its client waits."""
     once: str = ""
     """Names this call to upstreams that answer, and bill, one name once; empty: a repeated call is a new one."""
+    content_type: bytes = b""
+    """Of a body that passes as it is; empty: of any other, which is JSON."""
+    upload: Upload | None = None
+    """The body, where it is a form."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -118,6 +125,43 @@ def read_call(
         timeout_s=client_timeout_s(headers, timeout_s),
         include_usage=described.include_usage,
         body=b"" if ours else body,
+    )
+
+
+def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float) -> Call:
+    """A request that passes as it is, in JSON or as a form. Raises CallerError as `read_call` does."""
+    headers, raw, upload, ours = arrival.headers, Raw(), None, bool(arrival.model)
+    content_type = headers.get(b"content-type", b"application/json")
+    if content_type.lower().startswith(b"multipart/"):
+        upload = read_upload(content_type, body)
+        wishes, fields = read_wishes(raw, headers), upload.fields
+        described = describe_passed(surface, fields, upload.files)
+        named = fields.get("model", "")
+    else:
+        content_type, raw = b"application/json", read_raw(body, headers)
+        ours = ours or KNOB_FIELD in raw
+        wishes = read_wishes(raw, headers)
+        described = describe_passed(surface, read_fields(raw))
+        named = read_model(raw)
+    model = arrival.model or named or DEFAULT_MODELS.get(surface, "")
+    if not model:
+        raise CallerError("you must provide a model parameter", param="model", code="missing_required_parameter")
+    return Call(
+        surface=surface,
+        raw=raw,
+        model=model,
+        named=named,
+        stream=described.stream,
+        described=described,
+        wishes=wishes,
+        headers=headers,
+        host=arrival.host,
+        request_id=arrival.request_id,
+        received_s=arrival.received_s,
+        timeout_s=client_timeout_s(headers, timeout_s),
+        body=b"" if ours else body,
+        content_type=content_type,
+        upload=upload,
     )
 
 

@@ -139,6 +139,9 @@ class ModelConfig(_Section, frozen=True):
     audio_output_usd_per_mtok: Usd | None = None
     web_search_usd: Usd = 0.0
     """Of one search of the web that the provider runs, beside its tokens."""
+    unit_usd: Usd = 0.0
+    """Of what is billed by the piece and not by tokens: a picture, a second of sound heard, a character spoken, a text
+    moderated, a search among documents."""
     web_searches: Annotated[int, Meta(ge=0, le=1000)] = 0
     """That it runs for every answer, asked to or not, as models made for search do."""
     told_cost: bool = False

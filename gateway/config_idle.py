@@ -148,7 +148,9 @@ def _has_own_estimates(cascade: str) -> bool:
 
 
 def _free(models: list[ModelConfig]) -> bool:
-    return not any(model.input_usd_per_mtok or model.output_usd_per_mtok or model.web_search_usd for model in models)
+    return not any(
+        one.input_usd_per_mtok or one.output_usd_per_mtok or one.web_search_usd or one.unit_usd for one in models
+    )
 
 
 def _none_is(config: Config, cache: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cascade.types import Evidence, Plan, Verdict
+from gateway.reply import JSON
 from gateway.wire.usage import Usage
 from routers.arms import Pick
 from routers.replicas import Job
@@ -115,6 +116,8 @@ class Exchange(msgspec.Struct):
     """True: its one second attempt beside a slow first has been made."""
     flow: Relay | None = None
     """The stream the client has begun to see: it knows how an error must end it."""
+    media: tuple[bytes, bytes] = JSON
+    """The header that says what a whole answer is."""
 
     @property
     def scope(self) -> str:

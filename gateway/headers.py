@@ -64,6 +64,8 @@ def expected_nanousd(exchange: Exchange, price: Price) -> int:
         if estimate.model == exchange.answered_by and isfinite(estimate.cost_usd):
             return round(estimate.cost_usd * 1e9)
     asked = exchange.call.described
+    if asked.expected is not None:
+        return price.cost(asked.expected)
     output = min(asked.max_output_tokens or TYPICAL_OUTPUT_TOKENS, TYPICAL_OUTPUT_TOKENS)
     return price.worst(asked.input_tokens, output, asked.n)
 

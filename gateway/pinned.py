@@ -23,6 +23,17 @@ def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -
     return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
 
 
+def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
+    """For a request that tells no model from another: the first of the route's, the others in case it fails. `worst`:
+    nano-dollars that each can cost at most. Raises CallerError where the request's own cap rules out all.
+    """
+    cap = knobs.max_cost_usd
+    names = [name for name in route.names if cap is None or worst[name] <= cap * 1e9]
+    if not names:
+        raise CallerError(f"'{route.name}' may not answer this request: {TOO_DEAR}", code="no_eligible_model")
+    return replace(pinned(names[0], "pinned" if route.router is None else "listed"), ranked=tuple(names))
+
+
 def breaks(query: Query, candidate: Candidate, knobs: Knobs) -> str:
     """Which bound on money or time this model would break; empty: none."""
     return over(query, candidate, knobs) or (TOO_DEAR if too_dear(query, candidate, knobs) else "")

@@ -32,7 +32,7 @@ def usd(amount: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of one deployment; every field but `web_search` in nano-USD per million tokens."""
+    """Of one deployment; every field but `web_search` and `unit` in nano-USD per million tokens."""
 
     input: int = 0
     cache_read: int = 0
@@ -44,6 +44,8 @@ class Price:
     cache_write_1h: int = 0
     web_search: int = 0
     """One, in nano-USD."""
+    unit: int = 0
+    """The same."""
     dearest_input: int = field(init=False)
     dearest_output: int = field(init=False)
 
@@ -66,13 +68,14 @@ class Price:
             audio_output=_or(model.audio_output_usd_per_mtok, out),
             cache_write_1h=_or(model.cache_write_1h_usd_per_mtok, write),
             web_search=nanousd(model.web_search_usd),
+            unit=nanousd(model.unit_usd),
         )
 
     def cost(self, usage: Usage) -> int:
         """Nano-USD of one answer, to the nearest."""
-        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _ = astuple(usage)
+        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units = astuple(usage)
         total: int = into * self.input + out * self.output
-        if read or wrote or reasoned or heard or spoken or wrote_1h or searched:
+        if read or wrote or reasoned or heard or spoken or wrote_1h or searched or units:
             total += (
                 read * self.cache_read
                 + wrote * self.cache_write
@@ -81,6 +84,7 @@ class Price:
                 + spoken * self.audio_output
                 + wrote_1h * self.cache_write_1h
                 + searched * self.web_search * MTOK
+                + units * self.unit * MTOK
             )
         return (total + MTOK // 2) // MTOK
 

@@ -24,7 +24,7 @@ from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs
 
 BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
-"""Of `Usage`, in the order of its fields, as far as `known`; the two behind it are rare."""
+"""Of `Usage`, in the order of its fields, as far as `known`; what stands behind it is rare."""
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -169,12 +169,14 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
 
 
 def buckets(usage: Usage) -> dict[str, int]:
-    """Only those that hold something: tokens, but for `web_search`."""
+    """Only those that hold something: tokens, but for `web_search` and `units`."""
     found = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
     if usage.cache_write_1h_tokens:
         found["cache_write_1h"] = usage.cache_write_1h_tokens
     if usage.web_searches:
         found["web_search"] = usage.web_searches
+    if usage.units:
+        found["units"] = usage.units
     return found
 
 

@@ -183,9 +183,10 @@ def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
 
 
 def _priced(price: Price, usage: dict[str, int]) -> float:
-    """Without the discounts of caches, which belong to the model that answered; with the same searches."""
+    """Without the discounts of caches, which belong to the model that answered; with the same searches and units."""
     into, out = (sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS))
-    return (into * price.input + out * price.output) / 1e15 + usage.get("web_search", 0) * price.web_search / 1e9
+    pieces = usage.get("web_search", 0) * price.web_search + usage.get("units", 0) * price.unit
+    return (into * price.input + out * price.output) / 1e15 + pieces / 1e9
 
 
 def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:

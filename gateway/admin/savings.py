@@ -62,6 +62,8 @@ def against(config: Config, declared: str, by_model: Sequence[Sums]) -> Baseline
     total, spent, spread, priced_spread, cross, n = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     rates = {one.name: rate_of(one) for one in reversed(config.models)}
     for row in by_model:
+        if _is_unlike(row):
+            continue
         dearer = _hit_ratio(rate, rates, row)
         priced = rate.into * row["answer_input_tokens"] + rate.out * row["answer_output_tokens"]
         squares = (
@@ -82,6 +84,13 @@ def against(config: Config, declared: str, by_model: Sequence[Sums]) -> Baseline
         saved_share=_share(total, spent, n, priced_spread, cross, spread), basis=basis,
         refusal="" if n else "nothing was asked in this time",
     )  # fmt: skip
+
+
+def _is_unlike(row: Sums) -> bool:
+    """Answers that no chat model could have given, as embeddings and pictures are: they cost what they cost."""
+    answered = row["requests"] - row["errors"]
+    hits = row["exact_hits"] + row["shared_hits"] + row["semantic_hits"]
+    return answered > 0 and not row["answers"] + hits + row["audits"]
 
 
 def _hit_ratio(rate: Rate, rates: Mapping[str, Rate], row: Sums) -> float:

@@ -11,11 +11,11 @@ from typing import IO, Any
 
 import msgspec
 
-from gateway.api.multipart import Form
 from gateway.asgi import Answer, Request
 from gateway.config import Server
 from gateway.errors import CallerError, TooLarge
 from gateway.reply import JSON
+from gateway.wire.multipart import Form
 
 MOST_NAME = 512
 MOST_PURPOSE = 64

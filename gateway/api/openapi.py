@@ -17,6 +17,7 @@ import msgspec
 from gateway.asgi import Answer, Handler, Request
 from gateway.call import SURFACES
 from gateway.reply import JSON
+from gateway.wire.pass_through import PASSED_PATHS
 
 Schema = dict[str, Any]
 
@@ -63,6 +64,28 @@ _BODIES: dict[str, Schema] = {
             "tools": {"type": "array"},
         },
         "required": ["model", "messages", "max_tokens"],
+    },
+}  # fmt: skip
+_FILE: Schema = {"type": "string", "format": "binary"}
+_MODEL: Schema = {"model": {"type": "string", "description": "a model, or a route whose models are asked in turn"}}
+_PICTURES: Schema = {"n": {"type": "integer", "minimum": 1, "maximum": 128}, "stream": {"type": "boolean"}}
+_PASSED: dict[str, Schema] = {
+    "moderations": {"properties": {**_MODEL, "input": {"anyOf": [_TEXT, {"type": "array"}]}}, "required": ["input"]},
+    "images": {"properties": {**_MODEL, **_PICTURES, "prompt": _TEXT}, "required": ["model", "prompt"]},
+    "image_edits": {
+        "properties": {**_MODEL, **_PICTURES, "prompt": _TEXT, "image": _FILE},
+        "required": ["model", "prompt", "image"],
+    },
+    "image_variations": {"properties": {**_MODEL, **_PICTURES, "image": _FILE}, "required": ["model", "image"]},
+    "speech": {"properties": {**_MODEL, "input": _TEXT, "voice": _TEXT}, "required": ["model", "input"]},
+    "transcriptions": {
+        "properties": {**_MODEL, "file": _FILE, "prompt": _TEXT, "stream": {"type": "boolean"}},
+        "required": ["model", "file"],
+    },
+    "translations": {"properties": {**_MODEL, "file": _FILE, "prompt": _TEXT}, "required": ["model", "file"]},
+    "rerank": {
+        "properties": {**_MODEL, "query": _TEXT, "documents": {"type": "array", "minItems": 1}},
+        "required": ["model", "query", "documents"],
     },
 }  # fmt: skip
 _FEEDBACK: Schema = {
@@ -124,6 +147,8 @@ def document() -> bytes:
     paths: dict[str, dict[str, Schema]] = {}
     for path, surface in SURFACES.items():
         paths[path] = {"post": answering(path, surface)}
+    for path, surface in PASSED_PATHS.items():
+        paths[path] = {"post": passing(path, surface)}
     for method, pattern, handler in HANDLERS:
         for path in paths_of(pattern.pattern):
             paths.setdefault(path, {})[method.lower()] = operation(method, path, handler)
@@ -151,6 +176,18 @@ def answering(path: str, surface: str) -> Schema:
         "operationId": _id("POST", path),
         "requestBody": {"required": True, "content": _json(body)},
         "responses": {**answer, **_errors()},
+    }
+
+
+def passing(path: str, surface: str) -> Schema:
+    """A path whose requests and answers pass as they are."""
+    body = {"type": "object", **_PASSED[surface]}
+    kind = "multipart/form-data" if _FILE in body["properties"].values() else "application/json"
+    return {
+        "summary": f"{surface.replace('_', ' ').capitalize()}: the model's own answer, as it comes",
+        "operationId": _id("POST", path),
+        "requestBody": {"required": True, "content": {kind: {"schema": body}}},
+        "responses": {"200": {"description": "JSON, text, sound or events"}, **_errors()},
     }
 
 

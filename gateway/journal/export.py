@@ -28,6 +28,7 @@ from gateway.journal.schema import check_schema, open_engine
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.vectors import vector_bytes
 from gateway.journal.write import Row
+from gateway.wire.pass_through import PASSED
 
 _PAGE_ROWS = 1000
 _TRUST = {"label": 0, "user": 1, "check": 2, "judge": 3}
@@ -89,7 +90,7 @@ def scored_decisions(
     engine: sa.Engine, since_s: float = 0.0, route: str = "", without: str = ""
 ) -> Iterator[list[tuple[DecisionRecord, float | None]]]:
     """Every decision since then with its score, if anybody gave one; in the order of time, a page at a time. `without`
-    those whose router is LIKE this.
+    those whose router is LIKE this; and without those that had no query to be decided by.
     """
     after: tuple[float, str] = (since_s, "")
     while True:
@@ -109,7 +110,8 @@ def scored_decisions(
                 return
             said = _feedback_on(connection, [row.id for row in rows])
         after = (rows[-1].time_s, rows[-1].id)
-        yield [(_decode(row.payload), settle_score(said.get(row.id, []))) for row in rows]
+        read = ((_decode(row.payload), row.id) for row in rows)
+        yield [(record, settle_score(said.get(id, []))) for record, id in read if record.surface not in PASSED]
 
 
 def _feedback_on(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[Row]]:

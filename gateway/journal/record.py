@@ -70,7 +70,8 @@ class AttemptRecord(_Value, frozen=True):
     failure: str = ""
     """One of gateway.errors.FAILURES; empty: it answered."""
     usage: dict[str, int] = {}
-    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, and the searches that the provider ran, as web_search."""
+    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, the searches that the provider ran, as web_search, and what is
+    billed by the piece, as units."""
     cost_nanousd: int = 0
     estimated: bool = False
     """The upstream told no whole usage, so tokens and cost are estimates."""

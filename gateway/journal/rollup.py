@@ -22,6 +22,7 @@ from gateway.journal.rollup_tables import (
     bucket,
     tenant_key,
 )
+from gateway.wire.pass_through import PASSED
 
 Key = tuple[int, str, str, str]
 """Minute, route, answered model, tenant."""
@@ -33,6 +34,8 @@ _LATENCY_AT, _TTFT_AT = _AT[LATENCY[0]], _AT[TTFT[0]]
     _EXPLORATION, _CASCADE, _IN, _OUT, _ANSWERS, _ANSWER_IN, _ANSWER_OUT,
 ) = range(len(COUNTS))  # fmt: skip
 (_ANSWER_S, _II, _IO, _OO, _IC, _OC, _CC, _SS) = range(len(COUNTS), len(COUNTS) + len(MOMENTS))
+UNLIKE = frozenset({"embeddings", *PASSED})
+"""Surfaces on which no other model could have given the answer: nothing is saved there, or lost."""
 _HITS = {"hit": _EXACT, "shared": _SHARED, "semantic": _SEMANTIC}
 
 
@@ -82,7 +85,7 @@ def tally(sums: Sums, record: DecisionRecord) -> None:
         row[_HITS[record.cache]] += 1
         row[_SAVED] += record.saved_nanousd
         row[_SS] += float(record.saved_nanousd) * record.saved_nanousd
-    elif used is not None and record.status < 400:
+    elif used is not None and record.status < 400 and record.surface not in UNLIKE:
         _tally_answer(row, used[0], used[1], cost)
         if record.latency_s is not None:
             row[_ANSWER_S] += record.latency_s

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gateway.providers.provider import Provider
+from gateway.wire.pass_through import PASSED
 
 PATHS = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
+    **PASSED,
 }
 RESPONSES = "/responses"
 """Of those that serve the Responses API."""

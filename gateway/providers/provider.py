@@ -17,6 +17,7 @@ from gateway.config import ModelConfig, ProviderConfig
 from gateway.errors import CallerError, ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.reach import names_inner
+from gateway.wire.pass_through import PASSED
 from local_models.backends import PROFILES
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
@@ -29,7 +30,7 @@ MAX_FORWARDED_BYTES = 8192
 LEAST_SECRET = 8
 """Characters; a shorter value of a header may be any word."""
 OPENAI = "api.openai.com"
-UNTRANSLATABLE = frozenset({"embeddings", "count_tokens"})
+UNTRANSLATABLE = frozenset({"embeddings", "count_tokens", *PASSED})
 """Dialects that have no counterpart elsewhere."""
 
 
@@ -149,11 +150,12 @@ class Provider(ABC):
         assert dialect in self.dialects, (self.name, dialect)
         target = self.endpoint.base_path + self.path(upstream_name, dialect)
         _check_target(target, self.name)
-        accept = "text/event-stream" if stream else "application/json"
-        head = (
-            f"POST {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n"
-            f"content-type: application/json\r\naccept: {accept}\r\n"
-        )
+        head = f"POST {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n"
+        if dialect in PASSED:  # the call says what its body is
+            head += "accept: */*\r\n"
+        else:
+            accept = "text/event-stream" if stream else "application/json"
+            head += f"content-type: application/json\r\naccept: {accept}\r\n"
         return head.encode("ascii") + self._fixed
 
     def _passed(self, call_headers: Mapping[bytes, bytes]) -> bytes:

@@ -26,6 +26,7 @@ from gateway.wire.chunk import (
 )
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
+from gateway.wire.pass_through import PASSED, peek_passed
 from gateway.wire.readers import STOP_TO_FINISH
 from gateway.wire.responses import (
     as_asked,
@@ -72,6 +73,8 @@ def peek(body: bytes, dialect: str) -> Peek:
             return _peek_message(body)
         if dialect == "responses":
             return _peek_response(body)
+        if dialect in PASSED:
+            return peek_passed(body, dialect)
         return _peek_chunk(read_chunk(body), dialect)
     except BAD_JSON as error:
         raise _bad(f"the upstream's answer can't be read: {error}") from None

@@ -14,6 +14,7 @@ from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.tools import offered
+from gateway.wire.usage import Usage
 
 CHARS_PER_TOKEN = 3.6
 """English prose has about 4, code and other languages fewer."""
@@ -76,6 +77,10 @@ class Described(msgspec.Struct):
     """Most that the provider runs for it, as far as the request says."""
     surely_searches: bool = False
     """It runs one, and its usage doesn't tell."""
+    units: int = 0
+    """Of a surface that passes through: most that may be billed by the piece."""
+    expected: Usage | None = None
+    """The same: what its answer has used where it doesn't say."""
 
 
 class _Part(msgspec.Struct):

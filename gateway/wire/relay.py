@@ -184,8 +184,8 @@ class Relay:
             usage = self._writer.usage(self._seen)
         return self._late + usage + (b"".join(self._terminal) or DONE)
 
-    def error(self, exc: HeadgateError) -> bytes:
-        """The in-band error that ends a stream which can't be finished."""
+    def error(self, exc: HeadgateError) -> bytes | None:
+        """The in-band error that ends a stream which can't be finished; None: nothing but a broken connection does."""
         if self._same and isinstance(self._reader, ResponsesReader) and isinstance(self._writer, ResponsesWriter):
             self._writer.resume(self._reader.response, self._reader.sequence)
         return self._writer.error(exc)

@@ -44,6 +44,8 @@ class Usage(msgspec.Struct, frozen=True):
     """That the provider ran, and bills one by one."""
     told_nanousd: int = 0
     """What the provider says the answer cost, fees and all; 0: it doesn't say."""
+    units: int = 0
+    """What is billed by the piece: pictures, seconds of sound heard, characters spoken, searches among documents."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -82,6 +84,7 @@ class Usage(msgspec.Struct, frozen=True):
             self.cache_write_1h_tokens + other.cache_write_1h_tokens,
             self.web_searches + other.web_searches,
             self.told_nanousd + other.told_nanousd,
+            self.units + other.units,
         )
 
     @classmethod

@@ -151,6 +151,7 @@ class ModelWanted(Wanted):
     cache_write_1h_usd_per_mtok: Usd | None = None
     reasoning_usd_per_mtok: Usd | None = None
     web_search_usd: Usd = 0.0
+    unit_usd: Usd = 0.0
     context_tokens: int = 0
     max_output_tokens: int = 4096
     tools: bool = True

@@ -13,7 +13,6 @@ from gateway.admin import plans, results
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.results import What
 from gateway.admin.shapes.batch import PlanPoint, PlanRun, PlanWanted
-from gateway.api.multipart import read_multipart
 from gateway.batch.carry import PLANS
 from gateway.batch.jobs import ENDED, Jobs
 from gateway.batch.length import seconds_of
@@ -21,6 +20,7 @@ from gateway.dashboard.charts import Spot
 from gateway.dashboard.forms import Fields, picked, shaped
 from gateway.dashboard.page import render
 from gateway.errors import CallerError, TooLarge
+from gateway.wire.multipart import read_multipart
 
 router = APIRouter()
 PAGE = 50

@@ -134,6 +134,18 @@ def one_of(number: int, into: int, out: int, cost: int) -> DecisionRecord:
                     attempts=(attempt("big", usage=usage, cost_nanousd=cost),))  # fmt: skip
 
 
+def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(desk: Desk) -> None:
+    """Embeddings have tokens and pictures have none; beside a dear model both would be savings or losses."""
+    write(desk, *(recent(n) for n in range(1, 31)))
+    before = overview(desk, "day")
+    write(desk, *(recent(100 + n, surface=surface, route=model, answered_model=model, attempts=(attempt(model),),
+                         cost_nanousd=5_000_000)
+                  for n, (surface, model) in enumerate([("embeddings", "vectors"), ("images", "brush")])))  # fmt: skip
+    desk.kept.clear()
+    after = overview(desk, "day")
+    assert after.baseline == before.baseline and after.totals.cost_usd > before.totals.cost_usd
+
+
 def test_savings_beside_chance_are_told_once_enough_was_explored(desk: Desk) -> None:
     """A route that is as blind as chance saves nothing beyond it: the interval holds zero; before, a refusal."""
     write(desk, *explored(20))

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
-from gateway.api.multipart import Form, read_multipart
 from gateway.app import reload
 from gateway.batch.jobs import Jobs
 from gateway.batch.owner import keep_batches
@@ -30,6 +29,7 @@ from gateway.journal.schema import open_engine
 from gateway.keys import new_key
 from gateway.providers.scripted import ScriptedServer
 from gateway.settings import publish_keys
+from gateway.wire.multipart import Form, read_multipart
 from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration
 from tests.live import Live, live, served

@@ -44,7 +44,7 @@ def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, datab
 def test_unscored_cached_and_failed_decisions_are_left_out(
     tmp_path: Path, store: Store, database_url: str
 ) -> None:
-    """No score, no model, no answer: no row; nor a decision of before or of another route."""
+    """No score, no model, no answer, no query: no row; nor a decision of before or of another route."""
     write(
         store,
         decision(1),
@@ -54,7 +54,8 @@ def test_unscored_cached_and_failed_decisions_are_left_out(
         decision(5, time_s=NOON_S - 86400),
         decision(6),
         decision(7, cache="shared"),
-        *(feedback(number, 1.0) for number in range(2, 8)),
+        decision(8, surface="speech"),
+        *(feedback(number, 1.0) for number in range(2, 9)),
     )
     export(database_url, tmp_path, since_s=NOON_S, route="auto")
     assert set(outcomes(tmp_path)) == {("dec_6", "small")}

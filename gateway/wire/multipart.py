@@ -12,7 +12,7 @@ from gateway.errors import CallerError
 _BOUNDARY = re.compile(rb"""multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))""", re.I | re.S)
 _NAME = re.compile(rb'(?:^|[;\s])name="((?:[^"\\]|\\.)*)"', re.I)
 _FILENAME = re.compile(rb'filename="((?:[^"\\]|\\.)*)"', re.I)
-MOST_PARTS = 32
+MOST_PARTS = 64
 MOST_HEAD_BYTES = 16 * 1024
 """Of one part."""
 
@@ -25,6 +25,8 @@ class Part:
         self.filename = filename
         """Empty: a plain field."""
         self.file = file
+        self.begins = 0
+        """Where its data stand in the form."""
         self.bytes = 0
 
     @property
@@ -40,14 +42,16 @@ class Form:
         match = _BOUNDARY.match(content_type.strip())
         if match is None:
             raise CallerError("the content type must be multipart/form-data with a boundary", code="invalid_upload")
-        self.parts: dict[str, Part] = {}
-        """By their names, the last of a name."""
-        self._fence = b"\r\n--" + (match[1] or match[2])
+        self.parts: list[Part] = []
+        self.fence = b"--" + (match[1] or match[2])
+        """What parts begin with."""
+        self._fence = b"\r\n" + self.fence
         self._open_part = open_part
         self._held = bytearray(b"\r\n")  # the first fence need not begin a line
+        self._passed = -2
+        """Bytes of the form in front of those held."""
         self._step: Callable[[], bool] = self._pass
         self._part: Part | None = None
-        self._count = 0
 
     def feed(self, data: bytes) -> None:
         self._held += data
@@ -55,10 +59,14 @@ class Form:
             pass
 
     def end(self) -> dict[str, Part]:
-        """All parts; raises CallerError where the end is missing."""
+        """Parts by their names, the last of a name; raises CallerError where the end is missing."""
         if self._step != self._ignore:
             raise CallerError("the upload broke off", code="invalid_upload")
-        return self.parts
+        return {part.name: part for part in self.parts}
+
+    def _drop(self, size: int) -> None:
+        del self._held[:size]
+        self._passed += size
 
     def _pass(self) -> bool:
         """A part's data up to the fence behind it; what stands before the first one is nobody's."""
@@ -67,7 +75,7 @@ class Form:
         if self._part is not None:
             self._part.file.write(self._held[:size])
             self._part.bytes += size
-        del self._held[: size if at < 0 else size + len(self._fence)]
+        self._drop(size if at < 0 else size + len(self._fence))
         if at >= 0:
             self._step = self._begin
         return at >= 0
@@ -80,12 +88,13 @@ class Form:
         head, split, _ = self._held.partition(b"\r\n\r\n")
         if not split and len(head) <= MOST_HEAD_BYTES:
             return False
-        self._count += 1
         name, filename = _named(bytes(head))
-        if not split or name is None or self._count > MOST_PARTS:
+        if not split or name is None or len(self.parts) >= MOST_PARTS:
             raise CallerError("a part of the upload has no name, or there are too many", code="invalid_upload")
-        self._part = self.parts[name] = Part(name, filename, self._open_part())
-        del self._held[: len(head) + 4]
+        self._part = Part(name, filename, self._open_part())
+        self.parts.append(self._part)
+        self._drop(len(head) + 4)
+        self._part.begins = self._passed
         self._step = self._pass
         return True
 

@@ -1,0 +1,108 @@
+"""A streamed answer that passes as it is: sound, or events that tell of pictures and text on their way.
+
+The last event is kept back until the answer is settled, as any stream's end is. Sound has no event that could: there
+the end of the message says that it is whole, and nothing but a broken connection that it isn't.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.errors import HeadgateError, UpstreamError
+from gateway.wire.chunk import Peek
+from gateway.wire.errors import render_error
+from gateway.wire.pass_through import usage_told
+from gateway.wire.relay import Relay
+from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
+from gateway.wire.usage import Usage
+
+_ENDS = (".completed", ".done")
+"""How the types of events end that say what became of it all."""
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class PassStream(Relay):
+    """The same seam as a stream that is read and translated has."""
+
+    __slots__ = ("_done", "_held", "_of_events", "_surface", "_usage")
+
+    def __init__(self, surface: str, content_type: bytes) -> None:
+        self._surface = surface
+        self._of_events = content_type.lower().startswith(b"text/event-stream")
+        self._splitter = Splitter()
+        self._usage = Usage()
+        self._held = b""
+        self._done = False
+        self.unread = b""
+        self.events = 0
+        self.fault = self.cause = None
+
+    def feed(self, data: bytes) -> bytes:
+        if self.fault is not None or self._done:
+            return b""
+        if not self._of_events:
+            self.events += 1
+            return data
+        try:
+            events = self._splitter.feed(data)
+        except EventTooLong as error:
+            return self._fail("stream_malformed", UpstreamError("stream_malformed", str(error)))
+        self.events += len(events)
+        return b"".join([self._pass_on(event) for event in events])
+
+    def _pass_on(self, event: bytes) -> bytes:
+        payload = data_of(event)
+        if payload is None or self.fault is not None:
+            return b"" if self.fault is not None else event
+        try:
+            self._usage += usage_told(payload, self._surface)
+            kind = _decode(payload).type
+        except UpstreamError as error:
+            return self._fail("stream_error", error)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            kind = ".done" if payload.strip() == b"[DONE]" else ""
+        if not kind.endswith(_ENDS):
+            return event
+        before, self._held = self._held, event
+        return before
+
+    def end(self) -> str | None:
+        if self.fault is None and self._of_events and not self._held:
+            self._fail("stream_cut", UpstreamError("stream_cut", "the upstream's stream ended without its end"))
+        self._done = self.fault is None
+        return self.fault
+
+    def tail(self) -> bytes:
+        return self._held
+
+    def error(self, exc: HeadgateError) -> bytes | None:
+        return frame(render_error(exc, self._surface)) if self._of_events else None
+
+    def answer(self) -> bytes:
+        """Nobody keeps it."""
+        return b""
+
+    @property
+    def started(self) -> bool:
+        return self.events > 0
+
+    @property
+    def finished(self) -> bool:
+        return self._done
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    @property
+    def counted(self) -> bool:
+        return True
+
+    def peek(self) -> Peek:
+        return Peek(usage=self._usage)
