@@ -39,6 +39,8 @@ class Rounds:
     """(n,) what came of it."""
     logged: Array
     """(n, m) probabilities under the policy that decided; zero where a model was not eligible."""
+    known: NDArray[np.bool_] | None = None
+    """(n,) whether the reward is; None: of every round. Where it is not, `reward` holds any number, which is not read."""
 
     def __post_init__(self) -> None:
         n, m = self.logged.shape
@@ -54,8 +56,23 @@ class Rounds:
     def propensity(self) -> Array:
         return self.logged[np.arange(len(self.action)), self.action]
 
+    @property
+    def heard(self) -> Array:
+        """(m,) share of each model's rounds whose reward is known; one where it answered none."""
+        if self.known is None:
+            return np.ones(self.logged.shape[1])
+        answered = np.bincount(self.action, minlength=self.logged.shape[1])
+        told = np.bincount(self.action, self.known, self.logged.shape[1])
+        return np.where(answered > 0, told / np.maximum(answered, 1), 1.0)
+
+    @property
+    def told(self) -> int:
+        """Rounds whose reward is known."""
+        return len(self.action) if self.known is None else int(self.known.sum())
+
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rounds:
-        return Rounds(self.action[rows], self.reward[rows], self.logged[rows])
+        known = None if self.known is None else self.known[rows]
+        return Rounds(self.action[rows], self.reward[rows], self.logged[rows], known)
 
 
 def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic]) -> None:
@@ -65,8 +82,13 @@ def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic])
 
 
 def importance(rounds: Rounds, target: Array) -> Array:
-    """How much likelier the target makes each logged decision than the log did, (n,)."""
-    return target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity
+    """How much likelier the target makes each logged decision than the log did, (n,). Where rewards are not all known, a
+    known one also speaks for the same model's unknown ones: models are not heard of equally often.
+    """
+    weights = np.asarray(target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity)
+    if rounds.known is None:
+        return weights
+    return np.where(rounds.known, weights / np.maximum(rounds.heard, 1e-12)[rounds.action], 0.0)
 
 
 def effective_rounds(weights: Array) -> float:
@@ -182,11 +204,12 @@ def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty
     """Predicted rewards (n, m), those of each round by a model that did not see it."""
     n, m = rounds.logged.shape
     fold = np.random.default_rng(seed).permutation(np.arange(n) % min(k, n))
-    predicted = np.full((n, m), float(rounds.reward.mean()))
+    predicted = np.full((n, m), float(np.mean(rounds.reward, where=True if rounds.known is None else rounds.known)))
     for part in range(min(k, n)):
         held = fold == part
-        if (~held).any():
-            weights = _fit_reward(x[~held], rounds.action[~held], rounds.reward[~held], m, penalty)
+        taught = ~held if rounds.known is None else ~held & rounds.known
+        if taught.any():
+            weights = _fit_reward(x[taught], rounds.action[taught], rounds.reward[taught], m, penalty)
             predicted[held] = x[held] @ weights[:-1] + weights[-1]
     return predicted
 
@@ -235,15 +258,16 @@ class Overlap:
     """How well a log covers a policy."""
 
     rounds: int
+    """Of a known reward."""
     effective: float
     unsupported: float
-    """Share of the policy's decisions that the log never makes."""
+    """Share of the policy's decisions that the log never makes, or of which nothing was ever known."""
 
 
 def overlap(rounds: Rounds, target: Array) -> Overlap:
     weights = importance(rounds, target)
-    missing = float(np.where(rounds.logged > 0, 0.0, target).sum(1).mean())
-    return Overlap(len(weights), effective_rounds(weights), missing)
+    missing = float(np.where((rounds.logged > 0) & (rounds.heard > 0), 0.0, target).sum(1).mean())
+    return Overlap(rounds.told, effective_rounds(weights), missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +310,8 @@ def judged(
     found = overlap(rounds, target)
     reason = ""
     if found.unsupported > wanted.max_unsupported:
-        reason = f"{found.unsupported:.0%} of its decisions were never tried"
+        tried = "tried" if (rounds.heard > 0).all() else "tried, or nothing is known of them"
+        reason = f"{found.unsupported:.0%} of its decisions were never {tried}"
     elif found.effective < wanted.min_effective:
         reason = f"{found.rounds} logged requests, effective sample size {found.effective:.0f}"
     if not reason:
@@ -298,16 +323,25 @@ def judged(
 
 
 def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:
-    """With that much uniform exploration mixed in, a round is worth 1 / E[sum pi^2 / mu] effective ones."""
+    """With that much uniform exploration mixed in, and rewards known as often as now, a round is worth
+    1 / E[sum pi^2 / mu] effective ones.
+    """
     eligible = (rounds.logged > 0) | (target > 0)
     uniform = eligible / np.maximum(eligible.sum(1, keepdims=True), 1)
     mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration * uniform
-    spread = float((target**2 / np.maximum(mixed, 1e-12)).sum(1).mean())
+    heard = np.where(rounds.heard > 0, rounds.heard, rounds.told / len(rounds.action))
+    spread = float((target**2 / np.maximum(mixed * heard, 1e-12)).sum(1).mean())
     lacking = wanted.min_effective - (0.0 if found.unsupported > wanted.max_unsupported else found.effective)
     return max(lacking, 0.0) * max(spread, 1.0)
 
 
 # -- the answer
+
+
+def as_logged(rounds: Rounds) -> Interval:
+    """What the log itself was worth: the plain mean where every reward is known."""
+    values = snips(rounds, rounds.logged, rounds.logged)
+    return normal_interval(values, degrees=max(overlap(rounds, rounds.logged).effective, 4.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,11 @@ class Log:
         return target
 
     def rounds(self, reward: Array) -> Rounds:
-        """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them."""
-        return Rounds(self.action, reward, self.logged)
+        """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them, NaN where not known."""
+        known = np.isfinite(reward)
+        if known.all():
+            return Rounds(self.action, reward, self.logged)
+        return Rounds(self.action, np.where(known, reward, 0.0), self.logged, known)
 
     def covariates(self, dims: int = MAIN_AXES) -> Array:
         """What the reward model reads: the vectors' `dims` first main axes and the prompt's length, all of unit
@@ -98,9 +101,10 @@ class Log:
         return main_axes(self.x.astype(np.float64), MAIN_AXES) if self.x.shape[1] else np.zeros((len(self), 0))
 
     def mean_cost_usd(self) -> Array:
-        """Of each model where it was chosen; NaN where it never was."""
-        counts = np.bincount(self.action, minlength=len(self.models))
-        total = np.bincount(self.action, self.cost_usd, len(self.models))
+        """Of each model where it was chosen and what it cost is known; NaN where that never was."""
+        known = np.isfinite(self.cost_usd)
+        counts = np.bincount(self.action[known], minlength=len(self.models))
+        total = np.bincount(self.action[known], self.cost_usd[known], len(self.models))
         return np.asarray(np.where(counts > 0, total / np.maximum(counts, 1), np.nan))
 
 

@@ -63,17 +63,16 @@ def judge(
     log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Evidence | None = None, seed: int = 0
 ) -> GateVerdict:
     """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
-    known = np.isfinite(reward)
-    if not known.any():
+    if not np.isfinite(reward).any():
         return GateVerdict(False, "nobody scored any answer")
-    rounds = log.rows(known).rounds(reward[known])
-    verdict = ope.judged(rounds, candidate[known], evidence, log.mean_cost_usd())
+    rounds = log.rounds(reward)
+    verdict = ope.judged(rounds, candidate, evidence, log.mean_cost_usd())
     if isinstance(verdict, Refusal):
         return GateVerdict(False, str(verdict), refusal=verdict)
-    model = ope.cross_fitted(log.covariates()[known], rounds, seed=seed)
-    gap = ope.difference(rounds, candidate[known], incumbent[known], model, confidence=ONE_SIDED)
-    theirs = ope.valued(rounds, candidate[known], model, confidence=ONE_SIDED).best
-    ours = ope.valued(rounds, incumbent[known], model, confidence=ONE_SIDED).best
+    model = ope.cross_fitted(log.covariates(), rounds, seed=seed)
+    gap = ope.difference(rounds, candidate, incumbent, model, confidence=ONE_SIDED)
+    theirs = ope.valued(rounds, candidate, model, confidence=ONE_SIDED).best
+    ours = ope.valued(rounds, incumbent, model, confidence=ONE_SIDED).best
     passed = gap.low > 0.0
     reason = f"worth {theirs.value:.4f} against {ours.value:.4f}, difference at least {gap.low:+.4f}"
     return GateVerdict(passed, reason, gap, theirs, ours)

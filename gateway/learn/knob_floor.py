@@ -23,7 +23,7 @@ from cascade.calibrate import LEAST_ROWS, betting_p
 from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
-from routers.ope import Array, Interval, effective_rounds, importance
+from routers.ope import Array, Interval, Rounds, effective_rounds, importance
 
 ASSUMPTION = "requests are exchangeable with these decisions, and their scores are what quality means"
 BOUND = "betting test on inverse-propensity terms, one fixed sequence of cost weights"
@@ -64,14 +64,15 @@ def certify_knob(
     n = len(scored)
     if n < LEAST_ROWS:
         return Unsupported(f"{n} scored decisions; no floor is certified from fewer than {LEAST_ROWS}", n, LEAST_ROWS)
-    rounds = scored.rounds(scored.score)
+    rounds = log.rounds(log.score)
+    if rounds.heard[reference] <= 0.0:
+        return Unsupported(f"no answer of {log.models[reference]} was scored", n)
     if (scored.logged[:, reference] <= 0.0).mean() > 0.02:
         return Unsupported(f"{log.models[reference]} was not tried in most decisions: set the route's `explore`", n)
-    ours = importance(rounds, scored.always(reference))
-    largest = float(1.0 / scored.logged[scored.logged > 0].min())
+    ours, largest = _weights(log, rounds, log.always(reference)), _largest(scored, rounds)
     alpha, passed = 1.0 - confidence, None
     for weight, target in policies.items():
-        theirs = importance(rounds, target[known])
+        theirs = _weights(log, rounds, target)
         slack = (theirs - floor * ours) * scored.score
         p = betting_p(np.clip(slack / largest, -floor, 1.0), floor)
         if p > alpha:
@@ -96,14 +97,15 @@ def coverage(log: Log, reference: int) -> Interval | None:
     scored = log.rows(log.labelled)
     if len(scored) < LEAST_SINCE:
         return None
-    weights = importance(scored.rounds(scored.score), scored.always(reference))
+    rounds = log.rounds(log.score)
+    weights, alike = _weights(log, rounds, log.always(reference)), _weights(log, rounds, log.logged)
     if effective_rounds(weights) < LEAST_SINCE / 2:
         return None
-    worth, best = float(scored.score.mean()), _ratio(weights, scored.score)
+    worth, best = _ratio(alike, scored.score), _ratio(weights, scored.score)
     if best <= 0.0:
         return None
     share = worth / best
-    residual = (scored.score - worth) - share * weights * (scored.score - best) / float(weights.mean())
+    residual = alike * (scored.score - worth) / float(alike.mean()) - share * weights * (scored.score - best) / float(weights.mean())
     reach = 1.96 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
     return Interval(share, share - reach, share + reach)
 
@@ -116,11 +118,23 @@ def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Dri
         for one in expected_quality(log).tolist():
             watch.observe(one)
     if len(scored) and (scored.logged[:, reference] > 0).all():
-        weights = importance(scored.rounds(scored.score), scored.always(reference))
-        largest = float(1.0 / scored.logged[scored.logged > 0].min())
-        for score, weight in zip(scored.score.tolist(), weights.tolist(), strict=True):
-            watch.audit(score / largest, weight * score / largest)
+        rounds = log.rounds(log.score)
+        weights, alike = _weights(log, rounds, log.always(reference)), _weights(log, rounds, log.logged)
+        largest = _largest(scored, rounds)
+        for score, weight, own in zip(scored.score.tolist(), weights.tolist(), alike.tolist(), strict=True):
+            watch.audit(own * score / largest, weight * score / largest)
     return watch.standing
+
+
+def _weights(log: Log, rounds: Rounds, target: Array) -> Array:
+    """Importance of the scored rounds alone, on the scale of their number: one on average under the log itself."""
+    return importance(rounds, target)[log.labelled] * rounds.told / len(log)
+
+
+def _largest(scored: Log, rounds: Rounds) -> float:
+    """That a weight can be."""
+    chances = scored.logged * rounds.heard * len(rounds.action) / rounds.told
+    return float(1.0 / chances[chances > 0].min())
 
 
 def _ratio(weights: Array, values: Array) -> float:

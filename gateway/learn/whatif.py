@@ -102,18 +102,17 @@ def valued(log: Log, target: Array, *, evidence: Evidence | None = None, seed: i
     figures: dict[str, Figure] = {}
     refusals: dict[str, Refusal] = {}
     for name, reward in rewards.items():
-        known = np.isfinite(reward)
-        if not known.any():
+        if not np.isfinite(reward).any():
             continue
-        rounds = log.rows(known).rounds(reward[known])
-        verdict = ope.judged(rounds, target[known], evidence, price)
+        rounds = log.rounds(reward)
+        verdict = ope.judged(rounds, target, evidence, price)
         if isinstance(verdict, Refusal):
             refusals[name] = verdict
         else:
-            figures[name] = _figure(rounds, target[known], ope.cross_fitted(x[known], rounds, seed=seed))
+            figures[name] = _figure(rounds, target, ope.cross_fitted(x, rounds, seed=seed))
     return Answer(
         rounds=len(log), labelled=int(log.labelled.sum()),
-        effective=ope.overlap(log.rounds(log.cost_usd), target).effective,
+        effective=ope.overlap(log.rounds(np.zeros(len(log))), target).effective,
         figures=figures, refusals=refusals,
         now_shares=_shares(log.models, log.logged), then_shares=_shares(log.models, target),
     )  # fmt: skip
@@ -122,7 +121,7 @@ def valued(log: Log, target: Array, *, evidence: Evidence | None = None, seed: i
 def _figure(rounds: ope.Rounds, target: Array, model: Array) -> Figure:
     found = ope.valued(rounds, target, model)
     return Figure(
-        now=ope.normal_interval(rounds.reward),
+        now=ope.as_logged(rounds),
         then=found.best,
         difference=ope.difference(rounds, target, rounds.logged, model),
         snips=found.estimates["snips"],

@@ -43,6 +43,25 @@ def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
     assert certified > 0
 
 
+def seldom_scored(log: Log, shares: tuple[float, float], seed: int = 0) -> Log:
+    """Only that share of each model's answers was scored."""
+    spoken = np.random.default_rng(seed).random(len(log)) < np.array(shares)[log.action]
+    return replace(log, score=np.where(spoken, log.score, np.nan))
+
+
+def test_a_reference_that_is_seldom_scored_lowers_no_bar() -> None:
+    """Scores come of the small model's answers ten times as often: no floor is certified for it, nor told as kept."""
+    for seed in range(5):
+        log = seldom_scored(world(1500, seed=seed), (0.1, 1.0))
+        found = certify_knob(log, policies(log), 0, 0.9, 0.95)
+        assert isinstance(found, Unsupported) or found.cost_weight == 0.0
+        assert drifted(log, 0, 1.0, float("nan")) == "withdrawn"
+        assert (share := coverage(log, 0)) is not None and share.low <= 0.7625 <= share.high
+    mute = seldom_scored(world(1500), (0.0, 1.0))
+    refused = certify_knob(mute, policies(mute), 0, 0.9, 0.95)
+    assert isinstance(refused, Unsupported) and "no answer of large was scored" in refused.reason
+
+
 def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossible() -> None:
     """Few rows: how many would do. A reference that was never tried: that it must be explored."""
     few = certify_knob(world(30), policies(world(30)), 0, 0.9, 0.95)

@@ -14,7 +14,7 @@ from routers.registry import estimator_named
 from routers.select import Exploration
 from routers.simple import Weighted
 from routers.types import Knobs
-from tests.gateway.learn.world import Town, candidates
+from tests.gateway.learn.world import TRUTH, Town, candidates
 
 EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
 
@@ -70,6 +70,45 @@ def test_the_policy_that_was_logged_differs_from_itself_by_nothing(even_log: Log
     assert answer.effective == pytest.approx(len(even_log))
     for figure in answer.figures.values():
         assert abs(figure.difference.value) < 1e-9 and figure.difference.half_width < 1e-9
+
+
+SPOKEN = {"small": 1.0, "middle": 0.5, "large": 0.15}
+
+
+def partly_scored(seed: int, n: int, shares: dict[str, float] = SPOKEN) -> Log:
+    """People speak of some models' answers more often than of others'."""
+    rng = np.random.default_rng(seed)
+    decisions = Town(seed).decisions(EVEN, n)
+    return log_of([(record, score if rng.random() < shares[record.model] else None) for record, score in decisions])
+
+
+def test_models_that_are_seldom_scored_count_in_full() -> None:
+    """What was logged, and what a mixture would be worth, is that of all requests, not of the scored ones."""
+    truth = {model: sum(kind[model] for kind in TRUTH.values()) / 2 for model in SPOKEN}
+    half = Weighted({"small": 1.0, "large": 1.0})
+    held = {"now": 0, "then": 0, "difference": 0}
+    for seed in range(12):
+        figure = what_if(partly_scored(seed, 1200), Policy(half, candidates(), Knobs())).figures["quality"]
+        now, then = sum(truth.values()) / 3, (truth["small"] + truth["large"]) / 2
+        for name, true in (("now", now), ("then", then), ("difference", then - now)):
+            told = getattr(figure, name)
+            held[name] += bool(told.low <= true <= told.high)
+    assert min(held.values()) >= 10
+
+
+def test_a_model_that_nobody_scored_is_refused() -> None:
+    """Its answers were logged, but nothing is known of what they were worth."""
+    log = partly_scored(3, 600, {"small": 1.0, "middle": 1.0, "large": 0.0})
+    answer = what_if(log, Policy(Weighted({"small": 1.0, "large": 1.0}), candidates(), Knobs()))
+    assert "nothing is known" in answer.refusals["quality"].reason and "cost_usd" in answer.figures
+
+
+def test_the_calls_it_would_take_are_enough_where_few_are_scored() -> None:
+    """One answer in ten is scored, so ten times the calls are asked for; with that many the question is answered."""
+    policy = Policy(Weighted({"large": 1.0}), candidates(), Knobs())
+    told = what_if(partly_scored(4, 300, dict.fromkeys(SPOKEN, 0.1)), policy).refusals["quality"]
+    more = what_if(partly_scored(4, 300 + round(1.3 * told.calls), dict.fromkeys(SPOKEN, 0.1)), policy)
+    assert "quality" in more.figures
 
 
 def test_few_labels_refuse_quality_but_not_cost() -> None:
