@@ -59,7 +59,7 @@ def _chains(taught: EstimatedRows, setting: TrainingSettings) -> tuple[Posterior
 
     space = replace(space_of(taught, setting), depth=1, readings=(True,))
     chances = np.full(taught.scores.shape, np.nan)
-    fold = folds(len(chances), setting.folds, setting.seed)
+    fold = folds(taught.logged.data.texts, setting.folds, setting.seed)
     for k in range(setting.folds):
         held = np.flatnonzero(fold == k)
         rest = taught.rows(np.flatnonzero(fold != k))

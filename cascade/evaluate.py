@@ -47,7 +47,7 @@ from cascade.routing import routed_plan
 from cascade.types import Plan
 from routers import frontier
 from routers.cost import LogLinear
-from routers.estimators.base import folds
+from routers.estimators.base import firsts, folds
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError
@@ -188,7 +188,7 @@ def train(part: EstimatedRows, setting: TrainingSettings) -> Trained:
     rates = rates_for(reference, setting.rates, setting.highest_rate)
     n = len(part.scores)
     costs, scores, chances = (np.zeros((len(rates), n)) for _ in range(3))
-    fold, single = folds(n, setting.folds, setting.seed), np.zeros((2, n))
+    fold, single = folds(part.logged.data.texts, setting.folds, setting.seed), np.zeros((2, n))
     for k in range(setting.folds):
         taught, held = part.rows(np.flatnonzero(fold != k)), part.rows(rows := np.flatnonzero(fold == k))
         best = int(taught.scores.mean(0).argmax())
@@ -336,14 +336,14 @@ def evaluate(
     featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures over random 70/30 splits by query: mean and standard deviation over splits of each. Models whose refined
-    answers stand in the data too are ranked by them.
+    """Figures over random 70/30 splits by query, equal ones on one side: mean and standard deviation over splits of each.
+    Models whose refined answers stand in the data too are ranked by them.
     """
     setting = setting or TrainingSettings()
     x = described(logged.data, featurizer or shipped_featurizer())
-    found = []
+    found, first = [], firsts(logged.data.texts)
     for seed in range(splits):
-        train_rows = np.random.default_rng(seed).random(len(x)) < 0.7
+        train_rows = (np.random.default_rng(seed).random(len(x)) < 0.7)[first]
         found.append(evaluate_split(logged, x, train_rows, replace(setting, seed=setting.seed + seed)))
         if progress:
             progress(seed + 1, splits)

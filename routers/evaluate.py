@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ from routers import frontier
 from routers.estimators.base import Matrix
 from routers.parallel import ParallelMap, serial_map
 
-RATES = np.concatenate([[0.0], np.logspace(-3, 6, 91), [1e12]])
-"""Exchange rates: quality points per dollar."""
 RESAMPLES = 400
 CHUNK = 50
 """Resamples that are worked on together."""
@@ -57,8 +56,21 @@ class PolicyFamily:
         return np.column_stack([np.average(self.cost, 1, weights), np.average(self.score, 1, weights)])
 
 
-def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] = RATES) -> PolicyFamily:
-    """The policy that maximises estimated quality minus rate times estimated cost, at every rate."""
+def rates_for(costs: Matrix, decade: float = 10.0) -> NDArray[np.float64]:
+    """Exchange rates to try, quality points per dollar, `decade` of them to each power of ten: from 1e-3 to 1e6, further
+    where so dear or so cheap models call for it, and one at which money alone counts.
+    """
+    paid = [one for one in costs.mean(0).tolist() if one > 0]
+    low, high = (log10(1e-6 / max(paid)), log10(30.0 / min(paid))) if paid else (-3.0, 6.0)
+    powers = np.arange(floor(min(low, -3.0) * decade), ceil(max(high, 6.0) * decade) + 1) / decade
+    return np.concatenate([[0.0], 10.0**powers, [10.0 ** (powers[-1] + 6.0)]])
+
+
+def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] | None = None) -> PolicyFamily:
+    """The policy that maximises estimated quality minus rate times estimated cost, at every rate; None: those for the
+    bench's own costs.
+    """
+    rates = rates_for(bench.costs) if rates is None else rates
     rows = np.arange(len(quality))
     picks = [np.argmax(quality - rate * cost, 1) for rate in rates]
     gain = None
@@ -222,18 +234,20 @@ def operating_point(
     counts = redrawn(n, resamples, seed)
     gained = policy.score[index] - bench.scores[:, bench.best]
     paid, price = policy.cost[index], bench.costs[:, bench.best]
-    ratio = float(paid.mean() / price.mean()) if price.mean() > 0 else float("nan")
-    ratios = (counts @ paid) / np.maximum(counts @ price, 1e-300)
+    spent, priced = (np.append(one.mean(), counts @ one) for one in (paid, price))
+    ratio, *ratios = np.divide(spent, priced, out=np.full_like(spent, np.nan), where=priced > 0).tolist()
     kept = (paid < price).astype(float)
     return {
         "quality_difference": with_interval(float(gained.mean()), (counts @ gained).tolist()),
-        "cost_ratio": with_interval(ratio, ratios.tolist()),
+        "cost_ratio": with_interval(ratio, ratios),
         "kept_cheaper": with_interval(float(kept.mean()), (counts @ kept).tolist()),
     }
 
 
-def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, float]:
-    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"."""
+def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, float | None]:
+    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"; null where all
+    are the one or the other.
+    """
     guess, truth = quality.ravel(), scores.ravel()
     order = np.argsort(guess, kind="stable")
     gaps = [
@@ -244,7 +258,7 @@ def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, fl
     return {
         "brier": float(((guess - truth) ** 2).mean()),
         "ece": sum(gaps) / len(guess),
-        "auroc": auroc(guess, truth >= 0.5),
+        "auroc": _json(auroc(guess, truth >= 0.5)),
     }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from routers.cores import one_core
 from routers.cost import Latency, LogLinear
-from routers.estimators.base import Estimator, Matrix, Training, folds
+from routers.estimators.base import Estimator, Matrix, Training, folds, row_keys
 from routers.estimators.ensemble import Ensemble
 from routers.features import Featurizer, Layout
 from routers.onboarding import completed
@@ -82,7 +82,7 @@ def out_of_fold(
     four times as long.
     """
     said = like.parameters() if isinstance(like, Ensemble) else None
-    fold = folds(len(x), k, seed)
+    fold = folds(row_keys(x), k, seed)
     quality, cost = np.zeros_like(data.scores), np.zeros_like(data.scores)
     found = parallel_map(_without, (name, data, x, layout, fold, seed, said), range(k))
     for part, (its_quality, its_cost) in enumerate(found):

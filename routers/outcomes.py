@@ -111,6 +111,9 @@ def laid_out(queries: dict[str, list[Any]], outcomes: dict[str, list[Any]], *, u
     """Columns to matrices, every cell checked."""
     _require("queries.parquet", queries, ("query_id", "text"))
     _require("outcomes.parquet", outcomes, ("query_id", "model", "score"))
+    _named("queries.parquet", queries, "query_id")
+    for name in ("query_id", "model"):
+        _named("outcomes.parquet", outcomes, name)
     ids = [str(value) for value in queries["query_id"]]
     place = _unique(ids)
     texts = _texts(queries["text"])
@@ -143,6 +146,12 @@ def _require(file: str, table: dict[str, list[Any]], names: tuple[str, ...]) -> 
             raise DataError(f"{file}: no field {name}")
         if not table[name]:
             raise DataError(f"{file}: no rows")
+
+
+def _named(file: str, table: dict[str, list[Any]], name: str) -> None:
+    for row, value in enumerate(table[name]):
+        if value is None or value == "":
+            raise DataError(f"{file}: row {row}: field {name}: {value!r} names none")
 
 
 def _unique(ids: list[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_router
-from routers.outcomes import DataError, read_outcomes
+from routers.outcomes import read_outcomes
 from routers.parallel import ParallelMap, serial_map
 from routers.registry import save_router
 
@@ -122,10 +122,7 @@ def train(
     writable(out)
     featurizer = _featurizer(embedding)
     try:
-        outcomes = read_outcomes(data)
-        outcomes = outcomes.rows(outcomes.splits != "test")
-        if not outcomes.query_ids:
-            raise DataError("queries.parquet: field split: every row is test, none is left to train on")
+        outcomes = evaluation.to_train_on(read_outcomes(data))
         with bar("training"):
             x = described(outcomes, featurizer)
             learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
@@ -243,8 +240,23 @@ def as_table(report: dict[str, Any]) -> str:
         "operating point fixed on training rows, against the best single model: quality "
         f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}, "
         f"kept with a cheaper one {_cell(point['kept_cheaper'])}",
+        *_left_out(report["left_out"]),
     ]
     return "\n".join(lines)
+
+
+def _left_out(told: dict[str, Any]) -> list[str]:
+    """What of the data is not in the comparison, where anything isn't; what of it can't be trusted."""
+    models, queries, repeated, recurring = (told.get(x) for x in ("models", "queries", "repeated", "recurring"))
+    parts = [
+        f"{repeated} training queries that are test queries too" if repeated else "",
+        f"{queries} queries that not every model was scored on" if queries else "",
+        f"too seldom scored or priced: {', '.join(models)}" if models else "",
+    ]
+    lines = [f"left out: {'; '.join(part for part in parts if part)}"] if any(parts) else []
+    if recurring:
+        lines.append(f"{recurring} training queries are test queries too: this is what recurring queries are worth")
+    return lines
 
 
 def _cell(figure: dict[str, float | None] | None) -> str:

@@ -8,6 +8,7 @@ their self-check, as the data says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from cascade.evaluate import EstimatedRows, TrainingSettings, parts, train, walked
 from cascade.logs import read_logged
 from cascade.posterior_fit import cheapest_matching
+from gateway.learn.evaluation import LeftOut, fresh
 from routers import evaluate
 from routers.evaluate import Bench, PolicyFamily
 from routers.features import shipped_featurizer
@@ -40,6 +42,10 @@ def evaluated(
     splits = logged.data.splits
     if not (splits == "train").any() or not (splits == "test").any():
         raise DataError("queries.parquet: field split: needs rows of train and of test")
+    held = splits == "test"
+    kept = held.copy()
+    kept[~held] = fresh(logged.data.rows(~held), logged.data.rows(held))
+    logged, splits = logged.rows(kept), splits[kept]
     setting = TrainingSettings(router="ensemble" if router == "default" else router, seed=seed)
     taught, tested = parts(logged, described(logged.data, shipped_featurizer()), splits != "test", setting)
     trained = train(taught, setting)
@@ -57,6 +63,7 @@ def evaluated(
     report = {
         "n_queries": len(bench.scores),
         "n_train": len(taught.scores),
+        "left_out": asdict(LeftOut((), logged.dropped, int((~kept).sum()))),
         "models": list(logged.data.models),
         "best_single_model": logged.data.models[bench.best],
         "cascade_name": name,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.config_load import is_path
 from routers import evaluate, frontier, prior
@@ -31,6 +32,20 @@ COVERED = 0.95
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What the data has and the comparison does not."""
+
+    models: tuple[str, ...] = ()
+    """Scored, or priced, on too few queries."""
+    queries: int = 0
+    """Not scored, or not priced, on every model that is left."""
+    repeated: int = 0
+    """Training queries with the text of a test query."""
+    recurring: int = 0
+    """As many were kept, for most training queries are test queries too."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainTestSplit:
     """Training and test rows of one comparison, with their feature vectors."""
 
@@ -39,6 +54,7 @@ class TrainTestSplit:
     train_x: Matrix
     test_x: Matrix
     priced: bool
+    left_out: LeftOut = LeftOut()
 
 
 def rows_of(
@@ -47,18 +63,57 @@ def rows_of(
     """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
     either side is empty or fewer than two models are covered.
     """
-    tested = read_outcomes(data)
+    whole = read_outcomes(data)
+    if train_data is None and not ((whole.splits == "test").any() and (whole.splits == "train").any()):
+        raise DataError("queries.parquet: field split: needs rows of train and of test")
+    whole = _of_tasks(whole, tasks)
+    known = _complete(whole, models)
     if train_data is None:
-        if not (tested.splits == "test").any() or not (tested.splits == "train").any():
-            raise DataError("queries.parquet: field split: needs rows of train and of test")
-        tested = _complete(_of_tasks(tested, tasks), models)
-        held = tested.splits == "test"
-        trained, tested = tested.rows(~held), tested.rows(held)
+        held = known.splits == "test"
+        trained, tested = known.rows(~held), known.rows(held)
+        incomplete = len(whole.texts) - len(known.texts)
     else:
-        tested = _complete(_of_tasks(tested, tasks), models)
-        trained = _complete(read_outcomes(train_data), tested.models)
+        others = read_outcomes(train_data)
+        trained, tested = _complete(others, known.models), known
+        incomplete = len(whole.texts) + len(others.texts) - len(known.texts) - len(trained.texts)
+    for part, name in ((trained, "train"), (tested, "test")):
+        if not part.texts:
+            raise DataError(f"queries.parquet: field split: no row of {name} was scored on every model")
+    kept = fresh(trained, tested)
+    trained = trained.rows(kept)
     priced = bool(np.isfinite(tested.cost_usd).all() and np.isfinite(trained.cost_usd).all())
-    return TrainTestSplit(trained, tested, described(trained, featurizer), described(tested, featurizer), priced)
+    absent = () if models else tuple(sorted(set(whole.models) - set(known.models)))
+    left_out = LeftOut(absent, incomplete, int((~kept).sum()), int(repeating(trained, tested).sum()))
+    return TrainTestSplit(
+        trained, tested, described(trained, featurizer), described(tested, featurizer), priced, left_out
+    )
+
+
+def to_train_on(data: Outcomes) -> Outcomes:
+    """The rows whose split is not test, without those that repeat a test query. DataError where there are none."""
+    held = data.splits == "test"
+    if held.all():
+        raise DataError("queries.parquet: field split: every row is test, none is left to train on")
+    trained = data.rows(~held)
+    return trained.rows(fresh(trained, data.rows(held)))
+
+
+def fresh(trained: Outcomes, tested: Outcomes) -> NDArray[np.bool_]:
+    """Training rows that repeat no test query, which would be known by heart; all of them where most do: then queries
+    recur wherever the data comes from.
+    """
+    kept = ~repeating(trained, tested)
+    return kept if 2 * kept.sum() >= len(kept) else np.ones(len(kept), bool)
+
+
+def repeating(trained: Outcomes, tested: Outcomes) -> NDArray[np.bool_]:
+    """Training rows whose text, but for case and spaces, is a test row's."""
+    asked = {_plain(text) for text in tested.texts} - {""}
+    return np.array([_plain(text) in asked for text in trained.texts], bool)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
@@ -105,9 +160,10 @@ def evaluated(
     rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
     learned, unseen = _learned(artifact, router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
+    rates = evaluate.rates_for(train_bench.costs)
     quality, cost = _predicted(learned, router, rows)
     policies = {
-        "router": _swept(rows, quality, cost, bench),
+        "router": _swept(rows, quality, cost, bench, rates),
         "task_mean": _task_mean(rows, bench),
         "zero_router": evaluate.singles(bench),
         "best_single": evaluate.best_single(bench),
@@ -115,11 +171,11 @@ def evaluated(
     }
     for other in dict.fromkeys(beside):
         its = fit_learned(estimator_named(other), rows.train, rows.train_x, featurizer.layout, seed)
-        policies[other] = _swept(rows, *_predicted(its, other, rows), bench)
-    chosen = evaluate.rate_matching(_swept(rows, *unseen, train_bench), train_bench)
+        policies[other] = _swept(rows, *_predicted(its, other, rows), bench, rates)
+    chosen = evaluate.rate_matching(_swept(rows, *unseen, train_bench, rates), train_bench)
     report = _report(rows, policies, bench, seed, resamples, parallel_map) | {
         "operating_point": evaluate.operating_point(policies["router"], chosen, bench, seed, resamples)
-        | {"rate": float(evaluate.RATES[chosen])},
+        | {"rate": float(rates[chosen])},
         "calibration": evaluate.calibration(quality, bench.scores),
         "router_name": router,
     }
@@ -132,7 +188,7 @@ def limited(rows: TrainTestSplit, limit: int, seed: int) -> TrainTestSplit:
     if not 0 < limit < n:
         return rows
     kept = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
-    return TrainTestSplit(rows.train.rows(kept), rows.test, rows.train_x[kept], rows.test_x, rows.priced)
+    return replace(rows, train=rows.train.rows(kept), train_x=rows.train_x[kept])
 
 
 def _artifact(router: str) -> Learned | None:
@@ -176,8 +232,10 @@ def _bench(rows: TrainTestSplit, part: Outcomes) -> Bench:
     return Bench(part.scores, costs, best)
 
 
-def _swept(rows: TrainTestSplit, quality: Matrix, cost: Matrix, bench: Bench) -> PolicyFamily:
-    return evaluate.swept(quality, cost if rows.priced else bench.costs, bench)
+def _swept(
+    rows: TrainTestSplit, quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64]
+) -> PolicyFamily:
+    return evaluate.swept(quality, cost if rows.priced else bench.costs, bench, rates)
 
 
 def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
@@ -220,6 +278,7 @@ def _report(
     return {
         "n_queries": len(bench.scores),
         "n_train": len(rows.train_x),
+        "left_out": asdict(rows.left_out),
         "models": list(rows.test.models),
         "best_single_model": rows.test.models[bench.best],
         "cost": "cost_usd" if rows.priced else "share of calls to the best single model",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gateway.learn.alarms import changes
 from gateway.learn.dataset import Log, halves_of_queries, main_axes, training_data
-from routers.estimators.base import Estimator, Training, folds
+from routers.estimators.base import Estimator, Training, folds, row_keys
 from routers.estimators.linear import Linear
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
@@ -56,7 +56,7 @@ def tuned(scores: NDArray[np.float64], x: NDArray[np.float64], models: list[str]
     z = main_axes(x, 64)
     z /= max(float(z[:, 0].std()), 1e-9)
     data = Training(z, scores, [""] * len(z), models)
-    fold = folds(len(z), 4, 0)
+    fold = folds(row_keys(z), 4, 0)
 
     def error(ridge: float) -> float:
         total = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -99,9 +99,25 @@ def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
     return np.asarray((total + prior_count * overall) / (seen.sum(0) + prior_count))
 
 
-def folds(n: int, k: int, seed: int) -> NDArray[np.intp]:
-    """Fold number of each row, balanced and shuffled."""
-    return np.asarray(np.random.default_rng(seed).permutation(np.arange(n) % k), np.intp)
+def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
+    """Fold number of each row, shuffled; balanced where no row is as another. Rows of one key share a fold, for who has
+    learnt from one of them has seen the others, unless that left too few different ones.
+    """
+    first = firsts(keys)
+    if len(np.unique(first)) < 2 * k:
+        first = np.arange(len(first))
+    return np.asarray(np.random.default_rng(seed).permutation(np.arange(len(first)) % k), np.intp)[first]
+
+
+def firsts(keys: Iterable[Hashable]) -> NDArray[np.intp]:
+    """Where the key of each row was met first."""
+    place: dict[Hashable, int] = {}
+    return np.array([place.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
+
+
+def row_keys(x: Matrix) -> Iterator[bytes]:
+    """One for all rows that are the same but for rounding."""
+    return (row.tobytes() for row in np.round(x, 6) + 0.0)
 
 
 def parted(scores: Matrix, difficulty: Matrix | None = None) -> tuple[Matrix, Matrix]:

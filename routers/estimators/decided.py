@@ -18,7 +18,7 @@ import numpy as np
 
 from routers import evaluate
 from routers.cost import LogLinear
-from routers.estimators.base import Matrix, Training, folds
+from routers.estimators.base import Matrix, Training, folds, row_keys
 from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.estimators.stacked import stacked
 
@@ -28,7 +28,8 @@ MOST_ROWS = 6000
 SHARES = 4
 """A member's say is a multiple of 1 / SHARES."""
 KEPT = 5
-RATES = np.concatenate([[0.0], np.logspace(-3, 6, 31), [1e12]])
+DECADE = 10 / 3
+"""Exchange rates tried to each power of ten."""
 
 
 class Decided(Ensemble):
@@ -59,12 +60,12 @@ def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
     assert data.costs is not None
     cost = _costs_foretold(data, data.costs)
     bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
-    alone = bench.singles()
+    alone, rates = bench.singles(), evaluate.rates_for(data.costs, DECADE)
     mixtures = list(_mixtures(len(told)))
     reached = []
     for mixture in mixtures:
         quality = np.asarray(sum(share * part for share, part in zip(mixture, told, strict=True)))
-        points = evaluate.swept(quality, cost, bench, RATES).points()
+        points = evaluate.swept(quality, cost, bench, rates).points()
         reached.append(evaluate.figures(points, alone, bench.best, 1.0)["aiq"])
     best = np.argsort(reached)[-KEPT:]
     return tuple(np.mean([mixtures[place] for place in best.tolist()], axis=0).tolist())
@@ -72,7 +73,7 @@ def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
 
 def _costs_foretold(data: Training, costs: Matrix) -> Matrix:
     """Of every row, by what was fitted on the other folds."""
-    fold, told = folds(len(data.x), FOLDS, data.seed), np.zeros_like(costs)
+    fold, told = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
     for part in range(FOLDS):
         held = fold == part
         told[held] = LogLinear().fit(data.x[~held], costs[~held]).predict(data.x[held])

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, folds, observed_mean
+from routers.estimators.base import Estimator, Matrix, Training, folds, observed_mean, row_keys
 from routers.estimators.clusters import Clusters
 from routers.estimators.domain import Domain
 from routers.estimators.factor import Factor
@@ -74,7 +74,7 @@ class Ensemble(Estimator):
     @staticmethod
     def foretold(data: Training) -> list[Matrix]:
         """Each member's quality of every row, by what was fitted on the other folds."""
-        fold = folds(len(data.x), FOLDS, data.seed)
+        fold = folds(row_keys(data.x), FOLDS, data.seed)
         told = {name: np.zeros_like(data.scores) for name in Ensemble().members}
         for part in range(FOLDS):
             held = fold == part

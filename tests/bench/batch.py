@@ -48,7 +48,7 @@ from gateway.config_load import parse
 from gateway.learn.evaluation import TrainTestSplit, rows_of
 from gateway.routes import RouteBook
 from gateway.settings import Settings
-from routers.estimators.base import folds
+from routers.estimators.base import folds, row_keys
 from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned, predicted
@@ -76,7 +76,7 @@ def sides(rows: TrainTestSplit) -> tuple[Side, Side]:
     learned = fit_learned(estimator_named("default"), rows.train, rows.train_x, featurizer.layout)
     test = _side(learned, rows.test, rows.test_x)
     said = learned.quality.parameters()
-    fold = folds(len(rows.train_x), FOLDS, 0)
+    fold = folds(row_keys(rows.train_x), FOLDS, 0)
     parts = []
     for part in range(FOLDS):
         seen, held = fold != part, fold == part

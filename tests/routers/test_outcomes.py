@@ -64,6 +64,8 @@ def test_rows_and_columns_cut_every_field() -> None:
         ("q", "split", ["train", "valid"], r"queries.*row 1.*split: 'valid'"),
         ("o", "query_id", ["q0", "q0", "q0"], r"row 2.*already row 1"),
         ("o", "query_id", ["q0", "q0", None], r"row 2.*query_id: None"),
+        ("q", "query_id", ["q0", ""], r"queries.*row 1: field query_id: '' names none"),
+        ("o", "model", ["m", None, "m"], r"outcomes.*row 1: field model: None names none"),
         ("o", "model", ["m", "m", "m"], r"row 1.*already row 0|two or more"),
         ("o", "score", [1.0, None, 0.5], r"row 1.*score: None"),
         ("o", "score", [1.0, float("nan"), 0.5], r"row 1.*score: nan"),
