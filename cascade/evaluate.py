@@ -297,9 +297,9 @@ def evaluate_split(
     verified = verified_alone(taught, tested, target)
     if verified is not None:
         cost, quality = verified
-        found["verified_drafts"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
+        found["verified_drafts"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
     cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
-    found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": cost / single[0]}
+    found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
     return found
 
 
@@ -322,10 +322,15 @@ def _zero_router(part: EstimatedRows, highest: float) -> float:
 def _beside(got: Replayed, single: tuple[float, float], wait_s: float) -> dict[str, float]:
     return {
         "quality_difference": got.score - single[1],
-        "cost_ratio": got.cost_usd / single[0],
-        "latency_ratio": got.latency_s / wait_s if wait_s else float("nan"),
+        "cost_ratio": _ratio(got.cost_usd, single[0]),
+        "latency_ratio": _ratio(got.latency_s, wait_s),
         "calls": got.calls,
     }
+
+
+def _ratio(mine: float, theirs: float) -> float:
+    """NaN beside nothing: the best single model is free, or nobody measured its latency."""
+    return mine / theirs if theirs > 0 else float("nan")
 
 
 def evaluate(
@@ -336,8 +341,8 @@ def evaluate(
     featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures over random 70/30 splits by query, equal ones on one side: mean and standard deviation over splits of each.
-    Models whose refined answers stand in the data too are ranked by them.
+    """Figures over random 70/30 splits by query, equal ones on one side: mean and standard deviation over splits of
+    each. Models whose refined answers stand in the data too are ranked by them.
     """
     setting = setting or TrainingSettings()
     x = described(logged.data, featurizer or shipped_featurizer())

@@ -126,7 +126,7 @@ def _counted(
         else:
             refused += 1
             paid.append(prices[-1])
-    price = float(np.mean(prices))
+    price = float(np.mean(prices)) or float("nan")
     return {
         "broken": broken / len(orders),
         "refused": refused / len(orders),
@@ -145,7 +145,7 @@ def _steady(family: Family, floor: float, confidence: float, rows: int) -> float
     drawn = (rng.choice(n, rows, replace=False) for _ in range(HINDSIGHT_SPLITS))
     kept = np.mean([slack[:, part].mean(1) >= 0.0 for part in drawn], axis=0)
     costs, price = family.costs_usd.mean(1), float(family.reference_costs_usd.mean())
-    return min(price, float(np.where(kept >= confidence, costs, np.inf).min())) / price
+    return min(price, float(np.where(kept >= confidence, costs, np.inf).min())) / (price or float("nan"))
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

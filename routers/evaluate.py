@@ -57,8 +57,8 @@ class PolicyFamily:
 
 
 def rates_for(costs: Matrix, decade: float = 10.0) -> NDArray[np.float64]:
-    """Exchange rates to try, quality points per dollar, `decade` of them to each power of ten: from 1e-3 to 1e6, further
-    where so dear or so cheap models call for it, and one at which money alone counts.
+    """Exchange rates to try, quality points per dollar, `decade` of them to each power of ten: from 1e-3 to 1e6,
+    further where so dear or so cheap models call for it, and one at which money alone counts.
     """
     paid = [one for one in costs.mean(0).tolist() if one > 0]
     low, high = (log10(1e-6 / max(paid)), log10(30.0 / min(paid))) if paid else (-3.0, 6.0)
@@ -245,8 +245,8 @@ def operating_point(
 
 
 def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, float | None]:
-    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"; null where all
-    are the one or the other.
+    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"; null where
+    all are the one or the other.
     """
     guess, truth = quality.ravel(), scores.ravel()
     order = np.argsort(guess, kind="stable")

@@ -40,7 +40,7 @@ class Rounds:
     logged: Array
     """(n, m) probabilities under the policy that decided; zero where a model was not eligible."""
     known: NDArray[np.bool_] | None = None
-    """(n,) whether the reward is; None: of every round. Where it is not, `reward` holds any number, which is not read."""
+    """(n,) whether the reward is; None: of every round. Where it is not, `reward` holds any number."""
 
     def __post_init__(self) -> None:
         n, m = self.logged.shape
@@ -82,8 +82,8 @@ def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic])
 
 
 def importance(rounds: Rounds, target: Array) -> Array:
-    """How much likelier the target makes each logged decision than the log did, (n,). Where rewards are not all known, a
-    known one also speaks for the same model's unknown ones: models are not heard of equally often.
+    """How much likelier the target makes each logged decision than the log did, (n,). Where rewards are not all known,
+    a known one also speaks for the same model's unknown ones: models are not heard of equally often.
     """
     weights = np.asarray(target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity)
     if rounds.known is None:

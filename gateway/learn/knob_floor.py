@@ -105,7 +105,8 @@ def coverage(log: Log, reference: int) -> Interval | None:
     if best <= 0.0:
         return None
     share = worth / best
-    residual = alike * (scored.score - worth) / float(alike.mean()) - share * weights * (scored.score - best) / float(weights.mean())
+    mine = alike * (scored.score - worth) / float(alike.mean())
+    residual = mine - share * weights * (scored.score - best) / float(weights.mean())
     reach = 1.96 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
     return Interval(share, share - reach, share + reach)
 

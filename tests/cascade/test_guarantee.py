@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import isnan
+
 import pytest
 
 from cascade.evaluate import TrainingSettings, evaluate
@@ -37,3 +40,14 @@ def test_the_report_states_means_and_spread():
     assert report["matching"]["cost_ratio"]["mean"] < 1.0
     assert {"mean", "sd"} == set(report["best_quality"]["quality_difference"])
     assert report["aiq"]["mean"] > report["zero_router_aiq"]["mean"]
+
+
+def test_free_models_have_no_cost_ratio():
+    """Local models may all be free: quality is told, and of money that there is nothing to compare."""
+    log = logged(240)
+    free = replace(log.data, cost_usd=0.0 * log.data.cost_usd, checked_cost_usd=0.0 * log.data.cost_usd)
+    setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
+    report = evaluate(replace(log, data=free), splits=1, setting=setting)
+    assert isnan(report["matching"]["cost_ratio"]["mean"]) and report["aiq"]["mean"] > 0.5
+    found = guarantee(replace(log, data=free), floors=(0.9,), splits=4, trainings=1, setting=setting)["0.90"]
+    assert isnan(found["cost_ratio"]) and 0.0 <= found["broken"] <= 1.0

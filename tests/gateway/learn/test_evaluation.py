@@ -91,14 +91,17 @@ def rewritten(folder: Path, target: Path, **columns: Callable[[int, Any], Any]) 
 
 
 def test_no_test_query_is_known_by_heart(folder: Path, tmp_path: Path) -> None:
-    """A training query that is a test query too, but for case and spaces, is left out and told; with queries that mostly
+    """A training query that is a test query too, but for case and spaces, is left out and told; where most queries
     recur all are kept, and that is told.
     """
     test = [one for one in pq.read_table(folder / "queries.parquet").to_pylist() if one["split"] == "test"]
-    leaking = rewritten(
-        folder, tmp_path / "leaking",
-        text=lambda row, text: f"  {test[row]['text'].upper()}" if row < 5 else text if row % 10 > 6 else f"{text} {row}",
-    )  # fmt: skip
+
+    def leak(row: int, text: str) -> str:
+        if row < 5:
+            return f"  {test[row]['text'].upper()}"
+        return text if row % 10 > 6 else f"{text} {row}"
+
+    leaking = rewritten(folder, tmp_path / "leaking", text=leak)
     report = asked("evaluate", "--data", str(leaking), "--router", "knn")
     assert report["left_out"] == {"models": [], "queries": 0, "repeated": 5, "recurring": 0}
     assert report["n_train"] == 163
@@ -118,9 +121,8 @@ def test_equal_queries_share_a_fold() -> None:
 
 def test_what_the_comparison_leaves_out_is_told(folder: Path, tmp_path: Path) -> None:
     """A model that was seldom priced, and queries with a gap."""
-    holes = rewritten(
-        folder, tmp_path / "holes", cost_usd=lambda row, usd: None if row % 3 == 1 and row < 600 or row in (0, 5) else usd
-    )
+    gaps = {0, 5, *range(1, 600, 3)}
+    holes = rewritten(folder, tmp_path / "holes", cost_usd=lambda row, usd: None if row in gaps else usd)
     report = asked("evaluate", "--data", str(holes), "--router", "knn")
     assert report["models"] == ["large", "small"]
     assert report["left_out"]["models"] == ["middle"] and report["left_out"]["queries"] == 2
