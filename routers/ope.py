@@ -270,6 +270,16 @@ def overlap(rounds: Rounds, target: Array) -> Overlap:
     return Overlap(rounds.told, effective_rounds(weights), missing)
 
 
+def supported_from(logged: Array, target: Array, most: float = MAX_UNSUPPORTED) -> int:
+    """The round from which on the log tries what the target would do: the longest latest part of which at most `most`
+    was never tried. Zero where that is none: a route that begins to explore is not held to what it did before.
+    """
+    missing = np.where(logged > 0, 0.0, target).sum(1)[::-1]
+    share = (np.cumsum(missing) / np.arange(1, len(missing) + 1))[::-1]
+    enough = np.flatnonzero(share <= most)
+    return int(enough[0]) if len(enough) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Not enough evidence, and what it would take."""
@@ -323,12 +333,10 @@ def judged(
 
 
 def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:
-    """With that much uniform exploration mixed in, and rewards known as often as now, a round is worth
+    """With that much uniform exploration over all models mixed in, and rewards known as often as now, a round is worth
     1 / E[sum pi^2 / mu] effective ones.
     """
-    eligible = (rounds.logged > 0) | (target > 0)
-    uniform = eligible / np.maximum(eligible.sum(1, keepdims=True), 1)
-    mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration * uniform
+    mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration / rounds.logged.shape[1]
     heard = np.where(rounds.heard > 0, rounds.heard, rounds.told / len(rounds.action))
     spread = float((target**2 / np.maximum(mixed * heard, 1e-12)).sum(1).mean())
     lacking = wanted.min_effective - (0.0 if found.unsupported > wanted.max_unsupported else found.effective)

@@ -159,6 +159,10 @@ def show(answer: Answer) -> None:
         f"{answer.rounds} logged requests ({answer.labelled} scored), effective sample size {answer.effective:.0f}"
         f"; {shares}"
     )
+    if answer.passed_over:
+        console.print(f"{answer.passed_over} earlier requests are not counted: they never tried it")
+    for note in answer.notes:
+        console.print(f"note: {note}")
 
 
 def _cells(figure: Figure, scale: float) -> list[str]:

@@ -63,6 +63,9 @@ def judge(
     log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Evidence | None = None, seed: int = 0
 ) -> GateVerdict:
     """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
+    start = ope.supported_from(log.logged, candidate)
+    log, reward = log.rows(np.arange(start, len(log))), reward[start:]
+    candidate, incumbent = candidate[start:], incumbent[start:]
     if not np.isfinite(reward).any():
         return GateVerdict(False, "nobody scored any answer")
     rounds = log.rounds(reward)

@@ -23,7 +23,7 @@ from cascade.calibrate import LEAST_ROWS, betting_p
 from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
-from routers.ope import Array, Interval, Rounds, effective_rounds, importance
+from routers.ope import Array, Interval, Rounds, effective_rounds, importance, supported_from
 
 ASSUMPTION = "requests are exchangeable with these decisions, and their scores are what quality means"
 BOUND = "betting test on inverse-propensity terms, one fixed sequence of cost weights"
@@ -59,8 +59,10 @@ def certify_knob(
     """`policies`: by cost weight, safest first, the probabilities (n, m) on the log. Scored rounds alone count."""
     if not 0.0 < floor <= 1.0 or not 0.0 < confidence < 1.0:
         raise ValueError(f"floor {floor} must be in (0, 1] and confidence {confidence} in (0, 1)")
-    known = log.labelled
-    scored = log.rows(known)
+    start = supported_from(log.logged, log.always(reference))
+    log = log.rows(np.arange(start, len(log)))
+    policies = {weight: target[start:] for weight, target in policies.items()}
+    scored = log.rows(log.labelled)
     n = len(scored)
     if n < LEAST_ROWS:
         return Unsupported(f"{n} scored decisions; no floor is certified from fewer than {LEAST_ROWS}", n, LEAST_ROWS)

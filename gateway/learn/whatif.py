@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from gateway.journal.record import DecisionRecord
+from gateway.learn.alarms import changes
 from gateway.learn.dataset import Log, NothingLogged
 from routers import ope
 from routers.ope import Array, Evidence, Interval, Refusal
@@ -26,6 +28,9 @@ from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
 FIGURES = ("quality", "cost_usd", "latency_s")
+REPRICED = 0.01
+"""A cost this far from today's prices was paid at others."""
+REPRICED_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,10 @@ class Answer:
     now_shares: Mapping[str, float] = field(default_factory=dict)
     then_shares: Mapping[str, float] = field(default_factory=dict)
     """Share of requests per model; of the changed policy this is known exactly."""
+    passed_over: int = 0
+    """Earlier rounds, in which what the changed policy would do was never tried."""
+    notes: Sequence[str] = ()
+    """What changed in the time of the log, so that its figures may say little of tomorrow."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON. A figure is null where it was refused."""
@@ -72,6 +81,7 @@ class Answer:
             "rounds": self.rounds, "labelled": self.labelled, "effective_rounds": self.effective, **told,
             "refusals": {name: _refusal_dict(one) for name, one in self.refusals.items()},
             "shares": {"now": dict(self.now_shares), "then": dict(self.then_shares)},
+            "passed_over": self.passed_over, "notes": list(self.notes),
         }  # fmt: skip
 
 
@@ -92,11 +102,51 @@ def _refusal_dict(refusal: Refusal) -> dict[str, Any]:
 def what_if(log: Log, policy: Policy, *, evidence: Evidence | None = None, seed: int = 0) -> Answer:
     """Values the policy on the log."""
     log = widened(log, [candidate.model for candidate in policy.candidates])
-    return valued(log, decided(policy, log), evidence=evidence, seed=seed)
+    answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
+    used = log.rows(np.arange(answer.passed_over, len(log)))
+    return replace(answer, notes=(*_drifts(used), *_repriced(used, policy.candidates)))
+
+
+def _drifts(log: Log) -> list[str]:
+    return [
+        f"answers of {one.model} went from {one.before:.2f} to {one.after:.2f} "
+        f"at {_said(log.records[one.place].time_s)}: ask for the time since then alone"
+        for one in changes(log)
+    ]
+
+
+def _said(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _repriced(log: Log, candidates: Sequence[Candidate]) -> list[str]:
+    """Models much of whose logged cost was not paid at today's prices. Only answers of plain input and output tell."""
+    found = []
+    for one in candidates:
+        paid = np.array([ratio for record in log.records if (ratio := _at_todays_price(record, one)) is not None])
+        away = float((np.abs(paid - 1.0) > REPRICED).mean()) if len(paid) else 0.0
+        if away > REPRICED_SHARE:
+            many = f"{away:.0%} of what {one.model} answered"
+            found.append(f"{many} was paid at other prices than today's; cost is as paid")
+    return found
+
+
+def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | None:
+    """What the only attempt cost, as a share of what it would now."""
+    if len(record.attempts) != 1 or (answer := record.attempts[0]).model != candidate.model or answer.estimated:
+        return None
+    usage = {name: count for name, count in answer.usage.items() if count}
+    if answer.failure or answer.gathered or not usage or usage.keys() - {"input", "output"}:
+        return None
+    now = usage.get("input", 0) * candidate.input_usd_per_mtok + usage.get("output", 0) * candidate.output_usd_per_mtok
+    # a nano-dollar either way is rounding
+    return (answer.cost_nanousd + 1) / (1000 * now + 1) if max(answer.cost_nanousd, 1000 * now) > 100 else None
 
 
 def valued(log: Log, target: Array, *, evidence: Evidence | None = None, seed: int = 0) -> Answer:
-    """Values decisions (n, m) on the log."""
+    """Values decisions (n, m) on the log, from when on it tries what they are."""
+    start = ope.supported_from(log.logged, target)
+    log, target = log.rows(np.arange(start, len(log))), target[start:]
     x, price = log.covariates(), _prices(log)
     rewards = dict(zip(FIGURES, (log.score, log.cost_usd, log.latency_s), strict=True))
     figures: dict[str, Figure] = {}
@@ -115,6 +165,7 @@ def valued(log: Log, target: Array, *, evidence: Evidence | None = None, seed: i
         effective=ope.overlap(log.rounds(np.zeros(len(log))), target).effective,
         figures=figures, refusals=refusals,
         now_shares=_shares(log.models, log.logged), then_shares=_shares(log.models, target),
+        passed_over=start,
     )  # fmt: skip
 
 

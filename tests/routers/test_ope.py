@@ -129,9 +129,9 @@ def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
     found = ope.judged(rounds, target, Evidence(exploration=0.2), np.array([0.01, 0.02, 0.03]))
     assert isinstance(found, Refusal)
     assert found.overlap.unsupported == 1.0
-    # two models are in question, so every second explored call is of use
-    assert found.explored_calls == 100 and found.cost_usd == pytest.approx(2.0)
-    assert str(found).endswith("about 100 more explored calls needed, about $2 (at explore = 0.2 about 500 requests)")
+    # every third explored call is of use
+    assert found.explored_calls == 150 and found.cost_usd == pytest.approx(3.0)
+    assert str(found).endswith("about 150 more explored calls needed, about $3 (at explore = 0.2 about 750 requests)")
 
 
 def test_a_thin_log_is_refused_until_the_calls_it_asked_for_were_made() -> None:

@@ -62,6 +62,18 @@ def test_a_reference_that_is_seldom_scored_lowers_no_bar() -> None:
     assert isinstance(refused, Unsupported) and "no answer of large was scored" in refused.reason
 
 
+def test_decisions_from_before_the_reference_was_tried_do_not_count() -> None:
+    """A route that begins to explore can be certified by what it explored."""
+    log = world(1200, seed=9)
+    first = np.arange(len(log)) < 400
+    mute = replace(
+        log, logged=np.where(first[:, None], [0.0, 1.0], log.logged), action=np.where(first, 1, log.action)
+    )
+    found, rest = (certify_knob(one, policies(one), 0, 0.6, 0.95) for one in (mute, log.rows(~first)))
+    assert not isinstance(found, Unsupported) and not isinstance(rest, Unsupported)
+    assert found.cost_weight == rest.cost_weight and found.rows == pytest.approx(rest.rows, abs=30)
+
+
 def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossible() -> None:
     """Few rows: how many would do. A reference that was never tried: that it must be explored."""
     few = certify_knob(world(30), policies(world(30)), 0, 0.9, 0.95)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 
-from gateway.learn.dataset import Log, NothingLogged, log_of, training_data
+from gateway.learn.dataset import Log, NothingLogged, Scored, log_of, training_data
 from gateway.learn.whatif import Policy, what_if
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
@@ -55,6 +58,38 @@ def test_what_the_log_never_tried_is_refused_with_its_price() -> None:
     assert told["quality"] is None
     assert "more explored calls needed" in told["refusals"]["quality"]["message"]
     assert answer.then_shares["large"] == 1.0
+
+
+def test_a_route_that_begins_to_explore_is_answered_when_it_said() -> None:
+    """What it did before is not held against it: with the calls that the refusal asked for there is an answer, from
+    those calls alone, and it says so.
+    """
+    town, policy = Town(12), Policy(Weighted({"large": 1.0}), candidates(), Knobs())
+    before = town.decisions(Weighted({"small": 1.0}), 1000)
+    told = what_if(log_of(before), policy).refusals["quality"]
+    drawn = told.exploration / 2  # the log knows of two models
+    trying = Weighted({"small": 1.0 - drawn, "large": drawn})
+    calls = round(1.3 * told.calls)
+    answer = what_if(log_of([*before, *town.decisions(trying, calls)]), policy)
+    assert answer.passed_over >= 900 and answer.rounds == 1000 + calls - answer.passed_over
+    figure = answer.figures["quality"].then
+    assert figure.low <= 0.935 <= figure.high
+
+
+def test_what_changed_in_the_time_of_the_log_is_said() -> None:
+    """A model that grew worse, and prices that are no longer paid: the figures are of what was."""
+    worse = {kind: {**scores, "large": 0.2} for kind, scores in TRUTH.items()}
+    log = log_of([*Town(13).decisions(EVEN, 500), *later(Town(14, worse).decisions(EVEN, 500))])
+    dearer = [replace(one, output_usd_per_mtok=9.9) if one.model == "small" else one for one in candidates()]
+    notes = what_if(log, Policy(EVEN, dearer, Knobs())).notes
+    assert len(notes) == 2
+    assert notes[0].startswith("answers of large went from 0.9") and " UTC" in notes[0]
+    assert notes[1].startswith("100% of what small answered was paid at other prices")
+    assert not what_if(log_of(Town(13).decisions(EVEN, 500)), Policy(EVEN, candidates(), Knobs())).notes
+
+
+def later(decisions: list[Scored]) -> list[Scored]:
+    return [(msgspec.structs.replace(record, time_s=record.time_s + 1e6), score) for record, score in decisions]
 
 
 def test_a_new_model_is_refused(even_log: Log) -> None:
@@ -120,9 +155,8 @@ def test_few_labels_refuse_quality_but_not_cost() -> None:
 
 def test_a_log_without_vectors_says_so() -> None:
     """A router that reads features can't decide again what was logged without them."""
-    from msgspec.structs import replace
-
-    decisions = [(replace(record, vector=b"", prompt_text=""), score) for record, score in Town(4).decisions(EVEN, 50)]
+    made = Town(4).decisions(EVEN, 50)
+    decisions = [(msgspec.structs.replace(record, vector=b"", prompt_text=""), score) for record, score in made]
     router = PluginRouter("linear", "1", shipped_featurizer().version)
     with pytest.raises(NothingLogged, match="features"):
         what_if(log_of(decisions), Policy(router, candidates(), Knobs()))
