@@ -240,6 +240,7 @@ def operating_point(
     return {
         "quality_difference": with_interval(float(gained.mean()), (counts @ gained).tolist()),
         "cost_ratio": with_interval(ratio, ratios),
+        "mean_cost": with_interval(float(paid.mean()), (counts @ paid).tolist()),
         "kept_cheaper": with_interval(float(kept.mean()), (counts @ kept).tolist()),
     }
 

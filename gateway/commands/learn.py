@@ -76,6 +76,7 @@ def evaluate(
     embedding: Embedding = None,
     engine: Engine = "embedded",
     workers: Workers = 2,
+    costs: Annotated[str, typer.Option(help="Of a call of each model, whatever the data says: NAME=COST,...")] = "",
     cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead: routing")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
     as_json: AsJson = False,
@@ -87,6 +88,8 @@ def evaluate(
         drawable(plot)
     try:
         with bar("evaluating"):
+            if cascade and costs:
+                raise ValueError("--costs: a cascade's are those of its data")
             if cascade:
                 from gateway.learn import cascaded
 
@@ -99,6 +102,7 @@ def evaluate(
                     router, data, train_data=train_data, models=listed(models), tasks=listed(tasks),
                     limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
                     parallel_map=_parallel_map(engine, workers), beside=listed(beside),
+                    costs=_per_model("--costs", costs, "COST"),
                 )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error
@@ -201,21 +205,23 @@ def keep(
     means = {"cost_usd": mean_cost_usd, "latency_s": mean_latency_s}
     try:
         stated = {name: mean for name, mean in means.items() if mean is not None}
-        found = subsets_of(data, router, SubsetLimits(most, stated, _sizes(sizes), memory_gb))
+        found = subsets_of(data, router, SubsetLimits(most, stated, _per_model("--sizes", sizes, "GB"), memory_gb))
     except ValueError as error:
         raise _refuse(error) from error
     typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))
 
 
-def _sizes(text: str) -> dict[str, float]:
-    """ValueError where one of them is no NAME=GB."""
+def _per_model(option: str, text: str, unit: str) -> dict[str, float]:
+    """ValueError where one of them is no NAME=number, zero or more."""
     found = {}
     for one in listed(text):
-        name, _, size = one.rpartition("=")
+        name, _, number = one.rpartition("=")
         try:
-            found[name] = float(size)
+            found[name] = float(number)
         except ValueError:
-            raise ValueError(f"--sizes: {one!r} is not NAME=GB") from None
+            raise ValueError(f"{option}: {one!r} is not NAME={unit}") from None
+        if not 0.0 <= found[name] < inf:
+            raise ValueError(f"{option}: {one!r} is not zero or more")
     return found
 
 
@@ -239,6 +245,7 @@ def as_table(report: dict[str, Any]) -> str:
         *(f"{name.replace('_', ' ')}, AIQ: {_cell(report[name]['aiq'])}" for name in report if "_minus_" in name),
         "operating point fixed on training rows, against the best single model: quality "
         f"{_cell(point['quality_difference'])}, cost ratio {_cell(point['cost_ratio'])}, "
+        f"mean cost {_cell(point['mean_cost'], '.4g')}, "
         f"kept with a cheaper one {_cell(point['kept_cheaper'])}",
         *_left_out(report["left_out"]),
     ]
@@ -259,9 +266,9 @@ def _left_out(told: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(figure: dict[str, float | None] | None) -> str:
+def _cell(figure: dict[str, float | None] | None, form: str = ".4f") -> str:
     if figure is None or figure["value"] is None:
         return "-"
     if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.4f}"
-    return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
+        return f"{figure['value']:{form}}"
+    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from routers.registry import estimator_named, load_router
 from routers.types import Candidate
 
 _STYLES = {"task_mean": "--", "zero_router": ":", "oracle": "-."}
+
+STATED = "as stated per call"
+"""Where the report's costs are from, if not from the data."""
+UNITS = {"cost_usd": "dollars", STATED: "stated cost"}
 
 COVERED = 0.95
 """A model must have been scored (and priced, where the data has prices) on this share of the queries."""
@@ -58,12 +62,14 @@ class TrainTestSplit:
 
 
 def rows_of(
-    data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = ()
-) -> TrainTestSplit:
+    data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = (),
+    costs: Mapping[str, float] | None = None,
+) -> TrainTestSplit:  # fmt: skip
     """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
-    either side is empty or fewer than two models are covered.
+    either side is empty or fewer than two models are covered. `costs`: what a call of a model costs, whatever the data
+    says.
     """
-    whole = read_outcomes(data)
+    whole = _stated(read_outcomes(data), costs)
     if train_data is None and not ((whole.splits == "test").any() and (whole.splits == "train").any()):
         raise DataError("queries.parquet: field split: needs rows of train and of test")
     whole = _of_tasks(whole, tasks)
@@ -73,7 +79,7 @@ def rows_of(
         trained, tested = known.rows(~held), known.rows(held)
         incomplete = len(whole.texts) - len(known.texts)
     else:
-        others = read_outcomes(train_data)
+        others = _stated(read_outcomes(train_data), costs)
         trained, tested = _complete(others, known.models), known
         incomplete = len(whole.texts) + len(others.texts) - len(known.texts) - len(trained.texts)
     for part, name in ((trained, "train"), (tested, "test")):
@@ -87,6 +93,17 @@ def rows_of(
     return TrainTestSplit(
         trained, tested, described(trained, featurizer), described(tested, featurizer), priced, left_out
     )
+
+
+def _stated(data: Outcomes, costs: Mapping[str, float] | None) -> Outcomes:
+    """DataError where one is of no model of the data."""
+    if not costs:
+        return data
+    data.columns(list(costs))
+    cost_usd = data.cost_usd.copy()
+    for model, cost in costs.items():
+        cost_usd[:, data.models.index(model)] = cost
+    return replace(data, cost_usd=cost_usd)
 
 
 def to_train_on(data: Outcomes) -> Outcomes:
@@ -149,15 +166,17 @@ def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
     featurizer: Featurizer | None = None, parallel_map: ParallelMap = serial_map, beside: Sequence[str] = (),
+    costs: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], dict[str, PolicyFamily], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random;
-    `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it.
+    `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it;
+    `costs`: of a call of each model, in any one unit.
     """
     featurizer = featurizer or shipped_featurizer()
     artifact = _artifact(router)
     for other in beside:
         estimator_named(other)  # refused before the work
-    rows = limited(rows_of(data, train_data, models, featurizer, tasks), limit, seed)
+    rows = limited(rows_of(data, train_data, models, featurizer, tasks, costs), limit, seed)
     learned, unseen = _learned(artifact, router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
     rates = evaluate.rates_for(train_bench.costs)
@@ -178,6 +197,7 @@ def evaluated(
         | {"rate": float(rates[chosen])},
         "calibration": evaluate.calibration(quality, bench.scores),
         "router_name": router,
+        **({"cost": STATED} if costs else {}),
     }
     return report, policies, bench
 
@@ -311,8 +331,8 @@ def draw(report: dict[str, Any], policies: dict[str, PolicyFamily], bench: Bench
             model, (cost * 1000, quality), (0, -10), textcoords="offset points", ha=side, fontsize=7, color="#444444"
         )
     axes.set_xscale("log" if (alone[:, 0] > 0).all() else "linear")
-    priced = report["cost"].startswith("cost_usd")
-    axes.set_xlabel(f"{'dollars' if priced else 'calls to the best single model'} per 1,000 queries")
+    unit = UNITS.get(report["cost"].partition(" where")[0], "calls to the best single model")
+    axes.set_xlabel(f"{unit} per 1,000 queries")
     axes.set_ylabel("quality (mean score)")
     axes.set_title(f"{report['n_queries']:,} test queries", fontsize=10)
     axes.grid(alpha=0.3)

@@ -149,6 +149,19 @@ def test_figures_do_not_depend_on_the_unit_of_money(folder: Path, tmp_path: Path
     assert ratios[1] == pytest.approx(ratios[0], abs=0.02)
 
 
+def test_costs_may_be_stated(folder: Path, tmp_path: Path) -> None:
+    """As millions of active parameters, say, where the data has no prices; models without one are left out."""
+    bare = write_folder(tmp_path / "bare", priced=False)
+    stated = asked("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,middle=14,large=70")
+    assert stated["cost"] == "as stated per call" and stated["best_single"]["cost_saved_99"]["value"] == 0.0
+    point = stated["operating_point"]
+    assert 8.0 <= point["mean_cost"]["low"] < point["mean_cost"]["value"] < 70.0
+    assert point["cost_ratio"]["value"] == pytest.approx(point["mean_cost"]["value"] / 70.0)
+    assert stated["best_single_model"] == "large"
+    two = asked("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,large=70")
+    assert two["models"] == ["large", "small"] and two["left_out"]["models"] == ["middle"]
+
+
 def test_another_folder_may_train(folder: Path, tmp_path: Path) -> None:
     """With --train-data all rows of --data are tested."""
     other = write_folder(tmp_path / "other", n=200, seed=3)
@@ -203,6 +216,9 @@ def test_the_picture_shows_what_the_table_tells(tmp_path: Path, what: tuple[str,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--costs", "small=x"], "small=x' is not NAME=COST"),
+        (["--costs", "tiny=1"], "no model 'tiny'"),
+        (["--costs", "small=-1"], "not zero or more"),
         (["--router", "nonesuch/router"], "no such file"),
         (["--router", "weighted"], "'weighted' does not learn; those that do: default, task-mean"),
         (["--router", "knn", "--beside", "linear,weighted"], "'weighted' does not learn"),
