@@ -60,8 +60,10 @@ def subsets_of(folder: Path, estimator: str, wanted: SubsetLimits) -> list[Subse
     NoSubset where none keeps the limits.
     """
     data = read_outcomes(folder)
-    priced = np.flatnonzero(np.isfinite(data.cost_usd).any(axis=0))
-    data = data.columns([data.models[j] for j in priced])
+    priced = np.isfinite(data.cost_usd)
+    mean = np.where(priced, data.cost_usd, 0.0).sum(0) / np.maximum(priced.sum(0), 1)
+    cheap_first = np.argsort(mean, kind="stable")  # of models that are worth as much, the first is kept
+    data = data.columns([data.models[j] for j in cheap_first.tolist() if priced[:, j].any()])
     train, test, models = expected(data, estimator, FLEET_MOST)
     for name in wanted.means:
         if name not in train.expected.spends:

@@ -46,6 +46,14 @@ def test_a_limit_of_cost_brings_a_second(folder: Path) -> None:
     assert two["expected"] > one["expected"] + 0.05 and two["spent"]["cost_usd"] < 1.15 * most
 
 
+def test_of_models_that_are_worth_as_much_the_cheapest_is_kept(folder: Path) -> None:
+    """All answers are right, whoever gives them."""
+    table = pq.read_table(folder / "outcomes.parquet")
+    rows = [row | {"score": 1.0} for row in table.to_pylist()]
+    pq.write_table(type(table).from_pylist(rows), folder / "outcomes.parquet")
+    assert [one["models"] for one in keep(folder)] == [["small"]]
+
+
 def test_memory_is_kept(folder: Path) -> None:
     """What does not fit beside another is not loaded with it."""
     sizes = ("--sizes", "small=1,middle=2,large=4", "--memory-gb", "4.5")
