@@ -75,7 +75,7 @@ def test_a_missing_outcome_is_left_out(folder: Path) -> None:
     ("words", "said"),
     [
         (["--memory-gb", "4"], "--sizes NAME=GB"),
-        (["--memory-gb", "4", "--sizes", "small=1"], "nothing is said of large, middle"),
+        (["--memory-gb", "4", "--sizes", "small=1"], "nothing is said of middle, large"),
         (["--sizes", "small"], "'small' is not NAME=GB"),
         (["--mean-cost-usd", "1e-9"], "no subset"),
         (["--mean-cost-usd", "-1"], "not positive"),
