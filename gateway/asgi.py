@@ -162,14 +162,15 @@ class App:
                 raise Draining("too many requests in flight on this worker", retry_after_s=1.0)
             if isinstance(body, HeadgateError):
                 raise body
-            raw = None
+            raw = turn = None
             if surface in PASSED:
                 call = read_passed(surface, body, arrival, timeout_s=server.request_timeout_s)
                 await self.answering.answer(call, reply)
                 return
             if surface == "responses":
                 tenant = services.caller_of(arrival.headers, arrival.host).tenant
-                raw = await services.responses.continued(read_raw(body, arrival.headers), tenant)
+                turn = await services.responses.continued(read_raw(body, arrival.headers), tenant)
+                raw = turn.raw
             call = read_call(
                 surface,
                 body,
@@ -178,6 +179,7 @@ class App:
                 timeout_s=server.request_timeout_s,
                 raw=raw,
             )
+            call.turn = turn
             if raw is not None and asked_for(raw):
                 call.raw, call.background, call.timeout_s = without(raw), new_id("resp_"), server.request_timeout_s
                 await self.background.begin(call, reply)

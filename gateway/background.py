@@ -23,7 +23,7 @@ from gateway.settle import settle
 from gateway.under_way import LEFT, MARK, Making, Mark, failed
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw
-from gateway.wire.responses import input_items, response_object
+from gateway.wire.responses import Turn, response_object
 from gateway.wire.to_responses import is_kept
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Background:
             ours = error if isinstance(error, HeadgateError) else HeadgateError("not begun", code="cancelled")
             settle(s, exchange, ours)
             raise
-        s.responses.remember(record)
+        s.responses.remember(record, _turn_of(call).before)
         making = self.running[record.id] = Making()
         making.task = asyncio.create_task(self._carry_out(exchange, record, making))
         making.task.add_done_callback(lambda _: self.running.pop(record.id, None))
@@ -88,9 +88,11 @@ class Background:
         response = response_object(call.raw, response_id=call.background, model=call.model, created_s=int(now_s))
         response["background"] = True
         mark = Mark(self.s.responses.worker.name, now_s + call.timeout_s + GRACE_S)
+        turn = _turn_of(call)
         record = ResponseRecord(
             id=call.background, time_s=now_s, decision_id=exchange.decision_id, tenant=exchange.caller.tenant,
-            model=call.model, input=encode_json(input_items(call.raw)), output=encode_json({**response, MARK: mark}),
+            model=call.model, previous_response_id=turn.previous, input=turn.stored,
+            output=encode_json({**response, MARK: mark}),
         )  # fmt: skip
         return record, response
 
@@ -153,6 +155,10 @@ async def _stopped(work: asyncio.Task[Any]) -> None:
     while not work.done():
         work.cancel()
         await asyncio.wait({work}, timeout=LOOK_AFTER_S)
+
+
+def _turn_of(call: Call) -> Turn:
+    return call.turn or Turn(call.raw)
 
 
 def without(raw: Raw) -> Raw:

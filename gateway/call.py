@@ -16,6 +16,7 @@ from cache.rules import read_directive
 from gateway.errors import CallerError
 from gateway.wire.pass_through import DEFAULT_MODELS, PASSED_PATHS, Upload, describe_passed, read_fields, read_upload
 from gateway.wire.request import Described, Raw, decode, describe, translate_request
+from gateway.wire.responses import Turn
 from routers.types import Knobs
 
 SURFACES = {
@@ -73,6 +74,8 @@ class Call(msgspec.Struct):
     """As it came; empty where something in it was ours (knobs, the model in the path)."""
     background: str = ""
     """Under which id it is made in the background; empty: its client waits."""
+    turn: Turn | None = None
+    """Of the Responses API, as a turn of its conversation; None: it has no other."""
     once: str = ""
     """Names this call to upstreams that answer, and bill, one name once; empty: a repeated call is a new one."""
     content_type: bytes = b""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -20,20 +21,37 @@ from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
 from gateway.under_way import STATES, Making, Worker, as_it_stands
-from gateway.wire.body import read
+from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw, responses_input, to_raw
-from gateway.wire.responses import REFERENCE, input_items, owner_of
+from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
 from gateway.wire.to_responses import is_kept
 
 REMEMBERED = 512
 REMEMBERED_BYTES = 32 * 1024 * 1024
 """Of all of them together."""
+REMEMBERED_S = 300.0
+"""Then it is looked up again: another machine may have deleted it."""
+DELETED = "responses.deleted"
+"""In the run folder, touched by whichever worker deletes one: none shows from memory what is gone."""
 LARGE_BYTES = 64 * 1024
 """A longer conversation is remembered once, not with each of its turns."""
 MOST_OWNERS = 512
 """Responses that one request may refer to the items of."""
 NOTHING = msgspec.Raw()
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Known(msgspec.Struct, gc=False):
+    """One that is remembered."""
+
+    record: ResponseRecord
+    before: bytes | None
+    """The items of the turns before its own, as JSON."""
+    since_s: float
+
+    @property
+    def size(self) -> int:
+        return len(self.record.input) + len(self.record.output) + len(self.before or b"")
 
 
 class Responses:
@@ -47,22 +65,25 @@ class Responses:
         self.worker = Worker(server.run_dir)
         self.running: dict[str, Making] = {}
         """By their ids."""
-        self._recent: OrderedDict[tuple[str, str], ResponseRecord] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()
         self._recent_bytes = 0
+        self._deleted = Path(server.run_dir) / DELETED
+        self._deleted_at = _changed_at(self._deleted)
 
-    async def continued(self, raw: Raw, tenant: str) -> Raw:
+    async def continued(self, raw: Raw, tenant: str) -> Turn:
         """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
         raw = await self.recalled(raw, tenant)
         previous = read(raw, "previous_response_id", str, "")
         if not previous:
-            return raw
-        record = await self.find(previous, tenant, param="previous_response_id")
+            return Turn(raw)
+        record, before = await self._whole(previous, tenant, param="previous_response_id")
         told = msgspec.json.decode(record.output, type=_Output)
         if told.status in STATES:
             raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
                               code="previous_response_in_progress")  # fmt: skip
-        self._fits(len(record.input) + len(record.output) + len(memoryview(raw.get("input", NOTHING))))
-        items = [*_decode_items(record.input), *told.output]
+        said = len(before) + len(record.input) + len(record.output)
+        self._fits(said + len(memoryview(raw.get("input", NOTHING))))
+        items = [*_decode_items(before), *turn_items(record.input), *told.output]
         continued = responses_input(items, raw)
         most = self._server.max_messages
         if len(items) >= most and len(_decode_items(continued["input"])) > most:
@@ -71,7 +92,27 @@ class Responses:
                 "request. Begin a new one: send what of it is still needed as 'input'.",
                 param="previous_response_id", code="array_above_max_length",
             )  # fmt: skip
-        return continued
+        return Turn(continued, previous, encode_json(items), input_json(raw))
+
+    async def input_of(self, id: str, tenant: str) -> list[dict[str, object]]:
+        """A response's input, the turns before it included. Raises NotFound."""
+        record, before = await self._whole(id, tenant)
+        return [*msgspec.json.decode(before), *map(msgspec.json.decode, turn_items(record.input))]
+
+    async def _whole(self, id: str, tenant: str, *, param: str | None = None) -> tuple[ResponseRecord, bytes]:
+        """A response, and the items of the turns before it as JSON. Raises NotFound."""
+        known = self._known(tenant, id)
+        if known is not None and known.before is not None:
+            return as_it_stands(known.record, self.worker, self._clock()), known.before
+        chain = await self._journal.response_chain(id, tenant)
+        if not chain:
+            raise _not_found(id, param)
+        items: list[msgspec.Raw] = []
+        for one in reversed(_unbroken(chain, param)[1:]):
+            items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
+        before = encode_json(items)
+        self.remember(chain[0], before)
+        return as_it_stands(chain[0], self.worker, self._clock()), before
 
     async def recalled(self, raw: Raw, tenant: str) -> Raw:
         """The request with the items that it refers to in their places; raises NotFound for one that isn't kept."""
@@ -102,13 +143,12 @@ class Responses:
             return {}
         return {item["id"]: item for item in msgspec.json.decode(record.output)["output"]}
 
-    async def find(self, id: str, tenant: str, *, param: str | None = None) -> ResponseRecord:
+    async def find(self, id: str, tenant: str) -> ResponseRecord:
         """Raises NotFound."""
-        found = self._recent.get((tenant, id)) or await self._journal.response(id, tenant)
+        known = self._known(tenant, id)
+        found = known.record if known is not None else await self._journal.response(id, tenant)
         if found is None or found.deleted:
-            kind = "Previous response" if param else "Response"
-            raise NotFound(f"{kind} with id '{id}' not found.", param=param,
-                           code="previous_response_not_found" if param else "not_found", status=400 if param else 404)
+            raise _not_found(id, None)
         return as_it_stands(found, self.worker, self._clock())
 
     async def cancel(self, id: str, tenant: str) -> ResponseRecord:
@@ -133,8 +173,10 @@ class Responses:
         """Gone for good once this returns; raises NotFound where there is none."""
         record = await self.find(id, tenant)
         for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
-            self.forget(tenant, one)
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
+        self._deleted.parent.mkdir(parents=True, exist_ok=True)
+        self._deleted.touch()
+        self._forget_all()
 
     def keep(self, exchange: Exchange) -> None:
         """Store the answer of a /v1/responses call, unless the caller said not to."""
@@ -146,20 +188,22 @@ class Responses:
             return
         answer = msgspec.json.decode(body, type=_Answer)
         exchange.response_id = answer.id
+        turn = call.turn or Turn(call.raw)
         record = ResponseRecord(
             id=answer.id,
             time_s=self._clock(),
             decision_id=exchange.decision_id,
             tenant=exchange.caller.tenant,
             model=exchange.answered_by,
-            input=_input_of(call.raw),
+            previous_response_id=turn.previous,
+            input=turn.stored,
             output=body,
         )
-        before = self._recent.get((record.tenant, read(call.raw, "previous_response_id", str, "")))
-        if before is not None and _size(before) > LARGE_BYTES:
-            self.forget(before.tenant, before.id)  # the next turn follows this one, which holds all of that
+        last = self._recent.get((record.tenant, turn.previous))
+        if last is not None and last.size > LARGE_BYTES:
+            self.forget(record.tenant, turn.previous)  # the next turn follows this one, which holds all of that
         self._spool.append(record)
-        self.remember(record)
+        self.remember(record, turn.before)
         self.keep_items(record, answer.output)
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
@@ -168,26 +212,66 @@ class Responses:
             self._spool.append(one := _record_of(record, name, item))
             self.remember(one)
 
-    def remember(self, record: ResponseRecord) -> None:
+    def remember(self, record: ResponseRecord, before: bytes | None = None) -> None:
+        """`before`: the items of the turns before it, where they are known."""
+        known = self._recent.get((record.tenant, record.id))
+        if before is None and known is not None:
+            before = known.before
         self.forget(record.tenant, record.id)
-        self._recent[record.tenant, record.id] = record
-        self._recent_bytes += _size(record)
+        self._recent[record.tenant, record.id] = kept = Known(record, before, self._clock())
+        self._recent_bytes += kept.size
         while len(self._recent) > REMEMBERED or self._recent_bytes > REMEMBERED_BYTES:
             self.forget(*next(iter(self._recent)))
 
+    def _known(self, tenant: str, id: str) -> Known | None:
+        """From memory, unless something was deleted since, by whichever worker."""
+        if (told := _changed_at(self._deleted)) != self._deleted_at:
+            self._deleted_at = told
+            self._forget_all()
+        known = self._recent.get((tenant, id))
+        if known is None or abs(self._clock() - known.since_s) < REMEMBERED_S:
+            return known
+        self.forget(tenant, id)
+        return None
+
+    def _forget_all(self) -> None:
+        self._recent.clear()
+        self._recent_bytes = 0
+
     def forget(self, tenant: str, id: str) -> None:
         known = self._recent.pop((tenant, id), None)
-        self._recent_bytes -= _size(known) if known is not None else 0
+        self._recent_bytes -= known.size if known is not None else 0
 
 
-def _size(record: ResponseRecord) -> int:
-    return len(record.input) + len(record.output)
+def _changed_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
-def _input_of(raw: Raw) -> bytes:
-    """A request's items as JSON, as they came where they came as such."""
-    told = bytes(raw["input"])
-    return told if told.lstrip().startswith(b"[") else msgspec.json.encode(input_items(raw))
+def _not_found(id: str, param: str | None) -> NotFound:
+    if param is None:
+        return NotFound(f"Response with id '{id}' not found.")
+    said = f"Previous response with id '{id}' not found."
+    return NotFound(said, param=param, code="previous_response_not_found", status=400)
+
+
+def _unbroken(chain: list[ResponseRecord], param: str | None) -> list[ResponseRecord]:
+    """The same, from a response to its conversation's first; raises CallerError where that is not reached."""
+    last = chain[-1]
+    if last in chain[:-1]:
+        raise CallerError(f"The conversation of response '{chain[0].id}' goes in a circle: '{last.id}' follows itself.",
+                          param=param, code="conversation_broken")  # fmt: skip
+    if not last.input:
+        lost = last.id
+    elif last.previous_response_id:
+        lost = last.previous_response_id
+    else:
+        return chain
+    raise CallerError(f"The conversation of response '{chain[0].id}' is not whole: '{lost}', which it continues, is "
+                      "no longer stored. Begin a new one: send what of it is still needed as 'input'.", param=param,
+                      code="conversation_broken")  # fmt: skip
 
 
 def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[str, object]:
@@ -221,4 +305,5 @@ def _named(output: list[dict[str, object]]) -> dict[str, dict[str, object]]:
 
 
 def _record_of(response: ResponseRecord, name: str, item: dict[str, object]) -> ResponseRecord:
-    return msgspec.structs.replace(response, id=name, input=b"[]", output=msgspec.json.encode({"output": [item]}))
+    alone = {"id": name, "previous_response_id": "", "input": b"[]"}
+    return msgspec.structs.replace(response, **alone, output=msgspec.json.encode({"output": [item]}))

@@ -34,8 +34,8 @@ async def delete_response(request: Request, id: str) -> Answer:
 
 async def list_input_items(request: Request, id: str) -> Answer:
     """Newest first unless `order=asc`; every item has an id, as the API promises."""
-    record = await request.services.responses.find(id, request.caller().tenant)
-    items = [_shown(f"item_{id}_{index}", item) for index, item in enumerate(msgspec.json.decode(record.input))]
+    told = await request.services.responses.input_of(id, request.caller().tenant)
+    items = [_shown(f"item_{id}_{index}", item) for index, item in enumerate(told)]
     if asked(request, "order") != "asc":
         items.reverse()
     limit, place = page_limit(request, 20, 100), place_of(request, "after", [item["id"] for item in items])
@@ -55,7 +55,7 @@ def _shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
 async def count_input_tokens(request: Request, _: str) -> Answer:
     """Estimated, turns before this one included: no upstream is asked."""
     caller, services = request.caller(), request.services
-    raw = await services.responses.continued(read_raw(request.body, request.arrival.headers), caller.tenant)
+    raw = (await services.responses.continued(read_raw(request.body, request.arrival.headers), caller.tenant)).raw
     name = read_model(raw)
     if name and not caller.may_use(name):
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")

@@ -20,8 +20,10 @@ from gateway.journal.store import Store
 from gateway.journal.tables import spool_offsets
 from gateway.journal.write import Row
 
-__all__ = ["append_durably", "find_decision", "find_response", "record_feedback", "spend_since"]
+__all__ = ["append_durably", "find_chain", "find_decision", "find_response", "record_feedback", "spend_since"]
 
+_RESPONSE = b"response.1"
+"""In every record of one."""
 Found = TypeVar("Found", DecisionRecord, FeedbackRecord, ResponseRecord)
 
 
@@ -51,9 +53,59 @@ def find_response(
     def look_in_spools() -> ResponseRecord | None:
         return newest_in_spools(directory, id, ResponseRecord, matches)
 
-    # a deletion still in a spool outranks the row, so the spools come first
-    found = look_in_spools() or _find(lambda: opened().response(id, tenant), look_in_spools)
+    spooled = look_in_spools()
+    if spooled is None:
+        found = _find(lambda: opened().response(id, tenant), look_in_spools)
+    else:
+        found = spooled if spooled.deleted else _latest(opened, spooled)
     return None if found is None or found.deleted else found
+
+
+def _latest(opened: Callable[[], Store], spooled: ResponseRecord) -> ResponseRecord:
+    """What came of it may be in the store already: another worker's spool told it."""
+    try:
+        stored = opened().response(spooled.id, spooled.tenant)
+    except sa.exc.SQLAlchemyError:
+        return spooled
+    return stored if stored is not None and _is_later(stored, spooled) else spooled
+
+
+def find_chain(opened: Callable[[], Store], directory: Path, id: str, tenant: str) -> list[ResponseRecord]:
+    """That response and what it continues, the newest first, as far as there is any; nothing where it was deleted.
+    Deleted ones before it are among them. It ends with the second sight of one that loops back.
+    """
+    known, gone = _spooled_responses(directory, tenant)  # first: what is shipped meanwhile is in the store
+    away: Exception | None = None
+    asked: set[str] = set()
+    found: list[ResponseRecord] = []
+    seen: set[str] = set()
+    wanted = id
+    while wanted and wanted not in seen:
+        if wanted not in asked and (wanted == id or wanted not in known):
+            try:
+                stored = opened().response_chain(wanted, tenant)
+            except sa.exc.SQLAlchemyError as fault:
+                stored, away = {}, fault
+            asked |= {wanted, *stored}
+            gone |= {one.id: one for one in stored.values() if one.deleted and _is_later(one, gone.get(one.id))}
+            known |= {
+                id: one
+                for id, one in stored.items()
+                if id not in known or (not one.deleted and _is_later(one, known[id]))
+            }
+        record = known.get(wanted)
+        if record is None and away is not None:
+            raise unavailable("the database is away") from away
+        if record is None or (wanted == id and _is_later(gone.get(id), record)):
+            return found
+        seen.add(wanted)
+        found.append(record)
+        wanted = record.previous_response_id
+    return [*found, known[wanted]] if wanted else found
+
+
+def _is_later(one: ResponseRecord | None, other: ResponseRecord | None) -> bool:
+    return one is not None and (other is None or one.time_s >= other.time_s)
 
 
 def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
@@ -92,6 +144,24 @@ def newest_in_spools(
             if newest is None or record.time_s >= newest.time_s:
                 newest = record
     return newest
+
+
+def _spooled_responses(
+    directory: Path, tenant: str
+) -> tuple[dict[str, ResponseRecord], dict[str, ResponseRecord]]:
+    """What has not been shipped, by id: each as it was last, and deletions."""
+    known: dict[str, ResponseRecord] = {}
+    gone: dict[str, ResponseRecord] = {}
+    for _, data in _segments(directory):
+        if _RESPONSE not in data:
+            continue
+        for frame in read_frames(data, final=False):
+            record = decode_record(frame.payload) if _RESPONSE in frame.payload else None
+            if isinstance(record, ResponseRecord) and record.tenant == tenant:
+                kept = gone if record.deleted else known
+                if _is_later(record, kept.get(record.id)):
+                    kept[record.id] = record
+    return known, gone
 
 
 def _find(in_store: Callable[[], Found | None], in_spools: Callable[[], Found | None]) -> Found | None:

@@ -74,6 +74,12 @@ class Reader:
 
         return await self.ask(lambda: find_response(lambda: self.store, self.spools, id, tenant))
 
+    async def response_chain(self, id: str, tenant: str) -> list[ResponseRecord]:
+        """A stored response and those before it, the newest first; none where there is none or it was deleted."""
+        from gateway.journal.lookup import find_chain
+
+        return await self.ask(lambda: find_chain(lambda: self.store, self.spools, id, tenant))
+
     def spend_since(self, since_s: float) -> list[Row]:
         """Per tenant, key and route, spools included. Blocks; raises HeadgateError 503 where the database is away."""
         from sqlalchemy.exc import SQLAlchemyError

@@ -202,7 +202,7 @@ class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
 
 
 class ResponseRecord(_Record, frozen=True, tag="response.1"):
-    """A stored /v1/responses object, or its deletion."""
+    """A stored /v1/responses object, or its deletion. One that continues none holds its whole conversation."""
 
     id: str
     time_s: float
@@ -211,7 +211,7 @@ class ResponseRecord(_Record, frozen=True, tag="response.1"):
     model: str = ""
     previous_response_id: str = ""
     input: bytes = b"[]"
-    """JSON of the input items."""
+    """JSON of the input items; where it continues another, an object whose `adds` are those of its own turn."""
     output: bytes = b"{}"
     """JSON of the response object."""
     deleted: bool = False

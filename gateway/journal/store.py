@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from gateway.journal.chain import chain_query, erase_deleted, forget_responses, record_of
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -141,11 +142,11 @@ class Store:
         rows = self._rows(
             sa.select(responses).where(responses.c.id == clean(id), responses.c.tenant == tenant)
         )
-        if not rows:
-            return None
-        row = rows[0]
-        texts = {"input": row["input"].encode(), "output": row["output"].encode()}
-        return ResponseRecord(**{**row, **texts})
+        return record_of(rows[0]) if rows else None
+
+    def response_chain(self, id: str, tenant: str) -> dict[str, ResponseRecord]:
+        """That response and those of this tenant that it continues, by their ids, deleted ones too."""
+        return {row["id"]: record_of(row) for row in self._rows(chain_query(clean(id), tenant))}
 
     # counters
 
@@ -328,7 +329,9 @@ class Store:
         Keys, settings, versions, audit and spend stay; counters stay for 400 days, sums as long as their grain says.
         """
         old_s = now_s - self.keep_days * 86400.0
-        gone = sum(self._forget(table, old_s) for table in (decisions, feedback, responses))
+        gone = sum(self._forget(table, old_s) for table in (decisions, feedback))
+        gone += forget_responses(self.engine, old_s)
+        erase_deleted(self.engine, now_s)
         with self.engine.begin() as connection:
             connection.execute(
                 sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)

@@ -84,6 +84,10 @@ responses = sa.Table(
     sa.Column("output", sa.Text, nullable=False),
     sa.Column("deleted", sa.Boolean, nullable=False),
     sa.Index("responses_time", "time_s"),
+    sa.Index("responses_previous", "previous_response_id", sqlite_where=sa.text("previous_response_id <> ''"),
+             postgresql_where=sa.text("previous_response_id <> ''")),
+    sa.Index("responses_held", "time_s", "id", sqlite_where=sa.text("deleted AND input <> ''"),
+             postgresql_where=sa.text("deleted AND input <> ''")),
 )
 
 keys = sa.Table(

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gateway.journal.chain import put_responses
 from gateway.journal.outcome import flags_of
 from gateway.journal.record import (
     ANY_TENANT,
@@ -36,7 +37,6 @@ from gateway.journal.tables import (
     feedback,
     job_items,
     latency_bucket,
-    responses,
     spend,
     stats,
 )
@@ -164,10 +164,9 @@ def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord])
 
 
 def write_responses(connection: sa.Connection, records: Sequence[ResponseRecord]) -> None:
-    """Stored responses; a deletion empties the row and stays, so that a late copy can't bring it back."""
+    """Stored responses; a deletion stays, so that a late copy can't bring one back."""
     if records:
-        rows = [_response_row(record) for record in sorted(records, key=lambda record: record.time_s)]
-        _put(connection, responses, rows, newer_than=responses.c.time_s)
+        put_responses(connection, [_response_row(one) for one in sorted(records, key=lambda record: record.time_s)])
 
 
 def write_audit(connection: sa.Connection, records: Sequence[AuditRecord]) -> None:

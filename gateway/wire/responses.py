@@ -1,7 +1,7 @@
 """The Responses API's object, its input items, and what of a turn is stored for the next one.
 
-We keep a conversation as items, input and output in order; `previous_response_id` means those items come
-first. Instructions are of one turn only, as the API has it.
+A conversation is kept turn by turn, each as its items, input and output in order; `previous_response_id` means the
+items of the turns before come first. Instructions are of one turn only, as the API has it.
 """
 
 from __future__ import annotations
@@ -56,6 +56,43 @@ def input_items(raw: Raw) -> Items:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     return value
+
+
+class Turn(msgspec.Struct):
+    """A request as a conversation's next turn."""
+
+    raw: Raw
+    """With the turns before it."""
+    previous: str = ""
+    """The response that it continues."""
+    before: bytes = b"[]"
+    """The items of the turns before it, as JSON."""
+    own: bytes = b""
+    """What it adds, as JSON, where it continues one."""
+
+    @property
+    def stored(self) -> bytes:
+        """Its own items. Where that isn't all, in a shape that a release which takes it for all can't read."""
+        return b'{"adds":%b}' % self.own if self.previous else input_json(self.raw)
+
+
+class _Adds(msgspec.Struct):
+    adds: list[msgspec.Raw]
+
+
+_decode_turn = msgspec.json.Decoder(list[msgspec.Raw] | _Adds).decode
+
+
+def turn_items(stored: bytes) -> list[msgspec.Raw]:
+    """A stored turn's own items."""
+    told = _decode_turn(stored)
+    return told.adds if isinstance(told, _Adds) else told
+
+
+def input_json(raw: Raw) -> bytes:
+    """A request's items as JSON, as they came where they came as such."""
+    told = bytes(raw["input"])
+    return told if told.lstrip().startswith(b"[") else encode_json(input_items(raw))
 
 
 def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from gateway.responses import _size
+from gateway.journal.record import ResponseRecord
+from gateway.journal.ship import Shipper
+from gateway.responses import REMEMBERED_S
 from gateway.wire.tools import folded
-from tests.conformance.clients import MODES
+from tests.conformance.clients import MODES, Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_chat import PIXEL
 from tests.conformance.test_surfaces import MESSAGES_TOOLS, RESPONSES_TOOLS
-from tests.live import live
+from tests.live import Live, live
 
 KINDS = ("openai", "anthropic", "native")
 
@@ -204,11 +207,104 @@ async def test_a_long_conversation_asks_the_database_for_nothing(tmp_path: Path)
         kept = gateway.services.responses
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", count)
         assert not queries and ids[-1] in {id for _, id in kept._recent}
-        assert kept._recent_bytes == sum(map(_size, kept._recent.values())) < 2**20
+        assert kept._recent_bytes == sum(one.size for one in kept._recent.values()) < 2**20
         branch = {"model": "echo", "input": "y", "previous_response_id": ids[-2]}
         assert (await client.post("/v1/responses", json=branch)).json()["status"] == "completed"
         items = (await client.get(f"/v1/responses/{ids[-1]}/input_items?order=asc&limit=100")).json()["data"]
         assert len(items) == 79 and items[-1]["content"][0]["text"].startswith("39 ")
+
+
+async def test_a_conversation_takes_as_much_room_as_was_said(tmp_path: Path) -> None:
+    """Not that much again with each turn; a gateway that knows nothing of it yet goes on with it, by one query."""
+    said = "x" * 800
+
+    async def turns(gateway: Live, ids: list[str | None], count: int) -> None:
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            for _ in range(count):
+                body = {"model": "echo", "input": said, "previous_response_id": ids[-1]}
+                ids.append((await client.post("/v1/responses", json=body)).json()["id"])
+
+    ids: list[str | None] = [None]
+    async with live(tmp_path) as gateway:
+        await turns(gateway, ids, 60)
+        Shipper(gateway.services.spool_dir, gateway.services.journal.store.engine).ship_all()
+    with sqlite3.connect(tmp_path / "journal.db") as database:
+        (bytes_kept,) = database.execute("SELECT sum(length(input) + length(output)) FROM responses").fetchone()
+    assert bytes_kept < 60 * 4 * 800
+    queries: list[str] = []
+
+    def count(*told: Any) -> None:
+        queries.append(told[2]) if "FROM responses" in told[2] else None
+
+    async with live(tmp_path) as gateway:
+        await gateway.services.journal.response("resp_none", "default")
+        sa.event.listen(sa.engine.Engine, "before_cursor_execute", count)
+        await turns(gateway, ids, 2)
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", count)
+        assert len(queries) == 1 and ids[-1] is not None
+        assert len(await gateway.services.responses.input_of(ids[-1], "default")) == 2 * 61 + 1
+
+
+async def test_an_early_turn_is_deleted(tmp_path: Path) -> None:
+    """It is gone, its conversation isn't: neither for who remembers it nor for who looks it up."""
+    async with live(tmp_path) as gateway, live(tmp_path, models=["echo", "other"]) as elsewhere:
+        here, there = Sdk("openai", "async", gateway.url), Sdk("openai", "async", elsewhere.url)
+        first = await here.do("responses.create", model="echo", input="one")
+        second = await here.do("responses.create", model="echo", input="two", previous_response_id=first.id)
+        assert (await there.do("responses.retrieve", first.id)).output_text == "one"
+        await here.do("responses.delete", first.id)
+        for sdk in (here, there):
+            third = await sdk.do("responses.create", model="echo", input="three", previous_response_id=second.id)
+            items = await sdk.do("responses.input_items.list", third.id, order="asc")
+            texts = [item.content[0].text for item in items.data]
+            assert texts == ["one", "one", "two", "two", "three"]
+            with pytest.raises(openai.NotFoundError):
+                await sdk.do("responses.retrieve", first.id)
+            with pytest.raises(openai.BadRequestError):
+                await sdk.do("responses.create", model="echo", input="x", previous_response_id=first.id)
+            await sdk.close()
+
+
+async def test_a_conversation_that_is_broken_says_so(tmp_path: Path) -> None:
+    """One whose early turn is lost, and one that follows itself; what was kept in the old way is read as it was."""
+    def made(id: str, previous: str, text: str, items: list[Any] | None = None) -> ResponseRecord:
+        said = {"type": "message", "role": "user", "content": text}
+        answer = {"type": "message", "role": "assistant", "content": text}
+        output = {"id": id, "status": "completed", "output": [answer]}
+        return ResponseRecord(
+            id=id, time_s=1.0, tenant="default", previous_response_id=previous, output=json.dumps(output).encode(),
+            input=json.dumps([said] if items is None else items).encode(),
+        )  # fmt: skip
+
+    async with live(tmp_path) as gateway:
+        sdk, spool = Sdk("openai", "async", gateway.url), gateway.services.spool
+        old = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "a"), ("user", "b"))]
+        for record in (made("resp_old", "", "b", old), made("resp_new", "resp_old", "c"), made("resp_b", "resp_a", "x"),
+                       made("resp_c", "resp_d", "x"), made("resp_d", "resp_c", "x")):  # fmt: skip
+            spool.append(record)
+        await sdk.do("responses.create", model="echo", input="d", previous_response_id="resp_new")
+        sent = json.loads(gateway.upstream.seen.recent[-1]["body"])["messages"]
+        assert [turn["content"] for turn in sent if turn["role"] == "user"] == ["a", "b", "c", "d"]
+        for id, word in (("resp_b", "resp_a"), ("resp_c", "circle")):
+            with pytest.raises(openai.BadRequestError, match=word) as caught:
+                await sdk.do("responses.create", model="echo", input="x", previous_response_id=id)
+            assert (caught.value.param, caught.value.code) == ("previous_response_id", "conversation_broken")
+            with pytest.raises(openai.BadRequestError, match=word):
+                await sdk.do("responses.input_items.list", id)
+        await sdk.close()
+
+
+async def test_what_is_remembered_is_looked_up_again(tmp_path: Path) -> None:
+    """Another machine may have deleted it."""
+    async with live(tmp_path) as gateway:
+        sdk, services = Sdk("openai", "async", gateway.url), gateway.services
+        made = await sdk.do("responses.create", model="echo", input="x")
+        services.spool.append(ResponseRecord(id=made.id, time_s=services.clock(), tenant="default", deleted=True))
+        assert (await sdk.do("responses.retrieve", made.id)).id == made.id
+        services.responses._clock = lambda: services.clock() + REMEMBERED_S
+        with pytest.raises(openai.NotFoundError):
+            await sdk.do("responses.retrieve", made.id)
+        await sdk.close()
 
 
 async def test_a_conversation_of_too_many_turns_is_told_so(tmp_path: Path) -> None:

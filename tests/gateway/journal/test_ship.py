@@ -15,13 +15,14 @@ import sqlalchemy as sa
 
 from gateway.errors import HeadgateError
 from gateway.journal.frames import framed
-from gateway.journal.lookup import find_decision, find_response, spend_since
+from gateway.journal.lookup import find_chain, find_decision, find_response, spend_since
 from gateway.journal.record import ResponseRecord
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import Spool
 from gateway.journal.store import DecisionFilter, Store
 from gateway.journal.tables import decisions
+from gateway.journal.write import write_records
 from tests.gateway.journal.records import NOON_S, decision, feedback
 from tests.postgres_server import PostgresServer
 
@@ -282,6 +283,47 @@ async def test_a_deleted_response_is_gone_at_once(tmp_path: Path, store: Store) 
     assert find_response(lambda: store, tmp_path, "resp_1", "acme") is None
     shipper.ship_all()
     assert find_response(lambda: store, tmp_path, "resp_1", "acme") is None
+
+
+def test_a_deletion_that_is_shipped_first_hides_what_is_still_spooled(tmp_path: Path, store: Store) -> None:
+    """Two workers' spools: the one that deletes may be shipped and gone before the one that made it."""
+    maker, deleter = Spool(tmp_path / "here"), Spool(tmp_path / "there")
+    maker.append(ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", output=b"{}"))
+    deleter.append(ResponseRecord(id="resp_1", time_s=2.0, tenant="acme", deleted=True))
+    Shipper(tmp_path / "there", store.engine).ship_all()
+    assert find_response(lambda: store, tmp_path / "here", "resp_1", "acme") is None
+    assert find_chain(lambda: store, tmp_path / "here", "resp_1", "acme") == []
+    Shipper(tmp_path / "here", store.engine).ship_all()
+    assert find_response(lambda: store, tmp_path / "here", "resp_1", "acme") is None
+
+
+def test_a_chain_is_found_wherever_its_turns_lie(tmp_path: Path, store: Store) -> None:
+    """In the store and in spools, one after the other; deleted ones on the way are in it, a missing one ends it."""
+
+    def turn(number: int, **changes: Any) -> ResponseRecord:
+        previous = f"resp_{number - 1}" if number else ""
+        told = {"id": f"resp_{number}", "time_s": float(number), "tenant": "acme", "previous_response_id": previous}
+        return ResponseRecord(**{**told, **changes})
+
+    stored, spool = [turn(0), turn(1), turn(4), turn(6)], Spool(tmp_path)
+    with store.engine.begin() as connection:
+        write_records(connection, stored)
+    for number in (2, 3, 5):
+        spool.append(turn(number))
+    spool.append(ResponseRecord(id="resp_3", time_s=9.0, tenant="acme", deleted=True))
+    spool.append(ResponseRecord(id="resp_4", time_s=9.0, tenant="acme", deleted=True))
+
+    def found(id: str, tenant: str = "acme") -> list[str]:
+        return [one.id for one in find_chain(lambda: store, tmp_path, id, tenant)]
+
+    assert found("resp_6") == [f"resp_{number}" for number in range(6, -1, -1)]
+    assert found("resp_4") == found("resp_3") == found("resp_6", "other") == []
+    spool.append(turn(10))
+    spool.append(turn(11))
+    assert found("resp_11") == ["resp_11", "resp_10"]
+    spool.append(turn(20, previous_response_id="resp_21"))
+    spool.append(turn(21))
+    assert found("resp_21") == ["resp_21", "resp_20", "resp_21"]
 
 
 def test_restored_spend_counts_spooled_and_stored_once(tmp_path: Path, store: Store) -> None:

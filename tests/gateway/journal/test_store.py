@@ -4,11 +4,13 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 
+from gateway.journal.chain import ERASED_AFTER_S
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -19,7 +21,7 @@ from gateway.journal.record import (
     ResponseRecord,
 )
 from gateway.journal.store import DecisionFilter, RouterVersion, Store, open_store
-from gateway.journal.tables import decisions, job_items
+from gateway.journal.tables import decisions, job_items, responses
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
 from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
@@ -198,7 +200,66 @@ def test_a_response_is_its_tenants_and_a_deletion_is_final(store: Store) -> None
     write(store, gone)
     write(store, made)
     found = store.response("resp_1", "acme")
-    assert found is not None and found.deleted and found.output == b""
+    assert found is not None and found.deleted
+    store.forget_old(2.0 + ERASED_AFTER_S + 1)
+    found = store.response("resp_1", "acme")
+    assert found is not None and found.deleted and (found.input, found.output) == (b"", b"")
+
+
+def turn(number: int, after: int | None = None, **changes: Any) -> ResponseRecord:
+    told = {"input": b'["%d"]' % number, "output": b'{"output":["said %d"]}' % number}
+    previous = "" if after is None else f"resp_{after}"
+    return ResponseRecord(
+        **{"id": f"resp_{number}", "time_s": float(number), "tenant": "acme", "previous_response_id": previous, **told,
+           **changes}
+    )  # fmt: skip
+
+
+def ids_of(store: Store) -> set[str]:
+    with store.engine.connect() as connection:
+        return set(connection.execute(sa.select(responses.c.id)).scalars())
+
+
+def test_a_chain_is_read_in_one_query(store: Store) -> None:
+    """However long it is, of its tenant only; one that loops back ends."""
+    write(store, *(turn(number, number - 1 if number else None) for number in range(500)), turn(900, 7))
+    queries: list[str] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda *told: queries.append(told[2]))
+    chain = store.response_chain("resp_499", "acme")
+    assert len(queries) == 1 and set(chain) == {f"resp_{number}" for number in range(500)}
+    assert len(store.response_chain("resp_900", "acme")) == 9 and not store.response_chain("resp_1", "other")
+    write(store, turn(600, 601), turn(601, 600), turn(700, 3, tenant="other"))
+    assert set(store.response_chain("resp_600", "acme")) == {"resp_600", "resp_601"}
+    assert set(store.response_chain("resp_700", "other")) == {"resp_700"}
+
+
+def test_a_deleted_turn_stays_for_those_that_follow_it(store: Store) -> None:
+    """Hidden, and emptied when nobody's conversation needs it any more; a copy that comes late is as hidden."""
+    gone = [ResponseRecord(id=f"resp_{n}", time_s=50.0 + n, tenant="acme", deleted=True) for n in range(4)]
+    write(store, turn(0), turn(1, 0), gone[0])
+    write(store, gone[2])
+    write(store, turn(2, 1), turn(3, 2), gone[1])
+    later = 100.0 + ERASED_AFTER_S
+    store.forget_old(later)
+    chain = store.response_chain("resp_3", "acme")
+    assert [chain[f"resp_{n}"].deleted for n in range(4)] == [True, True, True, False]
+    assert all(one.input for one in chain.values())
+    write(store, gone[3])
+    store.forget_old(60.0)
+    assert store.response_chain("resp_3", "acme")["resp_0"].input
+    store.forget_old(later)
+    with store.engine.connect() as connection:
+        assert set(connection.execute(sa.select(responses.c.input, responses.c.output)).all()) == {("", "")}
+
+
+def test_retention_leaves_the_turns_of_a_conversation_in_use(store: Store) -> None:
+    """However old; branches that nobody has taken since then go, and all of it when the last turn is old."""
+    day_s = 86400.0
+    old = [turn(n, n - 1 if n else None) for n in range(1200)]
+    write(store, *old, turn(1200, 5), turn(1201, 1200), turn(2000, 9, time_s=40 * day_s))
+    assert store.forget_old(41 * day_s) == 1202 - 10
+    assert ids_of(store) == {f"resp_{n}" for n in (*range(10), 2000)}
+    assert store.forget_old(71 * day_s) == 11
 
 
 def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
