@@ -310,7 +310,8 @@ class Answering:
 
     async def keep(self, exchange: Exchange, ticket: Ticket | Alone) -> None:
         """A whole answer goes to the cache, to whoever waits for the same, and to the store of responses."""
-        self.s.responses.keep(exchange)
+        if exchange.call.surface == "responses":
+            await self.s.responses.keep(exchange)
         if exchange.directive is None or not exchange.cache_key:
             return
         entry, comparison = entry_of(self.s, exchange), None

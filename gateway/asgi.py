@@ -74,7 +74,7 @@ class Request:
 Answer = tuple[int, Headers, bytes | AsyncIterator[bytes]]
 """A body in pieces comes with its length among the headers."""
 Handler = Callable[[Request, str], Awaitable[Answer]]
-"""Given the request and what the path's pattern caught."""
+"""Given the request and what the path's pattern caught, `/` between two."""
 
 
 class App:
@@ -223,7 +223,7 @@ class App:
         for known, pattern, handler in self.handlers:
             match = pattern.fullmatch(path)
             if match and known == method:
-                return handler, unquote(match.group(1)) if match.groups() else ""
+                return handler, "/".join(map(unquote, match.groups()))
             if match:
                 allowed.append(known)
         if allowed or path in PATHS:

@@ -115,11 +115,24 @@ class Background:
             ended = self._with(record, failed(LEFT) if self._closing else {"status": "cancelled"})
         try:
             if await self._is_wanted(record):
+                ended = await self._added(exchange.call, ended)
                 await append_durably(self.s.spool, ended)
                 self.s.responses.remember(ended)
                 self.s.responses.keep_items(ended, msgspec.json.decode(ended.output)["output"])
         except HeadgateError as error:
             log.error("the end of the background response %s is not kept: %s", record.id, error.message)
+
+    async def _added(self, call: Call, ended: ResponseRecord) -> ResponseRecord:
+        """Added to its conversation where it is of one; it has failed where that can't be done."""
+        turn, response = _turn_of(call), msgspec.json.decode(ended.output)
+        if not turn.conversation or response["status"] not in ("completed", "incomplete"):
+            return ended
+        try:
+            await self.s.responses.add_to_conversation(turn, ended.tenant, ended.output)
+        except HeadgateError as error:
+            output = encode_json({**response, **failed(error.message)})
+            return msgspec.structs.replace(ended, output=output)
+        return ended
 
     async def _is_wanted(self, record: ResponseRecord) -> bool:
         """Nobody has cancelled or deleted it, as far as the journal tells."""

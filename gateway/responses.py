@@ -8,12 +8,14 @@ of a conversation the way to the database. `store: false` keeps nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.config import Server
+from gateway.conversations import MARK, ConversationDesk, conversation_of
 from gateway.errors import CallerError, NotFound, TooLarge
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
@@ -25,6 +27,9 @@ from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
 from gateway.wire.to_responses import is_kept
+
+if TYPE_CHECKING:
+    from gateway.journal.conversations import Item
 
 REMEMBERED = 512
 REMEMBERED_BYTES = 32 * 1024 * 1024
@@ -63,6 +68,7 @@ class Responses:
         self._clock = clock
         self._server = server
         self.worker = Worker(server.run_dir)
+        self.conversations = ConversationDesk(journal, server, clock)
         self.running: dict[str, Making] = {}
         """By their ids."""
         self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()
@@ -72,6 +78,9 @@ class Responses:
 
     async def continued(self, raw: Raw, tenant: str) -> Turn:
         """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
+        conversation = conversation_of(raw)
+        if conversation:
+            return await self._within(raw, conversation, tenant)
         raw = await self.recalled(raw, tenant)
         previous = read(raw, "previous_response_id", str, "")
         if not previous:
@@ -81,18 +90,36 @@ class Responses:
         if told.status in STATES:
             raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
                               code="previous_response_in_progress")  # fmt: skip
-        said = len(before) + len(record.input) + len(record.output)
-        self._fits(said + len(memoryview(raw.get("input", NOTHING))))
+        self._fits(len(before) + len(record.input) + len(record.output) + _sent(raw))
         items = [*_decode_items(before), *turn_items(record.input), *told.output]
-        continued = responses_input(items, raw)
+        continued = self._bounded(responses_input(items, raw), len(items), "previous_response_id")
+        if MARK in record.previous_response_id:  # the conversation it leaves may be changed, or go, without this one
+            return Turn(continued)
+        return Turn(continued, previous, before=encode_json(items), own=input_json(raw))
+
+    async def _within(self, raw: Raw, id: str, tenant: str) -> Turn:
+        """The request with the conversation's items first. Raises NotFound."""
+        try:
+            place, known = await self.conversations.before(id, tenant)
+        except NotFound as fault:
+            fault.param = "conversation"
+            raise
+        raw = {**raw, **to_raw({"conversation": {"id": id}, "input": raw.get("input", [])})}
+        raw, items = await self.recalled(raw, tenant, known), [one.item for one in known]
+        self._fits(sum(len(memoryview(item)) for item in items) + _sent(raw))
+        continued = self._bounded(responses_input(items, raw), len(items), "conversation")
+        return Turn(continued, place, id, encode_json(items), input_json(raw))
+
+    def _bounded(self, continued: Raw, before: int, param: str) -> Raw:
+        """The same; raises CallerError where it has more items than a request may have."""
         most = self._server.max_messages
-        if len(items) >= most and len(_decode_items(continued["input"])) > most:
+        if before >= most and len(_decode_items(continued["input"])) > most:
             raise CallerError(
                 f"With the turns before it the conversation has more than {most} items, which is the most of one "
                 "request. Begin a new one: send what of it is still needed as 'input'.",
-                param="previous_response_id", code="array_above_max_length",
+                param=param, code="array_above_max_length",
             )  # fmt: skip
-        return Turn(continued, previous, encode_json(items), input_json(raw))
+        return continued
 
     async def input_of(self, id: str, tenant: str) -> list[dict[str, object]]:
         """A response's input, the turns before it included. Raises NotFound."""
@@ -108,25 +135,30 @@ class Responses:
         if not chain:
             raise _not_found(id, param)
         items: list[msgspec.Raw] = []
+        if MARK in (name := chain[-1].previous_response_id):
+            items = await self.conversations.as_it_was(name)
+            chain[-1] = msgspec.structs.replace(chain[-1], previous_response_id="")
         for one in reversed(_unbroken(chain, param)[1:]):
             items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
         before = encode_json(items)
         self.remember(chain[0], before)
         return as_it_stands(chain[0], self.worker, self._clock()), before
 
-    async def recalled(self, raw: Raw, tenant: str) -> Raw:
-        """The request with the items that it refers to in their places; raises NotFound for one that isn't kept."""
+    async def recalled(self, raw: Raw, tenant: str, known: Sequence[Item] = ()) -> Raw:
+        """The request with the items that it refers to in their places; raises NotFound for one that isn't kept.
+        `known`: those of its conversation.
+        """
         if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", NOTHING)).tobytes():
             return raw
-        kept: dict[str, dict[str, object]] = {}
+        kept: dict[str, dict[str, object]] = {one.id: msgspec.json.decode(one.item) for one in known}
         items = input_items(raw)
-        owners = {_keeper(str(item.get("id"))) for item in items if item.get("type") == REFERENCE}
+        named = [str(item.get("id")) for item in items if item.get("type") == REFERENCE]
+        owners = {_keeper(id) for id in named if id not in kept}
         if len(owners) > MOST_OWNERS:
             raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
         for owner in owners:
             kept |= await self.output_of(owner, tenant)
         sizes = {id: len(msgspec.json.encode(item)) for id, item in kept.items()}
-        named = (str(item.get("id")) for item in items if item.get("type") == REFERENCE)
         self._fits(sum(sizes.get(id, 0) for id in named))
         return {**raw, **to_raw({"input": [_meant(item, kept) for item in items]})}
 
@@ -178,17 +210,22 @@ class Responses:
         self._deleted.touch()
         self._forget_all()
 
-    def keep(self, exchange: Exchange) -> None:
-        """Store the answer of a /v1/responses call, unless the caller said not to."""
+    async def keep(self, exchange: Exchange) -> None:
+        """Store the answer of a /v1/responses call, unless the caller said not to, and add it to its conversation.
+        Raises HeadgateError where that can't be done.
+        """
         call, body = exchange.call, exchange.answer_body
-        if call.surface != "responses" or not body or not is_kept(call.raw):
+        if not body:
             return
         if call.background:
             exchange.response_id = call.background
             return
+        turn = call.turn or Turn(call.raw)
+        await self.add_to_conversation(turn, exchange.caller.tenant, body)
+        if not is_kept(call.raw):
+            return
         answer = msgspec.json.decode(body, type=_Answer)
         exchange.response_id = answer.id
-        turn = call.turn or Turn(call.raw)
         record = ResponseRecord(
             id=answer.id,
             time_s=self._clock(),
@@ -205,6 +242,12 @@ class Responses:
         self._spool.append(record)
         self.remember(record, turn.before)
         self.keep_items(record, answer.output)
+
+    async def add_to_conversation(self, turn: Turn, tenant: str, response: bytes) -> None:
+        """The turn and what it was answered, where it is of one. Raises NotFound, and HeadgateError 503."""
+        if turn.conversation:
+            said = msgspec.json.decode(response, type=_Output).output
+            await self.conversations.told(turn.conversation, tenant, [*_decode_items(turn.own), *said])
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
         """What may be referred to by an upstream's own ids."""
@@ -241,6 +284,10 @@ class Responses:
     def forget(self, tenant: str, id: str) -> None:
         known = self._recent.pop((tenant, id), None)
         self._recent_bytes -= known.size if known is not None else 0
+
+
+def _sent(raw: Raw) -> int:
+    return len(memoryview(raw.get("input", NOTHING)))
 
 
 def _changed_at(path: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.api import batches, cache, decisions, files, health, messages, models, openapi, responses
+from gateway.api import batches, cache, conversations, decisions, files, health, messages, models, openapi, responses
 from gateway.asgi import Handler
 
 _TABLE: tuple[tuple[str, str, Handler], ...] = (
@@ -16,6 +16,14 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", r"/v1/responses/([^/]+)", responses.delete_response),
     ("GET", r"/v1/responses/([^/]+)/input_items", responses.list_input_items),
     ("POST", r"/v1/responses/([^/]+)/cancel", responses.cancel_response),
+    ("POST", r"/v1/conversations", conversations.create_conversation),
+    ("GET", r"/v1/conversations/([^/]+)", conversations.get_conversation),
+    ("POST", r"/v1/conversations/([^/]+)", conversations.update_conversation),
+    ("DELETE", r"/v1/conversations/([^/]+)", conversations.delete_conversation),
+    ("GET", r"/v1/conversations/([^/]+)/items", conversations.list_items),
+    ("POST", r"/v1/conversations/([^/]+)/items", conversations.create_items),
+    ("GET", r"/v1/conversations/([^/]+)/items/([^/]+)", conversations.get_item),
+    ("DELETE", r"/v1/conversations/([^/]+)/items/([^/]+)", conversations.delete_item),
     ("GET", r"/v1/decisions/([^/]+)", decisions.get_decision),
     ("POST", r"/v1/feedback", decisions.post_feedback),
     ("POST", r"/v1/files", files.create_file),

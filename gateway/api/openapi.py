@@ -53,6 +53,7 @@ _BODIES: dict[str, Schema] = {
         "properties": {
             **_COMMON, "input": {"anyOf": [_TEXT, _TURNS]}, "instructions": {"type": ["string", "null"]},
             "max_output_tokens": _COUNT, "previous_response_id": {"type": ["string", "null"]},
+            "conversation": {"anyOf": [_TEXT, {"type": "object"}, {"type": "null"}]},
             "store": {"type": ["boolean", "null"]}, "background": {"type": ["boolean", "null"]},
             "tools": {"type": "array"},
         },
@@ -98,8 +99,21 @@ _FEEDBACK: Schema = {
         "source": _TEXT,
     },
 }  # fmt: skip
+_METADATA: Schema = {
+    "type": ["object", "null"], "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512},
+}  # fmt: skip
+_ADDED: Schema = {"type": "array", "maxItems": 20, "items": {"type": "object"}}
 _OTHERS: dict[tuple[str, str], Schema] = {
     ("POST", "/v1/feedback"): _FEEDBACK,
+    ("POST", "/v1/conversations"): {
+        "type": "object", "properties": {"items": {**_ADDED, "type": ["array", "null"]}, "metadata": _METADATA},
+    },
+    ("POST", "/v1/conversations/{id}"): {
+        "type": "object", "properties": {"metadata": _METADATA}, "required": ["metadata"],
+    },
+    ("POST", "/v1/conversations/{id}/items"): {
+        "type": "object", "properties": {"items": _ADDED}, "required": ["items"],
+    },
     ("POST", "/v1/messages/count_tokens"): {
         "type": "object", "properties": {"model": _TEXT, "messages": _TURNS}, "required": ["model", "messages"],
     },
@@ -206,9 +220,9 @@ def operation(method: str, path: str, handler: Handler) -> Schema:
 
 
 def paths_of(pattern: str) -> Iterator[str]:
-    """The paths of a handler's pattern, `{id}` for what it catches."""
+    """The paths of a handler's pattern, `{id}` for what it catches, `{item_id}` for a second."""
     for one in pattern.split("|"):
-        yield _CAUGHT.sub("{id}", one).replace("\\", "")
+        yield _CAUGHT.sub("{item_id}", _CAUGHT.sub("{id}", one, count=1)).replace("\\", "")
 
 
 def _errors() -> dict[str, Schema]:

@@ -35,21 +35,21 @@ async def delete_response(request: Request, id: str) -> Answer:
 async def list_input_items(request: Request, id: str) -> Answer:
     """Newest first unless `order=asc`; every item has an id, as the API promises."""
     told = await request.services.responses.input_of(id, request.caller().tenant)
-    items = [_shown(f"item_{id}_{index}", item) for index, item in enumerate(told)]
+    items = [shown(f"item_{id}_{index}", item) for index, item in enumerate(told)]
     if asked(request, "order") != "asc":
         items.reverse()
     limit, place = page_limit(request, 20, 100), place_of(request, "after", [item["id"] for item in items])
     return 200, [JSON], msgspec.json.encode(page_of(items[place + 1 : place + limit + 2], limit))
 
 
-def _shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
+def shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
     """An item as the API lists it: a message's text is a part, however it was sent."""
-    shown = {"id": id, "type": "message", "status": "completed", **item}
-    if isinstance(shown.get("content"), str):
-        said = shown["role"] == "assistant"
+    told = {"id": id, "type": "message", "status": "completed", **item}
+    if told["type"] == "message" and isinstance(told.get("content"), str):
+        said = told.get("role") == "assistant"
         part = {"type": "output_text", "annotations": []} if said else {"type": "input_text"}
-        shown["content"] = [{**part, "text": shown["content"]}]
-    return shown
+        told["content"] = [{**part, "text": told["content"]}]
+    return told
 
 
 async def count_input_tokens(request: Request, _: str) -> Answer:

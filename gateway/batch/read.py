@@ -15,6 +15,7 @@ from gateway.batch.types import Problem
 from gateway.call import SURFACES, Arrival, Call, read_call
 from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
+from gateway.wire.body import is_set
 from gateway.wire.describe import fill, moulded
 from gateway.wire.request import Described
 
@@ -27,6 +28,7 @@ _PASSED = ("max_tokens", "max_completion_tokens", "temperature", "model")
 """Columns of a plain prompt that go into its body."""
 _ARRIVAL = Arrival({}, "", "", 0.0)
 _MAX_ID = 512
+_ELSEWHERE = ("previous_response_id", "conversation")
 
 Fields = dict[str, msgspec.Raw]
 _UNSAID = msgspec.Raw(b"")
@@ -212,9 +214,13 @@ class LineReader:
             raw["model"] = msgspec.Raw(_encode(self.terms.route))
             body = b""
         body = body or _encode(raw)
+        surface = SURFACES[url]
         call = read_call(
-            SURFACES[url], body, _ARRIVAL, max_messages=self.terms.max_messages, timeout_s=1.0, raw=raw
+            surface, body, _ARRIVAL, max_messages=self.terms.max_messages, timeout_s=1.0, raw=raw
         )
+        if surface == "responses" and (told := [name for name in _ELSEWHERE if is_set(raw, name)]):
+            raise _Refused(f"a job's prompt stands alone: leave `{told[0]}` out, send what it needs as `input`",
+                           "unsupported_parameter")  # fmt: skip
         if call.stream:
             raise _Refused("a job's answers can't be streamed: leave `stream` out", "invalid_stream")
         route = self.book.find(call.wishes.route or call.model)

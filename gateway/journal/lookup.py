@@ -80,7 +80,7 @@ def find_chain(opened: Callable[[], Store], directory: Path, id: str, tenant: st
     found: list[ResponseRecord] = []
     seen: set[str] = set()
     wanted = id
-    while wanted and wanted not in seen:
+    while wanted and wanted not in seen and "#" not in wanted:  # a conversation's place: the end of it, too
         if wanted not in asked and (wanted == id or wanted not in known):
             try:
                 stored = opened().response_chain(wanted, tenant)
@@ -101,7 +101,7 @@ def find_chain(opened: Callable[[], Store], directory: Path, id: str, tenant: st
         seen.add(wanted)
         found.append(record)
         wanted = record.previous_response_id
-    return [*found, known[wanted]] if wanted else found
+    return [*found, known[wanted]] if wanted in seen else found
 
 
 def _is_later(one: ResponseRecord | None, other: ResponseRecord | None) -> bool:

@@ -90,6 +90,31 @@ responses = sa.Table(
              postgresql_where=sa.text("deleted AND input <> ''")),
 )
 
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("time_s", sa.Double, nullable=False),  # last used
+    sa.Column("metadata", sa.Text, nullable=False),
+    sa.Column("places", sa.BigInteger, nullable=False),  # the next item's place
+    sa.Column("items", sa.BigInteger, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),  # of its items
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Index("conversations_time", "time_s"),
+)
+
+conversation_items = sa.Table(
+    "conversation_items",
+    metadata,
+    sa.Column("conversation", sa.Text, primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("item", sa.Text, nullable=False),
+    sa.Index("conversation_items_id", "conversation", "id", unique=True),
+)
+
 keys = sa.Table(
     "keys",
     metadata,

@@ -29,6 +29,7 @@ _ECHOED: dict[str, Any] = {
     "metadata": {},
     "parallel_tool_calls": True,
     "previous_response_id": None,
+    "conversation": None,
     "reasoning": {"effort": None, "summary": None},
     "store": True,
     "temperature": 1.0,
@@ -64,7 +65,9 @@ class Turn(msgspec.Struct):
     raw: Raw
     """With the turns before it."""
     previous: str = ""
-    """The response that it continues."""
+    """What it continues: a response, or a conversation as it was then."""
+    conversation: str = ""
+    """The conversation that it is added to."""
     before: bytes = b"[]"
     """The items of the turns before it, as JSON."""
     own: bytes = b""
@@ -134,7 +137,7 @@ def response_object(
 def as_asked(body: bytes, request: Raw) -> bytes:
     """An upstream's response with what it was not told: it takes every turn for a first one that nobody keeps."""
     response = msgspec.json.decode(body, type=Raw)
-    for name in ("previous_response_id", "store"):
+    for name in ("previous_response_id", "conversation", "store"):
         response[name] = request.get(name, msgspec.Raw(encode_json(_ECHOED[name])))
     return encode_json(response)
 

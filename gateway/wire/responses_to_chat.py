@@ -22,7 +22,7 @@ _OWN_WORK = frozenset(
 def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
     """`rich_results`: tools may answer in images and files, as they do in both APIs around chat's."""
     why = "isn't served here; send the whole conversation, or previous_response_id."
-    refuse_set(raw, ("background", "conversation", "prompt", "max_tool_calls"), why)
+    refuse_set(raw, ("background", "prompt", "max_tool_calls"), why)
     refuse_set(raw, ("moderation",), "isn't served here.")
     messages: list[Json] = []
     if is_set(raw, "instructions"):

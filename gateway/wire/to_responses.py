@@ -12,7 +12,7 @@ from gateway.wire.responses import input_items
 from gateway.wire.to_chat import refuse_set
 
 ENCRYPTED = "reasoning.encrypted_content"
-_HERE = ("previous_response_id", "store", "include", "input")
+_HERE = ("previous_response_id", "conversation", "store", "include", "input")
 
 
 def to_responses(raw: Raw) -> Raw:
@@ -21,8 +21,7 @@ def to_responses(raw: Raw) -> Raw:
     What was reasoned goes along encrypted, where the request is for a model that reasons and its answer is kept;
     what no upstream can read any more is left out.
     """
-    refuse_set(raw, ("background", "conversation"), "isn't served here; send the whole conversation, or "
-               "previous_response_id.")  # fmt: skip
+    refuse_set(raw, ("background",), "isn't served here.")
     fields: dict[str, Any] = {"store": False}
     include = read(raw, "include", list[str], [])
     if is_kept(raw) and is_set(raw, "reasoning") and ENCRYPTED not in include:

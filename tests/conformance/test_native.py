@@ -114,11 +114,3 @@ async def test_a_cascade_reads_log_probabilities_where_they_are(tmp_path: Path) 
     async with house(tmp_path, kinds=(), more=models, routes=[route]) as home:
         made = await home.sdk("openai").do("responses.create", model="sure", input="hello")
         assert made.output_text == "hello" and home.last["path"] == "/v1/chat/completions"
-
-
-@pytest.mark.parametrize("field", [{"conversation": "conv_1"}])
-async def test_what_an_upstream_would_have_to_keep_is_refused(home: House, field: dict[str, Any]) -> None:
-    """It would lie where every tenant's lies, and bind a conversation to one upstream."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        await home.sdk("openai").do("responses.create", model="native/echo", input="x", **field)
-    assert caught.value.param == next(iter(field)) and home.requests == 0

@@ -365,15 +365,12 @@ async def test_tokens_are_counted_before_asking(home: House) -> None:
     assert counted.object == "response.input_tokens" and 20 < counted.input_tokens < 200 and home.requests == 0
 
 
-@pytest.mark.parametrize("surface", ["built-in tool", "conversation"])
-async def test_what_has_no_counterpart_is_refused(home: House, surface: str) -> None:
-    """Server-side tools and conversations are refused by name."""
-    field: dict[str, Any] = {"tools": [{"type": "web_search"}]}
-    if surface == "conversation":
-        field = {"conversation": "conv_1"}
+async def test_what_has_no_counterpart_is_refused(home: House) -> None:
+    """Server-side tools are refused by name."""
+    tools: list[Any] = [{"type": "web_search"}]
     with pytest.raises(openai.BadRequestError) as caught:
-        await home.sdk("openai").do("responses.create", model="openai/echo", input="x", **field)
-    assert caught.value.param in field and home.requests == 0
+        await home.sdk("openai").do("responses.create", model="openai/echo", input="x", tools=tools)
+    assert caught.value.param == "tools" and home.requests == 0
 
 
 async def test_log_probabilities_whole_and_streamed(home: House) -> None:

@@ -57,6 +57,15 @@ def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
     assert (found.custom_id, found.line, found.route.name) == ("a", 7, "auto")
 
 
+@pytest.mark.parametrize("name", ["previous_response_id", "conversation"])
+def test_a_prompt_stands_alone(book: RouteBook, name: str) -> None:
+    """What it would continue isn't read by a job: it is refused, not answered without."""
+    body = {"model": "auto", "input": "hi"}
+    record = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {**body, name: "resp_1"}}
+    assert bad(book, line(**record)).code == "unsupported_parameter"
+    assert good(book, line(**{**record, "body": {**body, name: None}})).route.name == "auto"
+
+
 @pytest.mark.parametrize(
     "body",
     [

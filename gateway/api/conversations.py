@@ -1,0 +1,110 @@
+"""Conversations and their items. What a response adds to one, it adds by itself (gateway/responses.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.api.files import asked, page_limit, page_of
+from gateway.api.responses import shown
+from gateway.asgi import Answer, Request
+from gateway.call import read_raw
+from gateway.conversations import ConversationDesk, metadata_of
+from gateway.errors import CallerError
+from gateway.reply import JSON
+from gateway.wire.request import Raw
+
+if TYPE_CHECKING:
+    from gateway.journal.conversations import Item
+
+
+async def create_conversation(request: Request, _: str) -> Answer:
+    """With its first items, twenty at most."""
+    tenant = request.caller().tenant
+    raw = _body(request)
+    metadata, items = metadata_of(raw), await _items(request, tenant, raw)
+    return _answer((await _desk(request).create(tenant, metadata, items)).as_object())
+
+
+async def get_conversation(request: Request, id: str) -> Answer:
+    tenant = request.caller().tenant
+    return _answer((await _desk(request).ask(lambda kept: kept.find(id, tenant))).as_object())
+
+
+async def update_conversation(request: Request, id: str) -> Answer:
+    """Its metadata, in place of what it had."""
+    tenant, raw, now_s = request.caller().tenant, _body(request), request.services.clock()
+    if "metadata" not in raw:
+        raise CallerError("Missing required parameter: 'metadata'.", param="metadata",
+                          code="missing_required_parameter")  # fmt: skip
+    metadata = metadata_of(raw)
+    return _answer((await _desk(request).ask(lambda kept: kept.describe(id, tenant, metadata, now_s))).as_object())
+
+
+async def delete_conversation(request: Request, id: str) -> Answer:
+    """Responses that were made in it stay, and what was said before them."""
+    tenant = request.caller().tenant
+    await _desk(request).ask(lambda kept: kept.delete(id, tenant))
+    return _answer({"id": id, "object": "conversation.deleted", "deleted": True})
+
+
+async def list_items(request: Request, id: str) -> Answer:
+    """Newest first unless `order=asc`."""
+    tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
+    forward = asked(request, "order") == "asc"
+    found = await _desk(request).ask(
+        lambda kept: kept.page(id, tenant, after=after, limit=limit + 1, oldest_first=forward)
+    )
+    return _answer(page_of([_shown(one) for one in found], limit))
+
+
+async def create_items(request: Request, id: str) -> Answer:
+    """Behind those that are there: twenty at most."""
+    tenant, raw = request.caller().tenant, _body(request)
+    items = await _items(request, tenant, raw)
+    if not items:
+        raise CallerError("Missing required parameter: 'items'.", param="items", code="missing_required_parameter")
+    kept = await _desk(request).append(id, tenant, items)
+    return _answer(page_of([_shown(one) for one in kept], len(kept)))
+
+
+async def get_item(request: Request, place: str) -> Answer:
+    tenant, (id, item_id) = request.caller().tenant, _place(place)
+    return _answer(_shown(await _desk(request).ask(lambda kept: kept.item(id, tenant, item_id))))
+
+
+async def delete_item(request: Request, place: str) -> Answer:
+    """Answered with the conversation."""
+    tenant, now_s, (id, item_id) = request.caller().tenant, request.services.clock(), _place(place)
+    told = await _desk(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
+    return _answer(told.as_object())
+
+
+def _desk(request: Request) -> ConversationDesk:
+    return request.services.responses.conversations
+
+
+def _body(request: Request) -> Raw:
+    return read_raw(request.body or b"{}", request.arrival.headers)
+
+
+async def _items(request: Request, tenant: str, raw: Raw) -> list[msgspec.Raw]:
+    """What they refer to is put in their places."""
+    items = _desk(request).items_of(raw)
+    recalled = await request.services.responses.recalled({"input": msgspec.Raw(msgspec.json.encode(items))}, tenant)
+    return msgspec.json.decode(recalled["input"], type=list[msgspec.Raw])
+
+
+def _place(place: str) -> tuple[str, str]:
+    """Of a path that names a conversation and one of its items."""
+    id, _, item_id = place.partition("/")
+    return id, item_id
+
+
+def _shown(one: Item) -> dict[str, Any]:
+    return shown(one.id, msgspec.json.decode(one.item)) | {"id": one.id}
+
+
+def _answer(value: dict[str, Any]) -> Answer:
+    return 200, [JSON], msgspec.json.encode(value)
