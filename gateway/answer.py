@@ -302,7 +302,7 @@ class Answering:
 
     def stream_headers(self, exchange: Exchange) -> Headers:
         """Of a live stream: what it will cost can only be expected."""
-        expected = expected_nanousd(exchange, self.s.book.models[exchange.answered_by].price)
+        expected = expected_nanousd(exchange, self.s.book.models[exchange.answered_by])
         kind = [exchange.media] if exchange.call.content_type else EVENTS
         return [*answer_headers(exchange, self.s.now(), expected_nanousd=expected), *kind]
 

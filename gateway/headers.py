@@ -7,8 +7,8 @@ from math import ceil, isfinite
 
 from gateway.errors import HeadgateError
 from gateway.exchange import Exchange
-from gateway.prices import Price
 from gateway.reply import JSON, Headers
+from gateway.routes import Model
 
 MAX_REASON = 200
 TYPICAL_OUTPUT_TOKENS = 256
@@ -58,16 +58,19 @@ def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
     return headers
 
 
-def expected_nanousd(exchange: Exchange, price: Price) -> int:
-    """What the rest of a stream will cost: as the router expected, else its prompt and a typical answer."""
+def expected_nanousd(exchange: Exchange, model: Model) -> int:
+    """What the rest of a stream will cost: as the router expected, else its prompt and a typical answer. A model that
+    may search is expected to, once.
+    """
+    asked, price, always = exchange.call.described, model.price, model.candidate.web_searches
+    searches = max(always, min(asked.web_searches, 1))
     for estimate in exchange.choice.estimates if exchange.choice is not None else ():
         if estimate.model == exchange.answered_by and isfinite(estimate.cost_usd):
-            return round(estimate.cost_usd * 1e9)
-    asked = exchange.call.described
+            return round(estimate.cost_usd * 1e9) + (searches - always) * price.web_search
     if asked.expected is not None:
         return price.cost(asked.expected)
     output = min(asked.max_output_tokens or TYPICAL_OUTPUT_TOKENS, TYPICAL_OUTPUT_TOKENS)
-    return price.worst(asked.input_tokens, output, asked.n)
+    return price.worst(asked.input_tokens, output, asked.n, searches)
 
 
 @lru_cache(4096)

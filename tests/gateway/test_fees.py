@@ -71,6 +71,25 @@ async def test_a_message_with_searches_and_writes_for_an_hour_is_billed_exactly(
     assert not attempt.estimated and told == 2
 
 
+@pytest.mark.parametrize("route", ["claude", "both"])
+async def test_a_streams_expected_cost_knows_of_searches(tmp_path: Path, route: str) -> None:
+    """Of a model that was chosen or named: one where the request offers some, and those that a model always runs."""
+    models = [{"name": "claude", "provider": "claude", **PRICES},
+              {"name": "finder", "provider": "claude", "upstream_name": "claude", "web_searches": 3, **PRICES}]
+    routes = [{"name": "both", "models": ["claude"], "router": "cheapest"},
+              {"name": "finders", "models": ["finder"], "router": "cheapest"}]  # fmt: skip
+    async with live(tmp_path, scripts={"claude": [USED]}, models=models, routes=routes) as gateway:
+        finder = {"claude": "finder", "both": "finders"}[route]
+        told = []
+        for model, tools in ((route, []), (route, [CLAUDES]), (finder, []), (finder, [CLAUDES])):
+            body = {**MESSAGES, "model": model, "stream": True, "tools": tools}
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(gateway.url + "/v1/messages", json=body)
+            assert answer.status_code == 200, answer.text
+            told.append(float(answer.headers["x-headgate-cost-usd"]))
+        assert [round((one - told[0]) / 0.01, 1) for one in told[1:]] == [1.0, 3.0, 3.0], told
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_response_with_searches_is_billed_exactly(tmp_path: Path, stream: bool) -> None:
     """An upstream that serves the API itself tells them as items of its output."""
