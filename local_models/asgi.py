@@ -4,7 +4,7 @@ left."""
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from local_models.errors import RequestRefused
@@ -13,6 +13,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Body = dict[str, Any]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _MOST_BODY_BYTES = 32 * 1024 * 1024
 
@@ -33,9 +34,9 @@ class Started:
         self._begun = True
         await self._send(message)
 
-    async def fail(self, status: int, body: Body) -> None:
+    async def fail(self, status: int, body: Body, headers: Headers = ()) -> None:
         if not self._begun:
-            await send_json(self._send, status, body)
+            await send_json(self._send, status, body, headers)
             return
         await send_event(self._send, body)
         await self._send({"type": "http.response.body", "body": b""})
@@ -68,14 +69,14 @@ async def wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def send_body(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+async def send_body(send: Send, status: int, content_type: bytes, body: bytes, more: Headers = ()) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_json(send: Send, status: int, body: Body) -> None:
-    await send_body(send, status, b"application/json", json.dumps(body, ensure_ascii=False).encode())
+async def send_json(send: Send, status: int, body: Body, headers: Headers = ()) -> None:
+    await send_body(send, status, b"application/json", json.dumps(body, ensure_ascii=False).encode(), headers)
 
 
 async def start_stream(send: Send) -> None:

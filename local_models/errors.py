@@ -32,7 +32,11 @@ class ModelLost(LocalModelError):
 
 
 class EngineFull(LocalModelError):
-    """The waiting line is full; the same request may succeed later."""
+    """The waiting line is full; the same request may succeed after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineDead(LocalModelError):

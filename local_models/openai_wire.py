@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from local_models.errors import EngineDead, EngineFull, LocalModelError, ModelLost, RequestRefused
@@ -219,6 +220,14 @@ def error_json(error: LocalModelError) -> tuple[int, Body]:
     if isinstance(error, EngineDead):
         return 503, _error(str(error), "server_error", "engine_dead", None)
     return 500, _error(str(error), "server_error", "engine_error", None)
+
+
+def error_headers(error: LocalModelError) -> list[tuple[bytes, bytes]]:
+    """When to ask again, where that is known."""
+    if not isinstance(error, EngineFull):
+        return []
+    wait_ms = max(1, ceil(error.retry_after_s * 1e3))
+    return [(b"retry-after", b"%d" % ceil(wait_ms / 1e3)), (b"retry-after-ms", b"%d" % wait_ms)]
 
 
 def _error(message: str, kind: str, code: str, param: str | None) -> Body:

@@ -85,6 +85,9 @@ class SchedulerOutput:
     copies: list[SlotCopy | SlotFill]
 
 
+_ADMISSIONS = 32
+
+
 class Scheduler:
     """The waiting line and the running set of one engine."""
 
@@ -101,6 +104,8 @@ class Scheduler:
         self.blocks = blocks
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._admitted_s: deque[float] = deque(maxlen=_ADMISSIONS)
+        """When the last ones came out of the line."""
         self.preempted = 0
         self._context_tokens = context_tokens
         self._predict = predict
@@ -125,12 +130,20 @@ class Scheduler:
                 f"exceed {self.capacity_tokens} tokens"
             )
         if len(self.waiting) >= self._most_waiting:
-            raise EngineFull(f"{len(self.waiting)} requests wait already")
+            raise EngineFull(f"{len(self.waiting)} requests wait already", self._place_in_s(now_s))
         predicted = max(1, min(request.max_tokens, self._predict(request)))
         usage = Usage(prompt_tokens=len(request.prompt_ids))
         sequence = Sequence(request, list(request.prompt_ids), now_s, predicted, usage)
         self.waiting.append(sequence)
         return sequence
+
+    def _place_in_s(self, now_s: float) -> float:
+        """Until the line moves on by one, going by how it has moved of late; it took at least as long as its first one
+        has waited where it has not.
+        """
+        moved = self._admitted_s
+        since = moved[0] if moved else self.waiting[0].arrived_s if self.waiting else now_s
+        return (now_s - since) / max(1, len(moved))
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -172,6 +185,7 @@ class Scheduler:
             sequence.table, copies = taken
             plan.copies += copies
             self.waiting.popleft()
+            self._admitted_s.append(now_s)
             self.running.append(sequence)
             sequence.computed = sequence.table.cached_tokens
             if sequence.started_s is None:

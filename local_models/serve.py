@@ -63,7 +63,7 @@ class App:
             await self._route(scope, receive, started)
         except LocalModelError as error:
             status, body = wire.error_json(error)
-            await started.fail(status, body)
+            await started.fail(status, body, wire.error_headers(error))
         except ClientGone:
             pass
         except Exception:

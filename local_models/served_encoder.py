@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from pathlib import Path
 
 from local_models.encoder import Encoder
@@ -24,6 +25,8 @@ class ServedEncoder:
         self.texts = 0
         self.tokens = 0
         self.batches = 0
+        self._batch_s = 1.0
+        """What the last batch took."""
         self._waiting: list[tuple[list[list[int]], asyncio.Future[Vectors]]] = []
         self._working: asyncio.Task[None] | None = None
 
@@ -36,7 +39,7 @@ class ServedEncoder:
         if any(not 0 <= token < vocabulary for ids in texts for token in ids):
             raise RequestRefused("input holds ids that are no tokens of this model", param="input")
         if sum(len(waiting) for waiting, _ in self._waiting) + len(texts) > _MOST_WAITING_TEXTS:
-            raise EngineFull("too many texts wait already")
+            raise EngineFull("too many texts wait already", self._batch_s)
         answer: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
         self._waiting.append((texts, answer))
         if self._working is None or self._working.done():
@@ -47,6 +50,7 @@ class ServedEncoder:
         while self._waiting:
             batch = self._next_batch()
             texts = [ids for asked, _ in batch for ids in asked]
+            begun_s = time.monotonic()
             try:
                 vectors = (await asyncio.to_thread(self.encoder.embed, texts)).tolist()
             except Exception as error:  # whatever it was, those who asked must hear of it
@@ -55,6 +59,7 @@ class ServedEncoder:
                         answer.set_exception(error)
                 continue
             self.batches += 1
+            self._batch_s = time.monotonic() - begun_s
             self.texts += len(texts)
             self.tokens += sum(map(len, texts))
             for asked, answer in batch:

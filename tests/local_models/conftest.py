@@ -1,11 +1,13 @@
 """Tiny engines and one real server, shared by this folder's tests."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,8 +28,14 @@ else:  # the base install has neither: what needs them is not collected
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The Unix socket of a server of the shipped models, started as a supervisor starts it."""
-    socket = tmp_path_factory.mktemp("serve") / "models.sock"
-    command = [sys.executable, "-m", "local_models", "--uds", str(socket), "--options", '{"kv_tokens": 8192}']
+    with serving(tmp_path_factory.mktemp("serve") / "models.sock", {"kv_tokens": 8192}) as socket:
+        yield socket
+
+
+@contextmanager
+def serving(socket: Path, options: dict[str, int]) -> Iterator[str]:
+    """A server with these options, until the block ends."""
+    command = [sys.executable, "-m", "local_models", "--uds", str(socket), "--options", json.dumps(options)]
     process = subprocess.Popen(command)
     try:
         wait_until_healthy(socket, process)

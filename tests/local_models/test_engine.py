@@ -148,6 +148,31 @@ def test_a_full_line_is_said() -> None:
         full.step()
 
 
+def test_a_full_line_says_when_it_moves_on() -> None:
+    """As long as it has stood still at first; then as it went of late, and longer the longer nothing comes out."""
+    now = [100.0]
+    full = engine(most_waiting=2, most_running=1)
+    full._clock = lambda: now[0]
+
+    def wait_s() -> float:
+        with pytest.raises(EngineFull) as caught:
+            full.add(greedy("x", [5]))
+        return caught.value.retry_after_s
+
+    for name in "ab":
+        full.add(greedy(name, [5, 6]))
+    now[0] += 3.0
+    assert wait_s() == 3.0
+    for name in "cdefg":
+        while len(full.scheduler.waiting) == 2:
+            full.step()
+        full.add(greedy(name, [5, 6]))
+        now[0] += 2.0
+    assert wait_s() == pytest.approx(2.0, abs=0.5)
+    now[0] += 50.0
+    assert wait_s() > 10.0
+
+
 def test_scores_that_are_not_numbers_end_one_request_only() -> None:
     """NaN in one sequence's scores is that request's error; its neighbour finishes."""
     broken = engine()

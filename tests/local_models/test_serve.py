@@ -3,12 +3,14 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 
 import httpx
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
 
 from local_models.tasks import held_out_questions, is_right
+from tests.local_models.conftest import serving
 
 LARGE = "tiny-large"
 SUM = [{"role": "user", "content": "12+345 reversed="}]
@@ -56,6 +58,22 @@ async def test_streamed_text_is_the_whole_answer(client: AsyncOpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == len(text) + 1
     plain = await client.chat.completions.create(model=LARGE, messages=BOOKING, stream=True)
     assert all(chunk.usage is None for chunk in [chunk async for chunk in plain])
+
+
+async def test_a_full_line_tells_a_client_when_to_come_again(tmp_path: Path) -> None:
+    """In the headers that OpenAI's client goes by, streamed or not; what waited is answered."""
+    options = {"kv_tokens": 8192, "most_waiting": 1, "most_running": 1}
+    with serving(tmp_path / "models.sock", options) as socket:
+        transport = httpx.AsyncHTTPTransport(uds=socket)
+        async with httpx.AsyncClient(transport=transport, base_url="http://local", timeout=60) as http:
+            body = {"model": LARGE, "messages": SUM, "max_tokens": 400, "ignore_eos": True}
+            asked = [http.post("/v1/chat/completions", json={**body, "stream": n % 2 == 0}) for n in range(12)]
+            answers = await asyncio.gather(*asked)
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            seconds, ms = (int(answer.headers[name]) for name in ("retry-after", "retry-after-ms"))
+            assert 1 <= ms <= 1000 * seconds < 60_000 and answer.json()["error"]["code"] == "engine_full"
 
 
 async def test_a_stream_ends_with_done(http: httpx.AsyncClient) -> None:
