@@ -21,7 +21,7 @@ from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLa
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
-from gateway.reply import AsgiReply, Headers, Reply, Send
+from gateway.reply import AsgiReply, Headers, Reply, Send, give
 from gateway.services import Services
 from gateway.wire.errors import render_error, status_of
 from gateway.wire.pass_through import PASSED
@@ -254,17 +254,6 @@ class App:
             headers.append((b"allow", error.methods.encode()))
         body = render_error(error, surface, request_id=request_id)
         await reply.whole(status_of(error, surface), headers, body)
-
-
-async def give(reply: Reply, status: int, headers: Headers, answer: bytes | AsyncIterator[bytes]) -> None:
-    if isinstance(answer, bytes):
-        await reply.whole(status, headers, answer)
-        return
-    await reply.begin(status, headers)
-    async for piece in answer:
-        if not reply.push(piece):
-            await reply.room()
-    await reply.end()
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:

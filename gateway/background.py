@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +17,9 @@ from gateway.exchange import Exchange
 from gateway.headers import answer_headers
 from gateway.journal.durable import append_durably
 from gateway.journal.record import ResponseRecord
-from gateway.reply import JSON, Heard, Reply
+from gateway.reply import EVENTS, JSON, Heard, Reply, give
 from gateway.settle import settle
+from gateway.told import OURS, Told
 from gateway.under_way import LEFT, MARK, Making, Mark, failed
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw
@@ -34,7 +34,6 @@ LOOK_AFTER_S, LOOK_EVERY_S = 1.0, 15.0
 """To the first look whether somebody cancelled it at another worker, and at most between two: they double."""
 GRACE_S = 60.0
 """Beyond the time that a request may take: then nobody makes it any more."""
-_OURS = re.compile(r"resp_[0-9a-f]{32}")
 
 
 def asked_for(raw: Raw) -> bool:
@@ -52,9 +51,6 @@ class Background:
     async def begin(self, call: Call, reply: Reply) -> None:
         """Answers with the response as it begins, which outlives this process as a record. Raises HeadgateError."""
         s = self.s
-        if call.stream:
-            raise CallerError("A background response isn't streamed here: retrieve it until it has ended.",
-                              param="stream", code="unsupported_parameter")  # fmt: skip
         if not is_kept(call.raw):
             raise CallerError("A background response is stored: 'store' can't be false.", param="store")
         if self._closing or len(self.running) >= s.config.server.max_concurrency:
@@ -69,10 +65,15 @@ class Background:
             settle(s, exchange, ours)
             raise
         s.responses.remember(record, _turn_of(call).before)
-        making = self.running[record.id] = Making()
+        making = self.running[record.id] = Making(record.tenant)
+        making.told = Told(response) if call.stream else None
         making.task = asyncio.create_task(self._carry_out(exchange, record, making))
         making.task.add_done_callback(lambda _: self.running.pop(record.id, None))
-        await reply.whole(200, [*answer_headers(exchange, s.now()), JSON], encode_json(response))
+        headers = answer_headers(exchange, s.now())
+        if making.told is None:
+            await reply.whole(200, [*headers, JSON], encode_json(response))
+        else:
+            await give(reply, 200, [*headers, *EVENTS], s.responses.told(record.id, record.tenant, 0))
 
     async def close(self, patience_s: float = 0.0) -> None:
         """What is under way may end within that time; the rest has failed."""
@@ -87,7 +88,7 @@ class Background:
         now_s = self.s.clock()
         response = response_object(call.raw, response_id=call.background, model=call.model, created_s=int(now_s))
         response["background"] = True
-        mark = Mark(self.s.responses.worker.name, now_s + call.timeout_s + GRACE_S)
+        mark = Mark(self.s.responses.worker.name, now_s + call.timeout_s + GRACE_S, call.stream)
         turn = _turn_of(call)
         record = ResponseRecord(
             id=call.background, time_s=now_s, decision_id=exchange.decision_id, tenant=exchange.caller.tenant,
@@ -97,7 +98,9 @@ class Background:
         return record, response
 
     async def _carry_out(self, exchange: Exchange, record: ResponseRecord, making: Making) -> None:
-        heard = Heard()
+        told = making.told
+        heard = told or Heard()
+        writing = asyncio.create_task(self._kept(told, record)) if told is not None else None
         work = asyncio.create_task(self.answering.answer(exchange.call, heard, held=exchange))
         signs: set[asyncio.Future[Any]] = {work, making.is_over}
         pause_s = LOOK_AFTER_S
@@ -113,6 +116,9 @@ class Background:
         else:
             await _stopped(work)
             ended = self._with(record, failed(LEFT) if self._closing else {"status": "cancelled"})
+        if told is not None and writing is not None:
+            told.close()
+            await writing
         try:
             if await self._is_wanted(record):
                 ended = await self._added(exchange.call, ended)
@@ -121,6 +127,12 @@ class Background:
                 self.s.responses.keep_items(ended, msgspec.json.decode(ended.output)["output"])
         except HeadgateError as error:
             log.error("the end of the background response %s is not kept: %s", record.id, error.message)
+
+    async def _kept(self, told: Told, record: ResponseRecord) -> None:
+        try:
+            await self.s.responses.kept.write(told, record.id, record.tenant)
+        except Exception:  # whoever listens here hears all of it, whatever becomes of that
+            log.exception("the stream of the background response %s is not kept", record.id)
 
     async def _added(self, call: Call, ended: ResponseRecord) -> ResponseRecord:
         """Added to its conversation where it is of one; it has failed where that can't be done."""
@@ -145,13 +157,15 @@ class Background:
             self.s.responses.forget(record.tenant, record.id)
         return wanted
 
-    def _ended(self, record: ResponseRecord, heard: Heard) -> ResponseRecord:
+    def _ended(self, record: ResponseRecord, heard: Heard | Told) -> ResponseRecord:
+        if isinstance(heard, Told) and heard.final is not None:
+            return self._with(record, heard.final)
         said: dict[str, Any] = msgspec.json.decode(bytes(heard.body)) if heard.body else {}
-        if heard.status != 200:
+        if heard.status != 200 or isinstance(heard, Told):
             error = said.get("error") or {}
             limited = error.get("code") == "rate_limit_exceeded"
             return self._with(record, failed(error.get("message") or LEFT, "rate_limit_exceeded" if limited else ""))
-        if _OURS.fullmatch(said["id"]):  # ids of its items tell their response
+        if OURS.fullmatch(said["id"]):  # ids of its items tell their response
             was, is_now = said["id"].removeprefix("resp_"), record.id.removeprefix("resp_")
             said = msgspec.json.decode(bytes(heard.body).replace(was.encode(), is_now.encode()))
         return self._with(record, {**said, "id": record.id})

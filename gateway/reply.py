@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -123,3 +123,14 @@ class Heard(Reply):
     def retry_after_s(self) -> float:
         """How long a refusal says to wait; 0 where it doesn't say."""
         return float(dict(self.headers).get(b"retry-after-ms", 0)) / 1e3
+
+
+async def give(reply: Reply, status: int, headers: Headers, answer: bytes | AsyncIterator[bytes]) -> None:
+    if isinstance(answer, bytes):
+        await reply.whole(status, headers, answer)
+        return
+    await reply.begin(status, headers)
+    async for piece in answer:
+        if not reply.push(piece):
+            await reply.room()
+    await reply.end()

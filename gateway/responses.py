@@ -7,8 +7,10 @@ of a conversation the way to the database. `store: false` keeps nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +18,14 @@ import msgspec
 
 from gateway.config import Server
 from gateway.conversations import MARK, ConversationDesk, conversation_of
-from gateway.errors import CallerError, NotFound, TooLarge
+from gateway.errors import CallerError, HeadgateError, NotFound, TooLarge
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
-from gateway.under_way import STATES, Making, Worker, as_it_stands
+from gateway.told import LOOK_EVERY_S, Kept, last_event
+from gateway.under_way import STATES, Making, Worker, as_it_stands, failed, mark_of
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
@@ -69,6 +72,7 @@ class Responses:
         self._server = server
         self.worker = Worker(server.run_dir)
         self.conversations = ConversationDesk(journal, server, clock)
+        self.kept = Kept(journal, clock)
         self.running: dict[str, Making] = {}
         """By their ids."""
         self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()
@@ -183,6 +187,49 @@ class Responses:
             raise _not_found(id, None)
         return as_it_stands(found, self.worker, self._clock())
 
+    async def is_streamed(self, id: str, tenant: str) -> bool:
+        """Whether `told` tells of it: its stream may be taken up. Raises NotFound."""
+        if (making := self.running.get(id)) is not None and making.tenant == tenant:
+            return making.told is not None
+        found = await self._journal.response(id, tenant)
+        if found is None:
+            raise _not_found(id, None)
+        mark = mark_of(found)
+        if mark is not None:
+            return mark.streamed
+        _, are_all = await self.kept.ask(lambda kept: kept.known(id, tenant))
+        return are_all
+
+    async def told(self, id: str, tenant: str, place: int) -> AsyncIterator[bytes]:
+        """Its events from that place on, as they come; the last of them once it has ended."""
+        making = self.running.get(id)
+        if making is not None and making.told is not None and making.task is not None and making.tenant == tenant:
+            async for piece in making.told.since(place):
+                yield piece
+            await asyncio.wait({making.task})
+            number = len(making.told.events)
+        else:
+            async for piece in self.kept.told_elsewhere(id, tenant, place, lambda: self._is_under_way(id, tenant)):
+                yield piece
+            while await self._is_under_way(id, tenant):  # noqa: ASYNC110  its worker tells nobody
+                await asyncio.sleep(LOOK_EVERY_S)
+            number, are_all = await self.kept.ask(lambda kept: kept.known(id, tenant))
+            number = number if are_all else max(number, place)  # its worker told more than it lived to write
+        if number >= place:
+            yield last_event(await self._end_of(id, tenant), number)
+
+    async def _end_of(self, id: str, tenant: str) -> bytes:
+        try:
+            return (await self.find(id, tenant)).output
+        except NotFound as error:
+            return msgspec.json.encode({"id": id, "object": "response", "output": [], **failed(error.message)})
+
+    async def _is_under_way(self, id: str, tenant: str) -> bool:
+        try:
+            return msgspec.json.decode((await self.find(id, tenant)).output, type=_Output).status in STATES
+        except NotFound:
+            return False
+
     async def cancel(self, id: str, tenant: str) -> ResponseRecord:
         """The response as it is then: one that has ended stays as it is. Raises NotFound, and CallerError for one whose
         client waits for it.
@@ -204,6 +251,9 @@ class Responses:
     async def delete(self, id: str, tenant: str) -> None:
         """Gone for good once this returns; raises NotFound where there is none."""
         record = await self.find(id, tenant)
+        if record.output.find(b'"background":true') >= 0:
+            with suppress(HeadgateError):  # else they go as old ones do, told to nobody
+                await self.kept.ask(lambda kept: kept.remove(id, tenant))
         for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
         self._deleted.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from gateway.journal.record import ResponseRecord
+from gateway.told import Told
 from gateway.wire.body import encode_json
 
 MARK = "headgate_under_way"
@@ -27,15 +28,20 @@ class Mark(msgspec.Struct):
 
     worker: str
     until_s: float
+    streamed: bool = False
+    """Its events are told to whoever listens (gateway/told.py)."""
 
 
 class Making:
     """One that this worker makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done: nobody wants it any more."""
         self.task: asyncio.Task[None] | None = None
+        self.told: Told | None = None
+        """Where it is streamed."""
 
     async def end(self) -> None:
         """Returns when its last record is written."""
@@ -86,6 +92,12 @@ def as_it_stands(record: ResponseRecord, worker: Worker, now_s: float) -> Respon
         if now_s > mark.until_s or worker.is_gone(mark.worker):
             response |= failed(LEFT)
     return msgspec.structs.replace(record, output=encode_json(response))
+
+
+def mark_of(record: ResponseRecord) -> Mark | None:
+    """None: it has ended."""
+    told = msgspec.json.decode(record.output).get(MARK) if MARK.encode() in record.output else None
+    return None if told is None else msgspec.convert(told, Mark)
 
 
 def failed(message: str, code: str = "") -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -16,15 +18,46 @@ from gateway.wire.request import estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
-    """With `stream=true`, as the stream it could have come as: numbered anew, so nobody's place in it is known."""
-    record = await request.services.responses.find(id, request.caller().tenant)
-    if "starting_after" in request.query:
-        raise CallerError("No stream is taken up again here. Retrieve the response whole.", param="starting_after")
-    if request.query.get("stream", [""])[0] == "true":
+    """With `stream=true`, as a stream: one of the background as it comes, behind `starting_after` where that is named;
+    another as the stream it could have come as, numbered anew, so nobody's place in it is known.
+    """
+    tenant, responses = request.caller().tenant, request.services.responses
+    record, after = await responses.find(id, tenant), asked(request, "starting_after")
+    is_stream, place = asked(request, "stream") == "true", _place_after(after)
+    if is_stream and b'"background":true' in record.output and await responses.is_streamed(id, tenant):
+        return 200, [*EVENTS], _while_there(request, responses.told(id, tenant, place))
+    if after:
+        raise CallerError("Only the stream of a response made with background=true and stream=true is taken up again. "
+                          "Retrieve this one whole.", param="starting_after")  # fmt: skip
+    if is_stream:
         if not _has_output(record.output):
             raise CallerError("Only a response that was made can be streamed. Retrieve it whole.", param="stream")
         return 200, [*EVENTS], replay(record.output, "responses")
     return 200, [JSON], record.output
+
+
+def _place_after(number: str) -> int:
+    if number and not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise CallerError("starting_after is an event's sequence number", param="starting_after")
+    return int(number) + 1 if number else 0
+
+
+async def _while_there(request: Request, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Until the client leaves."""
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(pieces, None))
+            await asyncio.wait({leaving, coming}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait({coming})
+                return
+            if (piece := coming.result()) is None:
+                return
+            yield piece
+    finally:
+        leaving.cancel()
 
 
 async def delete_response(request: Request, id: str) -> Answer:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from gateway.journal.chain import chain_query, erase_deleted, forget_responses, record_of
 from gateway.journal.conversations import Conversations
+from gateway.journal.events import Events
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -334,6 +335,7 @@ class Store:
         gone += forget_responses(self.engine, old_s)
         erase_deleted(self.engine, now_s)
         gone += Conversations(self.engine).forget(old_s)
+        Events(self.engine).forget(old_s)
         with self.engine.begin() as connection:
             connection.execute(
                 sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)

@@ -90,6 +90,18 @@ responses = sa.Table(
              postgresql_where=sa.text("deleted AND input <> ''")),
 )
 
+response_events = sa.Table(
+    "response_events",
+    metadata,
+    sa.Column("response", sa.Text, primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),  # of the first of them
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("time_s", sa.Double, nullable=False),
+    sa.Column("last", sa.Boolean, nullable=False),
+    sa.Column("events", sa.Text, nullable=False),
+    sa.Index("response_events_time", "time_s"),
+)
+
 conversations = sa.Table(
     "conversations",
     metadata,

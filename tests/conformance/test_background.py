@@ -27,6 +27,9 @@ from tests.ports import free_port
 
 SLOW = {"slow": [{"text": "at last", "delay_s": 30.0}], "soon": [{"text": "done", "delay_s": 0.3}],
         "broken": [{"status": 500, "error": "it broke"}]}  # fmt: skip
+WORDS = " ".join(str(number) for number in range(40))
+TOLD = {"words": [{"text": WORDS, "gap_s": 0.05}],
+        "breaks": [{"text": WORDS, "gap_s": 0.01, "fault": "cut", "after": 5}]}  # fmt: skip
 UNDER_WAY = ("queued", "in_progress")
 
 
@@ -128,7 +131,7 @@ async def test_another_worker_ends_it(tmp_path: Path, act: str) -> None:
 
 @pytest.mark.parametrize(
     ("more", "param"),
-    [({"stream": True}, "stream"), ({"store": False}, "store"), ({"background": "yes"}, "background")],
+    [({"store": False}, "store"), ({"background": "yes"}, "background")],
 )
 async def test_what_the_background_can_not_do(tmp_path: Path, more: dict[str, Any], param: str) -> None:
     """Is refused by its name."""
@@ -169,6 +172,95 @@ async def test_a_budget_is_held_and_refuses_at_once(tmp_path: Path) -> None:
         await sdk.do("responses.cancel", made.id)
 
 
+async def heard(sdk: Sdk, id: str, after: int | None = None) -> list[Any]:
+    more = {} if after is None else {"starting_after": after}
+    return await sdk.events("responses.retrieve", response_id=id, stream=True, **more)
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "native"])
+async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> None:
+    """Told as it comes, with its own ids and numbers; whoever leaves takes it up where they were, at any worker, while
+    it is made and afterwards.
+    """
+    async with house(tmp_path, {**SLOW, **TOLD}, kinds=(kind,)) as home, live(tmp_path) as other:
+        sdk, there = home.sdk("openai"), Sdk("openai", "async", other.url)
+        ask: dict[str, Any] = {"model": f"{kind}/words", "input": "one", "background": True, "stream": True}
+        seen = []
+        stream = await sdk.client.responses.create(**ask)
+        async for event in stream:
+            seen.append(event)
+            if len(seen) == 12:
+                break
+        await stream.close()
+        id = seen[0].response.id
+        assert seen[0].type == "response.created" and seen[0].response.status == "in_progress"
+        assert (await there.do("responses.retrieve", id)).status == "in_progress"
+        rests = await asyncio.gather(heard(sdk, id, 11), heard(there, id, 11), heard(there, id), heard(sdk, id))
+        assert home.requests == 1
+        for rest, begin in ((rests[0], 12), (rests[1], 12), (rests[2], 0), (rests[3], 0)):
+            events = [*seen[:begin], *rest]
+            assert [event.sequence_number for event in events] == list(range(len(events)))
+            deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+            assert deltas == WORDS and events[-1].type == "response.completed"
+            last = events[-1].response
+            assert last.id == id and last.background is True and last.output_text == WORDS
+        whole = await sdk.do("responses.retrieve", id)
+        assert whole.to_dict() == rests[0][-1].response.to_dict()
+        number = rests[0][-1].sequence_number
+        for client in (sdk, there):
+            assert [event.to_dict() for event in await heard(client, id)] == [one.to_dict() for one in rests[3]]
+            assert len(await heard(client, id, number - 1)) == 1 and not await heard(client, id, number)
+        after = await sdk.do("responses.create", model=f"{kind}/echo", input="two", previous_response_id=id)
+        assert after.output_text == "two"
+        await sdk.do("responses.delete", id)
+        with pytest.raises(openai.NotFoundError):
+            await heard(there, id)
+        await there.close()
+
+
+async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
+    """Refused upstream, broken off, cancelled: each listener is told, and none of it looks like a clean end."""
+    async with house(tmp_path, {**SLOW, **TOLD}, kinds=("openai",)) as home:
+        sdk = home.sdk("openai")
+        ask: dict[str, Any] = {"input": "x", "background": True, "stream": True}
+        refused = await sdk.events("responses.create", model="openai/broken", **ask)
+        assert [event.type for event in refused] == ["response.created", "response.failed"]
+        assert "it broke" in refused[-1].response.error.message
+        broken = await sdk.events("responses.create", model="openai/breaks", **ask)
+        assert broken[-1].type == "response.failed" and len(broken) > 4
+        assert (await sdk.do("responses.retrieve", broken[0].response.id)).status == "failed"
+        telling = asyncio.create_task(sdk.events("responses.create", model="openai/words", **ask))
+        while not (running := home.gateway.services.responses.running):
+            await asyncio.sleep(0.01)
+        (id,) = running
+        listening = asyncio.create_task(heard(sdk, id))
+        await asyncio.sleep(0.3)
+        await sdk.do("responses.cancel", id)
+        for events in (await telling, await listening, await heard(sdk, id)):
+            assert (events[-1].type, events[-1].response.status) == ("response.failed", "cancelled")
+        plain = await sdk.do("responses.create", model="openai/soon", input="x", background=True)
+        await ended(sdk, plain.id)
+        assert (await heard(sdk, plain.id))[-1].response.output_text == "done"
+        for after in (1, "x"):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await heard(sdk, plain.id, after)  # type: ignore[arg-type]
+            assert caught.value.param == "starting_after"
+
+
+async def test_no_tenant_hears_anothers_stream(tmp_path: Path) -> None:
+    """Neither while it is made nor afterwards."""
+    keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
+    async with house(tmp_path, TOLD, kinds=("openai",), auth={"keys": keys}) as home:
+        sdk, other = home.sdk("openai", api_key="hg-a"), home.sdk("openai", api_key="hg-b")
+        stream = await sdk.client.responses.create(model="openai/words", input="x", background=True, stream=True)
+        id = (await anext(aiter(stream))).response.id
+        for _ in range(2):
+            with pytest.raises(openai.NotFoundError):
+                await heard(other, id)
+            await ended(sdk, id)
+        await stream.close()
+
+
 def configured(folder: Path, url: str) -> tuple[Path, str]:
     config, port, admin_port = configuration(folder, url), free_port(), free_port()
     config.write_text(config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
@@ -194,6 +286,9 @@ async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) 
         async with served(config) as process:
             sdk = Sdk("openai", "async", url, max_retries=20)
             made = await sdk.do("responses.create", model="small", input="x", background=True)
+            stream = await sdk.client.responses.create(model="small", input="x", background=True, stream=True)
+            events = aiter(stream)
+            told = [await anext(events)]
             while not upstream.seen.requests:
                 await asyncio.sleep(0.02)
             assert (await sdk.do("responses.retrieve", made.id)).status == "in_progress"
@@ -202,6 +297,9 @@ async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) 
             response = await ended(sdk, made.id, 60.0)
             assert response.status == "failed" and response.error.message
             assert (await sdk.do("responses.cancel", made.id)).status == "failed"
+            await stream.close()
+            told += await heard(sdk, told[0].response.id, 0)
+            assert [event.type for event in told] == ["response.created", "response.failed"]
             await sdk.close()
 
 
