@@ -232,9 +232,13 @@ def _tool_call_openai(answer: Answer, index: int) -> Json:
     if answer.call_ids == "nine":
         id = hashlib.sha256(id.encode()).hexdigest()[:9]
     told: Json = {"id": id, "type": "function", "function": function}
-    if answer.call_ids == "signed" and not index:
+    if answer.call_ids in SIGNED and not index:
         told["extra_content"] = signature_of(id)
     return told
+
+
+SIGNED = ("signed", "late")
+"""As Gemini does it: with the call, or in a piece of its own behind it."""
 
 
 def signature_of(call_id: str) -> Json:
@@ -253,7 +257,7 @@ def check_calls(request: Json, call_ids: str) -> None:
         if any(call.keys() - {"id", "type", "function"} for call in turn.get("tool_calls") or ()):
             raise ValueError("Extra inputs are not permitted")
     asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
-    for turn in turns[asked[-1] :] if call_ids == "signed" and asked else ():
+    for turn in turns[asked[-1] :] if call_ids in SIGNED and asked else ():
         for call in (turn.get("tool_calls") or ())[:1]:
             if call.get("extra_content") not in (signature_of(call["id"]), UNSIGNED):
                 raise ValueError("Function call is missing a thought_signature in functionCall parts.")
@@ -265,6 +269,8 @@ def chat(answer: Answer) -> Json:
         message["tool_calls"] = [_tool_call_openai(answer, i) for i in range(len(answer.tool_calls))]
     elif message["content"] is None:
         message["content"] = ""
+    if answer.call_ids in SIGNED and answer.text:
+        message["extra_content"] = signature_of(answer.text)
     logprobs = _chat_logprobs(answer, answer.tokens)
     finish = answer.finish_reason
     return _openai("chat.completion", answer) | {
@@ -306,9 +312,14 @@ def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
     for number, call in enumerate(answer.tool_calls):
         opened = _tool_call_openai(answer, number)
         opened["function"]["arguments"] = ""
+        signature = opened.pop("extra_content", None) if answer.call_ids == "late" else None
         yield event(0, {"tool_calls": [{"index": number, **opened}]})
         for piece in tokenize(encode(call.arguments).decode()):
             yield event(0, {"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
+        if signature is not None:
+            yield event(0, {"tool_calls": [{"index": number, "extra_content": signature}]})
+    if answer.call_ids in SIGNED and answer.text:
+        yield event(0, {"content": "", "extra_content": signature_of(answer.text)})
     for i in range(answer.n):
         groq = {"x_groq": {"id": "req_1", "usage": usage_openai(answer)}} if answer.x_groq else {}
         yield event(i, {}, finish=answer.finish_reason) | groq

@@ -72,7 +72,7 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     cache_write_1h_tokens: int = 0
     """Of those."""
     reasoning_tokens: int = 0
-    call_ids: Literal["", "nine", "signed"] = ""
+    call_ids: Literal["", "nine", "signed", "late"] = ""
     """Calls of tools in a chat as Mistral has them (ids of nine letters and digits) or Gemini (a step's first call is
     signed); one that comes back otherwise is refused."""
     web_searches: int = 1

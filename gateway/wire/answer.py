@@ -10,7 +10,7 @@ import msgspec
 from gateway.errors import UpstreamError
 from gateway.wire.assemble import written
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.call_ids import sealed
+from gateway.wire.call_ids import carrier, sealed
 from gateway.wire.chunk import (
     BAD_JSON,
     FINISHES,
@@ -37,6 +37,7 @@ from gateway.wire.responses import (
     placed,
     reasoning_item,
     response_object,
+    sealed_item,
 )
 from gateway.wire.responses_reader import CALLS, finish_of, is_search
 from gateway.wire.seen import Seen
@@ -309,6 +310,8 @@ def chat_to_message(chat: Json, model: str) -> Json:
         given, call_id = _arguments(written(function.get("arguments"))), call.get("id") or new_id("toolu_")
         call_id = sealed(call_id, call.get("extra_content"))
         blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
+    if thought := carrier(answer.get("extra_content"), {}):
+        blocks.append({"type": "redacted_thinking", "data": thought})
     sequence = chat.get("stop_sequence")
     reason = stop_reason(_finish_of(choice), sequence, bool(answer.get("tool_calls")))
     return {
@@ -357,6 +360,8 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
         logprobs = (choice.get("logprobs") or {}).get("content")
         output.append(message_item(text, refusal, status, logprobs))
     output += [_call_item(call, request, status) for call in calls]
+    if sign := carrier(answer.get("extra_content"), {}):
+        output.append(sealed_item(sign))
     created = chat.get("created")
     created_s = int(created) if isinstance(created, int | float) and created else int(time.time())
     name = model or chat.get("model") or ""

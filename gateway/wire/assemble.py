@@ -84,6 +84,8 @@ def _grow_call(calls: list[Json], piece: Json) -> None:
     known["function"] = {"name": target.get("name") or name, "arguments": (target.get("arguments") or "") + arguments}
     if call_id:
         known["id"] = call_id
+    if piece.get("extra_content"):
+        known["extra_content"] = piece["extra_content"]
 
 
 def written(arguments: Any) -> str:

@@ -2,7 +2,9 @@
 
 Gemini's chat gives a call a signature (`extra_content`) and wants it back with it. Anthropic's and the Responses API
 have no place for one that every client returns, but the call's id: so it goes there, and whoever the conversation goes
-on with, on whichever worker, is told the id as it was. Mistral takes ids of nine letters and digits only: others are
+on with, on whichever worker, is told the id as it was. What comes when the id has been told, and the signature of a
+text, goes where a model's own sealed thoughts would: a `redacted_thinking` block, a reasoning item's
+`encrypted_content`. Mistral takes ids of nine letters and digits only: others are
 hashed, calls and results alike.
 """
 
@@ -24,7 +26,7 @@ Style = Literal["any", "nine", "kept", "signed"]
 MARK = "__extra__"
 UNSIGNED = {"google": {"thought_signature": "skip_thought_signature_validator"}}
 """Google's word for a call that another model made."""
-_MARK, _CALLS = MARK.encode(), b'"tool_call'
+_MARK, _CALLS, _EXTRA = MARK.encode(), b'"tool_call', b'"extra_content"'
 _SHORT = re.compile(r"[a-zA-Z0-9]{9}")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MISTRALS = re.compile(r"[sx]tral", re.IGNORECASE)
@@ -57,6 +59,29 @@ def opened(call_id: str) -> tuple[str, Json | None]:
     return (plain, extra) if isinstance(extra, dict) else (call_id, None)
 
 
+def carrier(said: Json | None, calls: Json) -> str:
+    """What came beside a text, and beside calls by their ids, as a thought that nobody else reads; empty: nothing."""
+    told = {name: value for name, value in (("said", said), ("calls", calls)) if value}
+    return sealed("", told) if told else ""
+
+
+def give_back(turn: Json, thought: Any) -> None:
+    """What a `carrier` holds to the turn that it came with; nothing where that is another's thought."""
+    told = opened(thought)[1] if is_carrier(thought) else None
+    if told is None:
+        return
+    if isinstance(said := told.get("said"), dict):
+        turn["extra_content"] = said
+    late = told.get("calls")
+    for call in turn.get("tool_calls") or ():
+        if isinstance(late, dict) and isinstance(extra := late.get(call["id"]), dict):
+            call["extra_content"] = extra
+
+
+def is_carrier(thought: Any) -> bool:
+    return isinstance(thought, str) and thought.startswith(MARK)
+
+
 def holds_sealed(told: bytes) -> bool:
     return _MARK in told
 
@@ -71,7 +96,7 @@ def call_of(call_id: str, name: Any, arguments: Any) -> Json:
 def suited(messages: msgspec.Raw, style: Style) -> msgspec.Raw:
     """A chat's turns with calls as that upstream takes them; the same object where they are so."""
     told = memoryview(messages).tobytes()
-    if style == "kept" or _CALLS not in told:
+    if style == "kept" or (_CALLS not in told and _EXTRA not in told):
         return messages
     turns: Any = msgspec.json.decode(told)
     changed = [_suit(turn, style) for turn in turns if isinstance(turn, dict)]
@@ -86,7 +111,7 @@ def _suit(turn: Json, style: Style) -> bool:
             return False
         calls[0]["extra_content"] = UNSIGNED
         return True
-    changed = False
+    changed = turn.pop("extra_content", None) is not None
     for call in calls:
         changed |= call.pop("extra_content", None) is not None
     if style == "nine":

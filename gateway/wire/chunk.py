@@ -43,6 +43,8 @@ class Delta(msgspec.Struct):
     signature: str | None = None
     """Of a thinking block; only Anthropic has it."""
     audio: dict[str, Any] | None = None
+    extra_content: dict[str, Any] | None = None
+    """Gemini's signature of what it said, which may be given back with it."""
 
     @property
     def thought(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import encode_json
-from gateway.wire.call_ids import sealed
+from gateway.wire.call_ids import carrier, sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
 from gateway.wire.errors import render_error
 from gateway.wire.seen import Seen
@@ -36,7 +36,7 @@ class MessagesWriter:
     the calls after the first are written at the end.
     """
 
-    __slots__ = ("_index", "_model", "_open", "_parked", "_started", "_tool")
+    __slots__ = ("_ids", "_index", "_late", "_model", "_open", "_parked", "_said", "_started", "_tool")
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -46,6 +46,12 @@ class MessagesWriter:
         """Type of the open block."""
         self._tool = -1
         """Which call the open tool_use block is."""
+        self._ids: dict[int, str] = {}
+        """Of the calls begun."""
+        self._said: dict[str, Any] | None = None
+        """What came beside the text, to be given back with it."""
+        self._late: dict[str, Any] = {}
+        """The same of calls, by their ids, where it came after those."""
         self._parked: dict[int, list[ToolDelta]] = {}
 
     def write(self, chunk: Chunk) -> bytes:
@@ -81,6 +87,7 @@ class MessagesWriter:
         text = delta.content or delta.refusal
         if text:
             out += self._grow("text", {"text": ""}, "text_delta", "text", text)
+        self._said = delta.extra_content or self._said
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out
@@ -101,8 +108,11 @@ class MessagesWriter:
             self._tool = tool.index
             name = tool.function.name if tool.function else None
             call_id = sealed(tool.id or "toolu_" + uuid.uuid4().hex, tool.extra_content)
+            self._ids[tool.index] = call_id
             block = {"type": "tool_use", "id": call_id, "name": name or "", "input": {}}
             out = self._close() + self._begin("tool_use", block)
+        elif tool.extra_content:
+            self._late[self._ids[tool.index]] = tool.extra_content
         if tool.function and tool.function.arguments:
             out += self._delta({"type": "input_json_delta", "partial_json": tool.function.arguments})
         return out
@@ -137,6 +147,8 @@ class MessagesWriter:
     def tail(self, seen: Seen) -> bytes:
         out = b"" if self._started else self._start(seen.id)
         out += self._unpark() + self._close()
+        if thought := carrier(self._said, self._late):
+            out += self._begin("redacted_thinking", {"type": "redacted_thinking", "data": thought}) + self._close()
         reason = stop_reason(seen.finish_reason, seen.stop_sequence, bool(seen.tools))
         reason = "refusal" if seen.refusals else reason
         delta = {"stop_reason": reason, "stop_sequence": seen.stop_sequence}

@@ -192,6 +192,11 @@ def call_item(call_id: str, name: str, arguments: str, request: Raw, status: str
     return {"id": "fc_", "status": status, "call_id": call_id, **tool, "arguments": arguments}
 
 
+def sealed_item(sealed: str) -> Item:
+    """A thought that only who had it can read."""
+    return {"id": "rs_", "type": "reasoning", "summary": [], "encrypted_content": sealed, "status": "completed"}
+
+
 def reasoning_item(text: str) -> Item:
     content = [{"type": "reasoning_text", "text": text}]
     return {

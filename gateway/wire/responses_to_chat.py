@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
-from gateway.wire.call_ids import call_of, opened
+from gateway.wire.call_ids import call_of, give_back, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, with_tools
 from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
@@ -68,6 +68,8 @@ def _add_item(messages: list[Json], item: Json) -> None:
         content = output if isinstance(output, str) else _parts_from_responses(output)
         call_id, _ = opened(str(item.get("call_id") or ""))
         messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+    elif kind == "reasoning" and messages and messages[-1]["role"] == "assistant":
+        give_back(messages[-1], item.get("encrypted_content"))
     elif kind not in _OWN_WORK and kind != ADDED:
         raise refuse("input", f"an item of type {kind!r} can't be served by this model.")
 

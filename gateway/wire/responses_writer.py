@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.call_ids import sealed
+from gateway.wire.call_ids import carrier, sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
@@ -22,6 +22,7 @@ from gateway.wire.responses import (
     placed,
     reasoning_item,
     response_object,
+    sealed_item,
 )
 from gateway.wire.seen import Seen
 from gateway.wire.sse import frame
@@ -41,7 +42,10 @@ _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"
 class ResponsesWriter:
     """A text-like item is open at a time; calls stay open beside one another until the end."""
 
-    __slots__ = ("_calls", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_sequence", "_started")
+    __slots__ = (
+        "_calls", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_said", "_sequence",
+        "_started",
+    )  # fmt: skip
 
     def __init__(self, model: str, request: Raw) -> None:
         created_s = int(time.time())
@@ -57,6 +61,10 @@ class ResponsesWriter:
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         """Of the open text's tokens, where the upstream gives them."""
+        self._said: dict[str, Any] | None = None
+        """What came beside the text, to be given back with it."""
+        self._late: dict[str, Any] = {}
+        """The same of calls, by their ids, where it came after those."""
         self._calls: dict[int, tuple[int, list[str]]] = {}
         """Call index to output index and argument pieces."""
 
@@ -81,6 +89,7 @@ class ResponsesWriter:
             out += self._grow("output_text", delta.content, choice.logprobs)
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
+        self._said = delta.extra_content or self._said
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out
@@ -141,6 +150,8 @@ class ResponsesWriter:
             call = call_item(call_id, name or "", "", self._request, "in_progress")
             out = self._close() + self._add(placed(call, self._response["id"], len(self._output)))
             self._calls[tool.index] = (len(self._output) - 1, [])
+        elif tool.extra_content:
+            self._late[self._output[self._calls[tool.index][0]]["call_id"]] = tool.extra_content
         index, parts = self._calls[tool.index]
         if tool.function and tool.function.arguments:
             parts.append(tool.function.arguments)
@@ -178,6 +189,9 @@ class ResponsesWriter:
         status = "incomplete" if seen.finish_reason in ("length", "content_filter") else "completed"
         out += self._close(status) + self._close_calls(status)
         self._calls = {}
+        if sealed_thought := carrier(self._said, self._late):
+            index = len(self._output)
+            out += self._add(placed(sealed_item(sealed_thought), self._response["id"], index)) + self._done(index)
         response = self.whole(seen)
         return out + self._event(f"response.{response['status']}", response=response)
 

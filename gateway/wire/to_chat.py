@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
-from gateway.wire.call_ids import call_of, opened
+from gateway.wire.call_ids import call_of, give_back, opened
 
 Json = dict[str, Any]
 _PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
@@ -154,7 +154,7 @@ def _from_anthropic(message: Json) -> list[Json]:
 
 
 def _assistant_turn(blocks: list[Json]) -> list[Json]:
-    """Thinking is left out: only who thought it can read its signature."""
+    """Thinking is left out: only who thought it can read its signature. What chat gave with it goes back."""
     for block in blocks:
         if block.get("type") not in _SPOKEN:
             raise refuse("messages", f"this model can't be given a block of type {block.get('type')!r}.")
@@ -165,6 +165,9 @@ def _assistant_turn(blocks: list[Json]) -> list[Json]:
         turn["tool_calls"] = calls
     elif turn["content"] is None:
         turn["content"] = ""
+    for block in blocks:
+        if block.get("type") == "redacted_thinking":
+            give_back(turn, block.get("data"))
     return [turn]
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
-from gateway.wire.call_ids import holds_sealed, opened
+from gateway.wire.call_ids import holds_sealed, is_carrier, opened
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
 
@@ -91,7 +91,10 @@ def _plain(block: Any) -> Any:
 
 
 def _unsigned(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") == ""
+    if not isinstance(block, dict):
+        return False
+    is_ours = block.get("type") == "redacted_thinking" and is_carrier(block.get("data"))
+    return is_ours or (block.get("type") == "thinking" and block.get("signature") == "")
 
 
 def _asked_for_json(raw: Raw) -> list[Json]:

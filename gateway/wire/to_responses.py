@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.wire.body import Raw, is_set, read, to_raw
-from gateway.wire.call_ids import holds_sealed, opened
+from gateway.wire.call_ids import holds_sealed, is_carrier, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import refuse_set
 
@@ -46,4 +46,5 @@ def _plain(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_readable(item: dict[str, Any]) -> bool:
-    return item.get("type") != "reasoning" or bool(item.get("encrypted_content"))
+    sealed = item.get("encrypted_content")
+    return item.get("type") != "reasoning" or (bool(sealed) and not is_carrier(sealed))

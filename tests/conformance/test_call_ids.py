@@ -146,6 +146,58 @@ async def test_gemini_is_given_its_own_signature_back(home: House, surface: str,
     assert first["id"].startswith("call_scripted-") and first["id"].endswith("_0")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("surface", ["messages", "responses", "kept"])
+async def test_what_a_signature_comes_late_for(tmp_path: Path, surface: str, stream: bool) -> None:
+    """Behind the call's own id, and on what was said: both come back to their places; nobody else is told."""
+    scripts = {**SCRIPTS, "gemini-3-late": [{**CALLS, "text": "Let me look.", "call_ids": "late"}]}
+    late = "openai/gemini-3-late"
+    async with house(tmp_path, scripts, kinds=("openai", "native", "anthropic")) as home:
+        for goes_on in (late, *ELSEWHERE):
+            said = Messages(home, stream) if surface == "messages" else Responses(home, stream, surface == "kept")
+            await said.turn(late)
+            await said.turn(goes_on)
+            sent = told(home)
+            calls, results = paired(sent)
+            assert len(calls) == 2 and calls == results
+            text = home.last["body"]
+            assert "Let me look." in text and not holds_sealed(text.encode())
+            assert ("extra_content" in text) == (goes_on == late)
+            await said.turn(late)
+            turns = [turn for turn in told(home)["messages"] if turn.get("tool_calls")]
+            assert turns[0]["extra_content"] == signature_of("Let me look.")
+            first, second = turns[0]["tool_calls"]
+            assert first["extra_content"] == signature_of(first["id"]) and "extra_content" not in second
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_alone_is_signed(tmp_path: Path, stream: bool) -> None:
+    """Without a call; what a client shows of the answer is the text."""
+    scripts = {"gemini-3-pro": [{"text": "hello", "call_ids": "signed"}], "plain": [{}]}
+    async with house(tmp_path, scripts, kinds=("openai", "native", "anthropic")) as home:
+        claude, gpt = home.sdk("anthropic"), home.sdk("openai")
+        turns: list[Json] = [{"role": "user", "content": "x"}]
+        ask: Json = {"model": GEMINI, "max_tokens": 9, "messages": turns}
+        if stream:
+            _, answer = await claude.helped("messages.stream", "get_final_message", **ask)
+        else:
+            answer = await claude.do("messages.create", **ask)
+        assert [block.type for block in answer.content] == ["text", "redacted_thinking"]
+        turns += [{"role": "assistant", "content": [block.to_dict() for block in answer.content]}, turns[0]]
+        first = await gpt.responded(stream, model=GEMINI, input="x")
+        assert first.output_text == "hello" and first.output[-1].type == "reasoning"
+        for model in (GEMINI, "openai/plain", "native/plain", "anthropic/plain"):
+            await claude.do("messages.create", **{**ask, "model": model})
+            sents = [told(home)]
+            await gpt.do("responses.create", model=model, input="y", previous_response_id=first.id)
+            for sent in (*sents, told(home)):
+                text = json.dumps(sent)
+                assert "hello" in text and not holds_sealed(text.encode())
+                assert ("extra_content" in text) == (model == GEMINI)
+                if model == GEMINI:
+                    assert sent["messages"][1]["extra_content"] == signature_of("hello")
+
+
 async def test_a_fallback_takes_over_in_the_middle(tmp_path: Path) -> None:
     """A route whose first model is away goes on with Mistral's, and back when it is there again."""
     scripts = {**SCRIPTS, "plain": [CALLS, {"status": 503}, CALLS]}
