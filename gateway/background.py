@@ -189,4 +189,4 @@ def _turn_of(call: Call) -> Turn:
 
 
 def without(raw: Raw) -> Raw:
-    return {name: value for name, value in raw.items() if name != "background"}
+    return {name: value for name, value in raw.items() if name not in ("background", "background_options")}

@@ -358,7 +358,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     text, refusal = answer.get("content") or "", answer.get("refusal") or ""
     if text or refusal or not calls:
         logprobs = (choice.get("logprobs") or {}).get("content")
-        output.append(message_item(text, refusal, status, logprobs))
+        output.append(message_item(text, refusal, status, logprobs, answer.get("annotations")))
     output += [_call_item(call, request, status) for call in calls]
     if sign := carrier(answer.get("extra_content"), {}):
         output.append(sealed_item(sign))

@@ -45,6 +45,8 @@ class Delta(msgspec.Struct):
     audio: dict[str, Any] | None = None
     extra_content: dict[str, Any] | None = None
     """Gemini's signature of what it said, which may be given back with it."""
+    annotations: list[dict[str, Any]] | None = None
+    """What the text cites."""
 
     @property
     def thought(self) -> str | None:

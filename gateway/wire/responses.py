@@ -26,9 +26,12 @@ _PLACED = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4}")
 _ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
+    "max_tool_calls": None,
     "metadata": {},
     "parallel_tool_calls": True,
     "previous_response_id": None,
+    "prompt_cache_key": None,
+    "safety_identifier": None,
     "conversation": None,
     "reasoning": {"effort": None, "summary": None},
     "store": True,
@@ -36,6 +39,7 @@ _ECHOED: dict[str, Any] = {
     "text": {"format": {"type": "text"}},
     "tool_choice": "auto",
     "tools": [],
+    "top_logprobs": 0,
     "top_p": 1.0,
     "truncation": "disabled",
     "user": None,
@@ -168,12 +172,20 @@ def owner_of(item_id: str) -> str:
     return f"resp_{match.group(1)}" if match else ""
 
 
+def cited(annotations: Any) -> Items:
+    """Chat's citations of pages as this API has them; of other kinds it says none."""
+    told = annotations if isinstance(annotations, list) else []
+    pages = [one.get("url_citation") for one in told if isinstance(one, dict) and one.get("type") == "url_citation"]
+    return [{"type": "url_citation", **page} for page in pages if isinstance(page, dict)]
+
+
 def message_item(
-    text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None
+    text: str, refusal: str, status: str = "completed", logprobs: list[Any] | None = None, annotations: Any = None
 ) -> Item:
     content: Items = []
     if text or not refusal:
-        content.append({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []})
+        part = {"type": "output_text", "text": text, "annotations": cited(annotations), "logprobs": logprobs or []}
+        content.append(part)
     if refusal:
         content.append({"type": "refusal", "refusal": refusal})
     return {

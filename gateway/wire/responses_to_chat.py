@@ -12,7 +12,8 @@ from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, wi
 from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
 
 Json = dict[str, Any]
-_PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+_PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+                     "prompt_cache_options")  # fmt: skip
 _OWN_WORK = frozenset(
     {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 )
@@ -131,6 +132,8 @@ def _part_from_responses(part: Json) -> Json:
     if kind == "input_file" and (part.get("file_data") or part.get("file_id")):
         names = ("file_data", "file_id", "filename")
         return {"type": "file", "file": {name: part[name] for name in names if part.get(name)}}
+    if kind == "input_audio":
+        return {name: part.get(name) for name in ("type", "input_audio")}
     raise refuse("input", f"a part of type {kind!r} can't be served by this model.")
 
 

@@ -16,6 +16,7 @@ from gateway.wire.responses import (
     Item,
     Items,
     call_item,
+    cited,
     finish_response,
     message_item,
     new_id,
@@ -43,8 +44,8 @@ class ResponsesWriter:
     """A text-like item is open at a time; calls stay open beside one another until the end."""
 
     __slots__ = (
-        "_calls", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_said", "_sequence",
-        "_started",
+        "_calls", "_cited", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_said",
+        "_sequence", "_started",
     )  # fmt: skip
 
     def __init__(self, model: str, request: Raw) -> None:
@@ -61,6 +62,8 @@ class ResponsesWriter:
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         """Of the open text's tokens, where the upstream gives them."""
+        self._cited: Items = []
+        """Of the open text."""
         self._said: dict[str, Any] | None = None
         """What came beside the text, to be given back with it."""
         self._late: dict[str, Any] = {}
@@ -87,11 +90,22 @@ class ResponsesWriter:
             out += self._grow("reasoning_text", delta.thought)
         if delta.content:
             out += self._grow("output_text", delta.content, choice.logprobs)
+        if delta.annotations and self._open is not None and self._open[1] == "output_text":
+            out += self._cite(cited(delta.annotations))
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
         self._said = delta.extra_content or self._said
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
+        return out
+
+    def _cite(self, citations: Items) -> bytes:
+        out = b""
+        assert self._open is not None
+        for one in citations:
+            place = {**self._place(self._open[0]), "content_index": 0, "annotation_index": len(self._cited)}
+            out += self._event("response.output_text.annotation.added", **place, annotation=one)
+            self._cited.append(one)
         return out
 
     def _grow(self, part: str, text: str, logprobs: Logprobs | None = None) -> bytes:
@@ -110,7 +124,7 @@ class ResponsesWriter:
         item = reasoning_item("") if part == "reasoning_text" else message_item("", "", "in_progress")
         item |= {"content": [], "status": "in_progress"}
         index = len(self._output)
-        self._open, self._parts, self._logprobs = (index, part), [], []
+        self._open, self._parts, self._logprobs, self._cited = (index, part), [], [], []
         out = self._add(placed(item, self._response["id"], index))
         empty = _part(part, "")
         return out + self._event(
@@ -135,6 +149,8 @@ class ResponsesWriter:
         done = {_FIELDS[part]: text, **extra}
         out = self._event(_DELTAS[part].replace(".delta", ".done"), **place, content_index=0, **done)
         whole = _part(part, text) | extra
+        if self._cited:
+            whole["annotations"] = self._cited
         out += self._event("response.content_part.done", **place, content_index=0, part=whole)
         return out + self._done(index, content=[whole], status=status)
 

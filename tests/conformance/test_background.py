@@ -72,6 +72,16 @@ async def test_a_response_in_the_background(tmp_path: Path, kind: str) -> None:
         assert events[-1].response.output_text == "done" and events[-1].response.background is True
 
 
+async def test_options_of_the_background_stay_here(tmp_path: Path) -> None:
+    """An upstream is asked plainly: it would refuse them without `background`."""
+    async with homes(tmp_path) as home:
+        sdk, options = home.sdk("openai"), {"completion_window": "8h"}
+        ask: dict[str, Any] = {"model": "native/echo", "input": "x", "background_options": options}
+        made = await sdk.do("responses.create", **ask, background=True)
+        assert (await ended(sdk, made.id)).output_text == "x"
+        assert "background" not in home.last["body"]
+
+
 async def test_calls_in_the_background_are_answered(tmp_path: Path) -> None:
     """A tool's result finds its call."""
     async with homes(tmp_path) as home:

@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from gateway.errors import FAILURES, UpstreamError
+from gateway.wire.answer import translate_answer
 from gateway.wire.relay import Relay, relay
 from tests.gateway.wire import streams
 from tests.gateway.wire.streams import (
@@ -54,6 +55,27 @@ def test_chat_passes_byte_for_byte_when_usage_was_asked_for() -> None:
     """Bytes in are bytes out, terminal events last."""
     it = make("chat", "chat", include_usage=True)
     assert it.feed(CHAT) + it.tail() == CHAT
+
+
+def test_what_a_chat_cites_is_cited_in_responses() -> None:
+    """Told with the text, whole and streamed, as OpenAI's types have it; of other kinds nothing is made up."""
+    page = {"start_index": 0, "end_index": 2, "title": "Rain", "url": "https://example.com"}
+    told = [{"type": "url_citation", "url_citation": page}, {"type": "other"}, {"type": "url_citation"}]
+    pieces = ({"role": "assistant", "content": ""}, {"content": "it"}, {"content": " rains"}, {"annotations": told})
+    stream = b"".join(chunk(piece) for piece in pieces) + chunk({}, "stop") + DONE
+    sent = payloads(drain(make("chat", "responses", collect=True), stream))
+    added = [one for one in sent if one["type"] == "response.output_text.annotation.added"]
+    wanted = {"type": "url_citation", **page}
+    assert [(one["annotation_index"], one["annotation"]) for one in added] == [(0, wanted)]
+    streamed = Response.model_validate(sent[-1]["response"])
+    message = {"role": "assistant", "content": "it rains", "annotations": told}
+    body = {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    whole = Response.model_validate_json(
+        translate_answer(json.dumps(body).encode(), "chat", "responses", model="shown", request={})
+    )
+    for response in (streamed, whole):
+        (annotation,) = response.output[0].content[0].annotations  # type: ignore[union-attr]
+        assert annotation.to_dict() == wanted
 
 
 @pytest.mark.parametrize("stream", [MESSAGES])

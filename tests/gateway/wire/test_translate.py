@@ -241,6 +241,19 @@ def test_responses_items_to_chat_and_messages() -> None:
     assert len(put(body, "responses", "messages")["messages"]) == 3
 
 
+def test_audio_and_cache_hints_of_responses_reach_a_chat_model() -> None:
+    """Chat has both in the same words; Anthropic's API takes no audio, and says so."""
+    sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    hints = {"prompt_cache_key": "k", "prompt_cache_options": {"mode": "explicit"}}
+    asked = {"model": "m", "input": [{"role": "user", "content": [sound]}], **hints}
+    raw = decode(json.dumps(asked).encode())
+    chat = json.loads(encode(translate_request(raw, "responses", "chat")))
+    assert chat["messages"] == [{"role": "user", "content": [sound]}]
+    assert chat["prompt_cache_options"] == {"mode": "explicit"}
+    with pytest.raises(CallerError):
+        translate_request(raw, "responses", "messages")
+
+
 def test_earlier_turns_come_first() -> None:
     """What a turn stores is what the next one is given."""
     first = decode(b'{"model":"m","input":"one"}')
