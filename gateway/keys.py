@@ -6,6 +6,7 @@ whole. No plaintext is kept after start, and no `repr` or message shows one.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import ipaddress
@@ -19,14 +20,16 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from gateway.config import MOST_USD, Auth, KeyConfig, TenantConfig
-from gateway.errors import PolicyError, Unauthorized
-from gateway.journal.record import KeyRecord, new_id
+from gateway.errors import CallerError, PolicyError, Unauthorized
+from gateway.journal.record import EarlierSecret, KeyRecord, new_id
 from gateway.ledger import Account
 from gateway.limits import Limit
 from gateway.prices import nanousd
 from gateway.upstream.reach import names_inner
 
 PREFIX = "hg-"
+GRACE_S = 86_400.0
+LONGEST_GRACE_S = 90 * 86_400.0
 Load = Callable[[], Iterable[KeyRecord]]
 """The keys of the database, revoked ones included."""
 
@@ -67,11 +70,29 @@ def hash_key(key: str | bytes) -> str:
 
 def new_key(name: str, now: float, *, tenant: str = "default") -> tuple[str, KeyRecord]:
     """A fresh key, shown once, and the record to store (restricted by `msgspec.structs.replace`)."""
-    key = PREFIX + secrets.token_urlsafe(24)
+    key = new_secret()
     record = KeyRecord(
-        id=new_id("key"), name=name, key_hash=hash_key(key), prefix=key[:7], created_s=now, tenant=tenant
+        id=new_id("key"), name=name, key_hash=hash_key(key), prefix=_prefix(key), created_s=now, tenant=tenant
     )
     return key, record
+
+
+def new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(24)
+
+
+def rotated(record: KeyRecord, secret: str, now: float, grace_s: float) -> KeyRecord:
+    """The same key with a new secret; no earlier one outlives `grace_s`. Raises CallerError for a revoked key."""
+    if record.revoked_s is not None:
+        raise CallerError(f"the key {record.name!r} is revoked: make a new one", status=409, code="key_revoked")
+    ends_s = now + grace_s
+    known = (*record.earlier, EarlierSecret(key_hash=record.key_hash, until_s=ends_s))
+    earlier = tuple(replace(one, until_s=min(one.until_s, ends_s)) for one in known if one.until_s >= now)
+    return replace(record, key_hash=hash_key(secret), prefix=_prefix(secret), earlier=earlier)
+
+
+def _prefix(secret: str) -> str:
+    return secret[:7]
 
 
 def revoked(record: KeyRecord) -> KeyRecord:
@@ -100,7 +121,7 @@ class Keyring:
 
     @property
     def callers(self) -> Iterable[Caller]:
-        """Everyone with a key of their own."""
+        """Everyone with a key of their own; who comes with an earlier secret of it stands behind."""
         return self._callers.values()
 
     def reload(self, auth: Auth | None = None) -> None:
@@ -111,8 +132,12 @@ class Keyring:
         if auth is not None and auth.tenants != list(self._tenants.values()):
             self._tenants = {tenant.name: tenant for tenant in auth.tenants}
             self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
-        stored = {record.key_hash: _stored_caller(record, self._tenants) for record in self._load()}
-        self._callers = {**stored, **self._file}
+        stored, earlier = {}, {}
+        for record in self._load():
+            stored[record.key_hash] = caller = _stored_caller(record, self._tenants)
+            for one in record.earlier:
+                earlier[one.key_hash] = ends_by(caller, one.until_s)
+        self._callers = {**stored, **earlier, **self._file}
 
     def identify(
         self, authorization: bytes | None, x_api_key: bytes | None, client_host: str, now: float
@@ -194,6 +219,11 @@ def _valid(caller: Caller, now: float) -> Caller:
     if caller.expires_s is not None and now >= caller.expires_s:
         raise PolicyError(f"The API key '{caller.name}' has expired.", status=401, code="invalid_api_key")
     return caller
+
+
+def ends_by(caller: Caller, until_s: float) -> Caller:
+    ends_s = until_s if caller.expires_s is None else min(until_s, caller.expires_s)
+    return dataclasses.replace(caller, expires_s=ends_s)
 
 
 def _file_caller(key: KeyConfig, tenants: Mapping[str, TenantConfig]) -> Caller:

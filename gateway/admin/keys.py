@@ -1,4 +1,4 @@
-"""Virtual keys: made, listed, changed, revoked. The plaintext is in one answer and nowhere else."""
+"""Virtual keys: made, listed, changed, rotated, revoked. The plaintext is in one answer and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database
 from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
-from gateway.admin.shapes.access import Key, KeyChange, KeyLimits, KeyRow, MadeKey, NewKey, Period
+from gateway.admin.shapes.access import Key, KeyChange, KeyLimits, KeyRotation, KeyRow, MadeKey, NewKey, Period
 from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import KeyRecord
 from gateway.key_check import faults
-from gateway.keys import new_key, revoked
+from gateway.keys import new_key, new_secret, revoked, rotated
 
 router = APIRouter(prefix="/admin/keys", tags=["keys"])
 
@@ -61,6 +61,13 @@ def version_of(record: KeyRecord) -> int:
     return int.from_bytes(sha256(msgspec.json.encode(record)).digest()[:6])
 
 
+def rotate_key(desk: Desk, who: Actor, id: str, wanted: KeyRotation) -> MadeKey:
+    """A new secret; budgets, limits and what was spent stay with the key. 409 where it is revoked."""
+    secret, now = new_secret(), time.time()
+    record = _put(desk, who, id, lambda record: rotated(record, secret, now, wanted.grace_s))
+    return MadeKey(key=secret, record=_view(record))
+
+
 def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
     """The workers refuse it within a second. Its spend stays on record."""
     return _view(_put(desk, who, id, revoked))
@@ -88,6 +95,12 @@ def get_key(desk: Means, who: Viewer, id: str) -> Key:
 def patch_key(desk: Means, who: Admin, id: str, change: KeyChange) -> Key:
     """Changes what is named; a limit set to null is lifted."""
     return change_key(desk, who, id, change)
+
+
+@router.post("/{id}/rotate")
+def post_rotation(desk: Means, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
+    """Both secrets open the gateway until the grace has passed, then the new one alone."""
+    return rotate_key(desk, who, id, wanted)
 
 
 @router.delete("/{id}")
@@ -136,6 +149,7 @@ def _made_row(record: KeyRecord, spending: Spending) -> KeyRow:
         id=record.id, name=record.name, prefix=record.prefix, tenant=record.tenant, source="here",
         models=list(record.models), rpm=record.rpm, tpm=record.tpm, knobs=record.knobs, explore=record.explore,
         created_s=record.created_s, expires_s=record.expires_s, revoked_s=record.revoked_s,
+        earlier_until_s=record.earlier_until_s,
         spent=spent_of(spending, "key_id", record.id, period, record.budget_usd), version=version_of(record),
     )  # fmt: skip
 
@@ -146,5 +160,6 @@ def _file_row(desk: Desk, place: int, spending: Spending) -> KeyRow:
     return KeyRow(
         id=id, name=key.name, prefix="", tenant=key.tenant, source="file", models=key.models, rpm=key.rpm,
         tpm=key.tpm, knobs=key.knobs, explore=key.explore, created_s=None, expires_s=None, revoked_s=None,
+        earlier_until_s=None,
         spent=spent_of(spending, "key_id", id, key.budget_period, key.budget_usd), version=0,
     )  # fmt: skip

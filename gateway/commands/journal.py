@@ -23,7 +23,17 @@ _OPTIONS = {
 }  # fmt: skip
 """What a field of a key is called on the command line."""
 
-keys = typer.Typer(help="Virtual keys: make, list, revoke. Only a hash of a key is ever kept.", no_args_is_help=True)
+keys = typer.Typer(help="Virtual keys: make, list, rotate, revoke. Only hashes of them are kept.", no_args_is_help=True)
+
+
+def _grace(text: str) -> float:
+    from gateway.commands.batch_options import seconds
+    from gateway.keys import LONGEST_GRACE_S
+
+    grace_s = 0.0 if text.strip() == "0" else seconds(text)
+    if grace_s > LONGEST_GRACE_S:
+        raise typer.BadParameter(f"an earlier secret goes on for {LONGEST_GRACE_S / 86400:.0f} days at most")
+    return grace_s
 
 
 def add_to(app: typer.Typer) -> None:
@@ -176,7 +186,8 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
     """Every key, revoked ones included; never a plaintext."""
     listed = open_journal(read_config(config)).keys()
     if json:
-        print_json([{**msgspec.to_builtins(key), "key_hash": None} for key in listed])
+        hidden = {"key_hash": None, "earlier": None}
+        print_json([{**msgspec.to_builtins(key), **hidden, "earlier_until_s": key.earlier_until_s} for key in listed])
         return
     table = Table(Column("id", no_wrap=True), "name", "tenant", "begins", "models", "budget", "made", "revoked")
     for key in listed:
@@ -185,6 +196,32 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
         models = ", ".join(key.models) or "all"
         table.add_row(key.id, key.name, key.tenant, key.prefix, models, budget, _when(key.created_s), gone)
     Console().print(table)
+
+
+@keys.command("rotate")
+def rotate_key(
+    id: Annotated[str, typer.Argument(help="The key's id.")],
+    grace: Annotated[
+        float, typer.Option(parser=_grace, metavar="TIME", help="So long earlier secrets go on, such as 90m or 0.")
+    ] = "24h",  # type: ignore[assignment]  # typer parses it
+    config: ConfigPath = None,
+    json: Json = False,
+) -> None:
+    """Give a key a new secret, shown once, here. Budgets, limits and usage stay with the key."""
+    from gateway.keys import new_secret, rotated
+
+    chosen = read_config(config)
+    secret, now, store = new_secret(), time.time(), open_journal(chosen)
+    record = store.change_key(id, lambda held: rotated(held, secret, now, grace), "command")
+    if record is None:
+        raise CallerError(f"no key has the id '{id}'")
+    _publish(chosen, store)
+    if json:
+        print_json({"id": id, "key": secret, "earlier_until_s": record.earlier_until_s})
+        return
+    typer.echo(f"{id}\n{secret}")
+    ends = f"go on until {_when(now + grace)} UTC" if grace else "end within two seconds"
+    typer.echo(f"earlier secrets {ends}", err=True)
 
 
 @keys.command("revoke")

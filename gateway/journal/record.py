@@ -226,6 +226,13 @@ class JobStartRecord(_Record, frozen=True, tag="job_start.1"):
     worst_nanousd: int = 0
 
 
+class EarlierSecret(_Value, frozen=True):
+    """One that a key had before it was rotated, which opens the gateway as it until then."""
+
+    key_hash: str
+    until_s: float
+
+
 class KeyRecord(_Record, frozen=True, tag="key.1"):
     """A virtual key made at run time. Only its hash is kept."""
 
@@ -246,6 +253,12 @@ class KeyRecord(_Record, frozen=True, tag="key.1"):
     explore: bool = True
     expires_s: float | None = None
     revoked_s: float | None = None
+    earlier: tuple[EarlierSecret, ...] = ()
+
+    @property
+    def earlier_until_s(self) -> float | None:
+        """Until when a secret of before the last rotation may be used; None: it was never rotated."""
+        return max((one.until_s for one in self.earlier), default=None)
 
 
 class AuditRecord(_Record, frozen=True, tag="audit.1"):

@@ -194,18 +194,22 @@ class Store:
                 return None
             before = _decode_key(found)
             key = change(before)
-            if key == before or self._swap_key(found, key, actor, revoked=before.revoked_s is None):
+            if key == before or self._swap_key(found, before, key, actor):
                 return key
 
-    def _swap_key(self, before: str, key: KeyRecord, actor: str, *, revoked: bool) -> bool:
-        """False, and nothing is stored, where another payload than `before` is in force."""
-        values = {"revoked_s": key.revoked_s, "payload": msgspec.json.encode(key).decode()}
-        mine = sa.update(keys).where(keys.c.id == key.id, keys.c.payload == before)
+    def _swap_key(self, payload: str, before: KeyRecord, key: KeyRecord, actor: str) -> bool:
+        """False, and nothing is stored, where another payload is in force."""
+        values = {
+            "key_hash": key.key_hash, "revoked_s": key.revoked_s, "payload": msgspec.json.encode(key).decode(),
+        }  # fmt: skip
+        mine = sa.update(keys).where(keys.c.id == key.id, keys.c.payload == payload)
         with self.engine.begin() as connection:
             if not connection.execute(mine.values(**values)).rowcount:
                 return False
-            action = "key.revoke" if revoked and key.revoked_s is not None else "key.change"
-            _note(connection, actor, action, key.id, {"name": key.name})
+            detail: dict[str, object] = {"name": key.name}
+            if key.key_hash != before.key_hash:
+                detail["earlier_until_s"] = key.earlier_until_s
+            _note(connection, actor, _key_action(before, key), key.id, detail)
         return True
 
     def keys(self, *, revoked: bool = True) -> list[KeyRecord]:
@@ -383,6 +387,12 @@ def _conditions(wanted: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
 def _whole_numbers(row: Row) -> Row:
     """Sums of integers are Decimal in PostgreSQL."""
     return {name: value if isinstance(value, str) else int(value) for name, value in row.items()}
+
+
+def _key_action(before: KeyRecord, key: KeyRecord) -> str:
+    if key.revoked_s is not None and before.revoked_s is None:
+        return "key.revoke"
+    return "key.change" if key.key_hash == before.key_hash else "key.rotate"
 
 
 def _live(connection: sa.Connection, name: str) -> str:

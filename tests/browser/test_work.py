@@ -102,6 +102,14 @@ def test_a_key_is_shown_once_and_opens_the_gateway_until_revoked(stage: Stage, o
     eventually(lambda: status() == 200)
     page.goto(f"{stage.url}/keys")
     assert key not in page.content()
+    earlier = key
+    page.get_by_role("link", name="Change shop").click()
+    page.get_by_role("button", name="Rotate").click()
+    key = page.locator("#made-key").inner_text()
+    assert key != earlier
+    eventually(lambda: status() == 200)
+    page.goto(f"{stage.url}/keys")
+    expect(page.locator("tr", has_text="shop")).to_contain_text("earlier secret until")
     page.get_by_role("button", name="Revoke shop").click()
     expect(page.locator("#said")).to_contain_text("revoked")
     eventually(lambda: status() == 401)

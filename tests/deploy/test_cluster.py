@@ -128,6 +128,14 @@ def test_a_key_made_or_revoked_at_one_replica_counts_at_the_other(world: Cluster
         return {answer.status_code for answer in found} == {401}
 
     made_s = until("the key is known", known)
+    earlier, turn = dict(bearer), {"grace_s": 4}
+    turned = CLIENT.post(f"{one.admin_url}/admin/keys/{id_}/rotate", json=turn, headers=auth("MASTER"))
+    bearer["authorization"] = f"Bearer {turned.json()['key']}"
+    until("its new secret is known", known)
+    bearer, fresh = earlier, bearer
+    until("its earlier secret has ended", unknown)
+    assert time.time() >= turned.json()["record"]["earlier_until_s"]
+    bearer = fresh
     gone = CLIENT.delete(f"{one.admin_url}/admin/keys/{id_}", headers=auth("MASTER"))
     assert gone.is_success, gone.text
     print(f"key in force after {made_s:.2f} s, revoked after {until('it is unknown', unknown):.2f} s")

@@ -156,6 +156,29 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
+async def test_a_rotated_key_has_two_secrets_for_a_while(desk: Desk, client: httpx.AsyncClient) -> None:
+    """Its id and budget stay; both hashes reach the workers and neither is shown; the audit log says until when."""
+    made = (await client.post("/admin/keys", json={"name": "ci", "budget_usd": 2.5})).json()
+    path = f"/admin/keys/{made['record']['id']}"
+    asked = time.time()
+    turned = (await client.post(f"{path}/rotate", json={"grace_s": 60})).json()
+    (held,) = read_settings(desk.run_dir).keys
+    assert held.key_hash == hash_key(turned["key"])
+    assert [one.key_hash for one in held.earlier] == [hash_key(made["key"])]
+    until_s = turned["record"]["earlier_until_s"]
+    assert asked + 60 <= until_s <= time.time() + 60 and turned["record"]["prefix"] == turned["key"][:7]
+    assert {**turned["record"], "earlier_until_s": None, "prefix": made["record"]["prefix"]} == made["record"]
+    seen = [await client.get(url) for url in ("/admin/keys", path, "/admin/audit")]
+    shown = "".join(answer.text for answer in seen)
+    assert not any(word in shown for plain in (made["key"], turned["key"]) for word in (plain, hash_key(plain)))
+    latest = seen[-1].json()[0]
+    assert latest["action"] == "key.rotate" and latest["detail"] == {"name": "ci", "earlier_until_s": until_s}
+    assert (await client.post(f"{path}/rotate", json={"grace_s": -1})).status_code == 422
+    assert (await client.post("/admin/keys/key_none/rotate", json={})).status_code == 404
+    await client.delete(path)
+    assert (await client.post(f"{path}/rotate", json={})).status_code == 409
+
+
 async def test_json_that_is_not_said_to_be_json_is_told_so(client: httpx.AsyncClient) -> None:
     """As curl -d sends it."""
     said = {"content-type": "application/x-www-form-urlencoded"}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import msgspec
 import pytest
 
 from gateway.config import Auth, KeyConfig, Secret, TenantConfig
-from gateway.errors import PolicyError, Unauthorized
+from gateway.errors import CallerError, PolicyError, Unauthorized
 from gateway.journal.record import KeyRecord
-from gateway.keys import ANYONE, MASTER, Caller, Keyring, hash_key, is_loopback, new_key
+from gateway.keys import ANYONE, MASTER, Caller, Keyring, hash_key, is_loopback, new_key, rotated
 from gateway.ledger import Account
 from gateway.limits import Limit
 
@@ -72,6 +73,35 @@ def test_without_any_key_this_machine_may_call_and_no_other() -> None:
     for host in ("10.0.0.9", "", "localhost.evil.example", "0.0.0.0"):
         with pytest.raises(Unauthorized):
             keyring.identify(b"Bearer anything", None, host, NOW)
+
+
+def test_a_rotated_key_opens_by_its_earlier_secret_until_the_grace_has_passed() -> None:
+    """As the same key, so budgets, limits and usage go on; a shorter grace shortens one that was granted before."""
+    first, record = new_key("app", NOW)
+    record = msgspec.structs.replace(record, budget_usd=2.0, rpm=5)
+    once = rotated(record, "hg-second", NOW, 100.0)
+    keyring = Keyring(AUTH, lambda: [once])
+    assert dataclasses.replace(who(keyring, "hg-second"), expires_s=NOW + 100) == who(keyring, first, NOW + 99)
+    with pytest.raises(PolicyError, match="has expired"):
+        who(keyring, first, NOW + 100)
+    assert who(keyring, "hg-second", NOW + 1e9).key_id == record.id
+    assert [one.expires_s for one in keyring.callers if one.key_id == record.id] == [None, NOW + 100]
+    twice = rotated(once, "hg-third", NOW + 10, 20.0)
+    assert [one.until_s for one in twice.earlier] == [NOW + 30, NOW + 30]
+    assert [one.until_s for one in rotated(twice, "hg-fourth", NOW + 40, 0.0).earlier] == [NOW + 40]
+
+
+def test_a_rotation_outlives_neither_the_key_nor_its_revocation() -> None:
+    """The grace is no way around an end."""
+    first, record = new_key("app", NOW)
+    short = rotated(msgspec.structs.replace(record, expires_s=NOW + 5), "hg-second", NOW, 100.0)
+    gone = msgspec.structs.replace(rotated(record, "hg-second", NOW, 100.0), revoked_s=NOW)
+    for held, later in ((short, NOW + 6), (gone, NOW + 1)):
+        for secret in (first, "hg-second"):
+            with pytest.raises(PolicyError):
+                who(Keyring(AUTH, lambda held=held: [held]), secret, later)
+    with pytest.raises(CallerError, match="revoked"):
+        rotated(gone, "hg-third", NOW, 100.0)
 
 
 def test_one_key_closes_an_open_gateway_even_once_revoked() -> None:

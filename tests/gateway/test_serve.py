@@ -99,8 +99,17 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
         assert json.loads(told.stdout)["key_id"] == made["id"]
         listed = await asyncio.to_thread(headgate, "keys", "list", *where)
         assert made["key"] not in listed.stdout
+        words = ("keys", "rotate", made["id"], "--grace", "5s", "--json", *where)
+        fresh = json.loads((await asyncio.to_thread(headgate, *words)).stdout)
+        renewed = {"authorization": f"Bearer {fresh['key']}"}
+        await eventually(client, renewed, 200)
+        if time.time() < fresh["earlier_until_s"]:
+            assert (await client.post("/v1/chat/completions", json=CHAT, headers=auth)).status_code == 200
+        told = await eventually(client, auth, 401)
+        assert time.time() >= fresh["earlier_until_s"] and "has expired" in told.json()["error"]["message"]
+        assert (await eventually(client, renewed, 200)).status_code == 200
         await asyncio.to_thread(headgate, "keys", "revoke", made["id"], *where)
-        await eventually(client, auth, 401)
+        await eventually(client, renewed, 401)
 
 
 async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> httpx.Response:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from gateway.admin.shapes.common import Name, Role, Usd, Wanted
+from gateway.keys import GRACE_S, LONGEST_GRACE_S
 
 Period = Literal["day", "week", "month", "total"]
 Source = Literal["file", "here", "file, changed here", "seen"]
@@ -86,6 +87,8 @@ class KeyRow(BaseModel):
     created_s: float | None
     expires_s: float | None
     revoked_s: float | None
+    earlier_until_s: float | None
+    """Until when a secret of before its last rotation may be used; None: it was never rotated."""
     spent: Spent
     version: int
     """Another one whenever something of it was changed; 0: a key of the file."""
@@ -135,6 +138,14 @@ class Key(BaseModel):
     created_s: float
     expires_s: float | None
     revoked_s: float | None
+    earlier_until_s: float | None
+
+
+class KeyRotation(Wanted):
+    """A new secret for a key."""
+
+    grace_s: Annotated[float, Field(ge=0, le=LONGEST_GRACE_S)] = GRACE_S
+    """So long the earlier ones go on; 0: they end now."""
 
 
 class MadeKey(BaseModel):

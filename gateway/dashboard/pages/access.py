@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from gateway.admin import keys as admin_keys
 from gateway.admin import tenants as admin_tenants
 from gateway.admin import users as admin_users
 from gateway.admin.guard import Actor, admin, desk_of, viewer
-from gateway.admin.shapes.access import KeyChange, MadeKey, NewKey, NewUser, TenantWanted, UserChange
+from gateway.admin.shapes.access import KeyChange, KeyRotation, MadeKey, NewKey, NewUser, TenantWanted, UserChange
 from gateway.dashboard.forms import Fields, checked, listed, optional, picked, seen, shaped
 from gateway.dashboard.page import render
 from gateway.dashboard.words import confirmed
@@ -53,6 +54,13 @@ def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str,
     return _keys(request, who, said=f"Key {changed.name} is changed.")
 
 
+@router.post("/keys/{id}/rotate")
+def rotate_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
+    """Its new secret is on the page that answers, and nowhere else."""
+    wanted = shaped(KeyRotation, picked(fields, KeyRotation))
+    return _keys(request, who, made=admin_keys.rotate_key(desk_of(request), who, id, wanted))
+
+
 @router.post("/keys/{id}/revoke")
 def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """Workers refuse it within a second."""
@@ -65,7 +73,7 @@ def _keys(
 ) -> Response:
     context = {
         "title": "Keys", "rows": admin_keys.key_rows(desk_of(request), revoked=revoked), "revoked": revoked,
-        "made": made,
+        "made": made, "now_s": time.time(),
     }  # fmt: skip
     return render(request, who, "keys.html", context, said=said)
 

@@ -102,6 +102,24 @@ def test_a_second_key_of_a_name_is_refused_and_the_first_stays() -> None:
     assert key.id in run("keys", "list").stdout
 
 
+def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
+    """The secret alone is new. What is no length of time, too long a grace and an unknown key are refused."""
+    assert run("keys", "create", "app").exit_code == 0
+    (key,) = read_settings("run").keys
+    told = run("keys", "rotate", key.id, "--grace", "90m")
+    (turned,) = read_settings("run").keys
+    assert told.exit_code == 0 and "earlier secrets go on until" in told.output
+    assert turned.id == key.id and turned.earlier[0].key_hash == key.key_hash != turned.key_hash
+    shown = run("keys", "list", "--json").stdout
+    assert key.key_hash not in shown and turned.key_hash not in shown and "earlier_until_s" in shown
+    for words in ("soon", "91d"):
+        assert run("keys", "rotate", key.id, "--grace", words).exit_code == 2
+    with pytest.raises(CallerError, match="no key has the id"):
+        run("keys", "rotate", "key_none")
+    assert read_settings("run").keys == (turned,)
+    assert "end within two seconds" in run("keys", "rotate", key.id, "--grace", "0").output
+
+
 def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
     """It is refused by name, and the route goes on as it was."""
     with pytest.raises(CallerError, match=r"not an artefact.*nothing was promoted"):
