@@ -156,9 +156,13 @@ class Acceptance:
         z = fitted.offset + sum(map(mul, fitted.slopes, features))
         return 1.0 / (1.0 + math.exp(-min(30.0, max(-30.0, z))))
 
+    def least(self, unproven: bool = False) -> float:
+        """The score from which on the bound holds."""
+        return NEVER if self.fitted is None else self.fitted.least(unproven)
+
     def accepts(self, score: float, unproven: bool = False) -> bool:
         """Whether the bound holds for answers of this score."""
-        return self.fitted is not None and score >= self.fitted.least(unproven)
+        return score >= self.least(unproven)
 
     def count(self, hit: bool) -> None:
         """Count one request, and steer how many misses are judged."""
@@ -173,7 +177,7 @@ class Acceptance:
 
     def draw_miss(self, score: float, unproven: bool = False) -> float:
         """The weight of this miss's row if it is to be judged, else 0: likely ones near the threshold."""
-        share, least = self._miss_share, NEVER if self.fitted is None else self.fitted.least(unproven)
+        share, least = self._miss_share, self.least(unproven)
         if self.fitted is None:
             share = 1.0
         elif least < NEVER:

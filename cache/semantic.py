@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.acceptance import Acceptance, Rate
+from cache.acceptance import NEVER, Acceptance, Rate
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
 from cache.guard import Guard
@@ -70,13 +70,15 @@ class Miss:
     """Why nothing was served, and what to do with the new answer."""
 
     why: str
-    """off | vector | text | empty | far | score | gone | old | script, number, sign, negation, polarity, kind,
-    direction, entity
+    """unlearnt | bound | unproven | score | vector | text | empty | far | gone, or what a guard objects to: script,
+    number, sign, negation, polarity, kind, direction, entity. Whoever looks up has words beside.
     """
     comparison: Comparison | None = None
     """Judge the new answer against this entry's, once it is recorded."""
     score: float = 0.0
     similarity: float = 0.0
+    least: float | None = None
+    """The score that would have done; None: it did not come to that."""
     recordable: bool = True
     likely: AnswerClass | None = None
     """The class the new answer is taken for, until a verdict says otherwise."""
@@ -307,7 +309,7 @@ class SemanticCache:
         if found is None:
             return Miss("empty")
         if found.near[0] < _FLOOR:
-            return Miss("far", similarity=found.near[0])
+            return Miss("far", similarity=float(found.near[0]))
         chosen = self._unguarded(text, asked, found)
         item, cosine, held, objection = chosen
         told = self._pair_rule.score(text, item.text, cosine) if self._pair_rule is not None else 0.0
@@ -317,7 +319,9 @@ class SemanticCache:
             weight = self.acceptance.draw_miss(score, unproven)
             row = self._await_verdict(found, item, [] if objection else seen, weight) if weight else None
             likely = found.best if not (row or objection) and score >= _PROVISIONAL else None
-            return Miss(objection or self._short_of(), row, score, cosine, likely=likely)
+            why = objection or self._short_of(unproven)
+            least = self.acceptance.least(unproven) if why == "score" else None
+            return Miss(why, row, score, cosine, least, likely=likely)
         self._items.move_to_end(item.label)
         weight = self.acceptance.draw_audit()
         row = self._await_verdict(found, item, seen, weight, audited=True) if weight else None
@@ -335,9 +339,13 @@ class SemanticCache:
         assert first is not None
         return first
 
-    def _short_of(self) -> str:
+    def _short_of(self, unproven: bool) -> str:
         fitted = self.acceptance.fitted
-        return "score" if fitted is not None and fitted.serves else "off"
+        if fitted is None:
+            return "unlearnt"
+        if fitted.least(unproven) < NEVER:
+            return "score"
+        return "unproven" if unproven and fitted.serves else "bound"
 
     def _why(self, found: Neighbours, cosine: float, score: float, comparison: Comparison | None) -> dict[str, object]:
         fitted = self.acceptance.fitted

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cache.entry import Hit
     from cache.prefix import Chain
     from cache.rules import Directive
-    from cache.semantic import Comparison
+    from cache.semantic import Comparison, Miss
     from gateway.call import Call
     from gateway.keys import Caller
     from gateway.ledger import Hold
@@ -96,6 +96,8 @@ class Exchange(msgspec.Struct):
     directive: Directive | None = None
     similar: Similar | None = None
     """A semantic look-up that served nothing."""
+    missed: Miss | None = None
+    """Why the semantic tier, where it was asked, served nothing."""
     comparison: Comparison | None = None
     """A semantic hit drawn to be audited."""
     cache_state: str = "off"

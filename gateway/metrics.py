@@ -61,6 +61,7 @@ METRICS = (
     Spec("headgate_cost_usd", "counter", "Money spent on attempts.", ("route", "model", "provider")),
     Spec("headgate_saved_usd", "counter", "What answers from the cache had cost.", ("route",)),
     Spec("headgate_cache", "counter", "Outcomes of the cache.", ("route", "state")),
+    Spec("headgate_semantic_misses", "counter", "Why the semantic cache served nothing.", ("route", "reason")),
     Spec("headgate_attempts", "counter", "Calls of deployments; failure is none where one answered.",
          ("model", "provider", "failure")),
     Spec("headgate_retries", "counter", "Attempts repeated on the same model.", ("route",)),
@@ -164,6 +165,7 @@ class Metrics:
         self.cost_usd = Counter("headgate_cost_usd")
         self.saved_usd = Counter("headgate_saved_usd")
         self.cache = Counter("headgate_cache")
+        self.semantic_misses = Counter("headgate_semantic_misses")
         self.attempts = Counter("headgate_attempts")
         self.retries = Counter("headgate_retries")
         self.fallbacks = Counter("headgate_fallbacks")
@@ -213,6 +215,8 @@ class Metrics:
         self.overhead_s.put(overhead_s, max(0.0, elapsed_s - exchange.upstream_s))
         if exchange.hit is not None:
             self.saved_usd.add((route,), exchange.hit.entry.cost_usd)
+        elif exchange.missed is not None:
+            self.semantic_misses.add((route, exchange.missed.why))
         if exchange.choice is not None:
             self._chosen(exchange, route)
         if exchange.verdict is not None:

@@ -26,7 +26,7 @@ SAME_WITHIN = 0.005
 def refuse_undecided(record: DecisionRecord) -> None:
     """Raises CallerError where no router was asked."""
     if not record.model:
-        how = f"answered by the cache ({record.cache})" if record.cache_why else f"refused ({record.error})"
+        how = f"answered by the cache ({record.cache})" if record.from_cache else f"refused ({record.error})"
         raise CallerError(f"nothing to decide again: {record.id} was {how} before a router was asked")
     if record.reason == "pinned":
         raise CallerError(f"nothing to decide again: {record.id} named the model '{record.model}' itself")

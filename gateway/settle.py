@@ -91,7 +91,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         error=exchange.error,
         stream=call.stream,
         cache=exchange.cache_state,
-        cache_why=exchange.hit.why if exchange.hit else {},
+        cache_why=exchange.hit.why if exchange.hit else {} if exchange.missed is None else why_missed(exchange),
         saved_nanousd=round(exchange.hit.entry.cost_usd * 1e9) if exchange.hit else 0,
         held_nanousd=held,
         cost_nanousd=cost,
@@ -101,6 +101,18 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         prompt_text=asked.text if keeps_text else "",
         answer_text=seen_in(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
     )
+
+
+def why_missed(exchange: Exchange) -> dict[str, object]:
+    """Why the semantic tier served nothing, and how near it was to it; no words of anybody."""
+    missed = exchange.missed
+    assert missed is not None
+    told: dict[str, object] = {"why": missed.why}
+    if missed.similarity:
+        told["similarity"] = missed.similarity
+    if missed.least is not None:
+        told |= {"score": missed.score, "threshold": missed.least}
+    return told
 
 
 def stated_knobs(knobs: Knobs) -> dict[str, float]:

@@ -170,17 +170,17 @@ class Shelf:
 
     async def _find_similar(self, exchange: Exchange, now_s: float) -> bool:
         call, route, tenant = exchange.call, exchange.route, exchange.caller.tenant
-        if may_cache_semantically(call.raw, self.rules_of(route.config), surface=call.surface):
-            return False
+        if refusal := may_cache_semantically(call.raw, self.rules_of(route.config), surface=call.surface):
+            return _nothing(exchange, f"refused:{refusal}")
         featurizer = self._featurizer()
         question = partition_key(
             tenant=tenant, scope=exchange.scope, surface=call.surface, body=call.raw, embedder=featurizer.version
         )
         if question is None:
-            return False
+            return _nothing(exchange, "form")
         vector = await self._vector(featurizer, question.text)
-        if vector is None:
-            return False
+        if isinstance(vector, str):
+            return _nothing(exchange, vector)
         self._dimension = vector.shape[0]
         cache = self.semantic_of(route)
         found = await cache.look_up(question, vector, tenant=tenant, now_s=now_s)
@@ -189,22 +189,22 @@ class Shelf:
                 cache.audit(comparison.row, None)
             found = Miss("old")
         if isinstance(found, Miss):
-            exchange.similar = Similar(question, vector, found)
+            exchange.similar, exchange.missed = Similar(question, vector, found), found
             return False
         comparison = found.why.pop("comparison", None)
         exchange.comparison = comparison if isinstance(comparison, Comparison) else None
         self.serve(exchange, found, "semantic")
         return True
 
-    async def _vector(self, featurizer: Featurizer, text: str) -> Vector | None:
-        """None: it came too late or not at all, so there is nothing to look up. While every thread is still at a vector
-        that is late already, nobody waits for another.
+    async def _vector(self, featurizer: Featurizer, text: str) -> Vector | str:
+        """Or why there is none, so that nothing can be looked up: it came too late or not at all. While every thread is
+        still at a vector that is late already, nobody waits for another.
         """
         if self._threads is None:
             return featurizer.embed(text)
         self._late = {one for one in self._late if not one.done()}
         if len(self._late) >= EMBED_AT_ONCE:
-            return None
+            return "embedder_busy"
         making = self._threads.submit(featurizer.embed, text)
         try:
             vector = await asyncio.wait_for(asyncio.wrap_future(making), EMBED_WITHIN_S)
@@ -212,12 +212,12 @@ class Shelf:
             if not making.cancelled():
                 self._late.add(making)
             self._embeds(f"a vector takes longer than {EMBED_WITHIN_S * 1e3:.0f} ms")
+            return "embedder_late"
         except EmbeddingFailed as error:
             self._embeds(str(error))
-        else:
-            self._embeds("")
-            return vector
-        return None
+            return "embedder_failed"
+        self._embeds("")
+        return vector
 
     def _embeds(self, fault: str) -> None:
         """Told of once, when it has failed for a while and when it works again."""
@@ -255,6 +255,11 @@ class Shelf:
         for cache in self._semantic.values():
             cache.delete_tenant(tenant)
         return await self.store.delete_tenant(tenant)
+
+
+def _nothing(exchange: Exchange, why: str) -> bool:
+    exchange.missed = Miss(why, recordable=False)
+    return False
 
 
 def is_fresh(entry: Entry, exchange: Exchange, now_s: float) -> bool:

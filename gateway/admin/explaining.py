@@ -7,6 +7,7 @@ from math import floor, inf, log10
 from gateway.config import Config
 from gateway.journal.outcome import explored_nanousd, kept_attempt
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
+from gateway.journal.view import miss_told
 
 MEANINGS = {
     "unhealthy": "every deployment of it had failed lately and was being left alone",
@@ -29,6 +30,8 @@ _ENDINGS = {
 def summary_of(record: DecisionRecord, config: Config) -> list[str]:
     """From who asked to what it came to; each sentence stands for itself."""
     said = [_asked(record)]
+    if missed := miss_told(record.cache_why):
+        said.append(f"The semantic cache had no answer: {missed}.")
     if record.from_cache:
         said.append(_from_cache(record))
     elif not record.model:

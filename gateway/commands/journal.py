@@ -252,12 +252,16 @@ def _publish(config: Config, store: Any) -> None:
 
 
 def _show_decision(view: dict[str, Any]) -> None:
+    from gateway.journal.view import miss_told
+
     console = Console(markup=False)
     ended = f"{view['status']} {view['error']}".rstrip()
     console.print(f"{view['id']}  {view['surface']} {view['requested_model']} -> "
                   f"{view['answered_model'] or 'no answer'} ({ended})")
     console.print(f"router {view['router'] or 'none'}: {view['reason'] or view['cache']}, "
                   f"propensity {view['propensity']}, cost ${view['cost_usd']:.9f}, cache {view['cache']}")
+    if missed := miss_told(view["cache_why"]):
+        console.print(f"semantic cache: {missed}")
     table = _folding("candidate", "quality", "cost", "probability", "", title="Candidates")
     for one in view["candidates"]:
         quality, cost = one.get("quality"), one.get("cost_usd")

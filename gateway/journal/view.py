@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.journal.record import DecisionRecord
+
+MISSES = {
+    "empty": "nothing like it had been asked before",
+    "far": "no question before was near enough",
+    "unlearnt": "what may be served has not been learnt yet",
+    "bound": "no score keeps the bound on wrong answers (cache_eps)",
+    "unproven": "the nearest answer was never judged right for other words",
+    "score": "the nearest answer was not sure enough",
+    "gone": "the nearest answer was deleted, or the store is away",
+    "old": "the nearest answer was older than the request allows",
+    "text": "the question is too long, or has no words to go by",
+    "form": "the request does not end in one plain text of its user",
+    "vector": "its vector can't be compared",
+    "embedder_late": "the embedder took too long",
+    "embedder_busy": "the embedder was still at questions before",
+    "embedder_failed": "the embedder failed",
+}
+"""Why the semantic cache served nothing; other reasons are what a guard objected to."""
+
+
+def miss_told(why: Mapping[str, Any]) -> str:
+    """What `cache_why` says of a miss, in words; empty where the semantic cache was not asked."""
+    name = str(why.get("why", ""))
+    if not name:
+        return ""
+    if name.startswith("refused:"):
+        said = f"answers to other words are not given where {name.removeprefix('refused:')} is stated"
+    else:
+        said = MISSES.get(name, f"the nearest question differs in {name}")
+    if "threshold" in why:
+        said += f" (score {why['score']:.3f}, needed {why['threshold']:.3f})"
+    return f"{said} (similarity {why['similarity']:.3f})" if "similarity" in why else said
 
 
 def decision_view(record: DecisionRecord) -> dict[str, Any]:

@@ -90,7 +90,7 @@ async def test_nothing_is_served_before_anything_is_learnt() -> None:
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     await put(cache, store, "a", 1)
     answer = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
-    assert isinstance(answer, Miss) and answer.why == "off"
+    assert isinstance(answer, Miss) and answer.why == "unlearnt"
     assert answer.comparison is not None and answer.comparison.entry_id == "a"
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -20,9 +21,12 @@ import numpy as np
 import pytest
 import uvicorn
 
+from cache.acceptance import NEVER, Fitted
 from cache.memory import MemoryStore
+from cache.neighbours import FEATURES
 from gateway import shelf as shelf_module
 from gateway.embedders import EmbeddingFailed
+from gateway.journal.view import miss_told
 from gateway.ledger import MemoryLedger
 from gateway.shelf import Shelf
 from tests.live import Live, live
@@ -127,6 +131,49 @@ async def test_other_words_are_served_once_the_rule_is_learnt(tmp_path: Path) ->
     assert record.saved_nanousd > 0
 
 
+async def test_a_miss_says_why_nothing_was_served(tmp_path: Path) -> None:
+    """In the decision and in the metrics, by a bounded name and with how near it was; never in anybody's words."""
+    wording = WORDINGS[0].format(topic="refund")
+    questions = {
+        "empty": wording, "unlearnt": f"{wording} thanks", "number": f"{wording} for 3 items",
+        "far": "zebras gallop over moonlit savannah", "text": "?",
+    }  # fmt: skip
+    asked_for = iter(range(100))
+    async with gateway_over(tmp_path, lambda _: f"{next(asked_for)}") as gateway, httpx.AsyncClient() as client:
+        said = {}
+        for why, text in questions.items():
+            asked = await ask(gateway, client, text)
+            told = await client.get(f"{gateway.url}/v1/decisions/{asked.headers['x-headgate-decision-id']}")
+            said[why] = told.json()["cache_why"]
+        hot = {"model": "auto", "messages": [{"role": "user", "content": wording}], "temperature": 0.9}
+        answer = await client.post(f"{gateway.url}/v1/chat/completions", json=hot)
+        said["refused:temperature"] = (await gateway.decision(answer.headers["x-headgate-decision-id"])).cache_why
+        plain = await ask(gateway, client, f"{wording} folks", **{"x-headgate-cache": "exact"})
+        assert (await gateway.decision(plain.headers["x-headgate-decision-id"])).cache_why == {}
+        cache = gateway.services.shelf.semantic["auto"]
+        for fitted, why in ((NEVER, "bound"), (0.999999, "score")):
+            cache.acceptance.fitted = replace(flat_rule(), threshold=fitted)
+            asked = await ask(gateway, client, f"{wording} {why}")
+            said[why] = (await gateway.decision(asked.headers["x-headgate-decision-id"])).cache_why
+        cache.acceptance.fitted = replace(flat_rule(), threshold=0.1, unproven=NEVER)
+        asked = await ask(gateway, client, f"{wording} well")
+        said["unproven"] = (await gateway.decision(asked.headers["x-headgate-decision-id"])).cache_why
+        counted = (await client.get(f"{gateway.url}/metrics")).text
+    assert [why.get("why") for why in said.values()] == list(said), said
+    assert 0 < said["far"]["similarity"] < 0.5 < said["unlearnt"]["similarity"] <= 1.0
+    assert said["score"]["score"] == pytest.approx(0.5) and said["score"]["threshold"] == 0.999999
+    assert all(isinstance(value, float) for why in said.values() for name, value in why.items() if name != "why")
+    assert all(miss_told(why) for why in said.values())
+    rows = [line for line in counted.splitlines() if line.startswith("headgate_semantic_misses_total{")]
+    assert sorted(row.split('reason="')[1].split('"')[0] for row in rows) == sorted(said), rows
+
+
+def flat_rule() -> Fitted:
+    """One that scores everything alike."""
+    none = np.zeros(FEATURES)
+    return Fitted(none, none + 1, np.zeros(FEATURES + 1))
+
+
 async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
     """DELETE takes effect before the next request, on the exact and on the semantic tier."""
     async with gateway_over(tmp_path, by_topic) as gateway, httpx.AsyncClient() as client:
@@ -216,16 +263,18 @@ class Slow:
         return np.ones(8, np.float32)
 
 
-@pytest.mark.parametrize(("wait_s", "within_s", "comes"), [(0.0, 60.0, True), (1.5, 0.05, False), (-1.0, 60.0, False)])
+@pytest.mark.parametrize(
+    ("wait_s", "within_s", "why"), [(0.0, 60.0, ""), (1.5, 0.05, "embedder_late"), (-1.0, 60.0, "embedder_failed")]
+)
 async def test_a_slow_embedder_never_holds_the_loop(
-    wait_s: float, within_s: float, comes: bool, monkeypatch: pytest.MonkeyPatch
+    wait_s: float, within_s: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vectors are made in threads; one that is late or does not come is a miss."""
     monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", within_s)
     slow = Slow(wait_s)
     shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
     vector = await shelf._vector(slow, "question")  # type: ignore[arg-type]
-    assert (vector is not None) == comes
+    assert vector == why if why else isinstance(vector, np.ndarray)
     assert slow.threads and all(name.startswith("embed") for name in slow.threads)
     await shelf.close()
 
@@ -238,10 +287,10 @@ async def test_nobody_waits_for_an_embedder_that_hangs(
     slow = Slow(1.0)
     shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
     for _ in range(2):
-        assert await shelf._vector(slow, "question") is None  # type: ignore[arg-type]
+        assert await shelf._vector(slow, "question") == "embedder_late"  # type: ignore[arg-type]
     begun = time.monotonic()
     for _ in range(50):
-        assert await shelf._vector(slow, "question") is None  # type: ignore[arg-type]
+        assert await shelf._vector(slow, "question") == "embedder_busy"  # type: ignore[arg-type]
     assert time.monotonic() - begun < 0.5
     slow.wait_s = -1.0
     await asyncio.to_thread(concurrent.futures.wait, shelf._late)
@@ -249,7 +298,7 @@ async def test_nobody_waits_for_an_embedder_that_hangs(
         await shelf._vector(slow, "question")  # type: ignore[arg-type]
     slow.wait_s = 0.0
     monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", 60.0)
-    assert await shelf._vector(slow, "question") is not None  # type: ignore[arg-type]
+    assert isinstance(await shelf._vector(slow, "question"), np.ndarray)  # type: ignore[arg-type]
     told = [record.message for record in caplog.records]
     assert told == ["the semantic cache finds nothing: away", "the semantic cache has its vectors again"]
     await shelf.close()
