@@ -19,8 +19,8 @@ BACKOFF_CAP_S = 8.0
 PATIENCE_S = 2.0
 """Longest wait on one model while another could answer."""
 _BEFORE_ANY_BYTE = frozenset(
-    {"connect", "loading", "unavailable", "unauthorized", "not_found", "rejected", "context_length", "unsupported",
-     "rate_limited", "overloaded", "server_error"}
+    {"connect", "loading", "out_of_files", "unavailable", "unauthorized", "not_found", "rejected", "context_length",
+     "unsupported", "rate_limited", "overloaded", "server_error"}
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from cascade.types import Limits, Plan
 from gateway.audit import Auditor
 from gateway.call import Call, chat_messages
 from gateway.embedders import EmbeddingFailed
-from gateway.errors import CallerError, HeadgateError, NotFound, UnknownModel
+from gateway.errors import OURS, CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
 from gateway.keys import Caller
@@ -331,7 +331,7 @@ class Answering:
             if last is not None:  # what is left without an end breaks its connection
                 await reply.end(last)
         elif ending is not None:
-            extra = error_headers(ending, spent=any(one.failure != "loading" for one in exchange.attempts))
+            extra = error_headers(ending, spent=any(one.failure not in OURS for one in exchange.attempts))
             body = render_error(ending, call.surface, request_id=call.request_id)
             await reply.whole(status_of(ending, call.surface), [*answer_headers(exchange, now), JSON, *extra], body)
         elif reply.committed:

@@ -32,7 +32,7 @@ from gateway.wire.relay import Relay
 
 log = logging.getLogger("headgate.drive")
 MAY_PASS = frozenset(
-    {"connect", "loading", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
+    {"connect", "loading", "out_of_files", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
      "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
 )
 """Failures that the same model may get over. A timeout is not among them: it has eaten the time."""

@@ -17,6 +17,7 @@ FAILURES = frozenset(
     {
         "connect",          # no connection could be made
         "loading",          # a server of our own that is not up yet
+        "out_of_files",     # no file descriptor is left here for a connection
         "timeout",          # no answer in time
         "reset",            # the connection broke before the answer was whole
         "rate_limited",     # 429
@@ -36,6 +37,9 @@ FAILURES = frozenset(
         "cancelled",        # the client left
     }
 )
+
+OURS = frozenset({"loading", "out_of_files"})
+"""Of this machine, which soon pass: a client that tries again does well."""
 
 
 class HeadgateError(Exception):

@@ -19,6 +19,7 @@ BACKLOG = 2048
 UNREAD_S = 120.0
 """A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
 FILES_EVERY_S = 1.0
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 log = logging.getLogger("headgate.files")
 
@@ -34,7 +35,7 @@ async def watch_files() -> None:
     """Say when none can be opened any more: the system turns new connections away without a word to anybody."""
     were_left = True
     while True:
-        are_left = _are_files_left()
+        are_left = are_files_left()
         if were_left and not are_left:
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             log.error("all %d file descriptors are in use: new connections are turned away, those that are open go on. "
@@ -45,11 +46,11 @@ async def watch_files() -> None:
         await asyncio.sleep(FILES_EVERY_S)
 
 
-def _are_files_left() -> bool:
+def are_files_left() -> bool:
     try:
         os.close(os.dup(0))
     except OSError as fault:
-        return fault.errno not in (errno.EMFILE, errno.ENFILE)
+        return fault.errno not in OUT_OF_FILES
     return True
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from gateway.asgi import Answer, Request
-from gateway.errors import PolicyError
+from gateway.errors import HeadgateError, PolicyError
 from gateway.fleet import Health
 from gateway.keys import is_loopback
 from gateway.metrics import merge
@@ -73,10 +75,20 @@ async def metrics(request: Request, _: str) -> Answer:
     services = request.services
     if services.config.auth.master_key and not is_loopback(request.arrival.host) and not request.caller().admin:
         raise PolicyError("metrics are for the master key")
-    others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
+    try:
+        others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
+    except OSError as fault:  # without the others' the sums would fall, as if those had begun anew
+        raise HeadgateError(f"what the other workers said can't be read: {fault.strerror}", status=503) from None
     return 200, [TEXT], merge([services.metrics.snapshot(), *others])
 
 
 def published(run_dir: Path, own: int) -> list[bytes]:
-    """What the other workers last said of themselves."""
-    return [path.read_bytes() for path in run_dir.glob("worker-*.metrics") if path.name != f"worker-{own}.metrics"]
+    """What the other workers last said of themselves; one may end meanwhile."""
+    found = []
+    with os.scandir(run_dir) as entries:
+        names = [one.name for one in entries if one.name.startswith("worker-") and one.name.endswith(".metrics")]
+    for name in names:
+        if name != f"worker-{own}.metrics":
+            with suppress(FileNotFoundError):
+                found.append((run_dir / name).read_bytes())
+    return found

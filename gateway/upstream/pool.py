@@ -14,6 +14,7 @@ from collections import deque
 from typing import NamedTuple
 
 from gateway.errors import UpstreamError
+from gateway.listen import OUT_OF_FILES, are_files_left
 from gateway.upstream.connection import WRITE_SLICE_BYTES, Connection, Response, Stale
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.reach import refusal
@@ -95,7 +96,12 @@ class Pool:
             await self._emptied
 
     def unreached(self, error: Exception) -> UpstreamError:
-        """What a connection that could not be made is to those who wanted it."""
+        """What a connection that could not be made is to those who wanted it: no fault of the upstream's where none
+        could have been made anywhere.
+        """
+        if isinstance(error, OSError) and (error.errno in OUT_OF_FILES or not are_files_left()):
+            message = f"no file descriptor is left for a connection to {self.endpoint}"
+            return UpstreamError("out_of_files", message, status=503, retry_after_s=1.0)
         return UpstreamError("connect", f"no connection to {self.endpoint}: {error}")
 
     # ---- an exchange

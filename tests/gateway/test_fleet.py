@@ -82,7 +82,7 @@ def test_what_says_nothing_about_a_deployment_is_not_held_against_it(failure: st
 def test_every_failure_has_a_meaning_for_breakers() -> None:
     """Whoever adds a failure decides whether it counts."""
     assert {
-        "rejected", "context_length", "unsupported", "cancelled", "unavailable", "loading",
+        "rejected", "context_length", "unsupported", "cancelled", "unavailable", "loading", "out_of_files",
     } == HARMLESS  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.breaker import CONSECUTIVE
 from tests.live import served
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, postgres_server  # noqa: F401
@@ -393,6 +394,70 @@ async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> 
         process.terminate()
         await process.wait()
     assert b"Traceback" not in said.read_bytes() and said.read_bytes().count(b"\n") < 20
+
+
+async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path: Path) -> None:
+    """Whoever is connected is told 503 to try again, and no breaker opens, over TCP, by a name or by a socket file."""
+    port, said = free_port(), tmp_path / "said.log"
+    up = await asyncio.start_server(answer_chat, "127.0.0.1", 0)
+    there = up.sockets[0].getsockname()[1]
+    hosts = {"number": "127.0.0.1", "name": "localhost"}
+    parts = "".join(
+        f'[[providers]]\nname = "{name}"\nkind = "openai"\nbase_url = "http://{host}:{there}/v1"\n'
+        f'[[models]]\nname = "{name}"\nprovider = "{name}"\n'
+        for name, host in hosts.items()
+    )
+    (tmp_path / "headgate.toml").write_text(
+        f'[server]\nport = {port}\nadmin_port = {free_port()}\nrun_dir = "{tmp_path}/run"\n'
+        f'[storage]\nurl = "sqlite:///{tmp_path}/journal.db"\n{parts}[[providers]]\nname = "file"\nkind = "scripted"\n'
+        '[[models]]\nname = "file"\nprovider = "file"\n'
+    )
+    command = f"ulimit -n 200; exec {sys.executable} -m gateway serve --config {tmp_path}/headgate.toml"
+    with said.open("wb") as log:
+        process = await asyncio.create_subprocess_shell(command, stdout=log, stderr=log)
+    held: list[asyncio.StreamWriter] = []
+    try:
+        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            while b"answers on" not in said.read_bytes():
+                await asyncio.sleep(0.05)
+            assert (await client.get("/healthz")).status_code == 200
+            while b"file descriptors are in use" not in said.read_bytes():
+                held.append((await asyncio.open_connection("127.0.0.1", port))[1])
+                await asyncio.sleep(0.01)
+            for model in ("number", "name", "file"):
+                for _ in range(CONSECUTIVE + 1):
+                    answer = await client.post("/v1/chat/completions", json={**CHAT, "model": model})
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_files"), answer.text
+                    assert answer.headers["retry-after"] == "1" and "x-should-retry" not in answer.headers
+            told = await client.get("/metrics")
+            assert (told.status_code, "Too many open files" in told.text) == (503, True), told.text
+            for writer in held:
+                writer.close()
+            while b"there are file descriptors again" not in said.read_bytes():
+                await asyncio.sleep(0.05)
+            figures = (await client.get("/metrics")).text
+            for model in ("number", "name", "file"):
+                answer = await client.post("/v1/chat/completions", json={**CHAT, "model": model})
+                assert answer.status_code == 200, answer.text
+        states = re.findall(r"^headgate_breaker_state\{.*\} (\S+)$", figures, re.MULTILINE)
+        assert states == ["0.0"] * 3, figures
+        assert b"Traceback" not in said.read_bytes()
+    finally:
+        process.terminate()
+        await process.wait()
+        up.close()
+
+
+async def answer_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Any request, one a connection."""
+    await reader.readuntil(b"\r\n\r\n")
+    told = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}  # fmt: skip
+    body = json.dumps(told).encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                 b"content-length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
+    await writer.drain()
+    writer.close()
 
 
 def test_as_many_files_as_the_system_allows() -> None:
