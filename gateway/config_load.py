@@ -52,15 +52,20 @@ def file_of(path: Path | None) -> str | None:
     return "headgate.toml" if Path("headgate.toml").is_file() else None
 
 
-def load(path: str | None, env: Mapping[str, str]) -> Config:
-    """The configuration in the file at `path`, or the embedded one. Raises ConfigError with every problem."""
-    config, problems = check(path, env)
+def load(path: str | None, env: Mapping[str, str], secrets: Collection[str] | None = None) -> Config:
+    """The configuration in the file at `path`, or the embedded one. Raises ConfigError with every problem.
+
+    `secrets`: paths of those that the caller uses; others whose variables are not set stay as they are written.
+    """
+    config, problems = check(path, env, secrets)
     if config is None:
         raise ConfigError(problems)
     return config
 
 
-def check(path: str | None, env: Mapping[str, str]) -> tuple[Config | None, list[str]]:
+def check(
+    path: str | None, env: Mapping[str, str], secrets: Collection[str] | None = None
+) -> tuple[Config | None, list[str]]:
     """The configuration, or None and all that is wrong with it."""
     if path is None:
         return embedded(), []
@@ -71,12 +76,14 @@ def check(path: str | None, env: Mapping[str, str]) -> tuple[Config | None, list
         return None, [f"{path}: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: not TOML: {error}"]
-    return parse(data, env)
+    return parse(data, env, secrets)
 
 
-def parse(data: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config | None, list[str]]:
+def parse(
+    data: Mapping[str, Any], env: Mapping[str, str], secrets: Collection[str] | None = None
+) -> tuple[Config | None, list[str]]:
     """The configuration in a decoded document, or None and all that is wrong with it."""
-    found = Problems()
+    found = Problems(secrets)
     config = read_section(Config, data, "", env, found)
     _check_names(config, found)
     _check_server(config, found)

@@ -25,12 +25,23 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 class Problems:
     """What is wrong, one line a path: what is refused already, or a part of it is, comes only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Collection[str] | None = None) -> None:
+        """`secrets`: paths of those that are used; others may name variables that are not set. None: all are."""
         self.lines: list[str] = []
         self._paths: set[str] = set()
+        self._secrets = secrets
+        self._unread: set[str] = set()
+
+    def leave_unread(self, path: str) -> bool:
+        """True: nobody uses this secret, and nothing that is said of its value counts."""
+        if self._secrets is None or path in self._secrets:
+            return False
+        self._unread.add(path)
+        return True
 
     def add(self, path: str, message: str) -> None:
-        if not any(one == path or one.startswith((f"{path}[", f"{path}.")) for one in self._paths):
+        said = any(one == path or one.startswith((f"{path}[", f"{path}.")) for one in self._paths)
+        if not said and path not in self._unread:
             self._paths.add(path)
             self.lines.append(f"{path}: {message}")
 
@@ -166,6 +177,8 @@ def _secret(value: object, path: str, env: Mapping[str, str], found: Problems) -
         found.add(path, f"expected `str`, got `{type(value).__name__}`")
         return Secret("")
     missing = [name for name in _VARIABLE.findall(value) if name not in env]
+    if missing and found.leave_unread(path):
+        return Secret(value)
     if missing:
         names = ", ".join(dict.fromkeys(missing))
         what, are = ("variables", "are") if "," in names else ("variable", "is")

@@ -29,7 +29,7 @@ from gateway.commands.batch_options import (
     Tenant,
     counts,
 )
-from gateway.commands.options import ConfigPath, Json, print_json, read_config
+from gateway.commands.options import DATABASE, ConfigPath, Json, print_json, read_config
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) ->
 def _jobs(config: Path | None) -> Any:
     from gateway.batch.room import open_jobs
 
-    return open_jobs(read_config(config))
+    return open_jobs(read_config(config, DATABASE))
 
 
 def _view(job: Job) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from gateway.bar import bar
-from gateway.commands.options import ConfigPath, listed, open_journal, print_json, read_config, ship, writable
+from gateway.commands.options import DATABASE, ConfigPath, listed, open_journal, print_json, read_config, ship, writable
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def floors(
     """What the certified routes promise now, what that rests on and what came of it since."""
     from gateway.learn.promises import Promises, standings
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
     if step:
         ship(chosen, store)
@@ -212,7 +212,7 @@ def solved(
     from routers.artifact import write_whole
 
     writable(out)
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
     cases = solved_cases(store, route, least=least)
     store.close()

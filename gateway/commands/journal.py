@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from gateway.commands.options import ConfigPath, Json, open_journal, print_json, read_config, ship
+from gateway.commands.options import DATABASE, ConfigPath, Json, open_journal, print_json, read_config, ship
 from gateway.config import Config, Period
 from gateway.config_load import is_path
 from gateway.errors import CallerError
@@ -53,7 +53,7 @@ def explain(
     from gateway.journal.spool import spool_dir
     from gateway.journal.view import decision_view
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
     record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
     if record is None:
@@ -76,7 +76,7 @@ def export(
     """Write the journal as outcome data, which `train`, `evaluate` and other tools read."""
     from gateway.journal.export import export as write
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     ship(chosen, open_journal(chosen))
     since_s = time.time() - since_hours * 3600 if since_hours else 0.0
     done = write(chosen.storage.url, out, since_s=since_s, route=route)
@@ -117,7 +117,7 @@ def promote(
 ) -> None:
     """Serve a trained router from the next request on; no stream is dropped."""
     known = _versions(config)
-    if not any(one.name == route for one in read_config(config).routes):
+    if not any(one.name == route for one in read_config(config, DATABASE).routes):
         raise CallerError(f"no route is called '{route}'")
     if Path(version).is_file():
         try:
@@ -145,7 +145,7 @@ def migrate(config: ConfigPath = None) -> None:
     """Bring the database's schema up to date. Only ever adds; never drops a table or a column."""
     from gateway.journal.schema import migrate as run
 
-    applied = run(str(read_config(config).storage.url))
+    applied = run(str(read_config(config, DATABASE).storage.url))
     typer.echo(f"applied {', '.join(applied)}; the schema is up to date" if applied else "the schema is up to date")
 
 
@@ -165,7 +165,7 @@ def create_key(
     from gateway.key_check import faults
     from gateway.keys import new_key
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     plain, record = new_key(name, time.time(), tenant=tenant)
     record = msgspec.structs.replace(
         record, models=tuple(models or ()), rpm=rpm, tpm=tpm, budget_usd=budget_usd, budget_period=budget_period
@@ -184,7 +184,7 @@ def create_key(
 @keys.command("list")
 def list_keys(config: ConfigPath = None, json: Json = False) -> None:
     """Every key, revoked ones included; never a plaintext."""
-    listed = open_journal(read_config(config)).keys()
+    listed = open_journal(read_config(config, DATABASE)).keys()
     if json:
         hidden = {"key_hash": None, "earlier": None}
         print_json([{**msgspec.to_builtins(key), **hidden, "earlier_until_s": key.earlier_until_s} for key in listed])
@@ -210,7 +210,7 @@ def rotate_key(
     """Give a key a new secret, shown once, here. Budgets, limits and usage stay with the key."""
     from gateway.keys import new_secret, rotated
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     secret, now, store = new_secret(), time.time(), open_journal(chosen)
     record = store.change_key(id, lambda held: rotated(held, secret, now, grace), "command")
     if record is None:
@@ -229,7 +229,7 @@ def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config:
     """Workers refuse it within two seconds."""
     from gateway.keys import revoked
 
-    chosen = read_config(config)
+    chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
     if store.change_key(id, revoked, "command") is None:
         raise CallerError(f"no key has the id '{id}'")
@@ -240,7 +240,7 @@ def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config:
 def _versions(path: Path | None) -> Any:
     from gateway.promote import Versions
 
-    config = read_config(path)
+    config = read_config(path, DATABASE)
     return Versions(open_journal(config), config.server.run_dir)
 
 

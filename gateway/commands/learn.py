@@ -43,7 +43,7 @@ def _featurizer(config: Path | None) -> Featurizer:
         return shipped_featurizer()
     from gateway.embedders import open_embedder
 
-    return open_embedder(read_config(config).embedding) or shipped_featurizer()
+    return open_embedder(read_config(config, ["embedding.api_key"]).embedding) or shipped_featurizer()
 
 
 def _parallel_map(engine: str, workers: int) -> ParallelMap:

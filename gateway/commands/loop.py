@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.commands.options import (
+    SHARED,
     ConfigPath,
     Json,
     NonNegative,
@@ -71,7 +72,8 @@ def whatif(
         if data is not None:
             log, policy = _from_folder(data, router, changed, explore)
         else:
-            log, policy = _from_journal(read_config(config), route, router, changed, models, explore, since_hours)
+            chosen = read_config(config, SHARED)
+            log, policy = _from_journal(chosen, route, router, changed, models, explore, since_hours)
         answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
     except ValueError as error:
         raise CallerError(str(error)) from error
@@ -93,7 +95,7 @@ def learn(
     from gateway.learn.policy import route_config
     from routers.registry import estimator_named
 
-    chosen = read_config(config)
+    chosen = read_config(config, SHARED)
     kind = router or route_config(chosen, route).learn_router
     try:
         estimator_named(kind)
@@ -119,7 +121,7 @@ def limits(
     from gateway.learn.limits import limits_of
     from gateway.learn.policy import route_policy
 
-    chosen = read_config(config)
+    chosen = read_config(config, SHARED)
     store = open_journal(chosen)
     try:
         policy = route_policy(chosen, store, route)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated
@@ -30,9 +31,13 @@ def listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def read_config(path: Path | None) -> Config:
-    """The configuration that a command is about. Raises ConfigError."""
-    return load(file_of(path), os.environ)
+DATABASE = ("storage.url",)
+SHARED = (*DATABASE, "storage.redis_url")
+
+
+def read_config(path: Path | None, secrets: Collection[str] | None = None) -> Config:
+    """The configuration that a command is about. `secrets`: those that it uses; None: all. Raises ConfigError."""
+    return load(file_of(path), os.environ, secrets)
 
 
 def open_journal(config: Config) -> Store:

@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.commands.options import ConfigPath, Json, NonNegative, Share, open_journal, print_json, read_config
+from gateway.commands.options import (
+    SHARED,
+    ConfigPath,
+    Json,
+    NonNegative,
+    Share,
+    open_journal,
+    print_json,
+    read_config,
+)
 from gateway.errors import CallerError
 
 
@@ -36,7 +45,7 @@ def replay(
     from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
     from routers.types import Knobs
 
-    chosen = read_config(config)
+    chosen = read_config(config, SHARED)
     store = open_journal(chosen)
     try:
         record = find_decision(lambda: store, spool_dir(chosen.server.run_dir), decision)
