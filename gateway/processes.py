@@ -106,9 +106,17 @@ class Run:
 
     async def stop(self, signum: int = signal.SIGTERM) -> None:
         """Ask it to end and wait until it has."""
-        if self.process.returncode is None:
-            self.process.send_signal(signum)
+        if self.process.returncode is None and _is_running(self.process.pid):
+            os.kill(self.process.pid, signum)
         await asyncio.shield(self.ended)
+
+
+def _is_running(pid: int) -> bool:
+    """Looked at only: `Popen.send_signal` would take the status of one that has ended from asyncio."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def _tell(spoke: asyncio.Future[None]) -> None:

@@ -57,6 +57,16 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
         await until(keeper.is_ready.is_set)
 
 
+async def test_a_replacement_that_ends_at_once_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody else takes its status from the event loop, which warned of an unknown child process."""
+    keeper = Keeper(Child("a", ["sleep", "60"]))
+    async with kept(keeper):
+        await until(keeper.is_ready.is_set)
+        for _ in range(40):
+            assert not await keeper.replace(Child("b", ["sh", "-c", "exit 3"], tells=True), 60.0)
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
 async def test_a_replacement_that_is_given_up_is_not_left_behind(tmp_path: Path) -> None:
     """As by SIGTERM in the middle of a reload: it would find its supervisor gone, and say so as an error."""
     steady = Child("a", [sys.executable, "-c", "import time; time.sleep(60)"])
