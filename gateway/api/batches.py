@@ -28,7 +28,8 @@ class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What only this gateway understands."""
 
     budget_usd: Usd | None = None
-    route: str = "auto"
+    route: str = ""
+    """Of lines that name no model; empty: the route `auto`, where there is one."""
     min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.0
     skip_bad: bool = False
     cascade: bool = False
@@ -64,16 +65,17 @@ async def create_batch(request: Request, _: str) -> Answer:
     if asks.endpoint not in SURFACES:
         raise CallerError(f"endpoint must be one of {', '.join(SURFACES)}", param="endpoint", code="invalid_endpoint")
     window_s = _window_s(asks.completion_window)
-    services.book.find(asks.headgate.route)
-    if not caller.may_use(asks.headgate.route) and asks.headgate.route != "auto":
-        raise NotFound(f"The model '{asks.headgate.route}' does not exist.", code="model_not_found")
+    if route := asks.headgate.route:
+        services.book.find(route)
+        if not caller.may_use(route):
+            raise NotFound(f"The model '{route}' does not exist.", code="model_not_found")
     desk, now = services.batches, services.clock()
     file = await desk.of_files(lambda files: files.find(asks.input_file_id, caller.tenant))
     if file.purpose != "batch":
         raise CallerError(f"{file.id} has the purpose {file.purpose!r}, not 'batch'", param="input_file_id")
     expiry = asks.output_expires_after
     card = Card(
-        source=file.name, route=asks.headgate.route, key_id=caller.key_id, budget_usd=asks.headgate.budget_usd,
+        source=file.name, route=route or "auto", key_id=caller.key_id, budget_usd=asks.headgate.budget_usd,
         deadline_s=now + window_s, concurrency=services.config.server.batch_concurrency,
         skip_bad=asks.headgate.skip_bad, cascade=asks.headgate.cascade, floor=asks.headgate.min_quality,
         endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},

@@ -25,7 +25,7 @@ from gateway.batch.dedupe import Deduper, Mode
 from gateway.batch.frontier import POINTS, frontier, point_of
 from gateway.batch.gather import Gathered, Gathering, gather
 from gateway.batch.program import Taste, allowed
-from gateway.batch.read import LineReader, Terms
+from gateway.batch.read import DEFAULT_ROUTE, LineReader, Terms
 from gateway.batch.scan import Scanner
 from gateway.batch.source import lines_of
 from gateway.batch.types import PROMPTS_FILE, BadJob, Estimates, PilotReport, Plan, Problem
@@ -96,7 +96,8 @@ def plan_job(
         raise CallerError(f"a budget of {order.budget_usd} dollars is none", param="budget")
     if not order.deadline_s > 0:
         raise CallerError(f"a deadline of {order.deadline_s} s has passed", param="deadline")
-    shop.book.find(order.terms.route)
+    if order.terms.route != DEFAULT_ROUTE:
+        shop.book.find(order.terms.route)
     lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)
     folder.mkdir(parents=True, exist_ok=True)
     embedder = _embedder(shop)

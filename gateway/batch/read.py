@@ -22,6 +22,8 @@ from gateway.wire.request import Described
 PROMPT_NAMES = ("prompt", "text", "question", "query", "input")
 ID_NAMES = ("custom_id", "id", "query_id")
 CHAT_URL = "/v1/chat/completions"
+DEFAULT_ROUTE = "auto"
+"""There need be none of that name where every line names its model."""
 _OWN = frozenset({*ID_NAMES, "floor", "min_quality", "reference", "method", "url"})
 """Of a chat body written as a line: these are the job's, not the request's."""
 _PASSED = ("max_tokens", "max_completion_tokens", "temperature", "model")
@@ -65,7 +67,7 @@ _encode = msgspec.json.Encoder().encode
 class Terms:
     """What the job says of all its lines."""
 
-    route: str = "auto"
+    route: str = DEFAULT_ROUTE
     """Answers lines that name no model."""
     floor: float = 0.0
     """Least predicted quality where neither line nor route has its own."""
