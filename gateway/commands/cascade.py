@@ -260,7 +260,7 @@ def _lines(report: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}:"
             yield from _lines(value, indent + "  ")
         else:
-            yield f"{indent}{name:34s} {value}"
+            yield f"{indent}{name:34s} {'none' if value is None else value}"
 
 
 def _told(value: float | None) -> str:

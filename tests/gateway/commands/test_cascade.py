@@ -114,7 +114,9 @@ models = ["small", "large"]
 cascade = "certified"
 min_quality = 0.97
 """)
-    done = CliRunner().invoke(app, ["cascade", "floors", "--config", str(file), "--step", "--json"])
+    words = ["cascade", "floors", "--config", str(file), "--step"]
+    assert "None" not in CliRunner().invoke(app, words, catch_exceptions=False).output
+    done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)["auto"]
     assert told["state"] == "collecting" and told["reference"] == "large" and "50" in told["why"]
