@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import msgspec
-
 from gateway.admin.desk import Desk
 from gateway.config import Config, RouteConfig
 from gateway.errors import CallerError, NotFound
@@ -79,14 +77,6 @@ def _open(config: Config, desk: Desk, route: str, router: str, explore: float) -
         raise CallerError(f"route {route!r}: its router can't be opened: {error}", status=422) from None
 
 
-def turned(route: RouteConfig, knobs: Mapping[str, float | None]) -> RouteConfig:
-    """The route with other knobs; `explore` without a value stays."""
-    changes: Any = {
-        name: value for name, value in knobs.items() if name in KNOBS and not (name == "explore" and value is None)
-    }
-    return msgspec.structs.replace(route, **changes)
-
-
 def kept(desk: Desk, question: str, lasts_s: float, answer: Callable[[], T]) -> T:
     """An answer that may be so old; found once however many ask. What fails is not kept."""
     known = desk.kept.get(question)
@@ -118,4 +108,4 @@ def _make_room(desk: Desk, kind: str) -> None:
         desk.kept.pop(name, None)
 
 
-__all__ = ["KNOBS", "ROUNDS", "NothingLogged", "kept", "latest_log", "policy_of", "route_of", "turned"]
+__all__ = ["KNOBS", "ROUNDS", "NothingLogged", "kept", "latest_log", "policy_of", "route_of"]

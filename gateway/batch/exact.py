@@ -54,17 +54,3 @@ def exact(program: Program, *, nodes: int = NODES, gap: float = 1e-6) -> Searche
     taken = found.x > 0.5
     arm[rows[taken]] = arms[taken]
     return Searched(arm, bound, ended)
-
-
-def relaxed(program: Program) -> float:
-    """The optimum when prompts may be split between arms: the bound that the fast way approaches."""
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array
-
-    rows, arms = np.nonzero(program.worth > NEVER / 2)
-    once = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(program), len(rows)))
-    found = linprog(
-        -program.worth[rows, arms].astype(np.float64), A_eq=once, b_eq=np.ones(len(program)),
-        A_ub=program.use_of(rows, arms).T, b_ub=np.ones(len(program.names)), bounds=(0, 1), method="highs",
-    )  # fmt: skip
-    return -float(found.fun) if found.success else -np.inf

@@ -109,12 +109,6 @@ def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:
     return {**raw, "input": msgspec.Raw(encode_json([*previous, *input_items(raw)]))}
 
 
-def stored_items(raw: Raw, body: bytes) -> Items:
-    """What the next turn must be given: this turn's input (earlier turns included) and the answer's items."""
-    answer = msgspec.json.decode(body)
-    return [*input_items(raw), *answer["output"]]
-
-
 def response_object(
     request: Raw, *, response_id: str, model: str, created_s: int, status: str = "in_progress"
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from gateway.wire.errors import classify, render_error
 from gateway.wire.relay import Options, Relay
 from gateway.wire.replay import replay
 from gateway.wire.request import decode, describe, encode, translate_request
-from gateway.wire.responses import stored_items
+from gateway.wire.responses import input_items
 from tests.fuzz.junk import ANSWERS, EVENTS, GOOD, bad_json, bad_stream
 
 SURFACES = tuple(GOOD)
@@ -34,7 +34,7 @@ def request(draw: random.Random) -> None:
             _is_callers(error)
     if surface == "responses":
         try:
-            stored_items(raw, b'{"output": []}')
+            input_items(raw)
         except HeadgateError as error:
             _is_callers(error)
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from gateway.errors import CallerError
 from gateway.wire.request import decode, encode, responses_input, translate_request
-from gateway.wire.responses import stored_items
+from gateway.wire.responses import input_items
 from tests.gateway.wire.test_request import fields, junk
 
 Json = dict[str, Any]
@@ -255,14 +255,14 @@ def test_audio_and_cache_hints_of_responses_reach_a_chat_model() -> None:
 
 
 def test_earlier_turns_come_first() -> None:
-    """What a turn stores is what the next one is given."""
+    """This turn's input and the answer's items."""
     first = decode(b'{"model":"m","input":"one"}')
     answer = {
         "output": [
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "1"}]}
         ]
     }
-    stored = stored_items(first, json.dumps(answer).encode())
+    stored = [*input_items(first), *answer["output"]]
     second = responses_input(stored, decode(b'{"model":"m","input":"two","previous_response_id":"resp_1"}'))
     out = json.loads(encode(translate_request(second, "responses", "chat")))
     assert [(message["role"]) for message in out["messages"]] == ["user", "assistant", "user"]
