@@ -22,6 +22,7 @@ from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.onboarding_check import priced
+from routers.ope import Z95
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.registry import bandit_axes
 from routers.select import drawn
@@ -78,7 +79,7 @@ def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[
     own = np.array([learned(x, found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
     blind = np.array([greedy(found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
     report = {f"always {name}": float(reward[:, j].mean()) for j, name in enumerate(NAMES)}
-    reach = 1.96 / np.sqrt(len(seeds))
+    reach = Z95 / np.sqrt(len(seeds))
     return {
         **report,
         "epsilon-greedy": float(blind.mean()),

@@ -23,6 +23,7 @@ from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, EpsilonGreedy, drawn_s
 from routers.bandit_state import BanditState, Shrinkage, fitted
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
+from routers.ope import Z95
 from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
@@ -152,7 +153,7 @@ def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def _reach(values: Array) -> float:
-    return float(1.96 * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(Z95 * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def main() -> None:

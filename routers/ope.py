@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from routers.estimators.linear import ridge
 
 Array = NDArray[np.float64]
+Z95 = NormalDist().inv_cdf(0.975)
+"""Standard errors on either side of an estimate that make a 95 % interval."""
 MIN_ESS = 50.0
 """Fewer effective rounds than this carry no normal interval worth showing."""
 MAX_UNSUPPORTED = 0.02

@@ -19,7 +19,7 @@ from gateway.admin.shapes.common import Estimate, Interval, Refusal, SettingVers
 from gateway.admin.shapes.knobs import Held, Kept, Knobs
 from gateway.errors import HeadgateError
 from gateway.learn.dataset import Log, NothingLogged
-from routers.ope import Array
+from routers.ope import Z95, Array
 
 LEAST = 30
 """Decisions before a mean is told."""
@@ -77,7 +77,7 @@ def mean(values: Array) -> Estimate:
     if len(known) < LEAST:
         lacking = LEAST - len(known)
         return Estimate(refusal=Refusal(message=f"about {lacking} more decisions", calls=lacking))
-    value, half = float(known.mean()), 1.96 * float(known.std(ddof=1)) / sqrt(len(known))
+    value, half = float(known.mean()), Z95 * float(known.std(ddof=1)) / sqrt(len(known))
     return Estimate(interval=Interval(value=value, low=value - half, high=value + half))
 
 

@@ -16,8 +16,8 @@ from gateway.admin.shapes.overview import BaselineSaving
 from gateway.config import Config, ModelConfig
 from gateway.journal.sums import Sums
 from gateway.prices import Price
+from routers.ope import Z95
 
-Z = 1.96
 BASIS = (
     "Every answer's own tokens at {model}'s list prices, as if its answers were as long; cached answers at what they "
     "had cost, in proportion; failed requests count as nothing saved. Judging, exploration and answers that were not "
@@ -109,7 +109,7 @@ def _sd(n: int, total: float, squares: float) -> float:
 
 
 def _interval(nanousd: float, error: float) -> Interval:
-    return Interval(value=nanousd / 1e9, low=(nanousd - Z * error) / 1e9, high=(nanousd + Z * error) / 1e9)
+    return Interval(value=nanousd / 1e9, low=(nanousd - Z95 * error) / 1e9, high=(nanousd + Z95 * error) / 1e9)
 
 
 def _share(total: float, spent: float, n: int, bb: float, bc: float, cc: float) -> Interval | None:
@@ -119,4 +119,4 @@ def _share(total: float, spent: float, n: int, bb: float, bc: float, cc: float) 
     ratio = spent / total
     residuals = cc - 2 * ratio * bc + ratio**2 * bb  # their sum is zero
     error = sqrt(max(0.0, residuals) * n / max(n - 1, 1)) / total
-    return Interval(value=1 - ratio, low=1 - ratio - Z * error, high=1 - ratio + Z * error)
+    return Interval(value=1 - ratio, low=1 - ratio - Z95 * error, high=1 - ratio + Z95 * error)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from gateway.batch.assign import attempted, cheapest_usd, least_budget, timely
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Interval, Point
+from routers.ope import Z95
 
 POINTS = 12
 SAMPLE = 10_000
 COST_SPREAD = 1.0
 """Standard deviation of one answer's cost around its expectation, as a share of it: lengths are about exponential."""
-_Z95 = 1.96
 _MORE = 1 + 1e-6
 """So that rounding does not make the least budget too small for itself."""
 
@@ -94,7 +94,7 @@ def _quality_interval(
     drawn = float(quality.var()) / n if share < 1.0 else 0.0
     together = float(mix @ estimates.quality_shift_sd)
     value = float(quality.mean()) if len(quality) else 0.0
-    reach = _Z95 * math.sqrt(own + drawn + together**2)
+    reach = Z95 * math.sqrt(own + drawn + together**2)
     return Interval(value, max(value - reach, 0.0), min(value + reach, 1.0))
 
 
@@ -107,5 +107,5 @@ def _cost_interval(
     own = float((cost**2).sum()) * COST_SPREAD**2 / share
     drawn = float(cost.var()) * len(cost) / share**2 if share < 1.0 else 0.0
     together = float(by_arm @ estimates.cost_shift_sd)
-    reach = _Z95 * math.sqrt(own + drawn + together**2)
+    reach = Z95 * math.sqrt(own + drawn + together**2)
     return Interval(total, max(total - reach, 0.0), total + reach)

@@ -23,7 +23,7 @@ from cascade.calibrate import LEAST_ROWS, betting_p
 from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
-from routers.ope import Array, Interval, Rounds, effective_rounds, importance, supported_from
+from routers.ope import Z95, Array, Interval, Rounds, effective_rounds, importance, supported_from
 
 ASSUMPTION = "requests are exchangeable with these decisions, and their scores are what quality means"
 BOUND = "betting test on inverse-propensity terms, one fixed sequence of cost weights"
@@ -109,7 +109,7 @@ def coverage(log: Log, reference: int) -> Interval | None:
     share = worth / best
     mine = alike * (scored.score - worth) / float(alike.mean())
     residual = mine - share * weights * (scored.score - best) / float(weights.mean())
-    reach = 1.96 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
+    reach = Z95 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
     return Interval(share, share - reach, share + reach)
 
 

@@ -23,6 +23,7 @@ from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions, feedback
 from gateway.settings import FloorSetting, Settings, change_settings
+from routers.ope import Z95
 
 LATE_S = 2.0
 """Records come in by several workers' spools: what is younger than this may not be whole yet."""
@@ -242,11 +243,12 @@ class Keeper:
         change_settings(self.config.server.run_dir, change)
 
 
-def wilson_interval(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Of a share, at 95 % (Wilson 1927)."""
     share, spread = right / n, z * z / n
     middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
+    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
+    return (low if right else 0.0), (high if right < n else 1.0)
 
 
 def _confidence(answer: AttemptRecord) -> float:

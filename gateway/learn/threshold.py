@@ -19,7 +19,7 @@ from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.learn.dataset import Log
 from gateway.learn.whatif import FIGURES, Answer, Figure
 from routers import ope
-from routers.ope import Array, Interval, Refusal
+from routers.ope import Z95, Array, Interval, Refusal
 
 MIN_TWINS = 30
 
@@ -96,12 +96,12 @@ def _valued(
     counted = known | np.isin(np.arange(len(log)), found.place[changed])
     values = then[counted]
     wide = ope.normal_interval(values)
-    reach = wide.half_width + 1.96 * error / max(len(values), 1)
+    reach = wide.half_width + Z95 * error / max(len(values), 1)
     value = Interval(wide.value, wide.value - reach, wide.value + reach)
     now = ope.normal_interval(reward[known])
     both = counted & known
     gap = ope.normal_interval(then[both] - reward[both])
-    stretch = gap.half_width + 1.96 * error / max(int(both.sum()), 1)
+    stretch = gap.half_width + Z95 * error / max(int(both.sum()), 1)
     return Figure(now, value, Interval(gap.value, gap.value - stretch, gap.value + stretch), value)
 
 
