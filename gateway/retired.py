@@ -12,6 +12,8 @@ from gateway.metrics import METRICS, Labels
 log = logging.getLogger("headgate.serve")
 
 GONE = "worker-gone.metrics"
+REFUSED = "reload.refused"
+"""In the run folder while the last reload of the configuration was refused."""
 _LASTING = frozenset(spec.name for spec in METRICS if spec.kind != "gauge")
 _decode = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from gateway.config import Config
 from gateway.config_load import check
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper
-from gateway.providers.managed import Managed, is_ready, managed, wait_ready
-from gateway.retired import forget, retire
+from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
+from gateway.retired import REFUSED, forget, retire
 
 log = logging.getLogger("headgate.serve")
 
@@ -72,6 +73,7 @@ class House:
         self._file = self._in_force
         """What children go by that start now."""
         forget(self._run_dir)
+        (self._run_dir / REFUSED).unlink(missing_ok=True)
         self._freeze(self._in_force)
         self._port = config.server.port
         self._reloading = asyncio.Lock()
@@ -137,11 +139,12 @@ class House:
         async with self._reloading:
             config, problems = check(self._path, os.environ)
             if config is None:
-                log.error("configuration not reloaded, the old one stays: %s", "; ".join(problems))
+                self._refuse("; ".join(problems))
                 return
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             if await self._exchange(config):
+                (self._run_dir / REFUSED).unlink(missing_ok=True)
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
             tell_system("READY=1")
 
@@ -166,11 +169,19 @@ class House:
         for one in added:
             while not await is_ready(one.socket):
                 if self._upstreams[one.socket].restarts or time.monotonic() > deadline_s:
-                    log.error("configuration not reloaded, the old one stays: provider %s does not start; what it said "
-                              "is above", one.provider)  # fmt: skip
+                    self._refuse(f"provider {one.provider} does not start; what it said is above")
                     return False
                 await asyncio.sleep(0.05)
+            if lost := await lost_models(one.socket):
+                self._refuse(f"provider {one.provider} can't load {', '.join(lost)}; what it said is above")
+                return False
         return True
+
+    def _refuse(self, why: str) -> None:
+        """Told in the log, and to the control process by a file that stays until a reload is done."""
+        log.error("configuration not reloaded, the old one stays: %s", why)
+        with suppress(OSError):
+            (self._run_dir / REFUSED).touch(mode=0o600)
 
     async def _end_unasked(self, sockets: list[Path]) -> None:
         """These servers, once the workers that may ask them are gone, if no reload has named them again."""
@@ -189,14 +200,14 @@ class House:
         try:
             self._freeze(self._on_trial)
         except OSError as fault:
-            log.error("configuration not reloaded, the old one stays: %s", fault)
+            self._refuse(str(fault))
             return False
         old, self.config, self._file = self.config, config, self._on_trial
         tried = self._workers[: self._count]
         replaced = await self._replace(tried)
         self._file = self._in_force
         if replaced < len(tried):
-            log.error("worker %d can't start with the new configuration; the old one goes on", replaced)
+            self._refuse(f"worker {replaced} can't start with the new configuration; what it said is above")
             self.config = old
             await self._replace(tried[:replaced])
         elif self._path:

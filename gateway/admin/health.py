@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.admin.guard import Means
 from gateway.metrics import Metrics, merge
+from gateway.retired import REFUSED
 
 router = APIRouter(tags=["health"])
 
@@ -21,6 +22,8 @@ class Health(BaseModel):
     waiting_bytes: int
     quarantined: int
     fault: str
+    reload: Literal["ok", "refused"]
+    """Refused: the configuration in force is older than the file; the log of the supervisor says why."""
 
 
 @router.get("/healthz")
@@ -32,15 +35,16 @@ def healthz() -> dict[str, str]:
 @router.get("/readyz")
 def readyz(desk: Means, response: Response) -> Health:
     """503 until the database has been reached once; degraded while it is away later."""
-    fault = desk.shipping.fault
+    fault, refused = desk.shipping.fault, (desk.run_dir / REFUSED).exists()
     if not desk.opened:
         response.status_code = 503
     return Health(
-        status="unready" if not desk.opened else "degraded" if fault else "ready",
+        status="unready" if not desk.opened else "degraded" if fault or refused else "ready",
         database="away" if fault or not desk.opened else "ok",
         waiting_bytes=desk.shipping.waiting_bytes,
         quarantined=desk.shipping.quarantined,
         fault=fault,
+        reload="refused" if refused else "ok",
     )
 
 
@@ -49,5 +53,6 @@ def metrics(desk: Means) -> Response:
     """All workers together, as they last said, and how far the store lags behind them."""
     own = Metrics()
     own.watch("headgate_journal_lag_bytes", lambda: {(): float(desk.shipping.waiting_bytes)})
+    own.watch("headgate_reload_refused", lambda: {(): float((desk.run_dir / REFUSED).exists())})
     text = merge([own.snapshot(), *(snapshot for _, snapshot in desk.snapshots())])
     return Response(text, media_type="text/plain; version=0.0.4")

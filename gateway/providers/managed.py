@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from gateway.config import ProviderConfig, Server
 from gateway.errors import ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool
@@ -79,14 +81,27 @@ class ManagedPool(Pool):
 
 async def is_ready(socket: Path, *, timeout_s: float = 1.0) -> bool:
     """Whether the child answers GET /healthz with 200."""
+    return await _health(socket, timeout_s) is not None
+
+
+async def lost_models(socket: Path) -> list[str]:
+    """Models that the child, which is ready, could not load."""
+    try:
+        told = msgspec.json.decode(await _health(socket, 10.0) or b"{}")
+    except msgspec.DecodeError:
+        return []
+    return sorted(told.get("lost", ())) if isinstance(told, dict) else []
+
+
+async def _health(socket: Path, timeout_s: float) -> bytes | None:
     pool = Pool(Endpoint.parse(f"unix:{socket}"), max_connections=1, connect_timeout_s=timeout_s)
     try:
         response = await pool.send(_PROBE, b"", timeout_s=timeout_s)
-        await response.read(64 * 1024, timeout_s=timeout_s)
+        body = await response.read(64 * 1024, timeout_s=timeout_s)
     except UpstreamError:
-        return False
+        return None
     else:
-        return response.status == 200
+        return body if response.status == 200 else None
     finally:
         await pool.aclose()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from local_models import shipped_models
 from tests.faults.test_kill import workers_of
 from tests.ports import free_port
 
@@ -345,3 +349,51 @@ async def test_a_model_server_that_can_not_start_changes_nothing(gateway: Gatewa
     await reloaded(gateway)
     assert servers_of(gateway.pid) == before
     assert said_by_all(gateway.port) == {"small"}
+
+
+def refused(gateway: Gateway) -> tuple[str, str, str]:
+    """What the admin port says of the last reload, and the metric."""
+    told = CLIENT.get(f"http://127.0.0.1:{gateway.admin_port}/readyz").json()
+    figures = CLIENT.get(f"http://127.0.0.1:{gateway.admin_port}/metrics").text
+    (figure,) = re.findall(r"^headgate_reload_refused (\S+)$", figures, re.MULTILINE)
+    return told["reload"], told["status"], figure
+
+
+async def test_a_spoilt_model_beside_a_sound_one_changes_nothing_and_shows(gateway: Gateway) -> None:
+    """As a file that is no TOML does: the admin port says that the last reload was refused, until one is done."""
+    spoilt = gateway.folder / "spoilt"
+    sound = shipped_models()["tiny-small"]
+    shutil.copytree(sound, spoilt)
+    weights = next(iter(spoilt.glob("*.safetensors")))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    gateway.change(answer="small")
+    await reloaded(gateway)
+    await shown(gateway, ("ok", "ready", "0.0"))
+    gateway.change(answer="large")
+    file = gateway.folder / "headgate.toml"
+    with file.open("a") as config:
+        config.write(f'[[providers]]\nname = "home"\nkind = "local"\n'
+                     f'options = {{ models = {{ good = "{sound}", bad = "{spoilt}" }} }}\n')  # fmt: skip
+    await reloaded(gateway)
+    assert said_by_all(gateway.port) == {"small"} and refused(gateway)[0] == "refused"
+    await shown(gateway, ("refused", "degraded", "1.0"))
+    weights.write_bytes(whole)
+    await reloaded(gateway)
+    assert said_by_all(gateway.port) == {"large"}
+    await shown(gateway, ("ok", "ready", "0.0"))
+    file.write_text("[server\n")
+    os.kill(gateway.pid, signal.SIGHUP)
+    await shown(gateway, ("refused", "degraded", "1.0"))
+    gateway.change(answer="small")
+    await reloaded(gateway)
+
+
+async def shown(gateway: Gateway, wanted: tuple[str, str, str]) -> None:
+    """Control begins anew with each reload."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with suppress(httpx.TransportError):
+                if await asyncio.to_thread(refused, gateway) == wanted:
+                    return
+            await asyncio.sleep(0.1)
