@@ -8,6 +8,7 @@ reads the configuration again and replaces the workers one after the other; no r
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from typing import Any
 
 from gateway.config import Config
 from gateway.config_load import check
+from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper
 from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
@@ -72,9 +74,6 @@ class House:
         self._on_trial = self._run_dir / "config.trial.toml"
         self._file = self._in_force
         """What children go by that start now."""
-        forget(self._run_dir)
-        (self._run_dir / REFUSED).unlink(missing_ok=True)
-        self._freeze(self._in_force)
         self._port = config.server.port
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -84,6 +83,10 @@ class House:
         for _ in range(self._count):
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
+        self._lock = own(self._run_dir)
+        forget(self._run_dir)
+        (self._run_dir / REFUSED).unlink(missing_ok=True)
+        self._freeze(self._in_force)
         self._control = self._keeper(self._control_child())
         self._workers: list[Keeper] = []
         for _ in range(self._count):
@@ -287,6 +290,18 @@ class House:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def own(run_dir: Path) -> int:
+    """A lock on the folder, as long as this process lives. Raises ConfigError where another gateway has it."""
+    lock = os.open(run_dir / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        why = f"server.run_dir: another gateway runs in {run_dir}: each needs a folder of its own"
+        raise ConfigError([why]) from None
+    return lock
 
 
 def _managed(config: Config) -> list[Managed]:

@@ -157,6 +157,23 @@ async def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
     assert "server.port" in second.stderr
 
 
+async def test_a_second_gateway_in_one_run_folder_is_refused_and_disturbs_nothing(tmp_path: Path) -> None:
+    """On ports of its own too: what the first has counted and the configuration that it goes by stay."""
+    config, port, admin_port = write_config(tmp_path, master_key="")
+    other = tmp_path / "other.toml"
+    text = config.read_text().replace(str(port), str(free_port())).replace(str(admin_port), str(free_port()))
+    other.write_text(text)
+    async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        while not list((tmp_path / "run").glob("worker-*.metrics")):
+            await asyncio.sleep(0.05)
+        in_force = (tmp_path / "run" / "config.toml").read_bytes()
+        for file, fault in ((other, "server.run_dir: another gateway runs in"), (config, "server.port")):
+            second = await asyncio.to_thread(headgate, "serve", "--config", str(file))
+            assert second.returncode == 2 and fault in second.stderr
+            assert (tmp_path / "run" / "config.toml").read_bytes() == in_force
+        assert (await client.get("/readyz")).status_code == 200
+
+
 def test_the_base_install_imports_no_torch() -> None:
     """Everything a worker imports to serve, without torch, transformers or scikit-learn."""
     code = (
