@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+unexport PYTHONDONTWRITEBYTECODE  # hundreds of processes start in a test run, and each would compile all it imports
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint bench bench-side bench-growth bench-dashboard bench-batch bench-gpu soak soak-local chaos fuzz slow \
@@ -35,7 +36,7 @@ serve: $(READY)  ## keep a gateway running with the embedded defaults
 	$(BIN)/headgate serve
 
 test: $(READY) servers lint  ## the whole suite, as CI runs it
-	$(PYTEST) -n 2 --dist loadgroup --reruns 1 -r R
+	$(PYTEST) -n 4 --dist loadgroup --reruns 1 -r R
 
 lint: $(READY)  ## style, types, and who may import whom
 	$(BIN)/ruff check .
