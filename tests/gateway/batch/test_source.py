@@ -118,7 +118,7 @@ def test_any_text_survives_csv(tmp_path_factory: pytest.TempPathFactory, rows: l
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("a.jsonl", gzip.compress(b"{}"), "gzip"), ("a.csv", b"PK\x03\x04...", "ZIP"),
+    [("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip"), ("a.csv", b"PK\x03\x04...", "ZIP"),
      ("a", "{}".encode("utf-16"), "UTF-16"), ("a.ndjson", b"\x28\xb5\x2f\xfd.", "zstd")],
 )  # fmt: skip
 def test_what_is_no_plain_text_is_named_once(tmp_path: Path, name: str, content: bytes, said: str) -> None:
