@@ -22,9 +22,11 @@ from gateway.app import build, close
 from gateway.asgi import App
 from gateway.config_load import parse
 from gateway.journal.record import DecisionRecord
+from gateway.listen import listen
 from gateway.providers.scripted import ScriptedServer
 from gateway.services import Services
 from gateway.worker import server_config
+from tests.until import until
 
 
 @dataclass(slots=True)
@@ -103,6 +105,33 @@ def table(
     return base
 
 
+class PromptServer(uvicorn.Server):
+    """Ends with its last connection: uvicorn's own looks for its end, and for its connections', every tenth second."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await until(lambda: not self.server_state.connections and not self.server_state.tasks)
+        for server in self.servers:
+            await server.wait_closed()
+
+
+@asynccontextmanager
+async def listening(config: uvicorn.Config) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+    """The port, and the server that listens there in this event loop."""
+    sock = listen("127.0.0.1", 0)
+    server = PromptServer(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([sock])
+    try:
+        yield sock.getsockname()[1], server
+    finally:
+        await server.shutdown()
+
+
 @asynccontextmanager
 async def live(
     tmp_path: Path,
@@ -116,17 +145,10 @@ async def live(
         config, problems = parse(table(upstream.url, tmp_path, models, extra), {"UP_KEY": "sk-upstream-secret"})
         assert config is not None, problems
         app = build(config)
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(server_config(app, config.server))
-        serving = asyncio.create_task(server._serve([sock]))
-        while not server.started:
-            await asyncio.sleep(0.002)
         try:
-            yield Live(f"http://127.0.0.1:{sock.getsockname()[1]}", app, upstream, server)
+            async with listening(server_config(app, config.server)) as (port, server):
+                yield Live(f"http://127.0.0.1:{port}", app, upstream, server)
         finally:
-            server.should_exit = True
-            await serving
             await close(app)
 
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from gateway import front, keys
 from gateway.config import Auth, KeyConfig, Secret, Server
 from gateway.config_load import parse
 from gateway.keys import Keyring, new_key
-from gateway.listen import listen, tls_problems
+from gateway.listen import tls_problems
 from gateway.upstream.reach import names_inner, refusal
-from gateway.worker import server_config
 from tests.live import live
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
@@ -292,16 +290,11 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "server")
     client_cert, client_key = certificate(tmp_path, "client")
     tls = {"tls_certificate": str(cert), "tls_key": str(key), "tls_client_ca": str(client_cert)}
-    async with live(tmp_path, server=tls) as inner:
-        config = inner.services.config.server
-        sock = listen("127.0.0.1", 0)
-        port = sock.getsockname()[1]
-        server = uvicorn.Server(server_config(inner.app, config))
-        serving = asyncio.create_task(server._serve([sock]))
-        context = ssl.create_default_context(cafile=str(cert))
-        stranger = ssl.create_default_context(cafile=str(cert))
-        context.load_cert_chain(str(client_cert), str(client_key))
-        url = f"https://localhost:{port}"
+    context = ssl.create_default_context(cafile=str(cert))
+    stranger = ssl.create_default_context(cafile=str(cert))
+    context.load_cert_chain(str(client_cert), str(client_key))
+    async with live(tmp_path, server=tls) as gateway:
+        url = gateway.url.replace("http://127.0.0.1", "https://localhost")
         async with httpx.AsyncClient(verify=context) as client:
             assert (await client.post(url + PATH, json=CHAT)).status_code == 200
         async with httpx.AsyncClient(verify=stranger) as client:
@@ -309,9 +302,7 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
                 await client.post(url + PATH, json=CHAT)
         async with httpx.AsyncClient() as client:
             with pytest.raises(httpx.HTTPError):
-                await client.post(f"http://localhost:{port}{PATH}", json=CHAT)
-        server.should_exit = True
-        await serving
+                await client.post(gateway.url + PATH, json=CHAT)
 
 
 def test_tls_that_cannot_be_used_is_refused_at_start(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from gateway import listen, worker
+from gateway import listen
 from gateway.journal.record import DecisionRecord
 from tests.faults.endings import read_stream
 from tests.faults.stage import PRICES, decisions, nothing_left
@@ -155,18 +154,11 @@ async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(listen, "UNREAD_S", 1.0)
     scripts = {"m": [{"text": LONG, "coalesce": True}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
-        config = gateway.services.config.server
-        sock = listen.listen("127.0.0.1", 0)
-        server = uvicorn.Server(worker.server_config(gateway.app, config))
-        serving = asyncio.create_task(server._serve([sock]))
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         asking = question("chat", "up-m", stream=True, max_tokens=100_000)
-        async with asked(url, "chat", asking) as (reader, writer):
+        async with asked(gateway.url, "chat", asking) as (reader, writer):
             await reader.readuntil(b"\r\n\r\n")
             writer.transport.pause_reading()
             await gateway.rest()
-        server.should_exit = True
-        await serving
         (record,) = decisions(gateway)
     check_left(record, cost_at_least=4000)
 

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import json
 import random
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,7 +28,7 @@ from gateway.embedders import EmbeddingFailed
 from gateway.journal.view import miss_told
 from gateway.ledger import MemoryLedger
 from gateway.shelf import Shelf
-from tests.live import Live, live
+from tests.live import Live, listening, live
 
 TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount",
           "delivery")  # fmt: skip
@@ -59,17 +58,8 @@ async def upstream(answer: Callable[[str], object]) -> AsyncIterator[str]:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": reply})
 
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    serving = asyncio.create_task(server._serve([sock]))
-    while not server.started:
-        await asyncio.sleep(0.002)
-    try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        await serving
+    async with listening(uvicorn.Config(app, log_config=None, lifespan="off")) as (port, _):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @asynccontextmanager
