@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.gateway.redis_server import redis_server
+from tests.postgres_server import postgres_server
 from tests.until import PATIENCE_S
+
+__all__ = ["postgres_server", "redis_server"]
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -17,6 +22,8 @@ settings.load_profile("steady")
 
 _unless_said = httpx._config.DEFAULT_TIMEOUT_CONFIG  # 5 s, and no public way to say otherwise for all clients
 _unless_said.connect = _unless_said.read = _unless_said.write = _unless_said.pool = PATIENCE_S
+# each client would read the machine's certificates again, which takes longer than most requests
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 
 
 @pytest.hookimpl(trylast=True)

@@ -14,9 +14,6 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.browser.stage import MASTER_KEY, PASSWORD, Stage, artifact, running
-from tests.postgres_server import postgres_server
-
-__all__ = ["postgres_server"]
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

@@ -35,10 +35,9 @@ from gateway.metrics import Metrics
 from gateway.settings import read_settings
 from tests.gateway.journal.records import NOON_S, decision, feedback
 from tests.ports import free_port
-from tests.postgres_server import PostgresServer, postgres_server
+from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S
 
-__all__ = ["postgres_server"]
 MASTER = {"authorization": "Bearer master"}
 
 

@@ -17,11 +17,9 @@ from gateway.journal.schema import migrate
 from gateway.journal.ship import Shipper
 from gateway.journal.store import open_store
 from gateway.worker import restore_spending
-from tests.gateway.journal.conftest import postgres_server
 from tests.live import Live, live
 from tests.postgres_server import PostgresServer
 
-__all__ = ["postgres_server"]
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 DEAR = {"name": "echo", "input_usd_per_mtok": 10.0, "output_usd_per_mtok": 10.0, "max_output_tokens": 20}
 NEED_IT = [

@@ -12,7 +12,7 @@ from gateway.config import ModelConfig
 from gateway.fleet import Fleet
 from gateway.hints import Hints
 from gateway.redis_wire import RedisWire
-from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.gateway.redis_server import RedisServer
 from tests.until import PATIENCE_S
 
 MODELS = [ModelConfig(name="m", provider="a"), ModelConfig(name="m", provider="b")]
@@ -40,7 +40,7 @@ class Worker:
 
 
 @pytest.fixture
-async def workers(redis_server: RedisServer) -> AsyncIterator[tuple[Worker, Worker]]:  # noqa: F811
+async def workers(redis_server: RedisServer) -> AsyncIterator[tuple[Worker, Worker]]:
     pair = Worker(redis_server.url, 1000.0), Worker(redis_server.url, 7.0)
     await pair[0].wire.ask("FLUSHALL")
     yield pair

@@ -22,7 +22,7 @@ from gateway.limits_shared import SharedLimits, SharedTaken
 from gateway.redis_wire import RedisWire
 from tests.until import PATIENCE_S, until
 
-from .redis_server import RedisServer, redis_server  # noqa: F401
+from .redis_server import RedisServer
 
 Make = Callable[..., RedisLedger]
 KEY = Account("key:a", 1000, "day")
@@ -52,7 +52,7 @@ class Journal:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:  # noqa: F811
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client: Redis = Redis.from_url(redis_server.url, socket_timeout=PATIENCE_S)
     await client.flushall()
     yield client
@@ -65,7 +65,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Callable[..., RedisLedger]]:  # noqa: F811
+async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Callable[..., RedisLedger]]:
     """Makes ledgers, each as a worker of its own has one."""
     made: list[RedisLedger] = []
 
@@ -196,7 +196,7 @@ async def test_concurrent_workers_never_pass_the_limit(worker: Make, clock: Cloc
 
 
 async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     worker: Make,
     clock: Clock,
 ) -> None:
@@ -343,7 +343,7 @@ async def test_a_clock_that_runs_ahead_begins_no_period_for_the_others(worker: M
 
 
 async def test_shares_of_all_workers_stay_within_the_budget(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     worker: Make,
     clock: Clock,
 ) -> None:
@@ -370,7 +370,7 @@ async def test_shares_of_all_workers_stay_within_the_budget(
 
 
 async def test_where_told_to_a_budget_is_refused_while_redis_is_away(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     worker: Make,
 ) -> None:
     """`redis_away = "refuse"`: 503 for whoever has a budget, and service for everybody else."""
@@ -457,7 +457,7 @@ async def test_a_refusal_is_not_asked_for_again_at_once(redis: Redis, worker: Ma
 
 
 async def test_while_redis_is_away_limits_are_shared_out(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     worker: Make,
     clock: Clock,
 ) -> None:

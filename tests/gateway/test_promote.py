@@ -26,9 +26,7 @@ from gateway.settings import change_settings, read_settings
 from routers.artifact import load_artifact
 from routers.registry import DEFAULT_ARTIFACT
 from tests.gateway.learn.folders import write_folder
-from tests.postgres_server import PostgresServer, postgres_server
-
-__all__ = ["postgres_server"]
+from tests.postgres_server import PostgresServer
 
 
 @pytest.fixture

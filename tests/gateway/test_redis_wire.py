@@ -16,12 +16,12 @@ import uvloop
 from gateway import redis_wire
 from gateway.redis_wire import RedisAway, RedisRefused, RedisWire, Script
 from tests.chaos.wire import wire_to
-from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.gateway.redis_server import RedisServer
 from tests.until import PATIENCE_S
 
 
 @pytest.fixture
-async def wire(redis_server: RedisServer) -> AsyncIterator[RedisWire]:  # noqa: F811
+async def wire(redis_server: RedisServer) -> AsyncIterator[RedisWire]:
     made = RedisWire(redis_server.url, timeout_s=PATIENCE_S)
     await made.ask("FLUSHALL")
     yield made
@@ -61,7 +61,7 @@ async def test_scripts_run_by_digest_or_text(wire: RedisWire) -> None:
 
 
 async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Then commands fail at once, but for one now and then, and all is well when it moves again."""
@@ -98,7 +98,7 @@ async def answers(wire: RedisWire) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: RedisWire) -> None:  # noqa: F811
+async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: RedisWire) -> None:
     """A server that was restarted, or a connection that was cut, is noticed by the next command at most."""
     redis_server.stop()
     with pytest.raises(RedisAway):
@@ -113,7 +113,7 @@ async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: Redi
     assert await wire.ask("PING") == b"PONG"
 
 
-async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWire) -> None:  # noqa: F811
+async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWire) -> None:
     """The URL's are used before anything is asked; a wrong one is away, not silence."""
     await wire.ask("CONFIG", "SET", "requirepass", "se:cret")
     try:
@@ -132,7 +132,7 @@ async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWir
 
 @pytest.mark.parametrize("changed", [("//", "//:wrong@"), ("/0", "/99")])
 async def test_a_redis_that_lets_nobody_in_keeps_no_connection(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     wire: RedisWire,
     changed: tuple[str, str],
 ) -> None:
@@ -150,7 +150,7 @@ async def test_a_redis_that_lets_nobody_in_keeps_no_connection(
 
 @pytest.mark.parametrize("in_batches", [False, True])
 async def test_a_primary_that_became_a_replica_is_left(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     tmp_path: Path,
     in_batches: bool,
 ) -> None:
@@ -180,7 +180,7 @@ async def test_a_primary_that_became_a_replica_is_left(
             successor.stop()
 
 
-def test_an_answer_unread_by_a_loop_that_was_held_up_is_in_time(redis_server: RedisServer) -> None:  # noqa: F811
+def test_an_answer_unread_by_a_loop_that_was_held_up_is_in_time(redis_server: RedisServer) -> None:
     """Redis answered; that this process didn't come to read it is not Redis' fault. (uvloop calls timers before it
     reads.)
     """

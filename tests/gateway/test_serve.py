@@ -18,7 +18,7 @@ import pytest
 from gateway.breaker import CONSECUTIVE
 from tests.live import served
 from tests.ports import free_port
-from tests.postgres_server import PostgresServer, postgres_server  # noqa: F401
+from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
@@ -213,7 +213,7 @@ def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
 
 def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
     tmp_path: Path,
-    postgres_server: PostgresServer,  # noqa: F811
+    postgres_server: PostgresServer,
 ) -> None:
     """Its workers could hold no budget: the command to run is said at once, not by a gateway that refuses all."""
     path, _, _ = write_config(tmp_path)

@@ -22,7 +22,7 @@ from gateway.shared_shelf import SharedShelf
 from gateway.shelf import Similar, open_pair_rules, open_shelf
 from routers.features import shipped_featurizer
 from tests.cache.test_pair_rule import labelled
-from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.gateway.redis_server import RedisServer
 from tests.until import until
 
 ROUTE = cast(Any, SimpleNamespace(name="auto", config=RouteConfig(name="auto", models=["m"], cache_eps=0.03)))
@@ -32,7 +32,7 @@ ENTRY = Entry("e1", "chat", b"{}", "m", "d", 100.0, 1e9, 0.01, tenant="t")
 
 @pytest.fixture
 async def shelves(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[SharedShelf, SharedShelf]]:
     monkeypatch.setattr(shared_shelf, "FOLLOW_EVERY_S", 0.01)
@@ -102,7 +102,7 @@ async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
 
 
 async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
 ) -> None:
     """The operator's wish is dropped with a warning, and the cache works as before."""
     shelf = SharedShelf(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)

@@ -22,10 +22,8 @@ from gateway.journal.tables import keys
 from gateway.settings import change_settings, read_settings
 from gateway.spread import WHOLE_EVERY_S, Spread
 from tests.gateway.test_database_away import stopped
-from tests.postgres_server import PostgresServer, postgres_server
+from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S
-
-__all__ = ["postgres_server"]
 
 
 def desk_at(folder: Path, store: Store) -> Desk:

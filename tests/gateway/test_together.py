@@ -13,12 +13,12 @@ from gateway.journal.store import Store
 from gateway.leader import Leadership
 from gateway.settings import CanarySetting, Settings, change_settings, read_settings
 from gateway.together import Overtaken, Together
-from tests.postgres_server import PostgresServer, postgres_server  # noqa: F401
+from tests.postgres_server import PostgresServer
 from tests.until import until
 
 
 @pytest.fixture
-def database(postgres_server: PostgresServer) -> str:  # noqa: F811
+def database(postgres_server: PostgresServer) -> str:
     url = postgres_server.new_database()
     migrate(url)
     return url

@@ -16,10 +16,8 @@ from gateway.journal.schema import migrate
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, start, write_prompts
-from tests.postgres_server import PostgresServer, postgres_server
+from tests.postgres_server import PostgresServer
 from tests.until import until
-
-__all__ = ["postgres_server"]
 
 
 async def headgate(folder: Path, *words: str) -> tuple[int | None, str, str]:

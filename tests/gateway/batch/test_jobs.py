@@ -25,10 +25,8 @@ from gateway.journal.tables import jobs as table
 from gateway.journal.write import write_records
 from tests.gateway.batch.made import ME, chat, estimates, new_job, open_jobs, plan, read
 from tests.live import live
-from tests.postgres_server import postgres_server
 from tests.until import until
 
-__all__ = ["postgres_server"]
 NOW = 1_700_000_000.0
 
 

@@ -18,7 +18,7 @@ from gateway.batch.shop import open_shop
 from gateway.routes import RouteBook
 from routers.features import shipped_featurizer
 from tests.gateway.batch.planned import LARGE, SMALL, config, shop
-from tests.gateway.redis_server import RedisServer, redis_server  # noqa: F401
+from tests.gateway.redis_server import RedisServer
 
 
 def opened(folder: Path, redis_url: str, cache: str = "semantic") -> Shop:
@@ -45,7 +45,7 @@ async def tell(redis_url: str, verdicts: int) -> None:
 
 
 def test_without_verdicts_redis_or_a_semantic_route_there_is_no_rule(
-    tmp_path: Path, redis_server: RedisServer,  # noqa: F811
+    tmp_path: Path, redis_server: RedisServer,
 ) -> None:
     """Then nothing is merged by meaning."""
     assert not opened(tmp_path, redis_server.url).acceptances
@@ -53,7 +53,7 @@ def test_without_verdicts_redis_or_a_semantic_route_there_is_no_rule(
     assert not opened(tmp_path, redis_server.url, "exact").acceptances
 
 
-def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_server: RedisServer) -> None:  # noqa: F811
+def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_server: RedisServer) -> None:
     """Fitted to all that was judged, within the route's bound on false hits."""
     asyncio.run(tell(redis_server.url, 900))
     rules = opened(tmp_path, redis_server.url).acceptances

@@ -12,9 +12,7 @@ import pytest
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.store import Store
 from gateway.journal.tables import metadata
-from tests.postgres_server import PostgresServer, postgres_server
-
-__all__ = ["postgres_server"]
+from tests.postgres_server import PostgresServer
 
 
 @pytest.fixture(scope="session")
