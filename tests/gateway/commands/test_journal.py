@@ -16,6 +16,7 @@ from gateway.errors import CallerError, ConfigError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
 from gateway.settings import read_settings
+from tests.command import headgate
 from tests.gateway.journal.records import decision, feedback
 
 CONFIG = """
@@ -174,10 +175,9 @@ def test_a_database_that_is_away_is_told_in_one_line(words: str, lies_there: byt
     """What can't be used is named by its key in the configuration, without its URL and without a trace."""
     Path("journal.db").write_bytes(lies_there) if lies_there else Path("journal.db").mkdir()
     Path("prompts.jsonl").write_text('{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "hi"}]}}\n')
-    command = [sys.executable, "-m", "gateway", *words.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == f"storage.url: the database can't be used: {fault}\n"
-    assert done.returncode == 2
+    done = headgate(*words.split())
+    assert done.err == f"storage.url: the database can't be used: {fault}\n"
+    assert done.code == 2
 
 
 def test_a_migration_says_what_it_did() -> None:

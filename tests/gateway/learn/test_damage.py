@@ -14,6 +14,7 @@ import pytest
 
 from routers.artifact import ArtifactError, load_artifact, save_artifact
 from routers.registry import DEFAULT_ARTIFACT, load_router
+from tests.command import headgate
 from tests.gateway.learn.folders import write_folder
 
 FULL = (
@@ -23,12 +24,6 @@ FULL = (
     "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     "main()\n"
 )
-
-
-def headgate(*words: object, code: str = "") -> tuple[int, str, str]:
-    program = ["-c", code] if code else ["-m", "gateway"]
-    done = subprocess.run([sys.executable, *program, *map(str, words)], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def changed(folder: Path, name: str, column: str, value: object) -> Path:
@@ -45,8 +40,8 @@ def test_an_artefact_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: 
     words = ("train", "--data", data, "--router", "linear", "--out", out)
     assert headgate(*words)[0] == 0
     before = out.read_bytes()
-    code, _, said = headgate(*words, code=FULL)
-    assert code == 2 and said == f"{out}: File too large\n"
+    done = subprocess.run([sys.executable, "-c", FULL, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == f"{out}: File too large\n"
     assert out.read_bytes() == before and list(out.parent.iterdir()) == [out]
 
 
