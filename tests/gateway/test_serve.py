@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from gateway.breaker import CONSECUTIVE
+from tests.command import headgate
 from tests.live import served
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer
@@ -60,7 +61,7 @@ master_key = "{master_key}"
     return path, port, admin_port
 
 
-def headgate(*words: str) -> subprocess.CompletedProcess[str]:
+def started(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=150)
 
 
@@ -92,16 +93,16 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
     async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (tmp_path / "run").stat().st_mode & 0o077 == 0  # what is cached there is nobody else's to read
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 401
-        made = json.loads((await asyncio.to_thread(headgate, "keys", "create", "app", "--json", *where)).stdout)
+        made = json.loads((await asyncio.to_thread(started, "keys", "create", "app", "--json", *where)).stdout)
         auth = {"authorization": f"Bearer {made['key']}"}
         answer = await eventually(client, auth, 200)
         assert answer.json()["choices"][0]["message"]["content"] == "a small answer"
-        told = await asyncio.to_thread(headgate, "explain", answer.headers["x-headgate-decision-id"], "--json", *where)
+        told = await asyncio.to_thread(started, "explain", answer.headers["x-headgate-decision-id"], "--json", *where)
         assert json.loads(told.stdout)["key_id"] == made["id"]
-        listed = await asyncio.to_thread(headgate, "keys", "list", *where)
+        listed = await asyncio.to_thread(started, "keys", "list", *where)
         assert made["key"] not in listed.stdout
         words = ("keys", "rotate", made["id"], "--grace", "5s", "--json", *where)
-        fresh = json.loads((await asyncio.to_thread(headgate, *words)).stdout)
+        fresh = json.loads((await asyncio.to_thread(started, *words)).stdout)
         renewed = {"authorization": f"Bearer {fresh['key']}"}
         await eventually(client, renewed, 200)
         if time.time() < fresh["earlier_until_s"]:
@@ -109,7 +110,7 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
         told = await eventually(client, auth, 401)
         assert time.time() >= fresh["earlier_until_s"] and "has expired" in told.json()["error"]["message"]
         assert (await eventually(client, renewed, 200)).status_code == 200
-        await asyncio.to_thread(headgate, "keys", "revoke", made["id"], *where)
+        await asyncio.to_thread(started, "keys", "revoke", made["id"], *where)
         await eventually(client, renewed, 401)
 
 
@@ -152,7 +153,7 @@ async def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
     """Two gateways on one port: the second ends with the path of the setting and starts nothing."""
     config, _, _ = write_config(tmp_path, master_key="")
     async with served(config):
-        second = await asyncio.to_thread(headgate, "serve", "--config", str(config))
+        second = await asyncio.to_thread(started, "serve", "--config", str(config))
     assert second.returncode == 2
     assert "server.port" in second.stderr
 
@@ -168,7 +169,7 @@ async def test_a_second_gateway_in_one_run_folder_is_refused_and_disturbs_nothin
             await asyncio.sleep(0.05)
         in_force = (tmp_path / "run" / "config.toml").read_bytes()
         for file, fault in ((other, "server.run_dir: another gateway runs in"), (config, "server.port")):
-            second = await asyncio.to_thread(headgate, "serve", "--config", str(file))
+            second = await asyncio.to_thread(started, "serve", "--config", str(file))
             assert second.returncode == 2 and fault in second.stderr
             assert (tmp_path / "run" / "config.toml").read_bytes() == in_force
         assert (await client.get("/readyz")).status_code == 200
@@ -202,10 +203,10 @@ def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
     """Three faults in one file are three lines with three paths."""
     path = tmp_path / "bad.toml"
     path.write_text('[server]\nprot = 1\n[[routes]]\nname = "a"\nmodels = ["x"]\nfallback = ["a"]\n')
-    done = headgate("check-config", str(path), "--json")
-    assert headgate("check-config", "--config", str(path), "--json").stdout == done.stdout
-    problems = json.loads(done.stdout)["problems"]
-    assert done.returncode == 2
+    done = headgate("check-config", path, "--json")
+    assert headgate("check-config", "--config", path, "--json").out == done.out
+    problems = json.loads(done.out)["problems"]
+    assert done.code == 2
     assert any("server.prot" in line for line in problems)
     assert any("routes[0].models[0]" in line for line in problems)
     assert any("fallback" in line for line in problems)
@@ -219,7 +220,7 @@ def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
     path, _, _ = write_config(tmp_path)
     url = postgres_server.new_database()
     path.write_text(path.read_text().replace(f"sqlite:///{tmp_path}/journal.db", url))
-    done = headgate("serve", "--config", str(path))
+    done = started("serve", "--config", str(path))
     assert done.returncode == 2 and "headgate migrate" in done.stderr and "answers on" not in done.stdout
 
 
@@ -233,8 +234,8 @@ def test_what_the_command_is_given_wrongly_ends_it_in_one_line(tmp_path: Path) -
         (("whatif", "--max-latency-s", "-1"), "--max-latency-s"),
         (("export", "--out", str(tmp_path / "o"), "--since-hours", "-1"), "--since-hours"),
     ]:  # fmt: skip
-        done = headgate(*words, "--config", str(path))
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = headgate(*words, "--config", path)
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
 
 
 @pytest.mark.parametrize("words", [("serve",), ("keys", "create", "app")])
@@ -243,7 +244,7 @@ def test_spoilt_settings_are_told_in_one_line(tmp_path: Path, words: tuple[str, 
     config, _, _ = write_config(tmp_path)
     (spoilt := tmp_path / "run" / "settings.json").parent.mkdir()
     spoilt.touch()
-    done = headgate(*words, "--config", str(config))
+    done = started(*words, "--config", str(config))
     assert done.returncode == 2
     assert f"{spoilt} is spoilt (Input data was truncated). Restore it, or remove it" in done.stderr
     assert len(done.stderr.splitlines()) == 2
@@ -253,7 +254,7 @@ def test_a_journal_in_no_folder_ends_the_start(tmp_path: Path) -> None:
     """It would be waited for in vain, as if it were a server that is away."""
     path, _, _ = write_config(tmp_path)
     path.write_text(re.sub(r"sqlite:///.*\"", f'sqlite:///{tmp_path}/nowhere/journal.db"', path.read_text()))
-    done = headgate("serve", "--config", str(path))
+    done = started("serve", "--config", str(path))
     assert done.returncode == 2 and f"storage.url: {tmp_path}/nowhere is no folder" in done.stderr
 
 
@@ -306,7 +307,7 @@ def test_a_base_install_without_a_file_says_what_it_needs(tmp_path: Path) -> Non
 
 def test_the_version_is_told() -> None:
     """As every command's is."""
-    assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").stdout)
+    assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", started("--version").stdout)
 
 
 def test_no_help_text_loses_a_word() -> None:
@@ -338,11 +339,11 @@ def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path,
     """`check-config` and `serve` name the setting; no worker is started again and again."""
     path, _, _ = write_config(tmp_path)
     path.write_text(path.read_text().replace('router = "cheapest"', setting))
-    for command in ("check-config", "serve"):
-        done = headgate(command, "--config", str(path))
-        assert done.returncode == 2
-        assert told in done.stderr
-        assert "Traceback" not in done.stderr and "answers on" not in done.stdout
+    checked = headgate("check-config", "--config", path)
+    assert checked.code == 2 and told in checked.err
+    served = started("serve", "--config", str(path))
+    assert served.returncode == 2 and told in served.stderr
+    assert "Traceback" not in served.stderr and "answers on" not in served.stdout
 
 
 @pytest.mark.parametrize("after_s", [0.01, 0.05, 0.1, 0.2, 0.4])

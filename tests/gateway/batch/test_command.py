@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gateway.journal.schema import migrate
 from gateway.providers.scripted import ScriptedServer
+from tests import command
 from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, start, write_prompts
 from tests.postgres_server import PostgresServer
@@ -122,24 +123,22 @@ async def test_two_commands_at_once_run_one_job(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "plans").iterdir())
 
 
-async def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    """Each in one line that says what is wrong; nothing is left of it."""
-    async with ScriptedServer({}) as upstream:
-        configuration(tmp_path, upstream.url)
-        prompts, taken = write_prompts(tmp_path, 5), tmp_path / "taken.jsonl"
-        taken.write_text("mine")
-        for words, said in (
-            (("--out", "/proc/out.jsonl"), "/proc"),
-            (("--out", str(tmp_path / "-")), "to a file"),
-            (("--out", str(tmp_path / "out.csv")), "JSONL or Parquet"),
-            (("--out", str(taken)), "there already"),
-            (("--errors", str(taken)), "name another --errors"),
-            (("--out", str(tmp_path / "one.jsonl"), "--errors", str(tmp_path / "one.jsonl")), "same file"),
-        ):
-            code, out, err = await headgate(tmp_path, "run", str(prompts), *words)
-            assert code == 2 and said in err and len(err.splitlines()) == 1, (words, out, err)
-        code, shown, _ = await headgate(tmp_path, "status")
-        assert "no batch job was ever run" in shown and upstream.seen.requests == 0
+def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """Each in one line that says what is wrong; no job is begun, nothing is left of it."""
+    config = configuration(tmp_path, "http://127.0.0.1:9/v1")
+    prompts, taken = write_prompts(tmp_path, 5), tmp_path / "taken.jsonl"
+    taken.write_text("mine")
+    for words, said in (
+        (("--out", "/proc/out.jsonl"), "/proc"),
+        (("--out", str(tmp_path / "-")), "to a file"),
+        (("--out", str(tmp_path / "out.csv")), "JSONL or Parquet"),
+        (("--out", str(taken)), "there already"),
+        (("--errors", str(taken)), "name another --errors"),
+        (("--out", str(tmp_path / "one.jsonl"), "--errors", str(tmp_path / "one.jsonl")), "same file"),
+    ):
+        refused = command.headgate("batch", "run", prompts, *words, "--config", config)
+        assert refused.code == 2 and said in refused.err and len(refused.err.splitlines()) == 1, (words, refused)
+    assert "no batch job was ever run" in command.headgate("batch", "status", "--config", config).out
     assert taken.read_text() == "mine" and not list(tmp_path.glob("*.new"))
 
 
