@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from gateway.providers.scripted import ScriptedServer
+from tests.command import headgate
 from tests.ports import free_port
 from tests.until import PATIENCE_S
 
@@ -299,13 +300,9 @@ async def reload(process: asyncio.subprocess.Process, file: Path, text: str, log
         async with asyncio.timeout(PATIENCE_S):
             while b"reloaded" not in log.read_bytes()[before:]:
                 await asyncio.sleep(0.05)
-        checked = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", "check-config", str(file), stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        told, _ = await checked.communicate()
-        assert (checked.returncode == 0) == (faulty == text)
-        assert not found_in({faulty: told}, list(SECRETS.values()))
+        checked = await asyncio.to_thread(headgate, "check-config", file)
+        assert (checked.code == 0) == (faulty == text)
+        assert not found_in({faulty: (checked.out + checked.err).encode()}, list(SECRETS.values()))
 
 
 async def lose_the_database(folder: Path, data: Heard, admin: Heard) -> None:
