@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 
 import httpx
 import pytest
@@ -14,6 +15,8 @@ from tests.postgres_server import postgres_server
 from tests.until import PATIENCE_S
 
 __all__ = ["postgres_server", "redis_server"]
+
+gc.disable()  # until all is imported, which stays: see pytest_collection_finish
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -34,3 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if named != item.nodeid:
             item._id = dataclasses.replace(item._id)
             object.__setattr__(item._id, "_str_cache", named)
+
+
+def pytest_collection_finish() -> None:
+    """No collection walks through what was imported for all tests: that alone would take longer than most of them."""
+    gc.enable()
+    gc.freeze()
