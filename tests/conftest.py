@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,10 @@ from tests.postgres_server import postgres_server
 from tests.until import PATIENCE_S
 
 __all__ = ["postgres_server", "redis_server"]
+
+HERE = Path(__file__).parent
+LONGEST = ("chaos", "soak", "test_readme.py")
+"""Tests that take the longest each: were they the last, one process would still run them when the others are done."""
 
 gc.disable()  # until all is imported, which stays: see pytest_collection_finish
 
@@ -31,7 +36,10 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group run in one process. pytest-xdist 3.8 notes the group where pytest 9.2 no longer looks."""
+    """The longest first. Tests of one group run in one process: pytest-xdist 3.8 notes the group where pytest 9.2 no
+    longer looks.
+    """
+    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] not in LONGEST)
     for item in items:
         named = getattr(item, "_nodeid", item.nodeid)
         if named != item.nodeid:
@@ -43,3 +51,7 @@ def pytest_collection_finish() -> None:
     """No collection walks through what was imported for all tests: that alone would take longer than most of them."""
     gc.enable()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
