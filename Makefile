@@ -36,7 +36,7 @@ serve: $(READY)  ## keep a gateway running with the embedded defaults
 	$(BIN)/headgate serve
 
 test: $(READY) servers lint  ## the whole suite, as CI runs it
-	$(PYTEST) -n 4 --dist loadgroup --reruns 1 -r R
+	$(PYTEST) -n 4 --dist loadgroup --reruns 1 --rerun-show-tracebacks
 
 lint: $(READY)  ## style, types, and who may import whom
 	$(BIN)/ruff check .
