@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 
-from redis.exceptions import RedisError
-
 from gateway.budgets import right
 from gateway.config import Config
 from gateway.journal.store import Store
@@ -40,6 +38,8 @@ class Cluster:
         self._leadership.give_up()
 
     def _right_budgets(self) -> None:
+        from redis.exceptions import RedisError
+
         try:
             if wrong := right(self._config, self._store, time.time()):
                 log.warning("redis knew less than the journal of %d budget(s); righted", wrong)

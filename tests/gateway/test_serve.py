@@ -199,6 +199,13 @@ def test_a_worker_loads_only_the_clients_it_needs() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_a_control_process_without_redis_loads_no_client_of_it() -> None:
+    """It would take as long as a fifth of all else that it loads."""
+    code = "import sys, gateway.control; print('redis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
 def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
     """Three faults in one file are three lines with three paths."""
     path = tmp_path / "bad.toml"
