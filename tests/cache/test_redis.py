@@ -17,9 +17,9 @@ from cache.flight import Flight
 from cache.lease import RedisLease
 from cache.link import Link
 from cache.redis import ENTRY_BYTES, RedisStore
-from tests.cache.conftest import Server
 from tests.cache.test_store import entry
 from tests.chaos.wire import wire_to
+from tests.gateway.redis_server import RedisServer
 from tests.ports import free_port
 from tests.until import PATIENCE_S
 
@@ -46,7 +46,7 @@ async def comes_back(store: RedisStore, key: bytes = b"k") -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_deletion_holds_on_every_replica_at_once(server: Server) -> None:
+async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) -> None:
     """What one replica deletes is a miss on the other at the very next request."""
     async with replica(server.url) as one, replica(server.url) as other:
         for n in range(20):
@@ -59,7 +59,7 @@ async def test_a_deletion_holds_on_every_replica_at_once(server: Server) -> None
             assert not await found(other, b"l")
 
 
-async def test_a_deleted_tenants_bytes_are_given_back(server: Server) -> None:
+async def test_a_deleted_tenants_bytes_are_given_back(server: RedisServer) -> None:
     """After a tenant's deletion nothing of its answers is left in Redis, and what came later is."""
     async with replica(server.url) as store:
         for n in range(300):
@@ -73,7 +73,7 @@ async def test_a_deleted_tenants_bytes_are_given_back(server: Server) -> None:
         assert totals is not None and ENTRY_BYTES < int(totals) < 2 * ENTRY_BYTES
 
 
-async def test_a_tenant_stays_within_its_quota(server: Server) -> None:
+async def test_a_tenant_stays_within_its_quota(server: RedisServer) -> None:
     """A tenant that puts more than it may loses what is worth least, hits counted, and nobody else's."""
     async with replica(server.url, max_tenant_bytes=20 * (1200 + ENTRY_BYTES)) as store:
         await store.put(b"u", entry("u", tenant="u"))
@@ -86,7 +86,7 @@ async def test_a_tenant_stays_within_its_quota(server: Server) -> None:
         assert not await store.put(b"big", entry("big", body=b"x" * 40_000))
 
 
-async def test_foreign_and_broken_values_are_misses(server: Server) -> None:
+async def test_foreign_and_broken_values_are_misses(server: RedisServer) -> None:
     """Garbage, truncation, another key's value, another type or an old epoch under a key are misses."""
     async with replica(server.url) as store:
         client = store._link.client
@@ -111,7 +111,7 @@ async def test_foreign_and_broken_values_are_misses(server: Server) -> None:
 
 
 @pytest.mark.parametrize("other_type", [False, True])
-async def test_hits_come_back_after_garbage_in_every_key(server: Server, other_type: bool) -> None:
+async def test_hits_come_back_after_garbage_in_every_key(server: RedisServer, other_type: bool) -> None:
     """Whatever others wrote over a tenant's values and books, what is put from then on is found again."""
     async with replica(server.url) as store:
         client = store._link.client
@@ -127,7 +127,7 @@ async def test_hits_come_back_after_garbage_in_every_key(server: Server, other_t
         assert await store.put(b"2", entry("more")) and await found(store, b"2")
 
 
-async def test_an_emptied_redis_is_a_cold_one(server: Server) -> None:
+async def test_an_emptied_redis_is_a_cold_one(server: RedisServer) -> None:
     """After FLUSHALL, SCRIPT FLUSH and a lost epoch there are misses, and puts work on."""
     async with replica(server.url) as store:
         await store.put(b"k", entry())
@@ -141,7 +141,7 @@ async def test_an_emptied_redis_is_a_cold_one(server: Server) -> None:
         assert await store.put(b"l", entry("l")) and not await found(store)
 
 
-async def test_scripts_run_where_only_eval_is_let_through(server: Server) -> None:
+async def test_scripts_run_where_only_eval_is_let_through(server: RedisServer) -> None:
     """A proxy or ACL that forbids EVALSHA does not stop the store."""
     async with replica(server.url) as store:
         await store._link.client.acl_setuser(
@@ -151,7 +151,7 @@ async def test_scripts_run_where_only_eval_is_let_through(server: Server) -> Non
         assert await store.delete("e1")
 
 
-async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: Server) -> None:
+async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: RedisServer) -> None:
     """Under load no call raises whatever happens to Redis, and hits come back by themselves."""
     async with replica(server.url, timeout_s=0.5, rest_s=0.01) as store:
         stop = False
@@ -170,7 +170,7 @@ async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: S
 
         tasks = [asyncio.create_task(load(n)) for n in range(8)]
         await comes_back(store, b"1")
-        server.kill()
+        server.stop()
         while store.stats().failures < 20:
             await asyncio.sleep(0.01)
         server.start()
@@ -185,7 +185,7 @@ async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: S
         assert min(await asyncio.gather(*tasks)) > 0
 
 
-async def test_a_dead_redis_is_not_waited_for_at_every_request(server: Server) -> None:
+async def test_a_dead_redis_is_not_waited_for_at_every_request(server: RedisServer) -> None:
     """After a few failures calls are refused at once; a frozen server costs its timeout a few times only."""
     async with replica(server.url, timeout_s=0.05, rest_s=3600) as store:
         server.freeze()
@@ -196,9 +196,9 @@ async def test_a_dead_redis_is_not_waited_for_at_every_request(server: Server) -
         assert store.stats().failures == 500
 
 
-async def test_a_primary_that_became_a_replica_is_left(server: Server, tmp_path: Path) -> None:
+async def test_a_primary_that_became_a_replica_is_left(server: RedisServer, tmp_path: Path) -> None:
     """After a failover its name leads to another: what is put from then on is kept, and found."""
-    successor = Server(tmp_path)
+    successor = RedisServer(tmp_path)
     successor.start()
     async with wire_to(server.port) as name, replica(f"redis://127.0.0.1:{name.port}/0") as store:
         try:
@@ -214,7 +214,7 @@ async def test_a_primary_that_became_a_replica_is_left(server: Server, tmp_path:
                 finally:
                     await old.replicaof("NO", "ONE")
         finally:
-            successor.kill()
+            successor.stop()
 
 
 async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
@@ -250,7 +250,7 @@ def test_a_link_needs_a_bearable_deadline() -> None:
             Link("redis://127.0.0.1:1/0", timeout_s=timeout_s)
 
 
-async def test_replicas_ask_upstream_once(server: Server) -> None:
+async def test_replicas_ask_upstream_once(server: RedisServer) -> None:
     """Of identical requests on several replicas one asks and all get its answer."""
     async with replica(server.url) as one, replica(server.url) as other:
         asked = 0
@@ -274,7 +274,7 @@ async def test_replicas_ask_upstream_once(server: Server) -> None:
         assert asked == 1 and len(set(ids)) == 1
 
 
-async def test_a_failed_leader_lets_another_replica_ask(server: Server) -> None:
+async def test_a_failed_leader_lets_another_replica_ask(server: RedisServer) -> None:
     """A lease is given back on failure, ends by itself when its holder dies, and is nobody else's to give."""
     async with replica(server.url) as one:
         flight = Flight(RedisLease(one._link))
@@ -291,5 +291,5 @@ async def test_a_failed_leader_lets_another_replica_ask(server: Server) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while not await brief.take(b"k"):
                 await asyncio.sleep(0.001)
-        server.kill()
+        server.stop()
         assert await other.take(b"l")

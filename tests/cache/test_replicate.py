@@ -16,7 +16,7 @@ from cache.neighbours import FEATURES
 from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import Miss, SemanticCache
-from tests.cache.conftest import Server
+from tests.gateway.redis_server import RedisServer
 
 DIMENSION = 16
 QUESTION = Partition(b"p", "lost my card")
@@ -57,7 +57,7 @@ class Replica:
         await self.link.close()
 
 
-async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: Server) -> None:
+async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: RedisServer) -> None:
     """An entry recorded here answers there, until either replica deletes it."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
@@ -82,7 +82,7 @@ async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: Server
     await other.close()
 
 
-async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server: Server) -> None:
+async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server: RedisServer) -> None:
     """Though its index still proposes, a replica serves nothing of a tenant deleted elsewhere."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
@@ -95,7 +95,7 @@ async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server:
     await other.close()
 
 
-async def test_verdicts_are_shared(shared_server: Server) -> None:
+async def test_verdicts_are_shared(shared_server: RedisServer) -> None:
     """A row judged on one replica is learnt by the other, its own once."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
@@ -111,7 +111,7 @@ async def test_verdicts_are_shared(shared_server: Server) -> None:
     await other.close()
 
 
-async def test_who_starts_among_others_knows_what_they_know(shared_server: Server) -> None:
+async def test_who_starts_among_others_knows_what_they_know(shared_server: RedisServer) -> None:
     """Verdicts enough for a fit are fitted at the first request after a start, not after a warm-up of its own; but few
     verdicts are no rule.
     """
@@ -131,7 +131,7 @@ async def test_who_starts_among_others_knows_what_they_know(shared_server: Serve
     await one.close()
 
 
-async def test_foreign_messages_are_skipped(shared_server: Server) -> None:
+async def test_foreign_messages_are_skipped(shared_server: RedisServer) -> None:
     """Garbage, odd vectors and vectors of another embedder or dimension leave the index alone."""
     route = secrets.token_hex(4)
     one, stranger = Replica(shared_server.url, route), Replica(shared_server.url, route, embedder="f")

@@ -16,7 +16,7 @@ from cache.memory import MemoryStore
 from cache.redis import RedisStore
 from cache.sqlite import SqliteStore
 from cache.store import Store
-from tests.cache.conftest import Server
+from tests.gateway.redis_server import RedisServer
 
 KINDS = ("memory", "sqlite", "redis")
 
@@ -37,7 +37,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield file
         await file.close()
     else:
-        server: Server = request.getfixturevalue("shared_server")
+        server: RedisServer = request.getfixturevalue("shared_server")
         link = Link(server.url, timeout_s=10)
         shared = RedisStore(link, prefix=f"{secrets.token_hex(4)}:")
         yield shared

@@ -19,7 +19,7 @@ from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
 from cache.semantic import Miss, SemanticCache
 from cache.vector_sets import VectorSets, has_vector_sets
-from tests.cache.conftest import Server
+from tests.gateway.redis_server import RedisServer
 from tests.redis8 import redis8  # noqa: F401
 
 DIMENSION = 16
@@ -42,7 +42,7 @@ def sets_on(link: Link) -> VectorSets:
     return VectorSets(link, route=secrets.token_hex(4), embedder="e")
 
 
-async def test_the_server_is_asked_whether_it_has_them(link: Link, shared_server: Server) -> None:
+async def test_the_server_is_asked_whether_it_has_them(link: Link, shared_server: RedisServer) -> None:
     """Version 8 has vector sets; an older Redis and one that is away have none, and nothing is raised."""
     assert await has_vector_sets(link)
     old, away = Link(shared_server.url, timeout_s=10.0), Link("redis://127.0.0.1:9/0", timeout_s=1.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +51,16 @@ class RedisServer:
         self._process.wait()
         return False
 
+    def freeze(self) -> None:
+        """Let it accept connections and say nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> None:
+        """End it without notice."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -61,9 +72,13 @@ class RedisServer:
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """Running; skipped where redis-server isn't installed."""
+    yield from running_redis(tmp_path_factory.mktemp("redis"))
+
+
+def running_redis(folder: Path) -> Iterator[RedisServer]:
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = RedisServer(folder)
     server.start()
     yield server
     server.stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -68,7 +66,7 @@ async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
     monkeypatch.setattr(redis_wire, "REST_S", 0.2)
     wire = RedisWire(redis_server.url, timeout_s=0.1)
     await answers(wire)
-    os.kill(redis_server.pid, signal.SIGSTOP)
+    redis_server.freeze()
     try:
         for _ in range(redis_wire.PATIENCE):
             with pytest.raises(RedisAway):
@@ -81,7 +79,7 @@ async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
                 break
         assert wire.is_away
     finally:
-        os.kill(redis_server.pid, signal.SIGCONT)
+        redis_server.thaw()
     await answers(wire)
     assert not wire.is_away
     await wire.close()
