@@ -12,7 +12,8 @@ import pytest
 
 from gateway.config_idle import idle
 from gateway.config_load import embedded, parse
-from tests.gateway.test_serve import headgate, write_config
+from tests.command import headgate
+from tests.gateway.test_serve import write_config
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = ("deploy/headgate.cluster.toml", "deploy/kubernetes/headgate.toml")
@@ -105,9 +106,9 @@ def test_check_config_warns_and_says_yes(tmp_path: Path) -> None:
     """In words and as JSON; the status is that of a configuration in order."""
     path, _, _ = write_config(tmp_path)
     path.write_text(path.read_text().replace('router = "cheapest"', 'router = "cheapest"\naccept_at = 0.9'))
-    done = headgate("check-config", str(path))
-    assert done.returncode == 0 and "warning: routes[0].accept_at: is read by cascades" in done.stderr
-    told = json.loads(headgate("check-config", str(path), "--json").stdout)
+    done = headgate("check-config", path)
+    assert done.code == 0 and "warning: routes[0].accept_at: is read by cascades" in done.err
+    told = json.loads(headgate("check-config", path, "--json").out)
     assert told["ok"] and not told["problems"] and len(told["warnings"]) == 1
 
 

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from gateway.journal.schema import migrate
 from gateway.providers.scripted import ScriptedServer
 from tests import command
@@ -19,6 +21,8 @@ from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, start, write_prompts
 from tests.postgres_server import PostgresServer
 from tests.until import until
+
+pytestmark = pytest.mark.usefixtures("commands_end")
 
 
 async def headgate(folder: Path, *words: str) -> tuple[int | None, str, str]:

@@ -19,7 +19,9 @@ from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import chat, read
 from tests.until import until
 
+pytestmark = pytest.mark.usefixtures("commands_end")
 MOST_RUNS = 60
+started: list[asyncio.subprocess.Process] = []
 
 
 def configuration(folder: Path, url: str) -> Path:
@@ -64,11 +66,13 @@ def write_prompts(folder: Path, count: int) -> Path:
 
 
 async def start(folder: Path, prompts: Path, *words: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "batch", "run", str(prompts), "--config", str(folder / "headgate.toml"),
         "--out", str(folder / "out.jsonl"), "--json", "--concurrency", "8", *words,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    started.append(process)
+    return process
 
 
 async def killed_until_done(
