@@ -138,13 +138,13 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
     if content_type.lower().startswith(b"multipart/"):
         upload = read_upload(content_type, body)
         wishes, fields = read_wishes(raw, headers), upload.fields
-        described = describe_passed(surface, fields, upload.files)
+        described = describe_passed(surface, fields, upload.text_bytes, upload.files)
         named = fields.get("model", "")
     else:
         content_type, raw = b"application/json", read_raw(body, headers)
         ours = ours or KNOB_FIELD in raw
         wishes = read_wishes(raw, headers)
-        described = describe_passed(surface, read_fields(raw))
+        described = describe_passed(surface, *read_fields(raw))
         named = read_model(raw)
     model = arrival.model or named or DEFAULT_MODELS.get(surface, "")
     if not model:

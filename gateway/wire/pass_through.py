@@ -52,7 +52,8 @@ USUAL_BYTES_PER_SECOND = 16_000
 DOCUMENTS_PER_SEARCH = 100
 _MOST_N = 128
 _PIECE_BYTES = 64 * 1024
-_MOST_FIELD_BYTES = 1024 * 1024
+_PICTURES = ("image", "images", "mask")
+"""Fields that are counted by the picture and not by their length."""
 _COUNTED = ("images", "image_edits", "image_variations")
 _HEARD = ("transcriptions", "translations")
 
@@ -70,6 +71,8 @@ class Upload(msgspec.Struct, frozen=True):
     body: bytes
     fence: bytes
     fields: Mapping[str, str]
+    text_bytes: int
+    """Of all fields."""
     files: Sequence[memoryview]
     model_at: tuple[int, int] | None
     """Where the model's name stands; None: nowhere."""
@@ -88,33 +91,40 @@ def read_upload(content_type: bytes, body: bytes) -> Upload:
     form = Form(content_type, _Nowhere)
     for at in range(0, len(body), _PIECE_BYTES):
         form.feed(body[at : at + _PIECE_BYTES])
-    fields, files, model_at, view = {}, [], None, memoryview(body)
+    fields, text_bytes, files, model_at, view = {}, 0, [], None, memoryview(body)
     form.end()
     for part in form.parts:
         data = view[part.begins : part.begins + part.bytes]
         if part.filename:
             files.append(data)
-        elif part.bytes <= _MOST_FIELD_BYTES:
-            fields[part.name] = bytes(data).decode("utf-8", "replace")
-            if part.name == "model":
-                model_at = part.begins, part.begins + part.bytes
-    return Upload(body, form.fence, fields, files, model_at)
+            continue
+        fields[part.name] = bytes(data).decode("utf-8", "replace")
+        text_bytes += part.bytes
+        if part.name == "model":
+            model_at = part.begins, part.begins + part.bytes
+    return Upload(body, form.fence, fields, text_bytes, files, model_at)
 
 
-def read_fields(raw: Raw) -> dict[str, Any]:
-    """What a JSON body says. Raises CallerError for what can't be read."""
-    fields = {}
+def read_fields(raw: Raw) -> tuple[dict[str, Any], int]:
+    """What a JSON body says, and the bytes of it that a model may read as text. Raises CallerError for what can't be
+    read.
+    """
+    fields, text_bytes = {}, 0
     for name, value in raw.items():
         try:
             fields[name] = msgspec.json.decode(value)
         except BAD_JSON as error:
             raise CallerError(f"Invalid value for '{name}': {error}", param=name, code="invalid_value") from None
-    return fields
+        text_bytes += 0 if name in _PICTURES else len(memoryview(value))
+    return fields, text_bytes
 
 
-def describe_passed(surface: str, fields: Mapping[str, Any], files: Sequence[memoryview] = ()) -> Described:
+def describe_passed(
+    surface: str, fields: Mapping[str, Any], text_bytes: int, files: Sequence[memoryview] = ()
+) -> Described:
     """CallerError, with its param, where what is to be worked on is missing or of a wrong type."""
     described = Described(stream=surface == "speech" or str(fields.get("stream", "")).lower() in ("true", "1"))
+    described.input_tokens_bound = text_bytes
     if surface in _COUNTED:
         _describe_pictures(described, surface, fields, files)
     elif surface in _HEARD:
@@ -125,7 +135,7 @@ def describe_passed(surface: str, fields: Mapping[str, Any], files: Sequence[mem
         _describe_documents(described, _text(fields, "query"), _texts(fields, "documents"))
     else:
         texts = _texts(fields, "input")
-        _expect(described, sum(map(len, texts)), len(texts), units=len(texts))
+        _expect(described, sum(map(len, texts)), units=len(texts))
     return described
 
 
@@ -138,7 +148,7 @@ def _describe_pictures(
     named = fields.get("images")
     described.images = len(files) + (len(named) if isinstance(named, list) else 0)
     each = TOKENS_PER_DETAILED_IMAGE if fields.get("input_fidelity") == "high" else TOKENS_PER_IMAGE
-    _expect(described, len(prompt), len(prompt.encode()) + described.images * each, units=described.n)
+    _expect(described, len(prompt), units=described.n, more=described.images * each)
     described.input_tokens += described.images * each
 
 
@@ -148,8 +158,7 @@ def _describe_sound(described: Described, fields: Mapping[str, Any], files: Sequ
     prompt = fields.get("prompt", "")
     told = sum(map(wav_seconds, files))
     usual, longest = (told or sum(map(len, files)) / rate for rate in (USUAL_BYTES_PER_SECOND, LEAST_BYTES_PER_SECOND))
-    tokens = math.ceil(longest * TOKENS_PER_SECOND)
-    _expect(described, len(prompt), len(prompt.encode()) + tokens, units=math.ceil(longest))
+    _expect(described, len(prompt), units=math.ceil(longest), more=math.ceil(longest * TOKENS_PER_SECOND))
     heard = math.ceil(usual * TOKENS_PER_SECOND)
     described.input_tokens += heard
     described.expected = Usage(audio_input_tokens=heard, output_tokens=heard // 3, units=math.ceil(usual))
@@ -157,7 +166,7 @@ def _describe_sound(described: Described, fields: Mapping[str, Any], files: Sequ
 
 def _describe_speech(described: Described, text: str) -> None:
     described.max_output_tokens = 4 * len(text) + 64
-    _expect(described, len(text), len(text.encode()), units=len(text))
+    _expect(described, len(text), units=len(text))
     spoken = math.ceil(len(text) * SPOKEN_TOKENS_PER_CHAR)
     described.expected = Usage(
         input_tokens=described.input_tokens, audio_output_tokens=spoken, units=described.units
@@ -167,13 +176,14 @@ def _describe_speech(described: Described, text: str) -> None:
 def _describe_documents(described: Described, query: str, documents: Sequence[str]) -> None:
     """Some count the query once for every document."""
     chars = sum(map(len, documents)) + len(query) * len(documents)
-    size = sum(len(one.encode()) for one in documents) + len(query.encode()) * len(documents)
-    _expect(described, chars, size, units=-(-len(documents) // DOCUMENTS_PER_SEARCH))
+    searches = -(-len(documents) // DOCUMENTS_PER_SEARCH)
+    _expect(described, chars, units=searches, more=len(query.encode()) * len(documents))
 
 
-def _expect(described: Described, chars: int, bound: int, *, units: int) -> None:
+def _expect(described: Described, chars: int, *, units: int, more: int = 0) -> None:
+    """`more`: tokens at most, beside those of the text."""
     described.input_tokens = math.ceil(chars / CHARS_PER_TOKEN)
-    described.input_tokens_bound = bound
+    described.input_tokens_bound += more
     described.units = units
     described.expected = Usage(input_tokens=described.input_tokens, units=units)
 

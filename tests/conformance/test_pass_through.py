@@ -16,7 +16,7 @@ import msgspec
 import openai
 import pytest
 
-from gateway.wire.pass_through import PASSED_PATHS, describe_passed, read_upload, usage_told
+from gateway.wire.pass_through import PASSED_PATHS, describe_passed, read_fields, read_upload, usage_told
 from gateway.wire.usage import Usage
 from tests.conformance.clients import MODES
 from tests.conformance.studio import Asked, Said, Studio, studio
@@ -330,12 +330,23 @@ async def test_other_methods_are_told(tmp_path: Path) -> None:
 
 def test_a_recordings_length_is_only_taken_from_a_sound_header() -> None:
     """The hold covers whatever else an upload may be."""
-    honest = describe_passed("transcriptions", {}, [memoryview(wav(60))])
+    honest = describe_passed("transcriptions", {}, 0, [memoryview(wav(60))])
     assert honest.units == 61
     for at, value in ((20, b"\x11"), (28, b"\xff\xff\xff\x7f"), (34, b"\0\0")):
         data = bytearray(wav(60))
         data[at : at + len(value)] = value
-        assert describe_passed("transcriptions", {}, [memoryview(bytes(data))]).units > 1000
+        assert describe_passed("transcriptions", {}, 0, [memoryview(bytes(data))]).units > 1000
+
+
+def test_every_text_that_a_model_may_read_is_held_for() -> None:
+    """How to speak is read as well as what; pictures in JSON are counted, not measured."""
+    told = {"model": "m", "input": "Hi", "instructions": "slowly " * 900, "image": "x" * 9000}
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in told.items()}
+    assert 6300 < describe_passed("speech", *read_fields(raw)).input_tokens_bound < 6400
+    form = b"".join(PART % (name, b"w" * 5000) for name in (b"prompt", b"style")) + b"--x--"
+    upload = read_upload(FORM["content-type"].encode(), form)
+    described = describe_passed("image_edits", upload.fields, upload.text_bytes, [memoryview(b"png")])
+    assert described.input_tokens_bound == 10_000 + 1600
 
 
 @pytest.mark.parametrize(
