@@ -85,8 +85,10 @@ async def metrics(request: Request, _: str) -> Answer:
 def published(run_dir: Path, own: int) -> list[bytes]:
     """What the other workers last said of themselves; one may end meanwhile."""
     found = []
-    with os.scandir(run_dir) as entries:
-        names = [one.name for one in entries if one.name.startswith("worker-") and one.name.endswith(".metrics")]
+    try:
+        names = [one for one in os.listdir(run_dir) if one.startswith("worker-") and one.endswith(".metrics")]
+    except FileNotFoundError:
+        return []
     for name in names:
         if name != f"worker-{own}.metrics":
             with suppress(FileNotFoundError):

@@ -180,10 +180,10 @@ def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
 
 
 def test_a_version_says_what_its_artefact_was_trained_on(versions: Versions, tmp_path: Path) -> None:
-    """As `headgate train` wrote it."""
+    """As `headgate train` wrote it; two of its 42 rows ask what test rows ask."""
     folder, made = write_folder(tmp_path / "data", 60), tmp_path / "made.safetensors"
     app = typer.Typer()
     add_to(app)
     CliRunner().invoke(app, ["train", "--data", str(folder), "--router", "linear", "--out", str(made)])
     told = versions.add("auto", made, actor="me").metrics
-    assert told == {"rows": 42, "data_checksum": load_artifact(made)[0].data_checksum}
+    assert told == {"rows": 40, "data_checksum": load_artifact(made)[0].data_checksum}
