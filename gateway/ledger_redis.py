@@ -294,7 +294,8 @@ class RedisLedger:
             return
         unsent = self._outbox.unsent()
         try:
-            spent, accounts = await asyncio.wait_for(asyncio.to_thread(self.recall), RECALL_S)
+            async with asyncio.timeout(RECALL_S):
+                spent, accounts = await asyncio.to_thread(self.recall)
         except (HeadgateError, OSError, TimeoutError) as fault:
             if await self._wire.ask("HGET", self._prefix + "born", RIGHTED):
                 return  # the control process told it already
@@ -383,10 +384,9 @@ class RedisLedger:
                 await self._mend(fault)
                 await asyncio.sleep(RETRY_S)
                 continue
-            try:
-                await asyncio.wait_for(self._outbox.wake.wait(), max(0.0, pulse_at - time.monotonic()))
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, pulse_at - time.monotonic())):
+                    await self._outbox.wake.wait()
 
     async def _mend(self, fault: BaseException) -> None:
         """Where something else stands at a key that all accounts need, it goes: what we know is told anew."""

@@ -252,7 +252,8 @@ async def watch_batches(services: Services) -> None:
     desk = services.batches
     while not desk.marker.exists():
         with suppress(TimeoutError):
-            await asyncio.wait_for(desk.asked.wait(), BATCHES_EVERY_S)
+            async with asyncio.timeout(BATCHES_EVERY_S):
+                await desk.asked.wait()
         desk.asked.clear()
     from gateway.batch.owner import keep_batches
 

@@ -66,7 +66,8 @@ class Owner:
         complaint = Complaint(log, "batches")
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.desk.asked.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):  # where wait_for would lose a cancellation at a job's end
+                    await self.desk.asked.wait()
             self.desk.asked.clear()
             try:
                 if self.desk.marker.exists():

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf, isfinite
 from typing import Protocol
@@ -440,10 +441,9 @@ class Runner:
         due = [self._look_s, *(pace.opens_s - now for pace in self.paces.values() if pace.opens_s > now)]
         if self.supply.wakes_s() is not None:
             due.append((self.supply.wakes_s() or 0.0) - now)
-        try:
-            await asyncio.wait_for(self._wakes.wait(), max(0.001, min(due)))
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.001, min(due))):
+                await self._wakes.wait()
         self._wakes.clear()
 
     async def _drain(self) -> None:

@@ -54,7 +54,8 @@ class Reader:
 
         asked = asyncio.get_running_loop().run_in_executor(self._threads, question)
         try:
-            return await asyncio.wait_for(asked, patience_s)
+            async with asyncio.timeout(patience_s):
+                return await asked
         except (DBAPIError, NoneFree) as fault:
             if isinstance(fault, DBAPIError) and not database_said(fault):
                 raise

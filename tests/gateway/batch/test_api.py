@@ -418,6 +418,17 @@ async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Pa
     assert 0 < len(answers) < 200 and {one["error"]["code"] for one in errors} == {"batch_cancelled"}
 
 
+async def test_an_end_that_comes_with_a_jobs_own_is_not_missed(tmp_path: Path) -> None:
+    """A worker that stops in the moment in which a job has ended looks for no other."""
+    async with live(tmp_path) as gateway:
+        looking = asyncio.create_task(keep_batches(gateway.services))
+        await asyncio.sleep(0.05)
+        gateway.services.batches.asked.set()
+        looking.cancel()
+        await asyncio.wait({looking}, timeout=20)
+        assert looking.cancelled()
+
+
 async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> None:
     """While it rests nobody holds it; resumed, it goes on where it was."""
     lines = "".join(line(f"r-{n}", f"word {n}") for n in range(160))
