@@ -127,11 +127,7 @@ class Answering:
             into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
-        if asked.units:
-            return {
-                name: models[name].worst(into, out, n) + asked.units * models[name].price.unit for name in route.names
-            }
-        return {name: models[name].worst(into, out, n, searches) for name in route.names}
+        return {name: models[name].worst(into, out, n, searches, asked.units) for name in route.names}
 
     # -- describe
 

@@ -162,11 +162,11 @@ class App:
                 raise Draining("too many requests in flight on this worker", retry_after_s=1.0)
             if isinstance(body, HeadgateError):
                 raise body
-            raw = turn = None
             if surface in PASSED:
                 call = read_passed(surface, body, arrival, timeout_s=server.request_timeout_s)
                 await self.answering.answer(call, reply)
                 return
+            raw = turn = None
             if surface == "responses":
                 tenant = services.caller_of(arrival.headers, arrival.host).tenant
                 turn = await services.responses.continued(read_raw(body, arrival.headers), tenant)

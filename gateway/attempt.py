@@ -205,19 +205,17 @@ class Caller:
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int
     ) -> None:
         """What the attempt cost, from what the upstream says it used; estimated where it says nothing."""
+        asked = exchange.call.described
         if not usage.known:
             attempt.estimated = True
-            usage = exchange.call.described.expected or Usage(
-                input_tokens=exchange.call.described.input_tokens,
-                output_tokens=tokens_in(chars),
-                web_searches=usage.web_searches,
+            usage = asked.expected or Usage(
+                input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches
             )
-        config = deployment.config
-        searches = config.web_searches or exchange.call.described.surely_searches
+        searches = deployment.config.web_searches or asked.surely_searches
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
-        if (expected := exchange.call.described.expected) is not None and not usage.units:
-            usage = msgspec.structs.replace(usage, units=expected.units)
+        if asked.expected is not None and not usage.units:
+            usage = msgspec.structs.replace(usage, units=asked.expected.units)
         attempt.usage = usage
         attempt.cost_nanousd = cost_of(usage, deployment)
 

@@ -26,7 +26,6 @@ _PREFIXES = {
     "message": "msg_", "reasoning": "rs_", "function_call": "fc_", "function_call_output": "fco_",
     "custom_tool_call": "ctc_", "custom_tool_call_output": "ctco_",
 }  # fmt: skip
-_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 T = TypeVar("T")
 
 

@@ -119,7 +119,7 @@ class Exchange(msgspec.Struct):
     flow: Relay | None = None
     """The stream the client has begun to see: it knows how an error must end it."""
     media: tuple[bytes, bytes] = JSON
-    """The header that says what a whole answer is."""
+    """The header that says what the answer is, unless it is a stream that is read here."""
 
     @property
     def scope(self) -> str:

@@ -88,12 +88,14 @@ class Price:
             )
         return (total + MTOK // 2) // MTOK
 
-    def worst(self, input_tokens_bound: int, max_output_tokens: int, n: int = 1, web_searches: int = 0) -> int:
+    def worst(
+        self, input_tokens_bound: int, max_output_tokens: int, n: int = 1, web_searches: int = 0, units: int = 0
+    ) -> int:
         """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
-        searches.
+        searches and units.
         """
         tokens = -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
-        return tokens + web_searches * self.web_search
+        return tokens + web_searches * self.web_search + units * self.unit
 
 
 def highest(prices: Iterable[Price]) -> Price:

@@ -251,7 +251,7 @@ class Responses:
     async def delete(self, id: str, tenant: str) -> None:
         """Gone for good once this returns; raises NotFound where there is none."""
         record = await self.find(id, tenant)
-        if record.output.find(b'"background":true') >= 0:
+        if b'"background":true' in record.output:
             with suppress(HeadgateError):  # else they go as old ones do, told to nobody
                 await self.kept.ask(lambda kept: kept.remove(id, tenant))
         for one in (*_named(msgspec.json.decode(record.output)["output"]), id):

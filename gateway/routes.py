@@ -35,10 +35,12 @@ class Model:
     """The highest of all deployments, bucket by bucket, so that a hold covers any of them."""
     candidate: Candidate
 
-    def worst(self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0) -> int:
+    def worst(
+        self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0, units: int = 0
+    ) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
         searches = max(web_searches, self.candidate.web_searches)
-        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, searches)
+        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, searches, units)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,16 @@ the end of the message says that it is whole, and nothing but a broken connectio
 
 from __future__ import annotations
 
-import msgspec
-
 from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import render_error
-from gateway.wire.pass_through import usage_told
+from gateway.wire.pass_through import read_passing, usage_of
 from gateway.wire.relay import Relay
 from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
 
 _ENDS = (".completed", ".done")
 """How the types of events end that say what became of it all."""
-
-
-class _Event(msgspec.Struct):
-    type: str = ""
-
-
-_decode = msgspec.json.Decoder(_Event).decode
 
 
 class PassStream(Relay):
@@ -57,17 +48,19 @@ class PassStream(Relay):
         return b"".join([self._pass_on(event) for event in events])
 
     def _pass_on(self, event: bytes) -> bytes:
+        if self.fault is not None:
+            return b""
         payload = data_of(event)
-        if payload is None or self.fault is not None:
-            return b"" if self.fault is not None else event
+        if payload is None:
+            return event
         try:
-            self._usage += usage_told(payload, self._surface)
-            kind = _decode(payload).type
+            told = read_passing(payload)
         except UpstreamError as error:
             return self._fail("stream_error", error)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            kind = ".done" if payload.strip() == b"[DONE]" else ""
-        if not kind.endswith(_ENDS):
+        if told is not None:
+            self._usage += usage_of(told, self._surface)
+        is_end = payload.strip() == b"[DONE]" if told is None else str(told.type).endswith(_ENDS)
+        if not is_end:
             return event
         before, self._held = self._held, event
         return before

@@ -232,34 +232,42 @@ def _count(fields: Mapping[str, Any], name: str, default: int) -> int:
     return count
 
 
-class _Answer(msgspec.Struct):
+class Answer(msgspec.Struct):
+    """What an answer, or an event of one, tells of itself."""
+
     error: Any = None
     usage: Any = None
     data: Any = None
     results: Any = None
     meta: Any = None
     duration: Any = None
-    type: Any = None
+    type: Any = ""
     """Of an event."""
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(Answer).decode
 
 
 def peek_passed(body: bytes, surface: str) -> Peek:
     """What a whole answer says that it used. UpstreamError where it is an error after all; text and sound say nothing,
     and neither does what can't be read: it is the client's to make sense of.
     """
-    return Peek(usage=usage_told(body, surface))
+    answer = read_passing(body)
+    return Peek(usage=usage_of(answer, surface)) if answer is not None else Peek()
 
 
-def usage_told(body: bytes, surface: str) -> Usage:
+def read_passing(body: bytes) -> Answer | None:
+    """None: it is no JSON object. UpstreamError where it is an error."""
     try:
         answer = _decode(body)
     except BAD_JSON:
-        return Usage()
+        return None
     if answer.error is not None or answer.type == "error":
         raise classify_in_stream(answer.error if answer.error is not None else msgspec.json.decode(body))
+    return answer
+
+
+def usage_of(answer: Answer, surface: str) -> Usage:
     usage = answer.usage if isinstance(answer.usage, dict) else {}
     units = _units(surface, answer, usage)
     known = Usage.from_openai(_spelled(usage, surface) if "input_tokens" in usage else usage)
@@ -279,10 +287,10 @@ def _spelled(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:
     }
 
 
-def _units(surface: str, answer: _Answer, usage: Mapping[str, Any]) -> int:
+def _units(surface: str, answer: Answer, usage: Mapping[str, Any]) -> int:
     """Pieces that the answer tells of."""
     if surface in _COUNTED:
-        return len(answer.data) if isinstance(answer.data, list) else str(answer.type).endswith(".completed")
+        return len(answer.data) if isinstance(answer.data, list) else int(str(answer.type).endswith(".completed"))
     if surface == "moderations":
         return len(answer.results) if isinstance(answer.results, list) else 0
     if surface == "rerank":

@@ -16,7 +16,7 @@ import msgspec
 import openai
 import pytest
 
-from gateway.wire.pass_through import PASSED_PATHS, describe_passed, read_fields, read_upload, usage_told
+from gateway.wire.pass_through import PASSED_PATHS, describe_passed, peek_passed, read_fields, read_upload
 from gateway.wire.usage import Usage
 from tests.conformance.clients import MODES
 from tests.conformance.studio import Asked, Said, Studio, studio
@@ -361,4 +361,4 @@ def test_every_text_that_a_model_may_read_is_held_for() -> None:
      ("images", b"no JSON", Usage())],
 )  # fmt: skip
 def test_what_an_answer_says_that_it_used(surface: str, answer: bytes, usage: Usage) -> None:
-    assert usage_told(answer, surface) == usage
+    assert peek_passed(answer, surface).usage == usage
