@@ -15,8 +15,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import sqlalchemy as sa
 import uvicorn
@@ -44,6 +42,7 @@ from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.processes import orphaned
+from gateway.server import HttpServer
 from gateway.spread import Spread
 
 log = logging.getLogger("headgate.control")
@@ -54,14 +53,8 @@ CHORES_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
 PROMISES_EVERY_S = 15.0
 REOPEN_AFTER_S = 1.0
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to us: uvicorn raises them again at its end, before we have shipped."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+LINGER_S = 0.25
+"""At the end a connection that was just made has so long for its request; the next control takes those in the queue."""
 
 
 async def serve_control(
@@ -71,11 +64,12 @@ async def serve_control(
     engine = open_engine(config.storage.url)
     shipper = Shipper(spool_dir(config.server.run_dir), engine)
     desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
-    server = _Server(
+    server = HttpServer(
         uvicorn.Config(
             make_admin(desk), admin_host(config.server), config.server.admin_port, http=Laneless, ws="none",
             log_config=None, access_log=False, **tls_options(config.server),
-        )
+        ),
+        LINGER_S,
     )
     ended = threading.Event()
     chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
@@ -88,7 +82,7 @@ async def serve_control(
         watching.cancel()
         ended.set()
         desk.closing = True
-        server.should_exit = True
+        server.drain(config.server.drain_timeout_s)
         await asyncio.gather(serving, chores, return_exceptions=True)
         desk.store.close()
     await chores

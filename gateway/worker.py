@@ -14,8 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -35,6 +34,7 @@ from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE, orphaned
 from gateway.retired import snapshot_of
+from gateway.server import DRAIN_EVERY_S, HttpServer
 from gateway.services import Services
 
 log = logging.getLogger("headgate.worker")
@@ -44,7 +44,6 @@ METRICS_EVERY_S = 1.0
 BATCHES_EVERY_S = 1.0
 LINGER_S = 5.0
 """While draining, so long an idle connection has for its next request, which is answered and ends it."""
-DRAIN_EVERY_S = 0.02
 COLLECT_AFTER = (20_000, 5, 5)
 """A request leaves no cycle, a closed connection some 30 objects. The elder generations are looked at often: they hold
 little but what was in use by chance, and what waits there would look like a leak for an hour."""
@@ -76,7 +75,7 @@ async def work(
 ) -> None:
     """Serve until SIGTERM, or until the process `parent` is gone; in-flight requests and streams are finished first."""
     app = build(config, index)
-    server = _Server(server_config(app, config.server))
+    server = HttpServer(server_config(app, config.server), LINGER_S)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, drain, app, server, config.server.drain_timeout_s)
@@ -114,82 +113,32 @@ async def work(
         await close(app)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn raises them again at its end, before we have closed anything.
-
-    Draining never closes a connection that a client may be about to use: each is told so with its next answer,
-    and closed where none comes within `LINGER_S`.
-    """
-
-    ready_fd: int | None = None
-    on_drain: Callable[[], None] = staticmethod(lambda: None)
-    patience_s = 0.0
-    """How long what is under way may take, from the signal on."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        fd, self.ready_fd = self.ready_fd, None
-        if fd is not None:
-            with suppress(OSError):  # whoever waited for it is gone
-                os.write(fd, b"1")
-            os.close(fd)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        began_s, state = time.monotonic(), self.server_state
-        self.on_drain()
-        for listener in self.servers:
-            listener.close()
-        for sock in sockets or []:
-            sock.close()
-        state.default_headers.append((b"connection", b"close"))
-        for connection in list(state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
-                connection.shutdown()  # closes after this answer
-        while state.connections and not self.force_exit:
-            passed_s = time.monotonic() - began_s
-            if passed_s >= min(LINGER_S, self.patience_s):
-                for connection in list(state.connections):
-                    connection.shutdown()
-            if passed_s >= self.patience_s:
-                break
-            await asyncio.sleep(DRAIN_EVERY_S)
-        for task in list(state.tasks):
-            task.cancel()
-        if state.tasks:
-            await asyncio.wait(list(state.tasks), timeout=1.0)
-
-
-def drain(app: App, server: _Server, patience_s: float) -> None:
+def drain(app: App, server: HttpServer, patience_s: float) -> None:
     """Accept nothing new, finish what is under way; the same signal again doesn't wait for it."""
     server.force_exit = app.draining and patience_s <= server.patience_s
-    server.patience_s = patience_s
-    app.draining = server.should_exit = True
+    app.draining = True
+    server.drain(patience_s)
 
 
-def hand_back(app: App, server: _Server, batches: asyncio.Task[None]) -> None:
+def hand_back(app: App, server: HttpServer, batches: asyncio.Task[None]) -> None:
     """Ask no further line of a batch; those under way have as long as requests have."""
     app.services.batches.drain_s = server.patience_s
     batches.cancel()
 
 
-async def handed_back(server: _Server, batches: asyncio.Task[None]) -> None:
+async def handed_back(server: HttpServer, batches: asyncio.Task[None]) -> None:
     """Whoever runs the batches next would pay again for what is under way."""
     deadline_s = time.monotonic() + server.patience_s + ENDS_WITHIN_S
     while not (batches.done() or server.force_exit) and time.monotonic() < deadline_s:
         await asyncio.wait({batches}, timeout=DRAIN_EVERY_S)
 
 
-async def made_whole(app: App, server: _Server) -> None:
+async def made_whole(app: App, server: HttpServer) -> None:
     """Responses in the background have as long as requests have."""
     await app.background.close(0.0 if server.force_exit else server.patience_s)
 
 
-async def end_with(parent: int, app: App, server: _Server) -> None:
+async def end_with(parent: int, app: App, server: HttpServer) -> None:
     await orphaned(parent)
     drain(app, server, app.services.config.server.drain_timeout_s)
 

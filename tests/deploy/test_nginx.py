@@ -28,13 +28,16 @@ http {{
 """
 MORE = ["", "proxy_http_version 1.1;", 'proxy_http_version 1.1; proxy_set_header Connection "";']
 CHAT = {"model": "slow", "messages": [{"role": "user", "content": "one two three"}]}
-SLOW = {"slow": [{"text": "one two three four", "gap_s": 0.4}]}
+SLOW = {
+    "slow": [{"text": "one two three four", "gap_s": 0.4}],
+    "long": [{"text": " ".join(["word"] * 60), "gap_s": 0.4}],
+}
 
 
 @pytest.fixture(params=MORE, ids=["1.0", "1.1", "1.1 kept alive"])
 async def before(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Live]]:
     """nginx' address, and the gateway behind it."""
-    async with live(tmp_path, scripts=SLOW, models=["slow"]) as gateway:
+    async with live(tmp_path, scripts=SLOW, models=[*SLOW]) as gateway:
         port = free_port()
         path = tmp_path / "nginx.conf"
         path.write_text(CONFIG.format(folder=tmp_path, port=port, url=gateway.url, more=request.param))
@@ -82,7 +85,7 @@ async def test_whole_answers_and_streams_come_through(before: tuple[str, Live], 
 async def test_a_client_that_leaves_nginx_leaves_us(before: tuple[str, Live]) -> None:
     """nginx closes its own connection then, and the upstream's answer is not waited for."""
     url, gateway = before
-    chat = {**CHAT, "stream": True}
+    chat = {**CHAT, "model": "long", "stream": True}
     async with (
         httpx.AsyncClient(timeout=60) as client,
         client.stream("POST", url + "/v1/chat/completions", json=chat) as answer,
