@@ -30,8 +30,14 @@ SECRETS = {
     "the password of Redis": "plainrediscanary8",
     "a key in a faulty file": "plainreloadcanary9",
 }
-WORDS = {"a prompt": "quetzalcanary", "an answer": "obsidiancanary", "a comment": "malachitecanary"}
-PROMPT, ANSWER, COMMENT = (f"{word} and more" for word in WORDS.values())
+WORDS = {
+    "a prompt": "quetzalcanary",
+    "an answer": "obsidiancanary",
+    "a comment": "malachitecanary",
+    "a prompt in a file": "tourmalinecanary",
+    "its answer": "carneliancanary",
+}
+PROMPT, ANSWER, COMMENT, FILED, FILED_ANSWER = (f"{word} and more" for word in WORDS.values())
 LEAK = " ".join((SECRETS["a header of ours"], SECRETS["the provider's key"], PROMPT))
 LATE_LEAK = f"{SECRETS['a key set at run time']} {PROMPT}"
 """What a provider with a loose tongue says of a request."""
@@ -77,6 +83,7 @@ FAULTS = (
 )  # fmt: skip
 SCRIPTS: dict[str, list[dict[str, Any]]] = {
     "echo": [{"text": ANSWER}],
+    "filed": [{"text": FILED_ANSWER}],
     **{f"leak-{status}": [{"status": status, "error": LEAK, "error_code": LEAK}] for status in STATUSES},
     **{fault: [{"text": ANSWER, "error": LEAK, "fault": fault}] for fault in FAULTS},
 }
@@ -140,13 +147,15 @@ async def test_nothing_that_is_written_tells(tmp_path: Path) -> None:
             for path in ("/metrics", "/readyz"):
                 await data.ask("GET", path)
                 await admin.ask("GET", path)
-            kept = files(tmp_path)
+            kept = {f"before, {name}": text for name, text in files(tmp_path).items()}
             await lose_the_database(tmp_path, data, admin)
         spans, said = b"".join(collector.heard), log.read_bytes()
     assert b"headgate." in said and b"gen_ai" in spans and any(name.endswith("journal.db") for name in kept)
     secrets, words = [*SECRETS.values()], [WORDS["a prompt"], WORDS["an answer"]]
+    filed = [WORDS["a prompt in a file"], WORDS["its answer"]]
     found = found_in({"log": said, "spans": spans}, [*secrets, *WORDS.values()])
-    found += found_in({**kept, **files(tmp_path), "admin": admin.text}, [*secrets, *words])
+    found += found_in({"admin": admin.text}, [*secrets, *words, *filed])
+    found += found_in({**kept, **files(tmp_path)}, [*secrets, *words])
     found += found_in({"data": data.text}, secrets)
     assert not found, "\n".join(found)
 
@@ -259,14 +268,14 @@ async def administer(admin: Heard) -> None:
 
 
 async def run_batches(data: Heard, upstream: ScriptedServer) -> None:
-    """Lines that are answered, fail, and can't be read."""
+    """Lines that are answered, fail, and can't be read: files of clients, which the database keeps for them."""
     key = SECRETS["a client's key"]
     lines = [
         {"custom_id": f"{n}", "method": "POST", "url": "/v1/chat/completions",
-         "body": {"model": model, **SURFACES["chat/completions"]}}
-        for n, model in enumerate(("echo", "leak-400", "leak-500", "malformed", PROMPT))
+         "body": {"model": model, "messages": [{"role": "user", "content": FILED}]}}
+        for n, model in enumerate(("filed", "leak-400", "leak-500", "malformed", FILED))
     ]  # fmt: skip
-    for content in ("\n".join(map(json.dumps, lines)), PROMPT):
+    for content in ("\n".join(map(json.dumps, lines)), FILED):
         sent = await data.ask(
             "POST", "/v1/files", key, files={"file": ("b.jsonl", content)}, data={"purpose": "batch"}
         )
@@ -318,7 +327,7 @@ async def lose_the_database(folder: Path, data: Heard, admin: Heard) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that the gateway left, but its own copies of secrets, which nobody else may read, and files of clients."""
+    """All that the gateway left, but its own copies of secrets, which nobody else may read, and plans of batches."""
     found = [*(folder / "run").rglob("*"), *folder.glob("journal.db*")]
     secret = [path for path in found if path.name in ("config.toml", "secrets.json")]
     assert len(secret) == 2 and all(path.stat().st_mode & 0o77 == 0 for path in secret)
