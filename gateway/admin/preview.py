@@ -45,7 +45,7 @@ def _preview(desk: Desk, route: str, knobs: Knobs, changed: Mapping[str, float |
         route=route, knobs=knobs, rounds=answer.rounds, labelled=answer.labelled, effective=answer.effective,
         quality=quality, cost_usd=cost, latency_s=latency, requests_per_day=per_day, day_usd=_times(cost, per_day),
         shares_now=dict(answer.now_shares), shares_then=dict(answer.then_shares),
-        message=_message(changed, quality, cost, answer),
+        passed_over=answer.passed_over, notes=list(answer.notes), message=_message(changed, quality, cost, answer),
     )  # fmt: skip
 
 

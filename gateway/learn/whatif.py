@@ -110,7 +110,7 @@ def what_if(log: Log, policy: Policy, *, evidence: Evidence | None = None, seed:
 def _drifts(log: Log) -> list[str]:
     return [
         f"answers of {one.model} went from {one.before:.2f} to {one.after:.2f} "
-        f"at {_said(log.records[one.place].time_s)}: ask for the time since then alone"
+        f"at {_said(log.records[one.place].time_s)}: what was logged before says little of now"
         for one in changes(log)
     ]
 

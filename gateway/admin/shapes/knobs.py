@@ -142,6 +142,10 @@ class Preview(BaseModel):
     shares_now: dict[str, float]
     shares_then: dict[str, float]
     """Share of requests per model; known exactly."""
+    passed_over: int = 0
+    """Earlier decisions left out: in them what the knobs would do was never tried."""
+    notes: list[str] = []
+    """What changed in the time of the log, so that its figures may say little of tomorrow."""
     message: str
     """One sentence for people: what would change and how sure that is, or what it would take to know."""
 

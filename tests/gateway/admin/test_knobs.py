@@ -15,6 +15,7 @@ from gateway.admin.changes import Conflict
 from gateway.admin.desk import Desk
 from gateway.admin.shapes.knobs import Kept, KnobChange, Knobs, TrialWanted
 from gateway.errors import CallerError, HeadgateError, NotFound
+from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.journal.store import Store
 from gateway.settings import read_settings
 from tests.gateway.admin.traffic import explored, write
@@ -245,6 +246,21 @@ async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
     sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
     answer = await client.post("/admin/routes/auto/preview", **sent)
     assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
+
+
+async def test_what_changed_in_the_time_of_the_log_is_said_where_a_knob_is_turned(
+    desk: Desk, client: httpx.AsyncClient
+) -> None:
+    """A model that grew worse: figures of before say little of tomorrow."""
+    log = explored(600)
+    for decided, scored in zip(log[600::2], log[601::2], strict=True):
+        assert isinstance(decided, DecisionRecord) and isinstance(scored, FeedbackRecord)
+        write(desk, decided, replace(scored, score=0.1 if decided.model == "large" else scored.score))
+    write(desk, *log[:600])
+    told = (await client.post("/admin/routes/auto/preview", json={"cost_weight": 1.0})).json()
+    (note,) = told["notes"]
+    assert note.startswith("answers of large went from 0.9") and told["passed_over"] == 0
+    assert note[1:] in (await client.get("/routes/auto/effect?cost_weight=1")).text
 
 
 async def test_a_route_may_have_a_slash_in_its_name(desk: Desk, client: httpx.AsyncClient) -> None:
