@@ -118,8 +118,8 @@ def _find_local_models(config: Config) -> None:
 
 def _open_cache_rules(config: Config) -> None:
     """With the embedder that the cache would compare by."""
+    from gateway.answer_cache import open_pair_rules
     from gateway.embedders import open_embedder
-    from gateway.shelf import open_pair_rules
 
     embedder = open_embedder(config.embedding)
     open_pair_rules(config, embedder.version if embedder and config.embedding.cache else "the shipped table")

@@ -168,7 +168,7 @@ class Answering:
         if directive is None or not (directive.look_up or directive.store or directive.only_if_cached):
             return ALONE
         exchange.directive = directive
-        refusal = may_cache(call.raw, self.s.shelf.rules_of(config), surface=call.surface)
+        refusal = may_cache(call.raw, self.s.cache.rules_of(config), surface=call.surface)
         if refusal:
             exchange.cache_state = f"refused:{refusal}"
             return ALONE
@@ -176,22 +176,22 @@ class Answering:
         exchange.cache_key = exact_key(
             tenant=exchange.caller.tenant, scope=exchange.scope, surface=call.surface, body=call.raw
         )
-        return self.s.shelf.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
+        return self.s.cache.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
 
     async def look_up(self, exchange: Exchange, ticket: Ticket | Alone) -> bool:
         """The cache, exact and then semantic, then an identical request already under way."""
-        directive, shelf = exchange.directive, self.s.shelf
+        directive, cache = exchange.directive, self.s.cache
         if directive is None:
             return False
         if exchange.cache_key:
-            if directive.look_up and await shelf.find(exchange, self.s.clock()):
+            if directive.look_up and await cache.find(exchange, self.s.clock()):
                 ticket.land(exchange.hit.entry if exchange.hit else None)
                 return True
-            if not ticket.leader or shelf.flight.lease is not None:
-                look_again = shelf.finder(exchange, self.s.clock)
+            if not ticket.leader or cache.flight.lease is not None:
+                look_again = cache.finder(exchange, self.s.clock)
                 entry = await ticket.wait(self.left_s(exchange.call), look_again)
                 if entry is not None:
-                    shelf.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
+                    cache.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
                     return True
         if directive.only_if_cached:
             raise NotFound("not in the cache, and the request said only-if-cached", code="not_cached", status=504)
@@ -312,7 +312,7 @@ class Answering:
             return
         entry, comparison = entry_of(self.s, exchange), None
         if entry is not None and exchange.directive.store:
-            comparison = await self.s.shelf.remember(exchange, entry)
+            comparison = await self.s.cache.remember(exchange, entry)
         ticket.land(entry)  # only now: another replica looks into the store when the lease comes back
         if comparison is not None:
             self.auditor.after_miss(exchange, comparison)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from cascade.artifact import TrainedCascade, load_cascade
+from gateway.answer_cache import open_cache
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
@@ -40,7 +41,6 @@ from gateway.responses import Responses
 from gateway.routes import KNOB_NAMES, RouteBook, knobs_of, share_of
 from gateway.services import Chore, Ids, Services
 from gateway.settings import Current, Settings
-from gateway.shelf import open_shelf
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
@@ -89,7 +89,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         fleet=fleet,
         featurizer=shipped_featurizer,
         embedder=embedder,
-        shelf=open_shelf(config, shipped_featurizer, embedder if config.embedding.cache else None),
+        cache=open_cache(config, shipped_featurizer, embedder if config.embedding.cache else None),
         driver=Driver(caller, draws, Hedging()),
         responses=Responses(spool, journal, clock, server),
         spool=spool,
@@ -265,7 +265,7 @@ async def close(app: App) -> None:
     await app.answering.auditor.close()
     for provider in services.driver.caller.providers.values():
         await provider.aclose()
-    await services.shelf.close()
+    await services.cache.close()
     await services.ledger.close()
     await services.online.close()
     services.journal.close()

@@ -66,7 +66,7 @@ class Auditor:
         """Compare a fresh answer with the entry that was near, if this miss was drawn for it."""
         if comparison is not None:
             self._start(self._compare(exchange, comparison, exchange.answer_body))
-        cache = self.s.shelf.semantic_of(exchange.route) if exchange.similar is not None else None
+        cache = self.s.cache.semantic_of(exchange.route) if exchange.similar is not None else None
         if cache is not None and cache.acceptance.due:
             self._start(asyncio.to_thread(cache.maintain))
 
@@ -109,19 +109,19 @@ class Auditor:
             await self._judge(exchange, comparison, served, fresh)
 
     async def _compare(self, exchange: Exchange, comparison: Comparison, fresh: bytes) -> None:
-        entry = await self.s.shelf.store.get(comparison.key, tenant=comparison.tenant, now_s=self.s.clock())
+        entry = await self.s.cache.store.get(comparison.key, tenant=comparison.tenant, now_s=self.s.clock())
         if entry is not None and entry.id == comparison.entry_id:
             await self._judge(exchange, comparison, entry.body, fresh)
 
     async def _judge(self, exchange: Exchange, comparison: Comparison, held: bytes, fresh: bytes) -> None:
         """A verdict may ask for one more comparison with the same fresh answer."""
-        cache: SemanticCache = self.s.shelf.semantic_of(exchange.route)
+        cache: SemanticCache = self.s.cache.semantic_of(exchange.route)
         following: Comparison | None = comparison
         while following is not None:
             right = await self.same(exchange, held, fresh) if held else None
             following = cache.audit(following.row, right)
             if following is not None:
-                entry = await self.s.shelf.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
+                entry = await self.s.cache.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
                 held = entry.body if entry is not None else b""
 
     async def _measure(self, exchange: Exchange) -> None:

@@ -115,8 +115,8 @@ async def fleet(app: App, _: Ask) -> list[dict[str, Any]]:
 
 async def cache(app: App, _: Ask) -> dict[str, Any]:
     """What the store holds, and per route of the semantic tier what was audited."""
-    shelf, found = app.services.shelf, {}
-    for route, semantic in shelf.semantic.items():
+    cache, found = app.services.cache, {}
+    for route, semantic in cache.semantic.items():
         acceptance = semantic.acceptance
         rate, fitted = acceptance.false_hit_rate(), acceptance.fitted
         known = fitted is not None and fitted.threshold < NEVER
@@ -124,18 +124,18 @@ async def cache(app: App, _: Ask) -> dict[str, Any]:
             "audited": rate.n, "wrong": round(rate.value * rate.n, 6), "requests": acceptance.requests,
             "judgements": acceptance.judgements, "threshold": fitted.threshold if fitted and known else None,
         }  # fmt: skip
-    listed = isinstance(shelf.store, MemoryStore | SqliteStore)
-    return {"store": asdict(shelf.store.stats()), "routes": found, "listed": listed}
+    listed = isinstance(cache.store, MemoryStore | SqliteStore)
+    return {"store": asdict(cache.store.stats()), "routes": found, "listed": listed}
 
 
 async def entries(app: App, ask: Ask) -> dict[str, Any]:
     """Entries that hold `query` in an id, the question or the answer: newest first, and how many there are."""
-    shelf = app.services.shelf
-    store = shelf.store
+    cache = app.services.cache
+    store = cache.store
     if not isinstance(store, MemoryStore | SqliteStore):
         return {"data": [], "total": 0, "listed": False}
     held = store.entries() if isinstance(store, MemoryStore) else await asyncio.to_thread(store.entries, MOST_READ)
-    questions = {id: text for one in shelf.semantic.values() for id, text in one.questions().items()}
+    questions = {id: text for one in cache.semantic.values() for id, text in one.questions().items()}
     return await asyncio.to_thread(_matching, held, questions, ask, app.services.clock())
 
 
@@ -171,10 +171,10 @@ def _told(entry: Entry, question: str) -> dict[str, Any]:
 
 async def forget(app: App, ask: Ask) -> bool:
     """One entry, or all of a tenant: gone before the next request."""
-    shelf = app.services.shelf
+    cache = app.services.cache
     if "tenant" in ask:
-        return await shelf.delete_tenant(str(ask["tenant"]))
-    return await shelf.delete(str(ask["id"]), tenant=None)
+        return await cache.delete_tenant(str(ask["tenant"]))
+    return await cache.delete(str(ask["id"]), tenant=None)
 
 
 _ANSWERS: dict[str, Answer] = {

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from cache.prefix import Chain
     from cache.rules import Directive
     from cache.semantic import Comparison, Miss
+    from gateway.answer_cache import Similar
     from gateway.call import Call
     from gateway.keys import Caller
     from gateway.ledger import Hold
     from gateway.limits import Taken
     from gateway.routes import Route
-    from gateway.shelf import Similar
     from gateway.wire.chunk import Peek
     from gateway.wire.relay import Relay
 

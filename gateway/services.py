@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.answer_cache import AnswerCache
 from gateway.batch.desk import Desk as BatchDesk
 from gateway.config import Config
 from gateway.drive import Driver
@@ -24,7 +25,6 @@ from gateway.prefixes import Prefixes
 from gateway.responses import Responses
 from gateway.routes import RouteBook
 from gateway.settings import Current
-from gateway.shelf import Shelf
 from gateway.tracing import Tracing
 from routers.features import Featurizer
 
@@ -64,7 +64,7 @@ class Services:
     """Loaded when a route's router first needs it."""
     embedder: Featurizer | None
     """The configured one, which takes milliseconds, for routers trained upon it."""
-    shelf: Shelf
+    cache: AnswerCache
     driver: Driver
     responses: Responses
     spool: Spool

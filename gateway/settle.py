@@ -198,7 +198,7 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
     if not body:
         return None
     seen = exchange.kept.seen if exchange.kept is not None else seen_in(body, call.surface)
-    rules = services.shelf.rules_of(exchange.route.config)
+    rules = services.cache.rules_of(exchange.route.config)
     refusal = refusal_to_keep(rules, seen, call.surface, len(body))
     if refusal:
         exchange.cache_state = f"refused:{refusal}"

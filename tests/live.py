@@ -55,7 +55,7 @@ class Live:
         assert services.ledger.outstanding == 0
         assert services.metrics.in_flight == 0
         assert self.app.in_flight == 0
-        assert len(services.shelf.flight) == 0
+        assert len(services.cache.flight) == 0
         for deployment in services.fleet.all():
             assert deployment.in_flight == 0, deployment.id
         for name, provider in services.driver.caller.providers.items():

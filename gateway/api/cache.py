@@ -11,7 +11,7 @@ from gateway.reply import JSON
 
 async def delete_entry(request: Request, id: str) -> Answer:
     caller = request.caller()
-    if not await request.services.shelf.delete(id, tenant=None if caller.admin else caller.tenant):
+    if not await request.services.cache.delete(id, tenant=None if caller.admin else caller.tenant):
         raise NotFound(f"No cache entry has the id '{id}'.")
     return 200, [JSON], msgspec.json.encode({"id": id, "deleted": True})
 
@@ -19,5 +19,5 @@ async def delete_entry(request: Request, id: str) -> Answer:
 async def delete_tenant(request: Request, _: str) -> Answer:
     caller = request.caller()
     tenant = request.query.get("tenant", [caller.tenant])[0] if caller.admin else caller.tenant
-    done = await request.services.shelf.delete_tenant(tenant)
+    done = await request.services.cache.delete_tenant(tenant)
     return 200 if done else 503, [JSON], msgspec.json.encode({"tenant": tenant, "deleted": done})

@@ -23,11 +23,11 @@ import uvicorn
 from cache.acceptance import NEVER, Fitted
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
-from gateway import shelf as shelf_module
+from gateway import answer_cache
+from gateway.answer_cache import AnswerCache
 from gateway.embedders import EmbeddingFailed
 from gateway.journal.view import miss_told
 from gateway.ledger import MemoryLedger
-from gateway.shelf import Shelf
 from tests.live import Live, listening, live
 
 TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount",
@@ -140,7 +140,7 @@ async def test_a_miss_says_why_nothing_was_served(tmp_path: Path) -> None:
         said["refused:temperature"] = (await gateway.decision(answer.headers["x-headgate-decision-id"])).cache_why
         plain = await ask(gateway, client, f"{wording} folks", **{"x-headgate-cache": "exact"})
         assert (await gateway.decision(plain.headers["x-headgate-decision-id"])).cache_why == {}
-        cache = gateway.services.shelf.semantic["auto"]
+        cache = gateway.services.cache.semantic["auto"]
         for fitted, why in ((NEVER, "bound"), (0.999999, "score")):
             cache.acceptance.fitted = replace(flat_rule(), threshold=fitted)
             asked = await ask(gateway, client, f"{wording} {why}")
@@ -191,7 +191,7 @@ async def test_a_judge_that_gives_no_verdict_teaches_nothing(tmp_path: Path, ver
     async with gateway_over(tmp_path, answer, judged) as gateway, httpx.AsyncClient() as client:
         for wording in WORDINGS:
             await ask(gateway, client, wording.format(topic="refund"))
-        cache = gateway.services.shelf.semantic["auto"]
+        cache = gateway.services.cache.semantic["auto"]
         rows = list(cache.acceptance._rows)
         (account,) = gateway.services.book.routes["auto"].accounts
         spent, _ = cast(MemoryLedger, gateway.services.ledger).balance(account)
@@ -260,35 +260,35 @@ async def test_a_slow_embedder_never_holds_the_loop(
     wait_s: float, within_s: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vectors are made in threads; one that is late or does not come is a miss."""
-    monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", within_s)
+    monkeypatch.setattr(answer_cache, "EMBED_WITHIN_S", within_s)
     slow = Slow(wait_s)
-    shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
-    vector = await shelf._vector(slow, "question")  # type: ignore[arg-type]
+    cache = AnswerCache(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
+    vector = await cache._vector(slow, "question")  # type: ignore[arg-type]
     assert vector == why if why else isinstance(vector, np.ndarray)
     assert slow.threads and all(name.startswith("embed") for name in slow.threads)
-    await shelf.close()
+    await cache.close()
 
 
 async def test_nobody_waits_for_an_embedder_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While all its threads are late, a question is a miss at once; the operator is told once, and of its return."""
-    monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", 0.02)
+    monkeypatch.setattr(answer_cache, "EMBED_WITHIN_S", 0.02)
     slow = Slow(1.0)
-    shelf = Shelf(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
+    cache = AnswerCache(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
     for _ in range(2):
-        assert await shelf._vector(slow, "question") == "embedder_late"  # type: ignore[arg-type]
+        assert await cache._vector(slow, "question") == "embedder_late"  # type: ignore[arg-type]
     begun = time.monotonic()
     for _ in range(50):
-        assert await shelf._vector(slow, "question") == "embedder_busy"  # type: ignore[arg-type]
+        assert await cache._vector(slow, "question") == "embedder_busy"  # type: ignore[arg-type]
     assert time.monotonic() - begun < 0.5
     slow.wait_s = -1.0
-    await asyncio.to_thread(concurrent.futures.wait, shelf._late)
+    await asyncio.to_thread(concurrent.futures.wait, cache._late)
     for _ in range(20):
-        await shelf._vector(slow, "question")  # type: ignore[arg-type]
+        await cache._vector(slow, "question")  # type: ignore[arg-type]
     slow.wait_s = 0.0
-    monkeypatch.setattr(shelf_module, "EMBED_WITHIN_S", 60.0)
-    assert isinstance(await shelf._vector(slow, "question"), np.ndarray)  # type: ignore[arg-type]
+    monkeypatch.setattr(answer_cache, "EMBED_WITHIN_S", 60.0)
+    assert isinstance(await cache._vector(slow, "question"), np.ndarray)  # type: ignore[arg-type]
     told = [record.message for record in caplog.records]
     assert told == ["the semantic cache finds nothing: away", "the semantic cache has its vectors again"]
-    await shelf.close()
+    await cache.close()

@@ -23,9 +23,9 @@ from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
 from cache.vector_sets import VectorSets, has_vector_sets
+from gateway.answer_cache import AnswerCache, Similar
 from gateway.exchange import Exchange
 from gateway.routes import Route
-from gateway.shelf import Shelf, Similar
 from routers.features import Featurizer
 
 log = logging.getLogger("headgate.cache")
@@ -37,7 +37,7 @@ TELL_WITHIN_S = 1.0
 """Of a message to the others: nobody waits for it."""
 
 
-class SharedShelf(Shelf):
+class SharedAnswerCache(AnswerCache):
     """One worker's part in the cache of all."""
 
     def __init__(

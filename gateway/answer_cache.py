@@ -47,17 +47,17 @@ class Similar:
     miss: Miss
 
 
-def open_shelf(config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None) -> Shelf:
+def open_cache(config: Config, featurizer: Callable[[], Featurizer], slow: Featurizer | None = None) -> AnswerCache:
     """In this process, in a file of this machine, or in the Redis that all replicas share."""
     pair_rules = open_pair_rules(config, slow.version if slow is not None else "the shipped table")
     if config.storage.redis_url:
-        from gateway.shared_shelf import LONGEST_LOOK_S, SharedShelf
+        from gateway.shared_answer_cache import LONGEST_LOOK_S, SharedAnswerCache
 
         timeout_s = min(config.storage.redis_timeout_s, LONGEST_LOOK_S)
         in_redis = config.storage.redis_vectors
         url = str(config.storage.redis_url)
-        return SharedShelf(url, timeout_s, featurizer, slow, pair_rules, vectors_in_redis=in_redis)
-    return Shelf(_own_store(config), featurizer, slow, pair_rules)
+        return SharedAnswerCache(url, timeout_s, featurizer, slow, pair_rules, vectors_in_redis=in_redis)
+    return AnswerCache(_own_store(config), featurizer, slow, pair_rules)
 
 
 def open_pair_rules(config: Config, embedder: str) -> dict[str, PairRule]:
@@ -90,7 +90,7 @@ def _own_store(config: Config) -> Store:
     return SqliteStore(run_dir / "cache.db", max_bytes=config.server.cache_bytes)
 
 
-class Shelf:
+class AnswerCache:
     """`featurizer` embeds questions; its version is part of every partition, so vectors never mix. One that takes
     milliseconds is `slow`: it works in threads of its own, and a vector that is late is a miss.
     """

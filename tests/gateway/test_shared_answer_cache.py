@@ -1,4 +1,4 @@
-"""Shelves of several workers: what one remembers another proposes, what one deletes none serves."""
+"""Caches of several workers: what one remembers another proposes, what one deletes none serves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cache.key import Partition
 from cache.memory import MemoryStore
 from cache.pair_rule import fit_pair_rule
 from cache.semantic import Miss
-from gateway import shared_shelf
+from gateway import shared_answer_cache
+from gateway.answer_cache import Similar, open_cache, open_pair_rules
 from gateway.config import Config, RouteConfig, Secret, Server, Storage
 from gateway.errors import ConfigError
-from gateway.shared_shelf import SharedShelf
-from gateway.shelf import Similar, open_pair_rules, open_shelf
+from gateway.shared_answer_cache import SharedAnswerCache
 from routers.features import shipped_featurizer
 from tests.cache.test_pair_rule import labelled
 from tests.gateway.redis_server import RedisServer
@@ -31,30 +31,30 @@ ENTRY = Entry("e1", "chat", b"{}", "m", "d", 100.0, 1e9, 0.01, tenant="t")
 
 
 @pytest.fixture
-async def shelves(
+async def caches(
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[tuple[SharedShelf, SharedShelf]]:
-    monkeypatch.setattr(shared_shelf, "FOLLOW_EVERY_S", 0.01)
-    pair = tuple(SharedShelf(redis_server.url, 5.0, shipped_featurizer) for _ in range(2))
+) -> AsyncIterator[tuple[SharedAnswerCache, SharedAnswerCache]]:
+    monkeypatch.setattr(shared_answer_cache, "FOLLOW_EVERY_S", 0.01)
+    pair = tuple(SharedAnswerCache(redis_server.url, 5.0, shipped_featurizer) for _ in range(2))
     await pair[0]._link.client.flushall()
-    yield cast(tuple[SharedShelf, SharedShelf], pair)
-    for shelf in pair:
-        await shelf.close()
+    yield cast(tuple[SharedAnswerCache, SharedAnswerCache], pair)
+    for cache in pair:
+        await cache.close()
 
 
-async def remember(shelf: SharedShelf) -> None:
+async def remember(cache: SharedAnswerCache) -> None:
     vector = shipped_featurizer().embed(QUESTION.text)
     similar = Similar(QUESTION, vector, Miss("empty"))
     exchange = SimpleNamespace(route=ROUTE, cache_key=b"k", similar=similar)
-    await shelf.remember(cast(Any, exchange), ENTRY)
+    await cache.remember(cast(Any, exchange), ENTRY)
 
 
 async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
-    shelves: tuple[SharedShelf, SharedShelf],
+    caches: tuple[SharedAnswerCache, SharedAnswerCache],
 ) -> None:
     """Entries, deletions of one and of a tenant's all reach the other's index; the store is one."""
-    one, two = shelves
+    one, two = caches
     mine, theirs = one.semantic_of(ROUTE), two.semantic_of(ROUTE)
     await remember(one)
     await until(lambda: len(theirs) == 1)
@@ -70,9 +70,9 @@ async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
     await until(lambda: len(theirs) == 0)
 
 
-async def test_verdicts_are_told(shelves: tuple[SharedShelf, SharedShelf]) -> None:
+async def test_verdicts_are_told(caches: tuple[SharedAnswerCache, SharedAnswerCache]) -> None:
     """A row that one replica's judge settled is learnt by the other."""
-    one, two = shelves
+    one, two = caches
     theirs = two.semantic_of(ROUTE)
     one.semantic_of(ROUTE)
     before = theirs.false_hit_rate().n
@@ -87,17 +87,17 @@ async def test_verdicts_are_told(shelves: tuple[SharedShelf, SharedShelf]) -> No
 async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
     """Without Redis several workers have one store, so a deletion counts for all; a single one keeps to its memory."""
     many = Config(server=Server(run_dir=str(tmp_path), workers=2))
-    one, two = (open_shelf(many, shipped_featurizer) for _ in range(2))
+    one, two = (open_cache(many, shipped_featurizer) for _ in range(2))
     await one.store.put(b"k", ENTRY)
     assert await two.store.get(b"k", tenant="t", now_s=101.0) == ENTRY
     assert await two.delete("e1", tenant="t")
     assert await one.store.get(b"k", tenant="t", now_s=101.0) is None
     await one.close()
     await two.close()
-    alone = open_shelf(Config(server=Server(run_dir=str(tmp_path))), shipped_featurizer)
+    alone = open_cache(Config(server=Server(run_dir=str(tmp_path))), shipped_featurizer)
     assert isinstance(alone.store, MemoryStore) and alone.flight.lease is None
-    shared = open_shelf(Config(storage=Storage(redis_url=Secret("redis://127.0.0.1:1/0"))), shipped_featurizer)
-    assert isinstance(shared, SharedShelf) and shared.flight.lease is not None
+    shared = open_cache(Config(storage=Storage(redis_url=Secret("redis://127.0.0.1:1/0"))), shipped_featurizer)
+    assert isinstance(shared, SharedAnswerCache) and shared.flight.lease is not None
     await shared.close()
 
 
@@ -105,14 +105,14 @@ async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
     redis_server: RedisServer,
 ) -> None:
     """The operator's wish is dropped with a warning, and the cache works as before."""
-    shelf = SharedShelf(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)
-    await shelf._probe()
-    assert not shelf._wants_sets
-    await remember(shelf)
+    cache = SharedAnswerCache(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)
+    await cache._probe()
+    assert not cache._wants_sets
+    await remember(cache)
     vector = shipped_featurizer().embed(QUESTION.text)
-    found = await shelf.semantic_of(ROUTE).look_up(QUESTION, vector, tenant="t", now_s=101.0)
+    found = await cache.semantic_of(ROUTE).look_up(QUESTION, vector, tenant="t", now_s=101.0)
     assert isinstance(found, Miss) and found.similarity > 0.99
-    await shelf.close()
+    await cache.close()
 
 
 def test_a_pair_rule_is_of_the_vectors_that_are_compared(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_pair_rule_is_of_the_vectors_that_are_compared(tmp_path: Path) -> None
     assert open_pair_rules(config("rule.npz"), "encoded native-abc-384").keys() == {"auto"}
     assert not open_pair_rules(Config(), "the shipped table")
     with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*'native-abc', the cache compares by"):
-        open_shelf(config("rule.npz"), shipped_featurizer)
+        open_cache(config("rule.npz"), shipped_featurizer)
     with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*No such file"):
-        open_shelf(config("none.npz"), shipped_featurizer)
+        open_cache(config("none.npz"), shipped_featurizer)
     (tmp_path / "text.npz").write_text("not a rule")
     with pytest.raises(ConfigError, match=r"routes\[0\].cache_rule: .*is no pair rule"):
-        open_shelf(config("text.npz"), shipped_featurizer)
+        open_cache(config("text.npz"), shipped_featurizer)
