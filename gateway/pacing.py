@@ -1,4 +1,4 @@
-"""The daily budgets of routes, spent evenly: a purse per route raises its cost weight as it empties.
+"""The daily budgets of routes, spent as their traffic comes: a purse per route raises its cost weight as it empties.
 
 The ledger refuses what no budget covers; a purse keeps it from coming to that, by choosing cheaper models in time. It
 reads only settled costs, never holds, and lowers no quality floor. Every worker has its share of the budget.
@@ -21,14 +21,15 @@ class Purses:
         self._purses: dict[str, Purse] = {}
 
     def adopt(self, routes: Iterable[RouteConfig]) -> None:
-        """Routes as they are from now on; a purse whose budget is as it was goes on."""
+        """Routes as they are from now on; a purse whose budget is as it was goes on, another knows its day's shape."""
         purses = {}
         for route in routes:
             if route.budget_usd_per_day:
                 budget = route.budget_usd_per_day / self._workers
                 held = self._purses.get(route.name)
-                same = held is not None and held.budget_usd_per_day == budget
-                purses[route.name] = held if held is not None and same else Purse.new(budget, self._clock())
+                if held is None or held.budget_usd_per_day != budget:
+                    held = Purse.new(budget, self._clock(), held.shape if held is not None else None)
+                purses[route.name] = held
         self._purses = purses
 
     def paced(self, route: str, knobs: Knobs) -> Knobs:

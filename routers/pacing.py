@@ -1,27 +1,34 @@
 """A daily budget that refills all the time, spent where it buys most: primal-dual pacing (bandits with
 replenishable knapsacks; exponential dual prices).
 
-A purse refills at an even rate up to a reserve. The price of a dollar in quality points is exponential in
-how empty the purse is, which is what multiplicative updates of the dual variable come to when they are
-summed: a full purse reads quality only, an empty one cost only. No decision may cost more than the purse
-holds, so in any 24 hours spending stays within the budget, whatever the traffic does: the refill of a day
-and the reserve together are the budget. A larger reserve lets a busy hour spend what a quiet one left,
-and takes as much from even traffic.
+Under one budget the best spending holds one price all day, so what is spent follows the traffic. A purse
+therefore refills by the day's shape, as far as earlier days have shown it, and evenly before (target spending
+from samples: Balseiro, Kumar, Mirrokni & Sivan 2023, Robust budget pacing with a single sample). The price of a
+dollar in quality points is exponential in how empty the purse is, which is what multiplicative updates of the
+dual variable come to when they are summed: a full purse reads quality only, an empty one cost only. What was
+spent in the last 24 hours is told apart from the purse's level: the price also rises as it nears the budget, and
+no decision may cost more than is left of it, so in any 24 hours spending stays within the budget, whatever the
+traffic does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from math import exp, inf, log, sqrt
 
+from routers.day_shape import DAY_S, DayShape
 from routers.select import BALANCE
 from routers.types import Knobs
 
-DAY_S = 86_400.0
-RESERVE = 1.0 / 24.0
+SAVED = 0.1
 """Of a day's budget: what a purse holds when full."""
+RESERVE = 1.0 / 16.0
+"""Of a day's budget: what no day is planned to spend."""
 FULL_RATE, EMPTY_RATE = 1e-3, 1e3
 """Quality points per reference cost at a full and at an empty purse."""
+MERGED_S = 60.0
+"""Spending this close together leaves the last 24 hours together."""
 
 
 @dataclass(slots=True)
@@ -31,38 +38,67 @@ class Purse:
     budget_usd_per_day: float
     level_usd: float
     time_s: float
-    reserve: float = RESERVE
+    shape: DayShape = field(default_factory=DayShape)
+    spent: deque[tuple[float, float]] = field(default_factory=deque)
+    """Dollars of the last 24 hours, each with the time it was spent at or somewhat later."""
+    spent_usd: float = 0.0
 
     @classmethod
-    def new(cls, budget_usd_per_day: float, now_s: float, reserve: float = RESERVE) -> Purse:
+    def new(cls, budget_usd_per_day: float, now_s: float, shape: DayShape | None = None) -> Purse:
         """Half full: the first requests are neither spoilt nor starved."""
         if not 0.0 < budget_usd_per_day < inf:
             raise ValueError(f"budget_usd_per_day: {budget_usd_per_day} is not a positive amount")
-        return cls(budget_usd_per_day, budget_usd_per_day * reserve / 2, now_s, reserve)
+        shape = shape or DayShape()
+        shape.turn(now_s)
+        return cls(budget_usd_per_day, budget_usd_per_day * SAVED / 2, now_s, shape)
 
     @property
     def capacity_usd(self) -> float:
-        return self.budget_usd_per_day * self.reserve
+        return self.budget_usd_per_day * SAVED
+
+    @property
+    def left_usd(self) -> float:
+        """Of the budget, after the last 24 hours."""
+        return self.budget_usd_per_day - self.spent_usd
 
     def refill(self, now_s: float) -> None:
-        """Up to now, never beyond the reserve. A clock that goes back refills nothing."""
-        added = (now_s - self.time_s) * self.budget_usd_per_day * (1.0 - self.reserve) / DAY_S
-        self.level_usd = min(self.capacity_usd, self.level_usd + max(added, 0.0))
-        self.time_s = max(now_s, self.time_s)
+        """Up to now, never beyond what it holds. A clock that goes back refills nothing."""
+        now_s = max(now_s, self.time_s)
+        midnight_s = now_s // DAY_S * DAY_S
+        if midnight_s > self.time_s:
+            self._add(midnight_s)
+            self.shape.turn(midnight_s)
+        self._add(now_s)
+        while self.spent and self.spent[0][0] <= now_s - DAY_S:
+            self.spent_usd -= self.spent.popleft()[1]
 
     def spend(self, cost_usd: float) -> None:
         """Settled cost. A level below zero is a debt that refills first."""
         self.level_usd -= cost_usd
+        self.spent_usd += cost_usd
+        if self.spent and self.time_s < self.spent[-1][0]:
+            until_s, usd = self.spent.pop()
+            self.spent.append((until_s, usd + cost_usd))
+        else:
+            self.spent.append((self.time_s + MERGED_S, cost_usd))
 
     @property
     def fullness(self) -> float:
-        """0: empty or in debt, 1: full."""
-        return min(max(self.level_usd / self.capacity_usd, 0.0), 1.0)
+        """0: empty or in debt, 1: full. Of the last 24 hours' budget what is left counts, once it is less than the
+        reserve.
+        """
+        level = self.level_usd / self.capacity_usd
+        return min(max(min(level, self.left_usd / (self.budget_usd_per_day * RESERVE)), 0.0), 1.0)
 
     @property
     def rate(self) -> float:
         """Quality points per reference cost."""
         return exp(log(EMPTY_RATE) + self.fullness * (log(FULL_RATE) - log(EMPTY_RATE)))
+
+    def _add(self, until_s: float) -> None:
+        added = self.shape.share(self.time_s, until_s) * self.budget_usd_per_day * (1.0 - RESERVE)
+        self.level_usd = min(self.capacity_usd, self.level_usd + added)
+        self.time_s = until_s
 
 
 def cost_weight_of(rate: float) -> float:
@@ -77,6 +113,7 @@ def weighed(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
     Where only a quality floor was asked for, the cheapest model that meets it is taken anyway.
     """
     purse.refill(now_s)
+    purse.shape.count(purse.time_s)
     if knobs.min_quality is not None and knobs.cost_weight is None:
         return knobs
     return replace(knobs, cost_weight=max(knobs.cost_weight or 0.0, cost_weight_of(purse.rate)))
@@ -87,6 +124,6 @@ def paced(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
     ledger refuses what is beyond the budget.
     """
     weighty = weighed(knobs, purse, now_s)
-    affordable = max(purse.level_usd, 0.0)
+    affordable = max(purse.left_usd, 0.0)
     limit = affordable if knobs.max_cost_usd is None else min(knobs.max_cost_usd, affordable)
     return replace(weighty, max_cost_usd=limit)

@@ -1,8 +1,9 @@
 """Shows pacing against traffic of known worth: `python -m routers.pacing_check`.
 
 Requests come over days, each with models whose quality and cost are known beforehand to the simulation
-only. Beside the paced spending stands the best fixed rate in hindsight: the one exchange rate that would
-have kept the same total.
+only. Beside the paced spending stand the best fixed rate in hindsight (the one exchange rate that would
+have kept the same total) and the same pacing with no forecast of when in the day requests come. Nothing is
+known of the first day, so the days after it are also told alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.pacing import DAY_S, Purse, paced
+from routers.day_shape import DAY_S, DayShape
+from routers.ope import Z95
+from routers.pacing import Purse, paced
 from routers.select import Forecast, utilities
 from routers.types import Knobs
 
-KINDS = ("steady", "daily", "burst", "worthless first", "dear first")
+KINDS = ("steady", "daily", "sharp", "moving", "burst", "worthless first", "dear first")
+PEAKS = {"daily": 0.12, "sharp": 0.03, "moving": 0.06}
+"""Standard deviation of the time of day, in days."""
 PRICES = np.array([0.1, 0.5, 2.0]) / 1000
 BUDGET_USD = 1.0
 Array = NDArray[np.float64]
@@ -33,15 +38,16 @@ class Traffic:
 
 
 def traffic(kind: str, seed: int, days: int = 3, per_day: int = 2000) -> Traffic:
-    """Stochastic (steady, daily) or made to hurt (a burst; worth or price that changes after the first
-    half).
+    """Stochastic (steady; a daily peak, a sharp one) or made to hurt (a peak at another time every day; a burst;
+    worth or price that changes after the first half).
     """
     rng = np.random.default_rng(seed)
     n = days * per_day
     time = np.sort(rng.random(n)) * days * DAY_S
-    if kind == "daily":
+    if kind in PEAKS:
         day = np.floor(time / DAY_S)
-        time = np.sort((day + np.clip(rng.normal(0.6, 0.12, n), 0, 0.999)) * DAY_S)
+        peak = 0.2 + 0.6 * rng.random(days)[day.astype(int)] if kind == "moving" else 0.6
+        time = np.sort((day + np.clip(rng.normal(peak, PEAKS[kind], n), 0, 0.999)) * DAY_S)
     if kind == "burst":
         time = np.sort(np.where(rng.random(n) < 0.6, 1.2 * DAY_S + rng.random(n) * 3600, time))
     hard = rng.random(n)
@@ -55,9 +61,16 @@ def traffic(kind: str, seed: int, days: int = 3, per_day: int = 2000) -> Traffic
     return Traffic(time, quality, cost)
 
 
-def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD) -> tuple[Array, Array]:
+class EvenDay(DayShape):
+    """Foresees nothing."""
+
+    def turn(self, time_s: float) -> None:
+        pass
+
+
+def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD, shape: DayShape | None = None) -> tuple[Array, Array]:
     """Quality and dollars of each request; what the purse can't pay gets no answer."""
-    purse = Purse.new(budget, float(came.time_s[0]))
+    purse = Purse.new(budget, 0.0, shape)
     reference = float(PRICES.max())
     quality, cost = np.zeros(len(came.time_s)), np.zeros(len(came.time_s))
     nothing = [float("nan")] * 3
@@ -98,11 +111,15 @@ def worst_day(time_s: Array, cost: Array) -> float:
 def checked(kind: str, seed: int) -> dict[str, float]:
     came = traffic(kind, seed)
     quality, cost = spent_by_pacing(came)
+    even, _ = spent_by_pacing(came, shape=EvenDay())
+    later = came.time_s >= DAY_S
     days = float(came.time_s[-1] - came.time_s[0]) / DAY_S
     return {
         "worst_day_share": worst_day(came.time_s, cost) / BUDGET_USD,
         "spent_share": float(cost.sum()) / (BUDGET_USD * days),
         "quality": float(quality.mean()),
+        "later_quality": float(quality[later].mean()),
+        "gain_by_forecast": float((quality - even).mean()),
         "answered": float((cost > 0).mean()),
         "best_fixed_rate": best_fixed_rate(came, BUDGET_USD),
         "always_dear": float(came.cost[:, 2].sum()) / (BUDGET_USD * days),
@@ -121,10 +138,13 @@ def main() -> None:
     for kind, rows in found.items():
         mean = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
         worst = max(row["worst_day_share"] for row in rows)
+        gains = [row["gain_by_forecast"] for row in rows]
+        reach = Z95 * np.std(gains, ddof=1) / np.sqrt(len(gains))
         print(
             f"{kind:16s} worst 24 h {worst:.1%} of the budget, spent {mean['spent_share']:.0%} in all "
-            f"(always dear would take {mean['always_dear']:.0%}); quality {mean['quality']:.4f}, "
-            f"best fixed rate {mean['best_fixed_rate']:.4f}, answered {mean['answered']:.1%}"
+            f"(always dear would take {mean['always_dear']:.0%}); quality {mean['quality']:.4f} "
+            f"({mean['later_quality']:.4f} after the first day), by forecasting {mean['gain_by_forecast']:+.4f} "
+            f"(+-{reach:.4f}), best fixed rate {mean['best_fixed_rate']:.4f}, answered {mean['answered']:.1%}"
         )
 
 

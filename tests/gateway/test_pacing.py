@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
 from gateway.config import RouteConfig
 from gateway.pacing import Purses
@@ -64,6 +65,23 @@ def test_a_purse_outlives_a_reload_unless_its_budget_changes() -> None:
     purses.spend("auto", 10_000_000)
     before = purses.fullness()
     purses.adopt([route(1.0)])
-    assert purses.fullness() == before == {("auto",): (1 / 96 - 0.01) * 48}
+    assert purses.fullness() == before == {("auto",): pytest.approx((0.025 - 0.01) / 0.05)}
     purses.adopt([route(2.0)])
     assert purses.fullness() == {("auto",): 0.5}
+
+
+def test_another_budget_still_knows_when_requests_come() -> None:
+    """The level begins anew; the day's shape is the traffic's, not the budget's."""
+    clock = [0.0]
+    purses = Purses(lambda: clock[0])
+    purses.adopt([route(1.0)])
+    for _ in range(500):
+        purses.paced("auto", Knobs())
+    clock[0] = 86_400.0
+    purses.paced("auto", Knobs())
+    purses.adopt([route(2.0)])
+    purses.spend("auto", 200_000_000)
+    assert purses.fullness() == {("auto",): 0.0}
+    clock[0] += 3600.0
+    purses.paced("auto", Knobs())
+    assert purses.fullness()["auto",] > 0.5
