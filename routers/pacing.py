@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from math import exp, inf, log, sqrt
 
-from routers.day_shape import DAY_S, DayShape
+from routers.day_shape import DAY_S, HOUR_S, DayShape
 from routers.select import BALANCE
 from routers.types import Knobs
 
@@ -62,7 +62,11 @@ class Purse:
         return self.budget_usd_per_day - self.spent_usd
 
     def refill(self, now_s: float) -> None:
-        """Up to now, never beyond what it holds. A clock that goes back refills nothing."""
+        """Up to now, never beyond what it holds. A clock that goes back refills nothing; one that was far ahead is
+        followed, and all that was spent counts as spent now.
+        """
+        if now_s < self.time_s - HOUR_S:
+            self.time_s, self.spent = now_s, deque([(now_s, self.spent_usd)])
         now_s = max(now_s, self.time_s)
         midnight_s = now_s // DAY_S * DAY_S
         if midnight_s > self.time_s:

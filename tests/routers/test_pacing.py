@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routers.day_shape import DAY_S
-from routers.pacing import SAVED, Purse, cost_weight_of, paced
+from routers.pacing import SAVED, Purse, cost_weight_of, paced, weighed
 from routers.pacing_check import BUDGET_USD, KINDS, best_fixed_rate, spent_by_pacing, traffic, worst_day
 from routers.select import exchange_rate
 from routers.types import Knobs
@@ -91,6 +91,19 @@ def test_a_clock_that_goes_back_refills_nothing() -> None:
     level = purse.level_usd
     purse.refill(0.0)
     assert purse.level_usd == level and purse.time_s == 1000.0
+
+
+def test_a_clock_that_was_days_ahead_starves_nobody() -> None:
+    """Set right again, it refills again; what was spent meanwhile still counts for a day."""
+    purse = Purse.new(24.0, 10 * DAY_S)
+    weighed(Knobs(), purse, 13 * DAY_S)
+    purse.spend(2.0)
+    weighed(Knobs(), purse, 10 * DAY_S)
+    assert (purse.spent_usd, purse.level_usd) == (2.0, pytest.approx(0.4))
+    weighed(Knobs(), purse, 10.5 * DAY_S)
+    assert purse.fullness == 1.0 and purse.spent_usd == 2.0
+    weighed(Knobs(), purse, 11 * DAY_S)
+    assert purse.spent_usd == 0.0
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
