@@ -24,6 +24,7 @@ from gateway.wire.chunk import (
     plain,
     read_chunk,
 )
+from gateway.wire.citations import annotations_of, citations_of
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.pass_through import PASSED, peek_passed
@@ -247,12 +248,20 @@ def message_to_chat(message: Json) -> Json:
     blocks = message.get("content") or []
     if isinstance(blocks, str):
         blocks = [{"type": "text", "text": blocks}]
-    texts = [block["text"] or "" for block in blocks if block.get("type") == "text"]
+    texts: list[str] = []
+    annotations: list[Json] = []
+    for block in blocks:
+        if block.get("type") == "text":
+            begins, text = sum(map(len, texts)), block["text"] or ""
+            texts.append(text)
+            annotations += annotations_of(block.get("citations"), begins, begins + len(text))
     thoughts = [block["thinking"] for block in blocks if block.get("type") == "thinking"]
     calls = [_chat_call(block) for block in blocks if block.get("type") == "tool_use"]
     answer: Json = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": None}
     if thoughts:
         answer["reasoning_content"] = "".join(thoughts)
+    if annotations:
+        answer["annotations"] = annotations
     if calls:
         answer["tool_calls"] = calls
     usage = Usage.from_anthropic(message.get("usage"))
@@ -304,7 +313,8 @@ def chat_to_message(chat: Json, model: str) -> Json:
     if thought := answer.get("reasoning_content") or answer.get("reasoning"):
         blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
     if text := answer.get("content") or answer.get("refusal"):
-        blocks.append({"type": "text", "text": text})
+        citations = citations_of(answer.get("annotations"))
+        blocks.append({"type": "text", "text": text, **({"citations": citations} if citations else {})})
     for call in answer.get("tool_calls") or ():
         function = call["function"]
         given, call_id = _arguments(written(function.get("arguments"))), call.get("id") or new_id("toolu_")
@@ -397,5 +407,7 @@ def with_text(body: bytes, dialect: str, text: str) -> bytes:
         said = placed(message_item(text, ""), answer["id"], len(others))
         answer["output"] = [*others, said]
     else:
-        answer["choices"][0]["message"]["content"] = text
+        message = answer["choices"][0]["message"]
+        message["content"] = text
+        message.pop("annotations", None)
     return encode_json(answer)

@@ -9,6 +9,7 @@ from gateway.errors import HeadgateError
 from gateway.wire.body import encode_json
 from gateway.wire.call_ids import carrier, sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
+from gateway.wire.citations import citations_of
 from gateway.wire.errors import render_error
 from gateway.wire.seen import Seen
 from gateway.wire.sse import frame
@@ -87,7 +88,11 @@ class MessagesWriter:
         text = delta.content or delta.refusal
         if text:
             out += self._grow("text", {"text": ""}, "text_delta", "text", text)
-        self._said = delta.extra_content or self._said
+        if delta.annotations and self._open == "text":
+            for citation in citations_of(delta.annotations):
+                out += self._delta({"type": "citations_delta", "citation": citation})
+        if delta.extra_content:
+            self._said = delta.extra_content
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.wire.chunk import Choice, Chunk, Delta, Function, ToolDelta, read_chunk
+from gateway.wire.citations import annotations_of
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
@@ -69,6 +70,7 @@ class _Part(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"{}")
     content: msgspec.Raw = msgspec.Raw(b"")
     """Of what a provider's own tool found: a list, or an error."""
+    citation: Any = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
 
@@ -95,7 +97,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 class MessagesReader:
     """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end."""
 
-    __slots__ = ("_tool_of_block", "_unsaid", "_usage", "done", "withheld")
+    __slots__ = ("_begins", "_cited", "_tool_of_block", "_unsaid", "_usage", "done", "withheld")
 
     def __init__(self) -> None:
         self.done = False
@@ -104,6 +106,10 @@ class MessagesReader:
         self._tool_of_block: dict[int, int] = {}
         self._unsaid: dict[int, str] = {}
         """What a tool's block began with, until a delta says its input: of one without any, all that there is."""
+        self._begins = 0
+        """Pieces of text before the block that was begun last."""
+        self._cited: list[Any] = []
+        """By that block: before its text or behind it."""
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None:
         event = _decode_event(payload)
@@ -121,8 +127,8 @@ class MessagesReader:
             return _chunk_of(self._delta(index, event.delta))
         if event.type == "content_block_start" and event.content_block is not None:
             return _chunk_of(self._block(index, event.content_block, seen))
-        if event.type == "content_block_stop" and index in self._unsaid:
-            return _chunk_of(self._arguments(index, self._unsaid[index]))
+        if event.type == "content_block_stop":
+            return _chunk_of(self._block_end(index, seen))
         if event.type == "message_start" and event.message is not None:
             self._count(event.message.usage, seen, whole=False)
             message = event.message
@@ -132,7 +138,7 @@ class MessagesReader:
             return _end_chunk(event.delta)
         if event.type == "error":
             return Chunk(error=event.error or {"message": "the upstream sent an error event"})
-        return None  # ping, another content_block_stop, and what is still to be invented
+        return None  # ping, and what is still to be invented
 
     def _count(self, usage: dict[str, Any] | None, seen: Seen, *, whole: bool = True) -> None:
         """A prompt that was counted stays counted: some servers end with zeros for what they began with."""
@@ -144,7 +150,18 @@ class MessagesReader:
             self._usage |= told
             seen.usage = Usage.from_anthropic(self._usage)
 
+    def _block_end(self, index: int, seen: Seen) -> Delta | None:
+        if index in self._unsaid:
+            return self._arguments(index, self._unsaid[index])
+        if not self._cited:
+            return None
+        begins = sum(map(len, seen.texts[: self._begins]))
+        ends = begins + sum(map(len, seen.texts[self._begins :]))
+        cited, self._cited = self._cited, []
+        return Delta(annotations=annotations_of(cited, begins, ends))
+
     def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:
+        self._begins, self._cited = len(seen.texts), []
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
             given = bytes(block.input).decode()
@@ -168,6 +185,8 @@ class MessagesReader:
             return Delta(reasoning_content=part.thinking)
         if part.type == "signature_delta":
             return Delta(signature=part.signature)
+        if part.type == "citations_delta":
+            self._cited.append(part.citation)
         return None
 
     def _arguments(self, index: int, text: str | None) -> Delta:

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, read
+from gateway.wire.citations import cited
 from gateway.wire.tools import meant, text_of
 from gateway.wire.usage import Usage
 
@@ -164,13 +165,6 @@ def owner_of(item_id: str) -> str:
     """The response whose item that is; empty where it is none of ours."""
     match = _PLACED.fullmatch(item_id)
     return f"resp_{match.group(1)}" if match else ""
-
-
-def cited(annotations: Any) -> Items:
-    """Chat's citations of pages as this API has them; of other kinds it says none."""
-    told = annotations if isinstance(annotations, list) else []
-    pages = [one.get("url_citation") for one in told if isinstance(one, dict) and one.get("type") == "url_citation"]
-    return [{"type": "url_citation", **page} for page in pages if isinstance(page, dict)]
 
 
 def message_item(

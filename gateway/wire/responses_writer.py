@@ -11,12 +11,12 @@ from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.call_ids import carrier, sealed
 from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
+from gateway.wire.citations import cited
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
     Item,
     Items,
     call_item,
-    cited,
     finish_response,
     message_item,
     new_id,
@@ -34,6 +34,7 @@ _DELTAS = {
     "refusal": "response.refusal.delta",
     "reasoning_text": "response.reasoning_text.delta",
 }
+_CITES = "response.output_text.annotation.added"
 _EMPTY: dict[str, Item] = {"function_call": {"arguments": ""}, "custom_tool_call": {"input": ""}}
 _REPLAYED = frozenset({"message", "reasoning", *_EMPTY})
 """Items whose parts come one by one; of others the API has many, and their own events."""
@@ -44,8 +45,8 @@ class ResponsesWriter:
     """A text-like item is open at a time; calls stay open beside one another until the end."""
 
     __slots__ = (
-        "_calls", "_cited", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response", "_said",
-        "_sequence", "_started",
+        "_before", "_calls", "_cited", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response",
+        "_said", "_sequence", "_started",
     )  # fmt: skip
 
     def __init__(self, model: str, request: Raw) -> None:
@@ -64,6 +65,8 @@ class ResponsesWriter:
         """Of the open text's tokens, where the upstream gives them."""
         self._cited: Items = []
         """Of the open text."""
+        self._before = 0
+        """Characters of the texts before it, which an answer's citations count too."""
         self._said: dict[str, Any] | None = None
         """What came beside the text, to be given back with it."""
         self._late: dict[str, Any] = {}
@@ -91,7 +94,7 @@ class ResponsesWriter:
         if delta.content:
             out += self._grow("output_text", delta.content, choice.logprobs)
         if delta.annotations and self._open is not None and self._open[1] == "output_text":
-            out += self._cite(cited(delta.annotations))
+            out += self._cite(cited(delta.annotations, self._before))
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
         self._said = delta.extra_content or self._said
@@ -104,7 +107,7 @@ class ResponsesWriter:
         assert self._open is not None
         for one in citations:
             place = {**self._place(self._open[0]), "content_index": 0, "annotation_index": len(self._cited)}
-            out += self._event("response.output_text.annotation.added", **place, annotation=one)
+            out += self._event(_CITES, **place, annotation=one)
             self._cited.append(one)
         return out
 
@@ -149,6 +152,8 @@ class ResponsesWriter:
         done = {_FIELDS[part]: text, **extra}
         out = self._event(_DELTAS[part].replace(".delta", ".done"), **place, content_index=0, **done)
         whole = _part(part, text) | extra
+        if part == "output_text":
+            self._before += len(text)
         if self._cited:
             whole["annotations"] = self._cited
         out += self._event("response.content_part.done", **place, content_index=0, part=whole)
@@ -252,6 +257,8 @@ class ResponsesWriter:
         text = part[_FIELDS[kind]]
         out = self._event("response.content_part.added", **place, part=_part(kind, ""))
         out += self._event(_DELTAS[kind], **place, delta=text, **extra)
+        for at, one in enumerate(part.get("annotations") or ()):
+            out += self._event(_CITES, **place, annotation_index=at, annotation=one)
         out += self._event(
             _DELTAS[kind].replace(".delta", ".done"), **place, **{_FIELDS[kind]: text}, **extra
         )

@@ -1,7 +1,7 @@
 """Chat requests as Anthropic's.
 
-`thinking` and `cache_control` are Anthropic's own words, which OpenAI's clients can say too (`extra_body`, any part or
-tool); they pass as they came.
+`thinking`, `cache_control` and a file's `citations` are Anthropic's own words, which OpenAI's clients can say too
+(`extra_body`, any part or tool); they pass as they came.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
 from gateway.wire.call_ids import holds_sealed, is_carrier, opened
 from gateway.wire.chunk import BAD_JSON
+from gateway.wire.citations import own_citations
 from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
 
 Json = dict[str, Any]
@@ -70,7 +71,7 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
 
 def signed(messages: msgspec.Raw) -> msgspec.Raw:
     """A conversation of Anthropic's without what other APIs' models left in it: thinking, which nobody signed and
-    Anthropic refuses, and what their calls' ids carry; the same object where there is none.
+    Anthropic refuses, what their calls' ids carry, and what they cited; the same object where there is none.
     """
     text = memoryview(messages).tobytes()
     thought = b'"signature":' in text and any(mark in text for mark in _UNSIGNED)
@@ -87,7 +88,8 @@ def _plain(block: Any) -> Any:
     if not isinstance(block, dict):
         return block
     named = {name: block[name] for name in ("id", "tool_use_id") if isinstance(block.get(name), str)}
-    return {**block, **{name: opened(value)[0] for name, value in named.items()}}
+    plain = {**block, **{name: opened(value)[0] for name, value in named.items()}}
+    return {**plain, "citations": own_citations(block["citations"])} if block.get("citations") else plain
 
 
 def _unsigned(block: Any) -> bool:
@@ -194,7 +196,8 @@ def _block(part: Json) -> Json:
             source = {"type": "text", "media_type": "text/plain", "data": text}
         if source["type"] != "url":
             named = part["file"].get("filename")
-            return {"type": "document", "source": source, **({"title": named} if named else {})}
+            told = {"title": named, "citations": part.get("citations")}
+            return {"type": "document", "source": source, **{name: value for name, value in told.items() if value}}
     raise refuse("messages", f"this model can't be given a part of type {kind!r}.")
 
 

@@ -48,6 +48,7 @@ class ChatWriter:
         self._id = ""
         self._model = model
         self._created = int(time.time())
+        self._cited: list[dict[str, Any]] = []
 
     def write(self, chunk: Chunk) -> bytes:
         self._id = self._id or chunk.id or self.prefix + uuid.uuid4().hex
@@ -55,7 +56,7 @@ class ChatWriter:
         return frame(self._chunk(choices, None)) if choices else b""
 
     def _choice(self, choice: Choice) -> dict[str, Any] | None:
-        delta = _delta(choice.delta or Delta())
+        delta = _delta(choice.delta or Delta()) or self._citations(choice)
         if not delta and not choice.finish_reason:
             return None
         logprobs = choice.logprobs
@@ -65,6 +66,11 @@ class ChatWriter:
             "logprobs": None if logprobs is None else {"content": logprobs.content, "refusal": None},
             "finish_reason": choice.finish_reason,
         }
+
+    def _citations(self, choice: Choice) -> dict[str, Any]:
+        """All of them with the end, as OpenAI tells them: its client can't join lists of them."""
+        self._cited += (choice.delta and choice.delta.annotations) or ()
+        return {"annotations": self._cited} if self._cited and choice.finish_reason else {}
 
     def _chunk(self, choices: list[Any], usage: Usage | None) -> bytes:
         chunk = {

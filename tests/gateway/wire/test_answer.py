@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from gateway.errors import UpstreamError
-from gateway.wire.answer import peek, strip_logprobs, translate_answer
+from gateway.wire.answer import peek, strip_logprobs, translate_answer, with_text
 from gateway.wire.relay import relay
 from gateway.wire.replay import replay
 from tests.gateway.wire.streams import USAGE, parsed, payloads
@@ -219,3 +219,14 @@ def test_usage_is_replayed_only_when_asked_for() -> None:
     events = payloads(replay(json.dumps(CHAT).encode(), "chat"))
     assert all("usage" not in one for one in events)
     assert payloads(replay(json.dumps(CHAT).encode(), "chat", include_usage=True))[-1]["usage"] == USAGE
+
+
+@pytest.mark.parametrize("dialect", ["chat", "messages", "responses"])
+def test_another_text_cites_nothing(dialect: str) -> None:
+    """Whose words a cascade puts in an answer's place: what stood there was cited, this was not."""
+    page = {"start_index": 0, "end_index": 4, "title": "Greetings", "url": "https://example.com"}
+    body = json.dumps(chat(content="Grüß Gott", annotations=[{"type": "url_citation", "url_citation": page}])).encode()
+    told = body if dialect == "chat" else translate_answer(body, "chat", dialect, model="m", request={})
+    assert b"example.com" in told
+    other = with_text(told, dialect, "Guten Tag")
+    assert peek(other, dialect).text == "Guten Tag" and b"example.com" not in other
