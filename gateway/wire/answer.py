@@ -377,7 +377,8 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     name = model or chat.get("model") or ""
     response = response_object(request, response_id=new_id("resp_"), model=name, created_s=created_s)
     output = [placed(item, response["id"], index) for index, item in enumerate(output)]
-    return finish_response(response, output, finish, Usage.from_openai(chat.get("usage")))
+    usage, tier = Usage.from_openai(chat.get("usage")), chat.get("service_tier")
+    return finish_response(response, output, finish, usage, tier)
 
 
 def _call_item(call: Json, request: Raw, status: str) -> Json:

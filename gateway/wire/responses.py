@@ -33,6 +33,7 @@ _ECHOED: dict[str, Any] = {
     "previous_response_id": None,
     "prompt_cache_key": None,
     "safety_identifier": None,
+    "service_tier": None,
     "conversation": None,
     "reasoning": {"effort": None, "summary": None},
     "store": True,
@@ -142,9 +143,11 @@ def as_asked(body: bytes, request: Raw) -> bytes:
 
 
 def finish_response(
-    response: dict[str, Any], output: Items, finish_reason: str, usage: Usage
+    response: dict[str, Any], output: Items, finish_reason: str, usage: Usage, service_tier: Any
 ) -> dict[str, Any]:
-    """The response with its output: completed, or incomplete for a limit or a filter."""
+    """The response with its output: completed, or incomplete for a limit or a filter. `service_tier`: the upstream's,
+    which need not be the one that was asked for.
+    """
     incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason)
     return {
         **response,
@@ -153,6 +156,7 @@ def finish_response(
         "incomplete_details": {"reason": incomplete} if incomplete else None,
         "output": output,
         "usage": usage.to_responses() if usage.known else None,
+        "service_tier": service_tier if isinstance(service_tier, str) else None,
     }
 
 

@@ -218,7 +218,9 @@ class ResponsesWriter:
 
     def whole(self, seen: Seen) -> dict[str, Any]:
         """The response as the last event has it; after `tail`."""
-        return finish_response(self._response, self._output, seen.finish_reason, seen.usage)
+        told = msgspec.json.decode(seen.told_usage) if seen.told_usage else {}
+        tier = told.get("service_tier")
+        return finish_response(self._response, self._output, seen.finish_reason, seen.usage, tier)
 
     def error(self, exc: HeadgateError) -> bytes:
         """`response.failed`; its code is one of the API's own few."""

@@ -26,7 +26,7 @@ class Seen:
 
     __slots__ = (
         "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_endings", "refusals", "started",
-        "stop_sequence", "texts", "thoughts", "tools", "usage",
+        "stop_sequence", "texts", "thoughts", "told_usage", "tools", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -45,6 +45,8 @@ class Seen:
         self._slots: dict[int, int] = {}
         self.logprobs = LogprobSummary()
         self.usage = Usage()
+        self.told_usage = b""
+        """Chat's event that tells usage, and nothing of the answer."""
         self.counted = True
         """False: usage is from the answer's start and knows nothing of the rest."""
 

@@ -382,3 +382,19 @@ async def test_custom_tools_of_chat_pass(tmp_path: Path) -> None:
         home.answer = completion_events({"tool_calls": [{"index": 0, **call}]})
         events = await home.sdk("openai").events("chat.completions.create", stream=True, **body)
         assert events[0].to_dict()["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]
+
+
+async def test_the_service_tier_that_served_is_told(tmp_path: Path) -> None:
+    """As the upstream has it, whatever was asked for; none where it says none."""
+    body: Json = {"model": "m", "input": "x", "service_tier": "priority"}
+    streamed = [event | {"service_tier": "default"} for event in completion_events({"content": "ok"})]
+    async with fixed(tmp_path, "openai", completion(content="ok") | {"service_tier": "default"}) as home:
+        sdk = home.sdk("openai")
+        assert (await sdk.do("responses.create", **body)).service_tier == "default"
+        assert home.asked["service_tier"] == "priority"
+        home.answer = streamed
+        events = await sdk.events("responses.create", **body, stream=True)
+        assert (events[0].response.service_tier, events[-1].response.service_tier) == ("priority", "default")
+        assert (await sdk.do("responses.retrieve", events[-1].response.id)).service_tier == "default"
+        home.answer = completion(content="ok")
+        assert (await sdk.do("responses.create", **body)).service_tier is None
