@@ -19,7 +19,7 @@ from gateway.journal.durable import append_durably
 from gateway.journal.record import ResponseRecord
 from gateway.reply import EVENTS, JSON, Heard, Reply, give
 from gateway.settle import settle
-from gateway.told import OURS, Told
+from gateway.told import OURS, Told, with_signs
 from gateway.under_way import LEFT, MARK, Making, Mark, failed
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw
@@ -73,7 +73,7 @@ class Background:
         if making.told is None:
             await reply.whole(200, [*headers, JSON], encode_json(response))
         else:
-            await give(reply, 200, [*headers, *EVENTS], s.responses.told(record.id, record.tenant, 0))
+            await give(reply, 200, [*headers, *EVENTS], with_signs(s.responses.told(record.id, record.tenant, 0)))
 
     async def close(self, patience_s: float = 0.0) -> None:
         """What is under way may end within that time; the rest has failed."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headgate.told")
 WRITTEN_EVERY_S = 0.25
 LOOK_EVERY_S = 0.25
+STILL_HERE_AFTER_S = 15.0
 MOST_EVENT_BYTES = 64 * 1024 * 1024
 OURS = re.compile(r"resp_[0-9a-f]{32}")
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "error"})
@@ -127,6 +128,23 @@ def last_event(response: bytes, number: int) -> bytes:
     status = msgspec.json.decode(told["status"])
     kind = status if status in ("completed", "incomplete") else "failed"
     return numbered({"type": f"response.{kind}", "response": told}, number)
+
+
+async def with_signs(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same, and comments where nothing comes for long: proxies cut a connection that is silent."""
+    coming: asyncio.Future[bytes | None] | None = None
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(pieces, None))
+            while not (await asyncio.wait({coming}, timeout=STILL_HERE_AFTER_S))[0]:
+                yield b": still here\n\n"
+            if (piece := coming.result()) is None:
+                return
+            yield piece
+    finally:
+        if coming is not None and not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
 
 
 class Kept:

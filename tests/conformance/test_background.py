@@ -257,6 +257,38 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
             assert caught.value.param == "starting_after"
 
 
+async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, which clients pass over, to whoever began it and to whoever takes it up, at any worker."""
+    monkeypatch.setattr("gateway.told.STILL_HERE_AFTER_S", 0.1)
+    scripts = {"late": [{"text": "at last", "delay_s": 1.0}], "slow": SLOW["slow"]}
+    async with (
+        house(tmp_path, scripts, kinds=("openai",)) as home,
+        live(tmp_path) as other,
+        httpx.AsyncClient(base_url=f"{home.url}/v1") as client,
+    ):
+        ask: dict[str, Any] = {"model": "openai/late", "input": "x", "background": True, "stream": True}
+
+        async def lines(method: str, url: str, **more: Any) -> list[str]:
+            async with client.stream(method, url, **more) as answer:
+                return [line async for line in answer.aiter_lines()]
+
+        beginning = asyncio.create_task(lines("POST", "/responses", json=ask))
+        while not (running := home.gateway.services.responses.running):
+            await asyncio.sleep(0.01)
+        (id,) = running
+        path = f"/responses/{id}?stream=true&starting_after=0"
+        rests = await asyncio.gather(*(lines("GET", f"{url}/v1{path}") for url in (home.url, other.url)))
+        for told in (await beginning, *rests):
+            assert told.count(": still here") >= 3 and "event: response.completed" in told
+            assert told.index(": still here") < told.index("event: response.output_text.delta")
+        assert (await heard(home.sdk("openai"), id))[-1].response.output_text == "at last"
+        stream = await home.sdk("openai").client.responses.create(**{**ask, "model": "openai/slow"})
+        async with asyncio.timeout(5.0):
+            made = await anext(aiter(stream))
+            await stream.close()
+        await home.sdk("openai").do("responses.cancel", made.response.id)
+
+
 async def test_no_tenant_hears_anothers_stream(tmp_path: Path) -> None:
     """Neither while it is made nor afterwards."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
