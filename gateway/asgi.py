@@ -23,9 +23,11 @@ from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send, give
 from gateway.services import Services
+from gateway.wire.body import encode, is_set, to_raw
 from gateway.wire.errors import render_error, status_of
-from gateway.wire.pass_through import PASSED
+from gateway.wire.pass_through import COMPACT, PASSED
 from gateway.wire.responses import new_id
+from gateway.wire.to_responses import to_compact
 
 log = logging.getLogger("headgate.asgi")
 
@@ -163,6 +165,8 @@ class App:
             if isinstance(body, HeadgateError):
                 raise body
             if surface in PASSED:
+                if surface == COMPACT:
+                    body = await self.with_turns(body, arrival)
                 call = read_passed(surface, body, arrival, timeout_s=server.request_timeout_s)
                 await self.answering.answer(call, reply)
                 return
@@ -195,6 +199,14 @@ class App:
             await self.fail(error, surface, reply, arrival)
         finally:
             self.in_flight -= 1
+
+    async def with_turns(self, body: bytes, arrival: Arrival) -> bytes:
+        """A conversation that is to be made shorter, with the turns before it: they are kept here."""
+        raw, services = read_raw(body, arrival.headers), self.services
+        tenant = services.caller_of(arrival.headers, arrival.host).tenant
+        if is_set(raw, "previous_response_id") and not is_set(raw, "input"):
+            raw |= to_raw({"input": []})
+        return encode(to_compact((await services.responses.continued(raw, tenant)).raw))
 
     async def serve(
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival

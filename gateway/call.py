@@ -14,7 +14,15 @@ import msgspec
 
 from cache.rules import read_directive
 from gateway.errors import CallerError
-from gateway.wire.pass_through import DEFAULT_MODELS, PASSED_PATHS, Upload, describe_passed, read_fields, read_upload
+from gateway.wire.pass_through import (
+    COMPACT,
+    DEFAULT_MODELS,
+    PASSED_PATHS,
+    Upload,
+    describe_passed,
+    read_fields,
+    read_upload,
+)
 from gateway.wire.request import Described, Raw, decode, describe, translate_request
 from gateway.wire.responses import Turn
 from routers.types import Knobs
@@ -144,7 +152,8 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
         content_type, raw = b"application/json", read_raw(body, headers)
         ours = ours or KNOB_FIELD in raw
         wishes = read_wishes(raw, headers)
-        described = describe_passed(surface, *read_fields(raw))
+        is_compact = surface == COMPACT
+        described = describe(raw, "responses") if is_compact else describe_passed(surface, *read_fields(raw))
         named = read_model(raw)
     model = arrival.model or named or DEFAULT_MODELS.get(surface, "")
     if not model:

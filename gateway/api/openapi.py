@@ -71,6 +71,13 @@ _FILE: Schema = {"type": "string", "format": "binary"}
 _MODEL: Schema = {"model": {"type": "string", "description": "a model, or a route whose models are asked in turn"}}
 _PICTURES: Schema = {"n": {"type": "integer", "minimum": 1, "maximum": 128}, "stream": {"type": "boolean"}}
 _PASSED: dict[str, Schema] = {
+    "compact": {
+        "properties": {
+            **_MODEL, "input": {"anyOf": [_TEXT, _TURNS, {"type": "null"}]},
+            "instructions": {"type": ["string", "null"]}, "previous_response_id": {"type": ["string", "null"]},
+        },
+        "required": ["model"],
+    },
     "moderations": {"properties": {**_MODEL, "input": {"anyOf": [_TEXT, {"type": "array"}]}}, "required": ["input"]},
     "images": {"properties": {**_MODEL, **_PICTURES, "prompt": _TEXT}, "required": ["model", "prompt"]},
     "image_edits": {

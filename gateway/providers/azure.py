@@ -27,9 +27,10 @@ class AzureProvider(Provider):
     def path(self, upstream_name: str, dialect: str) -> str:
         if self.endpoint.base_path.endswith("/openai/v1"):
             version = quote(self.config.api_version, safe="")
-            return PATHS.get(dialect, RESPONSES) + (f"?api-version={version}" if version else "")
-        if dialect == "responses":  # which names the deployment in the body even here
-            return f"/openai/responses?api-version={quote(self.config.api_version or RESPONSES_API_VERSION, safe='')}"
+            return (PATHS.get(dialect) or RESPONSES[dialect]) + (f"?api-version={version}" if version else "")
+        if dialect in RESPONSES:  # which name the deployment in the body even here
+            version = quote(self.config.api_version or RESPONSES_API_VERSION, safe="")
+            return f"/openai{RESPONSES[dialect]}?api-version={version}"
         version = quote(self.config.api_version or DEFAULT_API_VERSION, safe="")
         return f"/openai/deployments/{quote(upstream_name, safe='')}{PATHS[dialect]}?api-version={version}"
 

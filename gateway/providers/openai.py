@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gateway.providers.provider import Provider
-from gateway.wire.pass_through import PASSED
+from gateway.wire.pass_through import COMPACT, PASSED
 
 PATHS = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
-    **PASSED,
+    **{dialect: path for dialect, path in PASSED.items() if dialect != COMPACT},
 }
-RESPONSES = "/responses"
+RESPONSES = {"responses": "/responses", COMPACT: PASSED[COMPACT]}
 """Of those that serve the Responses API."""
 
 
@@ -26,7 +26,7 @@ class OpenAIProvider(Provider):
     default_base_url: ClassVar[str] = "https://api.openai.com/v1"
 
     def path(self, upstream_name: str, dialect: str) -> str:
-        return PATHS.get(dialect, RESPONSES)
+        return PATHS.get(dialect) or RESPONSES[dialect]
 
     def credentials(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.config.api_key}"} if self.config.api_key else {}

@@ -17,7 +17,7 @@ from gateway.config import ModelConfig, ProviderConfig
 from gateway.errors import CallerError, ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.reach import names_inner
-from gateway.wire.pass_through import PASSED
+from gateway.wire.pass_through import COMPACT, PASSED
 from local_models.backends import PROFILES
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
@@ -32,6 +32,9 @@ LEAST_SECRET = 8
 OPENAI = "api.openai.com"
 UNTRANSLATABLE = frozenset({"embeddings", "count_tokens", *PASSED})
 """Dialects that have no counterpart elsewhere."""
+_INSTEAD = {
+    COMPACT: ": name a model whose provider serves the Responses API, or ask this one for a summary by /v1/responses",
+}
 
 
 class Provider(ABC):
@@ -52,7 +55,7 @@ class Provider(ABC):
         """What is peculiar to the server; None: nothing known."""
         self.endpoint = self._endpoint(base_url or self.default_base_url)
         if self._serves_responses():
-            self.dialects |= {"responses"}
+            self.dialects |= {"responses", COMPACT}
         self._fixed = self._fixed_headers()
         self._heads: dict[tuple[str, str, bool], bytes] = {}
         self.pool = pool(
@@ -82,7 +85,8 @@ class Provider(ABC):
         if surface in self.dialects:
             return surface
         if surface in UNTRANSLATABLE:
-            raise CallerError(f"the provider {self.name} has no {surface}", code="unsupported_endpoint")
+            instead = _INSTEAD.get(surface, "")
+            raise CallerError(f"the provider {self.name} has no {surface}{instead}", code="unsupported_endpoint")
         return self.main_dialect
 
     def head(

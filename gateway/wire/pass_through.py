@@ -1,4 +1,4 @@
-"""Surfaces whose requests and answers pass as they are: pictures, sound, moderation, reranking.
+"""Surfaces whose requests and answers pass as they are: pictures, sound, moderation, reranking, compaction.
 
 No query in them tells one model from another and no other API has words for them, so the model that is named gets the
 client's own bytes, but for its name. Only what limits and money need is read: tokens, and units where something is
@@ -23,7 +23,9 @@ from gateway.wire.errors import classify_in_stream
 from gateway.wire.multipart import Form
 from gateway.wire.usage import Usage
 
+COMPACT = "compact"
 PASSED = {
+    COMPACT: "/responses/compact",
     "moderations": "/moderations",
     "images": "/images/generations",
     "image_edits": "/images/edits",
@@ -269,6 +271,8 @@ def read_passing(body: bytes) -> Answer | None:
 
 def usage_of(answer: Answer, surface: str) -> Usage:
     usage = answer.usage if isinstance(answer.usage, dict) else {}
+    if surface == COMPACT:
+        return Usage.from_responses(usage)
     units = _units(surface, answer, usage)
     known = Usage.from_openai(_spelled(usage, surface) if "input_tokens" in usage else usage)
     if not known.known and not units:

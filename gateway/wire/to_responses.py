@@ -28,11 +28,22 @@ def to_responses(raw: Raw) -> Raw:
         include = [*include, ENCRYPTED]
     if include:
         fields["include"] = include
-    fields["input"] = raw["input"]
+    fields["input"] = _readable(raw)
+    return {name: value for name, value in raw.items() if name not in _HERE} | to_raw(fields)
+
+
+def to_compact(raw: Raw) -> Raw:
+    """A request that its conversation be made shorter, in items alone."""
+    kept = {name: value for name, value in raw.items() if name not in ("previous_response_id", "conversation")}
+    return kept | to_raw({"input": _readable(raw)}) if "input" in raw else kept
+
+
+def _readable(raw: Raw) -> Any:
+    """The input without what no upstream can read."""
     told = memoryview(raw["input"]).tobytes()
     if b'"reasoning"' in told or holds_sealed(told):
-        fields["input"] = [_plain(item) for item in input_items(raw) if _is_readable(item)]
-    return {name: value for name, value in raw.items() if name not in _HERE} | to_raw(fields)
+        return [_plain(item) for item in input_items(raw) if _is_readable(item)]
+    return raw["input"]
 
 
 def is_kept(raw: Raw) -> bool:

@@ -111,13 +111,17 @@ class Studio:
 @asynccontextmanager
 async def studio(
     folder: Path, answers: Mapping[str, Said | Sequence[Said]], models: Sequence[Mapping[str, Any]],
-    kind: str = "openai", **extra: Any,
+    kind: str = "openai", provider: Mapping[str, Any] | None = None, **extra: Any,
 ) -> AsyncIterator[Studio]:
-    """Whatever a test does: afterwards nothing is held, in flight or connected, and no budget is overrun."""
+    """Whatever a test does: afterwards nothing is held, in flight or connected, and no budget is overrun.
+    `provider`: more settings of it; of its base URL, the `path`.
+    """
     home = Studio(answers)
     server = await asyncio.start_server(home.serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" + ("/v1" if kind == "openai" else "")
-    providers = [{"name": "studio", "kind": kind, "base_url": url, "api_key": "${UP_KEY}"}, *extra.pop("providers", ())]
+    own = {"name": "studio", "kind": kind, "api_key": "${UP_KEY}", **(provider or {})}
+    path = own.pop("path", "/v1" if kind == "openai" else "")
+    own["base_url"] = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"
+    providers = [own, *extra.pop("providers", ())]
     try:
         async with live(folder, models=[{"provider": "studio", **one} for one in models], providers=providers,
                         **extra) as home.gateway:  # fmt: skip

@@ -323,7 +323,7 @@ async def test_bad_input(tmp_path: Path, path: str, body: bytes, headers: dict[s
 
 async def test_other_methods_are_told(tmp_path: Path) -> None:
     async with studio(tmp_path, {}, [{"name": "m"}]) as home, httpx.AsyncClient() as client:
-        for path in PASSED_PATHS:
+        for path in PASSED_PATHS.keys() - {"/v1/responses/compact"}:  # where a response may be asked for
             answer = await client.get(home.live.url + path)
             assert answer.status_code == 405 and answer.headers["allow"] == "POST"
 
