@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.asgi import Answer, Request
 from gateway.attempt import readable
-from gateway.call import read_model, read_raw
+from gateway.call import KNOB_FIELD, read_model, read_raw
 from gateway.errors import CallerError, UnknownModel, UpstreamError
 from gateway.reply import JSON
 from gateway.wire.errors import classify
@@ -39,6 +39,7 @@ async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: st
     deployment = next(one for one in services.fleet.all() if one.id == deployment_id)
     provider = services.driver.caller.providers[deployment.provider]
     head = provider.head(deployment.config, "count_tokens", False, request.arrival.headers)
+    raw.pop(KNOB_FIELD, None)
     sent = {**raw, "model": model, "messages": signed(raw["messages"])}
     response = await provider.pool.send(head, encode(sent), timeout_s=TIMEOUT_S)
     body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)

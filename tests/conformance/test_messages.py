@@ -87,6 +87,9 @@ async def test_count_tokens(home: House, mode: str) -> None:
     assert counted.input_tokens == 8 and home.last["path"].endswith("/messages/count_tokens")
     assert json.loads(home.last["body"])["model"] == "echo"
     assert home.last["headers"]["anthropic-beta"] == "count-1"
+    ours = {"headgate": {"cost_weight": 0.5}}
+    await sdk.do("messages.count_tokens", model="anthropic/echo", messages=TURNS, extra_body=ours)
+    assert "headgate" not in home.last["body"]
     before = home.requests
     estimated = await sdk.do("messages.count_tokens", model="openai/echo", messages=TURNS)
     assert estimated.input_tokens > 0 and home.requests == before
