@@ -23,7 +23,7 @@ from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
 from gateway.reply import AsgiReply, Headers, Reply, Send, give
 from gateway.services import Services
-from gateway.wire.body import encode, is_set, to_raw
+from gateway.wire.body import encode
 from gateway.wire.errors import render_error, status_of
 from gateway.wire.pass_through import COMPACT, PASSED
 from gateway.wire.responses import new_id
@@ -204,8 +204,6 @@ class App:
         """A conversation that is to be made shorter, with the turns before it: they are kept here."""
         raw, services = read_raw(body, arrival.headers), self.services
         tenant = services.caller_of(arrival.headers, arrival.host).tenant
-        if is_set(raw, "previous_response_id") and not is_set(raw, "input"):
-            raw |= to_raw({"input": []})
         return encode(to_compact((await services.responses.continued(raw, tenant)).raw))
 
     async def serve(

@@ -26,7 +26,7 @@ from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
 from gateway.told import LOOK_EVERY_S, Kept, last_event
 from gateway.under_way import STATES, Making, Worker, as_it_stands, failed, mark_of
-from gateway.wire.body import encode_json, read
+from gateway.wire.body import encode_json, is_set, read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
 from gateway.wire.to_responses import is_kept
@@ -95,6 +95,7 @@ class Responses:
             raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
                               code="previous_response_in_progress")  # fmt: skip
         self._fits(len(before) + len(record.input) + len(record.output) + _sent(raw))
+        raw = _with_input(raw)
         items = [*_decode_items(before), *turn_items(record.input), *told.output]
         continued = self._bounded(responses_input(items, raw), len(items), "previous_response_id")
         if MARK in record.previous_response_id:  # the conversation it leaves may be changed, or go, without this one
@@ -108,7 +109,7 @@ class Responses:
         except NotFound as fault:
             fault.param = "conversation"
             raise
-        raw = {**raw, **to_raw({"conversation": {"id": id}, "input": raw.get("input", [])})}
+        raw = {**_with_input(raw), **to_raw({"conversation": {"id": id}})}
         raw, items = await self.recalled(raw, tenant, known), [one.item for one in known]
         self._fits(sum(len(memoryview(item)) for item in items) + _sent(raw))
         continued = self._bounded(responses_input(items, raw), len(items), "conversation")
@@ -334,6 +335,11 @@ class Responses:
     def forget(self, tenant: str, id: str) -> None:
         known = self._recent.pop((tenant, id), None)
         self._recent_bytes -= known.size if known is not None else 0
+
+
+def _with_input(raw: Raw) -> Raw:
+    """A turn need add nothing to those before it."""
+    return raw if is_set(raw, "input") else {**raw, **to_raw({"input": []})}
 
 
 def _sent(raw: Raw) -> int:

@@ -365,6 +365,21 @@ async def test_tokens_are_counted_before_asking(home: House) -> None:
     assert counted.object == "response.input_tokens" and 20 < counted.input_tokens < 200 and home.requests == 0
 
 
+async def test_a_turn_that_adds_nothing(home: House) -> None:
+    """Input is needed where there is none before it; here it is counted and answered without."""
+    sdk = home.sdk("openai")
+    first = await sdk.do("responses.create", model="openai/echo", input="a b c " * 50)
+    ask: dict[str, Any] = {"model": "openai/echo", "previous_response_id": first.id}
+    assert (await sdk.do("responses.input_tokens.count", **ask)).input_tokens > 100 and home.requests == 1
+    second = await sdk.do("responses.create", **ask)
+    assert [message["role"] for message in json.loads(home.last["body"])["messages"]] == ["user", "assistant"]
+    items = await sdk.do("responses.input_items.list", second.id, order="asc")
+    assert [item.role for item in items.data] == ["user", "assistant"]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.do("responses.create", model="openai/echo")
+    assert caught.value.param == "input"
+
+
 async def test_what_has_no_counterpart_is_refused(home: House) -> None:
     """Server-side tools are refused by name."""
     tools: list[Any] = [{"type": "web_search"}]
