@@ -14,7 +14,6 @@ from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
 Json = dict[str, Any]
 _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
                      "prompt_cache_options")  # fmt: skip
-_SHORTER = "leave out items that are no longer needed, or name a model whose provider serves the Responses API."
 _OWN_WORK = frozenset(
     {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 )
@@ -26,9 +25,8 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
     why = "isn't served here; send the whole conversation, or previous_response_id."
     refuse_set(raw, ("background", "prompt", "max_tool_calls"), why)
     refuse_set(raw, ("moderation",), "isn't served here.")
-    refuse_set(raw, ("context_management",), f"this model's API makes no conversation shorter; {_SHORTER}")
-    if read(raw, "truncation", str, "disabled") != "disabled":
-        raise refuse("truncation", f"this model's API drops no items; send 'disabled', and {_SHORTER}")
+    why = "isn't served by this model's API; leave out items that are no longer needed, or name a model whose provider "
+    refuse_set(raw, ("context_management",), why + "serves the Responses API.")
     messages: list[Json] = []
     if is_set(raw, "instructions"):
         messages.append({"role": "system", "content": read(raw, "instructions", str, "")})

@@ -2,8 +2,8 @@
 
 What the target can't do is refused with the parameter's name. Left out without a word is only what changes
 how an answer comes about and not what was asked for: `seed`, `logprobs`, `store`, `metadata`, `service_tier`,
-`speed`, `top_k`, `prediction`, cache hints that the target doesn't know; and towards Anthropic `temperature`,
-`top_p` and `verbosity`, which its API no longer has or never had.
+`speed`, `top_k`, `prediction`, `truncation`, cache hints that the target doesn't know; and towards Anthropic
+`temperature`, `top_p` and `verbosity`, which its API no longer has or never had.
 """
 
 from __future__ import annotations

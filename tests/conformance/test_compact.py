@@ -88,7 +88,6 @@ async def test_no_other_model_makes_one_shorter(tmp_path: Path, kind: str) -> No
         assert caught.value.code == "unsupported_endpoint"
         asked: dict[str, Any] = {
             "context_management": [{"type": "compaction", "compact_threshold": 1000}],
-            "truncation": "auto",
             "input": [TURN, SEALED, TURN],
         }
         for param, value in asked.items():
@@ -96,7 +95,7 @@ async def test_no_other_model_makes_one_shorter(tmp_path: Path, kind: str) -> No
                 await sdk.do("responses.create", **{"model": "m", "input": "x", param: value})
             assert caught.value.param == param and caught.value.code == "unsupported_parameter"
         assert not home.asked
-        body: Json = {"model": "m", "input": "x", "truncation": "disabled", "context_management": None}
+        body: Json = {"model": "m", "input": "x", "truncation": "auto", "context_management": None}
         assert (await sdk.do("responses.create", **body)).output_text == "ok"
 
 
