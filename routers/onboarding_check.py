@@ -21,13 +21,17 @@ from routers.estimators.ensemble import Ensemble
 from routers.evaluate import Bench
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
-from routers.outcomes import Outcomes, read_outcomes
+from routers.outcomes import DataError, Outcomes, read_outcomes
 
 
 def priced(data: Outcomes, share: float = 0.95) -> Outcomes:
-    """Models with a cost on nearly all queries, and the queries on which all of them were scored."""
+    """Models with a cost on nearly all queries, and the queries on which all of them were scored. Raises DataError
+    where fewer than two models are left.
+    """
     seen = np.asarray(np.isfinite(data.scores) & np.isfinite(data.cost_usd))
     kept = [m for m, s in zip(data.models, seen.mean(0).tolist(), strict=True) if s >= share]
+    if len(kept) < 2:
+        raise DataError(f"outcomes.parquet: field cost_usd: not two models have one on {share:.0%} of the queries")
     data = data.columns(kept)
     return data.rows(np.asarray((np.isfinite(data.scores) & np.isfinite(data.cost_usd)).all(1)))
 
@@ -68,5 +72,8 @@ def main(folder: Path, probes: int) -> None:
 
 
 if __name__ == "__main__":
-    with one_core():
-        main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 50)
+    try:
+        with one_core():
+            main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 50)
+    except DataError as fault:
+        raise SystemExit(str(fault)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from routers import subset_check, subset_fit
 from routers.estimators.base import Matrix
+from routers.onboarding_check import priced
 from routers.outcomes import DataError, Outcomes
 from routers.subset import Fleet, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged, kept
 
@@ -248,3 +250,10 @@ def test_the_check_refuses_more_models_than_it_can_search() -> None:
     """And says how many there are."""
     with pytest.raises(DataError, match="20 models"):
         subset_fit.expected(outcomes(False, 20), "linear", 16)
+
+
+def test_outcomes_without_costs_are_no_check() -> None:
+    """Refused by their field's name, not met with an index error later."""
+    free = outcomes(latency=False)
+    with pytest.raises(DataError, match="field cost_usd"):
+        priced(replace(free, cost_usd=np.full_like(free.cost_usd, np.nan)))
