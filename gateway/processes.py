@@ -148,12 +148,13 @@ class Keeper:
         try:
             while True:
                 try:
-                    run = self._run = self._run or await self._begin()
+                    run = self._run or await self._begin()
                 except OSError as fault:  # no memory, process or file left for it just now
                     log.error("%s can't be started: %s", self.child.name, fault)
                     delay_s = min(delay_s * 2, LONGEST_RESTART_S)
                     await asyncio.sleep(delay_s)
                     continue
+                self._run = run
                 if await self._ended_or_replaced(run):
                     ran_s = time.monotonic() - run.began_s
                     delay_s = FIRST_RESTART_S if ran_s > STEADY_S else min(delay_s * 2, LONGEST_RESTART_S)
@@ -199,19 +200,24 @@ class Keeper:
             await asyncio.wait(set(self._leaving))
 
     async def restart(self, child: Child) -> None:
-        """The old run ends, then the new one starts: for a child of which there may be only one."""
+        """A new run, which starts while the old one ends; until that has."""
         old, self.child = self._run, child
         if old is not None:
             self._run = None
             self._replaced.set()
-            await old.stop()
-            self._gone(old.number)
+            self._leave(old, signal.SIGTERM)
+            await self.left()
 
     async def _begin(self) -> Run:
-        run = await Run.start(self.child, self._number())
+        """The run to keep: another one, where this child was replaced while it was being started."""
+        child = self.child
+        run = await Run.start(child, self._number())
         waiting = asyncio.create_task(self._await_ready(run))
         self._leaving.add(waiting)
         waiting.add_done_callback(self._leaving.discard)
+        if self.child is not child:
+            self._leave(run, signal.SIGTERM)
+            return self._run or await self._begin()
         return run
 
     async def _await_ready(self, run: Run) -> None:

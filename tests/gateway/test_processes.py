@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gateway import processes
-from gateway.processes import Child, Keeper
+from gateway.processes import Child, Keeper, Run
 from gateway.retired import GONE, retire, snapshot_of
 from tests.until import until
 
@@ -55,6 +55,51 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
         program.write_text("#!/bin/sh\nsleep 60\n")
         program.chmod(0o755)
         await until(keeper.is_ready.is_set)
+
+
+async def test_a_child_replaced_while_it_is_started_again_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker that dies in the middle of a reload: its successor by the old configuration would stay for ever."""
+    began, go = asyncio.Event(), asyncio.Event()
+    start, runs = Run.start, list[Run]()
+
+    async def slowly(child: Child, number: int) -> Run:
+        runs.append(run := await start(child, number))
+        if len(runs) == 2:
+            began.set()
+            await go.wait()
+        return run
+
+    monkeypatch.setattr(Run, "start", slowly)
+    keeper = Keeper(Child("a", ["sleep", "60"]))
+    async with kept(keeper):
+        await until(keeper.is_ready.is_set)
+        runs[0].process.kill()
+        await began.wait()
+        assert await keeper.replace(Child("b", ["sleep", "61"]), 60.0)
+        go.set()
+        await until(lambda: runs[1].process.returncode is not None)
+        assert runs[2].process.returncode is None
+    assert runs[2].process.returncode is not None and len(runs) == 3
+
+
+async def test_whoever_ends_waits_for_what_a_restart_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the middle of a reload: control may hold its port and ship yet."""
+    start, runs = Run.start, list[Run]()
+
+    async def noted(child: Child, number: int) -> Run:
+        runs.append(run := await start(child, number))
+        return run
+
+    monkeypatch.setattr(Run, "start", noted)
+    told = tmp_path / "told"
+    program = f"trap 'sleep 0.5; exit' TERM; touch {told}; while true; do sleep 0.1; done"
+    keeper = Keeper(Child("a", ["sh", "-c", program]))
+    async with kept(keeper):
+        await until(told.exists)
+        restarting = asyncio.create_task(keeper.restart(Child("b", ["sleep", "60"])))
+        await until(lambda: len(runs) == 2)
+        restarting.cancel()
+    assert [run.process.returncode is None for run in runs] == [False, False]
 
 
 async def test_a_replacement_that_ends_at_once_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
