@@ -65,7 +65,7 @@ class Run:
 
     @classmethod
     async def start(cls, child: Child, number: int) -> Run:
-        fds = [sock.fileno() for sock in child.sockets]
+        fds = [sock.fileno() for sock in child.sockets if sock.fileno() >= 0]
         command = [*child.command, *(word for fd in fds for word in ("--fd", str(fd)))]
         told, tell = os.pipe() if child.tells else (None, None)
         if child.numbered:
@@ -141,12 +141,13 @@ class Keeper:
         self._gone = gone
         self._run: Run | None = None
         self._replaced = asyncio.Event()
+        self._retired = False
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def keep(self) -> None:
         delay_s = FIRST_RESTART_S
         try:
-            while True:
+            while not self._retired:
                 try:
                     run = self._run or await self._begin()
                 except OSError as fault:  # no memory, process or file left for it just now
@@ -167,6 +168,7 @@ class Keeper:
                         self.stumbled()
                     self.restarts += 1
                     await asyncio.sleep(delay_s)
+            await self.left()
         finally:
             await self._stop()
 
@@ -193,6 +195,14 @@ class Keeper:
         if old is not None:
             self._leave(old, RETIRE)
         return True
+
+    def retire(self) -> None:
+        """It finishes what is under way, however long that takes, and nothing comes in its place."""
+        self._retired = True
+        old, self._run = self._run, None
+        self._replaced.set()
+        if old is not None:
+            self._leave(old, RETIRE)
 
     async def left(self) -> None:
         """When those that are leaving now are gone."""

@@ -78,8 +78,11 @@ class House:
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         self._tasks: dict[Keeper, asyncio.Task[None]] = {}
+        """Of every child, those too that only finish what is under way."""
         self._upstreams = {one.socket: self._keeper(_upstream(one)) for one in _managed(config)}
         self._sockets: list[socket.socket] = []
+        """One for each worker. Those that fewer workers leave over are all workers' together: whoever closes a socket
+        resets the connections in its queue."""
         for _ in range(self._count):
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
@@ -94,7 +97,7 @@ class House:
 
     def start(self) -> None:
         for keeper in (*self._upstreams.values(), self._control, *self._workers):
-            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+            self._keep(keeper)
 
     async def stop(self) -> None:
         """From behind, in the order of need: workers end while upstreams still answer and control ships."""
@@ -103,7 +106,8 @@ class House:
         await asyncio.gather(*self._reloads, return_exceptions=True)
         for sock in self._sockets:
             sock.close()
-        await self._finish(self._workers)
+        others = (self._control, *self._upstreams.values())
+        await self._finish([keeper for keeper in self._tasks if keeper not in others])
         self._admin_socket.close()
         await self._finish([self._control])
         await self._finish([*self._upstreams.values()])
@@ -157,9 +161,9 @@ class House:
         if not await self._start_upstreams(added) or not await self._put_in_force(config):
             await self._end_upstreams([one.socket for one in added])
             return False
+        self._add_or_end_workers()
         asked = {one.socket for one in _managed(config)}
         self._soon(self._end_unasked([one for one in self._upstreams if one not in asked]))
-        await self._add_or_end_workers()
         await self._control.restart(self._control_child())
         return True
 
@@ -167,7 +171,7 @@ class House:
         """False: one of them does not answer."""
         for one in added:
             keeper = self._upstreams[one.socket] = self._keeper(_upstream(one))
-            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+            self._keep(keeper)
         deadline_s = time.monotonic() + LOAD_TIMEOUT_S
         for one in added:
             while not await is_ready(one.socket):
@@ -188,7 +192,7 @@ class House:
 
     async def _end_unasked(self, sockets: list[Path]) -> None:
         """These servers, once the workers that may ask them are gone, if no reload has named them again."""
-        await asyncio.gather(*(keeper.left() for keeper in self._workers))
+        await asyncio.gather(*(keeper.left() for keeper in self._tasks))
         async with self._reloading:
             asked = {one.socket for one in _managed(self.config)}
             await self._end_upstreams([one for one in sockets if one not in asked])
@@ -223,26 +227,23 @@ class House:
     async def _replace(self, keepers: list[Keeper]) -> int:
         """These by new ones of the configuration in force, until one doesn't start; how many were."""
         for slot, keeper in enumerate(keepers):
-            if self._sockets[slot].fileno() < 0:
-                self._sockets[slot] = self._listen()
+            self._open(slot)
             if not await keeper.replace(self._worker_child(slot), READY_TIMEOUT_S):
                 return slot
         return len(keepers)
 
-    async def _add_or_end_workers(self) -> None:
+    def _add_or_end_workers(self) -> None:
         while len(self._workers) > self._count:
-            self._sockets.pop().close()
-            await self._finish([self._workers.pop()])
+            self._workers.pop().retire()
         while len(self._workers) < self._count:
-            self._sockets.append(self._listen())
-            keeper = self._add_worker()
-            self._tasks[keeper] = asyncio.create_task(keeper.keep())
+            self._keep(self._add_worker())
 
     def _add_worker(self) -> Keeper:
         slot = len(self._workers)
+        self._open(slot)
         keeper = self._keeper(self._worker_child(slot))
         if self.config.server.port:
-            keeper.stumbled = lambda: self._sockets[slot].close()
+            keeper.stumbled = lambda: self._close(slot)
         self._workers.append(keeper)
         return keeper
 
@@ -251,6 +252,18 @@ class House:
     @property
     def _count(self) -> int:
         return self._stated or self.config.server.workers
+
+    def _open(self, slot: int) -> None:
+        """The socket of this worker, where there is none."""
+        if slot == len(self._sockets):
+            self._sockets.append(self._listen())
+        elif self._sockets[slot].fileno() < 0:
+            self._sockets[slot] = self._listen()
+
+    def _close(self, slot: int) -> None:
+        """What this worker would have answered and does not."""
+        for sock in (self._sockets[slot], *self._sockets[self._count :]):
+            sock.close()
 
     def _listen(self) -> socket.socket:
         sock = listen(self.config.server.host, self._port, "server.port", is_first=not self._sockets)
@@ -265,7 +278,7 @@ class House:
             f"worker {slot}",
             [sys.executable, "-m", "gateway.worker", *self._where()],
             ONE_CORE,
-            sockets=(self._sockets[slot],), tells=True, numbered=True,
+            sockets=(self._sockets[slot], *self._sockets[self._count :]), tells=True, numbered=True,
         )  # fmt: skip
 
     def _control_child(self) -> Child:
@@ -283,6 +296,10 @@ class House:
             draft.touch(mode=0o600)
             draft.write_bytes(Path(self._path).read_bytes())
             draft.replace(copy)
+
+    def _keep(self, keeper: Keeper) -> None:
+        task = self._tasks[keeper] = asyncio.create_task(keeper.keep())
+        task.add_done_callback(lambda _: self._tasks.pop(keeper, None))
 
     async def _finish(self, keepers: list[Keeper]) -> None:
         """Stop these and wait until they are gone."""

@@ -207,6 +207,41 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
+async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) -> None:
+    """What waits in the queue of a worker that goes is answered by one that stays, and a stream under way has as long
+    as at any reload, whatever the drain timeout.
+    """
+    gateway.change(answer="small", drain_timeout_s=0.5)
+    await reloaded(gateway)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(before := workers_of(gateway.pid)) != 2:
+            await asyncio.sleep(0.02)
+    streams = [asyncio.create_task(stream(gateway.port)) for _ in range(8)]
+    await asyncio.sleep(0.5)
+    for worker in before:
+        os.kill(worker, signal.SIGSTOP)
+    load = Load(gateway.port)
+    clients = [asyncio.create_task(load.client()) for _ in range(16)]
+    await asyncio.sleep(0.3)
+    load.stop = True
+    gateway.change(answer="small", drain_timeout_s=0.5, workers=1)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await reloaded(gateway)
+            await asyncio.gather(*clients)
+    finally:
+        for worker in before:
+            os.kill(worker, signal.SIGCONT)
+    assert load.failures == [] and load.answers == ["small"] * 16
+    assert [text for text in await asyncio.gather(*streams) if not text.endswith("data: [DONE]\n\n")] == []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(workers_of(gateway.pid)) != 1:
+            await asyncio.sleep(0.02)
+    gateway.change(answer="large")
+    await reloaded(gateway)
+    assert len(workers_of(gateway.pid)) >= 2 and ask_all(gateway.port) == {200} and sockets_at(gateway.port) == 2
+
+
 async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
     """After SIGHUP with a broken file the same workers serve on, and one that dies starts again as it was."""
     load = Load(gateway.port)
