@@ -15,7 +15,7 @@ import typer
 
 from gateway.config import Config
 from gateway.config_idle import idle
-from gateway.config_load import check, file_of, is_path, load, unshared
+from gateway.config_load import check, file_of, is_path, load
 from gateway.errors import ConfigError, HeadgateError
 from gateway.extras import lacking
 from gateway.journal.durable import database_said
@@ -183,6 +183,7 @@ def serve(
     from gateway.listen import admin_host, in_url
     from gateway.logs import secrets_of, set_up
     from gateway.supervise import serve as run
+    from gateway.supervise import unshared_by
 
     path = file_of(config)
     chosen = load(path, os.environ)
@@ -194,8 +195,7 @@ def serve(
         log.warning("%s", said)
     server = chosen.server
     count = workers or server.workers
-    made = (key for key in read_settings(server.run_dir).keys if key.revoked_s is None)
-    if count > 1 and (problem := unshared(chosen, made)):
+    if problem := unshared_by(count, chosen):
         raise ConfigError([f"{'--workers' if workers else 'server.workers'}: {problem}"])
     scheme = "https" if server.tls_certificate else "http"
 
@@ -203,7 +203,7 @@ def serve(
         typer.echo(f"Headgate answers on {scheme}://{in_url(server.host)}:{server.port}/v1 with {count} worker(s); "
                    f"admin on {scheme}://{in_url(admin_host(server))}:{server.admin_port}")
 
-    asyncio.run(run(chosen, path, ready, workers=count))
+    asyncio.run(run(chosen, path, ready, workers=workers))
 
 
 @app.command("check-config")

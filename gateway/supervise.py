@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import Config
-from gateway.config_load import check
+from gateway.config_load import check, unshared
 from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper
 from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
 from gateway.retired import REFUSED, forget, retire
+from gateway.settings import read_settings
 
 log = logging.getLogger("headgate.serve")
 
@@ -41,8 +42,10 @@ FIXED = ("host", "port", "admin_host", "admin_port", "run_dir")
 """Settings of the server that a reload can't change."""
 
 
-async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int) -> None:
-    """Until SIGINT or SIGTERM. Raises ConfigError where a port is taken."""
+async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int | None) -> None:
+    """Until SIGINT or SIGTERM. `workers`: the command line's number, which wins over the file's, at a reload too.
+    Raises ConfigError where a port is taken.
+    """
     raise_file_limit()
     house = House(config, path, workers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -62,11 +65,10 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
 class House:
     """All processes of one gateway on one machine."""
 
-    def __init__(self, config: Config, path: str | None, workers: int) -> None:
+    def __init__(self, config: Config, path: str | None, workers: int | None) -> None:
         self.config = config
         self._path = path
-        self._stated = workers if workers != config.server.workers else None
-        """The command line's number wins over the file's, at a reload too."""
+        self._stated = workers
         self._numbers = itertools.count()
         self._run_dir = Path(config.server.run_dir)
         self._run_dir.mkdir(0o700, parents=True, exist_ok=True)  # cached answers, files of prompts
@@ -147,6 +149,13 @@ class House:
             config, problems = check(self._path, os.environ)
             if config is None:
                 self._refuse("; ".join(problems))
+                return
+            try:
+                problem = unshared_by(self._stated or config.server.workers, config)
+            except (OSError, ConfigError) as fault:
+                problem = str(fault)
+            if problem:
+                self._refuse(f"{'--workers' if self._stated else 'server.workers'}: {problem}")
                 return
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -307,6 +316,12 @@ class House:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def unshared_by(workers: int, config: Config) -> str:
+    """Why so many workers can't serve this configuration and the keys made at run time; empty: they can."""
+    made = (key for key in read_settings(config.server.run_dir).keys if key.revoked_s is None)
+    return unshared(config, made) if workers > 1 else ""
 
 
 def own(run_dir: Path) -> int:

@@ -16,11 +16,13 @@ import httpx
 import pytest
 
 from gateway.breaker import CONSECUTIVE
+from gateway.retired import REFUSED
 from tests.command import headgate
+from tests.faults.test_kill import workers_of
 from tests.live import served
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer
-from tests.until import PATIENCE_S
+from tests.until import PATIENCE_S, until
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -483,6 +485,35 @@ async def answer_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
                  b"content-length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
     await writer.drain()
     writer.close()
+
+
+async def test_the_command_line_states_how_many_workers_there_are(tmp_path: Path) -> None:
+    """At a reload too, where the file said the same at the start."""
+    config, _, _ = write_config(tmp_path, master_key="")
+    async with served(config, "--workers", "1") as process:
+        config.write_text(config.read_text().replace("[server]", "[server]\nworkers = 3"))
+        before = workers_of(process.pid)
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: workers_of(process.pid) not in (before, []))
+        control = (tmp_path / "run" / "config.toml").read_bytes
+        await until(lambda: control() == config.read_bytes())
+        await until(lambda: len(workers_of(process.pid)) == 1)
+        await asyncio.sleep(0.5)
+        assert len(workers_of(process.pid)) == 1
+
+
+async def test_a_reload_to_several_workers_needs_what_a_start_needs(tmp_path: Path) -> None:
+    """Each of them would give out the whole budget of a key that was made meanwhile."""
+    config, _, _ = write_config(tmp_path, master_key="")
+    async with served(config) as process:
+        words = ("keys", "create", "app", "--budget-usd", "1", "--config", str(config))
+        assert (await asyncio.to_thread(started, *words)).returncode == 0
+        await until(lambda: b"app" in (tmp_path / "run" / "settings.json").read_bytes())
+        before = workers_of(process.pid)
+        config.write_text(config.read_text().replace("[server]", "[server]\nworkers = 2"))
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: (tmp_path / "run" / REFUSED).exists() or workers_of(process.pid) != before)
+        assert workers_of(process.pid) == before
 
 
 def test_as_many_files_as_the_system_allows() -> None:
