@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any, Literal, TextIO
 
 from gateway.config import Config, Secret
 
+log = logging.getLogger("headgate.logs")
+
 HIDDEN = "***"
 MAX_CHARS = 8192
 """Of one message; a longer one is cut, since only text of a request is that long."""
+MOST_WAITING = 1000
+"""Lines that nobody has read yet."""
+FLUSH_WITHIN_S = 1.0
 TEXT_FIELDS = frozenset(
     {
         "prompt", "messages", "content", "text", "input", "body", "answer", "completion", "output", "system",
@@ -176,6 +185,52 @@ def _password(url: str) -> str:
     return login.partition(":")[2] if at else ""
 
 
+class Aside(logging.Handler):
+    """Writes in a thread of its own: nobody who logs waits for whoever reads the log, or has stopped reading it. Lines
+    that find no room meanwhile are dropped, and told when there is room again.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._dropped = 0
+        self._writer = threading.Thread()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self._waiting.qsize() >= MOST_WAITING:
+                self._dropped += 1
+                return
+            self._waiting.put(self.format(record) + "\n")
+            if not self._writer.is_alive():  # at first, and in a process that was forked
+                self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+                self._writer.start()
+        except Exception:  # no thread to be had just now; `handleError` would print what the sieve keeps out
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Wait until what was logged so far is written, if somebody reads it."""
+        if self._writer.is_alive():
+            written = threading.Event()
+            self._waiting.put(written)
+            written.wait(FLUSH_WITHIN_S)
+
+    def _write(self) -> None:
+        while True:
+            line = self._waiting.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            rest = line.encode("utf-8", "backslashreplace")
+            with suppress(OSError):  # nobody will ever read it, or its disk is full
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            if self._dropped and self._waiting.empty():
+                dropped, self._dropped = self._dropped, 0
+                log.warning("%d lines of this log were dropped: nobody read them", dropped)
+
+
 def set_up(
     level: str,
     style: Literal["json", "text"],
@@ -184,7 +239,7 @@ def set_up(
 ) -> logging.Handler:
     """Send every logger's records through the sieve to `stream` (standard error), and only there."""
     sieve = Sieve(secrets)
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream) if stream or not sys.stderr else Aside(sys.stderr.fileno())
     handler.setFormatter(JsonLines(sieve) if style == "json" else TextLines(sieve))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

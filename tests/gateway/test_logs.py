@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
-from gateway.logs import MAX_CHARS, JsonLines, Sieve, TextLines, secrets_of, set_up
+from gateway.logs import MAX_CHARS, MOST_WAITING, Aside, JsonLines, Sieve, TextLines, secrets_of, set_up
 
 SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
 PROMPT = "how do I tell my doctor"
@@ -174,6 +176,32 @@ def test_secrets_come_from_the_whole_configuration() -> None:
         storage=Storage(url=Secret("postgresql://me:k5@host/db")),
     )
     assert secrets_of(config) - {""} == {"k1", "k2", "k3", "k4", "k5"}
+
+
+def test_nobody_waits_for_whoever_has_stopped_reading() -> None:
+    """Lines beyond a bound are dropped; whoever reads again gets the others, and is told how many there were."""
+    read, written = os.pipe()
+    handler = Aside(written)
+    handler.setFormatter(TextLines(Sieve()))
+    root, log = logging.getLogger("headgate.logs"), logging.Logger("headgate.test")
+    log.addHandler(handler)
+    root.addHandler(handler)
+    try:
+        count = MOST_WAITING + 1000
+        for number in range(count):
+            log.warning("%d %s", number, "x" * 1000)
+        said = b""
+        while b"were dropped" not in said or not said.endswith(b"\n"):
+            said += os.read(read, 1 << 20)
+        lines = said.decode().splitlines()
+        dropped = re.search(r"headgate.logs: (\d+) lines", lines[-1])
+        assert dropped is not None and 0 < int(dropped[1]) == count - len(lines) + 1
+        log.warning("the last")
+        handler.flush()
+        assert os.read(read, 1000).endswith(b"headgate.test: the last\n")
+    finally:
+        root.removeHandler(handler)
+        os.close(read)
 
 
 @pytest.fixture

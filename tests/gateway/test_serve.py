@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,7 @@ name = "script"
 kind = "scripted"
 [providers.options.scripts]
 small = [{{ text = "a small answer" }}]
+bad = [{{ status = 500 }}]
 slow = [{{ text = "one two three four", gap_s = 0.3 }}]
 [[models]]
 name = "small"
@@ -52,6 +54,9 @@ input_usd_per_mtok = 0.1
 output_usd_per_mtok = 0.4
 [[models]]
 name = "slow"
+provider = "script"
+[[models]]
+name = "bad"
 provider = "script"
 [[routes]]
 name = "auto"
@@ -485,6 +490,37 @@ async def answer_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
                  b"content-length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
     await writer.drain()
     writer.close()
+
+
+async def test_whoever_stops_reading_the_log_stops_nobody(tmp_path: Path) -> None:
+    """As by Ctrl-S on a terminal: workers answer, and all of them end at SIGTERM."""
+    config, port, _ = write_config(tmp_path, master_key="")
+    config.write_text(config.read_text() + '[telemetry]\nlog_level = "debug"\n')
+    read, log = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve", "--config", str(config), stdout=asyncio.subprocess.PIPE, stderr=log
+    )
+    try:
+        assert process.stdout is not None
+        assert b"answers on" in await asyncio.wait_for(process.stdout.readline(), 300)
+        os.set_blocking(log, False)
+        for size in (4096, 1):
+            with suppress(BlockingIOError):
+                while os.write(log, b"x" * size):
+                    pass
+        os.set_blocking(log, True)  # it is the gateway's, too
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+            for _ in range(CONSECUTIVE + 1):  # the last finds that its breaker has opened, which the log is told
+                assert (await client.post("/v1/chat/completions", json={**CHAT, "model": "bad"})).status_code >= 500
+            assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
+    finally:
+        os.close(read)  # whoever hangs on it goes on
+        os.close(log)
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
 
 
 async def test_the_command_line_states_how_many_workers_there_are(tmp_path: Path) -> None:
