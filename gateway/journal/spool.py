@@ -118,20 +118,31 @@ class Spool:
         return False
 
     def _turn(self, now: float) -> None:
-        """Starts a new segment. Raises OSError where the spools have reached their bound."""
+        """Starts a new segment, or goes on in the open one where none can be begun just now. Raises OSError where there
+        is none, or the spools have reached their bound.
+        """
         if self._file >= 0 and self._size == 0:
             self._turn_at = now + self.segment_age_s
             return
         if now < self._full_until:
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
+        try:
+            fresh = self._begin(now)
+        except OSError:
+            if now < self._full_until or self._file < 0 or not os.fstat(self._file).st_nlink:
+                raise
+            self._turn_at = now + _FULL_RECHECK_S  # what is open takes more yet
+            return
+        self.close()
+        self._file, self._size, self._listed = fresh, 0, -1
+        self._turn_at = now + self.segment_age_s
+
+    def _begin(self, now: float) -> int:
         self.directory.mkdir(parents=True, exist_ok=True)
         if spooled_bytes(self.directory) >= self.max_bytes:
             self._full_until = now + _FULL_RECHECK_S
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
-        fresh = _open_locked(self.directory)
-        self.close()
-        self._file, self._size, self._listed = fresh, 0, -1
-        self._turn_at = now + self.segment_age_s
+        return _open_locked(self.directory)
 
 
 def spooled_bytes(directory: Path) -> int:

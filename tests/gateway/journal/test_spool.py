@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ def test_a_full_spool_drops_counts_alarms_and_recovers(tmp_path: Path) -> None:
     now[0] = 2.0
     assert spool.append(decision(21))
     assert spool.alarm == ""
+
+
+def test_a_segment_goes_on_while_no_other_can_be_begun(tmp_path: Path) -> None:
+    """No file descriptor is left, or the folder is read-only: what is open takes records yet, and turns later."""
+    now = [0.0]
+    spool = Spool(tmp_path, segment_bytes=2000, segment_age_s=60.0, clock=lambda: now[0])
+    assert spool.append(decision(0))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most[1]))
+    try:
+        now[0] = 61.0
+        written = [spool.append(decision(number)) for number in range(1, 10)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert all(written) and (spool.lost, spool.alarm) == (0, "")
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    now[0] = 63.0
+    assert spool.append(decision(10))
+    assert len(list(tmp_path.glob("*.seg"))) == 2
+    assert sorted(record.id for record in records_in(tmp_path) if record) == sorted(f"dec_{n}" for n in range(11))
 
 
 def test_a_short_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
