@@ -21,6 +21,7 @@ from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLa
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
+from gateway.listen import OUT_OF_FILES
 from gateway.reply import AsgiReply, Headers, Reply, Send, give
 from gateway.services import Services
 from gateway.wire.body import encode
@@ -250,7 +251,15 @@ class App:
         return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
-        """A fault of ours: the client learns its kind, the log its place."""
+        """A fault of ours: the client learns its kind, the log its place. A lack of file descriptors is none, and the
+        log has said it.
+        """
+        if isinstance(error, OSError) and error.errno in OUT_OF_FILES and not reply.committed:
+            away = HeadgateError(
+                "no file descriptor is left here", code="out_of_files", status=503, retry_after_s=1.0
+            )
+            await self.refuse(away, surface, reply, arrival)
+            return
         log.error("request %s failed inside the gateway", arrival.request_id, exc_info=error)
         if reply.committed:
             raise error

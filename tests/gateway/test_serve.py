@@ -463,17 +463,22 @@ async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path:
                     assert answer.headers["retry-after"] == "1" and "x-should-retry" not in answer.headers
             told = await client.get("/metrics")
             assert (told.status_code, "Too many open files" in told.text) == (503, True), told.text
+            for path in ("/readyz", "/v1/files", "/v1/decisions/dec_1"):  # what they need has never been loaded
+                told = await client.get(path)
+                assert (told.status_code, told.json()["error"]["code"]) == (503, "out_of_files"), told.text
+                assert told.headers["retry-after"] == "1"
             for writer in held:
                 writer.close()
             while b"there are file descriptors again" not in said.read_bytes():
                 await asyncio.sleep(0.05)
             figures = (await client.get("/metrics")).text
+            assert (await client.get("/readyz")).status_code == 200
             for model in ("number", "name", "file"):
                 answer = await client.post("/v1/chat/completions", json={**CHAT, "model": model})
                 assert answer.status_code == 200, answer.text
         states = re.findall(r"^headgate_breaker_state\{.*\} (\S+)$", figures, re.MULTILINE)
         assert states == ["0.0"] * 3, figures
-        assert b"Traceback" not in said.read_bytes()
+        assert b"Traceback" not in said.read_bytes() and b"inside the gateway" not in said.read_bytes()
     finally:
         process.terminate()
         await process.wait()
