@@ -190,11 +190,11 @@ def main() -> None:
     parser.add_argument("--fd", type=int, action="append", default=[])
     parser.add_argument("--parent", type=int, default=0)
     chosen = parser.parse_args()
-    config = load(chosen.config, os.environ)
-    if chosen.workers is not None:  # the command line's number won over the file's
-        config = replace(config, server=replace(config.server, workers=chosen.workers))
-    set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
     try:
+        config = load(chosen.config, os.environ)
+        if chosen.workers is not None:  # the command line's number won over the file's
+            config = replace(config, server=replace(config.server, workers=chosen.workers))
+        set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
         uvloop.run(run(config, taken_over(chosen.fd), chosen.parent))
     except ConfigError as fault:
         raise SystemExit(str(fault)) from None

@@ -440,6 +440,15 @@ async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_configuration_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:
+    """As when half of a pair of certificate and key is replaced, just when control starts again."""
+    (file := tmp_path / "headgate.toml").write_text("[server]\nworkers = 0\n")
+    command = [sys.executable, "-m", "gateway.control", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 1 and done.stderr.startswith("server.workers: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_shipping_is_shared_with_the_desk(tmp_path: Path) -> None:
     """What the shipper notes is what readiness reads."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
