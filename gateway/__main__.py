@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -200,8 +201,9 @@ def serve(
     scheme = "https" if server.tls_certificate else "http"
 
     def ready() -> None:
-        typer.echo(f"Headgate answers on {scheme}://{in_url(server.host)}:{server.port}/v1 with {count} worker(s); "
-                   f"admin on {scheme}://{in_url(admin_host(server))}:{server.admin_port}")
+        with suppress(OSError):  # nobody reads it, or its disk is full
+            typer.echo(f"Headgate answers on {scheme}://{in_url(server.host)}:{server.port}/v1 with {count} worker(s); "
+                       f"admin on {scheme}://{in_url(admin_host(server))}:{server.admin_port}")
 
     asyncio.run(run(chosen, path, ready, workers=workers))
 

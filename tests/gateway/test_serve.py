@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -524,6 +525,24 @@ async def test_whoever_stops_reading_the_log_stops_nobody(tmp_path: Path) -> Non
         os.close(read)  # whoever hangs on it goes on
         os.close(log)
         if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+async def test_a_full_disk_under_its_output_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The service manager is told that it is ready, though the shell is not."""
+    config, _, _ = write_config(tmp_path, master_key="")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, open("/dev/full", "wb") as full:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(PATIENCE_S)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "serve", "--config", str(config),
+            stdout=full, stderr=full, env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        )  # fmt: skip
+        try:
+            assert await asyncio.to_thread(notified.recv, 99) == b"READY=1"
+        finally:
             process.terminate()
             await process.wait()
 
