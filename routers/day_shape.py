@@ -37,18 +37,19 @@ class DayShape:
     """Share of a day's requests expected before each hour begins."""
 
     def count(self, time_s: float) -> None:
-        """A request came. Times never go back."""
+        """A request came."""
         self.turn(time_s)
         self.today[int(time_s % DAY_S // HOUR_S)] += 1.0
 
     def turn(self, time_s: float) -> None:
-        """Learns the day that is over, where one is."""
+        """Learns the day that is over, where one is. A clock that goes back to an earlier day begins anew in it."""
         day = int(time_s // DAY_S)
         if day == self.day:
             return
-        if any(self.today[self.since :]):
+        is_later = 0 <= self.day < day
+        if is_later and any(self.today[self.since :]):
             self._learn()
-        self.since = ceil(time_s % DAY_S / HOUR_S) if self.day < 0 else 0
+        self.since = 0 if is_later else ceil(time_s % DAY_S / HOUR_S)
         self.day, self.today = day, [0.0] * HOURS
 
     def share(self, since_s: float, until_s: float) -> float:

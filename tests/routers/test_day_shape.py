@@ -86,3 +86,16 @@ def test_days_without_requests_are_no_days() -> None:
     before = at(shape, 12)
     shape.turn(9 * DAY_S)
     assert at(shape, 12) == before
+
+
+def test_a_clock_that_was_days_ahead_teaches_nothing() -> None:
+    """Neither the day that it invented nor the hours of this one before it was set right."""
+    shape = after(dict.fromkeys(range(24), 50))
+    before = [at(shape, hour) for hour in range(24)]
+    shape.turn(4 * DAY_S)
+    for _ in range(1000):
+        shape.count(4 * DAY_S)
+    for i in range(690):
+        shape.count(DAY_S + (12.5 + i / 60) * HOUR_S)
+    shape.turn(2 * DAY_S)
+    assert [at(shape, hour) for hour in range(24)] == pytest.approx(before, rel=0.05)
