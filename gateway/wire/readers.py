@@ -54,10 +54,9 @@ class ChatReader:
             self.done = self.withheld = True
             return None
         chunk = read_chunk(payload)
-        if chunk.usage is None or chunk.choices:
-            self.withheld = False
-        else:
-            self.withheld, seen.told_usage = True, payload
+        self.withheld = chunk.usage is not None and not chunk.choices
+        if chunk.usage is not None:
+            seen.told_usage = payload
         seen.take(chunk)
         return chunk
 

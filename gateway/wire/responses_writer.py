@@ -10,7 +10,7 @@ import msgspec
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.call_ids import carrier, sealed
-from gateway.wire.chunk import Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
 from gateway.wire.citations import cited
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
@@ -39,6 +39,13 @@ _EMPTY: dict[str, Item] = {"function_call": {"arguments": ""}, "custom_tool_call
 _REPLAYED = frozenset({"message", "reasoning", *_EMPTY})
 """Items whose parts come one by one; of others the API has many, and their own events."""
 _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
+
+
+class _Served(msgspec.Struct):
+    service_tier: str | None = None
+
+
+_decode_served = msgspec.json.Decoder(_Served).decode
 
 
 class ResponsesWriter:
@@ -218,8 +225,7 @@ class ResponsesWriter:
 
     def whole(self, seen: Seen) -> dict[str, Any]:
         """The response as the last event has it; after `tail`."""
-        told = msgspec.json.decode(seen.told_usage) if seen.told_usage else {}
-        tier = told.get("service_tier")
+        tier = _tier(seen.told_usage)
         return finish_response(self._response, self._output, seen.finish_reason, seen.usage, tier)
 
     def error(self, exc: HeadgateError) -> bytes:
@@ -270,6 +276,14 @@ class ResponsesWriter:
         payload = encode_json({"type": kind, "sequence_number": self._sequence, **fields})
         self._sequence += 1
         return frame(payload, kind)
+
+
+def _tier(chunk: bytes) -> str | None:
+    """What a chat's chunk says of the service tier, where that can be read: an answer is not lost for it."""
+    try:
+        return _decode_served(chunk).service_tier
+    except BAD_JSON:
+        return None
 
 
 def _part(kind: str, text: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Seen:
         self.logprobs = LogprobSummary()
         self.usage = Usage()
         self.told_usage = b""
-        """Chat's event that tells usage, and nothing of the answer."""
+        """Chat's last event that tells usage."""
         self.counted = True
         """False: usage is from the answer's start and knows nothing of the rest."""
 

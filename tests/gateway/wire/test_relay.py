@@ -256,6 +256,24 @@ def test_responses_events_are_numbered_and_whole() -> None:
     assert response.usage.input_tokens == 135
 
 
+@pytest.mark.parametrize(
+    ("end", "tier"),
+    [
+        (chunk({}, "stop") + chunk(None, usage=USAGE, service_tier="flex"), "flex"),
+        (chunk({}, "stop", usage=USAGE, service_tier="flex"), "flex"),
+        (chunk({}, "stop") + chunk(None, usage=USAGE, service_tier=7), None),
+        (chunk({}, "stop") + chunk(None, usage=USAGE, service_tier="7").replace(b'"7"', b'"\xff"'), None),
+        (chunk({}, "stop") + chunk(None, usage=USAGE, cost=7, service_tier="flex").replace(b":7,", b":1e999,"), "flex"),
+    ],
+    ids=["alone", "beside the end", "no text", "no UTF-8", "beside a number too large"],
+)
+def test_the_service_tier_is_told_with_usage(end: bytes, tier: str | None) -> None:
+    """Wherever that stands; one that can't be read costs nobody the answer."""
+    stream = chunk({"content": "x"}) + end + DONE
+    last = parsed(drain(make("chat", "responses"), stream), "responses")[-1]
+    assert (last.type, last.response.service_tier) == ("response.completed", tier)
+
+
 def test_length_ends_a_response_as_incomplete() -> None:
     """A cut-off answer isn't called complete."""
     stream = chunk({"content": "x"}) + chunk({}, "length") + DONE
