@@ -26,6 +26,14 @@ _TEXT: Schema = {"type": "string"}
 _NUMBER_0_1: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _COUNT: Schema = {"type": "integer", "minimum": 1}
 _TURNS: Schema = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Turn"}}
+_CONVERSED: Schema = {
+    "input": {
+        "anyOf": [_TEXT, _TURNS, {"type": "null"}], "description": "may be left out where there are turns before it",
+    },
+    "instructions": {"type": ["string", "null"]},
+    "previous_response_id": {"type": ["string", "null"]},
+    "conversation": {"anyOf": [_TEXT, {"type": "object"}, {"type": "null"}]},
+}  # fmt: skip
 _COMMON: Schema = {
     "model": {"type": "string", "description": "a route, or a model to pin"},
     "stream": {"type": "boolean", "default": False},
@@ -51,13 +59,11 @@ _BODIES: dict[str, Schema] = {
     },
     "responses": {
         "properties": {
-            **_COMMON, "input": {"anyOf": [_TEXT, _TURNS]}, "instructions": {"type": ["string", "null"]},
-            "max_output_tokens": _COUNT, "previous_response_id": {"type": ["string", "null"]},
-            "conversation": {"anyOf": [_TEXT, {"type": "object"}, {"type": "null"}]},
+            **_COMMON, **_CONVERSED, "max_output_tokens": _COUNT,
             "store": {"type": ["boolean", "null"]}, "background": {"type": ["boolean", "null"]},
             "tools": {"type": "array"},
         },
-        "required": ["model", "input"],
+        "required": ["model"],
     },
     "messages": {
         "properties": {
@@ -71,13 +77,7 @@ _FILE: Schema = {"type": "string", "format": "binary"}
 _MODEL: Schema = {"model": {"type": "string", "description": "a model, or a route whose models are asked in turn"}}
 _PICTURES: Schema = {"n": {"type": "integer", "minimum": 1, "maximum": 128}, "stream": {"type": "boolean"}}
 _PASSED: dict[str, Schema] = {
-    "compact": {
-        "properties": {
-            **_MODEL, "input": {"anyOf": [_TEXT, _TURNS, {"type": "null"}]},
-            "instructions": {"type": ["string", "null"]}, "previous_response_id": {"type": ["string", "null"]},
-        },
-        "required": ["model"],
-    },
+    "compact": {"properties": {**_MODEL, **_CONVERSED}, "required": ["model"]},
     "moderations": {"properties": {**_MODEL, "input": {"anyOf": [_TEXT, {"type": "array"}]}}, "required": ["input"]},
     "images": {"properties": {**_MODEL, **_PICTURES, "prompt": _TEXT}, "required": ["model", "prompt"]},
     "image_edits": {
@@ -125,8 +125,7 @@ _OTHERS: dict[tuple[str, str], Schema] = {
         "type": "object", "properties": {"model": _TEXT, "messages": _TURNS}, "required": ["model", "messages"],
     },
     ("POST", "/v1/responses/input_tokens"): {
-        "type": "object", "properties": {"model": _TEXT, "input": {"anyOf": [_TEXT, _TURNS]}},
-        "required": ["model", "input"],
+        "type": "object", "properties": {"model": _TEXT, **_CONVERSED}, "required": ["model"],
     },
 }  # fmt: skip
 _COMPONENTS: dict[str, Schema] = {

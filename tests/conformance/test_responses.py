@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
+from gateway.api.openapi import document
 from gateway.journal.record import ResponseRecord
 from gateway.journal.ship import Shipper
 from gateway.responses import REMEMBERED_S
@@ -378,6 +379,10 @@ async def test_a_turn_that_adds_nothing(home: House) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await sdk.do("responses.create", model="openai/echo")
     assert caught.value.param == "input"
+    paths = json.loads(document())["paths"]
+    for path in ("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/compact"):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["required"] == ["model"] and {"input", "previous_response_id"} <= body["properties"].keys()
 
 
 async def test_what_has_no_counterpart_is_refused(home: House) -> None:
