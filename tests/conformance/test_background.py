@@ -259,8 +259,8 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
 
 async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comments, which clients pass over, to whoever began it and to whoever takes it up, at any worker."""
-    monkeypatch.setattr("gateway.told.STILL_HERE_AFTER_S", 0.1)
-    scripts = {"late": [{"text": "at last", "delay_s": 1.0}], "slow": SLOW["slow"]}
+    monkeypatch.setattr("gateway.told.STILL_HERE_AFTER_S", 0.02)
+    scripts = {"late": [{"text": "at last", "delay_s": 2.0}], "slow": SLOW["slow"]}
     async with (
         house(tmp_path, scripts, kinds=("openai",)) as home,
         live(tmp_path) as other,
