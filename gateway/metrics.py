@@ -82,7 +82,7 @@ METRICS = (
     Spec("headgate_budgets_spoilt", "gauge", "Budgets that can't be read in Redis.", merged="max"),
     Spec("headgate_overrun_usd", "gauge", "Money spent beyond what was held for it."),
     Spec("headgate_bandit_answers", "gauge", "Scored answers that a bandit knows of.", ("route",), merged="max"),
-    Spec("headgate_purse_fullness", "gauge", "How much of its reserve a paced route holds, 0 to 1.", ("route",),
+    Spec("headgate_purse_fullness", "gauge", "0 to 1; at 0 a paced route chooses by cost alone.", ("route",),
          merged="max"),
     Spec("headgate_breaker_state", "gauge", "0 closed, 1 half-open, 2 open.", ("model", "provider"),
          merged="max"),
