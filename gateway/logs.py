@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from collections.abc import Iterable
@@ -222,13 +223,18 @@ class Aside(logging.Handler):
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            rest = line.encode("utf-8", "backslashreplace")
             with suppress(OSError):  # nobody will ever read it, or its disk is full
-                while rest:
-                    rest = rest[os.write(self._fd, rest) :]
+                self._write_out(line.encode("utf-8", "backslashreplace"))
             if self._dropped and self._waiting.empty():
                 dropped, self._dropped = self._dropped, 0
                 log.warning("%d lines of this log were dropped: nobody read them", dropped)
+
+    def _write_out(self, rest: bytes) -> None:
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:  # another program has set O_NONBLOCK on what it shares with us
+                select.select((), (self._fd,), ())
 
 
 def set_up(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import select
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
 from gateway.logs import MAX_CHARS, MOST_WAITING, Aside, JsonLines, Sieve, TextLines, secrets_of, set_up
+from tests.until import PATIENCE_S
 
 SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
 PROMPT = "how do I tell my doctor"
@@ -178,9 +180,11 @@ def test_secrets_come_from_the_whole_configuration() -> None:
     assert secrets_of(config) - {""} == {"k1", "k2", "k3", "k4", "k5"}
 
 
-def test_nobody_waits_for_whoever_has_stopped_reading() -> None:
-    """Lines beyond a bound are dropped; whoever reads again gets the others, and is told how many there were."""
+@pytest.mark.parametrize("blocking", [True, False])
+def test_nobody_waits_for_whoever_has_stopped_reading(blocking: bool) -> None:
+    """Lines beyond a bound are dropped; whoever reads again gets the others whole, and is told how many there were."""
     read, written = os.pipe()
+    os.set_blocking(written, blocking)  # as another program may have left a terminal
     handler = Aside(written)
     handler.setFormatter(TextLines(Sieve()))
     root, log = logging.getLogger("headgate.logs"), logging.Logger("headgate.test")
@@ -192,8 +196,10 @@ def test_nobody_waits_for_whoever_has_stopped_reading() -> None:
             log.warning("%d %s", number, "x" * 1000)
         said = b""
         while b"were dropped" not in said or not said.endswith(b"\n"):
+            assert select.select([read], [], [], PATIENCE_S)[0]
             said += os.read(read, 1 << 20)
         lines = said.decode().splitlines()
+        assert all(line.endswith("x" * 1000) for line in lines[:-1])
         dropped = re.search(r"headgate.logs: (\d+) lines", lines[-1])
         assert dropped is not None and 0 < int(dropped[1]) == count - len(lines) + 1
         log.warning("the last")
