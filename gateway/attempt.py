@@ -211,13 +211,17 @@ class Caller:
             usage = asked.expected or Usage(
                 input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches
             )
-        searches = deployment.config.web_searches or asked.surely_searches
+        searches = deployment.config.web_searches or (asked.surely_searches and not self._counts_searches(deployment))
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
         if asked.expected is not None and not usage.units:
             usage = msgspec.structs.replace(usage, units=asked.expected.units)
         attempt.usage = usage
         attempt.cost_nanousd = cost_of(usage, deployment)
+
+    def _counts_searches(self, deployment: Deployment) -> bool:
+        """Whether its usage tells of each, as Anthropic's does."""
+        return self.providers[deployment.provider].main_dialect == "messages"
 
     def failed(
         self,
@@ -393,7 +397,8 @@ def overridden(
             del raw[name]
     if not by_chat:
         return raw
-    return dict(translate_request(raw, "chat", dialect, max_tokens=deployment.config.max_output_tokens))
+    limit, hosted = deployment.config.max_output_tokens, deployment.config.hosted_tools
+    return dict(translate_request(raw, "chat", dialect, max_tokens=limit, hosted_tools=hosted))
 
 
 def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *, live: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -43,6 +44,7 @@ from gateway.wire.responses import (
 from gateway.wire.responses_reader import CALLS, finish_of, is_search
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
+from gateway.wire.web_search import search_item, searches_in
 
 Json = dict[str, Any]
 
@@ -226,20 +228,20 @@ def translate_answer(
         chat = message_to_chat(given) if src == "messages" else given
         if strip:
             chat = {**chat, "choices": [{**choice, "logprobs": None} for choice in chat["choices"]]}
-        return encode_json(_from_chat(chat, dst, model, request))
+        if dst == "responses":
+            return encode_json(chat_to_response(chat, model, request, searches_in(given) if src == "messages" else ()))
+        return encode_json(_from_chat(chat, dst, model))
     except (*BAD_JSON, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _bad(f"the upstream's answer can't be translated: {error!r}") from None
 
 
-def _from_chat(chat: Json, dst: str, model: str, request: Raw) -> Json:
+def _from_chat(chat: Json, dst: str, model: str) -> Json:
     if dst == "chat":
         return {**chat, "model": model or chat.get("model") or ""}
     if dst == "completions":
         return chat_to_completion(chat, model)
     if dst == "messages":
         return chat_to_message(chat, model)
-    if dst == "responses":
-        return chat_to_response(chat, model, request)
     raise ValueError(f"no surface is called {dst}")
 
 
@@ -356,7 +358,8 @@ def _arguments(text: str) -> Json:
     return value if isinstance(value, dict) else {"_raw": text}
 
 
-def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
+def chat_to_response(chat: Json, model: str, request: Raw, searches: Iterable[tuple[str, bool]] = ()) -> Json:
+    """`searches`: what the provider looked for, and whether that worked."""
     choice = chat["choices"][0]
     answer = _answer_of(choice)
     finish = _finish_of(choice) or "stop"
@@ -365,6 +368,7 @@ def chat_to_response(chat: Json, model: str, request: Raw) -> Json:
     output = []
     if thought := answer.get("reasoning_content") or answer.get("reasoning"):
         output.append(reasoning_item(thought))
+    output += [search_item(query, found) for query, found in searches]
     text, refusal = answer.get("content") or "", answer.get("refusal") or ""
     if text or refusal or not calls:
         logprobs = (choice.get("logprobs") or {}).get("content")

@@ -53,6 +53,14 @@ class Delta(msgspec.Struct):
         return self.reasoning_content or self.reasoning
 
 
+class Search(Delta):
+    """One that the provider ran itself."""
+
+    query: str = ""
+    found: bool = True
+    """False: it failed."""
+
+
 class TokenLogprob(msgspec.Struct):
     logprob: float = 0.0
     token: str = ""

@@ -44,6 +44,8 @@ WEB_SEARCHES = 10
 charged with all of them and budgets are overrun by the rest (`Hold.settle`); so they are by what the results add to
 the prompt.
 """
+CHAT_SEARCHES = 1
+"""Of a chat that asks for a search; OpenAI's models run one."""
 LIVE_SOURCES = 20
 """That xAI's Live Search reads at most where the request names no bound; each is billed."""
 _MOST_SEARCHES = 1 << 20
@@ -76,7 +78,7 @@ class Described(msgspec.Struct):
     web_searches: int = 0
     """Most that the provider runs for it, as far as the request says."""
     surely_searches: bool = False
-    """It runs one, and its usage doesn't tell."""
+    """It runs one, and its usage, in OpenAI's words, doesn't tell."""
     units: int = 0
     """Of a surface that passes through: most that may be billed by the piece."""
     expected: Usage | None = None
@@ -283,7 +285,7 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         if "functions" in raw:
             described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
         if "web_search_options" in raw and is_set(raw, "web_search_options"):
-            described.web_searches, described.surely_searches = 1, True
+            described.web_searches, described.surely_searches = CHAT_SEARCHES, True
         elif "search_parameters" in raw:
             described.web_searches = _live_sources(read(raw, "search_parameters", _Live, _Live("off")))
     for name in _MAX_TOKENS_FIELDS[surface]:
@@ -312,6 +314,11 @@ def _searches(tool: _Tool, surface: str) -> bool:
 def _web_searches(raw: Raw, surface: str, tools: list[_Tool]) -> int:
     if surface == "messages":
         return sum(_bound(tool.max_uses) for tool in tools)
+    return response_searches(raw)
+
+
+def response_searches(raw: Raw) -> int:
+    """Held for a Responses request that offers a web search."""
     return _bound(read(raw, "max_tool_calls", int, None))
 
 

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway.wire.chunk import Choice, Chunk, Delta, Function, ToolDelta, read_chunk
+from gateway.wire.chunk import Choice, Chunk, Delta, Function, Search, ToolDelta, read_chunk
 from gateway.wire.citations import annotations_of
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
+from gateway.wire.web_search import query_of
 
 STOP_TO_FINISH = {
     "end_turn": "stop",
@@ -72,6 +73,7 @@ class _Part(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"{}")
     content: msgspec.Raw = msgspec.Raw(b"")
     """Of what a provider's own tool found: a list, or an error."""
+    tool_use_id: str | None = None
     citation: Any = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
@@ -99,7 +101,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 class MessagesReader:
     """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end."""
 
-    __slots__ = ("_begins", "_cited", "_tool_of_block", "_unsaid", "_usage", "done", "withheld")
+    __slots__ = ("_begins", "_cited", "_queries", "_query", "_tool_of_block", "_unsaid", "_usage", "done", "withheld")
 
     def __init__(self) -> None:
         self.done = False
@@ -112,6 +114,10 @@ class MessagesReader:
         """Pieces of text before the block that was begun last."""
         self._cited: list[Any] = []
         """By that block: before its text or behind it."""
+        self._query: list[str] | None = None
+        """Where that block is a tool of the provider's own: its input, as far as it has come."""
+        self._queries: dict[str | None, list[str]] = {}
+        """All of them, by their ids."""
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None:
         event = _decode_event(payload)
@@ -163,7 +169,7 @@ class MessagesReader:
         return Delta(annotations=annotations_of(cited, begins, ends))
 
     def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:
-        self._begins, self._cited = len(seen.texts), []
+        self._begins, self._cited, self._query = len(seen.texts), [], None
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
             given = bytes(block.input).decode()
@@ -173,16 +179,27 @@ class MessagesReader:
             return Delta(content=block.text)
         if block.type == "thinking" and block.thinking:
             return Delta(reasoning_content=block.thinking)
-        if block.type == "web_search_tool_result" and bytes(block.content).startswith(b"["):
+        if block.type == "server_tool_use":
+            given = bytes(block.input).decode()
+            self._query = self._queries[block.id] = [] if given in ("{}", "null") else [given]
+        if block.type == "web_search_tool_result":
+            return self._searched(block, seen)
+        return None
+
+    def _searched(self, block: _Part, seen: Seen) -> Search:
+        found = bytes(block.content).startswith(b"[")
+        if found:
             searches = seen.usage.web_searches + 1  # paid, even if no end comes, which tells the number
             seen.usage = msgspec.structs.replace(seen.usage, web_searches=searches)
-        return None
+        return Search(query=query_of("".join(self._queries.get(block.tool_use_id, ()))), found=found)
 
     def _delta(self, index: int, part: _Part) -> Delta | None:
         if part.type == "text_delta":
             return Delta(content=part.text)
         if part.type == "input_json_delta" and index in self._tool_of_block:
             return self._arguments(index, part.partial_json)
+        if part.type == "input_json_delta" and self._query is not None:
+            self._query.append(part.partial_json or "")
         if part.type == "thinking_delta":
             return Delta(reasoning_content=part.thinking)
         if part.type == "signature_delta":

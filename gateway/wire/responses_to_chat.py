@@ -10,6 +10,7 @@ from gateway.wire.call_ids import call_of, give_back, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, with_tools
 from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
+from gateway.wire.web_search import is_search, response_search
 
 Json = dict[str, Any]
 _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -20,10 +21,15 @@ _OWN_WORK = frozenset(
 """Items that tell how an answer came about; what came of them, it says."""
 
 
-def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
-    """`rich_results`: tools may answer in images and files, as they do in both APIs around chat's."""
+def responses_to_chat(raw: Raw, *, to_messages: bool = False) -> Raw:
+    """`to_messages`: what Anthropic's API has a word for as well, and chat's between them has none, may be asked:
+    tools that answer in images and files, and a search of the web, which `search_of` tells.
+    """
+    tools = offered(raw)
     why = "isn't served here; send the whole conversation, or previous_response_id."
-    refuse_set(raw, ("background", "prompt", "max_tool_calls"), why)
+    refuse_set(raw, ("background", "prompt"), why)
+    if not (to_messages and any(map(is_search, tools))):
+        refuse_set(raw, ("max_tool_calls",), why)
     refuse_set(raw, ("moderation",), "isn't served here.")
     why = "isn't served by this model's API; leave out items that are no longer needed, or name a model whose provider "
     refuse_set(raw, ("context_management",), why + "serves the Responses API.")
@@ -32,14 +38,11 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
         messages.append({"role": "system", "content": read(raw, "instructions", str, "")})
     for item in input_items(raw):
         _add_item(messages, item)
-    fields: Json = {"messages": messages if rich_results else _plain_results(messages)}
+    fields: Json = {"messages": messages if to_messages else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
-    shown = list(unfolded(offered(raw)))
-    choice: Json = {}
-    if is_set(raw, "tool_choice"):
-        shown, choice["tool_choice"] = _choice_from_responses(raw, shown)
-    tools = [_tool_from_responses(tool) for tool in shown]
+    shown, choice = _shown(raw, tools)
+    tools = [_tool_from_responses(tool) for tool in shown if not (to_messages and is_search(tool))]
     if is_set(raw, "parallel_tool_calls"):
         choice["parallel_tool_calls"] = raw["parallel_tool_calls"]
     fields |= with_tools(tools, choice)
@@ -52,6 +55,21 @@ def responses_to_chat(raw: Raw, *, rich_results: bool = False) -> Raw:
         if is_set(raw, "top_logprobs"):
             fields["top_logprobs"] = raw["top_logprobs"]
     return passed(raw, *_PASSED_RESPONSES) | to_raw(fields)
+
+
+def search_of(raw: Raw) -> Json | None:
+    """Anthropic's tool for the web search that the request offers; None: the model may run none."""
+    shown, choice = _shown(raw, offered(raw))
+    return None if choice.get("tool_choice") == "none" else response_search(raw, shown)
+
+
+def _shown(raw: Raw, tools: list[Json]) -> tuple[list[Json], Json]:
+    """Each tool that the request's choice leaves, and that choice."""
+    shown = list(unfolded(tools))
+    if not is_set(raw, "tool_choice"):
+        return shown, {}
+    shown, choice = _choice_from_responses(raw, shown)
+    return shown, {"tool_choice": choice}
 
 
 def _add_item(messages: list[Json], item: Json) -> None:

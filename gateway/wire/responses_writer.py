@@ -10,7 +10,7 @@ import msgspec
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.call_ids import carrier, sealed
-from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Logprobs, TokenLogprob, ToolDelta
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Logprobs, Search, TokenLogprob, ToolDelta
 from gateway.wire.citations import cited
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
@@ -28,6 +28,7 @@ from gateway.wire.responses import (
 from gateway.wire.seen import Seen
 from gateway.wire.sse import frame
 from gateway.wire.tools import text_of
+from gateway.wire.web_search import search_item
 
 _DELTAS = {
     "output_text": "response.output_text.delta",
@@ -104,6 +105,8 @@ class ResponsesWriter:
             out += self._cite(cited(delta.annotations, self._before))
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
+        if isinstance(delta, Search):
+            out += self._search(delta)
         self._said = delta.extra_content or self._said
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
@@ -188,6 +191,14 @@ class ResponsesWriter:
                 return out  # its text lies inside what the model writes, and is known when that is whole
             out += self._event("response.function_call_arguments.delta", **self._place(index), delta=delta)
         return out
+
+    def _search(self, search: Search) -> bytes:
+        index = len(self._output)
+        item = placed(search_item(search.query, search.found), self._response["id"], index)
+        out = self._close() + self._add({**item, "status": "in_progress"})
+        for kind in ("in_progress", "searching", *(("completed",) if search.found else ())):
+            out += self._event(f"response.web_search_call.{kind}", **self._place(index))
+        return out + self._done(index, status=item["status"])
 
     def _close_calls(self, status: str) -> bytes:
         out = b""

@@ -18,12 +18,13 @@ from gateway.wire.call_ids import holds_sealed, is_carrier, opened
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.citations import own_citations
 from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
+from gateway.wire.web_search import chat_search
 
 Json = dict[str, Any]
 _UNSIGNED = (b'"signature":""', b'"signature": ""')
 DEFAULT_MAX_TOKENS = 4096
 _IMPOSSIBLE = (
-    "frequency_penalty", "presence_penalty", "logit_bias", "audio", "web_search_options", "moderation",
+    "frequency_penalty", "presence_penalty", "logit_bias", "audio", "moderation",
 )  # fmt: skip
 _FOREIGN = re.compile(r"[^a-zA-Z0-9_-]")
 """What Anthropic takes in no id of a call, and others write: `functions.now:0`."""
@@ -37,7 +38,8 @@ _EFFORTS = {
 }
 
 
-def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
+def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS, search: Json | None = None) -> Raw:
+    """`search`: Anthropic's tool for the web search that was asked for in other words than chat's."""
     refuse_set(raw, _IMPOSSIBLE, "this model's API has no equivalent.")
     refuse_set(raw, ("functions", "function_call"), "is deprecated; send 'tools' and 'tool_choice'.")
     if read(raw, "n", int, 1) > 1:
@@ -51,12 +53,13 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS) -> Raw:
         fields["stop_sequences"] = sequences = [stop] if isinstance(stop, str) else stop
         if not all(map(str.strip, sequences)):
             raise refuse("stop", "this model can't stop at nothing but white space.")
-    if is_set(raw, "tools"):
+    search = search or chat_search(raw)
+    if search or is_set(raw, "tools"):
         tools = read(raw, "tools", list[Json], [])
         choice: Any = read(raw, "tool_choice", str | Json, "")  # type: ignore[arg-type]
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
             tools, choice = allowed(tools, choice)
-        fields["tools"] = [_tool(tool) for tool in tools]
+        fields["tools"] = [*map(_tool, tools), *([search] if search else ())]
         fields |= _tool_choice(raw, choice)
     forced = fields.get("tool_choice", {}).get("type") in ("any", "tool")
     fields |= _output_config(raw, thinks=not forced)

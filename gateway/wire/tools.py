@@ -107,7 +107,7 @@ def text_of(arguments: str) -> str:
 def without_hosted(raw: Raw, surface: str) -> Raw:
     """The request without the tools that its API's own provider would run."""
     if surface not in _OURS:
-        return raw
+        return {name: value for name, value in raw.items() if name != "web_search_options"}
     tools = read(raw, "tools", list[Json], [])
     kept = [tool for tool in tools if tool.get("type") in _OURS[surface]]
     raw = raw if len(kept) == len(tools) else {**raw, **to_raw({"tools": kept})}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read, to_raw
-from gateway.wire.responses_to_chat import responses_to_chat
+from gateway.wire.responses_to_chat import responses_to_chat, search_of
 from gateway.wire.to_chat import completions_to_chat, messages_to_chat
 from gateway.wire.to_messages import DEFAULT_MAX_TOKENS, chat_to_messages
 from gateway.wire.to_responses import to_responses
@@ -36,10 +36,12 @@ def translate_request(
         if hosted_tools == "leave_out":
             raw = without_hosted(raw, src)
         if src == "responses":
-            chat = responses_to_chat(raw, rich_results=dst == "messages")
+            chat = responses_to_chat(raw, to_messages=dst == "messages")
         else:
             chat = raw if src == "chat" else _TO_CHAT[src](raw)
-        return chat if dst == "chat" else chat_to_messages(chat, max_tokens)
+        if dst == "chat":
+            return chat
+        return chat_to_messages(chat, max_tokens, search_of(raw) if src == "responses" else None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         param = _PROMPT[src]
         raise CallerError(f"'{param}' isn't as the API has it: {error!r}", param=param) from None

@@ -72,7 +72,7 @@ async def test_what_claude_cites_is_annotated_in_a_response(tmp_path: Path) -> N
     async with fixed(tmp_path, "anthropic", whole()) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="m", input="x")
-        (part,) = made.output[0].content
+        (part,) = made.output[-1].content
         assert part.text == "".join(TEXTS) and places(part.annotations, nested=False) == WANTED
         assert set(part.annotations[0].to_dict()) == {"type", "start_index", "end_index", "title", "url"}
         home.answer = streamed(first=True)
@@ -81,7 +81,7 @@ async def test_what_claude_cites_is_annotated_in_a_response(tmp_path: Path) -> N
         for told in (events, again):
             added = [one for one in told if one.type == "response.output_text.annotation.added"]
             assert [one.annotation_index for one in added] == [0, 1, 2]
-            (part,) = told[-1].response.output[0].content
+            (part,) = told[-1].response.output[-1].content
             assert part.text == "".join(TEXTS) and places(part.annotations, nested=False) == WANTED
             assert [one.annotation.to_dict() for one in added] == [one.to_dict() for one in part.annotations]
 

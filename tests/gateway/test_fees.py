@@ -188,6 +188,15 @@ async def test_a_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -
     assert attempt.failure == "cancelled" and attempt.usage["web_search"] == 1 and attempt.cost_nanousd >= SEARCH
 
 
+async def test_claudes_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -> None:
+    """As the stream told of it, and never as one that surely was run."""
+    for searches in (0, 1):
+        async with gateway_of(tmp_path / str(searches), {**LEAVES, "web_searches": searches}) as gateway:
+            body = {**CHAT, **OPTIONS, "model": "claude", "stream": True, "max_tokens": 1000}
+            (attempt,) = (await ask(gateway, "/v1/chat/completions", body, events=5)).attempts
+        assert attempt.failure == "cancelled" and attempt.usage.get("web_search", 0) == searches
+
+
 @pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True}}])
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_usage_that_groq_tells_in_its_own_way(tmp_path: Path, surface: str, asked: dict[str, Any]) -> None:
