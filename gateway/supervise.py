@@ -38,8 +38,8 @@ LOAD_TIMEOUT_S = 600.0
 """For a server of ours that a reload adds to load its models."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
-FIXED = ("host", "port", "admin_host", "admin_port", "run_dir")
-"""Settings of the server that a reload can't change."""
+FIXED = ("host", "port", "admin_host", "admin_port")
+"""Settings of the server that a reload leaves as they are."""
 
 
 async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int | None) -> None:
@@ -149,6 +149,9 @@ class House:
             config, problems = check(self._path, os.environ)
             if config is None:
                 self._refuse("; ".join(problems))
+                return
+            if config.server.run_dir != self.config.server.run_dir:  # what is spooled there would never be shipped
+                self._refuse("server.run_dir: only a restart can change it")
                 return
             try:
                 problem = unshared_by(self._stated or config.server.workers, config)

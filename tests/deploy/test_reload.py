@@ -334,6 +334,15 @@ async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> 
     blocked.rmdir()
 
 
+async def test_a_reload_moves_no_run_folder(gateway: Gateway) -> None:
+    """What is spooled in the one would never be shipped: refused, and it shows."""
+    before = workers_of(gateway.pid)
+    gateway.change(answer="large", run_dir=f"{gateway.folder}/elsewhere")
+    os.kill(gateway.pid, signal.SIGHUP)
+    await shown(gateway, ("refused", "degraded", "1.0"))
+    assert workers_of(gateway.pid) == before and not (gateway.folder / "elsewhere").exists()
+
+
 @pytest.mark.slow
 async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
     """A worker that dies at its start again and again leaves its share of the connections to the others."""
