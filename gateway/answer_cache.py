@@ -207,7 +207,8 @@ class AnswerCache:
             return "embedder_busy"
         making = self._threads.submit(featurizer.embed, text)
         try:
-            vector = await asyncio.wait_for(asyncio.wrap_future(making), EMBED_WITHIN_S)
+            async with asyncio.timeout(EMBED_WITHIN_S):
+                vector = await asyncio.wrap_future(making)
         except TimeoutError:
             if not making.cancelled():
                 self._late.add(making)

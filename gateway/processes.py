@@ -180,7 +180,8 @@ class Keeper:
             log.error("%s can't be started: %s", child.name, fault)
             return False
         try:
-            is_ready = await asyncio.wait_for(fresh.ready(), within_s)
+            async with asyncio.timeout(within_s):
+                is_ready = await fresh.ready()
         except TimeoutError:
             is_ready = False
         except asyncio.CancelledError:  # all of it ends, in the middle of a reload

@@ -56,7 +56,12 @@ class ChatWriter:
         return frame(self._chunk(choices, None)) if choices else b""
 
     def _choice(self, choice: Choice) -> dict[str, Any] | None:
-        delta = _delta(choice.delta or Delta()) or self._citations(choice)
+        told = choice.delta or Delta()
+        delta = _delta(told)
+        if told.annotations:
+            self._cited += told.annotations
+        if choice.finish_reason and self._cited:  # with the end, as OpenAI tells them: its client can't join lists
+            delta["annotations"] = self._cited
         if not delta and not choice.finish_reason:
             return None
         logprobs = choice.logprobs
@@ -66,11 +71,6 @@ class ChatWriter:
             "logprobs": None if logprobs is None else {"content": logprobs.content, "refusal": None},
             "finish_reason": choice.finish_reason,
         }
-
-    def _citations(self, choice: Choice) -> dict[str, Any]:
-        """All of them with the end, as OpenAI tells them: its client can't join lists of them."""
-        self._cited += (choice.delta and choice.delta.annotations) or ()
-        return {"annotations": self._cited} if self._cited and choice.finish_reason else {}
 
     def _chunk(self, choices: list[Any], usage: Usage | None) -> bytes:
         chunk = {

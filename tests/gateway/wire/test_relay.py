@@ -16,7 +16,9 @@ from openai.types.responses import Response
 
 from gateway.errors import FAILURES, UpstreamError
 from gateway.wire.answer import translate_answer
+from gateway.wire.chunk import Choice, Chunk, Delta
 from gateway.wire.relay import Relay, relay
+from gateway.wire.writers import ChatWriter
 from tests.gateway.wire import streams
 from tests.gateway.wire.streams import (
     CHAT,
@@ -76,6 +78,15 @@ def test_what_a_chat_cites_is_cited_in_responses() -> None:
     for response in (streamed, whole):
         (annotation,) = response.output[0].content[0].annotations  # type: ignore[union-attr]
         assert annotation.to_dict() == wanted
+
+
+def test_what_comes_with_text_is_cited_at_the_end_of_a_chat() -> None:
+    """Not lost where citations stand beside text, or the end beside more of it."""
+    writer, page = ChatWriter("m", include_usage=False), {"type": "url_citation", "url_citation": {"url": "u"}}
+    first = writer.write(Chunk(choices=[Choice(delta=Delta(content="a", annotations=[page]))]))
+    last = writer.write(Chunk(choices=[Choice(delta=Delta(content="b"), finish_reason="stop")]))
+    assert b"annotations" not in first
+    assert json.loads(last[6:])["choices"][0]["delta"] == {"content": "b", "annotations": [page]}
 
 
 @pytest.mark.parametrize("stream", [MESSAGES])
