@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Debian keeps nginx where only root's path looks.
+export PATH := $(PATH):/usr/sbin
 unexport PYTHONDONTWRITEBYTECODE  # hundreds of processes start in a test run, and each would compile all it imports
 
 .DEFAULT_GOAL := help

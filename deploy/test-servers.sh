@@ -2,7 +2,6 @@
 # The real servers that tests talk to, the browser that they look with, and promtool, which checks the alarms. Installs what is missing where it may; otherwise says what to install.
 set -eu
 missing=""
-command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v redis-server >/dev/null || missing="$missing redis-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
 command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
