@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -70,6 +71,9 @@ def _note(request: Request, fault: HeadgateError) -> Response:
 def _page(request: Request, fault: HeadgateError) -> Response:
     try:
         who = identify(request)
-    except HeadgateError:
-        return render_plain(request, "fault.html", {"fault": fault}, status=fault.status)
+    except (HeadgateError, sa.exc.SQLAlchemyError):  # a database that is away can't say who asks
+        page = render_plain(request, "fault.html", {"fault": fault}, status=fault.status)
+        if fault.status == 503 and request.method == "GET":
+            page.headers["refresh"] = "2"
+        return page
     return render(request, who, "error.html", {"fault": fault, "title": "Something is in the way"}, status=fault.status)

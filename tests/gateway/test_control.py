@@ -411,6 +411,10 @@ async def test_a_database_that_is_away_at_start_is_waited_for(tmp_path: Path) ->
     async with controlled(config) as client:
         away = await eventually(lambda: client.get("/readyz"), lambda answer: bool(answer.json()["fault"]))
         assert away.status_code == 503
+        for path in ("/", "/login", "/admin/decisions"):
+            answer = await client.get(path)
+            assert answer.status_code == 503 and "the database is away" in answer.text.lower(), (path, answer.text)
+        assert (await client.get("/")).headers["refresh"] == "2"
         folder.mkdir()
         await eventually(lambda: client.get("/admin/decisions"), lambda answer: "dec_1" in answer.text)
 
