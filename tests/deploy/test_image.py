@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from deploy.sbom import read_lock
 from gateway.config_load import check
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -170,8 +171,9 @@ def test_the_shipped_nginx_configuration_is_sound(tmp_path: Path) -> None:
     if program is None:
         pytest.skip("nginx is not installed")
     (tmp_path / "run").mkdir()
-    here = re.sub(r"gateway-(\d):8080", r"127.0.0.1:1808\1", text)
-    (tmp_path / "nginx.conf").write_text(here.replace("http {", f"http {{ client_body_temp_path {tmp_path}/b;", 1))
+    here = re.sub(r"gateway-(\d):8080", r"127.0.0.1:1808\1", text).replace("listen 80 ", f"listen {free_port()} ")
+    folders = (f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (tmp_path / "nginx.conf").write_text(here.replace("http {", f"http {{ {' '.join(folders)}", 1))
     command = [program, "-t", "-q", "-p", str(tmp_path), "-c", "nginx.conf"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
