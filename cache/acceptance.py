@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import mul
 
 import numpy as np
@@ -63,10 +63,6 @@ class Terms:
         for name in ("eps", "confidence", "audit_share", "judged_share"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in (0, 1), not {getattr(self, name)}")
-
-    def tightened(self, eps: float) -> Terms:
-        """The same terms at the smaller of both bounds: callers may tighten, never loosen."""
-        return replace(self, eps=min(self.eps, eps))
 
 
 @dataclass(frozen=True, slots=True)

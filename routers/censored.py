@@ -29,7 +29,6 @@ class LimitArms:
     finished: Array = field(init=False)
     """(L,) of them, those that finished within it."""
     quality: float = 0.0
-    pulls: int = 0
 
     def __post_init__(self) -> None:
         if len(self.limits) == 0 or self.limits[0] <= 0 or (np.diff(self.limits) <= 0).any():
@@ -41,7 +40,6 @@ class LimitArms:
         done = int(np.searchsorted(self.limits, used, side="left")) if used < self.limits[limit] else len(self.limits)
         last = min(limit, done)
         self.at_risk[: last + 1] += 1
-        self.pulls += 1
         if done <= limit:
             self.finished[done] += 1
             self.quality += quality

@@ -134,7 +134,7 @@ class FoldedEnsemble:
         near = clusters.centres_.T, np.zeros(len(clusters.centres_))
         label = domain.weights_, domain.intercept_
         there, ends = _listed((ridge, odds, cost, tokens, label, near))
-        _, self._odds, self._cost, self._tokens, labels, self._end = ends
+        _, _, self._cost, self._tokens, labels, self._end = ends
         self._product = Product(projection, there)
         self._table = np.zeros((self._end - self._tokens, 2 * self._k + 2), np.float32)
         split = labels - self._tokens

@@ -45,8 +45,6 @@ class ShipState:
     quarantined: int = 0
     waiting_bytes: int = 0
     """Written by workers and not in the store yet."""
-    last_success_s: float = 0.0
-    """Unix time."""
     fault: str = ""
     """Why the last pass failed; empty: it didn't."""
 
@@ -83,7 +81,6 @@ class Shipper:
         if self.state.fault:
             log.info("journal: shipping goes on")
         self.state.fault = ""
-        self.state.last_success_s = time.time()
         return True
 
     def ship_all(self) -> int:
