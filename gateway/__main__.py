@@ -1,4 +1,4 @@
-"""The command `headgate`. Each sub-command is in the room it belongs to; this file names them."""
+"""The command `headgate`: `serve`, `check-config` and `demo`, and the sub-commands of gateway/commands."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ app = typer.Typer(
 
 ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the embedded defaults.",
-                 exists=True, dir_okay=False),
+    typer.Option("--config", "-c", exists=True, dir_okay=False,
+                 help="Configuration (TOML); default: ./headgate.toml if there is one, else the built-in one."),
 ]
 _EMBEDDED = "the embedded defaults"
 log = logging.getLogger("headgate.config")
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Run the command; errors of ours end with one clear message and status 2."""
+    """Run the command; an error of ours ends it with one clear message and status 2."""
     try:
         app()
     except ConfigError as error:
@@ -69,7 +69,7 @@ def run() -> None:
 
 
 def mount() -> None:
-    """Add the sub-commands of other rooms; each is imported only as far as its signature needs."""
+    """Add the sub-commands of gateway/commands, which import the rest of the gateway only once they run."""
     from gateway.commands import batch, cascade, journal, learn, loop, replay
 
     for room in (journal, cascade, loop, replay, batch, learn):
@@ -178,9 +178,9 @@ def problems_at_start(config: Config) -> list[str]:
 @app.command()
 def serve(
     config: ConfigPath = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; overrides server.workers.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes, in place of server.workers.", min=1)] = None,
 ) -> None:
-    """Serve the gateway: workers, control process and managed local models, until SIGTERM."""
+    """Run the gateway (workers, control process, local models) until SIGTERM."""
     from gateway.listen import admin_host, in_url
     from gateway.logs import secrets_of, set_up
     from gateway.supervise import serve as run
@@ -214,9 +214,7 @@ def check_config(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """Say everything that is wrong with a configuration, each fault with its path, and warn of settings that do
-    nothing.
-    """
+    """List everything that is wrong with a configuration, and warn of settings without effect."""
     import msgspec
 
     path = file_of(file or config)
@@ -239,11 +237,11 @@ def check_config(
 
 @app.command()
 def demo(
-    queries: Annotated[int, typer.Option(help="How many queries to send.", min=20)] = 600,
+    queries: Annotated[int, typer.Option(help="Number of queries to send.", min=20)] = 600,
     json: Json = False,
-    seed: Annotated[int, typer.Option(help="Of the workload.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 7,
 ) -> None:
-    """Route a real workload between two real local models and show what was saved."""
+    """Send a real workload to two real local models and show what routing saved."""
     from gateway.demo import run
 
     raise typer.Exit(asyncio.run(run(queries, seed=seed, as_json=json)))

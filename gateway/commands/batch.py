@@ -28,7 +28,7 @@ from gateway.commands.options import ConfigPath, Json, drawable, print_json, rea
 from gateway.config import Config
 from gateway.errors import CallerError
 
-batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before a cent is spent.", no_args_is_help=True)
+batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before any money is spent.", no_args_is_help=True)
 
 _UNPLANNED = (
     "no climb is in this plan: none gains anything, or the route has no cascade trained for routing by this version; "
@@ -53,26 +53,26 @@ def plan(
     deadline: Deadline = None,
     route: RouteName = "auto",
     config: ConfigPath = None,
-    out: Annotated[Path | None, typer.Option(help="The plan's folder; default: the input's name and .plan")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the plan; default: the input's name with .plan.")] = None,
     skip_bad: SkipBad = False,
     min_quality: MinQuality = 0.0,
-    ignore_models: Annotated[bool, typer.Option(help="Send every line to the route, whatever it names.")] = False,
-    dedupe: Annotated[str, typer.Option(help="route (as its cache allows), exact (in any case) or none")] = "route",
+    ignore_models: Annotated[bool, typer.Option(help="Send lines that name a model to the route too.")] = False,
+    dedupe: Annotated[str, typer.Option(help="Share answers: route (as its cache allows), exact, none.")] = "route",
     samples: Samples = "",
     cascade: Cascade = False,
-    concurrency: Annotated[int, typer.Option(help="Calls at once that the plan must do with; 0: any.", min=0)] = 0,
-    pilot: Annotated[int, typer.Option(help="Ask so many prompts of every model first, for money.", min=0)] = 0,
+    concurrency: Annotated[int, typer.Option(help="Plan for at most so many calls at once; 0: any number.", min=0)] = 0,
+    pilot: Annotated[int, typer.Option(help="First send so many prompts to every model. This costs money.", min=0)] = 0,
     pilot_budget: Annotated[
         float | None,
-        typer.Option(parser=dollars, metavar="USD", help="Most that the pilot may cost; default: 2 % of the budget."),
+        typer.Option(parser=dollars, metavar="USD", help="Most dollars for that pilot; default: 2 % of the budget."),
     ] = None,
-    pilot_check: Annotated[str, typer.Option(help="Command that reads an answer and exits 0 if it is right.")] = "",
-    plot: Annotated[Path | None, typer.Option(help="Draw what budgets buy into this file.")] = None,
-    processes: Annotated[int, typer.Option(help="That read the input; 0: as many as there are cores.", min=0)] = 0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Spend the pilot's money without asking.")] = False,
+    pilot_check: Annotated[str, typer.Option(help="Command that exits 0 if the answer it reads is right.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Draw the cost-quality frontier into this file.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that read the input; 0: one per core.", min=0)] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Pay for the pilot without asking first.")] = False,
     json: Json = False,
 ) -> None:
-    """Plan a job: who answers which prompt, for what money and what quality, within budget and deadline."""
+    """Plan which model answers each prompt, within budget and deadline, and show what that costs and is worth."""
     from rich.console import Console
 
     from gateway.batch.plan import Order, plan_job
@@ -120,7 +120,7 @@ def shop_of(config: Config) -> Any:
 
 def _mode(text: str) -> Any:
     if text not in ("route", "exact", "none"):
-        raise typer.BadParameter(f"--dedupe is route, exact or none, not {text!r}")
+        raise typer.BadParameter(f"--dedupe must be route, exact or none, not {text!r}")
     return text
 
 

@@ -24,9 +24,9 @@ def dollars(text: str) -> float:
     try:
         value = float(text.strip().removeprefix("$").replace(",", ""))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no amount of dollars") from None
+        raise typer.BadParameter(f"{text!r} is not an amount of dollars, such as 300 or 300.50") from None
     if not 0 <= value <= MOST_USD:
-        raise typer.BadParameter(f"a budget is zero dollars or more, up to {MOST_USD:,.0f}")
+        raise typer.BadParameter(f"a budget must be between 0 and {MOST_USD:,.0f} dollars")
     return value
 
 
@@ -37,29 +37,29 @@ def counts(text: str) -> tuple[int, ...]:
     except ValueError:
         counts = (0,)
     if any(not 2 <= count <= 64 for count in counts):
-        raise typer.BadParameter(f"--samples is a list of numbers from 2 to 64, not {text!r}")
+        raise typer.BadParameter(f"--samples must be numbers from 2 to 64, such as 2,4, not {text!r}")
     return counts
 
 
-PROMPTS = typer.Argument(help="OpenAI batch JSONL, or prompts as JSONL, CSV or Parquet.", dir_okay=False)
+PROMPTS = typer.Argument(help="File of prompts: OpenAI batch JSONL, or JSONL, CSV or Parquet.", dir_okay=False)
 
 Budget = Annotated[
     float | None,
-    typer.Option(parser=dollars, metavar="USD", help="Dollars that are never passed; default: as the route spends."),
+    typer.Option(parser=dollars, metavar="USD", help="Dollars never to exceed; default: what the route would spend."),
 ]
 Deadline = Annotated[
     float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="Time to be done in, such as 12h or 90m; default: any."),
+    typer.Option(parser=seconds, metavar="TIME", help="Time to finish in, such as 12h or 90m; default: none."),
 ]
-RouteName = Annotated[str, typer.Option(help="Answers lines that name no model.")]
+RouteName = Annotated[str, typer.Option(help="Route for the lines that name no model.")]
 MinQuality = Annotated[
     float,
-    typer.Option("--min-quality", "--floor", min=0.0, max=1.0, help="Least predicted quality of every answer."),
+    typer.Option("--min-quality", "--floor", min=0.0, max=1.0, help="Least predicted quality of each answer."),
 ]
-Samples = Annotated[str, typer.Option(help="Best-of-k to consider for each prompt, such as 2,4.")]
+Samples = Annotated[str, typer.Option(help="Consider best-of-k sampling with these k, such as 2,4.")]
 Cascade = Annotated[
-    bool, typer.Option("--cascade", help="Let the route's cascade ask better models where an answer is poor.")
+    bool, typer.Option("--cascade", help="Let the route's cascade ask a better model where an answer is poor.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that can't be answered, and go on.")]
-Tenant = Annotated[str, typer.Option(help="Whose job it is.")]
-Out = Annotated[Path | None, typer.Option(help="Answers, .jsonl or .parquet; default: beside the input.")]
+Tenant = Annotated[str, typer.Option(help="Tenant that the job belongs to.")]
+Out = Annotated[Path | None, typer.Option(help="File for the answers, .jsonl or .parquet; default: beside the input.")]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gateway.batch.jobs import Job
     from gateway.batch.jobs import Progress as Standing
 
-JobId = Annotated[str, typer.Argument(help="The job's id (see `batch status`).")]
+JobId = Annotated[str, typer.Argument(help="Id of the job (see `batch status`).")]
 
 
 def add_to(group: typer.Typer) -> None:
@@ -49,9 +49,9 @@ def add_to(group: typer.Typer) -> None:
 def run(
     prompts: Annotated[Path | None, PROMPTS] = None,
     config: ConfigPath = None,
-    plan: Annotated[Path | None, typer.Option(help="Run this plan (see `batch plan`) instead of planning.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Run this plan (see `batch plan`) instead of making one.")] = None,
     out: Out = None,
-    errors: Annotated[Path | None, typer.Option(help="Errors; default: beside the answers.")] = None,
+    errors: Annotated[Path | None, typer.Option(help="File for the errors; default: beside the answers.")] = None,
     budget: Budget = None,
     deadline: Deadline = None,
     route: RouteName = "auto",
@@ -59,19 +59,19 @@ def run(
     samples: Samples = "",
     cascade: Cascade = False,
     skip_bad: SkipBad = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls at once, all models together.")] = 16,
-    engine: Annotated[str, typer.Option(help="embedded, or ray: Ray Data over actors (extra `ray`).")] = "embedded",
+    concurrency: Annotated[int, typer.Option(min=1, help="Most calls at once, over all models.")] = 16,
+    engine: Annotated[str, typer.Option(help="Where calls run: embedded (here) or ray (extra `ray`).")] = "embedded",
     workers: Annotated[int, typer.Option(min=1, help="Actors of the ray engine.")] = 2,
     tenant: Tenant = "default",
     json: Json = False,
 ) -> None:
-    """Answer every prompt of a file within budget and deadline. Run again after a crash, it goes on where it was."""
+    """Answer all prompts of a file within budget and deadline. After a crash, the same command goes on where it was."""
     from gateway.batch.command import Wanted, run_job
 
     if (prompts is None) == (plan is None):
         raise CallerError("name a file of prompts, or a plan with --plan")
     if engine not in ("embedded", "ray"):
-        raise CallerError(f"--engine: {engine!r} is neither embedded nor ray")
+        raise CallerError(f"--engine must be embedded or ray, not {engine!r}")
     source = plan if prompts is None else prompts
     assert source is not None
     wanted = Wanted(
@@ -154,12 +154,12 @@ def _tell(job: Job, took_s: float, json: bool) -> None:
 
 
 def status(
-    job: Annotated[str, typer.Argument(help="One job; without: the latest.")] = "",
+    job: Annotated[str, typer.Argument(help="Only this job; default: the latest ones.")] = "",
     config: ConfigPath = None,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """How far batch jobs are and what they have cost."""
+    """Show how far batch jobs are and what they have cost."""
     jobs = _jobs(config)
     found = [jobs.find(job)] if job else jobs.page(limit=limit)
     if json:
@@ -180,26 +180,26 @@ def status(
 
 
 def pause(job: JobId, config: ConfigPath = None) -> None:
-    """Start no further call of a job; those under way end."""
+    """Start no more calls of a job; those under way are finished."""
     _ask(config, job, "pause")
 
 
 def resume(job: JobId, config: ConfigPath = None) -> None:
-    """Go on with a paused job."""
+    """Continue a paused job."""
     _ask(config, job, "")
 
 
 def cancel(job: JobId, config: ConfigPath = None) -> None:
-    """End a job; what is answered is kept."""
+    """End a job, keeping the answers it has."""
     _ask(config, job, "cancel")
 
 
 def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) -> None:
     jobs = _jobs(config)
     found = jobs.ask(job, wish, time.time())
-    then = "its runner obeys within seconds"
+    then = "its runner will follow within seconds"
     if found.origin == "command" and not jobs.is_held(found, time.time()):
-        then = "nobody runs it now, so it obeys when the same `batch run` is run again"
+        then = "nobody runs it now, so it takes effect when the same `batch run` is started again"
     typer.echo(f"{found.id}: {wish or 'resume'} asked for; {then}")
 
 

@@ -15,7 +15,19 @@ import typer
 from rich.console import Console
 
 from gateway.bar import bar
-from gateway.commands.options import DATABASE, ConfigPath, listed, open_journal, print_json, read_config, ship, writable
+from gateway.commands.options import (
+    DATABASE,
+    ConfigPath,
+    DataFolder,
+    Json,
+    Tasks,
+    listed,
+    open_journal,
+    print_json,
+    read_config,
+    ship,
+    writable,
+)
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
@@ -23,16 +35,13 @@ if TYPE_CHECKING:
     from cascade.evaluate import TrainingSettings
     from cascade.logs import Logged
 
-cascade = typer.Typer(help="Cascades: evaluate, train, certify, and test the guarantee.", no_args_is_help=True)
+cascade = typer.Typer(help="Evaluate, train and certify cascades, and test what is certified.", no_args_is_help=True)
 
-DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet.")]
-Tasks = Annotated[str, typer.Option(help="Comma-separated; default: all.")]
-Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers looked at before the last call.")]
-Floor = Annotated[float, typer.Option(help="Share of the reference's quality that is promised, in (0, 1].")]
-Sure = Annotated[float, typer.Option(help="Confidence of the promise, in (0, 1).")]
-Estimator = Annotated[str, typer.Option(help="What estimates before generation.")]
-Reference = Annotated[str, typer.Option(help="Model that the floor is a share of; default: the dearest.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers that are checked before the last model is asked.")]
+Floor = Annotated[float, typer.Option(help="Share of the reference model's quality to promise, in (0, 1].")]
+Sure = Annotated[float, typer.Option(help="Confidence of that promise, in (0, 1).")]
+Estimator = Annotated[str, typer.Option(help="Router that predicts quality before any model is asked.")]
+Reference = Annotated[str, typer.Option(help="Reference model; default: the most expensive one.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,12 +53,12 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     data: DataFolder,
     tasks: Tasks = "",
-    splits: Annotated[int, typer.Option(min=1, help="Random 70/30 splits by query.")] = 8,
+    splits: Annotated[int, typer.Option(min=1, help="Random 70/30 train/test splits to average over.")] = 8,
     depth: Depth = 1,
     router: Estimator = "ensemble",
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
-    """Quality and cost against the best single model at operating points chosen on training rows, over splits."""
+    """Compare a cascade's quality and cost with the best single model, at operating points chosen on training rows."""
     from cascade.evaluate import evaluate as evaluated
 
     logged = _read(data, tasks)
@@ -61,21 +70,21 @@ def evaluate(
 @cascade.command()
 def train(
     data: DataFolder,
-    out: Annotated[Path, typer.Option(help="Where the artefact goes.")] = Path("cascade.safetensors"),
+    out: Annotated[Path, typer.Option(help="File to write the trained cascade to.")] = Path("cascade.safetensors"),
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
     plan: Annotated[
         str,
         typer.Option(
-            help="routing: any model next; frugal: a chain with learned thresholds; verify: drafts, checked by their "
-            "own model."
+            help="routing: any model may be next; frugal: a fixed chain with learned thresholds; verify: each model "
+            "checks its own draft."
         ),
     ] = "routing",
-    version: Annotated[str, typer.Option(help="Version to write into the artefact.")] = "1",
-    as_json: AsJson = False,
+    version: Annotated[str, typer.Option(help="Version to write into that file.")] = "1",
+    as_json: Json = False,
 ) -> None:
-    """Train a cascade on the rows whose split is not test."""
+    """Train a cascade on all rows whose split is not test."""
     from cascade.artifact import save_cascade
     from cascade.evaluate import fitted_on
 
@@ -113,14 +122,14 @@ def certify(
     data: DataFolder,
     floor: Floor = 0.97,
     confidence: Sure = 0.95,
-    horizon: Annotated[int, typer.Option(help="Promise the mean of this many requests; 0: the long run.")] = 0,
+    horizon: Annotated[int, typer.Option(help="Promise the mean over so many requests; 0: the long-run mean.")] = 0,
     reference: Reference = "",
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
-    """Certify a floor for the rules that these rows teach, each row judged by rules that never saw it; or refuse."""
+    """Train a cascade and certify that it keeps a quality floor, or refuse. No row is judged by rules trained on it."""
     from cascade.calibrate import Certificate
     from cascade.guarantee import certified
 
@@ -138,21 +147,21 @@ def certify(
 @cascade.command()
 def guarantee(
     data: DataFolder,
-    floors: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.90,0.95,0.97",
+    floors: Annotated[str, typer.Option(help="Floors to test, comma-separated.")] = "0.90,0.95,0.97",
     confidence: Sure = 0.95,
     splits: Annotated[int, typer.Option(min=1, help="Random calibration/test splits.")] = 200,
-    trainings: Annotated[int, typer.Option(min=1, help="Rules are trained so often, each time with other folds.")] = 2,
-    calibrated: Annotated[float, typer.Option(min=0.1, max=0.95, help="Share of rows to calibrate on.")] = 0.9,
+    trainings: Annotated[int, typer.Option(min=1, help="Train the rules so often, each time on other folds.")] = 2,
+    calibrated: Annotated[float, typer.Option(min=0.1, max=0.95, help="Share of the rows to calibrate on.")] = 0.9,
     reference: Reference = "",
     long_run: Annotated[
-        bool, typer.Option("--long-run", help="Certify the long-run mean by the bound valid at any size.")
+        bool, typer.Option("--long-run", help="Certify the long-run mean, by a bound valid at any sample size.")
     ] = False,
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
-    """How often the promised floor is broken over many random calibration/test splits, and at what cost."""
+    """Count how often certified floors are broken over many random calibration/test splits, and what they cost."""
     from cascade.guarantee import guarantee as counted
 
     shares = [float(floor) for floor in floors.split(",")]
@@ -166,11 +175,11 @@ def guarantee(
 
 @cascade.command()
 def tiny(
-    queries: Annotated[int, typer.Option(min=20, help="Questions measured, and as many to learn from.")] = 400,
-    seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
-    as_json: AsJson = False,
+    queries: Annotated[int, typer.Option(min=20, help="Questions to measure on; as many again to learn from.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Cascades, sampling, examples, refining and steps with the two shipped models, over real HTTP."""
+    """Measure every strategy (cascade, voting, examples, refining, steps) on the two shipped models, over real HTTP."""
     import asyncio
 
     from gateway.tiny import measure
@@ -181,10 +190,12 @@ def tiny(
 @cascade.command()
 def floors(
     config: ConfigPath = None,
-    step: Annotated[bool, typer.Option(help="Ship, certify and watch first, as the control process does.")] = False,
-    as_json: AsJson = False,
+    step: Annotated[
+        bool, typer.Option(help="First take one step of the control process: read the journal, certify, watch.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """What the certified routes promise now, what that rests on and what came of it since."""
+    """Show what certified routes promise now, on what evidence, and how it has held since."""
     from gateway.learn.promises import Promises, standings
 
     chosen = read_config(config, DATABASE)
@@ -201,13 +212,13 @@ def floors(
 
 @cascade.command()
 def solved(
-    route: Annotated[str, typer.Option(help="Whose questions; it must have kept their text (`store_text`).")],
-    out: Annotated[Path, typer.Option(help="Where the cases go: a route's `solved`.")] = Path("cases.jsonl"),
+    route: Annotated[str, typer.Option(help="Route whose questions to take; it needs `store_text`.")],
+    out: Annotated[Path, typer.Option(help="File for them, as a route's `solved` reads it.")] = Path("cases.jsonl"),
     config: ConfigPath = None,
-    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Feedback that makes an answer right.")] = 0.9,
-    as_json: AsJson = False,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least feedback score of a right answer.")] = 0.9,
+    as_json: Json = False,
 ) -> None:
-    """Write questions whose answers were found right, for models that need to be shown how."""
+    """Collect questions with answers that were scored right, to be shown to weaker models as examples."""
     from gateway.learn.solved import solved_cases
     from routers.artifact import write_whole
 
@@ -235,7 +246,7 @@ def _read(data: Path, tasks: str) -> Logged:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Bad data and bad arguments end the command with one line."""
+    """Bad data or arguments end the command with one line."""
     try:
         yield
     except ValueError as error:

@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from gateway.commands.options import DATABASE, ConfigPath, Json, open_journal, print_json, read_config, ship
+from gateway.commands.options import (
+    DATABASE,
+    ConfigPath,
+    Json,
+    SinceHours,
+    open_journal,
+    print_json,
+    read_config,
+    ship,
+)
 from gateway.config import Config, Period
 from gateway.config_load import is_path
 from gateway.errors import CallerError
@@ -23,7 +32,7 @@ _OPTIONS = {
 }  # fmt: skip
 """What a field of a key is called on the command line."""
 
-keys = typer.Typer(help="Virtual keys: make, list, rotate, revoke. Only hashes of them are kept.", no_args_is_help=True)
+keys = typer.Typer(help="Create, list, rotate and revoke virtual keys. Only hashes are stored.", no_args_is_help=True)
 
 
 def _grace(text: str) -> float:
@@ -32,7 +41,7 @@ def _grace(text: str) -> float:
 
     grace_s = 0.0 if text.strip() == "0" else seconds(text)
     if grace_s > LONGEST_GRACE_S:
-        raise typer.BadParameter(f"an earlier secret goes on for {LONGEST_GRACE_S / 86400:.0f} days at most")
+        raise typer.BadParameter(f"earlier secrets can stay valid for {LONGEST_GRACE_S / 86400:.0f} days at most")
     return grace_s
 
 
@@ -44,11 +53,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def explain(
-    decision: Annotated[str, typer.Argument(help="A decision, response or request id.")],
+    decision: Annotated[str, typer.Argument(help="Id of a decision, response or request.")],
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """Why a request was answered as it was: candidates, estimates, propensity, attempts, cost."""
+    """Explain why a request was answered as it was: candidates, estimates, propensity, attempts, cost."""
     from gateway.journal.lookup import find_decision
     from gateway.journal.spool import spool_dir
     from gateway.journal.view import decision_view
@@ -67,13 +76,13 @@ def explain(
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="Folder to write queries.parquet and outcomes.parquet to.")],
+    out: Annotated[Path, typer.Option(help="Folder for queries.parquet and outcomes.parquet.")],
     config: ConfigPath = None,
     route: Annotated[str, typer.Option(help="Only this route.")] = "",
-    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.", min=0.0)] = 0.0,
+    since_hours: SinceHours = 0.0,
     json: Json = False,
 ) -> None:
-    """Write the journal as outcome data, which `train`, `evaluate` and other tools read."""
+    """Write the scored requests of the journal as outcome data, for `train`, `evaluate` and other tools."""
     from gateway.journal.export import export as write
 
     chosen = read_config(config, DATABASE)
@@ -96,9 +105,11 @@ def export(
 
 
 def versions(
-    route: Annotated[str, typer.Argument(help="Only this route's.")] = "", config: ConfigPath = None, json: Json = False
+    route: Annotated[str, typer.Argument(help="Only the versions of this route.")] = "",
+    config: ConfigPath = None,
+    json: Json = False,
 ) -> None:
-    """Every trained router that was ever taken in, newest first, and which one is live."""
+    """List every trained router that was ever registered, newest first, and which one is live."""
     listed = _versions(config).list(route)
     if json:
         print_json([msgspec.to_builtins(version) for version in listed])
@@ -133,7 +144,7 @@ def promote(
 def rollback(
     route: Annotated[str, typer.Argument(help="The route to roll back.")], config: ConfigPath = None, json: Json = False
 ) -> None:
-    """Serve the version that was live before this one."""
+    """Go back to the version that was live before this one."""
     back = _versions(config).roll_back(route, actor="command")
     if json:
         print_json(msgspec.to_builtins(back))
@@ -142,7 +153,7 @@ def rollback(
 
 
 def migrate(config: ConfigPath = None) -> None:
-    """Bring the database's schema up to date. Only ever adds; never drops a table or a column."""
+    """Bring the database's schema up to date. Tables and columns are only added, never dropped."""
     from gateway.journal.schema import migrate as run
 
     applied = run(str(read_config(config, DATABASE).storage.url))
@@ -151,17 +162,19 @@ def migrate(config: ConfigPath = None) -> None:
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What to call it.")],
+    name: Annotated[str, typer.Argument(help="A name for the key.")],
     config: ConfigPath = None,
-    tenant: Annotated[str, typer.Option(help="Whose caches and budgets it shares.")] = "default",
-    models: Annotated[list[str] | None, typer.Option("--model", help="Route or model it may use; repeat.")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant whose cache and budgets the key shares.")] = "default",
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Route or model that it may use (repeat); default: all.")
+    ] = None,
     rpm: Annotated[int | None, typer.Option(help="Requests per minute.", min=1)] = None,
     tpm: Annotated[int | None, typer.Option(help="Tokens per minute.", min=1)] = None,
-    budget_usd: Annotated[float | None, typer.Option(help="What it may spend in a period.")] = None,
-    budget_period: Annotated[Period, typer.Option(help="Of its budget, in UTC.")] = "month",
+    budget_usd: Annotated[float | None, typer.Option(help="Dollars that it may spend in each period.")] = None,
+    budget_period: Annotated[Period, typer.Option(help="When the budget starts anew (UTC).")] = "month",
     json: Json = False,
 ) -> None:
-    """Make a key. Its plaintext is shown once, here."""
+    """Create a key and print it. It can't be shown again."""
     from gateway.key_check import faults
     from gateway.keys import new_key
 
@@ -183,7 +196,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(config: ConfigPath = None, json: Json = False) -> None:
-    """Every key, revoked ones included; never a plaintext."""
+    """List all keys, revoked ones included, without their secrets."""
     listed = open_journal(read_config(config, DATABASE)).keys()
     if json:
         hidden = {"key_hash": None, "earlier": None}
@@ -202,12 +215,12 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
 def rotate_key(
     id: Annotated[str, typer.Argument(help="The key's id.")],
     grace: Annotated[
-        float, typer.Option(parser=_grace, metavar="TIME", help="So long earlier secrets go on, such as 90m or 0.")
+        float, typer.Option(parser=_grace, metavar="TIME", help="How long the old secret stays valid, such as 90m.")
     ] = "24h",  # type: ignore[assignment]  # typer parses it
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """Give a key a new secret, shown once, here. Budgets, limits and usage stay with the key."""
+    """Replace a key's secret and print the new one, once. Budgets, limits and usage stay with the key."""
     from gateway.keys import new_secret, rotated
 
     chosen = read_config(config, DATABASE)
@@ -220,13 +233,13 @@ def rotate_key(
         print_json({"id": id, "key": secret, "earlier_until_s": record.earlier_until_s})
         return
     typer.echo(f"{id}\n{secret}")
-    ends = f"go on until {_when(now + grace)} UTC" if grace else "end within two seconds"
+    ends = f"stay valid until {_when(now + grace)} UTC" if grace else "stop working within two seconds"
     typer.echo(f"earlier secrets {ends}", err=True)
 
 
 @keys.command("revoke")
 def revoke_key(id: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigPath = None) -> None:
-    """Workers refuse it within two seconds."""
+    """Revoke a key: it stops working within two seconds."""
     from gateway.keys import revoked
 
     chosen = read_config(config, DATABASE)
@@ -245,7 +258,7 @@ def _versions(path: Path | None) -> Any:
 
 
 def _publish(config: Config, store: Any) -> None:
-    """Tell the workers: they follow the settings file, not the database."""
+    """Tell the workers, which read the settings file and not the database."""
     from gateway.settings import publish_keys
 
     publish_keys(config.server.run_dir, store.keys())
@@ -280,7 +293,7 @@ def _show_decision(view: dict[str, Any]) -> None:
 
 
 def _folding(*names: str, title: str) -> Table:
-    """Goes on below where a terminal is narrow: a figure cut short is another figure."""
+    """A table that wraps in a narrow terminal: a number cut short would be another number."""
     return Table(*(Column(name, overflow="fold") for name in names), title=title)
 
 

@@ -1,4 +1,4 @@
-"""`headgate train`, `evaluate`, `probe` and `keep`: the commands that learn and that prove it."""
+"""`headgate train`, `evaluate`, `probe` and `keep`: learning from outcome data, and measuring what was learnt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.bar import bar
-from gateway.commands.options import drawable, listed, read_config, writable
+from gateway.commands.options import DataFolder, Json, Tasks, drawable, listed, read_config, writable
 from gateway.learn import evaluation
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
@@ -24,11 +24,11 @@ _SHOWN = (
     "cost_saved_100", "cost_saved_99", "cost_saved_95", "apgr", "cpt50", "cpt80",
 )  # fmt: skip
 
-DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet")]
-Embedding = Annotated[Path | None, typer.Option(help="Configuration whose section `embedding` describes the texts")]
-Engine = Annotated[str, typer.Option(help="embedded, or ray: folds and resamples as its tasks (extra `ray`)")]
-Workers = Annotated[int, typer.Option(min=1, help="Of the ray engine, where it starts its own cluster")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")]
+Embedding = Annotated[
+    Path | None, typer.Option(help="Configuration whose [embedding] embeds the texts; default: the shipped one.")
+]
+Engine = Annotated[str, typer.Option(help="Where folds and resamples run: embedded (here) or ray (extra `ray`).")]
+Workers = Annotated[int, typer.Option(min=1, help="Workers, where the ray engine starts its own cluster.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,49 +47,47 @@ def _featurizer(config: Path | None) -> Featurizer:
 
 
 def _parallel_map(engine: str, workers: int) -> ParallelMap:
-    """What runs the independent pieces. ValueError where there is no such engine."""
+    """What runs independent tasks. ValueError: there is no such engine."""
     if engine == "embedded":
         return serial_map
     if engine != "ray":
-        raise ValueError(f"--engine: {engine!r} is neither embedded nor ray")
+        raise ValueError(f"--engine must be embedded or ray, not {engine!r}")
     from gateway.learn.on_ray import on_ray
 
     return on_ray(workers)
 
 
 def _refuse(error: Exception) -> typer.Exit:
-    """Bad data ends the command with one line on standard error."""
+    """End the command with one line on standard error."""
     typer.echo(f"headgate: {error}", err=True)
     return typer.Exit(2)
 
 
 def evaluate(
     data: DataFolder,
-    router: Annotated[str, typer.Option(help="Name of a learned router, or an artefact's path")] = "default",
-    train_data: Annotated[Path | None, typer.Option(help="Train on this folder, test on all of --data")] = None,
-    models: Annotated[str, typer.Option(help="Comma-separated; default: all well covered models")] = "",
-    tasks: Annotated[str, typer.Option(help="Comma-separated; default: all")] = "",
-    train_rows: Annotated[int, typer.Option(min=0, help="Train on this many rows at random; 0: all")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the sample, the fit and the bootstrap")] = 0,
-    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of every interval")] = 400,
-    beside: Annotated[str, typer.Option(help="Others to compare it with, as in knn,linear,factor")] = "",
+    router: Annotated[str, typer.Option(help="Name of a learned router, or a trained router's file.")] = "default",
+    train_data: Annotated[Path | None, typer.Option(help="Train on this folder and test on all of --data.")] = None,
+    models: Annotated[str, typer.Option(help="Only these, comma-separated; default: all well covered ones.")] = "",
+    tasks: Tasks = "",
+    train_rows: Annotated[int, typer.Option(min=0, help="Train on so many rows, drawn at random; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample, the fit and the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples behind each interval.")] = 400,
+    beside: Annotated[str, typer.Option(help="Routers to compare it with, such as knn,linear,factor.")] = "",
     embedding: Embedding = None,
     engine: Engine = "embedded",
     workers: Workers = 2,
-    costs: Annotated[str, typer.Option(help="Of a call of each model, whatever the data says: NAME=COST,...")] = "",
-    cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead: routing")] = "",
-    plot: Annotated[Path | None, typer.Option(help="Draw the frontiers into this file")] = None,
-    as_json: AsJson = False,
+    costs: Annotated[str, typer.Option(help="Each model's cost per call in place of the data's: NAME=COST,...")] = "",
+    cascade: Annotated[str, typer.Option(help="Evaluate this cascade instead; there is one: routing.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Draw the cost-quality frontiers into this file.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Report what a router is worth beside the zero router, the task mean, the best single model and the
-    oracle.
-    """
+    """Measure a router on test data, beside the zero router, the task mean, the best single model and the oracle."""
     if plot is not None:
         drawable(plot)
     try:
         with bar("evaluating"):
             if cascade and costs:
-                raise ValueError("--costs: a cascade's are those of its data")
+                raise ValueError("--costs can't be combined with --cascade, whose costs are those of the data")
             if cascade:
                 from gateway.learn import cascaded
 
@@ -113,16 +111,16 @@ def evaluate(
 
 def train(
     data: DataFolder,
-    router: Annotated[str, typer.Option(help="Name of a learned router")] = "default",
-    out: Annotated[Path, typer.Option(help="Where the artefact goes")] = Path("router.safetensors"),
-    version: Annotated[str, typer.Option(help="Version to write into the artefact")] = "1",
-    seed: int = 0,
+    router: Annotated[str, typer.Option(help="Name of a learned router.")] = "default",
+    out: Annotated[Path, typer.Option(help="File to write the trained router to.")] = Path("router.safetensors"),
+    version: Annotated[str, typer.Option(help="Version to write into that file.")] = "1",
+    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
     embedding: Embedding = None,
     engine: Engine = "embedded",
     workers: Workers = 2,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
-    """Train a router on the rows whose split is not test, and write it as an artefact with its scores."""
+    """Train a router on all rows whose split is not test, and write it to a file with its cross-validated scores."""
     writable(out)
     featurizer = _featurizer(embedding)
     try:
@@ -150,7 +148,7 @@ def _trained(found: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"{found['out']}: from {found['n_train']:,} queries, for {', '.join(found['models'])}",
-            f"each row foretold by a router that never saw it: {scores}",
+            f"cross-validated: {scores}",
             f"serve it with: headgate promote ROUTE {found['out']}",
         )
     )
@@ -158,13 +156,13 @@ def _trained(found: dict[str, Any]) -> str:
 
 def probe(
     data: DataFolder,
-    models: Annotated[str, typer.Option(help="Comma-separated, new ones too; default: all of the data")] = "",
-    outcomes: Annotated[int, typer.Option(min=1, help="How many to buy at most")] = 100,
-    out: Annotated[Path | None, typer.Option(help="Write query_id,model of each into this CSV file")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order in which queries are asked")] = 0,
-    as_json: AsJson = False,
+    models: Annotated[str, typer.Option(help="Models to compare, new ones too; default: the data's.")] = "",
+    outcomes: Annotated[int, typer.Option(min=1, help="Most outcomes to buy.")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Write them to this CSV file as query_id,model.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which queries are asked.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Which outcomes to buy next, so that the best model is known after few of them."""
+    """Say which queries to ask of which models next, so that few outcomes suffice to find the best model."""
     from gateway.learn.probes import plan_of
 
     try:
@@ -190,15 +188,15 @@ def _planned(found: dict[str, Any]) -> str:
 
 def keep(
     data: DataFolder,
-    most: Annotated[int, typer.Option(min=1, help="Models loaded at once, at most")] = 4,
-    mean_cost_usd: Annotated[float | None, typer.Option(help="Most per query, on average")] = None,
-    mean_latency_s: Annotated[float | None, typer.Option(help="Most per query, on average")] = None,
-    sizes: Annotated[str, typer.Option(help="Memory of each model: NAME=GB,NAME=GB,...")] = "",
-    memory_gb: Annotated[float, typer.Option(help="Of all loaded models together")] = inf,
-    router: Annotated[str, typer.Option(help="Name of an estimator: what is expected of each model")] = "linear",
-    as_json: AsJson = False,
+    most: Annotated[int, typer.Option(min=1, help="Most models loaded at once.")] = 4,
+    mean_cost_usd: Annotated[float | None, typer.Option(help="Most dollars per query, on average.")] = None,
+    mean_latency_s: Annotated[float | None, typer.Option(help="Most seconds per query, on average.")] = None,
+    sizes: Annotated[str, typer.Option(help="Memory that each model needs: NAME=GB,NAME=GB,...")] = "",
+    memory_gb: Annotated[float, typer.Option(help="Memory for all loaded models together.")] = inf,
+    router: Annotated[str, typer.Option(help="Name of the estimator that predicts each model's quality.")] = "linear",
+    as_json: Json = False,
 ) -> None:
-    """Which few models to keep loaded, by how many: what each such set is worth, spends and loses against all."""
+    """Say which models to keep loaded where there is room for few, and what each such set loses against all."""
     from gateway.learn.keeping import SubsetLimits, as_dicts, subsets_of
     from gateway.learn.keeping import as_table as told
 

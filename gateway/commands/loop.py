@@ -17,9 +17,13 @@ from rich.table import Table
 from gateway.commands.options import (
     SHARED,
     ConfigPath,
+    CostWeight,
     Json,
-    NonNegative,
-    Share,
+    MaxCostUsd,
+    MaxLatencyS,
+    MinQuality,
+    RouterSource,
+    SinceHours,
     listed,
     open_journal,
     print_json,
@@ -41,22 +45,24 @@ def add_to(app: typer.Typer) -> None:
 
 def whatif(
     config: ConfigPath = None,
-    route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
-    cost_weight: Share = None,
-    min_quality: Share = None,
-    max_cost_usd: NonNegative = None,
-    max_latency_s: NonNegative = None,
-    models: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
-    accept_at: Share = None,
-    router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name.")] = "",
-    explore: Share = None,
-    since_hours: Annotated[float, typer.Option(help="Only the last so many hours; 0: all.", min=0.0)] = 0.0,
-    data: Annotated[Path | None, typer.Option(help="Ask this folder of outcomes instead of the journal.")] = None,
+    route: Annotated[str, typer.Option(help="The route to look at.")] = "auto",
+    cost_weight: CostWeight = None,
+    min_quality: MinQuality = None,
+    max_cost_usd: MaxCostUsd = None,
+    max_latency_s: MaxLatencyS = None,
+    models: Annotated[str, typer.Option(help="Choose among these models only, comma-separated.")] = "",
+    accept_at: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Least confidence at which a cascade keeps a cheap answer.")
+    ] = None,
+    router: RouterSource = "",
+    explore: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of requests whose model is drawn at random.")
+    ] = None,
+    since_hours: SinceHours = 0.0,
+    data: Annotated[Path | None, typer.Option(help="Read this folder of outcome data instead of the journal.")] = None,
     json: Json = False,
 ) -> None:
-    """What a knob or another router version would cost and be worth, from what was logged; or what it would take
-    to know.
-    """
+    """Estimate from the journal what another knob or router would cost and be worth, or what it takes to know."""
     from gateway.learn.threshold import at_threshold
     from gateway.learn.whatif import what_if
 
@@ -67,7 +73,7 @@ def whatif(
     changed = {name: value for name, value in knobs.items() if value is not None}
     others = changed or models or router or explore is not None
     if accept_at is not None and others:
-        raise CallerError("accept_at is asked alone: another first model changes what it would act on")
+        raise CallerError("--accept-at can't be combined with other knobs: they change which answers it would apply to")
     try:
         if data is not None:
             log, policy = _from_folder(data, router, changed, explore)
@@ -82,15 +88,13 @@ def whatif(
 
 def learn(
     config: ConfigPath = None,
-    route: Annotated[str, typer.Option(help="The route that learns.")] = "auto",
-    once: Annotated[bool, typer.Option("--once", help="One round, then end; else every --every-s seconds.")] = False,
-    every_s: Annotated[float, typer.Option(min=1.0)] = 300.0,
-    router: Annotated[str, typer.Option(help="What kind of router to train; default: the route's learn_router.")] = "",
+    route: Annotated[str, typer.Option(help="The route whose router is to learn.")] = "auto",
+    once: Annotated[bool, typer.Option("--once", help="Take one step and end.")] = False,
+    every_s: Annotated[float, typer.Option(min=1.0, help="Seconds between steps.")] = 300.0,
+    router: Annotated[str, typer.Option(help="Kind of router to train; default: the route's learn_router.")] = "",
     json: Json = False,
 ) -> None:
-    """Retrain from the journal, judge the candidate on what was logged, put it before a share of the traffic, then
-    promote it or roll it back.
-    """
+    """Retrain a route's router; test the candidate on the journal, in shadow and as a canary; promote or reject it."""
     from gateway.learn.loop import Loop, LoopThresholds
     from gateway.learn.policy import route_config
     from routers.registry import estimator_named
@@ -113,10 +117,10 @@ def learn(
 
 def limits(
     config: ConfigPath = None,
-    route: Annotated[str, typer.Option(help="The route whose journal is asked.")] = "auto",
+    route: Annotated[str, typer.Option(help="The route to look at.")] = "auto",
     json: Json = False,
 ) -> None:
-    """How many tokens answers of each model need, and which limit is worth most at the route's cost weight."""
+    """Show how many tokens the answers of each model need, and the best output limit at the route's cost weight."""
     from gateway.learn.dataset import NothingLogged, read_log
     from gateway.learn.limits import limits_of
     from gateway.learn.policy import route_policy
@@ -207,7 +211,7 @@ def _from_folder(
     from routers.types import Candidate, Knobs
 
     if not router:
-        raise CallerError("--data needs --router: a folder of outcomes knows no route")
+        raise CallerError("--data needs --router as well: outcome data does not say which router a route uses")
     log = log_of_outcomes(read_outcomes(folder))
     knobs: Any = dict(changed)
     chosen = open_router(router, explore=explore or 0.0)

@@ -1,4 +1,4 @@
-"""What several commands take and open: options said once, the configuration they are about, and its journal."""
+"""What several commands share: their options, and how they open the configuration and its journal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,25 @@ if TYPE_CHECKING:
     from gateway.journal.store import Store
 
 ConfigPath = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file; without one: headgate.toml here, else the defaults.")
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Configuration (TOML); default: ./headgate.toml if there is one, else the built-in one."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Share = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
-NonNegative = Annotated[float | None, typer.Option(min=0.0)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+CostWeight = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="What a query is routed for: 0 quality alone, 1 cost alone.")
+]
+MinQuality = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Only models predicted to be this good.")]
+MaxCostUsd = Annotated[float | None, typer.Option(min=0.0, help="Most dollars that one request may cost.")]
+MaxLatencyS = Annotated[float | None, typer.Option(min=0.0, help="Most seconds that an answer may take.")]
+DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet.")]
+Tasks = Annotated[str, typer.Option(help="Only these tasks, comma-separated; default: all.")]
+RouterSource = Annotated[
+    str,
+    typer.Option(help="A router's name, a version (see `versions`) or a file; default: what serves the route now."),
+]
+SinceHours = Annotated[float, typer.Option(min=0.0, help="Only the last so many hours; 0: everything.")]
 
 
 def listed(names: str) -> list[str]:
@@ -36,12 +50,12 @@ SHARED = (*DATABASE, "storage.redis_url")
 
 
 def read_config(path: Path | None, secrets: Collection[str] | None = None) -> Config:
-    """The configuration that a command is about. `secrets`: those that it uses; None: all. Raises ConfigError."""
+    """Load a command's configuration. `secrets`: those that must be set; None: all of them. Raises ConfigError."""
     return load(file_of(path), os.environ, secrets)
 
 
 def open_journal(config: Config) -> Store:
-    """The configuration's store. Raises ConfigError where its file has no folder."""
+    """Open the journal's database. Raises ConfigError if the folder of its file does not exist."""
     from gateway.journal.schema import missing_folder
     from gateway.journal.store import open_store
 
@@ -51,7 +65,7 @@ def open_journal(config: Config) -> Store:
 
 
 def ship(config: Config, store: Store) -> None:
-    """What lies in spools comes into the database first, unless a control process does it already."""
+    """Bring what workers have spooled into the database, unless a control process is doing so already."""
     from gateway.journal.ship import Shipper
     from gateway.journal.spool import spool_dir
 
@@ -61,24 +75,24 @@ def ship(config: Config, store: Store) -> None:
 
 
 def writable(path: Path) -> None:
-    """Refuses a place that no file can be written to, before work is spent on it. Raises CallerError."""
+    """Check, before any work is done, that a file can be written here. Raises CallerError."""
     if path.is_dir() or not path.name:
-        raise CallerError(f"{path} is a folder: name a file")
+        raise CallerError(f"{path} is a folder; name a file")
     try:
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
-        raise CallerError(f"{path}: can't be written: {error.strerror}") from None
+        raise CallerError(f"{path} can't be written: {error.strerror}") from None
 
 
 def drawable(path: Path) -> None:
-    """As `writable`, also of a kind of picture that nobody can draw."""
+    """Check the same of a picture, and that its file type can be drawn."""
     writable(path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
-        raise CallerError(f"{path}: its ending names no kind of picture; known are {', '.join(sorted(kinds))}")
+        raise CallerError(f"{path}: unknown picture type; the file name must end in one of {', '.join(sorted(kinds))}")
 
 
 def print_json(value: object) -> None:

@@ -12,9 +12,12 @@ from rich.table import Table
 from gateway.commands.options import (
     SHARED,
     ConfigPath,
+    CostWeight,
     Json,
-    NonNegative,
-    Share,
+    MaxCostUsd,
+    MaxLatencyS,
+    MinQuality,
+    RouterSource,
     open_journal,
     print_json,
     read_config,
@@ -28,17 +31,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def replay(
-    decision: Annotated[str, typer.Argument(help="A decision, response or request id.")],
+    decision: Annotated[str, typer.Argument(help="Id of a decision, response or request.")],
     config: ConfigPath = None,
-    router: Annotated[str, typer.Option(help="An artefact, a version (see `versions`), or a router's name; "
-                                             "default: what serves the route now.")] = "",
-    cost_weight: Share = None,
-    min_quality: Share = None,
-    max_cost_usd: NonNegative = None,
-    max_latency_s: NonNegative = None,
+    router: RouterSource = "",
+    cost_weight: CostWeight = None,
+    min_quality: MinQuality = None,
+    max_cost_usd: MaxCostUsd = None,
+    max_latency_s: MaxLatencyS = None,
     json: Json = False,
 ) -> None:
-    """Decide a recorded request again, offline, with the present or another router or knob; show what differs."""
+    """Decide a recorded request again, offline, with today's router and knobs or others, and show what differs."""
     from gateway.journal.lookup import find_decision
     from gateway.journal.spool import spool_dir
     from gateway.learn.policy import route_policy
