@@ -17,7 +17,7 @@ from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
-from gateway.attempt import Caller, Opened, expected_tokens, fault_of, in_time, said_chars, wants_whole
+from gateway.attempt import Caller, Opened, expected_tokens, fault_of, said_chars, stall_or_deadline, wants_whole
 from gateway.breaker import AT_ONCE
 from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
@@ -35,7 +35,7 @@ MAY_PASS = frozenset(
     {"connect", "loading", "out_of_files", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
      "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
 )
-"""Failures that the same model may get over. A timeout is not among them: it has eaten the time."""
+"""Failures after which the same model is worth a retry. Not a timeout: it has used up the time."""
 DRAIN_S = 0.25
 
 
@@ -49,7 +49,7 @@ class Driver:
         self.gathering = Gathering(caller, draws)
 
     async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
-        """Climb until a verdict; returns a live stream's terminal bytes, held back until it is settled.
+        """Climb until a verdict. Returns a live stream's last bytes, held back until it is settled.
 
         Whole answers are left in `exchange.kept`. Raises the last UpstreamError where nothing was kept.
         """
@@ -76,9 +76,9 @@ class Run:
         self.error: UpstreamError | None = None
         self.tail = b""
         self.hedged_before = False
-        """The request had its hedge before the step under way."""
+        """The request was hedged before this step."""
         self.failed: Deployment | None = None
-        """Of the last attempt that failed: a retry goes elsewhere where it can."""
+        """Deployment of the last failed attempt: a retry avoids it where it can."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
         try:
@@ -117,7 +117,7 @@ class Run:
         raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)
 
     async def together(self, rung: Rung) -> Outcome:
-        """A rung and those beside it at the same time; their answers stand in the order the climb counts them."""
+        """Run a rung and those beside it concurrently; their answers are kept in the order the climb counts them."""
         rungs = (rung, *rung.beside)
         runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
         steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
@@ -130,7 +130,7 @@ class Run:
         return replace(outcomes[0], beside=tuple(outcomes[1:]))
 
     async def step(self, rung: Rung) -> Outcome:
-        """One rung, as far as the client may see of it."""
+        """Run one rung: pick a deployment, call it, and relay its stream where this answer is final."""
         caller, exchange = self.driver.caller, self.exchange
         begun = caller.now()
         if begun >= exchange.call.received_s + exchange.call.timeout_s:
@@ -167,7 +167,7 @@ class Run:
         return self.outcome(rung, opened, begun)
 
     async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
-        """In one call with other small questions; None: it is to be asked alone."""
+        """Ask in one call with other small questions. None: it has to be asked alone."""
         try:
             opened = await self.driver.gathering.ask(self.exchange, rung)
         except UpstreamError as error:
@@ -181,7 +181,7 @@ class Run:
         return self.outcome(rung, opened, begun)
 
     async def check(self, checker: Checker, rung: Rung, attempt: Attempt) -> None:
-        """The operator's check, of an answer that may still be sent back; one that says nothing changes nothing."""
+        """Run the operator's check on an answer that may still be escalated. Without a result nothing changes."""
         asks_else = "messages" in rung.overrides and self.exchange.plan is not None and self.exchange.plan.strategy
         if rung.final or asks_else or not attempt.evidence.text:
             return
@@ -190,14 +190,14 @@ class Run:
         attempt.evidence = replace(attempt.evidence, checks_passed=passed)
 
     def cut(self, rung: Rung) -> Outcome:
-        """A rung cut off because another one's answer is kept: what it had cost by then counts."""
+        """The outcome of a rung that was cancelled for another's answer: what it had cost by then counts."""
         made = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
         cost_usd = sum(one.cost_nanousd for one in made) / 1e9
         elapsed_s = self.driver.caller.now() - self.exchange.call.received_s
         return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(made))
 
     def made(self) -> int:
-        """Attempts of this step: with a hedge two."""
+        """Attempts of this step: two where it was hedged."""
         return 1 + (self.exchange.hedged and not self.hedged_before)
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
@@ -232,12 +232,12 @@ class Run:
         )
 
     def elsewhere(self, rung: Rung, error: UpstreamError) -> bool:
-        """The deployment that said 'not now' is left alone by its breaker, and another one of the model serves."""
+        """Whether another deployment of the model can serve at once, so that a `retry-after` need not be waited for."""
         caller = self.driver.caller
         return error.failure in AT_ONCE and caller.fleet.healthy(rung.model, caller.now())
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
-        """Commit, then pass the stream on as it comes. The terminal bytes stay here until all is settled."""
+        """Commit, then pass the stream on as it arrives. Its last bytes are held back until all is settled."""
         response, flow, attempt = opened.response, opened.relay, opened.attempt
         deployment = opened.deployment
         assert response is not None and flow is not None
@@ -249,7 +249,7 @@ class Run:
             await _drain(response, caller.now)
         except UpstreamError as raised:
             response.cancel()
-            error = in_time(raised, caller.now() < self.ends_s)
+            error = stall_or_deadline(raised, caller.now() < self.ends_s)
             caller.failed(exchange, attempt, deployment, error, flow)
             raise error from None
         except BaseException:
@@ -277,11 +277,11 @@ class Run:
 
     @property
     def ends_s(self) -> float:
-        """When a stream must be at its end; the client's own deadline is for each read of it."""
+        """When the whole stream must have ended. The client's own timeout applies to each read instead."""
         return self.exchange.call.received_s + self.driver.caller.timeouts.whole_s
 
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
-        """Until the stream's end. The time a slow client takes is not the upstream's silence."""
+        """Relay until the stream ends. Waiting for a slow client does not count as the upstream's silence."""
         caller = self.driver.caller
         silence_s = min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
         passing = Passing(response, flow, self.reply, caller.now, silence_s, self.ends_s)
@@ -298,7 +298,7 @@ class Run:
 
 @dataclass(slots=True)
 class Passing:
-    """A live stream on its way from the connection that receives it to the client, without this task's help."""
+    """Passes a live stream from the upstream's connection to the client's, without waking this task for each part."""
 
     response: Response
     flow: Relay
@@ -308,7 +308,7 @@ class Passing:
     """Between two events."""
     ends_s: float
     silent_s: float = 0.0
-    """When the silence since the last event is too long."""
+    """When the next event must have arrived."""
     events: int = -1
 
     @property
@@ -316,7 +316,7 @@ class Passing:
         return self.flow.finished or self.flow.fault is not None
 
     def take(self, data: bytes) -> bool:
-        """Pass a part on. False: the stream is over, or the client must catch up first."""
+        """Pass a part on. False: the stream is over, or the client has to catch up first."""
         out = self.flow.feed(data)
         goes_on = not out or self.reply.push(out)
         if self.over:
@@ -326,7 +326,7 @@ class Passing:
         return goes_on
 
     def left_s(self) -> float:
-        """For the next event. A dribble that completes none is silence."""
+        """Seconds left for the next event. Bytes that complete no event count as silence."""
         now = self.now()
         if self.flow.events > self.events:
             self.events, self.silent_s = self.flow.events, now + self.silence_s
@@ -334,7 +334,7 @@ class Passing:
 
 
 def whole_of(flow: Relay) -> bytes:
-    """The answer that a finished stream told. Empty where it can't be put together: then nobody keeps it."""
+    """The whole answer of a finished stream. Empty: it can't be put together, and so is not kept."""
     try:
         return flow.answer()
     except UpstreamError as error:
@@ -343,7 +343,7 @@ def whole_of(flow: Relay) -> bytes:
 
 
 async def _drain(response: Response, now: Callable[[], float]) -> None:
-    """Read on to the message's own end, so that the connection serves again; not for long."""
+    """Read the rest of the response, for a short while, so that the connection can be used again."""
     ends_s = now() + DRAIN_S
     try:
         while await response.chunk(ends_s - now()):
@@ -355,7 +355,7 @@ async def _drain(response: Response, now: Callable[[], float]) -> None:
 
 @dataclass(slots=True)
 class Hedging:
-    """A second attempt when the first is late, for at most a share of requests."""
+    """Starts a second attempt when the first is late, for at most a share of requests."""
 
     requests: int = 0
     hedged: int = 0
@@ -363,7 +363,7 @@ class Hedging:
     async def open(
         self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
     ) -> Opened:
-        """The first attempt that answers; the other is cancelled and its cost recorded."""
+        """The first attempt to answer; the other is cancelled and its cost recorded."""
         self.requests += 1
         first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
         twins: set[asyncio.Future[Opened]] = {first}
@@ -382,7 +382,7 @@ class Hedging:
         return winner
 
     def allowed(self, exchange: Exchange) -> bool:
-        """One a request, within its attempts; and the share of hedged requests stays within its cap."""
+        """At most one hedge per request, within its attempts, and no more hedged requests than the share allows."""
         config = exchange.route.config
         if exchange.hedged or len(exchange.attempts) >= config.max_attempts:
             return False
@@ -394,7 +394,7 @@ class Hedging:
 
 
 async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
-    """Whichever answers first; a failure only counts once all have failed."""
+    """The first to succeed; a failure counts only once all have failed."""
     while True:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         answered = [attempt for attempt in done if attempt.exception() is None]
@@ -405,7 +405,7 @@ async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
 async def _abandon(
     caller: Caller, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
 ) -> None:
-    """Cancel what is still under way and close what answered too late; what they did so far is billed."""
+    """Cancel what is under way and close what answered too late; what they have done is billed."""
     late = [twin for twin in twins if not twin.done()]
     for twin in late:
         twin.cancel()

@@ -21,7 +21,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
-from gateway.attempt import cost_of, request_body
+from gateway.attempt import cost_of
 from gateway.batch.ask import MAY_PASS, Told, error_code
 from gateway.batch.jobs import Part
 from gateway.batch.run import Runner
@@ -34,6 +34,7 @@ from gateway.providers import Provider
 from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets
+from gateway.upstream_request import request_body
 from gateway.wire.answer import peek, translate_answer
 
 log = logging.getLogger("headgate.batch")
