@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.calibrate import RISKS
 from cascade.frugal import Chosen, FrugalCascade
-from cascade.offer import Offer, Typical
+from cascade.planner import PlanRequest, Typical
 from cascade.posterior import Matrix, Posterior, Rule, Space, State
 from cascade.posterior_fit import cheapest_matching
 from cascade.routing import routed_plan
@@ -46,12 +46,12 @@ class FittedCascade:
     """
     writes: bool = field(default=False, init=False)
 
-    def plan_from(self, offer: Offer, opener: str, rule: Rule) -> Plan:
+    def plan_from(self, request: PlanRequest, opener: str, rule: Rule) -> Plan:
         """A climb that begins with that model, whatever the rule would open with, and goes on by the rule."""
         models = tuple(self.typical)
         return routed_plan(
-            self.posterior, rule, offer.estimates(self.typical), offer.worst_cost_usd, absent=offer.absent(models),
-            limits=offer.limits, retries=offer.retries, opener=opener,
+            self.posterior, rule, request.estimates(self.typical), request.worst_cost_usd,
+            absent=request.absent(models), limits=request.limits, retries=request.retries, opener=opener,
         )  # fmt: skip
 
     def rule_for(self, share: float = 1.0) -> Rule:
@@ -66,7 +66,7 @@ class FittedCascade:
     def _place(self, share: float) -> int:
         return cheapest_matching(self.held_out, share * self.best_single)
 
-    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """A plan for one request. A model that isn't eligible or has no price now is never asked.
 
         `most_wrong`: of the answers given, the share that may be wrong; then no other model stands in.
@@ -75,13 +75,13 @@ class FittedCascade:
         return routed_plan(
             self.posterior,
             self.rule_for(share),
-            offer.estimates(self.typical),
-            offer.worst_cost_usd,
-            absent=offer.absent(models),
-            limits=offer.limits,
-            retries=offer.retries,
+            request.estimates(self.typical),
+            request.worst_cost_usd,
+            absent=request.absent(models),
+            limits=request.limits,
+            retries=request.retries,
             abstain_below=0.0 if most_wrong is None else self.least_chance(share, most_wrong),
-            fallbacks=offer.stand_ins(models) if most_wrong is None else (),
+            fallbacks=request.stand_ins(models) if most_wrong is None else (),
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascade.frugal import Chosen, FrugalCascade, Scorer, chains, choose, own_chances
-from cascade.offer import cheapest
+from cascade.planner import cheapest
 from cascade.posterior import Matrix, Posterior
 from cascade.posterior_fit import cheapest_matching, fit_posterior, rates_for
 from cascade.types import Limits, Plan, Step

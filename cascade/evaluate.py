@@ -27,7 +27,7 @@ from cascade.baselines import (
 )
 from cascade.calibrate import RISKS, Refusal, abstention
 from cascade.logs import Logged
-from cascade.offer import Typical
+from cascade.planner import Typical
 from cascade.posterior import Matrix, Posterior, Prices, Rule, Scene, Space, logit, shown
 from cascade.posterior_fit import (
     HIGHEST_RATE,

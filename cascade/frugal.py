@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.confidence import RAW
-from cascade.offer import Offer, Typical, cheapest
+from cascade.planner import PlanRequest, Typical, cheapest
 from cascade.posterior import Matrix, Posterior, Scene, logit, shown
 from cascade.types import Evidence, Plan, Step
 
@@ -118,14 +118,14 @@ class FrugalCascade:
         """Inf: it knows of no answer how likely it is right, so it can't abstain."""
         return inf
 
-    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """The chain for that share, without models that can't be asked; the chosen model where none of it is left."""
         models = self.posterior.space.models
         chain = cheapest(self.chains, share * self.best_single)
-        gone = offer.absent(models)
+        gone = request.absent(models)
         listed = [(models[j], at) for j, at in zip(chain.models, (*chain.accept_at, -inf), strict=True)]
-        steps = [Step(m, at, offer.worst_cost_usd[m]) for m, at in listed if m not in gone]
-        steps[-1:] = [offer.step(steps[-1].model if steps else offer.choice.model)]
-        prior = logit(np.array([[e.quality for e in offer.estimates(self.typical)]]))
-        spare = offer.stand_ins([step.model for step in steps])
-        return Plan(tuple(steps), spare, offer.limits, offer.retries, confidence=Scorer(self.posterior, prior))
+        steps = [Step(m, at, request.worst_cost_usd[m]) for m, at in listed if m not in gone]
+        steps[-1:] = [request.step(steps[-1].model if steps else request.choice.model)]
+        prior = logit(np.array([[e.quality for e in request.estimates(self.typical)]]))
+        spare = request.stand_ins([step.model for step in steps])
+        return Plan(tuple(steps), spare, request.limits, request.retries, confidence=Scorer(self.posterior, prior))

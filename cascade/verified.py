@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.offer import Offer, cheapest
+from cascade.planner import PlanRequest, cheapest
 from cascade.posterior import Matrix
 from cascade.prompts import verification
 from cascade.types import Plan
@@ -52,19 +52,19 @@ class VerifiedCascade:
         """Inf: it knows of no answer how likely it is right, so it can't abstain."""
         return inf
 
-    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
         """Draft, verdicts, and who takes over; the chosen model alone where one of the two can't be asked."""
-        pair, alone = self.pair_for(share), offer.choice.model
+        pair, alone = self.pair_for(share), request.choice.model
         both = (pair.draft, pair.escalate)
-        if offer.absent(both) or not offer.messages:
-            return Plan((offer.step(alone),), offer.stand_ins((alone,)), offer.limits, offer.retries)
-        draft, better = map(offer.step, both)
-        votes = verdicts_within(offer.limits.max_attempts)
+        if request.absent(both) or not request.messages:
+            return Plan((request.step(alone),), request.stand_ins((alone,)), request.limits, request.retries)
+        draft, better = map(request.step, both)
+        votes = verdicts_within(request.limits.max_attempts)
         strategy = SelfVerification(
-            draft, draft, lambda answer: verification(offer.messages, answer), better, pair.rule, votes
+            draft, draft, lambda answer: verification(request.messages, answer), better, pair.rule, votes
         )
         steps = (draft, *(draft,) * votes, better)
-        return Plan(steps, offer.stand_ins(both), offer.limits, offer.retries, strategy)
+        return Plan(steps, request.stand_ins(both), request.limits, request.retries, strategy)
 
 
 def fit_pairs(

@@ -2,9 +2,9 @@
 
     read_call -> identify -> hold -> describe -> look_up -> choose -> drive -> settle
 
-`read_call` (gateway/call.py) has run when a Call arrives here. Each step below does one thing and leaves
-what it learnt in the Exchange; policy lives in the rooms behind it (routers, cascade, cache), effects at
-the edge (providers, journal). Whatever happens, `settle` runs once, before the client sees the last byte.
+`read_call` (gateway/call.py) has already made the Call. Each step below does one thing and leaves its result in
+the Exchange. Policy lives in other packages (routers, cascade, cache), effects at the edge (providers, journal).
+Whatever happens, `settle` runs once, before the client sees the last byte.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cache.entry import Entry, Hit
 from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
-from cascade.gathered import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
-from cascade.offer import Offer
+from cascade.batch_prompting import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
 from cascade.plan import plan_for
+from cascade.planner import PlanRequest
 from cascade.strategies import COMPOSING, WRITING
 from cascade.types import Limits, Plan
 from gateway.audit import Auditor
@@ -39,8 +39,8 @@ from gateway.wire.answer import translate_answer
 from gateway.wire.errors import render_error, status_of
 from gateway.wire.replay import replay
 from gateway.wire.request import Described
-from routers.arms import Arms
 from routers.features import ENCODED, Featurizer
+from routers.strategy_bandit import StrategyBandit
 from routers.types import Choice, Query, Undecided
 
 log = logging.getLogger("headgate.answer")
@@ -56,9 +56,9 @@ class Answering:
     async def answer(
         self, call: Call, reply: Reply, caller: Caller | None = None, held: Exchange | None = None
     ) -> Exchange | None:
-        """Answer one call, come what may. None: it was refused before anything was held.
+        """Answer one call, whatever happens. None: it was refused before anything was held.
 
-        `caller`: the gateway itself, asking on its own account; `held`: what was held for it already.
+        `caller`: the gateway itself, where it asks on its own behalf; `held`: an exchange that `hold` has made already.
         """
         try:
             exchange = held or await self.hold(call, caller or self.identify(call))
@@ -68,7 +68,7 @@ class Answering:
         ending: HeadgateError | None = None
         tail = b""
         try:
-            with self.fly(exchange) as ticket:
+            with self.join_flight(exchange) as ticket:
                 await self.describe(exchange)
                 if await self.look_up(exchange, ticket):
                     self.auditor.after_hit(exchange)
@@ -93,7 +93,7 @@ class Answering:
     # -- identify
 
     def identify(self, call: Call) -> Caller:
-        """Whose key is it, and may it ask for this, in this way?"""
+        """Find the key's owner, and check that the key may ask for this."""
         caller = self.s.caller_of(call.headers, call.host)
         permit(caller, call)
         return caller
@@ -101,7 +101,7 @@ class Answering:
     # -- hold
 
     async def hold(self, call: Call, caller: Caller) -> Exchange:
-        """Rate limits, then the worst case of any plan this route can make, out of every budget at once."""
+        """Take rate limits, then the worst case of any plan of this route, out of every budget at once."""
         s = self.s
         wanted = call.wishes.route
         route = s.book.find(wanted, "headgate.route") if wanted else s.book.find(call.model)
@@ -120,7 +120,7 @@ class Answering:
         return Exchange(call, caller, route, s.ids.new("dec"), money, taken, worst)
 
     def worst(self, call: Call, route: Route) -> dict[str, int]:
-        """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
+        """Most nano-dollars that one attempt can cost, for each model that may be tried."""
         asked, models = call.described, self.s.book.models
         into, out, n, searches = asked.input_tokens_bound, asked.max_output_tokens, asked.n, asked.web_searches
         if route.config.gather_ms:
@@ -132,14 +132,14 @@ class Answering:
     # -- describe
 
     async def describe(self, exchange: Exchange) -> None:
-        """What routers may know: features and one embedding, computed once. A pinned model needs none."""
+        """Compute what routers may know: features and one embedding, once. A pinned model needs neither."""
         route = exchange.route
         if route.router is None or exchange.call.content_type:
             return
         version = route.router.features_version
         if version.startswith(ENCODED):
             exchange.query = await self.encoded(exchange.call.described, version)
-        elif version or route.arms is not None:
+        elif version or route.strategy_bandit is not None:
             exchange.query = described(self.s.featurizer(), exchange.call.described)
         else:
             exchange.query = bare_query(exchange.call.described)
@@ -147,7 +147,7 @@ class Answering:
             exchange.query = replace(exchange.query, web_searches=exchange.call.described.web_searches)
 
     async def encoded(self, asked: Described, version: str) -> Query:
-        """By the configured embedder, in a thread; without its vector the router will be undecided."""
+        """Embed with the configured embedder, in a thread. Without its vector the router will be undecided."""
         embedder = self.s.embedder
         if embedder is None or embedder.version != version:
             return bare_query(asked)
@@ -159,8 +159,8 @@ class Answering:
 
     # -- look_up
 
-    def fly(self, exchange: Exchange) -> Ticket | Alone:
-        """Take part in the flight of identical requests, where this one may be cached at all."""
+    def join_flight(self, exchange: Exchange) -> Ticket | Alone:
+        """Join the identical requests under way (a single flight), if this one may be cached at all."""
         call, config = exchange.call, exchange.route.config
         if call.content_type:
             return ALONE
@@ -179,7 +179,7 @@ class Answering:
         return self.s.cache.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
 
     async def look_up(self, exchange: Exchange, ticket: Ticket | Alone) -> bool:
-        """The cache, exact and then semantic, then an identical request already under way."""
+        """Look in the cache, exact then semantic; then wait for an identical request under way. True: answered."""
         directive, cache = exchange.directive, self.s.cache
         if directive is None:
             return False
@@ -200,7 +200,7 @@ class Answering:
     # -- choose
 
     def choose(self, exchange: Exchange) -> None:
-        """A router's choice becomes a plan, and the hold shrinks to that plan's worst case."""
+        """Make a plan of the router's choice, and shrink the hold to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
         plan = self.plan(exchange, choice)
         if exchange.route.solved is not None:
@@ -252,9 +252,10 @@ class Answering:
         if route.cascade is not None and climbs:
             knobs = merge(route.knobs, call.wishes.knobs) if call.wishes.stated else route.knobs
             messages = chat_messages(call) if route.cascade.writes else ()
-            offer = Offer(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
-            return route.cascade.plan(offer, share_of(knobs), config.most_wrong or None)
-        strategy = config.cascade if route.arms is None else self.way(exchange, route.arms, climbs)
+            request = PlanRequest(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
+            return route.cascade.plan(request, share_of(knobs), config.most_wrong or None)
+        bandit = route.strategy_bandit
+        strategy = config.cascade if bandit is None else self.draw_strategy(exchange, bandit, climbs)
         if strategy in COMPOSING and (call.described.tools or call.described.wants_json):
             strategy = "none"
         shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
@@ -271,17 +272,18 @@ class Answering:
             judge=config.judge,
         )
 
-    def way(self, exchange: Exchange, arms: Arms, climbs: bool) -> str:
-        """The strategy that this query deserves, as far as feedback has taught; drawn, so that it goes on teaching."""
+    def draw_strategy(self, exchange: Exchange, bandit: StrategyBandit, climbs: bool) -> str:
+        """Draw this query's strategy by what feedback has taught so far, so that learning goes on."""
         if not climbs or exchange.query is None:
             return "none"
-        exchange.way = arms.choose(exchange.query.vector, next(self.s.draws), exchange.caller.explore)
-        return exchange.way.arm
+        pick = bandit.choose(exchange.query.vector, next(self.s.draws), exchange.caller.explore)
+        exchange.strategy_pick = pick
+        return pick.arm
 
     # -- drive
 
     async def drive(self, exchange: Exchange, reply: Reply) -> bytes:
-        """Climb the plan. Returns a live stream's last bytes, which go out once all is settled."""
+        """Climb the plan. Returns a live stream's last bytes, to be sent once all is settled."""
         call, s = exchange.call, self.s
         tail = await s.driver.drive(exchange, reply, lambda: self.stream_headers(exchange))
         if exchange.kept is not None:
@@ -297,7 +299,7 @@ class Answering:
         return tail
 
     def stream_headers(self, exchange: Exchange) -> Headers:
-        """Of a live stream: what it will cost can only be expected."""
+        """Headers of a live stream, whose cost can only be estimated."""
         expected = expected_nanousd(exchange, self.s.book.models[exchange.answered_by])
         kind = [exchange.media] if exchange.call.content_type else EVENTS
         return [*answer_headers(exchange, self.s.now(), expected_nanousd=expected), *kind]
@@ -305,7 +307,7 @@ class Answering:
     # -- keep, settle, finish
 
     async def keep(self, exchange: Exchange, ticket: Ticket | Alone) -> None:
-        """A whole answer goes to the cache, to whoever waits for the same, and to the store of responses."""
+        """Give a whole answer to the cache, to identical requests that wait for it, and to the stored responses."""
         if exchange.call.surface == "responses":
             await self.s.responses.keep(exchange)
         if exchange.directive is None or not exchange.cache_key:
@@ -313,18 +315,18 @@ class Answering:
         entry, comparison = entry_of(self.s, exchange), None
         if entry is not None and exchange.directive.store:
             comparison = await self.s.cache.remember(exchange, entry)
-        ticket.land(entry)  # only now: another replica looks into the store when the lease comes back
+        ticket.land(entry)  # not earlier: it frees the lease, and then another replica looks in the store
         if comparison is not None:
             self.auditor.after_miss(exchange, comparison)
 
     async def finish(
         self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None
     ) -> None:
-        """The client's last bytes: a whole answer, a stream's end, or an error in the client's own shape."""
+        """Send the client's last bytes: a whole answer, a stream's end, or an error in the form of the client's API."""
         call, now = exchange.call, self.s.now()
         if ending is not None and reply.committed:
             last = exchange.flow.error(ending) if exchange.flow is not None else b""
-            if last is not None:  # what is left without an end breaks its connection
+            if last is not None:  # None: the stream has no way to say so, and its connection is broken off
                 await reply.end(last)
         elif ending is not None:
             extra = error_headers(ending, spent=any(one.failure not in OURS for one in exchange.attempts))
@@ -339,7 +341,7 @@ class Answering:
             await reply.whole(200, [*answer_headers(exchange, now), exchange.media], exchange.answer_body)
 
     async def refuse(self, call: Call, reply: Reply, error: HeadgateError) -> None:
-        """An error before anything was held."""
+        """Answer with an error, before anything was held."""
         self.s.metrics.refused(call.surface, error.code or error.kind)
         headers = refusal_headers(call.request_id, call.surface, error)
         await reply.whole(error.status, headers, render_error(error, call.surface, request_id=call.request_id))
@@ -349,17 +351,17 @@ class Answering:
 
 
 def permit(caller: Caller, call: Call) -> None:
-    """Raises where this key may not ask for this, or not in this way."""
+    """Raises UnknownModel or CallerError if this key may not ask for that model, or may not set knobs."""
     name = call.wishes.route or call.model
     if not caller.may_use(name):
         param = "headgate.route" if call.wishes.route else "model"
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param=param)
     if call.wishes.stated and not caller.knobs:
-        raise CallerError("this key may not set headgate knobs", param="headgate", status=403)
+        raise CallerError("this key may not set headgate knobs: leave them out", param="headgate", status=403)
 
 
 def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
-    """Nano-dollars that no climb over these models can exceed: the dearest attempts, as many as may be made."""
+    """Nano-dollars that no climb over these models can exceed: its dearest attempts, as many as may be made."""
     config = route.config
     each = [worst[model] for model in models]
     tries = each * (1 + config.retries)
@@ -381,7 +383,7 @@ def described(featurizer: Featurizer, asked: Described) -> Query:
 
 
 class Alone:
-    """The ticket of a request that shares its answer with nobody."""
+    """The ticket of a request that shares its answer with no other."""
 
     leader = True
 

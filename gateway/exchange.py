@@ -11,8 +11,8 @@ import msgspec
 from cascade.types import Evidence, Plan, Verdict
 from gateway.reply import JSON
 from gateway.wire.usage import Usage
-from routers.arms import Pick
 from routers.replicas import Job
+from routers.strategy_bandit import Pick
 from routers.types import Choice, Knobs, Query
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Exchange(msgspec.Struct):
     choice: Choice | None = None
     links: Chain = ()
     """The conversation's beginnings, where they matter to the choice."""
-    way: Pick | None = None
+    strategy_pick: Pick | None = None
     """The strategy that was drawn for it, where the route learns that."""
     paced: Knobs | None = None
     """Knobs in force, where the route's purse had a say."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import astuple, replace
 
-from cascade.gathered import EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
+from cascade.batch_prompting import EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
 from cascade.types import Rung
 from gateway.attempt import Caller, Opened
 from gateway.call import Arrival, read_call

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from cascade.offer import Planner
+from cascade.planner import Planner
 from cascade.promise import Promise
 from cascade.strategies import REPEATING
 from gateway.checker import Checker
@@ -19,8 +19,8 @@ from gateway.limits import Limit
 from gateway.prices import Price, highest, nanousd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
-from routers.arms import Arms
 from routers.registry import bandit_axes
+from routers.strategy_bandit import StrategyBandit
 from routers.types import Candidate, Knobs, Router
 
 
@@ -72,7 +72,7 @@ class Route:
     """What is shown to models that need examples."""
     repeats: bool = False
     """A climb may ask one model again and again, so that any attempt may be the dearest model's."""
-    arms: Arms | None = None
+    strategy_bandit: StrategyBandit | None = None
     """Learns which strategy a query deserves; None: `config.cascade` names one."""
 
     @property
@@ -164,7 +164,7 @@ class RouteBook:
             Checker(config.check, timeout_s=config.check_timeout_s) if config.check else None,
             open_solved(config.solved, config.solved_most) if config.solved else None,
             _repeats(config, self._cascades.get(config.name)),
-            _arms(config),
+            _strategy_bandit(config),
         )
 
     def _fallbacks(self, config: RouteConfig, seen: set[str]) -> list[str]:
@@ -217,11 +217,11 @@ def _model(config: Config, name: str) -> Model:
     return Model(name, dearest, highest(map(Price.of, deployments)), candidate)
 
 
-def _arms(config: RouteConfig) -> Arms | None:
-    """Strategies on the axes that bandits read queries on."""
+def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:
+    """The bandit over the route's strategies; None: its cascade is not learned."""
     if config.cascade != LEARNED:
         return None
-    return Arms(config.strategies, bandit_axes(), config.step_price, config.explore)
+    return StrategyBandit(config.strategies, bandit_axes(), config.step_price, config.explore)
 
 
 def _repeats(config: RouteConfig, cascade: Planner | None) -> bool:

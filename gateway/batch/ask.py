@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from cascade.offer import Offer
+from cascade.planner import PlanRequest
 from cascade.strategies import TEMPERATURE
 from cascade.types import Plan
 from cascade.voting import Vote, samples
@@ -156,9 +156,9 @@ class Sampled:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
-        ballots = samples(offer.step(offer.choice.model), self.count, TEMPERATURE)
-        return Plan(ballots, (), offer.limits, offer.retries, Vote(ballots, accept_share=0.0))
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+        ballots = samples(request.step(request.choice.model), self.count, TEMPERATURE)
+        return Plan(ballots, (), request.limits, request.retries, Vote(ballots, accept_share=0.0))
 
 
 class Asker:
@@ -277,7 +277,7 @@ class Asker:
             most = cascade.posterior.space.depth + 1
             config = msgspec.structs.replace(asked.config, retries=0, max_attempts=most, hedge_after_s=None)
             return replace(
-                asked, config=config, fallbacks=(), router=Planned(choice_of(ways)), promise=None, arms=None,
+                asked, config=config, fallbacks=(), router=Planned(choice_of(ways)), promise=None, strategy_bandit=None,
                 cascade=Climbing(cascade, arm.model, arm.rule),
             )  # fmt: skip
         if ways.better and arm.rule < 0 and asked.router is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.artifact import FittedCascade
-from cascade.offer import Offer, Planner
+from cascade.planner import Planner, PlanRequest
 from cascade.posterior import Prices, logit
 from cascade.types import Plan
 from gateway.batch.arms import joined
@@ -38,8 +38,8 @@ class Climbing:
     rule: int
     writes: bool = False
 
-    def plan(self, offer: Offer, share: float = 1.0, most_wrong: float | None = None) -> Plan:
-        return self.cascade.plan_from(offer, self.opener, self.cascade.rules[self.rule])
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+        return self.cascade.plan_from(request, self.opener, self.cascade.rules[self.rule])
 
 
 def cascade_of(route: Route) -> FittedCascade | None:

@@ -24,10 +24,10 @@ from gateway.journal.vectors import unpacked
 from gateway.learn.bandit_store import BanditStore, FolderBanditStore, RedisBanditStore, read_states
 from gateway.learn.rounds import drawn_of, failed_check, is_round
 from gateway.routes import RouteBook
-from routers.arms import Arms
 from routers.bandit import Bandit
 from routers.bandit_state import BanditState
 from routers.canary import Canary
+from routers.strategy_bandit import StrategyBandit
 from routers.types import Candidate, Query, Router, Undecided
 
 log = logging.getLogger("headgate.online")
@@ -40,7 +40,7 @@ REMEMBERED = 2000
 class Learner:
     """What one route learns in this worker."""
 
-    def __init__(self, bandit: Bandit | Arms, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> None:
         self.bandit, self.candidates = bandit, candidates
         self.decided = self.scored = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
@@ -92,25 +92,25 @@ class Learner:
 
 
 class StrategyLearner(Learner):
-    """One route's strategies in this worker: of every answer, how it was got and with how many calls."""
+    """What one route's strategies have taught this worker: each answer's score, and how many calls it took."""
 
-    def __init__(self, arms: Arms) -> None:
-        super().__init__(arms, ())
+    def __init__(self, bandit: StrategyBandit) -> None:
+        super().__init__(bandit, ())
 
     def learn(self, record: DecisionRecord, score: float) -> None:
-        if not record.strategy or not record.vector or record.strategy not in self.arms.names:
+        if not record.strategy or not record.vector or record.strategy not in self.strategies.names:
             return
         vector = unpacked(record)
         before = self.learnt.get(record.id)
         if before is None:
-            self.arms.learn(vector, record.strategy, score, sum(not one.failure for one in record.attempts))
+            self.strategies.learn(vector, record.strategy, score, sum(not one.failure for one in record.attempts))
         else:
-            self.arms.amend(vector, record.strategy, score - before)
+            self.strategies.amend(vector, record.strategy, score - before)
         self.remember(record.id, score)
 
     @property
-    def arms(self) -> Arms:
-        assert isinstance(self.bandit, Arms)
+    def strategies(self) -> StrategyBandit:
+        assert isinstance(self.bandit, StrategyBandit)
         return self.bandit
 
 
@@ -131,16 +131,17 @@ class Online:
         routes = {}
         for name, route in book.routes.items():
             candidates = [model.candidate for model in route.models]
-            found = [self._learner(name, one, candidates) for one in (bandit_of(route.router), route.arms) if one]
+            bandits = bandit_of(route.router), route.strategy_bandit
+            found = [self._learner(name, bandit, candidates) for bandit in bandits if bandit]
             if found:
                 routes[name] = found
         self._routes = routes
 
-    def _learner(self, route: str, bandit: Bandit | Arms, candidates: Sequence[Candidate]) -> Learner:
+    def _learner(self, route: str, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> Learner:
         key = key_of(route, bandit)
         learner = self._learners.get(key)
         if learner is None:
-            made = StrategyLearner(bandit) if isinstance(bandit, Arms) else Learner(bandit, candidates)
+            made = StrategyLearner(bandit) if isinstance(bandit, StrategyBandit) else Learner(bandit, candidates)
             return self._learners.setdefault(key, made)
         bandit.state = learner.bandit.state
         bandit.set_others(learner.bandit.others)
@@ -255,7 +256,7 @@ def recalled(router: Router, config: Config, route: str) -> Router:
     return router
 
 
-def key_of(route: str, bandit: Bandit | Arms) -> str:
+def key_of(route: str, bandit: Bandit | StrategyBandit) -> str:
     """What was learnt upon one base says nothing upon another."""
     what = f"{route}\0{bandit.version}\0{bandit.features_version}\0{bandit.projection.dims}"
     return hashlib.sha256(what.encode()).hexdigest()[:24]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cascade.artifact import FittedCascade
 from cascade.evaluate import TrainingSettings, fitted, parts, train
 from cascade.logs import Logged, read_logged
-from cascade.offer import Offer
+from cascade.planner import PlanRequest
 from cascade.replay import LoggedModels, replayed
 from cascade.types import Limits
 from gateway.batch.climbs import with_climbs
@@ -80,8 +80,8 @@ class Climbs:
         chances = {one.model: 1.0 for one in told}
         choice = Choice(arm.model, 1.0, chances, tuple(told), {}, "planned", "batch@1", data.models)
         worst = dict.fromkeys(data.models, float(np.nanmax(data.checked_cost_usd)))
-        offer = Offer(choice, worst, Limits(max_attempts=4))
-        plan = self.cascade.plan_from(offer, arm.model, self.cascade.rules[arm.rule])
+        request = PlanRequest(choice, worst, Limits(max_attempts=4))
+        plan = self.cascade.plan_from(request, arm.model, self.cascade.rules[arm.rule])
         verdict = replayed(plan, LoggedModels(self.tested, row))
         return verdict.spent_usd, float(data.scores[row, data.models.index(verdict.model)])
 

@@ -12,7 +12,7 @@ import pytest
 from cascade.artifact import FittedCascade, load_cascade, save_cascade
 from cascade.climb import climb
 from cascade.evaluate import TrainingSettings, fitted, train
-from cascade.offer import Offer
+from cascade.planner import PlanRequest
 from cascade.types import Outcome, PlanError
 from routers.artifact import ArtifactError, Card, save_artifact
 from routers.types import Choice, Estimate
@@ -61,7 +61,7 @@ def test_asked_for_all_that_can_be_had_it_takes_the_best_rule(cascade: FittedCas
 def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):
     """A model out of the eligible set, or without a price now, takes no part."""
     asked: list[str] = []
-    climbing = climb(cascade.plan(Offer(choice("small", "middle"), WORST, retries=0)), repeat(0.5))
+    climbing = climb(cascade.plan(PlanRequest(choice("small", "middle"), WORST, retries=0)), repeat(0.5))
     with pytest.raises(StopIteration):
         rung = next(climbing)
         while True:
@@ -72,14 +72,14 @@ def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):
 
 def test_an_unknown_model_stands_by_as_fallback(cascade: FittedCascade):
     """A model that the cascade never saw answers when all others have failed."""
-    plan = cascade.plan(Offer(choice(*MODELS, "new"), {**WORST, "new": 1e-3}))
+    plan = cascade.plan(PlanRequest(choice(*MODELS, "new"), {**WORST, "new": 1e-3}))
     assert [step.model for step in plan.fallbacks] == ["new"]
 
 
 def test_nothing_on_offer_is_refused(cascade: FittedCascade):
     """A plan with no rung is no plan."""
     with pytest.raises(PlanError):
-        cascade.plan(Offer(choice("new"), {"new": 1e-3}))
+        cascade.plan(PlanRequest(choice("new"), {"new": 1e-3}))
 
 
 def test_a_foreign_artefact_is_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from cascade.artifact import TrainedCascade, load_cascade, save_cascade
 from cascade.climb import climb
 from cascade.evaluate import TrainingSettings, evaluate_split, fitted_on
 from cascade.frugal import FrugalCascade
-from cascade.offer import Offer
+from cascade.planner import PlanRequest
 from cascade.types import Evidence, Outcome, Rung, Verdict
 from cascade.verified import VerifiedCascade
 from cascade.verify import verdicts_within
@@ -45,7 +45,7 @@ def choice(*models: str) -> Choice:
 
 
 def climbed(cascade: TrainedCascade, answers: dict[str, Outcome], *models: str) -> tuple[Verdict, list[Rung]]:
-    plan = cascade.plan(Offer(choice(*models), {m: WORST[m] for m in models}, retries=0, messages=ASKED))
+    plan = cascade.plan(PlanRequest(choice(*models), {m: WORST[m] for m in models}, retries=0, messages=ASKED))
     climbing, asked = climb(plan, repeat(0.5)), []
     rung = next(climbing)
     while True:
@@ -80,7 +80,7 @@ def test_a_chain_survives_its_file_and_thresholds_decide(frugal: TrainedCascade,
     read = load_cascade(tmp_path / "c.safetensors")
     assert isinstance(frugal, FrugalCascade) and isinstance(read, FrugalCascade)
     assert read.chains == frugal.chains and read.best_single == frugal.best_single
-    first = read.plan(Offer(choice(*MODELS), WORST)).steps[0].model
+    first = read.plan(PlanRequest(choice(*MODELS), WORST)).steps[0].model
     kept, asked = climbed(read, ANSWERS, *MODELS)
     assert kept.model == first and len(asked) == 1
     unsure = ANSWERS | {first: said(first, "B", -6.0)}
@@ -92,7 +92,7 @@ def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
     assert isinstance(frugal, FrugalCascade)
     costs = [c.cost_usd for c in frugal.chains]
     assert len(costs) > 1 and min(costs) < max(costs)
-    whole, less = (frugal.plan(Offer(choice(*MODELS), WORST), share).steps for share in (1.0, 0.9))
+    whole, less = (frugal.plan(PlanRequest(choice(*MODELS), WORST), share).steps for share in (1.0, 0.9))
     assert [(s.model, s.accept_at) for s in whole] != [(s.model, s.accept_at) for s in less]
 
 

@@ -67,12 +67,12 @@ async def test_a_strategy_is_drawn_recorded_and_learnt(tmp_path: Path) -> None:
         assert len(record.attempts) > 1 if record.strategy == "verify" else len(record.attempts) == 1
         book = open_book(services.config, Settings())
         services.online.adopt(book)
-        arms = book.find("auto").arms
-        assert arms is not None
+        bandit = book.find("auto").strategy_bandit
+        assert bandit is not None
         for i in range(201, 207):
             hard, text = question(i)
             vector = services.featurizer().describe(text, input_tokens=20, max_output_tokens=20).vector
-            assert arms.choose(vector, 0.5, explore=False).arm == ("verify" if hard else "none"), text
+            assert bandit.choose(vector, 0.5, explore=False).arm == ("verify" if hard else "none"), text
 
 
 def test_a_learned_cascade_needs_strategies_to_choose_among(tmp_path: Path) -> None:

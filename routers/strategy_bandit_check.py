@@ -1,4 +1,4 @@
-"""Shows strategies learnt as arms on logged outcomes replayed online: `python -m routers.arms_check --data DIR`.
+"""Shows the strategy bandit on logged outcomes replayed online: `python -m routers.strategy_bandit_check --data DIR`.
 
 Three ways of answering, as retrieval has none, one and many steps: one call (a cheap model's answer), two (a middling
 one's) and three (the best one's). Queries come in random orders; each round an arm is chosen and only its score becomes
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.arms import Arms
 from routers.bandit import EpsilonGreedy
 from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
@@ -26,6 +25,7 @@ from routers.ope import Z95
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.registry import bandit_axes
 from routers.select import drawn
+from routers.strategy_bandit import StrategyBandit
 
 NAMES = ("one", "two", "three")
 PRICES = (0.02, 0.05, 0.1)
@@ -52,12 +52,12 @@ def ways(data: Outcomes) -> Ways:
 
 
 def learned(x: NDArray[np.float32], found: Ways, order: Sequence[int], price: float, seed: int) -> float:
-    """Total reward of the arms, and nothing known beforehand."""
+    """Total reward of the strategy bandit, which starts without knowledge."""
     rng, total = np.random.default_rng(seed), 0.0
-    arms = Arms(NAMES, bandit_axes(), price)
+    bandit = StrategyBandit(NAMES, bandit_axes(), price)
     for i in order:
-        place = NAMES.index(arms.choose(x[i], float(rng.random())).arm)
-        arms.learn(x[i], NAMES[place], float(found.score[i, place]), int(found.calls[i, place]))
+        place = NAMES.index(bandit.choose(x[i], float(rng.random())).arm)
+        bandit.learn(x[i], NAMES[place], float(found.score[i, place]), int(found.calls[i, place]))
         total += float(found.score[i, place] - price * (found.calls[i, place] - 1))
     return total
 
@@ -73,7 +73,7 @@ def greedy(found: Ways, order: Sequence[int], price: float, seed: int) -> float:
 
 
 def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[int]) -> dict[str, float]:
-    """Mean reward per query of every policy; `gain` is that of the arms over the best fixed way, paired over orders."""
+    """Mean reward per query of every policy; `gain` is the bandit's over the best fixed way, paired over orders."""
     reward = found.reward(price)
     orders = [np.random.default_rng(seed).permutation(len(x)).tolist() for seed in seeds]
     own = np.array([learned(x, found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
@@ -93,7 +93,7 @@ def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.arms_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.strategy_bandit_check", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.gathered import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
+from cascade.batch_prompting import (
+    EXTRA_INPUT_TOKENS,
+    EXTRA_OUTPUT_TOKENS,
+    apart,
+    instruction,
+    may_stand,
+    shares,
+    together,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(may_stand)
 

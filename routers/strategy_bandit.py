@@ -1,10 +1,10 @@
-"""Which way of answering a query deserves: strategies as the arms of a bandit that charges every step.
+"""Which strategy a query deserves: a bandit whose arms are strategies, and which charges for every call.
 
-An arm is a strategy (answer at once, verify, sample and vote ...), not a model. What it is worth is the answer's score
-less a price for each call beyond the first, even where the answer is right: a way that is as good with fewer steps
+An arm is a strategy (answer at once, verify, sample and vote ...), not a model. Its reward is the answer's score less a
+price for each call after the first, even where the answer is right: of two that are as good, the one with fewer calls
 wins (MBA-RAG, the dynamic reward of accuracy and steps). The sums, the shrinkage and Thompson's computed chances are
-those of `routers.bandit`; scores and steps are kept apart, so that another price needs no new evidence. Refuses an arm
-it was not given.
+those of `routers.bandit`; scores and steps are kept apart, so that a changed price needs no new evidence. An unknown
+arm is refused.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from routers.select import drawn
 from routers.types import Vector
 
 EXPECTED = 0.6
-"""Score that any arm is taken to get before it says otherwise."""
+"""Score expected of an arm before it has any evidence."""
 LEAST_EXPLORATION = 0.02
-"""Share of queries whose arm is drawn evenly, where the route states none."""
+"""Share of queries whose arm is drawn uniformly, where the route states none."""
 BOLDNESS = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """An arm and how probable each one was."""
+    """The arm drawn, and the probability of each."""
 
     arm: str
     propensity: float
     probabilities: dict[str, float]
 
 
-class Arms:
-    """One route's strategies."""
+class StrategyBandit:
+    """Over one route's strategies."""
 
     version, features_version = "strategies", ""
-    """What is learnt of a strategy holds whatever router chose the model."""
+    """Not a router's: what is learnt about a strategy holds whichever router chose the model."""
 
     def __init__(self, names: Sequence[str], projection: Projection, step_price: float, explore: float = 0.0) -> None:
-        """`step_price`: score that one more call must gain; `explore`: share of queries whose arm is drawn evenly."""
+        """`step_price`: score that one more call must gain; `explore`: share of queries with an arm drawn uniformly."""
         self.names = tuple(names)
         self.projection = projection
         self.step_price = step_price
@@ -75,7 +75,7 @@ class Arms:
         return EXPECTED + quality[places] - self.step_price * np.maximum(steps[places], 0.0), sd[places]
 
     def learn(self, vector: Vector, arm: str, score: float, calls: int) -> None:
-        """What that arm got on that query, with how many calls. ValueError: no arm of this name."""
+        """Take in an arm's score on a query, and how many calls it made. ValueError: no arm of this name."""
         self._known(arm)
         self.state.learn(self.axes(vector), arm, score - EXPECTED, float(max(calls - 1, 0)))
         self.seen += 1
@@ -83,19 +83,19 @@ class Arms:
             self._posterior = None
 
     def amend(self, vector: Vector, arm: str, by: float) -> None:
-        """An answer learnt before was worth so much more (or less) than was said then."""
+        """Correct the score of an answer learnt before, by this much."""
         self._known(arm)
         self.state.amend(self.axes(vector), arm, by)
         self._posterior = None
 
     def set_others(self, others: BanditState | None) -> None:
-        """What other replicas have seen by now."""
+        """Take the other replicas' sums, as of now."""
         self.others = others
         self.seen = int(self._total().counts.sum())
         self._posterior = None
 
     def axes(self, vector: Vector) -> Array:
-        """The query on its main axes, and 1; the 1 alone where no vector of this kind is known."""
+        """The query's projection and a constant 1; the constant alone where its vector is of another kind."""
         if len(vector) != len(self.projection.mean_):
             return np.append(np.zeros(self.projection.dims), 1.0)
         return np.append(self.projection.apply(vector).astype(np.float64), 1.0)

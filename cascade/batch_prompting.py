@@ -1,8 +1,7 @@
-"""Several small questions in one prompt, and their answers apart again: what batching sends and what it believes.
+"""Batch prompting: several small questions in one prompt, and their answers taken apart again.
 
-Each question stands under a mark of its own, and each answer must (batch prompting, Cheng et al. 2023; FrugalGPT's
-query concatenation). Nothing is guessed: a mark that is missing, repeated or out of order, or an answer that is empty,
-makes the whole reply worthless.
+Each question has a mark of its own, which its answer must repeat (Cheng et al. 2023; FrugalGPT's query concatenation).
+Nothing is guessed: a mark that is missing, repeated or out of order, or an empty answer, makes the whole reply useless.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from collections.abc import Sequence
 
 _MARK = re.compile(r"^\[\[(\d{1,4})\]\][ \t]*\n?", re.MULTILINE)
 EXTRA_INPUT_TOKENS = 256
-"""The most that a question's mark and its part of the instruction come to: a token is at least one byte."""
+"""Upper bound on a question's mark and its part of the instruction: a token is at least one byte."""
 EXTRA_OUTPUT_TOKENS = 12
-"""The same for an answer's mark."""
+"""Upper bound on an answer's mark."""
 
 
 def may_stand(question: str) -> bool:
-    """False: the question could be taken for several, or for none."""
+    """False: with a mark inside, or empty, it could be taken for several questions or for none."""
     return bool(question.strip()) and not _MARK.search(question)
 
 
 def instruction(count: int) -> str:
-    """What stands before the questions."""
+    """The text that precedes the questions."""
     return (
         f"Below are {count} independent questions, each under a mark of its own such as [[1]]. Answer every one as if "
         "it had been asked alone. Write each mark on a line of its own, in the same order, and under it only the "
@@ -36,7 +35,7 @@ def together(questions: Sequence[str]) -> str:
 
 
 def apart(text: str, count: int) -> list[str] | None:
-    """One answer for each question, in their order; None where the text does not say which is which."""
+    """The answers, in the order of their questions. None: the text does not say which is which."""
     before, *rest = _MARK.split(text)
     numbers, answers = rest[::2], [answer.strip() for answer in rest[1::2]]
     whole = not before.strip() and numbers == [str(number) for number in range(1, count + 1)]
@@ -44,8 +43,8 @@ def apart(text: str, count: int) -> list[str] | None:
 
 
 def shares(total: int, weights: Sequence[int], most: Sequence[int]) -> list[int]:
-    """`total` in whole units by weight; their sum is the total. What exceeds one's `most` is borne by those who have
-    room, and by the first where nobody has.
+    """Split `total` into whole parts by weight, exactly. What exceeds a part's `most` goes to those with room; if none
+    has room, to the first.
     """
     parts = _by_weight(total, weights if any(weights) else [1] * len(weights))
     parts = [min(part, top) for part, top in zip(parts, most, strict=True)]
@@ -58,7 +57,7 @@ def shares(total: int, weights: Sequence[int], most: Sequence[int]) -> list[int]
 
 
 def _by_weight(total: int, weights: Sequence[int]) -> list[int]:
-    """Each part is the growth of a running share, so that nothing is lost to rounding."""
+    """Each part is the growth of a running sum, so that nothing is lost to rounding."""
     whole, before, run, parts = sum(weights), 0, 0, list[int]()
     for weight in weights:
         run += weight

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routers.arms import Arms
-from routers.arms_check import NAMES, Ways, compared
 from routers.features import shipped_featurizer
 from routers.projection import Projection
 from routers.registry import bandit_axes
+from routers.strategy_bandit import StrategyBandit
+from routers.strategy_bandit_check import NAMES, Ways, compared
 
 
 def flat(dims: int = 4) -> Projection:
@@ -23,29 +23,29 @@ def vectors(seed: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
 
 
-def taught(arms: Arms, rounds: int, seed: int = 0) -> None:
+def taught(bandit: StrategyBandit, rounds: int, seed: int = 0) -> None:
     """Checking helps where the first axis is positive, and costs two calls more; elsewhere it changes nothing."""
     rng = np.random.default_rng(seed)
     for x in vectors(seed, rounds):
-        pick = arms.choose(x, float(rng.random()))
+        pick = bandit.choose(x, float(rng.random()))
         chance = 0.9 if x[0] < 0 or pick.arm == "verify" else 0.3
-        arms.learn(x, pick.arm, float(rng.random() < chance), 3 if pick.arm == "verify" else 1)
+        bandit.learn(x, pick.arm, float(rng.random() < chance), 3 if pick.arm == "verify" else 1)
 
 
 def test_steps_are_paid_only_where_they_help() -> None:
     """After some hundred answers hard queries are verified and easy ones are not."""
-    arms = Arms(("none", "verify"), flat(), step_price=0.1)
-    taught(arms, 600)
-    assert arms.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "verify"
-    assert arms.choose(np.array([-2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
+    bandit = StrategyBandit(("none", "verify"), flat(), step_price=0.1)
+    taught(bandit, 600)
+    assert bandit.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "verify"
+    assert bandit.choose(np.array([-2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
 
 
 def test_a_dearer_step_needs_no_new_evidence() -> None:
     """Scores and steps are kept apart: under a price that no answer is worth nobody verifies any more."""
-    arms = Arms(("none", "verify"), flat(), step_price=0.1)
-    taught(arms, 600)
-    dear = Arms(("none", "verify"), flat(), step_price=0.6)
-    dear.state = arms.state
+    bandit = StrategyBandit(("none", "verify"), flat(), step_price=0.1)
+    taught(bandit, 600)
+    dear = StrategyBandit(("none", "verify"), flat(), step_price=0.6)
+    dear.state = bandit.state
     assert dear.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
 
 
@@ -53,9 +53,9 @@ def test_a_dearer_step_needs_no_new_evidence() -> None:
 @settings(max_examples=30, deadline=None)
 def test_every_arm_keeps_its_share_and_chances_sum_to_one(rounds: int, draw: float, explore: float) -> None:
     """Whatever was learnt; the propensity is the chance of the arm that was drawn."""
-    arms = Arms(("none", "verify", "refine"), flat(), 0.05, explore)
-    taught(arms, rounds)
-    pick = arms.choose(vectors(1, 1)[0], draw)
+    bandit = StrategyBandit(("none", "verify", "refine"), flat(), 0.05, explore)
+    taught(bandit, rounds)
+    pick = bandit.choose(vectors(1, 1)[0], draw)
     assert sum(pick.probabilities.values()) == pytest.approx(1.0)
     assert min(pick.probabilities.values()) >= explore / 3 - 1e-9
     assert pick.propensity == pick.probabilities[pick.arm]
@@ -63,7 +63,7 @@ def test_every_arm_keeps_its_share_and_chances_sum_to_one(rounds: int, draw: flo
 
 def test_replicas_know_together_what_each_has_seen() -> None:
     """Sums of two halves give what one would know of all, and an amended score is what was said last."""
-    whole, one, two = (Arms(("none", "verify"), flat(), 0.1) for _ in range(3))
+    whole, one, two = (StrategyBandit(("none", "verify"), flat(), 0.1) for _ in range(3))
     rng = np.random.default_rng(3)
     for i, x in enumerate(vectors(3, 200)):
         arm, score = ("none", "verify")[i % 2], float(rng.random() < 0.5)
@@ -80,20 +80,20 @@ def test_replicas_know_together_what_each_has_seen() -> None:
 def test_what_is_not_an_arm_is_refused() -> None:
     """By name, with those there are."""
     with pytest.raises(ValueError, match="no strategy 'vote' among none, verify"):
-        Arms(("none", "verify"), flat(), 0.1).learn(vectors(0, 1)[0], "vote", 1.0, 1)
+        StrategyBandit(("none", "verify"), flat(), 0.1).learn(vectors(0, 1)[0], "vote", 1.0, 1)
 
 
 def test_a_query_without_a_vector_is_a_middling_one() -> None:
     """A router that reads nothing leaves an empty vector: the arms still have chances."""
-    arms = Arms(("none", "verify"), bandit_axes(), 0.1)
-    pick = arms.choose(np.zeros(0, np.float32), 0.2)
-    arms.learn(shipped_featurizer().describe("What is a prime?").vector, pick.arm, 1.0, 1)
+    bandit = StrategyBandit(("none", "verify"), bandit_axes(), 0.1)
+    pick = bandit.choose(np.zeros(0, np.float32), 0.2)
+    bandit.learn(shipped_featurizer().describe("What is a prime?").vector, pick.arm, 1.0, 1)
     assert sum(pick.probabilities.values()) == pytest.approx(1.0)
 
 
 def test_learnt_arms_beat_every_fixed_way_where_queries_differ() -> None:
     """In a seeded world of two kinds of questions, to be told by their texts, learning from nothing beats the best
-    fixed way and epsilon-greedy (`python -m routers.arms_check` tells what it does on logged outcomes).
+    fixed way and epsilon-greedy (`python -m routers.strategy_bandit_check` tells what it does on logged outcomes).
     """
     rng, featurizer = np.random.default_rng(0), shipped_featurizer()
     texts = [(f"Compute {i} * {i + 7} and add {i}.", f"Write a poem about the number {i}.")[i % 2] for i in range(500)]
