@@ -37,7 +37,7 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
-from gateway.learn.chore import Turns
+from gateway.learn.chore import LearningChore
 from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, tls_options, watch_files
 from gateway.logs import secrets_of, set_up
@@ -138,7 +138,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     begun = time.time() - time.monotonic()
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
-    turns = Turns(lambda: desk.current, desk.store)
+    learning = LearningChore(lambda: desk.current, desk.store)
     complaint = Complaint(log, "chores")
     while True:
         try:
@@ -150,7 +150,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                     promises = Promises(desk.current, desk.store)
                 promises.step(time.time())
             if cluster.leads:
-                turns.look(time.monotonic())
+                learning.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(not_ahead(begun))
@@ -161,7 +161,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
         except Exception:  # a fault of ours in one chore must not end them all, unseen
             log.exception("a chore failed; it is tried again")
         if ended.wait(CHORES_EVERY_S):
-            turns.close()
+            learning.close()
             cluster.close()
             return
 

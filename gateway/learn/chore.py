@@ -1,7 +1,7 @@
-"""The learning loop as a chore of the control process: routes that ask for it take a turn every so often.
+"""The learning loop as a chore of the control process: a step for each route that learns, every `learn_every_s`.
 
-A turn may train, which takes seconds, so turns run one after the other in a thread of their own; only one replica does
-them. What each turn did, why, and its alarms are kept beside the versions, for operators and the dashboard to read.
+A step may train, which takes seconds, so steps run one after the other in a thread of their own, on one replica only.
+What each step did, why, and its alarms are stored beside the versions, for operators and the dashboard to read.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gateway.learn.loop import WAITS, Loop, LoopThresholds, StepReport
 log = logging.getLogger("headgate.learn")
 
 TOLD = "learn.told."
-"""Setting that holds a route's latest turn."""
+"""Prefix of the setting that holds a route's latest step."""
 
 
-class Turns:
-    """Of all routes. `config` is asked anew at every turn, for it may change while we run."""
+class LearningChore:
+    """Takes every route's steps. `config` is called before each, because it may change while the process runs."""
 
     def __init__(self, config: Callable[[], Config], store: Store) -> None:
         self._config, self._store = config, store
@@ -33,7 +33,7 @@ class Turns:
         self._thread: threading.Thread | None = None
 
     def look(self, now_s: float) -> bool:
-        """Begin what is due, unless a turn is under way. Returns at once; True: something began."""
+        """Start what is due, unless a step is under way. Returns at once. True: something was started."""
         if self._thread is not None and self._thread.is_alive():
             return False
         config = self._config()
@@ -45,7 +45,7 @@ class Turns:
         return True
 
     def close(self) -> None:
-        """The turn under way is finished, or left after a while: it changes nothing before its end."""
+        """Wait for the step under way, but not for long: it changes nothing before its end."""
         if self._thread is not None:
             self._thread.join(timeout=10.0)
 
@@ -62,11 +62,11 @@ class Turns:
                 report = Loop(config, self._store, route.name, thresholds).step(time.time())
                 note(self._store, route.name, report)
             except (sa.exc.SQLAlchemyError, OSError, ValueError, HeadgateError) as fault:
-                log.warning("route %s can't learn now: %s", route.name, fault)
+                log.warning("route %s can't learn now, and will try again: %s", route.name, fault)
 
 
 def note(store: Store, route: str, told: StepReport) -> None:
-    """Keeps what a turn did where it says something new, and logs it; alarms loudly."""
+    """Store and log what a step did, if that is news; alarms as warnings."""
     before = store.setting(TOLD + route) or {}
     now = {**told.as_dict(), "time_s": time.time()}
     if told.action == WAITS and _kinds(before) == _kinds(now) and before.get("action") == WAITS:

@@ -109,7 +109,7 @@ def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
     (key,) = read_settings("run").keys
     told = run("keys", "rotate", key.id, "--grace", "90m")
     (turned,) = read_settings("run").keys
-    assert told.exit_code == 0 and "earlier secrets go on until" in told.output
+    assert told.exit_code == 0 and "earlier secrets stay valid until" in told.output
     assert turned.id == key.id and turned.earlier[0].key_hash == key.key_hash != turned.key_hash
     shown = run("keys", "list", "--json").stdout
     assert key.key_hash not in shown and turned.key_hash not in shown and "earlier_until_s" in shown
@@ -118,7 +118,7 @@ def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
     with pytest.raises(CallerError, match="no key has the id"):
         run("keys", "rotate", "key_none")
     assert read_settings("run").keys == (turned,)
-    assert "end within two seconds" in run("keys", "rotate", key.id, "--grace", "0").output
+    assert "stop working within two seconds" in run("keys", "rotate", key.id, "--grace", "0").output
 
 
 def test_a_file_that_is_no_artefact_is_not_promoted() -> None:

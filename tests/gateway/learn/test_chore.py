@@ -1,4 +1,4 @@
-"""The control process takes the loop's turns, and keeps what they did."""
+"""The control process takes the loop's steps, and keeps what they did."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import msgspec
 
 from gateway.journal.store import open_store
 from gateway.learn.alarms import Alarm
-from gateway.learn.chore import TOLD, Turns, note
+from gateway.learn.chore import TOLD, LearningChore, note
 from gateway.learn.loop import SHADOW, WAITS, StepReport
 from tests.gateway.learn.test_loop import Street, configured
 from tests.live import served
 from tests.ports import free_port
 
 
-def turned(street: Street, every_s: float) -> Turns:
+def turned(street: Street, every_s: float) -> LearningChore:
     route = msgspec.structs.replace(street.config.routes[0], learn_every_s=every_s)
     config = msgspec.structs.replace(street.config, routes=[route])
-    return Turns(lambda: config, street.store)
+    return LearningChore(lambda: config, street.store)
 
 
 def test_a_route_learns_when_it_is_due(tmp_path: Path) -> None:
@@ -31,22 +31,22 @@ def test_a_route_learns_when_it_is_due(tmp_path: Path) -> None:
     street = Street(tmp_path)
     for _ in range(3):
         street.round(80)
-    turns = turned(street, 10.0)
-    assert not turns.look(0.0) and not turns.look(9.9)
-    assert turns.look(10.0)
-    turns.close()
+    chore = turned(street, 10.0)
+    assert not chore.look(0.0) and not chore.look(9.9)
+    assert chore.look(10.0)
+    chore.close()
     told = street.store.setting(TOLD + "auto")
     assert told["action"] in {SHADOW, WAITS, "refused"} and told["reason"]
-    assert not turns.look(19.9) and turns.look(20.1)
-    turns.close()
+    assert not chore.look(19.9) and chore.look(20.1)
+    chore.close()
     street.store.close()
 
 
 def test_a_route_that_does_not_ask_learns_nothing(tmp_path: Path) -> None:
     """Without `learn_every_s` the chore leaves a route alone."""
     street = Street(tmp_path)
-    turns = turned(street, 0.0)
-    assert not turns.look(0.0) and not turns.look(1e9)
+    chore = turned(street, 0.0)
+    assert not chore.look(0.0) and not chore.look(1e9)
     street.store.close()
 
 
