@@ -102,32 +102,32 @@ class AnswerCache:
         slow: Featurizer | None = None,
         pair_rules: Mapping[str, PairRule] | None = None,
     ) -> None:
-        """`pair_rules`: by route, those that are configured."""
+        """`pair_rules`: the configured ones, by route."""
         self.store = store
         self.flight = Flight()
         self._featurizer = featurizer if slow is None else lambda: slow
         self._threads = ThreadPoolExecutor(EMBED_AT_ONCE, "embed") if slow is not None else None
         self._late: set[Future[Vector]] = set()
-        """Vectors that nobody waits for any more, still being made."""
+        """Embeddings still under way that nobody waits for any more."""
         self._failed_in_a_row = 0
-        """Vectors that came too late or not at all."""
+        """Embeddings in a row that came too late or failed."""
         self._dimension = 0
         self._pair_rules = pair_rules or {}
         self._rules: dict[float, Rules] = {}
         self._semantic: dict[str, SemanticCache] = {}
 
     def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
-        """How to look for what another replica may answer; None: there is none."""
+        """A look-up for answers of other replicas; None: there are no other replicas."""
         return None
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self.store.close()
 
     def rules_of(self, config: RouteConfig) -> Rules:
-        """Routes differ in one rule only: the time to live."""
+        """The rules for a route. Routes differ only in the time to live."""
         rules = self._rules.get(config.cache_ttl_s)
         if rules is None:
             rules = self._rules[config.cache_ttl_s] = Rules(ttl_s=config.cache_ttl_s)
@@ -135,11 +135,11 @@ class AnswerCache:
 
     @property
     def semantic(self) -> Mapping[str, SemanticCache]:
-        """The semantic tiers that were needed so far, by route."""
+        """The semantic tiers opened so far, by route."""
         return self._semantic
 
     def semantic_of(self, route: Route) -> SemanticCache:
-        """The semantic tier of one route, made when first needed."""
+        """The semantic tier of a route, opened when first needed."""
         cache = self._semantic.get(route.name)
         if cache is None:
             cache = self._semantic[route.name] = SemanticCache(
@@ -149,17 +149,17 @@ class AnswerCache:
         return cache
 
     def _guard(self) -> Guard:
-        """The shipped table, unlike a configured encoder, says little of words that are not in Latin script."""
+        """The shipped embedding, unlike a configured one, knows little of words outside Latin script."""
         return Guard(same_script=self._threads is None)
 
     def dimension(self) -> int:
-        """Of the vectors that are compared; a slow embedder is not asked for one, the first question's has told."""
+        """Dimension of the vectors. A slow embedder is not asked for it: the first question's vector has set it."""
         if not self._dimension:
             self._dimension = self._featurizer().embed("").shape[0]
         return self._dimension
 
     async def find(self, exchange: Exchange, now_s: float) -> bool:
-        """True: a living answer to this very request, or to other words for it, and the exchange now holds it."""
+        """Look for a live answer to this request or one of the same meaning. True: the exchange has it now."""
         directive = exchange.directive
         assert directive is not None
         entry = await self.store.get(exchange.cache_key, tenant=exchange.caller.tenant, now_s=now_s)
@@ -197,8 +197,8 @@ class AnswerCache:
         return True
 
     async def _vector(self, featurizer: Featurizer, text: str) -> Vector | str:
-        """Or why there is none, so that nothing can be looked up: it came too late or not at all. While every thread is
-        still at a vector that is late already, nobody waits for another.
+        """The text's vector, or why there is none: it came too late, or failed. While every thread is busy with one
+        that is late already, no further one is started.
         """
         if self._threads is None:
             return featurizer.embed(text)
@@ -212,16 +212,16 @@ class AnswerCache:
         except TimeoutError:
             if not making.cancelled():
                 self._late.add(making)
-            self._embeds(f"a vector takes longer than {EMBED_WITHIN_S * 1e3:.0f} ms")
+            self._note_embedding(f"a vector takes longer than {EMBED_WITHIN_S * 1e3:.0f} ms")
             return "embedder_late"
         except EmbeddingFailed as error:
-            self._embeds(str(error))
+            self._note_embedding(str(error))
             return "embedder_failed"
-        self._embeds("")
+        self._note_embedding("")
         return vector
 
-    def _embeds(self, fault: str) -> None:
-        """Told of once, when it has failed for a while and when it works again."""
+    def _note_embedding(self, fault: str) -> None:
+        """Log once when embedding has failed for a while, and once when it works again."""
         if not fault and self._failed_in_a_row >= TOLD_AFTER:
             log.warning("the semantic cache has its vectors again")
         self._failed_in_a_row = self._failed_in_a_row + 1 if fault else 0
@@ -229,12 +229,12 @@ class AnswerCache:
             log.warning("the semantic cache finds nothing: %s", fault)
 
     def serve(self, exchange: Exchange, hit: Hit, state: str) -> None:
-        """Answer with an entry."""
+        """Answer the exchange with a cache entry."""
         exchange.hit, exchange.cache_state = hit, state
         exchange.answer_body, exchange.answered_by = hit.entry.body, hit.entry.model
 
     async def remember(self, exchange: Exchange, entry: Entry) -> Comparison | None:
-        """Keep an answer; the comparison, if any, is worth judging: is it the same as one we had?"""
+        """Store an answer. Returns a comparison with a similar entry, if one is worth judging."""
         if not await self.store.put(exchange.cache_key, entry) or exchange.similar is None:
             return None
         similar, cache = exchange.similar, self.semantic_of(exchange.route)
@@ -243,7 +243,7 @@ class AnswerCache:
         return similar.miss.comparison
 
     def recorded(self, exchange: Exchange, similar: Similar, entry: Entry) -> None:
-        """Whom to tell of an entry: nobody, where the index is this process's own."""
+        """Hook to announce a new entry to other replicas; the index of one process has none to tell."""
 
     async def delete(self, entry_id: str, *, tenant: str | None) -> bool:
         """Forget one entry; with `tenant`, only if it is that tenant's."""
@@ -264,6 +264,6 @@ def _nothing(exchange: Exchange, why: str) -> bool:
 
 
 def is_fresh(entry: Entry, exchange: Exchange, now_s: float) -> bool:
-    """As young as the request wants it."""
+    """Whether the entry is as young as the request asks for."""
     max_age_s = exchange.directive.max_age_s if exchange.directive is not None else None
     return max_age_s is None or now_s - entry.created_s <= max_age_s

@@ -1,4 +1,4 @@
-"""What one request has gathered on its way: the only thing that changes while it is answered."""
+"""The state of one request: the only object that changes while it is answered."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Attempt(msgspec.Struct):
     model: str
     deployment: str
     started_s: float
-    """From the request's arrival."""
+    """Since the request's arrival."""
     latency_s: float = 0.0
     first_byte_s: float | None = None
     status: int = 0
@@ -46,16 +46,16 @@ class Attempt(msgspec.Struct):
     usage: Usage = NO_USAGE
     cost_nanousd: int = 0
     estimated: bool = False
-    """True: the upstream told no usage, so tokens were estimated."""
+    """True: the upstream reported no usage, so tokens were estimated."""
     evidence: Evidence = NO_EVIDENCE
     confidence: float = nan
-    """What the cascade read out of the evidence."""
+    """As the cascade reads it from the evidence."""
     hedge: bool = False
-    """True: started beside a slow twin."""
+    """True: a second attempt, started because the first was slow."""
     gathered: int = 0
-    """Questions that were asked in the same call, where usage and cost are this one's share; 0: it was alone."""
+    """Questions asked in the same call; usage and cost are then this question's share. 0: it was asked alone."""
     job: Job | None = None
-    """Its place among what the deployment has under way, where that is weighed."""
+    """Its place in the deployment's load, where requests are balanced by delay."""
 
 
 class Kept(msgspec.Struct):
@@ -66,7 +66,7 @@ class Kept(msgspec.Struct):
     body: bytes
     seen: Peek
     strip_logprobs: bool = False
-    """True: the log-probabilities in it were ours to ask for, not the client's."""
+    """True: the gateway asked for its log-probabilities, not the client."""
 
 
 class Exchange(msgspec.Struct):
@@ -78,28 +78,28 @@ class Exchange(msgspec.Struct):
     decision_id: str
     hold: Hold
     taken: Taken
-    """From rate limits; corrected by what was really used."""
+    """Taken from rate limits; corrected later by what was really used."""
     worst: Mapping[str, int] = {}
-    """Nano-dollars that one attempt can cost at most, for each model that may be tried."""
+    """Most nano-dollars that one attempt can cost, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
     links: Chain = ()
-    """The conversation's beginnings, where they matter to the choice."""
+    """The conversation's prefixes, where the choice takes warm caches into account."""
     strategy_pick: Pick | None = None
-    """The strategy that was drawn for it, where the route learns that."""
+    """The strategy drawn for this query, where the route learns strategies."""
     paced: Knobs | None = None
-    """Knobs in force, where the route's purse had a say."""
+    """The knobs in force, where the route paces a daily budget."""
     draw: float | None = None
-    """What the router chose with."""
+    """The random number that the router chose with."""
     plan: Plan | None = None
     hit: Hit | None = None
     directive: Directive | None = None
     similar: Similar | None = None
-    """A semantic look-up that served nothing."""
+    """A semantic look-up that found nothing to serve."""
     missed: Miss | None = None
-    """Why the semantic tier, where it was asked, served nothing."""
+    """Why the semantic tier, where it was asked, had nothing to serve."""
     comparison: Comparison | None = None
-    """A semantic hit drawn to be audited."""
+    """A semantic hit drawn for an audit."""
     cache_state: str = "off"
     """off | hit | shared | semantic | miss | refused:<why>"""
     cache_key: bytes = b""
@@ -113,17 +113,17 @@ class Exchange(msgspec.Struct):
     status: int = 0
     error: str = ""
     upstream_s: float = 0.0
-    """Time spent waiting for upstreams: what is left of the request's time is ours."""
+    """Time spent waiting for upstreams; the rest of the request's time is the gateway's own."""
     hedged: bool = False
-    """True: its one second attempt beside a slow first has been made."""
+    """True: its one hedge has been used."""
     flow: Relay | None = None
-    """The stream the client has begun to see: it knows how an error must end it."""
+    """The stream that the client has begun to receive: it knows how to end with an error."""
     media: tuple[bytes, bytes] = JSON
-    """The header that says what the answer is, unless it is a stream that is read here."""
+    """The answer's content-type header, except where the gateway writes the stream itself."""
 
     @property
     def scope(self) -> str:
-        """Whose answers it may be given: who states a trade of quality for money shares with who states the same."""
+        """Of cached answers: requests that state a trade of quality for money share them only at the same trade."""
         wishes, scope = self.call.wishes, self.route.scope
         if not wishes.stated or self.route.router is None:
             return scope
@@ -134,7 +134,7 @@ class Exchange(msgspec.Struct):
 
     @property
     def tokens(self) -> int:
-        """What every attempt used, for rate limits."""
+        """Tokens used by all attempts, for rate limits."""
         tokens = 0
         for attempt in self.attempts:
             tokens += attempt.usage.total

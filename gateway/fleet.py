@@ -23,23 +23,23 @@ from routers.types import Candidate
 
 _log = logging.getLogger("headgate.fleet")
 _LEVELS = {"rate_limited": logging.DEBUG}
-"""A provider at its limit says so every few seconds; the metrics count it."""
+"""Log levels that differ: a provider at its rate limit would be logged every few seconds, and metrics count it."""
 
 HALF_LIFE_S = 300.0
-"""After which an observation counts half."""
+"""Age at which an observation counts half."""
 TICK_S = 0.1
-"""Weights fade in steps of at least this, for a power costs more than all the rest of an observation."""
+"""Weights fade in steps of at least this: computing a power costs more than all else in an observation."""
 LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
-"""How old what routers are told of delays and queues may be."""
+"""How long the delays and queues that routers see may stay as they are."""
 
 
 Asked = Callable[[], tuple[float, float]]
-"""Tokens of a prompt and, as expected, of its answer; NaN: nobody knows."""
+"""Gives the tokens of a prompt and the expected tokens of its answer; NaN: unknown."""
 
 
 class Delay:
-    """Mean and 95th percentile of a delay, of late: older observations fade by the clock and by the count.
+    """Recent mean and 95th percentile of a delay: old observations fade with time and with newer ones.
 
     The percentile follows a lognormal fit of the faded moments, so it needs three numbers and no samples.
     """
@@ -47,7 +47,7 @@ class Delay:
     __slots__ = ("_log", "_log2", "_mean", "_seen_s", "_weight")
 
     MEMORY = 200.0
-    """Observations that together weigh most; beyond, the oldest fade by count."""
+    """Greatest total weight, in observations; beyond it the oldest fade as new ones come."""
 
     def __init__(self) -> None:
         self._weight = self._mean = self._log = self._log2 = 0.0
@@ -94,57 +94,57 @@ class Deployment:
         self.upstream_raw = msgspec.Raw(msgspec.json.encode(self.upstream_name))
         """The name as JSON, to be set into a request's body."""
         self.call_ids = style_of(config.call_ids, self.upstream_name)
-        """How its chat takes calls of tools."""
+        """Which ids of tool calls its chat API accepts."""
         self.foreign = frozenset((*config.leave_out, *config.rename))
-        """Fields of requests that its API doesn't know, or not by this name."""
+        """Request fields that its API lacks or calls by another name."""
         self.id = f"{config.provider}/{self.upstream_name}"
         self.price = Price.of(config)
         self.weight = config.weight
         self.breaker = Breaker()
         self.latency = Delay()
-        """Of whole answers."""
+        """Time to a whole answer."""
         self.ttft = Delay()
-        """To the first byte."""
+        """Time to the first byte."""
         self.turn = Delay()
-        """Of a whole answer, by how many were under way: what one more adds to the wait, where answers queue."""
+        """Time to a whole answer, divided by how many were under way: what one more adds where answers queue."""
         self.load: Load | None = None
-        """What it has under way, token by token; None: its model's deployments share by weight."""
+        """The tokens it has under way; None: its model's deployments are balanced by weight."""
         self.told: Told | None = None
-        """None: it says nothing."""
+        """None: it reports nothing."""
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
 
     def lets_pass(self, now: float) -> bool:
-        """True: a request may go."""
+        """True: a request may be sent."""
         return self.breaker.lets_pass(now) and (self.told is None or self.told.is_up)
 
     def begin(self) -> None:
-        """A request goes out."""
+        """A request is sent."""
         self.in_flight += 1
         self.requests += 1
 
     def end(self) -> None:
-        """A request is over, whatever came of it."""
+        """A request has ended, whatever its outcome."""
         assert self.in_flight > 0, f"{self.id} ended more requests than it began"
         self.in_flight -= 1
         if not self.in_flight and self.breaker.opens_s:
             self.breaker.idle()
 
     def over(self, job: Job | None) -> None:
-        """An answer under way ends without one."""
+        """A request under way ended without an answer."""
         if job is not None and self.load is not None:
             self.load.end(job)
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an inference server says of itself."""
+    """What an inference server reports of itself."""
 
     is_up: bool
     waiting: float | None = None
     running: float | None = None
-    """Requests, whoever sent them; None: it does not say."""
+    """Requests, whoever sent them; None: not reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +189,10 @@ class Fleet:
         self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None,
         failed: Deployment | None = None,
     ) -> Deployment | None:  # fmt: skip
-        """A deployment by weight, `draw` in [0, 1), among those whose breaker is closed; where the model says so, the
-        one whose taking what is `asked` delays all answers least. What has just `failed` this request comes after the
-        others.
+        """Pick a deployment whose breaker is closed: by weight, with `draw` in [0, 1); with balance = "delay", where
+        a request of the tokens `asked` delays all answers least. One that has just `failed` this request comes last.
 
-        Where all are open: the one to be tried first, so a model's last deployment is never taken away.
+        Where all breakers are open: the first to close, so that a model never loses its last deployment.
         None: the model has no other deployment than `avoid`, or is unknown.
         """
         all_ = self._deployments.get(model, ())
@@ -222,7 +221,7 @@ class Fleet:
         job: Job | None = None,
         output_tokens: int = 0,
     ) -> None:
-        """An answer came whole, streamed or not."""
+        """Count an answer that arrived whole, streamed or not."""
         why = deployment.breaker.reason
         deployment.breaker.succeed(now)
         if why and not deployment.breaker.reason:
@@ -257,7 +256,7 @@ class Fleet:
         return False
 
     def ttft_p95_s(self, model: str) -> float:
-        """Of the slowest deployment that has enough observations: when a hedge is due. NaN: none has."""
+        """Of the slowest deployment with enough observations: when a hedge is due. NaN: none has enough."""
         known = [one.ttft.p95_s for one in self._deployments.get(model, ()) if not isnan(one.ttft.p95_s)]
         return max(known, default=nan)
 
@@ -267,19 +266,19 @@ class Fleet:
         return min(known, default=nan)
 
     def queue_s(self, model: str) -> float:
-        """Expected wait behind what is under way, at the least busy deployment; 0 where nothing queues or is known."""
+        """Expected wait at the least busy deployment; 0 where nothing queues or nothing is known."""
         return min(map(self._wait_s, self._deployments.get(model, ())), default=0.0)
 
     def _wait_s(self, one: Deployment) -> float:
-        """By the engine's own word where it gives one: as many as run leave every latency, and the queue moves up."""
+        """From the engine's own report if it has one: in each mean latency as many leave the queue as run at once."""
         if one.told is not None and one.told.waiting:
             mean_s = one.latency.mean_s
             return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running or 0.0)
         return 0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
 
     def as_of(self, candidate: Candidate, now: float) -> Candidate:
-        """The candidate as it is doing now. The same object while nothing about it has changed: routers remember what
-        follows from it.
+        """The candidate with its present health, queue and latency. It stays the same object while these stay the same,
+        because routers cache what they compute from it.
         """
         model = candidate.model
         healthy, view = self.healthy(model, now), self._views.get(model)
@@ -306,7 +305,7 @@ class Fleet:
 
 
 def _weigh(fleet: Mapping[str, Sequence[Deployment]]) -> None:
-    """Deployments that share by delay get a load each, and one pace for all of their model."""
+    """Give a load to each deployment that is balanced by delay, and one pace to all of a model."""
     for deployments in fleet.values():
         if len(deployments) == 1 or deployments[0].config.balance != "delay":
             continue
@@ -318,7 +317,7 @@ def _weigh(fleet: Mapping[str, Sequence[Deployment]]) -> None:
 
 
 def _soonest(deployments: Sequence[Deployment], asked: Asked, draw: float, now: float) -> Deployment:
-    """Among equals (idle ones, say) the draw decides; one without weight waits until no other is left."""
+    """Among equals (such as idle ones) the draw decides; one of weight 0 is used only if no other is left."""
     deployments = [one for one in deployments if one.weight] or deployments
     input_tokens, output_tokens = asked()
     loads = [one.load for one in deployments if one.load is not None]

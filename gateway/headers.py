@@ -37,18 +37,18 @@ def answer_headers(exchange: Exchange, now: float, *, expected_nanousd: int = 0)
 
 
 def refusal_headers(request_id: str, surface: str, error: HeadgateError) -> Headers:
-    """Of an answer to a request that was refused before anything was decided."""
+    """Headers for a request that was refused before anything was decided."""
     return [*request_ids(request_id, surface), JSON, *error_headers(error)]
 
 
 def request_ids(request_id: str, surface: str) -> Headers:
-    """In OpenAI's header, and for a client of Anthropic's in its own."""
+    """The request's id in OpenAI's header, and for Anthropic's clients in theirs too."""
     id = request_id.encode()
     return [(b"x-request-id", id), (b"request-id", id)] if surface == "messages" else [(b"x-request-id", id)]
 
 
 def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
-    """`spent`: our own attempts are used up, so the client's retries would only multiply them."""
+    """`spent`: the gateway has made its own attempts, which a client's retries would only multiply."""
     headers: Headers = []
     if error.retry_after_s is not None and isfinite(error.retry_after_s):
         headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
@@ -59,8 +59,8 @@ def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
 
 
 def expected_nanousd(exchange: Exchange, model: Model) -> int:
-    """What the rest of a stream will cost: as the router expected, else its prompt and a typical answer. A model that
-    may search is expected to, once.
+    """Estimated cost of a stream: the router's estimate, else that of its prompt and a typical answer. A model that may
+    search the web is expected to do so once.
     """
     asked, price, always = exchange.call.described, model.price, model.candidate.web_searches
     searches = max(always, min(asked.web_searches, 1))

@@ -60,11 +60,11 @@ class Caller:
 
 MASTER = Caller("master", "master", admin=True)
 ANYONE = Caller("open", "open", admin=True)
-"""Of a gateway without any key, which answers this machine only."""
+"""The caller of a gateway without any key, which answers this machine only."""
 
 
 def hash_key(key: str | bytes) -> str:
-    """What is stored of a key. Keys are 192 random bits, so one round of SHA-256 is enough."""
+    """The stored form of a key. Keys are 192 random bits, so one round of SHA-256 is enough."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
@@ -96,7 +96,7 @@ def _prefix(secret: str) -> str:
 
 
 def revoked(record: KeyRecord) -> KeyRecord:
-    """From now on; one that was revoked before stays as it is."""
+    """The key, revoked from now on; a key that was revoked before keeps its time."""
     return record if record.revoked_s is not None else replace(record, revoked_s=time.time())
 
 
@@ -116,12 +116,12 @@ class Keyring:
 
     @property
     def is_open(self) -> bool:
-        """No key exists, so this machine may call without one."""
+        """Whether no key exists, so that this machine may call without one."""
         return not self._master and not self._callers
 
     @property
     def callers(self) -> Iterable[Caller]:
-        """Everyone with a key of their own; who comes with an earlier secret of it stands behind."""
+        """All callers with a key; those that still use an earlier secret of theirs come last."""
         return self._callers.values()
 
     def reload(self, auth: Auth | None = None) -> None:
@@ -160,22 +160,22 @@ class Keyring:
         if not self.is_open:
             raise Unauthorized("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
         if not is_loopback(client_host):
-            raise Unauthorized("This gateway has no key set, so it answers its own machine only.")
+            raise Unauthorized("This gateway has no key set, so it answers its own machine only: make a key first.")
         return ANYONE
 
 
 def refuse_pages(host: bytes, origin: bytes, allowed: Sequence[str]) -> None:
-    """A gateway without a key answers this machine's programs, not what other sites' pages make its browser send: by
-    a public name that was made to lead here (DNS rebinding), or from a foreign origin. Raises PolicyError.
+    """A gateway without a key answers programs on this machine, but not web pages of other sites in its browser, be it
+    under a public name that resolves to it (DNS rebinding) or from a foreign origin. Raises PolicyError.
     """
     if _is_public(host):
-        raise PolicyError("This gateway has no key set, so it answers to no public name.")
+        raise PolicyError("This gateway has no key set, so it answers local names only: use localhost, or make a key.")
     if origin and origin.decode("latin-1") not in allowed and _is_foreign(origin):
-        raise PolicyError("This gateway has no key set, so it answers no other site's pages.")
+        raise PolicyError("This gateway has no key set, so it answers no pages but those of server.cors_origins.")
 
 
 def _is_foreign(origin: bytes) -> bool:
-    """A page of the web, or one that won't say; desktop applications have schemes of their own."""
+    """Whether it is a web page elsewhere, or one that hides its origin; desktop applications have other schemes."""
     scheme, _, place = origin.partition(b"://")
     host = _host_of(place)
     return scheme in (b"http", b"https", b"null") and host != "localhost" and not is_loopback(host)
@@ -187,7 +187,7 @@ def _is_public(place: bytes) -> bool:
 
 
 def _host_of(place: bytes) -> str:
-    """Without a port; of what is no place, a public name."""
+    """The host without its port; a public name where it can't be read."""
     try:
         return (urlsplit(b"//" + place).hostname or b"").decode("latin-1")
     except ValueError:
@@ -195,7 +195,7 @@ def _host_of(place: bytes) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address of this machine; a name isn't looked up."""
+    """Whether it is an address of this machine. Names are not resolved."""
     if host in ("127.0.0.1", "::1"):
         return True
     try:
@@ -207,7 +207,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _bearer(authorization: bytes | None) -> bytes:
-    """The token; a scheme's name has no case."""
+    """The token of `Bearer TOKEN`, in any case of letters; empty: there is none."""
     if authorization is None or authorization[:7].lower() != b"bearer ":
         return b""
     return authorization[7:].strip()
@@ -257,7 +257,7 @@ def _stored_caller(key: KeyRecord, tenants: Mapping[str, TenantConfig]) -> Calle
 def _accounts(
     key_id: str, key: KeyConfig | KeyRecord, tenants: Mapping[str, TenantConfig]
 ) -> tuple[Account, ...]:
-    """Only what has a budget is kept account of."""
+    """One account for each budget: the key's and its tenant's."""
     tenant = tenants.get(key.tenant)
     found = []
     if key.budget_usd is not None:

@@ -19,13 +19,13 @@ UNHEALTHY = "unhealthy"
 
 
 def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -> Choice:
-    """The one model, certainly."""
+    """A choice of this model with probability 1."""
     return Choice(model, 1.0, {model: 1.0}, (), excluded or {}, reason, "pinned@1", (model,))
 
 
 def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
-    """For a request that tells no model from another: the first of the route's, the others in case it fails. `worst`:
-    nano-dollars that each can cost at most. Raises CallerError where the request's own cap rules out all.
+    """For a request that routers can't read: the route's first model, and the others in case it fails. `worst`: most
+    nano-dollars that each can cost. Raises CallerError if the request's own cap rules out all of them.
     """
     cap = knobs.max_cost_usd
     names = [name for name in route.names if cap is None or worst[name] <= cap * 1e9]
@@ -35,12 +35,12 @@ def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
 
 
 def breaks(query: Query, candidate: Candidate, knobs: Knobs) -> str:
-    """Which bound on money or time this model would break; empty: none."""
+    """The bound on money or time that this model would break; empty: none."""
     return over(query, candidate, knobs) or (TOO_DEAR if too_dear(query, candidate, knobs) else "")
 
 
 def bounded(route: Route, candidate: Candidate, asked: Described, knobs: Knobs) -> Choice:
-    """The pinned model. Raises CallerError where it would break a bound that the request itself states."""
+    """The pinned model. Raises CallerError if it would break a bound that the request itself states."""
     if reason := breaks(bare_query(asked), candidate, knobs):
         raise CallerError(f"'{route.name}' may not answer this request: {reason}", code="no_eligible_model")
     return pinned(route.default_model, "pinned")
@@ -54,9 +54,8 @@ def within_cap(route: Route, models: Mapping[str, Model], asked: Described, knob
 
 
 def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], bool]) -> Choice:
-    """The route's stated default where the router can't decide, or a fallback while that is left alone. Raises
-    CallerError where the request itself rules every model out: its cap, its size or what it needs would be broken
-    by any answer.
+    """The route's default model where the router can't decide, or a fallback while that one is down. Raises CallerError
+    if the request itself rules out every model, by its cap, its size or what it needs.
     """
     excluded = undecided.excluded
     if excluded.get(route.default_model, UNHEALTHY) != UNHEALTHY:
@@ -71,7 +70,7 @@ def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], 
 
 
 def bare_query(asked: Described) -> Query:
-    """For routers that read no vector."""
+    """The query for routers that read no vector."""
     return Query(
         text=asked.text,
         vector=NO_VECTOR,

@@ -1,4 +1,4 @@
-"""The way back to the client: headers once, then bytes, then the end. What was sent can't be taken back."""
+"""The response to a client: headers once, then bytes, then the end. What was sent can't be taken back."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Reply(ABC):
         self.committed = False
         """True once headers are out: from here on only finish or abort."""
         self.left = False
-        """True: the client has gone, and so its request was cancelled."""
+        """True: the client has disconnected, so its request was cancelled."""
         self.task: asyncio.Task[None] | None = None
-        """What answers, where a client's leaving is to end it."""
+        """The task that answers, where it is to end when the client disconnects."""
 
     @abstractmethod
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Status, headers and the whole body at once."""
+        """Send status, headers and the whole body at once."""
 
     @abstractmethod
     async def begin(self, status: int, headers: Headers) -> None:
@@ -41,25 +41,25 @@ class Reply(ABC):
 
     @abstractmethod
     def push(self, data: bytes) -> bool:
-        """Part of a stream. False: no more of it before `room` has been awaited."""
+        """Send part of a stream. False: await `room` before sending more."""
 
     @abstractmethod
     async def room(self) -> None:
-        """Waits while the client reads slowly."""
+        """Wait until a slow client has caught up."""
 
     @abstractmethod
     async def end(self, data: bytes = b"") -> None:
-        """Last bytes of a stream."""
+        """Send a stream's last bytes."""
 
     def leave(self) -> None:
-        """The client has gone: nobody waits for the answer."""
+        """The client has disconnected: cancel what answers it."""
         self.left = True
         if self.task is not None:
             self.task.cancel()
 
 
 class AsgiReply(Reply):
-    """As ASGI's messages."""
+    """Sends ASGI messages."""
 
     __slots__ = ("_pushed", "_send")
 
@@ -91,7 +91,7 @@ class AsgiReply(Reply):
 
 
 class Heard(Reply):
-    """Kept, for an asker of our own within the process."""
+    """Keeps the answer, for requests that the gateway itself makes."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -121,7 +121,7 @@ class Heard(Reply):
 
     @property
     def retry_after_s(self) -> float:
-        """How long a refusal says to wait; 0 where it doesn't say."""
+        """How long a refusal says to wait; 0: it doesn't say."""
         return float(dict(self.headers).get(b"retry-after-ms", 0)) / 1e3
 
 
