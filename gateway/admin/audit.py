@@ -56,11 +56,11 @@ def get_audit(
     desk: Means, who: Viewer, before_s: float | None = None, before_id: str = "", action: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AuditRow]:
-    """Newest first. `before_s` and `before_id`: `time_s` and `id` of the last row of the page before."""
+    """List changes, newest first. `before_s` and `before_id`: `time_s` and `id` of the last row of the page before."""
     return audit_log(desk, None if before_s is None else (before_s, before_id), action, limit)
 
 
 @router.post("/undo")
 def post_undo(desk: Means, who: Operator, wanted: Undo) -> Applied:
-    """Back to what was in force before."""
+    """Undo a change: the value before it is in force again."""
     return undo_setting(desk, who, wanted.name, wanted.version)

@@ -95,17 +95,17 @@ def change_batch(desk: Desk, who: Actor, id: str, what: Change) -> BatchJob:
 def get_batches(
     desk: Means, who: Viewer, tenant: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> BatchPage:
-    """Newest first; of one tenant, or of all."""
+    """List batch jobs, newest first, of one tenant or of all."""
     return batch_page(desk, tenant, cursor, limit)
 
 
 @router.get("/{id}")
 def get_batch(desk: Means, who: Viewer, id: str) -> BatchJob:
-    """One job and how far it is."""
+    """One batch job and its progress."""
     return batch_job(desk, id)
 
 
 @router.post("/{id}/{what}")
 def post_batch(desk: Means, who: Operator, id: str, what: Change) -> BatchJob:
-    """Pause, resume or cancel; 409 where the job is over."""
+    """Pause, resume or cancel a batch job; 409 if it has ended."""
     return change_batch(desk, who, id, what)

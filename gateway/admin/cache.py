@@ -146,7 +146,7 @@ def _entry(one: dict[str, Any], reads: bool) -> CacheEntry:
 
 @router.get("")
 def get_summary(desk: Means, who: Viewer, window: Window = "day") -> CacheSummary:
-    """Hit rates, audited false hits, stores."""
+    """Hit rates, audited false hits and stores of the cache."""
     return summary(desk, window)
 
 
@@ -155,17 +155,17 @@ def get_entries(
     desk: Means, who: Viewer, query: str = "", tenant: str = "", model: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=1000)] = 0,
 ) -> CacheEntries:
-    """Newest first."""
+    """List cache entries, newest first."""
     return entries(desk, who, query, tenant, model, limit, offset)
 
 
 @router.delete("/entries/{id}")
 def delete_one(desk: Means, who: Operator, id: str) -> CacheDeleted:
-    """Gone in every worker before its next request."""
+    """Delete a cache entry; every worker has dropped it before its next request."""
     return delete_entry(desk, who, id)
 
 
 @router.delete("/tenants/{tenant:path}")
 def delete_all(desk: Means, who: Operator, tenant: str) -> CacheDeleted:
-    """All entries of a tenant."""
+    """Delete all cache entries of a tenant."""
     return delete_tenant(desk, who, tenant)

@@ -221,17 +221,17 @@ def _find(desk: Desk, id: str) -> CertificateView:
 
 @router.get("")
 def get_certificates(desk: Means, who: Viewer, route: str = "") -> list[CertificateView]:
-    """Newest first."""
+    """List certificates of quality floors, newest first."""
     return certificates(desk, route)
 
 
 @router.post("/{route:path}", status_code=201)
 def post_certificate(desk: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
-    """Issue one, or hear what is missing."""
+    """Certify a quality floor for a route, or say what evidence is missing."""
     return issue(desk, who, route, wanted)
 
 
 @router.delete("/{id}")
 def delete_certificate(desk: Means, who: Operator, id: str) -> CertificateView:
-    """Take it back."""
+    """Withdraw a certificate."""
     return revoke(desk, who, id)

@@ -56,7 +56,7 @@ class Stats(BaseModel):
 
 @router.get("/spend")
 def list_spend(desk: Means, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
-    """Per tenant, key and route since the hour that `since_s` lies in."""
+    """Spend per tenant, key and route, from the hour that holds `since_s`."""
     return [SpendRow(**_in_dollars(row)) for row in desk.store.spend_since(since_s)]
 
 
@@ -69,7 +69,7 @@ def list_stats(
     route: str = "",
     step_s: Annotated[int, Query(ge=60, le=86400, multiple_of=60)] = 60,
 ) -> Stats:
-    """Counters per step, route and model: the last day unless told otherwise."""
+    """Request counters per step, route and model, of the last day by default."""
     until_s = time.time() + 60 if until_s is None else until_s
     since_s = until_s - _DAY_S if since_s is None else since_s
     rows = desk.store.stats(since_s, until_s, route=route, step_s=step_s)

@@ -207,23 +207,23 @@ def _row(row: Row) -> DecisionRow:
 def list_decisions(
     desk: Means, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
 ) -> DecisionPage:
-    """Newest first; `cursor` is `next` of the page before."""
+    """List decisions, newest first; `cursor` is `next` of the page before."""
     return search(desk, wanted, cursor, limit)
 
 
 @router.get("/facets")
 def get_facets(desk: Means, who: Viewer) -> dict[str, list[str]]:
-    """Values that a search may ask for."""
+    """The values that decisions can be filtered by."""
     return facets(desk)
 
 
 @router.get("/{id}")
 def get_decision(desk: Means, who: Viewer, id: str) -> Explained:
-    """By decision, response or request id, shipped or not."""
+    """One decision, by the id of the decision, response or request."""
     return explain(desk, id, who)
 
 
 @router.post("/{id}/replay")
 def post_replay(desk: Means, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
-    """Decided again, offline."""
+    """Decide a recorded request again, offline, with the same or another router or knob."""
     return replay(desk, id, wanted)

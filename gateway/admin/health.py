@@ -28,13 +28,13 @@ class Health(BaseModel):
 
 @router.get("/healthz")
 def healthz() -> dict[str, str]:
-    """This process answers; asks nobody else."""
+    """200 while this process answers; it asks no other."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 def readyz(desk: Means, response: Response) -> Health:
-    """503 until the database has been reached once; degraded while it is away later."""
+    """503 until the database has been reached once; `degraded` while it is away later."""
     fault, refused = desk.shipping.fault, (desk.run_dir / REFUSED).exists()
     if not desk.opened:
         response.status_code = 503
@@ -50,7 +50,7 @@ def readyz(desk: Means, response: Response) -> Health:
 
 @router.get("/metrics")
 def metrics(desk: Means) -> Response:
-    """All workers together, as they last said, and how far the store lags behind them."""
+    """Metrics of all workers together, as last reported, and how far the store lags behind them."""
     own = Metrics()
     own.watch("headgate_journal_lag_bytes", lambda: {(): float(desk.shipping.waiting_bytes)})
     own.watch("headgate_reload_refused", lambda: {(): float((desk.run_dir / REFUSED).exists())})

@@ -75,13 +75,13 @@ def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
 
 @router.get("")
 def get_keys(desk: Means, who: Viewer, revoked: bool = False) -> list[KeyRow]:
-    """Revoked ones only when asked for."""
+    """List virtual keys; revoked ones only on request."""
     return key_rows(desk, revoked)
 
 
 @router.post("", status_code=201)
 def post_key(desk: Means, who: Admin, wanted: NewKey) -> MadeKey:
-    """409 where a live key has this name."""
+    """Create a virtual key; 409 if a live key has this name."""
     return make_key(desk, who, wanted)
 
 
@@ -93,19 +93,19 @@ def get_key(desk: Means, who: Viewer, id: str) -> Key:
 
 @router.patch("/{id}")
 def patch_key(desk: Means, who: Admin, id: str, change: KeyChange) -> Key:
-    """Changes what is named; a limit set to null is lifted."""
+    """Change the fields that are given; null lifts a limit."""
     return change_key(desk, who, id, change)
 
 
 @router.post("/{id}/rotate")
 def post_rotation(desk: Means, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
-    """Both secrets open the gateway until the grace has passed, then the new one alone."""
+    """Give a key a new secret. Earlier secrets stay valid until the grace period ends."""
     return rotate_key(desk, who, id, wanted)
 
 
 @router.delete("/{id}")
 def delete_key(desk: Means, who: Admin, id: str) -> Key:
-    """The workers refuse it within a second."""
+    """Revoke a key: it stops working within a second."""
     return revoke_key(desk, who, id)
 
 

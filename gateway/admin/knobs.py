@@ -154,60 +154,60 @@ def _configured(desk: Desk, route: str) -> Knobs:
 
 @router.get("")
 def get_routes(desk: Means, who: Viewer) -> list[RouteCard]:
-    """Every route with its knobs and its last day."""
+    """List routes with their knobs and the traffic of the last day."""
     return route_cards(desk)
 
 
 @router.post("/{route:path}/preview")
 def post_preview(desk: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
-    """What these knobs would do; changes nothing."""
+    """Predict what these knobs would do; changes nothing."""
     return preview(desk, route, knobs)
 
 
 @router.put("/{route:path}/knobs")
 def put_knobs(desk: Means, who: Operator, route: str, change: KnobChange) -> Applied:
-    """Puts knobs into force."""
+    """Set the knobs of a route."""
     return apply(desk, who, route, change)
 
 
 @router.post("/{route:path}/undo")
 def post_undo(desk: Means, who: Operator, route: str, version: int) -> Applied:
-    """Back to the knobs before."""
+    """Go back to the knobs before these."""
     return undo(desk, who, route, version)
 
 
 @router.put("/{route:path}/trial")
 def put_trial(desk: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
-    """Try knobs first."""
+    """Try knobs on a share of the requests."""
     return start_trial(desk, who, route, wanted)
 
 
 @router.delete("/{route:path}/trial")
 def delete_trial(desk: Means, who: Operator, route: str, version: int) -> Applied:
-    """End it."""
+    """End the trial of knobs."""
     return end_trial(desk, who, route, version)
 
 
 @router.post("/{route:path}/trial/adopt")
 def post_adopt(desk: Means, who: Operator, route: str, version: int) -> Applied:
-    """Take the tried knobs over."""
+    """Make the knobs on trial those of the route."""
     return adopt_trial(desk, who, route, version)
 
 
 @router.post("/{route:path}/frontier")
 def post_frontier(desk: Means, who: Operator, route: str) -> Frontier:
-    """Compute it now."""
+    """Compute the cost-quality frontier of a route now."""
     return refresh_frontier(desk, route)
 
 
 @router.get("/{route:path}/history")
 def get_history(desk: Means, who: Viewer, route: str) -> list[SettingVersion]:
-    """Versions of its knobs, newest first."""
+    """List the versions of the knobs of a route, newest first."""
     with database():
         return changes.history(desk, f"route:{route}")
 
 
 @router.get("/{route:path}")
 def get_route(desk: Means, who: Viewer, route: str) -> RouteDetail:
-    """One route: frontier, trial, history."""
+    """One route with its frontier, trial and history."""
     return route_detail(desk, route)

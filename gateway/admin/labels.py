@@ -119,13 +119,13 @@ def _texts(desk: Desk, who: Actor, id: str) -> tuple[str, str]:
 def get_queue(
     desk: Means, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> LabelQueue:
-    """What to label first."""
+    """List the answers that are most useful to label next."""
     return queue(desk, who, route, limit)
 
 
 @router.put("/labels/{decision_id}")
 def put_label(desk: Means, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
-    """Say what an answer was worth."""
+    """Score an answer."""
     return label(desk, who, decision_id, wanted)
 
 
@@ -134,11 +134,11 @@ def get_feedback(
     desk: Means, who: Viewer, cursor: str = "", decision_id: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> FeedbackPage:
-    """Newest first; `cursor` is `next` of the page before."""
+    """List feedback, newest first; `cursor` is `next` of the page before."""
     return feedback(desk, cursor, limit, decision_id)
 
 
 @router.get("/feedback/summary")
 def get_summary(desk: Means, who: Viewer) -> FeedbackSummary:
-    """Of the last seven days."""
+    """Summary of the feedback of the last seven days."""
     return feedback_summary(desk)

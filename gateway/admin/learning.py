@@ -190,13 +190,13 @@ def _interval(told: Any) -> Interval | None:
 
 @router.get("")
 def get_learning(desk: Means, who: Viewer, route: str = "") -> list[RouteLearning]:
-    """Of one route, or of all."""
+    """State of the learning of one route, or of all."""
     return learning(desk, route)
 
 
 @router.get("/alarms")
 def get_alarms(desk: Means, who: Viewer) -> list[Alarm]:
-    """Raised now."""
+    """List the alarms that are raised now."""
     return alarms(desk)
 
 
@@ -208,23 +208,23 @@ def post_refresh(desk: Means, who: Operator, route: str) -> RouteLearning:
 
 @router.post("/{route:path}/versions/{version}/promote")
 def post_promote(desk: Means, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
-    """Serve this version. `live`: the one that was seen serving; another one now is a conflict (409)."""
+    """Serve this version. `live`: the version that was seen serving; 409 if it is another by now."""
     return promote(desk, who, route, version, live)
 
 
 @router.post("/{route:path}/roll-back")
 def post_roll_back(desk: Means, who: Operator, route: str, live: str | None = None) -> VersionDone:
-    """Serve the version before. `live`: the one that was seen serving; another one now is a conflict (409)."""
+    """Serve the version before. `live`: the version that was seen serving; 409 if it is another by now."""
     return roll_back(desk, who, route, live)
 
 
 @router.post("/{route:path}/versions/{version}/canary")
 def post_canary(desk: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
-    """Put it before a share of the requests."""
+    """Let this version serve a share of the requests."""
     return begin_canary(desk, who, route, version, wanted)
 
 
 @router.delete("/{route:path}/canary")
 def delete_canary(desk: Means, who: Operator, route: str) -> VersionDone:
-    """End it."""
+    """End the canary."""
     return end_canary(desk, who, route)

@@ -157,35 +157,35 @@ def _source(in_file: bool, here: bool) -> Source:
 
 @router.get("/fleet")
 def get_fleet(desk: Means, who: Viewer) -> Fleet:
-    """Health, load, prices, latency; local engines."""
+    """Health, load, prices and latency of all models; state of local engines."""
     return fleet(desk)
 
 
 @router.put("/providers/{name:path}")
 def put_one_provider(desk: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
-    """New or changed."""
+    """Add or change a provider."""
     return put_provider(desk, who, name, wanted)
 
 
 @router.delete("/providers/{name:path}")
 def delete_provider(desk: Means, who: Admin, name: str, version: int) -> Applied:
-    """Back to what the file says."""
+    """Undo all changes to a provider: what the configuration file says is in force again."""
     return remove_provider(desk, who, name, version)
 
 
 @router.post("/providers/{name:path}/check")
 def post_check(desk: Means, who: Operator, name: str) -> Checked:
-    """Does it answer, and take the key?"""
+    """Check that a provider answers and accepts the key."""
     return check_provider(desk, who, name)
 
 
 @router.put("/models/{name:path}")
 def put_one_model(desk: Means, who: Admin, name: str, wanted: ModelWanted) -> Applied:
-    """New or changed."""
+    """Add or change a model."""
     return put_model(desk, who, name, wanted)
 
 
 @router.delete("/models/{name:path}")
 def delete_model(desk: Means, who: Admin, name: str, version: int) -> Applied:
-    """Back to what the file says."""
+    """Undo all changes to a model: what the configuration file says is in force again."""
     return remove_model(desk, who, name, version)

@@ -255,7 +255,7 @@ def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:
 
 @router.get("/overview")
 def get_overview(desk: Means, who: Viewer, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
-    """Traffic, speed, spend and savings of a window."""
+    """Traffic, speed, spend and savings in a time window."""
     return overview(desk, window, route, tenant)
 
 
@@ -267,21 +267,19 @@ def get_revision(desk: Means, who: Viewer) -> Revision:
 
 @router.get("/baseline")
 def get_baseline(desk: Means, who: Viewer) -> SettingVersion:
-    """The model that savings are told against."""
+    """The model that savings are computed against."""
     return baseline_setting(desk)
 
 
 @router.put("/baseline")
 def put_baseline(desk: Means, who: Admin, wanted: Baseline) -> Applied:
-    """Declares it."""
+    """Set the model that savings are computed against."""
     return declare_baseline(desk, who, wanted.model, wanted.version)
 
 
 @router.get("/live", response_class=StreamingResponse)
 async def live(desk: Means, who: Viewer, request: Request) -> StreamingResponse:
-    """Server-sent events `revision`: at once, then whenever something has changed, at most once a second. They end with
-    the session.
-    """
+    """Server-sent events `revision`: at once, then on every change, at most one a second. They end with the session."""
     events = _revisions(desk, request)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/admin/users", tags=["users"])
 
 @door.post("", status_code=201)
 def post_session(desk: Means, request: Request, response: Response, wanted: SignIn) -> Session:
-    """By the master key, or as a user. 401 in the same words whatever was wrong; 429 after too many failures."""
+    """Sign in, with the master key or as a user. 401 in the same words whatever was wrong; 429 after many failures."""
     refuse_other_sites(request)
     with database():
         signed = sign_in(desk, wanted, request)
@@ -38,13 +38,13 @@ def refuse_other_sites(request: Request) -> None:
 
 @door.get("")
 def get_session(who: Viewer) -> Session:
-    """Who am I, and the CSRF token."""
+    """The user who is signed in, and the CSRF token."""
     return Session(user=who.name, role=who.role, csrf=who.csrf, expires_s=who.expires_s, how=who.how)
 
 
 @door.delete("", status_code=204)
 def delete_session(desk: Means, who: Viewer, request: Request, response: Response) -> None:
-    """Signs out."""
+    """Sign out."""
     with database():
         sign_out(desk, request)
     clear_cookie(response)
@@ -52,23 +52,23 @@ def delete_session(desk: Means, who: Viewer, request: Request, response: Respons
 
 @router.get("")
 def get_users(desk: Means, who: Admin) -> list[User]:
-    """By name."""
+    """List users by name."""
     return users.list_users(desk)
 
 
 @router.post("", status_code=201)
 def post_user(desk: Means, who: Admin, wanted: NewUser) -> User:
-    """409 where the name is taken."""
+    """Add a user; 409 if the name is taken."""
     return users.add_user(desk, who, wanted)
 
 
 @router.patch("/{name}")
 def patch_user(desk: Means, who: Admin, name: str, change: UserChange) -> User:
-    """Role, password, disabled."""
+    """Change the role or password of a user, or disable the user."""
     return users.change_user(desk, who, name, change)
 
 
 @router.delete("/{name}", status_code=204)
 def delete_user(desk: Means, who: Admin, name: str) -> None:
-    """With all sessions."""
+    """Delete a user and end all sessions of theirs."""
     users.delete_user(desk, who, name)

@@ -247,29 +247,29 @@ def _old(desk: Desk) -> Iterator[Path]:
 
 @router.get("")
 def get_plans(desk: Means, who: Viewer) -> list[BatchPlan]:
-    """Those that were not begun, newest first."""
+    """List plans that were not started, newest first."""
     return plans(desk)
 
 
 @router.post("", status_code=202)
 def post_plan(desk: Means, who: Operator, wanted: PlanWanted) -> BatchPlan:
-    """Plan a job; ask for it again until it is no longer `planning`. Spends nothing."""
+    """Start planning a job; fetch it until it is no longer `planning`. Spends nothing."""
     return make_plan(desk, who, wanted)
 
 
 @router.get("/{id}")
 def get_plan(desk: Means, who: Viewer, id: str) -> BatchPlan:
-    """One, with what budgets would buy."""
+    """One plan with its cost-quality frontier."""
     return plan(desk, id)
 
 
 @router.post("/{id}/begin", status_code=201)
 def post_begin(desk: Means, who: Operator, id: str, wanted: PlanRun) -> BatchJob:
-    """Begin it, for the plan's budget or another."""
+    """Start the planned job, with the budget of the plan or another."""
     return begin(desk, who, id, wanted)
 
 
 @router.delete("/{id}", status_code=204)
 def delete_plan(desk: Means, who: Operator, id: str) -> None:
-    """It is not needed any more."""
+    """Delete a plan."""
     drop(desk, who, id)

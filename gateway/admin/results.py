@@ -63,7 +63,7 @@ def download(desk: Desk, id: str, what: What) -> StreamingResponse:
 def get_prompts(
     desk: Means, who: Viewer, id: str, after: int = -1, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> BatchAnswers:
-    """What came of each, in the input's order."""
+    """The outcome of each prompt, in the order of the input."""
     return answers(desk, id, after, limit)
 
 

@@ -117,23 +117,23 @@ def _source(in_file: bool, here: bool, stated: bool) -> Source:
 
 @router.get("/tenants")
 def get_tenants(desk: Means, who: Viewer) -> list[Tenant]:
-    """Those stated and those seen in this month's traffic."""
+    """List tenants: those configured, and those seen in the traffic of this month."""
     return tenants(desk)
 
 
 @router.put("/tenants/{name:path}")
 def put_one(desk: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
-    """A tenant's budget."""
+    """Set the budget of a tenant."""
     return put_tenant(desk, who, name, wanted)
 
 
 @router.delete("/tenants/{name:path}")
 def delete_one(desk: Means, who: Admin, name: str, version: int) -> Applied:
-    """Back to what the file says."""
+    """Undo all changes to a tenant: what the configuration file says is in force again."""
     return remove_tenant(desk, who, name, version)
 
 
 @router.get("/limits")
 def get_limits(desk: Means, who: Viewer) -> list[RouteLimit]:
-    """Routes' limits and what was spent today."""
+    """Limits of the routes, and what was spent today."""
     return route_limits(desk)
