@@ -194,7 +194,7 @@ class Answering:
                     cache.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
                     return True
         if directive.only_if_cached:
-            raise NotFound("not in the cache, and the request said only-if-cached", code="not_cached", status=504)
+            raise NotFound("no answer is cached, and the request is only-if-cached", code="not_cached", status=504)
         return False
 
     # -- choose

@@ -262,14 +262,15 @@ def _wishes(stated: dict[str, Any]) -> Wishes:
         models = [name.strip() for name in models.split(",") if name.strip()]
     if stated:
         unknown = ", ".join(sorted(stated))
-        raise CallerError(f"unknown headgate knob: {unknown}", param=f"{KNOB_FIELD}.{min(stated)}")
+        known = ", ".join((*_RANGES, "models", "cache", "route"))
+        raise CallerError(f"unknown headgate knob: {unknown}; known: {known}", param=f"{KNOB_FIELD}.{min(stated)}")
     if not isinstance(cache, str) or read_directive(cache, "none") is None:
         known = "none, exact, semantic, no-store, no-cache, only-if-cached, max-age=SECONDS"
-        raise CallerError(f"headgate.cache must be of: {known}", param="headgate.cache")
+        raise CallerError(f"headgate.cache must be one of: {known}", param="headgate.cache")
     if not isinstance(route, str):
-        raise CallerError("headgate.route must be a route's name", param="headgate.route")
+        raise CallerError("headgate.route must be the name of a route", param="headgate.route")
     if models is not None and not (models and isinstance(models, list) and all(isinstance(n, str) for n in models)):
-        raise CallerError("headgate.models must be names of models", param="headgate.models")
+        raise CallerError("headgate.models must be a list of names of models", param="headgate.models")
     return Wishes(knobs, tuple(models or ()), cache, route, stated=True)
 
 

@@ -113,7 +113,7 @@ class Run:
             self.exchange.answered_by = verdict.model
             return b""
         if verdict.reason == "abstained":
-            raise CallerError("No answer to this question was sure enough to be given.", code="abstained", status=422)
+            raise CallerError("No model was sure enough of its answer to give one.", code="abstained", status=422)
         raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)
 
     async def together(self, rung: Rung) -> Outcome:

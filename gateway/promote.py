@@ -115,7 +115,7 @@ class Versions:
         found = [one for one in self.list(route) if one.version.startswith(version)]
         if len(found) != 1:
             known = ", ".join(one.version for one in self.list(route)) or "none"
-            raise CallerError(f"route '{route}' has no single version '{version}'; it has: {known}")
+            raise CallerError(f"route '{route}' has no single version '{version}'; its versions are: {known}")
         return found[0]
 
     def _latest_first(self, route: str, versions: Sequence[RouterVersion]) -> Sequence[RouterVersion]:
@@ -136,7 +136,7 @@ class Versions:
             self._store.save_router_version(marked, actor, instead=instead)
         except VersionConflict as other:
             told = f"{other} serves '{version.name}'" if str(other) else f"no version serves '{version.name}' any more"
-            raise CallerError(f"{told}: somebody changed it meanwhile", status=409, code="conflict") from None
+            raise CallerError(f"{told}: it was changed meanwhile, look again", status=409, code="conflict") from None
         return marked
 
     def _serve(self, route: str, artifact: str) -> None:

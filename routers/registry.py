@@ -84,7 +84,7 @@ def open_router(
         return PluginRouter(name, "0", shipped_version(), exploration=exploration)
     if "/" in name or name.endswith(".safetensors"):
         return load_router(Path(name), exploration)
-    raise ValueError(f"router {name!r} is unknown: a path, or one of {', '.join(NAMES)}")
+    raise ValueError(f"router {name!r} is unknown: name a file, or one of {', '.join(NAMES)}")
 
 
 def bandit_upon(base: Router, explore: float = 0.0) -> Router:

@@ -60,7 +60,7 @@ async def post_feedback(request: Request, _: str) -> Answer:
     for name, form in FORMS.items():
         id = getattr(said, name)
         if id and not form.fullmatch(id):
-            raise NotFound(f"There is no {name} like {id[:80]!r}.", param=name)
+            raise NotFound(f"No {name} looks like {id[:80]!r}.", param=name)
     if said.score is None and not said.label and not said.comment:
         raise CallerError("feedback needs a score, a label or a comment", param="score")
     if max(len(said.label), len(said.source)) > MAX_LABEL or len(said.comment) > MAX_COMMENT:
@@ -68,7 +68,7 @@ async def post_feedback(request: Request, _: str) -> Answer:
             f"label and source are at most {MAX_LABEL} characters, comment {MAX_COMMENT}", param="comment"
         )
     if said.source in OURS and not caller.admin:
-        raise CallerError(f"a key of yours can't speak as '{said.source}'", param="source")
+        raise CallerError(f"this key may not give feedback with the source '{said.source}'", param="source")
     record = FeedbackRecord(
         id=new_id("fb"),
         time_s=services.clock(),

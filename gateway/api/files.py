@@ -123,7 +123,7 @@ def place_of(request: Request, cursor: str, ids: list[str]) -> int:
     """Where the id that the query's `cursor` names stands; -1, before the first, where it names none."""
     id = asked(request, cursor)
     if id and id not in ids:
-        raise CallerError(f"{cursor} names nothing in this list", param=cursor)
+        raise CallerError(f"{cursor} must be the id of an object in this list", param=cursor)
     return ids.index(id) if id else -1
 
 

@@ -74,7 +74,7 @@ async def metrics(request: Request, _: str) -> Answer:
     """All workers together: this one now, the others as they last said. For this machine, or with the master key."""
     services = request.services
     if services.config.auth.master_key and not is_loopback(request.arrival.host) and not request.caller().admin:
-        raise PolicyError("metrics are for the master key")
+        raise PolicyError("metrics are for the master key only")
     try:
         others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
     except OSError as fault:  # without the others' the sums would fall, as if those had begun anew

@@ -15,9 +15,9 @@ def seconds_of(text: str) -> float:
     while rest:
         found = _PART.match(rest)
         if found is None or not (found[2] or total == 0.0):
-            raise ValueError(f"{text!r} is no length of time; write 12h, 90m, 1h30m, 2d or seconds")
+            raise ValueError(f"{text!r} is not a length of time; write 12h, 90m, 1h30m, 2d or seconds")
         total += float(found[1]) * _UNITS_S[found[2] or "s"]
         rest = rest[found.end() :]
     if not 0 < total < math.inf:
-        raise ValueError("a length of time is more than nothing")
+        raise ValueError("a length of time must be more than 0")
     return total

@@ -93,9 +93,9 @@ def plan_job(
     `on_progress` is told the lines and bytes of each block read.
     """
     if order.budget_usd is not None and not order.budget_usd >= 0:
-        raise CallerError(f"a budget of {order.budget_usd} dollars is none", param="budget")
+        raise CallerError(f"the budget must be 0 dollars or more, not {order.budget_usd}", param="budget")
     if not order.deadline_s > 0:
-        raise CallerError(f"a deadline of {order.deadline_s} s has passed", param="deadline")
+        raise CallerError(f"the deadline must be in the future, not {order.deadline_s} s from now", param="deadline")
     if order.terms.route != DEFAULT_ROUTE:
         shop.book.find(order.terms.route)
     lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)

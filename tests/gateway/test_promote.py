@@ -151,7 +151,7 @@ def test_a_step_from_what_no_longer_serves_is_refused(versions: Versions, tmp_pa
     versions.promote("auto", "a", actor="me", instead="")
     for step in (lambda: versions.promote("auto", "b", actor="me", instead=""),
                  lambda: versions.roll_back("auto", actor="me", instead="b")):  # fmt: skip
-        with pytest.raises(CallerError, match="a serves 'auto': somebody changed it meanwhile"):
+        with pytest.raises(CallerError, match="a serves 'auto': it was changed meanwhile"):
             step()
     assert live(versions) == ["a"]
     assert read_settings(tmp_path / "run").routers == {"auto": str(tmp_path / "a.safetensors")}

@@ -104,7 +104,7 @@ def test_a_second_key_of_a_name_is_refused_and_the_first_stays() -> None:
 
 
 def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
-    """The secret alone is new. What is no length of time, too long a grace and an unknown key are refused."""
+    """The secret alone is new. What is not a length of time, too long a grace and an unknown key are refused."""
     assert run("keys", "create", "app").exit_code == 0
     (key,) = read_settings("run").keys
     told = run("keys", "rotate", key.id, "--grace", "90m")
