@@ -59,7 +59,7 @@ def test_a_picture_that_nobody_can_draw_is_refused_before_the_work(tmp_path: Pat
     """Even where the data is no good; the kinds that there are are named."""
     for words in (("evaluate", "--data", tmp_path), ("batch", "plan", tmp_path / "nothing.jsonl")):
         code, _, said = headgate(*words, "--plot", tmp_path / name)
-        assert code == 2 and len(said.splitlines()) == 1 and "known are" in said and "svg" in said, said
+        assert code == 2 and len(said.splitlines()) == 1 and "must end in one of" in said and "svg" in said, said
 
 
 def test_training_says_in_json_what_it_can_tell(tmp_path: Path) -> None:
