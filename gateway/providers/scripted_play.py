@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.providers import scripted_answer as say
+from gateway.providers.scripted_messages import message_events, messages
 from gateway.providers.scripted_responses import as_chat, response, response_events
 from gateway.providers.scripted_script import Fault, Step
 
@@ -141,7 +142,7 @@ def _body(request: Json, dialect: str, step: Step, answer_id: str) -> bytes:
         body = encode(response(request, answer))
         return body[: len(body) // 2] if step.fault == "malformed" else body
     answer = say.compose(request, step, dialect, answer_id)
-    render = {"chat": say.chat, "completions": say.completions, "messages": say.messages}[dialect]
+    render = {"chat": say.chat, "completions": say.completions, "messages": messages}[dialect]
     body = encode(render(answer))
     return body[: len(body) // 2] if step.fault == "malformed" else body
 
@@ -193,7 +194,7 @@ def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Ev
     if dialect == "responses":
         events = [_typed_event(event) for event in response_events(request, answer)]
     elif dialect == "messages":
-        events = [_typed_event(event) for event in say.message_events(answer)]
+        events = [_typed_event(event) for event in message_events(answer)]
     else:
         make = say.chat_events if dialect == "chat" else say.completion_events
         events = [_openai_event(event) for event in make(answer, include_usage)]
