@@ -75,9 +75,9 @@ class Request:
 
 
 Answer = tuple[int, Headers, bytes | AsyncIterator[bytes]]
-"""A body in pieces comes with its length among the headers."""
+"""Status, headers, body. The headers of a body in pieces include its length."""
 Handler = Callable[[Request, str], Awaitable[Answer]]
-"""Given the request and what the path's pattern caught, `/` between two."""
+"""Takes the request and what the path's pattern caught; two parts are joined by `/`."""
 
 
 class App:
@@ -91,7 +91,7 @@ class App:
         self.in_flight = 0
         self.draining = False
         self.for_pages = _for_pages(self.take, services.config.server.cors_origins)
-        """Answers pages in browsers; None: none may ask."""
+        """The same application for web pages; None: none may send requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -100,7 +100,7 @@ class App:
             await (self.for_pages or self.take)(scope, receive, send)
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request that didn't come by the lane."""
+        """A request that did not come by the lane (gateway/front.py)."""
         path, model = scope["path"], ""
         if path.startswith("/openai/"):
             path, model = _azure(path)
@@ -131,7 +131,7 @@ class App:
         host: str,
         model: str,
     ) -> None:
-        """A request to a model that doesn't come by the lane (gateway/front.py): its body is still to be read."""
+        """A request to a model that did not come by the lane: its body is still to be read."""
         front: Front | None = scope.get(FRONT)
         body: bytes | HeadgateError
         try:
@@ -156,7 +156,7 @@ class App:
         host: str,
         model: str = "",
     ) -> None:
-        """A request for an answer of a model. `model`: named by the path."""
+        """Answer a request to a model. `model`: the one that the path names; empty: the body names it."""
         services, server = self.services, self.services.config.server
         arrival = self.arrive(headers, host, model)
         self.in_flight += 1
@@ -202,7 +202,7 @@ class App:
             self.in_flight -= 1
 
     async def with_turns(self, body: bytes, arrival: Arrival) -> bytes:
-        """A conversation that is to be made shorter, with the turns before it: they are kept here."""
+        """A request to compact a conversation, with the earlier turns, which are stored here, put in."""
         raw, services = read_raw(body, arrival.headers), self.services
         tenant = services.caller_of(arrival.headers, arrival.host).tenant
         return encode(to_compact((await services.responses.continued(raw, tenant)).raw))
@@ -210,7 +210,7 @@ class App:
     async def serve(
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival
     ) -> None:
-        """Everything else: models, decisions, feedback, stored responses, health."""
+        """Answer every other request: models, decisions, feedback, stored responses, health."""
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         anthropic = b"anthropic-version" in arrival.headers or path.startswith("/v1/messages")
         surface = "messages" if anthropic else "chat"
@@ -243,7 +243,7 @@ class App:
         raise NotFound(f"Unknown request URL: {method} {path[:200]}{self._likely(path)}", code="unknown_url")
 
     def _likely(self, path: str) -> str:
-        """What a base URL that is nearly right was meant to lead to."""
+        """A hint for a base URL that is nearly right; empty: none."""
         meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
         is_known = meant in PATHS or any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers)
         if not is_known or len(meant) > 200:
@@ -251,8 +251,8 @@ class App:
         return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
-        """A fault of ours: the client learns its kind, the log its place. A lack of file descriptors is none, and the
-        log has said it.
+        """Answer with an internal error: its kind goes to the client, its traceback to the log. A lack of file
+        descriptors is no fault of the code, and has been logged already.
         """
         if isinstance(error, OSError) and error.errno in OUT_OF_FILES and not reply.committed:
             away = HeadgateError(
@@ -276,7 +276,7 @@ class App:
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    """Raises TooLarge as soon as it is known to be."""
+    """The whole body. Raises TooLarge as soon as that is known."""
     pieces = [piece async for piece in read_pieces(receive, headers, limit)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -304,7 +304,7 @@ def _azure(path: str) -> tuple[str, str]:
 
 
 def _for_pages(app: Any, origins: Sequence[str]) -> Any:
-    """The app as pages of these origins may ask it; without credentials but those that they state themselves."""
+    """The app for web pages of these origins (CORS), without cookies; None: no page may send requests."""
     if not origins:
         return None
     from starlette.middleware.cors import CORSMiddleware

@@ -1,8 +1,8 @@
-"""The client's side of the wire: uvicorn's protocol, with a lane of its own for requests to models.
+"""The client's side of the wire: uvicorn's protocol with a lane, a fast path for requests to models.
 
-A POST to one of the surfaces is one task and one write here, without ASGI's messages, and a client that leaves
-is told by a call instead of to a task that waits for it. Whatever is unusual (another path, HTTP/1.0, a request
-behind another in the pipeline) takes uvicorn's own way to the same application.
+A POST to one of the surfaces costs one task and one write here, without ASGI's messages, and a client that disconnects
+is noticed by a call instead of by a waiting task. Anything unusual (another path, HTTP/1.0, a pipelined request) goes
+uvicorn's own way to the same application.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from gateway.errors import HeadgateError, TooLarge
 from gateway.reply import Headers, Reply
 
 FRONT = "headgate.front"
-"""Where the scope of a request outside the lane holds its connection."""
+"""Key of the connection in the ASGI scope of a request outside the lane."""
 LANES = {path.encode(): surface for path, surface in SURFACES.items()}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; more is answered 431."""
 NO_HTTP = "Invalid HTTP request received."
 HEAD_TIMEOUT_S = 30.0
-"""A head that isn't whole, and a body of which nothing came, after this long (and at most as long again) is not waited
-for.
+"""A connection is closed when its request's head is still incomplete, or its body has stood still, for this long; it
+may take up to twice as long to be noticed.
 """
 
 log = logging.getLogger("headgate.front")
@@ -42,9 +42,9 @@ class Application(Protocol):
     """What a lane leads to: gateway/asgi.py's `App`."""
 
     draining: bool
-    """Each answer is its connection's last."""
+    """True: each connection is closed after the answer under way."""
     for_pages: object
-    """None: no page in a browser may ask."""
+    """None: no web page may send requests (no CORS)."""
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -52,7 +52,7 @@ class Application(Protocol):
     async def infer(
         self, surface: str, body: bytes | HeadgateError, reply: Reply, headers: dict[bytes, bytes], host: str
     ) -> None:
-        """Answer a request. `body`: why it was not read, where it was not."""
+        """Answer a request. `body`: an error says why it was not read."""
         ...
 
 
@@ -66,7 +66,7 @@ class Front(HttpToolsProtocol):
     _unread_bytes = 0
     """Received since the last request was whole."""
     _head_from: float = 0
-    """Of these, where headers began (trailers are some too, if these are); infinite: these aren't headers."""
+    """How many of these had come when headers (or trailers) began; infinite: not within headers."""
     _late: asyncio.TimerHandle | None = None
     _too_large = False
 
@@ -92,7 +92,7 @@ class Front(HttpToolsProtocol):
             self._refuse_head()
 
     def _look(self, before: int | None) -> None:
-        """A head that was not whole at two looks, or never began, isn't waited for, nor a body that stands still."""
+        """Close a connection whose head was incomplete at two looks or never began, or whose body stands still."""
         waits: int | None = None
         if not self._is_owed and not self.pipeline and (self._unread_bytes or self.cycle is None):
             waits = self._unread_bytes if self._head_from else 0
@@ -103,7 +103,7 @@ class Front(HttpToolsProtocol):
 
     @property
     def _is_owed(self) -> bool:
-        """A request that was read whole has not been answered yet: what comes now is another's."""
+        """Whether a request that was read whole still waits for its answer: what comes now belongs to another."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def _misread(self) -> None:
@@ -188,8 +188,8 @@ class Front(HttpToolsProtocol):
         return pages is not None and any(name == b"origin" for name, _ in self.headers)
 
     def _declined(self, rest: bytes) -> bytes:
-        """The request goes on as one that didn't ask for another protocol (RFC 9110, 7.8); Java's client asks with its
-        first. The parser took what follows the head for the other protocol's: a new one reads the head again.
+        """Ignore a request to upgrade the protocol (RFC 9110, 7.8), as Java's client sends with its first request. The
+        parser took the rest for the other protocol, so a new one reads the head again, without the upgrade.
         """
         parser, headers = self.parser, [one for one in self.headers if one[0] != b"upgrade"]
         line = b"%b %b HTTP/%b\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())
@@ -197,7 +197,7 @@ class Front(HttpToolsProtocol):
         return b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % one for one in headers), rest)
 
     def _leave_to_uvicorn(self) -> None:
-        """What its own `on_message_begin` would have made, and then its own way."""
+        """Do what uvicorn's `on_message_begin` would have done, then let it handle the request."""
         self._lane = None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         is_old = self.parser.get_http_version() == "1.0"
@@ -212,7 +212,7 @@ class Front(HttpToolsProtocol):
     # ---- clients that leave
 
     def watch(self, reply: Reply) -> None:
-        """Tell `reply` when the client goes; to see it go, the socket must be read."""
+        """Tell `reply` when the client disconnects; to notice that, the socket must be read."""
         self._watched = reply
         if not self.pipeline:
             self.flow.resume_reading()
@@ -230,13 +230,13 @@ class Front(HttpToolsProtocol):
 
 
 class Laneless(Front):
-    """The admin port's side: the same limits and deadlines, and every request goes uvicorn's way."""
+    """For the admin port: the same limits and deadlines, but every request goes uvicorn's way."""
 
     lanes: ClassVar[Mapping[bytes, str]] = {}
 
 
 async def _send_unchunked(cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
-    """To a client of HTTP/1.0, which knows no chunks: a body whose length isn't stated ends with the connection."""
+    """HTTP/1.0 has no chunks: there a body without a stated length ends with the connection."""
     if message["type"] == "http.response.start":
         cycle.chunked_encoding = False
     elif message["type"] == "http.response.body":
@@ -268,12 +268,12 @@ class Lane(Reply):
 
     @property
     def more_body(self) -> bool:
-        """Of a cycle: the request is not read whole."""
+        """As uvicorn's cycle has it: the request is not read whole yet."""
         return self.task is None
 
     @property
     def message_event(self) -> Lane:
-        """Of a cycle: uvicorn sets it for whoever waits for a message. Nobody does here."""
+        """As uvicorn's cycle has it: set when a message arrives. Nothing here waits for one."""
         return self
 
     def set(self) -> None:
@@ -282,13 +282,13 @@ class Lane(Reply):
     # ---- the request
 
     def check_length(self) -> None:
-        """A body that says it is too long isn't waited for."""
+        """Refuse at once a body whose stated length is too large."""
         stated = self._headers.get(b"content-length", b"")
         if stated.isdigit() and int(stated) > self._application.max_body_bytes:
             self._refuse_body()
 
     def received(self, body: bytes) -> None:
-        """A part of the body; one that is too long is not kept."""
+        """Take a part of the body; refuse the body once it is too large."""
         self._size += len(body)
         if self.task is None:
             self._chunks.append(body)
@@ -296,7 +296,7 @@ class Lane(Reply):
                 self._refuse_body()
 
     def start(self) -> None:
-        """The request is whole."""
+        """Answer the request, which has been read whole."""
         if self.task is None:
             chunks = self._chunks
             self._begin(chunks[0] if len(chunks) == 1 else b"".join(chunks))
@@ -366,7 +366,7 @@ class Lane(Reply):
         return self._front.flow
 
     def _head(self, status: int, headers: Headers) -> bytes:
-        """Status and headers, whose values are ours: nothing of a request's stands in them unchecked."""
+        """Status line and headers. Their values are the gateway's own: nothing of a request gets in unchecked."""
         lines = [b"%b: %b\r\n" % header for header in headers]
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")

@@ -29,7 +29,7 @@ from gateway.tracing import Tracing
 from routers.features import Featurizer
 
 Chore = Callable[[], Coroutine[None, None, None]]
-"""What runs beside the requests, until it is cancelled."""
+"""A background task that runs until it is cancelled."""
 
 
 class Ids:
@@ -61,9 +61,9 @@ class Services:
     book: RouteBook
     fleet: Fleet
     featurizer: Callable[[], Featurizer]
-    """Loaded when a route's router first needs it."""
+    """Loads the shipped featurizer when a route's router first needs it."""
     embedder: Featurizer | None
-    """The configured one, which takes milliseconds, for routers trained upon it."""
+    """The configured embedder, which takes milliseconds, for routers that were trained on it."""
     cache: AnswerCache
     driver: Driver
     responses: Responses
@@ -75,9 +75,9 @@ class Services:
     tracing: Tracing | None
     current: Current
     online: Online
-    """Bandits that learn while they serve."""
+    """Bandits, which learn while they serve."""
     purses: Purses
-    """Of the routes with a daily budget."""
+    """Pacing of the routes with a daily budget."""
     prefixes: Prefixes
     """Which model has which conversation in its cache."""
     chores: list[Chore]
@@ -88,12 +88,12 @@ class Services:
         self.adopt()
 
     def adopt(self) -> None:
-        """The routes as they are from now on; what bandits have learnt and purses hold goes on."""
+        """Take the routes as they are from now on; what bandits have learnt and budgets have left is kept."""
         self.online.adopt(self.book)
         self.purses.adopt(self.config.routes)
 
     def caller_of(self, headers: Mapping[bytes, bytes], host: str) -> Caller:
-        """Whose key these headers show, in any of the ways SDKs send one. Raises Unauthorized or PolicyError."""
+        """The owner of the key in these headers, however the SDK sends it. Raises Unauthorized or PolicyError."""
         key = headers.get(b"x-api-key") or headers.get(b"api-key")
         caller = self.keyring.identify(headers.get(b"authorization"), key, host, self.clock())
         if caller is ANYONE:

@@ -24,11 +24,11 @@ from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs
 
 BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
-"""Of `Usage`, in the order of its fields, as far as `known`; what stands behind it is rare."""
+"""Names of the first fields of `Usage`, in its order; the fields after them are rarely set."""
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
-    """`ending`: the error the client gets; None: an answer."""
+    """End the request. `ending`: the error that the client gets; None: it gets an answer."""
     exchange.status = status_of(ending, exchange.call.surface) if ending else 200
     exchange.error = (ending.code or ending.kind) if ending else ""
     held, cost = exchange.hold.nanousd, exchange.cost_nanousd
@@ -104,7 +104,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
 
 
 def why_missed(exchange: Exchange) -> dict[str, object]:
-    """Why the semantic tier served nothing, and how near it was to it; no words of anybody."""
+    """Why the semantic tier served nothing, and how near it came; holds no text of any request."""
     missed = exchange.missed
     assert missed is not None
     told: dict[str, object] = {"why": missed.why}
@@ -116,13 +116,13 @@ def why_missed(exchange: Exchange) -> dict[str, object]:
 
 
 def stated_knobs(knobs: Knobs) -> dict[str, float]:
-    """Those that the request itself asked for."""
+    """The knobs that the request itself asked for."""
     stated = {name: getattr(knobs, name) for name in ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s")}
     return {name: value for name, value in stated.items() if value is not None and isfinite(value)}
 
 
 def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:
-    """Every eligible model with what was expected of it and how probable it was."""
+    """Every eligible model with its estimate and its probability."""
     if choice is None:
         return ()
     chances = choice.probabilities
@@ -161,7 +161,7 @@ def attempt_record(attempt: Attempt) -> AttemptRecord:
 
 
 def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
-    """Numbers only; the answer's text stays out."""
+    """Numbers only, never the answer's text."""
     evidence = attempt.evidence
     if evidence.output_tokens == 0 and not isfinite(evidence.mean_logprob):
         return None
@@ -181,7 +181,7 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
 
 
 def buckets(usage: Usage) -> dict[str, int]:
-    """Only those that hold something: tokens, but for `web_search` and `units`."""
+    """Usage by bucket, empty ones left out: tokens, except `web_search` and `units`."""
     found = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
     if usage.cache_write_1h_tokens:
         found["cache_write_1h"] = usage.cache_write_1h_tokens
@@ -193,7 +193,7 @@ def buckets(usage: Usage) -> dict[str, int]:
 
 
 def entry_of(services: Services, exchange: Exchange) -> Entry | None:
-    """A cache entry, where the answer is whole and may be kept."""
+    """A cache entry of the answer; None: it is not whole, or may not be kept."""
     body, call = exchange.answer_body, exchange.call
     if not body:
         return None
@@ -219,7 +219,7 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
 
 
 def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -> str | None:
-    """Why an answer may not be given again: it refuses, says nothing, or one of its choices has no good end."""
+    """Why an answer may not be cached: it refuses, is empty, or one of its choices has no proper end. None: it may."""
     has_ends = surface != "embeddings"
     for ending in (seen.finish_reason or "unknown", *seen.other_endings) if has_ends else (None,):
         refusal = may_store(rules, status=200, complete=True, finish_reason=ending, answer_bytes=answer_bytes)
@@ -231,7 +231,7 @@ def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -
 
 
 def seen_in(body: bytes, surface: str) -> Peek:
-    """Of an answer that the client has got. Nothing, where it can't be read: it is settled all the same."""
+    """What an answer says. Empty where it can't be read: the request is settled all the same."""
     try:
         return peek(body, surface)
     except UpstreamError:
