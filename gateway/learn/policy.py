@@ -21,7 +21,8 @@ def route_config(config: Config, route: str) -> RouteConfig:
     """Raises CallerError where there is no such route."""
     found = next((one for one in config.routes if one.name == route), None)
     if found is None:
-        raise CallerError(f"no route is called '{route}'; there are: {', '.join(one.name for one in config.routes)}")
+        names = ", ".join(one.name for one in config.routes) or "none"
+        raise CallerError(f"no route is called '{route}'; there are: {names}")
     return found
 
 
