@@ -98,7 +98,7 @@ def test_limits_are_told_per_model(config: Path) -> None:
     [
         (("whatif", "--route", "nowhere"), "no route is called 'nowhere'"),
         (("whatif", "--models", "unknown"), "has none of these models"),
-        (("whatif", "--accept-at", "0.5", "--cost-weight", "0.2"), "asked alone"),
+        (("whatif", "--accept-at", "0.5", "--cost-weight", "0.2"), "can't be combined"),
         (("limits", "--route", "nowhere"), "no route is called 'nowhere'"),
         (("learn", "--route", "nowhere", "--once"), "no route is called 'nowhere'"),
         (("learn", "--router", "knnn", "--once"), "router 'knnn' does not learn"),
