@@ -37,7 +37,7 @@ class MessagesWriter:
     the calls after the first are written at the end.
     """
 
-    __slots__ = ("_ids", "_index", "_late", "_model", "_open", "_parked", "_said", "_started", "_tool")
+    __slots__ = ("_cited", "_ids", "_index", "_late", "_model", "_open", "_parked", "_said", "_started", "_tool")
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -45,6 +45,8 @@ class MessagesWriter:
         self._index = -1
         self._open = ""
         """Type of the open block."""
+        self._cited: list[dict[str, Any]] = []
+        """What came before the text that it is of."""
         self._tool = -1
         """Which call the open tool_use block is."""
         self._ids: dict[int, str] = {}
@@ -88,9 +90,11 @@ class MessagesWriter:
         text = delta.content or delta.refusal
         if text:
             out += self._grow("text", {"text": ""}, "text_delta", "text", text)
-        if delta.annotations and self._open == "text":
-            for citation in citations_of(delta.annotations):
-                out += self._delta({"type": "citations_delta", "citation": citation})
+        if delta.annotations:
+            self._cited += citations_of(delta.annotations)
+        if self._cited and self._open == "text":
+            out += b"".join([self._delta({"type": "citations_delta", "citation": one}) for one in self._cited])
+            self._cited = []
         if delta.extra_content:
             self._said = delta.extra_content
         for tool in delta.tool_calls or ():

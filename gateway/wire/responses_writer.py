@@ -54,7 +54,7 @@ class ResponsesWriter:
 
     __slots__ = (
         "_before", "_calls", "_cited", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response",
-        "_said", "_sequence", "_started",
+        "_said", "_sequence", "_started", "_told",
     )  # fmt: skip
 
     def __init__(self, model: str, request: Raw) -> None:
@@ -73,6 +73,8 @@ class ResponsesWriter:
         """Of the open text's tokens, where the upstream gives them."""
         self._cited: Items = []
         """Of the open text."""
+        self._told: Items = []
+        """What came before the text that it is of."""
         self._before = 0
         """Characters of the texts before it, which an answer's citations count too."""
         self._said: dict[str, Any] | None = None
@@ -101,8 +103,10 @@ class ResponsesWriter:
             out += self._grow("reasoning_text", delta.thought)
         if delta.content:
             out += self._grow("output_text", delta.content, choice.logprobs)
-        if delta.annotations and self._open is not None and self._open[1] == "output_text":
-            out += self._cite(cited(delta.annotations, self._before))
+        if delta.annotations:
+            self._told += cited(delta.annotations, self._before)
+        if self._told and self._open is not None and self._open[1] == "output_text":
+            out += self._cite()
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
         if isinstance(delta, Search):
@@ -112,13 +116,14 @@ class ResponsesWriter:
             out += self._write_tool(tool)
         return out
 
-    def _cite(self, citations: Items) -> bytes:
+    def _cite(self) -> bytes:
         out = b""
         assert self._open is not None
-        for one in citations:
+        for one in self._told:
             place = {**self._place(self._open[0]), "content_index": 0, "annotation_index": len(self._cited)}
             out += self._event(_CITES, **place, annotation=one)
             self._cited.append(one)
+        self._told = []
         return out
 
     def _grow(self, part: str, text: str, logprobs: Logprobs | None = None) -> bytes:

@@ -119,7 +119,7 @@ async def test_a_document_is_cited(tmp_path: Path) -> None:
         assert one.to_dict() == wanted
 
 
-@pytest.mark.parametrize("how", ["whole", "streamed"])
+@pytest.mark.parametrize("how", ["whole", "streamed", "first"])
 async def test_what_a_chat_cites_is_cited_in_a_message(tmp_path: Path, how: str) -> None:
     """As pages that a search found; Anthropic itself, which made none of that, isn't given it back."""
     page = {"start_index": 0, "end_index": 2, "title": "Rain", "url": "https://example.com", "content": "Rain!"}
@@ -127,6 +127,8 @@ async def test_what_a_chat_cites_is_cited_in_a_message(tmp_path: Path, how: str)
     answer: Any = completion(content="it rains", **cites)
     if how == "streamed":
         answer = completion_events({"role": "assistant", "content": ""}, {"content": "it rains"}, cites)
+    elif how == "first":
+        answer = completion_events({"role": "assistant", "content": "", **cites}, {"content": "it rains"})
     ask: Json = {"model": "m", "max_tokens": 9}
     async with fixed(tmp_path, "openai", answer) as home:
         sdk = home.sdk("anthropic")

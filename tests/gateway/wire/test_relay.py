@@ -59,11 +59,15 @@ def test_chat_passes_byte_for_byte_when_usage_was_asked_for() -> None:
     assert it.feed(CHAT) + it.tail() == CHAT
 
 
-def test_what_a_chat_cites_is_cited_in_responses() -> None:
-    """Told with the text, whole and streamed, as OpenAI's types have it; of other kinds nothing is made up."""
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_what_a_chat_cites_is_cited_in_responses(place: int) -> None:
+    """Told with the text, whole and streamed, as OpenAI's types have it; of other kinds nothing is made up. Some APIs
+    tell it before any text.
+    """
     page = {"start_index": 0, "end_index": 2, "title": "Rain", "url": "https://example.com"}
     told = [{"type": "url_citation", "url_citation": page}, {"type": "other"}, {"type": "url_citation"}]
-    pieces = ({"role": "assistant", "content": ""}, {"content": "it"}, {"content": " rains"}, {"annotations": told})
+    pieces = [{"role": "assistant", "content": ""}, {"content": "it"}, {"content": " rains"}]
+    pieces.insert(place, {"annotations": told})
     stream = b"".join(chunk(piece) for piece in pieces) + chunk({}, "stop") + DONE
     sent = payloads(drain(make("chat", "responses", collect=True), stream))
     added = [one for one in sent if one["type"] == "response.output_text.annotation.added"]
