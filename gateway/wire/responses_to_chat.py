@@ -10,9 +10,10 @@ from gateway.wire.call_ids import call_of, give_back, opened
 from gateway.wire.responses import input_items
 from gateway.wire.to_chat import HOSTED, allowed, passed, refuse, refuse_set, with_tools
 from gateway.wire.tools import ADDED, as_function, called, offered, unfolded
-from gateway.wire.web_search import is_search, response_search
+from gateway.wire.web_search import NAME, is_search, response_search
 
 Json = dict[str, Any]
+_FORCED_SEARCH: Json = {"type": "function", "function": {"name": NAME}}
 _PASSED_RESPONSES = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
                      "prompt_cache_options")  # fmt: skip
 _OWN_WORK = frozenset(
@@ -59,8 +60,12 @@ def responses_to_chat(raw: Raw, *, to_messages: bool = False) -> Raw:
 
 def search_of(raw: Raw) -> Json | None:
     """Anthropic's tool for the web search that the request offers; None: the model may run none."""
-    shown, choice = _shown(raw, offered(raw))
-    return None if choice.get("tool_choice") == "none" else response_search(raw, shown)
+    shown, told = _shown(raw, offered(raw))
+    choice = told.get("tool_choice")
+    search = None if choice == "none" else response_search(raw, shown)
+    if search is None and choice == _FORCED_SEARCH:
+        raise refuse("tool_choice", "'max_tool_calls' allows no search.")
+    return search
 
 
 def _shown(raw: Raw, tools: list[Json]) -> tuple[list[Json], Json]:
@@ -178,6 +183,11 @@ def _choice_from_responses(raw: Raw, tools: list[Json]) -> tuple[list[Json], Any
         return tools, {"type": "function", "function": {"name": choice.get("name")}}
     if choice.get("type") == "allowed_tools":
         return allowed(tools, choice)
+    if is_search(choice):
+        if not any(map(is_search, tools)):
+            why = "'tool_choice' forces a search that isn't among 'tools'."
+            raise CallerError(why, param="tool_choice", code="invalid_value")
+        return tools, _FORCED_SEARCH
     raise refuse("tool_choice", f"unknown type {choice.get('type')!r}.")
 
 

@@ -15,7 +15,8 @@ from gateway.wire.describe import CHAT_SEARCHES, response_searches
 from gateway.wire.to_chat import refuse
 
 Json = dict[str, Any]
-_TOOL: Json = {"type": "web_search_20250305", "name": "web_search"}
+NAME = "web_search"
+_TOOL: Json = {"type": "web_search_20250305", "name": NAME}
 _PLACE = ("city", "region", "country", "timezone")
 _FILTERS = frozenset({"allowed_domains", "blocked_domains"})
 
