@@ -144,6 +144,8 @@ class ModelConfig(_Section, frozen=True):
     moderated, a search among documents."""
     web_searches: Annotated[int, Meta(ge=0, le=1000)] = 0
     """That it runs for every answer, asked to or not, as models made for search do."""
+    web_search_tokens: Tokens = 0
+    """Most prompt tokens that one of its searches adds to a bill: what it found, and the prompt that is read again."""
     told_cost: bool = False
     """True: an answer that says what it cost (`usage.cost`) is billed at that, where these prices make less."""
     context_tokens: Tokens = 0

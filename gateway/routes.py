@@ -34,13 +34,16 @@ class Model:
     price: Price
     """The highest of all deployments, bucket by bucket, so that a hold covers any of them."""
     candidate: Candidate
+    search_tokens: int = 0
+    """Most that a search adds to the prompt, at any deployment."""
 
     def worst(
         self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0, units: int = 0
     ) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
         searches = max(web_searches, self.candidate.web_searches)
-        return self.price.worst(input_tokens, output_tokens or self.config.max_output_tokens, n, searches, units)
+        into, out = input_tokens + searches * self.search_tokens, output_tokens or self.config.max_output_tokens
+        return self.price.worst(into, out, n, searches, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,8 @@ def _model(config: Config, name: str) -> Model:
         web_search_usd=max(one.web_search_usd for one in deployments),
         web_searches=max(one.web_searches for one in deployments),
     )
-    return Model(name, dearest, highest(map(Price.of, deployments)), candidate)
+    search_tokens = max(one.web_search_tokens for one in deployments)
+    return Model(name, dearest, highest(map(Price.of, deployments)), candidate, search_tokens)
 
 
 def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:

@@ -42,7 +42,7 @@ _MAX_N = 128
 WEB_SEARCHES = 10
 """Held for a request that offers a web search and bounds it nowhere. Where more are run than were held, the answer is
 charged with all of them and budgets are overrun by the rest (`Hold.settle`); so they are by what the results add to
-the prompt.
+the prompt beyond the model's `web_search_tokens`, as no provider bounds that.
 """
 CHAT_SEARCHES = 1
 """Of a chat that asks for a search; OpenAI's models run one."""

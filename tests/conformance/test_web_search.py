@@ -130,6 +130,10 @@ async def test_a_search_streams_as_an_item(tmp_path: Path) -> None:
     [
         ({"tool_choice": "auto"}, [{**TOOL, "max_uses": WEB_SEARCHES}], None),
         ({"tool_choice": "required"}, [{**TOOL, "max_uses": WEB_SEARCHES}], {"type": "any"}),
+        ({"tool_choice": {"type": "web_search"}}, [{**TOOL, "max_uses": WEB_SEARCHES}],
+         {"type": "tool", "name": "web_search"}),
+        ({"tool_choice": {"type": "web_search_preview"}, "parallel_tool_calls": False, "reasoning": {"effort": "low"}},
+         [{**TOOL, "max_uses": WEB_SEARCHES}], {"type": "tool", "name": "web_search", "disable_parallel_tool_use": True}),
         ({"tool_choice": "none"}, None, None),
         ({"max_tool_calls": 0}, None, None),
         ({"tools": [{"type": "web_search_preview"}, *SEARCHES], "max_tool_calls": 2}, [{**TOOL, "max_uses": 2}], None),
@@ -141,6 +145,35 @@ async def test_a_response_searches_no_more_than_it_may(
     async with fixed(tmp_path, "anthropic", whole(0), PRICES) as home:
         await home.sdk("openai").do("responses.create", model="m", input="x", **{"tools": SEARCHES, **more})
         assert (home.asked.get("tools"), home.asked.get("tool_choice")) == (tools, choice)
+        assert "thinking" not in home.asked, "Claude thinks before no tool that it must use"
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [({"tools": [NOW]}, "isn't among 'tools'"), ({"tools": SEARCHES, "max_tool_calls": 0}, "allows no search")],
+)
+async def test_a_search_that_is_forced_may_be_run(tmp_path: Path, more: Json, why: str) -> None:
+    async with fixed(tmp_path, "anthropic", whole(0)) as home:
+        with pytest.raises(openai.BadRequestError, match=why) as refused:
+            choice: Json = {"tool_choice": {"type": "web_search"}}
+            await home.sdk("openai").do("responses.create", model="m", input="x", **choice, **more)
+        assert refused.value.param == "tool_choice" and not home.asked
+
+
+@pytest.mark.parametrize("tokens", [0, 4000])
+async def test_what_searches_add_to_the_prompt_is_held(tmp_path: Path, tokens: int) -> None:
+    """As much for each as the model's `web_search_tokens` says; budgets are overrun by none of that."""
+    answer = whole(2)
+    answer["usage"]["input_tokens"] = 2 * 4000
+    async with fixed(tmp_path, "anthropic", answer, {**PRICES, "web_search_tokens": tokens}) as home:
+        ask: Json = {"model": "m", "input": "x", "tools": SEARCHES, "max_tool_calls": 2, "max_output_tokens": 9}
+        made = await home.sdk("openai").do("responses.create", **ask)
+        assert home.gateway is not None
+        await home.gateway.rest()
+        record = await home.gateway.decision(made.id)
+        assert record.cost_nanousd == 2 * 4000 * 3000 + 3 * 15000 + 2 * ONE
+        assert (record.held_nanousd >= record.cost_nanousd) is bool(tokens)
+        assert (home.gateway.services.ledger.overrun_nanousd == 0) is bool(tokens)
 
 
 @pytest.mark.parametrize(
