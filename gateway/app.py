@@ -70,11 +70,11 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, server) for provider in config.providers}
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
-    caller = Caller(fleet, providers, timeouts, MAX_ANSWER_BYTES, now)
+    ledger = open_ledger(config, clock)
+    caller = Caller(fleet, providers, timeouts, ledger, MAX_ANSWER_BYTES, now)
     directory = spool_dir(server.run_dir)
     spool = Spool(directory)
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
-    ledger = open_ledger(config, clock)
     online = Online(open_bandit_store(config, index), journal)
     services = Services(
         config=config,

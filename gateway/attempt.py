@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 import msgspec
 
-from cascade.types import Rung
-from gateway.errors import CallerError, HeadgateError, UpstreamError
+from cascade.types import Evidence, Rung
+from gateway.call import Call
+from gateway.errors import CallerError, HeadgateError, PolicyError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
+from gateway.ledger import Joined, Ledger
 from gateway.providers import Provider
 from gateway.reply import JSON
 from gateway.upstream import Response
 from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
+from gateway.wire.describe import TOKENS_PER_IMAGE
 from gateway.wire.errors import classify
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
+from gateway.wire.pause import MOST_PAUSES, Onward, joined, onward, paused
 from gateway.wire.relay import Relay, relay
 from gateway.wire.usage import Usage
 from routers.replicas import Job
@@ -41,6 +46,15 @@ class Opened(msgspec.Struct):
     response: Response | None = None
     relay: Relay | None = None
     pending: bytes = b""
+    body: bytes = b""
+    """What was asked, where the turn may be paused for us to go on with."""
+    before_nanousd: int = 0
+    """What the parts of such a turn before this one's attempt have cost."""
+
+    def now_at(self, attempt: Attempt, further: Onward) -> None:
+        """The turn goes on by that attempt, which was asked that."""
+        self.before_nanousd += self.attempt.cost_nanousd
+        self.attempt, self.body = attempt, further.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +78,8 @@ class Sent(msgspec.Struct):
     ends_s: float
     """Monotonic: the deadline of this attempt."""
     flow: Relay | None = None
+    body: bytes = b""
+    """As `Opened` has it."""
 
 
 class Caller:
@@ -74,12 +90,14 @@ class Caller:
         fleet: Fleet,
         providers: Mapping[str, Provider],
         timeouts: Timeouts,
+        ledger: Ledger,
         max_answer_bytes: int,
         now: Callable[[], float],
     ) -> None:
         self.fleet = fleet
         self.providers = providers
         self.timeouts = timeouts
+        self.ledger = ledger
         self.max_answer_bytes = max_answer_bytes
         self.now = now
 
@@ -91,6 +109,8 @@ class Caller:
         opened: Opened | None = None
         try:
             opened = await self._try(exchange, rung, deployment, live=live, hedge=hedge)
+            if opened.body and opened.kept is not None:
+                await self._rest(exchange, rung, opened)
         finally:
             if opened is None or opened.response is None:
                 deployment.end()
@@ -100,13 +120,28 @@ class Caller:
         self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool
     ) -> Opened:
         """A request that can't be put in the upstream's terms is never sent, and so is no attempt."""
-        call, now = exchange.call, self.now
-        provider = self.providers[deployment.provider]
+        call, provider = exchange.call, self.providers[deployment.provider]
         try:
             dialect = dialect_of(provider, call.surface, rung, deployment)
             body = request_body(call, deployment, dialect, rung, live=live)
         except CallerError as error:
             raise as_unsupported(error) from None
+        return await self._ask(exchange, rung, deployment, dialect, body, live=live, hedge=hedge)
+
+    async def _ask(
+        self,
+        exchange: Exchange,
+        rung: Rung,
+        deployment: Deployment,
+        dialect: str,
+        body: bytes,
+        *,
+        live: bool,
+        hedge: bool = False,
+        flow: Relay | None = None,
+    ) -> Opened:
+        """`flow`: a stream under way, which the answer is to go on with."""
+        call, now, provider = exchange.call, self.now, self.providers[deployment.provider]
         head = provider.head(deployment.config, dialect, live, call.headers)
         if call.content_type:
             head += b"content-type: %b\r\n" % call.content_type
@@ -119,7 +154,10 @@ class Caller:
         if deployment.load is not None:
             attempt.job = deployment.load.begin(Job(*expected_tokens(exchange, rung.model), begun))
         ends_s = min(begun + rung.timeout_s, call.received_s + call.timeout_s)
-        sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s)
+        if flow is not None:
+            ends_s = call.received_s + self.timeouts.whole_s
+        kept_body = body if call.described.web_searches and dialect == "messages" != call.surface else b""
+        sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s, flow, kept_body)
         try:
             if provider.engine is not None and not call.content_type:
                 body = fitted_to_engine(provider.engine, body)
@@ -129,6 +167,8 @@ class Caller:
             if response.status >= 300:
                 refusal = await response.read(self.max_answer_bytes, timeout_s=ends_s - now())
                 raise classify(response.status, refusal, readable(response.headers), dialect)
+            if flow is not None:
+                return Opened(attempt, deployment, None, response, flow, body=kept_body)
             if call.content_type:
                 exchange.media = (b"content-type", response.headers.get(b"content-type", JSON[1]))
             return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
@@ -148,15 +188,14 @@ class Caller:
         exchange, attempt, deployment, now = sent.exchange, sent.attempt, sent.deployment, self.now()
         body, seen = read_answer(body, sent.dialect)
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
-        asked = exchange.call.described
-        attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
+        attempt.evidence = evidence_in(exchange.call, seen)
         exchange.response_id = seen.id
         self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
         self.fleet.succeeded(
             deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
         )
         ours = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
-        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours))
+        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours), body=sent.body)
 
     async def _first_chunk(self, sent: Sent, response: Response) -> Opened:
         """Nothing is committed before the first chunk with content: until then another model may answer."""
@@ -174,24 +213,79 @@ class Caller:
             response.cancel()
             raise
         attempt.first_byte_s = self.now() - call.received_s - attempt.started_s
-        return Opened(attempt, sent.deployment, None, response, flow, pending)
+        return Opened(attempt, sent.deployment, None, response, flow, pending, sent.body)
 
     async def _until_started(self, sent: Sent, response: Response, flow: Relay) -> bytes:
         """The bytes up to the first chunk with content. Bytes that complete no event count as silence."""
         now, silence_s = self.now, self.timeouts.first_byte_s
         silent_s = sent.exchange.call.received_s + sent.attempt.started_s + silence_s
         pending, events = b"", 0
-        while not (flow.started or flow.finished or flow.fault):
+        while not (flow.started or flow.over):
             if flow.events > events:
                 events, silent_s = flow.events, now() + silence_s
             data = await response.chunk(min(silent_s, sent.ends_s) - now())
             if not data:
                 break
             pending += flow.feed(data)
-        if flow.fault or not (flow.started or flow.finished):
+        if flow.fault or not (flow.started or flow.finished or flow.paused):
             flow.end()
             raise fault_of(flow)
         return pending
+
+    async def _rest(self, exchange: Exchange, rung: Rung, opened: Opened) -> None:
+        """Of a whole answer whose turn was paused: what the model says until its end, each part held and paid."""
+        kept = opened.kept
+        assert kept is not None
+        part = told = paused(kept.body)
+        for _ in range(MOST_PAUSES):
+            if part is None or (further := await self._further(exchange, opened, part)) is None:
+                break
+            more = await self._ask(exchange, rung, opened.deployment, kept.dialect, further.body, live=False)
+            opened.now_at(more.attempt, further)
+            assert more.kept is not None and told is not None
+            told, part = joined(told, msgspec.json.decode(more.kept.body)), paused(more.kept.body)
+        if opened.attempt is not kept.attempt:
+            body = msgspec.json.encode(told)
+            seen = peek(body, kept.dialect)
+            opened.attempt.evidence, exchange.response_id = evidence_in(exchange.call, seen), seen.id
+            opened.kept = Kept(opened.attempt, kept.dialect, body, seen, kept.strip_logprobs)
+
+    async def go_on(self, exchange: Exchange, rung: Rung, opened: Opened) -> bool:
+        """The next part of a stream whose turn was paused. False: it is not to be had, and none is under way.
+
+        Raises UpstreamError, its attempt already recorded in the exchange.
+        """
+        flow = opened.relay
+        assert flow is not None
+        try:
+            further = await self._further(exchange, opened, flow.message())
+        except UpstreamError:  # what came can't be sent back
+            further = None
+        if further is None:
+            return False
+        flow.resume()
+        more = await self._ask(
+            exchange, rung, opened.deployment, "messages", further.body, live=True, flow=flow
+        )
+        opened.now_at(more.attempt, further)
+        opened.response = more.response
+        return True
+
+    async def _further(self, exchange: Exchange, opened: Opened, said: dict[str, Any]) -> Onward | None:
+        """What lets a paused turn go on, its worst case held. None: a budget, or the request's own cap, has no room."""
+        further, config = onward(opened.body, said), opened.deployment.config
+        images = exchange.call.described.images * TOKENS_PER_IMAGE
+        into = len(further.body) + images + further.searches * config.web_search_tokens
+        worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches)
+        cap_usd = exchange.call.wishes.knobs.max_cost_usd
+        if cap_usd is not None and exchange.cost_nanousd + worst > cap_usd * 1e9:
+            return None
+        try:
+            more = await self.ledger.hold(exchange.caller.accounts + exchange.route.accounts, worst)
+        except PolicyError:
+            return None
+        exchange.hold = Joined(exchange.hold, more)
+        return further
 
     def charge(
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int
@@ -226,7 +320,7 @@ class Caller:
         """Book a failure, before the answer or inside it (`flow`). Work once begun is paid for; a refusal is free."""
         attempt.failure = error.failure
         self.providers[deployment.provider].hide_secrets(error)
-        seen = flow.peek() if flow is not None else NOTHING_SEEN
+        seen = flow.part() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
         if said_chars(seen) or (began and error.upstream_status < 400):
             self.charge_part(exchange, attempt, deployment, seen)
@@ -242,7 +336,7 @@ class Caller:
         attempt.failure = "cancelled"
         deployment.breaker.fail("cancelled", self.now())
         deployment.over(attempt.job)
-        seen = flow.peek() if flow is not None else NOTHING_SEEN
+        seen = flow.part() if flow is not None else NOTHING_SEEN
         self.charge_part(exchange, attempt, deployment, seen)
 
     def charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
@@ -273,7 +367,12 @@ def flow_of(sent: Sent) -> Relay:
         request=call.raw,
         include_usage=call.include_usage,
         collect=wants_whole(exchange),
+        pauses=bool(sent.body),
     )
+
+
+def evidence_in(call: Call, seen: Peek) -> Evidence:
+    return evidence_of(seen, wants_json=call.described.wants_json, schema=call.described.schema)
 
 
 def cost_of(usage: Usage, deployment: Deployment) -> int:

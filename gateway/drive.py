@@ -17,17 +17,26 @@ from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.at_once import at_once
-from gateway.attempt import Caller, Opened, expected_tokens, fault_of, said_chars, stall_or_deadline, wants_whole
+from gateway.attempt import (
+    Caller,
+    Opened,
+    evidence_in,
+    expected_tokens,
+    fault_of,
+    said_chars,
+    stall_or_deadline,
+    wants_whole,
+)
 from gateway.breaker import AT_ONCE
 from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
-from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.gather import Gathering
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
 from gateway.wire.answer import with_text
+from gateway.wire.pause import MOST_PAUSES
 from gateway.wire.relay import Relay
 
 log = logging.getLogger("headgate.drive")
@@ -208,7 +217,7 @@ class Run:
             model=rung.model,
             may_move=not self.reply.committed,
             evidence=attempt.evidence,
-            cost_usd=attempt.cost_nanousd / 1e9,
+            cost_usd=(opened.before_nanousd + attempt.cost_nanousd) / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
             attempts=self.made(),
@@ -238,13 +247,34 @@ class Run:
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
         """Commit, then pass the stream on as it arrives. Its last bytes are held back until all is settled."""
-        response, flow, attempt = opened.response, opened.relay, opened.attempt
-        deployment = opened.deployment
-        assert response is not None and flow is not None
-        caller, exchange, reply = self.driver.caller, self.exchange, self.reply
+        flow, exchange = opened.relay, self.exchange
+        assert flow is not None
         exchange.answered_by, exchange.flow = rung.model, flow
         try:
-            await reply.begin(200, self.headers())
+            await self.pass_on(opened, flow)
+            for _ in range(MOST_PAUSES):
+                if not flow.paused or not await self.driver.caller.go_on(exchange, rung, opened):
+                    break
+                await self.pass_on(opened, flow)
+            if flow.paused:
+                self.reply.push(flow.leave_off())
+        finally:
+            opened.deployment.end()
+        seen = flow.peek()
+        opened.attempt.evidence = evidence_in(exchange.call, seen)
+        exchange.response_id = seen.id
+        self.tail = flow.tail()
+        if wants_whole(exchange):
+            exchange.answer_body = whole_of(flow)
+
+    async def pass_on(self, opened: Opened, flow: Relay) -> None:
+        """One of the upstream's streams, to its end and into the record: a turn that is paused has several."""
+        response, attempt, deployment = opened.response, opened.attempt, opened.deployment
+        assert response is not None
+        caller, exchange, reply = self.driver.caller, self.exchange, self.reply
+        try:
+            if not reply.committed:
+                await reply.begin(200, self.headers())
             await self.pump(response, flow, opened.pending)
             await _drain(response, caller.now)
         except UpstreamError as raised:
@@ -257,12 +287,8 @@ class Run:
             caller.left(exchange, attempt, deployment, flow)
             raise
         finally:
-            deployment.end()
             attempt.latency_s = caller.now() - exchange.call.received_s - attempt.started_s
-        seen = flow.peek()
-        asked = exchange.call.described
-        attempt.evidence = evidence_of(seen, wants_json=asked.wants_json, schema=asked.schema)
-        exchange.response_id = seen.id
+        opened.pending, seen = b"", flow.part()
         if flow.counted:
             caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
         else:
@@ -271,9 +297,6 @@ class Run:
             deployment, caller.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
             attempt.usage.completion_tokens,
         )  # fmt: skip
-        self.tail = flow.tail()
-        if wants_whole(exchange):
-            exchange.answer_body = whole_of(flow)
 
     @property
     def ends_s(self) -> float:
@@ -292,7 +315,7 @@ class Run:
             ended = await response.pour(passing.take, passing.left_s()) or passing.over
             if not ended:
                 await self.reply.room()
-        if not flow.finished and flow.end():
+        if not (flow.finished or flow.paused) and flow.end():
             raise fault_of(flow)
 
 
@@ -313,7 +336,7 @@ class Passing:
 
     @property
     def over(self) -> bool:
-        return self.flow.finished or self.flow.fault is not None
+        return self.flow.over
 
     def take(self, data: bytes) -> bool:
         """Pass a part on. False: the stream is over, or the client has to catch up first."""

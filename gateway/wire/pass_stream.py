@@ -90,6 +90,14 @@ class PassStream(Relay):
         return self._done
 
     @property
+    def paused(self) -> bool:
+        return False
+
+    @property
+    def over(self) -> bool:
+        return self._done or self.fault is not None
+
+    @property
     def usage(self) -> Usage:
         return self._usage
 
@@ -99,3 +107,6 @@ class PassStream(Relay):
 
     def peek(self) -> Peek:
         return Peek(usage=self._usage)
+
+    def part(self) -> Peek:
+        return self.peek()

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.wire.chunk import Choice, Chunk, Delta, Function, Search, ToolDelta, read_chunk
 from gateway.wire.citations import annotations_of
+from gateway.wire.pause import PAUSED
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
@@ -19,7 +20,7 @@ from gateway.wire.web_search import query_of
 STOP_TO_FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "pause_turn": "stop",
+    PAUSED: "length",
     "tool_use": "tool_calls",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
@@ -99,13 +100,21 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class MessagesReader:
-    """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end."""
+    """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end.
 
-    __slots__ = ("_begins", "_cited", "_queries", "_query", "_tool_of_block", "_unsaid", "_usage", "done", "withheld")
+    `pauses`: the end of a paused turn is none, as it will go on.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_begins", "_cited", "_goes_on", "_pauses", "_queries", "_query", "_tool_of_block", "_unsaid", "_usage", "done",
+        "paused", "withheld",
+    )  # fmt: skip
+
+    def __init__(self, pauses: bool = False) -> None:
         self.done = False
         self.withheld = False
+        self.paused = False
+        self._pauses, self._goes_on = pauses, False
         self._usage: dict[str, Any] = {}
         self._tool_of_block: dict[int, int] = {}
         self._unsaid: dict[int, str] = {}
@@ -118,6 +127,11 @@ class MessagesReader:
         """Where that block is a tool of the provider's own: its input, as far as it has come."""
         self._queries: dict[str | None, list[str]] = {}
         """All of them, by their ids."""
+
+    def resume(self) -> None:
+        """What comes now is the rest of the turn."""
+        self.done = self.withheld = self.paused = False
+        self._goes_on, self._usage = True, {}
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None:
         event = _decode_event(payload)
@@ -140,9 +154,14 @@ class MessagesReader:
         if event.type == "message_start" and event.message is not None:
             self._count(event.message.usage, seen, whole=False)
             message = event.message
+            if self._goes_on:
+                return None
             return Chunk([Choice(delta=Delta(role="assistant"))], id=message.id, model=message.model)
         if event.type == "message_delta":
             self._count(event.usage, seen)
+            if self._pauses and event.delta is not None and event.delta.stop_reason == PAUSED:
+                self.paused = True
+                return None
             return _end_chunk(event.delta)
         if event.type == "error":
             return Chunk(error=event.error or {"message": "the upstream sent an error event"})

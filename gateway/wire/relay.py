@@ -12,6 +12,9 @@ wanted.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
 
 import msgspec
 
@@ -19,9 +22,10 @@ from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.answer import strip_logprobs, translate_answer
 from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Chunk, LogprobSummary, Peek, strict
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, strict
 from gateway.wire.errors import classify_in_stream
-from gateway.wire.readers import Reader, reader_of
+from gateway.wire.pause import joined
+from gateway.wire.readers import MessagesReader, Reader, reader_of
 from gateway.wire.responses import as_asked
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.responses_writer import ResponsesWriter
@@ -30,6 +34,7 @@ from gateway.wire.sse import BOM, EventTooLong, Splitter, data_of, frame, name_o
 from gateway.wire.usage import Usage
 from gateway.wire.writers import DONE, Writer, writer_of
 
+Json = dict[str, Any]
 TYPED = frozenset({"messages", "responses"})
 """Dialects whose events have types, one of which is the end."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
@@ -44,6 +49,8 @@ class Relay:
         "_include_usage",
         "_late",
         "_model",
+        "_paid",
+        "_parts",
         "_reader",
         "_request",
         "_same",
@@ -51,7 +58,9 @@ class Relay:
         "_splitter",
         "_src",
         "_strip_logprobs",
-        "_terminal", "_usage_events",
+        "_terminal",
+        "_told_before",
+        "_usage_events",
         "_writer",
         "cause",
         "events",
@@ -62,11 +71,17 @@ class Relay:
     def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
         self._src, self._dst, self._same = src, dst, src == dst
         self._model, self._request = model, request
-        self._reader: Reader = reader_of(src)
+        self._reader: Reader = MessagesReader(pauses=True) if options.pauses else reader_of(src)
         self._writer: Writer = writer_of(dst, model, request, options.include_usage)
         self._include_usage = options.include_usage
         self._strip_logprobs = options.strip_logprobs
-        self._collected: list[bytes] | None = [] if options.collect else None
+        self._collected: list[bytes] | None = [] if options.collect or options.pauses else None
+        self._parts: list[Json] = []
+        """Of a turn that was paused: the messages before the one under way."""
+        self._paid = Usage()
+        """Theirs."""
+        self._told_before = (0, 0)
+        """Characters in them of the answer and of what was thought."""
         self._splitter = Splitter()
         self._seen = Seen()
         self._terminal: list[bytes] = []
@@ -148,7 +163,7 @@ class Relay:
         """The upstream closed: None when the answer is whole, else its fault."""
         if self.fault is None and not self._reader.done:
             self._take_last(self._splitter.flush())
-        if self.fault is None and not self.finished:
+        if self.fault is None and not self.finished and not self.paused:
             if self._src not in TYPED and self._seen.ended and not self._reader.done:
                 self._reader.done = (
                     True  # a finish reason, then a clean close: some providers never send [DONE]
@@ -175,6 +190,8 @@ class Relay:
     def tail(self) -> bytes:
         """The terminal bytes; only when `finished`."""
         assert self.finished, "a stream that isn't finished has no tail"
+        if self._parts:
+            self._seen.usage += self._paid
         if not self._same:
             return self._late + self._writer.tail(self._seen)
         if self._src in TYPED:
@@ -183,6 +200,25 @@ class Relay:
         if self._include_usage and not usage and self._seen.usage.known:
             usage = self._writer.usage(self._seen)
         return self._late + usage + (b"".join(self._terminal) or DONE)
+
+    def message(self) -> Json:
+        """What came of a paused turn since it began or went on."""
+        return msgspec.json.decode(self._assembled(assemble_messages))  # type: ignore[no-any-return]
+
+    def resume(self) -> None:
+        """The rest of the turn will come as a stream of its own."""
+        assert self.paused and isinstance(self._reader, MessagesReader)
+        self._parts.append(self.message())
+        self._paid += self._seen.usage
+        self._told_before = len("".join(self._seen.texts)), len("".join(self._seen.thoughts))
+        self._seen.usage, self._collected, self._splitter = Usage(), [], Splitter()
+        self._reader.resume()
+
+    def leave_off(self) -> bytes:
+        """End a paused turn that will not go on, as one that reached its limit."""
+        chunk = Chunk([Choice(delta=Delta(), finish_reason="length")])
+        self._seen.take(chunk)
+        return self._writer.write(chunk)
 
     def error(self, exc: HeadgateError) -> bytes | None:
         """The in-band error that ends a stream which can't be finished; None: nothing but a broken connection does."""
@@ -197,15 +233,20 @@ class Relay:
             return as_asked(self._reader.response, self._request)
         if isinstance(self._writer, ResponsesWriter):
             return encode_json(self._writer.whole(self._seen))
-        assemble = assemble_messages if self._src == "messages" else assemble_chat
-        try:
-            body = assemble(self._collected)
-        except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
-            raise UpstreamError("bad_response", f"the stream can't be assembled: {error!r}") from None
+        body = self._assembled(assemble_messages if self._src == "messages" else assemble_chat)
+        if self._parts:
+            body = encode_json(reduce(joined, [*self._parts, msgspec.json.decode(body)]))
         strip = self._strip_logprobs and self._src != "messages"
         return translate_answer(
             body, self._src, self._dst, model=self._model, request=self._request, strip=strip
         )
+
+    def _assembled(self, assemble: Callable[[list[bytes]], bytes]) -> bytes:
+        assert self._collected is not None
+        try:
+            return assemble(self._collected)
+        except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
+            raise UpstreamError("bad_response", f"the stream can't be assembled: {error!r}") from None
 
     @property
     def started(self) -> bool:
@@ -217,7 +258,18 @@ class Relay:
         return self._reader.done and self._seen.ended and self.fault is None
 
     @property
+    def paused(self) -> bool:
+        """The turn is to go on: `resume` it, or `leave_off`."""
+        return isinstance(self._reader, MessagesReader) and self._reader.paused and not self._seen.ended
+
+    @property
+    def over(self) -> bool:
+        """Nothing more comes of this stream."""
+        return self._reader.done or self.fault is not None
+
+    @property
     def usage(self) -> Usage:
+        """Of a turn that went on, since then."""
         return self._seen.usage
 
     @property
@@ -235,6 +287,13 @@ class Relay:
     def peek(self) -> Peek:
         return self._seen.peek()
 
+    def part(self) -> Peek:
+        """The same, of a turn that went on since then."""
+        seen, (texts, thoughts) = self._seen.peek(), self._told_before
+        if not self._parts:
+            return seen
+        return msgspec.structs.replace(seen, text=seen.text[texts:], thought=seen.thought[thoughts:])
+
 
 class Options(msgspec.Struct, frozen=True):
     include_usage: bool = False
@@ -242,6 +301,8 @@ class Options(msgspec.Struct, frozen=True):
     strip_logprobs: bool = False
     collect: bool = False
     """Keep the payloads for `answer`."""
+    pauses: bool = False
+    """Of Anthropic's streams for other clients: a paused turn is no end, whoever reads the stream lets it go on."""
 
 
 def relay(
@@ -253,9 +314,10 @@ def relay(
     include_usage: bool = False,
     strip_logprobs: bool = False,
     collect: bool = False,
+    pauses: bool = False,
 ) -> Relay:
     """From the upstream's dialect `src` to the client's `dst`; translated events carry the name `model`."""
-    options = Options(include_usage, strip_logprobs, collect)
+    options = Options(include_usage, strip_logprobs, collect, pauses)
     return Relay(src, dst, model=model, request=request, options=options)
 
 

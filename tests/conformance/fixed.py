@@ -26,6 +26,12 @@ class Fixed:
 
     def __init__(self, answer: Json | list[Json] | bytes) -> None:
         self.answer = answer
+        self.then: list[Json | list[Json] | bytes] = []
+        """Answers after that one, in turn."""
+        self.heard: list[Json] = []
+        """All that was asked."""
+        self.silent_after: int | None = None
+        """Of these answers the one which is left without an end, and without a word."""
         self.url = ""
         self.gateway: Live | None = None
         self.asked: Json = {}
@@ -45,8 +51,12 @@ class Fixed:
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
                 self.asked = json.loads(await reader.readexactly(size))
+                self.heard.append(self.asked)
                 kind, body = self._said()
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(body)))
+                self.answer = self.then.pop(0) if self.then else self.answer
+                more = len(self.heard) - 1 == self.silent_after
+                size = len(body) + more
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, size))
                 writer.write(body)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

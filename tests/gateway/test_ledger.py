@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from gateway.errors import BudgetsAway, HeadgateError, OverBudget
-from gateway.ledger import Account, MemoryHold, MemoryLedger, period_end, period_start
+from gateway.ledger import Account, Joined, MemoryHold, MemoryLedger, period_end, period_start
 
 KEY = Account("key:a", 1000, "day")
 ROUTE = Account("route:r", 700, "total")
@@ -179,6 +179,24 @@ def test_a_hold_grows_by_nothing() -> None:
     """Shrinking to more than is held is a mistake of the caller's."""
     with pytest.raises(ValueError):
         MemoryLedger(Clock()).hold_now((KEY,), 10).shrink(11)
+
+
+@pytest.mark.parametrize("spent", [0, 4, 10, 12, 15, 20])
+@pytest.mark.parametrize("shrunk", [15, 12, 7, 0])
+def test_two_holds_of_a_request_are_one(shrunk: int, spent: int) -> None:
+    """What was spent counts once, and more than was held is known."""
+    ledger = MemoryLedger(Clock())
+    both = Joined(ledger.hold_now((KEY,), 10), ledger.hold_now((KEY, TENANT), 5))
+    for wrong in (-1, both.nanousd + 1):
+        with pytest.raises(ValueError):
+            both.shrink(wrong)
+    both.shrink(shrunk)
+    assert both.nanousd == shrunk and ledger.balance(KEY) == (0, shrunk)
+    with pytest.raises(ValueError):
+        both.settle(-1)
+    assert both.settle(spent) and not both.settle(spent) and not both.release()
+    assert ledger.balance(KEY) == (spent, 0) and ledger.overrun_nanousd == max(0, spent - shrunk)
+    assert (both.nanousd, ledger.outstanding) == (0, 0)
 
 
 @pytest.mark.parametrize(

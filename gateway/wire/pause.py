@@ -1,0 +1,78 @@
+"""A turn that Claude paused: what is sent for it to go on, and its parts as one message.
+
+Anthropic ends an answer with `pause_turn` where its own tools have run for long: whoever sends back what was said gets
+the rest. Clients of its API do that themselves; to others the turn is told whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gateway.wire.body import encode_json
+from gateway.wire.web_search import NAME
+
+Json = dict[str, Any]
+PAUSED = "pause_turn"
+MOST_PAUSES = 8
+"""Of one turn. With as many the answer ends as one that reached its limit."""
+
+
+class Onward(NamedTuple):
+    """A request that lets a turn go on, and what bounds its cost."""
+
+    body: bytes
+    max_tokens: int
+    searches: int
+
+
+def paused(body: bytes) -> Json | None:
+    """The message, where its turn is paused."""
+    if PAUSED.encode() not in body:
+        return None
+    message: Json = msgspec.json.decode(body)
+    return message if message.get("stop_reason") == PAUSED else None
+
+
+def onward(asked: bytes, said: Json) -> Onward:
+    """`asked`: the request that was answered by `said`. What was searched before counts as the request's searches do;
+    one that was forced has been run.
+    """
+    fields: Json = msgspec.json.decode(asked)
+    turns, content = fields["messages"], said["content"]
+    if turns[-1]["role"] != "assistant":
+        turns.append({"role": "assistant", "content": []})
+    turns[-1]["content"] += [block for block in content if block["type"] != "text" or block["text"].strip()]
+    searched = sum(block["type"] == "web_search_tool_result" for block in content)
+    searches = 0
+    for tool in fields.get("tools") or ():
+        if "max_uses" in tool:
+            left = tool["max_uses"] - searched
+            searches = tool["max_uses"] = max(left, 1)  # the API has no word for none
+            if left < 1:
+                fields["tool_choice"] = {"type": "none"}
+    choice = fields.get("tool_choice") or {}
+    if choice.get("type") == "tool" and choice.get("name") == NAME:
+        serial = {"disable_parallel_tool_use": True} if choice.get("disable_parallel_tool_use") else {}
+        fields["tool_choice"] = {"type": "auto", **serial}
+    return Onward(encode_json(fields), fields["max_tokens"], searches)
+
+
+def joined(first: Json, then: Json) -> Json:
+    """Two parts of a turn as one message."""
+    usage = _sum(first.get("usage") or {}, then.get("usage") or {})
+    return {**then, "id": first.get("id"), "content": first["content"] + then["content"], "usage": usage}
+
+
+def _sum(first: Json, then: Json) -> Json:
+    both = first | then
+    for name in first.keys() & then.keys():
+        one, other = first[name], then[name]
+        if isinstance(one, dict) and isinstance(other, dict):
+            both[name] = _sum(one, other)
+        elif type(one) is int and type(other) is int:
+            both[name] = one + other
+        elif other is None:
+            both[name] = one
+    return both
