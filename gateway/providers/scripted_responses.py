@@ -125,7 +125,7 @@ def _usage(answer: Answer) -> dict[str, Any]:
     output = answer.output_tokens + answer.reasoning_tokens
     return {
         "input_tokens": answer.input_tokens,
-        "input_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "input_tokens_details": {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         "total_tokens": answer.input_tokens + output,

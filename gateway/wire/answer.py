@@ -314,7 +314,7 @@ def chat_to_message(chat: Json, model: str) -> Json:
     blocks: list[Json] = []
     if thought := answer.get("reasoning_content") or answer.get("reasoning"):
         blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
-    if text := answer.get("content") or answer.get("refusal"):
+    if text := (answer.get("content") or "") + (answer.get("refusal") or ""):
         citations = citations_of(answer.get("annotations"))
         blocks.append({"type": "text", "text": text, **({"citations": citations} if citations else {})})
     for call in answer.get("tool_calls") or ():

@@ -231,6 +231,8 @@ class ResponsesWriter:
     def tail(self, seen: Seen) -> bytes:
         out = b"" if self._started else self._start()
         status = "incomplete" if seen.finish_reason in ("length", "content_filter") else "completed"
+        if not self._calls and all(item["type"] != "message" for item in self._output):
+            out += self._close() + self._begin("output_text")  # an answer is a message, and be it an empty one
         out += self._close(status) + self._close_calls(status)
         self._calls = {}
         if sealed_thought := carrier(self._said, self._late):
