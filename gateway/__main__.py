@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,6 +22,7 @@ from gateway.errors import ConfigError, HeadgateError
 from gateway.extras import lacking
 from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
+from gateway.tls import tls_warnings
 
 app = typer.Typer(
     name="headgate",
@@ -214,14 +216,15 @@ def check_config(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """List everything that is wrong with a configuration, and warn of settings without effect."""
+    """List everything that is wrong with a configuration; warn of settings without effect and certificates that end."""
     import msgspec
 
     path = file_of(file or config)
     chosen, problems = check(path, os.environ)
     problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
+    warnings = [*idle(chosen), *tls_warnings(chosen, time.time())] if chosen is not None else []
     if json:
-        told = {"ok": not problems, "problems": problems, "warnings": idle(chosen) if chosen is not None else []}
+        told = {"ok": not problems, "problems": problems, "warnings": warnings}
         typer.echo(msgspec.json.encode(told).decode())
     elif problems or chosen is None:
         typer.secho(f"{path or _EMBEDDED}: {len(problems)} problem(s)", fg="red", err=True)
@@ -230,7 +233,7 @@ def check_config(
     else:
         typer.echo(f"{path or _EMBEDDED}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
                    f"deployment(s), {len(chosen.routes)} route(s), all in order")
-        for said in idle(chosen):
+        for said in warnings:
             typer.secho(f"  warning: {said}", fg="yellow", err=True)
     raise typer.Exit(2 if problems else 0)
 

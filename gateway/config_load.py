@@ -18,7 +18,7 @@ import msgspec
 from gateway.config import LOOPBACK, Config, KeyConfig, ModelConfig, ProviderConfig, RouteConfig
 from gateway.config_shape import CONTROL, Problems, meant, read_section, unreadable
 from gateway.errors import ConfigError
-from gateway.listen import tls_problems
+from gateway.tls import tls_problems
 from gateway.upstream.endpoint import parts_of
 from gateway.upstream.reach import names_inner, refusal
 from local_models.options import faults

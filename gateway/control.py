@@ -39,11 +39,12 @@ from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
 from gateway.learn.chore import LearningChore
 from gateway.learn.promises import Promises
-from gateway.listen import admin_host, taken_over, tls_options, watch_files
+from gateway.listen import admin_host, taken_over, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.processes import orphaned
 from gateway.server import HttpServer
 from gateway.spread import Spread
+from gateway.tls import KeptTls, tls_options
 
 log = logging.getLogger("headgate.control")
 
@@ -71,15 +72,18 @@ async def serve_control(
         ),
         LINGER_S,
     )
+    desk.tls = KeptTls(config, server.config)
     ended = threading.Event()
     chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
     serving = asyncio.create_task(server.serve(sockets=sockets or None))
-    stopping, watching = asyncio.create_task(stop.wait()), asyncio.create_task(watch_files())
+    stopping = asyncio.create_task(stop.wait())
+    watching = [asyncio.create_task(watch_files()), asyncio.create_task(desk.tls.watch(tells=True))]
     try:
         await asyncio.wait({chores, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
-        watching.cancel()
+        for watch in watching:
+            watch.cancel()
         ended.set()
         desk.closing = True
         server.drain(config.server.drain_timeout_s)

@@ -1,4 +1,4 @@
-"""Listening sockets, the files they are, and TLS, as workers, control and supervisor share them."""
+"""Listening sockets and the files they are, as workers, control and supervisor share them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import logging
 import os
 import resource
 import socket
-import ssl
 from contextlib import suppress
-from typing import Any
 
 from gateway.config import Server
 from gateway.errors import ConfigError
@@ -95,32 +93,3 @@ def taken_over(fds: list[int]) -> list[socket.socket]:
     for sock in found:
         sock.setblocking(False)
     return found
-
-
-def tls_options(server: Server) -> dict[str, Any]:
-    """For uvicorn; none where the server speaks plain HTTP."""
-    if not server.tls_certificate:
-        return {}
-    options: dict[str, Any] = {"ssl_certfile": server.tls_certificate, "ssl_keyfile": server.tls_key}
-    if server.tls_client_ca:
-        options |= {"ssl_ca_certs": server.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return options
-
-
-def tls_problems(server: Server) -> list[tuple[str, str]]:
-    """Setting and fault of what can't be used."""
-    if not server.tls_certificate and not server.tls_key:
-        return [("server.tls_client_ca", "is read with server.tls_certificate only")] if server.tls_client_ca else []
-    if not server.tls_certificate or not server.tls_key:
-        return [("server.tls_certificate", "and server.tls_key go together")]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(server.tls_certificate, server.tls_key)
-    except (OSError, ssl.SSLError) as fault:
-        return [("server.tls_certificate", f"with server.tls_key: {fault.strerror or fault}")]
-    try:
-        if server.tls_client_ca:
-            context.load_verify_locations(server.tls_client_ca)
-    except (OSError, ssl.SSLError) as fault:
-        return [("server.tls_client_ca", str(fault.strerror or fault))]
-    return []

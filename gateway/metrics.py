@@ -94,6 +94,8 @@ METRICS = (
     Spec("headgate_journal_lag_bytes", "gauge", "Bytes in the spool that the store doesn't have yet."),
     Spec("headgate_reload_refused", "gauge", "1 while the configuration in force is older than the file.",
          merged="max"),
+    Spec("headgate_certificate_expiry_seconds", "gauge",
+         "Until the first certificate ends of a file that a setting names; below 0: since it has.", ("setting",)),
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
 _SPECS = {spec.name: spec for spec in METRICS}

@@ -180,6 +180,8 @@ class RedisWire:
         context = ssl.create_default_context(cafile=self._address.get("ssl_ca_certs"))
         if self._address.get("ssl_cert_reqs") == "none":
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if certificate := self._address.get("ssl_certfile"):
+            context.load_cert_chain(certificate, self._address.get("ssl_keyfile"))
         return context
 
     def _rest(self) -> None:

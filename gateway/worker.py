@@ -29,13 +29,14 @@ from gateway.config_load import load
 from gateway.door import Door
 from gateway.errors import ConfigError, HeadgateError
 from gateway.front import Front
-from gateway.listen import listen, taken_over, tls_options, watch_files
+from gateway.listen import listen, taken_over, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE, orphaned
 from gateway.retired import snapshot_of
 from gateway.server import DRAIN_EVERY_S, HttpServer
 from gateway.services import Services
+from gateway.tls import KeptTls, tls_options
 
 log = logging.getLogger("headgate.worker")
 
@@ -92,6 +93,7 @@ async def work(
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
         asyncio.create_task(watch_files()),
+        asyncio.create_task(KeptTls(config, server.config).watch()),
         asyncio.create_task(end_with(parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]

@@ -24,6 +24,7 @@ from gateway.settings import Settings, change_settings, read_settings, stamp
 
 if TYPE_CHECKING:
     from gateway.admin.sessions import Doorman
+    from gateway.tls import KeptTls
 
 CONFIRM_WITHIN_S = 2.0
 KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant": "tenants"}
@@ -77,6 +78,7 @@ class Desk:
     alarms: int = 0
     """Raised now, over all routes."""
     doorman: Doorman = field(default_factory=new_doorman)
+    tls: KeptTls | None = None
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Answers that may be a little old: by question, when (monotonic) and what."""
     busy: dict[str, threading.Lock] = field(default_factory=dict)

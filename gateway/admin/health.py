@@ -54,5 +54,7 @@ def metrics(desk: Means) -> Response:
     own = Metrics()
     own.watch("headgate_journal_lag_bytes", lambda: {(): float(desk.shipping.waiting_bytes)})
     own.watch("headgate_reload_refused", lambda: {(): float((desk.run_dir / REFUSED).exists())})
+    if desk.tls is not None:
+        own.watch("headgate_certificate_expiry_seconds", desk.tls.left)
     text = merge([own.snapshot(), *(snapshot for _, snapshot in desk.snapshots())])
     return Response(text, media_type="text/plain; version=0.0.4")

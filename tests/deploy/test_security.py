@@ -18,7 +18,7 @@ from gateway import front, keys
 from gateway.config import Auth, KeyConfig, Secret, Server
 from gateway.config_load import parse
 from gateway.keys import Keyring, new_key
-from gateway.listen import tls_problems
+from gateway.tls import tls_problems
 from gateway.upstream.reach import names_inner, refusal
 from tests.live import live
 

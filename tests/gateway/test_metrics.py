@@ -161,6 +161,7 @@ def test_names_follow_the_conventions_and_no_label_is_unbounded() -> None:
         "state",
         "failure",
         "reason",
+        "setting",
     }
     for spec in METRICS:
         assert spec.name.startswith("headgate_") and set(spec.labels) <= allowed and spec.help.endswith(".")
