@@ -162,8 +162,8 @@ async def test_redis_is_shown_our_certificate(tmp_path: Path) -> None:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         "redis-server", "--port", "0", "--tls-port", str(port), "--tls-cert-file", str(cert),
-        "--tls-key-file", str(key), "--tls-ca-cert-file", str(cert), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path),
-        stdout=asyncio.subprocess.PIPE,
+        "--tls-key-file", str(key), "--tls-ca-cert-file", str(cert), "--bind", "127.0.0.1", "--save", "",
+        "--dir", str(tmp_path), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stdout is not None
