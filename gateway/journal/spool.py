@@ -7,17 +7,20 @@ from a power loss once `sync` returns. One spool has one writer: one worker's ev
 When the disk is full or the spools have reached `max_bytes`, decision records are dropped and counted in
 `lost` (answers go on; what is already written is never thrown away for what is new); `append` then says
 False, and what must not be lost (feedback) is refused by its caller. `alarm` says why in words. Writing
-resumes by itself.
+resumes by itself. An open segment that somebody deletes is put back, with all that is in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -26,7 +29,11 @@ import msgspec
 from gateway.journal.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, SUFFIX, seal
 from gateway.journal.record import Record
 
+log = logging.getLogger("headgate.journal")
+
 _FULL_RECHECK_S = 1.0
+_LOOK_EVERY_S = 1.0
+"""Whether the open segment is still in its folder."""
 _LARGEST_KEPT_BUFFER_BYTES = 1024 * 1024
 
 
@@ -61,6 +68,9 @@ class Spool:
         self._buffer = bytearray(4096)
         self._file = -1
         self._size = 0
+        self._name = ""
+        """Of the open segment, without its suffix."""
+        self._look_at = -inf
         self._turn_at = -inf
         self._full_until = 0.0
         self._listed = -1
@@ -70,8 +80,8 @@ class Spool:
         """Writes one record; False: it was dropped and counted. Never raises."""
         try:
             now = self._clock()
-            if self._size >= self.segment_bytes or now >= self._turn_at:
-                self._turn(now)
+            if self._size >= self.segment_bytes or now >= self._look_at:
+                self._look(now)
             buffer = self._buffer
             self._encode_into(record, buffer, HEADER_BYTES)
             seal(buffer)
@@ -96,8 +106,10 @@ class Spool:
     def close(self) -> None:
         """Ends the open segment; its last records are now the shipper's to take."""
         if self._file >= 0:
+            with suppress(OSError):
+                self._restore()
             os.close(self._file)
-            self._file, self._turn_at = -1, -inf
+            self._file, self._look_at = -1, -inf
 
     def _write(self, buffer: bytearray) -> None:
         if len(buffer) > MAX_PAYLOAD_BYTES:
@@ -117,6 +129,23 @@ class Spool:
         self.alarm = f"journal records are being dropped: {fault}"
         return False
 
+    def _look(self, now: float) -> None:
+        """Now and then, and where the open segment is full. Raises OSError where no record can be kept."""
+        self._restore()
+        if self._file < 0 or self._size >= self.segment_bytes or now >= self._turn_at:
+            self._turn(now)
+        self._look_at = now + _LOOK_EVERY_S
+
+    def _restore(self) -> None:
+        """Put the open segment back under its name, where it is deleted: the store knows by it how far it has it."""
+        if self._file < 0 or os.fstat(self._file).st_nlink:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(self.directory, self._name, self._file)
+        os.close(self._file)
+        self._file, self._listed = file, -1
+        log.error("the open segment %s was deleted; it is put back, its %d bytes are whole", self._name, self._size)
+
     def _turn(self, now: float) -> None:
         """Starts a new segment, or goes on in the open one where none can be begun just now. Raises OSError where there
         is none, or the spools have reached their bound.
@@ -127,22 +156,23 @@ class Spool:
         if now < self._full_until:
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
         try:
-            fresh = self._begin(now)
+            fresh, name = self._begin(now)
         except OSError:
-            if now < self._full_until or self._file < 0 or not os.fstat(self._file).st_nlink:
+            if now < self._full_until or self._file < 0:
                 raise
             self._turn_at = now + _FULL_RECHECK_S  # what is open takes more yet
             return
         self.close()
-        self._file, self._size, self._listed = fresh, 0, -1
+        self._file, self._name, self._size, self._listed = fresh, name, 0, -1
         self._turn_at = now + self.segment_age_s
 
-    def _begin(self, now: float) -> int:
+    def _begin(self, now: float) -> tuple[int, str]:
         self.directory.mkdir(parents=True, exist_ok=True)
         if spooled_bytes(self.directory) >= self.max_bytes:
             self._full_until = now + _FULL_RECHECK_S
             raise OSError(28, f"the spools hold {self.max_bytes} bytes that have not been shipped")
-        return _open_locked(self.directory)
+        name = f"{int(time.time() * 1000):012x}-{uuid.uuid4().hex}"
+        return _open_locked(self.directory, name), name
 
 
 def spooled_bytes(directory: Path) -> int:
@@ -157,13 +187,16 @@ def spooled_bytes(directory: Path) -> int:
     return total
 
 
-def _open_locked(directory: Path) -> int:
-    """A new segment, locked before it gets the name under which readers find it."""
-    name = f"{int(time.time() * 1000):012x}-{uuid.uuid4().hex}"
+def _open_locked(directory: Path, name: str, deleted: int = -1) -> int:
+    """A segment, locked before it gets the name under which readers find it; with what is in the `deleted` one."""
     draft = directory / f"{name}.new"
-    file = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    file = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if deleted >= 0:
+            with open(deleted, "rb", closefd=False) as before, open(file, "wb", closefd=False) as after:
+                before.seek(0)
+                shutil.copyfileobj(before, after)
         os.rename(draft, directory / f"{name}{SUFFIX}")
     except BaseException:
         os.close(file)

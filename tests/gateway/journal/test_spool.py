@@ -4,17 +4,21 @@ import asyncio
 import fcntl
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import CallerError, HeadgateError
 from gateway.journal.frames import read_frames
 from gateway.journal.lookup import record_feedback
 from gateway.journal.record import Record, new_id
-from gateway.journal.ship import decode_record
+from gateway.journal.schema import migrate, open_engine
+from gateway.journal.ship import Shipper, decode_record
 from gateway.journal.spool import Spool, spooled_bytes
+from gateway.journal.tables import decisions
 from tests.gateway.journal.records import decision, feedback
 
 
@@ -94,6 +98,37 @@ def test_a_segment_goes_on_while_no_other_can_be_begun(tmp_path: Path) -> None:
     assert spool.append(decision(10))
     assert len(list(tmp_path.glob("*.seg"))) == 2
     assert sorted(record.id for record in records_in(tmp_path) if record) == sorted(f"dec_{n}" for n in range(11))
+
+
+def test_a_deleted_segment_is_put_back_and_shipped_once(tmp_path: Path) -> None:
+    """With its folder or alone, half shipped or not, written to later or only closed: each record is stored once."""
+    now, run = [0.0], tmp_path / "run"
+    spool = Spool(run / "spool", clock=lambda: now[0])
+    engine = open_engine(f"sqlite:///{tmp_path}/journal.db")
+    migrate(str(engine.url))
+    shipper = Shipper(run / "spool", engine)
+    for number in range(3):
+        assert spool.append(decision(number))
+    shipper.ship_all()
+    assert spool.append(decision(3))
+    shutil.rmtree(run)
+    now[0] = 2.0
+    assert spool.append(decision(4))
+    next((run / "spool").glob("*.seg")).unlink()
+    assert spool.append(decision(5))
+    now[0] = 4.0
+    assert spool.append(decision(6))
+    with next((run / "spool").glob("*.seg")).open("rb") as segment, pytest.raises(BlockingIOError):
+        fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    shutil.rmtree(run)
+    spool.close()
+    shipper.ship_all()
+    with engine.connect() as connection:
+        stored = connection.execute(sa.select(decisions.c.id)).scalars().all()
+    assert sorted(stored) == [f"dec_{number}" for number in range(7)]
+    assert (spool.lost, [*run.rglob("*.seg")]) == (0, [])
+    shipper.close()
+    engine.dispose()
 
 
 def test_a_short_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
