@@ -2,7 +2,8 @@
 
 The supervisor serves nothing and holds no state but the listening sockets: one for each worker, so that the kernel
 spreads connections over them, and what waits in a socket's queue outlives the worker that was to take it. SIGHUP
-reads the configuration again and replaces the workers one after the other; no request fails, no stream is cut.
+reads the configuration again and replaces the workers one after the other; no request fails, no stream is cut. A run
+folder that somebody clears away is laid anew, and all that lived in it begins again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ LOAD_TIMEOUT_S = 600.0
 """For a server of ours that a reload adds to load its models."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
+LOCK = "serve.lock"
+FOLDER_EVERY_S = 1.0
 FIXED = ("host", "port", "admin_host", "admin_port")
 """Settings of the server that a reload leaves as they are."""
 
@@ -52,13 +55,15 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     loop.add_signal_handler(signal.SIGHUP, house.reload_soon)
-    ready = asyncio.create_task(house.announce(on_ready))
+    chores = [asyncio.create_task(house.announce(on_ready)), asyncio.create_task(house.keep_folder())]
     house.start()
     try:
         await stop.wait()
     finally:
         tell_system("STOPPING=1")
-        ready.cancel()
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         await house.stop()
 
 
@@ -72,6 +77,7 @@ class House:
         self._numbers = itertools.count()
         self._run_dir = Path(config.server.run_dir)
         self._run_dir.mkdir(0o700, parents=True, exist_ok=True)  # cached answers, files of prompts
+        self._mode = self._run_dir.stat().st_mode & 0o7777
         self._in_force = self._run_dir / "config.toml"
         self._on_trial = self._run_dir / "config.trial.toml"
         self._file = self._in_force
@@ -91,7 +97,10 @@ class House:
         self._lock = own(self._run_dir)
         forget(self._run_dir)
         (self._run_dir / REFUSED).unlink(missing_ok=True)
+        self._frozen = b""
+        """What is in force, word by word."""
         self._freeze(self._in_force)
+        self._remember()
         self._control = self._keeper(self._control_child())
         self._workers: list[Keeper] = []
         for _ in range(self._count):
@@ -231,6 +240,7 @@ class House:
             await self._replace(tried[:replaced])
         elif self._path:
             self._on_trial.replace(self._in_force)
+            self._remember()
         for slot, keeper in enumerate(tried):
             keeper.child = replace(keeper.child, command=self._worker_child(slot).command)
         self._on_trial.unlink(missing_ok=True)
@@ -258,6 +268,54 @@ class House:
             keeper.stumbled = lambda: self._close(slot)
         self._workers.append(keeper)
         return keeper
+
+    # The run folder
+
+    async def keep_folder(self) -> None:
+        """Until cancelled: sockets, locks and what children start by are there, or are made again."""
+        said = ""
+        while True:
+            await asyncio.sleep(FOLDER_EVERY_S)
+            async with self._reloading:
+                if self._has_folder():
+                    continue
+                try:
+                    self._lay_folder()
+                except (OSError, ConfigError) as fault:
+                    if str(fault) != said:
+                        log.error("server.run_dir is gone and can't be laid anew; no worker can be started: %s", fault)
+                    said = str(fault)
+                    continue
+                said = ""
+                log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes are "
+                          "replaced. What lay in it unshipped from workers that have ended, and files of clients, are "
+                          "lost; a folder that nothing cleans is the place for it", self._run_dir)  # fmt: skip
+                await self._begin_again()
+
+    def _has_folder(self) -> bool:
+        try:
+            ours = os.path.samestat(os.fstat(self._lock), (self._run_dir / LOCK).stat())
+            return ours and (not self._path or self._in_force.exists())
+        except OSError:
+            return False
+
+    def _lay_folder(self) -> None:
+        """Raises OSError where it can't be made, ConfigError where another gateway has it by now."""
+        self._run_dir.mkdir(0o700, parents=True, exist_ok=True)
+        self._run_dir.chmod(self._mode)  # a worker may have been faster
+        before, self._lock = self._lock, own(self._run_dir)
+        os.close(before)
+        if self._path:
+            _write_private(self._in_force, self._frozen)
+
+    async def _begin_again(self) -> None:
+        """Servers of ours whose sockets are gone, workers, control: each new one beside the one that was."""
+        lost = [one for one in _managed(self.config) if not one.socket.exists()]
+        before = [self._upstreams[one.socket] for one in lost if one.socket in self._upstreams]
+        await self._start_upstreams(lost)
+        await self._replace(self._workers[: self._count])
+        await self._control.restart(self._control_child())
+        await self._finish(before)
 
     # Children
 
@@ -304,10 +362,11 @@ class House:
     def _freeze(self, copy: Path) -> None:
         """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""
         if self._path:
-            draft = copy.with_suffix(".new")
-            draft.touch(mode=0o600)
-            draft.write_bytes(Path(self._path).read_bytes())
-            draft.replace(copy)
+            _write_private(copy, Path(self._path).read_bytes())
+
+    def _remember(self) -> None:
+        if self._path:
+            self._frozen = self._in_force.read_bytes()
 
     def _keep(self, keeper: Keeper) -> None:
         task = self._tasks[keeper] = asyncio.create_task(keeper.keep())
@@ -327,9 +386,16 @@ def unshared_by(workers: int, config: Config) -> str:
     return unshared(config, made) if workers > 1 else ""
 
 
+def _write_private(path: Path, text: bytes) -> None:
+    draft = path.with_suffix(".new")
+    draft.touch(mode=0o600)
+    draft.write_bytes(text)
+    draft.replace(path)
+
+
 def own(run_dir: Path) -> int:
     """A lock on the folder, as long as this process lives. Raises ConfigError where another gateway has it."""
-    lock = os.open(run_dir / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -574,6 +576,48 @@ async def test_a_reload_to_several_workers_needs_what_a_start_needs(tmp_path: Pa
         process.send_signal(signal.SIGHUP)
         await until(lambda: (tmp_path / "run" / REFUSED).exists() or workers_of(process.pid) != before)
         assert workers_of(process.pid) == before
+
+
+async def test_a_run_folder_that_is_cleared_away_is_laid_anew(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While it serves: no request fails, every decision is stored, the socket of a server of ours comes back, and so
+    does a worker that dies, by the configuration in force.
+    """
+    config, port, admin_port = write_config(tmp_path)
+    run = tmp_path / "run"
+    async with served(config) as process, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async def ask() -> None:
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers={"authorization": "Bearer hg-master"})
+            assert answer.status_code == 200, answer.text
+
+        stated = config.read_bytes()
+        config.write_text("not = [ready")
+        await ask()
+        before = workers_of(process.pid)
+        shutil.rmtree(run)
+        asked = 1
+        async with asyncio.timeout(PATIENCE_S):
+            while not set(workers_of(process.pid)).isdisjoint(before) or not list(run.glob("*.door")):
+                await ask()
+                asked += 1
+                await asyncio.sleep(0.05)
+        assert (run / "config.toml").read_bytes() == stated and run.stat().st_mode & 0o077 == 0
+        assert len(list(run.glob("*.sock"))) == 1
+        (last,) = workers_of(process.pid)
+        os.kill(last, signal.SIGKILL)
+        await until(lambda: workers_of(process.pid) not in ([], [last]))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+            await ask()
+        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as control:
+            while True:
+                with suppress(httpx.TransportError):
+                    if (await control.get("/readyz")).json()["status"] == "ready":
+                        break
+                await asyncio.sleep(0.1)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as database:
+        assert database.execute("SELECT count(*) FROM decisions").fetchone() == (asked + 1,)
+    assert f"server.run_dir {run} was cleared away" in capfd.readouterr().err
 
 
 def test_as_many_files_as_the_system_allows() -> None:
