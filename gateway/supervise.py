@@ -287,9 +287,9 @@ class House:
                     said = str(fault)
                     continue
                 said = ""
-                log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes are "
-                          "replaced. What lay in it unshipped from workers that have ended, and files of clients, are "
-                          "lost; a folder that nothing cleans is the place for it", self._run_dir)  # fmt: skip
+                log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes "
+                          "are replaced. Lost are files of clients, and decisions of workers that had ended, where they "
+                          "were not shipped. Let nothing clean there", self._run_dir)  # fmt: skip
                 await self._begin_again()
 
     def _has_folder(self) -> bool:
