@@ -216,7 +216,7 @@ def check_config(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """List everything that is wrong with a configuration; warn of settings without effect and certificates that end."""
+    """List everything that is wrong with a configuration, and warn of useless settings and certificates that end."""
     import msgspec
 
     path = file_of(file or config)

@@ -23,7 +23,7 @@ from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.config_load import is_path
-from gateway.drive import Driver, Hedging
+from gateway.drive import Driver, Hedging, Streams
 from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits
 from gateway.errors import ConfigError
@@ -76,6 +76,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     spool = Spool(directory)
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
     online = Online(open_bandit_store(config, index), journal)
+    driver = Driver(caller, draws, Hedging(), Streams(server.stream_keepalive_s))
     services = Services(
         config=config,
         now=now,
@@ -90,7 +91,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         featurizer=shipped_featurizer,
         embedder=embedder,
         cache=open_cache(config, shipped_featurizer, embedder if config.embedding.cache else None),
-        driver=Driver(caller, draws, Hedging()),
+        driver=driver,
         responses=Responses(spool, journal, clock, server),
         spool=spool,
         journal=journal,
@@ -104,6 +105,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         prefixes=Prefixes(),
         chores=[
             *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
+            driver.streams.run,
         ],
         index=index,
     )

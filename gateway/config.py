@@ -61,6 +61,8 @@ class Server(_Section, frozen=True):
     first_byte_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 30.0
     """Longest silence inside an upstream's stream."""
+    stream_keepalive_s: Annotated[float, Meta(ge=0)] = 15.0
+    """A stream in which nothing came for so long gets a sign of life, before as much again has passed; 0: none."""
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     max_concurrency: Count = 2048
     """Requests in flight per worker; one more is answered 503."""

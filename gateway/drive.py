@@ -51,9 +51,12 @@ DRAIN_S = 0.25
 class Driver:
     """Drives climbs. One per worker."""
 
-    def __init__(self, caller: Caller, draws: Iterator[float], hedging: Hedging) -> None:
+    def __init__(
+        self, caller: Caller, draws: Iterator[float], hedging: Hedging, streams: Streams | None = None
+    ) -> None:
         self.caller = caller
         self.draws = draws
+        self.streams = streams or Streams(0.0)
         self.hedging = hedging
         self.gathering = Gathering(caller, draws)
 
@@ -311,15 +314,39 @@ class Run:
         if not self.reply.push(data):
             await self.reply.room()
         ended = passing.over
-        while not ended:
-            ended = await response.pour(passing.take, passing.left_s()) or passing.over
-            if not ended:
-                await self.reply.room()
+        self.driver.streams.passing.add(passing)
+        try:
+            while not ended:
+                ended = await response.pour(passing.take, passing.left_s()) or passing.over
+                if not ended:
+                    await self.reply.room()
+        finally:
+            self.driver.streams.passing.discard(passing)
         if not (flow.finished or flow.paused) and flow.end():
             raise fault_of(flow)
 
 
-@dataclass(slots=True)
+class Streams:
+    """Those under way in a worker; one clock for all of them shows that they live where nothing comes for long.
+
+    Proxies cut a connection that is silent, and a model that thinks is silent for minutes; so is one whose own signs of
+    life the client's API has no word for.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        """0: never."""
+        self._every_s = every_s
+        self.passing: set[Passing] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while self._every_s:
+            await asyncio.sleep(self._every_s)
+            for one in self.passing:
+                one.sign()
+
+
+@dataclass(slots=True, eq=False)
 class Passing:
     """Passes a live stream from the upstream's connection to the client's, without waking this task for each part."""
 
@@ -333,6 +360,8 @@ class Passing:
     silent_s: float = 0.0
     """When the next event must have arrived."""
     events: int = -1
+    quiet: bool = False
+    """Nothing went out since the last look."""
 
     @property
     def over(self) -> bool:
@@ -340,13 +369,21 @@ class Passing:
 
     def take(self, data: bytes) -> bool:
         """Pass a part on. False: the stream is over, or the client has to catch up first."""
-        out = self.flow.feed(data)
-        goes_on = not out or self.reply.push(out)
+        goes_on = True
+        if out := self.flow.feed(data):
+            self.quiet = False
+            goes_on = self.reply.push(out)
         if self.over:
             return False
         if goes_on and self.flow.events > self.events:
             self.response.grant(self.left_s())
         return goes_on
+
+    def sign(self) -> None:
+        """What goes out is whole events, so it never stands inside one."""
+        if self.quiet and not self.over and (data := self.flow.sign):
+            self.reply.sign(data)
+        self.quiet = True
 
     def left_s(self) -> float:
         """Seconds left for the next event. Bytes that complete no event count as silence."""

@@ -350,6 +350,10 @@ class Lane(Reply):
             self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not self._flow.write_paused
 
+    def sign(self, data: bytes) -> None:
+        if not self._flow.write_paused:
+            self.push(data)
+
     async def room(self) -> None:
         if self._flow.write_paused:
             await self._flow.drain()

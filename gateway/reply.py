@@ -43,6 +43,9 @@ class Reply(ABC):
     def push(self, data: bytes) -> bool:
         """Send part of a stream. False: await `room` before sending more."""
 
+    def sign(self, data: bytes) -> None:  # noqa: B027
+        """Push, while nobody else does; whoever answers someone within the process needs none."""
+
     @abstractmethod
     async def room(self) -> None:
         """Wait until a slow client has caught up."""
@@ -61,12 +64,13 @@ class Reply(ABC):
 class AsgiReply(Reply):
     """Sends ASGI messages."""
 
-    __slots__ = ("_pushed", "_send")
+    __slots__ = ("_pushed", "_send", "_signing")
 
     def __init__(self, send: Send) -> None:
         super().__init__()
         self._send = send
         self._pushed = b""
+        self._signing: asyncio.Task[None] | None = None
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.committed = True
@@ -81,6 +85,15 @@ class AsgiReply(Reply):
     def push(self, data: bytes) -> bool:
         self._pushed += data
         return not self._pushed
+
+    def sign(self, data: bytes) -> None:
+        if not self._pushed:
+            self._pushed = data
+            self._signing = asyncio.create_task(self._send_sign())
+
+    async def _send_sign(self) -> None:
+        if self._pushed:  # else it went with what came meanwhile
+            await self.room()
 
     async def room(self) -> None:
         pushed, self._pushed = self._pushed, b""

@@ -288,8 +288,8 @@ class House:
                     continue
                 said = ""
                 log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes "
-                          "are replaced. Lost are files of clients, and decisions of workers that had ended, where they "
-                          "were not shipped. Let nothing clean there", self._run_dir)  # fmt: skip
+                          "are replaced. Lost are files of clients, and unshipped decisions of workers that had ended. "
+                          "Let nothing clean there", self._run_dir)  # fmt: skip
                 await self._begin_again()
 
     def _has_folder(self) -> bool:

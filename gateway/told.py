@@ -19,7 +19,7 @@ from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.reply import Headers, Reply
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.sse import Splitter, data_of, frame
+from gateway.wire.sse import COMMENT, Splitter, data_of, frame
 
 if TYPE_CHECKING:
     from gateway.journal.events import Events
@@ -137,7 +137,7 @@ async def with_signs(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         while True:
             coming = asyncio.ensure_future(anext(pieces, None))
             while not (await asyncio.wait({coming}, timeout=STILL_HERE_AFTER_S))[0]:
-                yield b": still here\n\n"
+                yield COMMENT
             if (piece := coming.result()) is None:
                 return
             yield piece

@@ -11,7 +11,7 @@ from gateway.wire.chunk import Peek
 from gateway.wire.errors import render_error
 from gateway.wire.pass_through import read_passing, usage_of
 from gateway.wire.relay import Relay
-from gateway.wire.sse import EventTooLong, Splitter, data_of, frame
+from gateway.wire.sse import COMMENT, EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
 
 _ENDS = (".completed", ".done")
@@ -80,6 +80,11 @@ class PassStream(Relay):
     def answer(self) -> bytes:
         """Nobody keeps it."""
         return b""
+
+    @property
+    def sign(self) -> bytes:
+        """Sound has none."""
+        return COMMENT if self._of_events else b""
 
     @property
     def started(self) -> bool:

@@ -30,11 +30,12 @@ from gateway.wire.responses import as_asked
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.responses_writer import ResponsesWriter
 from gateway.wire.seen import Seen
-from gateway.wire.sse import BOM, EventTooLong, Splitter, data_of, frame, name_of
+from gateway.wire.sse import BOM, COMMENT, EventTooLong, Splitter, data_of, frame, name_of
 from gateway.wire.usage import Usage
 from gateway.wire.writers import DONE, Writer, writer_of
 
 Json = dict[str, Any]
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 TYPED = frozenset({"messages", "responses"})
 """Dialects whose events have types, one of which is the end."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
@@ -247,6 +248,11 @@ class Relay:
             return assemble(self._collected)
         except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
             raise UpstreamError("bad_response", f"the stream can't be assembled: {error!r}") from None
+
+    @property
+    def sign(self) -> bytes:
+        """What may stand between any two events and says only that the stream lives."""
+        return PING if self._dst == "messages" else COMMENT
 
     @property
     def started(self) -> bool:

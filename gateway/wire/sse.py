@@ -12,6 +12,8 @@ import re
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")  # atomic: the CR and LF of one CRLF are not two line ends
 BOM = b"\xef\xbb\xbf"
+COMMENT = b": still here\n\n"
+"""Nothing to whoever reads events, a sign of life to what stands between."""
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
