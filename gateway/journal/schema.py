@@ -24,6 +24,8 @@ _DESTRUCTIVE = re.compile(
 )
 PAGE_BYTES = 8192
 """Of an SQLite file made here: three decisions fit; 4,096 bytes hold one and leave nearly half empty."""
+READ_ONLY = "25006"
+"""PostgreSQL's code of a write where none is allowed."""
 _MIGRATION_LOCK = 0x68656164
 """PostgreSQL advisory lock: one migration at a time however many replicas start."""
 
@@ -39,10 +41,12 @@ def open_engine(url: str) -> sa.Engine:
         return engine
     if fault := lack("storage.url: PostgreSQL needs", "psycopg", "postgres"):
         raise ConfigError([fault])
-    return sa.create_engine(
+    engine = sa.create_engine(
         address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5},
         hide_parameters=True,
     )
+    sa.event.listen(engine, "handle_error", _leave_standby)
+    return engine
 
 
 def missing_folder(url: str) -> str:
@@ -104,6 +108,12 @@ def _prepare_sqlite(connection: object, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _leave_standby(context: sa.engine.ExceptionContext) -> None:
+    """A server that only reads answers pings for ever: its connections go, new ones find who writes by now."""
+    if getattr(context.original_exception, "sqlstate", "") == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _take_migration_lock(connection: sa.Connection) -> None:

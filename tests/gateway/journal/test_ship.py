@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -348,3 +349,29 @@ def test_the_listing_shows_what_was_shipped(tmp_path: Path, store: Store) -> Non
     Shipper(tmp_path, store.engine).ship_all()
     (row,) = store.decisions(DecisionFilter())
     assert (row["id"], row["answered_model"], row["cost_nanousd"]) == ("dec_1", "small", 1000)
+
+
+def test_a_database_that_only_reads_loses_nothing_and_is_left(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    """A standby, by a connection from before the failover: the next pass goes by a new one, to whoever writes now."""
+    url = postgres_server.new_database()
+    migrate(url)
+    name = url.rpartition("/")[2]
+    engine, spool = open_engine(url), Spool(tmp_path)
+    shipper = Shipper(tmp_path, engine)
+
+    def reads_only(whether: str) -> None:
+        with psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+            connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {whether}'.encode())
+
+    reads_only("on")
+    for number in range(3):
+        spool.append(decision(number))
+    assert not shipper.try_pass() and "read-only" in shipper.state.fault
+    reads_only("off")
+    assert shipper.try_pass(), shipper.state.fault
+    assert shipper.state.shipped == 3
+    shipper.close()
+    engine.dispose()
+    spool.close()
