@@ -85,7 +85,7 @@ def change(
             number = desk.store.save_setting(name, value, who.name, expected=version, detail=detail)
         except SettingConflict:
             raise _conflict(setting(desk, name)) from None
-        desk.publish()
+        desk.publish_or_wait()
     workers, confirmed = desk.confirm()
     stored = SettingVersion(name=name, version=number, time_s=time.time(), actor=who.name, value=value)
     return Applied(setting=stored, workers=workers, confirmed=confirmed)

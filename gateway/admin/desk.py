@@ -6,6 +6,7 @@ follow.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from gateway.settings import Settings, change_settings, read_settings, stamp
 if TYPE_CHECKING:
     from gateway.admin.sessions import Doorman
     from gateway.tls import KeptTls
+
+log = logging.getLogger("headgate.admin")
 
 CONFIRM_WITHIN_S = 2.0
 KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant": "tenants"}
@@ -118,6 +121,13 @@ class Desk:
         return change_settings(
             self.run_dir, lambda settings: msgspec.structs.replace(settings, keys=keys, overlay=overlay)
         )
+
+    def publish_or_wait(self) -> None:
+        """Of what is stored already: where the disk takes no file just now, it is handed out as soon as it does."""
+        try:
+            self.publish()
+        except OSError as fault:
+            log.warning("workers don't have it yet: %s", fault)
 
     def confirm(self) -> tuple[int, int]:
         """How many workers run, and how many say within two seconds that they work by the settings of now."""

@@ -41,7 +41,7 @@ def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
             desk.store.add_key(record, who.name)
         except ValueError as fault:
             raise CallerError(str(fault), status=409, code="key_exists", param="name") from None
-        desk.publish()
+        desk.publish_or_wait()
     return MadeKey(key=plaintext, record=_view(record))
 
 
@@ -116,7 +116,7 @@ def _find(desk: Desk, id: str) -> KeyRecord:
 def _put(desk: Desk, who: Actor, id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
     with database():
         record = _known(desk.store.change_key(id, change, who.name), id)
-        desk.publish()
+        desk.publish_or_wait()
     return record
 
 

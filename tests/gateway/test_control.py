@@ -155,6 +155,20 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
+async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.AsyncClient, desk: Desk) -> None:
+    """It is stored, so its secret must not be lost; workers get it once the disk takes it."""
+    in_the_way = desk.run_dir / f"settings.json.{os.getpid()}.new"
+    in_the_way.mkdir(parents=True)
+    answer = await client.post("/admin/keys", json={"name": "app"})
+    assert answer.status_code == 201 and not read_settings(str(desk.run_dir)).keys
+    assert (await client.patch(f"/admin/keys/{answer.json()['record']['id']}", json={"rpm": 7})).status_code == 200
+    in_the_way.rmdir()
+    desk.publish()
+    (key,) = read_settings(str(desk.run_dir)).keys
+    assert (key.key_hash, key.rpm) == (hash_key(answer.json()["key"]), 7)
+
+
+
 async def test_a_rotated_key_has_two_secrets_for_a_while(desk: Desk, client: httpx.AsyncClient) -> None:
     """Its id and budget stay; both hashes reach the workers and neither is shown; the audit log says until when."""
     made = (await client.post("/admin/keys", json={"name": "ci", "budget_usd": 2.5})).json()
