@@ -25,7 +25,7 @@ _SHOWN = (
 )  # fmt: skip
 
 Embedding = Annotated[
-    Path | None, typer.Option(help="Configuration whose [embedding] embeds the texts; default: the shipped one.")
+    Path | None, typer.Option(help="Configuration whose section `embedding` embeds texts; default: the shipped one.")
 ]
 Engine = Annotated[str, typer.Option(help="Where folds and resamples run: embedded (here) or ray (extra `ray`).")]
 Workers = Annotated[int, typer.Option(min=1, help="Workers, where the ray engine starts its own cluster.")]
