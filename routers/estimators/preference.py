@@ -20,10 +20,13 @@ from routers.estimators.knn import unit
 
 
 def battles(scores: Matrix) -> Matrix:
-    """(n, m, m): 1 where the row's model scored higher than the column's, 0 otherwise (unseen pairs
-    included).
+    """(n, m, m): what the row's model won against the column's: 1, half of a tie, 0 where either was not seen.
+
+    Were ties left out, a query on which nobody needs the better model would say nothing.
     """
-    return np.asarray(scores[:, :, None] > scores[:, None, :], np.float64)
+    own, other = scores[:, :, None], scores[:, None, :]
+    won = (own > other) + 0.5 * (own == other)
+    return np.asarray(won * ~np.eye(scores.shape[1], dtype=bool))
 
 
 def scaled(strength: Matrix, scores: Matrix) -> Matrix:
@@ -101,8 +104,8 @@ def _slopes(w: Weights, x: Matrix, wins: Matrix) -> Weights:
 
 
 def _loss(w: Weights, x: Matrix, wins: Matrix) -> float:
-    won = wins > 0
-    return float(-np.log(sigmoid(_edge(w, x))[won] + 1e-9).mean()) if won.any() else 0.0
+    total = float(wins.sum())
+    return float(-(wins * np.log(sigmoid(_edge(w, x)) + 1e-9)).sum() / total) if total else 0.0
 
 
 class SimilarWins(Estimator):

@@ -1,0 +1,36 @@
+"""Preference estimators: who beats whom on which query, ties included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from routers.estimators.base import Training
+from routers.estimators.preference import Preference, SimilarWins, battles
+
+
+def mostly_tied(rows: int = 3_000) -> Training:
+    """The strong model never loses; it wins half of the queries on one side of the first axis, on the other none to
+    speak of. All others are ties.
+    """
+    rng = np.random.default_rng(1)
+    hard = rng.random(rows) < 0.5
+    x = np.column_stack([np.where(hard, 1.0, -1.0), rng.normal(0, 0.1, (rows, 2))])
+    weak = (rng.random(rows) >= np.where(hard, 0.5, 0.03)).astype(float)
+    return Training(x, np.column_stack([np.ones(rows), weak]), ["t"] * rows, ("strong", "weak"))
+
+
+@pytest.mark.parametrize("kind", [Preference, SimilarWins])
+def test_a_tie_says_that_the_better_model_is_not_needed(kind: type[Preference | SimilarWins]) -> None:
+    """Of queries on which one model alone ever wins, those are told apart on which it mostly ties."""
+    data = mostly_tied()
+    strength = kind().fit(data).strength(np.array([[1.0, 0, 0], [-1.0, 0, 0]]))
+    ahead = strength[:, 0] - strength[:, 1]
+    assert ahead[0] > ahead[1] + 0.5
+
+
+def test_battles_of_a_row_sum_to_the_pairs_that_were_seen() -> None:
+    """Whoever wins, ties or stays unseen: each seen pair is one battle."""
+    wins = battles(np.array([[1.0, 0.0, 0.0], [1.0, np.nan, 1.0]]))
+    assert wins[0].tolist() == [[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]]
+    assert wins[1].tolist() == [[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]]
