@@ -2,9 +2,10 @@
 al. 2024).
 
 All models are asked the queries in one shared order, so that comparisons are paired; a model's mean is
-adjusted for how easy its queries were for the others (an additive, rank-one completion of the table). The
-next batch goes to the model with the highest upper confidence bound, until the leader's lower bound
-clears every other's upper one.
+adjusted for how easy its queries were for the others (an additive completion of the table, where theirs is a
+product of rank one). The next batch goes to the leader or to the model with the highest upper confidence bound of
+the others, whichever was asked less (LUCB, Kalyanakrishnan et al. 2012), until the leader's lower bound clears
+every other's upper one. `routers.probing_check` shows it beside the published algorithms.
 """
 
 from __future__ import annotations
@@ -64,18 +65,20 @@ def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np
     """The model to ask next and which queries: its first unasked ones in the shared order."""
     seen = np.asarray(np.isfinite(scores))
     asked = seen.sum(0)
-    if asked.min() < FIRST:
-        model = int(asked.argmin())
-    else:
-        now = leaderboard(scores)
-        bound = now.mean + WIDTH * now.error
-        bound[asked >= len(scores)] = -np.inf
-        runner_up = int(np.argsort(-bound)[1])
-        model = now.leader if asked[now.leader] <= asked[runner_up] and asked[now.leader] < len(scores) else runner_up
-        if not np.isfinite(bound[model]):
-            model = int(bound.argmax())
+    model = int(asked.argmin()) if asked.min() < FIRST else _contested(leaderboard(scores), asked, len(scores))
     left = order[~seen[order, model]]
     return model, left[: max(BATCH, len(scores) // 100) if asked[model] else FIRST]
+
+
+def _contested(now: Leaderboard, asked: NDArray[np.intp], most: int) -> int:
+    """The leader or whoever may yet beat it, whichever was asked less; one that was asked everything is passed over."""
+    open_ = asked < most
+    bound = np.where(open_, now.mean + WIDTH * now.error, -np.inf)
+    bound[now.leader] = -np.inf
+    rival = int(bound.argmax())
+    if not open_[rival]:
+        return now.leader
+    return now.leader if open_[now.leader] and asked[now.leader] <= asked[rival] else rival
 
 
 def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[int, NDArray[np.intp]]]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from routers.probing import FIRST, leaderboard, next_batch
+from routers.probing_check import BUDGETS, RULES, compared, factorised, named
 
 
 def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:
@@ -65,3 +67,39 @@ def test_it_stops_when_settled() -> None:
     best, spent = found_best(truth, 0.5)
     assert best == 4
     assert spent < 0.1
+
+
+def test_a_little_asked_rival_is_asked_before_the_leader_again() -> None:
+    """The rival with the highest bound goes first, also where the leader's own bound is below it."""
+    order, scores = np.arange(400), np.full((400, 3), np.nan)
+    scores[:300, 0] = np.arange(300) % 10 < 6
+    scores[:FIRST, 1] = np.arange(FIRST) % 10 < 5
+    scores[:FIRST, 2] = np.arange(FIRST) % 10 < 1
+    now = leaderboard(scores)
+    assert now.leader == 0
+    assert next_batch(scores, order)[0] == 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_buys_more_than_its_budget_and_all_find_a_clear_winner(rule: str) -> None:
+    """On a table with one model far above the others, with 15 % of the cells."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random((300, 6)) < np.array([0.2, 0.3, 0.3, 0.2, 0.3, 0.9])).astype(float)
+    assert named(truth, RULES[rule](np.random.default_rng(1)), BUDGETS)[-1] == 5
+
+
+def test_a_factorisation_foretells_a_table_of_rank_one() -> None:
+    """From a third of its cells, within a few hundredths."""
+    rng = np.random.default_rng(2)
+    truth = rng.uniform(0.3, 1.0, (120, 1)) * rng.uniform(0.3, 1.0, (1, 8))
+    known = np.where(rng.random(truth.shape) < 0.35, truth, np.nan)
+    assert np.abs(factorised(known, rng).mean(0) - truth).mean() < 0.05
+
+
+def test_the_comparison_tells_every_rule_with_its_interval() -> None:
+    """At every budget, and how soon our own rule was sure."""
+    report = compared(table(200, 5), 100, 2)
+    assert set(report["rules"]) == set(RULES)
+    for row in report["rules"].values():
+        assert all(one["found"]["low"] < one["found"]["high"] for one in row.values())
+    assert 0 < report["sure"]["share"]["value"] <= 1
