@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from math import exp, log
+from math import ceil, exp, log
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cascade.prompts import demonstrated
 from cascade.refined import SUFFIX, Pair, ranked
 from gateway import tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
-from gateway.tiny_figures import mean, ratio
+from gateway.tiny_figures import Figure, difference, mean, ratio
 from gateway.tiny_reply import Reply
 from gateway.tiny_steps import LARGE, SMALL
 from local_models.tasks import Question, held_out_questions, is_right
@@ -102,12 +102,12 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
             in_sight = await ask(demo, SMALL, judging, answered=True)
     return {
         "n_queries": len(judging),
-        "small_accuracy": accuracy(small),
-        "large_accuracy": accuracy(large),
+        "small_accuracy": mean(rights(small)),
+        "large_accuracy": mean(rights(large)),
         "accept_at": accept_at,
         **{name: against(replies, large) for name, replies in climbed.items()},
-        "fixed_tries": {"k": TRIES, "accuracy": voted(tries, judging), "calls": float(TRIES)},
-        **{name: sampled(replies) for name, replies in adaptive.items()},
+        "fixed_tries": {f"{k}": mean(voted(tries[:k], judging)) for k in range(1, TRIES + 1)},
+        **{name: sampled(replies, tries, judging) for name, replies in adaptive.items()},
         "local": {"target": SHARE, **{name: kept_local(replies, large, judging) for name, replies in climbed.items()}},
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
         "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
@@ -206,17 +206,17 @@ def threshold(small: Sequence[Reply]) -> float:
     return float(max((t for t in GRID[1:] if (sure < t).mean() <= BUDGET), default=GRID[-1]))
 
 
-def accuracy(replies: Sequence[Reply]) -> float:
-    return float(np.mean([reply.right for reply in replies]))
+def rights(replies: Sequence[Reply]) -> list[float]:
+    return [float(reply.right) for reply in replies]
 
 
-def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, float]:
+def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, Figure]:
     """A cascade beside always asking the large model."""
     return {
-        "accuracy": accuracy(climbed),
-        "share_of_large": accuracy(climbed) / max(accuracy(large), 1e-9),
-        "large_share": float(np.mean([reply.large for reply in climbed])),
-        "cost_ratio": sum(reply.cost_usd for reply in climbed) / sum(reply.cost_usd for reply in large),
+        "accuracy": mean(rights(climbed)),
+        "share_of_large": ratio(rights(climbed), rights(large)),
+        "large_share": mean([float(reply.large) for reply in climbed]),
+        "cost_ratio": ratio([reply.cost_usd for reply in climbed], [reply.cost_usd for reply in large]),
     }
 
 
@@ -226,7 +226,7 @@ def kept_local(climbed: Sequence[Reply], large: Sequence[Reply], questions: Sequ
     kinds = sorted({question.kind for question in questions})
     return {
         "kept_local": mean(stayed),
-        "share_of_large": ratio([reply.right for reply in climbed], [reply.right for reply in large]),
+        "share_of_large": ratio(rights(climbed), rights(large)),
         "kept_local_of": {
             kind: mean([one for one, question in zip(stayed, questions, strict=True) if question.kind == kind])
             for kind in kinds
@@ -242,15 +242,27 @@ def pair(direct: Sequence[Reply], refined: Sequence[Reply]) -> Pair:
     return Pair(score, better, cost_usd, paid_usd)
 
 
-def voted(tries: Sequence[Sequence[Reply]], questions: Sequence[Question]) -> float:
-    """Accuracy of the most frequent of a fixed number of answers."""
+def voted(tries: Sequence[Sequence[Reply]], questions: Sequence[Question]) -> list[float]:
+    """1 where the most frequent of a fixed number of answers is right; of equally frequent ones the first counts."""
     found = []
     for place, question in enumerate(questions):
         texts = [replies[place].text for replies in tries]
-        found.append(is_right(question, max(texts, key=texts.count)))
-    return float(np.mean(found))
+        found.append(float(is_right(question, max(texts, key=texts.count))))
+    return found
 
 
-def sampled(replies: Sequence[Reply]) -> dict[str, float]:
-    calls = float(np.mean([reply.calls for reply in replies]))
-    return {"accuracy": accuracy(replies), "calls": calls, "saved": 1.0 - calls / TRIES}
+def sampled(
+    replies: Sequence[Reply], tries: Sequence[Sequence[Reply]], questions: Sequence[Question]
+) -> dict[str, Figure]:
+    """Tries as each question needs them, beside as many for all: the most there may be, and what they took on average,
+    rounded up.
+    """
+    calls = [float(reply.calls) for reply in replies]
+    alike = min(ceil(sum(calls) / len(calls)), len(tries))
+    return {
+        "accuracy": mean(rights(replies)),
+        "calls": mean(calls),
+        "saved": mean([1.0 - one / len(tries) for one in calls]),
+        "accuracy_minus_all_tries": difference(rights(replies), voted(tries, questions)),
+        f"accuracy_minus_{alike}_tries": difference(rights(replies), voted(tries[:alike], questions)),
+    }
