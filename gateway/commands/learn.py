@@ -77,6 +77,9 @@ def evaluate(
     engine: Engine = "embedded",
     workers: Workers = 2,
     costs: Annotated[str, typer.Option(help="Each model's cost per call in place of the data's: NAME=COST,...")] = "",
+    trained_on: Annotated[
+        str, typer.Option(help="Learn from these models' scores in place of those of --models, best for best.")
+    ] = "",
     cascade: Annotated[str, typer.Option(help="Evaluate this cascade instead; there is one: routing.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the cost-quality frontiers into this file.")] = None,
     as_json: Json = False,
@@ -88,6 +91,8 @@ def evaluate(
         with bar("evaluating"):
             if cascade and costs:
                 raise ValueError("--costs can't be combined with --cascade, whose costs are those of the data")
+            if cascade and trained_on:
+                raise ValueError("--trained-on can't be combined with --cascade, which reads its models' own answers")
             if cascade:
                 from gateway.learn import cascaded
 
@@ -100,7 +105,7 @@ def evaluate(
                     router, data, train_data=train_data, models=listed(models), tasks=listed(tasks),
                     limit=train_rows, seed=seed, resamples=resamples, featurizer=_featurizer(embedding),
                     parallel_map=_parallel_map(engine, workers), beside=listed(beside),
-                    costs=_per_model("--costs", costs, "COST"),
+                    costs=_per_model("--costs", costs, "COST"), stand_ins=listed(trained_on),
                 )  # fmt: skip
     except ValueError as error:
         raise _refuse(error) from error

@@ -63,17 +63,17 @@ class TrainTestSplit:
 
 def rows_of(
     data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = (),
-    costs: Mapping[str, float] | None = None,
+    costs: Mapping[str, float] | None = None, stand_ins: Sequence[str] = (),
 ) -> TrainTestSplit:  # fmt: skip
     """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
     either side is empty or fewer than two models are covered. `costs`: what a call of a model costs, whatever the data
-    says.
+    says. `stand_ins`: models whose scores are learnt in the place of those of `models`.
     """
     whole = _stated(read_outcomes(data), costs)
     if train_data is None and not ((whole.splits == "test").any() and (whole.splits == "train").any()):
         raise DataError("queries.parquet: field split: needs rows of train and of test")
     whole = _of_tasks(whole, tasks)
-    known = _complete(whole, models)
+    known = _complete(whole, [*models, *stand_ins])
     if train_data is None:
         held = known.splits == "test"
         trained, tested = known.rows(~held), known.rows(held)
@@ -85,6 +85,8 @@ def rows_of(
     for part, name in ((trained, "train"), (tested, "test")):
         if not part.texts:
             raise DataError(f"queries.parquet: field split: no row of {name} was scored on every model")
+    if stand_ins:
+        trained, tested = _stood_in(trained, models, stand_ins), tested.columns(models)
     kept = fresh(trained, tested)
     trained = trained.rows(kept)
     priced = bool(np.isfinite(tested.cost_usd).all() and np.isfinite(trained.cost_usd).all())
@@ -93,6 +95,16 @@ def rows_of(
     return TrainTestSplit(
         trained, tested, described(trained, featurizer), described(tested, featurizer), priced, left_out
     )
+
+
+def _stood_in(data: Outcomes, models: Sequence[str], stand_ins: Sequence[str]) -> Outcomes:
+    """Each model with the scores of the stand-in that does as well among its own. DataError where they don't pair."""
+    if len(stand_ins) != len(models) or set(stand_ins) & set(models):
+        raise DataError(f"--trained-on {','.join(stand_ins)}: as many models as --models names, and none of those")
+    own, others = data.columns(models), data.columns(stand_ins)
+    scores = np.empty_like(own.scores)
+    scores[:, own.scores.mean(0).argsort()] = others.scores[:, others.scores.mean(0).argsort()]
+    return replace(own, scores=scores)
 
 
 def _stated(data: Outcomes, costs: Mapping[str, float] | None) -> Outcomes:
@@ -166,17 +178,17 @@ def evaluated(
     router: str, data: Path, *, train_data: Path | None = None, models: Sequence[str] = (),
     tasks: Sequence[str] = (), limit: int = 0, seed: int = 0, resamples: int = evaluate.RESAMPLES,
     featurizer: Featurizer | None = None, parallel_map: ParallelMap = serial_map, beside: Sequence[str] = (),
-    costs: Mapping[str, float] | None = None,
+    costs: Mapping[str, float] | None = None, stand_ins: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, PolicyFamily], Bench]:  # fmt: skip
     """The report, and the policies and bench for a plot. `limit` keeps that many training rows, at random;
     `parallel_map` runs folds and resamples; `beside`: other routers, trained on the same rows and compared with it;
-    `costs`: of a call of each model, in any one unit.
+    `costs`: of a call of each model, in any one unit; `stand_ins`: learnt from in the place of `models`.
     """
     featurizer = featurizer or shipped_featurizer()
     artifact = _artifact(router)
     for other in beside:
         estimator_named(other)  # refused before the work
-    rows = limited(rows_of(data, train_data, models, featurizer, tasks, costs), limit, seed)
+    rows = limited(rows_of(data, train_data, models, featurizer, tasks, costs, stand_ins), limit, seed)
     learned, unseen = _learned(artifact, router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
     rates = evaluate.rates_for(train_bench.costs)

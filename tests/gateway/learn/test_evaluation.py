@@ -169,6 +169,28 @@ def test_another_folder_may_train(folder: Path, tmp_path: Path) -> None:
     assert (report["n_queries"], report["n_train"]) == (240, 132)
 
 
+def test_what_one_pair_taught_routes_another(folder: Path, tmp_path: Path) -> None:
+    """With --trained-on the strong model's scores are those of the stronger stand-in, and prices stay its own."""
+    two = tmp_path / "two"
+    two.mkdir()
+    table = pq.read_table(folder / "outcomes.parquet")
+    others = [f"{name}-too" for name in table["model"].to_pylist()]
+    flat = pa.table({**{name: table[name] for name in table.column_names}, "model": others})
+    level = pa.array([0.6 if name == "large-too" else 0.4 for name in others])
+    flat = flat.set_column(flat.column_names.index("score"), "score", level)
+    pq.write_table(pa.concat_tables([table, flat]), two / "outcomes.parquet")
+    (two / "queries.parquet").write_bytes((folder / "queries.parquet").read_bytes())
+    pair = ["--router", "linear", "--models", "small,large"]
+    own = asked("evaluate", "--data", str(folder), *pair)
+    blind = asked("evaluate", "--data", str(two), *pair, "--trained-on", "small-too,large-too")
+    assert blind["models"] == ["small", "large"] and blind["n_train"] == own["n_train"]
+    assert blind["best_single"]["aiq"] == own["best_single"]["aiq"]
+    assert blind["router"]["apgr"]["value"] < own["router"]["apgr"]["value"] - 0.1
+    for wrong in ("large-too", "small,large", "small-too,nobody"):
+        refused = RUN.invoke(app, ["evaluate", "--data", str(two), *pair, "--trained-on", wrong])
+        assert refused.exit_code == 2 and len(refused.output.strip().splitlines()) == 1
+
+
 def test_two_models_without_prices_get_apgr(tmp_path: Path) -> None:
     """Without costs, calls to the strong model are counted."""
     pair = write_folder(tmp_path / "pair", models=("small", "large"), priced=False)
