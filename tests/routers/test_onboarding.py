@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from routers.onboarding import completed
+from routers.onboarding_check import WAYS, _shares
+from routers.outcomes import Outcomes
 
 
 def outcomes(n: int = 2_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,3 +47,33 @@ def test_half_observed_and_logged_data_are_left_alone() -> None:
     assert completed(half) is half
     logged = np.where(np.arange(8) == np.arange(600)[:, None] % 8, scores, np.nan)
     assert completed(logged) is logged
+
+
+def test_every_way_of_filling_keeps_what_was_observed() -> None:
+    """Training fills the gaps itself, an identity vector or the probes' mean fills them all."""
+    scores, chance = outcomes(600)
+    few = outcome_data(np.where((np.arange(600) < 50)[:, None] | (np.arange(8) < 7), scores, np.nan))
+    z = np.column_stack([scores[:, :7].mean(1), np.ones(600)])
+    for name, way in WAYS.items():
+        found = way(few, 7, z).scores
+        assert np.array_equal(found[:, :7], scores[:, :7])
+        assert np.array_equal(found[:50, 7], scores[:50, 7])
+        assert np.isfinite(found).all() == (name != "foretold")
+    vector, mean = (WAYS[name](few, 7, z).scores[50:, 7] for name in ("identity vector", "mean of probes"))
+    assert ((vector - chance[50:]) ** 2).mean() < ((mean - chance[50:]) ** 2).mean()
+
+
+def test_shares_are_of_what_all_models_are_worth() -> None:
+    """A model that is worth more counts for more; the interval is that of the draws."""
+    gained = np.array([[[0.04, 0.02]] * 3, [[0.0, 0.0]] * 3])
+    found = _shares(gained, 0.05)
+    assert set(found) == set(WAYS)
+    assert found["foretold"]["value"] == pytest.approx(0.6)
+    assert (found["foretold"]["low"], found["foretold"]["high"]) == pytest.approx((0.4, 0.8))
+
+
+def outcome_data(scores: np.ndarray) -> Outcomes:
+    """Rows of which nothing but the scores matters."""
+    n, m = scores.shape
+    none, texts = np.full((n, m), np.nan), tuple(f"q{i}" for i in range(n))
+    return Outcomes(texts, texts, ("t",) * n, np.full(n, "train"), tuple("abcdefgh"[:m]), scores, *[none] * 7)
