@@ -61,7 +61,7 @@ def drawn_answers(seed: int = 0, n: int = 20_000) -> Answers:
     need = rng.exponential((300.0, 80.0, 40.0), (n, 3))
     need = np.where(rng.random((n, 3)) < ENDLESS, np.inf, need)
     score = (rng.random((n, 3)) < (0.95, 0.7, 0.4)).astype(float)
-    return Answers(need, score, np.full(3, 0.0003), 50.0 * 2.0 ** np.arange(7))
+    return Answers(need, score, np.full(3, 0.0003), np.exp2(np.arange(7.0)) * 50.0)
 
 
 def logged_answers(data: Outcomes) -> Answers:
@@ -71,7 +71,7 @@ def logged_answers(data: Outcomes) -> Answers:
         raise DataError("outcomes.parquet: field output_tokens: no query has one of every model")
     data = data.rows(known)
     cost, need = data.cost_usd.mean(0), np.maximum(data.output_tokens, 1.0)
-    limits = 2.0 ** np.arange(4, int(np.ceil(np.log2(need.max() + 1))) + 1)
+    limits = np.exp2(np.arange(4.0, np.ceil(np.log2(need.max() + 1)) + 1))
     return Answers(need, data.scores, WORTH * cost / cost.max() / need.mean(0), limits)
 
 
