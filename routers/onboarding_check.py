@@ -1,11 +1,12 @@
 """Shows what a few probes recover of a new model's worth: `python -m routers.onboarding_check --data DIR`.
 
-Every model is left out in turn, and a router trained on all outcomes of the others. A model without which the router's
-AIQ on the test rows hardly falls proves nothing and is only counted. Of the others it is told, for several draws of the
-probes, what share of that loss comes back with the probes alone: foretold from the known models
-(`routers.onboarding`, what training does), and beside it by an identity vector (LLM Bandit's, `estimators.factor`),
-and by their plain mean. 100 % is a router trained on everything, 0 % one that does without the model. The mean is
-weighted by what each model is worth; its 95 % interval is a bootstrap over the draws of each.
+Every model is left out in turn, and a router trained on all outcomes of the others and a few of its own. Told first is
+what share of the gain over the zero router (AIQ on the test rows) is kept, over all models. A model without which that
+AIQ hardly falls proves little by it. Of the others it is told, for several draws of the probes, what share of that loss
+comes back with the probes alone: foretold from the known models (`routers.onboarding`, what training does), and beside
+it by an identity vector (LLM Bandit's, `estimators.factor`), and by their plain mean. 100 % is a router trained on
+everything, 0 % one that does without the model. The mean is weighted by what each model is worth; 95 % intervals are
+bootstraps over models, and over the draws of each.
 """
 
 from __future__ import annotations
@@ -107,9 +108,14 @@ def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callab
     z = Projection().fit(x, featurizer.layout.blocks()).apply(x).astype(np.float64)
     bench = Bench(test.scores, test.cost_usd, int(train.scores.mean(0).argmax()))
     whole = aiq(train, x, test_x, bench, featurizer)
+    alone = bench.singles()
+    zero = evaluate.figures(alone, alone, bench.best, 1.0)["aiq"]
+    few = [aiq(probed(train, j, probes, j), x, test_x, bench, featurizer) for j in range(len(train.models))]
+    kept = _mean((np.array(few) - zero) / (whole - zero))
+    tell(f"zero router {zero:.4f}, all outcomes {whole:.4f}; {probes} probes keep {_at(kept)} of that gain")
     missed = [without(train, x, test_x, bench, featurizer, j) for j in range(len(train.models))]
     counted = [j for j, one in enumerate(missed) if whole - one >= least]
-    tell(f"AIQ with all outcomes {whole:.4f}; {len(counted)} of {len(missed)} models are worth {least:g} or more")
+    tell(f"{len(counted)} of {len(missed)} models are worth {least:g} or more")
     if not counted:
         raise DataError(f"outcomes.parquet: without any one model AIQ falls by less than {least:g}")
     models, gained = {}, []
@@ -122,7 +128,14 @@ def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callab
         told = ", ".join(f"{name} {_at(one)}" for name, one in share.items())
         tell(f"{train.models[j]:36s} without it {missed[j]:.4f}; of the loss comes back: {told}")
     worth = sum(whole - missed[j] for j in counted)
-    return {"aiq": whole, "probes": probes, "draws": draws, "models": models, "share": _shares(np.array(gained), worth)}
+    share = _shares(np.array(gained), worth)
+    return {"aiq": whole, "probes": probes, "draws": draws, "gain kept": kept, "models": models, "share": share}
+
+
+def _mean(values: Matrix) -> dict[str, float]:
+    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _shares(gained: Matrix, worth: float) -> dict[str, dict[str, float]]:
