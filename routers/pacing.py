@@ -2,18 +2,18 @@
 replenishable knapsacks; exponential dual prices).
 
 Under one budget the best spending holds one price all day, so what is spent follows the traffic. A purse
-therefore refills by the day's shape, as far as earlier days have shown it, and evenly before (target spending
-from samples: Balseiro, Kumar, Mirrokni & Sivan 2023, Robust budget pacing with a single sample). The price of a
-dollar in quality points is exponential in how empty the purse is, which is what multiplicative updates of the
-dual variable come to when they are summed: a full purse reads quality only, an empty one cost only. What was
-spent in the last 24 hours is told apart from the purse's level: the price also rises as it nears the budget, and
-no decision may cost more than is left of it, so in any 24 hours spending stays within the budget, whatever the
-traffic does.
+therefore refills by the day's shape (routers/day_shape.py), as far as earlier days have shown it, and evenly before
+(target spending from samples: Balseiro, Kumar, Mirrokni & Sivan 2023, Robust budget pacing with a single sample). The
+price of a dollar in quality points is exponential in how empty the purse is, which is what multiplicative updates of
+the dual variable come to when they are summed: a full purse reads quality only, an empty one cost only. What was spent
+in the last 24 hours is told apart from the purse's level: the price also rises as it nears the budget, and no decision
+may cost more than is left of it, so in any 24 hours spending stays within the budget, whatever the traffic does.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, inf, log, sqrt
 
@@ -48,9 +48,7 @@ class Purse:
         """Half full: the first requests are neither spoilt nor starved."""
         if not 0.0 < budget_usd_per_day < inf:
             raise ValueError(f"budget_usd_per_day: {budget_usd_per_day} is not a positive amount")
-        shape = shape or DayShape()
-        shape.turn(now_s)
-        return cls(budget_usd_per_day, budget_usd_per_day * SAVED / 2, now_s, shape)
+        return cls(budget_usd_per_day, budget_usd_per_day * SAVED / 2, now_s, shape or DayShape())
 
     @property
     def capacity_usd(self) -> float:
@@ -68,11 +66,8 @@ class Purse:
         if now_s < self.time_s - HOUR_S:
             self.time_s, self.spent = now_s, deque([(now_s, self.spent_usd)])
         now_s = max(now_s, self.time_s)
-        midnight_s = now_s // DAY_S * DAY_S
-        if midnight_s > self.time_s:
-            self._add(midnight_s)
-            self.shape.turn(midnight_s)
-        self._add(now_s)
+        self.level_usd = min(self.capacity_usd, self.level_usd + self._refilled(self.time_s, now_s))
+        self.time_s = now_s
         while self.spent and self.spent[0][0] <= now_s - DAY_S:
             self.spent_usd -= self.spent.popleft()[1]
 
@@ -85,6 +80,20 @@ class Purse:
             self.spent.append((until_s, usd + cost_usd))
         else:
             self.spent.append((self.time_s + MERGED_S, cost_usd))
+
+    def recall(self, spent: Sequence[tuple[float, float]], made_s: float) -> None:
+        """Goes on where a purse that was there before this one was made would be, but for its debts. `spent`: dollars,
+        each with the time it was spent at or somewhat later, in order.
+        """
+        if not spent:
+            return
+        level, time_s = self.capacity_usd / 2, spent[0][0]
+        for until_s, usd in (*spent, (made_s, 0.0)):
+            level = min(self.capacity_usd, level + self._refilled(time_s, until_s)) - usd
+            time_s = until_s
+        self.level_usd = min(self.capacity_usd, self.level_usd + max(level, 0.0) - self.capacity_usd / 2)
+        self.spent.extendleft(reversed(spent))
+        self.spent_usd += sum(usd for _, usd in spent)
 
     @property
     def fullness(self) -> float:
@@ -99,10 +108,8 @@ class Purse:
         """Quality points per reference cost."""
         return exp(log(EMPTY_RATE) + self.fullness * (log(FULL_RATE) - log(EMPTY_RATE)))
 
-    def _add(self, until_s: float) -> None:
-        added = self.shape.share(self.time_s, until_s) * self.budget_usd_per_day * (1.0 - RESERVE)
-        self.level_usd = min(self.capacity_usd, self.level_usd + added)
-        self.time_s = until_s
+    def _refilled(self, since_s: float, until_s: float) -> float:
+        return self.shape.share(since_s, until_s) * self.budget_usd_per_day * (1.0 - RESERVE)
 
 
 def cost_weight_of(rate: float) -> float:
@@ -117,7 +124,6 @@ def weighed(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
     Where only a quality floor was asked for, the cheapest model that meets it is taken anyway.
     """
     purse.refill(now_s)
-    purse.shape.count(purse.time_s)
     if knobs.min_quality is not None and knobs.cost_weight is None:
         return knobs
     return replace(knobs, cost_weight=max(knobs.cost_weight or 0.0, cost_weight_of(purse.rate)))

@@ -2,28 +2,36 @@
 
 Requests come over days, each with models whose quality and cost are known beforehand to the simulation
 only. Beside the paced spending stand the best fixed rate in hindsight (the one exchange rate that would
-have kept the same total) and the same pacing with no forecast of when in the day requests come. Nothing is
-known of the first day, so the days after it are also told alone.
+have kept the same total) and the same pacing without what is shown: a forecast of when in the day requests
+come; where weekends differ, weekdays of their own; where the gateway restarts every six hours, its journal.
+Nothing is known of the first day, so the days after it are also told alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.day_shape import DAY_S, DayShape
+from routers.day_shape import DAY_S, HOUR_S, DayShape
 from routers.ope import Z95
-from routers.pacing import Purse, paced
+from routers.pacing import MERGED_S, Purse, paced
 from routers.select import Forecast, utilities
 from routers.types import Knobs
 
-KINDS = ("steady", "daily", "sharp", "moving", "burst", "worthless first", "dear first")
-PEAKS = {"daily": 0.12, "sharp": 0.03, "moving": 0.06}
+WEEKLY = ("weekend evenings", "even weekends", "same weekends", "moving for weeks")
+KINDS = ("steady", "daily", "sharp", "moving", "burst", "worthless first", "dear first", *WEEKLY, "restarts")
+PEAKS = {"daily": 0.12, "sharp": 0.03, "moving": 0.06, "restarts": 0.12, "moving for weeks": 0.06}
 """Standard deviation of the time of day, in days."""
+WEEKENDS = {"weekend evenings": (0.5, 0.85, 0.06), "even weekends": (1.0, 0.5, 9.0), "same weekends": (0.3, 0.6, 0.12)}
+"""Requests beside a weekday's, and when in the day they come."""
+WEEKS = 4
+RESTARTS_S = DAY_S / 4
 PRICES = np.array([0.1, 0.5, 2.0]) / 1000
 BUDGET_USD = 1.0
 Array = NDArray[np.float64]
@@ -38,16 +46,19 @@ class Traffic:
 
 
 def traffic(kind: str, seed: int, days: int = 3, per_day: int = 2000) -> Traffic:
-    """Stochastic (steady; a daily peak, a sharp one) or made to hurt (a peak at another time every day; a burst;
-    worth or price that changes after the first half).
+    """Stochastic (steady; a daily peak, a sharp one; weekends of their own) or made to hurt (a peak at another time
+    every day; a burst; worth or price that changes after the first half).
     """
     rng = np.random.default_rng(seed)
     n = days * per_day
     time = np.sort(rng.random(n)) * days * DAY_S
     if kind in PEAKS:
         day = np.floor(time / DAY_S)
-        peak = 0.2 + 0.6 * rng.random(days)[day.astype(int)] if kind == "moving" else 0.6
+        peak = 0.2 + 0.6 * rng.random(days)[day.astype(int)] if kind.startswith("moving") else 0.6
         time = np.sort((day + np.clip(rng.normal(peak, PEAKS[kind], n), 0, 0.999)) * DAY_S)
+    if kind in WEEKENDS:
+        time = weekly(rng, WEEKENDS[kind], days, per_day)
+        n = len(time)
     if kind == "burst":
         time = np.sort(np.where(rng.random(n) < 0.6, 1.2 * DAY_S + rng.random(n) * 3600, time))
     hard = rng.random(n)
@@ -61,20 +72,52 @@ def traffic(kind: str, seed: int, days: int = 3, per_day: int = 2000) -> Traffic
     return Traffic(time, quality, cost)
 
 
+def weekly(rng: np.random.Generator, weekend: tuple[float, float, float], days: int, per_day: int) -> Array:
+    """A peak at noon on five days of seven."""
+    share, peak, spread = weekend
+    is_weekend = np.arange(days) % 7 >= 5
+    day = np.repeat(np.arange(days), rng.poisson(np.where(is_weekend, share, 1.0) * per_day))
+    weekday = 0.6 if peak == 0.6 else 0.5
+    at = np.where(is_weekend[day], rng.normal(peak, spread, len(day)), rng.normal(weekday, 0.1, len(day)))
+    return np.asarray(np.sort((day + at % 1.0) * DAY_S))
+
+
 class EvenDay(DayShape):
     """Foresees nothing."""
 
-    def turn(self, time_s: float) -> None:
-        pass
+    def __init__(self, hours: Mapping[int, float] | None = None, now_s: float = 0.0) -> None:
+        super().__init__()
 
 
-def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD, shape: DayShape | None = None) -> tuple[Array, Array]:
-    """Quality and dollars of each request; what the purse can't pay gets no answer."""
-    purse = Purse.new(budget, 0.0, shape)
+class EveryDay(DayShape):
+    """Takes weekdays for days like the others."""
+
+    trust = 0.0
+
+
+def spent_by_pacing(
+    came: Traffic, budget: float = BUDGET_USD, learnt: type[DayShape] = DayShape, *,
+    restarts_s: float = inf, recalls: bool = True,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Quality and dollars of each request; what the purse can't pay gets no answer. `restarts_s`: how often another
+    purse takes over, with or without what happened before.
+    """
+    purse, restart_s, seen_s, midnight_s = Purse.new(budget, 0.0), restarts_s, 0.0, DAY_S
     reference = float(PRICES.max())
     quality, cost = np.zeros(len(came.time_s)), np.zeros(len(came.time_s))
     nothing = [float("nan")] * 3
     for i, now_s in enumerate(came.time_s.tolist()):
+        if now_s >= midnight_s:
+            purse.refill(midnight_s := now_s // DAY_S * DAY_S)
+            purse.shape = learnt(by_hour(came.time_s[:i], seen_s), midnight_s)
+            midnight_s += DAY_S
+        if now_s >= restart_s:
+            restart_s += restarts_s
+            purse = Purse.new(budget, now_s, purse.shape if recalls else None)
+            if recalls:
+                purse.recall(last_day(came.time_s[:i], cost[:i], now_s), now_s)
+            else:
+                seen_s = now_s
         knobs = paced(Knobs(), purse, now_s)
         affordable = came.cost[i] <= (knobs.max_cost_usd or 0.0)
         if not affordable.any():
@@ -86,6 +129,19 @@ def spent_by_pacing(came: Traffic, budget: float = BUDGET_USD, shape: DayShape |
         quality[i], cost[i] = came.quality[i, pick], came.cost[i, pick]
         purse.spend(cost[i])
     return quality, cost
+
+
+def by_hour(time_s: Array, since_s: float) -> dict[int, float]:
+    requests = np.bincount((time_s // HOUR_S).astype(int))
+    return {hour: float(requests[hour]) for hour in range(int(since_s // HOUR_S), len(requests))}
+
+
+def last_day(time_s: Array, cost: Array, now_s: float) -> list[tuple[float, float]]:
+    """What was spent in the last 24 hours, by minute, as the journal has it."""
+    since = int(np.searchsorted(time_s, now_s - DAY_S))
+    minutes, places = np.unique(time_s[since:] // MERGED_S, return_inverse=True)
+    usd = np.bincount(places, cost[since:], len(minutes))
+    return [(float(minute + 1) * MERGED_S, float(one)) for minute, one in zip(minutes, usd, strict=True)]
 
 
 def best_fixed_rate(came: Traffic, daily_usd: float) -> float:
@@ -109,20 +165,25 @@ def worst_day(time_s: Array, cost: Array) -> float:
 
 
 def checked(kind: str, seed: int) -> dict[str, float]:
-    came = traffic(kind, seed)
-    quality, cost = spent_by_pacing(came)
-    even, _ = spent_by_pacing(came, shape=EvenDay())
+    is_long = kind in WEEKLY
+    came = traffic(kind, seed, days=7 * WEEKS, per_day=600) if is_long else traffic(kind, seed)
+    budget = 0.3 * BUDGET_USD if is_long else BUDGET_USD
+    restarts_s = RESTARTS_S if kind == "restarts" else inf
+    quality, cost = spent_by_pacing(came, budget, restarts_s=restarts_s)
+    without = EveryDay if is_long else DayShape if kind == "restarts" else EvenDay
+    blind, blind_cost = spent_by_pacing(came, budget, without, restarts_s=restarts_s, recalls=False)
     later = came.time_s >= DAY_S
     days = float(came.time_s[-1] - came.time_s[0]) / DAY_S
     return {
-        "worst_day_share": worst_day(came.time_s, cost) / BUDGET_USD,
-        "spent_share": float(cost.sum()) / (BUDGET_USD * days),
+        "worst_day_share": worst_day(came.time_s, cost) / budget,
+        "spent_share": float(cost.sum()) / (budget * days),
         "quality": float(quality.mean()),
         "later_quality": float(quality[later].mean()),
-        "gain_by_forecast": float((quality - even).mean()),
+        "gain": float((quality - blind).mean()),
+        "worst_day_share_without": worst_day(came.time_s, blind_cost) / budget,
         "answered": float((cost > 0).mean()),
-        "best_fixed_rate": best_fixed_rate(came, BUDGET_USD),
-        "always_dear": float(came.cost[:, 2].sum()) / (BUDGET_USD * days),
+        "best_fixed_rate": best_fixed_rate(came, budget),
+        "always_dear": float(came.cost[:, 2].sum()) / (budget * days),
     }
 
 
@@ -138,12 +199,13 @@ def main() -> None:
     for kind, rows in found.items():
         mean = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
         worst = max(row["worst_day_share"] for row in rows)
-        gains = [row["gain_by_forecast"] for row in rows]
+        gains = [row["gain"] for row in rows]
+        by = "weekdays" if kind in WEEKLY else "the journal" if kind == "restarts" else "forecasting"
         reach = Z95 * np.std(gains, ddof=1) / np.sqrt(len(gains))
         print(
             f"{kind:16s} worst 24 h {worst:.1%} of the budget, spent {mean['spent_share']:.0%} in all "
             f"(always dear would take {mean['always_dear']:.0%}); quality {mean['quality']:.4f} "
-            f"({mean['later_quality']:.4f} after the first day), by forecasting {mean['gain_by_forecast']:+.4f} "
+            f"({mean['later_quality']:.4f} after the first day), by {by} {mean['gain']:+.4f} "
             f"(+-{reach:.4f}), best fixed rate {mean['best_fixed_rate']:.4f}, answered {mean['answered']:.1%}"
         )
 

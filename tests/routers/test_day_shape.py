@@ -1,50 +1,48 @@
-"""When in a day its requests come: even until a day has shown it, then as it was."""
+"""When in a day its requests come: even until a day has shown it, then as it was; weekends as weekends were."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.day_shape import DAY_S, HOUR_S, DayShape
+from routers.day_shape import DAY_S, HOUR_S, HOURS, WEEK, DayShape, shared_out
+
+WORK, LEISURE = dict.fromkeys(range(8, 17), 100), dict.fromkeys(range(19, 23), 80)
+WEEK_OF = [*[WORK] * 5, LEISURE, LEISURE]
+
+
+def hours_of(*days: dict[int, int]) -> dict[int, float]:
+    """Requests by hour; of the first day all hours are known."""
+    return {0: 0.0} | {day * HOURS + hour: float(n) for day, hours in enumerate(days) for hour, n in hours.items()}
 
 
 def after(*days: dict[int, int]) -> DayShape:
-    """Requests by hour, of days that are over."""
-    shape = DayShape()
-    shape.turn(0.0)
-    for day, hours in enumerate(days):
-        for hour, requests in sorted(hours.items()):
-            for _ in range(requests):
-                shape.count(day * DAY_S + hour * HOUR_S)
-    shape.turn(len(days) * DAY_S)
-    return shape
+    return DayShape(hours_of(*days), len(days) * DAY_S)
 
 
-def at(shape: DayShape, hour: int) -> float:
-    return shape.share(hour * HOUR_S, (hour + 1) * HOUR_S)
+def at(shape: DayShape, hour: int, day: int = 0) -> float:
+    since_s = day * DAY_S + hour * HOUR_S
+    return shape.share(since_s, since_s + HOUR_S)
 
 
 @given(
-    st.lists(st.floats(0, 5 * DAY_S), max_size=50), st.floats(0, 10 * DAY_S), st.floats(0, DAY_S), st.floats(0, DAY_S)
-)
-def test_every_24_hours_bring_a_day(times: list[float], since: float, wait: float, more: float) -> None:
+    st.dictionaries(st.integers(0, 21 * HOURS), st.floats(0, 1e6), max_size=60),
+    st.floats(0, 30 * DAY_S), st.floats(0, DAY_S), st.floats(0, DAY_S),
+)  # fmt: skip
+def test_no_24_hours_bring_more_than_a_day(hours: dict[int, float], since: float, wait: float, more: float) -> None:
     """Whatever was seen; shares of spans add up and none is negative."""
-    shape = DayShape()
-    for time in sorted(times):
-        shape.count(time)
-    shape.turn(6 * DAY_S)
+    shape = DayShape(hours, 21 * DAY_S)
     middle, end = since + wait, since + wait + more
-    assert shape.share(since, since + DAY_S) == pytest.approx(1.0)
+    assert shape.share(since, since + DAY_S) <= 1.0 + 1e-9
     assert shape.share(since, end) == pytest.approx(shape.share(since, middle) + shape.share(middle, end), abs=1e-9)
     assert shape.share(since, middle) >= -1e-12
 
 
 def test_the_first_day_is_even() -> None:
-    """Nothing is concluded from a day that is not over."""
-    shape = DayShape()
-    for _ in range(1000):
-        shape.count(12 * HOUR_S)
+    """Nothing is concluded from a day that is not over, nor from one that a wrong clock invented."""
+    shape = DayShape({12: 1000.0, 3 * HOURS + 5: 1000.0}, 12 * HOUR_S)
     assert at(shape, 3) == pytest.approx(1 / 24)
 
 
@@ -68,34 +66,46 @@ def test_few_requests_say_little() -> None:
 
 def test_who_begins_in_the_evening_does_not_take_it_for_the_day() -> None:
     """Of the hours before nothing is known; a morning seen later counts."""
-    shape = DayShape()
-    shape.turn(20.5 * HOUR_S)
-    for i in range(210):
-        shape.count((20.5 + i / 60) * HOUR_S)
-    shape.turn(DAY_S)
-    assert [at(shape, hour) for hour in range(24)] == pytest.approx([1 / 24] * 24)
-    for _ in range(1000):
-        shape.count(DAY_S + 8 * HOUR_S)
-    shape.turn(2 * DAY_S)
-    assert at(shape, 8) > 0.5
+    evening = {20: 60.0, 21: 60.0, 22: 60.0, 23: 60.0}
+    assert [at(DayShape(evening, DAY_S), hour) for hour in range(24)] == pytest.approx([1 / 24] * 24)
+    assert at(DayShape(evening | {HOURS + 8: 1000.0}, 2 * DAY_S), 8) > 0.5
 
 
 def test_days_without_requests_are_no_days() -> None:
     """A quiet week forgets nothing."""
-    shape = after({12: 1000})
-    before = at(shape, 12)
-    shape.turn(9 * DAY_S)
-    assert at(shape, 12) == before
+    hours = hours_of({12: 1000})
+    assert at(DayShape(hours, 9 * DAY_S), 12) == at(DayShape(hours, DAY_S), 12)
 
 
-def test_a_clock_that_was_days_ahead_teaches_nothing() -> None:
-    """Neither the day that it invented nor the hours of this one before it was set right."""
-    shape = after(dict.fromkeys(range(24), 50))
-    before = [at(shape, hour) for hour in range(24)]
-    shape.turn(4 * DAY_S)
-    for _ in range(1000):
-        shape.count(4 * DAY_S)
-    for i in range(690):
-        shape.count(DAY_S + (12.5 + i / 60) * HOUR_S)
-    shape.turn(2 * DAY_S)
-    assert [at(shape, hour) for hour in range(24)] == pytest.approx(before, rel=0.05)
+def test_weekends_are_foretold_as_weekends_were() -> None:
+    """Once two are known: hours that only weekdays have get little then, those that follow them get it all the same."""
+    one, three = after(*WEEK_OF), after(*WEEK_OF * 3)
+    assert one.trust == 0.0 and three.trust > 0.9
+    assert sum(at(three, hour, day=5) for hour in WORK) < 0.1 < 0.7 < sum(at(three, hour, day=5) for hour in LEISURE)
+    assert sum(at(three, hour, day=1) for hour in LEISURE) < 0.1 < 0.9 < sum(at(three, hour, day=1) for hour in WORK)
+
+
+def test_weekdays_alike_stay_alike() -> None:
+    """And days that differ without any rule make no weekdays."""
+    assert after(*[WORK] * 28).trust < 0.05
+    draws = np.random.default_rng(3).integers(0, 20, 56)
+    assert after(*[{int(hour): 500, int(hour) + 3: 500} for hour in draws]).trust < 0.3
+
+
+def test_an_evening_and_the_next_noon_share_what_24_hours_may_spend() -> None:
+    """Sunday's peak and Monday's lie less than a day apart: neither gets all; nothing that could be spent is left."""
+    shape = after(*WEEK_OF * 3)
+    sunday, monday = (sum(at(shape, hour, day) for hour in range(24)) for day in (6, 0))
+    assert sunday < 0.9 and monday < 0.9
+    windows = [shape.share(hour * HOUR_S, hour * HOUR_S + DAY_S) for hour in range(WEEK * HOURS)]
+    assert max(windows) == pytest.approx(1.0)
+    busy = [day * HOURS + hour for day, hours in enumerate(WEEK_OF) for hour in hours]
+    for hour in busy:
+        through = [windows[(hour - back) % len(windows)] for back in range(HOURS)]
+        assert max(through) > 0.97, hour
+
+
+def test_days_that_are_alike_get_a_day_each() -> None:
+    """No price is raised where every 24 hours bring a day."""
+    day = np.random.default_rng(1).dirichlet(np.ones(HOURS))
+    assert shared_out(np.tile(day, WEEK)) == pytest.approx(np.tile(day, WEEK))
