@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
     online = Online(open_bandit_store(config, index), journal)
     driver = Driver(caller, draws, Hedging(), Streams(server.stream_keepalive_s))
+    purses = Purses(clock, server.workers)
     services = Services(
         config=config,
         now=now,
@@ -101,11 +103,12 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),
         current=current,
         online=online,
-        purses=Purses(clock, server.workers),
+        purses=purses,
         prefixes=Prefixes(),
         chores=[
             *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
             driver.streams.run,
+            partial(purses.run, journal),
         ],
         index=index,
     )

@@ -2,15 +2,39 @@
 
 The ledger refuses what no budget covers; a purse keeps it from coming to that, by choosing cheaper models in time. It
 reads only settled costs, never holds, and lowers no quality floor. Every worker has its share of the budget.
+
+When requests come is learnt from the journal, every day anew: what all workers had, through any restart. There a purse
+also finds what was spent before it was made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from gateway.config import RouteConfig
-from routers.pacing import Purse, weighed
+from gateway.errors import HeadgateError
+from gateway.journal.durable import Complaint
+from gateway.journal.reader import Reader
+from routers.day_shape import DAY_S, HOUR_S, DayShape
+from routers.pacing import MERGED_S, Purse, weighed
 from routers.types import Knobs
+
+if TYPE_CHECKING:
+    from gateway.journal.store import Store
+
+log = logging.getLogger("headgate.pacing")
+
+LOOK_EVERY_S = 1.0
+LATE_S = 300.0
+"""After midnight, until the day's last requests are in the journal."""
+DAYS = 56
+"""That shapes are learnt from."""
+Spent = dict[str, list[tuple[float, float]]]
+"""By route: dollars, each with the end of the minute it was spent in."""
 
 
 class Purses:
@@ -19,16 +43,21 @@ class Purses:
     def __init__(self, clock: Callable[[], float], workers: int = 1) -> None:
         self._clock, self._workers = clock, workers
         self._purses: dict[str, Purse] = {}
+        self._made: dict[str, float] = {}
+        """When those were made that don't know yet what was spent before."""
+        self._learnt: int | None = None
+        """The day that the shapes were learnt on."""
 
     def adopt(self, routes: Iterable[RouteConfig]) -> None:
         """Routes as they are from now on; a purse whose budget is as it was goes on, another knows its day's shape."""
-        purses = {}
+        purses, now_s = {}, self._clock()
         for route in routes:
             if route.budget_usd_per_day:
                 budget = route.budget_usd_per_day / self._workers
                 held = self._purses.get(route.name)
                 if held is None or held.budget_usd_per_day != budget:
-                    held = Purse.new(budget, self._clock(), held.shape if held is not None else None)
+                    held = Purse.new(budget, now_s, held.shape if held is not None else None)
+                    self._made[route.name] = now_s
                 purses[route.name] = held
         self._purses = purses
 
@@ -45,3 +74,55 @@ class Purses:
     def fullness(self) -> dict[tuple[str, ...], float]:
         """By route, 0..1."""
         return {(name,): purse.fullness for name, purse in self._purses.items()}
+
+    async def run(self, journal: Reader) -> None:
+        """Learns what the journal knows, until cancelled. Where it is away, later."""
+        complaint = Complaint(log, "the hours of budgets")
+        while True:
+            try:
+                await self.learn(journal)
+                complaint.works()
+            except (HeadgateError, OSError) as fault:
+                complaint.fails(fault)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def learn(self, journal: Reader) -> None:
+        """Once a day, and for every new purse. Raises HeadgateError or OSError."""
+        now_s, names, made = self._clock(), set(self._purses), dict(self._made)
+        today = int((now_s - LATE_S) // DAY_S)
+        if not names or (today == self._learnt and not made):
+            return
+        shapes = await journal.ask(lambda: shapes_of(journal.store, names, now_s))
+        spent = await journal.ask(lambda: spent_before(journal, made)) if made else {}
+        for name, purse in self._purses.items():
+            if name in names:
+                purse.refill(now_s)
+                purse.shape = shapes[name]
+            if name in made and self._made.get(name) == made[name]:
+                purse.recall([(until_s, usd / self._workers) for until_s, usd in spent[name]], made[name])
+        self._made = {name: made_s for name, made_s in self._made.items() if made_s != made.get(name)}
+        self._learnt = today
+
+
+def shapes_of(store: Store, routes: Iterable[str], now_s: float) -> dict[str, DayShape]:
+    """Learnt from requests that no cache answered. Blocks."""
+    from gateway.journal.sums import sums
+
+    hours: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    hits = "exact_hits", "shared_hits", "semantic_hits"
+    since_s = now_s - DAYS * DAY_S
+    for row in sums(store, int(HOUR_S), since_s, now_s, by=("route", "start_s"), names=("requests", *hits)):
+        hours[row["route"]][row["start_s"] // int(HOUR_S)] = row["requests"] - sum(row[name] for name in hits)
+    return {route: DayShape(hours.get(route), now_s) for route in routes}
+
+
+def spent_before(journal: Reader, made: Mapping[str, float]) -> Spent:
+    """In the 24 hours before purses were made, at these times. Blocks."""
+    from gateway.journal.lookup import spend_by_minute
+
+    spent: Spent = {route: [] for route in made}
+    since_s, until_s = min(made.values()) - DAY_S, max(made.values())
+    for row in spend_by_minute(journal.store, journal.spools, since_s, until_s):
+        if row["start_s"] < made.get(row["route"], 0.0):
+            spent[row["route"]].append((row["start_s"] + MERGED_S, row["cost_nanousd"] / 1e9))
+    return {route: sorted(found) for route, found in spent.items()}

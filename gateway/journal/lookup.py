@@ -17,6 +17,7 @@ from gateway.journal.frames import SUFFIX, read_frames
 from gateway.journal.record import DecisionRecord, FeedbackRecord, ResponseRecord
 from gateway.journal.ship import decode_record
 from gateway.journal.store import Store
+from gateway.journal.sums import sums
 from gateway.journal.tables import spool_offsets
 from gateway.journal.write import Row
 
@@ -116,7 +117,7 @@ def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
     """
     since_hour = int(since_s) // 3600
     spooled = list(_spooled_decisions(directory, since_hour))
-    rows, shipped = _consistent_spend(store, since_s)
+    rows, shipped = _consistent(store, lambda: store.spend_since(since_s))
     totals = {(row["tenant"], row["key_id"], row["route"]): dict(row) for row in rows}
     for segment, end, record in spooled:
         if end > shipped.get(segment, 0):
@@ -126,6 +127,18 @@ def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
             total["requests"] += 1
             total["cost_nanousd"] += record.cost_nanousd
     return list(totals.values())
+
+
+def spend_by_minute(store: Store, directory: Path, since_s: float, until_s: float) -> list[Row]:
+    """Rows have route, start_s and cost_nanousd, some minutes more than one; what is still in spools is included."""
+    spooled = list(_spooled_decisions(directory, int(since_s) // 3600))
+    by, names = ("route", "start_s"), ("cost_nanousd",)
+    rows, shipped = _consistent(store, lambda: sums(store, 60, since_s, until_s, by=by, names=names))
+    return rows + [
+        {"route": record.route, "start_s": int(record.time_s) // 60 * 60, "cost_nanousd": record.cost_nanousd}
+        for segment, end, record in spooled
+        if end > shipped.get(segment, 0) and since_s <= record.time_s < until_s
+    ]
 
 
 def newest_in_spools(
@@ -177,11 +190,11 @@ def _find(in_store: Callable[[], Found | None], in_spools: Callable[[], Found | 
     return None
 
 
-def _consistent_spend(store: Store, since_s: float) -> tuple[list[Row], dict[str, int]]:
+def _consistent(store: Store, read: Callable[[], list[Row]]) -> tuple[list[Row], dict[str, int]]:
     """Counters and the offsets they include: read again where a batch was committed in between."""
     offsets = _offsets(store)
     while True:
-        rows = store.spend_since(since_s)
+        rows = read()
         after = _offsets(store)
         if after == offsets:
             return rows, offsets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ import pytest
 from gateway.journal.schema import migrate
 from gateway.journal.ship import Shipper
 from gateway.journal.store import open_store
+from gateway.journal.write import write_records
 from gateway.worker import restore_spending
+from tests.gateway.journal.records import decision
 from tests.live import Live, live
 from tests.postgres_server import PostgresServer
+from tests.until import until
 
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 DEAR = {"name": "echo", "input_usd_per_mtok": 10.0, "output_usd_per_mtok": 10.0, "max_output_tokens": 20}
@@ -132,3 +136,24 @@ async def test_a_restart_without_the_database_gives_no_budget_away_twice(
             await chore
             spent = await ask(gateway, poor)
             assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+async def test_pacing_learns_once_the_database_is_there(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Without it a route with a daily budget answers as one that knows nothing yet."""
+    url = postgres_server.new_database()
+    migrate(url)
+    store = open_store(url)
+    now_s = time.time()
+    with store.engine.begin() as connection:
+        write_records(connection, [decision(1, time_s=now_s - 60.0, cost_nanousd=30_000_000)])
+    store.close()
+    routes = [{"name": "auto", "models": ["echo"], "budget_usd_per_day": 1.0}]
+    async with live(tmp_path, storage={"url": url}, routes=routes) as gateway, httpx.AsyncClient() as client:
+        purses = gateway.services.purses
+        with stopped(postgres_server):
+            learning = asyncio.create_task(purses.run(gateway.services.journal))
+            answer = await client.post(f"{gateway.url}/v1/chat/completions", json={**ASKED, "model": "auto"})
+            await asyncio.sleep(0.2)
+            assert answer.status_code == 200 and purses.fullness()["auto",] > 0.49
+        await until(lambda: purses.fullness()["auto",] < 0.25)
+        learning.cancel()
