@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headgate.pacing")
 
-LOOK_EVERY_S = 1.0
+LOOK_AFTER_S, LOOK_EVERY_S = 0.2, 1.0
+"""The first look holds up no start."""
 LATE_S = 300.0
 """After midnight, until the day's last requests are in the journal."""
 DAYS = 56
@@ -78,6 +79,7 @@ class Purses:
     async def run(self, journal: Reader) -> None:
         """Learns what the journal knows, until cancelled. Where it is away, later."""
         complaint = Complaint(log, "the hours of budgets")
+        await asyncio.sleep(LOOK_AFTER_S)
         while True:
             try:
                 await self.learn(journal)
