@@ -108,7 +108,8 @@ class Caller:
         deployment.begin()
         opened: Opened | None = None
         try:
-            opened = await self._try(exchange, rung, deployment, live=live, hedge=hedge)
+            dialect, body = self._request(exchange.call, rung, deployment, live=live)
+            opened = await self._ask(exchange, rung, deployment, dialect, body, live=live, hedge=hedge)
             if opened.body and opened.kept is not None:
                 await self._rest(exchange, rung, opened)
         finally:
@@ -116,17 +117,13 @@ class Caller:
                 deployment.end()
         return opened
 
-    async def _try(
-        self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool
-    ) -> Opened:
-        """A request that can't be put in the upstream's terms is never sent, and so is no attempt."""
-        call, provider = exchange.call, self.providers[deployment.provider]
+    def _request(self, call: Call, rung: Rung, deployment: Deployment, *, live: bool) -> tuple[str, bytes]:
+        """Dialect and body. A request that can't be put in the upstream's terms is never sent, and so is no attempt."""
         try:
-            dialect = dialect_of(provider, call.surface, rung, deployment)
-            body = request_body(call, deployment, dialect, rung, live=live)
+            dialect = dialect_of(self.providers[deployment.provider], call.surface, rung, deployment)
+            return dialect, request_body(call, deployment, dialect, rung, live=live)
         except CallerError as error:
             raise as_unsupported(error) from None
-        return await self._ask(exchange, rung, deployment, dialect, body, live=live, hedge=hedge)
 
     async def _ask(
         self,
