@@ -43,6 +43,7 @@ from cascade.posterior_fit import (
 )
 from cascade.refined import pairs_in, ranked
 from cascade.replay import Replayed, replay_all
+from cascade.risk_coverage import CALIBRATED, RAW, Given, risk_coverage
 from cascade.routing import routed_plan
 from cascade.types import Plan
 from routers import frontier
@@ -58,7 +59,7 @@ Progress = Callable[[int, int], None]
 LEAST_ROWS = 60
 PLANS = ("routing", "frugal", "verify")
 """Cascades that can be trained: posterior cascade routing, FrugalGPT's chain, AutoMix's verified drafts."""
-REPORTED_RISKS = (0.05, 0.10)
+REPORTED_RISKS = (0.02, 0.05, 0.10, 0.15, 0.20)
 """Shares of wrong answers at which abstention is reported."""
 FAR_BELOW = 0.6
 """A model below this share of the best one's quality opens no climb: its answers say too little."""
@@ -263,8 +264,10 @@ def plans(trained: Trained, rule: Rule, part: EstimatedRows) -> list[Plan]:
 
 def evaluate_split(
     logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: TrainingSettings
-) -> dict[str, Any]:
-    """One split's figures, relative to the single model that was best on its training rows."""
+) -> tuple[dict[str, Any], Given]:
+    """One split's figures, relative to the single model that was best on its training rows; and the test rows' answers,
+    at the cheapest matching point, with how sure they are.
+    """
     taught, tested = parts(logged, x, train_rows, setting)
     trained = train(taught, setting)
     best = int(taught.scores.mean(0).argmax())
@@ -289,7 +292,8 @@ def evaluate_split(
         rule = trained.rules[index]
         found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
     matching = picks["matching"]
-    found["abstaining"] = {f"risk_{r:.2f}": _abstaining(trained, matching, tested, r) for r in REPORTED_RISKS}
+    got = walked(trained.posterior, [trained.rules[matching]], tested)[0]
+    found["abstaining"] = {f"risk_{r:.2f}": _abstaining(_least(trained, matching, r), got) for r in REPORTED_RISKS}
     target = trained.best_single - setting.tolerance
     scorer, chain_found = frugal_chain(taught, setting, target)
     frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
@@ -300,15 +304,14 @@ def evaluate_split(
         found["verified_drafts"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
     cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
     found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
-    return found
+    raw = tested.logged.data.confidence[np.arange(len(got.model)), got.model]
+    return found, Given(np.flatnonzero(~train_rows), got.score, {CALIBRATED: got.chance, RAW: raw})
 
 
-def _abstaining(trained: Trained, index: int, tested: EstimatedRows, risk: float) -> dict[str, float]:
-    """Share of test rows answered, and share of those wrong, at a threshold certified on training rows."""
-    least = _least(trained, index, risk)
+def _abstaining(least: float, got: Walked) -> dict[str, float]:
+    """Share of test rows answered, and share of those wrong, at a threshold certified on training rows; inf: none."""
     if least == inf:
         return {"refused": 1.0, "coverage": 0.0, "risk": 0.0}
-    got = walked(trained.posterior, [trained.rules[index]], tested)[0]
     given = got.chance >= least
     wrong = 1.0 - float(got.score[given].mean()) if given.any() else 0.0
     return {"refused": 0.0, "coverage": float(given.mean()), "risk": wrong}
@@ -342,14 +345,17 @@ def evaluate(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures over random 70/30 splits by query, equal ones on one side: mean and standard deviation over splits of
-    each. Models whose refined answers stand in the data too are ranked by them.
+    each. Models whose refined answers stand in the data too are ranked by them. Risk-coverage curves have bootstrap
+    intervals.
     """
     setting = setting or TrainingSettings()
     x = described(logged.data, featurizer or shipped_featurizer())
-    found, first = [], firsts(logged.data.texts)
+    found, given, first = [], [], firsts(logged.data.texts)
     for seed in range(splits):
         train_rows = (np.random.default_rng(seed).random(len(x)) < 0.7)[first]
-        found.append(evaluate_split(logged, x, train_rows, replace(setting, seed=setting.seed + seed)))
+        figures, answers = evaluate_split(logged, x, train_rows, replace(setting, seed=setting.seed + seed))
+        found.append(figures)
+        given.append(answers)
         if progress:
             progress(seed + 1, splits)
     return {
@@ -358,6 +364,7 @@ def evaluate(
         "models": list(logged.data.models),
         "splits": splits,
         **_spread(found),
+        "risk_coverage": risk_coverage(given, len(x), REPORTED_RISKS),
         **({"refinement": ranked(pairs)} if (pairs := pairs_in(logged.data)) else {}),
     }
 

@@ -112,6 +112,8 @@ class Walked:
     calls: Matrix
     chance: Matrix
     """How likely the answer was thought to be right when the climb ended."""
+    model: NDArray[np.intp]
+    """Whose answer it is."""
 
     def means(self) -> tuple[float, float]:
         return float(self.cost_usd.mean()), float(self.score.mean())
@@ -120,7 +122,9 @@ class Walked:
 def walk(rule: Rule, board: Board, prices: Prices, paid: Prices, scores: Matrix, latency_s: Matrix) -> Walked:
     """The rule on logged outcomes, all rows at once; `prices` is what it expects, `paid` what was charged."""
     n, m = scores.shape
-    total = Walked(*(np.zeros(n) for _ in range(5)))
+    total = Walked(
+        np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), chance=np.zeros(n), model=np.zeros(n, np.intp)
+    )
     waiting: dict[State, NDArray[np.intp]] = {(): np.arange(n)}
     while waiting:
         state, rows = waiting.popitem()
@@ -131,12 +135,12 @@ def walk(rule: Rule, board: Board, prices: Prices, paid: Prices, scores: Matrix,
             kept = rows[pick == 0]
             best = np.array(answered)[chances[pick == 0][:, answered].argmax(1)]
             total.score[kept] = scores[kept, best]
-            total.chance[kept] = chances[pick == 0, best]
+            total.chance[kept], total.model[kept] = chances[pick == 0, best], best
         for j in range(m):
             last = rows[pick == 1 + j]
             _charge(total, last, paid.answer[last, j], latency_s[last, j])
             total.score[last] = scores[last, j]
-            total.chance[last] = chances[pick == 1 + j, j]
+            total.chance[last], total.model[last] = chances[pick == 1 + j, j], j
         for index, action in enumerate(board.space.actions(state)):
             on = rows[pick == 1 + m + index]
             if len(on):

@@ -155,6 +155,7 @@ def test_the_climb_abstains_where_the_sweep_was_unsure():
     fitted = train(part(200, seed=4), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows, rule = part(80, seed=5), fitted.rules[4]
     swept = walked(fitted.posterior, [rule], rows)[0]
+    assert (rows.scores[np.arange(80), swept.model] == swept.score).all() and len(set(swept.model.tolist())) > 1
     least = float(np.median(swept.chance))
     cautious = [
         structs.replace(plan, strategy=replace(plan.strategy, abstain_below=least))

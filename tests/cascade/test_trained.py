@@ -153,6 +153,6 @@ def test_the_report_sets_them_beside_cascade_routing():
     """A split's figures hold every cascade that can be trained, at points chosen on training rows."""
     log = logged(240)
     x = described(log.data, shipped_featurizer())
-    found = evaluate_split(log, x, np.arange(240) % 3 > 0, SETTING)
+    found, _ = evaluate_split(log, x, np.arange(240) % 3 > 0, SETTING)
     for name in ("matching", "frugal_chain", "verified_drafts", "router_alone"):
         assert 0.0 < found[name]["cost_ratio"] < 2.0 and abs(found[name]["quality_difference"]) < 0.3
