@@ -55,7 +55,8 @@ class Pace:
 
 class Paces:
     """The pace of a model's replicas: least squares of latencies on what was asked, old answers fading, drawn to a
-    stated pace while few are known. One for all of them, for differences that are noise would send all to one.
+    stated pace while few are known, or where none is stated to the default one, as fast as answers have been. One for
+    all of them, for differences that are noise would send all to one.
     """
 
     FADE = 0.995
@@ -69,7 +70,10 @@ class Paces:
         self._prior = np.array([pace.first_s, pace.read_s, pace.write_s, pace.beside_s])
         typical = np.array([1.0, 500.0, TYPICAL_OUTPUT_TOKENS, 2.0 * TYPICAL_OUTPUT_TOKENS])
         self._ridge = np.diag(typical**2)
+        self._stated = stated is not None
         self._gram, self._moment = np.zeros((4, 4)), np.zeros(4)
+        self._taken_s = self._foretold_s = 0.0
+        """By all answers, fading, and by the prior."""
         self._seen = 0
         self.typical_tokens = TYPICAL_OUTPUT_TOKENS
         """Of answers of late: the prediction where nobody has a better one."""
@@ -79,6 +83,8 @@ class Paces:
         row = np.array([1.0, job.input_tokens, output_tokens, output_tokens * job.company])
         self._gram = self.FADE * self._gram + np.outer(row, row)
         self._moment = self.FADE * self._moment + latency_s * row
+        self._taken_s = self.FADE * self._taken_s + latency_s
+        self._foretold_s = self.FADE * self._foretold_s + float(row @ self._prior)
         self._seen += 1
         self.typical_tokens += (output_tokens - self.typical_tokens) / min(self._seen, 200)
         if self._seen % self.EVERY == 0:
@@ -88,9 +94,10 @@ class Paces:
         """Never negative: what would be is left out, and the rest solved again."""
         kept, values = np.arange(4), np.zeros(4)
         ridge = self._ridge * max(self.PRIOR * self.FADE**self._seen, self.LAST)
+        prior = self._prior if self._stated else self._prior * (self._taken_s / self._foretold_s)
         while len(kept):
             grid = np.ix_(kept, kept)
-            right = self._moment[kept] + ridge[grid] @ self._prior[kept]
+            right = self._moment[kept] + ridge[grid] @ prior[kept]
             found = np.linalg.solve(self._gram[grid] + ridge[grid], right)
             if (found >= 0.0).all():
                 values[kept] = found
