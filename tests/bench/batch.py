@@ -8,9 +8,11 @@ the test rows, at five budgets; --splits: over the data's own split and that man
 Beside it, at the job's own realised spend, the best per-query threshold router: of all pairs of models (the stronger
 where its predicted gain passes a threshold) and of all floors (the cheapest model whose predicted quality passes one),
 the one that was best at that spend on training rows (`gain`), and the one that turned out best on the test rows, which
-nobody could have picked (`gain_on_hindsight`); they read the same estimates. Where the data shows evidence
-(confidences, answers), a second job is planned with a cascade trained on the training rows, as `batch plan --cascade`
-does.
+nobody could have picked (`gain_on_hindsight`); they read the same estimates. And the job's own optimum in hindsight:
+the models whose outcomes score most in all, at that spend. `reached` and `reached_on_hindsight` are the shares of its
+gain over either rule that the job reached; the rest is not for any router to have, for it counts the luck of single
+answers too. Where the data shows evidence (confidences, answers), a second job is planned with a cascade trained on the
+training rows, as `batch plan --cascade` does.
 Intervals are paired bootstraps over test rows, and of the mean over splits those of its standard error (splits share
 rows: it is a guide).
 --scale: that many prompts by 20 models, from estimates to assignment, with a budget alone and with five limits.
@@ -62,8 +64,9 @@ from tests.gateway.batch.planned import capacities, estimates, range_usd
 Matrix = NDArray[np.float64]
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Budgets: so far from the cheapest model's cost to the cost of the one that was best on training rows."""
-GAINS = ("gain", "gain_on_hindsight")
+GAINS = ("gain", "gain_on_hindsight", "reached", "reached_on_hindsight")
 RESAMPLES = 2_000
+_BISECTIONS, _DEAREST = 60, 1e15
 MODELS = 20
 
 
@@ -153,17 +156,44 @@ def on_sides(train: Side, test: Side, climbs: Climbs | None = None) -> list[dict
         usd = float(spent.mean())
         rival, luckiest = (max(curves, key=lambda pair: curves[pair].at(usd)) for curves in (known, hindsight))
         other, lucky = rivals.at(rival, usd), rivals.at(luckiest, usd)
+        most_score = optimum(test.score, test.paid, float(spent.sum()))
         table.append({
             "job": "single models" if climbs is None else "cascade",
             "budget_share": share, "budget_usd": budget, "spent_usd": float(spent.sum()),
             "quality": float(scored.mean()), "threshold_router": float(other.mean()), "gain": _interval(scored - other),
             "best_threshold_in_hindsight": float(lucky.mean()), "gain_on_hindsight": _interval(scored - lucky),
+            "hindsight_optimum": float(most_score.mean()), "reached": _share(scored - other, most_score - other),
+            "reached_on_hindsight": _share(scored - lucky, most_score - lucky),
             "predicted": point.quality.value,
             "interval_holds": point.quality.low <= float(scored.mean()) <= point.quality.high,
             "spend_interval_holds": point.cost_usd.low <= float(spent.sum()) <= point.cost_usd.high,
             "gap_share": plan.gap_share,
         })  # fmt: skip
     return table
+
+
+def optimum(score: Matrix, paid: Matrix, usd: float) -> Matrix:
+    """Each query's score where the models that score most in all for `usd` answer: at the least price on money that
+    keeps it, and at the price just below, mixed to spend it all. That is the linear program's optimum, which whole
+    queries miss by less than one answer. No less than the cheapest answers cost.
+    """
+    places, low, high = np.arange(len(score)), 0.0, 1.0
+
+    def at(price: float) -> tuple[float, Matrix]:
+        worth = score - price * paid
+        pick = np.where(worth == worth.max(1, keepdims=True), paid, np.inf).argmin(1)
+        return float(paid[places, pick].sum()), score[places, pick]
+
+    while at(high)[0] > usd and high < _DEAREST:
+        low, high = high, 2.0 * high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[0] > usd else (low, middle)
+    (dear, most), (cheap, least) = at(low), at(high)
+    if dear <= usd:
+        return most
+    weight = np.clip((usd - cheap) / (dear - cheap), 0.0, 1.0)
+    return np.asarray(least + weight * (most - least))
 
 
 def inner(own: TrainTestSplit) -> TrainTestSplit:
@@ -212,9 +242,23 @@ def _mean(values: list[float]) -> list[float]:
 
 
 def _interval(values: Matrix) -> list[float]:
-    counts = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES)
-    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    low, high = np.percentile(_resampled(values) / len(values), [2.5, 97.5])
     return [float(values.mean()), float(low), float(high)]
+
+
+def _share(gained: Matrix, most: Matrix) -> list[float]:
+    """Of all that could be gained, over the same rows; NaN where nothing could."""
+    if most.sum() <= 0:
+        return [math.nan] * 3
+    low, high = np.percentile(_resampled(gained) / _resampled(most), [2.5, 97.5])
+    return [float(gained.sum() / most.sum()), float(low), float(high)]
+
+
+def _resampled(values: Matrix) -> Matrix:
+    """Sums over rows drawn anew, the same draws at every call."""
+    n = len(values)
+    counts: Matrix = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) @ values
+    return counts
 
 
 # -- scale
