@@ -1,9 +1,10 @@
 """Shows best-effort serving under load: `python -m routers.load_check`.
 
-A local model serves requests one after the other for nothing; a remote one is better or worse by the query, costs money
-and never queues. Arrivals rise to several times what the local model can serve and fall again. Compared: a router that
-sees the queue and prices a second of waiting, with the same router blind to it (static serving). Reported: availability
-(share answered within the bound), quality as a share of the peak (each query by its better model, at no wait), dollars.
+A local model serves requests one after the other for nothing; a remote one is better or worse by the query, costs
+money and never queues. Arrivals rise to several times what the local model can serve and fall again. Compared: a
+router that sees the queue and prices a second of waiting, with the same router blind to it (static serving). Reported:
+availability (share answered within the bound), quality as a share of the peak (each query by its better model, at no
+wait), dollars; each with its 95 % interval over ramps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from routers.ope import Z95
 from routers.select import Forecast, utilities
 from routers.types import Knobs
 
@@ -61,8 +63,8 @@ def served(knobs: Knobs, *, sees_queue: bool, requests: int = 4000, seed: int = 
     )  # fmt: skip
 
 
-def compared(seeds: int = 10) -> dict[str, dict[str, float]]:
-    """Means over seeds; every policy sees the same ramps."""
+def compared(seeds: int = 10) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over seeds with their 95 % half widths; every policy sees the same ramps."""
     policies = {
         "static": (Knobs(cost_weight=0.5), False),
         "priced waiting": (Knobs(cost_weight=0.5, wait_usd_per_s=WAIT_USD_PER_S), True),
@@ -74,14 +76,18 @@ def compared(seeds: int = 10) -> dict[str, dict[str, float]]:
     for name, (knobs, sees) in policies.items():
         runs = [served(knobs, sees_queue=sees, seed=seed) for seed in range(seeds)]
         report[name] = {
-            field: float(np.mean([getattr(run, field) for run in runs])) for field in Served.__dataclass_fields__
+            field: _mean(np.array([getattr(run, field) for run in runs])) for field in Served.__dataclass_fields__
         }
     return report
 
 
+def _mean(values: np.ndarray) -> dict[str, float]:
+    return {"value": float(values.mean()), "half_width": float(Z95 * values.std(ddof=1) / np.sqrt(len(values)))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m routers.load_check", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     report = compared(asked.seeds)
@@ -89,7 +95,8 @@ def main() -> None:
         print(json.dumps(report))
         return
     for name, row in report.items():
-        print(f"{name:25s} " + "  ".join(f"{field} {value:.3f}" for field, value in row.items()))
+        told = (f"{field} {one['value']:.3f} (+-{one['half_width']:.3f})" for field, one in row.items())
+        print(f"{name:25s} " + "  ".join(told))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cache.bench import bench_embedding
 from cache.bench_eviction import LFU, LRU, bench_eviction, eviction_traces, saved_share
-from cache.bench_index import bench_index, bench_tenants
+from cache.bench_index import bench_index, bench_tenants, median_interval
 from cache.eviction import LeastExpectedCost
 
 
@@ -42,6 +43,15 @@ def test_many_tenants_share_one_structure_and_no_answer() -> None:
     figures = bench_tenants(100, 100, 16, shared=5000)
     assert figures["entries"] == 10_000 and figures["crossed"] == 0
     assert figures["bytes_per_vector"] <= 1.2 * figures["shared_index_bytes_per_vector"]
+    low, high = figures["search_ms_95"]
+    assert low <= figures["search_ms"] <= high
+
+
+def test_medians_lie_in_their_intervals_as_often_as_told() -> None:
+    """Of a skewed distribution whose median is known, in about 95 % of samples."""
+    draws = np.random.default_rng(0).lognormal(0.0, 1.0, (1000, 500))
+    intervals = [median_interval(list(draw)) for draw in draws]
+    assert 0.93 <= np.mean([low <= 1.0 <= high for low, high in intervals]) <= 0.97
 
 
 def test_cells_find_the_nearest() -> None:

@@ -7,7 +7,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from routers.load_check import BOUND_S, served
+from routers.load_check import BOUND_S, compared, served
 from routers.select import Forecast, spent, utilities
 from routers.types import Knobs
 
@@ -41,3 +41,11 @@ def test_a_router_that_sees_the_queue_stays_available() -> None:
     assert seeing.availability > 0.99
     assert seeing.quality_of_peak > 0.9
     assert seeing.local_share == pytest.approx(0.35, abs=0.2)
+
+
+def test_means_over_ramps_have_intervals() -> None:
+    """That of several ramps is the half width of their mean: smaller than what they are apart, above nought."""
+    runs = [served(Knobs(cost_weight=0.5), sees_queue=False, seed=seed).availability for seed in range(3)]
+    told = compared(3)["static"]["availability"]
+    assert told["value"] == pytest.approx(np.mean(runs))
+    assert told["half_width"] == pytest.approx(1.96 * np.std(runs, ddof=1) / np.sqrt(3), rel=1e-3)

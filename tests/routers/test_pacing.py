@@ -16,6 +16,7 @@ from routers.pacing_check import (
     WEEKENDS,
     EveryDay,
     best_fixed_rate,
+    line,
     spent_by_pacing,
     traffic,
     worst_day,
@@ -161,3 +162,12 @@ def test_a_budget_that_is_none_is_refused(budget: float) -> None:
     """Only a positive amount can be paced."""
     with pytest.raises(ValueError, match="budget_usd_per_day"):
         Purse.new(budget, 0.0)
+
+
+def test_what_the_best_fixed_rate_has_more_is_of_the_same_traffic() -> None:
+    """Seeds that differ make the quality uncertain, not what it is short of the best fixed rate by."""
+    row = dict.fromkeys(("worst_day_share", "spent_share", "always_dear", "answered", "gain"), 0.5)
+    rows = [{**row, "quality": q, "later_quality": q, "best_fixed_rate": q + 0.01} for q in (0.6, 0.8)]
+    told = line("steady", rows)
+    assert "quality 0.7000 (+-0.1960)" in told
+    assert "best fixed rate 0.7100 (+-0.1960), 0.0100 (+-0.0000) more" in told
