@@ -3,7 +3,7 @@
 On learning questions, answered by both models, a threshold is chosen that sends a budgeted share of them to the large
 model, and a router and a cascade are trained to keep a share of its right answers. Both cascades, and sampling with a
 fixed and an adaptive number of tries, are then measured on other questions; so are solved cases shown to the small
-model, refined answers and drafting by steps, whether they pay or not.
+model, refined answers, drafting by steps, and samples that a verifier picks from, whether they pay or not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from cascade.promise import GRID
 from cascade.prompts import demonstrated
 from cascade.refined import SUFFIX, Pair, ranked
-from gateway import tiny_shown, tiny_steps
+from gateway import tiny_samples, tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
 from gateway.tiny_figures import Figure, difference, mean, ratio
 from gateway.tiny_reply import Reply
@@ -112,6 +112,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
         "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
         "stepwise": tiny_steps.report(learning, judging, SHARE),
+        "sampling": tiny_samples.report(learning, judging),
     }
 
 
