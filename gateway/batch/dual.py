@@ -27,7 +27,10 @@ def money_price(program: Program) -> Array:
     while _spent(program, decision) > 1.0 and high < 1e7 * len(program):
         low, high = high, max(high * 16.0, len(program) * 1e-3)
         decision = program.decide(_money(program, high))
-    return _money(program, _bisected(program, low, high, decision) if high > 0.0 else 0.0)
+    price = _bisected(program, low, high, decision) if high > 0.0 else 0.0
+    while price < high and _spent(program, program.decide(_money(program, price))) > 1.0:
+        price = min(2.0 * price, high)  # where worths tie but for what float32 can't tell, less is not always spent
+    return _money(program, price)
 
 
 def _bisected(program: Program, low: float, high: float, dear: Decision) -> float:

@@ -151,6 +151,16 @@ def relaxed(program: Program) -> float:
     return -float(found.fun) if found.success else -np.inf
 
 
+def test_answers_that_are_right_or_wrong_are_assigned_at_any_budget() -> None:
+    """Where all that are right are worth the same, their costs differ by less than worths of float32 can tell."""
+    job = estimates(300, 9, 1, barred=0.0)
+    right = np.random.default_rng(1).random(job.quality.shape) < 0.8
+    job = replace(job, quality=right.astype(np.float32), cost_usd=job.cost_usd[:, ::-1].copy())  # the dearest first
+    for share in np.geomspace(1e-3, 0.5, 60):
+        budget = budget_of(job, float(share))
+        assert assign(job, budget, taste=BARE).cost_usd <= budget * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 @pytest.mark.parametrize("limited", [False, True])
 def test_the_bound_meets_the_linear_program(share: float, limited: bool) -> None:
