@@ -175,7 +175,7 @@ def guarantee(
 
 @cascade.command()
 def tiny(
-    queries: Annotated[int, typer.Option(min=20, help="Questions to measure on; as many again to learn from.")] = 400,
+    queries: Annotated[int, typer.Option(min=60, help="Questions to measure on; as many again to learn from.")] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
     as_json: Json = False,
 ) -> None:
