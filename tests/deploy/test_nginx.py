@@ -13,6 +13,7 @@ import pytest
 
 from tests.live import Live, live
 from tests.ports import free_port
+from tests.until import until
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
@@ -92,5 +93,4 @@ async def test_a_client_that_leaves_nginx_leaves_us(before: tuple[str, Live]) ->
     ):
         async for _ in answer.aiter_lines():
             break
-    await gateway.rest()
-    assert gateway.upstream.seen.disconnects == 1
+    await until(lambda: gateway.upstream.seen.disconnects == 1)

@@ -163,7 +163,7 @@ async def test_a_live_route_measures_certifies_and_then_keeps_small_answers(tmp_
         assert told["state"] == "valid" and told["certificate"]["quality_share"] == 1.0
         assert services.current.refresh()
         reload(services)
-        answers = await ask(gateway, 40)
+        answers = await ask(gateway, 150)
         await gateway.rest()
         record = await gateway.decision(answers[-1].headers["x-headgate-decision-id"])
     assert "small" in {answer.headers["x-headgate-model"] for answer in answers}
