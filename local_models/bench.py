@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,13 @@ from local_models import shipped_models
 from local_models.checkpoint import expected_shapes
 from local_models.decoder import DTYPES, Decoder
 from local_models.engine import Engine, EngineOptions
+from local_models.guesses import STREAMS, guess_cases
 from local_models.prefixes import blocks_met, prefix_cases, prefix_trace
 from local_models.quant import int8_levels
 from local_models.request import Delta, Request
 from local_models.scheduler import PredictTokens
 from local_models.shape import Shape, shape_of
+from local_models.spread import shown, spread, times
 from local_models.text import TextCodec
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -258,20 +258,9 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
             lengths.update(told)
     return {
         "requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps,
-        "faster": {name: _times(cpu_s["worst case"], spent) for name, spent in cpu_s.items()},
-        "fewer_steps": {name: _times(steps["worst case"], taken) for name, taken in steps.items()},
+        "faster": {name: times(cpu_s["worst case"], spent) for name, spent in cpu_s.items()},
+        "fewer_steps": {name: times(steps["worst case"], taken) for name, taken in steps.items()},
     }  # fmt: skip
-
-
-def _times(more: Sequence[float], less: Sequence[float]) -> dict[str, float]:
-    """Mean ratio over rounds with its 95 % half width by Student's t, for rounds are few; of one there is none."""
-    from scipy.stats import t
-
-    ratios = numpy.array(more) / numpy.array(less)
-    n, half = len(ratios), math.nan
-    if n > 1:
-        half = float(t.ppf(0.975, n - 1) * ratios.std(ddof=1) / math.sqrt(n))
-    return {"value": float(ratios.mean()), "half_width": half}
 
 
 def _answer_all(engine: Engine, prompts: list[str]) -> tuple[float, dict[str, int]]:
@@ -303,8 +292,10 @@ def first_token_case(kind: str, requests: int) -> dict[str, Any]:
     decoder = Decoder(random_shape(SHAPES["3m"]), random_weights(SHAPES["3m"]))
     codec, trace = TextCodec(shipped_models()["tiny-small"]), prefix_trace(kind, 1, requests)
     kv_tokens = max(32, len(blocks_met(trace)) // 10) * decoder.block_tokens
+    token_bytes = decoder.new_pool(1).bytes // decoder.block_tokens
     rules: dict[str, dict[str, Any]] = {
         "no cache": {"share_prefixes": False}, "lru": {"eviction_alpha": None}, "marconi": {},
+        "marconi, four times as much in memory beside": {"tier_memory_mb": -(-4 * kv_tokens * token_bytes // 2**20)},
     }  # fmt: skip
     engines = {name: Engine(decoder, codec, EngineOptions(kv_tokens, **rule)) for name, rule in rules.items()}
     waits: dict[str, list[float]] = {name: [] for name in rules}
@@ -316,16 +307,17 @@ def first_token_case(kind: str, requests: int) -> dict[str, Any]:
                 pass
             waits[name].append(1e3 * (time.process_time() - began_s))
             _drain(engine)
+    again = {name: [ms for ms, asked in zip(spent, trace, strict=True) if asked.again] for name, spent in waits.items()}
     return {
         "trace": kind, "requests": requests, "kv_tokens": kv_tokens,
         "hit_rate": {
             name: blocks.hit_tokens / blocks.asked_tokens
             for name, blocks in ((name, engine.scheduler.blocks) for name, engine in engines.items())
         },
-        "mean_ms": {name: statistics.mean(spent) for name, spent in waits.items()},
-        "again_ms": {
-            name: statistics.mean(ms for ms, asked in zip(spent, trace, strict=True) if asked.again)
-            for name, spent in waits.items()
+        "ms": {name: spread(spent) for name, spent in waits.items()},
+        "again_ms": {name: spread(spent) for name, spent in again.items()},
+        "again_ms_less_than_lru": {
+            name: spread([a - b for a, b in zip(again["lru"], spent, strict=True)]) for name, spent in again.items()
         },
     }  # fmt: skip
 
@@ -356,7 +348,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no-continuous", action="store_true", help="leave transformers' continuous batching out")
     parser.add_argument("--llama", metavar="PYTHON", help="of an environment as tests/bench/local_llama.py says")
-    parser.add_argument("--only", choices=("decode", "prefix", "admission"))
+    parser.add_argument("--only", choices=("decode", "prefix", "admission", "guesses"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -384,30 +376,38 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 _print_decode(report["decode"][-1])
                 sys.stdout.flush()
     if arguments.only in (None, "prefix"):
-        report["prefix"] = prefix_cases(600)
+        report["prefix"] = prefix_cases(300, 5)
         report["first_token"] = [first_token_case(kind, 200) for kind in ("shared", "turns")]
     if arguments.only in (None, "admission"):
         report["admission"] = admission_case(300, max(arguments.rounds, 5))
+    if arguments.only in (None, "guesses"):
+        report["guesses"] = guess_cases(200, max(arguments.rounds, 5))
     return report
 
 
 def _print_report(report: dict[str, Any]) -> None:
     """All but the decoding, which is printed as it is measured."""
     for row in report.get("prefix", []):
-        rates = ", ".join(f"{name} {rate:.1%}" for name, rate in row["hit_rate"].items())
-        print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rate {rates}")
+        print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rates")
+        for name, rate in (row["hit_rate"] | row["beside"]).items():
+            print(f"  {name:98} {shown(rate, '6.1%')}")
     for row in report.get("first_token", []):
-        told = ", ".join(
-            f"{name} {row['hit_rate'][name]:.1%}: {row['mean_ms'][name]:.1f} ms, {ms:.1f} where asked again"
-            for name, ms in row["again_ms"].items()
-        )
-        print(f"\nfirst token, {row['trace']}, memory for a tenth of all blocks: found, and CPU time: {told}")
+        print(f"\nfirst token, {row['trace']}, memory for a tenth: CPU-ms, where asked again, less than LRU")
+        for name, rate in row["hit_rate"].items():
+            waits = (shown(row[wait][name], "5.1f") for wait in ("ms", "again_ms", "again_ms_less_than_lru"))
+            print(f"  {name:44} {', '.join(waits)}; found {rate:.1%}")
     if "admission" in report:
         row = report["admission"]
         for name in ("predicted", "true lengths"):
-            both = row["faster"][name], row["fewer_steps"][name]
-            faster, fewer = (f"{one['value']:.2f} (+-{one['half_width']:.2f})" for one in both)
+            faster, fewer = shown(row["faster"][name]), shown(row["fewer_steps"][name])
             print(f"\nadmission by {name}: {faster} x worst-case reservation's speed, {fewer} x fewer steps")
+    for row in report.get("guesses", []):
+        drawn = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
+        print(f"\n{row['budget']} guesses a step for {STREAMS} answers, {drawn}; the large model's tokens a pass:")
+        for name, tokens in row["tokens_a_pass"].items():
+            print(f"  {name:16} {shown(tokens)} of {shown(row['guesses_a_pass'][name])} guesses (without: 1)")
+        kept = shown(row["kept_of_optimum"], ".3f")
+        print(f"  {shown(row['more_tokens'])} x as many tokens; {kept} of what the best rule of acceptance would keep")
     print("\nGPU: not measured here, see python -m tests.bench.local_gpu")
 
 

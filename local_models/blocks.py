@@ -29,7 +29,7 @@ from typing import Any, Protocol
 _FREE, _TAKEN = b"\x01", b"\x00"
 _LEAST_COPY = 4
 _CHILDREN_TRIED = 32
-_EVEN_DEPTH = 4096
+EVEN_DEPTH = 4096
 """Tokens of context at which attention costs about what the matrix products do."""
 _SIGHT, _TURN, _MOST_SIGHTS = 16.0, 1.0, 4.0
 """Lifetimes of a block seen once that a doubling of sights, or an answer's end, is worth; the most
@@ -386,7 +386,7 @@ class BlockPool:
         if self._alpha is None:
             return node.last_used
         # Computing a token again costs its matrix products, and attention over what precedes it.
-        costly = node.depth / (node.depth + _EVEN_DEPTH)
+        costly = node.depth / (node.depth + EVEN_DEPTH)
         seen = min(_MOST_SIGHTS, math.log2(node.sights))
         return node.last_used + self._lifetime * (seen * _SIGHT + node.ends_turn * _TURN + self._alpha * costly)
 

@@ -29,7 +29,7 @@ from local_models.request import Delta, Ending, Event, Finished, Request, TokenL
 from local_models.runner import runner_for
 from local_models.scheduler import PredictTokens, Scheduler, Sequence, Work
 from local_models.settings import Setting
-from local_models.speculate import Drafter, NgramDrafter, model_drafter, share_budget
+from local_models.speculate import Draft, Drafter, NgramDrafter, model_drafter, share_budget
 from local_models.text import TextCodec, TokenStream
 from local_models.tiers import offload_for
 from local_models.tuning import Tuner
@@ -309,14 +309,23 @@ class Engine:
         if self._drafter is None or not decoding or budget <= 0:
             return
         contexts = {name: piece.sequence.ids for name, piece in decoding.items()}
-        guesses = self._drafter.propose(contexts, self.options.draft_tokens)
+        guesses = {
+            name: self._of_use(guess, decoding[name].sequence)
+            for name, guess in self._drafter.propose(contexts, self.options.draft_tokens).items()
+        }
         for name, drafts in share_budget(guesses, budget).items():
             sequence = decoding[name].sequence
-            left = sequence.request.max_tokens - sequence.output_tokens - 1
-            drafts = drafts[: max(0, left)]
             assert sequence.table is not None
             if drafts and self.blocks.grow(sequence.table, len(sequence.ids) + len(drafts)):
                 decoding[name].drafts = list(drafts)
+
+    def _of_use(self, guess: Draft, sequence: Sequence) -> Draft:
+        """The guesses that could be kept: none after the answer's last token."""
+        most = max(0, sequence.request.max_tokens - sequence.output_tokens - 1)
+        if not sequence.request.ignore_end:
+            ends = (at for at, token_id in enumerate(guess.ids, 1) if token_id in self._shape.end_ids)
+            most = min(most, next(ends, most))
+        return Draft(guess.ids[:most], guess.probabilities[:most])
 
     def _extend(self, sequence: Sequence, scores: Tensor, now_s: float, guess: int | None) -> list[Event]:
         """Choose the sequence's next token and tell of it."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from local_models.blocks import BlockPool
+from local_models.blocks import EVEN_DEPTH, BlockPool
+from local_models.spread import spread
 from local_models.tiers import Tiers, name_of
 
 SIZE = 64
@@ -99,19 +100,62 @@ class NamesOnly:
         return list(self._tiers.fetch(names))
 
 
-def hit_rate(trace: Sequence[Asked], blocks: int, alpha: float | None, tier: int = 0) -> float:
+class LeadingFirst(NamesOnly):
+    """Pensieve's rule, counted: of the blocks kept those go first that cost least to compute again for each request
+    since their conversation's last, which of one conversation are the leading ones; a prompt computes a gap again and
+    uses what is kept behind it.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._most = blocks
+        self._kept: set[bytes] = set()
+        self._asked: dict[bytes, tuple[int, int]] = {}
+        """When a block's tokens were last part of a prompt or answer, and how many there are up to its end."""
+        self._now = 0
+        self.beyond = 0
+        """Blocks that the last prompt found behind a gap."""
+
+    def ask(self, ids: Sequence[int]) -> None:
+        """A request with its answer."""
+        self._now += 1
+        name = b""
+        for end in range(SIZE, len(ids) + 1, SIZE):
+            name = name_of(name, ids[end - SIZE : end])
+            self._asked[name] = (self._now, end)
+
+    def put(self, name: bytes, block: int) -> None:
+        self._kept.add(name)
+        if len(self._kept) > self._most:
+            self._kept.remove(min(self._kept, key=self._retention))
+
+    def get(self, names: Sequence[bytes]) -> list[Any]:
+        gap = next((at for at, name in enumerate(names) if name not in self._kept), len(names))
+        self.beyond = sum(name in self._kept for name in names[gap:])
+        return [None] * gap
+
+    def _retention(self, name: bytes) -> tuple[float, bytes]:
+        asked, depth = self._asked[name]
+        return (EVEN_DEPTH + depth) / (self._now + 1 - asked), name
+
+
+def hit_rate(
+    trace: Sequence[Asked], blocks: int, alpha: float | None, tier: int = 0, leading: LeadingFirst | None = None
+) -> float:
     """Share of prompt tokens found cached when the trace is served one request at a time; `tier` more blocks lie
-    beside the pool."""
-    rng = random.Random(0)
-    tree = BlockPool(blocks, SIZE, alpha=alpha, offload=NamesOnly(tier) if tier else None)
+    beside the pool, or what `leading` keeps of them."""
+    rng, beyond = random.Random(0), 0
+    tree = BlockPool(blocks, SIZE, alpha=alpha, offload=leading or (NamesOnly(tier) if tier else None))
     for asked in trace:
         ids = asked.prompt + [rng.randrange(1000) for _ in range(asked.answer)]
         taken = tree.take(asked.prompt, len(ids))
         if taken is None:
             continue
+        if leading is not None:
+            beyond += leading.beyond * SIZE
+            leading.ask(ids)
         tree.commit(taken[0], ids, len(ids) - 1, ends_turn=True)
         tree.release(taken[0])
-    return tree.hit_tokens / tree.asked_tokens
+    return (tree.hit_tokens + beyond) / tree.asked_tokens
 
 
 def foreseen(trace: Sequence[Asked], blocks: int) -> float:
@@ -184,24 +228,42 @@ def _alike(a: Sequence[int], b: Sequence[int]) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def prefix_cases(requests: int, seed: int = 1) -> list[dict[str, Any]]:
-    """Token hit rates by eviction rule, with memory for a share of the trace's distinct blocks."""
+def prefix_cases(requests: int, rounds: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Token hit rates by eviction rule, with memory for a share of the trace's distinct blocks; another trace in each
+    round."""
     rows = []
     for kind in ("shared", "turns"):
-        trace = prefix_trace(kind, seed, requests)
-        met = blocks_met(trace)
-        again, distinct = sum(count > 1 for count in met.values()), len(met)
-        for of, blocks in (("all blocks", distinct // 10), ("blocks asked for again", max(20, again // 10))):
-            rates = {
-                "marconi": hit_rate(trace, blocks, 1.0),
-                "lru": hit_rate(trace, blocks, None),
-                "marconi, keys of eight bits": hit_rate(trace, int(blocks * _EIGHT_BITS), 1.0),
-                "marconi, as much again offloaded": hit_rate(trace, blocks, 1.0, blocks),
-                "marconi, four times as much there": hit_rate(trace, blocks, 1.0, 4 * blocks),
-                "marconi, all of it offloaded": hit_rate(trace, blocks, 1.0, distinct),
-                "unbounded": hit_rate(trace, 2 * distinct, None),
-                "at best knowing the future": foreseen(trace, blocks),
-                "at best knowing the odds": min(foreseen(trace, blocks), unforeseen(trace, blocks)),
+        traces = [prefix_trace(kind, seed + at, requests) for at in range(rounds)]
+        for of in ("all blocks", "blocks asked for again"):
+            rates = [_hit_rates(trace, of) for trace in traces]
+            beside = {
+                f"{rule} less {other}": spread([rate[rule] - rate[other] for rate in rates])
+                for rule, other in (("marconi", "lru"), (_LEADING, _TRAILING), (_LEADING_FOUR, _TRAILING_FOUR))
             }
-            rows.append({"trace": kind, "tenth_of": of, "blocks": blocks, "hit_rate": rates})
+            found = {name: spread([rate[name] for rate in rates]) for name in rates[0]}
+            rows.append({"trace": kind, "tenth_of": of, "hit_rate": found, "beside": beside})
     return rows
+
+
+_TRAILING, _TRAILING_FOUR = "marconi, as much again offloaded", "marconi, four times as much there"
+_LEADING, _LEADING_FOUR = f"{_TRAILING}, leading dropped first", f"{_TRAILING_FOUR}, leading dropped first"
+
+
+def _hit_rates(trace: Sequence[Asked], of: str) -> dict[str, float]:
+    met = blocks_met(trace)
+    distinct = len(met)
+    blocks = distinct // 10 if of == "all blocks" else max(20, sum(count > 1 for count in met.values()) // 10)
+    best = foreseen(trace, blocks)
+    return {
+        "marconi": hit_rate(trace, blocks, 1.0),
+        "lru": hit_rate(trace, blocks, None),
+        "marconi, keys of eight bits": hit_rate(trace, int(blocks * _EIGHT_BITS), 1.0),
+        _TRAILING: hit_rate(trace, blocks, 1.0, blocks),
+        _LEADING: hit_rate(trace, blocks, 1.0, leading=LeadingFirst(blocks)),
+        _TRAILING_FOUR: hit_rate(trace, blocks, 1.0, 4 * blocks),
+        _LEADING_FOUR: hit_rate(trace, blocks, 1.0, leading=LeadingFirst(4 * blocks)),
+        "marconi, all of it offloaded": hit_rate(trace, blocks, 1.0, distinct),
+        "unbounded": hit_rate(trace, 2 * distinct, None),
+        "at best knowing the future": best,
+        "at best knowing the odds": min(best, unforeseen(trace, blocks)),
+    }

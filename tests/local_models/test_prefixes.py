@@ -6,7 +6,8 @@ import random
 import pytest
 
 from local_models.bench import first_token_case
-from local_models.prefixes import SIZE, Asked, foreseen, hit_rate, prefix_trace, unforeseen
+from local_models.prefixes import SIZE, Asked, LeadingFirst, foreseen, hit_rate, prefix_cases, prefix_trace, unforeseen
+from local_models.tiers import name_of
 
 
 def whole(number: int, blocks: int) -> list[int]:
@@ -77,5 +78,35 @@ def test_an_engine_finds_what_the_count_says() -> None:
     """What an engine whose first tokens are timed finds of a trace is what the count finds; nothing without sharing."""
     told = first_token_case("shared", 12)
     blocks = told["kv_tokens"] // SIZE
-    assert told["hit_rate"]["no cache"] == 0 and min(told["mean_ms"].values()) > 0
+    assert told["hit_rate"]["no cache"] == 0 and min(figure["value"] for figure in told["ms"].values()) > 0
     assert told["hit_rate"]["marconi"] == pytest.approx(hit_rate(prefix_trace("shared", 1, 12), blocks, 1.0), abs=0.02)
+
+
+def test_leading_blocks_are_dropped_first_and_the_rest_is_used() -> None:
+    """Pensieve's order within a conversation; one that rested long goes as a whole before one asked just now."""
+    kept = LeadingFirst(3)
+    first, second = whole(1, 3), whole(2, 3)
+    names = {1: [b""], 2: [b""]}
+    for number, prompt in ((1, first), (2, second)):
+        for at in range(0, 3 * SIZE, SIZE):
+            names[number].append(name_of(names[number][-1], prompt[at : at + SIZE]))
+    kept.ask(first)
+    for name in names[1][1:]:
+        kept.put(name, 0)
+    assert kept.get(names[1][1:]) == [None] * 3 and kept.beyond == 0
+    kept.ask(second)
+    kept.put(names[2][3], 0)
+    assert kept.get(names[1][1:]) == [] and kept.beyond == 2
+    for name in names[2][1:3]:
+        kept.put(name, 0)
+    assert kept.get(names[2][1:]) == [None] * 3 and kept.get(names[1][1:]) == [] and kept.beyond == 0
+
+
+def test_both_orders_of_dropping_are_laid_beside_each_other() -> None:
+    """With intervals over rounds; with room for all of it neither order matters."""
+    rows = prefix_cases(60, 2)
+    assert len(rows) == 4
+    for row in rows:
+        assert len(row["beside"]) == 3 and all(figure["half_width"] >= 0 for figure in row["hit_rate"].values())
+    trace = prefix_trace("turns", 1, 60)
+    assert hit_rate(trace, 30, 1.0, leading=LeadingFirst(9_000)) == pytest.approx(hit_rate(trace, 30, 1.0, 9_000))

@@ -4,6 +4,8 @@ import itertools
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
+from collections.abc import Sequence as Ids
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,37 @@ def test_a_small_budget_changes_nothing(budget: int) -> None:
         drafter=ModelDrafter(decoder("tiny-small"), 128),
     )
     assert_same(run(tight, requests), run(engine("tiny-large"), requests))
+
+
+class Sure:
+    """Guesses the same tokens whatever was said, and is sure of them."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self._draft = Draft(ids, (1.0,) * len(ids))
+
+    def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
+        return dict.fromkeys(contexts, self._draft)
+
+    def learn(self, request_id: str, drafted: int, accepted: int) -> None: ...
+
+    def forget(self, request_id: str) -> None: ...
+
+
+def test_nothing_is_guessed_after_an_answers_end() -> None:
+    """Neither past the end token nor past the request's limit: no budget goes to what could never be kept."""
+    end = next(iter(decoder("tiny-large").shape.end_ids))
+
+    def drafted(ids: tuple[int, ...], requests: list[Request]) -> list[int]:
+        options = EngineOptions(kv_tokens=4096, draft_tokens=4, draft_budget=4)
+        answers = run(Engine(decoder("tiny-large"), codec(), options, drafter=Sure(ids)), requests)
+        return [answers[request.id].last.usage.drafted_tokens for request in requests]
+
+    one, other = (replace(request, sampling=Sampling()) for request in questions(2))
+    passes = len(run(engine("tiny-large"), [other])[other.id].ids)
+    assert drafted((end, 5, 5, 5), [other]) == [passes]
+    short = replace(one, max_tokens=2)
+    assert drafted((end, 5, 5, 5), [replace(other, ignore_end=True)])[0] > 2 * passes
+    assert drafted((5, 5, 5, 5), [short, other]) == [0, *drafted((5, 5, 5, 5), [other])]
 
 
 def test_usage_counts_guesses() -> None:

@@ -1,0 +1,14 @@
+"""What guesses save, counted in short."""
+
+from __future__ import annotations
+
+from local_models.guesses import guess_cases
+
+
+def test_the_likeliest_guesses_yield_more_than_those_in_turn() -> None:
+    """At one budget, greedy and sampled; what is kept is what the best rule of acceptance would keep."""
+    for row in guess_cases(40, 2, (2,)):
+        tokens, guesses = row["tokens_a_pass"], row["guesses_a_pass"]
+        assert tokens["likeliest first"]["value"] > tokens["in turn"]["value"] > 1.0
+        assert guesses["likeliest first"]["value"] >= tokens["likeliest first"]["value"] - 1.0001
+        assert abs(row["kept_of_optimum"]["value"] - 1.0) < 0.02
