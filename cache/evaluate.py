@@ -11,9 +11,11 @@ import argparse
 import hashlib
 import importlib
 import json
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from cache.minilm import MiniLM, OnnxEmbedder
 from cache.minilm_native import NativeEmbedder
 from cache.pairs import PairFigures, judge_pairs
 from cache.ranking import Ranking
-from cache.streams import Figures, Stream, banking77, clinc150, qqp_clusters, qqp_pairs, replay, replay_rule
+from cache.streams import Figures, HitRule, Stream, banking77, clinc150, qqp_clusters, qqp_pairs, replay, replay_rule
 
 Embed = Callable[[str], NDArray[np.float32]]
 
@@ -38,12 +40,16 @@ _EMBEDDERS = "minilm:FOLDER, onnx:FOLDER, native:FOLDER or MODULE:NAME"
 _COLUMNS = {
     "hit_share": "hits",
     "false_hit_rate": "false hits",
+    "wrong_share": "wrong of all",
     "audited_high": "audited <=",
     "out_of_scope_hits": "out of scope",
     "hit_share_at_end": "hits at end",
     "judged_share": "judged",
     "judged_share_at_end": "judged at end",
 }
+_WITH_INTERVAL = ("hit_share", "false_hit_rate", "wrong_share")
+_BASELINE_ORDERS = 5
+"""They take long, and vary little from one order to the next."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     embed, identity = load_embedder(asked.embedder)
     report: dict[str, object] = {"embedder": identity}
-    screen = Console(stderr=asked.json, width=130)
+    screen = Console(stderr=asked.json, width=150)
     for name in asked.streams:
         if name == "qqp_pairs":
             report[name] = _pairs(asked, embed, identity, screen).as_dict()
@@ -90,14 +96,24 @@ def vectors_of(texts: list[str], embed: Embed, identity: str, folder: Path | Non
 
 
 def summary(runs: list[Figures], eps: float | None = None) -> dict[str, float]:
-    """Means over orders; with `eps`, in what share of them the false-hit rate stayed within it."""
+    """Means over orders, of some with their 95 % half width (Student's t); with `eps`, in what share of them the
+    false-hit rate stayed within it."""
     rows = [run.as_dict() for run in runs]
     found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    for name in _WITH_INTERVAL if len(runs) > 1 else ():
+        found[f"{name}_half_width"] = _half_width([row[name] for row in rows])
     if eps is not None:
         found["bound_held"] = float(np.mean([run.false_hit_rate <= eps for run in runs]))
     found["worst_false_hit_rate"] = max(run.false_hit_rate for run in runs)
     found["orders"] = len(runs)
     return found
+
+
+def _half_width(values: Sequence[float]) -> float:
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> object:
@@ -109,13 +125,13 @@ def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, s
     for error in asked.judge_error:
         rows[f"learned, eps {eps}, judge errs {error:.0%}"] = _orders(stream, ranking, asked, eps, error)
     if asked.baselines:
-        rows |= _baselines(stream, vectors, asked.seed)
+        rows |= _baselines(stream, vectors, range(asked.seed, asked.seed + min(asked.orders, _BASELINE_ORDERS)))
     table = Table(title=f"{name}: {len(stream.texts)} questions")
     table.add_column("rule")
     for title in (*_COLUMNS.values(), "bound held"):
         table.add_column(title, justify="right")
     for rule, found in rows.items():
-        cells = [f"{found[column]:.4f}" for column in _COLUMNS]
+        cells = [_cell(found, column) for column in _COLUMNS]
         table.add_row(rule, *cells, f"{found['bound_held']:.2f}" if "bound_held" in found else "")
     screen.print(table)
     return rows
@@ -132,15 +148,28 @@ def _orders(stream: Stream, ranking: Ranking, asked: argparse.Namespace, eps: fl
     return summary(runs, eps)
 
 
-def _baselines(stream: Stream, vectors: NDArray[np.float32], seed: int) -> dict[str, dict[str, float]]:
-    rows = {}
-    for threshold in (0.80, 0.90, 0.95):
-        run = replay_rule(stream, vectors, StaticRule(threshold), seed=seed)
-        rows[f"static {threshold}"] = summary([run])
-    for delta in (0.01, 0.02, 0.05):
-        run = replay_rule(stream, vectors, EntryRule(delta, random.Random(seed)), seed=seed)
-        rows[f"vCache, delta {delta}"] = summary([run])
-    return rows
+def _cell(found: dict[str, float], column: str) -> str:
+    half = found.get(f"{column}_half_width")
+    return f"{found[column]:.4f}" + (f" (+-{half:.4f})" if half is not None else "")
+
+
+def _baselines(stream: Stream, vectors: NDArray[np.float32], seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+    rules: dict[str, Callable[[int], HitRule]] = {
+        **{f"static {at}": partial(_static, at) for at in (0.80, 0.90, 0.95)},
+        **{f"vCache, delta {delta}": partial(_per_entry, delta) for delta in (0.01, 0.02, 0.05)},
+    }
+    return {
+        name: summary([replay_rule(stream, vectors, rule(seed), seed=seed) for seed in seeds])
+        for name, rule in rules.items()
+    }
+
+
+def _static(threshold: float, seed: int) -> HitRule:
+    return StaticRule(threshold)
+
+
+def _per_entry(delta: float, seed: int) -> HitRule:
+    return EntryRule(delta, random.Random(seed))
 
 
 def _pairs(asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> PairFigures:

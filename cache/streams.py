@@ -50,6 +50,8 @@ class Figures:
     hit_share: float
     false_hit_rate: float
     """Wrong answers among hits, by the labels."""
+    wrong_share: float
+    """And among all requests, which is what vCache's delta bounds."""
     audited_rate: float
     audited_high: float
     """The cache's own figure of it, and its upper 97.5 % bound."""
@@ -151,6 +153,7 @@ class _Tally:
         return Figures(
             hit_share=self.hits / self.n,
             false_hit_rate=self.wrong / max(self.hits, 1),
+            wrong_share=self.wrong / self.n,
             audited_rate=audited[0],
             audited_high=audited[1],
             out_of_scope_hits=self.outside_hits / max(self._outside, 1),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cache.bench import bench_embedding
-from cache.bench_eviction import LFU, LRU, bench_eviction, eviction_traces, saved_share
+from cache.bench_eviction import _POLICIES, LFU, LRU, bench_eviction, eviction_traces, half_width, saved_share
 from cache.bench_index import bench_index, bench_tenants, median_interval
 from cache.eviction import LeastExpectedCost
 
@@ -21,10 +21,26 @@ def test_expected_cost_saves_more_than_recency_and_frequency(number: int) -> Non
     assert saved > saved_share(trace, LFU(room)) + 0.01
 
 
+def test_plain_rules_are_as_good_as_known() -> None:
+    """LFU and GDSF forget no count: they save what plain simulations of them were seen to save; ageing ones less."""
+    trace = eviction_traces(150_000)[2]
+    room = int(1000 * trace.size.sum() * 0.02)
+    for name in ("LFU", "GDSF"):
+        assert saved_share(trace, _POLICIES[name](room)) == pytest.approx(0.472, abs=0.003)
+
+
+def test_a_lead_has_the_interval_of_its_parts() -> None:
+    """Paired by part: what is better by the same everywhere is so for sure."""
+    cost = np.full(4, 10.0)
+    better, worse = np.column_stack([[5.0, 6, 7, 8], cost]), np.column_stack([[4.0, 5, 6, 7], cost])
+    assert half_width(better, worse) == pytest.approx(0.0, abs=1e-12)
+    assert half_width(better, np.column_stack([[6.0, 4, 8, 5], cost])) > 0.1
+
+
 def test_the_table_lays_known_figures_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """Every trace has a row at both sizes, with what others were seen to save where that is known."""
     rows = bench_eviction(1200)
-    assert len(rows) == 10 and all(len(row["here"]) == 4 for row in rows.values())
+    assert len(rows) == 10 and all(len(row["here"]) == 5 for row in rows.values())
     assert rows["drift x6, 10:1, 2%"]["known"]["GDSF"] == 0.437 and not rows["zipf 0.6, 10:1, 10%"]["known"]
     assert "drift x6" in capsys.readouterr().err
 

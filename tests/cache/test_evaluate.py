@@ -64,6 +64,9 @@ def test_the_command_reports(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     learned = report["banking77"]["learned, eps 0.03"]
     assert learned["orders"] == 2 and learned["bound_held"] == 1.0
     assert report["banking77"]["static 0.8"]["hit_share"] > 0
+    for row in report["banking77"].values():
+        assert row["orders"] == 2 and row["hit_share_half_width"] >= 0
+        assert row["wrong_share"] <= row["hit_share"]
     assert "vCache, delta 0.02" in report["clinc150"]
     main([*words, "--streams", "banking77", "--no-baselines", "--orders", "1"])
     assert len(CALLS) == made > 0
