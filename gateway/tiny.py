@@ -22,7 +22,7 @@ from rich.console import Console
 from cascade.promise import GRID
 from cascade.prompts import demonstrated
 from cascade.refined import SUFFIX, Pair, ranked
-from gateway import tiny_samples, tiny_shown, tiny_steps
+from gateway import tiny_chains, tiny_samples, tiny_shown, tiny_steps
 from gateway.demo import HOME, Demo, free_port
 from gateway.tiny_figures import Figure, difference, mean, ratio
 from gateway.tiny_reply import Reply
@@ -112,6 +112,7 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
         "demonstrations": tiny_shown.report(small, large, shown, in_sight),
         "refinement": ranked({SMALL: pair(small, refined[SMALL]), LARGE: pair(large, refined[LARGE])}),
         "stepwise": tiny_steps.report(learning, judging, SHARE),
+        "chains": tiny_chains.report(min(len(judging), 200), seed, SHARE),
         "sampling": tiny_samples.report(learning, judging),
     }
 

@@ -85,7 +85,7 @@ def stepwise(writers: Writers, question: Question, accept_at: float) -> Written:
         most = STEP_TOKENS if SO_FAR in step.overrides else MOST_TOKENS
         history.append(writers.write(step.model, question, str(step.overrides.get(SO_FAR, "")), most))
     text = move.text or ("" if move.kept is None else history[move.kept].evidence.text)
-    return Written(is_right(question, joined(text)), _tokens(history, LARGE), _tokens(history, LARGE, SMALL))
+    return Written(is_right(question, joined(text)), tokens(history, LARGE), tokens(history, LARGE, SMALL))
 
 
 def drafting(accept_at: float) -> Stepwise:
@@ -105,7 +105,7 @@ def whole(writers: Writers, question: Question, accept_at: float) -> Written:
     if not RAW(SMALL, asked[0].evidence) >= accept_at:
         asked.append(writers.write(LARGE, question, "", MOST_TOKENS))
     right = is_right(question, joined(asked[-1].evidence.text))
-    return Written(right, _tokens(asked, LARGE), _tokens(asked, LARGE, SMALL))
+    return Written(right, tokens(asked, LARGE), tokens(asked, LARGE, SMALL))
 
 
 def report(learning: Sequence[Question], judging: Sequence[Question], share: float) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def report(learning: Sequence[Question], judging: Sequence[Question], share: flo
     for name, way in (("by_steps", stepwise), ("by_answers", whole)):
         tried = {at: [way(writers, question, at) for question in learning] for at in GRID}
         accept_at = thriftiest(tried, target)
-        found[name] = {"accept_at": accept_at, **_beside([way(writers, q, accept_at) for q in judging], alone)}
+        found[name] = {"accept_at": accept_at, **beside([way(writers, q, accept_at) for q in judging], alone)}
     return found
 
 
@@ -127,7 +127,8 @@ def thriftiest(tried: dict[float, list[Written]], target: float) -> float:
     return min(enough, key=lambda at: sum(one.large_tokens for one in tried[at]), default=max(tried))
 
 
-def _beside(written: Sequence[Written], alone: Sequence[Written]) -> dict[str, Any]:
+def beside(written: Sequence[Written], alone: Sequence[Written]) -> dict[str, Any]:
+    """A way of answering beside the large model's own."""
     right, theirs = [float(one.right) for one in written], [float(one.right) for one in alone]
     return {
         "accuracy": mean(right),
@@ -137,5 +138,6 @@ def _beside(written: Sequence[Written], alone: Sequence[Written]) -> dict[str, A
     }
 
 
-def _tokens(history: Sequence[Outcome], *models: str) -> int:
+def tokens(history: Sequence[Outcome], *models: str) -> int:
+    """That these models wrote."""
     return sum(outcome.evidence.output_tokens for outcome in history if outcome.model in models)

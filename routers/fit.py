@@ -50,7 +50,8 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, s
         raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
     unseen = [data.models[j] for j in np.flatnonzero(np.isfinite(data.scores).sum(0) == 0)]
     if unseen:
-        raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows")
+        cure = "score some of its answers (a request may name it, a route's `explore` tries it), or leave its rows out"
+        raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows; {cure}")
     with one_core():
         return _fitted(quality, data, x, layout, seed)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,15 @@ Cells = tuple[NDArray[np.intp], NDArray[np.intp]]
 """(queries, models)."""
 
 
-class Rule:
+class Rule(ABC):
     """Buys cells of a table with gaps, and names the model that is best so far."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
+    @abstractmethod
     def next(self, scores: Matrix) -> Cells:
-        raise NotImplementedError
+        """The cells to buy now."""
 
     def best(self, scores: Matrix) -> int:
         return int(np.where(np.isfinite(scores).any(0), _means(scores), -np.inf).argmax())
