@@ -58,7 +58,7 @@ class Versions:
         if fault := self.fault(chosen):
             raise CallerError(f"{chosen.version} can't be served: {fault}", status=422)
         live = self._mark(chosen, "live", actor, instead=before)
-        self._serve(route, self.artifact(chosen))
+        self._serve(route, self.artifact(chosen), actor)
         return live
 
     def roll_back(self, route: str, *, actor: str, instead: str | None = None) -> RouterVersion | None:
@@ -75,7 +75,7 @@ class Versions:
             self._mark(live, "rolled_back", actor)
         else:
             self._mark(live, "rolled_back", actor, instead=before)
-            self._serve(route, "")
+            self._serve(route, "", actor)
         return former
 
     def live(self, route: str) -> str:
@@ -139,14 +139,20 @@ class Versions:
             raise CallerError(f"{told}: it was changed meanwhile, look again", status=409, code="conflict") from None
         return marked
 
-    def _serve(self, route: str, artifact: str) -> None:
-        """From now on with this artefact; empty: with what the configuration names."""
+    def _serve(self, route: str, artifact: str, actor: str) -> None:
+        """All requests from now on with this artefact; empty: with what the configuration names. A canary ends: it was
+        compared with what served before.
+        """
 
         def change(settings: Settings) -> Settings:
-            routers = {**settings.routers, route: artifact}
-            return msgspec.structs.replace(settings, routers={name: path for name, path in routers.items() if path})
+            routers = {name: path for name, path in {**settings.routers, route: artifact}.items() if path}
+            canaries = {name: one for name, one in settings.canaries.items() if name != route}
+            return msgspec.structs.replace(settings, routers=routers, canaries=canaries)
 
         change_settings(self._run_dir, change)
+        for one in self.list(route):
+            if one.state == "canary":
+                self._mark(one, "candidate", actor)
 
 
 def _taught_by(artifact: Path) -> dict[str, object] | None:

@@ -60,8 +60,6 @@ def promote(desk: Desk, who: Actor, route: str, version: str, live: str | None =
     with database(), _one_at_a_time(desk, route):
         _refuse_stale(desk, route, live)
         promoted = _versions(desk).promote(route, version, actor=who.name, instead=live)
-        if desk.settings().canaries.get(route):
-            take_back(str(desk.run_dir), route)
     return _done(desk, route, promoted.version, "live")
 
 

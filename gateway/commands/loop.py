@@ -78,7 +78,7 @@ def whatif(
         if data is not None:
             log, policy = _from_folder(data, router, changed, explore)
         else:
-            chosen = read_config(config, SHARED)
+            chosen = _in_force(config)
             log, policy = _from_journal(chosen, route, router, changed, models, explore, since_hours)
         answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
     except ValueError as error:
@@ -99,7 +99,7 @@ def learn(
     from gateway.learn.policy import route_config
     from routers.registry import estimator_named
 
-    chosen = read_config(config, SHARED)
+    chosen = _in_force(config)
     kind = router or route_config(chosen, route).learn_router
     try:
         estimator_named(kind)
@@ -125,7 +125,7 @@ def limits(
     from gateway.learn.limits import limits_of
     from gateway.learn.policy import route_policy
 
-    chosen = read_config(config, SHARED)
+    chosen = _in_force(config)
     store = open_journal(chosen)
     try:
         policy = route_policy(chosen, store, route)
@@ -144,6 +144,15 @@ def limits(
         shares = ", ".join(f"{n}: {share:.0%}" for n, share in zip(one.tokens, one.finished, strict=True))
         table.add_row(one.model, str(one.answers), str(one.cut), shares, str(one.best or "too few answers"))
     Console().print(table)
+
+
+def _in_force(path: Path | None) -> Config:
+    """The configuration with what operators changed while the gateway ran. Raises ConfigError."""
+    from gateway.app import in_force
+    from gateway.settings import read_settings
+
+    chosen = read_config(path, SHARED)
+    return in_force(chosen, read_settings(chosen.server.run_dir))
 
 
 def show(answer: Answer) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.learn.dataset import Log
 from routers.ope import Array
@@ -43,15 +44,17 @@ class Change:
     after: float
 
 
-def raised(log: Log, *, version_since_s: float = 0.0) -> list[Alarm]:
-    """Every alarm of a route's rounds, oldest first in the log. `version_since_s`: since when its router serves."""
+def raised(log: Log, *, version_since_s: float = 0.0, trained_until_s: float = 0.0) -> list[Alarm]:
+    """Every alarm of a route's rounds, oldest first in the log. `version_since_s`: since when its router serves;
+    `trained_until_s`: scores of decisions until then were trained on, whether or not that router was then promoted.
+    """
     if len(log) < MIN_ROUNDS:
         return []
     checks: Sequence[Callable[[Log], list[Alarm]]] = (
         exploration_starved, one_model, labels, model_drift, feature_drift,
     )  # fmt: skip
     found = [alarm for check in checks for alarm in check(log)]
-    return found + calibration(log.since(version_since_s)) + stale(log, version_since_s)
+    return found + calibration(log.since(version_since_s)) + stale(log, version_since_s, trained_until_s)
 
 
 def exploration_starved(log: Log) -> list[Alarm]:
@@ -91,15 +94,27 @@ def expected_quality(log: Log) -> Array:
     return np.array([np.nan if one is None or one.quality is None else one.quality for one in chosen], np.float64)
 
 
+def own_answers(log: Log) -> NDArray[np.bool_]:
+    """Rounds whose score is that of the chosen model: not of a fallback, nor of a cascade, where an answer is kept
+    because it looks good or comes from another model.
+    """
+    return np.array([one.answered_model in ("", one.model) and len(one.plan) < 2 for one in log.records], bool)
+
+
 def calibration(log: Log) -> list[Alarm]:
     """Answers of a model are better or worse than the router expects."""
-    gap = (log.score - expected_quality(log))[-1000:]
+    log = log.rows(own_answers(log))
+    expected = np.clip(expected_quality(log), 0.0, 1.0)[-1000:]
+    gap = log.score[-1000:] - expected
     found = []
     for j, model in enumerate(log.models):
-        mine = gap[(log.action[-1000:] == j) & np.isfinite(gap)]
+        known = (log.action[-1000:] == j) & np.isfinite(gap)
+        mine, hoped = gap[known], expected[known]
         if len(mine) < 30:
             continue
-        mean, error = float(mine.mean()), float(mine.std(ddof=1)) / np.sqrt(len(mine))
+        # a few answers that are all right vary less than right and wrong ones would, were the router right
+        variance = max(float(mine.var(ddof=1)), float((hoped * (1.0 - hoped)).mean()))
+        mean, error = float(mine.mean()), np.sqrt(variance / len(mine))
         if abs(mean) > MISCALIBRATED and abs(mean) > SURE_Z * max(float(error), 1e-3):
             way = "above" if mean > 0 else "below"
             message = f"{model} scores {abs(mean):.2f} {way} what the router expects"
@@ -124,8 +139,9 @@ def changes(log: Log, least: int = 25) -> list[Change]:
     """
     found = []
     expected = expected_quality(log)
+    mine = np.array([one.answered_model in ("", one.model, *one.plan) for one in log.records], bool)
     for j, model in enumerate(log.models):
-        places = np.flatnonzero((log.action == j) & log.labelled)
+        places = np.flatnonzero((log.action == j) & log.labelled & mine)
         if len(places) < 2 * least:
             continue
         level = np.where(np.isfinite(expected[places]), expected[places], 0.0)
@@ -149,11 +165,18 @@ def _largest_jump(score: Array, explained: Array, least: int) -> tuple[int, floa
     The statistic is the maximum over places of a two-sample z, whose 99.9 % point for hundreds of places is about 4.
     """
     rest, n = score - explained, len(score)
-    total, sd = np.cumsum(rest), max(float(rest.std()), 1e-6)
+    total, squares, variance = np.cumsum(rest), np.cumsum(rest**2), max(float(rest.var()), 1e-12)
     places = np.arange(least, n - least + 1)
     before = total[places - 1] / places
     after = (total[-1] - total[places - 1]) / (n - places)
-    z = np.abs(after - before) / (sd * np.sqrt(1 / places + 1 / (n - places)))
+    # scores near 0 or 1 come with rare large misses: a short part may vary more than the whole does
+    spread = [
+        np.maximum(square / count - mean**2, variance) / count
+        for square, count, mean in (
+            (squares[places - 1], places, before), (squares[-1] - squares[places - 1], n - places, after),
+        )
+    ]  # fmt: skip
+    z = np.abs(after - before) / np.sqrt(spread[0] + spread[1])
     best = int(z.argmax())
     if z[best] < SURE_Z or abs(after[best] - before[best]) < MISCALIBRATED:
         return None
@@ -173,9 +196,9 @@ def feature_drift(log: Log) -> list[Alarm]:
     return []
 
 
-def stale(log: Log, since_s: float) -> list[Alarm]:
-    """Scores came in plenty, and the router is still the one from before them."""
-    fresh = int(log.since(since_s).labelled.sum())
+def stale(log: Log, since_s: float, trained_until_s: float = 0.0) -> list[Alarm]:
+    """Scores came in plenty, the router is still the one from before them, and none has been trained on them."""
+    fresh = int(log.since(max(since_s, trained_until_s)).labelled.sum())
     if since_s <= 0 or fresh < STALE_ROUNDS:
         return []
-    return [Alarm("stale", f"{fresh} scored answers since the router last changed", float(fresh))]
+    return [Alarm("stale", f"{fresh} scored answers since a router was last trained", float(fresh))]

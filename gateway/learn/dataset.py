@@ -4,7 +4,8 @@ A round is a decision that a model was chosen for, with the probabilities of tha
 the whole request: score, cost, latency. Its score is what somebody said of it; where nobody did, a failed
 automatic check (no answer, invalid schema, a tool call that doesn't parse, a refusal, the user asking
 again) says 0. So that bad answers are not the better labelled ones, a failed check speaks only as often
-as answers are scored at all; on a route without any feedback every answer is scored by its checks alone.
+as answers are scored at all. On a route without any feedback every answer is scored by its checks alone, where
+these look at most answers; else none is: that nothing went wrong does not say that an answer was any good.
 
 Left out: cache hits, requests that the client broke off, choices without a propensity.
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from gateway.journal.export import scored_decisions
 from gateway.journal.record import DecisionRecord
 from gateway.journal.vectors import unpacked, vector_bytes
-from gateway.learn.rounds import OF_JOBS, drawn_of, failed_check, is_round
+from gateway.learn.rounds import OF_JOBS, drawn_of, failed_check, is_round, was_checked
 from routers.features import Featurizer, shipped_featurizer, shipped_version
 from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
@@ -74,6 +75,10 @@ class Log:
     def since(self, time_s: float) -> Log:
         """Rounds after that moment."""
         return self.rows(np.array([record.time_s > time_s for record in self.records], bool))
+
+    def until(self, time_s: float) -> Log:
+        """Rounds up to that moment."""
+        return self.rows(np.array([record.time_s <= time_s for record in self.records], bool))
 
     def always(self, j: int) -> Array:
         """Probabilities (n, m) of a policy that always chooses the model in column j."""
@@ -129,12 +134,19 @@ class NothingLogged(ValueError):
 def read_log(
     engine: sa.Engine, *, route: str, since_s: float = 0.0, limit: int = 20_000, featurizer: Featurizer | None = None
 ) -> Log:
-    """The route's latest rounds, `limit` of them at most. Raises NothingLogged."""
-    found: list[Scored] = []
+    """The route's latest rounds: `limit` of them at most up to the latest that was scored, as many at most after it, so
+    that scores may come late. Raises NothingLogged.
+    """
+    told, later = list[Scored](), list[Scored]()
     for page in scored_decisions(engine, since_s, route, OF_JOBS):
-        found += page
-        found = found[-2 * limit :]
-    return log_of(found, limit=limit, featurizer=featurizer)
+        end = max((i + 1 for i, (_, score) in enumerate(page) if score is not None), default=0)
+        if end:
+            told, later = [*told, *later, *page[:end]][-2 * limit :], []
+        later = [*later, *page[end:]][-2 * limit :]
+    if not told:
+        return log_of(later, limit=limit, featurizer=featurizer)
+    later = later[-limit:]
+    return log_of([*told, *later], limit=limit + len(later), featurizer=featurizer)
 
 
 def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Featurizer | None = None) -> Log:
@@ -170,6 +182,9 @@ def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
     silent = [i for i, (_, score) in enumerate(decisions) if score is None]
     spoken = len(decisions) - len(silent)
     if not spoken:
+        asked = [record for record, _ in decisions if record.attempts]
+        if sum(map(was_checked, asked)) < len(asked) / 2:
+            return list(decisions)
         return [(record, 0.0 if bad else 1.0) for (record, _), bad in zip(decisions, failed, strict=True)]
     sound = [i for i, bad in enumerate(failed) if not bad]
     share = sum(decisions[i][1] is not None for i in sound) / max(len(sound), 1)
@@ -250,6 +265,14 @@ def training_data(log: Log) -> tuple[Outcomes, Array]:
         propensity=cells["chance"],
     )  # fmt: skip
     return data, kept.x.astype(np.float64)
+
+
+def one_sided(log: Log) -> str:
+    """Why the scores tell no model from another, where only good or only bad answers are scored; else empty."""
+    said = log.score[log.labelled]
+    if not 0 < len(said) < len(log) or said.min() != said.max():
+        return ""
+    return f"every scored answer has the score {said[0]:g}: score good and bad ones alike, else no model is told better"
 
 
 def halves_of_queries(log: Log, share: float = 0.5) -> NDArray[np.bool_]:

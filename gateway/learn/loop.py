@@ -7,6 +7,7 @@ lies in the store, so a step may run anywhere, any time; nothing is promoted tha
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from gateway.config import Config
 from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.learn.alarms import Alarm, raised
-from gateway.learn.dataset import Log, NothingLogged, read_log
+from gateway.learn.dataset import Log, NothingLogged, one_sided, read_log
 from gateway.learn.gate import GateVerdict, failed, judge, reference_of, worth
 from gateway.learn.policy import route_config, route_policy
 from gateway.learn.retrain import Trained, lately, trained, twins
@@ -55,7 +56,7 @@ class LoopThresholds:
     patience: int = 200
     """Canary rounds after which the sign decides: of what the canary and the gate saw together."""
     limit: int = 5000
-    """Latest rounds that are read."""
+    """Latest rounds that are read, up to the latest scored one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,14 @@ class Loop:
         except NothingLogged as none:
             return StepReport(WAITS, str(none))
         incumbent = self.policy()
-        log = widened(log, [one.model for one in incumbent.candidates])
-        standing = {one.state: one for one in reversed(self.versions.list(self.route))}
+        log = widened(log.until(now_s), [one.model for one in incumbent.candidates])
+        if not len(log):
+            return StepReport(WAITS, "every round in the journal is dated ahead of the clock")
+        standing = {one.state: self.timely(one, now_s) for one in reversed(self.versions.list(self.route))}
         live = standing.get("live")
-        alarms = tuple(raised(log, version_since_s=_since(live) if live else 0.0))
+        since_s = _since(live) if live else 0.0
+        noted = self.noted(now_s)
+        alarms = tuple(raised(log, version_since_s=since_s, trained_until_s=trained_until_s(noted)))
         candidate = standing.get("canary") or standing.get("shadow")
         if candidate is not None and (lost := self.lost(candidate, now_s)):
             told = lost
@@ -110,16 +115,15 @@ class Loop:
             told = self.watch_shadow(log, standing["shadow"], incumbent, now_s)
         else:
             back = self.watch_live(log, live, incumbent) if live else None
-            told = back or self.retrain(log, incumbent, now_s)
+            told = back or self.retrain(log, incumbent, noted, now_s)
         return StepReport(told.action, told.reason, told.version, alarms)
 
     # -- the turns
 
-    def retrain(self, log: Log, incumbent: Policy, now_s: float) -> StepReport:
+    def retrain(self, log: Log, incumbent: Policy, noted: Mapping[str, Any], now_s: float) -> StepReport:
         """A new candidate, where enough was scored since the last one; the gate decides whether it goes on."""
         train, judged = lately(log)
-        noted = self.store.setting(self._setting) or {}
-        since_s = float(noted.get("trained_until_s", 0.0))
+        since_s = trained_until_s(noted)
         fresh = int(log.since(since_s).labelled.sum())
         # after a change of a model every step asks again, until the router has changed too
         changed = judged is not log and judged.records[0].time_s > self._live_since()
@@ -127,18 +131,21 @@ class Loop:
         enough = self.terms.min_scored if changed or not since_s else again
         if (int(judged.labelled.sum()) if changed else fresh) < enough:
             return StepReport(WAITS, f"{fresh} scored rounds since the last training")
+        if alike := one_sided(judged):
+            return StepReport(REFUSED, alike)
+        until_s = _latest_scored_s(log)
         try:
             verdict = self.gated(train, self.unseen(judged), incumbent)
             if verdict.refusal is not None:  # more rounds may tell: asked again at the next step
                 return StepReport(REFUSED, verdict.reason)
-            now = {"trained_until_s": log.records[-1].time_s, "refused": not verdict.passed}
-            self.store.save_setting(self._setting, now, "learn")
+            now = {"trained_until_s": until_s, "refused": not verdict.passed}
+            self.store.save_setting(learnt_name(self.route), now, "learn")
             if not verdict.passed:
                 return StepReport(REFUSED, verdict.reason)
             made = trained(train, self.terms.router, self._next_version(), self.explore)
         except DataError as error:
             return StepReport(REFUSED, str(error))
-        version = self.take_in(made, verdict, now_s, log.records[-1].time_s)
+        version = self.take_in(made, verdict, now_s, until_s)
         return StepReport(SHADOW, verdict.reason, version.version)
 
     def unseen(self, judged: Log) -> Log:
@@ -197,7 +204,7 @@ class Loop:
 
     def watch_canary(self, log: Log, version: RouterVersion, now_s: float, live: str) -> StepReport:
         """Randomised halves of the traffic decide. `live`: what served when they were looked at."""
-        label = str((version.metrics or {}).get("label", ""))
+        label = str((version.metrics or {}).get("label", "")) or self._label(version)
         halves = halves_of(log, label, self.reward(log, self.policy()), _since(version))
         gap, count = halves.difference(), len(halves.candidate)
         if gap is None or count < self.terms.canary_rounds:
@@ -229,6 +236,18 @@ class Loop:
 
     # -- what they share
 
+    def noted(self, now_s: float) -> Mapping[str, Any]:
+        """How far the route's training has come: never ahead of now, whatever the clock once said."""
+        noted = self.store.setting(learnt_name(self.route)) or {}
+        if trained_until_s(noted) > now_s:
+            noted = {**noted, "trained_until_s": now_s}
+            self.store.save_setting(learnt_name(self.route), noted, "learn")
+        return noted
+
+    def timely(self, version: RouterVersion, now_s: float) -> RouterVersion:
+        """The version, standing where it does since now at the latest."""
+        return mark(self.store, version, version.state, now_s) if _since(version) > now_s else version
+
     def policy(self, router: str = "") -> Policy:
         """What serves the route now, or that artefact in its place."""
         return route_policy(self.config, self.store, self.route, router=router)
@@ -254,7 +273,7 @@ class Loop:
         return mark(self.store, version, "shadow", now_s, **told)
 
     def _label(self, version: RouterVersion) -> str:
-        router = self.policy(version.artifact).router
+        router = self.policy(self.versions.artifact(version)).router
         return f"{router.name}@{router.version}"
 
     def _live_since(self) -> float:
@@ -264,9 +283,20 @@ class Loop:
     def _next_version(self) -> str:
         return f"{len(self.versions.list(self.route)) + 1}"
 
-    @property
-    def _setting(self) -> str:
-        return f"learn.{self.route}"
+
+def learnt_name(route: str) -> str:
+    """Of the setting that says how far a route's training has come."""
+    return f"learn.{route}"
+
+
+def trained_until_s(noted: Mapping[str, Any]) -> float:
+    """Scores of decisions until then have been trained on; 0: none have."""
+    return float(noted.get("trained_until_s", 0.0))
+
+
+def _latest_scored_s(log: Log) -> float:
+    """Later rounds may be scored yet."""
+    return log.records[int(np.flatnonzero(log.labelled)[-1])].time_s
 
 
 def _since(version: RouterVersion) -> float:

@@ -27,6 +27,15 @@ def is_round(record: DecisionRecord) -> bool:
     return chosen is not None and isfinite(chosen.probability) and 0.0 < chosen.probability <= 1.0 + 1e-9
 
 
+def was_checked(record: DecisionRecord) -> bool:
+    """Whether an automatic check looked at what the answer says: passing it is worth something."""
+    answer = next((one for one in reversed(record.attempts) if one.model == record.answered_model), None)
+    seen = answer.evidence if answer else None
+    return seen is not None and any(
+        one is not None for one in (seen.schema_valid, seen.tools_parse, seen.checks_passed)
+    )
+
+
 def failed_check(record: DecisionRecord) -> str:
     """What an automatic check found wrong with the answer that the client got; empty: nothing."""
     if record.status >= 500:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gateway.journal.record import DecisionRecord
 from gateway.learn.alarms import changes
-from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.dataset import Log, NothingLogged, one_sided
 from routers import ope
 from routers.ope import Array, Evidence, Interval, Refusal
 from routers.types import Candidate, Knobs, Query, Router, Undecided
@@ -104,7 +104,8 @@ def what_if(log: Log, policy: Policy, *, evidence: Evidence | None = None, seed:
     log = widened(log, [candidate.model for candidate in policy.candidates])
     answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
     used = log.rows(np.arange(answer.passed_over, len(log)))
-    return replace(answer, notes=(*_drifts(used), *_repriced(used, policy.candidates)))
+    notes = (one_sided(used), *_drifts(used), *_repriced(used, policy.candidates))
+    return replace(answer, notes=tuple(filter(None, notes)))
 
 
 def _drifts(log: Log) -> list[str]:

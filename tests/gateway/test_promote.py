@@ -21,6 +21,7 @@ from gateway.errors import CallerError
 from gateway.journal.schema import migrate
 from gateway.journal.store import RouterVersion, open_store
 from gateway.journal.tables import artifacts
+from gateway.learn.shadow import begin_canary
 from gateway.promote import Versions
 from gateway.settings import change_settings, read_settings
 from routers.artifact import load_artifact
@@ -68,6 +69,23 @@ def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_
     assert live(versions) == [] and read_settings(tmp_path / "run").routers == {}
     with pytest.raises(CallerError, match="no promoted version"):
         versions.roll_back("auto", actor="me")
+
+
+@pytest.mark.parametrize("step", ["promote another", "promote it", "roll back", "roll back to the configuration"])
+def test_who_promotes_or_rolls_back_decides_over_every_request(versions: Versions, tmp_path: Path, step: str) -> None:
+    """A canary that was running keeps no share of the traffic, and is no canary any more."""
+    promoted = "b" if step.endswith("configuration") else "ab"
+    for version in promoted:
+        versions.promote("auto", version, actor="me")
+    chosen = versions.find("auto", "c")
+    begin_canary(str(tmp_path / "run"), "auto", chosen, 0.2)
+    versions._mark(chosen, "canary", "me")
+    if step.startswith("promote"):
+        versions.promote("auto", "c" if step == "promote it" else "a", actor="me")
+    else:
+        versions.roll_back("auto", actor="me")
+    assert read_settings(tmp_path / "run").canaries == {}
+    assert versions.find("auto", "c").state == ("live" if step == "promote it" else "candidate")
 
 
 def test_a_version_whose_file_is_gone_is_never_served(versions: Versions, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -13,7 +14,9 @@ from gateway.commands.loop import add_to
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
+from gateway.overlay import Overlay
 from gateway.promote import Versions
+from gateway.settings import change_settings
 from routers.registry import load_router
 from routers.simple import Weighted
 from tests.gateway.learn.world import PRICE, Town
@@ -55,6 +58,20 @@ def test_whatif_answers_for_a_knob(config: Path) -> None:
     for name in ("quality", "cost_usd", "latency_s"):
         assert answer[name]["then"]["low"] < answer[name]["then"]["value"] < answer[name]["then"]["high"]
     assert answer["shares"]["then"]["small"] > 0.5
+
+
+def test_whatif_starts_from_the_knobs_in_force(config: Path, tmp_path: Path) -> None:
+    """What was turned on the dashboard counts, not what the file still says; secrets of providers are not asked for."""
+    config.write_text(config.read_text().replace('kind = "openai"', 'kind = "openai"\napi_key = "${NOT_SET_HERE}"'))
+    _, output = told(config, "whatif", "--cost-weight", "0.95", "--json")
+    wanted = json.loads(output)["shares"]["then"]
+    _, output = told(config, "whatif", "--json")
+    assert json.loads(output)["shares"]["then"] != wanted
+    overlay = Overlay(routes={"auto": {"cost_weight": 0.95}})
+    change_settings(tmp_path / "run", lambda held: msgspec.structs.replace(held, overlay=overlay))
+    code, output = told(config, "whatif", "--json")
+    assert code == 0, output
+    assert json.loads(output)["shares"]["then"] == wanted
 
 
 def test_whatif_shows_a_table(config: Path) -> None:

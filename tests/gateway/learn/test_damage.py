@@ -33,6 +33,18 @@ def changed(folder: Path, name: str, column: str, value: object) -> Path:
     return folder
 
 
+def test_training_says_what_to_do_about_a_model_that_nobody_scored(tmp_path: Path) -> None:
+    """As in the first export of a young journal, where the other models were hardly asked."""
+    data = write_folder(tmp_path / "data", 60)
+    table = pq.read_table(data / "outcomes.parquet").to_pydict()
+    first = [int(query[1:]) % 10 < 7 for query in table["query_id"]]
+    kept = [not (model == "large" and train) for model, train in zip(table["model"], first, strict=True)]
+    rows = {name: [one for one, keep in zip(column, kept, strict=True) if keep] for name, column in table.items()}
+    pq.write_table(pa.table(rows), data / "outcomes.parquet")
+    code, _, said = headgate("train", "--data", data, "--router", "linear", "--out", tmp_path / "r.safetensors")
+    assert code == 2 and "model 'large' has no score on the training rows; score some of its answers" in said
+
+
 def test_an_artefact_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: Path) -> None:
     """The error names the file; no draft is left beside it."""
     data, out = write_folder(tmp_path / "data", 60), tmp_path / "out" / "router.safetensors"

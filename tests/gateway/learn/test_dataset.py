@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from gateway.journal.export import scored_decisions
 from gateway.journal.recent import latest_scored
-from gateway.journal.record import DecisionRecord, EvidenceRecord
+from gateway.journal.record import DecisionRecord, EvidenceRecord, FeedbackRecord
 from gateway.journal.schema import migrate, open_engine
+from gateway.journal.store import open_store
 from gateway.journal.write import write_records
 from gateway.learn.dataset import (
     NothingLogged,
@@ -68,12 +69,26 @@ def test_asking_again_at_once_says_the_answer_was_no_good() -> None:
     """The same question of the same caller within two minutes counts against the first answer, not the
     last.
     """
-    record, _ = decisions(1)[0]
+    record = seen(decisions(1)[0][0], checks_passed=True)
     soon, later = replace(record, time_s=record.time_s + 5), replace(record, time_s=record.time_s + 5000)
     other = replace(soon, tenant="another")
     assert [score for _, score in scored_by_checks([(record, None), (soon, None)])] == [0.0, 1.0]
     assert [score for _, score in scored_by_checks([(record, None), (later, None)])] == [1.0, 1.0]
     assert [score for _, score in scored_by_checks([(record, None), (other, None)])] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("evidence", [{}, {"refused": False}])
+def test_that_nothing_failed_does_not_make_an_answer_good(evidence: dict[str, object]) -> None:
+    """Where nobody scores an answer and no check looks at what it says, nothing is known of its worth."""
+    rows = [(seen(record, **evidence), None) for record, _ in decisions(9)]
+    rows.append((replace(rows[0][0], id="dec_failed", status=502), None))
+    assert not any(score is not None for _, score in scored_by_checks(rows))
+
+
+def test_checks_alone_score_where_they_look_at_answers() -> None:
+    """Without any feedback an answer is worth what its checks say."""
+    found = scored_by_checks([(seen(record, schema_valid=i > 2), None) for i, (record, _) in enumerate(decisions(9))])
+    assert [score for _, score in found] == [0.0] * 3 + [1.0] * 6
 
 
 def test_failed_checks_do_not_outnumber_feedback() -> None:
@@ -85,6 +100,19 @@ def test_failed_checks_do_not_outnumber_feedback() -> None:
         rows.append((replace(record, status=502) if broken else record, said))
     scores = [score for _, score in scored_by_checks(rows) if score is not None]
     assert np.mean(scores) == pytest.approx(0.75, abs=0.06)
+
+
+def test_scores_that_come_late_are_read(tmp_path: Path) -> None:
+    """With 1,000 rounds since the latest scored one the log holds the scored ones, and of the later ones the latest."""
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    records = [record for record, _ in decisions(1600)]
+    said = [FeedbackRecord(id=one.id, time_s=9e9, decision_id=one.id, tenant="t", score=1.0) for one in records[:600]]
+    with store.engine.begin() as connection:
+        write_records(connection, [*records, *said])
+    log = read_log(store.engine, route="auto", limit=300)
+    store.close()
+    assert log.labelled.tolist() == [True] * 300 + [False] * 300
+    assert [one.id for one in log.records] == [one.id for one in (*records[300:600], *records[-300:])]
 
 
 def test_what_is_no_round_is_left_out() -> None:

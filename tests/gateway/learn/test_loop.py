@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,11 +71,14 @@ class Street:
     def router(self) -> Router:
         return open_route_router(self.config.routes[0], read_settings(self.config.server.run_dir))
 
-    def round(self, n: int = 100) -> StepReport:
+    def round(self, n: int = 100, heard: Callable[[float], bool] = lambda _: True, ahead_s: float = 0.0) -> StepReport:
+        """`heard`: which scores are given; `ahead_s`: by how much the clock is wrong."""
         rows = self.town.decisions(self.router(), n, knobs=KNOBS)
+        rows = [(msgspec.structs.replace(record, time_s=record.time_s + ahead_s), score) for record, score in rows]
         said = [
             FeedbackRecord(id="fb_" + record.id, time_s=record.time_s, decision_id=record.id, tenant="t", score=score)
             for record, score in rows
+            if score is not None and heard(score)
         ]
         with self.store.engine.begin() as connection:
             write_records(connection, [*(record for record, _ in rows), *said])
@@ -223,6 +226,63 @@ def test_after_a_refusal_it_asks_again_soon(street: Street, refused: bool) -> No
     since_s = 1e9 + 200.0 * 140
     street.store.save_setting("learn.auto", {"trained_until_s": since_s, "refused": refused}, "test")
     assert (street.round(200).action == turns.WAITS) is not refused
+
+
+@pytest.mark.parametrize(
+    ("heard", "told"),
+    [
+        (lambda score: False, "0 scored rounds"),
+        (lambda score: score == 0.0, "every scored answer has the score 0"),
+        (lambda score: score == 1.0, "every scored answer has the score 1"),
+    ],
+    ids=["none", "bad answers only", "good answers only"],
+)
+def test_what_cannot_tell_models_apart_promotes_nothing(
+    street: Street, heard: Callable[[float], bool], told: str
+) -> None:
+    """Without scores, or with those of one kind alone, the cheapest model would look as good as any."""
+    reports = [street.round(heard=heard) for _ in range(9)]
+    assert not street.loop.versions.list("auto")
+    assert told in reports[-1].reason
+    silent = any(alarm.kind == "unlabelled" for alarm in reports[-1].alarms)
+    assert silent is told.startswith("0 scored")
+
+
+def test_a_clock_that_was_ahead_stops_no_learning(street: Street) -> None:
+    """What was made and noted three days ahead counts from the moment that the clock is right again."""
+    street.until(turns.SHADOW)
+    ahead_s = 3 * 86400.0
+    assert street.round(ahead_s=ahead_s).action == turns.CANARY
+    street.until(turns.PROMOTED, 8)
+    noted = street.store.setting("learn.auto") or {}
+    street.store.save_setting("learn.auto", {**noted, "trained_until_s": 1e9 + 9e6}, "test")
+    assert any(street.round().action != turns.WAITS for _ in range(4))
+
+
+def test_scores_that_come_late_are_counted_once_they_are_there(street: Street) -> None:
+    """What was trained on ends with the latest scored round: those before today's are new when they are scored."""
+    for _ in range(6):
+        told = street.round()
+        if told.action == turns.SHADOW:
+            break
+    silent = street.round(heard=lambda _: False)
+    noted = street.store.setting("learn.auto")
+    assert noted is not None and told.action == turns.SHADOW and silent.action == turns.WAITS
+    street.store.save_setting("learn.auto", {}, "test")
+    for version in street.loop.versions.list("auto"):
+        mark(street.store, version, "refused", 1e9)
+    told = street.round(heard=lambda _: False)
+    assert told.action in {turns.SHADOW, turns.REFUSED}
+    assert street.store.setting("learn.auto") == {**noted, "refused": told.action == turns.REFUSED}
+
+
+def test_a_canary_begun_by_hand_is_judged_too(street: Street, tmp_path: Path) -> None:
+    """Nobody noted what its decisions are labelled with; its artefact says it."""
+    street.round()
+    version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
+    mark(street.store, version, "canary", 1e9)
+    begin_canary(str(street.config.server.run_dir), "auto", version, 0.5)
+    assert len(street.until(turns.ROLLED_BACK)) <= 4
 
 
 def test_an_empty_journal_only_waits(street: Street) -> None:

@@ -1,0 +1,111 @@
+"""Alarms go off when something is wrong with learning, and not in a healthy run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from gateway.journal.record import DecisionRecord
+from gateway.learn.alarms import calibration, changes, raised
+from gateway.learn.dataset import Scored, log_of
+from gateway.learn.retrain import trained
+from routers.plugin import PluginRouter
+from routers.simple import Weighted
+from routers.types import Knobs
+from tests.gateway.learn.world import Town
+
+EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
+KNOBS = Knobs(cost_weight=0.5)
+CALIBRATED = {"small": 0.55, "middle": 0.7, "large": 0.935}
+"""Each model's mean in the town."""
+
+
+def serving(seed: int) -> PluginRouter:
+    return trained(log_of(Town(seed).decisions(EVEN, 600)), "linear", "1", 0.1).router
+
+
+def expecting(rows: list[Scored], expected: dict[str, float]) -> list[Scored]:
+    """The same rounds of a router that expects these of its models."""
+
+    def told(record: DecisionRecord) -> DecisionRecord:
+        candidates = [replace(one, quality=expected.get(one.model)) for one in record.candidates]
+        return replace(record, candidates=tuple(candidates))
+
+    return [(told(record), score) for record, score in rows]
+
+
+def test_a_healthy_run_raises_none() -> None:
+    """Of 60 looks at five runs of 2,400 requests each, a third of them scored, none sees anything wrong."""
+    seen = Counter[str]()
+    for seed in range(5):
+        rows = Town(9000 + seed).decisions(serving(500 + seed), 2400, knobs=KNOBS, labelled=0.3)
+        for upto in range(200, 2401, 200):
+            seen.update(alarm.kind for alarm in raised(log_of(rows[:upto])) if alarm.kind != "calibration")
+    assert not seen
+
+
+def test_a_run_of_right_answers_is_no_fault_of_calibration() -> None:
+    """30 right answers of a model that is right in 88 of 100 come about by chance in every fiftieth log."""
+    rows = expecting(Town(1).decisions(Weighted({"large": 1.0}), 400), {"large": 0.88})
+    right = [row for row in rows if row[1] == 1.0]
+    assert not calibration(log_of(right[:32]))
+    assert [one.model for one in calibration(log_of(right))] == ["large"]
+
+
+def test_a_router_that_expects_too_much_is_told() -> None:
+    """Of poems alone the small model is right in one of five; and none is told where expectations hold."""
+    rows = Town(2).decisions(EVEN, 900)
+    assert not calibration(log_of(expecting(rows, CALIBRATED)))
+    assert [one.model for one in calibration(log_of(expecting(rows, {**CALIBRATED, "small": 0.8})))] == ["small"]
+
+
+@pytest.mark.parametrize("how", ["cascade", "fallback"])
+def test_another_models_answers_say_nothing_of_calibration(how: str) -> None:
+    """A cascade keeps a model's better answers and asks another for the rest; a fallback answers in its place."""
+    rows = expecting(Town(3).decisions(EVEN, 900), CALIBRATED)
+    if how == "cascade":
+        answered = [(replace(record, plan=(record.model, "large")), 1.0) for record, _ in rows]
+    else:
+        answered = [(replace(record, answered_model="other", plan=(record.model,)), 1.0) for record, _ in rows]
+    assert not calibration(log_of(answered))
+    if how == "fallback":
+        late = [*rows[:450], *answered[450:]]
+        assert not changes(log_of(late)), "the model did not change: another one answered"
+
+
+def test_a_models_change_is_seen_and_chance_is_not() -> None:
+    """In none of 400 logs of a model that stays right in 95 of 100; in each of 40 in which it falls to half of them."""
+    rng = np.random.default_rng(0)
+    log = log_of(expecting(Town(4).decisions(Weighted({"small": 1.0}), 600), {"small": 0.9}))
+    right = (rng.random((400, 600)) < 0.95).astype(float)
+    assert not any(changes(dataclasses.replace(log, score=score)) for score in right)
+    right[:, 500:] = rng.random((400, 100)) < 0.5
+    assert all(changes(dataclasses.replace(log, score=score)) for score in right[:40])
+
+
+def test_a_router_is_stale_only_while_none_is_trained() -> None:
+    """A gate that finds nothing better every 200 rounds is learning that is alive."""
+    log = log_of(Town(5).decisions(EVEN, 1500))
+    since_s, lately_s = log.records[0].time_s, log.records[1400].time_s
+    assert "stale" in {one.kind for one in raised(log, version_since_s=since_s)}
+    assert "stale" not in {one.kind for one in raised(log, version_since_s=since_s, trained_until_s=lately_s)}
+
+
+class Poems(Town):
+    """Nobody asks for sums any more."""
+
+    def question(self) -> tuple[str, str]:
+        while True:
+            kind, text = super().question()
+            if kind == "poem":
+                return kind, text
+
+
+def test_requests_that_move_are_told() -> None:
+    """Where only poems come instead of poems and sums."""
+    before, after = Town(6).decisions(EVEN, 600), Poems(7).decisions(EVEN, 600)
+    assert "feature drift" in {one.kind for one in raised(log_of([*before, *after]))}
