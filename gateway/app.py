@@ -24,11 +24,12 @@ from gateway.batch.desk import Desk as BatchDesk
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.config_load import is_path
-from gateway.drive import Driver, Hedging, Streams
+from gateway.drive import Driver
 from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits
 from gateway.errors import ConfigError
 from gateway.fleet import Fleet
+from gateway.hedging import Hedging
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
@@ -36,6 +37,7 @@ from gateway.learn.online import Online, open_bandit_store
 from gateway.metrics import Metrics
 from gateway.overlay import overlaid, read_secrets
 from gateway.pacing import Purses
+from gateway.passing import Streams
 from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
@@ -128,6 +130,8 @@ def watch(services: Services) -> None:
     metrics.watch("headgate_bandit_answers", services.online.answers)
     metrics.watch("headgate_purse_fullness", services.purses.fullness)
     metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
+    metrics.watch("headgate_journal_dropped", lambda: {(): services.spool.lost})
+    metrics.watch("headgate_journal_dropping", lambda: {(): float(bool(services.spool.alarm))})
     metrics.watch("headgate_router_lost", lambda: {(name,): 1.0 for name in services.book.lost})
 
 

@@ -23,6 +23,7 @@ class Cluster:
         self._store = store
         self._leadership = Leadership(store.engine, config.server.run_dir)
         self._right_at = 0.0
+        self._evicts = ""
         self.leads = False
         """As of the last step."""
 
@@ -41,7 +42,15 @@ class Cluster:
         from redis.exceptions import RedisError
 
         try:
-            if wrong := right(self._config, self._store, time.time()):
-                log.warning("redis knew less than the journal of %d budget(s); righted", wrong)
+            found = right(self._config, self._store, time.time())
         except (RedisError, OSError) as fault:
             log.warning("budgets can't be compared with the journal: %s", type(fault).__name__)
+            return
+        if found.wrong:
+            log.warning("redis knew less than the journal of %d budget(s); righted", found.wrong)
+        if found.evicts and found.evicts != self._evicts:
+            log.warning(
+                "redis throws budgets away when its memory is full (maxmemory-policy %s), which overspends them: "
+                "set noeviction or a volatile policy", found.evicts,
+            )  # fmt: skip
+        self._evicts = found.evicts

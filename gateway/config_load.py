@@ -71,7 +71,7 @@ def check(
         return embedded(), []
     try:
         with open(path, "rb") as file:
-            data = tomllib.load(file)
+            data = tomllib.loads(file.read().decode("utf-8-sig"))  # editors of Windows begin with a mark
     except OSError as error:
         return None, [f"{path}: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -72,7 +72,7 @@ async def serve_control(
         ),
         LINGER_S,
     )
-    desk.tls = KeptTls(config, server.config)
+    desk.tls = KeptTls(config, server)
     ended = threading.Event()
     chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
     serving = asyncio.create_task(server.serve(sockets=sockets or None))

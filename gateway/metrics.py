@@ -92,6 +92,8 @@ METRICS = (
     Spec("headgate_pool_connections", "gauge", "Connections to providers.", ("provider", "state")),
     Spec("headgate_tasks", "gauge", "Tasks alive in the workers' event loops."),
     Spec("headgate_journal_lag_bytes", "gauge", "Bytes in the spool that the store doesn't have yet."),
+    Spec("headgate_journal_dropped", "counter", "Records that no spool could take: the disk or the spools are full."),
+    Spec("headgate_journal_dropping", "gauge", "Workers that could not keep their last record."),
     Spec("headgate_reload_refused", "gauge", "1 while the configuration in force is older than the file.",
          merged="max"),
     Spec("headgate_certificate_expiry_seconds", "gauge",
@@ -306,8 +308,8 @@ class Metrics:
     # When asked
 
     def watch(self, name: str, read: Read) -> None:
-        """Read a gauge from elsewhere whenever somebody asks."""
-        assert _SPECS[name].kind == "gauge", name
+        """Read a number from elsewhere whenever somebody asks."""
+        assert _SPECS[name].kind != "histogram", name
         self._gauges[name] = read
 
     def watch_fleet(self, fleet: Fleet, now: Callable[[], float]) -> None:
@@ -368,6 +370,13 @@ def _add(total: Series, series: list[tuple[Labels, list[float]]], merged: str) -
     for labels, values in series:
         known = total.get(labels)
         total[labels] = [combine(a, b) for a, b in zip(known, values, strict=True)] if known else values
+
+
+def total(snapshots: Iterable[bytes], name: str) -> float:
+    """What all workers together have counted of a metric that is summed, over all of its labels."""
+    decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
+    found = [series for snapshot in snapshots for series in decoder.decode(snapshot).get(name, [])]
+    return sum(value for _, (value,) in found)
 
 
 class _Families:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -37,6 +40,20 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
         for listener in self.servers:
             listener.close()
+
+    async def renew(self, context: ssl.SSLContext) -> None:
+        """New connections speak TLS by this context and resume nothing of the one before; open ones stay."""
+        config, loop = self.config, asyncio.get_running_loop()
+        config.ssl = context
+        if self.should_exit or not self.started:
+            return
+        made: Any = config.http_protocol_class
+        protocol = partial(made, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        for number, before in enumerate(self.servers):
+            sock = socket.socket(fileno=os.dup(before.sockets[0].fileno()))
+            renewed = await loop.create_server(protocol, sock=sock, ssl=context, backlog=config.backlog)
+            self.servers[number] = renewed
+            (before if before.is_serving() else renewed).close()  # it was drained meanwhile
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs
 from gateway.config import Config, Server
 
 if TYPE_CHECKING:
-    import uvicorn
+    from gateway.server import HttpServer
 
 SOON_S = 14 * 86_400.0
 """Who renews by hand wants to be told so long before."""
@@ -75,11 +75,20 @@ def tls_problems(server: Server) -> list[tuple[str, str]]:
     if misfit := _misfit(Named("server.tls_certificate", server.tls_certificate, server.tls_key)):
         return [("server.tls_certificate", f"with server.tls_key: {misfit}")]
     try:
-        if server.tls_client_ca:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(server.tls_client_ca)
+        _context(server)
     except (OSError, ssl.SSLError) as fault:
         return [("server.tls_client_ca", str(fault.strerror or fault))]
     return []
+
+
+def _context(server: Server) -> ssl.SSLContext:
+    """By which its ports speak TLS, as uvicorn makes it of `tls_options`. Raises OSError or SSLError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server.tls_certificate, server.tls_key)
+    if server.tls_client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(server.tls_client_ca)
+    return context
 
 
 def tls_warnings(config: Config, now_s: float) -> list[str]:
@@ -123,9 +132,9 @@ def dates_of(file: str) -> list[Dates]:
 
 
 class KeptTls:
-    """The certificates by which a process serves, from its start on: a renewed pair is taken up without a reload."""
+    """The certificates by which a process serves, from its start on: what is renewed is taken up without a reload."""
 
-    def __init__(self, config: Config, server: uvicorn.Config) -> None:
+    def __init__(self, config: Config, server: HttpServer) -> None:
         self._config, self._server = config, server
         self._named = named(config)
         self._ends = ends(self._named)
@@ -143,35 +152,42 @@ class KeptTls:
                 self._told_at = time.monotonic()
                 for said in tls_warnings(self._config, time.time()):
                     log.warning("%s", said)
-            self.look()
+            await self.look()
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def look(self) -> None:
-        """Take up what was renewed; what can't be used is told, and the one before serves on."""
+    async def look(self) -> None:
+        """Take up what was renewed; what can't be used is told, and what was before serves on. A context only ever
+        learns further authorities, so new connections get another one.
+        """
         self._ends |= ends([one for one in self._named if one.setting.startswith("storage.")])  # read at each connect
-        stamp, context = self._stamp(), getattr(self._server, "ssl", None)
-        if context is None or stamp == self._seen:
+        stamp = self._stamp()
+        if stamp == self._seen:
             return
-        pair, self._seen = self._named[0], stamp
-        if fault := _misfit(pair) or _misfit(pair, context):
-            log.warning("%s: changed, but can't be used: %s; the one before serves on", pair.setting, fault)
+        self._seen, ours = stamp, self._ours()
+        if problems := tls_problems(self._config.server):
+            for setting, fault in problems:
+                log.warning("%s: changed, but can't be used: %s; what was before serves on", setting, fault)
             return
-        self._ends |= ends([pair])
-        log.info("%s: renewed; it %s", pair.setting, _said(self._ends[pair.setting], time.time()))
+        await self._server.renew(_context(self._config.server))
+        self._ends |= (found := ends(ours))
+        log.info("renewed: %s", ", ".join(f"{name} {_said(end_s, time.time())}" for name, end_s in found.items()))
+
+    def _ours(self) -> list[Named]:
+        return [one for one in self._named if one.setting.startswith("server.")]
 
     def _stamp(self) -> tuple[int, ...]:
-        """Of the server's pair, what changes with it; empty: there is none just now."""
+        """Of the server's own files, what changes with them; empty: one is not there just now."""
         try:
-            found = [os.stat(file) for one in self._named[:1] for file in (one.file, one.key) if file]
+            found = [os.stat(file) for one in self._ours() for file in (one.file, one.key) if file]
         except OSError:
             return ()
         return tuple(number for one in found for number in (one.st_ino, one.st_mtime_ns, one.st_size))
 
 
-def _misfit(pair: Named, context: ssl.SSLContext | None = None) -> str:
-    """Why nobody can serve, or ask, by this certificate and its key; empty: that context does from now on."""
+def _misfit(pair: Named) -> str:
+    """Why nobody can serve, or ask, by this certificate and its key; empty: one can."""
     try:
-        (context or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)).load_cert_chain(pair.file, pair.key or None)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(pair.file, pair.key or None)
     except (OSError, ssl.SSLError) as fault:
         return str(fault.strerror or fault)
     return ""

@@ -33,7 +33,7 @@ from gateway.listen import listen, taken_over, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE, orphaned
-from gateway.retired import snapshot_of
+from gateway.retired import publish, snapshot_of
 from gateway.server import DRAIN_EVERY_S, HttpServer
 from gateway.services import Services
 from gateway.tls import KeptTls, tls_options
@@ -93,7 +93,7 @@ async def work(
         asyncio.create_task(watch_loop(app.services.metrics)),
         asyncio.create_task(publish_metrics(app)),
         asyncio.create_task(watch_files()),
-        asyncio.create_task(KeptTls(config, server.config).watch()),
+        asyncio.create_task(KeptTls(config, server).watch()),
         asyncio.create_task(end_with(parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
@@ -216,20 +216,18 @@ async def publish_metrics(app: App) -> None:
     path = snapshot_of(Path(app.services.config.server.run_dir), app.services.index)
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def publish() -> None:
-        draft = path.with_suffix(".new")
+    def leave() -> None:
         try:
-            draft.write_bytes(app.services.metrics.snapshot())
-            draft.replace(path)
+            publish(path, app.services.metrics.snapshot())
         except OSError as fault:  # a full disk: the spool's alarm says so
             log.debug("metrics not published: %s", fault)
 
     try:
         while True:
-            publish()
+            leave()
             await asyncio.sleep(METRICS_EVERY_S)
     finally:
-        publish()
+        leave()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
 from gateway.app import without_lost
 from gateway.journal.insights import keep_insight
-from gateway.learn.alarms import expected_quality, raised
+from gateway.learn.alarms import expected_quality, own_answers, raised
 from gateway.learn.dataset import Log, NothingLogged
+from gateway.learn.loop import learnt_name, trained_until_s
 from gateway.learn.promises import wilson_interval
 from gateway.settings import Settings
 
@@ -45,7 +46,8 @@ def refresh_learning(desk: Desk, route: str) -> None:
 def _alarms(desk: Desk, route: str, log: Log) -> list[dict[str, Any]]:
     live = next((one for one in desk.store.router_versions(route) if one.state == "live"), None)
     stated: Any = (live.metrics or {}).get("since_s", live.time_s) if live is not None else 0.0
-    found = raised(log, version_since_s=float(stated))
+    trained_s = trained_until_s(desk.store.setting(learnt_name(route)) or {})
+    found = raised(log, version_since_s=float(stated), trained_until_s=trained_s)
     return _lost(desk, route) + [
         {"route": route, "kind": one.kind, "message": one.message, "value": one.value, "model": one.model}
         for one in found
@@ -65,7 +67,7 @@ def _lost(desk: Desk, route: str) -> list[dict[str, Any]]:
 def calibrations(log: Log) -> list[Calibration]:
     """Of each model: what was expected beside what was scored, in bins of equal count."""
     expected = expected_quality(log)
-    known = np.isfinite(expected) & log.labelled
+    known = np.isfinite(expected) & log.labelled & own_answers(log)
     return [
         _calibration(model, expected[mine], log.score[mine])
         for j, model in enumerate(log.models)

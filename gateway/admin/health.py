@@ -8,19 +8,23 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from gateway.admin.guard import Means
-from gateway.metrics import Metrics, merge
+from gateway.metrics import Metrics, merge, total
 from gateway.retired import REFUSED
 
 router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """`fault` says why shipping waits; records are safe in the spools meanwhile."""
+    """`fault` says why shipping waits; records are safe in the spools meanwhile. What workers drop is in none."""
 
     status: Literal["ready", "degraded", "unready"]
     database: Literal["ok", "away"]
     waiting_bytes: int
     quarantined: int
+    journal: str
+    """ok | workers that drop records: N; the disk or the spools are full; each worker's own /readyz says which."""
+    dropped: int
+    """Records, since the start."""
     fault: str
     reload: Literal["ok", "refused"]
     """Refused: the configuration in force is older than the file; the log of the supervisor says why."""
@@ -34,15 +38,19 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(desk: Means, response: Response) -> Health:
-    """503 until the database has been reached once; `degraded` while it is away later."""
+    """503 until the database has been reached once; `degraded` while it is away later, or workers drop records."""
     fault, refused = desk.shipping.fault, (desk.run_dir / REFUSED).exists()
+    told = [snapshot for _, snapshot in desk.snapshots()]
+    dropping = int(total(told, "headgate_journal_dropping"))
     if not desk.opened:
         response.status_code = 503
     return Health(
-        status="unready" if not desk.opened else "degraded" if fault or refused else "ready",
+        status="unready" if not desk.opened else "degraded" if fault or refused or dropping else "ready",
         database="away" if fault or not desk.opened else "ok",
         waiting_bytes=desk.shipping.waiting_bytes,
         quarantined=desk.shipping.quarantined,
+        journal=f"workers that drop records: {dropping}" if dropping else "ok",
+        dropped=int(total(told, "headgate_journal_dropped")),
         fault=fault,
         reload="refused" if refused else "ok",
     )

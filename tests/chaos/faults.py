@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,14 +136,16 @@ async def start_servers(world: World) -> None:
     await start_postgres(world)
 
 
+def fill(disk: Path) -> None:
+    """Until it has no page left; what is written already may be written over."""
+    with (disk / BALLAST).open("wb", buffering=0) as ballast, suppress(OSError):
+        while ballast.write(bytes(4096)) == 4096:
+            pass
+
+
 async def fill_disk(world: World) -> None:
     assert world.disk is not None
-    with (world.disk / BALLAST).open("wb", buffering=0) as ballast:
-        try:
-            while ballast.write(bytes(4096)) == 4096:
-                pass
-        except OSError:
-            pass
+    fill(world.disk)
 
 
 async def empty_disk(world: World) -> None:

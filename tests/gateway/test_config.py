@@ -382,6 +382,12 @@ def test_a_file_that_is_absent_or_not_toml_is_one_problem(tmp_path: Path) -> Non
         load(str(tmp_path / "binary.toml"), {})
 
 
+def test_a_file_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+    """As editors of Windows write it."""
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf[server]\r\nport = 8123\r\n")
+    assert load(str(tmp_path / "marked.toml"), {}).server.port == 8123
+
+
 def test_without_a_file_two_models_of_this_machine_answer() -> None:
     """The embedded configuration would pass as a file, but for nothing being wrong with it."""
     config = load(None, {})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -154,6 +156,59 @@ async def test_a_renewed_certificate_is_taken_up_without_a_reload(tmp_path: Path
         await until(lambda: shown(port) == shown(admin_port) == dates_of(str(fresh))[0].ends_s)
         await until(lambda: left_s(admin_port) > 59 * DAY_S)
         assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_renewed_authorities_of_clients_are_taken_up_without_a_reload(tmp_path: Path) -> None:
+    """By both ports, the removed one too: its clients come by no new connection and resume none. Open ones go on, and
+    what can't be read changes nothing.
+    """
+    path, port, admin_port = write_config(tmp_path)
+    cert, key = certificate(tmp_path, "server", 60)
+    old, new = certificate(tmp_path, "old", 60, ca=True), certificate(tmp_path, "new", 60, ca=True)
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(old[0], trusted)
+    stated = f'[server]\ntls_certificate = "{cert}"\ntls_key = "{key}"\ntls_client_ca = "{trusted}"'
+    path.write_text(path.read_text().replace("[server]", stated))
+
+    def client(pair: tuple[Path, Path]) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # where a refusal is the handshake's own
+        context.load_cert_chain(*pair)
+        return context
+
+    of_old, of_new = client(old), client(new)
+
+    def lets_in(context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> bool:
+        found = []
+        for place in (port, admin_port):
+            resumed = session if place == port else None
+            with (
+                suppress(ssl.SSLError, ConnectionError),
+                socket.create_connection(("127.0.0.1", place)) as sock,
+                context.wrap_socket(sock, session=resumed) as wrapped,
+            ):
+                wrapped.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                found.append(wrapped.recv(15) == b"HTTP/1.1 200 OK")
+        return found == [True, True]
+
+    stays, url = httpx.Limits(keepalive_expiry=None), f"https://127.0.0.1:{port}"
+    async with served(path), httpx.AsyncClient(base_url=url, verify=of_old, limits=stays) as open_one:
+        await eventually(open_one, {"authorization": "Bearer hg-master"}, 200)
+        with socket.create_connection(("127.0.0.1", port)) as sock, of_old.wrap_socket(sock) as wrapped:
+            session = wrapped.session
+        assert session is not None and lets_in(of_old, session) and not lets_in(of_new)
+        trusted.write_text("rubbish")
+        await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert lets_in(of_old) and not lets_in(of_new)
+        trusted.write_bytes(old[0].read_bytes() + new[0].read_bytes())
+        await until(lambda: lets_in(of_new))
+        assert lets_in(of_old)
+        shutil.copy(new[0], trusted)
+        await until(lambda: not lets_in(of_old))
+        await asyncio.sleep(LOOK_EVERY_S)  # both ports
+        assert lets_in(of_new) and not lets_in(of_old, session)
+        assert (await open_one.get("/healthz")).status_code == 200
 
 
 async def test_redis_is_shown_our_certificate(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""What one control process does for all replicas, with a real Redis."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from gateway import cluster
+from gateway.config import Auth, Config, KeyConfig, Secret, Server, Storage
+from gateway.journal.schema import migrate
+from gateway.journal.store import open_store
+from tests.gateway.redis_server import RedisServer
+
+
+def test_a_redis_that_would_throw_budgets_away_is_told(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, where there are budgets and it evicts keys that never expire; again when it does so anew."""
+    monkeypatch.setattr(cluster, "RIGHT_EVERY_S", 0.0)
+    url = f"sqlite:///{tmp_path}/journal.db"
+    migrate(url)
+    config = Config(
+        server=Server(run_dir=str(tmp_path)), storage=Storage(url=Secret(url), redis_url=Secret(redis_server.url)),
+        auth=Auth(keys=[KeyConfig(name="a", key=Secret("sk-a"), budget_usd=1.0)]),
+    )  # fmt: skip
+
+    def said(policy: str, maxmemory: str, config: Config) -> int:
+        redis.config_set("maxmemory-policy", policy)
+        redis.config_set("maxmemory", maxmemory)
+        caplog.clear()
+        for _ in range(2):
+            one._config = config
+            one.step()
+        assert one.leads
+        return caplog.text.count("throws budgets away")
+
+    store = open_store(url)
+    one = cluster.Cluster(config, store)
+    caplog.set_level(logging.WARNING)
+    without = Config(server=config.server, storage=config.storage)
+    with Redis.from_url(redis_server.url) as redis:
+        try:
+            assert said("noeviction", "100mb", config) == said("volatile-lru", "100mb", config) == 0
+            assert said("allkeys-lru", "0", config) == said("allkeys-lru", "100mb", without) == 0
+            assert said("allkeys-lru", "100mb", config) == 1
+            assert said("noeviction", "100mb", config) == 0
+            assert said("allkeys-lfu", "100mb", config) == 1
+        finally:
+            redis.config_set("maxmemory-policy", "noeviction")
+            redis.config_set("maxmemory", "0")
+            one.close()
+            store.close()
