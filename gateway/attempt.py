@@ -237,7 +237,11 @@ class Caller:
         for _ in range(MOST_PAUSES):
             if part is None or (further := await self._further(exchange, opened, part)) is None:
                 break
-            more = await self._ask(exchange, rung, opened.deployment, kept.dialect, further.body, live=False)
+            try:
+                more = await self._ask(exchange, rung, opened.deployment, kept.dialect, further.body, live=False)
+            except UpstreamError as error:
+                error.before_nanousd = opened.before_nanousd + opened.attempt.cost_nanousd
+                raise
             opened.now_at(more.attempt, further)
             assert more.kept is not None and told is not None
             told, part = joined(told, msgspec.json.decode(more.kept.body)), paused(more.kept.body)
@@ -255,15 +259,13 @@ class Caller:
         flow = opened.relay
         assert flow is not None
         try:
-            further = await self._further(exchange, opened, flow.message())
+            said = flow.message()
         except UpstreamError:  # what came can't be sent back
-            further = None
-        if further is None:
             return False
-        flow.resume()
-        more = await self._ask(
-            exchange, rung, opened.deployment, "messages", further.body, live=True, flow=flow
-        )
+        if (further := await self._further(exchange, opened, said)) is None:
+            return False
+        flow.resume(said)
+        more = await self._ask(exchange, rung, opened.deployment, "messages", further.body, live=True, flow=flow)
         opened.now_at(more.attempt, further)
         opened.response = more.response
         return True
@@ -287,13 +289,16 @@ class Caller:
     def charge(
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int
     ) -> None:
-        """Book the attempt's cost from the usage the upstream reports; estimated where it reports none."""
+        """Book the attempt's cost from the usage the upstream reports; what it doesn't report is estimated."""
         asked = exchange.call.described
-        if not usage.known:
+        if not usage.tells:
             attempt.estimated = True
             usage = asked.expected or Usage(
                 input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches
             )
+        elif chars and not (usage.output_tokens or usage.completion_tokens):
+            attempt.estimated = True
+            usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
         searches = deployment.config.web_searches or (asked.surely_searches and not self._counts_searches(deployment))
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
@@ -339,7 +344,7 @@ class Caller:
     def charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
         """Charge a stream that broke off for what arrived: usage reported at its start does not cover that."""
         usage, chars = seen.usage, said_chars(seen)
-        if usage.known and usage.completion_tokens < tokens_in(chars):
+        if usage.tells and usage.completion_tokens < tokens_in(chars):
             attempt.estimated = True
             usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
         self.charge(exchange, attempt, deployment, usage, chars)
@@ -399,7 +404,7 @@ def expected_tokens(exchange: Exchange, model: str) -> tuple[float, float]:
 
 def said_chars(seen: Peek) -> int:
     """Characters of everything that an upstream bills as output."""
-    said = len(seen.text) + len(seen.thought)
+    said = len(seen.text) + len(seen.thought) + seen.other_chars
     return said + sum(map(len, seen.tool_arguments)) if seen.tool_arguments else said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import Config
 from gateway.keys import Keyring
@@ -15,6 +15,8 @@ from gateway.routes import route_accounts
 from gateway.services import Services
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from gateway.journal.store import Store
 
 
@@ -58,8 +60,17 @@ def recalled(services: Services) -> tuple[dict[str, int], set[Account]]:
     return spent(services.journal.spend_since, accounts, services.clock()), accounts
 
 
-def right(config: Config, store: Store, now: float) -> int:
-    """Raise what Redis has of each budget to what the journal knows was spent; how many it was wrong of. Blocks.
+class Righted(NamedTuple):
+    """What Redis was found to be."""
+
+    wrong: int = 0
+    """Of how many budgets it knew less than the journal."""
+    evicts: str = ""
+    """The policy by which it throws budgets away where its memory is full; empty: it doesn't."""
+
+
+def right(config: Config, store: Store, now: float) -> Righted:
+    """Raise what Redis has of each budget to what the journal knows was spent. Blocks.
 
     Redis lacks what a killed worker had spent and not told, and all of it where it lost its data.
     """
@@ -74,12 +85,23 @@ def right(config: Config, store: Store, now: float) -> int:
     accounts = {account for caller in keyring.callers for account in caller.accounts}
     accounts |= {account for route in config.routes for account in route_accounts(route)}
     if not accounts:
-        return 0
+        return Righted()
     keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
     with Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as redis:
         wrong = int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
         redis.hset(PREFIX + "born", RIGHTED, "1")
-        return wrong
+        return Righted(wrong, _evicts(redis))
+
+
+def _evicts(redis: Redis) -> str:
+    from redis.exceptions import ResponseError
+
+    try:
+        memory = redis.info("memory")
+    except ResponseError:  # not allowed to ask
+        return ""
+    policy = str(memory.get("maxmemory_policy", ""))
+    return policy if policy.startswith("allkeys-") and memory.get("maxmemory") else ""
 
 
 def spent(

@@ -23,7 +23,7 @@ from gateway.wire.pass_through import (
     read_fields,
     read_upload,
 )
-from gateway.wire.request import Described, Raw, decode, describe, translate_request
+from gateway.wire.request import BILLED, Described, Raw, decode, describe, translate_request
 from gateway.wire.responses import Turn
 from routers.types import Knobs
 
@@ -40,6 +40,7 @@ PATHS = SURFACES | PASSED_PATHS
 KNOB_FIELD = "headgate"
 
 NO_KNOBS = Knobs()
+_USUAL = BILLED | {"temperature", "top_p", "stop", "stream_options", "tool_choice", "user", "seed", KNOB_FIELD}
 _decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -180,7 +181,7 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
 def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
     """One JSON object, a level deep. Raises CallerError, also for one that came compressed."""
     try:
-        return decode(body)
+        raw = decode(body)
     except CallerError:
         encoding = headers.get(b"content-encoding", b"").decode("latin-1")
         if encoding.lower() in ("", "identity"):
@@ -188,6 +189,18 @@ def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
         raise CallerError(
             f"A body with the content encoding {encoding[:40]!r} isn't read here: send it uncompressed.", status=415
         ) from None
+    if not _USUAL.issuperset(raw):
+        _check_names(raw)
+    return raw
+
+
+def _check_names(raw: Raw) -> None:
+    """Raises CallerError for a field that upstreams which ignore case, as Ollama does, take for one of ours."""
+    for name in raw:
+        meant = name.casefold()
+        if meant in BILLED and name != meant:
+            raise CallerError(f"Unknown parameter: '{name}'. Did you mean '{meant}'?", param=name,
+                              code="unknown_parameter")  # fmt: skip
 
 
 def chat_messages(call: Call) -> list[dict[str, Any]]:

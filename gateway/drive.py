@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -33,6 +32,8 @@ from gateway.errors import CallerError, UpstreamError
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.gather import Gathering
+from gateway.hedging import Hedging
+from gateway.passing import Passing, Streams
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
 from gateway.wire.answer import with_text
@@ -237,7 +238,7 @@ class Run:
             may_pass=error.failure in MAY_PASS and not committed,
             may_move=(error.failure != "rejected" or bool(rung.overrides)) and not committed,
             retry_after_s=0.0 if self.elsewhere(rung, error) else error.retry_after_s or 0.0,
-            cost_usd=attempts[-1].cost_nanousd / 1e9 if attempts else 0.0,
+            cost_usd=(error.before_nanousd + attempts[-1].cost_nanousd) / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
             attempts=self.made(),
@@ -326,73 +327,6 @@ class Run:
             raise fault_of(flow)
 
 
-class Streams:
-    """Those under way in a worker; one clock for all of them shows that they live where nothing comes for long.
-
-    Proxies cut a connection that is silent, and a model that thinks is silent for minutes; so is one whose own signs of
-    life the client's API has no word for.
-    """
-
-    def __init__(self, every_s: float) -> None:
-        """0: never."""
-        self._every_s = every_s
-        self.passing: set[Passing] = set()
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        while self._every_s:
-            await asyncio.sleep(self._every_s)
-            for one in self.passing:
-                one.sign()
-
-
-@dataclass(slots=True, eq=False)
-class Passing:
-    """Passes a live stream from the upstream's connection to the client's, without waking this task for each part."""
-
-    response: Response
-    flow: Relay
-    reply: Reply
-    now: Callable[[], float]
-    silence_s: float
-    """Between two events."""
-    ends_s: float
-    silent_s: float = 0.0
-    """When the next event must have arrived."""
-    events: int = -1
-    quiet: bool = False
-    """Nothing went out since the last look."""
-
-    @property
-    def over(self) -> bool:
-        return self.flow.over
-
-    def take(self, data: bytes) -> bool:
-        """Pass a part on. False: the stream is over, or the client has to catch up first."""
-        goes_on = True
-        if out := self.flow.feed(data):
-            self.quiet = False
-            goes_on = self.reply.push(out)
-        if self.over:
-            return False
-        if goes_on and self.flow.events > self.events:
-            self.response.grant(self.left_s())
-        return goes_on
-
-    def sign(self) -> None:
-        """What goes out is whole events, so it never stands inside one."""
-        if self.quiet and not self.over and (data := self.flow.sign):
-            self.reply.sign(data)
-        self.quiet = True
-
-    def left_s(self) -> float:
-        """Seconds left for the next event. Bytes that complete no event count as silence."""
-        now = self.now()
-        if self.flow.events > self.events:
-            self.events, self.silent_s = self.flow.events, now + self.silence_s
-        return min(self.silent_s, self.ends_s) - now
-
-
 def whole_of(flow: Relay) -> bytes:
     """The whole answer of a finished stream. Empty: it can't be put together, and so is not kept."""
     try:
@@ -411,66 +345,3 @@ async def _drain(response: Response, now: Callable[[], float]) -> None:
                 response.cancel()
     except UpstreamError:
         response.cancel()
-
-
-@dataclass(slots=True)
-class Hedging:
-    """Starts a second attempt when the first is late, for at most a share of requests."""
-
-    requests: int = 0
-    hedged: int = 0
-
-    async def open(
-        self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
-    ) -> Opened:
-        """The first attempt to answer; the other is cancelled and its cost recorded."""
-        self.requests += 1
-        first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
-        twins: set[asyncio.Future[Opened]] = {first}
-        winner: Opened | None = None
-        try:
-            await asyncio.wait(twins, timeout=exchange.route.config.hedge_after_s)
-            if not first.done() and self.allowed(exchange):
-                exchange.hedged = True
-                other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
-                twins.add(asyncio.ensure_future(caller.open(exchange, rung, other, live=live, hedge=True)))
-            winner = await _first_answer(twins)
-            await _abandon(caller, exchange, twins, winner)
-        except BaseException:
-            await _abandon(caller, exchange, twins, None)
-            raise
-        return winner
-
-    def allowed(self, exchange: Exchange) -> bool:
-        """At most one hedge per request, within its attempts, and no more hedged requests than the share allows."""
-        config = exchange.route.config
-        if exchange.hedged or len(exchange.attempts) >= config.max_attempts:
-            return False
-        max_share = config.hedge_max_share
-        if self.hedged + 1 > max_share * max(self.requests, 1 / max(max_share, 1e-9)):
-            return False
-        self.hedged += 1
-        return True
-
-
-async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
-    """The first to succeed; a failure counts only once all have failed."""
-    while True:
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        answered = [attempt for attempt in done if attempt.exception() is None]
-        if answered or not waiting:
-            return (answered or list(done))[0].result()
-
-
-async def _abandon(
-    caller: Caller, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
-) -> None:
-    """Cancel what is under way and close what answered too late; what they have done is billed."""
-    late = [twin for twin in twins if not twin.done()]
-    for twin in late:
-        twin.cancel()
-    if late:
-        await asyncio.wait(late)
-    for twin in twins:
-        if not twin.cancelled() and twin.exception() is None and twin.result() is not winner:
-            caller.abandon(exchange, twin.result())

@@ -166,6 +166,8 @@ class UpstreamError(HeadgateError):
         self.body = body
         """What the upstream said, passed on to the client where the fault is the client's (4xx)."""
         self.upstream_status = upstream_status
+        self.before_nanousd = 0
+        """What earlier parts of the same turn have cost."""
 
 
 class Draining(HeadgateError):

@@ -18,6 +18,8 @@ from gateway.wire.usage import Usage
 NANOUSD = 1_000_000_000
 """In one dollar."""
 MTOK = 1_000_000
+MOST = 10**17
+"""Of one attempt: several still fit the 64 bits of the journal and of Redis."""
 
 
 def nanousd(usd: float) -> int:
@@ -95,7 +97,7 @@ class Price:
         searches and units.
         """
         tokens = -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
-        return tokens + web_searches * self.web_search + units * self.unit
+        return min(tokens + web_searches * self.web_search + units * self.unit, MOST)
 
 
 def highest(prices: Iterable[Price]) -> Price:

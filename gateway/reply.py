@@ -100,7 +100,8 @@ class AsgiReply(Reply):
         await self._send({"type": "http.response.body", "body": pushed, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": self._pushed + data})
+        pushed, self._pushed = self._pushed, b""
+        await self._send({"type": "http.response.body", "body": pushed + data})
 
 
 class Heard(Reply):

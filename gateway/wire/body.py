@@ -1,7 +1,7 @@
 """The body of a request, decoded once and only one level deep.
 
 Values stay the bytes they came as, so what isn't changed reaches the upstream byte for byte. Of a key given
-twice the last one counts, here and therefore upstream: two readers can't disagree about it.
+twice the last one counts; a body in which nothing is changed goes on with both.
 """
 
 from __future__ import annotations

@@ -107,6 +107,16 @@ class Choice(msgspec.Struct):
             or delta.signature
         )
 
+    @property
+    def chars(self) -> int:
+        """Of all that an upstream bills as output."""
+        delta = self.delta
+        said = len(self.text or "")
+        if delta is None:
+            return said
+        called = (tool.function.arguments for tool in delta.tool_calls or () if tool.function is not None)
+        return said + len(delta.content or "") + len(delta.thought or "") + sum(len(one or "") for one in called)
+
 
 LOST = {
     "error": "the upstream ended its answer with an error",
@@ -181,6 +191,8 @@ class Peek(msgspec.Struct):
     """JSON text of each call, in order."""
     other_endings: list[str] = []
     """Of the choices after the first."""
+    other_chars: int = 0
+    """Theirs, of all that an upstream bills as output."""
 
 
 _decode = msgspec.json.Decoder(Chunk).decode

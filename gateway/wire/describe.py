@@ -34,9 +34,14 @@ _PROMPT_TOO = frozenset(
     {"tools", "system", "instructions", "functions", "response_format", "text", "output_config"}
 )
 """Fields that models read as well."""
+BILLED = _PROMPT_TOO | {
+    "model", "n", "best_of", "stream", "web_search_options", "search_parameters", *_PROMPT_FIELD.values(),
+    *(name for names in _MAX_TOKENS_FIELDS.values() for name in names),
+}  # fmt: skip
+"""Fields that say who may ask and what it may cost."""
 _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
 """How the types of tools begin with which a provider searches the web."""
-_IMAGES = frozenset({"image_url", "image", "input_image"})
+_IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
@@ -72,6 +77,7 @@ class Described(msgspec.Struct):
     stream: bool = False
     include_usage: bool = False
     n: int = 1
+    """Answers that the upstream makes, of several prompts to all of them."""
     temperature: float | None = None
     has_user_content: bool = False
     logprobs: bool = False
@@ -186,7 +192,7 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
     for turn in turns:
         content = turn.content
         text = content if isinstance(content, str) else _text_of(described, content) if content else ""
-        chars += len(text) if turn.output is None else len(text) + _chars_in(turn.output)
+        chars += len(text) if turn.output is None else len(text) + _chars_in(described, turn.output)
         if turn.role == "user":
             described.turns += 1
             described.has_user_content = described.has_user_content or bool(content)
@@ -201,23 +207,27 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
     for part in parts:
         if isinstance(part, str):
             texts.append(part)
-        elif part.text is not None:
-            texts.append(part.text)
         elif part.type in _IMAGES:
             described.images += 1
-        elif part.content is not None:
-            described.input_tokens += int(_chars_in(part.content) / CHARS_PER_TOKEN)
+        else:
+            if part.text is not None:
+                texts.append(part.text)
+            if part.content is not None:
+                described.input_tokens += int(_chars_in(described, part.content) / CHARS_PER_TOKEN)
     return texts[0] if len(texts) == 1 else "\n".join(texts)
 
 
-def _chars_in(value: object) -> int:
-    """Characters of all strings in a tool's result, however it nests."""
+def _chars_in(described: Described, value: object) -> int:
+    """Characters of all strings in a tool's result, however it nests; its images are counted."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(_chars_in(item) for item in value)
+        return sum(_chars_in(described, item) for item in value)
     if isinstance(value, dict):
-        return sum(_chars_in(item) for key, item in value.items() if key != "data")
+        if isinstance(kind := value.get("type"), str) and kind in _IMAGES:
+            described.images += 1
+            return 0
+        return sum(_chars_in(described, item) for key, item in value.items() if key != "data")
     return 0
 
 
@@ -231,6 +241,8 @@ def _describe_plain(described: Described, prompt: str | list[Any], field: str, m
             f"'{field}' has more than {most} entries.", param=field, code="array_above_max_length"
         )
     described.turns = 1
+    if field == "prompt":
+        described.n = max(1, sum(isinstance(item, str | list) for item in prompts))
     described.text = "\n".join(texts)
     described.input_tokens = int(len(described.text) / CHARS_PER_TOKEN) + len(texts) + tokens
     described.has_user_content = bool(described.text or tokens)
@@ -273,8 +285,9 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         )
     if "temperature" in raw:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
-    if "n" in raw and surface in ("chat", "completions"):
-        described.n = int(_within("n", read(raw, "n", int, 1), 1, _MAX_N))
+    if ("n" in raw or "best_of" in raw) and surface in ("chat", "completions"):
+        names = ("n", "best_of") if surface == "completions" else ("n",)
+        described.n *= max(int(_within(name, read(raw, name, int, 1), 1, _MAX_N)) for name in names)
     if surface == "responses" or "tools" in raw:
         own = surface != "responses"
         tools = read(raw, "tools", list[_Tool], []) if own else msgspec.convert(offered(raw), list[_Tool])

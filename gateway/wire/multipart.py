@@ -90,7 +90,7 @@ class Form:
             return False
         name, filename = _named(bytes(head))
         if not split or name is None or len(self.parts) >= MOST_PARTS:
-            raise CallerError("a part of the upload has no name, or there are too many", code="invalid_upload")
+            raise CallerError("a part of the upload has not one name, or there are too many", code="invalid_upload")
         self._part = Part(name, filename, self._open_part())
         self.parts.append(self._part)
         self._drop(len(head) + 4)
@@ -111,9 +111,11 @@ def read_multipart(content_type: bytes, body: bytes) -> dict[str, Part]:
 
 
 def _named(head: bytes) -> tuple[str | None, str]:
-    line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
-    name, filename = _NAME.search(line), _FILENAME.search(line)
-    return _text(name[1]) if name else None, _text(filename[1]) if filename else ""
+    """Name and file's name; None where there is no name, or more than one: readers differ in which they go by."""
+    lines = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
+    line = lines[0] if len(lines) == 1 else b""
+    names, filename = _NAME.findall(line), _FILENAME.search(line)
+    return _text(names[0]) if len(names) == 1 else None, _text(filename[1]) if filename else ""
 
 
 def _text(quoted: bytes) -> str:

@@ -58,6 +58,8 @@ _PICTURES = ("image", "images", "mask")
 """Fields that are counted by the picture and not by their length."""
 _COUNTED = ("images", "image_edits", "image_variations")
 _HEARD = ("transcriptions", "translations")
+_ONCE = frozenset({"model", "n", "prompt", "stream", "input_fidelity"})
+"""Fields of a form that are read here: of two, an upstream may go by the other one."""
 
 
 class _Nowhere(BytesIO):
@@ -100,6 +102,8 @@ def read_upload(content_type: bytes, body: bytes) -> Upload:
         if part.filename:
             files.append(data)
             continue
+        if part.name in fields and part.name in _ONCE:
+            raise CallerError(f"'{part.name}' is given more than once.", param=part.name, code="invalid_upload")
         fields[part.name] = bytes(data).decode("utf-8", "replace")
         text_bytes += part.bytes
         if part.name == "model":

@@ -206,10 +206,10 @@ class Relay:
         """What came of a paused turn since it began or went on."""
         return msgspec.json.decode(self._assembled(assemble_messages))  # type: ignore[no-any-return]
 
-    def resume(self) -> None:
-        """The rest of the turn will come as a stream of its own."""
+    def resume(self, said: Json) -> None:
+        """The rest of the turn will come as a stream of its own. `said`: the `message` so far."""
         assert self.paused and isinstance(self._reader, MessagesReader)
-        self._parts.append(self.message())
+        self._parts.append(said)
         self._paid += self._seen.usage
         self._told_before = len("".join(self._seen.texts)), len("".join(self._seen.thoughts))
         self._seen.usage, self._collected, self._splitter = Usage(), [], Splitter()

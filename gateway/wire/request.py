@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from gateway.wire.body import Raw, decode, encode, to_raw
-from gateway.wire.describe import Described, describe, estimate_tokens
+from gateway.wire.describe import BILLED, Described, describe, estimate_tokens
 from gateway.wire.responses import responses_input
 from gateway.wire.to_messages import signed
 from gateway.wire.translate import ask_usage, translate_request
 
 __all__ = [
+    "BILLED",
     "Described",
     "Raw",
     "ask_usage",

@@ -20,11 +20,12 @@ _OWN_WORK = frozenset(
     {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 )
 """Items that tell how an answer came about; what came of them, it says."""
+_FILES = ("file_data", "file_url", "file_id")
 
 
 def responses_to_chat(raw: Raw, *, to_messages: bool = False) -> Raw:
     """`to_messages`: what Anthropic's API has a word for as well, and chat's between them has none, may be asked:
-    tools that answer in images and files, and a search of the web, which `search_of` tells.
+    tools that answer in images and files, a file by its address, and a search of the web, which `search_of` tells.
     """
     tools = offered(raw)
     why = "isn't served here; send the whole conversation, or previous_response_id."
@@ -39,6 +40,8 @@ def responses_to_chat(raw: Raw, *, to_messages: bool = False) -> Raw:
         messages.append({"role": "system", "content": read(raw, "instructions", str, "")})
     for item in input_items(raw):
         _add_item(messages, item)
+    if not to_messages and any("file_url" in part.get("file", ()) for part in _parts(messages)):
+        raise refuse("input", "this model takes no file by its address; send 'file_data'.")
     fields: Json = {"messages": messages if to_messages else _plain_results(messages)}
     if is_set(raw, "max_output_tokens"):
         fields["max_completion_tokens"] = raw["max_output_tokens"]
@@ -109,6 +112,10 @@ def _add_message(messages: list[Json], message: Json) -> None:
         messages.append(message)
 
 
+def _parts(messages: list[Json]) -> list[Json]:
+    return [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+
+
 def _plain_results(messages: list[Json]) -> list[Json]:
     """Chat's tools answer in text: what else they gave goes to the user's side, behind all of their answers."""
     told: list[Json] = []
@@ -154,9 +161,8 @@ def _part_from_responses(part: Json) -> Json:
         if part.get("detail"):
             image["detail"] = part["detail"]
         return {"type": "image_url", "image_url": image}
-    if kind == "input_file" and (part.get("file_data") or part.get("file_id")):
-        names = ("file_data", "file_id", "filename")
-        return {"type": "file", "file": {name: part[name] for name in names if part.get(name)}}
+    if kind == "input_file" and any(part.get(name) for name in _FILES):
+        return {"type": "file", "file": {name: part[name] for name in (*_FILES, "filename") if part.get(name)}}
     if kind == "input_audio":
         return {name: part.get(name) for name in ("type", "input_audio")}
     raise refuse("input", f"a part of type {kind!r} can't be served by this model.")

@@ -25,8 +25,8 @@ class Seen:
     """Accumulates the first choice's content, every choice's end, and usage."""
 
     __slots__ = (
-        "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_endings", "refusals", "started",
-        "stop_sequence", "texts", "thoughts", "told_usage", "tools", "usage",
+        "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_chars", "other_endings",
+        "refusals", "started", "stop_sequence", "texts", "thoughts", "told_usage", "tools", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class Seen:
         """Choice index to whether it has ended."""
         self.finish_reason = ""
         self.other_endings: list[str] = []
+        self.other_chars = 0
         self.stop_sequence: str | None = None
         self.texts: list[str] = []
         self.thoughts: list[str] = []
@@ -60,7 +61,7 @@ class Seen:
             self.id, self.model = chunk.id or "", chunk.model or ""
         if chunk.usage is not None:
             usage = Usage.from_openai(chunk.usage)
-            self.usage = usage if usage.known else self.usage
+            self.usage = usage if usage.tells or not self.usage.known else self.usage
         for choice in chunk.choices:
             index = choice.index
             if choice.finish_reason:
@@ -77,6 +78,8 @@ class Seen:
                 self.started = choice.is_real
             if index == 0:
                 self._take_first(choice, chunk)
+            else:
+                self.other_chars += choice.chars
 
     def _take_first(self, choice: Choice, chunk: Chunk) -> None:
         if choice.finish_reason:
@@ -135,4 +138,5 @@ class Seen:
             [call.name for call in self.tools],
             ["".join(call.arguments) for call in self.tools],
             self.other_endings,
+            self.other_chars,
         )

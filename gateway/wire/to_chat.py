@@ -177,8 +177,8 @@ def _call_from_anthropic(block: Json) -> Json:
 
 
 def _user_turn(blocks: list[Json]) -> list[Json]:
-    """Tool results become messages of their own, before what the user says; their images go with the user. That one is
-    an error is said in words, as chat has no mark for it.
+    """Tool results become messages of their own, before what the user says; what isn't text in them goes with the user.
+    That one is an error is said in words, as chat has no mark for it.
     """
     results: list[Json] = []
     parts: list[Json] = []
@@ -186,13 +186,10 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
         if block.get("type") != "tool_result":
             parts += _parts_from_anthropic(block)
             continue
-        content = block.get("content") or ""
-        inner = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        texts = [str(piece.get("text", "")) for piece in inner if piece.get("type") == "text"]
-        for piece in inner:
-            parts += _parts_from_anthropic(piece) if piece.get("type") != "text" else []
+        given = _parts_of(block.get("content"))
+        parts += [part for part in given if part["type"] != "text"]
         tool_id, _ = opened(str(block.get("tool_use_id", "")))
-        said = "\n".join(texts)
+        said = "\n".join(part["text"] for part in given if part["type"] == "text")
         said = f"Error: {said}" if block.get("is_error") else said
         results.append({"role": "tool", "tool_call_id": tool_id, "content": said})
     if not parts:
@@ -205,24 +202,43 @@ def _parts_from_anthropic(block: Json) -> list[Json]:
     kind, source = block.get("type"), block.get("source") or {}
     if kind == "text":
         return [_text(block.get("text", ""))]
-    if kind == "image" and source.get("type") == "url":
+    if kind == "search_result":
+        _refuse_citing(block)
+        return [*_texts(block.get("title"), block.get("source")), *_parts_of(block.get("content"))]
+    held = source.get("type") if isinstance(source, dict) else None
+    if kind == "image" and held == "url":
         return [{"type": "image_url", "image_url": {"url": source["url"]}}]
-    if kind == "image" and source.get("type") == "base64":
+    if kind == "image" and held == "base64":
         return [{"type": "image_url", "image_url": {"url": _data_url(source)}}]
-    if kind == "document" and source.get("type") in ("text", "base64"):
+    if kind == "document" and held in ("text", "base64", "content"):
         return _document(block, source)
-    raise refuse("messages", f"this model can't be given a block of type {kind!r}.")
+    whose = f" with a source of type {held!r}" if held else ""
+    raise refuse("messages", f"this model can't be given a block of type {kind!r}{whose}.")
+
+
+def _parts_of(content: Any) -> list[Json]:
+    if isinstance(content, str):
+        return _texts(content)
+    return [part for block in content or () for part in _parts_from_anthropic(block)]
+
+
+def _refuse_citing(block: Json) -> None:
+    if (block.get("citations") or {}).get("enabled"):
+        raise refuse("messages", "this model can't cite a document.")
 
 
 def _document(block: Json, source: Json) -> list[Json]:
     """What it is called and what is said of it come before it."""
-    if (block.get("citations") or {}).get("enabled"):
-        raise refuse("messages", "this model can't cite a document.")
+    _refuse_citing(block)
     title, context = block.get("title"), block.get("context")
-    if source["type"] == "text":
-        return [_text(said) for said in (title, context, source.get("data", "")) if said]
+    if source["type"] != "base64":
+        return [*_texts(title, context), *_parts_of(source.get("data") or source.get("content"))]
     file = {"filename": title or "document.pdf", "file_data": _data_url(source)}
-    return [*([_text(context)] if context else []), {"type": "file", "file": file}]
+    return [*_texts(context), {"type": "file", "file": file}]
+
+
+def _texts(*said: Any) -> list[Json]:
+    return [_text(one) for one in said if one]
 
 
 def _text(said: Any) -> Json:

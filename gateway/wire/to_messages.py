@@ -192,15 +192,14 @@ def _block(part: Json) -> Json:
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         return {"type": "image", "source": _source(str(url))}
-    if kind == "file" and isinstance(part.get("file"), dict) and part["file"].get("file_data"):
-        source = _source(str(part["file"]["file_data"]))
+    file = part.get("file")
+    if kind == "file" and isinstance(file, dict) and (file.get("file_data") or file.get("file_url")):
+        source = _source(str(file.get("file_data") or file["file_url"]))
         if source["type"] == "base64" and source["media_type"].startswith("text/"):
             text = b64decode(source["data"]).decode()
             source = {"type": "text", "media_type": "text/plain", "data": text}
-        if source["type"] != "url":
-            named = part["file"].get("filename")
-            told = {"title": named, "citations": part.get("citations")}
-            return {"type": "document", "source": source, **{name: value for name, value in told.items() if value}}
+        told = {"title": file.get("filename"), "citations": part.get("citations")}
+        return {"type": "document", "source": source, **{name: value for name, value in told.items() if value}}
     raise refuse("messages", f"this model can't be given a part of type {kind!r}.")
 
 
@@ -215,7 +214,7 @@ def _source(url: str) -> Json:
         return {"type": "base64", "media_type": media_type, "data": data}
     if url.startswith(("https://", "http://")):
         return {"type": "url", "url": url}
-    raise CallerError("An image must be an http(s) or a data URL.", param="messages", code="invalid_value")
+    raise CallerError("An image or a file must be an http(s) or a data URL.", param="messages", code="invalid_value")
 
 
 def _call(call: Any) -> Json:

@@ -15,8 +15,8 @@ import msgspec
 from msgspec.structs import replace
 
 Json = Mapping[str, object]
-MOST = 2**53
-"""Larger counts are no counts."""
+MOST = 2**31
+"""Larger counts are no counts, and what they cost might be more than the journal or Redis can hold."""
 MOST_USD = 1_000_000
 """Nor is a larger cost one."""
 _FEES = frozenset({"cost", "search_context_size", "num_search_queries", "num_sources_used", "server_tool_use"})
@@ -46,6 +46,11 @@ class Usage(msgspec.Struct, frozen=True):
     """What the provider says the answer cost, fees and all; 0: it doesn't say."""
     units: int = 0
     """What is billed by the piece: pictures, seconds of sound heard, characters spoken, searches among documents."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says anything: some servers report zeros where they haven't counted."""
+        return self.known and (self.output_tokens > 0 or self.total > 0 or self.units > 0)
 
     @property
     def prompt_tokens(self) -> int:

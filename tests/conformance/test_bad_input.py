@@ -72,6 +72,8 @@ def bad_bodies(surface: str) -> dict[str, tuple[bytes, int, str | None]]:
         "a word for temperature": (changed(temperature="hot"), 400, "temperature"),
         "an impossible temperature": (changed(temperature=99), 400, "temperature"),
         "a word for tools": (changed(tools="hammer"), 400, "tools"),
+        "another model in capitals": (changed(Model="openai/dear"), 400, "Model"),
+        "another limit in long letters": (text[:-1].encode() + b',"max_token\\u017f":9}', 400, "max_token\u017f"),
         "an unknown knob": (changed(headgate={"nope": 1}), 400, "headgate.nope"),
     }
 

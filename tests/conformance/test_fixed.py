@@ -283,6 +283,54 @@ async def test_a_document_with_what_is_said_of_it(tmp_path: Path) -> None:
             await sdk.do("messages.create", messages=[{"role": "user", "content": cited}], **body)
 
 
+async def test_what_was_found_reaches_a_chat_model(tmp_path: Path) -> None:
+    """Search results, and a document in blocks, are given as text: what a tool found stands in its answer. What cannot
+    be given is refused by its source.
+    """
+    found = {"type": "search_result", "source": "https://a.test", "title": "Rain", "content": [text("Wet in Bern.")]}
+    pixel = {"type": "image", "source": {"type": "url", "url": "https://a.test/1.png"}}
+    blocks = {"type": "document", "source": {"type": "content", "content": [text("Page 1."), pixel]}, "title": "Log"}
+    plain = {"type": "document", "source": {"type": "content", "content": "All of it."}}
+    turns = [
+        {"role": "user", "content": [blocks, plain, found]},
+        {"role": "assistant", "content": [TOOL_USE]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": [found, pixel]}]},
+    ]
+    body: Json = {"model": "m", "max_tokens": 9}
+    async with fixed(tmp_path, "openai", completion(content="ok")) as home:
+        sdk = home.sdk("anthropic")
+        await sdk.do("messages.create", messages=turns, tools=[MESSAGES_TOOL], **body)
+        first, _, result, shown = home.asked["messages"]
+        picture = {"type": "image_url", "image_url": {"url": "https://a.test/1.png"}}
+        said = ("Rain", "https://a.test", "Wet in Bern.")
+        assert first["content"] == [text("Log"), text("Page 1."), picture, text("All of it."), *map(text, said)]
+        assert (result["role"], result["content"], shown["content"]) == ("tool", "\n".join(said), [picture])
+        cited = [{"role": "user", "content": [found | {"citations": {"enabled": True}}]}]
+        with pytest.raises(anthropic.BadRequestError, match="cite"):
+            await sdk.do("messages.create", messages=cited, **body)
+        kept = [{"type": "image", "source": {"type": "file", "file_id": "file_1"}}]
+        with pytest.raises(anthropic.BadRequestError, match="'image' with a source of type 'file'"):
+            await sdk.do("messages.create", messages=[{"role": "user", "content": kept}], **body)
+
+
+def text(said: str) -> Json:
+    return {"type": "text", "text": said}
+
+
+async def test_a_file_by_its_address(tmp_path: Path) -> None:
+    """A response's file reaches Claude by its address; a chat, which knows none, isn't asked without it."""
+    file = {"type": "input_file", "file_url": "https://a.test/plan.pdf", "filename": "plan.pdf"}
+    asked: Json = {"model": "m", "input": [{"role": "user", "content": [file]}]}
+    async with fixed(tmp_path, "anthropic", OK) as home:
+        await home.sdk("openai").do("responses.create", **asked)
+        source = {"type": "url", "url": "https://a.test/plan.pdf"}
+        assert home.asked["messages"][0]["content"] == [{"type": "document", "source": source, "title": "plan.pdf"}]
+    async with fixed(tmp_path / "chat", "openai", completion(content="ok")) as home:
+        with pytest.raises(openai.BadRequestError, match="address"):
+            await home.sdk("openai").do("responses.create", **asked)
+        assert home.asked == {}
+
+
 async def test_anthropics_own_words_in_a_chat(tmp_path: Path) -> None:
     """What OpenAI's client is made to say of thinking and caching reaches Anthropic as it was said."""
     mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}

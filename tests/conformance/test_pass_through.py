@@ -293,6 +293,7 @@ async def test_a_provider_without_such_an_endpoint(tmp_path: Path) -> None:
 
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
+HEAD = b'\r\ncontent-disposition: form-data; name="model"\r\n\r\n'
 PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
 
 
@@ -312,7 +313,12 @@ PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
      ("/v1/audio/transcriptions", PART % (b"model", b"m") + b"--x--", FORM, "file"),
      ("/v1/audio/transcriptions", PART % (b"model", b"m"), FORM, None),
      ("/v1/audio/transcriptions", b"", {"content-type": "multipart/form-data"}, None),
-     ("/v1/images/edits", (PART % (b"a", b"m")) * 100 + b"--x--", FORM, None)],
+     ("/v1/images/edits", (PART % (b"a", b"m")) * 100 + b"--x--", FORM, None),
+     ("/v1/images/edits", PART % (b"model", b"dear") + PART % (b"model", b"m") + b"--x--", FORM, "model"),
+     ("/v1/images/edits", PART % (b"n", b"9") + PART % (b"n", b"1") + b"--x--", FORM, "n"),
+     ("/v1/images/edits", PART % (b'a"; name="model', b"m") + b"--x--", FORM, None),
+     ("/v1/images/edits", (PART % (b"a", b"m")).replace(b"\r\n\r\n", HEAD) + b"--x--", FORM, None),
+     ("/v1/images/generations", b'{"model": "m", "prompt": "x", "N": 9}', {}, "N")],
 )  # fmt: skip
 async def test_bad_input(tmp_path: Path, path: str, body: bytes, headers: dict[str, str], param: str | None) -> None:
     async with studio(tmp_path, {}, [{"name": "m"}]) as home, httpx.AsyncClient() as client:

@@ -44,7 +44,8 @@ async def test_what_is_told_is_as_the_types_have_it(strict: Strict, surface: str
         more: Json = {"tools": TOOLS[surface]} if script in ("tools", "says") else {}
         if script == "long":
             more |= {"max_output_tokens" if surface == "responses" else "max_tokens": 16}
-        await strict.ask(surface, {"model": f"{kind}/{script}", **ASKS[surface], **more}, live=live)
+        told = await strict.ask(surface, {"model": f"{kind}/{script}", **ASKS[surface], **more}, live=live)
+        assert told["id"]
 
 
 def claude(live: bool, *blocks: Json, stop: str = "end_turn") -> Any:
@@ -250,8 +251,9 @@ async def test_other_pages_are_as_the_types_have_them(home: House, strict: Stric
     await strict.get(f"/v1/conversations/{conversation}", Conversation)
     await strict.ask("responses", {"model": "openai/echo", "input": "y", "conversation": conversation}, live=True)
     items = await strict.get(f"/v1/conversations/{conversation}/items", ConversationItemList)
+    assert len(items["data"]) == 3
     for item in items["data"]:
-        await strict.get(f"/v1/conversations/{conversation}/items/{item['id']}", ConversationItem)
+        assert await strict.get(f"/v1/conversations/{conversation}/items/{item['id']}", ConversationItem) == item
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
             "body": {"model": "openai/echo", "messages": TURNS}}  # fmt: skip
     file = (await sdk.do("files.create", file=("in.jsonl", json.dumps(line).encode()), purpose="batch")).id

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.drive import _first_answer
 from gateway.errors import UpstreamError
+from gateway.hedging import _first_answer
 from tests.faults.stage import PRICES, decisions, failures, nothing_left
 from tests.faults.talk import Heard, ask, question
 from tests.live import Live, live

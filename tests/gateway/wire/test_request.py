@@ -89,6 +89,40 @@ def test_describe_chat() -> None:
     assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 9, True, True)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "more", "answers"),
+    [
+        ("a", {}, 1), ("a", {"n": 3}, 3), ("a", {"best_of": 5}, 5), ("a", {"n": 3, "best_of": 5}, 5),
+        (["a", "b"], {}, 2), (["a", "b"], {"n": 3, "best_of": 5}, 10), ([1, 2, 3], {}, 1), ([[1, 2], [3]], {}, 2),
+        ([], {}, 1), ("a", {"n": None, "best_of": None}, 1),
+    ],
+)  # fmt: skip
+def test_every_completion_that_is_made_is_counted(prompt: Any, more: dict, answers: int) -> None:
+    """To each of several prompts there are as many, and the upstream bills those too that it doesn't show."""
+    assert described("completions", prompt=prompt, **more).n == answers
+
+
+@pytest.mark.parametrize(
+    ("surface", "content"),
+    [
+        ("chat", {"type": "image_url", "text": "", "image_url": {"url": "https://x/y.png"}}),
+        ("messages", {"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": "u"}}]}),
+        ("messages", {"type": "tool_result", "text": "", "content": [{"type": "image", "source": {}}]}),
+    ],
+)
+def test_an_image_counts_wherever_it_stands(surface: str, content: dict) -> None:
+    """In a tool's result too, and whatever else its part says."""
+    it = described(surface, max_tokens=1, messages=[{"role": "user", "content": [content]}])
+    assert it.images == 1 and it.input_tokens_bound > 1600
+
+
+@pytest.mark.parametrize("output", [[{"type": "input_image"}], {"type": "computer_screenshot"}])
+def test_an_image_that_a_tool_gave_counts(output: Any) -> None:
+    """In the Responses API it is an item's output."""
+    it = described("responses", input=[{"type": "function_call_output", "call_id": "c", "output": output}])
+    assert it.images == 1 and it.input_tokens_bound > 1600
+
+
 SCHEMA = {"type": "object"}
 
 

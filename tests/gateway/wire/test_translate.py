@@ -297,7 +297,7 @@ REFUSED = [
     (
         "messages",
         "chat",
-        {"messages": [{"role": "user", "content": [{"type": "search_result"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "container_upload"}]}]},
         "messages",
     ),
     ("embeddings", "messages", {"input": "x"}, "model"),

@@ -1,0 +1,74 @@
+"""A second attempt beside a late one, which may answer first."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from cascade.types import Rung
+from gateway.attempt import Caller, Opened
+from gateway.exchange import Exchange
+from gateway.fleet import Deployment
+
+
+@dataclass(slots=True)
+class Hedging:
+    """Starts a second attempt when the first is late, for at most a share of requests."""
+
+    requests: int = 0
+    hedged: int = 0
+
+    async def open(
+        self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
+    ) -> Opened:
+        """The first attempt to answer; the other is cancelled and its cost recorded."""
+        self.requests += 1
+        first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
+        twins: set[asyncio.Future[Opened]] = {first}
+        winner: Opened | None = None
+        try:
+            await asyncio.wait(twins, timeout=exchange.route.config.hedge_after_s)
+            if not first.done() and self.allowed(exchange):
+                exchange.hedged = True
+                other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
+                twins.add(asyncio.ensure_future(caller.open(exchange, rung, other, live=live, hedge=True)))
+            winner = await _first_answer(twins)
+            await _abandon(caller, exchange, twins, winner)
+        except BaseException:
+            await _abandon(caller, exchange, twins, None)
+            raise
+        return winner
+
+    def allowed(self, exchange: Exchange) -> bool:
+        """At most one hedge per request, within its attempts, and no more hedged requests than the share allows."""
+        config = exchange.route.config
+        if exchange.hedged or len(exchange.attempts) >= config.max_attempts:
+            return False
+        max_share = config.hedge_max_share
+        if self.hedged + 1 > max_share * max(self.requests, 1 / max(max_share, 1e-9)):
+            return False
+        self.hedged += 1
+        return True
+
+
+async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
+    """The first to succeed; a failure counts only once all have failed."""
+    while True:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        answered = [attempt for attempt in done if attempt.exception() is None]
+        if answered or not waiting:
+            return (answered or list(done))[0].result()
+
+
+async def _abandon(
+    caller: Caller, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
+) -> None:
+    """Cancel what is under way and close what answered too late; what they have done is billed."""
+    late = [twin for twin in twins if not twin.done()]
+    for twin in late:
+        twin.cancel()
+    if late:
+        await asyncio.wait(late)
+    for twin in twins:
+        if not twin.cancelled() and twin.exception() is None and twin.result() is not winner:
+            caller.abandon(exchange, twin.result())

@@ -1,0 +1,112 @@
+"""Usage that is odd, missing or a lie, as an upstream tells it: each answer is paid for and its decision is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.journal.record import DecisionRecord
+from tests.conformance.fixed import Fixed, Json, completion, completion_events, fixed, message
+
+SAID = "rain " * 80
+TOKENS = 100
+"""Of what is said, where nobody counted."""
+COUNTED: Json = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 15.0}
+ASKED: Json = {"model": "m", "max_tokens": 200, "messages": [{"role": "user", "content": "weather?"}]}
+
+
+def stream(*usages: Any) -> list[Json]:
+    """A streamed answer whose usage is told so often."""
+    *events, last = completion_events({"content": SAID})
+    return [*events, *({**last, "usage": usage} for usage in usages)]
+
+
+async def paid(home: Fixed, path: str = "/v1/chat/completions") -> DecisionRecord:
+    assert home.gateway is not None
+    asked = ASKED | ({"stream": True} if isinstance(home.answer, list) else {})
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(home.gateway.url + path, json=asked)
+    assert answer.status_code == 200, answer.text
+    await home.gateway.rest()
+    return await home.gateway.decision(answer.headers["x-headgate-decision-id"])
+
+
+NOTHING: Json = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "answer"),
+    [
+        ("openai", "/v1/chat/completions", completion(content=SAID) | {"usage": NOTHING}),
+        ("openai", "/v1/chat/completions", completion(content=SAID) | {"usage": {"prompt_tokens": 5}}),
+        ("openai", "/v1/chat/completions", stream(NOTHING)),
+        ("openai", "/v1/chat/completions", stream({**COUNTED, "completion_tokens": 0, "total_tokens": 5})),
+        ("anthropic", "/v1/messages",
+         message({"type": "text", "text": SAID}) | {"usage": {"input_tokens": 0, "output_tokens": 0}}),
+    ],
+)  # fmt: skip
+async def test_what_was_said_is_not_free_because_nobody_counted_it(
+    tmp_path: Path, kind: str, path: str, answer: Any
+) -> None:
+    """Zeros beside a text are no count: both sides are estimated, as far as they are not told."""
+    async with fixed(tmp_path, kind, answer, PRICES) as home:
+        record = await paid(home, path)
+    (attempt,) = record.attempts
+    assert attempt.estimated and attempt.usage["output"] == TOKENS and attempt.usage["input"] > 0
+    assert record.cost_nanousd >= TOKENS * 15_000
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_every_choice_is_paid_for_where_nobody_counted(tmp_path: Path, is_stream: bool) -> None:
+    """Not only the first, which is all that evidence needs."""
+    whole, events = completion(content=SAID), stream(None)
+    first, end = events[0]["choices"][0], events[1]["choices"][0]
+    events[:2] = [{**events[0], "choices": [{**one, "index": index}]} for index in range(3) for one in (first, end)]
+    whole |= {"usage": None, "choices": [{**whole["choices"][0], "index": index} for index in range(3)]}
+    async with fixed(tmp_path, "openai", events if is_stream else whole, PRICES) as home:
+        record = await paid(home)
+    assert record.attempts[0].estimated and record.attempts[0].usage["output"] == 3 * TOKENS
+
+
+async def test_every_choice_is_paid_for_where_a_stream_breaks_off(tmp_path: Path) -> None:
+    """Before the upstream says what it counted."""
+    event = completion_events({"content": SAID})[0]
+    events = [{**event, "choices": [{**event["choices"][0], "index": index}]} for index in range(3)]
+    async with fixed(tmp_path, "openai", events, PRICES) as home:
+        record = await paid(home)
+    assert record.attempts[0].failure == "stream_cut" and record.attempts[0].usage["output"] == 3 * TOKENS
+
+
+@pytest.mark.parametrize("then", [NOTHING, None, {}])
+async def test_a_count_is_not_taken_back(tmp_path: Path, then: Any) -> None:
+    """A stream's last chunk may repeat its usage as zeros."""
+    async with fixed(tmp_path, "openai", stream(COUNTED, then), PRICES) as home:
+        record = await paid(home)
+    assert record.attempts[0].usage == {"input": 5, "output": 3} and record.cost_nanousd == 5_000 + 3 * 15_000
+
+
+@pytest.mark.parametrize("count", [2**31, 2**52, 2**70, 1e18])
+async def test_no_count_is_more_than_the_journal_holds(tmp_path: Path, count: float) -> None:
+    """One answer of so many tokens would cost more than 64 bits hold, and its decision would be lost."""
+    usage = {"prompt_tokens": 5, "completion_tokens": count}
+    async with fixed(tmp_path, "openai", completion(content=SAID) | {"usage": usage}, PRICES) as home:
+        record = await paid(home)
+    assert record.attempts[0].usage == {"input": 5, "output": TOKENS}
+
+
+async def test_no_hold_is_more_than_the_journal_holds(tmp_path: Path) -> None:
+    """However much a request asks for: where no budget refuses it, its decision is kept."""
+    asks = {"model": "m", "prompt": ["weather?"] * 4096, "n": 128, "max_tokens": 2**31}
+    said = {"id": "c1", "object": "text_completion", "created": 1, "model": "up", "usage": COUNTED,
+            "choices": [{"index": 0, "text": "rain", "finish_reason": "stop", "logprobs": None}]}  # fmt: skip
+    async with fixed(tmp_path, "openai", said, PRICES) as home, httpx.AsyncClient() as client:
+        assert home.gateway is not None
+        answer = await client.post(home.gateway.url + "/v1/completions", json=asks)
+        assert answer.status_code == 200, answer.text
+        await home.gateway.rest()
+        record = await home.gateway.decision(answer.headers["x-headgate-decision-id"])
+    assert record.cost_nanousd < record.held_nanousd < 2**63
