@@ -24,6 +24,7 @@ from tests.conformance.test_surfaces import RESPONSES_TOOLS
 from tests.gateway.batch.test_kill import configuration
 from tests.live import Live, live, served
 from tests.ports import free_port
+from tests.until import until
 
 SLOW = {"slow": [{"text": "at last", "delay_s": 30.0}], "soon": [{"text": "done", "delay_s": 0.3}],
         "broken": [{"status": 500, "error": "it broke"}]}  # fmt: skip
@@ -116,7 +117,7 @@ async def test_a_response_is_cancelled(tmp_path: Path) -> None:
             assert (await sdk.do("responses.cancel", made.id)).status == "cancelled"
         await home.gateway.rest(5.0)
         assert (await sdk.do("responses.retrieve", made.id)).status == "cancelled"
-        assert home.gateway.upstream.seen.disconnects == 1
+        await until(lambda: home.gateway.upstream.seen.disconnects == 1)
         done = await ended(sdk, (await sdk.do("responses.create", model="openai/soon", input="x", background=True)).id)
         assert (await sdk.do("responses.cancel", done.id)).status == "completed"
 
