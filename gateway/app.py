@@ -20,7 +20,7 @@ from gateway.answer_cache import open_cache
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
-from gateway.batch.desk import Desk as BatchDesk
+from gateway.batch.store import BatchStore as BatchStore
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.config_load import is_path
@@ -99,7 +99,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         responses=Responses(spool, journal, clock, server),
         spool=spool,
         journal=journal,
-        batches=BatchDesk(journal, server.run_dir),
+        batches=BatchStore(journal, server.run_dir),
         spool_dir=directory,
         metrics=Metrics(),
         tracing=tracing_to(config.telemetry.otlp_endpoint, {p.name: p.kind for p in config.providers}),

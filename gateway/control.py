@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
 from gateway.admin.upkeep import keep_up
-from gateway.batch.desk import MARKER
-from gateway.batch.forget import forget_batches
 from gateway.batch.jobs import Jobs
+from gateway.batch.retention import delete_expired_batches
+from gateway.batch.store import MARKER
 from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
@@ -158,7 +158,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 desk.store.forget_old(not_ahead(begun))
-                forget_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
+                delete_expired_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             complaint.fails(fault)

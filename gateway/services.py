@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.answer_cache import AnswerCache
-from gateway.batch.desk import Desk as BatchDesk
+from gateway.batch.store import BatchStore as BatchStore
 from gateway.config import Config
 from gateway.drive import Driver
 from gateway.fleet import Fleet
@@ -69,7 +69,7 @@ class Services:
     responses: Responses
     spool: Spool
     journal: Reader
-    batches: BatchDesk
+    batches: BatchStore
     spool_dir: Path
     metrics: Metrics
     tracing: Tracing | None

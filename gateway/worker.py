@@ -200,12 +200,12 @@ class Follower:
 
 async def watch_batches(services: Services) -> None:
     """Run batch jobs once there is one; until then nothing of them is loaded."""
-    desk = services.batches
-    while not desk.marker.exists():
+    store = services.batches
+    while not store.marker.exists():
         with suppress(TimeoutError):
             async with asyncio.timeout(BATCHES_EVERY_S):
-                await desk.asked.wait()
-        desk.asked.clear()
+                await store.asked.wait()
+        store.asked.clear()
     from gateway.batch.owner import keep_batches
 
     await keep_batches(services)

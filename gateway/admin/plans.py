@@ -167,21 +167,21 @@ def _work(desk: Desk, draft: BatchPlan, folder: Path) -> None:
 
 def _planned(desk: Desk, draft: BatchPlan, folder: Path) -> dict[str, Any]:
     from gateway.app import open_book
-    from gateway.batch.plan import Order, plan_job
-    from gateway.batch.read import Terms
-    from gateway.batch.shop import open_shop
+    from gateway.batch.context import open_context
+    from gateway.batch.plan import PlanOptions, plan_job
+    from gateway.batch.read import ReadOptions
 
     config = desk.current
     server = config.server
-    terms = Terms(
+    reading = ReadOptions(
         draft.route, draft.min_quality, max_messages=server.max_messages, max_body_bytes=server.max_body_bytes
     )
-    order = Order(
-        terms=terms, budget_usd=draft.budget_usd, deadline_s=draft.deadline_s or inf, skip_bad=draft.skip_bad,
+    options = PlanOptions(
+        reading=reading, budget_usd=draft.budget_usd, deadline_s=draft.deadline_s or inf, skip_bad=draft.skip_bad,
         cascade=True, concurrency=server.batch_concurrency, kind="jsonl",
     )  # fmt: skip
-    shop = open_shop(config, open_book(config, read_settings(server.run_dir)))
-    made = plan_job(folder / INPUT, folder, order, shop)
+    context = open_context(config, open_book(config, read_settings(server.run_dir)))
+    made = plan_job(folder / INPUT, folder, options, context)
     for path in folder.iterdir():
         if path.name not in (PLAN_FILE, INPUT, CARD):
             path.unlink()

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from gateway.api.files import asked, page_limit, page_of
 from gateway.asgi import Answer, Request
-from gateway.batch.length import seconds_of
+from gateway.batch.duration import seconds_of
 from gateway.call import SURFACES
 from gateway.config import Usd
 from gateway.errors import CallerError, NotFound
@@ -69,8 +69,8 @@ async def create_batch(request: Request, _: str) -> Answer:
         services.book.find(route)
         if not caller.may_use(route):
             raise NotFound(f"The model '{route}' does not exist.", code="model_not_found")
-    desk, now = services.batches, services.clock()
-    file = await desk.of_files(lambda files: files.find(asks.input_file_id, caller.tenant))
+    store, now = services.batches, services.clock()
+    file = await store.of_files(lambda files: files.find(asks.input_file_id, caller.tenant))
     if file.purpose != "batch":
         raise CallerError(f"{file.id} has the purpose {file.purpose!r}, not 'batch'", param="input_file_id")
     expiry = asks.output_expires_after
@@ -81,9 +81,9 @@ async def create_batch(request: Request, _: str) -> Answer:
         endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},
         input_file=file.id, output_expires_s=expiry.seconds if expiry else None,
     )  # fmt: skip
-    job = await desk.of_jobs(lambda jobs: jobs.add(caller.tenant, "api", card, now))
-    desk.mark()
-    desk.asked.set()
+    job = await store.of_jobs(lambda jobs: jobs.add(caller.tenant, "api", card, now))
+    store.mark()
+    store.asked.set()
     return _told(job)
 
 
@@ -104,11 +104,11 @@ async def list_batches(request: Request, _: str) -> Answer:
 async def cancel_batch(request: Request, id: str) -> Answer:
     """What is answered by then is kept."""
     services = request.services
-    desk = services.batches
+    store = services.batches
     tenant = request.caller().tenant
-    job = await desk.of_jobs(lambda jobs: jobs.ask(jobs.find(id, tenant).id, "cancel", services.clock()))
-    desk.mark()
-    desk.asked.set()
+    job = await store.of_jobs(lambda jobs: jobs.ask(jobs.find(id, tenant).id, "cancel", services.clock()))
+    store.mark()
+    store.asked.set()
     return _told(job)
 
 

@@ -4,15 +4,15 @@
 
 `types` has the nouns. Planning decides with two pure functions of gateway/batch/assign.py:
 
-    assign(estimates, budget_usd, *, deadline_s=inf, capacities=(), taste=Taste()) -> Assignment
+    assign(estimates, budget_usd, *, deadline_s=inf, capacities=(), objective=Objective()) -> Assignment
         Every prompt gets an arm; raises Impossible where budget or deadline can't be kept.
-    replan(estimates, rest, budget_usd, *, deadline_s=inf, capacities=(), taste=Taste()) -> Assignment
+    replan(estimates, rest, budget_usd, *, deadline_s=inf, capacities=(), objective=Objective()) -> Assignment
         The same for the prompts `rest` (rows, as an index array) with what is left of money and time; never raises:
         prompts that nothing is left for, and those outside `rest`, stay UNASSIGNED. `shortfall` counts the former.
 
 Where the route has a trained cascade, `with_climbs` of gateway/batch/climbs.py adds arms whose answers may be asked
 again of better models: always for /v1/batches, as live, and for the command where it says `--cascade`.
 
-`plan_job(path, folder, order, shop) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command and
-for /v1/batches; `open_shop(config, book)` of gateway/batch/shop.py gives it the gateway as it has learnt.
+`plan_job(path, folder, options, context) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command
+and for /v1/batches; `open_context(config, book)` of gateway/batch/context.py gives it the gateway as it has learnt.
 """

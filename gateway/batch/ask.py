@@ -43,7 +43,7 @@ SPOOL_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class ArmCall:
     """How an arm answers: the model, what was expected of it, and who may be asked after it."""
 
     arm: Arm
@@ -54,7 +54,7 @@ class Ways:
 
 
 @dataclass(slots=True)
-class Told:
+class CallResult:
     """What came of one call."""
 
     place: int
@@ -78,7 +78,7 @@ class Told:
 
 
 @dataclass(slots=True)
-class Ready:
+class PreparedCall:
     """A prompt about to be asked."""
 
     prompt: Prompt
@@ -136,7 +136,7 @@ class JobBook(RouteBook):
         return route
 
 
-class Planned:
+class FixedRouter:
     """A router whose one choice the plan has made."""
 
     name, version, features_version = "batch", "1", ""
@@ -148,7 +148,7 @@ class Planned:
         return self._choice
 
 
-class Sampled:
+class BestOfPlanner:
     """Best of several samples of one model, by their vote and confidence."""
 
     writes = False
@@ -172,24 +172,24 @@ class Asker:
         self.s = replace(services, spool=self.spool, book=self.book)
         self.answering = Answering(self.s)
 
-    def ready(self, prompt: Prompt, ways: Ways) -> Ready:
+    def ready(self, prompt: Prompt, arm_call: ArmCall) -> PreparedCall:
         """The prompt as the request path will take it, and the most that it can cost."""
         try:
             call = self.call(prompt)
             permit(self.caller, call)
-            route = self._route(call, ways)
+            route = self._route(call, arm_call)
         except HeadgateError as error:
-            return Ready(prompt, 0, None, None, error)
-        return Ready(prompt, bound(route, self.answering.worst(call, route), route.names), call, route)
+            return PreparedCall(prompt, 0, None, None, error)
+        return PreparedCall(prompt, bound(route, self.answering.worst(call, route), route.names), call, route)
 
-    async def ask(self, ready: Ready, *, tries: int, timeout_s: float) -> Told:
+    async def ask(self, ready: PreparedCall, *, tries: int, timeout_s: float) -> CallResult:
         """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
         line, call = ready.prompt.line, ready.call
-        told = Told(ready.prompt.index, line, 0)
+        result = CallResult(ready.prompt.index, line, 0)
         request_id = f"{self.job}-{line}-{self.s.ids.new('try')[4:]}"
         if call is None or ready.route is None:
             assert ready.error is not None
-            return await self._refused(told, ready.prompt, request_id, ready.error)
+            return await self._refused(result, ready.prompt, request_id, ready.error)
         name = f"\0{request_id}"
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
@@ -198,11 +198,11 @@ class Asker:
             JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
         )
         try:
-            return await self._heard(call, told, tries)
+            return await self._heard(call, result, tries)
         finally:
             del self.book.planned[name]
 
-    async def _heard(self, call: Call, told: Told, tries: int) -> Told:
+    async def _heard(self, call: Call, result: CallResult, tries: int) -> CallResult:
         """Between the decision's making and its record nothing waits: only a crash in those microseconds parts them."""
         heard = Heard()
         self.spool.expect(call.request_id)
@@ -211,43 +211,43 @@ class Asker:
         except BaseException:
             decision = self.spool.take(call.request_id)
             if decision is not None:
-                self.spool.append(self._kept(decision, told, b""))
+                self.spool.append(self._kept(decision, result, b""))
             raise
         decision = self.spool.take(call.request_id)
-        told.status, told.retry_after_s = heard.status, heard.retry_after_s
-        told.latency_s = self.s.now() - call.received_s
-        told.final = told.ok or not may_ask_again(told.status, tries + 1)
+        result.status, result.retry_after_s = heard.status, heard.retry_after_s
+        result.latency_s = self.s.now() - call.received_s
+        result.final = result.ok or not may_ask_again(result.status, tries + 1)
         if exchange is None or decision is None:
-            told.body, told.code, told.held = bytes(heard.body), error_code(heard.body), False
-            await self.write(JobStartRecord(job=self.job, index=told.line, time_s=self.s.clock()))
-            return told
-        told.code, told.cost_nanousd = exchange.error, exchange.cost_nanousd
-        told.model, told.decision_id = exchange.answered_by, exchange.decision_id
-        await self.write(self._kept(decision, told, bytes(heard.body) if told.final else b""))
-        return told
+            result.body, result.code, result.held = bytes(heard.body), error_code(heard.body), False
+            await self.write(JobStartRecord(job=self.job, index=result.line, time_s=self.s.clock()))
+            return result
+        result.code, result.cost_nanousd = exchange.error, exchange.cost_nanousd
+        result.model, result.decision_id = exchange.answered_by, exchange.decision_id
+        await self.write(self._kept(decision, result, bytes(heard.body) if result.final else b""))
+        return result
 
     async def give_up(self, prompt: Prompt, status: int, code: str, message: str) -> None:
         """A prompt that nobody will be asked: it failed, for nothing."""
         error = HeadgateError(message, code=code, status=status)
-        await self._refused(Told(prompt.index, prompt.line, 0), prompt, f"{self.job}-{prompt.line}", error)
+        await self._refused(CallResult(prompt.index, prompt.line, 0), prompt, f"{self.job}-{prompt.line}", error)
 
-    async def _refused(self, told: Told, prompt: Prompt, request_id: str, error: HeadgateError) -> Told:
-        told.status, told.code = error.status, error.code or error.kind
-        told.body = render_error(error, prompt.surface, request_id=request_id)
-        await self.write(self._refusal(told, prompt, request_id))
-        return told
+    async def _refused(self, result: CallResult, prompt: Prompt, request_id: str, error: HeadgateError) -> CallResult:
+        result.status, result.code = error.status, error.code or error.kind
+        result.body = render_error(error, prompt.surface, request_id=request_id)
+        await self.write(self._refusal(result, prompt, request_id))
+        return result
 
-    def _refusal(self, told: Told, prompt: Prompt, request_id: str) -> DecisionRecord:
+    def _refusal(self, result: CallResult, prompt: Prompt, request_id: str) -> DecisionRecord:
         return DecisionRecord(
             id=self.s.ids.new("dec"), time_s=self.s.clock(), request_id=request_id, tenant=self.caller.tenant,
-            key_id=self.caller.key_id, surface=prompt.surface, status=told.status, error=told.code, cache="off",
-            job=self.job, job_index=prompt.line, job_answer=told.body,
+            key_id=self.caller.key_id, surface=prompt.surface, status=result.status, error=result.code, cache="off",
+            job=self.job, job_index=prompt.line, job_answer=result.body,
         )  # fmt: skip
 
-    def _kept(self, decision: DecisionRecord, told: Told, body: bytes) -> DecisionRecord:
+    def _kept(self, decision: DecisionRecord, result: CallResult, body: bytes) -> DecisionRecord:
         """`body` is empty where the prompt will be asked again."""
         return msgspec.structs.replace(
-            decision, job=self.job, job_index=told.line, job_final=bool(body), job_answer=body
+            decision, job=self.job, job_index=result.line, job_final=bool(body), job_answer=body
         )
 
     async def write(self, record: Record) -> None:
@@ -267,9 +267,9 @@ class Asker:
         call.once = f"{self.job}-{prompt.line}"
         return call
 
-    def _route(self, call: Call, ways: Ways) -> Route:
+    def _route(self, call: Call, arm_call: ArmCall) -> Route:
         """The asked route with the plan's choice; retries are the runner's, so the worst case is one call's."""
-        book, arm = self.s.book, ways.arm
+        book, arm = self.s.book, arm_call.arm
         asked = book.find(call.wishes.route or call.model)
         model = book.models[arm.model]
         cascade = climbing(asked.cascade) if arm.rule >= 0 else None
@@ -277,26 +277,27 @@ class Asker:
             most = cascade.posterior.space.depth + 1
             config = msgspec.structs.replace(asked.config, retries=0, max_attempts=most, hedge_after_s=None)
             return replace(
-                asked, config=config, fallbacks=(), router=Planned(choice_of(ways)), promise=None, strategy_bandit=None,
-                cascade=Climbing(cascade, arm.model, arm.rule),
+                asked, config=config, fallbacks=(), router=FixedRouter(choice_of(arm_call)), promise=None,
+                strategy_bandit=None, cascade=Climbing(cascade, arm.model, arm.rule),
             )  # fmt: skip
-        if ways.better and arm.rule < 0 and asked.router is not None:
-            return replace(asked, router=Planned(choice_of(ways)))
+        if arm_call.better and arm.rule < 0 and asked.router is not None:
+            return replace(asked, router=FixedRouter(choice_of(arm_call)))
         config = msgspec.structs.replace(
             asked.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"
         )
-        sampled = Sampled(arm.samples) if arm.samples > 1 else None
+        sampled = BestOfPlanner(arm.samples) if arm.samples > 1 else None
         names = (arm.model,) * max(1, arm.samples)
+        router = FixedRouter(choice_of(replace(arm_call, better=())))
         return replace(
-            asked, config=config, models=(model,), fallbacks=(), router=Planned(choice_of(replace(ways, better=()))),
+            asked, config=config, models=(model,), fallbacks=(), router=router,
             default_model=arm.model, names=names, cascade=sampled, promise=None,
         )  # fmt: skip
 
 
-def choice_of(ways: Ways) -> Choice:
+def choice_of(arm_call: ArmCall) -> Choice:
     """The plan's choice as a router's: certain, with those expected to do better after it."""
-    own = Estimate(ways.arm.model, ways.quality, 0.0, ways.cost_usd)
-    ranked = (own, *sorted(ways.better, key=lambda one: one.quality))
+    own = Estimate(arm_call.arm.model, arm_call.quality, 0.0, arm_call.cost_usd)
+    ranked = (own, *sorted(arm_call.better, key=lambda one: one.quality))
     chances = {one.model: float(one is own) for one in ranked}
     return Choice(own.model, 1.0, chances, ranked, {}, "planned", "batch@1", tuple(chances))
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from gateway.batch.dual import all_prices, least_load, money_price, sampled
 from gateway.batch.exact import exact
-from gateway.batch.program import BARE, NEVER, Program, Rows, Taste, allowed, hardened, program_of
+from gateway.batch.program import BARE, NEVER, Objective, Program, Rows, allowed, hardened, program_of
 from gateway.batch.rounding import Draft, rounded
 from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Impossible
 
-TASTE = Taste()
+DEFAULT_OBJECTIVE = Objective()
 _EXACT_CELLS = 4_000
 """A job of at most that many prompts times arms is worth the exact way."""
 _EXACT_GAP = 1e-3
@@ -40,7 +40,7 @@ def assign(
     *,
     deadline_s: float = math.inf,
     capacities: Sequence[Capacity] = (),
-    taste: Taste = TASTE,
+    objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment:
     """Every prompt gets an arm, so that the sum of predicted qualities is as large as the limits allow.
 
@@ -50,7 +50,7 @@ def assign(
     nobody = ~allowed(estimates).any(1)
     if nobody.any():
         raise ValueError(f"{int(nobody.sum())} prompt(s) that no arm may answer; the first is {int(nobody.argmax())}")
-    found = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities, taste=taste)
+    found = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities, objective=objective)
     if found is None:
         raise _impossible(estimates, budget_usd, deadline_s, capacities)
     return found
@@ -62,17 +62,17 @@ def attempted(
     *,
     deadline_s: float = math.inf,
     capacities: Sequence[Capacity] = (),
-    taste: Taste = TASTE,
+    objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment | None:
     """The same, or None where the limits can't be kept."""
     estimates = timely(estimates, deadline_s)
-    program = program_of(estimates, budget_usd, deadline_s, capacities, taste=taste)
+    program = program_of(estimates, budget_usd, deadline_s, capacities, objective=objective)
     if (program.worth <= NEVER / 2).all(1).any():
         return None
-    draft = _solved(_hardened(program, budget_usd, taste))
+    draft = _solved(_hardened(program, budget_usd, objective))
     if not draft.fits:
         return None
-    bare = program_of(estimates, budget_usd, deadline_s, capacities, taste=_plain(taste))
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, objective=_plain(objective))
     finish_s = _finish_s(estimates, draft.arm, capacities)
     return _assignment(estimates, draft, _gap(bare, draft), budget_usd, finish_s)
 
@@ -84,7 +84,7 @@ def replan(
     *,
     deadline_s: float = math.inf,
     capacities: Sequence[Capacity] = (),
-    taste: Taste = TASTE,
+    objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment:
     """The same for the rows `rest`, with what is left of money and time. Where that is too little for all of them,
     as many as possible are answered; the others, and those outside `rest`, are UNASSIGNED.
@@ -92,11 +92,11 @@ def replan(
     arm = np.full(len(estimates), UNASSIGNED, np.int16)
     if not len(rest):
         return Assignment(arm, 0.0, 0.0, 0.0, {}, 0.0, 0.0)
-    program = program_of(estimates, budget_usd, deadline_s, capacities, rest, taste)
-    bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, _plain(taste))
+    program = program_of(estimates, budget_usd, deadline_s, capacities, rest, objective)
+    bare = program_of(estimates, budget_usd, deadline_s, capacities, rest, _plain(objective))
     draft = None
     if not (program.worth <= NEVER / 2).all(1).any():
-        draft = _solved(_hardened(program, budget_usd, taste))
+        draft = _solved(_hardened(program, budget_usd, objective))
     if draft is None or not draft.fits:
         draft = _solved(_optional(program))
         bare = _optional(bare)
@@ -106,17 +106,17 @@ def replan(
     return replace(found, shortfall=int((arm[rest] == UNASSIGNED).sum()))
 
 
-def _plain(taste: Taste) -> Taste:
+def _plain(objective: Objective) -> Objective:
     """What the bound is stated in: predicted quality, and money where it has a price."""
-    return replace(BARE, usd_price=taste.usd_price)
+    return replace(BARE, usd_price=objective.usd_price)
 
 
-def _hardened(program: Program, budget_usd: float, taste: Taste) -> Program:
+def _hardened(program: Program, budget_usd: float, objective: Objective) -> Program:
     """Hard prompts given their due, at the price that money has (of a large job: on a sample)."""
-    if not taste.hardness or not 0 < budget_usd < math.inf:
+    if not objective.hardness or not 0 < budget_usd < math.inf:
         return program
     price = float(money_price(sampled(program))[0]) / budget_usd
-    return hardened(program, price, taste.hardness) if price > 0 else program
+    return hardened(program, price, objective.hardness) if price > 0 else program
 
 
 def _solved(program: Program) -> Draft:

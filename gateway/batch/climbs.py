@@ -20,7 +20,7 @@ from cascade.posterior import Prices, logit
 from cascade.types import Plan
 from gateway.batch.arms import joined
 from gateway.batch.assign import attempted
-from gateway.batch.program import Taste
+from gateway.batch.program import Objective
 from gateway.batch.types import Arm, Estimates, Floats
 from gateway.routes import Route
 
@@ -58,7 +58,7 @@ def with_climbs(
     estimates: Estimates,
     cascade: FittedCascade,
     budget_usd: float,
-    taste: Taste,
+    objective: Objective,
     *,
     deadline_s: float = math.inf,
     read_usd: Floats | None = None,
@@ -71,7 +71,7 @@ def with_climbs(
     places = _places(estimates, cascade)
     if places is None:
         return estimates
-    rule = _rule(estimates, cascade, places, budget_usd, taste, deadline_s, read_usd)
+    rule = _rule(estimates, cascade, places, budget_usd, objective, deadline_s, read_usd)
     return estimates if rule is None else _wider(estimates, cascade, places, rule, read_usd)
 
 
@@ -87,7 +87,7 @@ def _rule(
     cascade: FittedCascade,
     places: list[int],
     budget_usd: float,
-    taste: Taste,
+    objective: Objective,
     deadline_s: float,
     read_usd: Floats | None,
 ) -> int | None:
@@ -97,14 +97,14 @@ def _rule(
     part, read = estimates.rows(rows), None if read_usd is None else read_usd[rows]
     budget_usd *= len(rows) / n
     climbs = (_wider(part, cascade, places, rule, read) for rule in range(len(cascade.rules)))
-    worths = [_worth(one, budget_usd, taste, deadline_s) for one in chain((part,), climbs)]
+    worths = [_worth(one, budget_usd, objective, deadline_s) for one in chain((part,), climbs)]
     best = int(np.argmax(worths))
     return best - 1 if best else None
 
 
-def _worth(estimates: Estimates, budget_usd: float, taste: Taste, deadline_s: float) -> float:
-    found = attempted(estimates, budget_usd, deadline_s=deadline_s, taste=taste)
-    return -math.inf if found is None else found.quality - taste.usd_price * found.cost_usd
+def _worth(estimates: Estimates, budget_usd: float, objective: Objective, deadline_s: float) -> float:
+    found = attempted(estimates, budget_usd, deadline_s=deadline_s, objective=objective)
+    return -math.inf if found is None else found.quality - objective.usd_price * found.cost_usd
 
 
 def _wider(

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.batch.carry import PLANS, Paths, carry, forget_plan
-from gateway.batch.endpoint import Upstreams
+from gateway.batch.context import open_context
+from gateway.batch.endpoint import ProviderEndpoints
+from gateway.batch.execute import PLANS, LocalFiles, execute, forget_plan
 from gateway.batch.jobs import Card, Job, Progress, owner_name
-from gateway.batch.lease import Terms
-from gateway.batch.plan import Order, plan_job
-from gateway.batch.read import Terms as ReadTerms
-from gateway.batch.room import Room, room
+from gateway.batch.lease import RunnerOptions
+from gateway.batch.plan import PlanOptions, plan_job
+from gateway.batch.read import ReadOptions
 from gateway.batch.run import Runner
-from gateway.batch.shop import open_shop
+from gateway.batch.runtime import JobRuntime, job_runtime
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
 from gateway.config import Config
@@ -33,7 +33,7 @@ from gateway.keys import Caller
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RunOptions:
     """The command's words."""
 
     source: Path
@@ -55,17 +55,17 @@ class Wanted:
 
 
 async def run_job(
-    config: Config, wanted: Wanted, stop: asyncio.Event, on_progress: Callable[[Progress], None]
+    config: Config, wanted: RunOptions, stop: asyncio.Event, on_progress: Callable[[Progress], None]
 ) -> Job:
     """To its end, or until `stop`. The same words after a crash resume the job."""
-    async with room(config) as home:
-        job, plan = await asyncio.to_thread(found_or_planned, home, wanted)
+    async with job_runtime(config) as runtime:
+        job, plan = await asyncio.to_thread(found_or_planned, runtime, wanted)
         caller = Caller("command", "batch", tenant=job.tenant, explore=False)
-        terms = Terms(drain_s=config.server.drain_timeout_s, on_progress=on_progress)
+        options = RunnerOptions(drain_s=config.server.drain_timeout_s, on_progress=on_progress)
         if wanted.engine == "ray":
-            from gateway.batch.engine_ray import carry_on_ray
+            from gateway.batch.engine_ray import execute_on_ray
 
-            return await carry_on_ray(home, config, job, plan, caller, terms, wanted.workers, stop)
+            return await execute_on_ray(runtime, config, job, plan, caller, options, wanted.workers, stop)
         waiting = list[asyncio.Task[None]]()
 
         def start(runner: Runner) -> None:
@@ -73,9 +73,10 @@ async def run_job(
 
         try:
             with resumable():
-                return await carry(
-                    home.services, home.jobs, job, plan, caller, Paths(), terms, Upstreams(home.services), start
-                )
+                return await execute(
+                    runtime.services, runtime.jobs, job, plan, caller, LocalFiles(), options,
+                    ProviderEndpoints(runtime.services), start,
+                )  # fmt: skip
         finally:
             for task in waiting:
                 task.cancel()
@@ -99,15 +100,15 @@ async def _stop_when(stop: asyncio.Event, runner: Runner) -> None:
     runner.stop()
 
 
-def found_or_planned(home: Room, wanted: Wanted) -> tuple[Job, Plan]:
+def found_or_planned(runtime: JobRuntime, wanted: RunOptions) -> tuple[Job, Plan]:
     """The unfinished job of these files, else a new one; claimed. Raises CallerError where that can't be."""
     out, errors_out = places(wanted)
     print_of = fingerprint(wanted.source / PLAN_FILE if wanted.planned else wanted.source)
-    for job in home.jobs.unfinished("command"):
+    for job in runtime.jobs.unfinished("command"):
         if job.card.out == str(out):
-            return _resumed(home, wanted, job, print_of)
+            return _resumed(runtime, wanted, job, print_of)
     refuse_places(out, errors_out)
-    plan = _plan(home, wanted)
+    plan = _plan(runtime, wanted)
     budget = plan.budget_usd if math.isfinite(plan.budget_usd) else None
     now = time.time()
     card = Card(
@@ -117,32 +118,32 @@ def found_or_planned(home: Room, wanted: Wanted) -> tuple[Job, Plan]:
         concurrency=wanted.concurrency, cascade=wanted.cascade, engine=wanted.engine,
         total=len(plan.prompts) + len(plan.duplicates), metadata=plan.metadata, errors=errors_of(plan.problems),
     )  # fmt: skip
-    job = home.jobs.add(wanted.tenant, "command", card, now)
-    claimed = home.jobs.claim(job.id, owner_name(), time.time())
+    job = runtime.jobs.add(wanted.tenant, "command", card, now)
+    claimed = runtime.jobs.claim(job.id, owner_name(), time.time())
     assert claimed is not None, "nobody else knows of it yet"
-    _refuse_rivals(home, claimed, plan)
+    _refuse_rivals(runtime, claimed, plan)
     return claimed, plan
 
 
-def _refuse_rivals(home: Room, job: Job, plan: Plan) -> None:
+def _refuse_rivals(runtime: JobRuntime, job: Job, plan: Plan) -> None:
     """Another command that planned the same meanwhile. Each looks once its own job is in the list, so that never two
     go on.
     """
-    for other in home.jobs.unfinished("command"):
+    for other in runtime.jobs.unfinished("command"):
         if other.id != job.id and other.card.out == job.card.out:
-            home.jobs.drop(job)
-            forget_plan(plan.prompts.path.parent, Path(home.services.config.server.run_dir))
+            runtime.jobs.drop(job)
+            forget_plan(plan.prompts.path.parent, Path(runtime.services.config.server.run_dir))
             raise CallerError(f"{other.id} is being run by {other.owner} and writes {job.card.out} too",
                               code="batch_running")  # fmt: skip
 
 
-def _resumed(home: Room, wanted: Wanted, job: Job, print_of: str) -> tuple[Job, Plan]:
+def _resumed(runtime: JobRuntime, wanted: RunOptions, job: Job, print_of: str) -> tuple[Job, Plan]:
     if job.card.fingerprint != print_of:
         raise CallerError(
             f"{job.id} is not finished and its input has changed since: restore it, cancel the job, or name "
             "another --out", code="input_changed",
         )  # fmt: skip
-    claimed = home.jobs.claim(job.id, owner_name(), time.time())
+    claimed = runtime.jobs.claim(job.id, owner_name(), time.time())
     if claimed is None:
         raise CallerError(f"{job.id} is being run by {job.owner}", code="batch_running")
     try:
@@ -150,28 +151,28 @@ def _resumed(home: Room, wanted: Wanted, job: Job, print_of: str) -> tuple[Job, 
     except BadJob:
         if wanted.planned:
             raise
-    plan = _plan(home, replace(wanted, skip_bad=True))  # what was good when it began is no reason to end it
+    plan = _plan(runtime, replace(wanted, skip_bad=True))  # what was good when it began is no reason to end it
     claimed.card.folder = str(plan.prompts.path.parent.resolve())
-    home.jobs.change(claimed, claimed.state, time.time())
+    runtime.jobs.change(claimed, claimed.state, time.time())
     return claimed, plan
 
 
-def _plan(home: Room, wanted: Wanted) -> Plan:
+def _plan(runtime: JobRuntime, wanted: RunOptions) -> Plan:
     if wanted.planned:
         return Plan.load(wanted.source)
-    server = home.services.config.server
-    reading = ReadTerms(
+    server = runtime.services.config.server
+    reading = ReadOptions(
         route=wanted.route, floor=wanted.floor, max_messages=server.max_messages, max_body_bytes=server.max_body_bytes
     )
-    order = Order(
-        terms=reading, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, skip_bad=wanted.skip_bad,
+    options = PlanOptions(
+        reading=reading, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, skip_bad=wanted.skip_bad,
         samples=wanted.samples, cascade=wanted.cascade, concurrency=wanted.concurrency, tenant=wanted.tenant,
     )  # fmt: skip
     folder = Path(server.run_dir).resolve() / PLANS / new_id("plan")
-    return plan_job(wanted.source, folder, order, open_shop(home.services.config, home.services.book))
+    return plan_job(wanted.source, folder, options, open_context(runtime.services.config, runtime.services.book))
 
 
-def places(wanted: Wanted) -> tuple[Path, Path]:
+def places(wanted: RunOptions) -> tuple[Path, Path]:
     """Where answers and errors go."""
     stem = wanted.source.resolve()
     out = (wanted.out or stem.with_name(f"{stem.stem}.answers.jsonl")).resolve()

@@ -22,10 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
 from gateway.attempt import cost_of
-from gateway.batch.ask import MAY_PASS, Told, error_code
+from gateway.batch.ask import MAY_PASS, CallResult, error_code
 from gateway.batch.jobs import Part
+from gateway.batch.prompt_queue import AWAY
 from gateway.batch.run import Runner
-from gateway.batch.supply import AWAY
 from gateway.batch.types import Arm, Prompt
 from gateway.errors import PolicyError, UpstreamError
 from gateway.fleet import Deployment
@@ -60,7 +60,7 @@ SPARE = 1.5
 LEAST_SPARE_S = 60.0
 
 
-class Trouble(UpstreamError):
+class EndpointUnavailable(UpstreamError):
     """That may pass: the provider wasn't reached, or is not itself. It may have heard us all the same."""
 
 
@@ -95,12 +95,12 @@ class _Page(msgspec.Struct):
     has_more: bool = False
 
 
-class Gone(UpstreamError):
+class EndpointNotFound(UpstreamError):
     """The provider knows of no such batch or file any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upstreams:
+class ProviderEndpoints:
     """The batch endpoints of this gateway's providers."""
 
     s: Services
@@ -111,14 +111,14 @@ class Upstreams:
         """Earlier parts that have not ended, and new ones for what the plan sends there."""
         known = await asyncio.to_thread(runner.jobs.parts, runner.job.id)
         parts = [part for part in known if part.state == "sent"]
-        for number, places in runner.supply.at_endpoints() if not runner.ended_early else ():
+        for number, places in runner.queue.at_endpoints() if not runner.ended_early else ():
             arm = runner.plan.estimates.arms[number]
             deployment = self._deployment(arm)
             if deployment is not None:
                 parts += await asyncio.to_thread(self._new, runner, arm, deployment, places.tolist())
         for part in parts:
-            open_ = [place for place in runner.places(part) if runner.supply.state[place] <= AWAY]
-            runner.supply.state[open_] = AWAY
+            open_ = [place for place in runner.places(part) if runner.queue.state[place] <= AWAY]
+            runner.queue.state[open_] = AWAY
         return parts
 
     async def run(self, runner: Runner, part: Part) -> None:
@@ -146,7 +146,7 @@ class Upstreams:
             for line in lines:
                 cost += await self._hear(runner, part, line)
             await self._over(runner, part)
-        except Gone as error:
+        except EndpointNotFound as error:
             log.error("part %s of %s: what the provider's batch %s came to is gone, its lines have failed and are not "
                       "asked again, since they were paid for: %s", part.id, part.job, part.upstream, error)  # fmt: skip
             cost += await self._lose(runner, part)
@@ -177,7 +177,7 @@ class Upstreams:
         latest: dict[str, tuple[Part, int]] = {}
         for place in places:
             prompt = runner.plan.prompts[place]
-            ready = runner.asker.ready(prompt, runner.ways(place, int(runner.supply.arm[place])))
+            ready = runner.asker.ready(prompt, runner.arm_call(place, int(runner.queue.arm[place])))
             if ready.error is not None:
                 continue  # asked one by one it is refused with its reason
             worst = ceil(ready.worst_nanousd * _share(self, deployment))
@@ -217,9 +217,10 @@ class Upstreams:
                 if not cancelled and (late or runner.wish == "cancel"):
                     await _cancel(http, part.upstream)
                     cancelled = True
-            except (Trouble, Gone) as trouble:
+            except (EndpointUnavailable, EndpointNotFound) as trouble:
                 troubles += 1
-                in_vain = troubles >= TRIES and (part.is_new or runner.wish == "cancel" or isinstance(trouble, Gone))
+                not_there = part.is_new or runner.wish == "cancel" or isinstance(trouble, EndpointNotFound)
+                in_vain = troubles >= TRIES and not_there
                 if late or in_vain:
                     raise
                 log.warning("part %s of %s waits: %s", part.id, part.job, trouble)
@@ -231,7 +232,7 @@ class Upstreams:
         if not isfinite(runner.left_s):
             return -1.0
         places = runner.places(part)
-        latency = runner.plan.estimates.latency_s[places, runner.supply.arm[places]]
+        latency = runner.plan.estimates.latency_s[places, runner.queue.arm[places]]
         known = float(latency[latency == latency].sum())
         return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
 
@@ -287,19 +288,20 @@ class Upstreams:
         number = line.custom_id.removeprefix(f"{part.id}-")
         is_ours = number.isdecimal() and len(number) <= MOST_DIGITS
         place = runner.plan.prompts.place_of(int(number)) if is_ours else None
-        if place is None or runner.supply.state[place] != AWAY or line.response is None:
+        if place is None or runner.queue.state[place] != AWAY or line.response is None:
             return 0
         status, body = line.response.status_code, msgspec.json.encode(line.response.body)
         if not (status == 200 and line.response.body) and not 400 <= status < 429:
             return 0  # given back with the rest
         prompt = runner.plan.prompts[place]
         deployment = self._deployment_of(part)
-        told = Told(place, prompt.line, status, body, "" if status == 200 else error_code(body), model=part.model)
-        record = self._record(runner, part, prompt, deployment, told)
-        told.decision_id, told.cost_nanousd = record.id, record.cost_nanousd
+        code = "" if status == 200 else error_code(body)
+        result = CallResult(place, prompt.line, status, body, code, model=part.model)
+        record = self._record(runner, part, prompt, deployment, result)
+        result.decision_id, result.cost_nanousd = record.id, record.cost_nanousd
         await runner.asker.write(record)
-        runner.heard_away(place, int(runner.supply.arm[place]), told)
-        return told.cost_nanousd
+        runner.heard_away(place, int(runner.queue.arm[place]), result)
+        return result.cost_nanousd
 
     async def _lose(self, runner: Runner, part: Part) -> int:
         """Those without an answer have failed; what they cost as far as is known: what the plan expected."""
@@ -307,30 +309,30 @@ class Upstreams:
         error = {"message": message, "type": "upstream_error", "param": None, "code": LOST}
         body, cost = msgspec.json.encode({"error": error}), 0
         deployment = self._deployment_of(part)
-        for place in [place for place in runner.places(part) if runner.supply.state[place] == AWAY]:
-            prompt, arm = runner.plan.prompts[place], int(runner.supply.arm[place])
+        for place in [place for place in runner.places(part) if runner.queue.state[place] == AWAY]:
+            prompt, arm = runner.plan.prompts[place], int(runner.queue.arm[place])
             expected_usd = float(runner.plan.estimates.cost_usd[place, arm])
-            told = Told(place, prompt.line, 502, body, LOST, model=part.model)
-            told.cost_nanousd = ceil(expected_usd * 1e9) if isfinite(expected_usd) else 0
-            record = self._record(runner, part, prompt, deployment, told)
-            told.decision_id = record.id
+            result = CallResult(place, prompt.line, 502, body, LOST, model=part.model)
+            result.cost_nanousd = ceil(expected_usd * 1e9) if isfinite(expected_usd) else 0
+            record = self._record(runner, part, prompt, deployment, result)
+            result.decision_id = record.id
             await runner.asker.write(record)
-            runner.heard_away(place, arm, told)
-            cost += told.cost_nanousd
+            runner.heard_away(place, arm, result)
+            cost += result.cost_nanousd
         return cost
 
     def _record(
-        self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, told: Told
+        self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, result: CallResult
     ) -> DecisionRecord:
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         call, caller = runner.asker.call(prompt), runner.asker.caller
-        usage = peek(told.body, dialect).usage if told.status == 200 else None
-        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else told.cost_nanousd
-        if told.status == 200:
-            told.body = translate_answer(told.body, dialect, prompt.surface, model=part.model, request=call.raw)
+        usage = peek(result.body, dialect).usage if result.status == 200 else None
+        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else result.cost_nanousd
+        if result.status == 200:
+            result.body = translate_answer(result.body, dialect, prompt.surface, model=part.model, request=call.raw)
         attempt = AttemptRecord(
-            model=part.model, deployment=deployment.id, status=told.status, cost_nanousd=cost,
-            usage=buckets(usage) if usage is not None else {}, failure="" if told.status == 200 else "rejected",
+            model=part.model, deployment=deployment.id, status=result.status, cost_nanousd=cost,
+            usage=buckets(usage) if usage is not None else {}, failure="" if result.status == 200 else "rejected",
         )  # fmt: skip
         return DecisionRecord(
             id=f"dec_{part.id}_{prompt.line}", time_s=self.s.clock(),
@@ -338,15 +340,15 @@ class Upstreams:
             tenant=caller.tenant, key_id=caller.key_id, surface=prompt.surface, route=part.model,
             requested_model=call.model, input_tokens=call.described.input_tokens, explore=False, model=part.model,
             propensity=1.0, router="batch@1", reason="planned: the provider's batch endpoint", plan=(part.model,),
-            attempts=(attempt,), verdict="only", answered_model=part.model if told.status == 200 else "",
-            status=told.status, error=told.code, cache="off", cost_nanousd=cost, job=part.job,
-            job_index=prompt.line, job_answer=told.body,
+            attempts=(attempt,), verdict="only", answered_model=part.model if result.status == 200 else "",
+            status=result.status, error=result.code, cache="off", cost_nanousd=cost, job=part.job,
+            job_index=prompt.line, job_answer=result.body,
         )  # fmt: skip
 
     async def _over(self, runner: Runner, part: Part) -> None:
         """The part is done with; what has no answer is asked one by one."""
         part.state = "ended"
-        runner.come_back([place for place in runner.places(part) if runner.supply.state[place] == AWAY])
+        runner.come_back([place for place in runner.places(part) if runner.queue.state[place] == AWAY])
         await self._keep(runner, part)
 
     async def _keep(self, runner: Runner, part: Part) -> None:
@@ -360,7 +362,7 @@ class Upstreams:
                 await asyncio.sleep(STORE_RETRY_S)
 
 
-def _share(upstreams: Upstreams, deployment: Deployment) -> float:
+def _share(upstreams: ProviderEndpoints, deployment: Deployment) -> float:
     """Of the live price."""
     return 1.0 - upstreams.s.driver.caller.providers[deployment.provider].config.batch_discount
 
@@ -382,14 +384,14 @@ async def _asked(http: httpx.AsyncClient, method: str, path: str, kind: type[T],
     try:
         return msgspec.json.decode(said, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Trouble("bad_response", f"{method} {path}: {error}") from None
+        raise EndpointUnavailable("bad_response", f"{method} {path}: {error}") from None
 
 
 async def _cancel(http: httpx.AsyncClient, id: str) -> None:
     """One that was over before is refused that, which is as well."""
     try:
         await _said(http, "POST", f"/batches/{id}/cancel")
-    except Trouble:
+    except EndpointUnavailable:
         raise
     except UpstreamError as refused:
         log.info("%s", refused)
@@ -399,14 +401,16 @@ async def _said(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> 
     try:
         response = await http.request(method, path, **how)
     except httpx.HTTPError as error:
-        raise Trouble("connect", f"{method} {path}: {error or type(error).__name__}") from None
+        raise EndpointUnavailable("connect", f"{method} {path}: {error or type(error).__name__}") from None
     status = response.status_code
     if status < 300:
         return response.content
     said = f"{method} {path}: {status}: {response.text[:300]}"
     if method == "GET" and status in (404, 410):
-        raise Gone("not_found", said)
-    raise Trouble("server_error", said) if status in MAY_PASS or status >= 500 else UpstreamError("rejected", said)
+        raise EndpointNotFound("not_found", said)
+    if status in MAY_PASS or status >= 500:
+        raise EndpointUnavailable("server_error", said)
+    raise UpstreamError("rejected", said)
 
 
 async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
@@ -414,7 +418,7 @@ async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
     found = []
     contents = [await _said(http, "GET", f"/files/{id}/content") for id in filter(None, [batch.output_file_id])]
     if batch.error_file_id:
-        with suppress(Gone):  # who is not answered is asked again, and nothing was paid
+        with suppress(EndpointNotFound):  # who is not answered is asked again, and nothing was paid
             contents.append(await _said(http, "GET", f"/files/{batch.error_file_id}/content"))
     for line in b"\n".join(contents).splitlines():
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):

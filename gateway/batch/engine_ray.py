@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gateway.batch.ask import Asker, Told, Ways
-from gateway.batch.carry import Paths, finish, take_over
+from gateway.batch.ask import ArmCall, Asker, CallResult
+from gateway.batch.execute import LocalFiles, finish, take_over
 from gateway.batch.jobs import Job
-from gateway.batch.lease import LostLease, Terms
+from gateway.batch.lease import LostLease, RunnerOptions
+from gateway.batch.prompt_queue import BUSY
 from gateway.batch.report import progress_of
-from gateway.batch.room import Room
 from gateway.batch.run import Runner
-from gateway.batch.supply import BUSY
+from gateway.batch.runtime import JobRuntime
 from gateway.batch.types import UNASSIGNED, Plan, Prompt
 from gateway.config import Config
 from gateway.keys import Caller
@@ -38,19 +38,20 @@ PATIENCE_S = 30.0
 Columns = dict[str, Any]
 
 
-async def carry_on_ray(
-    room: Room, config: Config, job: Job, plan: Plan, caller: Caller, terms: Terms, workers: int, stop: asyncio.Event
-) -> Job:
+async def execute_on_ray(
+    runtime: JobRuntime, config: Config, job: Job, plan: Plan, caller: Caller, options: RunnerOptions, workers: int,
+    stop: asyncio.Event,
+) -> Job:  # fmt: skip
     """Run a claimed job to its end, or until `stop`. Raises LostLease, and ConfigError where Ray is not installed."""
-    runner = await take_over(room.services, room.jobs, job, plan, caller, terms)
+    runner = await take_over(runtime.services, runtime.jobs, job, plan, caller, options)
     start_ray(workers)
     _hush()
-    for _, away in runner.supply.at_endpoints():
+    for _, away in runner.queue.at_endpoints():
         runner.come_back(away.tolist())
     while not (stop.is_set() or runner.lost or runner.over_for_good):
         places = wave(runner)
         if places:
-            await _carry_wave(room, config, runner, places, workers)
+            await _execute_wave(runtime, config, runner, places, workers)
         else:
             await _settle_rest(runner)
     runner.stopped = stop.is_set()
@@ -59,10 +60,10 @@ async def carry_on_ray(
     if runner.lost:
         raise LostLease("another runner has the job")
     if runner.stopped and not runner.over_for_good:
-        await asyncio.to_thread(room.jobs.release, job, runner.last)
+        await asyncio.to_thread(runtime.jobs.release, job, runner.last)
     else:
-        await finish(room.services, room.jobs, job, plan, runner, Paths())
-    return await asyncio.to_thread(room.jobs.find, job.id)
+        await finish(runtime.services, runtime.jobs, job, plan, runner, LocalFiles())
+    return await asyncio.to_thread(runtime.jobs.find, job.id)
 
 
 def _hush() -> None:
@@ -74,10 +75,10 @@ def _hush() -> None:
 
 def wave(runner: Runner) -> list[int]:
     """The next prompts whose worst cases the budget holds together; taken out of line."""
-    runner.supply.wake(float("inf"))
+    runner.queue.wake(float("inf"))
     free, places = runner.free, list[int]()
-    for place in runner.supply.rest().tolist():
-        arm = int(runner.supply.arm[place])
+    for place in runner.queue.rest().tolist():
+        arm = int(runner.queue.arm[place])
         if arm == UNASSIGNED or len(places) >= MOST_IN_WAVE:
             continue
         worst = _worst(runner, place)
@@ -85,19 +86,21 @@ def wave(runner: Runner) -> list[int]:
             break
         free -= worst
         places.append(place)
-    runner.supply.state[places] = BUSY
+    runner.queue.state[places] = BUSY
     return places
 
 
 def _worst(runner: Runner, place: int) -> int:
-    ways = runner.ways(place, int(runner.supply.arm[place]))
-    return runner.asker.ready(runner.plan.prompts[place], ways).worst_nanousd
+    arm_call = runner.arm_call(place, int(runner.queue.arm[place]))
+    return runner.asker.ready(runner.plan.prompts[place], arm_call).worst_nanousd
 
 
-async def _carry_wave(room: Room, config: Config, runner: Runner, places: Sequence[int], workers: int) -> None:
+async def _execute_wave(
+    runtime: JobRuntime, config: Config, runner: Runner, places: Sequence[int], workers: int
+) -> None:
     """Through the actors and back, the whole wave's worst case held meanwhile; then the rest is planned again."""
     worst = sum(_worst(runner, place) for place in places)
-    hold = await room.services.ledger.hold((runner.account,), worst)
+    hold = await runtime.services.ledger.hold((runner.account,), worst)
     runner.held += worst
     before = runner.spent_now
     try:
@@ -105,32 +108,32 @@ async def _carry_wave(room: Room, config: Config, runner: Runner, places: Sequen
         while not heard.done():
             await asyncio.wait({heard}, timeout=LOOK_EVERY_S)
             runner.look()
-        for told in heard.result():
-            runner.hear(told.place, int(runner.supply.arm[told.place]), told, 0.0)
+        for result in heard.result():
+            runner.hear(result.place, int(runner.queue.arm[result.place]), result, 0.0)
     finally:
         runner.held -= worst
         hold.settle(runner.spent_now - before)
-        left = [place for place in places if runner.supply.state[place] == BUSY]
+        left = [place for place in places if runner.queue.state[place] == BUSY]
         for place in left:
-            runner.supply.put(place)
+            runner.queue.put(place)
     await runner.replanning.end()
 
 
 async def _settle_rest(runner: Runner) -> None:
     """No prompt left can be paid as planned: dearer ones change their arm or are given up."""
-    runner.short = bool(runner.supply.poor)
-    rest = runner.supply.rest().tolist()
+    runner.short = bool(runner.queue.unfunded)
+    rest = runner.queue.rest().tolist()
     for place in rest:
-        if runner.supply.arm[place] == UNASSIGNED:
+        if runner.queue.arm[place] == UNASSIGNED:
             runner.unstick()
             break
-    for place in runner.supply.rest().tolist():
+    for place in runner.queue.rest().tolist():
         runner.afford(place)
     while runner.parts:
         await asyncio.wait(set(runner.parts))
 
 
-def _pass(config: Config, runner: Runner, places: list[int], workers: int) -> list[Told]:
+def _pass(config: Config, runner: Runner, places: list[int], workers: int) -> list[CallResult]:
     """One execution of Ray Data; blocks."""
     import ray
 
@@ -144,14 +147,14 @@ def _pass(config: Config, runner: Runner, places: list[int], workers: int) -> li
         Answerer, fn_constructor_kwargs=given, batch_size=BLOCK, batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1,
     )  # fmt: skip
-    return [Told(**row) for row in answered.iter_rows()]
+    return [CallResult(**row) for row in answered.iter_rows()]
 
 
 def _row(runner: Runner, place: int) -> dict[str, Any]:
     prompt: Prompt = runner.plan.prompts[place]
-    ways = runner.ways(place, int(runner.supply.arm[place]))
-    told = {"ways": msgspec.json.encode(ways).decode(), "tries": runner.supply.tries[place]}
-    return {**asdict(prompt), "body": prompt.body.decode(), **told}
+    arm_call = runner.arm_call(place, int(runner.queue.arm[place]))
+    call = {"arm_call": msgspec.json.encode(arm_call).decode(), "tries": runner.queue.tries[place]}
+    return {**asdict(prompt), "body": prompt.body.decode(), **call}
 
 
 class Answerer:
@@ -159,7 +162,7 @@ class Answerer:
 
     def __init__(self, config: Config, job: str, caller: dict[str, Any], concurrency: int) -> None:
         from gateway.app import build_services
-        from gateway.batch.room import open_jobs
+        from gateway.batch.runtime import open_jobs
         from gateway.journal.ship import Shipper
         from gateway.settings import Current
 
@@ -172,26 +175,26 @@ class Answerer:
         threading.Thread(target=shipper.run, args=(threading.Event(),), daemon=True).start()
 
     def __call__(self, block: Columns) -> Columns:
-        told = self.loop.run_until_complete(self._all(block))
-        rows = [asdict(one) | {"body": b""} for one in told]
+        results = self.loop.run_until_complete(self._all(block))
+        rows = [asdict(one) | {"body": b""} for one in results]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
-    async def _all(self, block: Columns) -> list[Told]:
+    async def _all(self, block: Columns) -> list[CallResult]:
         return await asyncio.gather(*(self._one(row) for row in _rows(block)))
 
-    async def _one(self, row: dict[str, Any]) -> Told:
+    async def _one(self, row: dict[str, Any]) -> CallResult:
         """Asked again while it costs nothing: what a try has cost must be settled before another is held for."""
-        ways = msgspec.json.decode(row.pop("ways"), type=Ways)
+        arm_call = msgspec.json.decode(row.pop("arm_call"), type=ArmCall)
         tries = int(row.pop("tries"))
         prompt = Prompt(**{**row, "body": row["body"].encode()})
         waited_s = 0.0
         async with self.gate:
             while True:
                 timeout_s = self.services.config.server.request_timeout_s
-                told = await self.asker.ask(self.asker.ready(prompt, ways), tries=tries, timeout_s=timeout_s)
-                if told.final or told.cost_nanousd or waited_s >= PATIENCE_S:
-                    return told
-                wait_s = told.retry_after_s or min(4.0, 0.25 * 2**tries)
+                result = await self.asker.ask(self.asker.ready(prompt, arm_call), tries=tries, timeout_s=timeout_s)
+                if result.final or result.cost_nanousd or waited_s >= PATIENCE_S:
+                    return result
+                wait_s = result.retry_after_s or min(4.0, 0.25 * 2**tries)
                 tries, waited_s = tries + 1, waited_s + wait_s
                 await asyncio.sleep(wait_s)
 

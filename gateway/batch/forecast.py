@@ -12,14 +12,14 @@ from math import inf, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.batch.pace import Pace
+from gateway.batch.concurrency import ConcurrencyLimiter
 from gateway.batch.types import UNASSIGNED, Arm, Capacity, Estimates, Floats
 
 PRIOR_CALLS = 4.0
 """Calls that a model's predicted costs count for against what its calls have cost."""
 
 
-class Learnt:
+class CostRatios:
     """Paid over predicted, by model (climbs from it by themselves)."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
@@ -55,13 +55,13 @@ class Learnt:
         prior = PRIOR_CALLS * predicted / calls
         return (sum(self._paid.values()) + prior) / (predicted + prior)
 
-    def corrected(self, estimates: Estimates, paces: dict[str, Pace]) -> Estimates:
+    def corrected(self, estimates: Estimates, limiters: dict[str, ConcurrencyLimiter]) -> Estimates:
         """The same estimates with costs, and latencies where calls have been timed, as they turned out."""
         latency = estimates.latency_s.copy()
         for place, arm in enumerate(estimates.arms):
-            pace = paces.get(arm.model)
-            if pace is not None and pace.latency_s and arm.via == "live" and arm.rule < 0:
-                latency[:, place] = pace.latency_s * max(1, arm.samples)
+            limiter = limiters.get(arm.model)
+            if limiter is not None and limiter.latency_s and arm.via == "live" and arm.rule < 0:
+                latency[:, place] = limiter.latency_s * max(1, arm.samples)
         return replace(estimates, cost_usd=estimates.cost_usd * self.ratios(), latency_s=latency)
 
 
@@ -74,7 +74,7 @@ def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp
 
 
 def seconds_left(
-    waiting: dict[str, int], paces: dict[str, Pace], concurrency: int, predicted_s: Mapping[str, float]
+    waiting: dict[str, int], limiters: dict[str, ConcurrencyLimiter], concurrency: int, predicted_s: Mapping[str, float]
 ) -> float:
     """Until the last of the calls that wait (by model, those under way included); infinite: nothing is known.
 
@@ -83,12 +83,12 @@ def seconds_left(
     together = 0.0
     longest = 0.0
     for model, count in waiting.items():
-        pace = paces.get(model)
-        if not count or pace is None:
+        limiter = limiters.get(model)
+        if not count or limiter is None:
             continue
-        latency_s = pace.latency_s or predicted_s.get(model, inf)
+        latency_s = limiter.latency_s or predicted_s.get(model, inf)
         together += count * latency_s
-        longest = max(longest, count * latency_s / pace.limit)
+        longest = max(longest, count * latency_s / limiter.limit)
     return max(longest, together / concurrency)
 
 
@@ -103,12 +103,12 @@ def predicted_latencies(estimates: Estimates) -> dict[str, float]:
     return found
 
 
-def measured(arms: Sequence[Arm], paces: dict[str, Pace], concurrency: int) -> list[Capacity]:
+def measured(arms: Sequence[Arm], limiters: dict[str, ConcurrencyLimiter], concurrency: int) -> list[Capacity]:
     """What the paces let through, as capacities: call-seconds of all models together, calls of each."""
     live = [float(arm.via == "live") for arm in arms]
     found = [Capacity("calls at once", float(concurrency), seconds=tuple(live))]
-    for model, pace in paces.items():
-        if pace.latency_s and pace.limit < pace.most:
+    for model, limiter in limiters.items():
+        if limiter.latency_s and limiter.limit < limiter.most:
             own = tuple(float(arm.model == model and arm.via == "live") for arm in arms)
-            found.append(Capacity(f"pace of {model}", pace.rate_per_s, requests=own))
+            found.append(Capacity(f"concurrency of {model}", limiter.rate_per_s, requests=own))
     return found

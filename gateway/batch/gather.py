@@ -46,7 +46,7 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
+class GatherOptions:
     """How to read an input."""
 
     scanner: Scanner
@@ -59,7 +59,7 @@ class Gathering:
     """Told the lines and bytes of each block."""
 
 
-def gather(lines: Lines, how: Gathering) -> Gathered:
+def gather(lines: Lines, how: GatherOptions) -> Gathered:
     """BadJob, with every problem, where a line is bad and bad lines are not skipped, or where nothing is left."""
     found = _Collector(how)
     try:
@@ -87,7 +87,7 @@ def _counted(found: _Collector) -> str:
 class _Collector:
     """Puts blocks together, in the input's order."""
 
-    def __init__(self, how: Gathering) -> None:
+    def __init__(self, how: GatherOptions) -> None:
         self.how = how
         self.writer = PromptWriter(how.file)
         self.problems: list[Problem] = []

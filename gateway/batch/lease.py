@@ -30,7 +30,7 @@ class LostLease(HeadgateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RunnerOptions:
     """By which clocks, and whom to tell."""
 
     drain_s: float = 30.0
@@ -43,25 +43,25 @@ class Terms:
 class Lease:
     """Of one runner."""
 
-    def __init__(self, jobs: Jobs, job: Job, terms: Terms) -> None:
-        self.jobs, self.job, self.terms = jobs, job, terms
+    def __init__(self, jobs: Jobs, job: Job, options: RunnerOptions) -> None:
+        self.jobs, self.job, self.options = jobs, job, options
         self.wish: Wish = job.wish
         """What somebody wants of the job, as last seen."""
         self.lost = False
         """Another runner has the job."""
         self._asked_s = -inf
-        self._renewed_s = terms.now()
+        self._renewed_s = options.now()
         self._complaint = Complaint(log, f"renewals of {job.id}'s lease, and soon its calls,")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def is_sure(self) -> bool:
         """The job is ours for a while yet."""
-        return self.terms.now() - self._renewed_s < SURE_S
+        return self.options.now() - self._renewed_s < SURE_S
 
     def renew_if_due(self, progress: Progress) -> None:
         """In the background: a database that is slow or away stops nothing but, in the end, new calls."""
-        now = self.terms.now()
+        now = self.options.now()
         if now - self._asked_s >= EVERY_S and (self._task is None or self._task.done()):
             self._asked_s = now
             self._task = asyncio.create_task(self._renew(progress, now))
@@ -72,13 +72,13 @@ class Lease:
 
     async def _renew(self, progress: Progress, now: float) -> None:
         try:
-            wish = await asyncio.to_thread(self.jobs.renew, self.job, progress, self.terms.clock())
+            wish = await asyncio.to_thread(self.jobs.renew, self.job, progress, self.options.clock())
             if wish is None:
                 self.lost = True
                 return
             if wish != self.wish:
                 self.wish = wish
-                await asyncio.to_thread(self.jobs.change, self.job, _STATES[wish], self.terms.clock())
+                await asyncio.to_thread(self.jobs.change, self.job, _STATES[wish], self.options.clock())
         except SQLAlchemyError as fault:
             self._complaint.fails(fault)
             return
@@ -87,19 +87,19 @@ class Lease:
 
 
 @asynccontextmanager
-async def kept(jobs: Jobs, job: Job, progress: Progress, terms: Terms) -> AsyncIterator[None]:
+async def kept(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> AsyncIterator[None]:
     """The lease goes on while no runner renews it. Raises LostLease at the end, where it was lost all the same."""
-    beating = asyncio.create_task(_beat(jobs, job, progress, terms))
+    beating = asyncio.create_task(_beat(jobs, job, progress, options))
     try:
         yield
     finally:
         beating.cancel()
-    if await asyncio.to_thread(jobs.renew, job, progress, terms.clock()) is None:
+    if await asyncio.to_thread(jobs.renew, job, progress, options.clock()) is None:
         raise LostLease("another runner has the job")
 
 
-async def _beat(jobs: Jobs, job: Job, progress: Progress, terms: Terms) -> None:
+async def _beat(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> None:
     while True:
         await asyncio.sleep(BEAT_S)
         with suppress(SQLAlchemyError):
-            await asyncio.to_thread(jobs.renew, job, progress, terms.clock())
+            await asyncio.to_thread(jobs.renew, job, progress, options.clock())

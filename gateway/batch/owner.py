@@ -18,15 +18,15 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import results
-from gateway.batch.carry import PLANS, carry
-from gateway.batch.endpoint import Upstreams
+from gateway.batch.context import open_context
+from gateway.batch.endpoint import ProviderEndpoints
+from gateway.batch.execute import PLANS, execute
 from gateway.batch.jobs import Job, Progress, owner_name
-from gateway.batch.lease import LostLease, Terms, kept
-from gateway.batch.plan import Order, plan_job
-from gateway.batch.read import Terms as ReadTerms
+from gateway.batch.lease import LostLease, RunnerOptions, kept
+from gateway.batch.plan import PlanOptions, plan_job
+from gateway.batch.read import ReadOptions
 from gateway.batch.results import Result
 from gateway.batch.run import Runner
-from gateway.batch.shop import open_shop
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
 from gateway.errors import CallerError, HeadgateError, NotFound
@@ -57,7 +57,7 @@ class Owner:
 
     def __init__(self, services: Services) -> None:
         self.s = services
-        self.desk = services.batches
+        self.store = services.batches
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.runners: dict[str, Runner] = {}
         self.closing = False
@@ -67,10 +67,10 @@ class Owner:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):  # where wait_for would lose a cancellation at a job's end
-                    await self.desk.asked.wait()
-            self.desk.asked.clear()
+                    await self.store.asked.wait()
+            self.store.asked.clear()
             try:
-                if self.desk.marker.exists():
+                if self.store.marker.exists():
                     await self.look()
                 complaint.works()
             except (SQLAlchemyError, HeadgateError, OSError) as fault:
@@ -83,16 +83,16 @@ class Owner:
                 runner.stop()
         for job, gone in self.keyless():
             await self.cut(job, gone)
-        jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))
+        jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished("api"))
         if not jobs and not self.tasks:
-            self.desk.marker.unlink(missing_ok=True)
-            jobs = await asyncio.to_thread(lambda: self.desk.jobs.unfinished("api"))  # made meanwhile?
+            self.store.marker.unlink(missing_ok=True)
+            jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished("api"))  # made meanwhile?
             if jobs:
-                self.desk.mark()
+                self.store.mark()
         for job in jobs:
             if job.id in self.tasks or len(self.tasks) >= MOST_JOBS or job.wish == "pause":
                 continue
-            claimed = await asyncio.to_thread(self.desk.jobs.claim, job.id, owner_name(), self.s.clock())
+            claimed = await asyncio.to_thread(self.store.jobs.claim, job.id, owner_name(), self.s.clock())
             if claimed is not None:
                 task = self.tasks[job.id] = asyncio.create_task(self.own(claimed))
                 task.add_done_callback(lambda _, id=job.id: self._ended(id))  # type: ignore[misc]
@@ -111,13 +111,13 @@ class Owner:
     def _ended(self, id: str) -> None:
         self.tasks.pop(id, None)
         self.runners.pop(id, None)
-        self.desk.asked.set()
+        self.store.asked.set()
 
     async def close(self) -> None:
         """Hand back what is under way."""
         self.closing = True
         for runner in self.runners.values():
-            runner.stop(self.desk.drain_s)
+            runner.stop(self.store.drain_s)
         for task in self.tasks.values():
             if not any(id in self.runners for id, one in self.tasks.items() if one is task):
                 task.cancel()
@@ -127,12 +127,12 @@ class Owner:
         """One job, from its claim to its end; what goes wrong is the job's, not the worker's."""
         try:
             caller = await self.caller_at_start(job)
-            terms = Terms(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
-            plan = await self.planned(job, caller, terms)
+            options = RunnerOptions(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
+            plan = await self.planned(job, caller, options)
             start = lambda runner: self._started(job.id, runner)  # noqa: E731
-            await carry(
-                self.s, self.desk.jobs, job, plan, caller, Stored(self.s, self.folder(job)), terms,
-                Upstreams(self.s), start,
+            await execute(
+                self.s, self.store.jobs, job, plan, caller, StoredFiles(self.s, self.folder(job)), options,
+                ProviderEndpoints(self.s), start,
             )  # fmt: skip
         except LostLease:
             log.warning("%s is run by another worker now", job.id)
@@ -141,7 +141,7 @@ class Owner:
         except (SQLAlchemyError, OSError, HeadgateError) as error:
             log.warning("%s waits: %s", job.id, error)
             with suppress(SQLAlchemyError):
-                await asyncio.to_thread(self.desk.jobs.release, job, job.progress)
+                await asyncio.to_thread(self.store.jobs.release, job, job.progress)
         except Exception as error:
             log.exception("%s failed inside the gateway", job.id)
             await self.fail(job, CallerError(f"internal error ({type(error).__name__})", code="internal_error"))
@@ -149,7 +149,7 @@ class Owner:
     def _started(self, id: str, runner: Runner) -> None:
         self.runners[id] = runner
         if self.closing:
-            runner.stop(self.desk.drain_s)
+            runner.stop(self.store.drain_s)
 
     def caller_of(self, job: Job) -> Caller:
         """On whose account. Raises CallerError where the key is gone."""
@@ -174,18 +174,18 @@ class Owner:
         """Cancel a job whose key is gone."""
         if job.wish != "cancel":
             job.card.errors = [_error(gone)]
-            job.wish = (await asyncio.to_thread(self.desk.jobs.ask, job.id, "cancel", self.s.clock())).wish
+            job.wish = (await asyncio.to_thread(self.store.jobs.ask, job.id, "cancel", self.s.clock())).wish
 
     def folder(self, job: Job) -> Path:
-        return self.desk.run_dir.resolve() / PLANS / job.id
+        return self.store.run_dir.resolve() / PLANS / job.id
 
-    async def planned(self, job: Job, caller: Caller, terms: Terms) -> Plan:
+    async def planned(self, job: Job, caller: Caller, options: RunnerOptions) -> Plan:
         """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""
         folder = self.folder(job)
         if (folder / PLAN_FILE).exists():
             with suppress(BadJob):  # spoilt, or another release's
                 return await asyncio.to_thread(Plan.load, folder)
-        async with kept(self.desk.jobs, job, job.progress, terms):
+        async with kept(self.store.jobs, job, job.progress, options):
             return await asyncio.to_thread(self._plan, job, caller, folder)
 
     def _plan(self, job: Job, caller: Caller, folder: Path) -> Plan:
@@ -193,22 +193,22 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         source = folder / "input.jsonl"
         try:
-            self.desk.files.find(card.input_file, job.tenant)
+            self.store.files.find(card.input_file, job.tenant)
         except NotFound as gone:
             raise CallerError(f"the input file {card.input_file} was deleted", code="file_not_found") from gone
         with source.open("wb") as file:
-            file.writelines(self.desk.files.read(card.input_file))
+            file.writelines(self.store.files.read(card.input_file))
         left_s = math.inf if card.deadline_s is None else max(1.0, card.deadline_s - self.s.clock())
-        terms = ReadTerms(
+        reading = ReadOptions(
             route=card.route, floor=card.floor, url=card.endpoint, max_messages=server.max_messages,
             max_body_bytes=server.max_body_bytes,
         )  # fmt: skip
-        order = Order(
-            terms=terms, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad or is_begun(job),
+        options = PlanOptions(
+            reading=reading, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad or is_begun(job),
             cascade=True, concurrency=card.concurrency, tenant=job.tenant, limits=caller.limits, kind="jsonl",
             metadata=card.metadata,
         )  # fmt: skip
-        plan = plan_job(source, folder, order, open_shop(self.s.config, self.s.book))
+        plan = plan_job(source, folder, options, open_context(self.s.config, self.s.book))
         source.unlink()
         card.total = len(plan.prompts) + len(plan.duplicates)
         card.errors = errors_of(plan.problems)
@@ -222,7 +222,7 @@ class Owner:
         if not job.card.errors:
             job.card.errors = [_error(error)]
         with suppress(SQLAlchemyError):
-            await asyncio.to_thread(self.desk.jobs.end, job, "failed", job.progress, self.s.clock())
+            await asyncio.to_thread(self.store.jobs.end, job, "failed", job.progress, self.s.clock())
 
 
 def is_begun(job: Job) -> bool:
@@ -235,7 +235,7 @@ def _error(error: CallerError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "param": error.param, "line": None}
 
 
-class Stored:
+class StoredFiles:
     """Results as files of the job's tenant."""
 
     def __init__(self, services: Services, folder: Path) -> None:

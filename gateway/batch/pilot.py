@@ -88,10 +88,10 @@ def pilot_of(config: Config, sample: Sample) -> Pilot:
 
 async def asked(config: Config, gathered: Gathered, sample: Sample) -> list[Observation]:
     """Every call of the pilot, prompt by prompt, until the sample or its money is used up."""
-    from gateway.batch.room import room
+    from gateway.batch.runtime import job_runtime
 
-    async with room(config) as home:
-        asker = _Asker(home.services, sample)
+    async with job_runtime(config) as runtime:
+        asker = _Asker(runtime.services, sample)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(prompt: Prompt, place: int) -> Observation | None:

@@ -23,9 +23,9 @@ from gateway.batch.assign import assign
 from gateway.batch.climbs import cascade_of, with_climbs
 from gateway.batch.dedupe import Deduper, Mode
 from gateway.batch.frontier import POINTS, frontier, point_of
-from gateway.batch.gather import Gathered, Gathering, gather
-from gateway.batch.program import Taste, allowed
-from gateway.batch.read import DEFAULT_ROUTE, LineReader, Terms
+from gateway.batch.gather import Gathered, GatherOptions, gather
+from gateway.batch.program import Objective, allowed
+from gateway.batch.read import DEFAULT_ROUTE, LineReader, ReadOptions
 from gateway.batch.scan import Scanner
 from gateway.batch.source import lines_of
 from gateway.batch.types import PROMPTS_FILE, BadJob, Estimates, PilotReport, Plan, Problem
@@ -44,10 +44,10 @@ _CHEAPEST = 1e4
 
 
 @dataclass(frozen=True)
-class Order:
+class PlanOptions:
     """What is asked of a job."""
 
-    terms: Terms = field(default_factory=Terms)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     budget_usd: float | None = None
     """None: as much as the live route would spend."""
     deadline_s: float = math.inf
@@ -70,7 +70,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Shop:
+class PlanContext:
     """Where the job's prompts may be answered: the gateway as it is configured and as it has learnt."""
 
     config: Config
@@ -82,8 +82,8 @@ class Shop:
 def plan_job(
     path: Path,
     folder: Path,
-    order: Order,
-    shop: Shop,
+    options: PlanOptions,
+    context: PlanContext,
     *,
     pilot: Pilot | None = None,
     on_progress: Callable[[int, int], None] = lambda lines, size: None,
@@ -92,27 +92,27 @@ def plan_job(
 
     `on_progress` is told the lines and bytes of each block read.
     """
-    if order.budget_usd is not None and not order.budget_usd >= 0:
-        raise CallerError(f"the budget must be 0 dollars or more, not {order.budget_usd}", param="budget")
-    if not order.deadline_s > 0:
-        raise CallerError(f"the deadline must be in the future, not {order.deadline_s} s from now", param="deadline")
-    if order.terms.route != DEFAULT_ROUTE:
-        shop.book.find(order.terms.route)
-    lines = lines_of(path, max_line_bytes=order.terms.max_body_bytes, kind=order.kind)
+    if options.budget_usd is not None and not options.budget_usd >= 0:
+        raise CallerError(f"the budget must be 0 dollars or more, not {options.budget_usd}", param="budget")
+    if not options.deadline_s > 0:
+        raise CallerError(f"the deadline must be in the future, not {options.deadline_s} s from now", param="deadline")
+    if options.reading.route != DEFAULT_ROUTE:
+        context.book.find(options.reading.route)
+    lines = lines_of(path, max_line_bytes=options.reading.max_body_bytes, kind=options.kind)
     folder.mkdir(parents=True, exist_ok=True)
-    embedder = _embedder(shop)
-    reader = LineReader(shop.book, order.terms)
-    how = Gathering(
-        Scanner(reader, tuple(shop.book.models), order.tenant, order.dedupe, embedder),
-        Deduper(shipped_featurizer(), shop.acceptances),
+    embedder = _embedder(context)
+    reader = LineReader(context.book, options.reading)
+    how = GatherOptions(
+        Scanner(reader, tuple(context.book.models), options.tenant, options.dedupe, embedder),
+        Deduper(shipped_featurizer(), context.acceptances),
         folder / PROMPTS_FILE,
-        order.processes if embedder is None else 1,
-        order.skip_bad,
+        options.processes if embedder is None else 1,
+        options.skip_bad,
         on_progress,
     )
     try:
         gathered = gather(lines, how)
-        plan = solved(path.name, gathered, order, shop, pilot(gathered) if pilot is not None else None)
+        plan = solved(path.name, gathered, options, context, pilot(gathered) if pilot is not None else None)
     except BaseException:
         how.file.unlink(missing_ok=True)
         with suppress(OSError):
@@ -122,40 +122,45 @@ def plan_job(
     return plan
 
 
-def _embedder(shop: Shop) -> Featurizer | None:
+def _embedder(context: PlanContext) -> Featurizer | None:
     """The configured one, where a route's router was trained on its vectors."""
-    routers = [route.router for route in shop.book.routes.values()]
+    routers = [route.router for route in context.book.routes.values()]
     if not any(router is not None and router.features_version.startswith(ENCODED) for router in routers):
         return None
     from gateway.embedders import open_embedder
 
-    return open_embedder(shop.config.embedding)
+    return open_embedder(context.config.embedding)
 
 
-def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: Piloted | None = None) -> Plan:
+def solved(
+    source: str, gathered: Gathered, options: PlanOptions, context: PlanContext, piloted: Piloted | None = None
+) -> Plan:
     """The plan of an input that has been read."""
     estimates, report = piloted or (gathered.estimates, None)
-    estimates, late = _reachable(estimates, gathered, order.skip_bad)
-    if order.samples:
-        estimates = with_samples(estimates, order.samples)
-    estimates = with_endpoints(estimates, shop.config, order.deadline_s)
-    taste = Taste() if order.budget_usd is not None else Taste(usd_price=live_price(estimates, gathered, shop.book))
-    budget_usd = math.inf
-    if order.budget_usd is not None:
-        budget_usd = max(order.budget_usd - (report.cost_usd if report else 0.0), 0.0)
-    cascade = _cascade(gathered, shop.book) if order.cascade else None
+    estimates, late = _reachable(estimates, gathered, options.skip_bad)
+    if options.samples:
+        estimates = with_samples(estimates, options.samples)
+    estimates = with_endpoints(estimates, context.config, options.deadline_s)
+    if options.budget_usd is None:
+        objective, budget_usd = Objective(usd_price=live_price(estimates, gathered, context.book)), math.inf
+    else:
+        objective = Objective()
+        budget_usd = max(options.budget_usd - (report.cost_usd if report else 0.0), 0.0)
+    cascade = _cascade(gathered, context.book) if options.cascade else None
     if cascade is not None:
-        estimates = with_climbs(estimates, cascade, budget_usd, taste, deadline_s=order.deadline_s)
+        estimates = with_climbs(estimates, cascade, budget_usd, objective, deadline_s=options.deadline_s)
     capacities = capacities_of(
-        shop.config, shop.book, estimates.arms,
-        routes=gathered.routes, concurrency=order.concurrency, limits=order.limits,
+        context.config, context.book, estimates.arms,
+        routes=gathered.routes, concurrency=options.concurrency, limits=options.limits,
     )  # fmt: skip
-    assignment = assign(estimates, budget_usd, deadline_s=order.deadline_s, capacities=capacities, taste=taste)
+    assignment = assign(
+        estimates, budget_usd, deadline_s=options.deadline_s, capacities=capacities, objective=objective
+    )
     chosen = point_of(estimates, assignment, budget_usd if math.isfinite(budget_usd) else assignment.cost_usd)
-    points = frontier(estimates, order.deadline_s, capacities, points=order.frontier_points)
+    points = frontier(estimates, options.deadline_s, capacities, points=options.frontier_points)
     return Plan(
         source=source,
-        route=order.terms.route,
+        route=options.reading.route,
         prompts=gathered.prompts,
         duplicates=gathered.duplicates,
         problems=(*gathered.problems, *late),
@@ -164,12 +169,12 @@ def solved(source: str, gathered: Gathered, order: Order, shop: Shop, piloted: P
         frontier=points,
         chosen=chosen,
         budget_usd=budget_usd,
-        deadline_s=order.deadline_s,
+        deadline_s=options.deadline_s,
         capacities=capacities,
-        usd_price=taste.usd_price,
+        usd_price=objective.usd_price,
         pilot=report,
-        tenant=order.tenant,
-        metadata=dict(order.metadata),
+        tenant=options.tenant,
+        metadata=dict(options.metadata),
     )
 
 

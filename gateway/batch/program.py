@@ -156,7 +156,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Taste:
+class Objective:
     """What an answer is worth beside its predicted quality."""
 
     caution: float = CAUTION
@@ -169,7 +169,7 @@ class Taste:
     """Quality points that the mean answer's cost is worth: settles ties in favour of the cheaper arm."""
 
 
-BARE = Taste(caution=0.0, hardness=0.0, thrift=0.0)
+BARE = Objective(caution=0.0, hardness=0.0, thrift=0.0)
 
 
 def program_of(
@@ -178,7 +178,7 @@ def program_of(
     deadline_s: float,
     capacities: Sequence[Capacity],
     rows: Rows | slice = slice(None),
-    taste: Taste = BARE,
+    objective: Objective = BARE,
 ) -> Program:
     """The program of those prompts. Limits that bind nothing (no deadline) are left out; money is always the first."""
     own = estimates.rows(rows)
@@ -189,9 +189,9 @@ def program_of(
     barred = ~allowed(own, deadline_s)
     cost: Floats = np.where(barred, np.float32(0), own.cost_usd)
     worth: Floats = own.quality
-    if taste.caution:
-        worth = worth - np.float32(taste.caution) * own.quality_sd
-    usd_price = taste.usd_price + _thrifty(taste, cost, barred)
+    if objective.caution:
+        worth = worth - np.float32(objective.caution) * own.quality_sd
+    usd_price = objective.usd_price + _thrifty(objective, cost, barred)
     if usd_price:
         worth = worth - np.float32(usd_price) * cost
     return Program(
@@ -220,11 +220,11 @@ def hardened(program: Program, usd_price: float, share: float) -> Program:
     return replace(program, worth=worth)
 
 
-def _thrifty(taste: Taste, cost: Floats, barred: NDArray[np.bool_]) -> float:
-    if not taste.thrift:
+def _thrifty(objective: Objective, cost: Floats, barred: NDArray[np.bool_]) -> float:
+    if not objective.thrift:
         return 0.0
     mean = float(cost.sum(dtype=np.float64)) / max(barred.size - int(barred.sum()), 1)
-    return taste.thrift / mean if mean > 0 else 0.0
+    return objective.thrift / mean if mean > 0 else 0.0
 
 
 def allowed(estimates: Estimates, deadline_s: float = math.inf) -> NDArray[np.bool_]:

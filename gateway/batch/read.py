@@ -64,7 +64,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ReadOptions:
     """What the job says of all its lines."""
 
     route: str = DEFAULT_ROUTE
@@ -126,9 +126,9 @@ class _Refused(Exception):
 class LineReader:
     """Judges the lines of one job, each by itself."""
 
-    def __init__(self, book: RouteBook, terms: Terms) -> None:
+    def __init__(self, book: RouteBook, options: ReadOptions) -> None:
         self.book = book
-        self.terms = terms
+        self.options = options
         self._moulds: dict[tuple[str, bytes, bytes], Mould] = {}
 
     def judge(self, number: int, record: bytes) -> Request | Problem:
@@ -149,7 +149,7 @@ class LineReader:
 
     def _usual(self, record: bytes) -> _Usual | None:
         """A line as nearly all are, in half the time; None: it is to be looked at bit by bit."""
-        if len(record) > self.terms.max_body_bytes:
+        if len(record) > self.options.max_body_bytes:
             return None
         try:
             line = _decode_usual(record)
@@ -168,9 +168,9 @@ class LineReader:
         head, _, tail = body.partition(messages)
         mould = self._moulds.get((line.url, head, tail))
         if mould is not None:
-            return mould.request(number, line.custom_id, body, messages, self.terms.max_messages)
+            return mould.request(number, line.custom_id, body, messages, self.options.max_messages)
         raw = self._body(body)
-        named = "model" in raw and not self.terms.ignore_models
+        named = "model" in raw and not self.options.ignore_models
         request = self._asked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
         options = moulded(request.call.raw, request.call.surface) if named else None
         if options is None or len(self._moulds) >= MOST_MOULDS or not head.rstrip().endswith(b'"messages":'):
@@ -189,8 +189,8 @@ class LineReader:
 
     def _fields(self, record: bytes) -> Fields:
         """The line's fields; a bare string is a prompt."""
-        if len(record) > self.terms.max_body_bytes:
-            raise _Refused(f"longer than {self.terms.max_body_bytes:,} bytes", "request_too_large")
+        if len(record) > self.options.max_body_bytes:
+            raise _Refused(f"longer than {self.options.max_body_bytes:,} bytes", "request_too_large")
         try:
             if record[:1] == b'"':
                 msgspec.json.decode(record, type=str)
@@ -210,15 +210,15 @@ class LineReader:
 
     def _asked(self, number: int, custom_id: str, url: str, body: bytes, raw: Fields, fields: Fields) -> Request:
         """`fields`: of the line, beside its body; `body` empty: to be made of `raw`."""
-        if self.terms.url and url != self.terms.url:
-            raise _Refused(f"url is {url!r}, the job's endpoint is {self.terms.url!r}", "mismatched_url")
-        if self.terms.ignore_models or "model" not in raw:
-            raw["model"] = msgspec.Raw(_encode(self.terms.route))
+        if self.options.url and url != self.options.url:
+            raise _Refused(f"url is {url!r}, the job's endpoint is {self.options.url!r}", "mismatched_url")
+        if self.options.ignore_models or "model" not in raw:
+            raw["model"] = msgspec.Raw(_encode(self.options.route))
             body = b""
         body = body or _encode(raw)
         surface = SURFACES[url]
         call = read_call(
-            surface, body, _ARRIVAL, max_messages=self.terms.max_messages, timeout_s=1.0, raw=raw
+            surface, body, _ARRIVAL, max_messages=self.options.max_messages, timeout_s=1.0, raw=raw
         )
         if surface == "responses" and (told := [name for name in _ELSEWHERE if is_set(raw, name)]):
             raise _Refused(f"a job's prompt stands alone: leave `{told[0]}` out, send what it needs as `input`",
@@ -273,7 +273,7 @@ class LineReader:
         for stated in (call.wishes.knobs.min_quality, route.knobs.min_quality):
             if stated is not None:
                 return stated
-        return self.terms.floor
+        return self.options.floor
 
 
 def _id(fields: Fields, *, required: bool) -> str:

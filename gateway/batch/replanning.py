@@ -11,8 +11,8 @@ import numpy as np
 
 from gateway.batch import forecast
 from gateway.batch.assign import replan
-from gateway.batch.program import Taste
-from gateway.batch.supply import AWAY, BUSY
+from gateway.batch.program import Objective
+from gateway.batch.prompt_queue import AWAY, BUSY
 from gateway.prices import usd
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Replanning:
         self.shortfall = 0
         """Prompts that the last plan found neither money nor time for."""
         self._task: asyncio.Task[None] | None = None
-        self._at_s, self._at = runner.terms.now(), 0
+        self._at_s, self._at = runner.options.now(), 0
 
     def start_if_due(self, now: float) -> None:
         done = self.run.answered - self._at
@@ -49,20 +49,21 @@ class Replanning:
     async def _replan(self) -> None:
         """With what is left of money and time. Providers' batch endpoints are for a job's begin only."""
         run = self.run
-        rest = run.supply.rest()
+        rest = run.queue.rest()
         if not len(rest):
             return
-        table = run.learnt.corrected(run.plan.estimates, run.paces)
+        table = run.cost_ratios.corrected(run.plan.estimates, run.limiters)
         live = np.array([arm.via == "live" for arm in table.arms])
         table = replace(table, cost_usd=np.where(live, table.cost_usd, np.float32(np.inf)))
-        limits = [*run.plan.capacities, *forecast.measured(table.arms, run.paces, run.job.card.concurrency)]
-        taste = Taste() if run.limit is not None else Taste(usd_price=run.plan.usd_price)
+        limits = [*run.plan.capacities, *forecast.measured(table.arms, run.limiters, run.job.card.concurrency)]
+        objective = Objective() if run.limit is not None else Objective(usd_price=run.plan.usd_price)
         fresh = await asyncio.to_thread(
-            replan, table, rest, self._left_usd(), deadline_s=max(0.001, run.left_s), capacities=limits, taste=taste
-        )
+            replan, table, rest, self._left_usd(),
+            deadline_s=max(0.001, run.left_s), capacities=limits, objective=objective,
+        )  # fmt: skip
         self.shortfall = fresh.shortfall
         self.count += 1
-        run.supply.plan(rest, fresh.arm)
+        run.queue.plan(rest, fresh.arm)
         run.wake()
 
     def _left_usd(self) -> float:
@@ -70,6 +71,6 @@ class Replanning:
         run = self.run
         if run.limit is None:
             return inf
-        busy = np.flatnonzero((run.supply.state == BUSY) | (run.supply.state == AWAY))
-        costs = forecast.expected_usd(run.plan.estimates.cost_usd, run.supply.arm, busy, run.learnt.ratios())
+        busy = np.flatnonzero((run.queue.state == BUSY) | (run.queue.state == AWAY))
+        costs = forecast.expected_usd(run.plan.estimates.cost_usd, run.queue.arm, busy, run.cost_ratios.ratios())
         return max(0.0, usd(run.limit - run.spent_now) - costs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gateway.batch import forecast
 from gateway.batch.jobs import Progress
-from gateway.batch.supply import AWAY, DONE, FAILED
+from gateway.batch.prompt_queue import AWAY, DONE, FAILED
 from gateway.batch.types import UNASSIGNED
 from gateway.prices import nanousd
 
@@ -22,37 +22,37 @@ LAST_SHARE = 0.1
 
 def progress_of(run: Runner) -> Progress:
     """How far it is now."""
-    supply, lines, job = run.supply, run.lines, run.job
-    waiting = supply.waiting()
-    left_s = forecast.seconds_left(waiting, run.paces, job.card.concurrency, run.predicted_s)
+    queue, lines, job = run.queue, run.lines, run.job
+    waiting = queue.waiting()
+    left_s = forecast.seconds_left(waiting, run.limiters, job.card.concurrency, run.predicted_s)
     left_s += max((run.opens_in_s(model) for model, count in waiting.items() if count), default=0.0)
-    rest = np.flatnonzero(supply.state <= AWAY)
-    cost = forecast.expected_usd(run.plan.estimates.cost_usd, supply.arm, rest, run.learnt.ratios())
+    rest = np.flatnonzero(queue.state <= AWAY)
+    cost = forecast.expected_usd(run.plan.estimates.cost_usd, queue.arm, rest, run.cost_ratios.ratios())
     spent = run.spent_before - job.at_risk_nanousd + run.spent_now
     return Progress(
         total=int(lines.sum()),
-        done=int(lines[supply.state == DONE].sum()),
-        failed=int(lines[supply.state == FAILED].sum()),
+        done=int(lines[queue.state == DONE].sum()),
+        failed=int(lines[queue.state == FAILED].sum()),
         in_flight=len(run.tasks),
-        at_provider=int((supply.state == AWAY).sum()),
+        at_provider=int((queue.state == AWAY).sum()),
         spent_nanousd=spent,
         expected_nanousd=spent + nanousd(cost),
         at_risk_nanousd=job.at_risk_nanousd,
         quality=_quality(run),
         rate_per_s=sum(waiting.values()) / left_s if 0 < left_s < inf else 0.0,
         eta_s=left_s if isfinite(left_s) else None,
-        concurrency=min(job.card.concurrency, int(sum(pace.limit for pace in run.paces.values()))),
+        concurrency=min(job.card.concurrency, int(sum(limiter.limit for limiter in run.limiters.values()))),
         replans=run.replanning.count,
         warning=_warning(run, left_s, len(rest)),
         by_model=dict(run.by_model),
-        time_s=run.terms.clock(),
+        time_s=run.options.clock(),
     )
 
 
 def _quality(run: Runner) -> float | None:
     """Mean predicted quality of what is and will be answered."""
-    arm = run.supply.arm
-    known = np.flatnonzero((arm != UNASSIGNED) & (run.supply.state != FAILED))
+    arm = run.queue.arm
+    known = np.flatnonzero((arm != UNASSIGNED) & (run.queue.state != FAILED))
     return float(run.plan.estimates.quality[known, arm[known]].mean()) if len(known) else None
 
 
@@ -77,5 +77,5 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
 
 def _last_moments_s(run: Runner) -> float:
     """So near to the deadline a pace that was measured before is no promise any more: what is open may stay open."""
-    slowest = max((pace.latency_s for pace in run.paces.values()), default=0.0)
+    slowest = max((limiter.latency_s for limiter in run.limiters.values()), default=0.0)
     return max(2 * slowest, LAST_SHARE * run.span_s)

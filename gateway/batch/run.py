@@ -22,13 +22,13 @@ import numpy as np
 
 from gateway.batch import forecast
 from gateway.batch.ask import BUSY as BUSY_STATUS
-from gateway.batch.ask import Asker, Ready, Told, Ways
+from gateway.batch.ask import ArmCall, Asker, CallResult, PreparedCall
+from gateway.batch.concurrency import ConcurrencyLimiter
 from gateway.batch.jobs import Item, Job, Jobs, Part, Wish
-from gateway.batch.lease import Lease, LostLease, Terms
-from gateway.batch.pace import Pace
+from gateway.batch.lease import Lease, LostLease, RunnerOptions
+from gateway.batch.prompt_queue import AWAY, DONE, FAILED, PromptQueue
 from gateway.batch.replanning import Replanning
 from gateway.batch.report import progress_of
-from gateway.batch.supply import AWAY, DONE, FAILED, Supply
 from gateway.batch.types import UNASSIGNED, Arm, Plan
 from gateway.keys import Caller
 from gateway.ledger import Account
@@ -61,21 +61,21 @@ class Runner:
     """One run of one job, from a claim to the job's end or to `stop`."""
 
     def __init__(
-        self, services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, terms: Terms, spent: int
+        self, services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, options: RunnerOptions, spent: int
     ) -> None:
         """`spent`: nano-dollars that the job has cost, what is at risk included."""
-        self.jobs, self.job, self.plan, self.terms = jobs, job, plan, terms
+        self.jobs, self.job, self.plan, self.options = jobs, job, plan, options
         self.s = services
         self.spent_before, self.spent_now = spent, 0
         self.limit = None if job.card.budget_usd is None else max(0, nanousd(job.card.budget_usd) - spent)
         self.account = Account(f"batch:{job.owner}", self.limit, "total")
         self.asker = Asker(services, job.id, self._of_job(caller))
-        self.supply = Supply(plan.estimates.arms, plan.assignment.arm)
-        self.paces = {arm.model: Pace(job.card.concurrency) for arm in plan.estimates.arms}
+        self.queue = PromptQueue(plan.estimates.arms, plan.assignment.arm)
+        self.limiters = {arm.model: ConcurrencyLimiter(job.card.concurrency) for arm in plan.estimates.arms}
         self.predicted_s = forecast.predicted_latencies(plan.estimates)
         self.climbs = any(arm.rule >= 0 for arm in plan.estimates.arms)
         """The plan says which answers may be asked again of whom."""
-        self.learnt = forecast.Learnt(plan.estimates.arms)
+        self.cost_ratios = forecast.CostRatios(plan.estimates.arms)
         self.tasks: set[asyncio.Task[None]] = set()
         self.parts: set[asyncio.Task[None]] = set()
         self.stopped = False
@@ -101,7 +101,7 @@ class Runner:
         """Prompts that this runner has brought to their end."""
         self.ended_elsewhere = 0
         """Of lines that are no prompts of this plan."""
-        self.lease = Lease(jobs, job, terms)
+        self.lease = Lease(jobs, job, options)
         self.replanning = Replanning(self)
 
     def _of_job(self, caller: Caller) -> Caller:
@@ -120,15 +120,15 @@ class Runner:
             if (place := self.plan.prompts.place_of(item.place)) is None:  # by this plan another answers it
                 self.ended_elsewhere += ended
                 continue
-            self.supply.tries[place] = item.tries
+            self.queue.tries[place] = item.tries
             if ended:
-                self.supply.end(place, DONE if item.state == "done" else FAILED)
+                self.queue.end(place, DONE if item.state == "done" else FAILED)
                 self.by_model[item.model or "none"] += 1
         for part in parts:
             if part.state == "sent":
-                left = [place for place in self.places(part) if self.supply.state[place] < AWAY]
-                self.supply.state[left] = AWAY
-        self.supply.fill()
+                left = [place for place in self.places(part) if self.queue.state[place] < AWAY]
+                self.queue.state[left] = AWAY
+        self.queue.fill()
 
     def places(self, part: Part) -> list[int]:
         """Of its prompts, as this plan has them."""
@@ -140,7 +140,7 @@ class Runner:
         if endpoints is not None:
             for part in await endpoints.parts(self):
                 self._carry(endpoints.run(self, part))
-        for _, places in self.supply.at_endpoints():
+        for _, places in self.queue.at_endpoints():
             self.come_back(places.tolist())
         try:
             while not self.over:
@@ -150,7 +150,7 @@ class Runner:
         finally:
             await self._drain()
         self.last = progress_of(self)
-        self.terms.on_progress(self.last)
+        self.options.on_progress(self.last)
         if self.lost:
             raise LostLease("another runner has the job")
 
@@ -163,7 +163,7 @@ class Runner:
     @property
     def over_for_good(self) -> bool:
         """Nothing is left for another runner."""
-        return self.ended_early or not (self.supply.state <= AWAY).any()
+        return self.ended_early or not (self.queue.state <= AWAY).any()
 
     @property
     def ended_early(self) -> bool:
@@ -182,11 +182,11 @@ class Runner:
 
     @property
     def left_s(self) -> float:
-        return inf if self.job.card.deadline_s is None else self.job.card.deadline_s - self.terms.clock()
+        return inf if self.job.card.deadline_s is None else self.job.card.deadline_s - self.options.clock()
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Finish what is under way, within the terms' time or a longer one, and leave the rest to the next runner."""
-        self.terms = replace(self.terms, drain_s=max(drain_s, self.terms.drain_s))
+        self.options = replace(self.options, drain_s=max(drain_s, self.options.drain_s))
         self.stopped = True
         self._wakes.set()
 
@@ -194,11 +194,11 @@ class Runner:
 
     def launch(self) -> None:
         """Start every call that may start now."""
-        now = self.terms.now()
+        now = self.options.now()
         idle = self.stopped or self.lost or self.wish or self.ended_early
         if idle or now < self._shut_s or not self.lease.is_sure:
             return
-        self.supply.wake(now)
+        self.queue.wake(now)
         while len(self.tasks) < self.job.card.concurrency:
             place = self._next(now)
             if place is None or not self._start(place, now):
@@ -208,16 +208,16 @@ class Runner:
 
     def _next(self, now: float) -> int | None:
         """Those that waited for money go first, and alone: what they wait for is not given to others."""
-        if self.supply.poor:
-            return None if self.short else self.supply.take_poor()
-        return self.supply.take(lambda arm: arm.via == "live" and self._lets(arm, now))
+        if self.queue.unfunded:
+            return None if self.short else self.queue.take_unfunded()
+        return self.queue.take(lambda arm: arm.via == "live" and self._lets(arm, now))
 
     def _lets(self, arm: Arm, now: float) -> bool:
         """After a refusal one call goes ahead, and the others once it has been answered."""
-        pace, fleet = self.paces[arm.model], self.s.fleet
-        if not (pace.lets_pass(now) and fleet.healthy(arm.model, self.s.now())):
+        limiter, fleet = self.limiters[arm.model], self.s.fleet
+        if not (limiter.lets_pass(now) and fleet.healthy(arm.model, self.s.now())):
             return False
-        return not pace.in_flight or any(not one.breaker.opens_s for one in fleet.deployments(arm.model))
+        return not limiter.in_flight or any(not one.breaker.opens_s for one in fleet.deployments(arm.model))
 
     @property
     def free(self) -> float:
@@ -226,12 +226,12 @@ class Runner:
 
     def _start(self, place: int, now: float) -> bool:
         """False: there is no money for it now."""
-        arm = int(self.supply.arm[place])
-        ready = self.asker.ready(self.plan.prompts[place], self.ways(place, arm))
+        arm = int(self.queue.arm[place])
+        ready = self.asker.ready(self.plan.prompts[place], self.arm_call(place, arm))
         if ready.worst_nanousd > self.free:
             self._wait_for_money(place, arm)
             return False
-        self.paces[self.supply.arms[arm].model].begin()
+        self.limiters[self.queue.arms[arm].model].begin()
         self.held += ready.worst_nanousd
         task = asyncio.create_task(self._ask(ready, arm, now))
         self.tasks.add(task)
@@ -240,22 +240,22 @@ class Runner:
 
     def _wait_for_money(self, place: int, arm: int) -> None:
         self.short = True
-        self.supply.refused.setdefault(place, set()).add(arm)
-        self.supply.put_poor(place)
+        self.queue.refused.setdefault(place, set()).add(arm)
+        self.queue.put_unfunded(place)
 
     def unstick(self) -> None:
         """Nothing is under way. Who waits for money gets no more than there is; who has no arm gets the cheapest."""
-        if self.short and (place := self.supply.take_poor()) is not None:
+        if self.short and (place := self.queue.take_unfunded()) is not None:
             self.afford(place)
-        elif self.supply.is_dry:
+        elif self.queue.is_dry:
             table = self.plan.estimates
             live = np.array([arm.via == "live" for arm in table.arms])
-            for place in self.supply.rest().tolist():
+            for place in self.queue.rest().tolist():
                 may = live & (table.quality[place] >= table.floor[place]) & np.isfinite(table.cost_usd[place])
                 cheapest = int(np.where(may, table.cost_usd[place], np.inf).argmin())
-                self.supply.arm[place] = cheapest if may[cheapest] else UNASSIGNED
+                self.queue.arm[place] = cheapest if may[cheapest] else UNASSIGNED
                 if may[cheapest]:
-                    self.supply.put(place)
+                    self.queue.put(place)
                 else:
                     self._give_up(place)
             self._wakes.set()
@@ -266,28 +266,29 @@ class Runner:
         if not task.cancelled() and task.exception() is not None:
             log.error("a call of %s failed inside the gateway", self.job.id, exc_info=task.exception())
 
-    async def _ask(self, ready: Ready, arm: int, began_s: float) -> None:
-        place, pace = ready.prompt.index, self.paces[self.supply.arms[arm].model]
+    async def _ask(self, ready: PreparedCall, arm: int, began_s: float) -> None:
+        place, limiter = ready.prompt.index, self.limiters[self.queue.arms[arm].model]
         limit_s = min(self.s.config.server.request_timeout_s, max(0.001, self.left_s))
         try:
-            told = await self.asker.ask(ready, tries=self.supply.tries[place], timeout_s=limit_s)
+            result = await self.asker.ask(ready, tries=self.queue.tries[place], timeout_s=limit_s)
         except BaseException:
-            self.supply.put(place)
+            self.queue.put(place)
             raise
         finally:
-            pace.end()
+            limiter.end()
             self.held -= ready.worst_nanousd
-        self.hear(place, arm, told, began_s)
+        self.hear(place, arm, result, began_s)
 
-    def ways(self, place: int, number: int) -> Ways:
+    def arm_call(self, place: int, number: int) -> ArmCall:
         """How an arm answers this prompt, and who may after it: by the plan, or where it plans no climbs and cascades
         are wanted.
         """
         table, arm = self.plan.estimates, self.plan.estimates.arms[number]
         if arm.rule >= 0:
-            told = {other.model: self._estimate(place, i) for i, other in enumerate(table.arms) if other.is_one_call}
-            own = told.pop(arm.model)
-            return Ways(arm, own.quality, own.cost_usd, tuple(told.values()))
+            single = (i for i, other in enumerate(table.arms) if other.is_one_call)
+            estimates = {table.arms[i].model: self._estimate(place, i) for i in single}
+            own = estimates.pop(arm.model)
+            return ArmCall(arm, own.quality, own.cost_usd, tuple(estimates.values()))
         own = self._estimate(place, number)
         better: tuple[Estimate, ...] = ()
         if self.job.card.cascade and arm.samples == 1 and not self.climbs:
@@ -297,7 +298,7 @@ class Runner:
                 if other.is_one_call and other.model != arm.model
                 and table.quality[place, i] > own.quality and isfinite(table.cost_usd[place, i])
             )  # fmt: skip
-        return Ways(arm, own.quality, own.cost_usd, better)
+        return ArmCall(arm, own.quality, own.cost_usd, better)
 
     def _estimate(self, place: int, number: int) -> Estimate:
         table = self.plan.estimates
@@ -306,52 +307,52 @@ class Runner:
 
     # ---- hear
 
-    def hear(self, place: int, arm: int, told: Told, began_s: float) -> None:
+    def hear(self, place: int, arm: int, result: CallResult, began_s: float) -> None:
         """What one call came to."""
-        now = self.terms.now()
-        if not told.held:
-            self._hear_refusal(place, arm, told, now)
+        now = self.options.now()
+        if not result.held:
+            self._hear_refusal(place, arm, result, now)
             return
-        self._count(place, arm, told)
-        pace = self.paces[self.plan.estimates.arms[arm].model]
-        if told.ok:
-            pace.answered(told.latency_s)
-        elif told.status in BUSY_STATUS:
-            pace.pushed_back(now, began_s, told.retry_after_s)
-        if told.final:
-            self._close(place, DONE if told.ok else FAILED, told.model)
+        self._count(place, arm, result)
+        limiter = self.limiters[self.plan.estimates.arms[arm].model]
+        if result.ok:
+            limiter.answered(result.latency_s)
+        elif result.status in BUSY_STATUS:
+            limiter.pushed_back(now, began_s, result.retry_after_s)
+        if result.final:
+            self._close(place, DONE if result.ok else FAILED, result.model)
         else:
-            patience = WAIT_S[min(self.supply.tries[place], len(WAIT_S)) - 1]
-            self.supply.put_later(place, now + (told.retry_after_s or patience))
+            patience = WAIT_S[min(self.queue.tries[place], len(WAIT_S)) - 1]
+            self.queue.put_later(place, now + (result.retry_after_s or patience))
 
-    def _hear_refusal(self, place: int, arm: int, told: Told, now: float) -> None:
+    def _hear_refusal(self, place: int, arm: int, result: CallResult, now: float) -> None:
         """Refused before money was held: a budget of the key, tenant or route is short, or a rate limit is reached."""
-        if told.code == OUT_OF_MONEY:
+        if result.code == OUT_OF_MONEY:
             self._wait_for_money(place, arm)
-        elif told.final and told.code != OVER_RATE:
-            self._carry(self._fail(place, told.status, told.code, "refused"))
+        elif result.final and result.code != OVER_RATE:
+            self._carry(self._fail(place, result.status, result.code, "refused"))
         else:
-            self._shut_s = max(self._shut_s, now + min(told.retry_after_s or WAIT_S[0], 60.0))
-            self.supply.put(place)
+            self._shut_s = max(self._shut_s, now + min(result.retry_after_s or WAIT_S[0], 60.0))
+            self.queue.put(place)
 
-    def _count(self, place: int, arm: int, told: Told) -> None:
+    def _count(self, place: int, arm: int, result: CallResult) -> None:
         self.short = False  # what it held and did not cost is free for others
-        self.supply.tries[place] += 1
-        self.spent_now += told.cost_nanousd
-        if told.ok and told.cost_nanousd:
+        self.queue.tries[place] += 1
+        self.spent_now += result.cost_nanousd
+        if result.ok and result.cost_nanousd:
             predicted = float(self.plan.estimates.cost_usd[place, arm])
-            self.learnt.add(self.plan.estimates.arms[arm].paid_as, usd(told.cost_nanousd), predicted)
+            self.cost_ratios.add(self.plan.estimates.arms[arm].paid_as, usd(result.cost_nanousd), predicted)
 
     def _close(self, place: int, state: int, model: str) -> None:
-        self.supply.end(place, state)
+        self.queue.end(place, state)
         self.by_model[model or "none"] += 1
         self.answered += 1
 
-    def heard_away(self, place: int, arm: int, told: Told) -> None:
+    def heard_away(self, place: int, arm: int, result: CallResult) -> None:
         """What came of a prompt at a provider's batch endpoint; one without an end goes back in line."""
-        self._count(place, arm, told)
-        if told.final:
-            self._close(place, DONE if told.ok else FAILED, told.model)
+        self._count(place, arm, result)
+        if result.final:
+            self._close(place, DONE if result.ok else FAILED, result.model)
         else:
             self.come_back([place])
 
@@ -359,7 +360,7 @@ class Runner:
         """Seconds until another call of it may start: its provider has asked for a rest, or seems to be down."""
         now = self.s.now()
         opens = min((one.breaker.opens_s for one in self.s.fleet.deployments(model)), default=0.0)
-        return max(0.0, opens - now, self.paces[model].opens_s - self.terms.now())
+        return max(0.0, opens - now, self.limiters[model].opens_s - self.options.now())
 
     def wake(self) -> None:
         """Look again at what may start."""
@@ -369,27 +370,27 @@ class Runner:
         """Prompts that a provider's batch endpoint did not answer are asked one by one, of the same model."""
         arms = self.plan.estimates.arms
         for place in places:
-            away = arms[self.supply.arm[place]]
+            away = arms[self.queue.arm[place]]
             live = [i for i, one in enumerate(arms) if one.model == away.model and one.via == "live"]
             if live:
-                self.supply.arm[place] = live[0]
-            self.supply.put(place)
+                self.queue.arm[place] = live[0]
+            self.queue.put(place)
         self._wakes.set()
 
     def afford(self, place: int) -> None:
         """Nothing is under way, and still there is no money for this prompt: another arm, or none at all."""
         table, prompt = self.plan.estimates, self.plan.prompts[place]
-        tried = self.supply.refused.setdefault(place, set())
+        tried = self.queue.refused.setdefault(place, set())
         fits = (table.quality[place] >= table.floor[place]) & np.isfinite(table.cost_usd[place])
         for arm in np.argsort(-table.quality[place], kind="stable").tolist():
             if arm in tried or not fits[arm] or table.arms[arm].via != "live":
                 continue
             tried.add(arm)
-            if self.asker.ready(prompt, self.ways(place, arm)).worst_nanousd <= self.free:
-                self.supply.arm[place] = arm
-                self.supply.put(place)
+            if self.asker.ready(prompt, self.arm_call(place, arm)).worst_nanousd <= self.free:
+                self.queue.arm[place] = arm
+                self.queue.put(place)
                 self.unafforded += 1
-                self.short = bool(self.supply.poor)
+                self.short = bool(self.queue.unfunded)
                 self._wakes.set()
                 return
         self._give_up(place)
@@ -406,14 +407,14 @@ class Runner:
 
     def look(self) -> None:
         """Now and then: keep the lease, learn what is wished, plan again, say how it goes."""
-        now = self.terms.now()
+        now = self.options.now()
         if now - self._looked_s < self._look_s:
             return
         self._looked_s = now
         if not self.wish and not self.ended_early:
             self.replanning.start_if_due(now)
         progress = progress_of(self)
-        self.terms.on_progress(progress)
+        self.options.on_progress(progress)
         self.lease.renew_if_due(progress)
 
     @property
@@ -437,10 +438,10 @@ class Runner:
 
     async def _sleep(self) -> None:
         """Until something ends or is due."""
-        now = self.terms.now()
-        due = [self._look_s, *(pace.opens_s - now for pace in self.paces.values() if pace.opens_s > now)]
-        if self.supply.wakes_s() is not None:
-            due.append((self.supply.wakes_s() or 0.0) - now)
+        now = self.options.now()
+        due = [self._look_s, *(limiter.opens_s - now for limiter in self.limiters.values() if limiter.opens_s > now)]
+        if self.queue.wakes_s() is not None:
+            due.append((self.queue.wakes_s() or 0.0) - now)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.001, min(due))):
                 await self._wakes.wait()
@@ -451,7 +452,7 @@ class Runner:
         await self.replanning.end()
         await self.lease.end()
         if self.tasks and not self.lost:
-            await asyncio.wait(self.tasks, timeout=self.terms.drain_s)
+            await asyncio.wait(self.tasks, timeout=self.options.drain_s)
         under_way = [*self.tasks, *self.parts]
         for task in under_way:
             task.cancel()

@@ -252,7 +252,7 @@ class Plan:
     """From the start of the run; infinite: none."""
     capacities: tuple[Capacity, ...] = ()
     usd_price: float = 0.0
-    """Quality points that a dollar is worth where no budget sets its price: `replan` by `Taste(usd_price=...)`."""
+    """Quality points that a dollar is worth where no budget sets its price: `replan` by `Objective(usd_price=...)`."""
     pilot: PilotReport | None = None
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)

@@ -75,9 +75,9 @@ def plan(
     """Plan which model answers each prompt, within budget and deadline, and show what that costs and is worth."""
     from rich.console import Console
 
-    from gateway.batch.plan import Order, plan_job
+    from gateway.batch.plan import PlanOptions, plan_job
     from gateway.batch.plan_report import as_json, draw, show
-    from gateway.batch.read import Terms
+    from gateway.batch.read import ReadOptions
     from gateway.commands.batch_run import problems_shown
 
     if plot is not None:
@@ -85,8 +85,8 @@ def plan(
     chosen = read_config(config)
     console = Console(stderr=json)
     folder = out or Path(f"{prompts.stem}.plan")
-    order = Order(
-        Terms(route, min_quality, ignore_models, "", chosen.server.max_messages, chosen.server.max_body_bytes),
+    options = PlanOptions(
+        ReadOptions(route, min_quality, ignore_models, "", chosen.server.max_messages, chosen.server.max_body_bytes),
         budget,
         math.inf if deadline is None else deadline,
         skip_bad,
@@ -96,9 +96,9 @@ def plan(
         concurrency,
         processes or _processes(prompts),
     )
-    asked = _pilot(chosen, order.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
+    asked = _pilot(chosen, options.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
     with problems_shown(Console(stderr=True), json), _progress(prompts, console) as seen, _clean_stdout(json):
-        found = plan_job(prompts, folder, order, shop_of(chosen), pilot=asked, on_progress=seen)
+        found = plan_job(prompts, folder, options, shop_of(chosen), pilot=asked, on_progress=seen)
     if plot is not None:
         draw(found, plot)
     if json:
@@ -112,10 +112,10 @@ def plan(
 def shop_of(config: Config) -> Any:
     """The gateway's routes with the routers that serve them now."""
     from gateway.app import open_book
-    from gateway.batch.shop import open_shop
+    from gateway.batch.context import open_context
     from gateway.settings import read_settings
 
-    return open_shop(config, open_book(config, read_settings(config.server.run_dir)))
+    return open_context(config, open_book(config, read_settings(config.server.run_dir)))
 
 
 def _mode(text: str) -> Any:

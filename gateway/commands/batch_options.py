@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.batch.length import seconds_of
+from gateway.batch.duration import seconds_of
 from gateway.config import MOST_USD
 
 

@@ -33,7 +33,7 @@ from gateway.commands.options import DATABASE, ConfigPath, Json, print_json, rea
 from gateway.errors import CallerError
 
 if TYPE_CHECKING:
-    from gateway.batch.command import Wanted
+    from gateway.batch.command import RunOptions
     from gateway.batch.jobs import Job
     from gateway.batch.jobs import Progress as Standing
 
@@ -66,7 +66,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Answer all prompts of a file within budget and deadline. After a crash, the same command goes on where it was."""
-    from gateway.batch.command import Wanted, run_job
+    from gateway.batch.command import RunOptions, run_job
 
     if (prompts is None) == (plan is None):
         raise CallerError("name a file of prompts, or a plan with --plan")
@@ -74,7 +74,7 @@ def run(
         raise CallerError(f"--engine must be embedded or ray, not {engine!r}")
     source = plan if prompts is None else prompts
     assert source is not None
-    wanted = Wanted(
+    wanted = RunOptions(
         source=source, planned=plan is not None, out=out, errors_out=errors,
         budget_usd=budget, deadline_s=math.inf if deadline is None else deadline,
         route=route, floor=min_quality, samples=counts(samples), cascade=cascade,
@@ -110,7 +110,7 @@ def problems_shown(console: Console, json: bool) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-async def _shown(config: Any, wanted: Wanted, run_job: Callable[..., Any], json: bool) -> Job:
+async def _shown(config: Any, wanted: RunOptions, run_job: Callable[..., Any], json: bool) -> Job:
     """With a progress bar on a terminal; SIGINT and SIGTERM end it in good order."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -204,7 +204,7 @@ def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) ->
 
 
 def _jobs(config: Path | None) -> Any:
-    from gateway.batch.room import open_jobs
+    from gateway.batch.runtime import open_jobs
 
     return open_jobs(read_config(config, DATABASE))
 

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from gateway.app import open_routers
 from gateway.batch.assign import assign
 from gateway.batch.frontier import point_of
-from gateway.batch.plan import Order, Shop, plan_job
+from gateway.batch.plan import PlanContext, PlanOptions, plan_job
 from gateway.batch.types import Arm, Estimates
 from gateway.config_load import parse
 from gateway.learn.evaluation import TrainTestSplit, rows_of
@@ -292,11 +292,11 @@ def at_scale(prompts: int, limited: bool) -> dict[str, Any]:
 def from_lines(lines: int, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         path = _batch_file(Path(place) / "in.jsonl", lines)
-        shop = _shop(Path(place))
-        order = Order(budget_usd=8e-5 * lines, processes=processes)
+        context = _shop(Path(place))
+        options = PlanOptions(budget_usd=8e-5 * lines, processes=processes)
         table: dict[str, Any] = {"lines": lines, "processes": processes, "file_gb": path.stat().st_size / 1e9}
         with measured(table):
-            plan = plan_job(path, Path(place) / "plan", order, shop)
+            plan = plan_job(path, Path(place) / "plan", options, context)
         return {**table, "gap_share": plan.assignment.gap_share, "prompts": len(plan.prompts)}
 
 
@@ -314,7 +314,7 @@ def _batch_file(path: Path, lines: int) -> Path:
     return path
 
 
-def _shop(folder: Path) -> Shop:
+def _shop(folder: Path) -> PlanContext:
     router: Any = open_router("default")
     names = list(router.learned.models)[:MODELS]
     table = {
@@ -329,7 +329,7 @@ def _shop(folder: Path) -> Shop:
     }  # fmt: skip
     config, problems = parse(table, {})
     assert config is not None, problems
-    return Shop(config, RouteBook(config, open_routers(config, Settings())))
+    return PlanContext(config, RouteBook(config, open_routers(config, Settings())))
 
 
 def alone(*arguments: str) -> dict[str, Any]:

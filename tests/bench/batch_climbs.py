@@ -20,7 +20,7 @@ from cascade.planner import PlanRequest
 from cascade.replay import LoggedModels, replayed
 from cascade.types import Limits
 from gateway.batch.climbs import with_climbs
-from gateway.batch.program import Taste
+from gateway.batch.program import Objective
 from gateway.batch.types import Arm, Estimates
 from routers.outcomes import DataError, Outcomes
 from routers.types import Choice, Estimate
@@ -59,7 +59,7 @@ class Climbs:
         """The job with arms that climb."""
         named = tuple(Arm(name) for name in self.tested.data.models)
         read = np.maximum(self.read_usd, job.cost_usd).astype(np.float32)
-        return with_climbs(_renamed(job, named), self.cascade, budget_usd, Taste(), read_usd=read)
+        return with_climbs(_renamed(job, named), self.cascade, budget_usd, Objective(), read_usd=read)
 
     def outcomes(self, job: Estimates, arm: NDArray[np.int16]) -> tuple[Matrix, Matrix]:
         """Dollars paid and score of every test row, each by its arm."""

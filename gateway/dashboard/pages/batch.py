@@ -13,9 +13,9 @@ from gateway.admin import plans, results
 from gateway.admin.guard import Actor, desk_of, operator, viewer
 from gateway.admin.results import What
 from gateway.admin.shapes.batch import PlanPoint, PlanRun, PlanWanted
-from gateway.batch.carry import PLANS
+from gateway.batch.duration import seconds_of
+from gateway.batch.execute import PLANS
 from gateway.batch.jobs import ENDED, Jobs
-from gateway.batch.length import seconds_of
 from gateway.dashboard.charts import Spot
 from gateway.dashboard.forms import Fields, picked, shaped
 from gateway.dashboard.page import render

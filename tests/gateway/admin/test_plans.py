@@ -107,8 +107,8 @@ def test_what_can_not_be_run_says_why(desk: Desk) -> None:
     assert bad.state == "refused" and len(bad.problems) == 2 and "line 2" in bad.problems[0]
     with pytest.raises(CallerError, match="refused"):
         plans.begin(desk, ANN, bad.id, PlanRun())
-    poor = planned(desk, budget_usd=1e-9)
-    assert poor.state == "refused" and poor.least_budget_usd is not None and poor.least_budget_usd > 1e-9
+    unfunded = planned(desk, budget_usd=1e-9)
+    assert unfunded.state == "refused" and unfunded.least_budget_usd is not None and unfunded.least_budget_usd > 1e-9
     assert planned(desk, prompts='{"prompt": "well"}\nnot json\n', skip_bad=True).prompts == 1
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gateway.batch.assign import replan
-from gateway.batch.carry import Paths, carry, shipping
+from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.jobs import Card, Job, Jobs, owner_name
-from gateway.batch.lease import Terms
+from gateway.batch.lease import RunnerOptions
 from gateway.batch.run import Endpoints, Runner
 from gateway.batch.types import Arm, Assignment, Duplicate, Estimates, Interval, Plan, Point, Prompts, PromptWriter
 from gateway.journal.schema import migrate, open_engine
@@ -122,9 +122,9 @@ async def carried(
     jobs = open_jobs(services)
     job = new_job(jobs, made, folder, **card)
     seen: list[Any] = []
-    terms = Terms(on_progress=seen.append)
+    options = RunnerOptions(on_progress=seen.append)
     async with shipping(services.spool_dir, jobs.engine):
-        job = await carry(services, jobs, job, made, ME, Paths(), terms, endpoints, on_start)
+        job = await execute(services, jobs, job, made, ME, LocalFiles(), options, endpoints, on_start)
     return Done(job, jobs, *(read(Path(path)) for path in (job.card.out, job.card.errors_out)), seen)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gateway.app import open_cascades, open_routers
-from gateway.batch.plan import Shop
+from gateway.batch.plan import PlanContext
 from gateway.batch.types import Arm, Capacity, Estimates
 from gateway.config import Config
 from gateway.config_load import parse
@@ -87,6 +87,6 @@ def config(folder: Path, **sections: Any) -> Config:
     return found
 
 
-def shop(folder: Path, **sections: Any) -> Shop:
+def plan_context(folder: Path, **sections: Any) -> PlanContext:
     chosen = config(folder, **sections)
-    return Shop(chosen, RouteBook(chosen, open_routers(chosen, Settings()), open_cascades(chosen)))
+    return PlanContext(chosen, RouteBook(chosen, open_routers(chosen, Settings()), open_cascades(chosen)))

@@ -211,7 +211,7 @@ async def owned(
     cache: str = "none", **extra: Any,
 ) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
     """A gateway in this process that runs jobs and ships its journal. `run`: the replica's own folder."""
-    from gateway.batch.carry import shipping
+    from gateway.batch.execute import shipping
 
     routes = [{"name": "auto", "models": ["small"], "cache": cache}]
     server = {"run_dir": str(tmp_path / run), "drain_timeout_s": 2.0}

@@ -12,7 +12,7 @@ from gateway.batch.arms import capacities_of, columns, endpoint_of, joined, with
 from gateway.batch.assign import assign
 from gateway.batch.types import Arm, Capacity
 from gateway.limits import Limit
-from tests.gateway.batch.planned import LARGE, MODELS, SMALL, config, estimates, shop
+from tests.gateway.batch.planned import LARGE, MODELS, SMALL, config, estimates, plan_context
 
 DAY_S = 86_400.0
 
@@ -77,11 +77,11 @@ def test_limits_of_providers_routes_and_keys_become_capacities(tmp_path: Path) -
     ]
     models = [{"provider": "up", **MODELS[0]}, {"provider": "up", **MODELS[1]},
               {"provider": "other", **MODELS[1], "weight": 3.0}]  # fmt: skip
-    home = shop(tmp_path, providers=providers, models=models,
+    context = plan_context(tmp_path, providers=providers, models=models,
                 routes=[{"name": "auto", "models": [SMALL, LARGE], "rpm": 120}])  # fmt: skip
     arms = (Arm(SMALL), Arm(LARGE, samples=2), Arm(LARGE, via="batch", window_s=DAY_S))
     found = capacities_of(
-        home.config, home.book, arms, routes=["auto"], concurrency=16, limits=[Limit("key:k", tpm=6_000)]
+        context.config, context.book, arms, routes=["auto"], concurrency=16, limits=[Limit("key:k", tpm=6_000)]
     )
     assert found == (
         Capacity("provider up: requests", 10.0, requests=(1.0, 0.5, 0.0)),

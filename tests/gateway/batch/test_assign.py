@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from gateway.batch.assign import assign, replan
 from gateway.batch.dual import least_load
 from gateway.batch.exact import Searched, exact
-from gateway.batch.program import BARE, NEVER, Program, Taste, hardened, program_of
+from gateway.batch.program import BARE, NEVER, Objective, Program, hardened, program_of
 from gateway.batch.types import UNASSIGNED, Arm, Assignment, Capacity, Estimates, Impossible
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
@@ -69,7 +69,7 @@ def test_a_small_job_is_assigned_as_well_as_branch_and_bound_can(seed: int, limi
     job = estimates(40, 5, seed)
     deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
     budget = budget_of(job, 0.4)
-    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, taste=BARE)
+    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, objective=BARE)
     best = exact(program_of(job, budget, deadline_s, limits))
     assert best.arm is not None and best.ended
     assert found.quality >= best.bound * 0.999
@@ -89,7 +89,7 @@ def test_an_unfinished_search_leaves_the_fast_ways_answer_and_its_bound(monkeypa
     job = estimates(40, 5, 1)
     limits = capacities(job, DEADLINE_S)
     budget = budget_of(job, 0.4)
-    whole = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+    whole = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, objective=BARE)
     asked: list[int] = []
 
     def cut(program: Program, *, gap: float) -> Searched:
@@ -97,7 +97,7 @@ def test_an_unfinished_search_leaves_the_fast_ways_answer_and_its_bound(monkeypa
         return exact(program, nodes=0, gap=gap)
 
     monkeypatch.setattr("gateway.batch.assign.exact", cut)
-    found = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+    found = assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, objective=BARE)
     assert asked == [40]
     assert uses(job, found, budget, DEADLINE_S, limits) <= 1.0 + 1e-9
     assert found.quality <= whole.quality
@@ -113,11 +113,11 @@ def test_a_search_that_saw_less_than_the_fast_way_changes_nothing(monkeypatch: p
     def seen(arm: Arms) -> Assignment:
         searched = Searched(arm, math.inf, ended=False)
         monkeypatch.setattr("gateway.batch.assign.exact", lambda program, gap: searched)
-        return assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, taste=BARE)
+        return assign(job, budget, deadline_s=DEADLINE_S, capacities=limits, objective=BARE)
 
     fast = seen(None)
-    poor = np.where(np.isfinite(job.cost_usd), -job.cost_usd, -np.inf).argmax(1).astype(np.int16)
-    assert (seen(poor).arm == fast.arm).all()
+    unfunded = np.where(np.isfinite(job.cost_usd), -job.cost_usd, -np.inf).argmax(1).astype(np.int16)
+    assert (seen(unfunded).arm == fast.arm).all()
 
 
 @pytest.mark.parametrize("limited", [False, True])
@@ -158,7 +158,7 @@ def test_answers_that_are_right_or_wrong_are_assigned_at_any_budget() -> None:
     job = replace(job, quality=right.astype(np.float32), cost_usd=job.cost_usd[:, ::-1].copy())  # the dearest first
     for share in np.geomspace(1e-3, 0.5, 60):
         budget = budget_of(job, float(share))
-        assert assign(job, budget, taste=BARE).cost_usd <= budget * (1 + 1e-6)
+        assert assign(job, budget, objective=BARE).cost_usd <= budget * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
@@ -168,7 +168,7 @@ def test_the_bound_meets_the_linear_program(share: float, limited: bool) -> None
     job = estimates(2_000, 8, 3)
     deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
     budget = budget_of(job, share)
-    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, taste=BARE)
+    found = assign(job, budget, deadline_s=deadline_s, capacities=limits, objective=BARE)
     best = relaxed(program_of(job, budget, deadline_s, limits))
     assert found.bound == pytest.approx(best, rel=2e-4)
     assert found.bound >= best - 1e-3
@@ -180,7 +180,7 @@ def test_a_cautious_plan_states_its_gap_on_predicted_quality() -> None:
     """Caution costs predicted quality; the bound is on quality without caution, and the gap below one percent."""
     job = estimates(3_000, 6, 5)
     budget = budget_of(job, 0.4)
-    bold, careful = (assign(job, budget, taste=taste) for taste in (BARE, Taste(caution=0.5)))
+    bold, careful = (assign(job, budget, objective=objective) for objective in (BARE, Objective(caution=0.5)))
     assert careful.bound >= bold.quality - 1e-6
     assert careful.quality <= bold.quality + 1e-6
     assert careful.gap_share < 0.01
@@ -189,7 +189,7 @@ def test_a_cautious_plan_states_its_gap_on_predicted_quality() -> None:
 def test_more_money_is_never_worse() -> None:
     """Predicted quality rises with the budget."""
     job = estimates(400, 6, 2)
-    found = [assign(job, budget_of(job, share), taste=BARE).quality for share in np.linspace(0.0, 1.1, 12) + 1e-6]
+    found = [assign(job, budget_of(job, share), objective=BARE).quality for share in np.linspace(0.0, 1.1, 12) + 1e-6]
     assert all(more >= less - 0.05 for less, more in pairwise(found))
     assert found[-1] > found[0]
 
@@ -198,7 +198,7 @@ def test_money_buys_the_best_arms_where_there_is_enough() -> None:
     """With money left over everybody gets the best arm, the cheaper of equals."""
     job = estimates(50, 4, 1, barred=0.0)
     twins = replace(job, quality=np.tile(job.quality[:, :1], (1, 4)))
-    found = assign(twins, 1e9, taste=Taste(caution=0.0))
+    found = assign(twins, 1e9, objective=Objective(caution=0.0))
     assert (found.arm == twins.cost_usd.argmin(1)).all()
     assert found.gap == pytest.approx(0.0, abs=1e-3)
 
@@ -297,7 +297,7 @@ def test_an_answer_that_alone_takes_longer_than_there_is_time_is_none() -> None:
 def test_a_price_per_dollar_holds_back_money_that_no_budget_holds() -> None:
     """Without a budget each prompt weighs quality against money by itself, as a live route does."""
     job = estimates(100, 5, 9)
-    found = assign(job, math.inf, taste=replace(BARE, usd_price=2_000.0))
+    found = assign(job, math.inf, objective=replace(BARE, usd_price=2_000.0))
     worth = np.where(np.isfinite(job.cost_usd), job.quality - 2_000.0 * job.cost_usd, -np.inf)
     assert (found.arm == worth.argmax(1)).all()
     assert found.gap == pytest.approx(0.0, abs=1e-3)
@@ -373,7 +373,7 @@ def test_large_jobs_start_from_a_sample_and_end_on_all_rows() -> None:
 def test_part_of_a_long_answers_price_is_given_back() -> None:
     """In proportion to what it costs beyond its arm's mean, up to three means; who may not answer still may not."""
     some = estimates(400, 3, 5, barred=0.1)
-    bare = program_of(some, 1.0, math.inf, (), taste=BARE)
+    bare = program_of(some, 1.0, math.inf, (), objective=BARE)
     found = hardened(bare, usd_price=10.0, share=0.5)
     able = bare.worth > NEVER / 2
     mean = np.where(able, bare.cost, 0).sum(0) / able.sum(0)

@@ -13,17 +13,17 @@ from cascade.evaluate import EstimatedRows, TrainingSettings, fitted, train
 from cascade.posterior import logit
 from gateway.batch.assign import assign
 from gateway.batch.climbs import cascade_of, climbing, with_climbs
-from gateway.batch.forecast import Learnt
-from gateway.batch.plan import Order, plan_job
-from gateway.batch.program import Taste
+from gateway.batch.forecast import CostRatios
+from gateway.batch.plan import PlanOptions, plan_job
+from gateway.batch.program import Objective
 from gateway.batch.types import Arm, Estimates, Plan
 from tests.cascade.test_posterior import part
 from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS
 from tests.gateway.batch.made import carried, chat, plan
-from tests.gateway.batch.planned import shop
+from tests.gateway.batch.planned import plan_context
 from tests.live import live
 
-TASTE = Taste()
+DEFAULT_OBJECTIVE = Objective()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: FittedCascade, tmp_
 def test_a_plan_with_climbs_is_worth_more(cascade: FittedCascade) -> None:
     """At a budget between the cheapest and the best model climbs raise the expected quality, within the budget."""
     plain, budget_usd = job(), 200 * 1.2e-4
-    wide = with_climbs(plain, cascade, budget_usd, TASTE)
+    wide = with_climbs(plain, cascade, budget_usd, DEFAULT_OBJECTIVE)
     assert [arm.label for arm in wide.arms[:3]] == list(MODELS)
     assert all(arm.label == f"{arm.model}, then better" and arm.rule >= 0 for arm in wide.arms[3:])
     alone, climbed = assign(plain, budget_usd), assign(wide, budget_usd)
@@ -93,16 +93,16 @@ def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: FittedCasc
     """The cascade was not learnt without it; a job that lacks a model altogether has no climbs."""
     barred = job()
     barred.cost_usd[:50, 2] = np.inf
-    wide = with_climbs(barred, cascade, 200 * 1.2e-4, TASTE)
+    wide = with_climbs(barred, cascade, 200 * 1.2e-4, DEFAULT_OBJECTIVE)
     assert np.isinf(wide.cost_usd[:50, 3:]).all() and np.isfinite(wide.cost_usd[50:, 3:]).all()
     other = replace(barred, arms=(*barred.arms[:2], Arm("unheard of")))
-    assert with_climbs(other, cascade, 1.0, TASTE) is other
+    assert with_climbs(other, cascade, 1.0, DEFAULT_OBJECTIVE) is other
 
 
 def test_no_money_is_too_little_to_climb(cascade: FittedCascade) -> None:
     """Where the budget is the cheapest model's, no arm is added for nothing."""
     plain = job()
-    assert with_climbs(plain, cascade, float(plain.cost_usd[:, 0].sum()) * 1.0001, TASTE) is plain
+    assert with_climbs(plain, cascade, float(plain.cost_usd[:, 0].sum()) * 1.0001, DEFAULT_OBJECTIVE) is plain
 
 
 async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
@@ -117,7 +117,7 @@ async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
     ]
     route = {"name": "auto", "models": list(MODELS), "router": "cheapest", "cascade": str(tmp_path / "c.safetensors")}
     scripts = {"small": [sure, unsure] * 2, "middle": [{"text": "A"}], "large": [{"text": "A"}]}
-    table = with_climbs(job(4), cascade, 4 * 1.2e-4, TASTE)
+    table = with_climbs(job(4), cascade, 4 * 1.2e-4, DEFAULT_OBJECTIVE)
     place = next(i for i, arm in enumerate(table.arms) if (arm.model, arm.rule >= 0) == ("small", True))
     bodies = [chat("auto", f"which {number}?", max_tokens=8) for number in range(4)]
     async with live(tmp_path, scripts=scripts, models=models, routes=[route]) as gateway:
@@ -142,24 +142,24 @@ def test_a_job_is_planned_with_its_routes_cascade(cascade: FittedCascade, tmp_pa
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"".join(chat("auto", f"which {number}?", max_tokens=200) + b"\n" for number in range(40)))
     routes = [{"name": "auto", "models": list(MODELS), "cascade": str(tmp_path / "c.safetensors")}]
-    home = shop(tmp_path, models=models, routes=routes)
-    order = Order(budget_usd=40 * 1.2e-4, frontier_points=3, cascade=True)
-    found = plan_job(path, tmp_path / "plan", order, home)
-    assert cascade_of(home.book.find("auto")) is not None
+    context = plan_context(tmp_path, models=models, routes=routes)
+    options = PlanOptions(budget_usd=40 * 1.2e-4, frontier_points=3, cascade=True)
+    found = plan_job(path, tmp_path / "plan", options, context)
+    assert cascade_of(context.book.find("auto")) is not None
     assert any(arm.rule >= 0 for arm in found.estimates.arms)
     assert Plan.load(tmp_path / "plan").estimates.arms == found.estimates.arms
-    plain = plan_job(path, tmp_path / "plain", replace(order, cascade=False), home)
+    plain = plan_job(path, tmp_path / "plain", replace(options, cascade=False), context)
     assert all(arm.rule < 0 for arm in plain.estimates.arms)
-    promised = shop(tmp_path, models=models, routes=[{**routes[0], "most_wrong": 0.2}])
+    promised = plan_context(tmp_path, models=models, routes=[{**routes[0], "most_wrong": 0.2}])
     assert cascade_of(promised.book.find("auto")) is None
 
 
 def test_climbs_are_paid_apart_from_single_answers() -> None:
     """What climbs cost over what was foretold doesn't correct the opener's own price."""
     arms = [Arm("small"), Arm("small", rule=2)]
-    learnt = Learnt(arms)
+    cost_ratios = CostRatios(arms)
     for _ in range(50):
-        learnt.add(arms[1].paid_as, 2.0, 1.0)
-        learnt.add(arms[0].paid_as, 1.0, 1.0)
-    alone, climbed = learnt.ratios().tolist()
+        cost_ratios.add(arms[1].paid_as, 2.0, 1.0)
+        cost_ratios.add(arms[0].paid_as, 1.0, 1.0)
+    alone, climbed = cost_ratios.ratios().tolist()
     assert alone == pytest.approx(1.0, abs=0.05) and climbed == pytest.approx(2.0, abs=0.1)

@@ -14,20 +14,19 @@ from cache.acceptance import Acceptance, Fitted, Terms
 from cache.key import Partition
 from cache.neighbours import FEATURES
 from gateway.batch.dedupe import Deduper, Mode, keys_of
-from gateway.batch.read import LineReader, Request
-from gateway.batch.read import Terms as JobTerms
+from gateway.batch.read import LineReader, ReadOptions, Request
 from gateway.routes import RouteBook
 from routers.features import shipped_featurizer
-from tests.gateway.batch.planned import LARGE, SMALL, shop
+from tests.gateway.batch.planned import LARGE, SMALL, plan_context
 
 
 def book_of(folder: Path, cache: str) -> RouteBook:
-    return shop(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
+    return plan_context(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
 
 
 def request(book: RouteBook, text: str, **body: Any) -> Request:
     record = {"custom_id": "a", "body": {"model": "auto", "messages": [{"role": "user", "content": text}], **body}}
-    found = LineReader(book, JobTerms()).judge(1, json.dumps(record).encode())
+    found = LineReader(book, ReadOptions()).judge(1, json.dumps(record).encode())
     assert isinstance(found, Request)
     return found
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from gateway.batch.carry import Paths, carry, shipping
-from gateway.batch.endpoint import Upstreams
+from gateway.batch.endpoint import ProviderEndpoints
+from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.jobs import Jobs, Part, owner_name
-from gateway.batch.lease import Terms
+from gateway.batch.lease import RunnerOptions
 from gateway.batch.types import Arm
 from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
 from tests.live import live
@@ -39,7 +39,7 @@ def asked(folder: Path, count: int, **more: Any) -> Any:
 async def test_a_providers_batch_endpoint_answers_at_its_discount(tmp_path: Path) -> None:
     """Every answer from one uploaded file, the money half of the live price, in the journal like any other."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 30), tmp_path, endpoints=endpoints)
         paid = [await gateway.decision(item.decision_id) for item in done.jobs.items(done.job.id)]
         made = list(gateway.upstream.batches.batches.values())
@@ -57,7 +57,7 @@ async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> No
     """Lines it answers 500 come back and get live answers; none is lost, none twice."""
     scripts = {"small": [*[{"status": 500}] * 4, {}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, **CHEAP) as gateway:
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
     assert done.job.state == "completed" and len(done.output) == 10 and done.errors == []
     assert gateway.upstream.seen.requests == 10 + 4
@@ -99,7 +99,7 @@ async def test_a_provider_in_trouble_is_waited_for(tmp_path: Path, faults: Any, 
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         broken = Faults(gateway.upstream.batches, *faults)
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
         await gateway.rest()
     assert broken.faults == [] and len(gateway.upstream.batches.batches) == 1
@@ -142,7 +142,7 @@ async def test_a_line_that_nobody_foresaw_holds_up_no_job(tmp_path: Path, spoil:
             batches.files[batch["output_file_id"]] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
         batches._finish = finish_spoilt  # type: ignore[method-assign]
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         async with asyncio.timeout(30):
             done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
         await gateway.rest()
@@ -159,7 +159,7 @@ async def test_what_was_paid_and_is_gone_is_not_paid_again(tmp_path: Path, gone:
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         gateway.upstream.batches.polls = 2
         Faults(gateway.upstream.batches, *[("GET", gone, 404, True)] * 20)
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
         paid = [await gateway.decision(item.decision_id) for item in done.jobs.items(done.job.id)]
         await gateway.rest()
@@ -175,7 +175,7 @@ async def test_a_batch_that_is_not_known_at_once_is_waited_for(tmp_path: Path, m
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         Faults(gateway.upstream.batches, *[("GET", "/batch_scripted_0", 404, False)] * 2)
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
     (batch,) = gateway.upstream.batches.batches.values()
     assert batch["status"] == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
@@ -185,7 +185,7 @@ async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, 
     """They are asked one by one: a job that waits for a part that nobody carries would never end."""
     monkeypatch.setattr("gateway.batch.endpoint.peek", lambda *given: 1 / 0)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         async with asyncio.timeout(30):
             done = await carried(gateway.services, asked(tmp_path, 4), tmp_path, endpoints=endpoints)
         await gateway.rest()
@@ -198,7 +198,7 @@ async def test_an_endpoint_that_does_not_answer_is_done_without(tmp_path: Path, 
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         Faults(gateway.upstream.batches, *[fault] * 10)
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
     assert gateway.upstream.batches.batches == {} and done.job.state == "completed" and len(done.output) == 10
 
@@ -210,7 +210,7 @@ async def test_a_batch_that_is_over_before_it_is_cancelled_keeps_its_answers(tmp
         batches.polls = 2
         Faults(batches, ("POST", "/cancel", 409, False))
         done = await carried(
-            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=Upstreams(gateway.services, 0.01, 100.0),
+            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01, 100.0),
             deadline_s=time.time() + 60,
         )  # fmt: skip
     assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
@@ -229,7 +229,7 @@ async def test_a_database_that_is_away_holds_up_a_part_but_not_for_good(tmp_path
             put(self, part, now_s)
 
         monkeypatch.setattr(Jobs, "put_part", away)
-        endpoints = Upstreams(gateway.services, 0.01)
+        endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 10), tmp_path, endpoints=endpoints)
     assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
@@ -242,7 +242,8 @@ async def test_a_cancelled_job_hands_nothing_to_a_provider(tmp_path: Path) -> No
         job = jobs.find(new_job(jobs, made, tmp_path).id)
         job.wish = jobs.ask(job.id, "cancel", time.time()).wish
         async with shipping(services.spool_dir, jobs.engine):
-            over = await carry(services, jobs, job, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+            endpoints = ProviderEndpoints(services, 0.01)
+            over = await execute(services, jobs, job, made, ME, LocalFiles(), RunnerOptions(), endpoints)
         assert over.state == "cancelled" and gateway.upstream.batches.batches == {}
         assert gateway.upstream.seen.requests == 0
 
@@ -252,7 +253,7 @@ async def test_a_part_that_would_be_late_is_taken_back(tmp_path: Path) -> None:
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         gateway.upstream.batches.polls = 10**6
         done = await carried(
-            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=Upstreams(gateway.services, 0.01, 10.0),
+            gateway.services, asked(tmp_path, 10), tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01, 10.0),
             deadline_s=time.time() + 12,
         )  # fmt: skip
         (made,) = gateway.upstream.batches.batches.values()
@@ -270,7 +271,7 @@ async def test_a_runner_that_died_finds_its_batch_again(tmp_path: Path, forget: 
         job = new_job(jobs, made, tmp_path)
         async with shipping(services.spool_dir, jobs.engine):
             dying = asyncio.create_task(
-                carry(services, jobs, job, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+                execute(services, jobs, job, made, ME, LocalFiles(), RunnerOptions(), ProviderEndpoints(services, 0.01))
             )
             while not any(part.upstream for part in jobs.parts(job.id)):
                 await asyncio.sleep(0.01)
@@ -283,6 +284,7 @@ async def test_a_runner_that_died_finds_its_batch_again(tmp_path: Path, forget: 
             gateway.upstream.batches.polls = 1
             again = jobs.claim(job.id, owner_name(), time.time() + 60)
             assert again is not None
-            over = await carry(services, jobs, again, made, ME, Paths(), Terms(), Upstreams(services, 0.01))
+            endpoints = ProviderEndpoints(services, 0.01)
+            over = await execute(services, jobs, again, made, ME, LocalFiles(), RunnerOptions(), endpoints)
     assert over.state == "completed" and over.progress.done == 10
     assert len(gateway.upstream.batches.batches) == 1 and gateway.upstream.seen.requests == 10

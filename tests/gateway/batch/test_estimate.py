@@ -10,43 +10,43 @@ import numpy as np
 import pytest
 
 from gateway.batch.estimate import Forecasts, forecasts
-from gateway.batch.plan import Shop
-from gateway.batch.read import LineReader, Request, Terms
+from gateway.batch.plan import PlanContext
+from gateway.batch.read import LineReader, ReadOptions, Request
 from routers.bandit import Bandit
 from routers.estimators.ensemble import Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_router
 from routers.plugin import PluginRouter
 from routers.types import Knobs
-from tests.gateway.batch.planned import LARGE, MODELS, SMALL, shop
+from tests.gateway.batch.planned import LARGE, MODELS, SMALL, plan_context
 
 TEXTS = ("What is 2 + 2?", "Prove that there are infinitely many primes.", "def f(x):\n    return x", "hi " * 40)
 
 
-def requests(shop: Shop, *bodies: dict[str, Any]) -> list[Request]:
+def requests(context: PlanContext, *bodies: dict[str, Any]) -> list[Request]:
     found = []
     for row, body in enumerate(bodies):
         record = json.dumps({"custom_id": f"r{row}", "body": {"model": "auto", **body}}).encode()
-        request = LineReader(shop.book, Terms()).judge(row + 1, record)
+        request = LineReader(context.book, ReadOptions()).judge(row + 1, record)
         assert isinstance(request, Request), request
         found.append(request)
     return found
 
 
-def chats(shop: Shop, *texts: str, **fields: Any) -> list[Request]:
-    return requests(shop, *({"messages": [{"role": "user", "content": text}], **fields} for text in texts))
+def chats(context: PlanContext, *texts: str, **fields: Any) -> list[Request]:
+    return requests(context, *({"messages": [{"role": "user", "content": text}], **fields} for text in texts))
 
 
-def estimated(shop: Shop, asked: list[Request]) -> Forecasts:
-    return forecasts(asked, tuple(shop.book.models), shipped_featurizer())
+def estimated(context: PlanContext, asked: list[Request]) -> Forecasts:
+    return forecasts(asked, tuple(context.book.models), shipped_featurizer())
 
 
-def assert_as_live(shop: Shop, asked: list[Request], found: Forecasts, *, sd: bool = True) -> None:
+def assert_as_live(context: PlanContext, asked: list[Request], found: Forecasts, *, sd: bool = True) -> None:
     """Every finite cell is what the route's router forecasts for that request."""
-    route = shop.book.routes["auto"]
+    route = context.book.routes["auto"]
     router = route.router
     assert isinstance(router, PluginRouter | Bandit)
-    names = list(shop.book.models)
+    names = list(context.book.models)
     for row, request in enumerate(asked):
         told = request.call.described
         query = shipped_featurizer().describe(
@@ -67,11 +67,11 @@ def test_the_shipped_router_is_asked_in_bulk(tmp_path: Path, names: list[str]) -
     """Trained models by their ridge, a pool with an unknown one by ease and price, as live."""
     models = [{"provider": "up", **model} for model in MODELS]
     models.append({"provider": "up", "name": "never-heard-of", "output_usd_per_mtok": 1.0})
-    home = shop(tmp_path, models=models, routes=[{"name": "auto", "models": names}])
-    asked = chats(home, *TEXTS) + chats(home, *TEXTS, max_tokens=20)
-    found = estimated(home, asked)
-    assert_as_live(home, asked, found, sd=False)
-    known = [name in (SMALL, LARGE) and len(names) == 2 for name in home.book.models]
+    context = plan_context(tmp_path, models=models, routes=[{"name": "auto", "models": names}])
+    asked = chats(context, *TEXTS) + chats(context, *TEXTS, max_tokens=20)
+    found = estimated(context, asked)
+    assert_as_live(context, asked, found, sd=False)
+    known = [name in (SMALL, LARGE) and len(names) == 2 for name in context.book.models]
     assert found.learned.tolist() == known
 
 
@@ -108,35 +108,37 @@ def test_a_trained_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path
     models = [{"provider": "up", **model} for model in MODELS]
     models.append({"provider": "up", "name": "new", "output_usd_per_mtok": 1.0})
     route = {"name": "auto", "models": [SMALL, LARGE, "new"], "router": str(artefact)}
-    home = shop(tmp_path, models=models, routes=[route])
-    asked = chats(home, *TEXTS)
-    found = estimated(home, asked)
-    assert_as_live(home, asked, found)
+    context = plan_context(tmp_path, models=models, routes=[route])
+    asked = chats(context, *TEXTS)
+    found = estimated(context, asked)
+    assert_as_live(context, asked, found)
     assert found.learned.tolist() == found.measured.tolist() == [True, True, False]
     assert np.isfinite(found.latency_s[:, :2]).all() and np.isnan(found.latency_s[:, 2]).all()
 
 
 def test_jobs_are_estimated_by_the_weights_for_jobs(tmp_path: Path) -> None:
     """Where a router learnt some: a live request is told another quality."""
-    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": str(trained(tmp_path))}])
-    router = home.book.routes["auto"].router
+    router = str(trained(tmp_path))
+    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": router}])
+    router = context.book.routes["auto"].router
     assert isinstance(router, PluginRouter) and router.learned is not None
-    asked = chats(home, *TEXTS)
-    before, quality = estimated(home, asked), router.learned.quality
+    asked = chats(context, *TEXTS)
+    before, quality = estimated(context, asked), router.learned.quality
     assert isinstance(quality, Ensemble)
     quality.job_weights, quality.job_stretch = (0.0, 1.0, 0.0, 0.0), 1.0
-    after = estimated(home, asked)
+    after = estimated(context, asked)
     vectors = shipped_featurizer().vectors([request.call.described for request in asked])
     alone, _ = quality.members["linear"].predict(router.learned.projection.apply(vectors).astype(float))
-    places = [router.learned.place[model] for model in home.book.models]
+    places = [router.learned.place[model] for model in context.book.models]
     np.testing.assert_allclose(after.quality, alone[:, places], atol=1e-5)
     assert not np.allclose(before.quality, after.quality, atol=1e-3)
 
 
 def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
     """What it has learnt since its base was trained counts in a job too."""
-    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": str(trained(tmp_path))}])
-    base = home.book.routes["auto"].router
+    router = str(trained(tmp_path))
+    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": router}])
+    base = context.book.routes["auto"].router
     assert isinstance(base, PluginRouter) and base.learned is not None
     bandit = Bandit(base, base.learned.projection)
     query = shipped_featurizer().describe("why number 3")
@@ -144,15 +146,15 @@ def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
         bandit.learn(query.vector, SMALL, 0.4, 1e-5)
     from dataclasses import replace
 
-    home.book.routes["auto"] = replace(home.book.routes["auto"], router=bandit)
-    asked = chats(home, *TEXTS)
-    assert_as_live(home, asked, estimated(home, asked))
+    context.book.routes["auto"] = replace(context.book.routes["auto"], router=bandit)
+    asked = chats(context, *TEXTS)
+    assert_as_live(context, asked, estimated(context, asked))
 
 
 def test_several_answers_cost_as_many(tmp_path: Path) -> None:
     """`n` multiplies what is written, not what is read."""
-    home = shop(tmp_path)
-    one, three = (estimated(home, chats(home, "hello", n=n)) for n in (1, 3))
+    context = plan_context(tmp_path)
+    one, three = (estimated(context, chats(context, "hello", n=n)) for n in (1, 3))
     np.testing.assert_allclose(three.output_tokens, 3 * one.output_tokens)
     assert (three.cost_usd > 2.5 * one.cost_usd).all() and (three.cost_usd <= 3 * one.cost_usd).all()
 
@@ -160,13 +162,14 @@ def test_several_answers_cost_as_many(tmp_path: Path) -> None:
 def test_models_that_may_not_answer_are_barred_as_live(tmp_path: Path) -> None:
     """Context, tools, and what a request may cost; the reasons are told where nobody is left."""
     models = [{"provider": "up", **MODELS[0], "tools": False}, {"provider": "up", **MODELS[1]}]
-    home = shop(tmp_path, models=models)
+    context = plan_context(tmp_path, models=models)
     tool = {"type": "function", "function": {"name": "f"}}
     asked = [
-        *chats(home, "hi"), *chats(home, "hi " * 2_000), *chats(home, "hi " * 9_000), *chats(home, "hi", tools=[tool]),
-        *chats(home, "hi", headgate={"max_cost_usd": 1e-4}), *chats(home, "hi", headgate={"max_cost_usd": 1e-9}),
+        *chats(context, "hi"), *chats(context, "hi " * 2_000), *chats(context, "hi " * 9_000),
+        *chats(context, "hi", tools=[tool]),
+        *chats(context, "hi", headgate={"max_cost_usd": 1e-4}), *chats(context, "hi", headgate={"max_cost_usd": 1e-9}),
     ]  # fmt: skip
-    found = estimated(home, asked)
+    found = estimated(context, asked)
     assert np.isfinite(found.cost_usd).tolist() == [
         [True, True], [False, True], [False, False], [False, True], [True, False], [False, False],
     ]  # fmt: skip
@@ -177,8 +180,9 @@ def test_models_that_may_not_answer_are_barred_as_live(tmp_path: Path) -> None:
 def test_a_router_that_knows_no_quality_keeps_its_say(tmp_path: Path) -> None:
     """Rules decide which models may answer; among those, quality is the prior by price."""
     rules = [{"keywords": ["urgent"], "model": LARGE}, {"weights": {SMALL: 1.0, LARGE: 1.0}}]
-    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": "rules", "rules": rules}])
-    found = estimated(home, chats(home, "an urgent matter", "no hurry"))
+    route = {"name": "auto", "models": [SMALL, LARGE], "router": "rules", "rules": rules}
+    context = plan_context(tmp_path, routes=[route])
+    found = estimated(context, chats(context, "an urgent matter", "no hurry"))
     assert np.isfinite(found.cost_usd).tolist() == [[False, True], [True, True]]
     assert not found.learned.any()
     assert (found.quality[:, 1] > found.quality[:, 0]).all()
@@ -186,23 +190,23 @@ def test_a_router_that_knows_no_quality_keeps_its_say(tmp_path: Path) -> None:
 
 def test_lines_of_several_routes_and_pinned_models_go_together(tmp_path: Path) -> None:
     """Each line's own models have estimates, the others are barred."""
-    home = shop(tmp_path)
-    asked = [*chats(home, "hi"), *chats(home, "hi", headgate={"models": [LARGE]})]
+    context = plan_context(tmp_path)
+    asked = [*chats(context, "hi"), *chats(context, "hi", headgate={"models": [LARGE]})]
     record = json.dumps({"custom_id": "p", "body": {"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}})
-    pinned = LineReader(home.book, Terms()).judge(3, record.encode())
+    pinned = LineReader(context.book, ReadOptions()).judge(3, record.encode())
     assert isinstance(pinned, Request)
-    found = estimated(home, [*asked, pinned])
+    found = estimated(context, [*asked, pinned])
     assert np.isfinite(found.cost_usd).tolist() == [[True, True], [False, True], [True, False]]
     assert np.isfinite(found.quality[np.isfinite(found.cost_usd)]).all()
 
 
 def test_no_requests_are_no_estimates(tmp_path: Path) -> None:
     """A block of bad lines only."""
-    assert estimated(shop(tmp_path), []).quality.shape == (0, 2)
+    assert estimated(plan_context(tmp_path), []).quality.shape == (0, 2)
 
 
 def test_the_routes_knobs_bind_its_lines(tmp_path: Path) -> None:
     """A route's own cap on cost bars models as live."""
-    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "max_cost_usd": 1e-4}])
-    assert home.book.routes["auto"].knobs == Knobs(max_cost_usd=1e-4)
-    assert np.isfinite(estimated(home, chats(home, "hi")).cost_usd).tolist() == [[True, False]]
+    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "max_cost_usd": 1e-4}])
+    assert context.book.routes["auto"].knobs == Knobs(max_cost_usd=1e-4)
+    assert np.isfinite(estimated(context, chats(context, "hi")).cost_usd).tolist() == [[True, False]]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gateway.batch.carry import Paths, carry, shipping
+from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.files import CHUNK_BYTES, Files
-from gateway.batch.forget import forget_batches
 from gateway.batch.jobs import LEASE_S, Card, Jobs, Progress, is_gone, owner_name
-from gateway.batch.lease import LostLease, Terms
+from gateway.batch.lease import LostLease, RunnerOptions
+from gateway.batch.retention import delete_expired_batches
 from gateway.batch.types import Arm
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import DecisionRecord, JobStartRecord
@@ -134,7 +134,7 @@ def test_old_jobs_and_expired_files_go_and_running_ones_stay(jobs: Jobs) -> None
     files = Files(jobs.engine)
     files.add("t", "batch_output", "a", [b"x"], NOW, expires_s=NOW - 1)
     kept = files.add("t", "batch", "b", [b"y"], NOW)
-    assert forget_batches(jobs.engine, NOW, 30.0) == 2 and forget_batches(jobs.engine, NOW, 30.0) == 0
+    assert delete_expired_batches(jobs.engine, NOW, 30.0) == 2 and delete_expired_batches(jobs.engine, NOW, 30.0) == 0
     assert [job.id for job in jobs.page("t")] == [running.id] and list(jobs.items(old.id)) == []
     assert files.page("t") == [kept]
 
@@ -153,7 +153,7 @@ async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path
 
         def running(job):  # type: ignore[no-untyped-def]
             return asyncio.create_task(
-                carry(gateway.services, jobs, job, made, ME, Paths(), Terms(), None, runners.append)
+                execute(gateway.services, jobs, job, made, ME, LocalFiles(), RunnerOptions(), None, runners.append)
             )
 
         async with shipping(gateway.services.spool_dir, jobs.engine):
@@ -201,14 +201,14 @@ async def test_a_job_stays_its_runners_while_no_call_is_under_way(
             time.sleep(seconds)
             taken.append(jobs.claim(job.id, owner_name(), time.time()))
 
-        class Slow(Paths):
+        class Slow(LocalFiles):
             def write(self, *given: object) -> None:
                 is_taken_in(1.5)
                 super().write(*given)  # type: ignore[arg-type]
 
         gateway.services.spool.append(JobStartRecord(job="another", index=1, time_s=NOW))
         await gateway.services.spool.sync()
-        carrying = asyncio.create_task(carry(gateway.services, jobs, job, made, ME, Slow(), Terms()))
+        carrying = asyncio.create_task(execute(gateway.services, jobs, job, made, ME, Slow(), RunnerOptions()))
         await asyncio.to_thread(is_taken_in, 1.5)
         async with shipping(gateway.services.spool_dir, jobs.engine):
             over = await carrying
@@ -225,5 +225,5 @@ async def test_a_job_that_another_took_before_it_began_asks_nothing(tmp_path: Pa
         assert jobs.claim(job.id, owner_name(), time.time() + 2 * LEASE_S) is not None
         async with shipping(gateway.services.spool_dir, jobs.engine):
             with pytest.raises(LostLease):
-                await carry(gateway.services, jobs, job, made, ME, Paths(), Terms())
+                await execute(gateway.services, jobs, job, made, ME, LocalFiles(), RunnerOptions())
     assert gateway.upstream.seen.requests == 0

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from gateway.app import open_routers
 from gateway.batch.dedupe import Deduper
-from gateway.batch.gather import Gathered, Gathering, gather
+from gateway.batch.gather import Gathered, GatherOptions, gather
 from gateway.batch.pilot import Observation, Sample, agrees, asked, chosen_cells, pilot_of, updated
-from gateway.batch.read import LineReader, Terms
+from gateway.batch.read import LineReader, ReadOptions
 from gateway.batch.scan import Scanner
 from gateway.config import Config
 from gateway.config_load import parse
@@ -129,12 +129,12 @@ def gathered(folder: Path, url: str, models: list[dict[str, Any]]) -> tuple[Conf
     config, problems = parse(table(url, folder, models, {"routes": routes}), {"UP_KEY": "sk-up"})
     assert config is not None, problems
     book = RouteBook(config, open_routers(config, Settings()))
-    scanner = Scanner(LineReader(book, Terms()), tuple(book.models), "default", "none")
+    scanner = Scanner(LineReader(book, ReadOptions()), tuple(book.models), "default", "none")
     records = [
         (row + 1, json.dumps({"prompt": f"{row}: 2 + 2 = ?", "reference": "4", "max_tokens": 50}).encode())
         for row in range(20)
     ]
-    how = Gathering(scanner, Deduper(shipped_featurizer()), folder / "prompts.jsonl")
+    how = GatherOptions(scanner, Deduper(shipped_featurizer()), folder / "prompts.jsonl")
     return config, gather(iter(records), how)
 
 

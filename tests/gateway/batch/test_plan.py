@@ -13,11 +13,11 @@ import pytest
 
 from gateway.batch.gather import Gathered
 from gateway.batch.pilot import Observation, updated
-from gateway.batch.plan import Order, Shop, live_price, plan_job, shares
-from gateway.batch.read import Terms
+from gateway.batch.plan import PlanContext, PlanOptions, live_price, plan_job, shares
+from gateway.batch.read import ReadOptions
 from gateway.batch.types import ARRAYS_FILE, PLAN_FILE, PROMPTS_FILE, BadJob, Impossible, Plan, PromptWriter
 from gateway.errors import CallerError, UnknownModel
-from tests.gateway.batch.planned import LARGE, MODELS, SMALL, shop
+from tests.gateway.batch.planned import LARGE, MODELS, SMALL, plan_context
 
 QUESTIONS = [f"What is {number} times {number}, and why?" for number in range(60)]
 
@@ -32,9 +32,9 @@ def batch(path: Path, texts: Sequence[str], **body: Any) -> Path:
     return path
 
 
-def planned(folder: Path, texts: Sequence[str] = QUESTIONS, home: Shop | None = None, **order: Any) -> Plan:
-    wanted = Order(**{"budget_usd": 0.02, "frontier_points": 4, **order})
-    return plan_job(batch(folder / "in.jsonl", texts), folder / "plan", wanted, home or shop(folder))
+def planned(folder: Path, texts: Sequence[str] = QUESTIONS, context: PlanContext | None = None, **options: Any) -> Plan:
+    wanted = PlanOptions(**{"budget_usd": 0.02, "frontier_points": 4, **options})
+    return plan_job(batch(folder / "in.jsonl", texts), folder / "plan", wanted, context or plan_context(folder))
 
 
 def test_a_plan_answers_every_prompt_within_the_budget(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_bad_lines_are_all_reported_and_nothing_is_left_behind(tmp_path: Path) -
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'"fine"\n{broken\n"also fine"\n{"prompt": "x", "model": "nope"}\n')
     with pytest.raises(BadJob) as caught:
-        plan_job(path, tmp_path / "plan", Order(budget_usd=1.0), shop(tmp_path))
+        plan_job(path, tmp_path / "plan", PlanOptions(budget_usd=1.0), plan_context(tmp_path))
     assert [(one.line, one.code) for one in caught.value.problems] == [(2, "invalid_json"), (4, "model_not_found")]
     assert "2 of 4" in caught.value.message
     assert not (tmp_path / "plan").exists()
@@ -115,7 +115,7 @@ def test_good_lines_go_on_where_bad_ones_are_skipped(tmp_path: Path) -> None:
     path.write_bytes(
         b'{"id": "a", "prompt": "one"}\n{broken\n{"id": "a", "prompt": "two"}\n{"id": "b", "prompt": "three"}\n'
     )
-    plan = plan_job(path, tmp_path / "plan", Order(budget_usd=1.0, skip_bad=True), shop(tmp_path))
+    plan = plan_job(path, tmp_path / "plan", PlanOptions(budget_usd=1.0, skip_bad=True), plan_context(tmp_path))
     assert [prompt.custom_id for prompt in plan.prompts] == ["a", "b"]
     assert [(one.line, one.code) for one in plan.problems] == [(2, "invalid_json"), (3, "duplicate_custom_id")]
     assert Plan.load(tmp_path / "plan").problems == plan.problems
@@ -127,41 +127,41 @@ def test_an_input_of_nothing_but_bad_lines_is_refused_even_where_they_are_skippe
         path = tmp_path / "in.jsonl"
         path.write_bytes(content)
         with pytest.raises(BadJob) as caught:
-            plan_job(path, tmp_path / "plan", Order(budget_usd=1.0, skip_bad=True), shop(tmp_path))
+            plan_job(path, tmp_path / "plan", PlanOptions(budget_usd=1.0, skip_bad=True), plan_context(tmp_path))
         assert caught.value.problems[-1].code == "empty_file"
 
 
 def test_impossible_budgets_and_deadlines_are_refused_with_what_would_do(tmp_path: Path) -> None:
     """Before anything is spent."""
-    limited = shop(
+    limited = plan_context(
         tmp_path, providers=[{"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "rpm": 60}]
     )
     with pytest.raises(Impossible) as caught:
-        planned(tmp_path, home=limited, budget_usd=1e-7)
+        planned(tmp_path, context=limited, budget_usd=1e-7)
     assert 1e-7 < caught.value.least_budget_usd < 0.02
     with pytest.raises(Impossible) as caught:
-        planned(tmp_path, home=limited, deadline_s=30.0)
+        planned(tmp_path, context=limited, deadline_s=30.0)
     assert caught.value.least_deadline_s == pytest.approx(60.0, rel=0.03)
-    assert planned(tmp_path, home=limited, deadline_s=62.0).assignment.finish_s <= 62.0
+    assert planned(tmp_path, context=limited, deadline_s=62.0).assignment.finish_s <= 62.0
 
 
 @pytest.mark.parametrize(
-    ("order", "error"),
+    ("options", "error"),
     [({"budget_usd": -1.0}, CallerError), ({"budget_usd": math.nan}, CallerError), ({"deadline_s": 0.0}, CallerError),
-     ({"terms": Terms(route="nowhere")}, UnknownModel)],
+     ({"reading": ReadOptions(route="nowhere")}, UnknownModel)],
 )  # fmt: skip
-def test_orders_that_make_no_sense_are_refused(tmp_path: Path, order: dict[str, Any], error: type[Exception]) -> None:
+def test_orders_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any], error: type[Exception]) -> None:
     """Without reading the input."""
     with pytest.raises(error):
-        planned(tmp_path, **order)
+        planned(tmp_path, **options)
 
 
 def test_without_a_budget_the_route_decides_what_a_dollar_is_worth(tmp_path: Path) -> None:
     """A route that weighs cost heavily spends less; each prompt's arm is the live router's own choice."""
     costs = []
     for weight in (0.0, 0.8, 1.0):
-        home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "cost_weight": weight}])
-        plan = planned(tmp_path, home=home, budget_usd=None)
+        context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "cost_weight": weight}])
+        plan = planned(tmp_path, context=context, budget_usd=None)
         assert math.isinf(plan.budget_usd) and math.isinf(Plan.load(tmp_path / "plan").budget_usd)
         assert plan.chosen.budget_usd == pytest.approx(plan.assignment.cost_usd)
         costs.append(plan.assignment.cost_usd)
@@ -174,8 +174,8 @@ def test_a_route_with_a_floor_and_no_budget_buys_the_cheapest_that_meets_it(tmp_
     """As the live route does."""
     free = planned(tmp_path).estimates.quality
     floor = float(np.sort(free[:, 0])[30])
-    home = shop(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "min_quality": floor}])
-    plan = planned(tmp_path, home=home, budget_usd=None)
+    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "min_quality": floor}])
+    plan = planned(tmp_path, context=context, budget_usd=None)
     meets = plan.estimates.quality >= floor - 1e-7
     expected = np.where(meets, plan.estimates.cost_usd, np.inf).argmin(1)
     assert (plan.assignment.arm == expected).all()
@@ -191,10 +191,10 @@ def test_a_models_price_alone_sets_no_rate(tmp_path: Path) -> None:
         gathered.append(found)
         return found.estimates, None
 
-    home = shop(tmp_path, models=models)
+    context = plan_context(tmp_path, models=models)
     path = batch(tmp_path / "in.jsonl", QUESTIONS)
-    plan_job(path, tmp_path / "plan", Order(), home, pilot=keep)
-    assert live_price(gathered[0].estimates, gathered[0], home.book) == 0.0
+    plan_job(path, tmp_path / "plan", PlanOptions(), context, pilot=keep)
+    assert live_price(gathered[0].estimates, gathered[0], context.book) == 0.0
 
 
 def test_a_pilots_findings_and_cost_are_in_the_plan(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_pilots_findings_and_cost_are_in_the_plan(tmp_path: Path) -> None:
         return updated(gathered.estimates, seen)
 
     plain = planned(tmp_path)
-    order = Order(budget_usd=0.02, frontier_points=3)
-    plan = plan_job(tmp_path / "in.jsonl", tmp_path / "other", order, shop(tmp_path), pilot=pilot)
+    options = PlanOptions(budget_usd=0.02, frontier_points=3)
+    plan = plan_job(tmp_path / "in.jsonl", tmp_path / "other", options, plan_context(tmp_path), pilot=pilot)
     assert plan.pilot is not None and plan.pilot.calls == plan.pilot.scored == 40
     assert plan.budget_usd == pytest.approx(0.02 - plan.pilot.cost_usd)
     np.testing.assert_allclose(plan.estimates.cost_usd[:, 0], 1.9 * plain.estimates.cost_usd[:, 0], rtol=0.06)
@@ -222,12 +222,12 @@ def test_a_floor_that_a_pilot_puts_out_of_reach_is_reported(tmp_path: Path) -> N
         seen = [Observation(row, arm, True, 1e-4, 10.0, 1.0, 0.0) for row in range(60) for arm in (0, 1)]
         return updated(gathered.estimates, seen)
 
-    path, home = batch(tmp_path / "in.jsonl", QUESTIONS), shop(tmp_path)
-    terms = Terms(floor=0.3)
+    path, context = batch(tmp_path / "in.jsonl", QUESTIONS), plan_context(tmp_path)
+    reading = ReadOptions(floor=0.3)
     with pytest.raises(BadJob) as caught:
-        plan_job(path, tmp_path / "plan", Order(terms, 1.0), home, pilot=pilot)
+        plan_job(path, tmp_path / "plan", PlanOptions(reading, 1.0), context, pilot=pilot)
     assert caught.value.problems[0].code == "floor_unreachable"
-    plan = plan_job(path, tmp_path / "plan", Order(terms, 1.0, skip_bad=True), home, pilot=pilot)
+    plan = plan_job(path, tmp_path / "plan", PlanOptions(reading, 1.0, skip_bad=True), context, pilot=pilot)
     rows = np.arange(60)
     best = plan.estimates.quality.max(1)
     missed = best < 0.3
@@ -238,11 +238,11 @@ def test_a_floor_that_a_pilot_puts_out_of_reach_is_reported(tmp_path: Path) -> N
 def test_batch_endpoints_and_samples_are_arms_of_the_plan(tmp_path: Path) -> None:
     """Considered beside single live answers where asked for or configured."""
     provider = {"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "batch_discount": 0.5}
-    home = shop(tmp_path, providers=[provider], models=[{"provider": "up", **model} for model in MODELS])
-    plan = planned(tmp_path, home=home, samples=(2,))
+    context = plan_context(tmp_path, providers=[provider], models=[{"provider": "up", **model} for model in MODELS])
+    plan = planned(tmp_path, context=context, samples=(2,))
     assert [arm.label for arm in plan.estimates.arms] == [
         SMALL, LARGE, f"{SMALL} x2", f"{LARGE} x2", f"{SMALL} (batch)", f"{LARGE} (batch)",
     ]  # fmt: skip
     assert {plan.estimates.arms[arm].via for arm in plan.assignment.arm.tolist()} >= {"batch"}
-    hurried = planned(tmp_path, home=home, deadline_s=3_600.0)
+    hurried = planned(tmp_path, context=context, deadline_s=3_600.0)
     assert all(arm.via == "live" for arm in hurried.estimates.arms)

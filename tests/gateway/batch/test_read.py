@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.batch.dedupe import keys_of
-from gateway.batch.read import LineReader, Request, Terms
+from gateway.batch.read import LineReader, ReadOptions, Request
 from gateway.batch.types import Problem
 from gateway.routes import RouteBook
-from tests.gateway.batch.planned import LARGE, SMALL, shop
+from tests.gateway.batch.planned import LARGE, SMALL, plan_context
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> RouteBook:
-    return shop(tmp_path_factory.mktemp("read")).book
+    return plan_context(tmp_path_factory.mktemp("read")).book
 
 
 def line(**fields: Any) -> bytes:
@@ -33,14 +33,14 @@ def asked(**body: Any) -> bytes:
     )  # fmt: skip
 
 
-def good(book: RouteBook, record: bytes, terms: Terms | None = None) -> Request:
-    found = LineReader(book, terms or Terms()).judge(7, record)
+def good(book: RouteBook, record: bytes, options: ReadOptions | None = None) -> Request:
+    found = LineReader(book, options or ReadOptions()).judge(7, record)
     assert isinstance(found, Request), found
     return found
 
 
-def bad(book: RouteBook, record: bytes, terms: Terms | None = None) -> Problem:
-    found = LineReader(book, terms or Terms()).judge(7, record)
+def bad(book: RouteBook, record: bytes, options: ReadOptions | None = None) -> Problem:
+    found = LineReader(book, options or ReadOptions()).judge(7, record)
     assert isinstance(found, Problem), found
     assert found.line == 7
     assert found.message
@@ -77,12 +77,16 @@ def test_a_prompt_stands_alone(book: RouteBook, name: str) -> None:
         {"headgate": {"unknown": 1}},
     ],
 )
-@pytest.mark.parametrize("terms", [Terms(), Terms(floor=0.2, ignore_models=True), Terms(url="/v1/embeddings")])
-def test_a_usual_line_says_what_it_says_field_by_field(book: RouteBook, body: dict[str, Any], terms: Terms) -> None:
+@pytest.mark.parametrize(
+    "options", [ReadOptions(), ReadOptions(floor=0.2, ignore_models=True), ReadOptions(url="/v1/embeddings")]
+)
+def test_a_usual_line_says_what_it_says_field_by_field(
+    book: RouteBook, body: dict[str, Any], options: ReadOptions
+) -> None:
     """The short way for lines as documented finds what the long way does, faults included."""
     usual = asked(**body)
     odd = json.dumps({**json.loads(usual), "method": "post"}).encode()
-    reader = LineReader(book, terms)
+    reader = LineReader(book, options)
     one, other = reader.judge(7, usual), reader.judge(7, odd)
     assert type(one) is type(other)
     if isinstance(one, Request) and isinstance(other, Request):
@@ -126,14 +130,14 @@ def test_columns_of_a_plain_prompt_shape_its_body(book: RouteBook) -> None:
 def test_lines_keep_their_model_unless_the_job_says_otherwise(book: RouteBook) -> None:
     """A named model is pinned; a job that ignores names sends it to the route."""
     assert [model.name for model in good(book, asked(model=LARGE)).route.models] == [LARGE]
-    rerouted = good(book, asked(model="gpt-unheard-of"), Terms(ignore_models=True))
+    rerouted = good(book, asked(model="gpt-unheard-of"), ReadOptions(ignore_models=True))
     assert rerouted.route.name == "auto"
     assert json.loads(rerouted.body)["model"] == "auto"
 
 
 def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) -> None:
     """The nearest wins."""
-    job = Terms(floor=0.2)
+    job = ReadOptions(floor=0.2)
     assert good(book, asked(), job).floor == 0.2
     assert good(book, asked(headgate={"min_quality": 0.5}), job).floor == 0.5
     assert good(book, line(prompt="hi", floor="0.7"), job).floor == 0.7
@@ -183,7 +187,7 @@ def test_every_fault_of_a_line_is_named(book: RouteBook, record: bytes, code: st
 
 def test_a_job_for_one_endpoint_refuses_lines_for_others(book: RouteBook) -> None:
     """As OpenAI's batches do."""
-    assert bad(book, asked(), Terms(url="/v1/embeddings")).code == "mismatched_url"
+    assert bad(book, asked(), ReadOptions(url="/v1/embeddings")).code == "mismatched_url"
 
 
 def test_a_problem_says_its_line_and_id(book: RouteBook) -> None:
@@ -207,7 +211,7 @@ _fields = st.dictionaries(
 @given(record=st.one_of(st.binary(max_size=60), _fields.map(lambda fields: json.dumps(fields).encode())))
 def test_no_line_can_break_the_reader(book: RouteBook, record: bytes) -> None:
     """Whatever a line holds, it is a request or a problem with that line's number."""
-    found = LineReader(book, Terms()).judge(7, record)
+    found = LineReader(book, ReadOptions()).judge(7, record)
     assert found.line == 7
 
 
@@ -236,11 +240,11 @@ OPTIONS = st.sampled_from([
 @settings(max_examples=60, deadline=None)
 def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: list[tuple[Any, Any]]) -> None:
     """What a reader has seen of a job saves work and changes nothing: not what is asked, not its key, no problem."""
-    together = LineReader(book, Terms())
+    together = LineReader(book, ReadOptions())
     for number, (messages, options) in enumerate([*asked, *asked], 1):
         body = {"model": "auto", "messages": messages, **options}
         record = line(custom_id="a", method="POST", url="/v1/chat/completions", body=body)
-        found, alone = together.judge(number, record), LineReader(book, Terms()).judge(number, record)
+        found, alone = together.judge(number, record), LineReader(book, ReadOptions()).judge(number, record)
         if isinstance(alone, Problem):
             assert found == alone
             continue
@@ -255,7 +259,7 @@ def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: 
 
 def test_lines_with_the_same_options_are_judged_once(book: RouteBook) -> None:
     """They share a mould, unlike lines with others; a body that hides its messages in a text of its own has none."""
-    reader = LineReader(book, Terms())
+    reader = LineReader(book, ReadOptions())
     first, second, other = (reader.judge(1, asked(**body)) for body in ({"n": 1}, {"n": 1}, {"n": 2}))
     assert isinstance(first, Request) and isinstance(second, Request) and isinstance(other, Request)
     assert first.mould is second.mould is not None and other.mould is not first.mould

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.batch.read import LineReader, Terms
+from gateway.batch.read import LineReader, ReadOptions
 from gateway.batch.scan import BLOCK_LINES, Line, Scanner, scanned
 from gateway.batch.types import Problem
-from tests.gateway.batch.planned import shop
+from tests.gateway.batch.planned import plan_context
 
 
-def scanner(folder: Path, terms: Terms | None = None) -> Scanner:
-    home = shop(folder)
-    return Scanner(LineReader(home.book, terms or Terms()), tuple(home.book.models), "team", "route")
+def scanner(folder: Path, options: ReadOptions | None = None) -> Scanner:
+    context = plan_context(folder)
+    return Scanner(LineReader(context.book, options or ReadOptions()), tuple(context.book.models), "team", "route")
 
 
 def lines(count: int) -> Iterator[Line]:
@@ -49,7 +49,7 @@ def test_a_prompt_over_every_context_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_floor_that_no_model_reaches_is_a_problem(tmp_path: Path) -> None:
     """Said with the best that there is."""
-    found = scanner(tmp_path, Terms(floor=0.999)).scan([(1, b'"hi"')])
+    found = scanner(tmp_path, ReadOptions(floor=0.999)).scan([(1, b'"hi"')])
     assert (found.problems[0].code, len(found.good)) == ("floor_unreachable", 0)
 
 

@@ -11,7 +11,7 @@ FIRST = 8.0
 LEAST = 1.0
 
 
-class Pace:
+class ConcurrencyLimiter:
     """Of one model."""
 
     def __init__(self, most: int) -> None:

@@ -15,7 +15,7 @@ from cache.link import Link
 from cache.memory import MemoryStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
-from gateway.batch.plan import Shop
+from gateway.batch.plan import PlanContext
 from gateway.config import Config
 from gateway.routes import Route, RouteBook
 from routers.features import shipped_featurizer
@@ -25,15 +25,15 @@ log = logging.getLogger("headgate.batch")
 REDIS_TIMEOUT_S = 5.0
 
 
-def open_shop(config: Config, book: RouteBook) -> Shop:
+def open_context(config: Config, book: RouteBook) -> PlanContext:
     """Blocks; call it off the event loop."""
     semantic = [route for route in book.routes.values() if route.config.cache == "semantic"]
     if not (semantic and config.storage.redis_url):
-        return Shop(config, book)
-    return Shop(config, book, asyncio.run(heard_rules(str(config.storage.redis_url), semantic)))
+        return PlanContext(config, book)
+    return PlanContext(config, book, asyncio.run(replicated_rules(str(config.storage.redis_url), semantic)))
 
 
-async def heard_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Acceptance]:
+async def replicated_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Acceptance]:
     """Each route's acceptance rule, fitted to every verdict that its replicas have told each other."""
     link = Link(redis_url, timeout_s=REDIS_TIMEOUT_S)
     try:

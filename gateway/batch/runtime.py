@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.app import build, close
-from gateway.batch.carry import shipping
+from gateway.batch.execute import shipping
 from gateway.batch.jobs import Jobs
 from gateway.budgets import restore
 from gateway.config import Config
@@ -28,7 +28,7 @@ READY_TIMEOUT_S = 120.0
 
 
 @dataclass(slots=True)
-class Room:
+class JobRuntime:
     services: Services
     jobs: Jobs
 
@@ -45,7 +45,7 @@ def open_jobs(config: Config) -> Jobs:
 
 
 @asynccontextmanager
-async def room(config: Config, *, ships: bool = True) -> AsyncIterator[Room]:
+async def job_runtime(config: Config, *, ships: bool = True) -> AsyncIterator[JobRuntime]:
     """Everything a job needs, until the context ends. Raises ConfigError."""
     jobs = await asyncio.to_thread(open_jobs, config)
     async with AsyncExitStack() as stack:
@@ -62,7 +62,7 @@ async def room(config: Config, *, ships: bool = True) -> AsyncIterator[Room]:
             log.warning("what was spent before can't be read yet: %s", error)
         chores = [asyncio.create_task(chore()) for chore in services.chores]
         stack.callback(lambda: [chore.cancel() for chore in chores])
-        yield Room(services, jobs)
+        yield JobRuntime(services, jobs)
 
 
 async def _start_managed(config: Config, stack: AsyncExitStack) -> None:

@@ -19,7 +19,7 @@ FILE_PATIENCE_S = 300.0
 T = TypeVar("T")
 
 
-class Desk:
+class BatchStore:
     """One per worker. The stores are synchronous, and opening them may wait for a database: never on the event loop."""
 
     def __init__(self, journal: Reader, run_dir: str) -> None:

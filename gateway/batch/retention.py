@@ -12,7 +12,7 @@ from gateway.journal.tables import file_chunks, files, job_items, job_parts, job
 _AT_ONCE = 100
 
 
-def forget_batches(engine: sa.Engine, now_s: float, keep_days: float) -> int:
+def delete_expired_batches(engine: sa.Engine, now_s: float, keep_days: float) -> int:
     """Deletes what is over and older than that, some per transaction; how many jobs and files. A running job stays."""
     gone = 0
     old = sa.select(jobs.c.id).where(jobs.c.state.in_(ENDED), jobs.c.created_s < now_s - keep_days * 86400.0)

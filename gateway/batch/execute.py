@@ -17,10 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import results
 from gateway.batch.jobs import ENDED, Job, Jobs, State
-from gateway.batch.lease import Terms, kept
+from gateway.batch.lease import RunnerOptions, kept
+from gateway.batch.prompt_queue import DONE, FAILED
 from gateway.batch.results import Result
 from gateway.batch.run import Endpoints, Runner
-from gateway.batch.supply import DONE, FAILED
 from gateway.batch.types import Plan
 from gateway.errors import HeadgateError
 from gateway.journal.durable import Complaint, database_said
@@ -45,7 +45,7 @@ class Sink(Protocol):
         ...
 
 
-class Paths:
+class LocalFiles:
     """Results as the files that the job names."""
 
     def write(self, job: Job, found: Iterable[Result]) -> None:
@@ -58,12 +58,12 @@ class Paths:
             ) from error
 
 
-async def carry(
-    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, sink: Sink, terms: Terms,
+async def execute(
+    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, sink: Sink, options: RunnerOptions,
     endpoints: Endpoints | None = None, on_start: Callable[[Runner], None] | None = None,
 ) -> Job:  # fmt: skip
     """Run a claimed job to its end, or until its runner is stopped. Raises LostLease."""
-    runner = await take_over(services, jobs, job, plan, caller, terms)
+    runner = await take_over(services, jobs, job, plan, caller, options)
     if on_start is not None:
         on_start(runner)
     await runner.run(endpoints)
@@ -75,18 +75,18 @@ async def carry(
 
 
 async def take_over(
-    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, terms: Terms
+    services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, options: RunnerOptions
 ) -> Runner:
     """A runner that knows all that any earlier one of this job has recorded."""
-    async with kept(jobs, job, job.progress, terms):
+    async with kept(jobs, job, job.progress, options):
         await shipped(services.spool_dir, jobs.engine)
     at_risk = await asyncio.to_thread(jobs.write_off, job)
     spent = await asyncio.to_thread(jobs.spent, job.id)
     items = await asyncio.to_thread(lambda: list(jobs.items(job.id)))
     parts = await asyncio.to_thread(jobs.parts, job.id)
     state: State = "running" if not job.wish else job.state
-    await asyncio.to_thread(jobs.change, job, state, terms.clock())
-    runner = Runner(services, jobs, job, plan, caller, terms, spent + at_risk)
+    await asyncio.to_thread(jobs.change, job, state, options.clock())
+    runner = Runner(services, jobs, job, plan, caller, options, spent + at_risk)
     runner.resume(items, parts)
     return runner
 
@@ -111,12 +111,12 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
 
 
 async def _finish(jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
-    clock = runner.terms.clock
+    clock = runner.options.clock
     why: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
-    state = runner.supply.state
+    state = runner.queue.state
     if why == "expired" and ((state == DONE) | (state == FAILED)).all():
         why = "completed"
-    async with kept(jobs, job, runner.last, runner.terms):
+    async with kept(jobs, job, runner.last, runner.options):
         await asyncio.to_thread(jobs.change, job, "finalizing", clock())
         stored = await _stored(jobs, job, runner)
         if stored:
@@ -129,9 +129,9 @@ async def _finish(jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) 
 
 async def _stored(jobs: Jobs, job: Job, runner: Runner) -> bool:
     """Every answer is in the database; False: a runner that is stopped waits no longer."""
-    state = runner.supply.state
+    state = runner.queue.state
     ended = int(((state == DONE) | (state == FAILED)).sum()) + runner.ended_elsewhere
-    patience_s = runner.terms.drain_s
+    patience_s = runner.options.drain_s
     while await asyncio.to_thread(jobs.ended_count, job.id) < ended:
         await asyncio.sleep(POLL_S)  # another process ships
         patience_s -= POLL_S if runner.stopped else 0.0

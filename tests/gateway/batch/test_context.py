@@ -13,22 +13,22 @@ from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
-from gateway.batch.plan import Shop
-from gateway.batch.shop import open_shop
+from gateway.batch.context import open_context
+from gateway.batch.plan import PlanContext
 from gateway.routes import RouteBook
 from routers.features import shipped_featurizer
-from tests.gateway.batch.planned import LARGE, SMALL, config, shop
+from tests.gateway.batch.planned import LARGE, SMALL, config, plan_context
 from tests.gateway.redis_server import RedisServer
 
 
-def opened(folder: Path, redis_url: str, cache: str = "semantic") -> Shop:
+def opened(folder: Path, redis_url: str, cache: str = "semantic") -> PlanContext:
     chosen = config(
         folder,
         routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}],
         storage={"url": f"sqlite:///{folder}/journal.db", "redis_url": redis_url},
     )
-    book: RouteBook = shop(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
-    return open_shop(chosen, book)
+    book: RouteBook = plan_context(folder, routes=[{"name": "auto", "models": [SMALL, LARGE], "cache": cache}]).book
+    return open_context(chosen, book)
 
 
 async def tell(redis_url: str, verdicts: int) -> None:

@@ -20,7 +20,7 @@ answer, has failed for good.
 """
 
 
-class Supply:
+class PromptQueue:
     """The prompts of one job."""
 
     def __init__(self, arms: Sequence[Arm], arm: NDArray[np.int16]) -> None:
@@ -32,7 +32,7 @@ class Supply:
         """Calls made of a prompt."""
         self.refused: dict[int, set[int]] = {}
         """Arms that there was no money for, by prompt."""
-        self.poor: deque[int] = deque()
+        self.unfunded: deque[int] = deque()
         """Waiting for money that calls under way still hold."""
         self._lines: list[deque[int]] = [deque() for _ in arms]
         self._later: list[tuple[float, int]] = []
@@ -55,10 +55,10 @@ class Supply:
         self.state[place] = WAITS
         heapq.heappush(self._later, (at_s, place))
 
-    def put_poor(self, place: int) -> None:
+    def put_unfunded(self, place: int) -> None:
         """To be asked when money comes free."""
         self.state[place] = WAITS
-        self.poor.append(place)
+        self.unfunded.append(place)
 
     def wake(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
@@ -85,10 +85,10 @@ class Supply:
                 return place
         return None
 
-    def take_poor(self) -> int | None:
-        if not self.poor:
+    def take_unfunded(self) -> int | None:
+        if not self.unfunded:
             return None
-        place = self.poor.popleft()
+        place = self.unfunded.popleft()
         self.state[place] = BUSY
         return place
 
@@ -108,7 +108,7 @@ class Supply:
     @property
     def is_dry(self) -> bool:
         """Nobody stands in a line or waits, though some prompts may be without an arm."""
-        waits = bool(self._later or self.poor)
+        waits = bool(self._later or self.unfunded)
         return not waits and not ((self.state == OPEN) & (self.arm != UNASSIGNED)).any()
 
     def rest(self) -> NDArray[np.intp]:
