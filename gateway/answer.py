@@ -202,11 +202,7 @@ class Answering:
     def choose(self, exchange: Exchange) -> None:
         """Make a plan of the router's choice, and shrink the hold to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
-        plan = self.plan(exchange, choice)
-        if exchange.route.solved is not None:
-            call, tenant = exchange.call, exchange.caller.tenant
-            plan = exchange.route.solved.shown_in(plan, chat_messages(call), call.described.text, tenant, choice)
-        exchange.plan = plan
+        plan = exchange.plan = self.with_cases(exchange, self.plan(exchange, choice), choice)
         models = [step.model for step in (*plan.steps, *plan.fallbacks)]
         if exchange.route.repeats or len(models) < len(exchange.route.names):
             exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
@@ -279,6 +275,22 @@ class Answering:
         pick = bandit.choose(exchange.query.vector, next(self.s.draws), exchange.caller.explore)
         exchange.strategy_pick = pick
         return pick.arm
+
+    def with_cases(self, exchange: Exchange, plan: Plan, choice: Choice) -> Plan:
+        """Show solved cases to the models that need them; withhold them by chance, so that their worth can be told.
+
+        By a draw, not a hash of the decision's id: failed checks are thinned out by that (gateway/learn/rounds.py).
+        """
+        solved, call, caller = exchange.route.solved, exchange.call, exchange.caller
+        if solved is None:
+            return plan
+        shown, count = solved.shown_in(plan, chat_messages(call), call.described.text, caller.tenant, choice)
+        if not count:
+            return plan
+        exchange.cases_withheld = exchange.route.config.solved_withheld if caller.explore else 0.0
+        withheld = next(self.s.draws) < exchange.cases_withheld
+        exchange.cases_shown = 0 if withheld else count
+        return plan if withheld else shown
 
     # -- drive
 

@@ -221,6 +221,9 @@ class RouteConfig(_Section, frozen=True):
     answer well without."""
     solved_most: Annotated[int, Meta(ge=1, le=32)] = 4
     """Cases shown to a model that is expected to fail; fewer the better it is, none where it is good enough."""
+    solved_withheld: Share = 0.1
+    """Of the requests that cases were found for, the share that is shown none, drawn at random, which tells whether
+    cases help. 0: nothing does."""
     check: list[str] = []
     """Command that reads an answer on standard input; exit status 0 says it is right, 1 that it is wrong."""
     check_timeout_s: Seconds = 5.0

@@ -36,7 +36,7 @@ _ROUTE: tuple[_Needs, ...] = (
     (("check",), lambda r: _ways(r) != {"none"}, "judges answers that a cascade may send back, and there is none"),
     (("check_timeout_s",), lambda r: bool(r.check), "is read with `check` only"),
     (("gather_most", "gather_tokens"), lambda r: r.gather_ms > 0, "is read where gather_ms is above 0 only"),
-    (("solved_most",), lambda r: bool(r.solved), "is read with `solved` only"),
+    (("solved_most", "solved_withheld"), lambda r: bool(r.solved), "is read with `solved` only"),
     (("cache_ttl_s",), lambda r: r.cache != "none", "is read with a cache only"),
     (("cache_eps", "cache_rule"), lambda r: r.cache == "semantic", "is read by the semantic cache only"),
     (("cache_judge",), lambda r: r.cache == "semantic" or r.cascade == "certified",

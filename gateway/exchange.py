@@ -92,6 +92,9 @@ class Exchange(msgspec.Struct):
     draw: float | None = None
     """The random number that the router chose with."""
     plan: Plan | None = None
+    cases_shown: int | None = None
+    """As in the decision's record; None: no solved cases were found, or none looked for."""
+    cases_withheld: float = 0.0
     hit: Hit | None = None
     directive: Directive | None = None
     similar: Similar | None = None

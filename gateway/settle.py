@@ -84,6 +84,8 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         thresholds=tuple(_finite(step.accept_at) for step in plan.steps) if plan else (),
         strategy=exchange.strategy_pick.arm if exchange.strategy_pick else "",
         strategies=exchange.strategy_pick.probabilities if exchange.strategy_pick else {},
+        cases_shown=exchange.cases_shown,
+        cases_withheld=exchange.cases_withheld,
         attempts=tuple([attempt_record(attempt) for attempt in exchange.attempts]),
         verdict=exchange.verdict.reason if exchange.verdict else "",
         answered_model=exchange.answered_by,

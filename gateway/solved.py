@@ -45,15 +45,19 @@ class SolvedCases:
     """No `most` cases have more; a token is at least one byte."""
     featurizer: Featurizer
 
-    def shown_in(self, plan: Plan, messages: Sequence[Message], question: str, tenant: str, choice: Choice) -> Plan:
-        """The plan with cases before the question of each step that is not expected to do well enough without."""
+    def shown_in(
+        self, plan: Plan, messages: Sequence[Message], question: str, tenant: str, choice: Choice
+    ) -> tuple[Plan, int]:
+        """The plan with cases before the question of each step that is not expected to do well enough without, and how
+        many the step that sees most is shown; 0: there are none to show.
+        """
         store = self.stores.get(tenant)
         if store is None or not messages or plan.strategy is not None:
-            return plan
+            return plan, 0
         quality = {estimate.model: estimate.quality for estimate in choice.estimates}
         counts = [demonstrations_for(quality.get(step.model, float("nan")), self.most) for step in plan.steps]
         if not any(counts):
-            return plan
+            return plan, 0
         nearest = store.nearest(meaning(self.featurizer, question), max(counts), exclude=question)
         pairs = [(case.question, case.answer) for case in nearest]
         steps = [
@@ -62,7 +66,7 @@ class SolvedCases:
             else step
             for step, count in zip(plan.steps, counts, strict=True)
         ]
-        return replace(plan, steps=tuple(steps))
+        return replace(plan, steps=tuple(steps)), min(max(counts), len(pairs))
 
 
 def meaning(featurizer: Featurizer, text: str) -> Vector:

@@ -24,12 +24,14 @@ models = ["tiny-small"]
 router = "cheapest"
 solved = "{cases}"
 solved_most = {most}
+solved_withheld = 0.0
 [[routes]]                    # as many as the estimated quality lacks
 name = "shown-as-needed"
 models = ["tiny-small"]
 router = "{router}"
 solved = "{cases}"
 solved_most = {most}
+solved_withheld = 0.0
 [[routes]]
 name = "climbed"
 models = ["tiny-small", "tiny-large"]
@@ -46,6 +48,7 @@ cascade = "confidence"
 accept_at = {accept_at}
 solved = "{cases}"
 solved_most = {most}
+solved_withheld = 0.0
 [[routes]]                    # what was asked before is answered as before
 name = "climbed-remembered"
 models = ["tiny-small", "tiny-large"]

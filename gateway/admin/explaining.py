@@ -7,7 +7,7 @@ from math import floor, inf, log10
 from gateway.config import Config
 from gateway.journal.outcome import explored_nanousd, kept_attempt
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
-from gateway.journal.view import miss_told
+from gateway.journal.view import cases_told, miss_told
 
 MEANINGS = {
     "unhealthy": "every deployment of it had failed lately and was being left alone",
@@ -40,6 +40,8 @@ def summary_of(record: DecisionRecord, config: Config) -> list[str]:
         said.append(f"The client named {record.model} itself, so nothing was to be decided.")
     else:
         said += [_choice(record, config), *_unseen(record, config), *_excluded(record)]
+    if cases := cases_told(record.cases_shown):
+        said.append(f"{cases[0].upper()}{cases[1:]}.")
     said += _attempts(record)
     if record.status >= 400 and record.model:
         said.append(f"The client got an error: {record.error} ({record.status}).")

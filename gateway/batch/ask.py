@@ -166,7 +166,7 @@ class Asker:
 
     def __init__(self, services: Services, job: str, caller: Caller) -> None:
         self.job = job
-        self.caller = caller
+        self.caller = replace(caller, explore=False)  # nobody learns from a job's rounds
         self.spool = JobSpool(services.spool)
         self.book = JobBook(services)
         self.s = replace(services, spool=self.spool, book=self.book)

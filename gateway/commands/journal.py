@@ -265,7 +265,7 @@ def _publish(config: Config, store: Any) -> None:
 
 
 def _show_decision(view: dict[str, Any]) -> None:
-    from gateway.journal.view import miss_told
+    from gateway.journal.view import cases_told, miss_told
 
     console = Console(markup=False)
     ended = f"{view['status']} {view['error']}".rstrip()
@@ -275,6 +275,8 @@ def _show_decision(view: dict[str, Any]) -> None:
                   f"propensity {view['propensity']}, cost ${view['cost_usd']:.9f}, cache {view['cache']}")
     if missed := miss_told(view["cache_why"]):
         console.print(f"semantic cache: {missed}")
+    if cases := cases_told(view["cases_shown"]):
+        console.print(cases)
     table = _folding("candidate", "quality", "cost", "probability", "", title="Candidates")
     for one in view["candidates"]:
         quality, cost = one.get("quality"), one.get("cost_usd")

@@ -131,6 +131,11 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """Drawn from those that the route learns among; empty: it has one."""
     strategies: dict[str, float] = {}
     """Each one's probability."""
+    cases_shown: int | None = None
+    """Solved cases before the question of whichever model of the plan was to see most; 0: some were found, and were
+    withheld to measure their worth. None: none were found, or none looked for."""
+    cases_withheld: float = 0.0
+    """With which probability those found were to be withheld."""
 
     attempts: tuple[AttemptRecord, ...] = ()
     verdict: str = ""

@@ -42,6 +42,15 @@ def miss_told(why: Mapping[str, Any]) -> str:
     return f"{said} (similarity {why['similarity']:.3f})" if "similarity" in why else said
 
 
+def cases_told(shown: int | None) -> str:
+    """What `cases_shown` says, in words; empty where no solved cases were found, or none looked for."""
+    if shown is None:
+        return ""
+    if not shown:
+        return "solved cases were found but withheld, to measure their worth"
+    return "1 solved case was shown" if shown == 1 else f"{shown} solved cases were shown"
+
+
 def decision_view(record: DecisionRecord) -> dict[str, Any]:
     """What `GET /v1/decisions/{id}` and `headgate explain` show."""
     fields = {

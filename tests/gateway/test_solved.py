@@ -10,11 +10,16 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.batch.ask import ArmCall, Asker
+from gateway.batch.prompts import Prompt
+from gateway.batch.types import Arm
 from gateway.config_load import parse
 from gateway.errors import ConfigError
 from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
+from gateway.keys import ANYONE
+from gateway.learn.rounds import drawn_of
 from gateway.learn.solved import solved_cases
 from gateway.solved import open_solved
 from tests.live import Live, live
@@ -35,16 +40,17 @@ def cases(folder: Path, lines: list[dict[str, Any]] | None = None) -> str:
 
 
 def route(folder: Path, **more: Any) -> dict[str, Any]:
-    shown = {"solved": cases(folder), "solved_most": 2}
+    shown = {"solved": cases(folder), "solved_most": 2, "solved_withheld": 0.0}
     return {"name": "auto", "models": ["small"], "router": "cheapest", **shown, **more}
 
 
-async def ask(gateway: Live, question: str = QUESTION) -> tuple[list[dict[str, str]], httpx.Response]:
-    """The messages that the upstream saw, and what the client heard."""
+async def ask(gateway: Live, question: str = QUESTION, key: str = "") -> tuple[list[dict[str, str]], httpx.Response]:
+    """The messages that the upstream saw last, and what the client heard."""
     system = {"role": "system", "content": "Be brief."}
     body = {"model": "auto", "messages": [system, {"role": "user", "content": question}], "max_tokens": 8}
     async with httpx.AsyncClient(timeout=60) as client:
-        answer = await client.post(gateway.url + "/v1/chat/completions", json=body)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        answer = await client.post(gateway.url + "/v1/chat/completions", json=body, headers=headers)
     return msgspec.json.decode(gateway.upstream.seen.recent[-1]["body"])["messages"], answer
 
 
@@ -55,6 +61,7 @@ async def test_the_nearest_cases_stand_before_the_question(tmp_path: Path) -> No
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
         await gateway.rest()
     assert [message["role"] for message in seen] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert record.cases_shown == 2 and record.cases_withheld == 0.0
     assert seen[0]["content"] == "Be brief." and seen[-1]["content"] == QUESTION
     assert {seen[1]["content"], seen[3]["content"]} == {CASES[0]["question"], CASES[1]["question"]}
     assert "secret" not in str(seen) and 0 < record.cost_nanousd <= record.held_nanousd
@@ -62,10 +69,55 @@ async def test_the_nearest_cases_stand_before_the_question(tmp_path: Path) -> No
 
 async def test_a_question_like_no_case_goes_out_as_it_came(tmp_path: Path) -> None:
     """Nothing that is not similar is paid for; nor is a question its own example."""
-    async with live(tmp_path, models=["small"], routes=[route(tmp_path)]) as gateway:
-        far, _ = await ask(gateway, "quarterly tax filing deadline for corporations")
+    async with live(tmp_path, models=["small"], routes=[route(tmp_path, solved_withheld=1.0)]) as gateway:
+        far, answer = await ask(gateway, "quarterly tax filing deadline for corporations")
         own, _ = await ask(gateway, CASES[2]["question"])
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
     assert len(far) == 2 and "waves" not in str(own)
+    assert record.cases_shown is None and record.cases_withheld == 0.0, "none were found, so none were withheld"
+
+
+async def test_cases_are_withheld_by_chance_from_a_share_of_requests(tmp_path: Path) -> None:
+    """The record says what was shown and how likely that was; a cached answer was shown nothing."""
+    routes = [route(tmp_path, solved_withheld=0.5, cache="exact")]
+    async with live(tmp_path, models=["small"], routes=routes) as gateway:
+        told = list[DecisionRecord]()
+        for number in range(60):
+            seen, answer = await ask(gateway, f"reverse the sum of 12 and {100 + number}")
+            record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+            assert len(seen) == (6 if record.cases_shown else 2) and record.cases_withheld == 0.5
+            told.append(record)
+        _, answer = await ask(gateway, "reverse the sum of 12 and 100")
+        again = await gateway.decision(answer.headers["x-headgate-decision-id"])
+    assert {record.cases_shown for record in told} == {0, 2}
+    by_id = {(record.cases_shown, drawn_of(record.id) < 0.5) for record in told}
+    assert len(by_id) == 4, "failed checks are thinned out by the id: cases must not be"
+    assert 10 <= sum(record.cases_shown == 0 for record in told) <= 50
+    assert again.from_cache and again.cases_shown is None
+
+
+async def test_cases_are_not_withheld_from_keys_that_opted_out_of_exploration(tmp_path: Path) -> None:
+    """And then it was certain that they are shown."""
+    auth = {"master_key": "master", "keys": [{"name": "calm", "key": "sk-calm", "explore": False}]}
+    always = route(tmp_path, solved_withheld=1.0)
+    async with live(tmp_path, models=["small"], routes=[always], auth=auth) as gateway:
+        seen, answer = await ask(gateway, key="sk-calm")
+        shown = await gateway.decision(answer.headers["x-headgate-decision-id"])
+        bare, answer = await ask(gateway, key="master")
+        withheld = await gateway.decision(answer.headers["x-headgate-decision-id"])
+    assert len(seen) == 6 and (shown.cases_shown, shown.cases_withheld) == (2, 0.0)
+    assert len(bare) == 2 and (withheld.cases_shown, withheld.cases_withheld) == (0, 1.0)
+
+
+async def test_a_batch_job_is_withheld_nothing(tmp_path: Path) -> None:
+    """Nothing is learnt of its answers, so it would be worse off for nothing."""
+    routes = [route(tmp_path, solved_withheld=1.0)]
+    async with live(tmp_path, models=["small"], routes=routes) as gateway:
+        asker = Asker(gateway.services, "job", ANYONE)
+        body = {"model": "auto", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+        prompt = Prompt(0, 1, "a", "chat", "/v1/chat/completions", msgspec.json.encode(body), QUESTION)
+        told = await asker.ask(asker.ready(prompt, ArmCall(Arm("small"), 0.1, 0.0)), tries=1, timeout_s=60.0)
+    assert told.ok and len(msgspec.json.decode(gateway.upstream.seen.recent[-1]["body"])["messages"]) == 5
 
 
 async def test_checks_still_read_an_answer_that_was_shown_cases(tmp_path: Path) -> None:
@@ -75,7 +127,7 @@ async def test_checks_still_read_an_answer_that_was_shown_cases(tmp_path: Path) 
     async with live(tmp_path, models=models, routes=[route(tmp_path, **checked)]) as gateway:
         _, answer = await ask(gateway)
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
-    assert [attempt.model for attempt in record.attempts] == ["small", "large"]
+    assert [attempt.model for attempt in record.attempts] == ["small", "large"] and record.cases_shown == 2
     assert record.attempts[0].evidence is not None and record.attempts[0].evidence.checks_passed is False
 
 

@@ -140,10 +140,12 @@ def test_another_model_would_have_searched_as_often(desk: Desk) -> None:
         ({"model": "", "attempts": (), "error": "over_budget", "status": 429, "answered_model": ""}, "(over_budget)"),
         ({"reason": "pinned", "model": "small"}, "The client named small itself"),
         ({"knobs": {"cost_weight": 0.9}}, "with its own cost weight 0.9"),
+        ({"cases_shown": 3}, "3 solved cases were shown."),
+        ({"cases_shown": 0, "cases_withheld": 0.1}, "Solved cases were found but withheld, to measure their worth."),
     ],
 )
 def test_each_way_to_an_answer_has_its_sentence(desk: Desk, changes: dict[str, Any], words: str) -> None:
-    """From the cache, refused, pinned, with knobs of its own."""
+    """From the cache, refused, pinned, with knobs of its own, after solved cases or without."""
     write(desk, recent(1, **changes))
     assert words in " ".join(explain(desk, "dec_1", VIEWER).summary)
 

@@ -192,12 +192,18 @@ def test_an_explained_decision_says_how_it_ended(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     far = {"why": "far", "similarity": 0.25}
     with store.engine.begin() as connection:
-        write_records(connection, [decision(1, reason="a [/b]"), decision(2, status=502, error="reset", cache_why=far)])
+        write_records(connection, [
+            decision(1, reason="a [/b]", cases_shown=1), decision(2, status=502, error="reset", cache_why=far),
+            decision(3, cases_shown=0),
+        ])  # fmt: skip
     store.close()
     assert "auto -> small (200)" in run("explain", "dec_1").output and "a [/b]" in run("explain", "dec_1").output
     assert "(502 reset)" in run("explain", "dec_2").output
     assert "semantic cache: no question before was near enough (similarity 0.250)" in run("explain", "dec_2").output
     assert "semantic cache" not in run("explain", "dec_1").output
+    assert "1 solved case was shown" in run("explain", "dec_1").output
+    assert "solved cases" not in run("explain", "dec_2").output
+    assert "solved cases were found but withheld" in run("explain", "dec_3").output
 
 
 def test_an_explained_decision_fits_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
