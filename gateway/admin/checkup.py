@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.admin.desk import Desk
-from gateway.admin.rounds import latest_log
+from gateway.admin.rounds import latest_log, route_of
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
 from gateway.app import without_lost
@@ -47,7 +47,8 @@ def _alarms(desk: Desk, route: str, log: Log) -> list[dict[str, Any]]:
     live = next((one for one in desk.store.router_versions(route) if one.state == "live"), None)
     stated: Any = (live.metrics or {}).get("since_s", live.time_s) if live is not None else 0.0
     trained_s = trained_until_s(desk.store.setting(learnt_name(route)) or {})
-    found = raised(log, version_since_s=float(stated), trained_until_s=trained_s)
+    shows_cases = bool(route_of(desk, route).solved)
+    found = raised(log, version_since_s=float(stated), trained_until_s=trained_s, shows_cases=shows_cases)
     return _lost(desk, route) + [
         {"route": route, "kind": one.kind, "message": one.message, "value": one.value, "model": one.model}
         for one in found

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cascade.artifact import TrainedCascade
     from cascade.evaluate import TrainingSettings
     from cascade.logs import Logged
+    from gateway.journal.store import Store
 
 cascade = typer.Typer(help="Evaluate, train and certify cascades, and test what is certified.", no_args_is_help=True)
 
@@ -218,7 +219,7 @@ def solved(
     least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least feedback score of a right answer.")] = 0.9,
     as_json: Json = False,
 ) -> None:
-    """Collect questions with answers that were scored right, to be shown to weaker models as examples."""
+    """Collect questions with answers scored right, to be shown to weaker models; tell what that gained so far."""
     from gateway.learn.solved import solved_cases
     from routers.artifact import write_whole
 
@@ -226,9 +227,27 @@ def solved(
     chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
     cases = solved_cases(store, route, least=least)
+    worth = _worth_of_cases(store, route)
     store.close()
     write_whole(out, b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
-    _print({"out": str(out), "cases": len(cases)}, as_json)
+    _print({"out": str(out), "cases": len(cases), **worth}, as_json)
+
+
+def _worth_of_cases(store: Store, route: str) -> dict[str, Any]:
+    from gateway.learn.cases_worth import CasesWorth, scores_by_cases
+    from gateway.learn.dataset import NothingLogged, read_log
+
+    try:
+        found = scores_by_cases(read_log(store.engine, route=route))
+    except NothingLogged:
+        found = CasesWorth()
+    return {
+        "scored_with_cases": found.shown_rounds,
+        "scored_with_cases_withheld": found.withheld_rounds,
+        "score_with_cases": found.shown,
+        "score_with_cases_withheld": found.withheld,
+        "score_gained_by_cases_so_far": found.gained.as_dict() if found.gained else None,
+    }
 
 
 def _setting(depth: int, router: str) -> TrainingSettings:

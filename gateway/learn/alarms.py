@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.learn.cases_worth import harmless_p, scores_by_cases
 from gateway.learn.dataset import Log
 from routers.ope import Array
 
@@ -22,12 +23,16 @@ MISCALIBRATED = 0.1
 SURE_Z = 4.0
 DRIFTED_SD = 0.5
 STALE_ROUNDS = 1000
+HARM_BY_CHANCE = 1e-4
+"""Of logs in which solved cases do no harm, the share that is ever told they do while it grows. A log of the latest
+rounds only begins anew with each, so a route is told so more often in the long run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
     kind: str
-    """starved | concentrated | unlabelled | label delay | calibration | model drift | feature drift | stale"""
+    """starved | concentrated | unlabelled | label delay | calibration | model drift | feature drift | stale |
+    harmful cases"""
     message: str
     value: float
     model: str = ""
@@ -44,9 +49,12 @@ class Change:
     after: float
 
 
-def raised(log: Log, *, version_since_s: float = 0.0, trained_until_s: float = 0.0) -> list[Alarm]:
+def raised(
+    log: Log, *, version_since_s: float = 0.0, trained_until_s: float = 0.0, shows_cases: bool = True
+) -> list[Alarm]:
     """Every alarm of a route's rounds, oldest first in the log. `version_since_s`: since when its router serves;
-    `trained_until_s`: scores of decisions until then were trained on, whether or not that router was then promoted.
+    `trained_until_s`: scores of decisions until then were trained on, whether or not that router was then promoted;
+    `shows_cases`: False where the route shows no solved cases any more.
     """
     if len(log) < MIN_ROUNDS:
         return []
@@ -54,7 +62,8 @@ def raised(log: Log, *, version_since_s: float = 0.0, trained_until_s: float = 0
         exploration_starved, one_model, labels, model_drift, feature_drift,
     )  # fmt: skip
     found = [alarm for check in checks for alarm in check(log)]
-    return found + calibration(log.since(version_since_s)) + stale(log, version_since_s, trained_until_s)
+    found += calibration(log.since(version_since_s)) + stale(log, version_since_s, trained_until_s)
+    return found + harmful_cases(log) if shows_cases else found
 
 
 def exploration_starved(log: Log) -> list[Alarm]:
@@ -202,3 +211,15 @@ def stale(log: Log, since_s: float, trained_until_s: float = 0.0) -> list[Alarm]
     if since_s <= 0 or fresh < STALE_ROUNDS:
         return []
     return [Alarm("stale", f"{fresh} scored answers since a router was last trained", float(fresh))]
+
+
+def harmful_cases(log: Log) -> list[Alarm]:
+    """Requests that are shown solved cases score lower than those they are withheld from, beyond chance at any look."""
+    worth = scores_by_cases(log)
+    if worth.gained is None or worth.gained.value >= 0.0 or harmless_p(log) > HARM_BY_CHANCE:
+        return []
+    message = (
+        f"answers after solved cases score {worth.shown:.2f}, those without {worth.withheld:.2f}: take `solved` out of "
+        "the route, or look whether its scores are right"
+    )
+    return [Alarm("harmful cases", message, worth.gained.value)]

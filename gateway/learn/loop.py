@@ -105,7 +105,10 @@ class Loop:
         live = standing.get("live")
         since_s = _since(live) if live else 0.0
         noted = self.noted(now_s)
-        alarms = tuple(raised(log, version_since_s=since_s, trained_until_s=trained_until_s(noted)))
+        shows_cases = bool(route_config(self.config, self.route).solved)
+        alarms = tuple(
+            raised(log, version_since_s=since_s, trained_until_s=trained_until_s(noted), shows_cases=shows_cases)
+        )
         candidate = standing.get("canary") or standing.get("shadow")
         if candidate is not None and (lost := self.lost(candidate, now_s)):
             told = lost

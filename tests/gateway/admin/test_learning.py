@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from gateway.admin import certificates, labels, learning, upkeep
 from gateway.admin.actor import Actor
@@ -16,6 +17,7 @@ from gateway.admin.shapes.labels import LabelWanted
 from gateway.admin.shapes.learning import CanaryWanted
 from gateway.admin.upkeep import Seen
 from gateway.errors import CallerError, NotFound
+from gateway.journal.record import DecisionRecord, Record
 from gateway.journal.rollup_tables import certificates as certificate_table
 from gateway.journal.store import RouterVersion
 from gateway.promote import Versions
@@ -23,6 +25,7 @@ from gateway.settings import read_settings
 from routers.artifact import Card
 from routers.registry import open_router, save_router
 from tests.gateway.admin.traffic import explored, recent, write
+from tests.gateway.journal.records import feedback
 
 ANN, VIC = Actor("ann", "operator"), Actor("vic", "viewer")
 
@@ -127,6 +130,20 @@ def test_alarms_are_counted_and_listed(desk: Desk) -> None:
     upkeep.step(desk, {}, 100.0)
     kinds = [one.kind for one in learning.alarms(desk)]
     assert "unlabelled" in kinds and desk.alarms == len(kinds)
+
+
+@pytest.mark.parametrize("solved", ["cases.jsonl", ""])
+def test_cases_that_harm_are_told_while_the_route_shows_some(desk: Desk, solved: str) -> None:
+    """All that were shown cases were wrong, all others right."""
+    said, records = list[Record](), [one for one in explored(400) if isinstance(one, DecisionRecord)]
+    for number, one in enumerate(records):
+        withheld = number % 4 == 0
+        said.append(replace(one, cases_shown=0 if withheld else 2, cases_withheld=0.25))
+        said.append(feedback(number, float(withheld), time_s=one.time_s))
+    write(desk, *said)
+    desk.config = replace(desk.config, routes=[replace(desk.config.routes[0], solved=solved)])
+    upkeep.step(desk, {}, 100.0)
+    assert ("harmful cases" in {one.kind for one in learning.alarms(desk)}) == bool(solved)
 
 
 def test_answers_without_text_are_said_to_have_none_not_the_routes(desk: Desk) -> None:
