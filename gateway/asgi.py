@@ -18,6 +18,7 @@ from gateway.answer import Answering
 from gateway.background import Background, asked_for, without
 from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
+from gateway.file_inputs import call_with_files, with_files
 from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
 from gateway.keys import Caller
@@ -72,6 +73,11 @@ class Request:
     def caller(self) -> Caller:
         """Who asks; raises Unauthorized."""
         return self.services.caller_of(self.arrival.headers, self.arrival.host)
+
+    @property
+    def is_anthropic(self) -> bool:
+        """Whether one of Anthropic's clients asks, which each say so."""
+        return is_anthropic(self.arrival.headers)
 
 
 Answer = tuple[int, Headers, bytes | AsyncIterator[bytes]]
@@ -185,8 +191,10 @@ class App:
                 raw=raw,
             )
             call.turn = turn
+            if call.described.attached:
+                call = await call_with_files(services, call, services.caller_of(headers, host).tenant)
             if raw is not None and asked_for(raw):
-                call.raw, call.background, call.timeout_s = without(raw), new_id("resp_"), server.request_timeout_s
+                call.raw, call.background, call.timeout_s = without(call.raw), new_id("resp_"), server.request_timeout_s
                 await self.background.begin(call, reply)
             else:
                 await self.answering.answer(call, reply)
@@ -202,17 +210,18 @@ class App:
             self.in_flight -= 1
 
     async def with_turns(self, body: bytes, arrival: Arrival) -> bytes:
-        """A request to compact a conversation, with the earlier turns, which are stored here, put in."""
+        """A request to compact a conversation, with what is stored here put in: the earlier turns, and files."""
         raw, services = read_raw(body, arrival.headers), self.services
         tenant = services.caller_of(arrival.headers, arrival.host).tenant
-        return encode(to_compact((await services.responses.continued(raw, tenant)).raw))
+        turn = await services.responses.continued(raw, tenant)
+        return encode(to_compact(await with_files(services, turn.raw, "responses", tenant)))
 
     async def serve(
         self, scope: Scope, path: str, receive: Receive, reply: Reply, arrival: Arrival
     ) -> None:
         """Answer every other request: models, decisions, feedback, stored responses, health."""
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        anthropic = b"anthropic-version" in arrival.headers or path.startswith("/v1/messages")
+        anthropic = is_anthropic(arrival.headers) or path.startswith("/v1/messages")
         surface = "messages" if anthropic else "chat"
         try:
             handler, caught = self.find(method, path)
@@ -273,6 +282,11 @@ class App:
             headers.append((b"allow", error.methods.encode()))
         body = render_error(error, surface, request_id=request_id)
         await reply.whole(status_of(error, surface), headers, body)
+
+
+def is_anthropic(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether Anthropic's API is meant, where a path is both APIs'."""
+    return b"anthropic-version" in headers
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:

@@ -8,6 +8,7 @@ from gateway.asgi import Answer, Request
 from gateway.attempt import readable
 from gateway.call import KNOB_FIELD, read_model, read_raw
 from gateway.errors import CallerError, UnknownModel, UpstreamError
+from gateway.file_inputs import with_files
 from gateway.reply import JSON
 from gateway.wire.errors import classify
 from gateway.wire.request import Raw, encode, estimate_tokens, signed
@@ -26,6 +27,7 @@ async def count_tokens(request: Request, _: str) -> Answer:
     if not caller.may_use(name):
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
     route = services.book.find(name)
+    raw = await with_files(services, raw, "messages", caller.tenant)
     estimate = estimate_tokens(raw, "messages", max_messages=services.config.server.max_messages)
     for deployment in services.fleet.deployments(route.default_model):
         provider = services.driver.caller.providers[deployment.provider]

@@ -20,14 +20,14 @@ async def list_models(request: Request, _: str) -> Answer:
     caller = request.caller()
     book = request.services.book
     names = [name for name in (*book.routes, *book.models) if caller.may_use(name)]
-    if b"anthropic-version" in request.arrival.headers:
+    if request.is_anthropic:
         return 200, [JSON], msgspec.json.encode(_anthropic_page(request, names))
     return 200, [JSON], msgspec.json.encode({"object": "list", "data": [_openai(request, name) for name in names]})
 
 
 async def get_model(request: Request, name: str) -> Answer:
     _known(request, request.caller(), name)
-    shape = _anthropic(name) if b"anthropic-version" in request.arrival.headers else _openai(request, name)
+    shape = _anthropic(name) if request.is_anthropic else _openai(request, name)
     return 200, [JSON], msgspec.json.encode(shape)
 
 

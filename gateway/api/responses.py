@@ -12,6 +12,7 @@ from gateway.api.files import asked, page_limit, page_of, place_of
 from gateway.asgi import Answer, Request
 from gateway.call import read_model, read_raw
 from gateway.errors import CallerError, UnknownModel
+from gateway.file_inputs import with_files
 from gateway.reply import EVENTS, JSON
 from gateway.told import with_signs
 from gateway.wire.replay import replay
@@ -95,6 +96,7 @@ async def count_input_tokens(request: Request, _: str) -> Answer:
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
     if name:
         services.book.find(name)
+    raw = await with_files(services, raw, "responses", caller.tenant)
     count = estimate_tokens(raw, "responses", max_messages=services.config.server.max_messages)
     return 200, [JSON], msgspec.json.encode({"object": "response.input_tokens", "input_tokens": count})
 

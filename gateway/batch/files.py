@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,8 +14,11 @@ from gateway.errors import NotFound
 from gateway.journal.record import new_id
 from gateway.journal.tables import file_chunks, files
 from gateway.journal.write import clean, put_row
+from gateway.wire.file_parts import LONGEST_ID, ids_in, named_type
 
 CHUNK_BYTES = 1024 * 1024
+AT_ONCE = 500
+"""Ids in one question to the database."""
 
 
 class File(msgspec.Struct):
@@ -27,6 +32,11 @@ class File(msgspec.Struct):
     created_s: float
     expires_s: float | None = None
 
+    @property
+    def mime_type(self) -> str:
+        """By its name."""
+        return named_type(self.name)
+
     def as_object(self) -> dict[str, Any]:
         """As OpenAI's API describes a file."""
         return {
@@ -39,6 +49,19 @@ class File(msgspec.Struct):
             "purpose": self.purpose,
             "status": "processed",
             "status_details": None,
+        }
+
+    def as_metadata(self) -> dict[str, Any]:
+        """As Anthropic's API describes a file."""
+        return {
+            "id": self.id,
+            "type": "file",
+            "filename": self.name,
+            "mime_type": self.mime_type,
+            "size_bytes": self.bytes,
+            "created_at": _rfc3339(self.created_s),
+            "expires_at": None if self.expires_s is None else _rfc3339(self.expires_s),
+            "downloadable": True,
         }
 
 
@@ -78,10 +101,20 @@ class Files:
             raise NotFound(f"No such File object: {id}", param="id")
         return File(**row)
 
+    def named(self, ids: Sequence[str], tenant: str) -> dict[str, File]:
+        """Those of the tenant's that there are, by their ids."""
+        found: dict[str, File] = {}
+        with self.engine.connect() as connection:
+            for place in range(0, len(ids), AT_ONCE):
+                some = [clean(id) for id in ids[place : place + AT_ONCE]]
+                query = sa.select(files).where(files.c.id.in_(some), files.c.tenant == clean(tenant))
+                found |= {row["id"]: File(**row) for row in connection.execute(query).mappings()}
+        return found
+
     def page(
         self, tenant: str, *, purpose: str = "", after: str = "", limit: int = 10_000, oldest_first: bool = False
     ) -> list[File]:
-        """`after`: the id of the last one of the page before."""
+        """`after`: the id of the last one of the page before. Raises NotFound where there is none of that id."""
         place = sa.tuple_(files.c.created_s, files.c.id)
         query = sa.select(files).where(files.c.tenant == clean(tenant)).limit(limit)
         if purpose:
@@ -114,6 +147,22 @@ class Files:
         with self.engine.begin() as connection:
             connection.execute(sa.delete(files).where(files.c.id == id))
             connection.execute(sa.delete(file_chunks).where(file_chunks.c.file == id))
+
+
+def named_in(path: Path) -> list[str]:
+    """Ids of uploaded files that stand in a job's lines, whatever else those hold; read a piece at a time."""
+    found: set[str] = set()
+    before = b""
+    with path.open("rb") as lines:
+        while piece := lines.read(CHUNK_BYTES):
+            text = before + piece
+            found |= ids_in(text)
+            before = text[-LONGEST_ID:]
+    return sorted(found)
+
+
+def _rfc3339(time_s: float) -> str:
+    return datetime.fromtimestamp(int(time_s), UTC).isoformat().replace("+00:00", "Z")
 
 
 def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:

@@ -42,6 +42,7 @@ BILLED = _PROMPT_TOO | {
 _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
 """How the types of tools begin with which a provider searches the web."""
 _IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
+_FILES = frozenset({"document", "file", "input_file", "container_upload"})
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
@@ -66,6 +67,8 @@ class Described(msgspec.Struct):
     turns: int = 0
     tools: int = 0
     images: int = 0
+    attached: int = 0
+    """Parts that may name a file by its id."""
     wants_json: bool = False
     schema: object = None
     """What its JSON must look like; None: any JSON will do."""
@@ -97,6 +100,12 @@ class _Part(msgspec.Struct):
     content: Any = None
     """Of a tool result."""
     output: Any = None
+    source: Any = None
+    """Of Anthropic's documents."""
+    file: Any = None
+    """Of chat's files."""
+    file_data: Any = None
+    """Of the Responses API's."""
 
 
 class _Turn(msgspec.Struct):
@@ -209,12 +218,29 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
             texts.append(part)
         elif part.type in _IMAGES:
             described.images += 1
+            described.attached += part.type != "image_url"
         else:
             if part.text is not None:
                 texts.append(part.text)
             if part.content is not None:
                 described.input_tokens += int(_chars_in(described, part.content) / CHARS_PER_TOKEN)
+            if part.type in _FILES:
+                described.attached += 1
+                described.input_tokens += int(
+                    _chars_of_file(described, part.source, part.file_data or _data_of(part.file)) / CHARS_PER_TOKEN
+                )
     return texts[0] if len(texts) == 1 else "\n".join(texts)
+
+
+def _chars_of_file(described: Described, source: object, data: object) -> int:
+    """Characters of a file that is text. How many tokens a page of another kind has, only its provider knows."""
+    if isinstance(source, dict):
+        return _chars_in(described, source.get("data" if source.get("type") == "text" else "content"))
+    return len(data) * 3 // 4 if isinstance(data, str) and data.startswith("data:text/") else 0
+
+
+def _data_of(file: object) -> object:
+    return file.get("file_data") if isinstance(file, dict) else None
 
 
 def _chars_in(described: Described, value: object) -> int:
@@ -226,7 +252,11 @@ def _chars_in(described: Described, value: object) -> int:
     if isinstance(value, dict):
         if isinstance(kind := value.get("type"), str) and kind in _IMAGES:
             described.images += 1
+            described.attached += kind != "image_url"
             return 0
+        if isinstance(kind, str) and kind in _FILES:
+            described.attached += 1
+            return _chars_of_file(described, value.get("source"), value.get("file_data") or _data_of(value.get("file")))
         return sum(_chars_in(described, item) for key, item in value.items() if key != "data")
     return 0
 

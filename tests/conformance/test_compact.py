@@ -47,7 +47,7 @@ async def test_a_conversation_is_made_shorter(tmp_path: Path, mode: str) -> None
 
 
 async def test_turns_that_are_kept_here_are_made_shorter(tmp_path: Path) -> None:
-    """The upstream, which was told to keep none, is given them all; nobody else's."""
+    """The upstream, which was told to keep none, is given them all, and files that they name; nobody else's."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with studio(tmp_path, SAID, [PRICED], provider=NATIVE, auth={"keys": keys}) as home:
         sdk, other = (home.sdk("openai", api_key=f"hg-{name}") for name in ("a", "b"))
@@ -58,6 +58,11 @@ async def test_turns_that_are_kept_here_are_made_shorter(tmp_path: Path) -> None
             assert "previous_response_id" not in told
             said = ["one", MADE["output"][1]["content"], *more.values()]
             assert [item["content"] for item in told["input"]] == said
+        id = (await sdk.do("files.create", file=("a.txt", b"said"), purpose="user_data")).id
+        turn = {"role": "user", "content": [{"type": "input_file", "file_id": id}]}
+        await sdk.do("responses.compact", model="m", input=[turn])
+        (part,) = home.asked[-1].json["input"][0]["content"]
+        assert part == {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,c2FpZA=="}
         with pytest.raises(openai.BadRequestError) as caught:
             await other.do("responses.compact", model="m", previous_response_id=made.id)
         assert caught.value.code == "previous_response_not_found"
