@@ -121,6 +121,17 @@ _OTHERS: dict[tuple[str, str], Schema] = {
     ("POST", "/v1/conversations/{id}/items"): {
         "type": "object", "properties": {"items": _ADDED}, "required": ["items"],
     },
+    ("POST", "/v1/files"): {
+        "type": "object",
+        "properties": {
+            "file": _FILE, "purpose": {"type": "string", "description": "needed but of Anthropic's clients"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 1, "maximum": 2592000},
+            "expires_in_seconds": {
+                "type": "integer", "minimum": 3600, "maximum": 7776000, "description": "as Anthropic's clients say it",
+            },
+        },
+        "required": ["file"],
+    },
     ("POST", "/v1/messages/count_tokens"): {
         "type": "object", "properties": {"model": _TEXT, "messages": _TURNS}, "required": ["model", "messages"],
     },
@@ -128,14 +139,30 @@ _OTHERS: dict[tuple[str, str], Schema] = {
         "type": "object", "properties": {"model": _TEXT, **_CONVERSED}, "required": ["model"],
     },
 }  # fmt: skip
+_QUERIES: dict[tuple[str, str], Schema] = {
+    ("GET", "/v1/files"): {
+        "purpose": _TEXT, "order": {"type": "string", "enum": ["asc", "desc"]}, "limit": _COUNT, "after": _TEXT,
+        "after_id": _TEXT, "before_id": _TEXT, "page": _TEXT, "ids[]": {"type": "array", "items": _TEXT},
+    },
+}  # fmt: skip
 _COMPONENTS: dict[str, Schema] = {
     "Turn": {
         "type": "object",
         "properties": {
             "role": {"type": "string"},
-            "content": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+            "content": {
+                "anyOf": [_TEXT, {"type": "array", "items": {"$ref": "#/components/schemas/Part"}}, {"type": "null"}],
+            },
         },
         "required": ["role", "content"],
+    },
+    "Part": {
+        "type": "object",
+        "description": (
+            "A text, an image, a file, or what else the surface's API knows. Where it names a file by the `file_id` "
+            "of an upload to /v1/files, the model gets the file's content, whichever provider answers."
+        ),
+        "properties": {"type": _TEXT},
     },
     "Knobs": {
         "type": "object",
@@ -202,11 +229,10 @@ def answering(path: str, surface: str) -> Schema:
 def passing(path: str, surface: str) -> Schema:
     """A path whose requests and answers pass as they are."""
     body = {"type": "object", **_PASSED[surface]}
-    kind = "multipart/form-data" if _FILE in body["properties"].values() else "application/json"
     return {
         "summary": f"{surface.replace('_', ' ').capitalize()}: the model's own answer, as it comes",
         "operationId": _id("POST", path),
-        "requestBody": {"required": True, "content": {kind: {"schema": body}}},
+        "requestBody": _body(body),
         "responses": {"200": {"description": "JSON, text, sound or events"}, **_errors()},
     }
 
@@ -218,10 +244,15 @@ def operation(method: str, path: str, handler: Handler) -> Schema:
         "operationId": _id(method, path),
         "responses": {"2XX": {"description": "done"}, **_errors()},
     }
-    if names := re.findall(r"{(\w+)}", path):
-        said["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
+    asked = _QUERIES.get((method, path), {})
+    parameters = [
+        *({"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", path)),
+        *({"name": name, "in": "query", "schema": schema} for name, schema in asked.items()),
+    ]
+    if parameters:
+        said["parameters"] = parameters
     if body := _OTHERS.get((method, path)):
-        said["requestBody"] = {"required": True, "content": _json(body)}
+        said["requestBody"] = _body(body)
     return said
 
 
@@ -237,6 +268,12 @@ def _errors() -> dict[str, Schema]:
         "4XX": {"description": "what is wrong with the request, or with the caller's means", **error},
         "5XX": {"description": "a provider's failure, or this gateway can't answer now", **error},
     }
+
+
+def _body(schema: Schema) -> Schema:
+    """A form where a file is in it."""
+    kind = "multipart/form-data" if _FILE in schema["properties"].values() else "application/json"
+    return {"required": True, "content": {kind: {"schema": schema}}}
 
 
 def _json(schema: Schema) -> dict[str, Schema]:
