@@ -9,7 +9,7 @@ honours idempotency keys bills and answers a repeated call once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from gateway.batch.climbs import Climbing, climbing
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Arrival, Call, read_call
 from gateway.errors import CallerError, HeadgateError
+from gateway.file_inputs import call_with_files
 from gateway.journal.record import DecisionRecord, JobStartRecord, Record
 from gateway.journal.spool import Spool
 from gateway.keys import Caller
@@ -31,6 +32,7 @@ from gateway.reply import Heard
 from gateway.routes import Route, RouteBook
 from gateway.services import Services
 from gateway.wire.errors import render_error
+from gateway.wire.file_parts import find
 from routers.types import Candidate, Choice, Estimate, Knobs, Query
 
 MAX_TRIES = 5
@@ -40,6 +42,10 @@ MAX_TRIES_BUSY = 40
 BUSY = frozenset({429, 503})
 MAY_PASS = frozenset({408, 409, 425, 429, 499, 500, 502, 503, 504})
 SPOOL_RETRY_S = 0.5
+SENT_BYTES = 2
+"""For each byte of a file, in base64 or as a text in JSON; a text of more signs that JSON must write out is longer, and
+then its own hold says so.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class PreparedCall:
     route: Route | None
     error: HeadgateError | None = None
     """Why it can't be asked at all."""
+    names_files: bool = False
+    """Of its owner's, which are read when it is asked."""
 
 
 class JobSpool(Spool):
@@ -168,6 +176,8 @@ class Asker:
         self.job = job
         self.caller = replace(caller, explore=False)  # nobody learns from a job's rounds
         self.spool = JobSpool(services.spool)
+        self.file_bytes: Mapping[str, int] = {}
+        """Of the files that the job's prompts name, by their ids."""
         self.book = JobBook(services)
         self.s = replace(services, spool=self.spool, book=self.book)
         self.answering = Answering(self.s)
@@ -178,9 +188,14 @@ class Asker:
             call = self.call(prompt)
             permit(self.caller, call)
             route = self._route(call, arm_call)
+            named = find(call.raw, call.surface) if call.described.attached else None
         except HeadgateError as error:
             return PreparedCall(prompt, 0, None, None, error)
-        return PreparedCall(prompt, bound(route, self.answering.worst(call, route), route.names), call, route)
+        if named is not None:
+            sizes = (self.file_bytes.get(place.id, 0) for place in named.places)
+            call.described.input_tokens_bound += SENT_BYTES * sum(sizes)
+        worst = bound(route, self.answering.worst(call, route), route.names)
+        return PreparedCall(prompt, worst, call, route, names_files=named is not None)
 
     async def ask(self, ready: PreparedCall, *, tries: int, timeout_s: float) -> CallResult:
         """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
@@ -190,13 +205,22 @@ class Asker:
         if call is None or ready.route is None:
             assert ready.error is not None
             return await self._refused(result, ready.prompt, request_id, ready.error)
+        worst = ready.worst_nanousd
+        if ready.names_files:
+            try:
+                call = await call_with_files(self.s, call, self.caller.tenant)
+            except HeadgateError as error:
+                if not may_ask_again(error.status, tries + 1):
+                    return await self._refused(result, ready.prompt, request_id, error)
+                result.status, result.code = error.status, error.code or error.kind
+                result.held, result.final, result.retry_after_s = False, False, error.retry_after_s or 0.0
+                return result
+            worst = bound(ready.route, self.answering.worst(call, ready.route), ready.route.names)
         name = f"\0{request_id}"
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
         call.wishes = msgspec.structs.replace(call.wishes, route=name)
-        await self.write(
-            JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=ready.worst_nanousd)
-        )
+        await self.write(JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=worst))
         try:
             return await self._heard(call, result, tries)
         finally:

@@ -178,8 +178,8 @@ class ProviderEndpoints:
         for place in places:
             prompt = runner.plan.prompts[place]
             ready = runner.asker.ready(prompt, runner.arm_call(place, int(runner.queue.arm[place])))
-            if ready.error is not None:
-                continue  # asked one by one it is refused with its reason
+            if ready.error is not None or ready.names_files:
+                continue  # asked one by one it is refused with its reason, or its files are read then
             worst = ceil(ready.worst_nanousd * _share(self, deployment))
             part, size = latest.get(prompt.surface, (None, 0))
             if part is None or len(part.lines) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:

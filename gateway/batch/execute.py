@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch import results
+from gateway.batch.files import named_in
 from gateway.batch.jobs import ENDED, Job, Jobs, State
 from gateway.batch.lease import RunnerOptions, kept
 from gateway.batch.prompt_queue import DONE, FAILED
@@ -86,9 +87,17 @@ async def take_over(
     parts = await asyncio.to_thread(jobs.parts, job.id)
     state: State = "running" if not job.wish else job.state
     await asyncio.to_thread(jobs.change, job, state, options.clock())
+    sizes = await asyncio.to_thread(_file_bytes, services, plan, caller.tenant)
     runner = Runner(services, jobs, job, plan, caller, options, spent + at_risk)
+    runner.asker.file_bytes = sizes
     runner.resume(items, parts)
     return runner
+
+
+def _file_bytes(services: Services, plan: Plan, tenant: str) -> dict[str, int]:
+    """Of the tenant's files that the prompts name."""
+    ids = named_in(plan.prompts.path)
+    return {id: file.bytes for id, file in services.batches.files.named(ids, tenant).items()} if ids else {}
 
 
 async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:

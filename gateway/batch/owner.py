@@ -21,6 +21,7 @@ from gateway.batch import results
 from gateway.batch.context import open_context
 from gateway.batch.endpoint import ProviderEndpoints
 from gateway.batch.execute import PLANS, execute
+from gateway.batch.files import named_in
 from gateway.batch.jobs import Job, Progress, owner_name
 from gateway.batch.lease import LostLease, RunnerOptions, kept
 from gateway.batch.plan import PlanOptions, plan_job
@@ -33,6 +34,7 @@ from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.durable import Complaint
 from gateway.keys import ANYONE, MASTER, Caller
 from gateway.services import Services
+from gateway.wire.describe import CHARS_PER_TOKEN
 
 log = logging.getLogger("headgate.batch")
 
@@ -201,7 +203,7 @@ class Owner:
         left_s = math.inf if card.deadline_s is None else max(1.0, card.deadline_s - self.s.clock())
         reading = ReadOptions(
             route=card.route, floor=card.floor, url=card.endpoint, max_messages=server.max_messages,
-            max_body_bytes=server.max_body_bytes,
+            max_body_bytes=server.max_body_bytes, file_tokens=self._file_tokens(source, job.tenant),
         )  # fmt: skip
         options = PlanOptions(
             reading=reading, budget_usd=card.budget_usd, deadline_s=left_s, skip_bad=card.skip_bad or is_begun(job),
@@ -214,6 +216,11 @@ class Owner:
         card.errors = errors_of(plan.problems)
         job.progress = Progress(total=card.total)
         return plan
+
+    def _file_tokens(self, source: Path, tenant: str) -> dict[str, int]:
+        """Of the texts that its lines name."""
+        named = self.store.files.named(named_in(source), tenant).values()
+        return {file.id: int(file.bytes / CHARS_PER_TOKEN) for file in named if file.mime_type.startswith("text/")}
 
     async def fail(self, job: Job, error: CallerError) -> None:
         """The job can't be run as it stands."""

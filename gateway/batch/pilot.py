@@ -26,6 +26,7 @@ from gateway.call import Arrival, Wishes, read_call
 from gateway.checker import Checker
 from gateway.config import Config
 from gateway.errors import HeadgateError
+from gateway.file_inputs import call_with_files
 from gateway.keys import Caller
 from gateway.ledger import Account
 from gateway.prices import nanousd, usd
@@ -125,11 +126,15 @@ class _Asker:
         self.checker = Checker(shlex.split(sample.check)) if sample.check else None
 
     async def ask(self, prompt: Prompt, model: str, place: int) -> Observation | None:
-        """None: no money was left for it."""
+        """None: no money was left for it, or a file that it names can't be had."""
         now = self.s.now()
         arrival = Arrival({}, "", self.s.ids.new("req"), now)
         most = self.s.config.server.max_messages
         call = read_call(prompt.surface, prompt.body, arrival, max_messages=most, timeout_s=TIMEOUT_S)
+        try:
+            call = await call_with_files(self.s, call, self.caller.tenant)
+        except HeadgateError:  # when the job runs, it is told
+            return None
         call = msgspec.structs.replace(call, wishes=Wishes(route=model, cache="none"))
         heard = Heard()
         exchange = await self.answering.answer(call, heard, self.caller)

@@ -6,7 +6,8 @@ Lines that name a model keep it; plain prompts go to the job's route.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -17,6 +18,7 @@ from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
 from gateway.wire.body import is_set
 from gateway.wire.describe import fill, moulded
+from gateway.wire.file_parts import find
 from gateway.wire.request import Described
 
 PROMPT_NAMES = ("prompt", "text", "question", "query", "input")
@@ -77,6 +79,10 @@ class ReadOptions:
     """Every line must be for this endpoint (OpenAI's batches); empty: any."""
     max_messages: int = 4096
     max_body_bytes: int = 32 * 1024 * 1024
+    file_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Of uploaded texts that lines name, by their ids. Files are read when a line is asked; what any other kind than
+    text comes to, its provider knows.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,9 @@ class LineReader:
         head, _, tail = body.partition(messages)
         mould = self._moulds.get((line.url, head, tail))
         if mould is not None:
-            return mould.request(number, line.custom_id, body, messages, self.options.max_messages)
+            request = mould.request(number, line.custom_id, body, messages, self.options.max_messages)
+            self._count_files(request.call)
+            return request
         raw = self._body(body)
         named = "model" in raw and not self.options.ignore_models
         request = self._asked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
@@ -220,6 +228,7 @@ class LineReader:
         call = read_call(
             surface, body, _ARRIVAL, max_messages=self.options.max_messages, timeout_s=1.0, raw=raw
         )
+        self._count_files(call)
         if surface == "responses" and (told := [name for name in _ELSEWHERE if is_set(raw, name)]):
             raise _Refused(f"a job's prompt stands alone: leave `{told[0]}` out, send what it needs as `input`",
                            "unsupported_parameter")  # fmt: skip
@@ -230,6 +239,11 @@ class LineReader:
             route = self.book.narrow(route, call.wishes.models)
         floor = self._floor(fields, call, route)
         return Request(number, custom_id, url, body, call, route, floor, _text(fields, "reference"))
+
+    def _count_files(self, call: Call) -> None:
+        """Raises CallerError for a part that can name no file."""
+        if call.described.attached and (prompt := find(call.raw, call.surface)) is not None:
+            call.described.input_tokens += sum(self.options.file_tokens.get(place.id, 0) for place in prompt.places)
 
     def _batch_line(self, fields: Fields) -> tuple[str, bytes, Fields]:
         method = _text(fields, "method") or "POST"

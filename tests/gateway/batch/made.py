@@ -33,7 +33,7 @@ def prompts(folder: Path, bodies: Sequence[bytes]) -> Prompts:
     folder.mkdir(parents=True, exist_ok=True)
     writer = PromptWriter(folder / "prompts.jsonl")
     for line, body in enumerate(bodies, 1):
-        text = json.loads(body)["messages"][-1]["content"]
+        text = str(json.loads(body)["messages"][-1]["content"])
         writer.add(line, f"row-{line}", "/v1/chat/completions", body, text)
     return writer.close()
 

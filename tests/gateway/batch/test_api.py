@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -249,6 +250,55 @@ async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
         (answer,) = (await client.files.content(batch.output_file_id)).text.splitlines()
         decision = await gateway.decision(json.loads(answer)["response"]["request_id"])
         assert (decision.tenant, decision.key_id) == ("a", "file:a")
+
+
+@pytest.mark.parametrize("surface", ["chat/completions", "responses", "messages"])
+async def test_lines_may_name_their_owners_files(tmp_path: Path, surface: str) -> None:
+    """Each is asked with the file itself, held for its size; another's file and a deleted one fail their lines only."""
+    text = b"a line of a file " * 600
+
+    def line_of(custom_id: str, id: str) -> str:
+        parts = {"chat/completions": {"type": "file", "file": {"file_id": id}},
+                 "responses": {"type": "input_file", "file_id": id},
+                 "messages": {"type": "document", "source": {"type": "file", "file_id": id}}}  # fmt: skip
+        turns = [{"role": "user", "content": [parts[surface]]}]
+        body = {"model": "small", "input" if surface == "responses" else "messages": turns}
+        body |= {"max_tokens": 9} if surface == "messages" else {}
+        return json.dumps({"custom_id": custom_id, "method": "POST", "url": f"/v1/{surface}", "body": body}) + "\n"
+
+    async with owned(tmp_path) as (gateway, client):
+        stranger = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="hg-b", max_retries=0)
+        own, gone = [await client.files.create(file=("a.txt", text), purpose="user_data") for _ in range(2)]
+        others = await stranger.files.create(file=("a.txt", text), purpose="user_data")
+        await client.files.delete(gone.id)
+        lines = line_of("own", own.id) + line_of("others", others.id) + line_of("gone", gone.id)
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted: Any = {"input_file_id": file.id, "endpoint": f"/v1/{surface}", "completion_window": "24h"}
+        done = await over(client, (await client.batches.create(**wanted)).id)
+        (answer,) = map(json.loads, (await client.files.content(done.output_file_id)).text.splitlines())
+        refused = list(map(json.loads, (await client.files.content(done.error_file_id)).text.splitlines()))
+        decision = await gateway.decision(answer["response"]["request_id"])
+        (asked,) = [str(one["body"]) for one in gateway.upstream.seen.recent]
+        kept = await gateway.services.journal.response(answer["response"]["body"]["id"], "a")
+    assert answer["custom_id"] == "own"
+    assert base64.b64encode(text).decode() in asked or text.decode() in asked
+    assert {one["custom_id"]: one["response"]["status_code"] for one in refused} == {"others": 404, "gone": 404}
+    assert decision.input_tokens > len(text) / 4
+    if surface == "responses":
+        assert kept is not None and own.id.encode() in kept.input and base64.b64encode(text) not in kept.input
+
+
+async def test_a_line_that_can_name_no_file_is_told_by_its_number(tmp_path: Path) -> None:
+    """Before anything is spent, as any other that can't be asked."""
+    async with owned(tmp_path) as (gateway, client):
+        turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": 7}}]}]
+        lines = line("a", "hello") + line("b", "", messages=turns)
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted: Any = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        failed = await over(client, (await client.batches.create(**wanted)).id)
+    assert failed.status == "failed" and gateway.upstream.seen.requests == 0
+    (problem,) = failed.errors.data
+    assert problem.line == 2 and "must be a string" in problem.message
 
 
 async def test_a_line_is_allowed_no_more_than_its_key(tmp_path: Path) -> None:

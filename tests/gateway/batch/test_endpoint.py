@@ -63,6 +63,24 @@ async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> No
     assert gateway.upstream.seen.requests == 10 + 4
 
 
+async def test_a_prompt_that_names_a_file_is_asked_with_it_at_its_own_time(tmp_path: Path) -> None:
+    """It goes to no batch of a provider's, which knows no file of ours; the others go as planned."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        files = gateway.services.batches.files
+        file = await asyncio.to_thread(files.add, ME.tenant, "user_data", "a.txt", [b"what it says"], 0.0)
+        content = [{"type": "text", "text": "read"}, {"type": "file", "file": {"file_id": file.id}}]
+        naming = chat("auto", "read", max_tokens=8, messages=[{"role": "user", "content": content}])
+        bodies = [chat("auto", "one", max_tokens=8), naming, chat("auto", "two", max_tokens=8)]
+        table = estimates([LIVE, AWAY], 3, QUALITY, COST)
+        table.cost_usd[:, 0] = 1e-3
+        job = plan(tmp_path / "plan", bodies, table, budget_usd=0.002)
+        done = await carried(gateway.services, job, tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01))
+        (sent,) = gateway.upstream.batches.batches.values()
+        lines = gateway.upstream.batches.files[sent["input_file_id"]]
+    assert done.job.state == "completed" and len(done.output) == 3
+    assert len(lines.splitlines()) == 2 and b"file_id" not in lines
+
+
 class Faults:
     """Before a scripted upstream's batch endpoint: what the given faults say, until they are used up."""
 

@@ -267,3 +267,15 @@ def test_lines_with_the_same_options_are_judged_once(book: RouteBook) -> None:
     body = b'{"x":%b,"model":"auto","messages":%b}' % (chat, chat)
     last = reader.judge(2, b'{"custom_id":"a","url":"/v1/chat/completions","body":%b}' % body)
     assert isinstance(last, Request) and last.mould is None
+
+
+def test_texts_that_a_line_names_count_as_its_own(book: RouteBook) -> None:
+    """As often as it names them, whether or not other lines are like it."""
+    id = "file_" + "0" * 28
+    part = {"type": "file", "file": {"file_id": id}}
+    reader = LineReader(book, ReadOptions(file_tokens={id: 5000}))
+    for count in (0, 1, 2):
+        content = [{"type": "text", "text": "hi"}, *[part] * count]
+        for _ in range(2):
+            found = reader.judge(7, asked(messages=[{"role": "user", "content": content}]))
+            assert isinstance(found, Request) and found.call.described.input_tokens // 5000 == count

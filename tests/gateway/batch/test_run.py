@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from gateway.batch.files import CHUNK_BYTES, named_in
 from gateway.batch.types import Arm, Duplicate
-from tests.gateway.batch.made import carried, chat, estimates, plan
+from tests.gateway.batch.made import Runner, carried, chat, estimates, plan
 from tests.live import live
 
 SMALL, LARGE = Arm("small"), Arm("large")
@@ -97,6 +99,40 @@ async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
     errors = {line["custom_id"]: line["response"] for line in done.errors}
     assert {id: one["status_code"] for id, one in errors.items()} == {"row-1": 400, "row-2": 400, "row-4": 429}
     assert errors["row-4"]["body"]["error"]["code"] == "budget_exhausted"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_prompt_is_held_with_the_files_that_it_names(
+    tmp_path: Path, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that its budget can't risk is told so and never asked, also where its size comes out only as it is read."""
+    if not is_known:
+        monkeypatch.setattr("gateway.batch.execute.named_in", lambda path: [])
+    async with live(tmp_path, models=["small", "large"], routes=[AUTO]) as gateway:
+        files, bodies = gateway.services.batches.files, []
+        for size in (100, 100_000):
+            file = await asyncio.to_thread(files.add, "default", "user_data", "a.txt", [b"x" * size], 0.0)
+            content = [{"type": "file", "file": {"file_id": file.id}}, {"type": "text", "text": "what is it?"}]
+            bodies.append(chat("auto", "", max_tokens=8, messages=[{"role": "user", "content": content}]))
+        made = plan(tmp_path / "plan", bodies, estimates([SMALL], 2, QUALITY, {"small": 1e-5}), budget_usd=0.01)
+        worst: list[int] = []
+
+        def look(runner: Runner) -> None:
+            worst.append(runner.asker.ready(made.prompts[1], runner.arm_call(1, 0)).worst_nanousd)
+
+        done = await carried(gateway.services, made, tmp_path, on_start=look)
+        await gateway.rest()
+    assert (worst[0] >= 100_000 * 1_000) == is_known, "nano-dollars, a token for each byte"
+    assert [line["custom_id"] for line in done.output] == ["row-1"] and gateway.upstream.seen.requests == 1
+    assert [line["response"]["body"]["error"]["code"] for line in done.errors] == ["budget_exhausted"]
+
+
+def test_ids_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    """Across the pieces in which a large input is read too."""
+    ids = [f"file_{number:028x}" for number in range(3)] + [f"file-batch_{0:028x}-output"]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"x" * (CHUNK_BYTES - 20) + ids[0].encode() + b"y" * (CHUNK_BYTES - 34) + " ".join(ids).encode())
+    assert named_in(path) == sorted(ids)
 
 
 async def test_results_come_as_parquet_where_the_name_says_so(tmp_path: Path) -> None:
