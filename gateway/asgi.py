@@ -39,7 +39,7 @@ Scope = Mapping[str, Any]
 AZURE = re.compile(
     r"/openai(?:/deployments/(.+?)(?=(?:/chat/completions|/completions|/embeddings|/audio/\w+|/images/\w+)\Z)|/v1)?(/.+)\Z"
 )
-UPLOADS = "/v1/files"
+UPLOADS = frozenset({"/v1/files", "/v1/messages/batches"})
 
 
 class WrongMethod(CallerError):
@@ -225,7 +225,7 @@ class App:
         surface = "messages" if anthropic else "chat"
         try:
             handler, caught = self.find(method, path)
-            is_upload = (method, path) == ("POST", UPLOADS)
+            is_upload = method == "POST" and path in UPLOADS
             body = b"" if is_upload else await read_body(receive, arrival.headers, self.max_body_bytes)
             query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
             request = Request(self.services, method, path, query, arrival, body, receive)

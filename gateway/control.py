@@ -25,6 +25,7 @@ from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
 from gateway.admin.upkeep import keep_up
 from gateway.batch.jobs import Jobs
+from gateway.batch.origin import SERVED
 from gateway.batch.retention import delete_expired_batches
 from gateway.batch.store import MARKER
 from gateway.cluster import Cluster
@@ -172,7 +173,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
 
 def mark_batches(desk: Desk) -> None:
     """Workers look for batch jobs while this machine's run folder says that one is unfinished, whoever made it."""
-    if Jobs(desk.store.engine).unfinished("api"):
+    if Jobs(desk.store.engine).unfinished(*SERVED):
         (desk.run_dir / MARKER).touch()
 
 

@@ -32,13 +32,13 @@ def answers(desk: Desk, id: str, after: int = -1, limit: int = 50) -> BatchAnswe
 
 
 def lines(desk: Desk, id: str, what: What) -> Iterator[bytes]:
-    """The file that the job left, in OpenAI's format. Raises NotFound where there is none (yet, or any more)."""
+    """The file that the job left, in its API's format. Raises NotFound where there is none (yet, or any more)."""
     with database():
         job, files = Jobs(desk.store.engine).find(id), Files(desk.store.engine)
         file = job.card.output_file if what == "answers" else job.card.error_file
         if not file:
             raise NotFound(f"job {id} has left no file of {what}")
-        files.find(file, job.tenant)
+        files.find(file, job.files_of)
     return files.read(file)
 
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import re
 
-from gateway.api import batches, cache, conversations, decisions, files, health, messages, models, openapi, responses
+from gateway.api import (
+    batches,
+    cache,
+    conversations,
+    decisions,
+    files,
+    health,
+    message_batches,
+    messages,
+    models,
+    openapi,
+    responses,
+)
 from gateway.asgi import Handler
 
 _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("GET", r"/v1/models", models.list_models),
     ("GET", r"/v1/models/(.+)", models.get_model),
     ("POST", r"/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", r"/v1/messages/batches", message_batches.create_message_batch),
+    ("GET", r"/v1/messages/batches", message_batches.list_message_batches),
+    ("GET", r"/v1/messages/batches/([^/]+)", message_batches.get_message_batch),
+    ("DELETE", r"/v1/messages/batches/([^/]+)", message_batches.delete_message_batch),
+    ("POST", r"/v1/messages/batches/([^/]+)/cancel", message_batches.cancel_message_batch),
+    ("GET", r"/v1/messages/batches/([^/]+)/results", message_batches.get_message_batch_results),
     ("POST", r"/v1/responses/input_tokens", responses.count_input_tokens),
     ("GET", r"/v1/responses/([^/]+)", responses.get_response),
     ("DELETE", r"/v1/responses/([^/]+)", responses.delete_response),

@@ -1,4 +1,5 @@
-"""/v1/batches of the OpenAI API: a job is made here, planned and run by whichever worker takes it, and seen here.
+"""/v1/batches of OpenAI's API: a job is made here, planned and run by whichever worker takes it, and seen here.
+Those of Anthropic's API are not: to this one there are none.
 
 Beyond OpenAI's fields a job takes `headgate` (the SDK's `extra_body`): a budget, a route for lines that name no
 model, a floor on quality, and whether bad lines are left out.
@@ -14,6 +15,7 @@ from msgspec import Meta
 from gateway.api.files import asked, page_limit, page_of
 from gateway.asgi import Answer, Request
 from gateway.batch.duration import seconds_of
+from gateway.batch.origin import ANTHROPIC, OPENAI
 from gateway.call import SURFACES
 from gateway.config import Usd
 from gateway.errors import CallerError, NotFound
@@ -81,7 +83,7 @@ async def create_batch(request: Request, _: str) -> Answer:
         endpoint=asks.endpoint, completion_window=asks.completion_window, metadata=asks.metadata or {},
         input_file=file.id, output_expires_s=expiry.seconds if expiry else None,
     )  # fmt: skip
-    job = await store.of_jobs(lambda jobs: jobs.add(caller.tenant, "api", card, now))
+    job = await store.of_jobs(lambda jobs: jobs.add(caller.tenant, OPENAI, card, now))
     store.mark()
     store.asked.set()
     return _told(job)
@@ -89,7 +91,7 @@ async def create_batch(request: Request, _: str) -> Answer:
 
 async def get_batch(request: Request, id: str) -> Answer:
     tenant = request.caller().tenant
-    return _told(await request.services.batches.of_jobs(lambda jobs: jobs.find(id, tenant)))
+    return _told(await request.services.batches.of_jobs(lambda jobs: jobs.find(id, tenant, but=ANTHROPIC)))
 
 
 async def list_batches(request: Request, _: str) -> Answer:
@@ -97,7 +99,9 @@ async def list_batches(request: Request, _: str) -> Answer:
     from gateway.batch.view import batch_object
 
     tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
-    found = await request.services.batches.of_jobs(lambda jobs: jobs.page(tenant, after=after, limit=limit + 1))
+    found = await request.services.batches.of_jobs(
+        lambda jobs: jobs.page(tenant, after=after, limit=limit + 1, but=ANTHROPIC)
+    )
     return 200, [JSON], msgspec.json.encode(page_of([batch_object(job) for job in found], limit))
 
 
@@ -106,7 +110,9 @@ async def cancel_batch(request: Request, id: str) -> Answer:
     services = request.services
     store = services.batches
     tenant = request.caller().tenant
-    job = await store.of_jobs(lambda jobs: jobs.ask(jobs.find(id, tenant).id, "cancel", services.clock()))
+    job = await store.of_jobs(
+        lambda jobs: jobs.ask(jobs.find(id, tenant, but=ANTHROPIC).id, "cancel", services.clock())
+    )
     store.mark()
     store.asked.set()
     return _told(job)

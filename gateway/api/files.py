@@ -173,10 +173,10 @@ async def get_content(request: Request, id: str) -> Answer:
     tenant = request.caller().tenant
     file = await request.services.batches.of_files(lambda files: files.find(id, tenant))
     size = (b"content-length", b"%d" % file.bytes)
-    return 200, [(b"content-type", b"application/octet-stream"), size], _content(request, file.id)
+    return 200, [(b"content-type", b"application/octet-stream"), size], content_of(request, file.id)
 
 
-async def _content(request: Request, id: str) -> AsyncIterator[bytes]:
+async def content_of(request: Request, id: str) -> AsyncIterator[bytes]:
     for place in count():
         piece = await request.services.batches.of_files(lambda files: files.piece(id, place))  # noqa: B023
         if not piece:

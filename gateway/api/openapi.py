@@ -110,6 +110,22 @@ _METADATA: Schema = {
     "type": ["object", "null"], "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512},
 }  # fmt: skip
 _ADDED: Schema = {"type": "array", "maxItems": 20, "items": {"type": "object"}}
+_REQUESTS: Schema = {
+    "type": "array", "minItems": 1, "maxItems": 100_000,
+    "items": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "custom_id": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+            "params": {"type": "object", **_BODIES["messages"], "description": "of /v1/messages, without `stream`"},
+        },
+        "required": ["custom_id", "params"],
+    },
+}  # fmt: skip
+_BATCH_KNOBS: Schema = {
+    "type": "object", "additionalProperties": False,
+    "properties": {"budget_usd": {"type": ["number", "null"], "minimum": 0}, "min_quality": _NUMBER_0_1},
+}  # fmt: skip
 _OTHERS: dict[tuple[str, str], Schema] = {
     ("POST", "/v1/feedback"): _FEEDBACK,
     ("POST", "/v1/conversations"): {
@@ -131,6 +147,10 @@ _OTHERS: dict[tuple[str, str], Schema] = {
             },
         },
         "required": ["file"],
+    },
+    ("POST", "/v1/messages/batches"): {
+        "type": "object", "properties": {"requests": _REQUESTS, "headgate": _BATCH_KNOBS}, "required": ["requests"],
+        "additionalProperties": False,
     },
     ("POST", "/v1/messages/count_tokens"): {
         "type": "object", "properties": {"model": _TEXT, "messages": _TURNS}, "required": ["model", "messages"],

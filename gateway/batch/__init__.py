@@ -11,8 +11,9 @@
         prompts that nothing is left for, and those outside `rest`, stay UNASSIGNED. `shortfall` counts the former.
 
 Where the route has a trained cascade, `with_climbs` of gateway/batch/climbs.py adds arms whose answers may be asked
-again of better models: always for /v1/batches, as live, and for the command where it says `--cascade`.
+again of better models: always for clients' batches, as live, and for the command where it says `--cascade`.
 
 `plan_job(path, folder, options, context) -> Plan` of gateway/batch/plan.py makes a plan from a file, for the command
-and for /v1/batches; `open_context(config, book)` of gateway/batch/context.py gives it the gateway as it has learnt.
+and for clients' batches (/v1/batches, /v1/messages/batches); `open_context(config, book)` of gateway/batch/context.py
+gives it the gateway as it has learnt.
 """

@@ -1,4 +1,7 @@
-"""Uploaded files and what jobs leave: kept in the database in pieces, each of one tenant, which alone sees it."""
+"""Uploaded files and what jobs leave: kept in the database in pieces, each of one tenant, which alone sees it.
+
+What a batch of Anthropic's API is made of and leaves is the batch's own, which stands in the tenant's place.
+"""
 
 from __future__ import annotations
 

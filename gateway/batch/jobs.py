@@ -11,11 +11,13 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
 
+from gateway.batch.origin import ANTHROPIC
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import new_id
 from gateway.journal.tables import job_items, job_parts, jobs
@@ -67,6 +69,10 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
     error_file: str = ""
     errors: list[dict[str, Any]] = []
     """What is wrong with its input, line by line."""
+    requests: int = 0
+    """Of a batch of Anthropic's API: all lines of its input, bad ones and duplicates included."""
+    results: dict[str, int] = {}
+    """Of the same: how many came to what (succeeded, errored, canceled, expired); empty before its end."""
     times: dict[str, float] = {}
     """Unix time at which each state was reached."""
 
@@ -102,7 +108,7 @@ class Job(msgspec.Struct):
     id: str
     tenant: str
     origin: str
-    """command | api"""
+    """As gateway/batch/origin.py has it."""
     state: State
     wish: Wish
     created_s: float
@@ -111,6 +117,11 @@ class Job(msgspec.Struct):
     at_risk_nanousd: int
     card: Card
     progress: Progress
+
+    @property
+    def files_of(self) -> str:
+        """Whose the files are that it is made of and leaves: the tenant's, or the job's own, which no client finds."""
+        return self.id if self.origin == ANTHROPIC else self.tenant
 
 
 class Item(msgspec.Struct):
@@ -147,6 +158,8 @@ class Part(msgspec.Struct):
     """No provider can have heard of it yet."""
 
 
+_time = sa.tuple_(jobs.c.created_s, jobs.c.id)
+_IS_ANTHROPIC = jobs.c.origin == ANTHROPIC
 _decode_card = msgspec.json.Decoder(Card).decode
 _decode_progress = msgspec.json.Decoder(Progress).decode
 
@@ -179,16 +192,19 @@ class Jobs:
 
     # the list
 
-    def add(self, tenant: str, origin: str, card: Card, now_s: float, state: State = "validating") -> Job:
+    def add(
+        self, tenant: str, origin: str, card: Card, now_s: float, state: State = "validating", *, id: str = ""
+    ) -> Job:
         card.times[state] = now_s
-        job = Job(new_id("batch"), clean(tenant), origin, state, "", now_s, "", 0.0, 0, card, Progress())
+        id = id or new_id("batch")
+        job = Job(id, clean(tenant), origin, state, "", now_s, "", 0.0, 0, card, Progress())
         with self.engine.begin() as connection:
             put_row(connection, jobs, _row(job))
         return job
 
-    def find(self, id: str, tenant: str | None = None) -> Job:
-        """Of this tenant, or of any where None. Raises NotFound."""
-        query = sa.select(jobs).where(jobs.c.id == clean(id))
+    def find(self, id: str, tenant: str | None = None, *, but: str = "") -> Job:
+        """Of this tenant, or of any where None, and of any origin `but` that one. Raises NotFound."""
+        query = sa.select(jobs).where(jobs.c.id == clean(id), jobs.c.origin != but)
         if tenant is not None:
             query = query.where(jobs.c.tenant == clean(tenant))
         found = self._jobs(query)
@@ -196,19 +212,44 @@ class Jobs:
             raise NotFound(f"No batch found with id '{id}'.")
         return found[0]
 
-    def page(self, tenant: str | None = None, *, after: str = "", limit: int = 20) -> list[Job]:
-        """Newest first; `after`: the id of the last one of the page before."""
-        query = sa.select(jobs).order_by(jobs.c.created_s.desc(), jobs.c.id.desc()).limit(limit)
+    def page(self, tenant: str | None = None, *, after: str = "", limit: int = 20, but: str = "") -> list[Job]:
+        """Newest first; `after`: the id of the last one of the page before; `but`: as `find` has it."""
+        query = sa.select(jobs).where(jobs.c.origin != but)
+        query = query.order_by(jobs.c.created_s.desc(), jobs.c.id.desc()).limit(limit)
         if tenant is not None:
             query = query.where(jobs.c.tenant == clean(tenant))
         if after:
-            last = self.find(after, tenant)
-            query = query.where(sa.tuple_(jobs.c.created_s, jobs.c.id) < sa.tuple_(last.created_s, last.id))
+            last = self.find(after, tenant, but=but)
+            query = query.where(_time < sa.tuple_(last.created_s, last.id))
         return self._jobs(query)
 
-    def unfinished(self, origin: str) -> list[Job]:
+    def of_key(self, id: str, tenant: str, key_id: str) -> Job:
+        """A batch of Anthropic's API, which is one key's. Raises NotFound."""
+        query = sa.select(jobs).where(jobs.c.id == clean(id), jobs.c.tenant == clean(tenant), _IS_ANTHROPIC)
+        found = [job for job in self._jobs(query) if job.card.key_id == key_id]
+        if not found:
+            raise NotFound(f"No message batch found with id '{id}'.")
+        return found[0]
+
+    def page_of_key(
+        self, tenant: str, key_id: str, *, after: str = "", before: str = "", limit: int = 20
+    ) -> list[Job]:
+        """A key's batches of Anthropic's API, newest first: those right after the one of that id, or right before."""
+        query = sa.select(jobs).where(jobs.c.tenant == clean(tenant), _IS_ANTHROPIC)
+        if edge := after or before:
+            last = self.of_key(edge, tenant, key_id)
+            place = sa.tuple_(last.created_s, last.id)
+            query = query.where(_time < place if after else _time > place)
+        order = (jobs.c.created_s, jobs.c.id)
+        query = query.order_by(*(order if before else [column.desc() for column in order]))
+        with self.engine.connect() as connection:
+            rows = connection.execution_options(yield_per=PAGE_ROWS).execute(query).mappings()
+            found = list(islice((job for job in map(_job, rows) if job.card.key_id == key_id), limit))
+        return found[::-1] if before else found
+
+    def unfinished(self, *origins: str) -> list[Job]:
         """Oldest first."""
-        query = sa.select(jobs).where(jobs.c.state.not_in(ENDED), jobs.c.origin == origin)
+        query = sa.select(jobs).where(jobs.c.state.not_in(ENDED), jobs.c.origin.in_(origins))
         return self._jobs(query.order_by(jobs.c.created_s, jobs.c.id))
 
     def change(self, job: Job, state: State, now_s: float) -> None:

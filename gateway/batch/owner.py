@@ -1,4 +1,5 @@
-"""The worker's part in /v1/batches: it takes jobs that nobody runs, plans them, and carries them to their end.
+"""The worker's part in /v1/batches and /v1/messages/batches: it takes jobs that nobody runs,
+plans them, and carries them to their end.
 
 Any worker of any replica may take any job, one at a time each (the job's lease); a worker that dies loses its jobs to
 the others, one that drains hands them back. Jobs share the worker's ledger, limits, breakers and connections with
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,16 +22,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.batch import results
 from gateway.batch.context import open_context
 from gateway.batch.endpoint import ProviderEndpoints
-from gateway.batch.execute import PLANS, execute
+from gateway.batch.execute import PLANS, execute, forget_plan
 from gateway.batch.files import named_in
 from gateway.batch.jobs import Job, Progress, owner_name
 from gateway.batch.lease import LostLease, RunnerOptions, kept
+from gateway.batch.message_results import each_once, left_out, lines_of, result_line
+from gateway.batch.origin import ANTHROPIC, SERVED
 from gateway.batch.plan import PlanOptions, plan_job
 from gateway.batch.read import ReadOptions
 from gateway.batch.results import Result
 from gateway.batch.run import Runner
-from gateway.batch.types import PLAN_FILE, BadJob, Plan
-from gateway.batch.view import errors_of
+from gateway.batch.types import PLAN_FILE, BadJob, Plan, Problem
+from gateway.batch.view import KEPT_S, errors_of
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.durable import Complaint
 from gateway.keys import ANYONE, MASTER, Caller
@@ -41,8 +45,8 @@ log = logging.getLogger("headgate.batch")
 LOOK_EVERY_S = 1.0
 MOST_JOBS = 4
 """Jobs that one worker runs at once."""
-KEPT_S = 30 * 86400.0
-"""What a job leaves is kept so long."""
+BAD_LINE = "this request can't be answered as it stands; sent alone, to /v1/messages, it is told why"
+"""Of those behind the first ten thousand of which a plan keeps what is wrong."""
 
 
 async def keep_batches(services: Services) -> None:
@@ -85,10 +89,10 @@ class Owner:
                 runner.stop()
         for job, gone in self.keyless():
             await self.cut(job, gone)
-        jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished("api"))
+        jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished(*SERVED))
         if not jobs and not self.tasks:
             self.store.marker.unlink(missing_ok=True)
-            jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished("api"))  # made meanwhile?
+            jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished(*SERVED))  # made meanwhile?
             if jobs:
                 self.store.mark()
         for job in jobs:
@@ -195,7 +199,7 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         source = folder / "input.jsonl"
         try:
-            self.store.files.find(card.input_file, job.tenant)
+            self.store.files.find(card.input_file, job.files_of)
         except NotFound as gone:
             raise CallerError(f"the input file {card.input_file} was deleted", code="file_not_found") from gone
         with source.open("wb") as file:
@@ -229,7 +233,10 @@ class Owner:
         if not job.card.errors:
             job.card.errors = [_error(error)]
         with suppress(SQLAlchemyError):
+            if job.origin == ANTHROPIC:
+                await asyncio.to_thread(StoredFiles(self.s, self.folder(job)).refuse, job, problems, error)
             await asyncio.to_thread(self.store.jobs.end, job, "failed", job.progress, self.s.clock())
+        await asyncio.to_thread(forget_plan, self.folder(job), self.store.run_dir)
 
 
 def is_begun(job: Job) -> bool:
@@ -243,25 +250,44 @@ def _error(error: CallerError) -> dict[str, Any]:
 
 
 class StoredFiles:
-    """Results as files of the job's tenant."""
+    """Results as files: of OpenAI's API the tenant's, answers and errors; of Anthropic's the batch's own, in one."""
 
     def __init__(self, services: Services, folder: Path) -> None:
         self.s, self.folder = services, folder
 
     def write(self, job: Job, found: Iterable[Result]) -> None:
+        if job.origin == ANTHROPIC:
+            self._write_messages(job, found, left_out(job.id, "completed", "invalid_request", BAD_LINE))
+            return
         out, errors = self.folder / "output.jsonl", self.folder / "errors.jsonl"
         answered, failed = results.write(found, out, errors)
         card = job.card
         card.output_file = self._keep(job, out, "output") if answered else ""
         card.error_file = self._keep(job, errors, "errors") if failed else ""
 
-    def _keep(self, job: Job, path: Path, what: str) -> str:
+    def refuse(self, job: Job, problems: Iterable[Problem], error: CallerError) -> None:
+        """A batch of Anthropic's API that can't be run: its API has errors of requests, none of the whole."""
+        found = (Result(one.line, one.custom_id, job.id, None, "failed", fault=one) for one in problems if one.line)
+        self._write_messages(job, found, left_out(job.id, "failed", error.code or "", error.message))
+
+    def _write_messages(self, job: Job, found: Iterable[Result], rest: Result) -> None:
+        card, path, counts = job.card, self.folder / "results.jsonl", Counter[str]()
+        lines = lines_of(self.s.batches.files.read(card.input_file))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for result in each_once(found, lines, card.requests, rest):
+                kind, line = result_line(result)
+                counts[kind] += 1
+                file.write(line)
+        card.results = dict(counts)
+        card.output_file = self._keep(job, path, "results", f"{job.id}_results", job.created_s + KEPT_S)
+
+    def _keep(self, job: Job, path: Path, what: str, id: str = "", expires_s: float = 0.0) -> str:
         """Under the job's own name, so that a second time writes over the first."""
         now, name = self.s.clock(), f"{job.id}_{what}.jsonl"
-        id, lasts_s = f"file-{job.id}-{what}", job.card.output_expires_s or KEPT_S
+        id = id or f"file-{job.id}-{what}"
+        expires_s = expires_s or now + (job.card.output_expires_s or KEPT_S)
         with path.open("rb") as lines:
-            self.s.batches.files.add(
-                job.tenant, "batch_output", name, lines, now, id=id, expires_s=now + lasts_s
-            )
+            self.s.batches.files.add(job.files_of, "batch_output", name, lines, now, id=id, expires_s=expires_s)
         path.unlink()
         return id

@@ -59,14 +59,14 @@ class Result:
             response = {
                 "status_code": self.item.status,
                 "request_id": self.item.decision_id,
-                "body": _on_one_line(self.item.answer),
+                "body": on_one_line(self.item.answer),
             }
         else:
             code, message = self._unanswered()
             error = {"code": code, "message": message}
         found = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
                  "error": error}  # fmt: skip
-        return _unbroken(encode(found)) + b"\n"
+        return unbroken(encode(found)) + b"\n"
 
     def _unanswered(self) -> tuple[str, str]:
         if self.fault is not None:
@@ -205,7 +205,7 @@ class _Rows:
             self.draft.unlink(missing_ok=True)
 
 
-def _unbroken(line: bytes) -> bytes:
+def unbroken(line: bytes) -> bytes:
     """With escapes for what JSON lets stand and readers of lines, the official client's among them, break at."""
     for raw, escaped in _LINE_BREAKS:
         if raw in line:
@@ -213,7 +213,7 @@ def _unbroken(line: bytes) -> bytes:
     return line
 
 
-def _on_one_line(body: bytes) -> msgspec.Raw | None:
+def on_one_line(body: bytes) -> msgspec.Raw | None:
     """The answer as it came, without the line breaks that providers set it in; None: it is no JSON."""
     try:
         msgspec.json.decode(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,16 +19,35 @@ def delete_expired_batches(engine: sa.Engine, now_s: float, keep_days: float) ->
     old = sa.select(jobs.c.id).where(jobs.c.state.in_(ENDED), jobs.c.created_s < now_s - keep_days * 86400.0)
     while ids := _some(engine, old):
         with engine.begin() as connection:
-            for table, column in ((job_items, job_items.c.job), (job_parts, job_parts.c.job), (jobs, jobs.c.id)):
-                connection.execute(sa.delete(table).where(column.in_(ids)))
+            _delete_jobs(connection, ids)
         gone += len(ids)
     expired = sa.select(files.c.id).where(files.c.expires_s.is_not(None), files.c.expires_s < now_s)
     while ids := _some(engine, expired):
         with engine.begin() as connection:
-            connection.execute(sa.delete(file_chunks).where(file_chunks.c.file.in_(ids)))
-            connection.execute(sa.delete(files).where(files.c.id.in_(ids)))
+            _delete_files(connection, ids)
         gone += len(ids)
     return gone
+
+
+def delete_batch(engine: sa.Engine, id: str) -> bool:
+    """Deletes one job that is over, and the files that are its own; False: it is not over."""
+    with engine.begin() as connection:
+        over = sa.select(jobs.c.id).where(jobs.c.id == id, jobs.c.state.in_(ENDED))
+        if connection.execute(over).first() is None:
+            return False
+        _delete_jobs(connection, [id])
+        _delete_files(connection, sa.select(files.c.id).where(files.c.tenant == id))
+    return True
+
+
+def _delete_jobs(connection: sa.Connection, ids: Sequence[str]) -> None:
+    for table, column in ((job_items, job_items.c.job), (job_parts, job_parts.c.job), (jobs, jobs.c.id)):
+        connection.execute(sa.delete(table).where(column.in_(ids)))
+
+
+def _delete_files(connection: sa.Connection, ids: Sequence[str] | sa.Select[Any]) -> None:
+    connection.execute(sa.delete(file_chunks).where(file_chunks.c.file.in_(ids)))
+    connection.execute(sa.delete(files).where(files.c.id.in_(ids)))
 
 
 def _some(engine: sa.Engine, query: sa.Select[Any]) -> list[str]:

@@ -1,18 +1,21 @@
-"""A job as people and programs outside see it: `--json`, the admin API, and OpenAI's batch object."""
+"""A job as people and programs outside see it: `--json`, the admin API, OpenAI's batch object, and Anthropic's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from gateway.batch.jobs import Job
+from gateway.batch.jobs import ENDED, Job
 from gateway.batch.types import Problem
 from gateway.prices import usd
 
 MOST_ERRORS = 1000
 """Told with a job."""
+KEPT_S = 30 * 86400.0
+"""What a job leaves is kept so long: of OpenAI's API from its end, of Anthropic's, as there, from its creation."""
 
 
 def job_view(job: Job) -> dict[str, Any]:
@@ -51,6 +54,7 @@ _TIMES = {
     "in_progress_at": "running", "finalizing_at": "finalizing", "completed_at": "completed", "failed_at": "failed",
     "expired_at": "expired", "cancelling_at": "cancelling", "cancelled_at": "cancelled",
 }  # fmt: skip
+_RESULTS = ("succeeded", "errored", "canceled", "expired")
 
 
 def batch_object(job: Job) -> dict[str, Any]:
@@ -73,6 +77,34 @@ def batch_object(job: Job) -> dict[str, Any]:
         "request_counts": {"total": now.total or card.total, "completed": now.done, "failed": now.failed},
         "metadata": card.metadata or None,
     }
+
+
+def message_batch_object(job: Job, now_s: float) -> dict[str, Any]:
+    """As Anthropic's API describes a batch. Its counts move from `processing` to what they came to at the end."""
+    card, is_over = job.card, job.state in ENDED
+    status = "ended" if is_over else "canceling" if job.wish == "cancel" else "in_progress"
+    ends_s = job.created_s + KEPT_S
+    is_kept = is_over and bool(card.output_file) and now_s < ends_s
+    counts = {name: card.results.get(name, 0) if is_over else 0 for name in _RESULTS}
+    return {
+        "id": job.id,
+        "type": "message_batch",
+        "processing_status": status,
+        "request_counts": {"processing": 0 if is_over else card.requests, **counts},
+        "created_at": _moment(job.created_s),
+        "expires_at": _moment(card.deadline_s),
+        "ended_at": _moment(card.times.get(job.state)) if is_over else None,
+        "cancel_initiated_at": _moment(card.times.get("cancelling")),
+        "archived_at": _moment(ends_s) if is_over and not is_kept else None,
+        "results_url": f"/v1/messages/batches/{job.id}/results" if is_kept else None,
+    }
+
+
+def _moment(time_s: float | None) -> str | None:
+    """As RFC 3339 has it."""
+    if time_s is None:
+        return None
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def errors_of(problems: Sequence[Problem]) -> list[dict[str, Any]]:

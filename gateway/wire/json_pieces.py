@@ -1,0 +1,138 @@
+"""A JSON text read value by value as it comes, so that of a body of many megabytes no more than one value is held.
+
+What a value is made of is not judged here: whoever decodes it does that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+import msgspec
+
+from gateway.errors import CallerError, TooLarge
+from gateway.wire.chunk import BAD_JSON
+
+MOST_NAME_BYTES = 256
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_SCALAR = re.compile(rb"[^ \t\r\n,:\"{}\[\]]*+")
+_TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:"(?:[^"\\]++|\\.)*+"[^"{}\[\]]*+)*+', re.DOTALL)
+"""Over everything to the next bracket, or to a string that goes on in the next piece."""
+_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+
+
+class JsonPieces:
+    """One text. `names` and `items` stand at each value in turn, which is to be read before they go on."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._piece = b""
+        self._at = 0
+
+    def names(self) -> Iterator[str]:
+        """Of an object. Raises CallerError where there is none."""
+        self._take("{")
+        if self.peek() == "}":
+            self._take("}")
+            return
+        while True:
+            name = self._name()
+            self._take(":")
+            yield name
+            if self._take(",", "}") == "}":
+                return
+
+    def items(self) -> Iterator[int]:
+        """Of an array, each one's place. Raises CallerError where there is none."""
+        self._take("[")
+        if self.peek() == "]":
+            self._take("]")
+            return
+        for place in count():
+            yield place
+            if self._take(",", "]") == "]":
+                return
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            found = _SPACE.match(self._piece, self._at)
+            assert found is not None, "it matches nothing too"
+            self._at = found.end()
+            if self._at < len(self._piece):
+                return chr(self._piece[self._at])
+            if not self._next():
+                return ""
+
+    def value(self, most_bytes: int) -> bytes:
+        """The next value as it came. TooLarge where it is longer; CallerError where it doesn't end."""
+        begins, start = self.peek(), self._at
+        parts: list[bytes] = []
+        size = depth = 0
+        in_string = begins == '"'
+        self._at += in_string
+        while True:
+            if begins and begins in '"{[':
+                depth, in_string, ended = self._walk(depth, in_string)
+            else:
+                found = _SCALAR.match(self._piece, self._at)
+                assert found is not None, "it matches nothing too"
+                self._at = found.end()
+                ended = self._at < len(self._piece)
+            parts.append(self._piece[start : self._at])
+            size += len(parts[-1])
+            if size > most_bytes:
+                raise TooLarge(f"longer than {most_bytes:,} bytes")
+            if ended:
+                return b"".join(parts)
+            if not self._next():
+                raise CallerError("not JSON: it ends too early")
+            start = self._at
+
+    def end(self) -> None:
+        """Raises CallerError where there is more."""
+        if more := self.peek():
+            raise CallerError(f"not JSON: {more!r} behind its end")
+
+    def _walk(self, depth: int, in_string: bool) -> tuple[int, bool, bool]:
+        """On to the end of a string, object or array, or of the piece; the last says whether it was the former."""
+        piece, at = self._piece, self._at
+        while at < len(piece):
+            found = (_IN_STRING if in_string else _TO_BRACKET).match(piece, at)
+            assert found is not None, "it matches nothing too"
+            at = found.end()
+            if at == len(piece) or (in_string and piece[at] == 92):  # a backslash whose other half comes with the next
+                break
+            mark, at = piece[at], at + 1
+            if mark == 34:  # a quotation mark
+                in_string = not in_string
+            else:
+                depth += 1 if mark in b"{[" else -1
+            if depth <= 0 and not in_string:
+                self._at = at
+                return depth, in_string, True
+        self._at = at
+        return depth, in_string, False
+
+    def _name(self) -> str:
+        name = self.value(MOST_NAME_BYTES)
+        try:
+            return msgspec.json.decode(name, type=str)
+        except BAD_JSON:
+            raise CallerError(f"not JSON: {name[:40]!r} is no field's name") from None
+
+    def _take(self, *marks: str) -> str:
+        found = self.peek()
+        if found not in marks or not found:
+            raise CallerError(f"not JSON: {' or '.join(map(repr, marks))} expected, not {found!r}")
+        self._at += 1
+        return found
+
+    def _next(self) -> bool:
+        """The next piece, behind what is left of this one; False: there is none."""
+        for piece in self._pieces:
+            if piece:
+                self._piece, self._at = self._piece[self._at :] + piece, 0
+                return True
+        return False
