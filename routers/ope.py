@@ -23,6 +23,8 @@ Z95 = NormalDist().inv_cdf(0.975)
 """Standard errors on either side of an estimate that make a 95 % interval."""
 MIN_ESS = 50.0
 """Fewer effective rounds than this carry no normal interval worth showing."""
+NOISE_COUNTS = 5.0
+"""Answers that a reward's noise counts as where a model has given few."""
 MAX_UNSUPPORTED = 0.02
 """Share of the policy's decisions that the log could never have made, beyond which it can't be judged."""
 
@@ -97,6 +99,15 @@ def effective_rounds(weights: Array) -> float:
     """Kish's effective sample size of weighted rounds."""
     squares = float(weights @ weights)
     return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def _per_chance(rounds: Rounds, change: Array, power: int = 1) -> Array:
+    """(n, m) what each choice adds to the expected second (fourth: `power` 2) moment of weights `change` over its
+    chance of being made and heard of: what the propensities promise, whatever was drawn.
+    """
+    chance = rounds.logged * rounds.heard
+    ratio = change / np.where(chance > 0, chance, np.inf)
+    return np.asarray(chance * ratio ** (2 * power))
 
 
 # -- estimators: per-round values, each given (rounds, target (n, m), reward model's predictions (n, m))
@@ -246,10 +257,48 @@ def student(confidence: float, degrees: float) -> float:
 def normal_interval(values: Array, confidence: float = 0.95, degrees: float | None = None) -> Interval:
     """Of the mean of per-round values. `degrees`: effective rounds, where weights make them fewer than n."""
     n = len(values)
-    value = float(values.mean())
     error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
     reach = student(confidence, (n if degrees is None else degrees) - 1) * error
+    value = float(values.mean())
     return Interval(value, value - reach, value + reach)
+
+
+def skewed_interval(values: Array, confidence: float, degrees: float, least: float = 0.0) -> Interval:
+    """Of the mean of per-round values that may be skewed: the side of their long tail reaches further, by the first
+    term of Edgeworth's expansion (Hall 1992); none is drawn in. `least`: the mean's variance, at least.
+    """
+    n, value = len(values), float(values.mean())
+    rest = values - value
+    squares = float(rest @ rest)
+    variance = squares / max(n * (n - 1), 1)
+    reach = student(confidence, degrees) * sqrt(max(variance, least))
+    z = student(confidence, inf)
+    skew = float((rest**3).sum()) / max(squares, 1e-60) ** 1.5
+    shift = sqrt(variance) * skew * (2 * z * z + 1) / 6
+    return Interval(value, value - reach + min(shift, 0.0), value + reach + max(shift, 0.0))
+
+
+def _noise(rounds: Rounds, model: Array) -> Array:
+    """(m,) mean square of what the reward model missed of each model's answers. A model with few of them is taken to be
+    missed by the same part of its own level as all are: that all of five were right does not say that all will be.
+    """
+    m = rounds.logged.shape[1]
+    known = np.ones(len(rounds.action), bool) if rounds.known is None else rounds.known
+    action, reward, missed = rounds.action[known], rounds.reward[known], _surprise(rounds, model)[known]
+    share = float(missed @ missed) / max(float(reward @ reward), 1e-300)
+    stated = NOISE_COUNTS * share * (model**2).mean(0)
+    found = (np.bincount(action, missed**2, m) + stated) / (np.bincount(action, minlength=m) + NOISE_COUNTS)
+    return np.asarray(found)
+
+
+def promised(rounds: Rounds, change: Array, noise: Array) -> tuple[float, float]:
+    """Variance of the mean correction under weights `change` / propensity (n, m), where `noise`, (m,) or (n, m), is the
+    mean square by which rewards are missed; and how many rounds carry it. From the propensities, not from what was
+    drawn: where the rare choices that would tell were not made, what was drawn looks more certain than it is.
+    """
+    squares = _per_chance(rounds, change)
+    carried = float(squares.sum()) ** 2 / max(float(_per_chance(rounds, change, 2).sum()), 1e-300)
+    return float((squares * noise).sum()) / len(squares) ** 2, carried
 
 
 # -- overlap
@@ -262,14 +311,18 @@ class Overlap:
     rounds: int
     """Of a known reward."""
     effective: float
+    """Rounds that the policy's value rests on, by Kish: as the propensities promise, not as was drawn, for a log in
+    which the policy's rare choices never came looks better than it is.
+    """
     unsupported: float
     """Share of the policy's decisions that the log never makes, or of which nothing was ever known."""
 
 
 def overlap(rounds: Rounds, target: Array) -> Overlap:
-    weights = importance(rounds, target)
-    missing = float(np.where((rounds.logged > 0) & (rounds.heard > 0), 0.0, target).sum(1).mean())
-    return Overlap(rounds.told, effective_rounds(weights), missing)
+    tried = np.where((rounds.logged > 0) & (rounds.heard > 0), target, 0.0).sum()
+    missing = 1.0 - float(tried) / len(target)
+    squares = float(_per_chance(rounds, target).sum())
+    return Overlap(rounds.told, float(tried) ** 2 / squares if squares > 0 else 0.0, missing)
 
 
 def supported_from(logged: Array, target: Array, most: float = MAX_UNSUPPORTED) -> int:
@@ -351,45 +404,46 @@ def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidenc
 def as_logged(rounds: Rounds) -> Interval:
     """What the log itself was worth: the plain mean where every reward is known."""
     values = snips(rounds, rounds.logged, rounds.logged)
-    return normal_interval(values, degrees=max(overlap(rounds, rounds.logged).effective, 4.0))
+    return skewed_interval(values, 0.95, max(overlap(rounds, rounds.logged).effective, 4.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Valuation:
-    """A policy's expected reward with its interval, by each estimator asked for."""
+    """A policy's expected reward with its interval."""
 
     overlap: Overlap
-    estimates: Mapping[str, Interval]
-    headline: str = "dr"
-
-    @property
-    def best(self) -> Interval:
-        return self.estimates[self.headline]
+    best: Interval
+    """Doubly robust."""
+    snips: Interval
+    """By weighting alone."""
 
 
-def valued(
-    rounds: Rounds, target: Array, model: Array, *, names: tuple[str, ...] = ("dr", "snips"), confidence: float = 0.95
-) -> Valuation:
+def valued(rounds: Rounds, target: Array, model: Array, *, confidence: float = 0.95) -> Valuation:
     """Without judging the overlap: see `judged`."""
-    found = overlap(rounds, target)
-    degrees = max(found.effective, 4.0)
     return Valuation(
-        found,
-        {
-            name: normal_interval(
-                ESTIMATORS[name](rounds, target, model), confidence, None if name == "dm" else degrees
-            )
-            for name in names
-        },
-        names[0],
+        overlap(rounds, target),
+        _doubly_robust_interval(rounds, target, doubly_robust(rounds, target, model), model, confidence),
+        _snips_interval(rounds, target, model, confidence),
     )
 
 
 def difference(
-    rounds: Rounds, target: Array, baseline: Array, model: Array, *, name: str = "dr", confidence: float = 0.95
+    rounds: Rounds, target: Array, baseline: Array, model: Array, *, confidence: float = 0.95
 ) -> Interval:
-    """Target minus baseline on the same rounds, paired round by round."""
-    estimator = ESTIMATORS[name]
-    values = estimator(rounds, target, model) - estimator(rounds, baseline, model)
-    weights = np.maximum(importance(rounds, target), importance(rounds, baseline))
-    return normal_interval(values, confidence, max(effective_rounds(weights), 4.0))
+    """Target minus baseline on the same rounds, doubly robust, paired round by round."""
+    values = doubly_robust(rounds, target, model) - doubly_robust(rounds, baseline, model)
+    return _doubly_robust_interval(rounds, target - baseline, values, model, confidence)
+
+
+def _doubly_robust_interval(
+    rounds: Rounds, change: Array, values: Array, model: Array, confidence: float
+) -> Interval:
+    variance, carried = promised(rounds, change, _noise(rounds, model))
+    read = float(direct(rounds, change, model).var()) / len(values)
+    return skewed_interval(values, confidence, max(carried, 4.0), read + variance)
+
+
+def _snips_interval(rounds: Rounds, target: Array, model: Array, confidence: float) -> Interval:
+    values = snips(rounds, target, model)
+    variance, carried = promised(rounds, target, _noise(rounds, model) + (model - values.mean()) ** 2)
+    return skewed_interval(values, confidence, max(carried, 4.0), variance)

@@ -81,7 +81,10 @@ def _difference(rounds: Rounds) -> Interval:
     )  # fmt: skip
     always, never = np.zeros_like(added.logged), np.zeros_like(added.logged)
     always[:, 1] = never[:, 0] = 1.0
-    return ope.difference(added, always, never, np.zeros_like(always), name="snips")
+    unread = np.zeros_like(always)
+    values = ope.snips(added, always, unread) - ope.snips(added, never, unread)
+    weights = np.maximum(ope.importance(added, always), ope.importance(added, never))
+    return ope.normal_interval(values, degrees=max(ope.effective_rounds(weights), 4.0))
 
 
 def _compared(log: Log) -> Rounds | None:

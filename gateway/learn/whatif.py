@@ -3,7 +3,11 @@
 The changed policy decides every logged query again; what came of the logged decisions is re-weighted to
 it (doubly robust, with self-normalised weighting beside). Quality, cost and latency each have an
 interval, and so has the difference to what was done, which is paired. Where the log can't tell there is a
-refusal with what it would take, never a number.
+refusal with what it would take, never a number. How often the intervals hold: `python -m gateway.learn.whatif_check`.
+
+Where not all answers are scored, those of a model that are stand for all of that model's: models may be scored more or
+less often, but where an answer's own score decides whether it is told (people who complain and never praise), quality
+is off by what that makes of a model's mean, and no interval knows it. A route should then score a random part itself.
 
 A cascade behind the route is part of what was logged: a changed choice is the first model's. A changed
 `accept_at` moves only the answers whose confidence lies between the two thresholds; see
@@ -104,8 +108,15 @@ def what_if(log: Log, policy: Policy, *, evidence: Evidence | None = None, seed:
     log = widened(log, [candidate.model for candidate in policy.candidates])
     answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
     used = log.rows(np.arange(answer.passed_over, len(log)))
-    notes = (one_sided(used), *_drifts(used), *_repriced(used, policy.candidates))
+    notes = (one_sided(used), _partly_scored(used), *_drifts(used), *_repriced(used, policy.candidates))
     return replace(answer, notes=tuple(filter(None, notes)))
+
+
+def _partly_scored(log: Log) -> str:
+    share = float(log.labelled.mean())
+    if not 0.0 < share < 1.0:
+        return ""
+    return f"{share:.0%} of the answers are scored: quality takes those of each model as typical of all its answers"
 
 
 def _drifts(log: Log) -> list[str]:
@@ -176,7 +187,7 @@ def _figure(rounds: ope.Rounds, target: Array, model: Array) -> Figure:
         now=ope.as_logged(rounds),
         then=found.best,
         difference=ope.difference(rounds, target, rounds.logged, model),
-        snips=found.estimates["snips"],
+        snips=found.snips,
     )
 
 

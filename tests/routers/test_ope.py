@@ -170,3 +170,23 @@ def test_differences_are_paired() -> None:
     other[:6] = target[:6, ::-1]
     found = ope.difference(rounds, target, other, model)
     assert found.half_width < 0.3 * ope.valued(rounds, target, model).best.half_width
+
+
+def test_effective_rounds_are_those_promised_and_not_those_drawn() -> None:
+    """A log in which a policy's rare choices never came is worth no more than one in which they did."""
+    logged = np.tile([0.98, 0.02], (400, 1))
+    target = np.tile([0.5, 0.5], (400, 1))
+    lucky, unlucky = np.zeros(400, np.intp), (np.arange(400) < 8).astype(np.intp)
+    found = [ope.overlap(Rounds(action, np.ones(400), logged), target).effective for action in (lucky, unlucky)]
+    assert found[0] == found[1] == pytest.approx(400 / (0.25 / 0.98 + 0.25 / 0.02))
+
+
+def test_a_few_right_answers_make_nothing_certain() -> None:
+    """Ten answers of a model that were all right, beside many that were right half the time: its mean may be .8."""
+    rng = np.random.default_rng(0)
+    logged = np.tile([0.98, 0.02], (500, 1))
+    action = (np.arange(500) % 50 == 0).astype(np.intp)
+    reward = np.where(action == 1, 1.0, (rng.random(500) < 0.5).astype(float))
+    rounds, target = Rounds(action, reward, logged), np.tile([0.0, 1.0], (500, 1))
+    found = ope.valued(rounds, target, ope.cross_fitted(rng.normal(size=(500, 2)), rounds))
+    assert found.best.low < 0.8 and found.snips.low < 0.8
