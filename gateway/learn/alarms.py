@@ -21,6 +21,8 @@ STARVED = 0.01
 RARELY_LABELLED = 0.01
 MISCALIBRATED = 0.1
 SURE_Z = 4.0
+SURE_RATIO = 4.2
+"""Square root of twice a log likelihood ratio that chance reaches in a thousandth of a model's logs."""
 DRIFTED_SD = 0.5
 STALE_ROUNDS = 1000
 HARM_BY_CHANCE = 1e-4
@@ -171,7 +173,9 @@ def _explained(score: Array, level: Array) -> Array:
 def _largest_jump(score: Array, explained: Array, least: int) -> tuple[int, float, float] | None:
     """Place, mean before and mean after of the likeliest change; None where chance explains it.
 
-    The statistic is the maximum over places of a two-sample z, whose 99.9 % point for hundreds of places is about 4.
+    Told by the larger of two maxima over places, each beside its 99.9 % point for hundreds of places: a two-sample z,
+    which sees small steps of graded scores, and the likelihood ratio of right and wrong answers (Bernoulli; for other
+    scores in [0, 1] it claims less than it might), which sees a good model fall within few answers.
     """
     rest, n = score - explained, len(score)
     total, squares, variance = np.cumsum(rest), np.cumsum(rest**2), max(float(rest.var()), 1e-12)
@@ -186,11 +190,22 @@ def _largest_jump(score: Array, explained: Array, least: int) -> tuple[int, floa
         )
     ]  # fmt: skip
     z = np.abs(after - before) / np.sqrt(spread[0] + spread[1])
-    best = int(z.argmax())
-    if z[best] < SURE_Z or abs(after[best] - before[best]) < MISCALIBRATED:
+    level, whole = float(score.mean()), float(total[-1]) / n
+    ratio = places * _divergence(level + before, level + whole)
+    ratio += (n - places) * _divergence(level + after, level + whole)
+    sure = np.maximum(z / SURE_Z, np.sqrt(2 * np.maximum(ratio, 0.0)) / SURE_RATIO)
+    sure[np.abs(after - before) < MISCALIBRATED] = 0.0
+    best = int(sure.argmax())
+    if sure[best] < 1.0:
         return None
     at = int(places[best])
     return at, float(score[:at].mean()), float(score[at:].mean())
+
+
+def _divergence(found: Array, level: float) -> Array:
+    """Kullback-Leibler, of chances of a right answer; clipped into (0, 1)."""
+    p, q = np.clip(found, 1e-9, 1 - 1e-9), min(max(level, 1e-9), 1 - 1e-9)
+    return np.asarray(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
 
 
 def feature_drift(log: Log) -> list[Alarm]:

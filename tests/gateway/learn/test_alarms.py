@@ -87,6 +87,17 @@ def test_a_models_change_is_seen_and_chance_is_not() -> None:
     assert all(changes(dataclasses.replace(log, score=score)) for score in right[:40])
 
 
+@pytest.mark.parametrize(("right", "seen"), [(0.95, 190), (0.9, 175)])
+def test_a_good_models_fall_is_seen_within_forty_answers(right: float, seen: int) -> None:
+    """By .35, in at least so many of 200 logs; in at most two of 400 in which nothing fell (of 1,000 it is one)."""
+    rng = np.random.default_rng(8)
+    log = log_of(expecting(Town(4).decisions(Weighted({"small": 1.0}), 600), {"small": 0.9}))
+    score = (rng.random((400, 600)) < right).astype(float)
+    assert sum(bool(changes(dataclasses.replace(log, score=one))) for one in score) <= 2
+    score[:200, 560:] = rng.random((200, 40)) < right - 0.35
+    assert sum(bool(changes(dataclasses.replace(log, score=one))) for one in score[:200]) >= seen
+
+
 def test_a_router_is_stale_only_while_none_is_trained() -> None:
     """A gate that finds nothing better every 200 rounds is learning that is alive."""
     log = log_of(Town(5).decisions(EVEN, 1500))
