@@ -22,6 +22,8 @@ from gateway.settings import Settings, change_settings
 from routers.artifact import load_artifact, write_whole
 from routers.registry import open_router
 
+LEAST_PREFIX = 4
+"""Characters of a version that may stand for it."""
 PROMOTIONS_READ = 10_000
 """Latest promotions, of all routes, that a roll-back looks through."""
 
@@ -111,12 +113,22 @@ class Versions:
         return self._store.router_versions(route)
 
     def find(self, route: str, version: str) -> RouterVersion:
-        """By version or the beginning of it. Raises CallerError."""
-        found = [one for one in self.list(route) if one.version.startswith(version)]
-        if len(found) != 1:
+        """By version, or by its beginning of four characters or more: "3" is what somebody calls a router's third
+        training, not the one version whose checksum happens to begin so. Raises CallerError.
+        """
+        found = self.called(route, version)
+        if found is None:
             known = ", ".join(one.version for one in self.list(route)) or "none"
             raise CallerError(f"route '{route}' has no single version '{version}'; its versions are: {known}")
-        return found[0]
+        return found
+
+    def called(self, route: str, version: str) -> RouterVersion | None:
+        """As `find`; None where there is no such version, or more than one."""
+        known = self.list(route)
+        exact = [one for one in known if one.version == version]
+        begun = [one for one in known if len(version) >= LEAST_PREFIX and one.version.startswith(version)]
+        found = exact or begun
+        return found[0] if len(found) == 1 else None
 
     def _latest_first(self, route: str, versions: Sequence[RouterVersion]) -> Sequence[RouterVersion]:
         """By when each was live last, which need not be the order they were made in."""

@@ -132,8 +132,10 @@ class PluginRouter:
         features_version: str,
         learned: Learned | None = None,
         exploration: Exploration | None = None,
+        taught_by: str = "",
     ) -> None:
-        self.name = name
+        """`taught_by`: checksum of the data, for two trainings may be called the same; empty: it is the shipped one."""
+        self.name, self.taught_by = name, taught_by
         self.version = version
         self.features_version = features_version
         self.learned = learned

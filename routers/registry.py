@@ -130,7 +130,8 @@ def load_router(path: Path, exploration: Exploration | None = None) -> PluginRou
         raise ArtifactError(f"{path}: no {error}") from error
     except (TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"{path}: not a router that this build can serve ({error})") from error
-    return PluginRouter(card.kind, card.version, card.features_version, learned, exploration)
+    taught_by = "" if path == DEFAULT_ARTIFACT else card.data_checksum
+    return PluginRouter(card.kind, card.version, card.features_version, learned, exploration, taught_by)
 
 
 def save_router(path: Path, router: PluginRouter, card: Card) -> None:

@@ -184,11 +184,13 @@ class Loop:
     def lost(self, version: RouterVersion, now_s: float) -> StepReport | None:
         """A candidate that can't be opened any more is given up, so that others have their turn."""
         fault = self.versions.fault(version)
-        if not fault:
-            return None
+        return self.give_up(version, fault, now_s) if fault else None
+
+    def give_up(self, version: RouterVersion, reason: str, now_s: float) -> StepReport:
+        """A canary ends, and nothing has been learnt of it."""
         end_canary(str(self.config.server.run_dir), self.route)
         mark(self.store, version, "refused", now_s)
-        return StepReport(REFUSED, fault, version.version)
+        return StepReport(REFUSED, reason, version.version)
 
     def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> StepReport:
         """On rounds that came after it was made: not significantly worse, and it goes before a share of the traffic."""
@@ -208,7 +210,11 @@ class Loop:
     def watch_canary(self, log: Log, version: RouterVersion, now_s: float, live: str) -> StepReport:
         """Randomised halves of the traffic decide. `live`: what served when they were looked at."""
         label = str((version.metrics or {}).get("label", "")) or self._label(version)
-        halves = halves_of(log, label, self.reward(log, self.policy()), _since(version))
+        incumbent = self.policy()
+        if label == label_of(incumbent.router):
+            told = f"the router that serves is called {label} too, so their answers can't be told apart"
+            return self.give_up(version, f"{told}: train it with another --version", now_s)
+        halves = halves_of(log, label, self.reward(log, incumbent), _since(version))
         gap, count = halves.difference(), len(halves.candidate)
         if gap is None or count < self.terms.canary_rounds:
             return StepReport(WAITS, f"{count} scored canary rounds", version.version)
@@ -271,13 +277,11 @@ class Loop:
             path = Path(folder) / "candidate.safetensors"
             save_router(path, router, card)
             version = self.versions.add(self.route, path, state="candidate", actor="learn")
-        label = f"{router.name}@{router.version}"
-        told = {"gate": verdict.as_dict(), "label": label, "parent": live, "trained_until_s": until_s}
+        told = {"gate": verdict.as_dict(), "label": label_of(router), "parent": live, "trained_until_s": until_s}
         return mark(self.store, version, "shadow", now_s, **told)
 
     def _label(self, version: RouterVersion) -> str:
-        router = self.policy(self.versions.artifact(version)).router
-        return f"{router.name}@{router.version}"
+        return label_of(self.policy(self.versions.artifact(version)).router)
 
     def _live_since(self) -> float:
         """0: what the configuration names serves."""
@@ -285,6 +289,11 @@ class Loop:
 
     def _next_version(self) -> str:
         return f"{len(self.versions.list(self.route)) + 1}"
+
+
+def label_of(router: Router) -> str:
+    """What its decisions are labelled with."""
+    return f"{router.name}@{router.version}"
 
 
 def learnt_name(route: str) -> str:

@@ -259,6 +259,8 @@ def recalled(router: Router, config: Config, route: str) -> Router:
 def key_of(route: str, bandit: Bandit | StrategyBandit) -> str:
     """What was learnt upon one base says nothing upon another."""
     what = f"{route}\0{bandit.version}\0{bandit.features_version}\0{bandit.projection.dims}"
+    if isinstance(bandit, Bandit) and bandit.base.taught_by:
+        what += f"\0{bandit.base.taught_by}"
     return hashlib.sha256(what.encode()).hexdigest()[:24]
 
 

@@ -44,6 +44,6 @@ def route_policy(config: Config, store: Store, route: str, *, router: str = "", 
 
 
 def artifact_of(config: Config, store: Store, route: str, router: str) -> str:
-    """A version's file where one of the route's versions begins so; anything else is a path or a name."""
-    known = [one for one in Versions(store, config.server.run_dir).list(route) if one.version.startswith(router)]
-    return known[0].artifact if len(known) == 1 else router
+    """A version's file where one of the route's versions is called so; anything else is a path or a name."""
+    known = Versions(store, config.server.run_dir).called(route, router)
+    return known.artifact if known else router

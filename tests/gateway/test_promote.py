@@ -88,6 +88,23 @@ def test_who_promotes_or_rolls_back_decides_over_every_request(versions: Version
     assert versions.find("auto", "c").state == ("live" if step == "promote it" else "candidate")
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("3fa1", "3fa1c0de"), ("3fa1c0de99", "3fa1c0de99"), ("3fa1c0de", "3fa1c0de")]
+)
+def test_a_version_is_meant_by_its_name_or_enough_of_it(
+    versions: Versions, tmp_path: Path, asked: str, meant: str
+) -> None:
+    """A whole name is that version though another begins so; three characters are no version, whatever begins so."""
+    path = str(tmp_path / "a.safetensors")
+    named = [meant] if asked == "3fa1" else ["3fa1c0de", "3fa1c0de99"]
+    for name in named:
+        versions._store.save_router_version(RouterVersion("auto", name, 9.0, "candidate", path), "me")
+    assert versions.find("auto", asked).version == meant
+    for short in ("", "3", "3fa"):
+        with pytest.raises(CallerError, match="no single version"):
+            versions.promote("auto", short, actor="me")
+
+
 def test_a_version_whose_file_is_gone_is_never_served(versions: Versions, tmp_path: Path) -> None:
     """Promoting it is refused and changes nothing; a roll-back passes it over."""
     for version in "cab":

@@ -285,6 +285,22 @@ def test_a_canary_begun_by_hand_is_judged_too(street: Street, tmp_path: Path) ->
     assert len(street.until(turns.ROLLED_BACK)) <= 4
 
 
+def test_a_canary_that_is_called_as_what_serves_ends(street: Street, tmp_path: Path) -> None:
+    """Whose answers are whose can't be told, so it would wait for ever for its own."""
+    street.round()
+    (tmp_path / "other").mkdir()
+    serving, tried = (
+        street.loop.versions.add("auto", spoilt_artifact(street, folder), actor="somebody")
+        for folder in (tmp_path, tmp_path / "other")
+    )
+    street.loop.versions.promote("auto", serving.version, actor="somebody")
+    mark(street.store, tried, "canary", 1e9)
+    begin_canary(str(street.config.server.run_dir), "auto", tried, 0.5)
+    told = street.round()
+    assert told.action == turns.REFUSED and "linear@bad too" in told.reason
+    assert read_settings(street.config.server.run_dir).canaries == {}
+
+
 def test_an_empty_journal_only_waits(street: Street) -> None:
     """Nothing logged, nothing done."""
     assert street.loop.step(1e9).action == turns.WAITS

@@ -17,9 +17,12 @@ from redis import Redis
 from gateway.journal.reader import Reader
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
-from gateway.learn.online import bandit_of, query_of
+from gateway.learn.online import bandit_of, key_of, query_of
 from gateway.learn.policy import route_policy
+from routers.artifact import Card
 from routers.bandit_state import BanditState
+from routers.plugin import PluginRouter
+from routers.registry import open_router, save_router
 from tests.gateway.redis_server import RedisServer
 from tests.live import Live, live
 from tests.until import until
@@ -201,6 +204,20 @@ async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
         assert known(gateway) == 6
         await taught(gateway, 2)
         assert known(gateway) == 8
+
+
+def test_what_was_learnt_upon_one_training_says_nothing_upon_another(tmp_path: Path) -> None:
+    """Though both trainings are called the same; the same one keeps its own, wherever its file lies."""
+    base = open_router("default")
+    assert isinstance(base, PluginRouter)
+    keys = []
+    for place, checksum in enumerate(("then", "now", "now")):
+        path = tmp_path / f"{place}.safetensors"
+        save_router(path, base, Card("linear", "1", base.features_version, ("small", "large"), data_checksum=checksum))
+        bandit = bandit_of(open_router(str(path), explore=0.1, online=True))
+        assert bandit is not None
+        keys.append(key_of("auto", bandit))
+    assert keys[0] != keys[1] == keys[2]
 
 
 async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
