@@ -1,10 +1,11 @@
 """Bandits that learn while they serve: each answer that is scored moves what the next request may expect.
 
-A score is what feedback says; a failed automatic check says 0, as often as answers are scored at all; on a route
-without any feedback an answer is worth what its checks say. Every worker keeps the sums of what it heard itself and
-reads those of the others (gateway/learn/bandit_store.py), so that all decide by the same knowledge within a second or
-two and nothing is counted twice. Left out: cache hits, requests that the client broke off, and cascades of several
-steps, whose kept answers are the better ones of their model.
+A score is what feedback says; a failed automatic check says 0, as often as answers are scored at all. On a route
+without any feedback an answer is worth what its checks say, where one looked at what it says; nothing is learnt from
+the others, for that nothing went wrong does not say that an answer was any good. Every worker keeps the sums of what
+it heard itself and reads those of the others (gateway/learn/bandit_store.py), so that all decide by the same knowledge
+within a second or two and nothing is counted twice. Left out: cache hits, requests that the client broke off, and
+cascades of several steps, whose kept answers are the better ones of their model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.vectors import unpacked
 from gateway.learn.bandit_store import BanditStore, FolderBanditStore, RedisBanditStore, read_states
-from gateway.learn.rounds import drawn_of, failed_check, is_round
+from gateway.learn.rounds import drawn_of, failed_check, is_round, was_checked
 from gateway.routes import RouteBook
 from routers.bandit import Bandit
 from routers.bandit_state import BanditState
@@ -42,7 +43,7 @@ class Learner:
 
     def __init__(self, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> None:
         self.bandit, self.candidates = bandit, candidates
-        self.decided = self.scored = 0
+        self.decided = self.scored = self.checked = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
         """Decision to the score that was learnt of it: a later one replaces it."""
         self.changed = False
@@ -51,11 +52,12 @@ class Learner:
         """What the checks say, where they may speak."""
         if not is_round(record):
             return
+        failed, checked = bool(failed_check(record)), was_checked(record)
         self.decided += 1
-        failed = bool(failed_check(record))
-        if not self.scored:
+        self.checked += checked
+        if checked and not self.scored:
             self.learn(record, 0.0 if failed else 1.0)
-        elif failed and drawn_of(record.id) < self.scored / self.decided:
+        elif failed and drawn_of(record.id) < (self.scored or self.checked) / self.decided:
             self.learn(record, 0.0)
 
     def feedback(self, record: DecisionRecord, score: float) -> None:

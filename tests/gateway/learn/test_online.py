@@ -265,17 +265,35 @@ async def test_feedback_is_taken_while_the_database_is_away(
         chore.cancel()
 
 
+JSON = {"type": "json_schema", "json_schema": {"name": "so", "schema": {"type": "object"}}}
+
+
 async def test_without_feedback_checks_teach(tmp_path: Path) -> None:
-    """Where nobody says anything, an upstream that fails is worth nothing and one that answers something."""
-    scripts = {"large": [{"status": 500}], "small": [{"text": "so"}]}
+    """Where nobody says anything, an answer is worth something that keeps the schema asked for, and nothing that
+    doesn't.
+    """
+    scripts = {"large": [{"text": "so"}], "small": [{"text": "{}"}]}
     route = {**ROUTE, "cost_weight": 0.0, "explore": 0.5, "retries": 0}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route]) as gateway:
         async with httpx.AsyncClient() as client:
             for i in range(40):
-                await ask(client, gateway, question(i)[1])
+                await ask(client, gateway, question(i)[1], response_format=JSON)
         assert known(gateway) == 40
         found = await preferred(gateway)
         assert max(found.values()) < 0.5
+
+
+async def test_silence_teaches_nothing(tmp_path: Path) -> None:
+    """A route whose answers nobody scores and no check looks at stays with what its base expects: it drifts neither to
+    the cheapest model nor away from what answers, and tries the others as before.
+    """
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
+        before = expected(gateway, "small"), expected(gateway, "large")
+        async with httpx.AsyncClient() as client:
+            for i in range(40):
+                await ask(client, gateway, question(i)[1])
+        assert known(gateway) == 0
+        assert (expected(gateway, "small"), expected(gateway, "large")) == before
 
 
 async def test_cascades_do_not_teach(tmp_path: Path) -> None:
