@@ -66,12 +66,12 @@ class Learner:
             self.learn(record, score)
 
     def learn(self, record: DecisionRecord, score: float) -> None:
-        """Of the model that answered; of the chosen one where nobody did."""
+        """Of the model that answered, of the chosen one where nobody did; nothing of one that left the route since."""
         model = record.answered_model or record.model
         names = {one.model for one in record.candidates}
         candidates = [one for one in self.candidates if one.model in names]
         query = query_of(record)
-        if len(record.plan) > 1 or model not in names or query is None:
+        if len(record.plan) > 1 or query is None or model not in [one.model for one in candidates]:
             return
         bandit, before = self.bandit, self.learnt.get(record.id)
         assert isinstance(bandit, Bandit)

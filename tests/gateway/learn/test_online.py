@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from redis import Redis
 
+from gateway.app import reload
 from gateway.journal.reader import Reader
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
@@ -196,14 +198,40 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
     """New settings make new routers; the bandit goes on."""
-    from gateway.app import reload
-
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         await taught(gateway, 6)
         reload(gateway.services)
         assert known(gateway) == 6
         await taught(gateway, 2)
         assert known(gateway) == 8
+
+
+async def test_models_come_and_go(tmp_path: Path) -> None:
+    """What is said of a model that left the route since is taken and teaches nothing, the others go on learning, and a
+    new one is tried at once.
+    """
+    async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway, httpx.AsyncClient() as client:
+
+        def serve(*models: str) -> None:
+            (route,) = gateway.services.config.routes
+            served = msgspec.structs.replace(route, models=list(models))
+            gateway.services.current.base = msgspec.structs.replace(gateway.services.config, routes=[served])
+            reload(gateway.services)
+
+        gateway.services.draws = iter(random.Random(1).random, None)
+        answers = [await ask(client, gateway, question(i)[1]) for i in range(12)]
+        small = sum(answer.headers["x-headgate-model"] == "small" for answer in answers)
+        assert 0 < small < 12
+        serve("small")
+        for answer in answers:
+            await say(client, gateway, answer, 1.0)
+        assert known(gateway) == small
+        await taught(gateway, 3)
+        serve("small", "large")
+        record = await gateway.decision((await ask(client, gateway, "a word")).headers["x-headgate-decision-id"])
+        assert {one.model: one.probability > 0.2 for one in record.candidates} == {"small": True, "large": True}
+        await taught(gateway, 8)
+        assert known(gateway) == small + 11
 
 
 def test_what_was_learnt_upon_one_training_says_nothing_upon_another(tmp_path: Path) -> None:
