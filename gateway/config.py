@@ -250,6 +250,8 @@ class RouteConfig(_Section, frozen=True):
     """Seconds between turns of the learning loop (retrain, gate, shadow, canary, promote); 0: only `headgate learn`."""
     learn_router: Literal["linear", "ensemble", "knn", "factor", "domain", "clusters", "mlp"] = "linear"
     """Kind of router that the learning loop trains."""
+    max_key_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Most of what is learnt from that one API key's scores may be, where several keys give some; 1: not bounded."""
     hedge_after_s: Seconds | None = None
     """Start a second attempt when the first byte is this late; None: never."""
     hedge_max_share: Share = 0.05

@@ -22,6 +22,7 @@ from gateway.learn.gate import GateVerdict, failed, judge, reference_of, worth
 from gateway.learn.policy import route_config, route_policy
 from gateway.learn.retrain import Trained, lately, trained, twins
 from gateway.learn.shadow import begin_canary, end_canary, gated, halves_of, mark, shadowed
+from gateway.learn.voices import bounded
 from gateway.learn.whatif import Policy, decided, widened
 from gateway.promote import Versions
 from routers.artifact import Card
@@ -94,7 +95,7 @@ class Loop:
     def step(self, now_s: float) -> StepReport:
         """One turn at most."""
         try:
-            log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
+            log = self.heard()
         except NothingLogged as none:
             return StepReport(WAITS, str(none))
         incumbent = self.policy()
@@ -170,7 +171,7 @@ class Loop:
 
     def consider(self, artifact: Path, now_s: float) -> StepReport:
         """Someone else's candidate: through the same gate, on all rounds."""
-        log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
+        log = self.heard()
         incumbent = self.policy()
         log = lately(widened(log, [one.model for one in incumbent.candidates]))[1]
         target = decided(self.policy(str(artifact)), log)
@@ -244,6 +245,11 @@ class Loop:
         return StepReport(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
 
     # -- what they share
+
+    def heard(self) -> Log:
+        """The latest rounds; no key's scores are more of them than they may. Raises NothingLogged."""
+        log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
+        return bounded(log, route_config(self.config, self.route).max_key_share)
 
     def noted(self, now_s: float) -> Mapping[str, Any]:
         """How far the route's training has come: never ahead of now, whatever the clock once said."""

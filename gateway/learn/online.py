@@ -24,6 +24,7 @@ from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.vectors import unpacked
 from gateway.learn.bandit_store import BanditStore, FolderBanditStore, RedisBanditStore, read_states
 from gateway.learn.rounds import drawn_of, failed_check, is_round, was_checked
+from gateway.learn.voices import Voices
 from gateway.routes import RouteBook
 from routers.bandit import Bandit
 from routers.bandit_state import BanditState
@@ -42,7 +43,7 @@ class Learner:
     """What one route learns in this worker."""
 
     def __init__(self, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> None:
-        self.bandit, self.candidates = bandit, candidates
+        self.bandit, self.candidates, self.voices = bandit, candidates, Voices(1.0)
         self.decided = self.scored = self.checked = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
         """Decision to the score that was learnt of it: a later one replaces it."""
@@ -56,13 +57,18 @@ class Learner:
         self.decided += 1
         self.checked += checked
         if checked and not self.scored:
-            self.learn(record, 0.0 if failed else 1.0)
+            self.hear(record, 0.0 if failed else 1.0)
         elif failed and drawn_of(record.id) < (self.scored or self.checked) / self.decided:
-            self.learn(record, 0.0)
+            self.hear(record, 0.0)
 
     def feedback(self, record: DecisionRecord, score: float) -> None:
         if is_round(record):
             self.scored += 1
+            self.hear(record, score)
+
+    def hear(self, record: DecisionRecord, score: float) -> None:
+        """Learns it unless its key has spoken too much; what is said again was heard before."""
+        if record.id in self.learnt or self.voices.heard(record):
             self.learn(record, score)
 
     def learn(self, record: DecisionRecord, score: float) -> None:
@@ -135,6 +141,8 @@ class Online:
             candidates = [model.candidate for model in route.models]
             bandits = bandit_of(route.router), route.strategy_bandit
             found = [self._learner(name, bandit, candidates) for bandit in bandits if bandit]
+            for learner in found:
+                learner.voices.most = route.config.max_key_share
             if found:
                 routes[name] = found
         self._routes = routes

@@ -301,6 +301,24 @@ def test_a_canary_that_is_called_as_what_serves_ends(street: Street, tmp_path: P
     assert read_settings(street.config.server.run_dir).canaries == {}
 
 
+def test_a_busy_keys_scores_count_as_its_route_says(street: Street) -> None:
+    """Four of five scores are one key's; with at most half it keeps as many as the other gave."""
+    rows = [
+        (msgspec.structs.replace(record, key_id="busy" if i % 5 else "other"), score)
+        for i, (record, score) in enumerate(street.town.decisions(Weighted(), 50))
+    ]
+    said = [
+        FeedbackRecord(id="fb_" + record.id, time_s=record.time_s, decision_id=record.id, tenant="t", score=score)
+        for record, score in rows
+    ]
+    with street.store.engine.begin() as connection:
+        write_records(connection, [*(record for record, _ in rows), *said])
+    assert int(street.loop.heard().labelled.sum()) == 50
+    route = msgspec.structs.replace(street.config.routes[0], max_key_share=0.5)
+    street.loop.config = msgspec.structs.replace(street.config, routes=[route])
+    assert int(street.loop.heard().labelled.sum()) == 20
+
+
 def test_an_empty_journal_only_waits(street: Street) -> None:
     """Nothing logged, nothing done."""
     assert street.loop.step(1e9).action == turns.WAITS

@@ -1,0 +1,90 @@
+"""What one key says moves what a route learns no further than its share."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+
+from gateway.learn.dataset import Log, Scored, log_of
+from gateway.learn.online import Learner
+from gateway.learn.retrain import trained
+from gateway.learn.voices import Voices, bounded, voice_of
+from routers.bandit import Bandit
+from routers.registry import open_router
+from routers.simple import Weighted
+from routers.types import Knobs, Router
+from tests.gateway.learn.world import Town, candidates, described
+
+EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
+
+
+def of_keys(rows: list[Scored], keys: str) -> list[Scored]:
+    """The same decisions, in turns by keys; key x says that only the small model is ever right."""
+    return [
+        (msgspec.structs.replace(record, key_id=key), float(record.model == "small") if key == "x" else score)
+        for (record, score), key in zip(rows, keys * len(rows), strict=False)
+    ]
+
+
+def shares(log: Log) -> dict[str, float]:
+    said = Counter(voice_of(log.records[i])[-1] for i in np.flatnonzero(log.labelled).tolist())
+    return {key: count / said.total() for key, count in said.items()}
+
+
+def preferred(router: Router, n: int = 100) -> float:
+    """Share of the small model, where nobody explores."""
+    town = Town(77)
+    knobs = Knobs(cost_weight=0.0, explore=False)
+    return sum(
+        router.choose(described(town.question()[1]), candidates(), knobs, 0.5).model == "small" for _ in range(n)
+    ) / n
+
+
+@pytest.mark.parametrize(
+    ("keys", "most", "loudest"), [("xxxxxxxab", 0.3, 0.34), ("xxxxa", 0.5, 0.5), ("xab", 0.5, 0.34)]
+)
+def test_no_key_says_more_than_its_share(keys: str, most: float, loudest: float) -> None:
+    """Others keep all they said; a share that so few keys can't keep is an equal one; the lot is always the same."""
+    log = log_of(of_keys(Town(1).decisions(EVEN, 450), keys))
+    found = bounded(log, most)
+    assert max(shares(found).values()) <= loudest + 1e-9
+    for i in np.flatnonzero(log.labelled & ~found.labelled).tolist():
+        assert log.records[i].key_id == "x"
+    assert np.array_equal(bounded(log, most).score, found.score, equal_nan=True)
+
+
+def test_a_key_that_speaks_alone_and_a_route_without_a_bound_keep_all() -> None:
+    """Nobody's scores are taken back."""
+    alone = log_of(of_keys(Town(2).decisions(EVEN, 50), "a"))
+    several = log_of(of_keys(Town(2).decisions(EVEN, 50), "xxxa"))
+    assert bounded(alone, 0.1).labelled.all() and bounded(several, 1.0).labelled.all()
+    voices = Voices(0.1)
+    assert all(voices.heard(record) for record in alone.records)
+
+
+def test_false_scores_of_a_busy_key_turn_no_retraining() -> None:
+    """Two of three scores lie. With the bound the small model is preferred for sums at most, where it is as good as
+    others are, and not for poems, where it is seldom right.
+    """
+    log = log_of(of_keys(Town(3).decisions(EVEN, 2000), "xxxxxxxxxxxxxxxxabcdefgh"))
+    assert preferred(trained(log, "linear", "1", 0.1).router) > 0.9
+    assert preferred(trained(bounded(log, 0.2), "linear", "1", 0.1).router) < 0.6
+
+
+def test_false_scores_of_a_busy_key_turn_no_bandit() -> None:
+    """The same of what a worker hears while it serves."""
+    found = {}
+    for most in (1.0, 0.2):
+        bandit = open_router("bandit", explore=0.1)
+        assert isinstance(bandit, Bandit)
+        learner = Learner(bandit, candidates())
+        learner.voices.most = most
+        for record, score in of_keys(Town(4).decisions(EVEN, 1000), "xxxxxxxxxxxxxxxxabcdefgh"):
+            learner.outcome(record)
+            assert score is not None
+            learner.feedback(record, score)
+        found[most] = preferred(bandit)
+    assert found[1.0] > 0.9 and found[0.2] < 0.6
