@@ -21,6 +21,8 @@ import hiredis
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
+from gateway.upstream.lookup import Name
+
 log = logging.getLogger("headgate.redis")
 
 Word = str | bytes | int | float
@@ -59,6 +61,7 @@ class RedisWire:
             raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self.timeout_s = timeout_s
         self._address: dict[str, Any] = dict(parse_url(url))
+        self._name = Name(self._address.get("host", "localhost"))
         self._line: _Line | None = None
         self._connecting: asyncio.Task[_Line] | None = None
         self._failures = 0
@@ -151,8 +154,7 @@ class RedisWire:
             if path := address.get("path"):
                 _, line = await loop.create_unix_connection(make, path)
             else:
-                host, port = address.get("host", "localhost"), address.get("port", 6379)
-                _, line = await loop.create_connection(make, host, port, ssl=self._tls())
+                _, line = await self._name.connect(make, address.get("port", 6379), self._tls())
             await self._greet(line)
         return line
 

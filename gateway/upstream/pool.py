@@ -17,6 +17,7 @@ from gateway.errors import UpstreamError
 from gateway.listen import OUT_OF_FILES, are_files_left
 from gateway.upstream.connection import WRITE_SLICE_BYTES, Connection, Response, Stale
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.lookup import Name
 from gateway.upstream.reach import refusal
 
 _now = time.monotonic
@@ -44,6 +45,7 @@ class Pool:
         self.connects = 0
         self.checks_at = math.inf
         """When the timer fires next, on the monotonic clock."""
+        self._name = Name(endpoint.host)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
@@ -190,7 +192,8 @@ class Pool:
                 await self._connect(connection, loop)
         except TimeoutError:
             self._undo(connection)
-            raise UpstreamError("connect", f"{self.endpoint} did not accept a connection in time") from None
+            why = "was not found by a nameserver" if self._name.is_sought else "did not accept a connection"
+            raise UpstreamError("connect", f"{self.endpoint} {why} in time") from None
         except (OSError, ValueError) as error:  # TLS and resolver errors are OSErrors too
             self._undo(connection)
             raise self.unreached(error) from error
@@ -208,14 +211,8 @@ class Pool:
         endpoint = self.endpoint
         if endpoint.uds:
             await loop.create_unix_connection(lambda: connection, endpoint.uds)
-        elif endpoint.tls is not None:
-            host = endpoint.host
-            transport, _ = await loop.create_connection(
-                lambda: connection, host, endpoint.port, ssl=endpoint.tls, server_hostname=host
-            )
-            self._check_peer(transport)
         else:
-            transport, _ = await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+            transport, _ = await self._name.connect(lambda: connection, endpoint.port, endpoint.tls)
             self._check_peer(transport)
 
     def _check_peer(self, transport: asyncio.BaseTransport) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import random
+import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import uvloop
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from gateway.errors import UpstreamError
 from gateway.providers.scripted import ScriptedServer
 from gateway.providers.scripted_script import Fault
-from gateway.upstream import Endpoint, Pool, Response
+from gateway.upstream import Endpoint, Pool, Response, lookup
 from gateway.upstream.connection import HIGH_WATER_BYTES
 from gateway.upstream.endpoint import client_context
 from tests.until import until
@@ -587,6 +589,74 @@ async def test_nobody_listens() -> None:
         assert caught.value.failure == "connect"
         assert pool.stats.open == 0
         await pool.aclose()
+
+
+@pytest.fixture
+def dead_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names under dead.test that a resolver looks for without an end; filled with each look, in order."""
+    sought, over, look_up = list[str](), threading.Event(), socket.getaddrinfo
+
+    def look(host: str, *words: Any, **named: Any) -> Any:
+        if host.endswith("dead.test"):
+            sought.append(host)
+            over.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no nameserver answered")
+        return look_up(host, *words, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    yield sought
+    over.set()
+
+
+async def test_names_that_nobody_finds_delay_nobody_else(dead_names: list[str]) -> None:
+    """However many they are: neither another upstream nor what else needs threads waits, and each is sought once."""
+    names = [f"a{number}.dead.test" for number in range(40)]
+    pools = [Pool(Endpoint.parse(f"http://{name}"), max_connections=8, connect_timeout_s=0.5) for name in names]
+    asking = [asyncio.create_task(pool.send(HEAD, b"{}", timeout_s=60)) for pool in pools for _ in range(3)]
+    await until(lambda: len(dead_names) == len(pools))
+    async with ScriptedServer({"m": [{"text": "ok"}]}) as server:
+        pool = open_pool(server.url.replace("127.0.0.1", "localhost"))
+        answers = asyncio.gather(pool.send(HEAD, ask(), timeout_s=60), asyncio.to_thread(lambda: "read"))
+        answer, read = await asyncio.wait_for(answers, 60)
+        assert (answer.status, read) == (200, "read")
+        answer.cancel()
+        await pool.aclose()
+    for told in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(told, UpstreamError) and told.failure == "connect"
+        assert "was not found by a nameserver in time" in str(told)
+    assert sorted(dead_names) == sorted(names)
+    for pool in pools:
+        await pool.aclose()
+
+
+async def test_a_lookup_that_is_lost_is_followed_by_few_others(
+    dead_names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nameserver that is back is asked again, yet no name takes thread after thread."""
+    name = lookup.Name("lost.dead.test")
+    for fresh_s, sought in ((60.0, 1), (0.0, lookup.MOST_THREADS)):
+        monkeypatch.setattr(lookup, "FRESH_S", fresh_s)
+        for _ in range(6):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await name.addresses()
+        assert len(dead_names) == sought
+
+
+async def test_an_address_that_takes_no_connection_is_followed_by_the_names_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    async with ScriptedServer({"m": [{"text": "ok"}]}) as server:
+        pool = open_pool(server.url.replace("127.0.0.1", "two.test"))
+        answer = await pool.send(HEAD, ask(), timeout_s=60)
+        assert answer.status == 200 and await answer.read(10**6)
+        await pool.aclose()
+    pool = open_pool(server.url.replace("127.0.0.1", "two.test"))
+    with pytest.raises(UpstreamError, match=r"127\.0\.0\.2.*127\.0\.0\.1"):
+        await pool.send(HEAD, ask(), timeout_s=60)
+    await pool.aclose()
 
 
 # ---- volume
