@@ -22,6 +22,7 @@ from gateway.errors import ConfigError, HeadgateError
 from gateway.extras import lacking
 from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
+from gateway.start import speak_utf8
 from gateway.tls import tls_warnings
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def main() -> None:
+    speak_utf8()
     mount()
     run()
 

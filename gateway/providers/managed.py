@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import msgspec
 from gateway.config import ProviderConfig, Server
 from gateway.errors import ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool
+from gateway.upstream.endpoint import unix_url
 
 MAX_SOCKET_PATH_BYTES = 107
 """The kernel's limit on the path of a unix socket."""
@@ -58,13 +60,13 @@ def socket_path(config: ProviderConfig, server: Server) -> Path:
     path = Path(server.run_dir).resolve() / f"{config.name}.{options}.sock"
     if not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError([f"providers.{config.name}: a managed provider's name is letters, digits, - _ ."])
-    if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError([f"server.run_dir: {path} is too long for a unix socket"])
     return path
 
 
 def managed_base_url(config: ProviderConfig, server: Server) -> str:
-    return f"unix:{socket_path(config, server)}:/v1"
+    return unix_url(socket_path(config, server), "/v1")
 
 
 class ManagedPool(Pool):
@@ -94,7 +96,7 @@ async def lost_models(socket: Path) -> list[str]:
 
 
 async def _health(socket: Path, timeout_s: float) -> bytes | None:
-    pool = Pool(Endpoint.parse(f"unix:{socket}"), max_connections=1, connect_timeout_s=timeout_s)
+    pool = Pool(Endpoint.parse(unix_url(socket)), max_connections=1, connect_timeout_s=timeout_s)
     try:
         response = await pool.send(_PROBE, b"", timeout_s=timeout_s)
         body = await response.read(64 * 1024, timeout_s=timeout_s)

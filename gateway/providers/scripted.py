@@ -41,6 +41,7 @@ from gateway.providers.scripted_play import (
     whole_answer,
 )
 from gateway.providers.scripted_script import Scripts, Seen, Step
+from gateway.upstream.endpoint import unix_url
 
 RECENT = 100
 """Requests that GET /_seen remembers."""
@@ -74,7 +75,7 @@ class ScriptedServer:
         loop = asyncio.get_running_loop()
         if self._uds:
             self._server = await loop.create_unix_server(lambda: _Connection(self), self._uds, ssl=self._tls)
-            self.url = f"unix:{self._uds}:/v1"
+            self.url = unix_url(self._uds, "/v1")
         else:
             self._server = await loop.create_server(
                 lambda: _Connection(self), self._host, self._port, ssl=self._tls, backlog=1024

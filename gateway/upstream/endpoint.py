@@ -6,10 +6,12 @@ that is written from it: credentials, query, fragment, white space and control c
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from pathlib import Path
+from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 _VISIBLE = re.compile(r"[!-~]+\Z")
 _DEFAULT_PORT = {"http": 80, "https": 443}
@@ -31,7 +33,9 @@ class Endpoint:
 
     @classmethod
     def parse(cls, base_url: str, *, verify_tls: bool = True, tls: ssl.SSLContext | None = None) -> Endpoint:
-        """`http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError."""
+        """`http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError. What else
+        than visible ASCII characters is in a path, and colons and percent signs in a socket's, are percent-encoded.
+        """
         if base_url.startswith("unix:") and _VISIBLE.match(base_url):
             return cls._unix(base_url[len("unix:") :])
         parts = parts_of(base_url)
@@ -54,7 +58,7 @@ class Endpoint:
             raise ValueError("a unix base URL names an absolute path: unix:/x.sock or unix:/x.sock:/v1")
         if base_path and not base_path.startswith("/"):
             raise ValueError("the path behind a unix socket starts with a slash")
-        return cls("unix", "localhost", 0, socket_path, base_path.rstrip("/"))
+        return cls("unix", "localhost", 0, os.fsdecode(unquote_to_bytes(socket_path)), base_path.rstrip("/"))
 
     @property
     def authority(self) -> str:
@@ -68,6 +72,11 @@ class Endpoint:
         if self.uds:
             return f"unix:{self.uds}"
         return f"{self.scheme}://{self.authority}"
+
+
+def unix_url(socket: Path | str, base_path: str = "") -> str:
+    """The base URL of a server behind this socket, whatever is in the socket's path."""
+    return f"unix:{quote(os.fsencode(socket))}:{base_path}"
 
 
 def client_context(*, verify: bool = True) -> ssl.SSLContext:

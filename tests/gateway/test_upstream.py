@@ -932,8 +932,10 @@ async def test_tls_reports_a_cut_stream(certificate: Path, server_tls: ssl.SSLCo
 
 
 async def test_unix_socket(tmp_path: Path) -> None:
-    """A unix socket is an endpoint like any other."""
-    async with ScriptedServer(uds=str(tmp_path / "s.sock")) as server:
+    """A unix socket is an endpoint like any other, whatever the name of its folder."""
+    folder = tmp_path / "größe: 5%41"
+    folder.mkdir()
+    async with ScriptedServer(uds=str(folder / "s.sock")) as server:
         pool = open_pool(server.url)
         for _ in range(3):
             assert await (await pool.send(HEAD, ask(), timeout_s=60)).read(10_000)
