@@ -171,11 +171,13 @@ def problems_at_start(config: Config) -> list[str]:
     """What workers would stumble over. Found in a process of its own, which ends with all that it had to load: the
     supervisor needs none of it and lives as long as the gateway.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from gateway.aside import forked
 
-    with ProcessPoolExecutor(1, get_context("fork")) as aside:
-        artefacts = aside.submit(artefact_problems, config, read_settings(config.server.run_dir))
+    settings, one = read_settings(config.server.run_dir), forked(1)
+    if one is None:
+        return artefact_problems(config, settings) or schema_problems(config)
+    with one as aside:
+        artefacts = aside.submit(artefact_problems, config, settings)
         return artefacts.result() or aside.submit(schema_problems, config).result()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 
 import numpy as np
 
 from cache.key import Partition
+from gateway.aside import forked
 from gateway.batch.dedupe import Mode, keys_of
 from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
@@ -129,14 +129,15 @@ def scanned(scanner: Scanner, lines: Lines, processes: int) -> Iterator[Scan]:
 
     Each process computes on one core: a block's products are small, and threads that wait for each other cost twice.
     """
-    if processes <= 1:
+    several = forked(processes, _begin, (scanner,)) if processes > 1 else None
+    if several is None:
         for block in _blocks(lines):
             with one_core():
                 scan = scanner.scan(block)
             yield scan
         return
     waiting: deque[Future[Scan]] = deque()
-    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (scanner,)) as pool:
+    with several as pool:
         for block in _blocks(lines):
             waiting.append(pool.submit(_scan, block))
             if len(waiting) >= _AHEAD * processes:

@@ -53,17 +53,25 @@ def test_a_floor_that_no_model_reaches_is_a_problem(tmp_path: Path) -> None:
     assert (found.problems[0].code, len(found.good)) == ("floor_unreachable", 0)
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_several_processes_find_what_one_finds(tmp_path: Path, processes: int) -> None:
-    """In the same order."""
+@pytest.mark.parametrize("have_memory", [True, False])
+def test_several_processes_find_what_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, have_memory: bool
+) -> None:
+    """In the same order; also where there is no shared memory for several (/dev/shm)."""
     count = 3 * BLOCK_LINES + 17
     alone = list(scanned(scanner(tmp_path), lines(count), 1))
-    together = list(scanned(scanner(tmp_path), lines(count), processes))
+    if not have_memory:
+        monkeypatch.setattr("_multiprocessing.SemLock", _no_shared_memory)
+    together = list(scanned(scanner(tmp_path), lines(count), 2))
     assert [block.good for block in together] == [block.good for block in alone]
     assert [block.problems for block in together] == [block.problems for block in alone]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.estimates.quality, other.estimates.quality)
         np.testing.assert_array_equal(one.estimates.cost_usd, other.estimates.cost_usd)
+
+
+def _no_shared_memory(*_: object) -> None:
+    raise FileNotFoundError(2, "No such file or directory")  # what sem_open says
 
 
 def test_only_a_few_blocks_are_read_ahead(tmp_path: Path) -> None:
