@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 log = logging.getLogger("headgate.serve")
 
@@ -24,6 +25,7 @@ LONGEST_RESTART_S = 10.0
 STEADY_S = 30.0
 """A child that ran this long gets its next restart at once."""
 ORPHANED_EVERY_S = 0.5
+REAP_EVERY_S = 1.0
 RETIRE = signal.SIGUSR1
 """Finish what is under way, however long it takes; SIGTERM: within the drain timeout."""
 
@@ -52,14 +54,43 @@ async def orphaned(parent: int) -> None:
             return
 
 
+async def reap_orphans() -> None:
+    """Until cancelled: let those go that have ended, and that nobody else waits for. Process 1 of a container inherits
+    whatever outlived its parent, and would be left with no number for a new process.
+    """
+    while True:
+        await asyncio.sleep(REAP_EVERY_S)
+        while not Run.starting and _reap_orphan():
+            pass
+
+
+def _reap_orphan() -> bool:
+    """One that has ended and isn't ours, if there is one. The status of ours is asyncio's to take."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None or ended.si_pid in Run.alive:
+            return False
+        os.waitpid(ended.si_pid, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
 class Run:
     """One process, from its start to its end."""
+
+    alive: ClassVar[set[int]] = set()
+    """All processes of ours whose end asyncio has not been told yet."""
+    starting: ClassVar[int] = 0
+    """Processes of ours that are not in `alive` yet."""
 
     def __init__(self, process: asyncio.subprocess.Process, number: int, told: int | None) -> None:
         self.process = process
         self.number = number
         self.began_s = time.monotonic()
+        self.alive.add(process.pid)
         self.ended = asyncio.create_task(process.wait())
+        self.ended.add_done_callback(lambda _: self.alive.discard(process.pid))
         self.was_ready = False
         self._told = told
 
@@ -73,6 +104,7 @@ class Run:
         if tell is not None:
             command += ["--ready-fd", str(tell)]
             fds.append(tell)
+        cls.starting += 1
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -82,10 +114,11 @@ class Run:
                 pass_fds=fds,
                 process_group=0,  # Ctrl-C is for the supervisor, which ends its children in good order
             )
+            return cls(process, number, told)
         finally:
+            cls.starting -= 1
             if tell is not None:
                 os.close(tell)
-        return cls(process, number, told)
 
     async def ready(self) -> bool:
         """When it says so; False: it ended before. One that doesn't tell is ready at once."""

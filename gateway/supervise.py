@@ -27,7 +27,7 @@ from gateway.config import Config
 from gateway.config_load import check, unshared
 from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
-from gateway.processes import Child, Keeper
+from gateway.processes import Child, Keeper, reap_orphans
 from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
 from gateway.retired import REFUSED, forget, retire
 from gateway.settings import read_settings
@@ -55,7 +55,7 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     loop.add_signal_handler(signal.SIGHUP, house.reload_soon)
-    chores = [asyncio.create_task(house.announce(on_ready)), asyncio.create_task(house.keep_folder())]
+    chores = [asyncio.create_task(one) for one in (house.announce(on_ready), house.keep_folder(), reap_orphans())]
     house.start()
     try:
         await stop.wait()

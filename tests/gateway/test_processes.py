@@ -124,3 +124,50 @@ async def test_a_replacement_that_is_given_up_is_not_left_behind(tmp_path: Path)
         reloading.cancel()
         await asyncio.gather(reloading, return_exceptions=True)
         assert not Path(f"/proc/{written.read_text()}").exists()
+
+
+REAPER = """
+import asyncio, ctypes, os, sys
+from gateway import processes
+from gateway.processes import Child, Keeper, reap_orphans
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+processes.REAP_EVERY_S = 0.001
+
+def left(): return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+
+async def main():
+    reaping = asyncio.create_task(reap_orphans())
+    keeper = Keeper(Child("a", ["sh", "-c", "(sleep 0.01 & sleep 0.02 & sleep 60 &); exit 7"]))
+    keeping = asyncio.create_task(keeper.keep())
+    while keeper.restarts < 20:
+        await asyncio.sleep(0.001)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    async with asyncio.timeout(60):
+        while any(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z" for pid in left()):
+            await asyncio.sleep(0.01)
+    print(len(left()), "live")
+    for pid in map(int, left()):
+        os.kill(pid, 9)
+    async with asyncio.timeout(60):
+        while left():
+            await asyncio.sleep(0.01)
+    reaping.cancel()
+
+processes.FIRST_RESTART_S = processes.LONGEST_RESTART_S = 0.01
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody but process 1 inherits orphans here")
+async def test_who_inherits_orphans_lets_them_go_when_they_end() -> None:
+    """As process 1 of a container: none stays as a zombie, the living live, and every child's own status is told."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", REAPER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    told, log = await asyncio.wait_for(process.communicate(), 120)
+    live = int(told.split()[0])
+    assert process.returncode == 0 and live >= 20
+    assert log.decode().count("a ended with status 7 after") >= 20 and b"Unknown child" not in log

@@ -134,6 +134,17 @@ async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status:
     raise AssertionError(f"still {answer.status_code}, not {status}")
 
 
+async def eventually_told(admin_port: int) -> int:
+    """How many decisions the control process tells, once it tells any."""
+    async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as control:
+        while True:
+            with suppress(httpx.TransportError):
+                answer = await control.get("/admin/decisions")
+                if answer.status_code == 200 and answer.json()["data"]:
+                    return len(answer.json()["data"])
+            await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stream_under_way_ends_and_no_process_is_left(
     tmp_path: Path, sign: signal.Signals, capfd: pytest.CaptureFixture[str]
@@ -547,6 +558,57 @@ async def test_a_full_disk_under_its_output_keeps_nobody_waiting(tmp_path: Path)
         finally:
             process.terminate()
             await process.wait()
+
+
+async def test_a_run_folder_has_any_name_in_any_locale(tmp_path: Path) -> None:
+    """Also one that the locale can't spell, and with characters that mean something in URLs."""
+    folder = tmp_path / "größe: 5%41 語"
+    folder.mkdir()
+    config, port, admin_port = write_config(tmp_path, master_key="")
+    config.write_text(config.read_text().replace(f"{tmp_path}/run", f"{folder}/run"), "utf-8")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(PATIENCE_S)
+        locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "NOTIFY_SOCKET": str(folder / "notify")}
+        async with served(config, **locale), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert await asyncio.to_thread(notified.recv, 99) == b"READY=1"
+            answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "small"})
+            assert answer.status_code == 200
+            assert await eventually_told(admin_port) == 1
+
+
+async def test_it_serves_as_the_only_program_of_a_bare_container(tmp_path: Path) -> None:
+    """As process 1, which inherits orphans, and without shared memory (/dev/shm)."""
+    config, port, _ = write_config(tmp_path, master_key="")
+    alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]
+    bare = "mount -t tmpfs -o ro none /dev/shm && exec"
+    if subprocess.run([*alone, f"{bare} true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to make namespaces")
+    serve = f"{bare} {sys.executable} -m gateway serve --config {config}"
+    outer = await asyncio.create_subprocess_exec(*alone, serve, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert outer.stdout is not None
+        assert b"answers on" in await asyncio.wait_for(outer.stdout.readline(), 300)
+        (one,) = _children(outer.pid)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.post("/v1/chat/completions", json={**CHAT, "model": "small"})).status_code == 200
+        before = set(_children(one))
+        inside = ["nsenter", "--target", str(one), "--pid", "--", "sh", "-c", "(sleep 0.1; sleep 0.2) & exec true"]
+        subprocess.run(inside, check=True)
+        await until(lambda: set(_children(one)) > before)
+        await until(lambda: set(_children(one)) == before)
+        os.kill(one, signal.SIGTERM)
+        assert await asyncio.wait_for(outer.wait(), PATIENCE_S) == 0
+    finally:
+        if outer.returncode is None:
+            for pid in _children(outer.pid):
+                os.kill(pid, signal.SIGKILL)
+            await outer.wait()
+
+
+def _children(pid: int) -> list[int]:
+    """Those that ended too, until somebody asks after them."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_the_command_line_states_how_many_workers_there_are(tmp_path: Path) -> None:
