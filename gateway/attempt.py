@@ -18,7 +18,7 @@ from gateway.fleet import Deployment, Fleet
 from gateway.ledger import Joined, Ledger
 from gateway.providers import Provider
 from gateway.reply import JSON
-from gateway.upstream import Response
+from gateway.upstream import Endpoint, Response
 from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
@@ -32,6 +32,8 @@ from gateway.wire.usage import Usage
 from routers.replicas import Job
 
 NOTHING_SEEN = Peek()
+OF_THE_WAY = ("connect", "timeout", "reset")
+"""Failures that we put into words ourselves."""
 BLANK = b"\xef\xbb\xbf \t\r\n"
 CHARS_PER_TOKEN = 4
 """To estimate tokens that nobody counted: about right for English, too few for code."""
@@ -328,7 +330,8 @@ class Caller:
             self.charge_part(exchange, attempt, deployment, seen)
         if error.upstream_status:
             attempt.status = error.upstream_status
-        self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s)
+        cause = cause_of(error, attempt.status, self.providers[deployment.provider].pool.endpoint)
+        self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s, cause)
         deployment.over(attempt.job)
 
     def left(
@@ -415,6 +418,12 @@ def tokens_in(chars: int) -> int:
 def fault_of(flow: Relay) -> UpstreamError:
     """What went wrong inside a stream: the upstream's own error, or what the relay found."""
     return flow.cause or UpstreamError(flow.fault or "stream_cut", "the upstream's stream ended without its end")
+
+
+def cause_of(error: UpstreamError, status: int, endpoint: Endpoint) -> str:
+    """For operators, in our own words: what an upstream says of an error may repeat what it was asked."""
+    is_ours = error.failure in OF_THE_WAY and not error.upstream_status
+    return f"{error.failure} at {endpoint}: {error.message if is_ours else f'status {status or None}'}"
 
 
 def stall_or_deadline(error: UpstreamError, time_left: bool) -> UpstreamError:

@@ -238,15 +238,15 @@ class Fleet:
                 deployment.turn.add(latency_s / max(1, deployment.in_flight), now)
 
     def failed(
-        self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None
+        self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None, cause: str = ""
     ) -> None:
-        """A failure, before or inside a stream."""
+        """A failure, before or inside a stream; `cause` tells more of it in the log, without words of a request."""
         deployment.failures += 1
         was_open = deployment.breaker.opens_s
         deployment.breaker.fail(failure, now, retry_after_s)
         if not was_open and deployment.breaker.opens_s:
             level = _LEVELS.get(failure, logging.WARNING)
-            _log.log(level, "deployment %s is left alone after its failures: %s", deployment.id, failure)
+            _log.log(level, "deployment %s is left alone after its failures: %s", deployment.id, cause or failure)
 
     def healthy(self, model: str, now: float) -> bool:
         """True while some deployment of the model may be tried."""

@@ -9,10 +9,11 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.breaker import CONSECUTIVE
 from gateway.journal.record import ANY_TENANT, FeedbackRecord
 from gateway.journal.spool import spool_dir
 from tests.gateway.journal.test_spool import records_in
-from tests.live import live
+from tests.live import Live, live
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -95,8 +96,39 @@ async def test_a_route_whose_models_are_down_begins_with_its_fallback(
     assert asked == {"bad": 6, "good": 8}
     assert [attempt.model for attempt in record.attempts] == ["good"]
     assert [line for line in caplog.messages if "left alone" in line] == [
-        "deployment up/bad is left alone after its failures: server_error"
+        f"deployment up/bad is left alone after its failures: server_error at {origin(gateway)}: status 500"
     ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "step", "told"),
+    [
+        ("up", {"status": 500, "error": "hush of sk-upstream-secret broke me"}, "server_error at {}: status 500"),
+        ("up", {"status": 401, "error": "hush sk-upstream-secret"}, "unauthorized at {}: status 401"),
+        ("up", {"fault": "rst"}, "reset at {}: the upstream broke the connection inside its answer"),
+        ("up", {"fault": "not_json", "text": "hush"}, "bad_response at {}: status 200"),
+        ("gone", {}, "connect at http://gone.invalid: no connection to http://gone.invalid: "),
+    ],
+)
+async def test_the_log_tells_why_a_deployment_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, provider: str, step: dict[str, object], told: str
+) -> None:
+    """The last failure, in our own words, and where; never what the upstream repeats of a request or of our key."""
+    gone = {"name": "gone", "kind": "openai", "base_url": "http://gone.invalid/v1"}
+    models = [{"name": "bad", "provider": provider}]
+    async with live(tmp_path, scripts={"bad": [step]}, models=models, providers=[gone]) as gateway:
+        for _ in range(CONSECUTIVE):
+            await post(gateway.url, {"model": "bad", "messages": [{"role": "user", "content": "hush"}]})
+        await gateway.rest()
+    (line,) = [line for line in caplog.messages if "left alone" in line]
+    told = told.format(origin(gateway))
+    assert line.startswith(f"deployment {provider}/bad is left alone after its failures: {told}")
+    assert "hush" not in caplog.text and "sk-upstream" not in caplog.text
+
+
+def origin(gateway: Live) -> str:
+    """As the pool names its upstream."""
+    return gateway.upstream.url.removesuffix("/v1")
 
 
 async def test_spent_attempts_tell_the_client_not_to_retry(tmp_path: Path) -> None:
