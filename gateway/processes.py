@@ -115,6 +115,10 @@ class Run:
                 process_group=0,  # Ctrl-C is for the supervisor, which ends its children in good order
             )
             return cls(process, number, told)
+        except BaseException:
+            if told is not None:
+                os.close(told)
+            raise
         finally:
             cls.starting -= 1
             if tell is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -46,12 +47,15 @@ async def test_a_child_that_dies_while_the_disk_is_full_is_started_again(tmp_pat
 
 
 async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
-    """The system may have no memory, no process and no file for it just now."""
+    """The system may have no memory, no process and no file for it just now. No attempt keeps a file."""
     program = tmp_path / "program"
     keeper = Keeper(Child("a", [str(program)]))
     async with kept(keeper):
         await asyncio.sleep(0.05)
-        assert not await keeper.replace(Child("b", [str(program)]), 1.0)
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(9):
+            assert not await keeper.replace(Child("b", [str(program)], tells=True), 1.0)
+        assert len(os.listdir("/dev/fd")) < before + 9
         program.write_text("#!/bin/sh\nsleep 60\n")
         program.chmod(0o755)
         await until(keeper.is_ready.is_set)
