@@ -7,11 +7,13 @@ goes through the same sieve.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
 import select
+import stat
 import sys
 import threading
 from collections.abc import Iterable
@@ -237,6 +239,16 @@ class Aside(logging.Handler):
                 select.select((), (self._fd,), ())
 
 
+def append_to(fd: int) -> int:
+    """The same, a file of which is always written at its end: `>` leaves a place in it, which stays where it is when
+    whoever rotates logs cuts the file short, and a hole before it.
+    """
+    with suppress(OSError):
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+    return fd
+
+
 def set_up(
     level: str,
     style: Literal["json", "text"],
@@ -245,7 +257,7 @@ def set_up(
 ) -> logging.Handler:
     """Send every logger's records through the sieve to `stream` (standard error), and only there."""
     sieve = Sieve(secrets)
-    handler = logging.StreamHandler(stream) if stream or not sys.stderr else Aside(sys.stderr.fileno())
+    handler = logging.StreamHandler(stream) if stream or not sys.stderr else Aside(append_to(sys.stderr.fileno()))
     handler.setFormatter(JsonLines(sieve) if style == "json" else TextLines(sieve))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

@@ -10,6 +10,7 @@ import re
 import select
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
-from gateway.logs import MAX_CHARS, MOST_WAITING, Aside, JsonLines, Sieve, TextLines, secrets_of, set_up
+from gateway.logs import MAX_CHARS, MOST_WAITING, Aside, JsonLines, Sieve, TextLines, append_to, secrets_of, set_up
 from tests.until import PATIENCE_S
 
 SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
@@ -208,6 +209,22 @@ def test_nobody_waits_for_whoever_has_stopped_reading(blocking: bool) -> None:
     finally:
         root.removeHandler(handler)
         os.close(read)
+
+
+def test_a_log_that_is_cut_short_goes_on_at_its_beginning(tmp_path: Path) -> None:
+    """As logrotate does with copytruncate, also where the shell opened the file by `>`: no hole is left before it."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        handler = Aside(append_to(file.fileno()))
+        handler.setFormatter(TextLines(Sieve()))
+        log = logging.Logger("headgate.test")
+        log.addHandler(handler)
+        for said in ("before", "after"):
+            os.truncate(path, 0)
+            log.warning(said)
+            handler.flush()
+            assert path.read_bytes().endswith(b"headgate.test: %b\n" % said.encode())
+        assert path.read_bytes().count(b"\n") == 1 and b"\0" not in path.read_bytes()
 
 
 @pytest.fixture
