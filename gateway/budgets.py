@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from gateway.journal.store import Store
+
+
+LEADERS = "{headgate}:leaders"
+LEADS_S = 15.0
+"""Who hasn't said for so long that it leads doesn't."""
 
 
 def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
@@ -74,10 +80,6 @@ def right(config: Config, store: Store, now: float) -> Righted:
 
     Redis lacks what a killed worker had spent and not told, and all of it where it lost its data.
     """
-    from redis import Redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
     from gateway.ledger_redis import PREFIX, RIGHTED, raising
     from gateway.ledger_scripts import RAISE
 
@@ -87,10 +89,33 @@ def right(config: Config, store: Store, now: float) -> Righted:
     if not accounts:
         return Righted()
     keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
-    with Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as redis:
+    with _redis(config) as redis:
         wrong = int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
         redis.hset(PREFIX + "born", RIGHTED, "1")
         return Righted(wrong, _evicts(redis))
+
+
+def leaders(config: Config, name: str) -> int:
+    """How many control processes, this one named so, lead by the Redis of this configuration. Blocks."""
+    from redis.exceptions import ResponseError
+
+    with _redis(config) as redis, suppress(ResponseError):  # not allowed to ask
+        now = float(redis.time()[0])
+        with redis.pipeline(transaction=False) as told:
+            told.zadd(LEADERS, {name: now})
+            told.zremrangebyscore(LEADERS, "-inf", now - LEADS_S)
+            told.expire(LEADERS, round(2 * LEADS_S))
+            told.zcard(LEADERS)
+            return int(told.execute()[-1])
+    return 1
+
+
+def _redis(config: Config) -> Redis:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return Redis.from_url(str(config.storage.redis_url), socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
 
 
 def _evicts(redis: Redis) -> str:

@@ -53,3 +53,43 @@ def test_a_redis_that_would_throw_budgets_away_is_told(
             redis.config_set("maxmemory", "0")
             one.close()
             store.close()
+
+
+def test_two_gateways_on_one_redis_are_told(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, where each has its own database; replicas of one gateway, of which one leads, are not."""
+    monkeypatch.setattr(cluster, "RIGHT_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster, "BESIDE_S", 0.0)
+    caplog.set_level(logging.WARNING)
+    members = []
+    for name, database in (("a", "one"), ("b", "one"), ("c", "two")):
+        url = f"sqlite:///{tmp_path}/{database}.db"
+        migrate(url)
+        (tmp_path / name).mkdir()
+        folder = str(tmp_path / ("a" if database == "one" else name))
+        config = Config(
+            server=Server(run_dir=folder), storage=Storage(url=Secret(url), redis_url=Secret(redis_server.url))
+        )
+        members.append((cluster.Cluster(config, store := open_store(url)), store))
+    with Redis.from_url(redis_server.url) as redis:
+        redis.flushall()
+
+        def told(*of: int) -> int:
+            caplog.clear()
+            for _ in range(3):
+                for number in of:
+                    members[number][0].step()
+            return caplog.text.count("use one redis")
+
+        try:
+            assert told(0, 1) == 0 and [member.leads for member, _ in members] == [True, False, False]
+            assert told(0, 2) == 2  # once by each
+            assert told(0, 1, 2) == 0
+            redis.flushall()
+            assert told(0, 1) == 0
+        finally:
+            for member, store in members:
+                member.close()
+                store.close()
+            redis.flushall()
