@@ -322,15 +322,19 @@ class RedisLedger:
         self._alone.floor(accounts, spent)
 
     async def renew(self) -> None:
-        """Say that we live: prolongs our leases, counts the workers, and looks after the accounts in use."""
+        """Say that we live: prolongs our leases, counts the workers, and looks after the accounts in use. A server that
+        took over from a failed one lacks what that one was told last: what is held it is told again.
+        """
         keys = [self._prefix + "leases", self._prefix + "workers"]
         held = [id_ for id_, hold in self._holds.items() if hold.accounts and not hold.alone]
         words = [self._naming.now(), self._lease_s, self._worker, SILENT_S, *held]
-        self.workers = int(await self._wire.run(PULSE, keys, words))
+        workers, *forgotten = await self._wire.run(PULSE, keys, words)
+        self.workers = int(workers)
         epoch = await self._wire.ask("HGET", self._prefix + "born", "epoch")
         if epoch is None or epoch.decode() != self._epoch:
             await self._meet(await self._read_epoch())
         elif not self.is_away:
+            await self._rehold(hold for id_ in forgotten if (hold := self._holds.get(id_.decode())) is not None)
             await self._look_after()
 
     async def _look_after(self) -> None:

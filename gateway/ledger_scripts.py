@@ -210,14 +210,18 @@ return 1
 """
 )
 # KEYS: leases, workers. ARGV: now or '', seconds of the lease, worker, seconds after which a silent worker is
-# gone, then the holds to prolong. Answers how many workers there are.
+# gone, then the holds to prolong. Answers how many workers there are, then the holds that Redis has forgotten.
 PULSE = Script(
     _TIME
     + """
 local now = time_of(ARGV[1])
 redis.call('ZADD', KEYS[2], now, ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[4])
-for i = 5, #ARGV do redis.call('ZADD', KEYS[1], 'XX', string.format('%.3f', now + ARGV[2]), ARGV[i]) end
-return redis.call('ZCARD', KEYS[2])
+local told = {redis.call('ZCARD', KEYS[2])}
+for i = 5, #ARGV do
+  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then told[#told + 1] = ARGV[i] end
+  redis.call('ZADD', KEYS[1], 'XX', string.format('%.3f', now + ARGV[2]), ARGV[i])
+end
+return told
 """
 )

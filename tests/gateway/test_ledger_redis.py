@@ -315,6 +315,36 @@ async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, work
     assert not fresh.is_away
 
 
+async def test_a_failover_that_lost_the_last_writes_forgets_nothing_held(
+    redis: Redis, worker: Make, clock: Clock
+) -> None:
+    """A replica that was behind takes over, the same epoch in it: what is held counts again from the next renewal on,
+    what was spent once the control process tells what the journal knows.
+    """
+    one, two = worker(clock), worker(clock)
+    (await one.hold((KEY,), 100)).settle(100)
+    await one.flush()
+    await two.renew()
+    behind = {key: await redis.dump(key) for key in await redis.keys("*")}
+    running, done = await one.hold((KEY,), 300), await one.hold((KEY,), 250)
+    done.settle(250)
+    await one.flush()
+    assert await two.balance(KEY) == (350, 300)
+    await redis.flushall()
+    for key, value in behind.items():
+        await redis.restore(key, 0, value)
+    assert await two.balance(KEY) == (100, 0)
+    for _ in range(2):
+        await one.renew()
+        assert await two.balance(KEY) == (100, 300)
+    keys, words = raising([KEY], {KEY.id: 350}, clock())
+    assert await redis.eval(RAISE.text, len(keys), *keys, *map(str, words)) == 1
+    running.settle(200)
+    await one.flush()
+    await one.renew()
+    assert await two.balance(KEY) == (550, 0)
+
+
 async def test_nothing_is_held_while_a_new_redis_is_being_told(redis: Redis, worker: Make) -> None:
     """After a loss every worker has a moment to say what it knew, also one that nobody asks anything."""
     busy, idle = worker(settle_down_s=0.4), worker(settle_down_s=0.4)
