@@ -74,6 +74,8 @@ def bad_bodies(surface: str) -> dict[str, tuple[bytes, int, str | None]]:
         "a word for tools": (changed(tools="hammer"), 400, "tools"),
         "another model in capitals": (changed(Model="openai/dear"), 400, "Model"),
         "another limit in long letters": (text[:-1].encode() + b',"max_token\\u017f":9}', 400, "max_token\u017f"),
+        "two models": (text[:-1].encode() + b',"model":"openai/dear"}', 400, "model"),
+        "two types of a tool": (changed(tools=[{"type": "a", "x": 1}]).replace(b'"x"', b'"type"'), 400, "type"),
         "an unknown knob": (changed(headgate={"nope": 1}), 400, "headgate.nope"),
     }
 

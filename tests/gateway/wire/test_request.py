@@ -52,9 +52,46 @@ def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
-def test_the_last_of_two_equal_keys_counts() -> None:
-    """And only that one reaches the upstream."""
-    assert encode(decode(b'{"model":"a","model":"b"}')) == b'{"model":"b"}'
+@pytest.mark.parametrize(
+    ("body", "twin"),
+    [
+        (b'{"model":"a","model":"b"}', "model"),
+        (b'{"model":"a", "m\\u006fdel":"b"}', "model"),
+        (b'{"model":"a","messages":[{"role":"user","content":"x","content":"y"}]}', "content"),
+        (b'{"model":"a","stream_options":{"include_usage":true,"include_usage":false}}', "include_usage"),
+        (b'{"model":"a","tools":[{"type":"web_search","type":"custom"}]}', "type"),
+        (b'{"model":"a","x":1e400,"tools":[{"function":{"name":"f","name":"g"}}]}', "name"),
+        (b'{"a":{"":1,"":2},"b":1e5}', ""),
+        (b'{"a":{"b":1,"b":1},"c":1e9}', "b"),
+    ],
+)
+def test_a_key_given_twice_is_refused(body: bytes, twin: str) -> None:
+    """However deep, however spelled, and where what is longer after a round trip hides that a key has gone."""
+    with pytest.raises(CallerError) as caught:
+        decode(body)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "duplicate_parameter", twin)
+
+
+OBJECTS = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=4), OBJECTS, min_size=1, max_size=4), st.booleans(), st.data())
+def test_only_a_key_given_twice_is_refused_for_it(body: dict[str, Any], is_ascii: bool, data: st.DataObject) -> None:
+    """Any other object is read, in whatever spelling and spacing."""
+    spaced = data.draw(st.sampled_from([None, (",", ":"), (" , ", " :\n")]))
+    text = json.dumps({"inner": body}, ensure_ascii=is_ascii, separators=spaced)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    assert json.loads(bytes(decode(text.encode())["inner"])) == body
+    twin = json.dumps(data.draw(st.sampled_from(sorted(body))), ensure_ascii=is_ascii)
+    with pytest.raises(CallerError, match="more than once"):
+        decode(f"{text[:-2]},{twin}:0}}}}".encode())
 
 
 def test_describe_chat() -> None:
