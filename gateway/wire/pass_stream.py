@@ -6,10 +6,12 @@ the end of the message says that it is whole, and nothing but a broken connectio
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import render_error
-from gateway.wire.pass_through import read_passing, usage_of
+from gateway.wire.pass_through import COUNTED, read_passing, usage_of
 from gateway.wire.relay import Relay
 from gateway.wire.sse import COMMENT, EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
@@ -58,12 +60,17 @@ class PassStream(Relay):
         except UpstreamError as error:
             return self._fail("stream_error", error)
         if told is not None:
-            self._usage += usage_of(told, self._surface)
+            self._count(usage_of(told, self._surface))
         is_end = payload.strip() == b"[DONE]" if told is None else str(told.type).endswith(_ENDS)
         if not is_end:
             return event
         before, self._held = self._held, event
         return before
+
+    def _count(self, told: Usage) -> None:
+        """Tokens are told as they stand by then, so the last count is the whole; pictures come one by one."""
+        units = self._usage.units + told.units if self._surface in COUNTED else max(self._usage.units, told.units)
+        self._usage = replace(told if told.total else self._usage, units=units, known=self._usage.known or told.known)
 
     def end(self) -> str | None:
         if self.fault is None and self._of_events and not self._held:

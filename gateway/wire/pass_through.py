@@ -56,7 +56,8 @@ _MOST_N = 128
 _PIECE_BYTES = 64 * 1024
 _PICTURES = ("image", "images", "mask")
 """Fields that are counted by the picture and not by their length."""
-_COUNTED = ("images", "image_edits", "image_variations")
+COUNTED = ("images", "image_edits", "image_variations")
+"""Surfaces billed by how many pictures come."""
 _HEARD = ("transcriptions", "translations")
 _ONCE = frozenset({"model", "n", "prompt", "stream", "input_fidelity"})
 """Fields of a form that are read here: of two, an upstream may go by the other one."""
@@ -131,7 +132,7 @@ def describe_passed(
     """CallerError, with its param, where what is to be worked on is missing or of a wrong type."""
     described = Described(stream=surface == "speech" or str(fields.get("stream", "")).lower() in ("true", "1"))
     described.input_tokens_bound = text_bytes
-    if surface in _COUNTED:
+    if surface in COUNTED:
         _describe_pictures(described, surface, fields, files)
     elif surface in _HEARD:
         _describe_sound(described, fields, files)
@@ -297,7 +298,7 @@ def _spelled(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:
 
 def _units(surface: str, answer: Answer, usage: Mapping[str, Any]) -> int:
     """Pieces that the answer tells of."""
-    if surface in _COUNTED:
+    if surface in COUNTED:
         return len(answer.data) if isinstance(answer.data, list) else int(str(answer.type).endswith(".completed"))
     if surface == "moderations":
         return len(answer.results) if isinstance(answer.results, list) else 0

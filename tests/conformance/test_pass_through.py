@@ -16,6 +16,7 @@ import msgspec
 import openai
 import pytest
 
+from gateway.wire.pass_stream import PassStream
 from gateway.wire.pass_through import PASSED_PATHS, describe_passed, peek_passed, read_fields, read_upload
 from gateway.wire.usage import Usage
 from tests.conformance.clients import MODES
@@ -203,6 +204,29 @@ async def test_a_picture_on_its_way(tmp_path: Path) -> None:
         assert [event.type async for event in raw.parse()] == [sketch["type"], last["type"]]
         record = await home.decision(raw.headers)
     assert record.cost_nanousd == 9 * 1000 + 272 * 4000
+
+
+@pytest.mark.parametrize(
+    ("surface", "told", "usage"),
+    [("images", [("image_generation.partial_image", 9, 100), ("image_generation.completed", 9, 272)],
+      Usage(input_tokens=9, output_tokens=272, units=1, known=True)),
+     ("images", [("image_generation.completed", 9, 272), ("image_generation.completed", 9, 544)],
+      Usage(input_tokens=9, output_tokens=544, units=2, known=True)),
+     ("transcriptions", [("transcript.text.delta", 40, 7), ("transcript.text.done", 40, 12)],
+      Usage(input_tokens=40, output_tokens=12, known=True)),
+     ("transcriptions", [("transcript.text.delta", 40, 12), ("transcript.text.done", 0, 0)],
+      Usage(input_tokens=40, output_tokens=12, known=True)),
+     ("speech", [("speech.audio.delta", 5, 10), ("speech.audio.done", 5, 50)],
+      Usage(input_tokens=5, audio_output_tokens=50, known=True))],
+)  # fmt: skip
+def test_usage_that_several_events_tell_counts_once(
+    surface: str, told: list[tuple[str, int, int]], usage: Usage
+) -> None:
+    """Each says what was used until then, so the last that says any is the whole."""
+    flow = PassStream(surface, b"text/event-stream")
+    flow.feed(b"".join(events_of(*({"type": kind, "usage": {"input_tokens": into, "output_tokens": out,
+                                    "total_tokens": into + out}} for kind, into, out in told))))  # fmt: skip
+    assert flow.end() is None and flow.usage == usage
 
 
 async def test_moderation_without_a_model(tmp_path: Path) -> None:
