@@ -127,7 +127,9 @@ class Answering:
             into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
-        return {name: models[name].worst(into, out, n, searches, asked.units) for name in route.names}
+        return {
+            name: models[name].worst(into, out, n, searches, asked.units, asked.tier) for name in route.names
+        }
 
     # -- describe
 
@@ -214,7 +216,7 @@ class Answering:
         if route.router is None:
             if not wishes.stated:
                 return pinned(route.default_model, "pinned")
-            (candidate,) = route.candidates(self.s.fleet, self.s.now())
+            (candidate,) = route.candidates(self.s.fleet, self.s.now(), exchange.call.described.tier)
             return bounded(route, candidate, exchange.call.described, wishes.knobs)
         knobs = merge(route.knobs, wishes.knobs) if wishes.stated else route.knobs
         if not exchange.caller.explore:
@@ -223,7 +225,8 @@ class Answering:
         if route.config.budget_usd_per_day:
             knobs = exchange.paced = self.s.purses.paced(route.name, knobs)
         now = self.s.now()
-        candidates = self.s.prefixes.warmed(exchange, route.candidates(self.s.fleet, now), now)
+        seen = route.candidates(self.s.fleet, now, exchange.call.described.tier)
+        candidates = self.s.prefixes.warmed(exchange, seen, now)
         exchange.draw = next(self.s.draws)
         try:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)

@@ -16,10 +16,11 @@ from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
 from gateway.ledger import Joined, Ledger
+from gateway.prices import AUTO
 from gateway.providers import Provider
 from gateway.reply import JSON
 from gateway.upstream import Endpoint, Response
-from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body
+from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body, tier_asked
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.describe import TOKENS_PER_IMAGE
@@ -149,6 +150,7 @@ class Caller:
             head += b"idempotency-key: %s-%d\r\n" % (call.once.encode(), answered)
         begun = now()
         attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
+        attempt.tier = tier_asked(call, deployment, dialect)
         exchange.attempts.append(attempt)
         if deployment.load is not None:
             attempt.job = deployment.load.begin(Job(*expected_tokens(exchange, rung.model), begun))
@@ -189,7 +191,7 @@ class Caller:
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
         attempt.evidence = evidence_in(exchange.call, seen)
         exchange.response_id = seen.id
-        self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen))
+        self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen), seen.tier)
         self.fleet.succeeded(
             deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
         )
@@ -277,7 +279,8 @@ class Caller:
         further, config = onward(opened.body, said), opened.deployment.config
         images = exchange.call.described.images * TOKENS_PER_IMAGE
         into = len(further.body) + images + further.searches * config.web_search_tokens
-        worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches)
+        tier = opened.attempt.tier
+        worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches, tier=tier)
         cap_usd = exchange.call.wishes.knobs.max_cost_usd
         if cap_usd is not None and exchange.cost_nanousd + worst > cap_usd * 1e9:
             return None
@@ -289,9 +292,11 @@ class Caller:
         return further
 
     def charge(
-        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int
+        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int, tier: str = ""
     ) -> None:
-        """Book the attempt's cost from the usage the upstream reports; what it doesn't report is estimated."""
+        """Book the attempt's cost from the usage the upstream reports; what it doesn't report is estimated. `tier`: the
+        one that it says served it; empty or auto, it is taken for the one asked for.
+        """
         asked = exchange.call.described
         if not usage.tells:
             attempt.estimated = True
@@ -307,7 +312,7 @@ class Caller:
         if asked.expected is not None and not usage.units:
             usage = msgspec.structs.replace(usage, units=asked.expected.units)
         attempt.usage = usage
-        attempt.cost_nanousd = cost_of(usage, deployment)
+        attempt.cost_nanousd = cost_of(usage, deployment, tier if tier not in ("", AUTO) else attempt.tier)
 
     def _counts_searches(self, deployment: Deployment) -> bool:
         """Whether its usage reports web searches, as Anthropic's does."""
@@ -350,7 +355,7 @@ class Caller:
         if usage.tells and usage.completion_tokens < tokens_in(chars):
             attempt.estimated = True
             usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
-        self.charge(exchange, attempt, deployment, usage, chars)
+        self.charge(exchange, attempt, deployment, usage, chars, seen.tier)
 
     def abandon(self, exchange: Exchange, opened: Opened) -> None:
         """Close a stream that lost against its twin; what it has done so far is billed."""
@@ -380,9 +385,9 @@ def evidence_in(call: Call, seen: Peek) -> Evidence:
     return evidence_of(seen, wants_json=call.described.wants_json, schema=call.described.schema)
 
 
-def cost_of(usage: Usage, deployment: Deployment) -> int:
+def cost_of(usage: Usage, deployment: Deployment, tier: str) -> int:
     """Nano-dollars by the configured prices; with `told_cost`, the provider's own figure where that is higher."""
-    cost = deployment.price.cost(usage)
+    cost = deployment.price.cost(usage, tier)
     return max(cost, usage.told_nanousd) if deployment.config.told_cost else cost
 
 

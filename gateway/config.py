@@ -22,6 +22,7 @@ Usd = Annotated[float, Meta(ge=0, le=MOST_USD)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Quality = Annotated[float, Meta(gt=0, le=1)]
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
+Times = Annotated[float, Meta(ge=0, le=1000)]
 Period = Literal["day", "week", "month", "total"]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -148,6 +149,9 @@ class ModelConfig(_Section, frozen=True):
     """That it runs for every answer, asked to or not, as models made for search do."""
     web_search_tokens: Tokens = 0
     """Most prompt tokens that one of its searches adds to a bill: what it found, and the prompt that is read again."""
+    tier_prices: dict[str, Times] = {}
+    """What each service tier costs, times the prices of tokens; "auto": where none is named. Those left out cost as
+    `gateway.prices.TIER_PRICES` has it, or once the price."""
     told_cost: bool = False
     """True: an answer that says what it cost (`usage.cost`) is billed at that, where these prices make less."""
     context_tokens: Tokens = 0

@@ -294,7 +294,7 @@ class Run:
             attempt.latency_s = caller.now() - exchange.call.received_s - attempt.started_s
         opened.pending, seen = b"", flow.part()
         if flow.counted:
-            caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen))
+            caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen), seen.tier)
         else:
             caller.charge_part(exchange, attempt, deployment, seen)
         caller.fleet.succeeded(

@@ -45,6 +45,8 @@ class Attempt(msgspec.Struct):
     failure: str = ""
     usage: Usage = NO_USAGE
     cost_nanousd: int = 0
+    tier: str = ""
+    """The service tier that the deployment was asked for; empty: none."""
     estimated: bool = False
     """True: the upstream reported no usage, so tokens were estimated."""
     evidence: Evidence = NO_EVIDENCE

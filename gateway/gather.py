@@ -157,7 +157,7 @@ class Gathering:
         attempt = _attempt(asked, deployment, now)
         attempt.failure, attempt.estimated = failure, True
         attempt.usage = Usage(input_tokens=exchange.call.described.input_tokens)
-        attempt.cost_nanousd = deployment.price.cost(attempt.usage)
+        attempt.cost_nanousd = deployment.price.cost(attempt.usage, exchange.call.described.tier)
         group.left_nanousd += attempt.cost_nanousd
         exchange.attempts.append(attempt)
         if not group.asked:

@@ -68,9 +68,9 @@ def expected_nanousd(exchange: Exchange, model: Model) -> int:
         if estimate.model == exchange.answered_by and isfinite(estimate.cost_usd):
             return round(estimate.cost_usd * 1e9) + (searches - always) * price.web_search
     if asked.expected is not None:
-        return price.cost(asked.expected)
+        return price.cost(asked.expected, asked.tier)
     output = min(asked.max_output_tokens or TYPICAL_OUTPUT_TOKENS, TYPICAL_OUTPUT_TOKENS)
-    return price.worst(asked.input_tokens, output, asked.n, searches)
+    return price.worst(asked.input_tokens, output, asked.n, searches, tier=asked.tier)
 
 
 @lru_cache(4096)

@@ -49,7 +49,7 @@ def bounded(route: Route, candidate: Candidate, asked: Described, knobs: Knobs) 
 def within_cap(route: Route, models: Mapping[str, Model], asked: Described, knobs: Knobs) -> Route:
     """The route without the fallbacks that would break the request's own cap on its cost."""
     query, cap = bare_query(asked), Knobs(max_cost_usd=knobs.max_cost_usd)
-    kept = tuple(name for name in route.fallbacks if not breaks(query, models[name].candidate, cap))
+    kept = tuple(name for name in route.fallbacks if not breaks(query, models[name].candidate_at(asked.tier), cap))
     return route if kept == route.fallbacks else replace(route, fallbacks=kept)
 
 

@@ -7,7 +7,7 @@ bucket it is part of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 from msgspec.structs import astuple
@@ -20,6 +20,12 @@ NANOUSD = 1_000_000_000
 MTOK = 1_000_000
 MOST = 10**17
 """Of one attempt: several still fit the 64 bits of the journal and of Redis."""
+ONCE = 1000
+"""The plain price, in thousandths of itself."""
+AUTO = "auto"
+"""The service tier of a request that names none, and an answer's that doesn't say which one served it."""
+TIER_PRICES = {"priority": 2.0, "fast": 6.0}
+"""Times the price: OpenAI's priority processing, and the fast mode of Anthropic's Opus."""
 
 
 def nanousd(usd: float) -> int:
@@ -48,6 +54,8 @@ class Price:
     """One, in nano-USD."""
     unit: int = 0
     """The same."""
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    """What service tiers cost, in thousandths of the price of tokens; others cost it once."""
     dearest_input: int = field(init=False)
     dearest_output: int = field(init=False)
 
@@ -71,13 +79,18 @@ class Price:
             cache_write_1h=_or(model.cache_write_1h_usd_per_mtok, write),
             web_search=nanousd(model.web_search_usd),
             unit=nanousd(model.unit_usd),
+            tiers={tier: round(times * ONCE) for tier, times in (TIER_PRICES | model.tier_prices).items()},
         )
 
-    def cost(self, usage: Usage) -> int:
-        """Nano-USD of one answer, to the nearest."""
+    def times(self, tier: str) -> int:
+        """Thousandths of the price of tokens that this service tier costs."""
+        return self.tiers.get(tier or AUTO, ONCE)
+
+    def cost(self, usage: Usage, tier: str = "") -> int:
+        """Nano-USD of one answer that this service tier gave, to the nearest."""
         into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units = astuple(usage)
         total: int = into * self.input + out * self.output
-        if read or wrote or reasoned or heard or spoken or wrote_1h or searched or units:
+        if read or wrote or reasoned or heard or spoken or wrote_1h:
             total += (
                 read * self.cache_read
                 + wrote * self.cache_write
@@ -85,26 +98,36 @@ class Price:
                 + heard * self.audio_input
                 + spoken * self.audio_output
                 + wrote_1h * self.cache_write_1h
-                + searched * self.web_search * MTOK
-                + units * self.unit * MTOK
             )
+        if (times := self.times(tier)) != ONCE:
+            total = total * times // ONCE
+        if searched or units:
+            total += (searched * self.web_search + units * self.unit) * MTOK
         return (total + MTOK // 2) // MTOK
 
     def worst(
-        self, input_tokens_bound: int, max_output_tokens: int, n: int = 1, web_searches: int = 0, units: int = 0
+        self,
+        input_tokens_bound: int,
+        max_output_tokens: int,
+        n: int = 1,
+        web_searches: int = 0,
+        units: int = 0,
+        tier: str = "",
     ) -> int:
         """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
-        searches and units.
+        searches and units. Who asks for a tier that is cheaper than the price may be served at the price.
         """
-        tokens = -(-(input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output) // MTOK)
+        tokens = input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output
+        tokens = -(-tokens * max(self.times(tier), ONCE) // (ONCE * MTOK))
         return min(tokens + web_searches * self.web_search + units * self.unit, MOST)
 
 
 def highest(prices: Iterable[Price]) -> Price:
     """Bucket by bucket: no answer costs more at any of them."""
     every = list(prices)
-    names = [one.name for one in fields(Price) if one.init]
-    return Price(**{name: max(getattr(price, name) for price in every) for name in names})
+    names = [one.name for one in fields(Price) if one.init and one.name != "tiers"]
+    tiers = {tier: max(price.times(tier) for price in every) for price in every for tier in price.tiers}
+    return Price(**{name: max(getattr(price, name) for price in every) for name in names}, tiers=tiers)
 
 
 def _or(price_usd: float | None, otherwise_usd: float) -> int:

@@ -16,7 +16,7 @@ from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
-from gateway.prices import Price, highest, nanousd
+from gateway.prices import ONCE, Price, highest, nanousd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
 from routers.registry import bandit_axes
@@ -37,13 +37,26 @@ class Model:
     search_tokens: int = 0
     """Most that a search adds to the prompt, at any deployment."""
 
+    def candidate_at(self, tier: str) -> Candidate:
+        """As the router sees it for a request of this service tier."""
+        if (times := self.price.times(tier)) == ONCE:
+            return self.candidate
+        into, out = self.candidate.input_usd_per_mtok, self.candidate.output_usd_per_mtok
+        return replace(self.candidate, input_usd_per_mtok=into * times / ONCE, output_usd_per_mtok=out * times / ONCE)
+
     def worst(
-        self, input_tokens: int, output_tokens: int | None, n: int, web_searches: int = 0, units: int = 0
+        self,
+        input_tokens: int,
+        output_tokens: int | None,
+        n: int,
+        web_searches: int = 0,
+        units: int = 0,
+        tier: str = "",
     ) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
         searches = max(web_searches, self.candidate.web_searches)
         into, out = input_tokens + searches * self.search_tokens, output_tokens or self.config.max_output_tokens
-        return self.price.worst(into, out, n, searches, units)
+        return self.price.worst(into, out, n, searches, units, tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +96,9 @@ class Route:
         """Models that attempts may be made on, as often as they may be."""
         return self.names * self.config.max_attempts if self.repeats else self.names
 
-    def candidates(self, fleet: Fleet, now: float) -> list[Candidate]:
-        """The route's models as the router may see them now."""
-        return [fleet.as_of(model.candidate, now) for model in self.models]
+    def candidates(self, fleet: Fleet, now: float, tier: str = "") -> list[Candidate]:
+        """The route's models as the router may see them now, for a request of this service tier."""
+        return [fleet.as_of(model.candidate_at(tier), now) for model in self.models]
 
 
 class RouteBook:

@@ -68,6 +68,13 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
     return encode(adapted(raw, deployment.config) if deployment.foreign else raw)
 
 
+def tier_asked(call: Call, deployment: Deployment, dialect: str) -> str:
+    """The service tier that this upstream is told: none by another API than the client's, save a response's by chat."""
+    field = "speed" if call.surface == "messages" else "service_tier"
+    reaches = dialect == call.surface or (call.surface, dialect) == ("responses", "chat")
+    return call.described.tier if reaches and field not in deployment.config.leave_out else ""
+
+
 def translated(raw: Raw, surface: str, deployment: Deployment, dialect: str) -> Raw:
     """A new dictionary: the request's fields as the upstream's API names them."""
     limit, hosted = deployment.config.max_output_tokens, deployment.config.hosted_tools

@@ -326,9 +326,10 @@ class ProviderEndpoints:
     ) -> DecisionRecord:
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         call, caller = runner.asker.call(prompt), runner.asker.caller
-        usage = peek(result.body, dialect).usage if result.status == 200 else None
-        cost = ceil(cost_of(usage, deployment) * _share(self, deployment)) if usage is not None else result.cost_nanousd
+        usage, cost = None, result.cost_nanousd
         if result.status == 200:
+            seen = peek(result.body, dialect)
+            usage, cost = seen.usage, ceil(cost_of(seen.usage, deployment, seen.tier) * _share(self, deployment))
             result.body = translate_answer(result.body, dialect, prompt.surface, model=part.model, request=call.raw)
         attempt = AttemptRecord(
             model=part.model, deployment=deployment.id, status=result.status, cost_nanousd=cost,

@@ -43,7 +43,7 @@ from gateway.wire.responses import (
 )
 from gateway.wire.responses_reader import CALLS, finish_of, is_search
 from gateway.wire.seen import Seen
-from gateway.wire.usage import Usage
+from gateway.wire.usage import Usage, speed_of
 from gateway.wire.web_search import search_item, searches_in
 
 Json = dict[str, Any]
@@ -119,6 +119,7 @@ def _peek_plain(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
         message.thought or "",
         Usage.from_openai(chunk.usage),
         logprobs,
+        tier=chunk.tier if chunk.service_tier else "",
     )
 
 
@@ -142,6 +143,7 @@ def _peek_message(body: bytes) -> Peek:
         text if message.stop_reason == "refusal" else "",
         "".join(block.thinking or "" for block in blocks),
         Usage.from_anthropic(message.usage),
+        tier=speed_of(message.usage or {}),
         tool_names=[tool.name or "" for tool in tools],
         tool_arguments=[bytes(tool.input).decode() for tool in tools],
     )
@@ -171,6 +173,7 @@ class _Response(msgspec.Struct):
     error: Any = None
     incomplete_details: Json | None = None
     usage: Json | None = None
+    service_tier: Any = None
 
 
 def _peek_response(body: bytes) -> Peek:
@@ -193,6 +196,7 @@ def _peek_response(body: bytes) -> Peek:
         "".join(part.refusal for part in parts),
         "".join(part.text for part in thoughts),
         Usage.from_responses(response.usage, sum(map(is_search, response.output))),
+        tier=response.service_tier if isinstance(response.service_tier, str) else "",
         tool_names=[call.name or "" for call in calls],
         tool_arguments=[str(call.arguments or "") for call in calls],
     )

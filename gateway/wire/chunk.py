@@ -15,6 +15,8 @@ import msgspec
 
 from gateway.wire.usage import Usage
 
+NOTHING = msgspec.Raw()
+_decode_text = msgspec.json.Decoder(str).decode
 BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoding bytes that aren't JSON raises."""
 
@@ -148,8 +150,18 @@ class Chunk(msgspec.Struct):
     """Of a bare error object, as vLLM sends it."""
     code: Any = None
     stop_sequence: str | None = None
+    service_tier: msgspec.Raw = NOTHING
     x_groq: dict[str, Any] | None = None
     """Where Groq tells usage at a stream's end, asked for or not."""
+
+
+    @property
+    def tier(self) -> str:
+        """The service tier that it names; empty: none that can be read."""
+        try:
+            return _decode_text(self.service_tier)
+        except BAD_JSON:
+            return ""
 
 
 class LogprobSummary(msgspec.Struct):
@@ -193,6 +205,8 @@ class Peek(msgspec.Struct):
     """Of the choices after the first."""
     other_chars: int = 0
     """Theirs, of all that an upstream bills as output."""
+    tier: str = ""
+    """The service tier that gave it, as `tier_prices` names it; empty: it doesn't say."""
 
 
 _decode = msgspec.json.Decoder(Chunk).decode
@@ -230,6 +244,8 @@ def loosely(payload: bytes) -> Chunk:
     if not isinstance(value, dict):
         raise ValueError("not an object")
     chunk: Chunk = _fit(value, Chunk)
+    if isinstance(tier := value.get("service_tier"), str):
+        chunk.service_tier = msgspec.Raw(msgspec.json.encode(tier))
     choices = value.get("choices")
     if not chunk.choices and isinstance(choices, list):
         chunk.choices = [_fit_choice(choice) for choice in choices if isinstance(choice, dict)]

@@ -35,7 +35,8 @@ _PROMPT_TOO = frozenset(
 )
 """Fields that models read as well."""
 BILLED = _PROMPT_TOO | {
-    "model", "n", "best_of", "stream", "web_search_options", "search_parameters", *_PROMPT_FIELD.values(),
+    "model", "n", "best_of", "stream", "web_search_options", "search_parameters", "service_tier", "speed",
+    *_PROMPT_FIELD.values(),
     *(name for names in _MAX_TOKENS_FIELDS.values() for name in names),
 }  # fmt: skip
 """Fields that say who may ask and what it may cost."""
@@ -90,6 +91,8 @@ class Described(msgspec.Struct):
     """It runs one, and its usage, in OpenAI's words, doesn't tell."""
     units: int = 0
     """Of a surface that passes through: most that may be billed by the piece."""
+    tier: str = ""
+    """The service tier asked for, as `tier_prices` names it; empty: none."""
     expected: Usage | None = None
     """The same: what its answer has used where it doesn't say."""
 
@@ -313,6 +316,8 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.include_usage = bool(
             read(raw, "stream_options", _StreamOptions, _StreamOptions()).include_usage
         )
+    if (name := "speed" if surface == "messages" else "service_tier") in raw:
+        described.tier = read(raw, name, str, "")
     if "temperature" in raw:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if ("n" in raw or "best_of" in raw) and surface in ("chat", "completions"):

@@ -14,7 +14,7 @@ from gateway.wire.citations import annotations_of
 from gateway.wire.pause import PAUSED
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.seen import Seen
-from gateway.wire.usage import Usage
+from gateway.wire.usage import Usage, speed_of
 from gateway.wire.web_search import query_of
 
 STOP_TO_FINISH = {
@@ -175,7 +175,7 @@ class MessagesReader:
             if not any(told.get(name) for name in _PROMPT):
                 told = {name: value for name, value in told.items() if name not in _PROMPT or name not in self._usage}
             self._usage |= told
-            seen.usage = Usage.from_anthropic(self._usage)
+            seen.usage, seen.tier = Usage.from_anthropic(self._usage), speed_of(self._usage)
 
     def _block_end(self, index: int, seen: Seen) -> Delta | None:
         if index in self._unsaid:

@@ -57,6 +57,7 @@ class _Response(msgspec.Struct):
     error: Any = None
     incomplete_details: _Incomplete | None = None
     usage: dict[str, Any] | None = None
+    service_tier: Any = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -117,6 +118,7 @@ class ResponsesReader:
         if kind in _ENDS:
             self.done = self.withheld = True
             seen.usage = Usage.from_responses(response.usage, seen.usage.web_searches)
+            seen.tier = response.service_tier if isinstance(response.service_tier, str) else ""
             why = response.incomplete_details
             reason = why.reason if why else None if kind == "response.completed" else ""
             choice.finish_reason = finish_of(reason, bool(seen.tools))

@@ -26,7 +26,8 @@ class Seen:
 
     __slots__ = (
         "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_chars", "other_endings",
-        "refusals", "started", "stop_sequence", "texts", "thoughts", "told_usage", "tools", "usage",
+        "refusals", "started", "stop_sequence", "texts", "thoughts", "tier",
+        "told_usage", "tools", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Seen:
         self._slots: dict[int, int] = {}
         self.logprobs = LogprobSummary()
         self.usage = Usage()
+        self.tier = ""
         self.told_usage = b""
         """Chat's last event that tells usage."""
         self.counted = True
@@ -59,6 +61,8 @@ class Seen:
     def take(self, chunk: Chunk) -> None:
         if not self.id:
             self.id, self.model = chunk.id or "", chunk.model or ""
+        if chunk.service_tier:
+            self.tier = chunk.tier
         if chunk.usage is not None:
             usage = Usage.from_openai(chunk.usage)
             self.usage = usage if usage.tells or not self.usage.known else self.usage
@@ -139,4 +143,5 @@ class Seen:
             ["".join(call.arguments) for call in self.tools],
             self.other_endings,
             self.other_chars,
+            self.tier,
         )

@@ -198,6 +198,12 @@ class Usage(msgspec.Struct, frozen=True):
         }
 
 
+def speed_of(usage: Json) -> str:
+    """How fast Anthropic's API says that it answered: standard, or fast, which costs more. Empty: it doesn't say."""
+    speed = usage.get("speed")
+    return speed if isinstance(speed, str) else ""
+
+
 def _buckets(
     prompt: int, completion: int, read: int, write: int, reasoning: int, audio_in: int = 0, audio_out: int = 0
 ) -> Usage:

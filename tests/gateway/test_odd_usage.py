@@ -25,9 +25,9 @@ def stream(*usages: Any) -> list[Json]:
     return [*events, *({**last, "usage": usage} for usage in usages)]
 
 
-async def paid(home: Fixed, path: str = "/v1/chat/completions") -> DecisionRecord:
+async def paid(home: Fixed, path: str = "/v1/chat/completions", **more: Any) -> DecisionRecord:
     assert home.gateway is not None
-    asked = ASKED | ({"stream": True} if isinstance(home.answer, list) else {})
+    asked = ASKED | ({"stream": True} if isinstance(home.answer, list) else {}) | more
     async with httpx.AsyncClient() as client:
         answer = await client.post(home.gateway.url + path, json=asked)
     assert answer.status_code == 200, answer.text
@@ -110,3 +110,64 @@ async def test_no_hold_is_more_than_the_journal_holds(tmp_path: Path) -> None:
         await home.gateway.rest()
         record = await home.gateway.decision(answer.headers["x-headgate-decision-id"])
     assert record.cost_nanousd < record.held_nanousd < 2**63
+
+
+SPOKEN = 5 * 1000 + 3 * 15_000
+"""What COUNTED costs."""
+
+
+def at(tier: str | None, *, is_stream: bool) -> Any:
+    """An answer that names its tier, a streamed one as OpenAI's do: with each chunk, here of another odd type."""
+    told = {} if tier is None else {"service_tier": tier}
+    whole = completion(content=SAID) | {"usage": COUNTED} | told
+    return [event | told | {"model": 7} for event in stream(COUNTED)] if is_stream else whole
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "told", "times"),
+    [("priority", "priority", 2), ("priority", "default", 1), ("priority", None, 2), ("priority", "auto", 2),
+     ("flex", "flex", 1), (None, "priority", 2), (None, None, 1)],
+)  # fmt: skip
+async def test_a_service_tier_has_its_price(
+    tmp_path: Path, asked: str | None, told: str | None, times: int, is_stream: bool
+) -> None:
+    """The tier that served is billed, as far as the answer names it; the one asked for is held."""
+    async with fixed(tmp_path, "openai", at(told, is_stream=is_stream), PRICES) as home:
+        plain = await paid(home)
+        record = await paid(home, **({} if asked is None else {"service_tier": asked}))
+    assert record.cost_nanousd == times * SPOKEN
+    assert record.held_nanousd == plain.held_nanousd * (2 if asked == "priority" else 1)
+
+
+@pytest.mark.parametrize("tier", ["flex", "priority"])
+async def test_tiers_cost_what_the_model_says(tmp_path: Path, tier: str) -> None:
+    """A cheaper one is held at the price, by which the request may be served all the same."""
+    prices = {**PRICES, "tier_prices": {"flex": 0.5, "priority": 1.5}}
+    async with fixed(tmp_path, "openai", at(tier, is_stream=False), prices) as home:
+        plain = await paid(home)
+        record = await paid(home, service_tier=tier)
+    assert record.cost_nanousd == (SPOKEN * 3 // 2 if tier == "priority" else SPOKEN // 2)
+    assert record.held_nanousd == (plain.held_nanousd * 3 // 2 if tier == "priority" else plain.held_nanousd)
+
+
+async def test_a_tier_that_the_upstream_is_not_told_costs_nothing_more(tmp_path: Path) -> None:
+    """Anthropic's API has no OpenAI's tiers; its own fast mode has its price."""
+    answer = message({"type": "text", "text": SAID})
+    async with fixed(tmp_path, "anthropic", answer, PRICES) as home:
+        assert (await paid(home, service_tier="priority")).cost_nanousd == SPOKEN
+        assert (await paid(home, "/v1/messages", service_tier="auto")).cost_nanousd == SPOKEN
+        assert (await paid(home, "/v1/messages", speed="fast")).cost_nanousd == 6 * SPOKEN
+        home.answer = answer | {"usage": {**answer["usage"], "speed": "standard"}}
+        assert (await paid(home, "/v1/messages", speed="fast")).cost_nanousd == SPOKEN
+
+
+async def test_a_cap_on_the_cost_knows_of_tiers(tmp_path: Path) -> None:
+    """What a request may cost at most bounds it at the tier that it asks for."""
+    async with fixed(tmp_path, "openai", at("priority", is_stream=False), PRICES) as home:
+        assert home.gateway is not None
+        for tier, status in (("default", 200), ("priority", 400)):
+            asked = ASKED | {"service_tier": tier, "headgate": {"max_cost_usd": 0.004}}
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(home.gateway.url + "/v1/chat/completions", json=asked)
+            assert answer.status_code == status, answer.text

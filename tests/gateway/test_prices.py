@@ -37,6 +37,12 @@ SEARCHER = Price.of(
         cache_write_1h_usd_per_mtok=6.0, web_search_usd=0.01,
     )
 )  # fmt: skip
+TIERED = Price.of(
+    ModelConfig(
+        name="o", provider="p", input_usd_per_mtok=3.0, output_usd_per_mtok=15.0,
+        tier_prices={"flex": 0.5, "priority": 1.75, "auto": 1.5},
+    )
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,15 +89,32 @@ def test_reading_from_openai_and_from_anthropic_bills_the_same() -> None:
 counts = st.integers(0, 10**6)
 
 
-@given(usage=st.builds(Usage, *[counts] * 7, st.just(True), counts, st.integers(0, 99)), extra=counts)
-def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage, extra: int) -> None:
-    """Whatever buckets the tokens fall into, and however many searches are made; at whichever deployment."""
-    prices = (MINI, THINKER, VOICE, SEARCHER)
+@given(
+    usage=st.builds(Usage, *[counts] * 7, st.just(True), counts, st.integers(0, 99)),
+    extra=counts,
+    tier=st.sampled_from(["", "priority", "fast", "flex", "odd"]),
+)
+def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage, extra: int, tier: str) -> None:
+    """Whatever buckets the tokens fall into, and however many searches are made; at whichever deployment and tier, or
+    at the plain price where the tier asked for has no room.
+    """
+    prices = (MINI, THINKER, VOICE, SEARCHER, TIERED)
     for price in prices:
-        worst = price.worst(usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches)
-        assert price.cost(usage) <= worst <= highest(prices).worst(
-            usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches
-        )
+        bounds = (usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches, 0, tier)
+        assert price.cost(usage, tier) <= price.worst(*bounds) <= highest(prices).worst(*bounds)
+        assert price.cost(usage, "default") <= price.worst(*bounds)
+
+
+def test_a_tier_multiplies_the_prices_of_tokens_alone() -> None:
+    """Searches and units cost what they cost; what names no tier is of the automatic one."""
+    usage = Usage(input_tokens=1000, output_tokens=10, web_searches=1)
+    tokens, search = 3_000_000 + 150_000, 10_000_000
+    assert SEARCHER.cost(usage, "priority") == 2 * tokens + search
+    assert SEARCHER.cost(usage, "flex") == SEARCHER.cost(usage) == tokens + search
+    assert TIERED.cost(usage, "flex") == tokens // 2
+    assert TIERED.cost(usage, "priority") == tokens * 7 // 4
+    assert TIERED.cost(usage, "") == TIERED.cost(usage, "auto") == tokens * 3 // 2
+    assert TIERED.cost(usage, "default") == tokens
 
 
 @given(counts, counts, st.integers(1, 8))
