@@ -273,10 +273,10 @@ class Responses:
             return
         turn = call.turn or Turn(call.raw)
         await self.add_to_conversation(turn, exchange.caller.tenant, body)
-        if not is_kept(call.raw):
-            return
         answer = msgspec.json.decode(body, type=_Answer)
         exchange.response_id = answer.id
+        if not is_kept(call.raw):
+            return
         record = ResponseRecord(
             id=answer.id,
             time_s=self._clock(),

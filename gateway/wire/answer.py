@@ -226,7 +226,7 @@ def translate_answer(
         if src == dst:
             same = body if isinstance(body, bytes) else encode_json(body)
             if src == "responses":
-                return as_asked(same, request)
+                return as_asked(same, request, new_id("resp_"))
             return strip_logprobs(same) if strip else same
         given: Json = msgspec.json.decode(body) if isinstance(body, bytes) else body
         chat = message_to_chat(given) if src == "messages" else given

@@ -133,8 +133,8 @@ class Relay:
         return b"" if chunk is None else self._writer.write(chunk)
 
     def _pass(self, event: bytes, payload: bytes) -> bytes:
-        if isinstance(self._reader, ResponsesReader) and self._reader.tells_response:
-            event = self._told_of(payload)
+        if isinstance(self._writer, ResponsesWriter) and isinstance(self._reader, ResponsesReader):
+            event = self._told_of(payload, self._writer.id) if self._reader.tells_response else event
         if self._reader.withheld:
             if self._reader.done:
                 self._terminal.append(event)
@@ -150,10 +150,10 @@ class Relay:
             event = plain if len(plain) < len(event) else _NULL_USAGE.sub(b"", event)
         return event
 
-    def _told_of(self, payload: bytes) -> bytes:
-        """An event of the Responses API whose response tells of the request what the client sent."""
+    def _told_of(self, payload: bytes, id: str) -> bytes:
+        """An event of the Responses API whose response tells of the request what the client sent, under this id."""
         told = msgspec.json.decode(payload, type=Raw)
-        told["response"] = msgspec.Raw(as_asked(bytes(told["response"]), self._request))
+        told["response"] = msgspec.Raw(as_asked(bytes(told["response"]), self._request, id))
         return frame(encode_json(told), msgspec.json.decode(told["type"]))
 
     def _fail(self, fault: str, cause: UpstreamError) -> bytes:
@@ -230,9 +230,9 @@ class Relay:
     def answer(self) -> bytes:
         """The answer as it is without streaming, in the client's dialect; after `tail`, with collect=True."""
         assert self._collected is not None and self.finished
-        if isinstance(self._reader, ResponsesReader):
-            return as_asked(self._reader.response, self._request)
         if isinstance(self._writer, ResponsesWriter):
+            if isinstance(self._reader, ResponsesReader):
+                return as_asked(self._reader.response, self._request, self._writer.id)
             return encode_json(self._writer.whole(self._seen))
         body = self._assembled(assemble_messages if self._src == "messages" else assemble_chat)
         if self._parts:

@@ -134,9 +134,12 @@ def response_object(
     }
 
 
-def as_asked(body: bytes, request: Raw) -> bytes:
-    """An upstream's response with what it was not told: it takes every turn for a first one that nobody keeps."""
+def as_asked(body: bytes, request: Raw, id: str) -> bytes:
+    """An upstream's response with what it was not told: it takes every turn for a first one that nobody keeps. `id`: of
+    ours, since upstreams may call many responses the same.
+    """
     response = msgspec.json.decode(body, type=Raw)
+    response["id"] = msgspec.Raw(encode_json(id))
     for name in ("previous_response_id", "conversation", "store"):
         response[name] = request.get(name, msgspec.Raw(encode_json(_ECHOED[name])))
     return encode_json(response)

@@ -254,10 +254,15 @@ class ResponsesWriter:
         failed = {**self._response, "status": "failed", "error": error, "output": self._output}
         return out + self._event("response.failed", response=failed)
 
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return str(self._response["id"])
+
     def resume(self, response: bytes, sequence: int) -> None:
         """Go on behind events that others wrote: the response as it began, and the last event's number."""
         if response:
-            self._response = msgspec.json.decode(response)
+            self._response = {**msgspec.json.decode(response), "id": self.id}
             self._sequence, self._started = sequence + 1, True
 
     def _replay_item(self, index: int, item: Item) -> bytes:

@@ -85,13 +85,16 @@ async def fixed(
     answer: Json | list[Json] | bytes,
     model: Json | None = None,
     more: Sequence[Json] = (),
+    provider: Json | None = None,
     **extra: Any,
 ) -> AsyncIterator[Fixed]:
-    """`kind`: of the provider; `model`: more settings of the model; `more`: other models, at the scripted upstream."""
+    """`kind`: of the provider, which `provider` has more settings of, as `model` of the model; `more`: other models, at
+    the scripted upstream.
+    """
     home = Fixed(answer)
     server = await asyncio.start_server(home.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    providers = [{"name": "told", "kind": kind, "base_url": url}]
+    providers = [{"name": "told", "kind": kind, "base_url": url, **(provider or {})}]
     models = [{"name": "m", "provider": "told", **(model or {})}, *more]
     try:
         async with live(folder, models=models, providers=providers, **extra) as gateway:

@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.conformance.fixed import Json, fixed
 from tests.conformance.house import House, house
 
 SEARCH = [{"type": "web_search"}]
@@ -114,3 +115,55 @@ async def test_a_cascade_reads_log_probabilities_where_they_are(tmp_path: Path) 
     async with house(tmp_path, kinds=(), more=models, routes=[route]) as home:
         made = await home.sdk("openai").do("responses.create", model="sure", input="hello")
         assert made.output_text == "hello" and home.last["path"] == "/v1/chat/completions"
+
+
+def simple_response(text: str) -> Json:
+    """As an upstream answers that calls every response and item the same."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}
+    return {"id": "resp_1", "object": "response", "created_at": 1, "model": "up", "status": "completed",
+            "output": [item], "usage": {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}}  # fmt: skip
+
+
+def events_of(response: Json) -> list[Json]:
+    begun = {**response, "status": "in_progress", "output": []}
+    return [{"type": "response.created", "sequence_number": 0, "response": begun},
+            {"type": "response.output_text.delta", "sequence_number": 1, "item_id": "msg_1", "output_index": 0,
+             "content_index": 0, "delta": response["output"][0]["content"][0]["text"], "logprobs": []},
+            {"type": "response.completed", "sequence_number": 2, "response": response}]  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_responses_that_an_upstream_calls_the_same_are_kept_apart(tmp_path: Path, streamed: bool) -> None:
+    """Each tenant has its own, whole, under an id that nobody else's has; of others' it can't do anything."""
+    auth = {"keys": [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]}
+    async with fixed(tmp_path, "openai", b"", provider={"responses": True}, auth=auth) as home:
+        sdks = {name: home.sdk("openai", api_key=f"hg-{name}") for name in ("a", "b")}
+        ids: dict[str, list[str]] = {"a": [], "b": []}
+        for turn in ("one", "two"):
+            for name, sdk in sdks.items():
+                said = simple_response(f"{turn} of {name}")
+                home.answer = events_of(said) if streamed else said
+                told = await sdk.responded(streamed, model="m", input=f"{turn} to {name}")
+                ids[name].append(told.id)
+        assert len({*ids["a"], *ids["b"], "resp_1"}) == 5
+        for name, other in (("a", "b"), ("b", "a")):
+            sdk = sdks[name]
+            for id in (*ids[other], "resp_1"):
+                for call in ("retrieve", "delete", "cancel"):
+                    with pytest.raises(openai.NotFoundError):
+                        await sdk.do(f"responses.{call}", id)
+                with pytest.raises(openai.BadRequestError, match="not found"):
+                    await sdk.do("responses.create", model="m", input="go on", previous_response_id=id)
+        for name, sdk in sdks.items():
+            for turn, id in zip(("one", "two"), ids[name], strict=True):
+                kept = await sdk.do("responses.retrieve", id)
+                assert kept.output_text == f"{turn} of {name}" and kept.id == id
+            home.answer = events_of(said) if streamed else said
+            await sdk.responded(streamed, model="m", input="go on", previous_response_id=ids[name][0])
+            assert [item["content"] for item in home.asked["input"] if item["role"] == "user"] == [
+                f"one to {name}", "go on",
+            ]  # fmt: skip
+            assert home.gateway is not None
+            record = await home.gateway.decision(ids[name][0])
+            assert (record.response_id, record.tenant) == (ids[name][0], name)
