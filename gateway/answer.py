@@ -121,15 +121,12 @@ class Answering:
 
     def worst(self, call: Call, route: Route) -> dict[str, int]:
         """Most nano-dollars that one attempt can cost, for each model that may be tried."""
-        asked, models = call.described, self.s.book.models
-        into, out, n, searches = asked.input_tokens_bound, asked.max_output_tokens, asked.n, asked.web_searches
+        into = out = 0
         if route.config.gather_ms:
-            into, out = into + EXTRA_INPUT_TOKENS, out and out + EXTRA_OUTPUT_TOKENS
+            into, out = EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
-        return {
-            name: models[name].worst(into, out, n, searches, asked.units, asked.tier) for name in route.names
-        }
+        return {name: self.s.book.models[name].worst(call.described, into, out) for name in route.names}
 
     # -- describe
 

@@ -23,7 +23,7 @@ from gateway.upstream import Endpoint, Response
 from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body, tier_asked
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
-from gateway.wire.describe import TOKENS_PER_IMAGE
+from gateway.wire.describe import TOKENS_PER_IMAGE, UNKNOWN_CONTEXT
 from gateway.wire.errors import classify
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
@@ -277,8 +277,10 @@ class Caller:
     async def _further(self, exchange: Exchange, opened: Opened, said: dict[str, Any]) -> Onward | None:
         """What lets a paused turn go on, its worst case held. None: a budget, or the request's own cap, has no room."""
         further, config = onward(opened.body, said), opened.deployment.config
-        images = exchange.call.described.images * TOKENS_PER_IMAGE
-        into = len(further.body) + images + further.searches * config.web_search_tokens
+        into = len(further.body) + exchange.call.described.images * TOKENS_PER_IMAGE
+        if exchange.call.described.unbounded:
+            into = config.context_tokens or max(into, UNKNOWN_CONTEXT)
+        into += further.searches * config.web_search_tokens
         tier = opened.attempt.tier
         worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches, tier=tier)
         cap_usd = exchange.call.wishes.knobs.max_cost_usd

@@ -19,6 +19,7 @@ from gateway.limits import Limit
 from gateway.prices import ONCE, Price, highest, nanousd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
+from gateway.wire.describe import Described
 from routers.registry import bandit_axes
 from routers.strategy_bandit import StrategyBandit
 from routers.types import Candidate, Knobs, Router
@@ -36,6 +37,8 @@ class Model:
     candidate: Candidate
     search_tokens: int = 0
     """Most that a search adds to the prompt, at any deployment."""
+    context_tokens: int = 0
+    """The longest of all deployments; 0: unknown at one of them."""
 
     def candidate_at(self, tier: str) -> Candidate:
         """As the router sees it for a request of this service tier."""
@@ -44,19 +47,15 @@ class Model:
         into, out = self.candidate.input_usd_per_mtok, self.candidate.output_usd_per_mtok
         return replace(self.candidate, input_usd_per_mtok=into * times / ONCE, output_usd_per_mtok=out * times / ONCE)
 
-    def worst(
-        self,
-        input_tokens: int,
-        output_tokens: int | None,
-        n: int,
-        web_searches: int = 0,
-        units: int = 0,
-        tier: str = "",
-    ) -> int:
-        """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's."""
-        searches = max(web_searches, self.candidate.web_searches)
-        into, out = input_tokens + searches * self.search_tokens, output_tokens or self.config.max_output_tokens
-        return self.price.worst(into, out, n, searches, units, tier)
+    def worst(self, asked: Described, more_input: int = 0, more_output: int = 0) -> int:
+        """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's. `more_input`,
+        `more_output`: tokens beside those asked for, where a limit is stated.
+        """
+        searches = max(asked.web_searches, self.candidate.web_searches)
+        into = asked.prompt_bound(self.context_tokens, more_input) + searches * self.search_tokens
+        limit = asked.max_output_tokens
+        out = (limit + more_output if limit else self.config.max_output_tokens) + asked.predicted
+        return self.price.worst(into, out, asked.n, searches, asked.units, asked.tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +230,9 @@ def _model(config: Config, name: str) -> Model:
         web_searches=max(one.web_searches for one in deployments),
     )
     search_tokens = max(one.web_search_tokens for one in deployments)
-    return Model(name, dearest, highest(map(Price.of, deployments)), candidate, search_tokens)
+    contexts = [one.context_tokens for one in deployments]
+    context = max(contexts) if all(contexts) else 0
+    return Model(name, dearest, highest(map(Price.of, deployments)), candidate, search_tokens, context)
 
 
 def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:

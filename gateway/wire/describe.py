@@ -6,6 +6,7 @@ rely on the fields; the rest is the upstream's to judge.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
+from gateway.wire.file_parts import is_ours
 from gateway.wire.tools import offered
 from gateway.wire.usage import Usage
 
@@ -44,6 +46,12 @@ _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
 """How the types of tools begin with which a provider searches the web."""
 _IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
 _FILES = frozenset({"document", "file", "input_file", "container_upload"})
+_DOCUMENTS = _FILES | {"video", "video_url", "input_video", "audio_url"}
+"""Parts whose length in tokens their bytes may not tell."""
+_HEAD_CHARS = 1368
+"""In which a PDF says that it is one: 1,024 bytes, in base64."""
+UNKNOWN_CONTEXT = 200_000
+"""Tokens that a prompt of such parts is taken to have at most where the model's configuration names no limit."""
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
@@ -89,12 +97,21 @@ class Described(msgspec.Struct):
     """Most that the provider runs for it, as far as the request says."""
     surely_searches: bool = False
     """It runs one, and its usage, in OpenAI's words, doesn't tell."""
+    unbounded: bool = False
+    """It names or holds what may have any number of tokens, as a PDF does: only the model's context bounds it."""
+    predicted: int = 0
+    """Most tokens of a `prediction`, which are billed as output where the answer is another."""
     units: int = 0
     """Of a surface that passes through: most that may be billed by the piece."""
     tier: str = ""
     """The service tier asked for, as `tier_prices` names it; empty: none."""
     expected: Usage | None = None
     """The same: what its answer has used where it doesn't say."""
+
+    def prompt_bound(self, context_tokens: int, more: int = 0) -> int:
+        """Most tokens of the prompt at a model of that context (0: unknown). `more`: what is put before it."""
+        known = self.input_tokens_bound + more
+        return (context_tokens or max(known, UNKNOWN_CONTEXT)) if self.unbounded else known
 
 
 class _Part(msgspec.Struct):
@@ -116,6 +133,8 @@ class _Turn(msgspec.Struct):
     content: str | list[_Part | str] | None = None
     type: str = ""
     output: Any = None
+    audio: Any = None
+    """Of an assistant's turn: what it said aloud, by its id."""
 
 
 _decode_turns = msgspec.json.Decoder(list[_Turn]).decode
@@ -133,7 +152,11 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
         )
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
+    if described.unbounded:
+        described.unbounded = _holds_unbounded(msgspec.json.decode(value))
     _describe_options(described, raw, surface)
+    if surface == "responses" and "prompt" in raw:  # a template, which lies at its provider
+        described.unbounded = described.unbounded or is_set(raw, "prompt")
     size = len(memoryview(value))
     if not _PROMPT_TOO.isdisjoint(raw):
         size += sum(len(memoryview(raw[name])) for name in _PROMPT_TOO & raw.keys())
@@ -157,6 +180,8 @@ def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096)
     """What `describe` finds of a chat with these messages and those options, in half its time; the same errors."""
     described = msgspec.structs.replace(options)
     _describe_prompt(described, messages, "messages", "chat", max_messages)
+    if described.unbounded:
+        described.unbounded = _holds_unbounded(msgspec.json.decode(messages))
     images = described.images * TOKENS_PER_IMAGE
     described.input_tokens_bound = len(memoryview(messages)) + images
     described.input_tokens += images
@@ -204,6 +229,8 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
     for turn in turns:
         content = turn.content
         text = content if isinstance(content, str) else _text_of(described, content) if content else ""
+        if turn.audio is not None or turn.type in _DOCUMENTS:
+            described.unbounded = True
         chars += len(text) if turn.output is None else len(text) + _chars_in(described, turn.output)
         if turn.role == "user":
             described.turns += 1
@@ -223,6 +250,8 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
             described.images += 1
             described.attached += part.type != "image_url"
         else:
+            if part.type in _DOCUMENTS:
+                described.unbounded = True
             if part.text is not None:
                 texts.append(part.text)
             if part.content is not None:
@@ -246,6 +275,42 @@ def _data_of(file: object) -> object:
     return file.get("file_data") if isinstance(file, dict) else None
 
 
+def _holds_unbounded(value: object) -> bool:
+    """Whether there is a part in it whose bytes don't bound its tokens."""
+    if isinstance(value, list):
+        return any(map(_holds_unbounded, value))
+    if not isinstance(value, dict):
+        return False
+    kind, audio = value.get("type"), value.get("audio")
+    if isinstance(kind, str) and kind in _DOCUMENTS and not _is_bounded(value):
+        return True
+    return (isinstance(audio, dict) and "id" in audio) or any(map(_holds_unbounded, value.values()))
+
+
+def _is_bounded(part: dict[str, object]) -> bool:
+    """A text; or a file of ours, which is described again once it is in its place, and which no upstream knows."""
+    source, file = part.get("source"), part.get("file")
+    told = source if isinstance(source, dict) else file if isinstance(file, dict) else part
+    if told is source and source.get("type") in ("text", "content"):
+        return True
+    id, data = told.get("file_id"), told.get("file_data")
+    if told.get("file_url") or told.get("url"):
+        return False
+    return is_ours(id) and not data if isinstance(id, str) else _is_text(data)
+
+
+def _is_text(data: object) -> bool:
+    """Of a data URL: it says that it is text, and begins as no PDF and no archive, whatever it says."""
+    if not (isinstance(data, str) and data.startswith("data:text/")):
+        return False
+    head = data.partition(",")[2][:_HEAD_CHARS]
+    try:
+        begins = b64decode(head + "=" * (-len(head) % 4))
+    except ValueError:
+        return False
+    return b"%PDF" not in begins and not begins.startswith(b"PK")
+
+
 def _chars_in(described: Described, value: object) -> int:
     """Characters of all strings in a tool's result, however it nests; its images are counted."""
     if isinstance(value, str):
@@ -257,6 +322,8 @@ def _chars_in(described: Described, value: object) -> int:
             described.images += 1
             described.attached += kind != "image_url"
             return 0
+        if isinstance(kind, str) and kind in _DOCUMENTS:
+            described.unbounded = True
         if isinstance(kind, str) and kind in _FILES:
             described.attached += 1
             return _chars_of_file(described, value.get("source"), value.get("file_data") or _data_of(value.get("file")))
@@ -318,6 +385,8 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         )
     if (name := "speed" if surface == "messages" else "service_tier") in raw:
         described.tier = read(raw, name, str, "")
+    if "prediction" in raw and surface == "chat":
+        described.predicted = len(memoryview(raw["prediction"]))
     if "temperature" in raw:
         described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if ("n" in raw or "best_of" in raw) and surface in ("chat", "completions"):

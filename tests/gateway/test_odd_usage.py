@@ -171,3 +171,36 @@ async def test_a_cap_on_the_cost_knows_of_tiers(tmp_path: Path) -> None:
             async with httpx.AsyncClient() as client:
                 answer = await client.post(home.gateway.url + "/v1/chat/completions", json=asked)
             assert answer.status_code == status, answer.text
+
+
+PDF: Json = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0xLjcK"}}
+FILE: Json = {"type": "file", "file": {"file_id": "file-abc"}}
+
+
+@pytest.mark.parametrize("context", [0, 50_000])
+@pytest.mark.parametrize(("kind", "path", "part"), [("anthropic", "/v1/messages", PDF),
+                                                    ("openai", "/v1/chat/completions", FILE)])  # fmt: skip
+async def test_a_document_is_held_at_the_models_context(
+    tmp_path: Path, kind: str, path: str, part: Json, context: int
+) -> None:
+    """So that no budget is overrun by what a few bytes turn out to be."""
+    tokens = (context or 200_000) - 200
+    answer = message({"type": "text", "text": SAID}) | {"usage": {"input_tokens": tokens, "output_tokens": 200}}
+    if kind == "openai":
+        used = {"prompt_tokens": tokens, "completion_tokens": 200, "total_tokens": tokens + 200}
+        answer = completion(content=SAID) | {"usage": used}
+    async with fixed(tmp_path, kind, answer, {**PRICES, "context_tokens": context}) as home:
+        record = await paid(home, path, messages=[{"role": "user", "content": [part]}])
+        assert home.gateway is not None
+        assert home.gateway.services.ledger.overrun_nanousd == 0
+    assert record.held_nanousd >= record.cost_nanousd == tokens * 1000 + 200 * 15_000
+
+
+async def test_a_prediction_is_held(tmp_path: Path) -> None:
+    """Its tokens that the answer doesn't use are billed as output beside it."""
+    used = {"prompt_tokens": 5, "completion_tokens": 1100, "total_tokens": 1105,
+            "completion_tokens_details": {"rejected_prediction_tokens": 900}}  # fmt: skip
+    async with fixed(tmp_path, "openai", completion(content=SAID) | {"usage": used}, PRICES) as home:
+        prediction = {"type": "content", "content": "rain " * 180}
+        record = await paid(home, prediction=prediction)
+    assert record.held_nanousd >= record.cost_nanousd == 5 * 1000 + 1100 * 15_000

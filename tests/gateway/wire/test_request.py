@@ -367,3 +367,67 @@ def test_ask_usage() -> None:
     raw = ask_usage(decode(b'{"stream_options":{"include_obfuscation":false}}'))
     assert json.loads(encode(raw))["stream_options"] == {"include_obfuscation": False, "include_usage": True}
     assert ask_usage(raw) is raw
+
+
+PDF = "JVBERi0xLjcK"
+
+
+@pytest.mark.parametrize(
+    ("surface", "part"),
+    [
+        ("chat", {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{PDF}"}}),
+        ("chat", {"type": "file", "file": {"file_id": "file-1"}}),
+        ("chat", {"type": "video_url", "video_url": {"url": "https://a.example/v"}}),
+        ("responses", {"type": "input_file", "file_url": "https://a.example/a.pdf"}),
+        ("responses", {"type": "input_file", "file_data": f"data:text/plain;base64,{PDF}"}),
+        ("messages", {"type": "document", "source": {"type": "base64", "data": PDF}}),
+        ("messages", {"type": "document", "source": {"type": "file", "file_id": "file_1"}}),
+        ("messages", {"type": "document", "source": {"type": "url", "url": "https://a.example/a.pdf"}}),
+        ("messages", {"type": "tool_result", "content": [{"type": "document", "source": {"type": "url", "url": "u"}}]}),
+        ("messages", {"type": "container_upload", "file_id": "file_1"}),
+    ],
+)
+def test_a_documents_tokens_are_bounded_by_the_context(surface: str, part: dict[str, Any]) -> None:
+    """A few bytes may be a thousand pages, however the part's type is spelled; what is plain text is no longer."""
+    field = "input" if surface == "responses" else "messages"
+    body = json.dumps({field: [{"role": "user", "content": [{"type": "text", "text": "x" * 5000}, part]}]})
+    spelled = body.replace(f'"type": "{part["type"]}"', f'"type": "\\u{ord(part["type"][0]):04x}{part["type"][1:]}"')
+    assert spelled != body
+    for text in (body, spelled):
+        it = describe(decode(text.encode()), surface)
+        assert it.unbounded and it.prompt_bound(8000) == 8000 and it.prompt_bound(0) == 200_000
+
+
+def test_what_else_is_longer_than_its_bytes() -> None:
+    """A template that lies at its provider, a tool's file, and sound that is named by its id."""
+    output = [{"type": "input_file", "file_id": "file-1"}]
+    assert described("responses", input=[{"type": "function_call_output", "call_id": "c", "output": output}]).unbounded
+    assert described("responses", input="x", prompt={"id": "pmpt_1"}).unbounded
+    assert described("chat", messages=[{"role": "assistant", "audio": {"id": "audio_1"}}, {"role": "user"}]).unbounded
+
+
+@pytest.mark.parametrize(
+    ("surface", "part"),
+    [
+        ("messages", {"type": "document", "source": {"type": "text", "data": "plain"}}),
+        ("messages", {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}]}}),
+        ("messages", {"type": "document", "source": {"type": "file", "file_id": "file_" + "a" * 28}}),
+        ("chat", {"type": "file", "file": {"file_data": "data:text/plain;base64,cGxhaW4="}}),
+        ("chat", {"type": "file", "file": {"file_id": "file_" + "a" * 28}}),
+        ("responses", {"type": "input_file", "file_data": "data:text/csv;base64,cGxhaW4="}),
+    ],
+)
+def test_a_text_is_no_longer_than_its_bytes(surface: str, part: dict[str, Any]) -> None:
+    """Nor is the id of a file that is stored here, which is read before it is asked; but what is hidden in one is."""
+    field = "input" if surface == "responses" else "messages"
+    it = described(surface, **{field: [{"role": "user", "content": [part]}]})
+    assert not it.unbounded and it.prompt_bound(10**6) == it.input_tokens_bound < 200
+    hidden = {"type": "document", "source": {"type": "content", "content": [{"type": "document", "source": {}}]}}
+    assert described("messages", messages=[{"role": "user", "content": [hidden]}]).unbounded
+
+
+def test_a_prediction_is_billed_where_it_fails() -> None:
+    """As output, token for token."""
+    prediction = {"type": "content", "content": "x" * 3000}
+    it = described("chat", messages=[{"role": "user", "content": "x"}], prediction=prediction)
+    assert 3000 <= it.predicted < 3100
