@@ -320,6 +320,8 @@ class Embedding(_Section, frozen=True):
     dims: Tokens = 0
     """Numbers in the endpoint's vectors."""
     timeout_s: Seconds = 2.0
+    private_network: bool = False
+    """True: the public name in `base_url` may resolve to an address of an inner network."""
 
 
 class Config(_Section, frozen=True):

@@ -181,6 +181,7 @@ def _check_embedding(config: Config, found: Problems) -> None:
         found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
         _check_base_url("embedding.base_url", embedding.base_url, found)
+        _check_reach("embedding.base_url", embedding.base_url, found)
 
 
 def _check_server(config: Config, found: Problems) -> None:
@@ -272,9 +273,7 @@ def _path_of(url: str) -> str:
 def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> None:
     if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
         _check_base_url(f"{path}.base_url", provider.base_url, found)
-        host = _host_of(provider.base_url)
-        if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
-            found.add(f"{path}.base_url", why)
+        _check_reach(f"{path}.base_url", provider.base_url, found)
     if provider.engine and provider.kind != "openai":
         found.add(f"{path}.engine", f"is read by the kind 'openai' only, not by {provider.kind!r}")
     if provider.kind == "local" and not provider.base_url:
@@ -283,6 +282,13 @@ def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> Non
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
             found.add(f"{path}.headers.{name!r}", "is not the name of a header")
+
+
+def _check_reach(path: str, url: str, found: Problems) -> None:
+    """An address that nobody may be reached at, wherever it is said to be."""
+    host = _host_of(url)
+    if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
+        found.add(path, why)
 
 
 def _check_route(

@@ -19,6 +19,7 @@ from cache.minilm import MiniLM, OnnxEmbedder
 from cache.minilm_native import NativeEmbedder
 from gateway.config import Embedding
 from gateway.errors import ConfigError
+from gateway.upstream.reach import names_inner
 from routers.features import Encoded, Featurizer
 from routers.types import Vector
 
@@ -66,8 +67,14 @@ class Endpoint:
     def __init__(self, config: Embedding) -> None:
         import httpx
 
+        from gateway.upstream.checked import checked
+
         headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-        self._client = httpx.Client(base_url=config.base_url.rstrip("/"), headers=headers, timeout=config.timeout_s)
+        url = httpx.URL(config.base_url.rstrip("/"))
+        hooks = checked(inner=config.private_network or names_inner(url.host))
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=config.timeout_s, transport=httpx.HTTPTransport(), event_hooks=hooks
+        )
         self._model, self._dims = config.model, config.dims
 
     def __call__(self, text: str) -> Vector:

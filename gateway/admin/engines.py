@@ -13,6 +13,8 @@ from gateway.admin.desk import Desk
 from gateway.admin.shapes.models import EngineStats
 from gateway.config import ProviderConfig
 from gateway.providers.managed import managed
+from gateway.upstream.checked import checked
+from gateway.upstream.reach import names_inner
 from local_models.backends import PROFILES, Load, Profile
 from local_models.meter import read_joules
 
@@ -63,10 +65,11 @@ def readings(desk: Desk, provider: ProviderConfig) -> dict[str, Reading]:
 def _page(desk: Desk, provider: ProviderConfig, path: str) -> str:
     """Empty where it does not answer in time."""
     one = managed(provider, desk.config.server)
-    transport = httpx.HTTPTransport(uds=str(one.socket)) if one is not None else None
+    transport = httpx.HTTPTransport(uds=str(one.socket) if one is not None else None, verify=provider.verify_tls)
     base = "http://local" if one is not None else provider.base_url.rstrip("/").removesuffix("/v1")
     try:
-        with httpx.Client(transport=transport, timeout=ASK_S, verify=provider.verify_tls) as client:
+        hooks = checked(inner=provider.private_network or names_inner(httpx.URL(base).host))
+        with httpx.Client(transport=transport, timeout=ASK_S, event_hooks=hooks) as client:
             answer = client.get(base + path)
     except httpx.HTTPError:
         return ""

@@ -34,6 +34,7 @@ from gateway.providers import Provider
 from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets
+from gateway.upstream.checked import checked_async
 from gateway.upstream_request import request_body
 from gateway.wire.answer import peek, translate_answer
 
@@ -139,7 +140,7 @@ class ProviderEndpoints:
             provider = self.s.driver.caller.providers.get(part.provider)
             if provider is None:
                 raise UpstreamError("unavailable", f"there is no provider '{part.provider}' any more")
-            async with _client(provider) as http:
+            async with client_of(provider) as http:
                 lines = await self._until_over(runner, part, http)
             if lines is None:
                 return
@@ -368,15 +369,16 @@ def _share(upstreams: ProviderEndpoints, deployment: Deployment) -> float:
     return 1.0 - upstreams.s.driver.caller.providers[deployment.provider].config.batch_discount
 
 
-def _client(provider: Provider) -> httpx.AsyncClient:
+def client_of(provider: Provider) -> httpx.AsyncClient:
     endpoint, config = provider.endpoint, provider.config
     uds = endpoint.uds or None
     origin = "http://localhost" if uds else f"{endpoint.scheme}://{endpoint.authority}"
     headers = {**provider.credentials(), **config.headers}
     transport = httpx.AsyncHTTPTransport(uds=uds, verify=config.verify_tls)
     return httpx.AsyncClient(
-        base_url=origin + endpoint.base_path, headers=headers, timeout=TIMEOUT_S, transport=transport
-    )
+        base_url=origin + endpoint.base_path, headers=headers, timeout=TIMEOUT_S, transport=transport,
+        event_hooks=checked_async(inner=endpoint.inner),
+    )  # fmt: skip
 
 
 async def _asked(http: httpx.AsyncClient, method: str, path: str, kind: type[T], **how: Any) -> T:

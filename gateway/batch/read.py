@@ -16,7 +16,7 @@ from gateway.batch.types import Problem
 from gateway.call import SURFACES, Arrival, Call, read_call
 from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
-from gateway.wire.body import is_set
+from gateway.wire.body import decode, is_set, refuse_twins
 from gateway.wire.describe import fill, moulded
 from gateway.wire.file_parts import find
 from gateway.wire.request import Described
@@ -174,6 +174,7 @@ class LineReader:
         head, _, tail = body.partition(messages)
         mould = self._moulds.get((line.url, head, tail))
         if mould is not None:
+            refuse_twins(messages)
             request = mould.request(number, line.custom_id, body, messages, self.options.max_messages)
             self._count_files(request.call)
             return request
@@ -228,6 +229,7 @@ class LineReader:
         call = read_call(
             surface, body, _ARRIVAL, max_messages=self.options.max_messages, timeout_s=1.0, raw=raw
         )
+        decode(body)  # as it will be when it is asked
         self._count_files(call)
         if surface == "responses" and (told := [name for name in _ELSEWHERE if is_set(raw, name)]):
             raise _Refused(f"a job's prompt stands alone: leave `{told[0]}` out, send what it needs as `input`",

@@ -32,7 +32,7 @@ def decode(body: bytes) -> Raw:
         if not body.isascii():
             body.decode()
         raw = _decode(body)
-        _refuse_twins(body)
+        refuse_twins(body)
         return raw
     except UnicodeDecodeError:
         raise CallerError("The request body isn't valid UTF-8.") from None
@@ -44,12 +44,13 @@ def decode(body: bytes) -> Raw:
         raise CallerError(f"We could not parse the JSON body of your request: {error}") from None
 
 
-def _refuse_twins(body: bytes) -> None:
-    """Raises CallerError for a key that one object gives twice.
+def refuse_twins(body: bytes | msgspec.Raw) -> None:
+    """Raises CallerError for a key that one object in this JSON gives twice.
 
     Most bodies come back from a round trip as they were, spaces apart, which no twin survives; only others are read by
     the parser that sees every pair, at twice the cost.
     """
+    body = bytes(body)
     if b"\\u" not in body:  # an escape that a round trip undoes
         with suppress(msgspec.ValidationError):  # a number that nobody here reads, and no float holds
             again = encode_json(_decode_any(body))

@@ -16,9 +16,12 @@ import httpx
 import pytest
 
 from gateway import front, keys
-from gateway.config import Auth, KeyConfig, Secret, Server
+from gateway.batch.endpoint import client_of
+from gateway.config import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
 from gateway.config_load import parse
+from gateway.embedders import EmbeddingFailed, Endpoint
 from gateway.keys import Keyring, new_key
+from gateway.providers.openai import OpenAIProvider
 from gateway.tls import tls_problems
 from gateway.upstream.reach import names_inner, refusal
 from tests.live import live
@@ -150,10 +153,44 @@ async def test_a_public_name_that_resolves_to_an_inner_address(
             assert outer.upstream.seen.requests - before == (1 if may else 0)
 
 
-def test_a_file_may_not_name_the_clouds_metadata() -> None:
+@pytest.mark.parametrize("may", [False, True])
+async def test_batches_vectors_and_probes_go_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool
+) -> None:
+    """Neither the endpoint of batches nor that of vectors, nor an engine's page, is reached at an inner address by a
+    public name: its prompts and our credential stay here.
+    """
+    real = socket.getaddrinfo
+
+    def resolved(host: Any, *args: Any, **more: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        return real("127.0.0.1" if name == "api.acme.example" else host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    async with live(tmp_path) as outer:
+        url = outer.upstream.url.replace("127.0.0.1", "api.acme.example")
+        before = outer.upstream.seen.requests
+        config = ProviderConfig("far", kind="openai", base_url=url, private_network=may)
+        async with client_of(OpenAIProvider(config, base_url=url)) as client:
+            if may:
+                assert (await client.get("/models")).status_code < 500
+            else:
+                with pytest.raises(httpx.ConnectError, match="not a public address"):
+                    await client.get("/models")
+        embedding = Embedding(kind="openai", base_url=url, model="m", dims=3, private_network=may)
+        with pytest.raises(EmbeddingFailed, match="shape|HTTPStatusError|KeyError" if may else "ConnectError"):
+            await asyncio.to_thread(Endpoint(embedding), "a secret prompt")
+        assert (outer.upstream.seen.requests > before) is may
+
+
+@pytest.mark.parametrize("section", ["providers", "embedding"])
+def test_a_file_may_not_name_the_clouds_metadata(section: str) -> None:
     """`check-config` refuses it with its path."""
-    table = {"providers": [{"name": "p", "kind": "openai", "base_url": "http://169.254.169.254/v1"}]}
-    assert any(line.startswith("providers[0].base_url") for line in parse(table, {})[1])
+    named = {"kind": "openai", "base_url": "http://169.254.169.254/v1", "model": "m", "dims": 3}
+    provider = {"name": "p", "kind": "openai", "base_url": named["base_url"]}
+    problems = parse({section: [provider] if section == "providers" else named}, {})[1]
+    where = "providers[0]" if section == "providers" else "embedding"
+    assert any(line.startswith(f"{where}.base_url") and "metadata" in line for line in problems)
 
 
 async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:

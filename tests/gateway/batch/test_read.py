@@ -57,6 +57,15 @@ def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
     assert (found.custom_id, found.line, found.route.name) == ("a", 7, "auto")
 
 
+def test_a_key_given_twice_is_found_in_every_line(book: RouteBook) -> None:
+    """Also where all of it but the messages was judged with an earlier line."""
+    reader = LineReader(book, ReadOptions())
+    twice = asked().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"')
+    assert isinstance(reader.judge(1, asked()), Request) and isinstance(reader.judge(2, asked()), Request)
+    found = reader.judge(3, twice)
+    assert isinstance(found, Problem) and found.code == "duplicate_parameter"
+
+
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation"])
 def test_a_prompt_stands_alone(book: RouteBook, name: str) -> None:
     """What it would continue isn't read by a job: it is refused, not answered without."""
@@ -156,6 +165,8 @@ def test_knobs_narrow_the_models(book: RouteBook) -> None:
     ("record", "code"),
     [
         (b"{broken", "invalid_json"),
+        (asked().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"'), "duplicate_parameter"),
+        (line(messages=[{"content": "hi"}]).replace(b'"hi"', b'"hi", "content": "ho"'), "duplicate_parameter"),
         (b"\xff\xfe", "invalid_json"),
         (b"[1, 2]", "invalid_line"),
         (b"42", "invalid_line"),
