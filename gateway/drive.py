@@ -124,6 +124,8 @@ class Run:
                 kept = replace(kept, body=with_text(kept.body, kept.dialect, verdict.text))
             self.exchange.kept = kept
             self.exchange.answered_by = verdict.model
+            if kept is not None:
+                self.exchange.response_id = kept.seen.id
             return b""
         if verdict.reason == "abstained":
             raise CallerError("No model was sure enough of its answer to give one.", code="abstained", status=422)

@@ -67,6 +67,17 @@ async def test_samples_that_agree_are_believed_and_the_odd_one_is_outvoted(tmp_p
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
 
 
+@pytest.mark.parametrize("cascade", ["best-of", "refine"])
+async def test_the_record_has_the_id_of_the_answer_that_was_given(tmp_path: Path, cascade: str) -> None:
+    """Not of the last to come, which lost against it: feedback names the one that the client has."""
+    said = [{"text": "seven", "logprob": -0.5}, {"text": "eight", "logprob": -3.0}]
+    scripts = {"small": said, "large": [{"text": "ten", "logprob": -0.9}]}
+    async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
+        answer = await ask(gateway)
+        record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+    assert record.response_id == answer.json()["id"] and len(record.attempts) > 1
+
+
 @pytest.mark.parametrize("cascade", [name for name in NAMES if name != "none"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, cascade: str, stream: bool) -> None:
