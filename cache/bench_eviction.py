@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from cache.evaluate import half_width
 from cache.eviction import GreedyDual, LeastExpectedCost
 
 _KEYS = 20_000
@@ -136,12 +136,9 @@ def saved_by_part(trace: Trace, policy: Any, parts: int = 20) -> NDArray[np.floa
     return found
 
 
-def half_width(found: NDArray[np.float64], beside: NDArray[np.float64]) -> float:
-    """95 % of the difference between two shares saved, the parts paired (Student's t)."""
-    from scipy.stats import t
-
-    differences = found[:, 0] / found[:, 1] - beside[:, 0] / beside[:, 1]
-    return float(t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / math.sqrt(len(differences)))
+def lead_half_width(found: NDArray[np.float64], beside: NDArray[np.float64]) -> float:
+    """Of the 95 % interval of the difference between two shares saved, the parts paired."""
+    return half_width(found[:, 0] / found[:, 1] - beside[:, 0] / beside[:, 1])
 
 
 Saved = dict[str, float]
@@ -176,7 +173,8 @@ def bench_eviction(requests: int = 150_000) -> dict[str, dict[str, Saved]]:
         ours = {name: round(float(np.divide(*parts.sum(0))), 4) for name, parts in found.items()}
         *others, own = ours
         best = max(others, key=lambda name: ours[name])
-        lead = {"by": round(ours[own] - ours[best], 4), "half_width": round(half_width(found[own], found[best]), 4)}
+        reach = lead_half_width(found[own], found[best])
+        lead = {"by": round(ours[own] - ours[best], 4), "half_width": round(reach, 4)}
         known = _KNOWN[trace.name][at] if trace.name in _KNOWN else ()
         rows[f"{trace.name}, {_PARTS[at]:.0%}"] = {
             "here": ours, "lead": lead, "known": dict(zip(_KNOWN_RULES, known, strict=False))

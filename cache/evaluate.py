@@ -101,7 +101,7 @@ def summary(runs: list[Figures], eps: float | None = None) -> dict[str, float]:
     rows = [run.as_dict() for run in runs]
     found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     for name in _WITH_INTERVAL if len(runs) > 1 else ():
-        found[f"{name}_half_width"] = _half_width([row[name] for row in rows])
+        found[f"{name}_half_width"] = half_width([row[name] for row in rows])
     if eps is not None:
         found["bound_held"] = float(np.mean([run.false_hit_rate <= eps for run in runs]))
     found["worst_false_hit_rate"] = max(run.false_hit_rate for run in runs)
@@ -109,7 +109,8 @@ def summary(runs: list[Figures], eps: float | None = None) -> dict[str, float]:
     return found
 
 
-def _half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of the 95 % interval of their mean, by Student's t."""
     from scipy.stats import t
 
     n = len(values)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Z95 = 1.645
+Z95_ONE_SIDED = 1.645
 """One-sided 95 %."""
 
 
@@ -53,8 +53,8 @@ class JudgeError:
             return share, upper
         sharpness = 1.0 - self.false_wrong - self.false_right
         true_share = np.clip((share - self.false_wrong) / sharpness, 0.0, 1.0)
-        doubt = np.square(Z95 * _sd(self.false_wrong, self.n_same) * (1 - true_share))
-        doubt = doubt + np.square(Z95 * _sd(self.false_right, self.n_other) * true_share)
+        doubt = np.square(Z95_ONE_SIDED * _sd(self.false_wrong, self.n_same) * (1 - true_share))
+        doubt = doubt + np.square(Z95_ONE_SIDED * _sd(self.false_right, self.n_other) * true_share)
         width = np.sqrt(np.square(upper - share) + doubt) / sharpness
         return true_share, np.minimum(true_share + width, 1.0)
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.evaluate import redrawn, with_interval
+from routers.evaluate import with_interval
+from routers.intervals import resampled_weights
 from routers.outcomes import Outcomes
 
 SUFFIX = "+refine"
@@ -53,7 +54,7 @@ def ranked(
     """Every model with its terms and score, best score first; 95 % intervals, the same questions drawn for all."""
     if not pairs:
         return {}
-    drawn = redrawn(len(next(iter(pairs.values())).score), RESAMPLES, seed)
+    drawn = resampled_weights(len(next(iter(pairs.values())).score), RESAMPLES, seed)
     means = np.stack([np.vstack([pair.columns.mean(0), drawn @ pair.columns]) for pair in pairs.values()])
     quality, refined, cost_usd, refined_usd = np.moveaxis(means, -1, 0)
     dearest = np.maximum(np.maximum(cost_usd, refined_usd).max(0), 1e-12)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from routers.estimators.base import Matrix
 from routers.evaluate import RESAMPLES, with_interval
+from routers.intervals import resampled_counts
 
 CALIBRATED, RAW, HINDSIGHT = "calibrated", "raw_confidence", "perfect"
 
@@ -40,7 +41,7 @@ def risk_coverage(
     """Coverage at each risk and the area under the curve, means over splits of a log of `n` rows: by each confidence,
     by a perfect one, and the risk without abstention. Calibrated beside raw confidence, where there is a raw one.
     """
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    counts = resampled_counts(n, resamples, seed)
     weights = np.concatenate([np.ones((1, n)), counts])
     names = [name for name in splits[0].sure if all(np.isfinite(one.sure[name]).any() for one in splits)]
     found = {name: _mean_of([figures(one.sure[name], one.score, weights[:, one.rows], risks) for one in splits])

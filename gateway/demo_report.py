@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from local_models.tasks import Question
+from routers.intervals import percentile_interval
 
 RESAMPLES = 2000
 
@@ -70,8 +71,8 @@ def _row(way: Way, base: Way, picks: NDArray[np.int64]) -> dict[str, Any]:
             kind: float(np.mean([one.right for one in way.sent if one.kind == kind])) for kind in kinds
         },
         "usd_per_1000": float(costs.mean() * 1000),
-        "saved": _interval(1 - costs.sum() / base.costs().sum(), saved),
-        "accuracy_difference": _interval(scores.mean() - base.scores().mean(), difference),
+        "saved": percentile_interval(1 - costs.sum() / base.costs().sum(), saved).as_dict(),
+        "accuracy_difference": percentile_interval(scores.mean() - base.scores().mean(), difference).as_dict(),
         "p50_s": float(np.quantile(took, 0.5)),
         "p95_s": float(np.quantile(took, 0.95)),
         "large_share": float(np.mean([one.model == "tiny-large" and not one.cached for one in way.sent])),
@@ -79,6 +80,3 @@ def _row(way: Way, base: Way, picks: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> dict[str, float]:
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from routers.evaluate import redrawn, with_interval
+from routers.evaluate import with_interval
+from routers.intervals import resampled_counts
 
 RESAMPLES = 1000
 Figure = dict[str, float | None]
@@ -27,7 +28,7 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
     """Sum over sum, the same questions drawn for both."""
     pairs = np.column_stack([np.asarray(over, float), np.asarray(under, float)])
     count = len(pairs)
-    sums = np.vstack([np.ones(count), count * redrawn(count, RESAMPLES, 0)]) @ pairs
+    sums = np.vstack([np.ones(count), resampled_counts(count, RESAMPLES)]) @ pairs
     with np.errstate(divide="ignore", invalid="ignore"):
         value, *resampled = (sums[:, 0] / sums[:, 1]).tolist()
     return with_interval(value, resampled)

@@ -24,7 +24,8 @@ from gateway.tiny_figures import RESAMPLES, Figure, difference, mean
 from gateway.tiny_steps import LARGE, MOST_TOKENS, SMALL, Writers
 from local_models.request import Finished, Request, Sampling
 from local_models.tasks import Question, is_right
-from routers.evaluate import redrawn, with_interval
+from routers.evaluate import with_interval
+from routers.intervals import resampled_weights
 
 SAMPLES = 16
 TEMPERATURE = 0.7
@@ -182,7 +183,7 @@ def way_of(sampled: Sampled, best: Matrix, counts: Counts) -> Way:
 def efficiency(same: Way, ways: Sequence[Way]) -> Figure:
     """Tokens of as many samples for all, over those of the ways, thriftiest first, where these are right as often."""
     n = len(same.right)
-    weights = np.vstack([np.full(n, 1.0 / n), redrawn(n, RESAMPLES, 0)])
+    weights = np.vstack([np.full(n, 1.0 / n), resampled_weights(n, RESAMPLES, 0)])
     right, tokens = (weights @ np.array([getattr(way, name) for way in ways]).T for name in ("right", "tokens"))
     targets, paid = weights @ same.right, weights @ same.tokens
     value, *drawn = [

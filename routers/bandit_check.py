@@ -23,7 +23,7 @@ from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, EpsilonGreedy, drawn_s
 from routers.bandit_state import BanditState, Shrinkage, fitted
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
-from routers.ope import Z95
+from routers.intervals import half_width
 from routers.outcomes import Outcomes, read_outcomes
 from routers.projection import Projection
 from routers.registry import estimator_named
@@ -146,14 +146,10 @@ def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         regret = np.array(values)
         gap = greedy - regret
         report[name] = {
-            "regret": float(regret.mean()), "half_width": _reach(regret),
-            "below_greedy": float(gap.mean()), "below_greedy_half_width": _reach(gap),
+            "regret": float(regret.mean()), "half_width": half_width(regret),
+            "below_greedy": float(gap.mean()), "below_greedy_half_width": half_width(gap),
         }  # fmt: skip
     return report
-
-
-def _reach(values: Array) -> float:
-    return float(Z95 * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from routers import frontier
 from routers.estimators.base import Matrix
+from routers.intervals import percentile_interval, resampled_counts, resampled_weights
 from routers.parallel import ParallelMap, serial_map
 
 RESAMPLES = 400
@@ -136,7 +137,7 @@ def compared(
     `parallel_map` runs.
     """
     n = len(bench.scores)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    counts = resampled_counts(n, resamples, seed)
     chunks = [np.ones((1, n), counts.dtype), *(counts[at : at + CHUNK] for at in range(0, resamples, CHUNK))]
     (point,), *found = parallel_map(_of_chunk, (bench, dict(policies)), chunks)
     return point, {name: [one[name] for chunk in found for one in chunk] for name in policies}
@@ -173,16 +174,9 @@ def _clouds(policy: PolicyFamily, shares: Matrix) -> Clouds:
     return np.stack([shares @ policy.cost.T, shares @ policy.score.T], axis=2)
 
 
-def redrawn(n: int, resamples: int, seed: int) -> Matrix:
-    """Weights of n queries in bootstrap resamples, (resamples, n); each row sums to one."""
-    return np.asarray(np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples) / n)
-
-
 def with_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
     """The figure and its 95 % percentile interval; null where it isn't defined."""
-    known = np.array([d for d in drawn if np.isfinite(d)])
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return {"value": _json(value), "low": _json(float(low)), "high": _json(float(high))}
+    return {name: _json(limit) for name, limit in percentile_interval(value, drawn).as_dict().items()}
 
 
 def _json(value: float) -> float | None:
@@ -231,7 +225,7 @@ def operating_point(
     share of queries answered for less than it asks: those that a cheap or local model keeps.
     """
     n = len(bench.scores)
-    counts = redrawn(n, resamples, seed)
+    counts = resampled_weights(n, resamples, seed)
     gained = policy.score[index] - bench.scores[:, bench.best]
     paid, price = policy.cost[index], bench.costs[:, bench.best]
     spent, priced = (np.append(one.mean(), counts @ one) for one in (paid, price))

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.censored import LimitArms
+from routers.intervals import mean_and_half_width
 from routers.onboarding_check import priced
-from routers.ope import Z95
 from routers.outcomes import DataError, Outcomes, read_outcomes
 
 WIDTHS = (0.1, 0.25, 0.5, 1.0)
@@ -131,8 +131,8 @@ def compared(answers: Answers, rounds: int, seeds: int) -> dict[str, Any]:
         tried = {w: np.array([regret(mean, rule(answers, rows, w)) for rows in draws]) for w in WIDTHS}
         width = min(tried, key=lambda w: float(tried[w].mean()))
         best[name] = width, tried[width]
-    found = {name: {"width": width, **_mean(lost)} for name, (width, lost) in best.items()}
-    beside = {name: _mean(lost - best[OURS][1]) for name, (_, lost) in best.items() if name != OURS}
+    found = {name: {"width": width, **mean_and_half_width(lost)} for name, (width, lost) in best.items()}
+    beside = {name: mean_and_half_width(lost - best[OURS][1]) for name, (_, lost) in best.items() if name != OURS}
     return {
         "rounds": rounds,
         "seeds": seeds,
@@ -142,10 +142,6 @@ def compared(answers: Answers, rounds: int, seeds: int) -> dict[str, Any]:
         "regret": found,
         "less than": beside,
     }
-
-
-def _mean(values: Array) -> dict[str, Any]:
-    return {"value": float(values.mean()), "half_width": float(Z95 * values.std(ddof=1) / sqrt(len(values)))}
 
 
 def main() -> None:

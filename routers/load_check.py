@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from routers.ope import Z95
+from routers.intervals import mean_and_half_width
 from routers.select import Forecast, utilities
 from routers.types import Knobs
 
@@ -76,13 +76,9 @@ def compared(seeds: int = 10) -> dict[str, dict[str, dict[str, float]]]:
     for name, (knobs, sees) in policies.items():
         runs = [served(knobs, sees_queue=sees, seed=seed) for seed in range(seeds)]
         report[name] = {
-            field: _mean(np.array([getattr(run, field) for run in runs])) for field in Served.__dataclass_fields__
+            field: mean_and_half_width([getattr(run, field) for run in runs]) for field in Served.__dataclass_fields__
         }
     return report
-
-
-def _mean(values: np.ndarray) -> dict[str, float]:
-    return {"value": float(values.mean()), "half_width": float(Z95 * values.std(ddof=1) / np.sqrt(len(values)))}
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from routers.estimators.factor import Factor
 from routers.evaluate import Bench
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
+from routers.intervals import percentile_interval, resampled_weights
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.projection import Projection
 
@@ -133,9 +134,8 @@ def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callab
 
 
 def _mean(values: Matrix) -> dict[str, float]:
-    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    draws = resampled_weights(len(values), 2000) @ values
+    return percentile_interval(values.mean(), draws).as_dict()
 
 
 def _shares(gained: Matrix, worth: float) -> dict[str, dict[str, float]]:
@@ -146,8 +146,7 @@ def _shares(gained: Matrix, worth: float) -> dict[str, dict[str, float]]:
     for place, name in enumerate(WAYS):
         own = gained[:, place]
         again = np.take_along_axis(own[None], picks, 2).mean(2).sum(1) / worth
-        low, high = np.percentile(again, [2.5, 97.5])
-        found[name] = {"value": float(own.mean(1).sum() / worth), "low": float(low), "high": float(high)}
+        found[name] = percentile_interval(own.mean(1).sum() / worth, again).as_dict()
     return found
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
-from statistics import NormalDist
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.estimators.linear import ridge
+from routers.intervals import Interval, skewed_interval
 
 Array = NDArray[np.float64]
-Z95 = NormalDist().inv_cdf(0.975)
-"""Standard errors on either side of an estimate that make a 95 % interval."""
 MIN_ESS = 50.0
 """Fewer effective rounds than this carry no normal interval worth showing."""
 NOISE_COUNTS = 5.0
@@ -228,54 +226,6 @@ def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty
 
 
 # -- intervals
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    value: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-    def as_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-
-def student(confidence: float, degrees: float) -> float:
-    """Two-sided quantile of Student's t by Cornish-Fisher's expansion (good to 1 % from 4 degrees on)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    f = max(degrees, 3.0)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / f + second / f**2 + third / f**3
-
-
-def normal_interval(values: Array, confidence: float = 0.95, degrees: float | None = None) -> Interval:
-    """Of the mean of per-round values. `degrees`: effective rounds, where weights make them fewer than n."""
-    n = len(values)
-    error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
-    reach = student(confidence, (n if degrees is None else degrees) - 1) * error
-    value = float(values.mean())
-    return Interval(value, value - reach, value + reach)
-
-
-def skewed_interval(values: Array, confidence: float, degrees: float, least: float = 0.0) -> Interval:
-    """Of the mean of per-round values that may be skewed: the side of their long tail reaches further, by the first
-    term of Edgeworth's expansion (Hall 1992); none is drawn in. `least`: the mean's variance, at least.
-    """
-    n, value = len(values), float(values.mean())
-    rest = values - value
-    squares = float(rest @ rest)
-    variance = squares / max(n * (n - 1), 1)
-    reach = student(confidence, degrees) * sqrt(max(variance, least))
-    z = student(confidence, inf)
-    skew = float((rest**3).sum()) / max(squares, 1e-60) ** 1.5
-    shift = sqrt(variance) * skew * (2 * z * z + 1) / 6
-    return Interval(value, value - reach + min(shift, 0.0), value + reach + max(shift, 0.0))
 
 
 def _noise(rounds: Rounds, model: Array) -> Array:

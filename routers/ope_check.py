@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from routers.ope import ESTIMATORS, Array, Rounds, cross_fitted, effective_rounds, importance, normal_interval
+from routers.intervals import mean_interval
+from routers.ope import ESTIMATORS, Array, Rounds, cross_fitted, effective_rounds, importance
 
 MODELS, DIMS = 5, 6
 LOGS = ("uniform", "skewed", "softmax")
@@ -75,10 +76,10 @@ def checked(kind: str, *, logs: int = 500, rounds: int = 1000, seed: int = 0) ->
     for number in range(logs):
         x, log, target = one_log(made, kind, rounds, rng)
         model = cross_fitted(x, log, seed=number)
-        degrees = effective_rounds(importance(log, target))
-        effective.append(degrees)
+        size = effective_rounds(importance(log, target))
+        effective.append(size)
         for name, estimator in ESTIMATORS.items():
-            found = normal_interval(estimator(log, target, model), degrees=degrees)
+            found = mean_interval(estimator(log, target, model), effective=size)
             errors[name].append(found.value - made.truth)
             held[name].append(found.low <= made.truth <= found.high)
     return {

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.day_shape import DAY_S, HOUR_S, DayShape
-from routers.ope import Z95
+from routers.intervals import mean_interval
 from routers.pacing import MERGED_S, Purse, paced
 from routers.select import Forecast, utilities
 from routers.types import Knobs
@@ -220,8 +220,8 @@ def line(kind: str, rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _with_reach(values: Sequence[float], sign: str = "") -> str:
-    reach = Z95 * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):{sign}.4f} (+-{reach:.4f})"
+    found = mean_interval(values)
+    return f"{found.value:{sign}.4f} (+-{found.half_width:.4f})"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from routers.cores import one_core
 from routers.estimators.base import Matrix
-from routers.ope import Z95
+from routers.intervals import mean_and_half_width, wilson_interval
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.probing import FIRST, leaderboard, next_batch, shared_order
 
@@ -181,25 +181,14 @@ def compared(truth: Matrix, queries: int, runs: int) -> dict[str, Any]:
         "runs": runs,
         "second below best": float(np.diff(np.sort(mean, 1)[:, -2:], axis=1).mean()),
         "rules": rules,
-        "sure": {"share": _mean(shares), "wrong": int((wrong > 0).sum()), "below": _mean(wrong)},
+        "sure": {"share": mean_and_half_width(shares), "wrong": int((wrong > 0).sum()),
+                 "below": mean_and_half_width(wrong)},
     }
 
 
 def _told(below: Matrix) -> dict[str, Any]:
-    return {"found": _share(below <= 0), "below": _mean(below)}
-
-
-def _share(hits: NDArray[np.bool_]) -> dict[str, float]:
-    """Wilson's interval, which is no point where all runs agree."""
-    n, p = len(hits), float(hits.mean())
-    middle, reach = p + Z95**2 / (2 * n), Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    low, high = ((middle + way * reach) / (1 + Z95**2 / n) for way in (-1.0, 1.0))
-    return {"value": p, "low": max(float(low), 0.0), "high": min(float(high), 1.0)}
-
-
-def _mean(values: Matrix) -> dict[str, float]:
-    reach = Z95 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"value": float(values.mean()), "half_width": float(reach)}
+    found = wilson_interval(int((below <= 0).sum()), len(below))
+    return {"found": found.as_dict(), "below": mean_and_half_width(below)}
 
 
 def complete(data: Outcomes, without: int) -> Matrix:

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from routers.ope import Z95
+from routers.intervals import half_width
 from routers.replicas import Job, Load, Paces, least_delay
 
 STEP_S, BESIDE_S, READ_S = 0.02, 0.0004, 0.00015
@@ -162,9 +162,8 @@ def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     report = {}
     for policy, values in found.items():
         gain = 1.0 - own / np.array(values)
-        reach = Z95 * float(gain.std(ddof=1)) / np.sqrt(len(gain)) if len(gain) > 1 else float("nan")
         report[policy] = {
-            "latency_s": float(np.mean(values)), "lower_by": float(gain.mean()), "half_width": float(reach),
+            "latency_s": float(np.mean(values)), "lower_by": float(gain.mean()), "half_width": half_width(gain),
         }  # fmt: skip
     return report
 

@@ -20,8 +20,8 @@ from routers.bandit import EpsilonGreedy
 from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
 from routers.fit import described
+from routers.intervals import half_width
 from routers.onboarding_check import priced
-from routers.ope import Z95
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.registry import bandit_axes
 from routers.select import drawn
@@ -79,16 +79,15 @@ def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[
     own = np.array([learned(x, found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
     blind = np.array([greedy(found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
     report = {f"always {name}": float(reward[:, j].mean()) for j, name in enumerate(NAMES)}
-    reach = Z95 / np.sqrt(len(seeds))
     return {
         **report,
         "epsilon-greedy": float(blind.mean()),
         "learned": float(own.mean()),
         "oracle": float(reward.max(1).mean()),
         "gain over the best fixed way": float(own.mean() - max(report.values())),
-        "half width": float(own.std(ddof=1) * reach),
+        "half width": half_width(own),
         "gain over epsilon-greedy": float((own - blind).mean()),
-        "half width of that": float((own - blind).std(ddof=1) * reach),
+        "half width of that": half_width(own - blind),
     }
 
 

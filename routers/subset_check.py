@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.cores import one_core
+from routers.intervals import half_width
 from routers.onboarding_check import priced
-from routers.ope import Z95
 from routers.outcomes import read_outcomes
 from routers.subset import EXACT_MOST, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged
 from routers.subset_fit import SubsetRows, expected
@@ -94,7 +94,7 @@ def _sized(
         "share of the exhaustive worth": quick.worth / best.worth,
         "greedy": _realised(picks, test),
         "against all models": float(lost.mean()),
-        "half width": float(Z95 * lost.std(ddof=1) / np.sqrt(len(lost))),
+        "half width": half_width(lost),
         "exhaustive": _realised(_gate(best, test), test),
         "best on their own": top and _realised(_gate(top, test), test),
     }

@@ -16,8 +16,8 @@ from gateway.journal.insights import keep_insight
 from gateway.learn.alarms import expected_quality, own_answers, raised
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.loop import learnt_name, trained_until_s
-from gateway.learn.promises import wilson_interval
 from gateway.settings import Settings
+from routers.intervals import wilson_interval
 
 KIND = "learning"
 BINS = 8
@@ -109,5 +109,4 @@ def drifts(log: Log) -> list[DriftPoint]:
 def _mean(values: NDArray[np.float64]) -> Interval:
     """Of scores in [0, 1], at 95 % (Wilson 1927); cautious where scores are neither right nor wrong."""
     mean = float(values.mean())
-    low, high = wilson_interval(mean * len(values), len(values))
-    return Interval(value=mean, low=low, high=high)
+    return Interval(**wilson_interval(mean * len(values), len(values)).as_dict())

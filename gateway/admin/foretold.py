@@ -7,7 +7,7 @@ or another router, so this says that a prediction held or did not, never why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import hypot, sqrt
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from gateway.admin.shapes.common import Estimate, Interval, Refusal, SettingVers
 from gateway.admin.shapes.knobs import Held, Kept, Knobs
 from gateway.errors import HeadgateError
 from gateway.learn.dataset import Log, NothingLogged
-from routers.ope import Z95, Array
+from routers.intervals import mean_interval
+from routers.ope import Array
 
 LEAST = 30
 """Decisions before a mean is told."""
@@ -77,8 +78,7 @@ def mean(values: Array) -> Estimate:
     if len(known) < LEAST:
         lacking = LEAST - len(known)
         return Estimate(refusal=Refusal(message=f"about {lacking} more decisions", calls=lacking))
-    value, half = float(known.mean()), Z95 * float(known.std(ddof=1)) / sqrt(len(known))
-    return Estimate(interval=Interval(value=value, low=value - half, high=value + half))
+    return Estimate(interval=Interval(**mean_interval(known).as_dict()))
 
 
 def agree(one: Interval, other: Interval) -> bool:

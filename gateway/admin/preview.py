@@ -16,7 +16,7 @@ from gateway.journal.sums import sums
 from gateway.learn.dataset import NothingLogged
 from gateway.learn.threshold import at_threshold
 from gateway.learn.whatif import Answer, Figure, what_if
-from routers import ope
+from routers import intervals, ope
 from routers.types import Undecided
 
 BUDGET = "what a daily budget leaves out depends on the order of the day's requests, so it is not predicted"
@@ -77,7 +77,7 @@ def requests_per_day(desk: Desk, route: str) -> float:
     return float(sum(int(row["answers"]) for row in rows) / days)
 
 
-def interval(one: ope.Interval, scale: float = 1.0) -> Interval:
+def interval(one: intervals.Interval, scale: float = 1.0) -> Interval:
     return Interval(value=one.value * scale, low=one.low * scale, high=one.high * scale)
 
 

@@ -16,7 +16,7 @@ from gateway.admin.shapes.overview import BaselineSaving
 from gateway.config import Config, ModelConfig
 from gateway.journal.sums import Sums
 from gateway.prices import Price
-from routers.ope import Z95
+from routers.intervals import Z95
 
 BASIS = (
     "Every answer's own tokens at {model}'s list prices, as if its answers were as long; cached answers at what they "

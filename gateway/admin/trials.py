@@ -16,8 +16,8 @@ from gateway.app import with_knobs
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.whatif import decided, valued, widened
 from gateway.routes import KNOB_NAMES
-from routers import ope
-from routers.ope import Z95, Array
+from routers.intervals import difference_interval
+from routers.ope import Array
 
 LEAST = 30
 """Decisions of each half before a difference is told."""
@@ -74,6 +74,4 @@ def _halves(reward: Array, mine: Array) -> Estimate:
     if min(len(tried), len(other)) < LEAST:
         lacking = LEAST - min(len(tried), len(other))
         return Estimate(refusal=Refusal(message=f"about {lacking} more decisions of one half", calls=lacking))
-    gap = float(tried.mean() - other.mean())
-    spread = float(np.sqrt(tried.var(ddof=1) / len(tried) + other.var(ddof=1) / len(other)))
-    return Estimate(interval=interval(ope.Interval(gap, gap - Z95 * spread, gap + Z95 * spread)))
+    return Estimate(interval=interval(difference_interval(tried, other)))

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.batch.assign import attempted, cheapest_usd, least_budget, timely
-from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Interval, Point
-from routers.ope import Z95
+from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Point
+from routers.intervals import Z95, Interval
 
 POINTS = 12
 SAMPLE = 10_000

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.batch.plan import shares
-from gateway.batch.types import Impossible, Interval, Plan, Point, Problem
+from gateway.batch.types import Impossible, Plan, Point, Problem
+from routers.intervals import Interval
 
 SHOWN_PROBLEMS = 20
 

@@ -22,6 +22,7 @@ from gateway.batch.prompts import Prompts as Prompts
 from gateway.batch.prompts import PromptWriter as PromptWriter
 from gateway.batch.prompts import record_of as record_of
 from gateway.errors import CallerError
+from routers.intervals import Interval
 
 Floats = NDArray[np.float32]
 UNASSIGNED = -1
@@ -189,15 +190,6 @@ class Assignment:
     @property
     def gap_share(self) -> float:
         return self.gap / self.bound if self.bound > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import numpy as np
 
 from gateway.learn.dataset import Log
 from routers import frontier, ope
-from routers.ope import Array, Interval, Refusal
+from routers.intervals import Interval, percentile_interval, resampled_weights
+from routers.ope import Array, Refusal
 
 RESAMPLES = 300
 
@@ -59,11 +60,10 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
 
 def _resampled(columns: Array, m: int, rng: np.random.Generator) -> Blind:
     n = len(columns)
-    weights = rng.multinomial(n, np.full(n, 1.0 / n), RESAMPLES) / n
+    weights = resampled_weights(n, RESAMPLES, rng)
     means = np.vstack([columns.mean(0), weights @ columns])
     found = np.array([_beside(row[:m], row[m : 2 * m], row[-2], row[-1]) for row in means])
-    low, high = np.quantile(found[1:], [0.025, 0.975], axis=0)
-    saved, gain = (Interval(float(found[0, k]), float(low[k]), float(high[k])) for k in (0, 1))
+    saved, gain = (percentile_interval(column[0], column[1:]) for column in found.T)
     return Blind(saved, gain, n)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from cascade.calibrate import betting_p
 from gateway.learn.dataset import Log
 from routers import ope
-from routers.ope import Interval, Rounds
+from routers.intervals import Interval, mean_interval
+from routers.ope import Rounds
 
 LEAST_ROUNDS = 10
 """Scored ones on either side, below which their spread says too little for an interval."""
@@ -84,7 +85,7 @@ def _difference(rounds: Rounds) -> Interval:
     unread = np.zeros_like(always)
     values = ope.snips(added, always, unread) - ope.snips(added, never, unread)
     weights = np.maximum(ope.importance(added, always), ope.importance(added, never))
-    return ope.normal_interval(values, degrees=max(ope.effective_rounds(weights), 4.0))
+    return mean_interval(values, effective=max(ope.effective_rounds(weights), 4.0))
 
 
 def _compared(log: Log) -> Rounds | None:

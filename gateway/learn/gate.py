@@ -8,13 +8,13 @@ and then says what it would take.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from gateway.learn.dataset import Log
 from routers import ope
-from routers.ope import Array, Evidence, Interval, Refusal
+from routers.intervals import Z95_ONE_SIDED, Interval, difference_interval
+from routers.ope import Array, Evidence, Refusal
 from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
 from routers.types import Knobs
 
@@ -83,10 +83,7 @@ def judge(
 
 def compared(candidate: Array, incumbent: Array) -> Interval:
     """Mean reward of two halves of randomised traffic: the candidate's minus the incumbent's, one-sided 95 %."""
-    gap = float(candidate.mean() - incumbent.mean())
-    error = float(np.sqrt(candidate.var(ddof=1) / len(candidate) + incumbent.var(ddof=1) / len(incumbent)))
-    reach = NormalDist().inv_cdf(0.95) * error
-    return Interval(gap, gap - reach, gap + reach)
+    return difference_interval(candidate, incumbent, Z95_ONE_SIDED)
 
 
 def failed(canary: Interval, gate: Interval | None, margin: float, *, settled: bool) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.estimators.base import Matrix
-from routers.ope import Z95
+from routers.intervals import half_width
 from routers.outcomes import DataError, read_outcomes
 from routers.subset import Limits, NoSubset, SubsetChoice, gated, judged, kept
 from routers.subset_fit import SubsetRows, expected
@@ -108,7 +108,7 @@ def _told(choice: SubsetChoice, whole: SubsetChoice, test: SubsetRows, models: S
         {name: float(spend.mean()) for name, spend in spent.items()},
         float(score.mean()) if known else None,
         float(gap.mean()) if known else None,
-        float(Z95 * gap.std(ddof=1) / np.sqrt(len(gap))) if known else None,
+        half_width(gap) if known else None,
     )  # fmt: skip
 
 

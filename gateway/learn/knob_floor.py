@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, log1p, sqrt
+from math import ceil, log1p
 from math import log as ln
 
 import numpy as np
@@ -23,7 +23,8 @@ from cascade.calibrate import LEAST_ROWS, betting_p
 from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
-from routers.ope import Z95, Array, Interval, Rounds, effective_rounds, importance, supported_from
+from routers.intervals import Interval, half_width
+from routers.ope import Array, Rounds, effective_rounds, importance, supported_from
 
 ASSUMPTION = "requests are exchangeable with these decisions, and their scores are what quality means"
 BOUND = "betting test on inverse-propensity terms, one fixed sequence of cost weights"
@@ -109,8 +110,7 @@ def coverage(log: Log, reference: int) -> Interval | None:
     share = worth / best
     mine = alike * (scored.score - worth) / float(alike.mean())
     residual = mine - share * weights * (scored.score - best) / float(weights.mean())
-    reach = Z95 * float(residual.std(ddof=1)) / sqrt(len(scored)) / best
-    return Interval(share, share - reach, share + reach)
+    return Interval.around(share, half_width(residual) / best)
 
 
 def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> DriftSignal:

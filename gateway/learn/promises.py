@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import nan, sqrt
+from math import nan
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions, feedback
 from gateway.settings import FloorSetting, Settings, change_settings
-from routers.ope import Z95
+from routers.intervals import wilson_interval
 
 LATE_S = 2.0
 """Records come in by several workers' spools: what is younger than this may not be whole yet."""
@@ -142,14 +142,14 @@ class Keeper:
         with np.errstate(invalid="ignore"):
             held = np.where(measured.confidence >= (accept_at or NEVER), measured.same, 1.0)
         right, n = float(held.sum()), len(held)
-        low, high = wilson_interval(right, n) if n else (None, None)
+        share = wilson_interval(right, n) if n else None
         return {
             "requests": len(rounds),
             "kept": sum(one.kept for one in rounds),
             "measured": n,
-            "quality_share": right / n if n else None,
-            "quality_low": low,
-            "quality_high": high,
+            "quality_share": share.value if share else None,
+            "quality_low": share.low if share else None,
+            "quality_high": share.high if share else None,
             "cost_usd": sum(one.cost_usd for one in rounds),
             "reference_usd": float(measured.reference_usd.mean()) * len(rounds) if n else None,
         }
@@ -241,14 +241,6 @@ class Keeper:
             return msgspec.structs.replace(settings, floors=floors)
 
         change_settings(self.config.server.run_dir, change)
-
-
-def wilson_interval(right: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Of a share, at 95 % (Wilson 1927)."""
-    share, spread = right / n, z * z / n
-    middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))
-    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
-    return (low if right else 0.0), (high if right < n else 1.0)
 
 
 def _confidence(answer: AttemptRecord) -> float:

@@ -17,7 +17,8 @@ from gateway.learn.dataset import Log
 from gateway.learn.gate import GateVerdict, compared, judge
 from gateway.learn.whatif import Policy, decided
 from gateway.settings import CanarySetting, Settings, change_settings
-from routers.ope import Array, Interval
+from routers.intervals import Interval
+from routers.ope import Array
 
 
 @dataclass(frozen=True, slots=True)

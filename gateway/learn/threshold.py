@@ -19,7 +19,8 @@ from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.learn.dataset import Log
 from gateway.learn.whatif import FIGURES, Answer, Figure
 from routers import ope
-from routers.ope import Z95, Array, Interval, Refusal
+from routers.intervals import Z95, Interval, mean_interval
+from routers.ope import Array, Refusal
 
 MIN_TWINS = 30
 
@@ -95,14 +96,13 @@ def _valued(
         error += float(band.sum()) * float(twins.std(ddof=1)) / sqrt(len(twins))
     counted = known | np.isin(np.arange(len(log)), found.place[changed])
     values = then[counted]
-    wide = ope.normal_interval(values)
-    reach = wide.half_width + Z95 * error / max(len(values), 1)
-    value = Interval(wide.value, wide.value - reach, wide.value + reach)
-    now = ope.normal_interval(reward[known])
+    wide = mean_interval(values)
+    value = Interval.around(wide.value, wide.half_width + Z95 * error / max(len(values), 1))
+    now = mean_interval(reward[known])
     both = counted & known
-    gap = ope.normal_interval(then[both] - reward[both])
+    gap = mean_interval(then[both] - reward[both])
     stretch = gap.half_width + Z95 * error / max(int(both.sum()), 1)
-    return Figure(now, value, Interval(gap.value, gap.value - stretch, gap.value + stretch), value)
+    return Figure(now, value, Interval.around(gap.value, stretch), value)
 
 
 def _twins(log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:

@@ -27,7 +27,8 @@ from gateway.journal.record import DecisionRecord
 from gateway.learn.alarms import changes
 from gateway.learn.dataset import Log, NothingLogged, one_sided
 from routers import ope
-from routers.ope import Array, Evidence, Interval, Refusal
+from routers.intervals import Interval
+from routers.ope import Array, Evidence, Refusal
 from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)

@@ -54,6 +54,7 @@ from routers.estimators.base import folds, row_keys
 from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned, predicted
+from routers.intervals import Interval, mean_interval, percentile_interval, resampled_counts
 from routers.outcomes import Outcomes
 from routers.plugin import Learned
 from routers.registry import estimator_named, open_router
@@ -235,30 +236,28 @@ def _climbs(folder: Path, rows: TrainTestSplit) -> Climbs | None:
 
 
 def _mean(values: list[float]) -> list[float]:
-    """With its interval by the standard error; of one value there is none."""
-    mean = float(np.mean(values))
-    reach = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return [mean, mean - reach, mean + reach]
+    """With its interval by the standard error; of one value it is infinite."""
+    return _listed(mean_interval(values))
 
 
 def _interval(values: Matrix) -> list[float]:
-    low, high = np.percentile(_resampled(values) / len(values), [2.5, 97.5])
-    return [float(values.mean()), float(low), float(high)]
+    return _listed(percentile_interval(values.mean(), _resampled(values) / len(values)))
 
 
 def _share(gained: Matrix, most: Matrix) -> list[float]:
     """Of all that could be gained, over the same rows; NaN where nothing could."""
     if most.sum() <= 0:
         return [math.nan] * 3
-    low, high = np.percentile(_resampled(gained) / _resampled(most), [2.5, 97.5])
-    return [float(gained.sum() / most.sum()), float(low), float(high)]
+    return _listed(percentile_interval(gained.sum() / most.sum(), _resampled(gained) / _resampled(most)))
+
+
+def _listed(found: Interval) -> list[float]:
+    return [found.value, found.low, found.high]
 
 
 def _resampled(values: Matrix) -> Matrix:
     """Sums over rows drawn anew, the same draws at every call."""
-    n = len(values)
-    counts: Matrix = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) @ values
-    return counts
+    return np.asarray(resampled_counts(len(values), RESAMPLES) @ values)
 
 
 # -- scale

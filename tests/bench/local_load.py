@@ -32,6 +32,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from routers.intervals import Z95
+
 MODEL = "tiny-small"
 OPTIONS = {"kv_tokens": 4096, "draft_tokens": 2, "most_waiting": 48}
 WORDS = ("book", "a", "table", "for", "four", "on", "friday", "at", "nine", "please", "what", "is", "12", "plus", "345")
@@ -215,7 +217,7 @@ def slope(life: Life) -> dict[str, float]:
     error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (centred @ centred)))
     return {
         "minutes": float(seconds[-1] - seconds[0]) / 60, "last_mb": float(megabytes[-1]), "slope": rate,
-        "half": 1.96 * error,
+        "half": Z95 * error,
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from local_models.tasks import Question, held_out_questions, is_right
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
+from routers.intervals import percentile_interval, resampled_counts
 from routers.ope import Array
 from routers.plugin import PluginRouter
 from routers.registry import save_router
@@ -223,10 +224,9 @@ def full_router(full: Full, path: Path, *, spoilt: bool = False) -> Path:
 
 def ratio(ours: Array, theirs: Array, seed: int = 0) -> list[float]:
     """Ratio of means with its 95 % bootstrap interval over questions, paired."""
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(ours), (1000, len(ours)))
-    drawn = ours[rows].mean(1) / theirs[rows].mean(1)
-    return [float(ours.mean() / theirs.mean()), *np.quantile(drawn, [0.025, 0.975]).tolist()]
+    counts = resampled_counts(len(ours), 1000, seed)
+    found = percentile_interval(ours.mean() / theirs.mean(), (counts @ ours) / (counts @ theirs))
+    return [found.value, found.low, found.high]
 
 
 async def run(count: int, judged: int, seed: int) -> dict[str, Any]:

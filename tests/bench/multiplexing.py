@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import acos, pi, sqrt
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +43,7 @@ from cache.bench_eviction import LFU, LRU
 from cache.eviction import LeastExpectedCost
 from routers.bandit import GREEDY, THOMPSON, Bandit
 from routers.bandit_state import Shrinkage
+from routers.intervals import half_width
 from routers.plugin import TYPICAL_INPUT_TOKENS, PluginRouter
 from routers.projection import Projection
 from routers.registry import LEAST_EXPLORATION
@@ -64,8 +65,6 @@ WORLDS = (("zipf .6", 0.6, 1, (0.1,)), ("zipf .9", 0.9, 1, (0.02, 0.1)), ("drift
 """Name, power, in how many turns popularity is drawn anew, and the caches' sizes as shares of all answers' bytes."""
 APART = Shrinkage(shared=2000.0, own=20.0)
 """Of slopes where one question tells nothing of another."""
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Two-sided 95 % quantiles, by number of seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +308,7 @@ def _summed(rows: Sequence[Row]) -> dict[tuple[str, str], Cell]:
 
 def _told(values: Sequence[float]) -> tuple[float, float]:
     """Mean and the half-width of its 95 % interval."""
-    n = len(values)
-    return fmean(values), STUDENT[n] * stdev(values) / sqrt(n)
+    return fmean(values), half_width(values)
 
 
 def table_of(report: dict[str, dict[tuple[str, str], Cell]]) -> Table:
@@ -339,7 +337,7 @@ def _range(mean: float, half: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.multiplexing", description=__doc__)
     parser.add_argument("--requests", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, default=3, choices=sorted(STUDENT))
+    parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), metavar="2..10")
     parser.add_argument("--only", default="", help="worlds whose name begins so")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cache.bench import bench_embedding
-from cache.bench_eviction import _POLICIES, LFU, LRU, bench_eviction, eviction_traces, half_width, saved_share
+from cache.bench_eviction import _POLICIES, LFU, LRU, bench_eviction, eviction_traces, lead_half_width, saved_share
 from cache.bench_index import bench_index, bench_tenants, median_interval
 from cache.eviction import LeastExpectedCost
 
@@ -33,8 +33,8 @@ def test_a_lead_has_the_interval_of_its_parts() -> None:
     """Paired by part: what is better by the same everywhere is so for sure."""
     cost = np.full(4, 10.0)
     better, worse = np.column_stack([[5.0, 6, 7, 8], cost]), np.column_stack([[4.0, 5, 6, 7], cost])
-    assert half_width(better, worse) == pytest.approx(0.0, abs=1e-12)
-    assert half_width(better, np.column_stack([[6.0, 4, 8, 5], cost])) > 0.1
+    assert lead_half_width(better, worse) == pytest.approx(0.0, abs=1e-12)
+    assert lead_half_width(better, np.column_stack([[6.0, 4, 8, 5], cost])) > 0.1
 
 
 def test_the_table_lays_known_figures_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,4 +48,4 @@ def test_means_over_ramps_have_intervals() -> None:
     runs = [served(Knobs(cost_weight=0.5), sees_queue=False, seed=seed).availability for seed in range(3)]
     told = compared(3)["static"]["availability"]
     assert told["value"] == pytest.approx(np.mean(runs))
-    assert told["half_width"] == pytest.approx(1.96 * np.std(runs, ddof=1) / np.sqrt(3), rel=1e-3)
+    assert told["half_width"] == pytest.approx(4.303 * np.std(runs, ddof=1) / np.sqrt(3), rel=1e-3)

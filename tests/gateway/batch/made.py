@@ -17,10 +17,11 @@ from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.jobs import Card, Job, Jobs, owner_name
 from gateway.batch.lease import RunnerOptions
 from gateway.batch.run import Endpoints, Runner
-from gateway.batch.types import Arm, Assignment, Duplicate, Estimates, Interval, Plan, Point, Prompts, PromptWriter
+from gateway.batch.types import Arm, Assignment, Duplicate, Estimates, Plan, Point, Prompts, PromptWriter
 from gateway.journal.schema import migrate, open_engine
 from gateway.keys import Caller
 from gateway.services import Services
+from routers.intervals import Interval
 
 ME = Caller("batch", "batch", tenant="default", explore=False)
 

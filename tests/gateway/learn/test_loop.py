@@ -30,7 +30,7 @@ from gateway.settings import read_settings
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
-from routers.ope import Interval
+from routers.intervals import Interval
 from routers.plugin import PluginRouter
 from routers.registry import estimator_named, save_router
 from routers.simple import Weighted

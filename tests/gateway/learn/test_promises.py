@@ -19,7 +19,7 @@ from gateway.journal.record import AttemptRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
-from gateway.learn.promises import Promises, standings, wilson_interval
+from gateway.learn.promises import Promises, standings
 from gateway.settings import read_settings
 from tests.live import Live, live, table
 
@@ -131,13 +131,6 @@ def test_coverage_counts_what_was_kept_since(config: Config, store: Store) -> No
     assert found["requests"] == 60 and found["kept"] == 10 and found["measured"] == 50
     assert found["quality_low"] <= found["quality_share"] <= found["quality_high"]
     assert found["cost_usd"] < found["reference_usd"]
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (95, 100)])
-def test_an_interval_holds_its_share(right: int, n: int) -> None:
-    """Within 0 and 1, around the share."""
-    low, high = wilson_interval(right, n)
-    assert 0.0 <= low <= right / n <= high <= 1.0
 
 
 async def ask(gateway: Live, n: int) -> list[httpx.Response]:
