@@ -55,18 +55,17 @@ class Partition(NamedTuple):
     """The last user text: what the partition key leaves out."""
 
 
-def exact_key(*, tenant: str, scope: str, surface: str, body: Body, secret: bytes = b"") -> bytes:
+def exact_key(*, tenant: str, scope: str, surface: str, body: Body) -> bytes:
     """Hash everything that can change the answer; `scope` names the route and the policy behind it.
 
     Order of keys and white space do not count, every value does (1 and 1.0 differ, so do "a" and "a ").
-    `secret` keys the hash, so that a stored key cannot be guessed back from a known prompt.
     """
     blob = _forwarded(body)
     try:
         canonical = _canonical([_SCHEMA, tenant, scope, surface, _decode(blob)])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         canonical = _encode([_SCHEMA, tenant, scope, surface]) + blob
-    return blake2b(canonical, digest_size=KEY_BYTES, key=secret).digest()
+    return blake2b(canonical, digest_size=KEY_BYTES).digest()
 
 
 def canonical(value: bytes) -> bytes:
@@ -78,7 +77,7 @@ def canonical(value: bytes) -> bytes:
 
 
 def partition_key(
-    *, tenant: str, scope: str, surface: str, body: Body, embedder: str, secret: bytes = b""
+    *, tenant: str, scope: str, surface: str, body: Body, embedder: str
 ) -> Partition | None:
     """Fingerprint all but the last user text; None where the request does not end in one plain user text."""
     field = _TURNS.get(surface)
@@ -92,7 +91,7 @@ def partition_key(
         canonical = _canonical([_SCHEMA, "partition", embedder, tenant, scope, surface, tree])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    return Partition(blake2b(canonical, digest_size=KEY_BYTES, key=secret).digest(), text)
+    return Partition(blake2b(canonical, digest_size=KEY_BYTES).digest(), text)
 
 
 def _forwarded(body: Body) -> bytes:

@@ -6,7 +6,7 @@ import heapq
 from dataclasses import replace
 
 from cache.entry import Entry
-from cache.eviction import Eviction, LeastExpectedCost
+from cache.eviction import LeastExpectedCost
 from cache.store import StoreStats, alive
 
 ENTRY_BYTES = 1200
@@ -14,12 +14,12 @@ ENTRY_BYTES = 1200
 
 
 class MemoryStore:
-    """Keeps entries within `max_bytes`; `eviction` chooses what goes."""
+    """Keeps entries within `max_bytes`; those of the least expected cost go."""
 
-    def __init__(self, max_bytes: int, eviction: Eviction[bytes] | None = None) -> None:
+    def __init__(self, max_bytes: int) -> None:
         if max_bytes <= 0:
             raise ValueError(f"max_bytes must be positive, not {max_bytes}")
-        self._eviction: Eviction[bytes] = eviction or LeastExpectedCost(max_bytes)
+        self._eviction = LeastExpectedCost[bytes](max_bytes)
         self._entries: dict[bytes, Entry] = {}
         self._keys: dict[str, bytes] = {}
         self._tenants: dict[str, set[bytes]] = {}

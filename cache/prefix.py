@@ -115,13 +115,3 @@ class PrefixMap:
         scale = 1000.0 / expected
         trust.expected = 0.98 * trust.expected + expected * scale
         trust.cached = 0.98 * trust.cached + min(cached, expected) * scale
-
-
-def choose(shares: Mapping[str, float], loads: Mapping[str, float], *, load_price: float = 0.5) -> str:
-    """Soft affinity: the deployment with the most of the prompt, less the price of its overload.
-
-    `loads` are outstanding tokens. A load of twice the mean costs `load_price` of the prompt: a conversation
-    stays where it is warm unless that is far out of balance, a new one goes where there is least to do.
-    """
-    mean = sum(loads.values()) / len(loads) or 1.0
-    return max(loads, key=lambda name: (shares.get(name, 0.0) - load_price * loads[name] / mean, name))

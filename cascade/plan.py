@@ -12,7 +12,7 @@ from math import inf, isnan
 from cascade.confidence import RAW
 from cascade.prompts import Message
 from cascade.strategies import BUILDERS, Ground
-from cascade.types import Confidence, Limits, Plan, PlanError, Step, price_of
+from cascade.types import Limits, Plan, PlanError, Step, price_of
 from routers.types import Choice
 
 NAMES = ("none", "confidence", "certified", *BUILDERS)
@@ -32,7 +32,6 @@ def plan_for(
     limits: Limits | None = None,
     retries: int = 1,
     fallbacks: Sequence[str] = (),
-    confidence: Confidence | None = None,
     messages: Sequence[Message] = (),
     speculates: bool = False,
     judge: str = "",
@@ -40,7 +39,6 @@ def plan_for(
     """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models.
 
     `judge`: who verifies answers; empty: their own model.
-
     `messages`: the chat, for strategies that write requests of their own (verify, refine, skeleton).
     """
     if strategy not in NAMES:
@@ -50,7 +48,7 @@ def plan_for(
     if strategy in BUILDERS:
         floor, most = _floor(accept_at, choice.model), (limits or Limits()).max_attempts
         step = partial(_step, worst_cost_usd=worst_cost_usd, accept_at=-inf)
-        ground = Ground(choice, step, rungs[1:], messages, floor, confidence or RAW, most, judge)
+        ground = Ground(choice, step, rungs[1:], messages, floor, RAW, most, judge)
         built = BUILDERS[strategy](ground)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
@@ -60,7 +58,7 @@ def plan_for(
     tried = {step.model for step in attempts}
     rest = [m for m in dict.fromkeys((*choice.ranked, *fallbacks)) if m not in tried]
     spare = tuple([_step(model, worst_cost_usd, -inf) for model in rest])
-    return Plan(attempts, spare, limits or Limits(), retries, deciding, confidence, speculates)
+    return Plan(attempts, spare, limits or Limits(), retries, deciding, speculates=speculates)
 
 
 def _rungs(choice: Choice) -> list[str]:

@@ -6,7 +6,7 @@ where it was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -47,9 +47,9 @@ class LoggedModels:
         )
 
 
-def replayed(plan: Plan, models: LoggedModels, draws: Iterator[float] = repeat(NO_JITTER)) -> Verdict:  # noqa: B008
+def replayed(plan: Plan, models: LoggedModels) -> Verdict:
     """Climb one logged query to its verdict."""
-    climbing, outcome = climb(plan, draws), None
+    climbing, outcome = climb(plan, repeat(NO_JITTER)), None
     while True:
         try:
             rung = climbing.send(outcome) if outcome else next(climbing)

@@ -340,9 +340,6 @@ class Metrics:
             held[name] = [(labels, [float(value)]) for labels, value in read().items()]
         return msgspec.json.encode(held)
 
-    def expose(self) -> bytes:
-        """The text of this worker alone."""
-        return merge([self.snapshot()])
 
 
 def _tasks() -> dict[Labels, float]:

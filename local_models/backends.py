@@ -49,8 +49,6 @@ class Profile:
     """Fields the engine knows by another name."""
     ignored: frozenset[str] = frozenset()
     """Fields it would take and not heed: refused."""
-    sends_done: bool = True
-    """False: its streams end without `data: [DONE]`."""
     how_to_measure: str = ""
     """What the operator must switch on for the metrics page."""
 
@@ -134,7 +132,6 @@ PROFILES = {
             metrics_path=None,
             renamed={"max_completion_tokens": "max_tokens"},
             ignored=frozenset({"stop", "n", "logprobs", "top_logprobs", "response_format"}),
-            sends_done=False,
         ),
     )
 }

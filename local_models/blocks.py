@@ -26,7 +26,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-_FREE, _TAKEN = b"\x01", b"\x00"
+_FREE = b"\x01"
 _LEAST_COPY = 4
 _CHILDREN_TRIED = 32
 EVEN_DEPTH = 4096

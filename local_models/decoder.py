@@ -18,7 +18,7 @@ from torch import Tensor
 
 from local_models.attention import Attention, KVCache, Segment
 from local_models.errors import CheckpointError
-from local_models.linear import Dense, Linear, least_rows
+from local_models.linear import Linear, least_rows
 from local_models.native import Int8Panels, Panels, Rows, kernels
 from local_models.native_pass import Ends, LayerParts, NativePass
 from local_models.quant import Recipe, Weight, fused_linear, head_linear, load_weights
@@ -118,12 +118,7 @@ class Decoder:
         if found and takes:
             self._native = NativePass(found, shape, parts, ends, block_tokens, kv_bytes=kv_bytes)
         self._attention = None if self._native else Attention(shape, block_tokens, self.dtype, self.device)
-        self._least_rows = 1 if self.paged else least_rows(self.dtype)
-        if not invariant:
-            self._least_rows = 1
-            for linear in [self.head, *(part for layer in self.layers for part in layer.linears)]:
-                if isinstance(linear, Dense):
-                    linear.least_rows = 1
+        self._least_rows = 1 if self.paged or not invariant else least_rows(self.dtype)
 
     @property
     def is_native(self) -> bool:

@@ -56,13 +56,13 @@ def grouped_linear(packed: Packed, bias: Tensor | None, dtype: torch.dtype, *, i
         if not reason:
             return product
     _tell_once(f"{packed.bits} bits in groups of {packed.group}", reason)
-    return Dense(packed.expand(dtype), bias)
+    return Dense(packed.expand(dtype), bias, invariant=invariant)
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None, *, invariant: bool) -> Linear:
     """An unquantized matrix: by Triton, whose rows don't depend on their number, where that is wanted and works."""
     if not invariant:
-        return Dense(weight, bias)
+        return Dense(weight, bias, invariant=False)
     from local_models.kernels import RowsLinear
 
     try:

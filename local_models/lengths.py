@@ -38,11 +38,6 @@ class LengthPredictor:
         bucket = int(np.searchsorted(np.cumsum(probabilities), self._quantile))
         return min(request.max_tokens, int(_BUCKETS[min(bucket, len(_BUCKETS) - 1)]))
 
-    def expected_tokens(self, request: Request) -> float:
-        """Mean of the predicted distribution: what to expect to pay for."""
-        probabilities = self._distribution(_features(request))
-        return min(float(request.max_tokens), float(probabilities @ (0.75 * _BUCKETS)))
-
     def learn(self, request: Request, output_tokens: int) -> None:
         """One step of Adagrad on the cross entropy of the true bucket."""
         features = _features(request)

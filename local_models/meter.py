@@ -86,12 +86,6 @@ class StepMeter:
         own = prefill * computed + decode * output_tokens + attend * attended
         return float(own + base * (1 + output_tokens) * (decoding == 0))
 
-    def answer_usd(
-        self, prompt_tokens: int, cached_tokens: int, output_tokens: float, decoding: int, usd_per_hour: float
-    ) -> float:
-        """The same in money, for a machine of a known price: what a router weighs against an API's price."""
-        return self.answer_s(prompt_tokens, cached_tokens, output_tokens, decoding) * usd_per_hour / 3600
-
 
 def read_joules(root: Path = _RAPL) -> float | None:
     """Joules counted by the processor's packages since some past moment; None where nothing counts them."""

@@ -261,14 +261,14 @@ class Recipe:
     grouped: bool = False
     """Who computes is Triton: on a GPU."""
     invariant: bool = True
-    """There, no row's bits depend on how many others are computed."""
+    """Where no kernel of ours does: no row's bits depend on how many others are computed."""
 
     def dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
         if self.grouped:
             from local_models.grouped import dense_linear
 
             return dense_linear(weight, bias, invariant=self.invariant)
-        return Panels(self.native, weight, bias) if self.native else Dense(weight, bias)
+        return Panels(self.native, weight, bias) if self.native else Dense(weight, bias, invariant=self.invariant)
 
     def packed(self, packed: Packed, bias: Tensor | None) -> Linear:
         """As integers where that works, expanded otherwise."""

@@ -40,8 +40,6 @@ def choose(scores: Scores, sampling: Sampling, seed: int, position: int, said: C
 
 def chance(scores: Scores, sampling: Sampling, said: Counter[int], token_id: int) -> float:
     """The probability with which `choose` gives a token, over all seeds: how often a guess of it can be right at most.
-
-    That is `speculate.optimal_acceptance` of what is drawn from, for a draft that always says this token.
     """
     if sampling.temperature == 0.0:
         return float(choose(scores, sampling, 0, 0, said) == token_id)

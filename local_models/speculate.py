@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from local_models.attention import KVCache, Segment
@@ -76,18 +74,6 @@ def share_budget(guesses: dict[str, Draft], budget: int) -> dict[str, tuple[int,
         if taken[name] < len(guesses[name].ids):
             heapq.heappush(heap, (worth * guesses[name].probabilities[taken[name]], name))
     return {name: guesses[name].ids[:count] for name, count in taken.items()}
-
-
-def optimal_acceptance(target: npt.NDArray[np.float64], draft: npt.NDArray[np.float64], drafts: int = 1) -> float:
-    """The best chance any rule has to accept one of `drafts` independent guesses, without changing the
-    target.
-
-    Optimal transport's dual: `1 + min over sets H of P(H) - Q(H)^drafts`; the least set is a prefix of the
-    tokens sorted by falling `draft / target`. With one draft it is the sum of minima.
-    """
-    order = np.argsort(-draft / np.maximum(target, 1e-300), kind="stable")
-    inside = np.cumsum(target[order]) - np.cumsum(draft[order]) ** drafts
-    return float(1.0 + min(0.0, inside.min()))
 
 
 @dataclass(slots=True)

@@ -53,8 +53,8 @@ class PolicyFamily:
     gain: NDArray[np.float64] | None = None
     """With two models: the score by which queries go to the strong one."""
 
-    def points(self, weights: NDArray[np.float64] | None = None) -> frontier.Points:
-        return np.column_stack([np.average(self.cost, 1, weights), np.average(self.score, 1, weights)])
+    def points(self) -> frontier.Points:
+        return np.column_stack([self.cost.mean(1), self.score.mean(1)])
 
 
 def rates_for(costs: Matrix, decade: float = 10.0) -> NDArray[np.float64]:

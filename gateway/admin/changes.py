@@ -65,9 +65,9 @@ def setting(desk: Desk, name: str) -> SettingVersion:
     )  # fmt: skip
 
 
-def history(desk: Desk, name: str, limit: int = 50) -> list[SettingVersion]:
-    """Newest first."""
-    return [SettingVersion(**row) for row in desk.store.setting_versions(name, limit=limit)]
+def history(desk: Desk, name: str) -> list[SettingVersion]:
+    """The fifty latest, newest first."""
+    return [SettingVersion(**row) for row in desk.store.setting_versions(name, limit=50)]
 
 
 def change(

@@ -77,8 +77,9 @@ def requests_per_day(desk: Desk, route: str) -> float:
     return float(sum(int(row["answers"]) for row in rows) / days)
 
 
-def interval(one: intervals.Interval, scale: float = 1.0) -> Interval:
-    return Interval(value=one.value * scale, low=one.low * scale, high=one.high * scale)
+def interval(one: intervals.Interval) -> Interval:
+    """As pages and programs are told it."""
+    return Interval(**one.as_dict())
 
 
 def refusal(one: ope.Refusal) -> Refusal:

@@ -56,23 +56,22 @@ def _read(desk: Desk, route: str) -> Log:
     return log_of(told if len(told) >= LEAST_TOLD else found, limit=ROUNDS)
 
 
-def policy_of(desk: Desk, route: str, knobs: Mapping[str, float | None], router: str = "") -> Policy:
+def policy_of(desk: Desk, route: str, knobs: Mapping[str, float | None]) -> Policy:
     """What would decide with these knobs in place of the route's own. Raises CallerError where it can't be made."""
     stated = route_of(desk, route)
     explore = knobs.get("explore")
     share = stated.explore if explore is None else explore
     version = stamp(desk.run_dir)
     base = kept(
-        desk, f"policy:{route}:{router}:{share}:{version}", 600.0,
-        lambda: _open(desk.current, desk, route, router, share),
-    )  # fmt: skip
+        desk, f"policy:{route}:{share}:{version}", 600.0, lambda: _open(desk.current, desk, route, share)
+    )
     changed: Any = {name: value for name, value in knobs.items() if name in KNOB_NAMES}
     return replace(base, knobs=replace(base.knobs, **changed))
 
 
-def _open(config: Config, desk: Desk, route: str, router: str, explore: float) -> Policy:
+def _open(config: Config, desk: Desk, route: str, explore: float) -> Policy:
     try:
-        return route_policy(config, desk.store, route, router=router, explore=explore)
+        return route_policy(config, desk.store, route, explore=explore)
     except (ValueError, OSError) as error:
         raise CallerError(f"route {route!r}: its router can't be opened: {error}", status=422) from None
 

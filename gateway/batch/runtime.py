@@ -45,7 +45,7 @@ def open_jobs(config: Config) -> Jobs:
 
 
 @asynccontextmanager
-async def job_runtime(config: Config, *, ships: bool = True) -> AsyncIterator[JobRuntime]:
+async def job_runtime(config: Config) -> AsyncIterator[JobRuntime]:
     """Everything a job needs, until the context ends. Raises ConfigError."""
     jobs = await asyncio.to_thread(open_jobs, config)
     async with AsyncExitStack() as stack:
@@ -53,8 +53,7 @@ async def job_runtime(config: Config, *, ships: bool = True) -> AsyncIterator[Jo
         await _start_managed(config, stack)
         app = build(config)
         services = app.services
-        if ships:
-            await stack.enter_async_context(shipping(services.spool_dir, jobs.engine))
+        await stack.enter_async_context(shipping(services.spool_dir, jobs.engine))
         stack.push_async_callback(close, app)
         try:
             await asyncio.to_thread(restore, services)

@@ -169,19 +169,6 @@ class Loop:
         )
         return judge(judged, target, decided(incumbent, judged), self.reward(judged, incumbent))
 
-    def consider(self, artifact: Path, now_s: float) -> StepReport:
-        """Someone else's candidate: through the same gate, on all rounds."""
-        log = self.heard()
-        incumbent = self.policy()
-        log = lately(widened(log, [one.model for one in incumbent.candidates]))[1]
-        target = decided(self.policy(str(artifact)), log)
-        verdict = judge(log, target, decided(incumbent, log), self.reward(log, incumbent))
-        if not verdict.passed:
-            return StepReport(REFUSED, verdict.reason)
-        version = self.versions.add(self.route, artifact, state="candidate", actor="learn")
-        mark(self.store, version, "shadow", now_s, gate=verdict.as_dict(), label=self._label(version))
-        return StepReport(SHADOW, verdict.reason, version.version)
-
     def lost(self, version: RouterVersion, now_s: float) -> StepReport | None:
         """A candidate that can't be opened any more is given up, so that others have their turn."""
         fault = self.versions.fault(version)

@@ -30,8 +30,9 @@ from gateway.config_load import load
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data
+from gateway.learn.gate import GateVerdict, judge
 from gateway.learn.loop import Loop, LoopThresholds, StepReport
-from gateway.learn.retrain import tuned
+from gateway.learn.retrain import lately, tuned
 from gateway.learn.whatif import decided, widened
 from local_models.tasks import Question, held_out_questions, is_right
 from routers.artifact import Card
@@ -229,6 +230,15 @@ def ratio(ours: Array, theirs: Array, seed: int = 0) -> list[float]:
     return [found.value, found.low, found.high]
 
 
+def gate_verdict(loop: Loop, artifact: Path) -> GateVerdict:
+    """What the gate says of a candidate that others made, on all rounds."""
+    incumbent = loop.policy()
+    models = [one.model for one in incumbent.candidates]
+    log = lately(widened(loop.heard(), models))[1]
+    target = decided(loop.policy(str(artifact)), log)
+    return judge(log, target, decided(incumbent, log), loop.reward(log, incumbent))
+
+
 async def run(count: int, judged: int, seed: int) -> dict[str, Any]:
     pool = list({q.prompt: q for q in held_out_questions(8 * count, seed=seed)}.values())
     test, rest = pool[:judged], pool[judged:]
@@ -254,7 +264,7 @@ async def run(count: int, judged: int, seed: int) -> dict[str, Any]:
             informed = chosen_worth(loop, str(full_router(full, bench.folder / "full.safetensors")), outcomes)
             report |= {"requests": done, "learning": compare(before, learnt, informed, dear), "turns": brief(told)}
             bad = full_router(full, bench.folder / "bad.safetensors", spoilt=True)
-            report["bad_candidate"] = str(loop.consider(bad, time.time()))
+            report["bad_candidate"] = gate_verdict(loop, bad).reason
         async with bench.running("tiny-small") as client:
             outcomes = await full_outcomes(client, test)
             fallen = chosen_worth(loop, "", outcomes)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.bench import agents
-from cache.prefix import PrefixMap, Warmth, chain, choose
+from cache.prefix import PrefixMap, Warmth, chain
 
 FINE = Warmth(ttl_s=300, least_tokens=0, step_tokens=1)
 
@@ -75,21 +74,6 @@ def test_the_map_is_bounded_and_shares_are_shares(talks: list[list[str]], max_no
         view.record(talk(*pieces), "ab"[n % 2], now_s=n, cached_tokens=n * 100)
         assert len(view) <= max_nodes
         assert 0 <= view.cached_share(talk(*pieces), "a", now_s=n) <= 1
-
-
-def test_affinity_is_soft() -> None:
-    """A conversation stays where it is warm, unless that is far out of balance; a new one goes to the idle."""
-    assert choose({"a": 0.9}, {"a": 120.0, "b": 80.0}) == "a"
-    assert choose({"a": 0.9}, {"a": 400.0, "b": 10.0}) == "b"
-    assert choose({}, {"a": 2.0, "b": 1.0, "c": 3.0}) == "b"
-    assert choose({"a": 0.5, "b": 0.5}, {"a": 0.0, "b": 0.0}) in "ab"
-
-
-def test_agents_keep_their_caches() -> None:
-    """Agents over eight deployments read nearly all of their prompts from caches, in balance."""
-    soft, blind = agents(4000, 8, soft=True), agents(4000, 8, soft=False)
-    assert soft["cached_share"] >= 0.95 > 0.3 > blind["cached_share"]
-    assert soft["imbalance"] < 1.3
 
 
 def test_a_map_needs_room() -> None:

@@ -66,7 +66,7 @@ def test_a_request_is_counted_everywhere_it_should_be(
     name: str, labels: dict[str, str], expected: float
 ) -> None:
     """Money, time, tokens, attempts, the router's choice and how the climb ended."""
-    assert value(settled().expose(), name, **labels) == pytest.approx(expected)
+    assert value(merge([settled().snapshot()]), name, **labels) == pytest.approx(expected)
 
 
 def test_retries_escalations_and_hedges_are_told_apart() -> None:
@@ -80,7 +80,7 @@ def test_retries_escalations_and_hedges_are_told_apart() -> None:
     ]
     metrics = Metrics()
     metrics.settled(made, 3.0)
-    counts = samples(metrics.expose())
+    counts = samples(merge([metrics.snapshot()]))
     for name in ("retries", "escalations", "hedges"):
         assert counts[f"headgate_{name}_total", (("route", "auto"),)] == 1
     assert ("headgate_fallbacks_total", (("route", "auto"),)) not in counts
@@ -95,7 +95,7 @@ def test_a_cache_hit_saves_what_its_entry_had_cost() -> None:
     metrics.settled(made, 0.1)
     made.cache_state = "refused:temperature"
     metrics.settled(made, 0.1)
-    text = metrics.expose()
+    text = merge([metrics.snapshot()])
     assert value(text, "headgate_saved_usd_total", route="auto") == 0.5
     assert value(text, "headgate_cache_total", route="auto", state="refused") == 1
 
@@ -131,7 +131,7 @@ def test_refusals_and_gaveups_are_counted() -> None:
     metrics = Metrics()
     metrics.refused("messages", "invalid_api_key")
     metrics.undecided("auto")
-    text = metrics.expose()
+    text = merge([metrics.snapshot()])
     assert value(text, "headgate_refused_total", surface="messages", code="invalid_api_key") == 1
     assert value(text, "headgate_router_undecided_total", route="auto") == 1
 
@@ -172,7 +172,7 @@ def test_names_follow_the_conventions_and_no_label_is_unbounded() -> None:
 
 def test_no_prompt_key_or_user_reaches_metrics() -> None:
     """Text of a request is in no label."""
-    text = settled().expose()
+    text = merge([settled().snapshot()])
     assert PROMPT not in text and b"req-1" not in text and b"dec-1" not in text
 
 
@@ -195,4 +195,4 @@ async def test_the_loop_says_how_late_it_is() -> None:
         await asyncio.sleep(0)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    assert b"headgate_loop_lag_seconds_count" in metrics.expose()
+    assert b"headgate_loop_lag_seconds_count" in merge([metrics.snapshot()])

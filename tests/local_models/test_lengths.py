@@ -31,7 +31,6 @@ def test_short_and_long_kinds_are_told_apart() -> None:
         predictor.learn(request(prompt(20)), rng.randint(100, 120))
     short, long = request(prompt(5)), request(prompt(20))
     assert predictor.predict(short) <= 16 < 100 <= predictor.predict(long) <= 256
-    assert predictor.expected_tokens(short) < predictor.expected_tokens(long)
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=80), st.integers(1, 5000), st.integers(1, 5000))
@@ -40,4 +39,3 @@ def test_a_prediction_stays_within_the_allowance(ids: list[int], most: int, said
     predictor = LengthPredictor(trust_after=0)
     predictor.learn(request(ids, most), said)
     assert 1 <= predictor.predict(request(ids, most)) <= most
-    assert 0 < predictor.expected_tokens(request(ids, most)) <= most

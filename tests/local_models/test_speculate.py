@@ -23,7 +23,6 @@ from local_models.speculate import (
     Draft,
     ModelDrafter,
     NgramDrafter,
-    optimal_acceptance,
     share_budget,
 )
 from local_models.tasks import held_out_questions
@@ -166,16 +165,12 @@ def test_as_many_guesses_are_kept_as_the_best_rule_keeps() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7, 1.5]), st.integers(0, 5), st.floats(0.3, 1.0))
-def test_the_chance_of_a_guess_is_the_optimum_of_a_draft_that_is_sure(
-    seed: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    """Over the tokens that may be drawn: the bound of optimal transport for a draft with all its mass on one."""
+def test_the_chances_of_all_guesses_sum_to_one(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Over the tokens that may be drawn."""
     scores = np.random.default_rng(seed).normal(size=12).astype(np.float32)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     chances = np.array([chance(scores, sampling, Counter(), token_id) for token_id in range(12)])
-    assert chances.sum() == pytest.approx(1.0)
-    for token_id in range(12):
-        assert chances[token_id] == pytest.approx(optimal_acceptance(chances, np.eye(12)[token_id]))
+    assert chances.sum() == pytest.approx(1.0) and (chances >= 0).all()
 
 
 def test_a_finished_request_leaves_nothing_with_the_drafter() -> None:
@@ -213,22 +208,3 @@ def test_the_budget_goes_where_acceptance_is_likeliest(chances: dict[str, list[f
     assert expected(counts) == pytest.approx(best)
 
 
-@given(st.integers(0, 2**32), st.integers(2, 7))
-def test_one_draft_is_accepted_with_the_sum_of_minima_at_best(seed: int, size: int) -> None:
-    """The known optimum for a single draft; more drafts never do worse, and the bound is a probability."""
-    rng = np.random.default_rng(seed)
-    p, q = rng.dirichlet(np.ones(size)), rng.dirichlet(np.ones(size))
-    assert optimal_acceptance(p, q) == pytest.approx(np.minimum(p, q).sum())
-    bounds = [optimal_acceptance(p, q, drafts) for drafts in (1, 2, 3)]
-    assert all(more >= less - 1e-9 for less, more in itertools.pairwise(bounds)) and bounds[-1] <= 1.0
-
-
-@given(st.integers(0, 2**32))
-def test_the_multi_draft_bound_is_that_of_all_subsets(seed: int) -> None:
-    """Prefixes of the sorted tokens reach the least set that trying every set finds."""
-    rng = np.random.default_rng(seed)
-    p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
-    for drafts in (1, 2, 3):
-        subsets = itertools.chain.from_iterable(itertools.combinations(range(5), n) for n in range(6))
-        least = min(p[list(s)].sum() - q[list(s)].sum() ** drafts for s in subsets)
-        assert optimal_acceptance(p, q, drafts) == pytest.approx(1 + least)

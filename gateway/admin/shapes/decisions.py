@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from gateway.admin.shapes.common import Quality, Seconds, Share, Usd, Wanted
-
-Outcome = Literal["", "ok", "error", "cached", "escalated", "explored", "audit"]
 
 
 class DecisionRow(BaseModel):

@@ -35,6 +35,7 @@ from routers.plugin import PluginRouter
 from routers.registry import estimator_named, save_router
 from routers.simple import Weighted
 from routers.types import Knobs, Router
+from tests.bench.loop import gate_verdict
 from tests.gateway.learn.world import PRICE, TRUTH, Town, candidates, described
 from tests.live import live
 
@@ -139,8 +140,8 @@ def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) ->
     assert all(record.time_s > trained_until_s for record in judged.records)
 
     bad = spoilt_artifact(street, tmp_path)
-    refused = street.loop.consider(bad, 2e9)
-    assert refused.action == turns.REFUSED and "difference at least -" in refused.reason
+    verdict = gate_verdict(street.loop, bad)
+    assert not verdict.passed and "difference at least -" in verdict.reason
 
     street.town.truth = {"sum": {**TRUTH["sum"], favourite(street): 0.15}, "poem": dict(TRUTH["poem"])}
     fallen = street.worth(street.router())
