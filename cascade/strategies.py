@@ -32,7 +32,7 @@ WORTH_IN_CALLS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class StrategyInputs:
     """What a builder may stand on."""
 
     choice: Choice
@@ -64,7 +64,7 @@ Built = tuple[Strategy, tuple[Step, ...]]
 """A strategy and every attempt it may make: what a hold is taken for."""
 
 
-def agreement(ground: Ground) -> Built | None:
+def agreement(ground: StrategyInputs) -> Built | None:
     """Two cheap models that agree are believed; otherwise the best decides."""
     best, cost = ground.best, {e.model: e.cost_usd for e in ground.choice.estimates}
     if best is None:
@@ -77,14 +77,14 @@ def agreement(ground: Ground) -> Built | None:
     return Vote(ballots, best, 1.0, 1.0, at_once=2, confidence=ground.confidence), (*ballots, best)
 
 
-def self_consistency(ground: Ground) -> Built | None:
+def self_consistency(ground: StrategyInputs) -> Built | None:
     """Samples of the chosen model until their vote is clear; a split vote goes to the best model."""
     ballots = samples(ground.chosen, SAMPLES, TEMPERATURE)
     escalate = () if ground.best is None else (ground.best,)
     return Vote(ballots, ground.best, confidence=ground.confidence), (*ballots, *escalate)
 
 
-def best_of(ground: Ground) -> Built | None:
+def best_of(ground: StrategyInputs) -> Built | None:
     """Samples of the chosen model while another is expected to be worth its price."""
     estimates = {e.model: e for e in ground.choice.estimates}
     own = estimates.get(ground.choice.model)
@@ -96,7 +96,7 @@ def best_of(ground: Ground) -> Built | None:
     return BestOf(tries, chance, price, worth, good=ground.accept_at, confidence=ground.confidence), tries
 
 
-def verify(ground: Ground) -> Built | None:
+def verify(ground: StrategyInputs) -> Built | None:
     """A judge, or the chosen model itself, checks the answer; doubt goes to the best model.
 
     The best model never judges: whoever pays for its verdict had better have its answer.
@@ -112,7 +112,7 @@ def verify(ground: Ground) -> Built | None:
     return strategy, (chosen, *(judge,) * votes, best)
 
 
-def refine(ground: Ground) -> Built | None:
+def refine(ground: StrategyInputs) -> Built | None:
     """The chosen model mends its answer once where it shows too little."""
     messages, chosen = ground.messages, ground.chosen
     if not messages:
@@ -123,7 +123,7 @@ def refine(ground: Ground) -> Built | None:
     return strategy, (chosen, chosen)
 
 
-def sketch(ground: Ground) -> Built | None:
+def sketch(ground: StrategyInputs) -> Built | None:
     """Skeleton-of-Thought where the question asks for a list of points."""
     messages, chosen = ground.messages, ground.chosen
     if not suits_skeleton(ground.question):
@@ -132,7 +132,7 @@ def sketch(ground: Ground) -> Built | None:
     return strategy, (chosen,) * 12
 
 
-def stepwise(ground: Ground) -> Built | None:
+def stepwise(ground: StrategyInputs) -> Built | None:
     """The chosen model drafts a solution step by step; the best one redoes poor steps."""
     best, messages, chosen = ground.best, ground.messages, ground.chosen
     if best is None or not messages:
@@ -143,7 +143,7 @@ def stepwise(ground: Ground) -> Built | None:
     return strategy, (*(chosen, best) * strategy.most, best)
 
 
-BUILDERS: Mapping[str, Callable[[Ground], Built | None]] = {
+BUILDERS: Mapping[str, Callable[[StrategyInputs], Built | None]] = {
     "agreement": agreement,
     "self-consistency": self_consistency,
     "best-of": best_of,

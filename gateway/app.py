@@ -34,10 +34,10 @@ from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool, spool_dir
 from gateway.keys import Keyring
 from gateway.learn.online import Online, open_bandit_store
+from gateway.live_streams import LiveStreams
 from gateway.metrics import Metrics
 from gateway.overlay import overlaid, read_secrets
 from gateway.pacing import Purses
-from gateway.passing import Streams
 from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
 from gateway.responses import Responses
@@ -79,7 +79,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     spool = Spool(directory)
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
     online = Online(open_bandit_store(config, index), journal)
-    driver = Driver(caller, draws, Hedging(), Streams(server.stream_keepalive_s))
+    driver = Driver(caller, draws, Hedging(), LiveStreams(server.stream_keepalive_s))
     purses = Purses(clock, server.workers)
     services = Services(
         config=config,

@@ -19,8 +19,8 @@ from gateway.background import Background, asked_for, without
 from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.file_inputs import call_with_files, with_files
-from gateway.front import FRONT, Front
 from gateway.headers import refusal_headers, request_ids
+from gateway.http_protocol import FRONT, HttpProtocol
 from gateway.keys import Caller
 from gateway.listen import OUT_OF_FILES
 from gateway.reply import AsgiReply, Headers, Reply, Send, give
@@ -106,7 +106,7 @@ class App:
             await (self.for_pages or self.take)(scope, receive, send)
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request that did not come by the lane (gateway/front.py)."""
+        """A request that did not come by the lane (gateway/http_protocol.py)."""
         path, model = scope["path"], ""
         if path.startswith("/openai/"):
             path, model = _azure(path)
@@ -138,7 +138,7 @@ class App:
         model: str,
     ) -> None:
         """A request to a model that did not come by the lane: its body is still to be read."""
-        front: Front | None = scope.get(FRONT)
+        front: HttpProtocol | None = scope.get(FRONT)
         body: bytes | HeadgateError
         try:
             body = await read_body(receive, headers, self.max_body_bytes)

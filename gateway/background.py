@@ -1,5 +1,5 @@
 """Responses that are made while nobody waits: answered for at once, kept when they end, cancelled where that is asked
-for. What they look like meanwhile says gateway/under_way.py.
+for. What they look like meanwhile says gateway/background_state.py.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.answer import Answering
+from gateway.background_state import LEFT, MARK, Making, Mark, failed
 from gateway.call import Call
 from gateway.errors import CallerError, Draining, HeadgateError
+from gateway.event_streams import OURS, EventStream, with_signs
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers
 from gateway.journal.durable import append_durably
 from gateway.journal.record import ResponseRecord
 from gateway.reply import EVENTS, JSON, Heard, Reply, give
 from gateway.settle import settle
-from gateway.told import OURS, Told, with_signs
-from gateway.under_way import LEFT, MARK, Making, Mark, failed
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw
 from gateway.wire.responses import Turn, response_object
@@ -66,7 +66,7 @@ class Background:
             raise
         s.responses.remember(record, _turn_of(call).before)
         making = self.running[record.id] = Making(record.tenant)
-        making.told = Told(response) if call.stream else None
+        making.told = EventStream(response) if call.stream else None
         making.task = asyncio.create_task(self._carry_out(exchange, record, making))
         making.task.add_done_callback(lambda _: self.running.pop(record.id, None))
         headers = answer_headers(exchange, s.now())
@@ -128,7 +128,7 @@ class Background:
         except HeadgateError as error:
             log.error("the end of the background response %s is not kept: %s", record.id, error.message)
 
-    async def _kept(self, told: Told, record: ResponseRecord) -> None:
+    async def _kept(self, told: EventStream, record: ResponseRecord) -> None:
         try:
             await self.s.responses.kept.write(told, record.id, record.tenant)
         except Exception:  # whoever listens here hears all of it, whatever becomes of that
@@ -157,11 +157,11 @@ class Background:
             self.s.responses.forget(record.tenant, record.id)
         return wanted
 
-    def _ended(self, record: ResponseRecord, heard: Heard | Told) -> ResponseRecord:
-        if isinstance(heard, Told) and heard.final is not None:
+    def _ended(self, record: ResponseRecord, heard: Heard | EventStream) -> ResponseRecord:
+        if isinstance(heard, EventStream) and heard.final is not None:
             return self._with(record, heard.final)
         said: dict[str, Any] = msgspec.json.decode(bytes(heard.body)) if heard.body else {}
-        if heard.status != 200 or isinstance(heard, Told):
+        if heard.status != 200 or isinstance(heard, EventStream):
             error = said.get("error") or {}
             limited = error.get("code") == "rate_limit_exceeded"
             return self._with(record, failed(error.get("message") or LEFT, "rate_limit_exceeded" if limited else ""))

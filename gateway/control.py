@@ -32,8 +32,8 @@ from gateway.cluster import Cluster
 from gateway.config import Config
 from gateway.config_load import load
 from gateway.errors import ConfigError
-from gateway.front import Laneless
-from gateway.journal.durable import Complaint, database_said
+from gateway.http_protocol import PlainHttpProtocol
+from gateway.journal.durable import OutageLog, database_said
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
@@ -43,8 +43,8 @@ from gateway.learn.promises import Promises
 from gateway.listen import admin_host, taken_over, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.processes import orphaned
+from gateway.propagation import Propagation
 from gateway.server import HttpServer
-from gateway.spread import Spread
 from gateway.tls import KeptTls, tls_options
 
 log = logging.getLogger("headgate.control")
@@ -68,7 +68,7 @@ async def serve_control(
     desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
     server = HttpServer(
         uvicorn.Config(
-            make_admin(desk), admin_host(config.server), config.server.admin_port, http=Laneless, ws="none",
+            make_admin(desk), admin_host(config.server), config.server.admin_port, http=PlainHttpProtocol, ws="none",
             log_config=None, access_log=False, **tls_options(config.server),
         ),
         LINGER_S,
@@ -102,7 +102,7 @@ def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
     chores = [
         threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores"),
         threading.Thread(target=keep_up, args=(desk, ended), name="figures"),
-        threading.Thread(target=Spread(desk).run, args=(ended,), name="settings"),
+        threading.Thread(target=Propagation(desk).run, args=(ended,), name="settings"),
     ]
     for chore in chores:
         chore.start()
@@ -144,7 +144,7 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
     promises: Promises | None = None
     cluster = Cluster(desk.config, desk.store)
     learning = LearningChore(lambda: desk.current, desk.store)
-    complaint = Complaint(log, "chores")
+    complaint = OutageLog(log, "chores")
     while True:
         try:
             mark_batches(desk)

@@ -29,7 +29,7 @@ _PREFIXES = {
 T = TypeVar("T")
 
 
-class ConversationDesk:
+class ConversationService:
     """One per worker."""
 
     def __init__(self, journal: Reader, server: Server, clock: Callable[[], float]) -> None:

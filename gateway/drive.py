@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
-from gateway.at_once import at_once
 from gateway.attempt import (
     Caller,
     Opened,
@@ -31,9 +30,10 @@ from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
-from gateway.gather import Gathering
 from gateway.hedging import Hedging
-from gateway.passing import Passing, Streams
+from gateway.live_streams import LiveStream, LiveStreams
+from gateway.parallel_steps import run_parallel
+from gateway.question_batching import QuestionBatcher
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
 from gateway.wire.answer import with_text
@@ -53,13 +53,13 @@ class Driver:
     """Drives climbs. One per worker."""
 
     def __init__(
-        self, caller: Caller, draws: Iterator[float], hedging: Hedging, streams: Streams | None = None
+        self, caller: Caller, draws: Iterator[float], hedging: Hedging, streams: LiveStreams | None = None
     ) -> None:
         self.caller = caller
         self.draws = draws
-        self.streams = streams or Streams(0.0)
+        self.streams = streams or LiveStreams(0.0)
         self.hedging = hedging
-        self.gathering = Gathering(caller, draws)
+        self.gathering = QuestionBatcher(caller, draws)
 
     async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
         """Climb until a verdict. Returns a live stream's last bytes, held back until it is settled.
@@ -137,7 +137,7 @@ class Run:
         runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
         steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
         begun, waited_s = self.driver.caller.now(), self.exchange.upstream_s
-        outcomes = await at_once(steps, rung.enough, lambda place: self.cut(rungs[place]))
+        outcomes = await run_parallel(steps, rung.enough, lambda place: self.cut(rungs[place]))
         for run in runs:
             self.answers += run.answers or [None]
             self.error = run.error or self.error
@@ -313,7 +313,7 @@ class Run:
         """Relay until the stream ends. Waiting for a slow client does not count as the upstream's silence."""
         caller = self.driver.caller
         silence_s = min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
-        passing = Passing(response, flow, self.reply, caller.now, silence_s, self.ends_s)
+        passing = LiveStream(response, flow, self.reply, caller.now, silence_s, self.ends_s)
         if not self.reply.push(data):
             await self.reply.room()
         ended = passing.over

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.config import Period
 from gateway.ledger import Account, Clock, period_end, period_start
-from gateway.ledger_alone import Alone
+from gateway.ledger_offline import OfflineLedger
 from gateway.ledger_scripts import CORRECT, SETTLE, SHRINK
 from gateway.limits_shared import Words
 from gateway.redis_wire import RedisWire, Script
@@ -70,7 +70,7 @@ class Naming:
 class Outbox:
     """One per worker. `wake` is set when there is something to send."""
 
-    def __init__(self, wire: RedisWire, naming: Naming, alone: Alone, settle_down_s: float) -> None:
+    def __init__(self, wire: RedisWire, naming: Naming, alone: OfflineLedger, settle_down_s: float) -> None:
         self._wire = wire
         self._naming = naming
         self._alone = alone

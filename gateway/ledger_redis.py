@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import BudgetsAway, HeadgateError, PolicyError
 from gateway.ledger import Account, Clock, MemoryHold, MemoryLedger, Recall, over_budget, period_start
-from gateway.ledger_alone import Alone
+from gateway.ledger_offline import OfflineLedger
 from gateway.ledger_outbox import Naming, Outbox
 from gateway.ledger_scripts import HOLD, PULSE, RAISE, REHOLD
 from gateway.limits import NOTHING_TAKEN, Taken
@@ -120,7 +120,7 @@ class RedisLedger:
         self._when_away = when_away
         self._settle_down_s = settle_down_s
         self._local = MemoryLedger(self._clock)
-        self._alone = Alone(self._clock)
+        self._alone = OfflineLedger(self._clock)
         self._outbox = Outbox(wire, self._naming, self._alone, settle_down_s)
         self._holds: dict[str, RedisHold] = {}
         self._sending = asyncio.Lock()

@@ -55,7 +55,7 @@ _UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
-class Sieve:
+class SecretFilter:
     """Takes secrets out of text. The ones it knows need not look like secrets."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -98,9 +98,9 @@ def _spelt(match: re.Match[str]) -> str:
 class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, logger, message, then the record's extra fields."""
 
-    def __init__(self, sieve: Sieve) -> None:
+    def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
-        self._sieve = sieve
+        self._sieve = secret_filter
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -116,9 +116,9 @@ class JsonLines(logging.Formatter):
 class TextLines(logging.Formatter):
     """A line for people: time, level, logger, message, then name=value."""
 
-    def __init__(self, sieve: Sieve) -> None:
+    def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
-        self._sieve = sieve
+        self._sieve = secret_filter
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
@@ -135,14 +135,14 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} (arguments don't fit)"
 
 
-def _extra(record: logging.LogRecord, sieve: Sieve) -> dict[str, object]:
+def _extra(record: logging.LogRecord, secret_filter: SecretFilter) -> dict[str, object]:
     """What the caller gave by `extra=`, and where an exception came from; not what a library hides in every record."""
     given = {name: value for name, value in vars(record).items() if name not in _OWN and not name.startswith("_")}
-    found = {name: sieve.field(name, value) for name, value in given.items()}
+    found = {name: secret_filter.field(name, value) for name, value in given.items()}
     if record.exc_info and record.exc_info[1] is not None:
-        found["error"] = sieve.clean(_told(record.exc_info[1]))
+        found["error"] = secret_filter.clean(_told(record.exc_info[1]))
     if record.stack_info:
-        found["stack"] = sieve.clean(record.stack_info)
+        found["stack"] = secret_filter.clean(record.stack_info)
     return found
 
 
@@ -188,7 +188,7 @@ def _password(url: str) -> str:
     return login.partition(":")[2] if at else ""
 
 
-class Aside(logging.Handler):
+class NonBlockingHandler(logging.Handler):
     """Writes in a thread of its own: nobody who logs waits for whoever reads the log, or has stopped reading it. Lines
     that find no room meanwhile are dropped, and told when there is room again.
     """
@@ -255,10 +255,11 @@ def set_up(
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
 ) -> logging.Handler:
-    """Send every logger's records through the sieve to `stream` (standard error), and only there."""
-    sieve = Sieve(secrets)
-    handler = logging.StreamHandler(stream) if stream or not sys.stderr else Aside(append_to(sys.stderr.fileno()))
-    handler.setFormatter(JsonLines(sieve) if style == "json" else TextLines(sieve))
+    """Send every logger's records through the filter of secrets to `stream` (standard error), and only there."""
+    secret_filter = SecretFilter(secrets)
+    blocks = stream or not sys.stderr
+    handler = logging.StreamHandler(stream) if blocks else NonBlockingHandler(append_to(sys.stderr.fileno()))
+    handler.setFormatter(JsonLines(secret_filter) if style == "json" else TextLines(secret_filter))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)

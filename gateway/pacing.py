@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config import RouteConfig
 from gateway.errors import HeadgateError
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import OutageLog
 from gateway.journal.reader import Reader
 from routers.day_shape import DAY_S, HOUR_S, DayShape
 from routers.pacing import MERGED_S, Purse, weighed
@@ -78,7 +78,7 @@ class Purses:
 
     async def run(self, journal: Reader) -> None:
         """Learns what the journal knows, until cancelled. Where it is away, later."""
-        complaint = Complaint(log, "the hours of budgets")
+        complaint = OutageLog(log, "the hours of budgets")
         await asyncio.sleep(LOOK_AFTER_S)
         while True:
             try:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.background_state import STATES, Making, Worker, as_it_stands, failed, mark_of
 from gateway.config import Server
-from gateway.conversations import MARK, ConversationDesk, conversation_of
+from gateway.conversations import MARK, ConversationService, conversation_of
 from gateway.errors import CallerError, HeadgateError, NotFound, TooLarge
+from gateway.event_streams import LOOK_EVERY_S, StoredEventStreams, last_event
 from gateway.exchange import Exchange
 from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
-from gateway.told import LOOK_EVERY_S, Kept, last_event
-from gateway.under_way import STATES, Making, Worker, as_it_stands, failed, mark_of
 from gateway.wire.body import encode_json, is_set, read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
@@ -71,8 +71,8 @@ class Responses:
         self._clock = clock
         self._server = server
         self.worker = Worker(server.run_dir)
-        self.conversations = ConversationDesk(journal, server, clock)
-        self.kept = Kept(journal, clock)
+        self.conversations = ConversationService(journal, server, clock)
+        self.kept = StoredEventStreams(journal, clock)
         self.running: dict[str, Making] = {}
         """By their ids."""
         self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()

@@ -29,8 +29,8 @@ from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper, reap_orphans
 from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
-from gateway.retired import REFUSED, forget, retire
 from gateway.settings import read_settings
+from gateway.worker_counters import REFUSED, forget, retire
 
 log = logging.getLogger("headgate.serve")
 
@@ -50,7 +50,7 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
     Raises ConfigError where a port is taken.
     """
     raise_file_limit()
-    house = House(config, path, workers)
+    house = Supervisor(config, path, workers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
@@ -67,7 +67,7 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
         await house.stop()
 
 
-class House:
+class Supervisor:
     """All processes of one gateway on one machine."""
 
     def __init__(self, config: Config, path: str | None, workers: int | None) -> None:

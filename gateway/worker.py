@@ -26,17 +26,17 @@ from gateway.asgi import App
 from gateway.budgets import restore
 from gateway.config import Config, Server
 from gateway.config_load import load
-from gateway.door import Door
+from gateway.control_socket import ControlSocket
 from gateway.errors import ConfigError, HeadgateError
-from gateway.front import Front
+from gateway.http_protocol import HttpProtocol
 from gateway.listen import listen, taken_over, watch_files
 from gateway.logs import secrets_of, set_up
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE, orphaned
-from gateway.retired import publish, snapshot_of
 from gateway.server import DRAIN_EVERY_S, HttpServer
 from gateway.services import Services
 from gateway.tls import KeptTls, tls_options
+from gateway.worker_counters import publish, snapshot_of
 
 log = logging.getLogger("headgate.worker")
 
@@ -84,8 +84,8 @@ async def work(
     loop.add_signal_handler(RETIRE, drain, app, server, patience_s)
     await asyncio.to_thread(restore_spending, app)
     follower = Follower(app)
-    door = Door(app, follower.look)
-    await door.open()
+    control_socket = ControlSocket(app, follower.look)
+    await control_socket.open()
     batches = asyncio.create_task(watch_batches(app.services))
     server.on_drain = lambda: hand_back(app, server, batches)
     chores = [
@@ -111,7 +111,7 @@ async def work(
         for chore in chores:
             chore.cancel()
         await asyncio.wait(chores, timeout=ENDS_WITHIN_S)
-        await door.close()
+        await control_socket.close()
         await close(app)
 
 
@@ -156,7 +156,7 @@ def restore_spending(app: App) -> None:
 def server_config(app: App, server: Server) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Front,
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

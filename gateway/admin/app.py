@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gateway.admin import (
+    accounts,
     audit,
     batch,
     cache,
@@ -29,7 +30,6 @@ from gateway.admin import (
     learning,
     models,
     overview,
-    people,
     plans,
     results,
     tenants,
@@ -41,8 +41,8 @@ from gateway.admin.guard import documented
 from gateway.dashboard import mount
 from gateway.errors import CallerError, HeadgateError, NotFound
 
-ROOMS = (
-    overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, people, audit, counters,
+API_MODULES = (
+    overview, knobs, decisions, learning, certificates, cache, models, keys, tenants, labels, accounts, audit, counters,
     batch, plans, results,
 )  # fmt: skip
 Render = Callable[[Request, HeadgateError], Response | None]
@@ -64,9 +64,9 @@ def make_admin(desk: Desk) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _say_nothing)
     app.add_exception_handler(HTTPException, _say_refused)
     app.include_router(health.router)
-    app.include_router(people.door)
-    for room in ROOMS:
-        app.include_router(room.router, dependencies=documented)
+    app.include_router(accounts.sessions_api)
+    for module in API_MODULES:
+        app.include_router(module.router, dependencies=documented)
     mount(app)
     return app
 

@@ -13,11 +13,11 @@ from cache.acceptance import beta_upper
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
-from gateway.admin.doors import ask_all
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import LENGTH_S, STEP_S
 from gateway.admin.shapes.cache import CacheDeleted, CacheEntries, CacheEntry, CacheRoute, CacheSummary, CacheWorker
 from gateway.admin.shapes.common import Interval, Window
+from gateway.admin.worker_sockets import ask_all
 from gateway.config import RouteConfig
 from gateway.errors import HeadgateError, NotFound
 from gateway.journal.sums import Sums, sums

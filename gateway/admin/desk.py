@@ -24,7 +24,7 @@ from gateway.overlay import Overlay, Trial, overlaid, read_secrets
 from gateway.settings import Settings, change_settings, read_settings, stamp
 
 if TYPE_CHECKING:
-    from gateway.admin.sessions import Doorman
+    from gateway.admin.sessions import LoginGuard
     from gateway.tls import KeptTls
 
 log = logging.getLogger("headgate.admin")
@@ -58,10 +58,10 @@ def overlay_of(values: Mapping[str, Any]) -> Overlay:
     return Overlay(**laid, trials=trials, members=members)
 
 
-def new_doorman() -> Doorman:
-    from gateway.admin.sessions import Doorman
+def new_doorman() -> LoginGuard:
+    from gateway.admin.sessions import LoginGuard
 
-    return Doorman()
+    return LoginGuard()
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Desk:
     """Decisions of before the sums are being added up."""
     alarms: int = 0
     """Raised now, over all routes."""
-    doorman: Doorman = field(default_factory=new_doorman)
+    login_guard: LoginGuard = field(default_factory=new_doorman)
     tls: KeptTls | None = None
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Answers that may be a little old: by question, when (monotonic) and what."""
@@ -131,12 +131,12 @@ class Desk:
 
     def confirm(self) -> tuple[int, int]:
         """How many workers run, and how many say within two seconds that they work by the settings of now."""
-        from gateway.admin.doors import doors, settings_version
+        from gateway.admin.worker_sockets import settings_version, socket_paths
 
-        wanted, open_doors = self.settings().version, doors(self.run_dir)
+        wanted, open_doors = self.settings().version, socket_paths(self.run_dir)
         deadline, waiting = time.monotonic() + CONFIRM_WITHIN_S, list(open_doors)
         while waiting and time.monotonic() < deadline:
-            waiting = [door for door in waiting if (settings_version(door) or 0) < wanted]
+            waiting = [path for path in waiting if (settings_version(path) or 0) < wanted]
             if waiting:
                 time.sleep(0.02)
         return len(open_doors), len(open_doors) - len(waiting)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.admin.guard import Means
 from gateway.metrics import Metrics, merge, total
-from gateway.retired import REFUSED
+from gateway.worker_counters import REFUSED
 
 router = APIRouter(tags=["health"])
 

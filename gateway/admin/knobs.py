@@ -12,10 +12,10 @@ from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
-from gateway.admin.foretold import foretell, kept_word
 from gateway.admin.frontier import known_frontier, refresh_frontier
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import day_totals, no_totals
+from gateway.admin.predictions import foretell, kept_word
 from gateway.admin.preview import preview
 from gateway.admin.rounds import KNOBS, route_of
 from gateway.admin.shapes.common import Applied, SettingVersion

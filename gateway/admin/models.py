@@ -11,7 +11,6 @@ from fastapi import APIRouter
 
 from gateway.admin.changes import database
 from gateway.admin.desk import Desk
-from gateway.admin.doors import ask_all
 from gateway.admin.engines import engines, says_energy
 from gateway.admin.guard import Admin, Means, Operator, Viewer
 from gateway.admin.parts import check_provider, put_model, put_provider, remove_model, remove_provider
@@ -27,6 +26,7 @@ from gateway.admin.shapes.models import (
     ProviderWanted,
     Source,
 )
+from gateway.admin.worker_sockets import ask_all
 from gateway.config import Config, ModelConfig, ProviderConfig
 from gateway.journal.rollup_tables import TTFT
 from gateway.journal.sums import Sums, merged, quantile_s, sums

@@ -62,7 +62,7 @@ class SignedIn:
 
 
 @dataclass(slots=True)
-class Doorman:
+class LoginGuard:
     """Remembers failed tries by address and by name, and sessions seen lately. One per control process."""
 
     failures: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -94,14 +94,14 @@ def is_open(desk: Desk) -> bool:
     """Neither a master key nor a user: whoever is on this machine may do all."""
     if desk.config.auth.master_key:
         return False
-    doorman: Doorman = desk.doorman
-    if doorman.users is None or time.monotonic() - doorman.users[1] > TRUSTED_S:
+    login_guard: LoginGuard = desk.login_guard
+    if login_guard.users is None or time.monotonic() - login_guard.users[1] > TRUSTED_S:
         try:
-            doorman.users = (user_count(desk.store), time.monotonic())
+            login_guard.users = (user_count(desk.store), time.monotonic())
         except sa.exc.SQLAlchemyError:
-            if doorman.users is None:
+            if login_guard.users is None:
                 raise
-    return doorman.users[0] == 0
+    return login_guard.users[0] == 0
 
 
 def sign_in(desk: Desk, wanted: SignIn, request: Request) -> SignedIn:
@@ -128,7 +128,7 @@ def sign_out(desk: Desk, request: Request) -> None:
     """Ends the session of this request, if it has one."""
     token = request.cookies.get(COOKIE, "")
     if token:
-        desk.doorman.seen.pop(_hash(token), None)
+        desk.login_guard.seen.pop(_hash(token), None)
         with desk.store.engine.begin() as connection:
             connection.execute(sa.delete(sessions).where(sessions.c.id == _hash(token)))
 
@@ -159,7 +159,7 @@ def clear_cookie(response: Response) -> None:
 def session_of(desk: Desk, token: str) -> Found | None:
     """The session that a token belongs to; None: none, or it has ended."""
     key, now = _hash(token), time.monotonic()
-    known = desk.doorman.seen.get(key)
+    known = desk.login_guard.seen.get(key)
     if known is not None and now - known[1] < TRUSTED_S:
         return _living(known[0])
     try:
@@ -169,11 +169,11 @@ def session_of(desk: Desk, token: str) -> Found | None:
             raise
         return _living(known[0])
     if found is None:
-        desk.doorman.seen.pop(key, None)
+        desk.login_guard.seen.pop(key, None)
         return None
-    if len(desk.doorman.seen) >= _MAX_NAMES:
-        desk.doorman.seen.clear()
-    desk.doorman.seen[key] = (found, now)
+    if len(desk.login_guard.seen) >= _MAX_NAMES:
+        desk.login_guard.seen.clear()
+    desk.login_guard.seen[key] = (found, now)
     return _living(found)
 
 
@@ -215,11 +215,11 @@ def _with_password(desk: Desk, wanted: SignIn, peer: str, device: str) -> UserRo
     if user is not None and hmac.compare_digest(device.encode(), _device_of(user, device.partition(".")[0]).encode()):
         names = [f"device {_hash(device)}"]
     for name in names:
-        desk.doorman.check(name, now)
+        desk.login_guard.check(name, now)
     right = not wanted.master_key and password_matches(wanted.password, user.password if user is not None else "")
     if user is None or not right or user.disabled:
         for name in names:
-            desk.doorman.failed(name, now)
+            desk.login_guard.failed(name, now)
         log.warning("a sign-in from %s failed", peer)  # not the name: people type passwords there
         raise Unauthorized("the name or the secret is wrong")
     return user

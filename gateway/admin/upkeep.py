@@ -27,7 +27,7 @@ from gateway.admin.overview import raised
 from gateway.admin.preview import refusal
 from gateway.admin.rounds import latest_log
 from gateway.journal.backfill import count_old, waiting
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import OutageLog
 from gateway.journal.insights import keep_insight
 from gateway.journal.tables import feedback
 from gateway.learn.asking import to_label
@@ -73,7 +73,7 @@ def keep_up(desk: Desk, ended: threading.Event) -> None:
     except (OSError, AttributeError):
         log.debug("the system keeps this thread's priority")
     seen: dict[str, Seen] = {}
-    complaint = Complaint(log, "figures")
+    complaint = OutageLog(log, "figures")
     while not ended.wait(EVERY_S):
         try:
             count_waiting(desk, ended)

@@ -56,7 +56,7 @@ def add_user(desk: Desk, who: Actor, wanted: NewUser) -> User:
     except sa.exc.IntegrityError:
         message = f"there is a user named {wanted.name!r}"
         raise CallerError(message, status=409, code="user_exists", param="name") from None
-    desk.doorman.users = None
+    desk.login_guard.users = None
     desk.store.note(who.name, "user.create", wanted.name, {"role": wanted.role})
     return _user(row)
 
@@ -81,7 +81,7 @@ def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
         _refuse_lock_out(desk, connection)
         if change.password is not None or change.disabled:
             connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
-    desk.doorman.seen.clear()
+    desk.login_guard.seen.clear()
     told = {field: value for field, value in values.items() if field in ("role", "disabled")}
     desk.store.note(who.name, "user.change", name, {**told, "password": change.password is not None})
     return _user(dict(row))
@@ -94,8 +94,8 @@ def delete_user(desk: Desk, who: Actor, name: str) -> None:
         if not connection.execute(sa.delete(users).where(users.c.name == name)).rowcount:
             raise NotFound(f"there is no user named {name!r}")
         _refuse_lock_out(desk, connection)
-    desk.doorman.seen.clear()
-    desk.doorman.users = None
+    desk.login_guard.seen.clear()
+    desk.login_guard.users = None
     desk.store.note(who.name, "user.delete", name)
 
 

@@ -10,7 +10,7 @@ from gateway.api.files import asked, page_limit, page_of
 from gateway.api.responses import shown
 from gateway.asgi import Answer, Request
 from gateway.call import read_raw
-from gateway.conversations import ConversationDesk, metadata_of
+from gateway.conversations import ConversationService, metadata_of
 from gateway.errors import CallerError
 from gateway.reply import JSON
 from gateway.wire.request import Raw
@@ -81,7 +81,7 @@ async def delete_item(request: Request, place: str) -> Answer:
     return _answer(told.as_object())
 
 
-def _desk(request: Request) -> ConversationDesk:
+def _desk(request: Request) -> ConversationService:
     return request.services.responses.conversations
 
 

@@ -24,7 +24,7 @@ from gateway.batch.results import Result
 from gateway.batch.run import Endpoints, Runner
 from gateway.batch.types import Plan
 from gateway.errors import HeadgateError
-from gateway.journal.durable import Complaint, database_said
+from gateway.journal.durable import OutageLog, database_said
 from gateway.journal.frames import SUFFIX
 from gateway.journal.ship import Shipper, shipped_bytes
 from gateway.keys import Caller
@@ -104,7 +104,7 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
     """Once every answer is in the database: the results, then the job's last state. A database that is away is waited
     for. A runner that is stopped waits no longer than it may drain; the next one does the rest.
     """
-    complaint = Complaint(log, f"the results of {job.id}")
+    complaint = OutageLog(log, f"the results of {job.id}")
     while True:
         try:
             await _finish(jobs, job, plan, runner, sink)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.batch.jobs import LEASE_S, Job, Jobs, Progress, State, Wish
 from gateway.errors import HeadgateError
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import OutageLog
 
 log = logging.getLogger("headgate.batch")
 
@@ -51,7 +51,7 @@ class Lease:
         """Another runner has the job."""
         self._asked_s = -inf
         self._renewed_s = options.now()
-        self._complaint = Complaint(log, f"renewals of {job.id}'s lease, and soon its calls,")
+        self._complaint = OutageLog(log, f"renewals of {job.id}'s lease, and soon its calls,")
         self._task: asyncio.Task[None] | None = None
 
     @property

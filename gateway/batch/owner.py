@@ -35,7 +35,7 @@ from gateway.batch.run import Runner
 from gateway.batch.types import PLAN_FILE, BadJob, Plan, Problem
 from gateway.batch.view import KEPT_S, errors_of
 from gateway.errors import CallerError, HeadgateError, NotFound
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import OutageLog
 from gateway.keys import ANYONE, MASTER, Caller
 from gateway.services import Services
 from gateway.wire.describe import CHARS_PER_TOKEN
@@ -69,7 +69,7 @@ class Owner:
         self.closing = False
 
     async def run(self) -> None:
-        complaint = Complaint(log, "batches")
+        complaint = OutageLog(log, "batches")
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):  # where wait_for would lose a cancellation at a job's end

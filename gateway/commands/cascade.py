@@ -14,7 +14,6 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway.bar import bar
 from gateway.commands.options import (
     DATABASE,
     ConfigPath,
@@ -29,6 +28,7 @@ from gateway.commands.options import (
     writable,
 )
 from gateway.errors import CallerError
+from gateway.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from cascade.artifact import TrainedCascade
@@ -63,7 +63,7 @@ def evaluate(
     from cascade.evaluate import evaluate as evaluated
 
     logged = _read(data, tasks)
-    with bar("splits") as told, _refusing():
+    with progress_bar("splits") as told, _refusing():
         report = evaluated(logged, splits=splits, setting=_setting(depth, router), progress=told)
     _print(report, as_json)
 
@@ -92,7 +92,7 @@ def train(
     writable(out)
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
-    with bar("training"), _refusing():
+    with progress_bar("training"), _refusing():
         made = fitted_on(logged, _setting(depth, router), plan)
     save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
     found = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
@@ -135,7 +135,7 @@ def certify(
     from cascade.guarantee import certified
 
     logged = _read(data, tasks)
-    with bar("certifying"), _refusing():
+    with progress_bar("certifying"), _refusing():
         found = certified(
             logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router), reference=reference,
             issued=datetime.now(UTC).date().isoformat(),

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.bar import bar
 from gateway.commands.options import DataFolder, Json, Tasks, drawable, listed, read_config, writable
 from gateway.learn import evaluation
+from gateway.progress_bar import progress_bar
 from routers.artifact import Card
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_router
@@ -88,7 +88,7 @@ def evaluate(
     if plot is not None:
         drawable(plot)
     try:
-        with bar("evaluating"):
+        with progress_bar("evaluating"):
             if cascade and costs:
                 raise ValueError("--costs can't be combined with --cascade, whose costs are those of the data")
             if cascade and trained_on:
@@ -130,7 +130,7 @@ def train(
     featurizer = _featurizer(embedding)
     try:
         outcomes = evaluation.to_train_on(read_outcomes(data))
-        with bar("training"):
+        with progress_bar("training"):
             x = described(outcomes, featurizer)
             learned = fit_router(router, outcomes, x, featurizer, version=version, seed=seed)
             metrics = evaluation.cross_validated(

@@ -44,7 +44,7 @@ def database_said(error: Exception) -> str:
     return str(error.orig).strip() if isinstance(error, away) or type(error) is known.DatabaseError else ""
 
 
-class Complaint:
+class OutageLog:
     """Tells the log that what is tried again and again fails: once, and again where it fails otherwise."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:

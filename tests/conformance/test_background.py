@@ -15,9 +15,9 @@ import openai
 import pytest
 
 from gateway.background import LOOK_EVERY_S
+from gateway.background_state import MARK, Worker, as_it_stands
 from gateway.journal.record import ResponseRecord
 from gateway.providers.scripted import ScriptedServer
-from gateway.under_way import MARK, Worker, as_it_stands
 from tests.conformance.clients import Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_surfaces import RESPONSES_TOOLS
@@ -260,7 +260,7 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
 
 async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comments, which clients pass over, to whoever began it and to whoever takes it up, at any worker."""
-    monkeypatch.setattr("gateway.told.STILL_HERE_AFTER_S", 0.02)
+    monkeypatch.setattr("gateway.event_streams.STILL_HERE_AFTER_S", 0.02)
     scripts = {"late": [{"text": "at last", "delay_s": 2.0}], "slow": SLOW["slow"]}
     async with (
         house(tmp_path, scripts, kinds=("openai",)) as home,

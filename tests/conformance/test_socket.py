@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import front
+from gateway import http_protocol
 from tests.live import Live, live
 
 BODY = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hello"}]}).encode()
@@ -239,7 +239,7 @@ async def test_trailers_without_end(gateway: Live, path: bytes, trailer: bytes) 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE, b"/v1/files"])
 async def test_a_body_that_stands_still(gateway: Live, path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It isn't waited for; one that comes slowly is."""
-    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     async with asyncio.timeout(15):
         assert await talk(gateway, post(path=path)[:-9]) == b""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
@@ -252,7 +252,7 @@ async def test_a_body_that_stands_still(gateway: Live, path: bytes, monkeypatch:
 
 async def test_a_line_too_many_cuts_no_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old clients end a body with an empty line (RFC 9112, 2.2): none waits for a head meanwhile."""
-    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
     async with live(tmp_path, scripts={"echo": [{"text": "one two three four", "gap_s": 0.2}]}) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
         writer.write(post(STREAM))

@@ -74,14 +74,16 @@ def test_the_runbook_names_commands_and_settings_that_exist() -> None:
 
 def test_the_runbook_asks_what_the_admin_api_answers() -> None:
     """Each path of it is one of the API's, with that method."""
-    from gateway.admin.app import ROOMS, health
+    from gateway.admin.app import API_MODULES, health
 
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
     asked = re.findall(r"(?:(GET|PATCH|DELETE|POST) |curl )\$R(/[\w/]+)", runbook)
     assert len(asked) >= 8
     known = {
         (method, re.sub(r"{\w+}", "ID", route.path))
-        for room in (health, *ROOMS) for route in room.router.routes for method in getattr(route, "methods", None) or ()
+        for module in (health, *API_MODULES)
+        for route in module.router.routes
+        for method in getattr(route, "methods", None) or ()
     }  # fmt: skip
     assert {(method or "GET", path) for method, path in asked} <= known
 

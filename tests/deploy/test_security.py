@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import front, keys
+from gateway import http_protocol, keys
 from gateway.batch.endpoint import client_of
 from gateway.config import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
 from gateway.config_load import parse
@@ -72,7 +72,7 @@ async def test_bodies_have_a_limit(tmp_path: Path) -> None:
 
 async def test_a_head_that_never_comes_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that says nothing, or goes on and on about its headers, is closed."""
-    monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
     async with live(tmp_path) as gateway, asyncio.timeout(20):
         assert await talk(gateway.url, b"") == b""
         assert await talk(gateway.url, b"POST /v1/chat/completions HTTP/1.1\r\nhost:") == b""

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from gateway import front
+from gateway import http_protocol
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
 from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
@@ -346,7 +346,7 @@ async def test_slow_strangers_keep_no_connection(
     config = configured(tmp_path, port=free_port())
     async with controlled(config) as client:
         await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
-        monkeypatch.setattr(front, "HEAD_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
         async with client.stream("GET", "/admin/live") as stream, asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", config.server.admin_port)
             writer.write(said)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.metrics import Metrics
-from gateway.retired import publish, snapshot_of
+from gateway.worker_counters import publish, snapshot_of
 from tests.chaos.faults import BALLAST, fill
 from tests.chaos.stage import small_disk
 from tests.gateway.test_serve import CHAT, eventually, write_config

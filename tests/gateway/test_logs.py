@@ -18,7 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
-from gateway.logs import MAX_CHARS, MOST_WAITING, Aside, JsonLines, Sieve, TextLines, append_to, secrets_of, set_up
+from gateway.logs import (
+    MAX_CHARS,
+    MOST_WAITING,
+    JsonLines,
+    NonBlockingHandler,
+    SecretFilter,
+    TextLines,
+    append_to,
+    secrets_of,
+    set_up,
+)
 from tests.until import PATIENCE_S
 
 SECRETS = {"plainword99", "hg-0123456789abcdef", "pass/w+rd"}
@@ -31,7 +41,7 @@ class Sink:
     def __init__(self, style: Literal["json", "text"]) -> None:
         self.stream = io.StringIO()
         handler = logging.StreamHandler(self.stream)
-        handler.setFormatter((JsonLines if style == "json" else TextLines)(Sieve(SECRETS)))
+        handler.setFormatter((JsonLines if style == "json" else TextLines)(SecretFilter(SECRETS)))
         self.log = logging.Logger("headgate.test")
         self.log.addHandler(handler)
 
@@ -137,14 +147,14 @@ def test_a_long_message_is_cut(sink: Sink) -> None:
 @given(st.text(min_size=4, max_size=30), st.text(max_size=50), st.text(max_size=50))
 def test_a_known_secret_never_comes_through(secret: str, before: str, after: str) -> None:
     """Wherever it stands and whatever it is made of."""
-    cleaned = Sieve({secret}).clean(before + secret + after)
+    cleaned = SecretFilter({secret}).clean(before + secret + after)
     assert secret not in cleaned.replace("***", "\0") or secret in "\\n\\r***"
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
 def test_the_sieve_takes_any_text(text: str) -> None:
     """And gives one line."""
-    assert "\n" not in Sieve().clean(text)
+    assert "\n" not in SecretFilter().clean(text)
 
 
 @pytest.mark.parametrize("steers", ["\x1b[2K", "\x9b31m", "\r", "\x07", "\x7f", "\x85", "\u2028", "\u202e"])
@@ -158,14 +168,14 @@ def test_a_cut_leaves_no_part_of_a_secret() -> None:
     """A message is cut where it is too long, but not within a secret."""
     for place in range(MAX_CHARS - 30, MAX_CHARS + 1):
         message = "x " * (place // 2) + "the-provider-secret" + "y" * 99
-        assert "provider" not in Sieve(["the-provider-secret"]).clean(message)
+        assert "provider" not in SecretFilter(["the-provider-secret"]).clean(message)
 
 
 @pytest.mark.parametrize("text", ["a.", "a-", "bearer ", "a://b:", "api_key", 'password="'])
 def test_no_text_keeps_the_sieve_long(text: str) -> None:
     """A request can't buy a second of the gateway's time with a message."""
     begun = time.process_time()
-    Sieve(["secret"]).clean(text * (MAX_CHARS // len(text)))
+    SecretFilter(["secret"]).clean(text * (MAX_CHARS // len(text)))
     assert time.process_time() - begun < 0.1
 
 
@@ -186,8 +196,8 @@ def test_nobody_waits_for_whoever_has_stopped_reading(blocking: bool) -> None:
     """Lines beyond a bound are dropped; whoever reads again gets the others whole, and is told how many there were."""
     read, written = os.pipe()
     os.set_blocking(written, blocking)  # as another program may have left a terminal
-    handler = Aside(written)
-    handler.setFormatter(TextLines(Sieve()))
+    handler = NonBlockingHandler(written)
+    handler.setFormatter(TextLines(SecretFilter()))
     root, log = logging.getLogger("headgate.logs"), logging.Logger("headgate.test")
     log.addHandler(handler)
     root.addHandler(handler)
@@ -215,8 +225,8 @@ def test_a_log_that_is_cut_short_goes_on_at_its_beginning(tmp_path: Path) -> Non
     """As logrotate does with copytruncate, also where the shell opened the file by `>`: no hole is left before it."""
     path = tmp_path / "log"
     with path.open("wb") as file:
-        handler = Aside(append_to(file.fileno()))
-        handler.setFormatter(TextLines(Sieve()))
+        handler = NonBlockingHandler(append_to(file.fileno()))
+        handler.setFormatter(TextLines(SecretFilter()))
         log = logging.Logger("headgate.test")
         log.addHandler(handler)
         for said in ("before", "after"):

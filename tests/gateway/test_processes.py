@@ -14,7 +14,7 @@ import pytest
 
 from gateway import processes
 from gateway.processes import Child, Keeper, Run
-from gateway.retired import GONE, retire, snapshot_of
+from gateway.worker_counters import GONE, retire, snapshot_of
 from tests.until import until
 
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from gateway.breaker import CONSECUTIVE
-from gateway.retired import REFUSED
+from gateway.worker_counters import REFUSED
 from tests.command import headgate
 from tests.faults.test_kill import workers_of
 from tests.live import served

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from gateway.admin import sessions
+from gateway.admin.accounts import refuse_other_sites
 from gateway.admin.guard import desk_of
-from gateway.admin.people import refuse_other_sites
 from gateway.admin.shapes.access import SignIn
 from gateway.dashboard.forms import Fields
 from gateway.dashboard.page import render_plain

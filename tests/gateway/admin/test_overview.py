@@ -213,7 +213,7 @@ async def test_the_database_away_is_said_in_place(desk: Desk, client: httpx.Asyn
     file = Path(str(desk.config.storage.url).removeprefix("sqlite:///"))
     file.unlink()
     file.mkdir()
-    desk.doorman.users = (0, time.monotonic())
+    desk.login_guard.users = (0, time.monotonic())
     for method, path in (("GET", "/admin/overview"), ("PUT", "/admin/routes/auto/knobs"), ("GET", "/admin/fleet")):
         answer = await client.request(method, path, json={"knobs": {"cost_weight": 0.9}, "version": 0})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable"), path

@@ -259,7 +259,7 @@ async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_pass
     await signed_in(browser, "admin")
     with guarded.store.engine.begin() as connection:
         connection.execute(sa.update(sessions).values(expires_s=time.time() - 1))
-    guarded.doorman.seen.clear()
+    guarded.login_guard.seen.clear()
     assert (await browser.get("/admin/overview")).status_code == 401
 
 
@@ -282,7 +282,7 @@ async def test_a_master_session_ends_when_the_master_key_changes(
         **{name: getattr(guarded.config, name) for name in ("server", "storage", "providers", "models", "routes")},
         auth=type(guarded.config.auth)(master_key=type(guarded.config.auth.master_key)("another-key")),
     )
-    guarded.doorman.seen.clear()
+    guarded.login_guard.seen.clear()
     assert (await browser.get("/admin/overview")).status_code == 401
 
 
@@ -334,6 +334,6 @@ async def test_a_session_goes_on_while_the_database_is_away(guarded: Desk, brows
     file = Path(str(guarded.config.storage.url).removeprefix("sqlite:///"))
     file.rename(file.with_suffix(".gone"))
     file.mkdir()
-    guarded.doorman.seen = {key: (found, at - 60) for key, (found, at) in guarded.doorman.seen.items()}
+    guarded.login_guard.seen = {key: (found, at - 60) for key, (found, at) in guarded.login_guard.seen.items()}
     assert (await browser.get("/admin/session")).json()["user"] == "viewer"
     assert (await browser.get("/admin/overview")).json()["error"]["code"] == "journal_unavailable"

@@ -11,7 +11,7 @@ from cascade.types import Outcome
 Step = Coroutine[Any, Any, Outcome]
 
 
-async def at_once(
+async def run_parallel(
     steps: Sequence[Step], enough: Callable[[Outcome], bool] | None, cut: Callable[[int], Outcome]
 ) -> list[Outcome]:
     """Outcomes in the order of the steps. What still runs when `enough` says so is cancelled, and `cut` says what came

@@ -13,12 +13,12 @@ from gateway.admin.sessions import clear_cookie, set_cookies, sign_in, sign_out
 from gateway.admin.shapes.access import NewUser, Session, SignIn, User, UserChange
 from gateway.errors import PolicyError
 
-door = APIRouter(prefix="/admin/session", tags=["session"])
+sessions_api = APIRouter(prefix="/admin/session", tags=["session"])
 """The only paths under /admin that answer somebody who is not signed in."""
 router = APIRouter(prefix="/admin/users", tags=["users"])
 
 
-@door.post("", status_code=201)
+@sessions_api.post("", status_code=201)
 def post_session(desk: Means, request: Request, response: Response, wanted: SignIn) -> Session:
     """Sign in, with the master key or as a user. 401 in the same words whatever was wrong; 429 after many failures."""
     refuse_other_sites(request)
@@ -36,13 +36,13 @@ def refuse_other_sites(request: Request) -> None:
         raise PolicyError("signing in or out from another site's page is refused", code="csrf", status=403)
 
 
-@door.get("")
+@sessions_api.get("")
 def get_session(who: Viewer) -> Session:
     """The user who is signed in, and the CSRF token."""
     return Session(user=who.name, role=who.role, csrf=who.csrf, expires_s=who.expires_s, how=who.how)
 
 
-@door.delete("", status_code=204)
+@sessions_api.delete("", status_code=204)
 def delete_session(desk: Means, who: Viewer, request: Request, response: Response) -> None:
     """Sign out."""
     with database():

@@ -93,7 +93,7 @@ class Group:
     """Paid by those who would not wait for the reply."""
 
 
-class Gathering:
+class QuestionBatcher:
     """Of one worker."""
 
     def __init__(self, caller: Caller, draws: Iterator[float]) -> None:

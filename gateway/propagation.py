@@ -15,10 +15,10 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from gateway.admin.desk import Desk
-from gateway.journal.durable import Complaint
+from gateway.journal.durable import OutageLog
 from gateway.journal.tables import audit, settings
+from gateway.replica_sync import Overtaken, ReplicaSync
 from gateway.settings import stamp
-from gateway.together import Overtaken, Together
 
 log = logging.getLogger("headgate.spread")
 
@@ -34,14 +34,14 @@ CHANGES = sa.select(
 """Every change of a key or a setting leaves an audit line or a version of the setting."""
 
 
-class Spread:
+class Propagation:
     """One replica's part; for one thread."""
 
     def __init__(self, desk: Desk, now: Callable[[], float] = time.monotonic) -> None:
         self._desk = desk
         self._now = now
         store = desk.store
-        self._together = Together(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
+        self._together = ReplicaSync(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
         self._seen: object = None
         self._whole_at = 0.0
 
@@ -62,7 +62,7 @@ class Spread:
 
     def run(self, ended: threading.Event) -> None:
         """Until `ended`. What fails is tried again."""
-        complaint = Complaint(log, "settings")
+        complaint = OutageLog(log, "settings")
         while True:
             try:
                 self.step()

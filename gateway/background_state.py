@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from gateway.event_streams import EventStream
 from gateway.journal.record import ResponseRecord
-from gateway.told import Told
 from gateway.wire.body import encode_json
 
 MARK = "headgate_under_way"
@@ -29,7 +29,7 @@ class Mark(msgspec.Struct):
     worker: str
     until_s: float
     streamed: bool = False
-    """Its events are told to whoever listens (gateway/told.py)."""
+    """Its events are told to whoever listens (gateway/event_streams.py)."""
 
 
 class Making:
@@ -40,7 +40,7 @@ class Making:
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done: nobody wants it any more."""
         self.task: asyncio.Task[None] | None = None
-        self.told: Told | None = None
+        self.told: EventStream | None = None
         """Where it is streamed."""
 
     async def end(self) -> None:

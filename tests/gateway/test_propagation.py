@@ -19,8 +19,8 @@ from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import ShipState
 from gateway.journal.store import Store, open_store
 from gateway.journal.tables import keys
+from gateway.propagation import WHOLE_EVERY_S, Propagation
 from gateway.settings import change_settings, read_settings
-from gateway.spread import WHOLE_EVERY_S, Spread
 from tests.gateway.test_database_away import stopped
 from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S
@@ -46,34 +46,34 @@ def key(name: str) -> KeyRecord:
 
 def test_a_change_is_seen_and_nothing_else_is_looked_through(desk: Desk) -> None:
     """A new key, a revocation and a setting reach the workers' file at the next look; without a change none is read."""
-    spread = Spread(desk, now=lambda: 0.0)
-    while spread.step():
+    propagation = Propagation(desk, now=lambda: 0.0)
+    while propagation.step():
         pass
     desk.store.add_key(key("ci"), "me")
-    assert spread.step() and [one.name for one in read_settings(desk.run_dir).keys] == ["ci"]
+    assert propagation.step() and [one.name for one in read_settings(desk.run_dir).keys] == ["ci"]
     desk.store.change_key("key_ci", lambda held: msgspec.structs.replace(held, revoked_s=2.0), "me")
-    assert spread.step() and read_settings(desk.run_dir).keys[0].revoked_s == 2.0
+    assert propagation.step() and read_settings(desk.run_dir).keys[0].revoked_s == 2.0
     desk.store.save_setting("route:auto", {"cost_weight": 0.5}, "me")
-    assert spread.step() and read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}
+    assert propagation.step() and read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}
     change_settings(desk.run_dir, lambda settings: msgspec.structs.replace(settings, keys=()))
-    assert spread.step() and read_settings(desk.run_dir).keys
-    while spread.step():
+    assert propagation.step() and read_settings(desk.run_dir).keys
+    while propagation.step():
         pass
-    assert not spread.step()
+    assert not propagation.step()
 
 
 def test_what_no_audit_line_tells_of_is_found_a_little_later(desk: Desk) -> None:
     """A hand in the database needs no restart."""
     now = 0.0
-    spread = Spread(desk, now=lambda: now)
+    propagation = Propagation(desk, now=lambda: now)
     desk.store.add_key(key("ci"), "me")
-    while spread.step():
+    while propagation.step():
         pass
     with desk.store.engine.begin() as connection:
         connection.execute(sa.delete(keys))
-    assert not spread.step() and read_settings(desk.run_dir).keys
+    assert not propagation.step() and read_settings(desk.run_dir).keys
     now = WHOLE_EVERY_S
-    assert spread.step() and not read_settings(desk.run_dir).keys
+    assert propagation.step() and not read_settings(desk.run_dir).keys
 
 
 def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp
     url = postgres_server.new_database()
     migrate(url)
     one, two = (desk_at(tmp_path / name, Store(open_engine(url))) for name in ("one", "two"))
-    here, there = Spread(one), Spread(two)
+    here, there = Propagation(one), Propagation(two)
     here.step()
     there.step()
     one.store.add_key(key("ci"), "me")
@@ -104,7 +104,7 @@ def test_nothing_else_holds_it_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(control, "mark_batches", hang)
     threads = [threading.Thread(target=control._do_chores, args=(desk, ended))]
-    threads.append(threading.Thread(target=Spread(desk).run, args=(ended,)))
+    threads.append(threading.Thread(target=Propagation(desk).run, args=(ended,)))
     for thread in threads:
         thread.start()
     try:
@@ -127,12 +127,12 @@ def test_a_database_that_is_away_is_told_once(
     tmp_path: Path, postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not with every look: five lines a second fill a disk before a long outage ends."""
-    monkeypatch.setattr("gateway.spread.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("gateway.propagation.LOOK_EVERY_S", 0.02)
     url = postgres_server.new_database()
     migrate(url)
     store, ended = open_store(url), threading.Event()
-    spread = Spread(desk_at(tmp_path, store))
-    looking = threading.Thread(target=spread.run, args=(ended,))
+    propagation = Propagation(desk_at(tmp_path, store))
+    looking = threading.Thread(target=propagation.run, args=(ended,))
     try:
         with stopped(postgres_server):
             looking.start()

@@ -45,7 +45,7 @@ class Base(msgspec.Struct):
     document: Document = {}
 
 
-class Together:
+class ReplicaSync:
     """One replica's part. `step` is for one thread; it raises what the database and the disk raise."""
 
     def __init__(self, store: Store, run_dir: str | Path) -> None:

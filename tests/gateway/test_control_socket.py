@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.admin import doors as admin_doors
-from gateway.admin.doors import ask, ask_all, doors, settings_version
-from gateway.door import MAX_PATH_BYTES, Door, door_path
+from gateway.admin import worker_sockets
+from gateway.admin.worker_sockets import ask, ask_all, settings_version, socket_paths
+from gateway.control_socket import MAX_PATH_BYTES, ControlSocket, socket_path
 from gateway.keys import new_key
 from gateway.overlay import Overlay
 from gateway.settings import change_settings, publish_keys
@@ -29,19 +29,19 @@ OTHER = {"name": "other", "input_usd_per_mtok": 9.0, "output_usd_per_mtok": 9.0}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker on a busy machine is not a silent one."""
-    monkeypatch.setattr(admin_doors, "ANSWER_WITHIN_S", PATIENCE_S)
+    monkeypatch.setattr(worker_sockets, "ANSWER_WITHIN_S", PATIENCE_S)
 
 
 @asynccontextmanager
-async def opened(folder: Path, **extra: Any) -> AsyncIterator[tuple[Live, Door]]:
+async def opened(folder: Path, **extra: Any) -> AsyncIterator[tuple[Live, ControlSocket]]:
     scripts = {"other": [{"text": "hi"}]}
     async with live(folder, models=["echo", OTHER], scripts=scripts, routes=[ROUTE], **extra) as one:
-        door = Door(one.app, Follower(one.app).look)
-        await door.open()
+        sock = ControlSocket(one.app, Follower(one.app).look)
+        await sock.open()
         try:
-            yield one, door
+            yield one, sock
         finally:
-            await door.close()
+            await sock.close()
 
 
 async def asked(gateway: Live, text: str = "hello", model: str = "auto", **fields: Any) -> httpx.Response:
@@ -59,12 +59,12 @@ def run_dir(gateway: Live) -> Path:
 def test_a_deep_folder_still_has_a_door(tmp_path: Path) -> None:
     """A socket's path is short by nature; the folder's may be long."""
     deep = tmp_path / ("x" * 60) / ("y" * 60)
-    assert len(str(door_path(deep, 0))) > MAX_PATH_BYTES
+    assert len(str(socket_path(deep, 0))) > MAX_PATH_BYTES
 
     async def scenario() -> None:
         async with opened(tmp_path, server={"run_dir": str(deep)}) as (gateway, _):
-            (door,) = await asyncio.to_thread(doors, run_dir(gateway))
-            assert await asyncio.to_thread(settings_version, door) == 0
+            (sock,) = await asyncio.to_thread(socket_paths, run_dir(gateway))
+            assert await asyncio.to_thread(settings_version, sock) == 0
 
     asyncio.run(scenario())
 
@@ -74,14 +74,14 @@ async def test_settings_are_in_force_before_the_answer_comes(tmp_path: Path) -> 
     async with opened(tmp_path) as (gateway, _):
         assert (await asked(gateway)).headers["x-headgate-model"] == "echo"
         change(gateway, {"auto": {"models": ["other"]}})
-        door = door_path(run_dir(gateway), 0)
-        assert await asyncio.to_thread(settings_version, door) == 1
+        sock = socket_path(run_dir(gateway), 0)
+        assert await asyncio.to_thread(settings_version, sock) == 1
         assert (await asked(gateway, "anew")).headers["x-headgate-model"] == "other"
         change(gateway, {"auto": {"models": ["nobody"]}})
-        assert await asyncio.to_thread(settings_version, door) == 1
+        assert await asyncio.to_thread(settings_version, sock) == 1
         assert (await asked(gateway, "again")).headers["x-headgate-model"] == "other"
         change(gateway, {})
-        assert await asyncio.to_thread(settings_version, door) == 3
+        assert await asyncio.to_thread(settings_version, sock) == 3
         assert (await asked(gateway, "at last")).headers["x-headgate-model"] == "echo"
 
 
@@ -176,42 +176,42 @@ async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
         assert len(await found(query=one["id"], text=False)) == 1
         assert await found(tenant="nobody") == [] and len(await found(model="echo", limit=1)) == 1
         assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "hit"
-        door = door_path(folder, 0)
-        assert await asyncio.to_thread(ask, door, {"ask": "forget", "id": one["id"]}) is True
-        assert await asyncio.to_thread(ask, door, {"ask": "forget", "id": one["id"]}) is False
+        sock = socket_path(folder, 0)
+        assert await asyncio.to_thread(ask, sock, {"ask": "forget", "id": one["id"]}) is True
+        assert await asyncio.to_thread(ask, sock, {"ask": "forget", "id": one["id"]}) is False
         assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "miss"
 
 
 async def test_an_ask_that_makes_no_sense_closes_nothing(tmp_path: Path) -> None:
     """No answer for it, and the next ask is answered; the socket is the owner's alone."""
     async with opened(tmp_path) as (gateway, _):
-        door = door_path(run_dir(gateway), 0)
-        assert door.stat().st_mode & 0o777 == 0o600
+        sock = socket_path(run_dir(gateway), 0)
+        assert sock.stat().st_mode & 0o777 == 0o600
         for question in ({}, {"ask": "secrets"}, {"ask": "forget"}):
-            assert await asyncio.to_thread(ask, door, question) is None
-        fleet = await asyncio.to_thread(ask, door, {"ask": "fleet"})
+            assert await asyncio.to_thread(ask, sock, question) is None
+        fleet = await asyncio.to_thread(ask, sock, {"ask": "fleet"})
         assert {one["model"] for one in fleet} == {"echo", "other"}
 
 
 async def test_a_worker_that_is_gone_is_silent(tmp_path: Path) -> None:
     """Its socket's file may be left; nobody waits for it."""
-    async with opened(tmp_path) as (gateway, door):
+    async with opened(tmp_path) as (gateway, sock):
         folder = run_dir(gateway)
         left = folder / "worker-7.door"
         left.touch()
         told, silent = await asyncio.to_thread(ask_all, folder, {"ask": "version"})
         assert (told, silent) == ({"worker-0": 0}, ["worker-7"])
-        await door.close()
-        assert not door_path(folder, 0).exists()
+        await sock.close()
+        assert not socket_path(folder, 0).exists()
 
 
 @pytest.mark.parametrize("successor", [True, False])
 async def test_a_worker_takes_down_its_own_door_only(tmp_path: Path, successor: bool) -> None:
     """Where its successor has put one up already, that stays."""
-    async with opened(tmp_path) as (gateway, door):
-        other = Door(gateway.app, lambda: None)
+    async with opened(tmp_path) as (gateway, sock):
+        other = ControlSocket(gateway.app, lambda: None)
         if successor:
             await other.open()
-        await door.close()
-        assert door_path(run_dir(gateway), 0).exists() is successor
+        await sock.close()
+        assert socket_path(run_dir(gateway), 0).exists() is successor
         await other.close()

@@ -1,4 +1,4 @@
-"""Asks the workers of this machine, at their side doors. Who does not answer in time is silent, never waited for."""
+"""Asks the workers of this machine over their control sockets. A worker that is late counts as silent."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import msgspec
 
-from gateway.door import short
+from gateway.control_socket import short
 
 ANSWER_WITHIN_S = 1.0
 _READ_BYTES = 1 << 18
 
 
-def doors(run_dir: Path) -> list[Path]:
+def socket_paths(run_dir: Path) -> list[Path]:
     """Those of workers that run."""
-    return [door for door in sorted(run_dir.glob("worker-*.door")) if _opens(door)]
+    return [path for path in sorted(run_dir.glob("worker-*.door")) if _opens(path)]
 
 
-def ask(door: Path, question: dict[str, Any]) -> Any:
+def ask(path: Path, question: dict[str, Any]) -> Any:
     """A worker's answer; None: it is silent or could not."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short(door) as name:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short(path) as name:
             sock.settimeout(ANSWER_WITHIN_S)
             sock.connect(name)
             sock.sendall(msgspec.json.encode(question) + b"\n")
@@ -34,20 +34,20 @@ def ask(door: Path, question: dict[str, Any]) -> Any:
 
 def ask_all(run_dir: Path, question: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Answers by worker, and the names of the silent ones."""
-    answers = {door.stem: ask(door, question) for door in sorted(run_dir.glob("worker-*.door"))}
+    answers = {path.stem: ask(path, question) for path in sorted(run_dir.glob("worker-*.door"))}
     told = {name: answer for name, answer in answers.items() if answer is not None}
     return told, [name for name in answers if name not in told]
 
 
-def settings_version(door: Path) -> int | None:
+def settings_version(path: Path) -> int | None:
     """Of the settings that the worker goes by; asking makes it look at once."""
-    answer = ask(door, {"ask": "version"})
+    answer = ask(path, {"ask": "version"})
     return answer if isinstance(answer, int) else None
 
 
-def _opens(door: Path) -> bool:
+def _opens(path: Path) -> bool:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short(door) as name:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short(path) as name:
             sock.settimeout(ANSWER_WITHIN_S)
             sock.connect(name)
     except OSError:

@@ -48,7 +48,7 @@ class Known:
         return (left if workers <= 1 else left // (2 * workers)) - self.alone
 
 
-class Alone:
+class OfflineLedger:
     """The accounts this worker has seen of late."""
 
     def __init__(self, clock: Clock) -> None:

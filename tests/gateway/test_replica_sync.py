@@ -11,8 +11,8 @@ import pytest
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.store import Store
 from gateway.leader import Leadership
+from gateway.replica_sync import Overtaken, ReplicaSync
 from gateway.settings import CanarySetting, Settings, change_settings, read_settings
-from gateway.together import Overtaken, Together
 from tests.postgres_server import PostgresServer
 from tests.until import until
 
@@ -25,13 +25,13 @@ def database(postgres_server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def replicas(database: str, tmp_path: Path) -> Iterator[list[tuple[Together, Path]]]:
+def replicas(database: str, tmp_path: Path) -> Iterator[list[tuple[ReplicaSync, Path]]]:
     """Three of them, each with a folder of its own."""
     made = []
     for name in ("one", "two", "three"):
         folder = tmp_path / name
         folder.mkdir()
-        made.append((Together(Store(open_engine(database)), folder), folder))
+        made.append((ReplicaSync(Store(open_engine(database)), folder), folder))
     yield made
     for together, _ in made:
         together._store.close()
@@ -55,7 +55,7 @@ def served(folder: Path) -> dict[str, bytes]:
     return {route: Path(path).read_bytes() for route, path in read_settings(folder).routers.items()}
 
 
-def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[Together, Path]]) -> None:
+def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[ReplicaSync, Path]]) -> None:
     """The artefact arrives before any setting names it; going back arrives too."""
     (one, here), (two, there), (three, yonder) = replicas
     first, second = (write(here / f"routers/a/{name}.safetensors", name.encode()) for name in ("first", "second"))
@@ -76,7 +76,7 @@ def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[To
     assert not any(together.step() for together, _ in replicas)
 
 
-def test_changes_of_several_replicas_at_once_all_count(replicas: list[tuple[Together, Path]]) -> None:
+def test_changes_of_several_replicas_at_once_all_count(replicas: list[tuple[ReplicaSync, Path]]) -> None:
     """Entries are merged one by one; who was overtaken looks again; a version is used once."""
     (one, here), (two, there), _ = replicas
     one.step()
@@ -98,7 +98,7 @@ def test_changes_of_several_replicas_at_once_all_count(replicas: list[tuple[Toge
         assert Path(settings.canaries["b"].artifact).read_bytes() == b"c"
 
 
-def test_what_stays_a_replicas_own_is_not_touched(replicas: list[tuple[Together, Path]]) -> None:
+def test_what_stays_a_replicas_own_is_not_touched(replicas: list[tuple[ReplicaSync, Path]]) -> None:
     """Keys come from the database by another way; this neither sends nor drops them."""
     from gateway.keys import new_key
 
@@ -112,7 +112,7 @@ def test_what_stays_a_replicas_own_is_not_touched(replicas: list[tuple[Together,
     assert read_settings(there).keys == (record,) and read_settings(here).keys == ()
 
 
-def test_a_spoilt_artefact_changes_nothing(replicas: list[tuple[Together, Path]]) -> None:
+def test_a_spoilt_artefact_changes_nothing(replicas: list[tuple[ReplicaSync, Path]]) -> None:
     """A file whose bytes are not those of its name is refused, and the old setting stays."""
     (one, here), (two, there), _ = replicas
     serve(here, "a", write(here / "a.safetensors", b"good"))

@@ -56,11 +56,11 @@ class Application(Protocol):
         ...
 
 
-class Front(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One connection of a client. Its requests are answered one after the other."""
 
     lanes: ClassVar[Mapping[bytes, str]] = LANES
-    _lane: Lane | None = None
+    _lane: FastPath | None = None
     """The request being read, where it has the lane."""
     _watched: Reply | None = None
     _unread_bytes = 0
@@ -151,7 +151,7 @@ class Front(HttpToolsProtocol):
             self._leave_to_uvicorn()
             return
         stays = self.parser.should_keep_alive() and not cast(Application, self.app).draining
-        lane = Lane(self, surface, keep_alive=stays)
+        lane = FastPath(self, surface, keep_alive=stays)
         self._lane = lane
         self.cycle = cast(RequestResponseCycle, lane)  # as much of one as uvicorn's protocol looks at
         lane.check_length()
@@ -229,7 +229,7 @@ class Front(HttpToolsProtocol):
             watched.leave()
 
 
-class Laneless(Front):
+class PlainHttpProtocol(HttpProtocol):
     """For the admin port: the same limits and deadlines, but every request goes uvicorn's way."""
 
     lanes: ClassVar[Mapping[bytes, str]] = {}
@@ -248,14 +248,14 @@ def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:
     return sum(len(name) + len(value) for name, value in headers)
 
 
-class Lane(Reply):
+class FastPath(Reply):
     """One request in the lane, and the answer to it."""
 
     __slots__ = (
         "_chunks", "_front", "_headers", "_size", "_surface", "disconnected", "keep_alive", "response_complete",
     )  # fmt: skip
 
-    def __init__(self, front: Front, surface: str, *, keep_alive: bool) -> None:
+    def __init__(self, front: HttpProtocol, surface: str, *, keep_alive: bool) -> None:
         super().__init__()
         self._front = front
         self._surface = surface
@@ -272,7 +272,7 @@ class Lane(Reply):
         return self.task is None
 
     @property
-    def message_event(self) -> Lane:
+    def message_event(self) -> FastPath:
         """As uvicorn's cycle has it: set when a message arrives. Nothing here waits for one."""
         return self
 

@@ -11,7 +11,7 @@ from gateway.upstream import Response
 from gateway.wire.relay import Relay
 
 
-class Streams:
+class LiveStreams:
     """Those under way in a worker; one clock for all of them shows that they live where nothing comes for long.
 
     Proxies cut a connection that is silent, and a model that thinks is silent for minutes; so is one whose own signs of
@@ -21,7 +21,7 @@ class Streams:
     def __init__(self, every_s: float) -> None:
         """0: never."""
         self._every_s = every_s
-        self.passing: set[Passing] = set()
+        self.passing: set[LiveStream] = set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -32,7 +32,7 @@ class Streams:
 
 
 @dataclass(slots=True, eq=False)
-class Passing:
+class LiveStream:
     """Passes a live stream from the upstream's connection to the client's, without waking this task for each part."""
 
     response: Response

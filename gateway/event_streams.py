@@ -34,7 +34,7 @@ _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed
 T = TypeVar("T")
 
 
-class Told(Reply):
+class EventStream(Reply):
     """What a response's stream has told: a reply that nobody need wait for."""
 
     def __init__(self, response: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ async def with_signs(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             await asyncio.wait({coming})
 
 
-class Kept:
+class StoredEventStreams:
     """Where streams of the background are kept. One per worker."""
 
     def __init__(self, journal: Reader, clock: Callable[[], float]) -> None:
@@ -159,7 +159,7 @@ class Kept:
 
         return await self._journal.ask(lambda: question(Events(self._journal.store.engine)))
 
-    async def write(self, told: Told, id: str, tenant: str) -> None:
+    async def write(self, told: EventStream, id: str, tenant: str) -> None:
         """Until no more will come. While the database is away they wait in memory."""
         written = 0
         while True:

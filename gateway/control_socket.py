@@ -1,4 +1,4 @@
-"""A worker's side door: a unix socket in the run folder at which the control process asks and is answered.
+"""A worker's control socket: a unix socket in the run folder over which the control process asks it questions.
 
 One JSON object a line each way. Nothing of it is on the request path; what takes long runs in a thread. The socket is
 this user's alone, and nothing can be asked here that needs more trust than that: no secret goes over it.
@@ -24,7 +24,7 @@ from cache.sqlite import SqliteStore
 from gateway.asgi import App
 from gateway.wire.answer import peek
 
-log = logging.getLogger("headgate.door")
+log = logging.getLogger("headgate.control_socket")
 
 MAX_LINE_BYTES = 1 << 16
 MAX_PATH_BYTES = 100
@@ -36,7 +36,7 @@ Answer = Callable[[App, Ask], Awaitable[Any]]
 Follow = Callable[[], None]
 
 
-def door_path(run_dir: str | Path, index: int) -> Path:
+def socket_path(run_dir: str | Path, index: int) -> Path:
     return Path(run_dir) / f"worker-{index}.door"
 
 
@@ -53,7 +53,7 @@ def short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-class Door:
+class ControlSocket:
     """Open from `open` to `close`. `follow` puts new settings into force at once."""
 
     def __init__(self, app: App, follow: Follow) -> None:
@@ -61,7 +61,7 @@ class Door:
         self._follow = follow
         self._server: asyncio.Server | None = None
         self._inode = 0
-        self._path = door_path(app.services.config.server.run_dir, app.services.index)
+        self._path = socket_path(app.services.config.server.run_dir, app.services.index)
 
     async def open(self) -> None:
         """A door that can't be opened costs the admin pages a worker's view, never the worker."""
@@ -73,7 +73,7 @@ class Door:
             self._path.chmod(0o600)
             self._inode = self._path.stat().st_ino
         except OSError as error:
-            log.warning("no side door for the control process: %s", error)
+            log.warning("no socket for the control process: %s", error)
 
     async def close(self) -> None:
         if self._server is not None:

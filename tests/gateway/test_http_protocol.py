@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.front import Front
+from gateway.http_protocol import HttpProtocol
 from tests.live import Live, live
 
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"hello there"}]}'
@@ -58,8 +58,8 @@ class Counted:
 async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers and body go to the socket together: half the system calls, and one packet."""
     writes: list[bytes] = []
-    made = Front.connection_made
-    monkeypatch.setattr(Front, "connection_made", lambda self, one: made(self, Counted(one, writes)))  # type: ignore[arg-type]
+    made = HttpProtocol.connection_made
+    monkeypatch.setattr(HttpProtocol, "connection_made", lambda self, one: made(self, Counted(one, writes)))  # type: ignore[arg-type]
     async with live(tmp_path) as gateway:
         transport, talker = await talk(gateway)
         transport.write(request())
