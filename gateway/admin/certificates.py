@@ -30,7 +30,7 @@ from gateway.admin.shapes.knobs import KnobChange
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import new_id
 from gateway.journal.rollup_tables import certificates as table
-from gateway.journal.write import put_row
+from gateway.journal.upsert import put_row
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.knob_floor import ASSUMPTION, BOUND, Unsupported, certify_knob, coverage, drifted
 from gateway.learn.promises import standings

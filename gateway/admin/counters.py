@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from gateway.admin.guard import Means, Viewer
 from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS
-from gateway.journal.write import Row
+from gateway.journal.upsert import Row
 
 router = APIRouter(prefix="/admin", tags=["counters"])
 _DAY_S = 86400.0

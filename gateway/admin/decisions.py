@@ -36,8 +36,8 @@ from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, DecisionRecord
 from gateway.journal.rollup_tables import ALL_TENANTS, rollups
 from gateway.journal.search import DecisionFilter
 from gateway.journal.tables import spend
+from gateway.journal.upsert import Row
 from gateway.journal.view import decision_view
-from gateway.journal.write import Row
 from gateway.prices import Price
 
 router = APIRouter(prefix="/admin/decisions", tags=["decisions"])

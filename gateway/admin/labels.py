@@ -20,7 +20,7 @@ from gateway.errors import CallerError, NotFound
 from gateway.journal.insights import insights_of
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.tables import feedback as said
-from gateway.journal.write import write_feedback
+from gateway.journal.write_feedback import write_feedback
 
 router = APIRouter(prefix="/admin", tags=["labels"])
 KIND = "labels"

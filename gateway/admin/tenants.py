@@ -15,7 +15,7 @@ from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenan
 from gateway.admin.shapes.common import Applied
 from gateway.config import TenantConfig
 from gateway.errors import CallerError
-from gateway.journal.write import Row
+from gateway.journal.upsert import Row
 from gateway.key_check import name_fault
 from gateway.ledger import period_start
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from gateway.errors import NotFound
 from gateway.journal.record import new_id
 from gateway.journal.tables import file_chunks, files
-from gateway.journal.write import clean, put_row
+from gateway.journal.upsert import clean, put_row
 from gateway.wire.file_parts import LONGEST_ID, ids_in, named_type
 
 CHUNK_BYTES = 1024 * 1024

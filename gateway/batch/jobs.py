@@ -21,8 +21,8 @@ from gateway.batch.origin import ANTHROPIC
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import new_id
 from gateway.journal.tables import job_items, job_parts, jobs
-from gateway.journal.write import ENDED as ITEM_ENDED
-from gateway.journal.write import clean, put_row
+from gateway.journal.upsert import clean, put_row
+from gateway.journal.write_job_items import ENDED as ITEM_ENDED
 
 State = Literal[
     "validating", "running", "paused", "finalizing", "cancelling", "completed", "cancelled", "expired", "failed"

@@ -14,7 +14,7 @@ from gateway.journal.record import DecisionRecord
 from gateway.journal.rollup import rollup_rows
 from gateway.journal.rollup_tables import ADDED, rollups
 from gateway.journal.tables import decisions
-from gateway.journal.write import add_counts
+from gateway.journal.upsert import add_counts
 
 BATCH_ROWS = 500
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode

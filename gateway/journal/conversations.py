@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from gateway.errors import CallerError, NotFound
 from gateway.journal.tables import conversation_items, conversations
-from gateway.journal.write import clean
+from gateway.journal.upsert import clean
 
 _AT_ONCE = 100
 _c, _i = conversations.c, conversation_items.c

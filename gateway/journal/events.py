@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 
 from gateway.journal.tables import response_events
-from gateway.journal.write import clean
+from gateway.journal.upsert import clean
 
 _c = response_events.c
 _decode = msgspec.json.Decoder(list[str]).decode

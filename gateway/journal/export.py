@@ -26,8 +26,8 @@ import sqlalchemy as sa
 from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, AttemptRecord, DecisionRecord
 from gateway.journal.schema import check_schema, open_engine
 from gateway.journal.tables import decisions, feedback
+from gateway.journal.upsert import Row
 from gateway.journal.vectors import vector_bytes
-from gateway.journal.write import Row
 from gateway.wire.pass_through import PASSED
 
 _PAGE_ROWS = 1000

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from gateway.journal.rollup_tables import insights
 from gateway.journal.store import Store
-from gateway.journal.write import put_row
+from gateway.journal.upsert import put_row
 
 
 def keep_insight(store: Store, kind: str, name: str, value: Any) -> None:

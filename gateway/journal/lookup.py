@@ -19,7 +19,7 @@ from gateway.journal.ship import decode_record
 from gateway.journal.store import Store
 from gateway.journal.sums import sums
 from gateway.journal.tables import spool_offsets
-from gateway.journal.write import Row
+from gateway.journal.upsert import Row
 
 __all__ = ["append_durably", "find_chain", "find_decision", "find_response", "record_feedback", "spend_since"]
 

@@ -17,7 +17,7 @@ from gateway.journal.record import DecisionRecord, ResponseRecord
 
 if TYPE_CHECKING:
     from gateway.journal.store import Store
-    from gateway.journal.write import Row
+    from gateway.journal.upsert import Row
 
 THREADS = 4
 PATIENCE_S = 10.0

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from gateway.journal.export import settle_score
 from gateway.journal.record import DecisionRecord
 from gateway.journal.tables import decisions, feedback
-from gateway.journal.write import Row
+from gateway.journal.upsert import Row
 from gateway.learn.rounds import OF_JOBS, is_round
 
 _PAGE_ROWS = 500

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from gateway.journal.outcome import ERROR, NAMES
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions
-from gateway.journal.write import Row, clean
+from gateway.journal.upsert import Row, clean
 
 LOOKED_AT = 60_000
 """Entries of the index per page."""

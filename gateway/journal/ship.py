@@ -25,7 +25,8 @@ from gateway.journal.durable import database_said
 from gateway.journal.frames import SUFFIX, Frame, framed, read_frames
 from gateway.journal.record import Record
 from gateway.journal.tables import spool_offsets
-from gateway.journal.write import put_row, write_records
+from gateway.journal.upsert import put_row
+from gateway.journal.write import write_records
 
 log = logging.getLogger(__name__)
 

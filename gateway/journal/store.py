@@ -37,7 +37,8 @@ from gateway.journal.tables import (
     spool_offsets,
     stats,
 )
-from gateway.journal.write import Row, clean, put_row, write_audit
+from gateway.journal.upsert import Row, clean, put_row
+from gateway.journal.write import write_audit
 
 _BATCH_ROWS = 1000
 _KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
