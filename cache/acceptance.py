@@ -42,7 +42,7 @@ _NOVEL_AFTER = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AcceptanceOptions:
     """What a route asks of its semantic cache."""
 
     eps: float = 0.03
@@ -124,9 +124,12 @@ class Acceptance:
     """The learned rule of one route."""
 
     def __init__(
-        self, terms: Terms | None = None, rng: random.Random | None = None, judge_error: JudgeError | None = None
+        self,
+        options: AcceptanceOptions | None = None,
+        rng: random.Random | None = None,
+        judge_error: JudgeError | None = None,
     ) -> None:
-        self.terms = terms = terms or Terms()
+        self.options = options = options or AcceptanceOptions()
         self.judge_error = judge_error or JudgeError()
         self.fitted: Fitted | None = None
         self.requests = 0
@@ -135,7 +138,7 @@ class Acceptance:
         self.hits = 0
         self.judgements = 0
         self._rng = rng or random.Random()
-        self._rows: deque[_Row] = deque(maxlen=terms.max_rows)
+        self._rows: deque[_Row] = deque(maxlen=options.max_rows)
         self._audits: deque[bool] = deque(maxlen=2000)
         self._miss_share = 1.0
         """Multiplies the probability that a miss is judged; steered by the budget."""
@@ -169,7 +172,7 @@ class Acceptance:
 
     def draw_audit(self) -> float:
         """The weight of this hit's row if it is to be audited, else 0."""
-        return 1.0 / self.terms.audit_share if self._rng.random() < self.terms.audit_share else 0.0
+        return 1.0 / self.options.audit_share if self._rng.random() < self.options.audit_share else 0.0
 
     def draw_miss(self, score: float, unproven: bool = False) -> float:
         """The weight of this miss's row if it is to be judged, else 0: likely ones near the threshold."""
@@ -192,9 +195,9 @@ class Acceptance:
     @property
     def due(self) -> bool:
         """Whether it is time to `refit`."""
-        enough = self.requests + self.heard >= self.terms.warm_up and len(self._rows) > self.terms.least_rows
+        enough = self.requests + self.heard >= self.options.warm_up and len(self._rows) > self.options.least_rows
         is_first = self.heard > 0 and not self._fitted_at
-        return enough and (is_first or self.requests - self._fitted_at >= self.terms.refit_every)
+        return enough and (is_first or self.requests - self._fitted_at >= self.options.refit_every)
 
     def hear(self, features: list[float], right: bool, weight: float, *, audited: bool) -> None:
         """Take in a row that was judged elsewhere."""
@@ -249,18 +252,18 @@ class Acceptance:
             return NEVER, 0.0
         order = np.argsort(-scores)
         wrong, n, ends = _sliced(1.0 - right[order], weight[order])
-        upper = beta_upper(wrong * n, n - wrong * n, self.terms.confidence)
+        upper = beta_upper(wrong * n, n - wrong * n, self.options.confidence)
         _, upper = self.judge_error.correct(wrong, upper)
-        within = np.flatnonzero(upper <= self.terms.eps)
+        within = np.flatnonzero(upper <= self.options.eps)
         if not len(within):
             return NEVER, 0.0
         lowest = float(scores[order[ends[within[-1]]]])
-        return max(lowest, 1.0 - self.judge_error.called_wrong(_WORST * self.terms.eps)), float(upper[within[-1]])
+        return max(lowest, 1.0 - self.judge_error.called_wrong(_WORST * self.options.eps)), float(upper[within[-1]])
 
     def _steer(self) -> None:
         """Judge much while little is known, then come down to the budget."""
         known = max(0, self.judgements - 3000)
-        target = max(self.terms.judged_share, 0.6 * math.exp(-known / 800))
+        target = max(self.options.judged_share, 0.6 * math.exp(-known / 800))
         change = target / max(self._spent, 1e-3)
         if self.requests > 1000:
             self._miss_share = min(1.0, max(0.02, self._miss_share * min(1.25, max(0.8, change))))
@@ -268,7 +271,7 @@ class Acceptance:
     def _drifted(self) -> bool:
         """Whether even the lower bound of the last audits lies above eps: then older rows mislead."""
         rate = self.false_hit_rate()
-        return rate.n >= 50 and rate.low > self.terms.eps
+        return rate.n >= 50 and rate.low > self.options.eps
 
 
 def _sliced(wrong: Floats, weight: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:

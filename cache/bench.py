@@ -25,7 +25,7 @@ from cache.bench_index import bench_index, bench_tenants, cpu_beside, cpu_ms, ne
 from cache.entry import Entry
 from cache.evaluate import load_embedder
 from cache.key import Partition, exact_key
-from cache.link import Link
+from cache.link import RedisLink
 from cache.memory import MemoryStore
 from cache.redis import RedisStore
 
@@ -44,7 +44,7 @@ async def redis_get(url: str, key: bytes, times: int = 3000) -> dict[str, float]
     """A whole answer of 4,000 bytes from Redis, and in turn with it a bare GET of as many: CPU time of this process
     and time by the clock, medians and the fastest tenth.
     """
-    link = Link(url, timeout_s=1.0)
+    link = RedisLink(url, timeout_s=1.0)
     store = RedisStore(link, prefix="hg:bench:")
     await store.put(key, Entry("bench", "chat", b"x" * 4000, "m", "", time.time(), 3600.0, 0.01, tenant="t"))
     await link.client.set("hg:bench:bare", b"x" * 4000)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cache.acceptance import Terms
+from cache.acceptance import AcceptanceOptions
 from cache.baselines import EntryRule, StaticRule
 from cache.minilm import MiniLM, OnnxEmbedder
 from cache.minilm_native import NativeEmbedder
@@ -141,9 +141,9 @@ def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, s
 def _orders(stream: Stream, ranking: Ranking, asked: argparse.Namespace, eps: float, error: float) -> dict[str, float]:
     seeds = range(asked.seed, asked.seed + asked.orders)
     title = f"{stream.name}, eps {eps}" + (f", judge errs {error:.0%}" if error else "")
-    terms = Terms(eps=eps)
+    options = AcceptanceOptions(eps=eps)
     runs = [
-        replay(stream, ranking, terms=terms, seed=seed, judge_error=error, guard=not asked.no_guard)
+        replay(stream, ranking, options=options, seed=seed, judge_error=error, guard=not asked.no_guard)
         for seed in track(seeds, title, console=Console(stderr=True))
     ]
     return summary(runs, eps)

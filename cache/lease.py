@@ -10,7 +10,7 @@ import secrets
 
 from redis import asyncio as aioredis
 
-from cache.link import Link, Script
+from cache.link import RedisLink, Script
 
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -18,7 +18,7 @@ _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('D
 class RedisLease:
     """Leases by exact key, held in this process's name."""
 
-    def __init__(self, link: Link, *, hold_s: float = 15.0, prefix: str = "hg:l:") -> None:
+    def __init__(self, link: RedisLink, *, hold_s: float = 15.0, prefix: str = "hg:l:") -> None:
         self._link = link
         self._hold_ms = max(1, int(hold_s * 1000))
         self._prefix = prefix

@@ -27,7 +27,7 @@ _PATIENCE = 3
 """Failures in a row before calls are refused without trying."""
 
 
-class Link:
+class RedisLink:
     """One Redis, reached within `timeout_s` or not at all."""
 
     def __init__(self, url: str, *, timeout_s: float = 0.02, rest_s: float = 0.25, connections: int = 64) -> None:

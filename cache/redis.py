@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from cache.codec import pack, unpack
 from cache.entry import Entry
-from cache.link import Link, Script
+from cache.link import RedisLink, Script
 from cache.store import StoreStats, alive
 
 ENTRY_BYTES = 600
@@ -100,7 +100,7 @@ return gone
 class RedisStore:
     """Keeps entries of all tenants, each tenant within `max_tenant_bytes`, by greedy dual size frequency."""
 
-    def __init__(self, link: Link, *, max_tenant_bytes: int = 1 << 28, prefix: str = "hg:c:") -> None:
+    def __init__(self, link: RedisLink, *, max_tenant_bytes: int = 1 << 28, prefix: str = "hg:c:") -> None:
         if max_tenant_bytes <= 0:
             raise ValueError(f"max_tenant_bytes must be positive, not {max_tenant_bytes}")
         self._link = link

@@ -18,7 +18,7 @@ from redis import asyncio as aioredis
 
 from cache.entry import Entry
 from cache.key import Partition
-from cache.link import Link
+from cache.link import RedisLink
 from cache.neighbours import FEATURES
 from cache.semantic import SemanticCache
 
@@ -74,7 +74,7 @@ class Replication:
     """One route's part in the stream."""
 
     def __init__(
-        self, link: Link, cache: SemanticCache, *, route: str, embedder: str, max_length: int = 200_000
+        self, link: RedisLink, cache: SemanticCache, *, route: str, embedder: str, max_length: int = 200_000
     ) -> None:
         self._link = link
         self._cache = cache

@@ -355,7 +355,7 @@ class SemanticCache:
             "score": score,
             "threshold": fitted.least(found.best.right == 0),
             "bound": fitted.upper,
-            "eps": self.acceptance.terms.eps,
+            "eps": self.acceptance.options.eps,
             "version": fitted.version,
             "vote": found.best_vote,
             "class_size": found.best.size,

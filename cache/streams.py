@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.acceptance import Acceptance, Terms
+from cache.acceptance import Acceptance, AcceptanceOptions
 from cache.entry import Entry
 from cache.guard import Guard
 from cache.index import FlatIndex
@@ -169,7 +169,7 @@ def replay(
     stream: Stream,
     ranking: Ranking,
     *,
-    terms: Terms,
+    options: AcceptanceOptions,
     seed: int,
     judge_error: float = 0.0,
     guard: bool = True,
@@ -182,7 +182,7 @@ def replay(
     cache = SemanticCache(
         MemoryStore(1 << 20),
         dimension=vectors.shape[1],
-        acceptance=Acceptance(terms, random.Random(seed), oracle.measured()),
+        acceptance=Acceptance(options, random.Random(seed), oracle.measured()),
         guard=Guard() if guard else None,
         make_index=lambda _: index,
     )

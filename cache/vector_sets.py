@@ -15,10 +15,10 @@ from redis import asyncio as aioredis
 from redis.exceptions import ResponseError
 
 from cache.index import Vector
-from cache.link import Link
+from cache.link import RedisLink
 
 
-async def has_vector_sets(link: Link) -> bool:
+async def has_vector_sets(link: RedisLink) -> bool:
     """Whether this Redis knows them: version 8 does."""
     return await link.run(_probe, False)
 
@@ -34,7 +34,7 @@ async def _probe(client: aioredis.Redis) -> bool:
 class VectorSets:
     """One route's sets, of one embedder's vectors."""
 
-    def __init__(self, link: Link, *, route: str, embedder: str) -> None:
+    def __init__(self, link: RedisLink, *, route: str, embedder: str) -> None:
         self._link = link
         self._name = "hg:v:" + blake2b(f"{route}\0{embedder}".encode(), digest_size=10).hexdigest()
 

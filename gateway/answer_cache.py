@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.acceptance import Acceptance, Terms
+from cache.acceptance import Acceptance, AcceptanceOptions
 from cache.entry import Entry, Hit
 from cache.flight import Flight, LookUp
 from cache.guard import Guard
@@ -142,8 +142,9 @@ class AnswerCache:
         """The semantic tier of a route, opened when first needed."""
         cache = self._semantic.get(route.name)
         if cache is None:
+            options = AcceptanceOptions(eps=route.config.cache_eps)
             cache = self._semantic[route.name] = SemanticCache(
-                self.store, dimension=self.dimension(), acceptance=Acceptance(Terms(eps=route.config.cache_eps)),
+                self.store, dimension=self.dimension(), acceptance=Acceptance(options),
                 guard=self._guard(), pair_rule=self._pair_rules.get(route.name),
             )  # fmt: skip
         return cache

@@ -13,11 +13,11 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from cache.acceptance import Acceptance, Terms
+from cache.acceptance import Acceptance, AcceptanceOptions
 from cache.entry import Entry
 from cache.flight import Flight, LookUp
 from cache.lease import RedisLease
-from cache.link import Link
+from cache.link import RedisLink
 from cache.pair_rule import PairRule
 from cache.redis import RedisStore
 from cache.replicate import Replication
@@ -50,8 +50,8 @@ class SharedAnswerCache(AnswerCache):
         *,
         vectors_in_redis: bool = False,
     ) -> None:
-        self._link = Link(redis_url, timeout_s=timeout_s)
-        self._slow_link = Link(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
+        self._link = RedisLink(redis_url, timeout_s=timeout_s)
+        self._slow_link = RedisLink(redis_url, timeout_s=max(timeout_s, TELL_WITHIN_S), connections=8)
         super().__init__(RedisStore(self._link), featurizer, slow, pair_rules)
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
@@ -82,7 +82,7 @@ class SharedAnswerCache(AnswerCache):
             cache = self._semantic[route.name] = SemanticCache(
                 self.store,
                 dimension=self.dimension(),
-                acceptance=Acceptance(Terms(eps=route.config.cache_eps)),
+                acceptance=Acceptance(AcceptanceOptions(eps=route.config.cache_eps)),
                 guard=self._guard(),
                 on_verdict=lambda *verdict: self._tell(self._replications[route.name].tell_judged(*verdict)),
                 sets=sets,

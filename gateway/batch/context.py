@@ -10,8 +10,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from cache.acceptance import Acceptance, Terms
-from cache.link import Link
+from cache.acceptance import Acceptance, AcceptanceOptions
+from cache.link import RedisLink
 from cache.memory import MemoryStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
@@ -35,7 +35,7 @@ def open_context(config: Config, book: RouteBook) -> PlanContext:
 
 async def replicated_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Acceptance]:
     """Each route's acceptance rule, fitted to every verdict that its replicas have told each other."""
-    link = Link(redis_url, timeout_s=REDIS_TIMEOUT_S)
+    link = RedisLink(redis_url, timeout_s=REDIS_TIMEOUT_S)
     try:
         rules = {route.name: await _heard(link, route) for route in routes}
     finally:
@@ -45,10 +45,10 @@ async def replicated_rules(redis_url: str, routes: list[Route]) -> Mapping[str, 
     return learnt
 
 
-async def _heard(link: Link, route: Route) -> Acceptance:
+async def _heard(link: RedisLink, route: Route) -> Acceptance:
     featurizer = shipped_featurizer()
-    terms = Terms(eps=route.config.cache_eps)
-    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], acceptance=Acceptance(terms))
+    options = AcceptanceOptions(eps=route.config.cache_eps)
+    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], acceptance=Acceptance(options))
     replication = Replication(link, ear, route=route.name, embedder=featurizer.version)
     while await replication.follow():
         pass

@@ -135,7 +135,7 @@ class Deduper:
         cache = self._semantic.get(route)
         if cache is None:
             size = self._featurizer.embed("").shape[0]
-            acceptance = Acceptance(learned.terms, random.Random(0))
+            acceptance = Acceptance(learned.options, random.Random(0))
             acceptance.fitted = learned.fitted
             cache = SemanticCache(MemoryStore(1), dimension=size, acceptance=acceptance, guard=Guard(same_script=True))
             self._semantic[route] = cache

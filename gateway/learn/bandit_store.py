@@ -19,7 +19,7 @@ from gateway.config import Config
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from cache.link import Link
+    from cache.link import RedisLink
 
 PREFIX = "headgate:bandit:"
 
@@ -80,7 +80,7 @@ class RedisBanditStore:
     where it has lost its data whoever reads next tells what was in it, also of writers that are gone.
     """
 
-    def __init__(self, link: Link, writer: str) -> None:
+    def __init__(self, link: RedisLink, writer: str) -> None:
         self._link, self._writer = link, writer
         self._seen: dict[str, dict[bytes, bytes]] = {}
         self._published: dict[str, bytes] = {}

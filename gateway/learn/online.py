@@ -245,9 +245,9 @@ def open_bandit_store(config: Config, index: int) -> BanditStore:
     """Redis where machines share one, else files of the run directory. Every start is another writer."""
     writer = f"{index}-{secrets.token_hex(6)}"
     if config.storage.redis_url:
-        from cache.link import Link
+        from cache.link import RedisLink
 
-        return RedisBanditStore(Link(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
+        return RedisBanditStore(RedisLink(str(config.storage.redis_url), timeout_s=SHARE_EVERY_S), writer)
     return FolderBanditStore(config.server.run_dir, writer)
 
 

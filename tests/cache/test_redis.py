@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from cache.codec import pack, unpack
 from cache.flight import Flight
 from cache.lease import RedisLease
-from cache.link import Link
+from cache.link import RedisLink
 from cache.redis import ENTRY_BYTES, RedisStore
 from tests.cache.test_store import entry
 from tests.chaos.wire import wire_to
@@ -27,7 +27,7 @@ from tests.until import PATIENCE_S
 @asynccontextmanager
 async def replica(url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: Any) -> AsyncIterator[RedisStore]:
     """A store with a link of its own, as another process has."""
-    link = Link(url, timeout_s=timeout_s, rest_s=rest_s)
+    link = RedisLink(url, timeout_s=timeout_s, rest_s=rest_s)
     store = RedisStore(link, **more)
     yield store
     await store.close()
@@ -247,7 +247,7 @@ def test_a_link_needs_a_bearable_deadline() -> None:
     """A deadline of nothing, or of more than anyone waits, is refused where it is configured."""
     for timeout_s in (0.0, -1.0, 60.0):
         with pytest.raises(ValueError, match="timeout_s"):
-            Link("redis://127.0.0.1:1/0", timeout_s=timeout_s)
+            RedisLink("redis://127.0.0.1:1/0", timeout_s=timeout_s)
 
 
 async def test_replicas_ask_upstream_once(server: RedisServer) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from cache.acceptance import Acceptance
 from cache.entry import Entry, Hit
 from cache.key import Partition
-from cache.link import Link
+from cache.link import RedisLink
 from cache.neighbours import FEATURES
 from cache.redis import RedisStore
 from cache.replicate import Replication
@@ -28,7 +28,7 @@ class Replica:
     """A semantic cache on a shared store, with a link of its own."""
 
     def __init__(self, url: str, route: str, embedder: str = "e") -> None:
-        self.link = Link(url, timeout_s=10)
+        self.link = RedisLink(url, timeout_s=10)
         self.store = RedisStore(self.link, prefix=f"{route}:")
         self.cache = SemanticCache(self.store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)))
         self.replication = Replication(self.link, self.cache, route=route, embedder=embedder)
@@ -119,7 +119,7 @@ async def test_who_starts_among_others_knows_what_they_know(shared_server: Redis
     one = Replica(shared_server.url, route)
     fresh = SemanticCache(one.store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)))
     replication = Replication(one.link, fresh, route=route, embedder="e")
-    for n in range(fresh.acceptance.terms.warm_up):
+    for n in range(fresh.acceptance.options.warm_up):
         assert not fresh.acceptance.due
         await one.replication.tell_judged([float(n % 4 > 0)] * FEATURES, n % 4 > 0, 1.0, False)
         if n % 100 == 99:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.acceptance import NEVER, UNPROVEN, Acceptance, Terms
+from cache.acceptance import NEVER, UNPROVEN, Acceptance, AcceptanceOptions
 from cache.baselines import EntryRule, StaticRule
 from cache.classes import AnswerClass
 from cache.entry import Entry, Hit
@@ -27,7 +27,7 @@ from cache.semantic import Miss, SemanticCache
 from cache.streams import OUT_OF_SCOPE, Figures, Stream, replay, replay_rule
 
 DIMENSION = 16
-QUICK = Terms(eps=0.05, warm_up=150, refit_every=100)
+QUICK = AcceptanceOptions(eps=0.05, warm_up=150, refit_every=100)
 
 
 def question(text: str, partition: bytes = b"p") -> Partition:
@@ -221,7 +221,7 @@ async def test_entries_are_bounded() -> None:
 def replayed(judge_error: float, seed: int = 0) -> Figures:
     """A made stream through the cache."""
     stream, vectors = made_stream(seed=seed)
-    return replay(stream, Ranking.of(vectors), terms=QUICK, seed=seed, judge_error=judge_error)
+    return replay(stream, Ranking.of(vectors), options=QUICK, seed=seed, judge_error=judge_error)
 
 
 @pytest.mark.parametrize("judge_error", [0.0, 0.03])
@@ -249,7 +249,7 @@ def test_replays_repeat() -> None:
 def test_learning_beats_a_fixed_threshold_at_its_error() -> None:
     """At no more error than the learned rule's, a fixed threshold serves less."""
     stream, vectors = made_stream(3000)
-    ours = replay(stream, Ranking.of(vectors), terms=QUICK, seed=0)
+    ours = replay(stream, Ranking.of(vectors), options=QUICK, seed=0)
     fixed = [replay_rule(stream, vectors, StaticRule(t / 100), seed=0) for t in range(70, 100, 3)]
     best = max((run.hit_share for run in fixed if run.false_hit_rate <= ours.false_hit_rate), default=0.0)
     assert ours.hit_share > best
@@ -344,7 +344,7 @@ def test_terms_outside_their_range_are_refused() -> None:
     """An eps, delta or share outside (0, 1) is an error where it is configured."""
     for value in (0.0, 1.0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="eps"):
-            Terms(eps=value)
+            AcceptanceOptions(eps=value)
         with pytest.raises(ValueError, match="delta"):
             EntryRule(value, random.Random(0))
     with pytest.raises(ValueError, match="dimension"):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.entry import Entry
-from cache.link import Link
+from cache.link import RedisLink
 from cache.memory import MemoryStore
 from cache.redis import RedisStore
 from cache.sqlite import SqliteStore
@@ -38,7 +38,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await file.close()
     else:
         server: RedisServer = request.getfixturevalue("shared_server")
-        link = Link(server.url, timeout_s=10)
+        link = RedisLink(server.url, timeout_s=10)
         shared = RedisStore(link, prefix=f"{secrets.token_hex(4)}:")
         yield shared
         await shared.close()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache.acceptance import Acceptance
 from cache.entry import Entry, Hit
 from cache.key import Partition
-from cache.link import Link
+from cache.link import RedisLink
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
 from cache.semantic import Miss, SemanticCache
@@ -32,26 +32,26 @@ def direction(seed: int) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-async def link(redis8: str) -> AsyncIterator[Link]:  # noqa: F811
-    made = Link(redis8, timeout_s=10.0)
+async def link(redis8: str) -> AsyncIterator[RedisLink]:  # noqa: F811
+    made = RedisLink(redis8, timeout_s=10.0)
     yield made
     await made.close()
 
 
-def sets_on(link: Link) -> VectorSets:
+def sets_on(link: RedisLink) -> VectorSets:
     return VectorSets(link, route=secrets.token_hex(4), embedder="e")
 
 
-async def test_the_server_is_asked_whether_it_has_them(link: Link, shared_server: RedisServer) -> None:
+async def test_the_server_is_asked_whether_it_has_them(link: RedisLink, shared_server: RedisServer) -> None:
     """Version 8 has vector sets; an older Redis and one that is away have none, and nothing is raised."""
     assert await has_vector_sets(link)
-    old, away = Link(shared_server.url, timeout_s=10.0), Link("redis://127.0.0.1:9/0", timeout_s=1.0)
+    old, away = RedisLink(shared_server.url, timeout_s=10.0), RedisLink("redis://127.0.0.1:9/0", timeout_s=1.0)
     assert not await has_vector_sets(old) and not await has_vector_sets(away)
     await old.close()
     await away.close()
 
 
-async def test_the_nearest_come_with_their_cosines(link: Link) -> None:
+async def test_the_nearest_come_with_their_cosines(link: RedisLink) -> None:
     """As a full search has it, within a partition, until they are removed."""
     sets = sets_on(link)
     for seed in range(40):
@@ -69,7 +69,7 @@ async def test_the_nearest_come_with_their_cosines(link: Link) -> None:
     assert await sets.near(b"nothing", asked, 8) == []
 
 
-async def test_a_set_lives_as_long_as_its_newest_entry(link: Link) -> None:
+async def test_a_set_lives_as_long_as_its_newest_entry(link: RedisLink) -> None:
     """A longer life lengthens the set's, a shorter one leaves it."""
     sets = sets_on(link)
     for ttl_s in (100.0, 1000.0, 10.0):
@@ -78,7 +78,7 @@ async def test_a_set_lives_as_long_as_its_newest_entry(link: Link) -> None:
     assert 900_000 < left_ms <= 1_000_000
 
 
-async def test_replicas_serve_from_one_set(link: Link) -> None:
+async def test_replicas_serve_from_one_set(link: RedisLink) -> None:
     """What one recorded another serves once it knows the words, and neither after the store has let go of it."""
     sets, store = sets_on(link), MemoryStore(1 << 20)
     gone: list[tuple[bytes, str]] = []
@@ -109,7 +109,7 @@ async def test_replicas_serve_from_one_set(link: Link) -> None:
 
 async def test_a_redis_that_is_away_proposes_nothing() -> None:
     """Then a look-up is a miss."""
-    away = Link("redis://127.0.0.1:9/0", timeout_s=1.0)
+    away = RedisLink("redis://127.0.0.1:9/0", timeout_s=1.0)
     cache = SemanticCache(MemoryStore(1000), dimension=DIMENSION, sets=sets_on(away))
     found = await cache.look_up(Partition(b"p", "block my card"), direction(1), tenant="t", now_s=1.0)
     assert isinstance(found, Miss) and found.why == "empty"

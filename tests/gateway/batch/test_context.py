@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.link import Link
+from cache.link import RedisLink
 from cache.memory import MemoryStore
 from cache.neighbours import FEATURES
 from cache.replicate import Replication
@@ -33,7 +33,7 @@ def opened(folder: Path, redis_url: str, cache: str = "semantic") -> PlanContext
 
 async def tell(redis_url: str, verdicts: int) -> None:
     """A replica that has judged so many pairs: those of a large first feature were the same."""
-    link = Link(redis_url, timeout_s=5.0)
+    link = RedisLink(redis_url, timeout_s=5.0)
     featurizer = shipped_featurizer()
     cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0])
     replica = Replication(link, cache, route="auto", embedder=featurizer.version)
@@ -62,7 +62,7 @@ def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_serve
     sure[0], unsure[0] = 0.99, 0.1
     assert rule.accepts(rule.score(sure.tolist()))
     assert not rule.accepts(rule.score(unsure.tolist()))
-    assert rule.fitted is not None and rule.fitted.upper <= rule.terms.eps
+    assert rule.fitted is not None and rule.fitted.upper <= rule.options.eps
 
 
 def test_a_redis_that_is_away_costs_the_rule_not_the_plan(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache.acceptance import Acceptance, Fitted, Terms
+from cache.acceptance import Acceptance, AcceptanceOptions, Fitted
 from cache.key import Partition
 from cache.neighbours import FEATURES
 from gateway.batch.dedupe import Deduper, Mode, keys_of
@@ -37,7 +37,7 @@ def keys(book: RouteBook, text: str, mode: Mode = "route", **body: Any) -> tuple
 
 def willing() -> Acceptance:
     """A rule that accepts any neighbour that no guard objects to."""
-    learned = Acceptance(Terms(), random.Random(0))
+    learned = Acceptance(AcceptanceOptions(), random.Random(0))
     learned.fitted = Fitted(np.zeros(FEATURES), np.ones(FEATURES), np.zeros(FEATURES + 1), threshold=0.4, upper=0.02)
     return learned
 
@@ -115,7 +115,7 @@ def test_other_words_are_the_same_where_the_routes_rule_accepts_and_no_guard_obj
 def test_nothing_is_merged_by_meaning_before_the_rule_has_learnt(tmp_path: Path) -> None:
     """Without a bound on false merges there are none."""
     book = book_of(tmp_path, "semantic")
-    untaught = Acceptance(Terms(), random.Random(0))
+    untaught = Acceptance(AcceptanceOptions(), random.Random(0))
     for acceptances in ({}, {"auto": untaught}, {"other": willing()}):
         assert told(Deduper(shipped_featurizer(), acceptances), book, *PARAPHRASES) == [None] * 5
 
