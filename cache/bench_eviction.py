@@ -23,7 +23,7 @@ _KEYS = 20_000
 
 
 class LRU:
-    """Least recently used goes."""
+    """Evicts the least recently used key."""
 
     def __init__(self, max_bytes: int) -> None:
         self._free = max_bytes
@@ -122,7 +122,7 @@ def saved_share(trace: Trace, policy: Any) -> float:
 
 
 def saved_by_part(trace: Trace, policy: Any, parts: int = 20) -> NDArray[np.float64]:
-    """What hits save of the cost and the whole cost, in each of so many parts of a trace, one after another."""
+    """The cost that hits save and the whole cost, in each of `parts` consecutive parts of a trace."""
     noise = np.random.default_rng(1).lognormal(-0.125, 0.5, len(trace.keys))
     found = np.zeros((parts, 2))
     for at, (key, cost) in enumerate(zip(trace.keys, (trace.cost[trace.keys] * noise).tolist(), strict=True)):
@@ -137,7 +137,7 @@ def saved_by_part(trace: Trace, policy: Any, parts: int = 20) -> NDArray[np.floa
 
 
 def lead_half_width(found: NDArray[np.float64], beside: NDArray[np.float64]) -> float:
-    """Of the 95 % interval of the difference between two shares saved, the parts paired."""
+    """Half width of the 95 % interval of the difference between two shares saved, the parts paired."""
     return half_width(found[:, 0] / found[:, 1] - beside[:, 0] / beside[:, 1])
 
 

@@ -65,7 +65,7 @@ def median_interval(spent: Sequence[float]) -> tuple[float, float]:
 
 
 def near_real(n: int, dimension: int, seed: int = 0) -> Vectors:
-    """Vectors in clouds, as sentences lie."""
+    """Vectors in clusters, as those of sentences are."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(max(1, n // 20), dimension)).astype(np.float32)
     made = np.empty((n, dimension), np.float32)

@@ -34,13 +34,13 @@ class AnswerClass:
         return found
 
     def join(self, wording: Wording) -> None:
-        """Take in one question."""
+        """Add a question to the class."""
         self.size += 1
         for word in wording.content:
             self.words[word] = self.words.get(word, 0) + 1
 
     def part(self, wording: Wording) -> None:
-        """Let go of one question."""
+        """Remove a question from the class."""
         self.size -= 1
         for word in wording.content:
             left = self.words.get(word, 0) - 1

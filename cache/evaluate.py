@@ -110,7 +110,7 @@ def summary(runs: list[Figures], eps: float | None = None) -> dict[str, float]:
 
 
 def half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """Of the 95 % interval of their mean, by Student's t."""
+    """Half width of the 95 % interval of the values' mean, by Student's t."""
     from scipy.stats import t
 
     n = len(values)

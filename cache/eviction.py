@@ -246,7 +246,7 @@ class LeastExpectedCost(Generic[Key]):
         return seen
 
     def _turn(self) -> None:
-        """Let forward decay begin anew."""
+        """Restart the forward decay."""
         faded = [math.exp((self._turned - self._now) / memory) for memory in _MEMORIES]
         self._turned = self._now
         for seen in self._seen.values():
@@ -297,7 +297,7 @@ class LeastExpectedCost(Generic[Key]):
         return victims
 
     def _forget_old(self) -> None:
-        """Of too many keys remembered, keep those held and the more recent half of the others."""
+        """Where too many keys are remembered, keep those held and the more recent half of the others."""
         if len(self._seen) <= max(self._remembered * len(self._sizes), _LEAST_REMEMBERED):
             return
         ages = sorted(seen.at for key, seen in self._seen.items() if key not in self._sizes)

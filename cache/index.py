@@ -60,7 +60,7 @@ class Block:
         return len(self.labels)
 
     def pick(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Block:
-        """Some of them."""
+        """A block of those vectors alone."""
         return Block(self.labels[which], self.rows[which], self.scales[which])
 
     def ranked(self, vector: Vector, k: int) -> tuple[list[int], list[float]]:
@@ -137,7 +137,7 @@ class FlatIndex:
         return self._labels[row], self._rows[row], self._scales[row]
 
     def contents(self) -> Block:
-        """All of it; a view."""
+        """All vectors, as a view."""
         return Block(self._labels[: self._n], self._rows[: self._n], self._scales[: self._n])
 
     def kept(self, label: int) -> tuple[Bytes, np.float32]:
@@ -219,7 +219,7 @@ class ExternalIndex:
         self._labels.remove(label)
 
     def search(self, vector: Vector, k: int) -> tuple[list[int], list[float]]:
-        """Nothing: ask the sets."""
+        """Finds nothing: the vectors are searched in Redis."""
         return [], []
 
     def gather(self, labels: list[int]) -> Vector:

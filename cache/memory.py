@@ -72,7 +72,7 @@ class MemoryStore:
         return True
 
     def entries(self) -> list[Entry]:
-        """All of them, in no order."""
+        """All entries, in no order."""
         return list(self._entries.values())
 
     def stats(self) -> StoreStats:
@@ -80,7 +80,7 @@ class MemoryStore:
         return replace(self._stats, entries=len(self._entries), used_bytes=self._eviction.used_bytes)
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing is open."""
 
     def _forget(self, key: bytes) -> None:
         entry = self._entries.pop(key)

@@ -118,7 +118,7 @@ class OnnxEmbedder:
 
     @classmethod
     def of(cls, folder: str | Path) -> OnnxEmbedder:
-        """Of a folder that `cache.minilm_onnx` wrote."""
+        """The embedder of a folder that `cache.minilm_onnx` wrote."""
         folder = Path(folder)
         told = json.loads((folder / "embedder.json").read_text())
         return cls(folder / "model.onnx", folder / "tokenizer.json", sha256=told["sha256"])

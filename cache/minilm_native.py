@@ -95,7 +95,7 @@ class NativeEmbedder:
         return vector
 
     def _at(self, name: str) -> int:
-        """Where an array lies."""
+        """The address of an array."""
         address: int = self._arrays[name].ctypes.data
         return address
 

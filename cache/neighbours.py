@@ -40,7 +40,7 @@ class Item:
         return self._class.root()
 
     def belong(self, answer_class: AnswerClass, wording: Wording) -> None:
-        """Leave its class for another."""
+        """Move an item from its class to another."""
         old = self.answer_class
         if old is not answer_class.root():
             if old.size:
@@ -100,7 +100,7 @@ def vote(items: list[Item], near: list[float], vectors: NDArray[np.float32] | No
 
 
 def _mean_cosine(vectors: NDArray[np.float32], alone: float) -> float:
-    """Of unit vectors to each other."""
+    """Mean cosine of unit vectors to each other."""
     n = len(vectors)
     if n == 1:
         return alone

@@ -34,7 +34,7 @@ def read_pairs(file: Path) -> list[Pair]:
 
 
 def main() -> None:
-    """Learn, measure, write."""
+    """Fit the rule, measure it, and write it."""
     parser = argparse.ArgumentParser("python -m cache.pair_fit", description=__doc__)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("out", type=Path)

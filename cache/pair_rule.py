@@ -165,7 +165,7 @@ def _rarest(vocabulary: Vocabulary, words: list[str], n: int) -> list[float]:
 
 
 def _same(one: list[str], other: list[str]) -> int:
-    """With how many equal tokens two lists begin."""
+    """The number of equal tokens with which two lists begin."""
     differ = (n for n, (mine, yours) in enumerate(zip(one, other, strict=False)) if mine != yours)
     return next(differ, min(len(one), len(other)))
 
@@ -207,7 +207,7 @@ def _bag(right: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
 
 
 def groups(pairs: list[Pair]) -> list[str]:
-    """Of each pair, what names all questions that some chain of pairs joins to its own."""
+    """For each pair, the name of the group of all questions that some chain of pairs joins to its own."""
     parent: dict[str, str] = {}
 
     def root(text: str) -> str:

@@ -53,7 +53,7 @@ def judge_pairs(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]], *, s
 
 
 def cosines(pairs: list[Pair], vectors: dict[str, NDArray[np.float32]]) -> Floats:
-    """Of each pair's vectors, which are of unit length."""
+    """Cosines of each pair's vectors, which are of unit length."""
     return np.array([float(vectors[one] @ vectors[other]) for one, other, _ in pairs])
 
 

@@ -71,7 +71,7 @@ _decode = msgspec.msgpack.Decoder(_Envelope).decode
 
 
 class Replication:
-    """One route's part in the stream."""
+    """Replicates the semantic cache of one route over a Redis stream."""
 
     def __init__(
         self, link: RedisLink, cache: SemanticCache, *, route: str, embedder: str, max_length: int = 200_000

@@ -149,7 +149,7 @@ class SemanticCache:
         return len(self._items)
 
     def questions(self) -> dict[str, str]:
-        """By entry id, the words it was asked in."""
+        """The questions in words, by entry id."""
         return {item.entry_id: item.text for item in self._items.values()}
 
     async def look_up(
@@ -295,7 +295,7 @@ class SemanticCache:
         return vote(items, near, space.index.gather(labels)) if items else None
 
     def _known(self, near: list[tuple[str, float]], key: bytes, tenant: str, now_s: float) -> Neighbours | None:
-        """Those of the entries found elsewhere whose words are known here, of this partition and tenant."""
+        """The entries found elsewhere whose words are known here, of this partition and tenant."""
         found = [(self._items[self._labels[name]], cosine) for name, cosine in near if name in self._labels]
         items = []
         for item, cosine in found:

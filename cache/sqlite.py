@@ -91,7 +91,7 @@ class SqliteStore:
         return await self._run(lambda: self._delete("tenant = ?1", tenant) >= 0, False)
 
     def entries(self, most: int) -> list[Entry]:
-        """Those that live longest, `most` at most; blocks, on a connection of its own, and disturbs nobody."""
+        """The entries that live longest, `most` at most. Blocks, on a connection of its own that holds nobody up."""
         try:
             with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=1.0)) as db:
                 rows = db.execute("SELECT key, blob FROM entries ORDER BY expires_s DESC LIMIT ?", (most,)).fetchall()

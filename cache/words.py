@@ -165,7 +165,7 @@ def wording_of(text: str) -> Wording:
 
 
 class Vocabulary:
-    """In how many questions each word was seen: what makes a shared word count."""
+    """Counts in how many questions each word was seen; a rare word that two questions share counts most."""
 
     def __init__(self) -> None:
         self._seen_in: dict[str, int] = {}

@@ -47,7 +47,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The data can't support the floor."""
+    """Says that the data can't support the floor."""
 
     reason: str
     rows: int

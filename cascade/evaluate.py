@@ -211,7 +211,7 @@ def _curve(posterior: Posterior, taught: EstimatedRows, held: EstimatedRows, rat
 
 
 def walked(posterior: Posterior, rules: Sequence[Rule], part: EstimatedRows) -> list[Walked]:
-    """Every rule on those rows."""
+    """The outcome of every rule on those rows."""
     board, latency_s = Board.of(posterior, part.scene), np.nan_to_num(part.logged.data.latency_s)
     return [walk(rule, board, part.prices, part.paid, part.scores, latency_s) for rule in rules]
 

@@ -69,7 +69,7 @@ def certified(
     reference: str = "",
     issued: str = "",
 ) -> Certificate | Refusal:
-    """Of the rules that these rows teach. DataError where there are too few."""
+    """Certify one of the rules that these rows teach. DataError where there are too few."""
     (family,) = families(logged, setting or TrainingSettings(), reference, 1)
     checksum = logged.data.checksum()
     return certify(family, floor, confidence, horizon=horizon, issued=issued, data_checksum=checksum)
@@ -149,7 +149,7 @@ def _steady(family: Family, floor: float, confidence: float, rows: int) -> float
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of every figure over trainings, and the cost beside both hindsights'."""
+    """Means of every figure over trainings, and the cost beside that of both hindsights."""
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     cost = mean["cost_ratio"]
     mean["cost_against_hindsight_of_each_split"] = cost / mean["hindsight_cost_ratio_of_each_split"]

@@ -35,7 +35,7 @@ class PlanRequest:
         return [told.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in typical.items()]
 
     def absent(self, models: Sequence[str]) -> frozenset[str]:
-        """Those of the models that are not eligible, or have no price now."""
+        """The models that are not eligible, or have no price now."""
         eligible = set(self.choice.probabilities) - set(self.choice.excluded)
         return frozenset(m for m in models if m not in eligible or m not in self.worst_cost_usd)
 

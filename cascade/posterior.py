@@ -45,7 +45,7 @@ class Space:
     """With (False, True) an answer may also be asked for without paying for its evidence."""
 
     def states(self) -> list[State]:
-        """All of them, fewest answers first."""
+        """All states, those of the fewest answers first."""
         found: list[State] = []
         for k in range(self.depth + 1):
             for places in combinations(self.pool, k):
@@ -180,7 +180,7 @@ class Posterior:
         return sigmoid(found)
 
     def before(self, prior: Matrix) -> Matrix:
-        """The same where nobody has answered yet: the columns of `design`, all models at once."""
+        """The columns of `design` where no model has answered yet, for all models at once."""
         bias, own, mean = np.stack(self.weights[()], 1)
         return sigmoid(bias + own * prior + mean * prior.mean(1, keepdims=True))
 

@@ -47,7 +47,7 @@ class Measured:
         return len(self.same)
 
     def checksum(self) -> str:
-        """Of all four columns."""
+        """Checksum of all four columns."""
         digest = hashlib.sha256()
         for column in (self.confidence, self.same, self.first_usd, self.reference_usd):
             digest.update(np.ascontiguousarray(column, "<f8").tobytes())

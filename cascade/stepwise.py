@@ -52,7 +52,7 @@ class Stepwise:
         return Ask((step,), (self.large,), streams=False) if fits(step) else Keep(None, "budget")
 
     def best(self, history: Sequence[Outcome]) -> int | None:
-        """A lone step is no answer."""
+        """Nothing: a single step is no answer."""
         return None
 
     def _drafted(self, history: Sequence[Outcome]) -> Drafted:

@@ -33,7 +33,7 @@ WORTH_IN_CALLS = 8.0
 
 @dataclass(frozen=True, slots=True)
 class StrategyInputs:
-    """What a builder may stand on."""
+    """What the builder of a strategy may use."""
 
     choice: Choice
     step: Callable[[str], Step]

@@ -83,7 +83,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """What the driver is to do next."""
+    """The next step that the driver is to take."""
 
     model: str
     final: bool

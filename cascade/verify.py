@@ -47,7 +47,7 @@ class Decides(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Keep from this share on."""
+    """Keeps an answer whose share of favourable verdicts is at least the threshold."""
 
     least: float
 

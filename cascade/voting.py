@@ -117,7 +117,7 @@ class Vote:
         return first + second > 1 and first > second and stays_ahead(first, second) >= self.certainty
 
     def _leader(self, vote: Ballot, history: Sequence[Outcome]) -> int:
-        """Of the leading group, the answer that shows most."""
+        """The answer of the leading group that shows most."""
         group = vote.groups[0]
         best = best_answer([history[i] for i in group], self.confidence)
         return group[best or 0]

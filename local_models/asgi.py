@@ -19,7 +19,7 @@ _MOST_BODY_BYTES = 32 * 1024 * 1024
 
 
 class ClientGone(Exception):
-    """Nobody is left to answer."""
+    """The client has disconnected."""
 
 
 class Started:

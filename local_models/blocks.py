@@ -392,7 +392,7 @@ class BlockPool:
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     length = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

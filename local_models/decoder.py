@@ -39,7 +39,7 @@ class Batch:
     wanted_rows: Tensor
 
     def on(self, device: torch.device) -> Batch:
-        """The same batch, its numbers where they are computed with."""
+        """The batch with its numbers on the device that computes with them."""
         if self.ids.device == device:
             return self
         ids, positions, slots, wanted = (
@@ -201,7 +201,7 @@ class Decoder:
         return x
 
     def finished(self, x: Tensor) -> Tensor:
-        """Rows after the last norm."""
+        """The rows after the last norm."""
         return self._norm(x, self.final_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rows(segments: list[Segment]) -> Rows:
-    """Segments as plain arrays."""
+    """The segments as plain arrays."""
     at, table, blocks = 0, [], list[int]()
     for segment in segments:
         table.append(at)

@@ -132,7 +132,7 @@ def finetuned(
 
 
 def _read(tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """As the gateway's encoder reads them, padded to the longest."""
+    """Texts as token ids, as the gateway's encoder reads them, padded to the longest."""
     found = tokenizer.encode_batch(list(texts))
     return {
         "input_ids": torch.tensor([one.ids for one in found]),

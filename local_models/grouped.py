@@ -82,7 +82,7 @@ _tried = dict[tuple[object, ...], str]()
 
 
 def _trial(product: Linear, packed: Packed, bias: Tensor | None, dtype: torch.dtype) -> str:
-    """Once for each size and device."""
+    """Why the product is not close enough, empty where it is; tried once for each size and device."""
     key = (tuple(packed.values.shape), packed.bits, packed.group, dtype, packed.values.device, bias is None)
     if key not in _tried:
         expanded = packed.expand(dtype)

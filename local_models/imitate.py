@@ -52,7 +52,7 @@ class DistillationSettings:
 
 
 def read_answers(folder: Path, teacher: str) -> Answered:
-    """Of outcome data, the teacher's answers that are not known to be wrong. ValueError where they are too few."""
+    """The teacher's answers in outcome data that are not known to be wrong. ValueError where they are too few."""
     queries = pyarrow.parquet.read_table(folder / "queries.parquet").to_pydict()
     table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
     if "response" not in table.column_names:
@@ -74,7 +74,7 @@ def read_answers(folder: Path, teacher: str) -> Answered:
 
 
 def encoded(codec: TextCodec, end: int, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    """As the engine will see and say them."""
+    """Questions and answers as token ids, as the engine will read and write them."""
     return [
         (codec.encode_chat([{"role": "user", "content": question}]), [*codec.encode(answer), end])
         for question, answer in pairs

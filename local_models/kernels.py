@@ -182,7 +182,7 @@ def _expanded(packed: Packed, dtype: torch.dtype) -> Tensor:
 
 @cache
 def processors(device: torch.device) -> int:
-    """Of a GPU; an H200's elsewhere."""
+    """Number of the GPU's multiprocessors; that of an H200 where there is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 

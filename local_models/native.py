@@ -163,7 +163,7 @@ class Kernels:
         return y
 
     def product8(self, x: Tensor, panels: Tensor, scales: Tensor, bias: Tensor | None, columns: int) -> Tensor:
-        """The same with weights of eight bits, activations rounded to whole numbers of at most 64, group by group."""
+        """`product` with weights of eight bits, activations rounded to whole numbers of at most 64, group by group."""
         rows, k = x.shape
         y = torch.empty(rows, columns, dtype=x.dtype)
         room = torch.empty(rows * (k + 3 + 8 * -(-k // _GROUP)), dtype=torch.uint8)
@@ -279,7 +279,7 @@ def _head_dim(slots: Tensor) -> int:
 
 
 def _padded(rows: Tensor) -> Tensor:
-    """Whole panels of rows, with zeros."""
+    """The rows padded with zeros to whole panels."""
     more = -rows.shape[0] % _PANEL
     return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
 

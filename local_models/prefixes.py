@@ -224,7 +224,7 @@ def _found_again(trace: Sequence[Asked]) -> list[tuple[int, int, int]]:
 
 
 def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

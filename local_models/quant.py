@@ -251,7 +251,7 @@ def load_weights(folder: Path, shape: Shape, dtype: torch.dtype, device: str = "
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How matrices become products."""
+    """Which implementation computes a matrix's products."""
 
     dtype: torch.dtype
     int8: bool = False
@@ -271,7 +271,7 @@ class Recipe:
         return Panels(self.native, weight, bias) if self.native else Dense(weight, bias, invariant=self.invariant)
 
     def packed(self, packed: Packed, bias: Tensor | None) -> Linear:
-        """As integers where that works, expanded otherwise."""
+        """The product of a quantized matrix: in integers where that works, otherwise of the expanded matrix."""
         if self.grouped:
             from local_models.grouped import grouped_linear
 

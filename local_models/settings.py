@@ -109,7 +109,7 @@ class SettingsChooser:
         self._solve()
 
     def learn(self, ran: Ran) -> None:
-        """One more run."""
+        """Learn from one more run."""
         self._add(ran)
         self._solve()
 

@@ -45,13 +45,13 @@ NOTHING = Draft((), ())
 
 
 class Drafter(Protocol):
-    """Where guesses come from."""
+    """Proposes draft tokens."""
 
     def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
         """Up to `most` tokens to follow each context, by request."""
 
     def learn(self, request_id: str, drafted: int, accepted: int) -> None:
-        """Hear how a guess fared."""
+        """Learn how many tokens of a draft were accepted."""
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""

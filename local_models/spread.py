@@ -19,10 +19,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def times(more: Sequence[float], less: Sequence[float]) -> dict[str, float]:
-    """The same of each round's ratio."""
+    """`spread` of each round's ratio."""
     return spread((np.array(more) / np.array(less)).tolist())
 
 
 def shown(figure: dict[str, float], unit: str = ".2f") -> str:
-    """For a table."""
+    """A figure as a table shows it."""
     return f"{figure['value']:{unit}} (+-{figure['half_width']:{unit}})"

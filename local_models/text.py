@@ -134,7 +134,7 @@ class TokenStream:
         return self._release(final=False)
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text held back so far."""
         self._pending += self._decoded(final=True)
         return self._release(final=True)
 

@@ -54,7 +54,8 @@ def thompson(mean: Array, sd: Array) -> Array:
 
 
 def drawn_spread(sd: Array, levels: Array, boldness: float) -> Array:
-    """Of Thompson's draws: nearly as wide as a model's level is unsure, and `boldness` times what the query adds to it.
+    """Standard deviation of Thompson's draws: nearly as wide as a model's level is unsure, and `boldness` times what
+    the query adds to it.
 
     Levels are settled by trying, soon. Slopes of every model on every axis are not, and drawn at their full width they
     would have all models tried for ever on a difference that few queries show.
@@ -136,7 +137,7 @@ class Bandit:
         )
 
     def spread(self, forecast: Forecast) -> Array:
-        """Of Thompson's draws, in the forecast's order."""
+        """Standard deviation of Thompson's draws, in the forecast's order."""
         told = self.posterior
         unsure = sqrt(told.noise / self.shrink.level)
         places = [told.place.get(model, -1) for model in forecast.models]
@@ -209,7 +210,7 @@ def main_axes(projection: Projection, vectors: Array, dims: int = 16) -> Project
 
 
 def learnt_axes(projection: Projection, ridge: Linear, dims: int = 16) -> Projection:
-    """The same where the vectors are gone: their spread is read off the ridge that was fitted on them."""
+    """The axes where the vectors are gone: their spread is read off the ridge that was fitted on them."""
     squares = 1.0 / np.diag(ridge.covariance_)[:dims] - ridge.ridge
     spread = np.sqrt(np.maximum(squares / squares.max(), 1e-6))
     axes = (projection.axes_[:, :dims] / spread).astype(np.float32)

@@ -84,7 +84,7 @@ class BanditState:
         self.squares *= factor
 
     def merged(self, other: BanditState) -> BanditState:
-        """Both replicas' answers."""
+        """The state that has seen the answers of both replicas."""
         both = BanditState(self.models, self.gram.copy(), self.quality.copy(), self.cost.copy(), self.squares)
         for model in other.models:
             both.place(model)
@@ -148,7 +148,7 @@ class Posterior:
         object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
 
     def correction(self, z: Array) -> tuple[Array, Array, Array]:
-        """Of quality, its standard deviation, and of cost, per model."""
+        """Corrections of quality, its standard deviation, and cost, per model."""
         m, d = self.quality.shape
         spread = (self.covariance.reshape(m * d, d) @ z).reshape(m, d) @ z
         return self.quality @ z, np.sqrt(self.noise * np.maximum(spread, 0.0)), self.cost @ z

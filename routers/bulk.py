@@ -133,7 +133,7 @@ class Sums:
         return 0 if self._places is None else self._places.count
 
     def of(self, texts: Sequence[str], written: Written, tail_words: int) -> tuple[Matrix, Matrix, Marks]:
-        """Of each text: the sum of its last `tail_words` stretches, the sum of all before, and how many there are."""
+        """For each text, the sum of its last `tail_words` stretches, the sum of all before, and how many there are."""
         tail, head, words = self._of_bytes(written, tail_words)
         for row, text in enumerate(texts):
             if not text.isascii() and _NOT_BYTES.search(text):
@@ -179,7 +179,7 @@ class Sums:
         return places
 
     def _keep(self, before: int, vectors: Matrix) -> None:
-        """Put vectors behind the first `before`."""
+        """Store vectors behind the first `before`."""
         wanted = before + len(vectors)
         if wanted > len(self._vectors):
             larger = np.zeros((max(wanted, min(2 * len(self._vectors), MEMO)), vectors.shape[1]), np.float32)

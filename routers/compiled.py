@@ -33,7 +33,7 @@ Part = tuple[Array, Array]
 
 
 class Expected(NamedTuple):
-    """Of one query, in the order of the pool; empty where nothing was learnt (or, of costs, asked)."""
+    """Predictions for one query, in the order of the pool; empty where nothing was learnt (or, of costs, asked)."""
 
     quality: list[float]
     quality_sd: list[float]
@@ -93,7 +93,7 @@ def _clipped(values: Sequence[float]) -> list[float]:
 
 
 def _listed(parts: Sequence[Part | None]) -> tuple[list[Part], list[int]]:
-    """Those that are there, and where each one ends."""
+    """The arrays that are there, and where each one ends."""
     there = [part for part in parts if part is not None]
     return there, np.cumsum([0 if part is None else part[0].shape[1] for part in parts]).tolist()
 

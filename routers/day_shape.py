@@ -56,7 +56,7 @@ class DayShape:
         self._before: list[float] = [0.0, *np.cumsum(shared_out(week)).tolist()]
 
     def share(self, since_s: float, until_s: float) -> float:
-        """Of a day's budget, meant for the time from then until then."""
+        """The share of a day's budget that is meant for the time between two moments."""
         return self._come(until_s) - self._come(since_s)
 
     @property
@@ -107,7 +107,7 @@ def shared_out(week: Shares) -> Shares:
 
 
 def _days(hours: Mapping[int, float], today: int) -> Iterator[tuple[int, int, Shares]]:
-    """Those before today that had requests, in order, each with its first hour that is known."""
+    """The days before today that had requests, in order, each with its first hour that is known."""
     days: dict[int, Shares] = {}
     since: dict[int, int] = {}
     for hour in sorted(hours):

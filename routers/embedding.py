@@ -100,7 +100,7 @@ class StaticEmbedding:
         return total
 
     def totals(self, texts: Sequence[bytes]) -> Matrix:
-        """The same of many texts' joined pieces, shape (n, dims): one sparse product."""
+        """`total` of many texts' joined pieces, shape (n, dims), by one sparse product."""
         from scipy.sparse import csr_array
 
         ends = np.cumsum([0, *(len(text) // IDS().itemsize for text in texts)])
@@ -124,7 +124,7 @@ class StaticEmbedding:
         return vocabulary, np.ascontiguousarray(self._rows), np.ascontiguousarray(self._scales, np.float32)
 
     def cut(self, stretch: str) -> bytes:
-        """The same of one stretch, not remembered."""
+        """`joined` of one stretch that is not remembered."""
         ids: list[int] = []
         for word in words_of(stretch):
             whole = self._vocabulary.get(word)
@@ -162,7 +162,7 @@ def _lengths(vocabulary: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def unit(total: Vector) -> Vector:
-    """Of length one; zeros stay zeros."""
+    """The vector scaled to length one; zeros stay zeros."""
     length = sqrt(total.dot(total))
     return total * (1.0 / length) if length > 0 else total
 
@@ -189,7 +189,7 @@ def load_embedding(path: Path = SHIPPED) -> StaticEmbedding:
 
 
 def shipped_dims() -> int:
-    """Of the table that ships, read off its file's header."""
+    """Dimensions of the shipped table, read from its file's header."""
     from safetensors import safe_open
 
     with safe_open(SHIPPED, "np") as parts:

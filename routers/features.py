@@ -133,7 +133,7 @@ class Featurizer:
         return np.frombuffer(bytearray(meaning + structure), _FLOAT)
 
     def _proven(self, table: native.Table | None) -> native.Table | None:
-        """None where it does not find what Python finds."""
+        """The native table; None where it does not find what Python finds."""
         if table is not None:
             sizes = len(_PROOF), 7, 3, 2, 5, True
             found, right = table.vector(_PROOF, native.HERE, *sizes), self._vector(_PROOF, *sizes)
@@ -143,7 +143,7 @@ class Featurizer:
         return table
 
     def _cut(self, text: str) -> native.Cut:
-        """Of a text that C does not cut."""
+        """The pieces of a text that C does not cut, and their counts."""
         stretches, joined = text.split(), self._embedding.joined
         head, tail = joined(stretches[: -self._tail_words]), joined(stretches[-self._tail_words :])
         pieces = head + tail
@@ -219,7 +219,7 @@ class Encoded(Featurizer):
 
 
 def ends_of(text: str) -> str:
-    """As much of a text as is read."""
+    """The part of a text that is read."""
     return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
 
 

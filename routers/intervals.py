@@ -58,8 +58,8 @@ def student_t(confidence: float, degrees: float) -> float:
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95, effective: float | None = None) -> Interval:
-    """Of the mean of independent values, by Student's t (Student 1908); infinite for a single one. `effective`: for how
-    many values they count, where weights make that fewer than there are.
+    """Interval of the mean of independent values, by Student's t (Student 1908); infinite for a single value.
+    `effective`: for how many values they count, where weights make that fewer than there are.
     """
     found = np.asarray(values, np.float64)
     n = len(found)
@@ -85,7 +85,7 @@ def skewed_interval(values: Array, confidence: float, degrees: float, least: flo
 
 
 def half_width(values: ArrayLike) -> float:
-    """Of the 95 % interval of their mean."""
+    """Half width of the 95 % interval of the values' mean."""
     return mean_interval(values).half_width
 
 
@@ -96,15 +96,15 @@ def mean_and_half_width(values: ArrayLike) -> dict[str, float]:
 
 
 def difference_interval(one: Array, other: Array, z: float = Z95) -> Interval:
-    """Of the difference of the means of two independent samples, `one` minus `other`, their variances not assumed
-    equal (Welch 1938) and both large enough for the normal distribution.
+    """Interval of the difference of the means of two independent samples, `one` minus `other`, their variances not
+    assumed equal (Welch 1938) and both large enough for the normal distribution.
     """
     error = sqrt(float(one.var(ddof=1)) / len(one) + float(other.var(ddof=1)) / len(other))
     return Interval.around(float(one.mean() - other.mean()), z * error)
 
 
 def wilson_interval(hits: float, n: int, z: float = Z95) -> Interval:
-    """Of a share, `hits` of `n` trials (Wilson 1927); it is no point where all trials agree."""
+    """Interval of a share, `hits` of `n` trials (Wilson 1927); it has a width even where all trials agree."""
     share, spread = hits / n, z * z / n
     middle, reach = share + spread / 2, z * sqrt(share * (1 - share) / n + spread / (4 * n))
     low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
@@ -117,7 +117,7 @@ def resampled_counts(n: int, resamples: int, seed: int | np.random.Generator = 0
 
 
 def resampled_weights(n: int, resamples: int, seed: int | np.random.Generator = 0) -> Array:
-    """The same as weights: shape (resamples, n), rows sum to 1."""
+    """The counts of `resampled_counts` as weights: shape (resamples, n), rows sum to 1."""
     return resampled_counts(n, resamples, seed) / n
 
 

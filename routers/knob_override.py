@@ -27,7 +27,7 @@ class KnobOverride:
         """Of the label: tells decisions made with these knobs from the others."""
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        """Undecided where the router is."""
+        """Decide with the knobs overridden. Undecided where the router is."""
         mine = {name: after for name, (before, after) in self._changes.items() if getattr(knobs, name) == before}
         choice = self._router.choose(query, candidates, replace(knobs, **mine), draw)
         return replace(choice, router=choice.router + self.suffix)

@@ -96,7 +96,9 @@ def non_negative(x: Matrix, y: Matrix) -> Matrix:
 
 
 def _paced(train: Outcomes, test: Outcomes, j: int) -> Matrix:
-    """By one replica that answered all of it, in a random order, for later answers count more."""
+    """Latencies as foretold by one replica that has learnt from all training answers, in a random order, for later
+    answers count more.
+    """
     load = Load()
     for i in np.random.default_rng(0).permutation(np.flatnonzero(np.isfinite(train.latency_s[:, j]))):
         written = float(train.output_tokens[i, j])

@@ -49,7 +49,7 @@ class Answers:
     limits: Array
 
     def reward(self) -> Array:
-        """(n, m, limits)."""
+        """Rewards of every query, model and limit, (n, m, limits)."""
         done = self.need[:, :, None] < self.limits
         used = np.minimum(self.need[:, :, None], self.limits)
         return np.asarray(np.where(done, self.score[:, :, None], 0.0) - self.price[None, :, None] * used)
@@ -111,7 +111,7 @@ def _ucb(reward: Array, rows: Sequence[int], width: float, limits: Sequence[int]
 
 
 def regret(mean: Array, taken: Ledger) -> float:
-    """Of the pairs taken against the best one, by what each is worth on average, (m, limits)."""
+    """Regret of the pairs taken against the best one, by what each is worth on average, (m, limits)."""
     return float(sum(mean.max() - mean[pair] for pair in taken))
 
 

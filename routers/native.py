@@ -61,7 +61,7 @@ class Table:
 
 
 def opened(embedding: StaticEmbedding, tail_words: int, dims: int) -> Table | None:
-    """None where Python has to do."""
+    """The native table; None where Python must do the work."""
     library = _library()
     return None if library is None else Table(library, embedding, tail_words, dims)
 

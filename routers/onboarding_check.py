@@ -101,7 +101,7 @@ WAYS = {"foretold": foretold, "identity vector": identified, "mean of probes": a
 
 
 def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Of every model that is worth `least` AIQ or more. DataError where none is."""
+    """The report on every model that is worth `least` AIQ or more. DataError where none is."""
     featurizer = shipped_featurizer()
     held = data.splits == "test"
     train, test = data.rows(~held), data.rows(held)

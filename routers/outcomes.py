@@ -59,12 +59,12 @@ class Outcomes:
     """Where each query comes from: a label finer than its task, known of training rows alone. Empty: nobody says."""
 
     def rows(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Outcomes:
-        """Those queries alone."""
+        """The data of those queries alone."""
         places = np.arange(len(self.query_ids))[kept].tolist()
         return Outcomes(**{f.name: _cut(getattr(self, f.name), places, f.name) for f in fields(self)})
 
     def columns(self, models: Sequence[str]) -> Outcomes:
-        """Those models alone, in that order. DataError names a model that the data doesn't know."""
+        """The data of those models alone, in that order. DataError names a model that the data doesn't know."""
         for model in models:
             if model not in self.models:
                 raise DataError(f"outcomes.parquet: no model {model!r}; it has {', '.join(self.models)}")
@@ -74,7 +74,7 @@ class Outcomes:
         return Outcomes(**{**whole, **matrices, "models": tuple(models)})
 
     def checksum(self) -> str:
-        """Of the queries, models and scores: what a router was trained on."""
+        """Checksum of the queries, models and scores that a router was trained on."""
         digest = hashlib.sha256("\n".join((*self.query_ids, "", *self.models)).encode())
         digest.update(np.ascontiguousarray(self.scores).tobytes())
         return digest.hexdigest()

@@ -56,7 +56,7 @@ class Purse:
 
     @property
     def left_usd(self) -> float:
-        """Of the budget, after the last 24 hours."""
+        """What is left of the budget after the last 24 hours' spending."""
         return self.budget_usd_per_day - self.spent_usd
 
     def refill(self, now_s: float) -> None:

@@ -84,7 +84,7 @@ def weekly(rng: np.random.Generator, weekend: tuple[float, float, float], days: 
 
 
 class EvenDay(DayShape):
-    """Foresees nothing."""
+    """Learns nothing: expects the same traffic at all hours."""
 
     def __init__(self, hours: Mapping[int, float] | None = None, now_s: float = 0.0) -> None:
         super().__init__()

@@ -22,5 +22,5 @@ class ParallelMap(Protocol):
 
 
 def serial_map(work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
-    """In this process."""
+    """Runs the work in this process, piece by piece."""
     return [work(*shared, piece) for piece in pieces]

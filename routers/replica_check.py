@@ -125,7 +125,7 @@ class Fleet:
 
 
 def latencies(policy: str, requests: Sequence[Request], slowness: Sequence[float]) -> list[float]:
-    """Of every answer, from its arrival to its last token, in the order of their ends."""
+    """The time of every answer from its arrival to its last token, in the order of their ends."""
     fleet, found = Fleet(slowness, policy), []
     ends: list[tuple[float, int, Request]] = []
     due = deque(requests)

@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of one replica."""
+    """The pace of one replica."""
 
     first_s: float = 0.0
     """Of every request, whatever it asks."""
@@ -135,7 +135,7 @@ class Load:
         self.jobs.pop(id(job), None)
 
     def learn(self, job: Job, output_tokens: float, latency_s: float) -> None:
-        """Its answer came whole."""
+        """Learn from an answer that arrived whole."""
         pace = self.paces.pace
         expected_s = pace.first_s + pace.read_s * job.input_tokens + pace.per_token_s(job.company) * output_tokens
         self._expected_s = self.FADE * self._expected_s + expected_s
@@ -159,7 +159,7 @@ class Load:
         return self.slowness * total_s + each_s * self._waiting(left, input_tokens)
 
     def _left(self, job: Job, each_s: float, now: float) -> float:
-        """Tokens it is still to write."""
+        """Tokens that an answer under way is expected to write still."""
         pace = self.paces.pace
         writing_s = now - job.begun_s - pace.first_s - pace.read_s * job.input_tokens
         left = job.output_tokens - max(writing_s, 0.0) / max(each_s, 1e-9)

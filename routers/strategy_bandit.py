@@ -37,7 +37,7 @@ class Pick:
 
 
 class StrategyBandit:
-    """Over one route's strategies."""
+    """Chooses among the strategies of one route."""
 
     version, features_version = "strategies", ""
     """Not a router's: what is learnt about a strategy holds whichever router chose the model."""

@@ -63,7 +63,7 @@ def learned(x: NDArray[np.float32], found: Ways, order: Sequence[int], price: fl
 
 
 def greedy(found: Ways, order: Sequence[int], price: float, seed: int) -> float:
-    """Of epsilon-greedy, which reads no query."""
+    """Total reward of epsilon-greedy, which reads no query."""
     rng, reward, arms, total = np.random.default_rng(seed), found.reward(price), EpsilonGreedy(3), 0.0
     for i in order:
         place = drawn(arms.chances(), float(rng.random()))

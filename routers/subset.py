@@ -269,7 +269,7 @@ class _Search:
         return best and self.swapped(best)
 
     def swapped(self, choice: SubsetChoice) -> SubsetChoice:
-        """With a model added, or one put in another's place, as long as that is worth more."""
+        """The subset with a model added, or one put in another's place, as long as that is worth more."""
         while True:
             utility = self.utility(self.parts_of(choice))
             bound = choice.worth - (1.0 + TOLERANCE) * sum(self.parts_of(choice))
@@ -315,5 +315,5 @@ class _Search:
 
 
 def _best(choices: Sequence[SubsetChoice | None]) -> SubsetChoice | None:
-    """Of the highest worth; the first of equals."""
+    """The subset of the highest worth; the first of equals."""
     return max((c for c in choices if c is not None), key=lambda choice: choice.worth, default=None)

@@ -58,7 +58,7 @@ def overlay_of(values: Mapping[str, Any]) -> Overlay:
     return Overlay(**laid, trials=trials, members=members)
 
 
-def new_doorman() -> LoginGuard:
+def new_login_guard() -> LoginGuard:
     from gateway.admin.sessions import LoginGuard
 
     return LoginGuard()
@@ -80,7 +80,7 @@ class Desk:
     """Decisions of before the sums are being added up."""
     alarms: int = 0
     """Raised now, over all routes."""
-    login_guard: LoginGuard = field(default_factory=new_doorman)
+    login_guard: LoginGuard = field(default_factory=new_login_guard)
     tls: KeptTls | None = None
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Answers that may be a little old: by question, when (monotonic) and what."""

@@ -26,7 +26,7 @@ SELECTION_SD = 0.25
 
 
 def with_samples(estimates: Estimates, counts: Sequence[int], selection: float = SELECTION) -> Estimates:
-    """An arm more for each model and count of samples: of b tries one is right with chance 1 - (1 - p)^b (Damani et
+    """Adds an arm for each model and count of samples: of b tries one is right with chance 1 - (1 - p)^b (Damani et
     al. 2024, section 3), of which gain `selection` is realised.
     """
     wider = estimates
@@ -50,7 +50,7 @@ def with_samples(estimates: Estimates, counts: Sequence[int], selection: float =
 
 
 def with_endpoints(estimates: Estimates, config: Config, deadline_s: float) -> Estimates:
-    """An arm more for each model whose provider has a batch endpoint that is done before the deadline."""
+    """Adds an arm for each model whose provider has a batch endpoint that is done before the deadline."""
     wider = estimates
     for place, arm in enumerate(estimates.arms):
         offer = endpoint_of(config, arm.model)
@@ -86,7 +86,7 @@ _OF_ARM = ("quality_shift_sd", "cost_shift_sd")
 
 
 def columns(estimates: Estimates, places: Sequence[int]) -> Estimates:
-    """Those arms alone."""
+    """The estimates of those arms alone."""
     kept = list(places)
     return replace(
         estimates,
@@ -97,7 +97,7 @@ def columns(estimates: Estimates, places: Sequence[int]) -> Estimates:
 
 
 def joined(one: Estimates, other: Estimates) -> Estimates:
-    """The arms of both, over the same prompts."""
+    """One table with the arms of both, over the same prompts."""
     return replace(
         one,
         arms=(*one.arms, *other.arms),
@@ -118,7 +118,9 @@ def capacities_of(
     concurrency: int = 0,
     limits: Sequence[Limit] = (),
 ) -> tuple[Capacity, ...]:
-    """Of the providers behind these arms, the job's routes and key (`limits`), and the calls made at once (0: any)."""
+    """Capacities of the providers behind these arms, of the job's routes and key (`limits`), and of calls made at once
+    (0: no bound).
+    """
     live = [arm.via == "live" for arm in arms]
     found: list[Capacity] = []
     for provider in config.providers:
@@ -152,7 +154,7 @@ def _per_minute(
 
 
 def _share(config: Config, model: str, provider: str) -> float:
-    """Of a model's calls, the part that goes to this provider."""
+    """The share of a model's calls that goes to this provider."""
     deployments = _deployments(config, model)
     total = sum(deployment.weight for deployment in deployments)
     own = sum(deployment.weight for deployment in deployments if deployment.provider == provider)

@@ -1,4 +1,4 @@
-"""Who answers what: one joint assignment under a budget, a deadline, rate limits and floors.
+"""Which arm answers which prompt: one joint assignment under a budget, a deadline, rate limits and floors.
 
 Lagrange relaxation prices money and capacity (gateway/batch/dual.py), the few prompts left between two arms are
 rounded (gateway/batch/rounding.py), and the dual bounds what any other assignment could have more. Small jobs whose
@@ -107,12 +107,12 @@ def replan(
 
 
 def _plain(objective: Objective) -> Objective:
-    """What the bound is stated in: predicted quality, and money where it has a price."""
+    """The objective in which the bound is stated: predicted quality, and money where it has a price."""
     return replace(BARE, usd_price=objective.usd_price)
 
 
 def _hardened(program: Program, budget_usd: float, objective: Objective) -> Program:
-    """Hard prompts given their due, at the price that money has (of a large job: on a sample)."""
+    """The program with the price of hard prompts reduced, at the price that money has (of a large job: on a sample)."""
     if not objective.hardness or not 0 < budget_usd < math.inf:
         return program
     price = float(money_price(sampled(program))[0]) / budget_usd
@@ -120,7 +120,7 @@ def _hardened(program: Program, budget_usd: float, objective: Objective) -> Prog
 
 
 def _solved(program: Program) -> Draft:
-    """An assignment and the prices that led to it; it doesn't fit where nothing does."""
+    """An assignment and the prices that led to it. It breaks a limit only where every assignment does."""
     prices = money_price(program)
     alone = program.decide(prices)
     uses = program.uses(alone)
@@ -153,13 +153,13 @@ def _better(draft: Draft, arm: NDArray[np.int16] | None) -> Draft:
 
 
 def _gap(program: Program, draft: Draft) -> float:
-    """What the best assignment under the same limits could be worth more, at most."""
+    """How much more the best assignment under the same limits can be worth at most."""
     bound = program.bound(program.decide(draft.prices), draft.prices)
     return max(bound - program.tally(draft.arm).worth, 0.0)
 
 
 def _optional(program: Program) -> Program:
-    """The same with one more arm: no answer, which costs nothing and is worth less than any answer."""
+    """The program with one more arm, no answer, which costs nothing and is worth less than any answer."""
     zero = np.zeros((len(program), 1), np.float32)
     worth = np.where(program.worth > NEVER / 2, program.worth + np.float32(_ANSWERED), program.worth)
     weights = np.concatenate([program.weights, np.zeros((*program.weights.shape[:2], 1))], axis=2)
@@ -232,7 +232,7 @@ def least_budget(
 
 
 def _part(estimates: Estimates, capacities: Sequence[Capacity]) -> tuple[Estimates, Sequence[Capacity], float]:
-    """A sample of a large job, what it may use of the capacities, and its share of the job."""
+    """A sample of a large job, the capacities that it may use, and its share of the job."""
     n = len(estimates)
     if n <= _LOOKED_AT:
         return estimates, capacities, 1.0
@@ -242,7 +242,7 @@ def _part(estimates: Estimates, capacities: Sequence[Capacity]) -> tuple[Estimat
 
 
 def timely(estimates: Estimates, deadline_s: float) -> Estimates:
-    """The same without the answers that alone take longer than there is time."""
+    """The estimates without answers that take longer than the deadline by themselves."""
     late = estimates.latency_s > deadline_s
     if not late.any():
         return estimates
@@ -255,7 +255,7 @@ def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capaci
 
 
 def _bearable(program: Program) -> bool:
-    """Whether anything is known to keep the limits; of a small job, with whole prompts."""
+    """Whether some assignment is known to keep the limits; for a small job, one of whole prompts."""
     if least_load(program, asks=1.0) > 1.0:
         return False
     return program.worth.size > _EXACT_CELLS or exact(program, gap=1.0).arm is not None

@@ -1,7 +1,7 @@
-"""Where a job's prompts may be answered, with what the gateway has learnt: also which questions are the same.
+"""Opens the context of a plan: the configuration, the routes, and which questions the semantic caches take as the same.
 
-What a semantic cache has learnt lives in its replicas; those that share a Redis tell each other every verdict there,
-and so does a job hear them. Without Redis a job takes no other words for the same.
+The replicas of a semantic cache keep what they have learnt in memory. Those that share a Redis send each other every
+verdict over it, and a job reads those verdicts too. Without Redis a job treats only equal prompts as the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_context(config: Config, book: RouteBook) -> PlanContext:
 
 
 async def replicated_rules(redis_url: str, routes: list[Route]) -> Mapping[str, Acceptance]:
-    """Each route's acceptance rule, fitted to every verdict that its replicas have told each other."""
+    """Each route's acceptance rule, fitted to all verdicts that its replicas have sent each other."""
     link = RedisLink(redis_url, timeout_s=REDIS_TIMEOUT_S)
     try:
         rules = {route.name: await _heard(link, route) for route in routes}

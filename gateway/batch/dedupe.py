@@ -1,8 +1,8 @@
-"""Which lines ask the same: they are answered once.
+"""Finds lines that ask the same, so that they are answered once.
 
 Exact and semantic alike follow the live cache: its key, its rules of what may share an answer, its learned and
 guarded acceptance, its partitions. A route that doesn't cache shares nothing unless the job says that equal lines are
-one. The semantic rule is the one that the route has learnt; before it has learnt any, no other words are the same.
+one. The semantic rule is the one that the route has learnt; before it has learnt one, only equal prompts are the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOREVER_S = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What chats with the same options have in common of their keys."""
+    """The parts of a cache key that chats with the same options share."""
 
     prefix: bytes = b""
     """Of all but the messages; empty: such chats share their answers with no others."""
@@ -119,7 +119,7 @@ class Deduper:
             cache.record(question, self._featurizer.embed(question.text), entry, key=key, miss=self._missed)
 
     def is_new(self, keys: Sequence[bytes]) -> bool:
-        """None of these was asked."""
+        """Whether none of these keys was asked before."""
         return self._exact.keys().isdisjoint(keys)
 
     def add_all(self, keys: Sequence[bytes], floors: Sequence[float], index: int) -> None:

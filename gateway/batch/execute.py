@@ -39,15 +39,15 @@ PLANS = "plans"
 
 
 class Sink(Protocol):
-    """Where results go."""
+    """Writes the results of a job."""
 
     def write(self, job: Job, results: Iterable[Result]) -> None:
-        """All of them or nothing; again, where the process that did it first died. Blocks."""
+        """Write all of them or nothing. It is called again where the process that called it first has died. Blocks."""
         ...
 
 
 class LocalFiles:
-    """Results as the files that the job names."""
+    """Writes results to the files that the job names."""
 
     def write(self, job: Job, found: Iterable[Result]) -> None:
         try:
@@ -78,7 +78,7 @@ async def execute(
 async def take_over(
     services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, options: RunnerOptions
 ) -> Runner:
-    """A runner that knows all that any earlier one of this job has recorded."""
+    """A runner that knows everything that earlier runners of this job have recorded."""
     async with kept(jobs, job, job.progress, options):
         await shipped(services.spool_dir, jobs.engine)
     at_risk = await asyncio.to_thread(jobs.write_off, job)
@@ -101,8 +101,8 @@ def _file_bytes(services: Services, plan: Plan, tenant: str) -> dict[str, int]:
 
 
 async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
-    """Once every answer is in the database: the results, then the job's last state. A database that is away is waited
-    for. A runner that is stopped waits no longer than it may drain; the next one does the rest.
+    """Write the results and then the job's last state, once every answer is in the database. While the database can't
+    be reached this waits for it; a runner that is stopped waits no longer than `drain_s`, and the next one goes on.
     """
     complaint = OutageLog(log, f"the results of {job.id}")
     while True:
@@ -137,7 +137,7 @@ async def _finish(jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) 
 
 
 async def _stored(jobs: Jobs, job: Job, runner: Runner) -> bool:
-    """Every answer is in the database; False: a runner that is stopped waits no longer."""
+    """Wait until every answer is in the database; False where a stopped runner has no time left to wait."""
     state = runner.queue.state
     ended = int(((state == DONE) | (state == FAILED)).sum()) + runner.ended_elsewhere
     patience_s = runner.options.drain_s
@@ -155,7 +155,7 @@ def forget_plan(folder: Path, run_dir: Path) -> None:
 
 
 async def shipped(directory: Path, engine: sa.Engine) -> None:
-    """Returns when everything that lies in spools now is in the database."""
+    """Returns once all that is in the spools now is in the database."""
     marks = await asyncio.to_thread(_marks, directory)
     while marks:
         marks = await asyncio.to_thread(_unshipped, marks, engine)
@@ -181,7 +181,7 @@ def _marks(directory: Path) -> dict[Path, int]:
 
 @asynccontextmanager
 async def shipping(directory: Path, engine: sa.Engine) -> AsyncIterator[None]:
-    """Ship what lies in this folder's spools, where no control process does it already."""
+    """Ship the spools of this folder while the context lasts, where no control process does it already."""
     stop = threading.Event()
     shipper = Shipper(directory, engine)
     thread = threading.Thread(target=shipper.run, args=(stop,), kwargs={"pause_s": POLL_S}, name="batch-shipper")

@@ -20,7 +20,7 @@ PRIOR_CALLS = 4.0
 
 
 class CostRatios:
-    """Paid over predicted, by model (climbs from it by themselves)."""
+    """Ratios of paid to predicted cost, by model; climbs that begin with a model have a ratio of their own."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = arms
@@ -29,7 +29,7 @@ class CostRatios:
         self._calls: dict[str, int] = {}
 
     def add(self, model: str, paid_usd: float, predicted_usd: float) -> None:
-        """One call that was answered; a prediction of nothing or infinity teaches nothing."""
+        """Learn from an answered call. A prediction of zero or infinity teaches nothing."""
         if not (isfinite(predicted_usd) and predicted_usd > 0):
             return
         self._paid[model] = self._paid.get(model, 0.0) + paid_usd
@@ -37,7 +37,7 @@ class CostRatios:
         self._calls[model] = self._calls.get(model, 0) + 1
 
     def ratio(self, model: str) -> float:
-        """What a call of it costs, over what was predicted."""
+        """Paid over predicted cost of a call of this model."""
         calls = self._calls.get(model, 0)
         if not calls:
             return self._common()
@@ -48,7 +48,7 @@ class CostRatios:
         return np.array([self.ratio(arm.paid_as) for arm in self.arms], np.float32)
 
     def _common(self) -> float:
-        """Over all models: what one tells of the prompts holds, in part, for the others."""
+        """The ratio over all models: what one shows of the prompts holds in part for the others."""
         predicted, calls = sum(self._predicted.values()), sum(self._calls.values())
         if not calls:
             return 1.0
@@ -66,7 +66,7 @@ class CostRatios:
 
 
 def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp], ratios: Floats) -> float:
-    """Of the prompts `rest` by the arms they have."""
+    """Expected cost of the prompts `rest` by the arms they have."""
     arms = arm[rest]
     known = arms != UNASSIGNED
     costs = cost_usd[rest[known], arms[known]] * ratios[arms[known]]
@@ -76,7 +76,8 @@ def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp
 def seconds_left(
     waiting: dict[str, int], limiters: dict[str, ConcurrencyLimiter], concurrency: int, predicted_s: Mapping[str, float]
 ) -> float:
-    """Until the last of the calls that wait (by model, those under way included); infinite: nothing is known.
+    """Seconds until the last waiting call has ended (`waiting`: by model, those under way included); infinite where
+    nothing is known.
 
     A model that has not answered yet takes as long as predicted.
     """
@@ -104,7 +105,7 @@ def predicted_latencies(estimates: Estimates) -> dict[str, float]:
 
 
 def measured(arms: Sequence[Arm], limiters: dict[str, ConcurrencyLimiter], concurrency: int) -> list[Capacity]:
-    """What the paces let through, as capacities: call-seconds of all models together, calls of each."""
+    """What the concurrency limits let through, as capacities: call-seconds of all models together, calls of each."""
     live = [float(arm.via == "live") for arm in arms]
     found = [Capacity("calls at once", float(concurrency), seconds=tuple(live))]
     for model, limiter in limiters.items():

@@ -1,4 +1,4 @@
-"""A job's input made ready: its distinct prompts in a file of the plan, their estimates, and what is wrong otherwise.
+"""Reads a job's input: its distinct prompts go into a file of the plan, with their estimates; faults are collected.
 
 One pass over the input; bodies go straight to the plan's file, estimates into arrays.
 """
@@ -28,7 +28,7 @@ from gateway.batch.types import Arm, BadJob, Duplicate, Estimates, Floats, Probl
 FIRST_S, PER_TOKEN_S = 0.7, 0.02
 """Latency assumed of a model whose latency nobody has learnt: seconds, and seconds per token of its answer."""
 MOST_PROBLEMS = 10_000
-"""Told one by one; of more only the number is known."""
+"""Problems reported one by one; of any more only the number is kept."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Gathered:
     bad_lines: int
     estimates: Estimates
     routes: tuple[str, ...]
-    """That answer the prompts, as the input names them."""
+    """Names of the routes that answer the prompts, as the input gives them."""
     lines: int
 
 
@@ -56,11 +56,13 @@ class GatherOptions:
     processes: int = 1
     skip_bad: bool = False
     on_progress: Callable[[int, int], None] = lambda lines, size: None
-    """Told the lines and bytes of each block."""
+    """Called with the lines and bytes of each block."""
 
 
 def gather(lines: Lines, how: GatherOptions) -> Gathered:
-    """BadJob, with every problem, where a line is bad and bad lines are not skipped, or where nothing is left."""
+    """Read the whole input. Raises BadJob with every problem where a line is bad and bad lines aren't skipped, or where
+    no line is left.
+    """
     found = _Collector(how)
     try:
         for block in scanned(how.scanner, lines, how.processes):
@@ -85,7 +87,7 @@ def _counted(found: _Collector) -> str:
 
 
 class _Collector:
-    """Puts blocks together, in the input's order."""
+    """Joins the blocks in the order of the input."""
 
     def __init__(self, how: GatherOptions) -> None:
         self.how = how
@@ -133,7 +135,7 @@ class _Collector:
         return True
 
     def _accept(self, good: Good, row: int, problems: list[Problem]) -> bool:
-        """True: a prompt of its own."""
+        """Take one line; True where it became a prompt of its own, False where it is a duplicate or a fault."""
         line, custom_id, route, floor = good.lines[row], good.custom_ids[row], good.routes[row], good.floors[row]
         first = self._ids.setdefault(custom_id, line)
         if first != line:
@@ -161,7 +163,7 @@ class _Collector:
         self._measured |= estimates.measured
 
     def estimates(self) -> Estimates:
-        """Of the models that may answer at least one prompt. Blocks are let go as they are joined."""
+        """The estimates of all models that may answer at least one prompt. Blocks are freed as they are joined."""
         whole = {name: _joined(self._parts.pop(name)) for name in MATRICES}
         used = np.flatnonzero(np.isfinite(whole["cost_usd"]).any(0))
         if len(used) < len(self.how.scanner.models):
@@ -184,7 +186,7 @@ class _Collector:
 
 
 def _joined(parts: list[Floats]) -> Floats:
-    """One matrix of the blocks', which are freed one by one."""
+    """The blocks' matrices as one; each block is freed as soon as it is copied."""
     whole = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.float32)
     start = 0
     for place, part in enumerate(parts):

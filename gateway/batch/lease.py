@@ -1,4 +1,4 @@
-"""A runner's hold on its job: renewed while it works, given up to whoever comes next when it can't be."""
+"""A runner's lease on its job: renewed while it works; when it can't be renewed, another runner may take the job."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _STATES: dict[Wish, State] = {"": "running", "pause": "paused", "cancel": "cance
 
 
 class LostLease(HeadgateError):
-    """Another runner has taken the job: this one must touch it no more."""
+    """Another runner has taken the job, and this one must not change it any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """By which clocks, and whom to tell."""
+    """A runner's clocks, how long it drains, and who is told of its progress."""
 
     drain_s: float = 30.0
-    """What calls under way get to end in, where the runner is stopped."""
+    """Seconds that calls under way have to end in after the runner is stopped."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     now: Callable[[], float] = time.monotonic
     clock: Callable[[], float] = time.time
 
 
 class Lease:
-    """Of one runner."""
+    """The lease of one runner."""
 
     def __init__(self, jobs: Jobs, job: Job, options: RunnerOptions) -> None:
         self.jobs, self.job, self.options = jobs, job, options
         self.wish: Wish = job.wish
-        """What somebody wants of the job, as last seen."""
+        """What a user has asked of the job (pause, cancel), as last read."""
         self.lost = False
         """Another runner has the job."""
         self._asked_s = -inf
@@ -56,11 +56,11 @@ class Lease:
 
     @property
     def is_sure(self) -> bool:
-        """The job is ours for a while yet."""
+        """Whether the lease is still valid for a while."""
         return self.options.now() - self._renewed_s < SURE_S
 
     def renew_if_due(self, progress: Progress) -> None:
-        """In the background: a database that is slow or away stops nothing but, in the end, new calls."""
+        """Renews in the background. While the database is slow or can't be reached, only new calls stop in the end."""
         now = self.options.now()
         if now - self._asked_s >= EVERY_S and (self._task is None or self._task.done()):
             self._asked_s = now
@@ -88,7 +88,7 @@ class Lease:
 
 @asynccontextmanager
 async def kept(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> AsyncIterator[None]:
-    """The lease goes on while no runner renews it. Raises LostLease at the end, where it was lost all the same."""
+    """Renews the lease while no runner does. Raises LostLease at the end where it was lost in spite of that."""
     beating = asyncio.create_task(_beat(jobs, job, progress, options))
     try:
         yield

@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How much to ask."""
+    """How large the pilot is."""
 
     prompts: int
     most_usd: float
@@ -126,7 +126,7 @@ class _Asker:
         self.checker = Checker(shlex.split(sample.check)) if sample.check else None
 
     async def ask(self, prompt: Prompt, model: str, place: int) -> Observation | None:
-        """None: no money was left for it, or a file that it names can't be had."""
+        """Make one call; None where no money was left for it, or a file that it names can't be had."""
         now = self.s.now()
         arrival = Arrival({}, "", self.s.ids.new("req"), now)
         most = self.s.config.server.max_messages

@@ -1,4 +1,5 @@
-"""Which prompt is asked next, of whom: a line for each arm, those that wait for a while, those that wait for money.
+"""Which prompt is asked next, and by which arm: a queue for each arm, prompts that wait for a time, and prompts that
+wait for money.
 
 Pure: time is an argument, in monotonic seconds.
 """
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from gateway.batch.types import UNASSIGNED, Arm
 
 OPEN, WAITS, BUSY, AWAY, DONE, FAILED = range(6)
-"""A prompt stands in line, waits for a while or for money, is being asked, lies at a provider's batch endpoint, has its
-answer, has failed for good.
+"""States of a prompt: in a queue, waiting for a time or for money, being asked, at a provider's batch endpoint,
+answered, failed for good.
 """
 
 
@@ -26,37 +27,37 @@ class PromptQueue:
     def __init__(self, arms: Sequence[Arm], arm: NDArray[np.int16]) -> None:
         self.arms = arms
         self.arm = arm.copy()
-        """Of each prompt, as now planned; UNASSIGNED: nobody."""
+        """The arm planned for each prompt now, or UNASSIGNED."""
         self.state = np.zeros(len(arm), np.uint8)
         self.tries: Counter[int] = Counter()
-        """Calls made of a prompt."""
+        """Calls made so far, by prompt."""
         self.refused: dict[int, set[int]] = {}
-        """Arms that there was no money for, by prompt."""
+        """Arms that the money left did not cover, by prompt."""
         self.unfunded: deque[int] = deque()
-        """Waiting for money that calls under way still hold."""
+        """Prompts that wait for money which calls under way still hold."""
         self._lines: list[deque[int]] = [deque() for _ in arms]
         self._later: list[tuple[float, int]] = []
         self._turn = 0
 
     def fill(self) -> None:
-        """Line up every open prompt; once, before the first `take`."""
+        """Queue every open prompt; to be called once, before the first `take`."""
         for place in np.flatnonzero(self.state == OPEN).tolist():
             self.put(place)
 
     def put(self, place: int) -> None:
-        """At the end of its arm's line. Without an arm it stands nowhere until a plan gives it one."""
+        """Append a prompt to its arm's queue. One without an arm is in no queue until a plan gives it an arm."""
         arm = int(self.arm[place])
         self.state[place] = OPEN
         if arm != UNASSIGNED:
             self._lines[arm].append(place)
 
     def put_later(self, place: int, at_s: float) -> None:
-        """Not to be asked before."""
+        """The prompt is not asked before `at_s`."""
         self.state[place] = WAITS
         heapq.heappush(self._later, (at_s, place))
 
     def put_unfunded(self, place: int) -> None:
-        """To be asked when money comes free."""
+        """The prompt is asked when money is released."""
         self.state[place] = WAITS
         self.unfunded.append(place)
 
@@ -65,13 +66,13 @@ class PromptQueue:
             self.put(heapq.heappop(self._later)[1])
 
     def wakes_s(self) -> float | None:
-        """When the next of those that wait may be asked."""
+        """When the next waiting prompt may be asked; None where none waits for a time."""
         return self._later[0][0] if self._later else None
 
     def take(self, lets: Callable[[Arm], bool]) -> int | None:
-        """The next prompt of some arm that is let, the arms in turn; None: none.
+        """The next prompt of an arm that `lets` allows, the arms taking turns; None where there is none.
 
-        A prompt whose arm was changed still stands in its old line, where it is passed over.
+        A prompt whose arm was changed is still in its old queue, where it is skipped.
         """
         for step in range(len(self._lines)):
             arm = (self._turn + step) % len(self._lines)
@@ -93,7 +94,7 @@ class PromptQueue:
         return place
 
     def plan(self, rest: NDArray[np.intp], arm: NDArray[np.int16]) -> None:
-        """New arms for those of `rest` that nobody is asking; one that nothing is left for keeps its own."""
+        """Give new arms to the prompts of `rest` that are not being asked; those left UNASSIGNED keep their old arm."""
         still = rest[(self.state[rest] <= WAITS) & (arm[rest] != UNASSIGNED)]
         moved = still[self.arm[still] != arm[still]]
         self.arm[moved] = arm[moved]
@@ -101,18 +102,18 @@ class PromptQueue:
             self.put(place)
 
     def end(self, place: int, state: int) -> None:
-        """DONE, FAILED or AWAY."""
+        """Set the state to DONE, FAILED or AWAY."""
         self.state[place] = state
         self.refused.pop(place, None)
 
     @property
     def is_dry(self) -> bool:
-        """Nobody stands in a line or waits, though some prompts may be without an arm."""
+        """Whether no prompt is queued or waits, though some may be without an arm."""
         waits = bool(self._later or self.unfunded)
         return not waits and not ((self.state == OPEN) & (self.arm != UNASSIGNED)).any()
 
     def rest(self) -> NDArray[np.intp]:
-        """Those that nobody is asking and that are not over."""
+        """Prompts that are neither being asked nor over."""
         return np.flatnonzero(self.state <= WAITS)
 
     def waiting(self) -> dict[str, int]:

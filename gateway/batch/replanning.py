@@ -1,4 +1,4 @@
-"""Plans the rest of a running job again, as its calls teach what prompts cost and how fast they are answered."""
+"""Plans the rest of a running job again, as its calls show what prompts cost and how fast they are answered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERY_S = 10.0
 
 
 class Replanning:
-    """Of one runner. The solving is done in a thread; what has been asked meanwhile keeps its arm."""
+    """Replans the job of one runner. Solving is done in a thread; prompts that are asked meanwhile keep their arms."""
 
     def __init__(self, runner: Runner) -> None:
         self.run = runner
@@ -47,7 +47,7 @@ class Replanning:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _replan(self) -> None:
-        """With what is left of money and time. Providers' batch endpoints are for a job's begin only."""
+        """Replan with what is left of money and time. Providers' batch endpoints are used only at a job's beginning."""
         run = self.run
         rest = run.queue.rest()
         if not len(rest):
@@ -67,7 +67,7 @@ class Replanning:
         run.wake()
 
     def _left_usd(self) -> float:
-        """For the rest, less what the calls under way are expected to cost."""
+        """Money for the rest: what is left, less what the calls under way are expected to cost."""
         run = self.run
         if run.limit is None:
             return inf

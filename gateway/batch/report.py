@@ -1,4 +1,4 @@
-"""How a running job stands: counts, money, time to the end, and a shortfall that is coming said before it is there."""
+"""The progress of a running job: counts, money, time to the end, and a warning of a shortfall before it happens."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
 
 
 def _last_moments_s(run: Runner) -> float:
-    """So near to the deadline a pace that was measured before is no promise any more: what is open may stay open."""
+    """The last seconds before the deadline, in which open prompts may stay open whatever pace was measured before."""
     slowest = max((limiter.latency_s for limiter in run.limiters.values()), default=0.0)
     return max(2 * slowest, LAST_SHARE * run.span_s)

@@ -1,4 +1,4 @@
-"""What batch jobs leave goes in time: files at their own end, jobs and their answers as old decisions do."""
+"""Deletes what batch jobs leave: files when they expire, jobs and their answers at the age of old decisions."""
 
 from __future__ import annotations
 

@@ -80,27 +80,27 @@ class Runner:
         self.parts: set[asyncio.Task[None]] = set()
         self.stopped = False
         self.last = job.progress
-        """How far it was at the end of `run`."""
+        """The progress at the end of `run`."""
         self.by_model: Counter[str] = Counter()
         self.span_s = self.left_s
-        """From this run's begin to the deadline."""
+        """Seconds from the beginning of this run to the deadline."""
         self.lines = np.ones(len(plan.prompts), np.int64)
         """How many lines of the input each prompt stands for."""
         for duplicate in plan.duplicates:
             self.lines[duplicate.index] += 1
         self._wakes = asyncio.Event()
         self.held = 0
-        """Nano-dollars: the worst of all that is under way."""
+        """Nano-dollars: the most that all calls under way may cost."""
         self.short = False
-        """Somebody waits for money, and nothing has been settled since."""
+        """Whether a prompt waits for money and nothing has been settled since."""
         self.unafforded = 0
-        """Prompts sent to another arm than planned: the most that one might have cost was more than was left."""
+        """Prompts sent to another arm than planned, because the most that it might have cost was more than was left."""
         self._shut_s = 0.0
         self._looked_s = -inf
         self.answered = 0
-        """Prompts that this runner has brought to their end."""
+        """Prompts that have ended under this runner."""
         self.ended_elsewhere = 0
-        """Of lines that are no prompts of this plan."""
+        """Prompts that ended under an earlier plan and are none of this one."""
         self.lease = Lease(jobs, job, options)
         self.replanning = Replanning(self)
 
@@ -136,7 +136,9 @@ class Runner:
         return [place for place in found if place is not None]
 
     async def run(self, endpoints: Endpoints | None = None) -> None:
-        """Until every prompt is over, the job is cancelled, its deadline has passed, or `stop`. Raises LostLease."""
+        """Runs until every prompt is over, the job is cancelled, its deadline has passed, or `stop` is called. Raises
+        LostLease.
+        """
         if endpoints is not None:
             for part in await endpoints.parts(self):
                 self._carry(endpoints.run(self, part))
@@ -162,22 +164,22 @@ class Runner:
 
     @property
     def over_for_good(self) -> bool:
-        """Nothing is left for another runner."""
+        """Whether nothing is left for another runner."""
         return self.ended_early or not (self.queue.state <= AWAY).any()
 
     @property
     def ended_early(self) -> bool:
-        """Nothing more is to be asked, though prompts are left."""
+        """Whether nothing more is to be asked although prompts are left."""
         return self.wish == "cancel" or self.left_s <= 0
 
     @property
     def wish(self) -> Wish:
-        """What somebody wants of the job."""
+        """What a user has asked of the job (pause, cancel)."""
         return self.lease.wish
 
     @property
     def lost(self) -> bool:
-        """The job is another runner's now."""
+        """Whether another runner has the job now."""
         return self.lease.lost
 
     @property
@@ -185,7 +187,9 @@ class Runner:
         return inf if self.job.card.deadline_s is None else self.job.card.deadline_s - self.options.clock()
 
     def stop(self, drain_s: float = 0.0) -> None:
-        """Finish what is under way, within the terms' time or a longer one, and leave the rest to the next runner."""
+        """Let calls under way end within `drain_s` of the options or of this call, whichever is longer, and leave the
+        rest to the next runner.
+        """
         self.options = replace(self.options, drain_s=max(drain_s, self.options.drain_s))
         self.stopped = True
         self._wakes.set()
@@ -207,13 +211,13 @@ class Runner:
             self.unstick()
 
     def _next(self, now: float) -> int | None:
-        """Those that waited for money go first, and alone: what they wait for is not given to others."""
+        """The next prompt to ask. Those that wait for money go first and alone, so that others don't take it."""
         if self.queue.unfunded:
             return None if self.short else self.queue.take_unfunded()
         return self.queue.take(lambda arm: arm.via == "live" and self._lets(arm, now))
 
     def _lets(self, arm: Arm, now: float) -> bool:
-        """After a refusal one call goes ahead, and the others once it has been answered."""
+        """Whether a call of this arm may start. After a refusal one call goes first, the others once it is answered."""
         limiter, fleet = self.limiters[arm.model], self.s.fleet
         if not (limiter.lets_pass(now) and fleet.healthy(arm.model, self.s.now())):
             return False
@@ -225,7 +229,7 @@ class Runner:
         return inf if self.limit is None else self.limit - self.spent_now - self.held
 
     def _start(self, place: int, now: float) -> bool:
-        """False: there is no money for it now."""
+        """Start one call; False where the money left doesn't cover it now."""
         arm = int(self.queue.arm[place])
         ready = self.asker.ready(self.plan.prompts[place], self.arm_call(place, arm))
         if ready.worst_nanousd > self.free:
@@ -244,7 +248,9 @@ class Runner:
         self.queue.put_unfunded(place)
 
     def unstick(self) -> None:
-        """Nothing is under way. Who waits for money gets no more than there is; who has no arm gets the cheapest."""
+        """Called when nothing is under way: a prompt that waits for money gets an arm that what is left covers, and
+        prompts without an arm get the cheapest.
+        """
         if self.short and (place := self.queue.take_unfunded()) is not None:
             self.afford(place)
         elif self.queue.is_dry:
@@ -280,8 +286,8 @@ class Runner:
         self.hear(place, arm, result, began_s)
 
     def arm_call(self, place: int, number: int) -> ArmCall:
-        """How an arm answers this prompt, and who may after it: by the plan, or where it plans no climbs and cascades
-        are wanted.
+        """How an arm answers this prompt, and which models may be asked after it: those that the plan says, or all
+        better ones where the plan has no climbs and the job wants cascades.
         """
         table, arm = self.plan.estimates, self.plan.estimates.arms[number]
         if arm.rule >= 0:
@@ -308,7 +314,7 @@ class Runner:
     # ---- hear
 
     def hear(self, place: int, arm: int, result: CallResult, began_s: float) -> None:
-        """What one call came to."""
+        """Take the result of one call."""
         now = self.options.now()
         if not result.held:
             self._hear_refusal(place, arm, result, now)
@@ -349,7 +355,7 @@ class Runner:
         self.answered += 1
 
     def heard_away(self, place: int, arm: int, result: CallResult) -> None:
-        """What came of a prompt at a provider's batch endpoint; one without an end goes back in line."""
+        """Take the result of a prompt at a provider's batch endpoint; one that is not final is queued again."""
         self._count(place, arm, result)
         if result.final:
             self._close(place, DONE if result.ok else FAILED, result.model)
@@ -357,17 +363,17 @@ class Runner:
             self.come_back([place])
 
     def opens_in_s(self, model: str) -> float:
-        """Seconds until another call of it may start: its provider has asked for a rest, or seems to be down."""
+        """Seconds until another call of this model may start: its provider may have asked to wait or seem down."""
         now = self.s.now()
         opens = min((one.breaker.opens_s for one in self.s.fleet.deployments(model)), default=0.0)
         return max(0.0, opens - now, self.limiters[model].opens_s - self.options.now())
 
     def wake(self) -> None:
-        """Look again at what may start."""
+        """Make the loop look again at which calls may start."""
         self._wakes.set()
 
     def come_back(self, places: Sequence[int]) -> None:
-        """Prompts that a provider's batch endpoint did not answer are asked one by one, of the same model."""
+        """Queue prompts that a provider's batch endpoint did not answer as single calls of the same model."""
         arms = self.plan.estimates.arms
         for place in places:
             away = arms[self.queue.arm[place]]
@@ -378,7 +384,7 @@ class Runner:
         self._wakes.set()
 
     def afford(self, place: int) -> None:
-        """Nothing is under way, and still there is no money for this prompt: another arm, or none at all."""
+        """Find another arm for a prompt that the budget doesn't cover though nothing is under way, or give it up."""
         table, prompt = self.plan.estimates, self.plan.prompts[place]
         tried = self.queue.refused.setdefault(place, set())
         fits = (table.quality[place] >= table.floor[place]) & np.isfinite(table.cost_usd[place])
@@ -406,7 +412,7 @@ class Runner:
     # ---- look
 
     def look(self) -> None:
-        """Now and then: keep the lease, learn what is wished, plan again, say how it goes."""
+        """From time to time: renew the lease, read what users have asked of the job, replan, and report progress."""
         now = self.options.now()
         if now - self._looked_s < self._look_s:
             return
@@ -419,7 +425,7 @@ class Runner:
 
     @property
     def _look_s(self) -> float:
-        """Oftener as a deadline comes near, so that what will be missing is said before it is."""
+        """Seconds between two looks: fewer near a deadline, so that a shortfall is reported before it happens."""
         return min(LOOK_EVERY_S, max(0.02, self.left_s / 10))
 
     # ---- inside
@@ -437,7 +443,7 @@ class Runner:
             log.error("a part of %s failed", self.job.id, exc_info=task.exception())
 
     async def _sleep(self) -> None:
-        """Until something ends or is due."""
+        """Sleep until something ends or is due."""
         now = self.options.now()
         due = [self._look_s, *(limiter.opens_s - now for limiter in self.limiters.values() if limiter.opens_s > now)]
         if self.queue.wakes_s() is not None:
@@ -448,7 +454,7 @@ class Runner:
         self._wakes.clear()
 
     async def _drain(self) -> None:
-        """Calls under way get their time to end, but none where the job is another's now."""
+        """Let calls under way end in their time, unless the job is another runner's now."""
         await self.replanning.end()
         await self.lease.end()
         if self.tasks and not self.lost:

@@ -1,4 +1,6 @@
-"""A process that runs jobs without serving: the gateway's parts, the servers it manages, the journal being shipped."""
+"""What a process needs to run jobs without serving: the gateway's parts, the servers it manages, and a shipper of the
+journal.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ class JobRuntime:
 
 
 def open_jobs(config: Config) -> Jobs:
-    """The job list; an embedded SQLite file is migrated here, a server is not (ConfigError)."""
+    """The job list. An SQLite file is migrated here; a PostgreSQL database must have been migrated (ConfigError)."""
     Path(config.server.run_dir).mkdir(parents=True, exist_ok=True)
     url = str(config.storage.url)
     if url.startswith("sqlite"):
@@ -46,7 +48,7 @@ def open_jobs(config: Config) -> Jobs:
 
 @asynccontextmanager
 async def job_runtime(config: Config) -> AsyncIterator[JobRuntime]:
-    """Everything a job needs, until the context ends. Raises ConfigError."""
+    """Everything that a job needs while the context lasts. Raises ConfigError."""
     jobs = await asyncio.to_thread(open_jobs, config)
     async with AsyncExitStack() as stack:
         stack.callback(jobs.engine.dispose)
@@ -65,7 +67,7 @@ async def job_runtime(config: Config) -> AsyncIterator[JobRuntime]:
 
 
 async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
-    """The servers that `headgate serve` would keep, but for those that answer already."""
+    """Start the servers that `headgate serve` would start, except those that answer already."""
     for provider in config.providers:
         one = managed(provider, config.server)
         if one is None or await is_ready(one.socket):

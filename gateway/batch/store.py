@@ -1,4 +1,4 @@
-"""Batch jobs as a worker meets them: the files and jobs of the database, opened at the first question."""
+"""The files and batch jobs of the database as a worker uses them; they are opened at the first use."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from gateway.batch.jobs import Jobs
 
 MARKER = "batches.open"
-"""In the run folder while some job of the API is unfinished: workers look for jobs only then."""
+"""A file in the run folder while some job of the API is unfinished; workers look for jobs only while it exists."""
 FILE_PATIENCE_S = 300.0
 T = TypeVar("T")
 
 
 class BatchStore:
-    """One per worker. The stores are synchronous, and opening them may wait for a database: never on the event loop."""
+    """One per worker. The stores block and may wait for the database, so they are never used on the event loop."""
 
     def __init__(self, journal: Reader, run_dir: str) -> None:
         self._journal = journal
         self.run_dir = Path(run_dir)
         self.asked = asyncio.Event()
-        """Set when a job was made or changed here."""
+        """Set when this worker has made or changed a job."""
         self.drain_s = 0.0
-        """What calls under way get to end in, once the worker ends."""
+        """Seconds that calls under way have to end in once the worker shuts down."""
 
     @property
     def jobs(self) -> Jobs:
@@ -43,11 +43,11 @@ class BatchStore:
         return Files(self._journal.store.engine)
 
     async def of_jobs(self, ask: Callable[[Jobs], T]) -> T:
-        """Raises HeadgateError 503 where the database is away."""
+        """Ask the jobs in a thread. Raises HeadgateError 503 where the database can't be reached."""
         return await self._journal.ask(lambda: ask(self.jobs))
 
     async def of_files(self, ask: Callable[[Files], T]) -> T:
-        """As `of_jobs`; a large file takes a while."""
+        """Ask the files, as `of_jobs`, but with more patience, for a large file takes a while."""
         return await self._journal.ask(lambda: ask(self.files), FILE_PATIENCE_S)
 
     @property
@@ -55,6 +55,6 @@ class BatchStore:
         return self.run_dir / MARKER
 
     def mark(self) -> None:
-        """Some job is unfinished."""
+        """Write the marker: some job is unfinished."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.marker.touch()

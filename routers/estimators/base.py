@@ -44,7 +44,7 @@ class Training:
             raise ValueError("no score to learn from")
 
     def rows(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Training:
-        """Those rows alone."""
+        """The training data of those rows alone."""
         places = np.arange(len(self.x))[index]
         tasks = [self.tasks[i] for i in places.tolist()]
         costs = None if self.costs is None else self.costs[places]

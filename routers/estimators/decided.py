@@ -72,7 +72,7 @@ def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
 
 
 def _costs_foretold(data: Training, costs: Matrix) -> Matrix:
-    """Of every row, by what was fitted on the other folds."""
+    """Predicted costs of every row, by what was fitted on the other folds."""
     fold, told = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
     for part in range(FOLDS):
         held = fold == part
