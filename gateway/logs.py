@@ -2,7 +2,7 @@
 
 Known secrets are replaced wherever they occur, things that look like a credential as well, and a field whose
 name promises text of a request is dropped whole. An exception is logged by its type and place; its message
-goes through the same sieve.
+goes through the same filter of secrets.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ class JsonLines(logging.Formatter):
 
     def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
-        self._sieve = secret_filter
+        self._secret_filter = secret_filter
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": self._sieve.clean(_message(record)),
-            **_extra(record, self._sieve),
+            "message": self._secret_filter.clean(_message(record)),
+            **_extra(record, self._secret_filter),
         }
         return json.dumps(line, ensure_ascii=False, default=str)
 
@@ -118,17 +118,17 @@ class TextLines(logging.Formatter):
 
     def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
-        self._sieve = secret_filter
+        self._secret_filter = secret_filter
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        message = self._sieve.clean(_message(record))
-        fields = "".join(f" {name}={value}" for name, value in _extra(record, self._sieve).items())
+        message = self._secret_filter.clean(_message(record))
+        fields = "".join(f" {name}={value}" for name, value in _extra(record, self._secret_filter).items())
         return f"{time} {record.levelname.lower():7} {record.name}: {message}{fields}"
 
 
 def _message(record: logging.LogRecord) -> str:
-    """A message whose arguments don't fit it is still logged; logging itself would print them unsieved."""
+    """A message whose arguments don't fit it is still logged; logging itself would print them unfiltered."""
     try:
         return record.getMessage()
     except (TypeError, ValueError):
@@ -209,7 +209,7 @@ class NonBlockingHandler(logging.Handler):
             if not self._writer.is_alive():  # at first, and in a process that was forked
                 self._writer = threading.Thread(target=self._write, name="log", daemon=True)
                 self._writer.start()
-        except Exception:  # no thread to be had just now; `handleError` would print what the sieve keeps out
+        except Exception:  # no thread to be had just now; `handleError` would print what the filter keeps out
             self._dropped += 1
 
     def flush(self) -> None:

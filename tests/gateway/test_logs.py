@@ -246,7 +246,7 @@ def root() -> Iterator[logging.Logger]:
     logger.setLevel(level)
 
 
-def test_every_logger_goes_through_the_sieve(root: logging.Logger) -> None:
+def test_every_logger_goes_through_the_secret_filter(root: logging.Logger) -> None:
     """Libraries' loggers, too, and the server's."""
     stream = io.StringIO()
     set_up("info", "json", SECRETS, stream)
