@@ -1,8 +1,8 @@
 """`python -m cache.bench`: what the cache's parts cost, and what they save beside the usual ones.
 
-`eviction`: share of cost saved on Zipf and drifting traces. `index`: search time and recall. `tenants`: a thousand of
-them in one structure. `latency`: key, exact look-up and whole semantic look-up. `embedding`: the vector of one
-question, by each of `--embedders`.
+`eviction`: share of cost saved on Zipf and drifting traces. `affinity`: cached tokens of an agent workload over
+eight deployments. `index`: search time and recall. `tenants`: a thousand of them in one structure. `latency`:
+key, exact look-up and whole semantic look-up. `embedding`: the vector of one question, by each of `--embedders`.
 Times are CPU time, so that a busy machine does not count.
 """
 
@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,54 @@ from cache.evaluate import load_embedder
 from cache.key import Partition, exact_key
 from cache.link import RedisLink
 from cache.memory import MemoryStore
+from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, warmest
 from cache.redis import RedisStore
+
+
+def bench_affinity(turns: int = 6000, deployments: int = 8) -> dict[str, dict[str, float]]:
+    """Share of prompt tokens cached, and load imbalance, of agents that talk to eight deployments."""
+    return {
+        "round robin": agents(turns, deployments, soft=False),
+        "soft affinity": agents(turns, deployments, soft=True),
+    }
+
+
+def agents(turns: int, deployments: int, *, soft: bool, talks: int = 64) -> dict[str, float]:
+    """Replay agents, each with a long system prompt and a conversation that grows by tool results.
+
+    A deployment keeps half as many conversations again as its share of them, the most recent ones.
+    """
+    rng = random.Random(0)
+    names = [f"d{n}" for n in range(deployments)]
+    seen = PrefixMap(warmths=dict.fromkeys(names, Warmth(step_tokens=16)))
+    recent = [RecentTokens() for _ in names]
+    kept: dict[str, OrderedDict[int, int]] = {name: OrderedDict() for name in names}
+    served = dict.fromkeys(names, 0.0)
+    active: list[tuple[int, list[bytes], list[int]]] = []
+    prompt = cached = 0
+    for turn in range(turns):
+        if len(active) < talks or rng.random() < 0.01:
+            system = b"system %d" % rng.randrange(4)
+            active = [*active, (turn, [system, b"%d" % turn], [4000, 2000 + rng.randrange(2000)])][-talks:]
+        talk, pieces, tokens = rng.choice(active)
+        links = chain("t", pieces, tokens)
+        now_s, place = turn / 20, turn % deployments
+        if soft:
+            shares = [seen.cached_share(links, name, now_s=now_s) for name in names]
+            place = warmest(shares, [one.at(now_s) for one in recent])[0]
+        name = names[place]
+        hit = kept[name].pop(talk, 0)
+        kept[name][talk] = links[-1][1]
+        if len(kept[name]) > 1.5 * talks / deployments:
+            kept[name].popitem(last=False)
+        prompt, cached = prompt + links[-1][1], cached + hit
+        recent[place].add(links[-1][1], now_s)
+        served[name] += links[-1][1]
+        seen.record(links, name, now_s=now_s, cached_tokens=hit)
+        pieces.append(b"result %d" % turn)
+        tokens.append(100 + rng.randrange(200))
+    imbalance = max(served.values()) / statistics.mean(served.values())
+    return {"cached_share": round(cached / prompt, 4), "imbalance": round(imbalance, 4)}
 
 
 async def many(work: Callable[[int], Any], times: int) -> float:
@@ -133,7 +181,7 @@ def bench_embedding(specs: list[str], times: int = 500) -> dict[str, dict[str, f
 def main() -> None:
     """Run the benchmarks named on the command line, all of them when none is."""
     parser = argparse.ArgumentParser("python -m cache.bench", description=__doc__)
-    every = ("eviction", "index", "tenants", "latency", "embedding")
+    every = ("eviction", "affinity", "index", "tenants", "latency", "embedding")
     parser.add_argument("names", nargs="*", choices=[*every, []], help="all when none is named")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="vectors of `index`")
     parser.add_argument("--redis", default="", help="URL of a Redis for `latency`")
@@ -141,6 +189,7 @@ def main() -> None:
     asked = parser.parse_args()
     benches: dict[str, Callable[[], object]] = {
         "eviction": bench_eviction,
+        "affinity": bench_affinity,
         "index": lambda: bench_index(tuple(asked.sizes)),
         "tenants": bench_tenants,
         "latency": lambda: bench_latency(redis_url=asked.redis),

@@ -4,7 +4,8 @@ Providers and local servers keep the keys and values of recent prompts for some 
 like one of them is cheaper and faster there. A conversation is a chain of pieces (tools, system prompt, turns),
 each known by the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who
 answered it when. The share reported is an expectation: how much of the prompt the deployment saw, times how
-often what it saw was really read from its cache. It is a reason among others for the router, never a rule.
+often what it saw was really read from its cache. It is a reason among others for the router, never a rule; so it is
+among the deployments of one model, which are weighed by what each has taken of late too.
 """
 
 from __future__ import annotations
@@ -115,3 +116,32 @@ class PrefixMap:
         scale = 1000.0 / expected
         trust.expected = 0.98 * trust.expected + expected * scale
         trust.cached = 0.98 * trust.cached + min(cached, expected) * scale
+
+
+class RecentTokens:
+    """Prompt tokens that a deployment took of late: what it took a half-life ago counts half."""
+
+    HALF_LIFE_S = 7.0
+    __slots__ = ("_at_s", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens = self._at_s = 0.0
+
+    def add(self, tokens: float, now_s: float) -> None:
+        self._tokens, self._at_s = self.at(now_s) + tokens, now_s
+
+    def at(self, now_s: float) -> float:
+        return self._tokens * math.exp2(-max(now_s - self._at_s, 0.0) / self.HALF_LIFE_S)
+
+
+def warmest(shares: Sequence[float], loads: Sequence[float], *, load_price: float = 0.5) -> list[int]:
+    """Soft affinity: the places of the deployments, more than one where they are equal, with most of a prompt, less
+    the price of their overload. `shares` of the prompt that each has cached; `loads` in tokens, of any scale.
+
+    A load that is higher by the mean costs `load_price` of the prompt: a conversation stays where it is warm unless
+    that is far out of balance, a new one goes where there is least to do.
+    """
+    mean = sum(loads) / len(loads) or 1.0
+    scores = [share - load_price * load / mean for share, load in zip(shares, loads, strict=True)]
+    best = max(scores)
+    return [place for place, score in enumerate(scores) if score == best]

@@ -79,7 +79,8 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     spool = Spool(directory)
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
     online = Online(open_bandit_store(config, index), journal)
-    driver = Driver(caller, draws, Hedging(), LiveStreams(server.stream_keepalive_s))
+    prefixes = Prefixes(fleet)
+    driver = Driver(caller, draws, Hedging(), prefixes, LiveStreams(server.stream_keepalive_s))
     purses = Purses(clock, server.workers)
     services = Services(
         config=config,
@@ -106,7 +107,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         current=current,
         online=online,
         purses=purses,
-        prefixes=Prefixes(),
+        prefixes=prefixes,
         chores=[
             *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
             driver.streams.run,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -33,6 +33,7 @@ from gateway.fleet import Deployment
 from gateway.hedging import Hedging
 from gateway.live_streams import LiveStream, LiveStreams
 from gateway.parallel_steps import run_parallel
+from gateway.prefixes import Prefixes
 from gateway.question_batching import QuestionBatcher
 from gateway.reply import Headers, Reply
 from gateway.upstream import Response
@@ -53,10 +54,16 @@ class Driver:
     """Drives climbs. One per worker."""
 
     def __init__(
-        self, caller: Caller, draws: Iterator[float], hedging: Hedging, streams: LiveStreams | None = None
+        self,
+        caller: Caller,
+        draws: Iterator[float],
+        hedging: Hedging,
+        prefixes: Prefixes,
+        streams: LiveStreams | None = None,
     ) -> None:
         self.caller = caller
         self.draws = draws
+        self.prefixes = prefixes
         self.streams = streams or LiveStreams(0.0)
         self.hedging = hedging
         self.gathering = QuestionBatcher(caller, draws)
@@ -156,7 +163,7 @@ class Run:
             begun = caller.now()
         deployment = caller.fleet.pick(
             rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model),
-            failed=self.failed,
+            failed=self.failed, warm=None if "messages" in rung.overrides else self.warm,
         )  # fmt: skip
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
@@ -180,6 +187,10 @@ class Run:
         self.error = None
         self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
+
+    def warm(self, deployments: Sequence[Deployment]) -> Sequence[float] | None:
+        """Of the client's prompt, what each deployment is expected to have cached."""
+        return self.driver.prefixes.shares(self.exchange, deployments, self.driver.caller.now())
 
     async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
         """Ask in one call with other small questions. None: it has to be asked alone."""

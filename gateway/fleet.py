@@ -14,6 +14,7 @@ from math import exp, isnan, log, nan, sqrt
 
 import msgspec
 
+from cache.prefix import RecentTokens, warmest
 from gateway.breaker import Breaker, State
 from gateway.config import ModelConfig
 from gateway.prices import Price
@@ -36,6 +37,8 @@ VIEW_S = 0.1
 
 Asked = Callable[[], tuple[float, float]]
 """Gives the tokens of a prompt and the expected tokens of its answer; NaN: unknown."""
+Warm = Callable[[Sequence["Deployment"]], Sequence[float] | None]
+"""Gives the share of a prompt that each deployment is expected to have cached; None: the prompt is too short for it."""
 
 
 class Delay:
@@ -83,7 +86,7 @@ class Deployment:
 
     __slots__ = (
         "breaker", "call_ids", "config", "failures", "foreign", "id", "in_flight", "latency", "load", "model", "price",
-        "provider", "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
+        "provider", "recent", "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -107,6 +110,8 @@ class Deployment:
         """Time to the first byte."""
         self.turn = Delay()
         """Time to a whole answer, divided by how many were under way: what one more adds where answers queue."""
+        self.recent = RecentTokens()
+        """Of long prompts, where its model has several deployments."""
         self.load: Load | None = None
         """The tokens it has under way; None: its model's deployments are balanced by weight."""
         self.told: Told | None = None
@@ -187,10 +192,11 @@ class Fleet:
 
     def pick(
         self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None,
-        failed: Deployment | None = None,
+        failed: Deployment | None = None, warm: Warm | None = None,
     ) -> Deployment | None:  # fmt: skip
-        """Pick a deployment whose breaker is closed: by weight, with `draw` in [0, 1); with balance = "delay", where
-        a request of the tokens `asked` delays all answers least. One that has just `failed` this request comes last.
+        """Pick a deployment whose breaker is closed: by weight, with `draw` in [0, 1), but a prompt long enough for
+        caches where it is `warm` unless others have far less to do; with balance = "delay", where a request of the
+        tokens `asked` delays all answers least. One that has just `failed` this request comes last.
 
         Where all breakers are open: the first to close, so that a model never loses its last deployment.
         None: the model has no other deployment than `avoid`, or is unknown.
@@ -205,10 +211,10 @@ class Fleet:
             open_ = [one for one in open_ if one is not failed]
         if not open_:
             picked = min(all_, key=lambda one: one.breaker.opens_s)
-        elif asked is None or len(open_) == 1 or open_[0].load is None:
+        elif asked is None or len(open_) == 1:
             picked = _draw(open_, draw)
         else:
-            picked = _soonest(open_, asked, draw, now)
+            picked = _among(open_, asked, warm, draw, now)
         picked.breaker.begin(now)
         return picked
 
@@ -316,14 +322,32 @@ def _weigh(fleet: Mapping[str, Sequence[Deployment]]) -> None:
                 one.load = Load(paces, one.config.parallel, one.config.memory_tokens)
 
 
-def _soonest(deployments: Sequence[Deployment], asked: Asked, draw: float, now: float) -> Deployment:
+def _among(
+    deployments: Sequence[Deployment], asked: Asked, warm: Warm | None, draw: float, now: float
+) -> Deployment:
     """Among equals (such as idle ones) the draw decides; one of weight 0 is used only if no other is left."""
     deployments = [one for one in deployments if one.weight] or deployments
+    shares = warm(deployments) if warm is not None else None
+    if deployments[0].load is not None:
+        return _soonest(deployments, asked, shares, draw, now)
+    if shares is None:
+        return _draw(deployments, draw)
+    loads = [one.recent.at(now) / (one.weight or 1.0) for one in deployments]
+    picked = _draw([deployments[place] for place in warmest(shares, loads)], draw)
+    picked.recent.add(asked()[0], now)
+    return picked
+
+
+def _soonest(
+    deployments: Sequence[Deployment], asked: Asked, shares: Sequence[float] | None, draw: float, now: float
+) -> Deployment:
+    """Where taking the request adds the least delay; what a deployment has cached it need not read."""
     input_tokens, output_tokens = asked()
     loads = [one.load for one in deployments if one.load is not None]
     if isnan(output_tokens):
         output_tokens = loads[0].paces.typical_tokens
-    delays = least_delay(loads, input_tokens, output_tokens, now)
+    unread = [input_tokens * (1.0 - share) for share in shares or [0.0] * len(loads)]
+    delays = least_delay(loads, unread, output_tokens, now)
     least = min(delays)
     return _draw([one for one, delay in zip(deployments, delays, strict=True) if delay <= least], draw)
 

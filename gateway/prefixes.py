@@ -1,8 +1,9 @@
-"""Which models still hold the beginning of a conversation in their caches, told to routers as a share of the prompt.
+"""Which deployments still hold the beginning of a conversation in their caches, as a share of the prompt: routers weigh
+it as a model's price, and among the deployments of one model a request goes where it is warm, unless that is busy.
 
 Only prompts long enough for a provider to keep are looked at, and only where some model of the route charges less for
-tokens it had cached; every other request pays nothing for it. Refuses to guess across tenants: their conversations
-never meet (cache/prefix.py).
+tokens it had cached, or has several deployments; every other request pays nothing for it. Each worker knows what it
+sent itself. Refuses to guess across tenants: their conversations never meet (cache/prefix.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from cache.prefix import Chain, PrefixMap, chain
 from gateway.call import Call
 from gateway.exchange import Exchange
+from gateway.fleet import Deployment, Fleet
 from routers.types import Candidate
 
 LEAST_TOKENS = 1024
@@ -28,26 +30,36 @@ _many = msgspec.json.Decoder(list[msgspec.Raw]).decode
 class Prefixes:
     """Of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._map = PrefixMap(max_nodes=50_000)
 
     def warmed(self, exchange: Exchange, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
-        """The candidates with the share of this prompt that each is expected to read from its cache."""
+        """The candidates with the share of this prompt that each is expected to read from its warmest cache."""
         if exchange.call.described.input_tokens < LEAST_TOKENS or all(c.cached_price >= 1.0 for c in candidates):
             return candidates
-        links = exchange.links = links_of(exchange.call, exchange.caller.tenant)
-        shares = [self._map.cached_share(links, one.model, now_s=now) for one in candidates]
+        shares = [
+            max(self.shares(exchange, self._fleet.deployments(one.model), now) or [0.0]) for one in candidates
+        ]
         return [
             replace(one, cached_share=share) if share else one for one, share in zip(candidates, shares, strict=True)
         ]
 
+    def shares(self, exchange: Exchange, deployments: Sequence[Deployment], now: float) -> Sequence[float] | None:
+        """Of this prompt, what each deployment is expected to read from its cache. None: it is too short to be kept."""
+        if exchange.call.described.input_tokens < LEAST_TOKENS:
+            return None
+        links = exchange.links = exchange.links or links_of(exchange.call, exchange.caller.tenant)
+        return [self._map.cached_share(links, one.id, now_s=now) for one in deployments]
+
     def settled(self, exchange: Exchange, now: float) -> None:
-        """The model that answered has the whole prompt now; its usage says what it had before."""
+        """The deployment that answered has the whole prompt now; its usage says what it had before."""
         if not exchange.links or not exchange.answered_by:
             return
-        usage = next((one.usage for one in reversed(exchange.attempts) if one.model == exchange.answered_by), None)
-        cached = usage.cache_read_tokens if usage is not None else None
-        self._map.record(exchange.links, exchange.answered_by, now_s=now, cached_tokens=cached)
+        last = next((one for one in reversed(exchange.attempts) if one.model == exchange.answered_by), None)
+        if last is not None:
+            cached = last.usage.cache_read_tokens
+            self._map.record(exchange.links, last.deployment, now_s=now, cached_tokens=cached)
 
 
 def links_of(call: Call, tenant: str) -> Chain:

@@ -108,7 +108,9 @@ class Fleet:
         elif self.policy == "least_tokens":
             scores = [sum(job.input_tokens + job.output_tokens for job in load.jobs.values()) for load in self.loads]
         else:
-            scores = least_delay(self.loads, request.input_tokens, request.predicted, request.arrived_s)
+            scores = least_delay(
+                self.loads, [request.input_tokens] * len(self.loads), request.predicted, request.arrived_s
+            )
         return int(np.argmin(scores))
 
     def take(self, request: Request) -> None:

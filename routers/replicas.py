@@ -182,6 +182,8 @@ class Load:
         return waited
 
 
-def least_delay(loads: Iterable[Load], input_tokens: float, output_tokens: float, now: float) -> list[float]:
-    """Of each replica, the delay that taking the request there would add."""
-    return [load.added_s(input_tokens, output_tokens, now) for load in loads]
+def least_delay(
+    loads: Iterable[Load], input_tokens: Iterable[float], output_tokens: float, now: float
+) -> list[float]:
+    """Of each replica, the delay that taking the request there would add; `input_tokens`: what each has to read."""
+    return [load.added_s(read, output_tokens, now) for load, read in zip(loads, input_tokens, strict=True)]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.prefix import PrefixMap, Warmth, chain
+from cache.bench import agents
+from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, warmest
 
 FINE = Warmth(ttl_s=300, least_tokens=0, step_tokens=1)
 
@@ -74,6 +75,30 @@ def test_the_map_is_bounded_and_shares_are_shares(talks: list[list[str]], max_no
         view.record(talk(*pieces), "ab"[n % 2], now_s=n, cached_tokens=n * 100)
         assert len(view) <= max_nodes
         assert 0 <= view.cached_share(talk(*pieces), "a", now_s=n) <= 1
+
+
+def test_affinity_is_soft() -> None:
+    """A conversation stays where it is warm, unless that is far out of balance; a new one goes to the idle."""
+    assert warmest([0.9, 0.0], [120.0, 80.0]) == [0]
+    assert warmest([0.9, 0.0], [400.0, 10.0]) == [1]
+    assert warmest([0.0, 0.0, 0.0], [2.0, 1.0, 3.0]) == [1]
+    assert warmest([0.5, 0.5], [0.0, 0.0]) == [0, 1]
+
+
+def test_what_was_taken_fades() -> None:
+    """By half in a half-life; a clock that goes back takes nothing away."""
+    recent = RecentTokens()
+    recent.add(800.0, 10.0)
+    recent.add(200.0, 10.0 + recent.HALF_LIFE_S)
+    assert recent.at(10.0 + recent.HALF_LIFE_S) == pytest.approx(600.0)
+    assert recent.at(0.0) == pytest.approx(600.0)
+
+
+def test_agents_keep_their_caches() -> None:
+    """Agents over eight deployments read nearly all of their prompts from caches, in balance."""
+    soft, blind = agents(4000, 8, soft=True), agents(4000, 8, soft=False)
+    assert soft["cached_share"] >= 0.95 > 0.3 > blind["cached_share"]
+    assert soft["imbalance"] < 1.3
 
 
 def test_a_map_needs_room() -> None:

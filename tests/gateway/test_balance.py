@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -103,3 +106,57 @@ async def test_a_retry_goes_to_the_other_deployment(tmp_path: Path) -> None:
             decision = await gateway.decision(answer.headers["x-headgate-decision-id"])
             tries.add(tuple(attempt.deployment for attempt in decision.attempts))
         assert tries <= {("up/down", "up/up"), ("up/up",)} and len(tries) == 2, tries
+
+
+def talks_of(fleet: Fleet, warm: Sequence[float], tokens: float, count: int) -> Counter[str]:
+    """Who takes so many prompts of which each deployment has a share cached."""
+    rng = random.Random(0)
+    took = Counter[str]()
+    for n in range(count):
+        picked = fleet.pick("m", rng.random(), n / 10, asked=lambda: (tokens, 50.0), warm=lambda _: warm)
+        assert picked is not None
+        took[picked.provider] += 1
+    return took
+
+
+def test_a_warm_deployment_is_preferred_unless_it_is_far_busier() -> None:
+    """New prompts go by weight to where there is least to do; a warm one stays, until that has far more to do."""
+    fleet = Fleet([ModelConfig(name="m", provider="a", weight=3.0), ModelConfig(name="m", provider="b")])
+    took = talks_of(fleet, [0.0, 0.0], 2000.0, 400)
+    assert took["a"] == pytest.approx(300, abs=5)
+    took = talks_of(Fleet([ModelConfig(name="m", provider=name) for name in "abc"]), [0.3, 0.0, 0.0], 2000.0, 300)
+    assert took["a"] > 110 and min(took["b"], took["c"]) > 70
+    took = talks_of(Fleet([ModelConfig(name="m", provider=name) for name in "ab"]), [0.9, 0.0], 2000.0, 300)
+    assert took["a"] > 250
+
+
+def test_what_is_cached_need_not_be_read() -> None:
+    """Balanced by delay, a busier deployment that has the prompt is sooner done with it than an idle one."""
+    fleet = Fleet([A, B])
+    first, second = fleet.deployments("m")
+    assert first.load is not None
+    first.load.begin(Job(20.0, 50.0, 0.0))
+    for warm, taker in (([0.0, 0.0], second), ([0.95, 0.0], first), (None, second)):
+        picked = fleet.pick("m", 0.5, 0.1, asked=lambda: (20_000.0, 50.0), warm=lambda _, warm=warm: warm)
+        assert picked is taker
+
+
+async def test_a_conversation_stays_with_its_deployment(tmp_path: Path) -> None:
+    """Over HTTP: each of twelve conversations is answered by one of three deployments, and all of these have some."""
+    names = ["one", "two", "three"]
+    scripts = {name: [{"text": "well", "cached_tokens": 2900}] for name in names}
+    models = [{"name": "m", "upstream_name": name} for name in names]
+    async with live(tmp_path, scripts=scripts, models=models) as gateway, httpx.AsyncClient(timeout=120) as client:
+        talks: list[list[dict[str, str]]] = [
+            [{"role": "system", "content": f"You are clerk {n}. " * 300}] for n in range(12)
+        ]
+        where: list[set[str]] = [set() for _ in talks]
+        for turn in range(4):
+            for talk, seen in zip(talks, where, strict=True):
+                talk.append({"role": "user", "content": f"and then {turn}?"})
+                answer = await client.post(f"{gateway.url}/v1/chat/completions", json={"model": "m", "messages": talk})
+                record = await gateway.decision(answer.headers["x-headgate-decision-id"])
+                seen.add(record.attempts[-1].deployment)
+                talk.append({"role": "assistant", "content": "well"})
+    assert all(len(seen) == 1 for seen in where)
+    assert {len([1 for seen in where if name in seen]) for name in set().union(*where)} == {4}

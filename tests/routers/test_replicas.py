@@ -36,7 +36,7 @@ def test_each_of_two_slows_the_other_while_both_are_written() -> None:
 def test_a_long_answer_is_kept_from_a_long_answer() -> None:
     """Two replicas with one answer each are not alike: the one soon at its end takes the request."""
     long, short = busy([Job(10, 900, 0.0)]), busy([Job(10, 30, 0.0)])
-    delays = least_delay([long, short], 10, 800, 0.2)
+    delays = least_delay([long, short], [10, 10], 800, 0.2)
     assert delays[1] < delays[0]
 
 
