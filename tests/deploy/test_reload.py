@@ -202,9 +202,9 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     async with asyncio.timeout(PATIENCE_S):  # control starts again, and workers say now and then what they have counted
         while counted(gateway.admin_port) != counted_before + len(load.answers) + 1:
             await asyncio.sleep(0.05)
-    told = await asyncio.to_thread(gateway.event_streams)
+    told = await asyncio.to_thread(gateway.told)
     assert told.startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert await asyncio.to_thread(gateway.event_streams) == "READY=1"
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
 async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) -> None:
@@ -269,8 +269,8 @@ async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gatewa
     with (gateway.folder / "headgate.toml").open("a") as config:
         config.write('[[routes]]\nname = "auto"\nmodels = ["small", "slow"]\nrouter = "gone/router.safetensors"\n')
     os.kill(gateway.pid, signal.SIGHUP)
-    assert (await asyncio.to_thread(gateway.event_streams)).startswith("RELOADING=1")
-    assert await asyncio.to_thread(gateway.event_streams) == "READY=1"
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
     assert in_force.read_bytes() == good and set(workers_of(gateway.pid)) == before
     os.kill(before.pop(), signal.SIGKILL)
     async with asyncio.timeout(PATIENCE_S):
@@ -301,8 +301,8 @@ async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(g
             await asyncio.sleep(0.002)
             begun |= set(workers_of(gateway.pid)) - before
     on_trial.write_text("[server]\nworkers = 0\n")
-    assert (await asyncio.to_thread(gateway.event_streams)).startswith("RELOADING=1")
-    assert await asyncio.to_thread(gateway.event_streams) == "READY=1"
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
     assert in_force.read_bytes() == good and not on_trial.exists()
     async with asyncio.timeout(PATIENCE_S):
         while begun & (after := set(workers_of(gateway.pid))):  # the one that retires has a client yet
@@ -328,8 +328,8 @@ async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> 
     before = workers_of(gateway.pid)
     gateway.change(answer="large")
     os.kill(gateway.pid, signal.SIGHUP)
-    assert (await asyncio.to_thread(gateway.event_streams)).startswith("RELOADING=1")
-    assert await asyncio.to_thread(gateway.event_streams) == "READY=1"
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
     assert workers_of(gateway.pid) == before
     blocked.rmdir()
 
@@ -381,8 +381,8 @@ def servers_of(pid: int) -> dict[int, str]:
 
 async def reloaded(gateway: Gateway) -> None:
     os.kill(gateway.pid, signal.SIGHUP)
-    assert (await asyncio.to_thread(gateway.event_streams)).startswith("RELOADING=1")
-    assert await asyncio.to_thread(gateway.event_streams) == "READY=1"
+    assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
+    assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
 async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
