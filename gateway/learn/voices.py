@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gateway.journal.record import DecisionRecord
-from gateway.learn.dataset import Log
 from gateway.learn.rounds import drawn_of
+
+if TYPE_CHECKING:
+    from gateway.learn.dataset import Log
 
 LATEST = 500
 """Words that a worker compares keys by."""
