@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -562,14 +563,15 @@ async def test_a_full_disk_under_its_output_keeps_nobody_waiting(tmp_path: Path)
 
 async def test_a_run_folder_has_any_name_in_any_locale(tmp_path: Path) -> None:
     """Also one that the locale can't spell, and with characters that mean something in URLs."""
-    folder = tmp_path / "größe: 5%41 語"
-    folder.mkdir()
     config, port, admin_port = write_config(tmp_path, master_key="")
-    config.write_text(config.read_text().replace(f"{tmp_path}/run", f"{folder}/run"), "utf-8")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(folder / "notify"))
+    with (
+        TemporaryDirectory(suffix="größe: 5%41 語") as folder,  # a short path: a socket's has 107 bytes
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+    ):
+        config.write_text(config.read_text().replace(f"{tmp_path}/run", f"{folder}/run"), "utf-8")
+        notified.bind(f"{folder}/notify")
         notified.settimeout(PATIENCE_S)
-        locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "NOTIFY_SOCKET": str(folder / "notify")}
+        locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "NOTIFY_SOCKET": f"{folder}/notify"}
         async with served(config, **locale), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert await asyncio.to_thread(notified.recv, 99) == b"READY=1"
             answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "small"})
