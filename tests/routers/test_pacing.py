@@ -169,5 +169,5 @@ def test_what_the_best_fixed_rate_has_more_is_of_the_same_traffic() -> None:
     row = dict.fromkeys(("worst_day_share", "spent_share", "always_dear", "answered", "gain"), 0.5)
     rows = [{**row, "quality": q, "later_quality": q, "best_fixed_rate": q + 0.01} for q in (0.6, 0.8)]
     told = line("steady", rows)
-    assert "quality 0.7000 (+-0.1960)" in told
-    assert "best fixed rate 0.7100 (+-0.1960), 0.0100 (+-0.0000) more" in told
+    assert "quality 0.7000 (+-1.2706)" in told
+    assert "best fixed rate 0.7100 (+-1.2706), 0.0100 (+-0.0000) more" in told
