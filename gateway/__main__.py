@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,8 @@ def run() -> None:
     """Run the command; an error of ours ends it with one clear message and status 2."""
     try:
         app()
+    except KeyboardInterrupt:  # while the command line is put together; from then on the command says how it ends
+        sys.exit(128 + signal.SIGINT)
     except ConfigError as error:
         typer.secho("The configuration can't be used:", fg="red", err=True)
         for problem in error.problems:

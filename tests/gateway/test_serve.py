@@ -389,6 +389,17 @@ def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -
         assert process.wait(60) in (-signal.SIGINT, 130, 0)
 
 
+def test_ctrl_c_while_the_command_line_is_put_together_says_nothing() -> None:
+    """Between the imports and the command itself."""
+    code = (
+        "import signal, typer.main; from gateway import start\n"
+        "typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "start.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("port", ["port", "admin_port"])
 async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> None:
     """New ones are turned away, which the log tells in a line; those that are there are served; it goes on after."""
