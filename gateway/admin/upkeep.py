@@ -26,6 +26,7 @@ from gateway.admin.labels import labelled
 from gateway.admin.overview import raised
 from gateway.admin.preview import refusal
 from gateway.admin.rounds import latest_log
+from gateway.errors import HeadgateError
 from gateway.journal.backfill import count_old, waiting
 from gateway.journal.durable import OutageLog
 from gateway.journal.insights import keep_insight
@@ -80,7 +81,7 @@ def keep_up(desk: Desk, ended: threading.Event) -> None:
             with one_core():
                 step(desk, seen, time.monotonic())
             complaint.works()
-        except (sa.exc.SQLAlchemyError, OSError) as fault:
+        except (sa.exc.SQLAlchemyError, HeadgateError, OSError) as fault:
             complaint.fails(fault)
 
 

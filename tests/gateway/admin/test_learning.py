@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from gateway.admin import certificates, labels, learning, upkeep
+from gateway.admin import certificates, labels, learning, overview, upkeep
 from gateway.admin.actor import Actor
-from gateway.admin.changes import Conflict
+from gateway.admin.changes import Conflict, DatabaseAway
 from gateway.admin.desk import Desk
 from gateway.admin.shapes.certificates import CertificateWanted
 from gateway.admin.shapes.labels import LabelWanted
@@ -26,6 +28,7 @@ from routers.artifact import Card
 from routers.registry import open_router, save_router
 from tests.gateway.admin.traffic import explored, recent, write
 from tests.gateway.journal.records import feedback
+from tests.until import until
 
 ANN, VIC = Actor("ann", "operator"), Actor("vic", "viewer")
 
@@ -130,6 +133,33 @@ def test_alarms_are_counted_and_listed(desk: Desk) -> None:
     upkeep.step(desk, {}, 100.0)
     kinds = [one.kind for one in learning.alarms(desk)]
     assert "unlabelled" in kinds and desk.alarms == len(kinds)
+
+
+async def test_figures_go_on_after_the_database_was_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it goes while a route is looked over: what comes later is looked at again."""
+    failures = [DatabaseAway()]
+
+    def raised(desk: Desk) -> list[dict[str, Any]]:
+        if failures:
+            raise failures.pop()
+        return overview.raised(desk)
+
+    monkeypatch.setattr(upkeep, "raised", raised)
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.01)
+    monkeypatch.setattr(upkeep, "LOOKED_OVER_EVERY_S", 0.0)
+    records = [one for one in explored(300) if isinstance(one, DecisionRecord)]
+    write(desk, *records[:200])
+    ended = threading.Event()
+    thread = threading.Thread(target=upkeep.keep_up, args=(desk, ended))
+    thread.start()
+    try:
+        await until(lambda: not failures)
+        write(desk, *records[200:])
+        await until(lambda: bool(desk.alarms) or not thread.is_alive())
+        assert thread.is_alive() and desk.alarms
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("solved", ["cases.jsonl", ""])
