@@ -20,7 +20,7 @@ from gateway.answer_cache import open_cache
 from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Caller, Timeouts
-from gateway.batch.store import BatchStore as BatchStore
+from gateway.batch.store import BatchStore
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
 from gateway.config_load import is_path

@@ -64,7 +64,7 @@ class ControlSocket:
         self._path = socket_path(app.services.config.server.run_dir, app.services.index)
 
     async def open(self) -> None:
-        """A door that can't be opened costs the admin pages a worker's view, never the worker."""
+        """A socket that can't be opened costs the admin pages a worker's view, never the worker."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)

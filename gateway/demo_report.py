@@ -78,5 +78,3 @@ def _row(way: Way, base: Way, picks: NDArray[np.int64]) -> dict[str, Any]:
         "large_share": float(np.mean([one.model == "tiny-large" and not one.cached for one in way.sent])),
         "cache_hits": float(np.mean([one.cached for one in way.sent])),
     }
-
-

@@ -24,7 +24,7 @@ from gateway.wire.sse import COMMENT, Splitter, data_of, frame
 if TYPE_CHECKING:
     from gateway.journal.events import Events
 
-log = logging.getLogger("headgate.told")
+log = logging.getLogger("headgate.event_streams")
 WRITTEN_EVERY_S = 0.25
 LOOK_EVERY_S = 0.25
 STILL_HERE_AFTER_S = 15.0

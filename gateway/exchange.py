@@ -152,4 +152,3 @@ class Exchange(msgspec.Struct):
         for attempt in self.attempts:
             cost += attempt.cost_nanousd
         return cost
-

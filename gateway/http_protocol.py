@@ -35,7 +35,7 @@ HEAD_TIMEOUT_S = 30.0
 may take up to twice as long to be noticed.
 """
 
-log = logging.getLogger("headgate.front")
+log = logging.getLogger("headgate.http_protocol")
 
 
 class Application(Protocol):

@@ -341,7 +341,6 @@ class Metrics:
         return msgspec.json.encode(held)
 
 
-
 def _tasks() -> dict[Labels, float]:
     try:
         return {(): float(len(asyncio.all_tasks()))}

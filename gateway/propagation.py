@@ -20,7 +20,7 @@ from gateway.journal.tables import audit, settings
 from gateway.replica_sync import Overtaken, ReplicaSync
 from gateway.settings import stamp
 
-log = logging.getLogger("headgate.spread")
+log = logging.getLogger("headgate.propagation")
 
 LOOK_EVERY_S = 0.2
 WHOLE_EVERY_S = 5.0
@@ -41,7 +41,7 @@ class Propagation:
         self._desk = desk
         self._now = now
         store = desk.store
-        self._together = ReplicaSync(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
+        self._replicas = ReplicaSync(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
         self._seen: object = None
         self._whole_at = 0.0
 
@@ -51,9 +51,9 @@ class Propagation:
         if seen == self._seen and self._now() < self._whole_at:
             return False
         self._desk.publish()
-        if self._together is not None:
+        if self._replicas is not None:
             try:
-                self._together.step()
+                self._replicas.step()
             except Overtaken:
                 log.info("another replica changed settings at the same time; looking again")
                 return True

@@ -22,7 +22,7 @@ from gateway.journal.store import Store
 from gateway.journal.tables import artifacts, settings
 from gateway.settings import Settings, change_settings, read_settings
 
-log = logging.getLogger("headgate.together")
+log = logging.getLogger("headgate.replica_sync")
 
 NAME = "learnt"
 BASE = "learnt.json"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.answer_cache import AnswerCache
-from gateway.batch.store import BatchStore as BatchStore
+from gateway.batch.store import BatchStore
 from gateway.config import Config
 from gateway.drive import Driver
 from gateway.fleet import Fleet

@@ -242,5 +242,3 @@ def seen_in(body: bytes, surface: str) -> Peek:
 
 def _finite(number: float) -> float | None:
     return number if isfinite(number) else None
-
-

@@ -50,13 +50,14 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
     Raises ConfigError where a port is taken.
     """
     raise_file_limit()
-    house = Supervisor(config, path, workers)
+    supervisor = Supervisor(config, path, workers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, house.reload_soon)
-    chores = [asyncio.create_task(one) for one in (house.announce(on_ready), house.keep_folder(), reap_orphans())]
-    house.start()
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload_soon)
+    steps = supervisor.announce(on_ready), supervisor.keep_folder(), reap_orphans()
+    chores = [asyncio.create_task(one) for one in steps]
+    supervisor.start()
     try:
         await stop.wait()
     finally:
@@ -64,7 +65,7 @@ async def serve(config: Config, path: str | None, on_ready: Callable[[], None], 
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
-        await house.stop()
+        await supervisor.stop()
 
 
 class Supervisor:

@@ -133,13 +133,13 @@ class Desk:
         """How many workers run, and how many say within two seconds that they work by the settings of now."""
         from gateway.admin.worker_sockets import settings_version, socket_paths
 
-        wanted, open_doors = self.settings().version, socket_paths(self.run_dir)
-        deadline, waiting = time.monotonic() + CONFIRM_WITHIN_S, list(open_doors)
+        wanted, sockets = self.settings().version, socket_paths(self.run_dir)
+        deadline, waiting = time.monotonic() + CONFIRM_WITHIN_S, list(sockets)
         while waiting and time.monotonic() < deadline:
             waiting = [path for path in waiting if (settings_version(path) or 0) < wanted]
             if waiting:
                 time.sleep(0.02)
-        return len(open_doors), len(open_doors) - len(waiting)
+        return len(sockets), len(sockets) - len(waiting)
 
     def snapshots(self) -> list[tuple[str, bytes]]:
         """What each worker last said of itself, by its name."""

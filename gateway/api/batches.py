@@ -136,5 +136,3 @@ def _window_s(text: str) -> float:
             code="invalid_completion_window",
         )  # fmt: skip
     return seconds
-
-

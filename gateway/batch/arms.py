@@ -163,5 +163,3 @@ def _share(config: Config, model: str, provider: str) -> float:
 
 def _deployments(config: Config, model: str) -> list[ModelConfig]:
     return [deployment for deployment in config.models if deployment.name == model]
-
-

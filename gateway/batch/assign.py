@@ -281,4 +281,3 @@ def _least(possible: Callable[[float], bool], low: float) -> float:
 
 def _spoken(deadline_s: float) -> str:
     return f"a deadline of {deadline_s:,.0f} s" if math.isfinite(deadline_s) else "no deadline"
-

@@ -202,4 +202,3 @@ class Answerer:
 def _rows(block: Columns) -> Iterator[dict[str, Any]]:
     for values in zip(*block.values(), strict=True):
         yield {name: getattr(value, "item", lambda v=value: v)() for name, value in zip(block, values, strict=True)}
-

@@ -245,4 +245,3 @@ def _shift(estimates: Estimates, place: int, scored: Sequence[Observation]) -> t
     prior = max(float(estimates.quality_shift_sd[place]), WIDE_SHIFT) ** 2
     precision = len(scored) / noise + 1.0 / prior
     return float(beyond.sum() / noise / precision), math.sqrt(1.0 / precision)
-

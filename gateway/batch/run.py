@@ -463,4 +463,3 @@ class Runner:
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-

@@ -98,7 +98,7 @@ def plan(
     )
     asked = _pilot(chosen, options.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
     with problems_shown(Console(stderr=True), json), _progress(prompts, console) as seen, _clean_stdout(json):
-        found = plan_job(prompts, folder, options, shop_of(chosen), pilot=asked, on_progress=seen)
+        found = plan_job(prompts, folder, options, context_of(chosen), pilot=asked, on_progress=seen)
     if plot is not None:
         draw(found, plot)
     if json:
@@ -109,7 +109,7 @@ def plan(
             console.print(_UNPLANNED, style="yellow", highlight=False)
 
 
-def shop_of(config: Config) -> Any:
+def context_of(config: Config) -> Any:
     """The gateway's routes with the routers that serve them now."""
     from gateway.app import open_book
     from gateway.batch.context import open_context

@@ -19,10 +19,10 @@ from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.learn.alarms import Alarm, raised
 from gateway.learn.dataset import Log, NothingLogged, one_sided, read_log
 from gateway.learn.gate import GateVerdict, failed, judge, reference_of, worth
+from gateway.learn.key_share import bounded
 from gateway.learn.policy import route_config, route_policy
 from gateway.learn.retrain import Trained, lately, trained, twins
 from gateway.learn.shadow import begin_canary, end_canary, gated, halves_of, mark, shadowed
-from gateway.learn.voices import bounded
 from gateway.learn.whatif import Policy, decided, widened
 from gateway.promote import Versions
 from routers.artifact import Card

@@ -23,8 +23,8 @@ from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.vectors import unpacked
 from gateway.learn.bandit_store import BanditStore, FolderBanditStore, RedisBanditStore, read_states
+from gateway.learn.key_share import KeyShares
 from gateway.learn.rounds import drawn_of, failed_check, is_round, was_checked
-from gateway.learn.voices import Voices
 from gateway.routes import RouteBook
 from routers.bandit import Bandit
 from routers.bandit_state import BanditState
@@ -43,7 +43,7 @@ class Learner:
     """What one route learns in this worker."""
 
     def __init__(self, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> None:
-        self.bandit, self.candidates, self.voices = bandit, candidates, Voices(1.0)
+        self.bandit, self.candidates, self.key_shares = bandit, candidates, KeyShares(1.0)
         self.decided = self.scored = self.checked = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
         """Decision to the score that was learnt of it: a later one replaces it."""
@@ -68,7 +68,7 @@ class Learner:
 
     def hear(self, record: DecisionRecord, score: float) -> None:
         """Learns it unless its key has spoken too much; what is said again was heard before."""
-        if record.id in self.learnt or self.voices.heard(record):
+        if record.id in self.learnt or self.key_shares.heard(record):
             self.learn(record, score)
 
     def learn(self, record: DecisionRecord, score: float) -> None:
@@ -142,7 +142,7 @@ class Online:
             bandits = bandit_of(route.router), route.strategy_bandit
             found = [self._learner(name, bandit, candidates) for bandit in bandits if bandit]
             for learner in found:
-                learner.voices.most = route.config.max_key_share
+                learner.key_shares.most = route.config.max_key_share
             if found:
                 routes[name] = found
         self._routes = routes

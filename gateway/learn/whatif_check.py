@@ -32,7 +32,7 @@ TOLD = ("now", "then", "difference", "snips")
 
 
 @dataclass(frozen=True, slots=True)
-class Town:
+class Environment:
     """Every query's success and mean cost by model (n, m), and policies by name: who logs, and who is asked about."""
 
     x: Array
@@ -42,7 +42,7 @@ class Town:
     asked: Mapping[str, Array]
 
 
-def town(seed: int = 0) -> Town:
+def environment(seed: int = 0) -> Environment:
     """Success is logistic in the query plus a product term, so that a linear reward model is wrong."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(POPULATION, DIMS))
@@ -62,7 +62,7 @@ def town(seed: int = 0) -> Town:
         "near": router(0.4, 0.1), "further": router(0.1, 0.0),
         "dearest": router(-9.0, 0.0), "cheapest": router(9.0, 0.0),
     }  # fmt: skip
-    return Town(x, 1.0 / (1.0 + np.exp(-logit)), PRICES * np.exp(0.5 * x[:, 2:3]), logging, asked)
+    return Environment(x, 1.0 / (1.0 + np.exp(-logit)), PRICES * np.exp(0.5 * x[:, 2:3]), logging, asked)
 
 
 @dataclass(slots=True)
@@ -80,8 +80,8 @@ class Found:
         return float(np.mean(self.held[figure]))
 
 
-def journal(made: Town, logging: str, rounds: int, share: float, rng: np.random.Generator) -> tuple[Log, Rows]:
-    """A log, and which of the town's queries it is made of."""
+def journal(made: Environment, logging: str, rounds: int, share: float, rng: np.random.Generator) -> tuple[Log, Rows]:
+    """A log, and which of the environment's queries it is made of."""
     rows = rng.integers(0, len(made.x), rounds)
     logged = made.logging[logging][rows]
     action = np.asarray((logged.cumsum(1) < rng.random((rounds, 1))).sum(1).clip(max=len(MODELS) - 1), np.intp)
@@ -94,7 +94,7 @@ def journal(made: Town, logging: str, rounds: int, share: float, rng: np.random.
     return Log(records, MODELS, x, action, logged, score, cost, unknown), rows
 
 
-def checked(made: Town, logs: int, rounds: int, share: float, *, seed: int = 0) -> Iterator[Found]:
+def checked(made: Environment, logs: int, rounds: int, share: float, *, seed: int = 0) -> Iterator[Found]:
     """Every logging policy and every question."""
     for logging, ours in made.logging.items():
         found = [Found(rounds, share, logging, asked) for asked in made.asked]
@@ -106,7 +106,7 @@ def checked(made: Town, logs: int, rounds: int, share: float, *, seed: int = 0) 
         yield from found
 
 
-def _ask(made: Town, found: Found, ours: Array, log: Log, rows: Rows, seed: int) -> None:
+def _ask(made: Environment, found: Found, ours: Array, log: Log, rows: Rows, seed: int) -> None:
     target = made.asked[found.asked]
     answer = valued(log, target[rows], seed=seed)
     for name, truth in (("quality", made.success), ("cost_usd", made.cost_usd)):
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    made = town(asked.seed)
+    made = environment(asked.seed)
     for rounds in asked.rounds:
         for share in asked.shares:
             for one in checked(made, asked.logs, rounds, share, seed=asked.seed):

@@ -201,5 +201,3 @@ async def settle_down(stage: World, load: Load, report: Report, unrecorded: set[
     report.lost_answers = len(answered - set(told))
     report.lost_feedback = len(acknowledged - heard)
     report.twice = len(told) - len(set(told))
-
-

@@ -187,4 +187,3 @@ def _event(event: Json, dialect: str, draw: random.Random) -> bytes:
     kind = f"event: {event['type']}\n" if dialect == "messages" and isinstance(event, dict) and "type" in event else ""
     end = draw.choice(("\n\n", "\r\n\r\n"))
     return f"{kind}data: {data}{end}".encode(errors="replace")
-

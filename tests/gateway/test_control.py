@@ -168,7 +168,6 @@ async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.Asy
     assert (key.key_hash, key.rpm) == (hash_key(answer.json()["key"]), 7)
 
 
-
 async def test_a_rotated_key_has_two_secrets_for_a_while(desk: Desk, client: httpx.AsyncClient) -> None:
     """Its id and budget stay; both hashes reach the workers and neither is shown; the audit log says until when."""
     made = (await client.post("/admin/keys", json={"name": "ci", "budget_usd": 2.5})).json()

@@ -206,5 +206,3 @@ def test_the_budget_goes_where_acceptance_is_likeliest(chances: dict[str, list[f
     every = itertools.product(*(range(len(guess.ids) + 1) for guess in guesses.values()))
     best = max((expected(counts) for counts in every if sum(counts) <= budget), default=0.0)
     assert expected(counts) == pytest.approx(best)
-
-

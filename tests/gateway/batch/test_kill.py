@@ -164,4 +164,3 @@ async def test_twenty_kills(tmp_path: Path, seed: int) -> None:
     """The long form."""
     told = await survive(tmp_path, 400, 20, seed)
     assert (told["state"], told["done"], told["failed"]) == ("completed", 400, 0)
-

@@ -223,7 +223,7 @@ async def test_models_come_and_go(tmp_path: Path) -> None:
         small = sum(answer.headers["x-headgate-model"] == "small" for answer in answers)
         assert 0 < small < 12
         serve("small")
-        assert [one.voices.most for one in gateway.services.online._routes["auto"]] == [0.4]
+        assert [one.key_shares.most for one in gateway.services.online._routes["auto"]] == [0.4]
         for answer in answers:
             await say(client, gateway, answer, 1.0)
         assert known(gateway) == small

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.learn.dataset import Log, NothingLogged, Scored, log_of, training_data
 from gateway.learn.whatif import Policy, valued, what_if
-from gateway.learn.whatif_check import checked, journal, town
+from gateway.learn.whatif_check import checked, environment, journal
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned
 from routers.plugin import PluginRouter
@@ -181,7 +181,7 @@ def test_intervals_hold_where_rare_choices_would_tell(share: float) -> None:
     """Over 40 logs each of three policies, asked about near and far ones: every figure holds at least 37 times in 40 of
     those in which it is told, whatever its log. Intervals by what was drawn alone hold 33 times.
     """
-    found = list(checked(town(0), 40, 1000, share, seed=3))
+    found = list(checked(environment(0), 40, 1000, share, seed=3))
     assert sum(len(one.held) for one in found) >= 40
     for figure in sorted({figure for one in found for figure in one.held}):
         held = [hit for one in found for hit in one.held.get(figure, ())]
@@ -190,7 +190,7 @@ def test_intervals_hold_where_rare_choices_would_tell(share: float) -> None:
 
 def test_intervals_are_narrow_where_data_is_plenty() -> None:
     """5,000 scored rounds of a policy that often tries all models tell a near one's difference to a hundredth."""
-    found = [one for one in checked(town(0), 2, 5000, 1.0) if one.logging == "soft"]
+    found = [one for one in checked(environment(0), 2, 5000, 1.0) if one.logging == "soft"]
     widths = {one.asked: float(np.mean(one.half_widths["quality difference"])) for one in found}
     assert widths["near"] < 0.011 and widths["further"] < 0.017
 
@@ -198,7 +198,7 @@ def test_intervals_are_narrow_where_data_is_plenty() -> None:
 def test_how_far_a_log_can_tell_is_no_matter_of_luck() -> None:
     """Of logs by the same policy none tells more of another because its rare choices were not drawn: each refuses."""
     rng, refused = np.random.default_rng(5), set[bool]()
-    made = town(0)
+    made = environment(0)
     for _ in range(20):
         log, rows = journal(made, "explore .03", 300, 1.0, rng)
         refused.add("quality" in valued(log, made.asked["dearest"][rows]).refusals)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gateway.learn.dataset import Log, Scored, log_of
+from gateway.learn.key_share import KeyShares, bounded, speaker_of
 from gateway.learn.online import Learner
 from gateway.learn.retrain import trained
-from gateway.learn.voices import Voices, bounded, voice_of
 from routers.bandit import Bandit
 from routers.registry import open_router
 from routers.simple import Weighted
@@ -30,7 +30,7 @@ def of_keys(rows: list[Scored], keys: str) -> list[Scored]:
 
 
 def shares(log: Log) -> dict[str, float]:
-    said = Counter(voice_of(log.records[i])[-1] for i in np.flatnonzero(log.labelled).tolist())
+    said = Counter(speaker_of(log.records[i])[-1] for i in np.flatnonzero(log.labelled).tolist())
     return {key: count / said.total() for key, count in said.items()}
 
 
@@ -61,8 +61,8 @@ def test_a_key_that_speaks_alone_and_a_route_without_a_bound_keep_all() -> None:
     alone = log_of(of_keys(Town(2).decisions(EVEN, 50), "a"))
     several = log_of(of_keys(Town(2).decisions(EVEN, 50), "xxxa"))
     assert bounded(alone, 0.1).labelled.all() and bounded(several, 1.0).labelled.all()
-    voices = Voices(0.1)
-    assert all(voices.heard(record) for record in alone.records)
+    keys = KeyShares(0.1)
+    assert all(keys.heard(record) for record in alone.records)
 
 
 def test_false_scores_of_a_busy_key_turn_no_retraining() -> None:
@@ -81,7 +81,7 @@ def test_false_scores_of_a_busy_key_turn_no_bandit() -> None:
         bandit = open_router("bandit", explore=0.1)
         assert isinstance(bandit, Bandit)
         learner = Learner(bandit, candidates())
-        learner.voices.most = most
+        learner.key_shares.most = most
         for record, score in of_keys(Town(4).decisions(EVEN, 1000), "xxxxxxxxxxxxxxxxabcdefgh"):
             learner.outcome(record)
             assert score is not None

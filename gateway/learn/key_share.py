@@ -26,23 +26,23 @@ LATEST = 500
 def bounded(log: Log, most: float) -> Log:
     """The log without the scores that pass a key's share."""
     labelled = np.flatnonzero(log.labelled)
-    voices, voice, counts = np.unique(
-        [voice_of(log.records[i]) for i in labelled.tolist()], return_inverse=True, return_counts=True
+    speakers, speaker, counts = np.unique(
+        [speaker_of(log.records[i]) for i in labelled.tolist()], return_inverse=True, return_counts=True
     )
-    if most >= 1.0 or len(voices) < 2:
+    if most >= 1.0 or len(speakers) < 2:
         return log
-    share, cap = max(most, 1.0 / len(voices)), int(counts.max())
+    share, cap = max(most, 1.0 / len(speakers)), int(counts.max())
     while (fewer := int(share * np.minimum(counts, cap).sum() + 1e-9)) < cap:
         cap = fewer
     score = log.score.copy()
     for loud in np.flatnonzero(counts > cap).tolist():
-        said = labelled[voice == loud]
+        said = labelled[speaker == loud]
         lots = np.argsort([_lot(log.records[i]) for i in said.tolist()])
         score[said[lots[cap:]]] = np.nan
     return replace(log, score=score)
 
 
-class Voices:
+class KeyShares:
     """Whose words a worker heard lately on one route."""
 
     def __init__(self, most: float) -> None:
@@ -54,16 +54,16 @@ class Voices:
         """Whether a score of this answer may teach; it is counted either way."""
         if len(self._latest) == LATEST:
             self._counts[self._latest[0]] -= 1
-        voice = voice_of(record)
-        self._latest.append(voice)
-        self._counts[voice] += 1
+        speaker = speaker_of(record)
+        self._latest.append(speaker)
+        self._counts[speaker] += 1
         self._counts += Counter()  # nobody is kept who is silent now
-        own, others = self._counts[voice], len(self._latest) - self._counts[voice]
+        own, others = self._counts[speaker], len(self._latest) - self._counts[speaker]
         share = max(self.most, 1.0 / len(self._counts))
         return share >= 1.0 or _lot(record) * own <= share / (1.0 - share) * others
 
 
-def voice_of(record: DecisionRecord) -> str:
+def speaker_of(record: DecisionRecord) -> str:
     return f"{record.tenant}\0{record.key_id}"
 
 
