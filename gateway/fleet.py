@@ -175,7 +175,8 @@ class Fleet:
     def __init__(self, models: Iterable[ModelConfig], queueing: Container[str] = ()) -> None:
         """`queueing`: providers whose answers share one machine, so that each one under way makes the next wait."""
         self._queueing = queueing
-        self._views: dict[str, tuple[Candidate, Candidate, float]] = {}
+        self._views: dict[tuple[str, float, float], tuple[Candidate, Candidate, float]] = {}
+        """By model and prices, as service tiers have prices of their own."""
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
@@ -189,6 +190,7 @@ class Fleet:
             fresh.setdefault(config.name, []).append(before.get(msgspec.json.encode(config)) or Deployment(config))
         _weigh(fresh)
         self._deployments = fresh
+        self._views = {}
 
     def pick(
         self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None,
@@ -287,7 +289,8 @@ class Fleet:
         because routers cache what they compute from it.
         """
         model = candidate.model
-        healthy, view = self.healthy(model, now), self._views.get(model)
+        key = model, candidate.input_usd_per_mtok, candidate.output_usd_per_mtok
+        healthy, view = self.healthy(model, now), self._views.get(key)
         if view is not None and view[0] is candidate and now < view[2] and view[1].healthy == healthy:
             return view[1]
         queue_s, latency_s = self.queue_s(model), self.latency_s(model)
@@ -296,7 +299,7 @@ class Fleet:
         )
         if view is not None and view[1] == seen:
             seen = view[1]
-        self._views[model] = candidate, seen, now + VIEW_S
+        self._views[key] = candidate, seen, now + VIEW_S
         return seen
 
     def deployments(self, model: str) -> Sequence[Deployment]:

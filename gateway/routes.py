@@ -34,18 +34,20 @@ class Model:
     """Of the dearest deployment."""
     price: Price
     """The highest of all deployments, bucket by bucket, so that a hold covers any of them."""
-    candidate: Candidate
+    candidates: Mapping[int, Candidate]
+    """As routers see it, by thousandths of its price of tokens that a service tier costs."""
     search_tokens: int = 0
     """Most that a search adds to the prompt, at any deployment."""
     context_tokens: int = 0
     """The longest of all deployments; 0: unknown at one of them."""
 
+    @property
+    def candidate(self) -> Candidate:
+        return self.candidates[ONCE]
+
     def candidate_at(self, tier: str) -> Candidate:
-        """As the router sees it for a request of this service tier."""
-        if (times := self.price.times(tier)) == ONCE:
-            return self.candidate
-        into, out = self.candidate.input_usd_per_mtok, self.candidate.output_usd_per_mtok
-        return replace(self.candidate, input_usd_per_mtok=into * times / ONCE, output_usd_per_mtok=out * times / ONCE)
+        """As routers see it for a request of this service tier: the same object each time."""
+        return self.candidates[self.price.times(tier)]
 
     def worst(self, asked: Described, more_input: int = 0, more_output: int = 0) -> int:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's. `more_input`,
@@ -229,10 +231,20 @@ def _model(config: Config, name: str) -> Model:
         web_search_usd=max(one.web_search_usd for one in deployments),
         web_searches=max(one.web_searches for one in deployments),
     )
+    price = highest(map(Price.of, deployments))
     search_tokens = max(one.web_search_tokens for one in deployments)
     contexts = [one.context_tokens for one in deployments]
     context = max(contexts) if all(contexts) else 0
-    return Model(name, dearest, highest(map(Price.of, deployments)), candidate, search_tokens, context)
+    return Model(name, dearest, price, _by_times(candidate, price), search_tokens, context)
+
+
+def _by_times(candidate: Candidate, price: Price) -> dict[int, Candidate]:
+    """The candidate at every price that a service tier makes of its own."""
+    into, out = candidate.input_usd_per_mtok, candidate.output_usd_per_mtok
+    return {
+        times: replace(candidate, input_usd_per_mtok=into * times / ONCE, output_usd_per_mtok=out * times / ONCE)
+        for times in price.tiers.values()
+    } | {ONCE: candidate}
 
 
 def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:

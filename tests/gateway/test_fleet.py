@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
-from gateway.config import ModelConfig
+from gateway.config import Config, ModelConfig
 from gateway.errors import FAILURES
 from gateway.fleet import Delay, Deployment, Fleet
+from gateway.routes import RouteBook
 from routers.types import Candidate
 
 A = ModelConfig(name="m", provider="a", upstream_name="m-1", weight=3.0)
@@ -286,6 +287,17 @@ def test_routers_see_a_candidate_as_it_is_doing() -> None:
     for _ in range(20):
         fleet.failed(deployment, "connect", 6.02)
     assert not fleet.as_of(candidate, 6.03).healthy
+
+
+def test_service_tiers_do_not_disturb_what_routers_see() -> None:
+    """Each tier of a model has its own prices, and with them the very same object as long as nothing changes."""
+    models = [ModelConfig(name="m", provider="openai", input_usd_per_mtok=1.0, output_usd_per_mtok=2.0,
+                          tier_prices={"flex": 0.5, "priority": 2.0})]  # fmt: skip
+    fleet, book = Fleet(models), RouteBook(Config(models=models), {})
+    seen = {tier: fleet.as_of(book.models["m"].candidate_at(tier), 0.0) for tier in ("", "flex", "priority")}
+    assert [one.output_usd_per_mtok for one in seen.values()] == [2.0, 1.0, 4.0]
+    for tier, before in {**seen, "unheard-of": seen[""]}.items():
+        assert fleet.as_of(book.models["m"].candidate_at(tier), 0.1) is before
 
 
 def test_only_models_of_one_machine_queue() -> None:
