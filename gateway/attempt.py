@@ -23,7 +23,8 @@ from gateway.upstream import Endpoint, Response
 from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body, tier_asked
 from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
-from gateway.wire.describe import TOKENS_PER_IMAGE, UNKNOWN_CONTEXT
+from gateway.wire.describe import TOKENS_PER_IMAGE
+from gateway.wire.documents import UNKNOWN_CONTEXT
 from gateway.wire.errors import classify
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream

@@ -6,7 +6,6 @@ rely on the fields; the rest is the upstream's to judge.
 
 from __future__ import annotations
 
-from base64 import b64decode
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.file_parts import is_ours
+from gateway.wire.documents import DOCUMENTS, FILES, UNKNOWN_CONTEXT, holds_unbounded
 from gateway.wire.tools import offered
 from gateway.wire.usage import Usage
 
@@ -45,13 +44,6 @@ BILLED = _PROMPT_TOO | {
 _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
 """How the types of tools begin with which a provider searches the web."""
 _IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
-_FILES = frozenset({"document", "file", "input_file", "container_upload"})
-_DOCUMENTS = _FILES | {"video", "video_url", "input_video", "audio_url"}
-"""Parts whose length in tokens their bytes may not tell."""
-_HEAD_CHARS = 1368
-"""In which a PDF says that it is one: 1,024 bytes, in base64."""
-UNKNOWN_CONTEXT = 200_000
-"""Tokens that a prompt of such parts is taken to have at most where the model's configuration names no limit."""
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
@@ -152,8 +144,6 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
         )
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
-    if described.unbounded:
-        described.unbounded = _holds_unbounded(msgspec.json.decode(value))
     _describe_options(described, raw, surface)
     if surface == "responses" and "prompt" in raw:  # a template, which lies at its provider
         described.unbounded = described.unbounded or is_set(raw, "prompt")
@@ -180,8 +170,6 @@ def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096)
     """What `describe` finds of a chat with these messages and those options, in half its time; the same errors."""
     described = msgspec.structs.replace(options)
     _describe_prompt(described, messages, "messages", "chat", max_messages)
-    if described.unbounded:
-        described.unbounded = _holds_unbounded(msgspec.json.decode(messages))
     images = described.images * TOKENS_PER_IMAGE
     described.input_tokens_bound = len(memoryview(messages)) + images
     described.input_tokens += images
@@ -214,6 +202,8 @@ def _describe_prompt(described: Described, value: msgspec.Raw, field: str, surfa
         raise CallerError(
             f"Invalid value for '{field}': {error}", param=field, code="invalid_value"
         ) from None
+    if described.unbounded:  # a part of a kind that may be; few requests have one
+        described.unbounded = holds_unbounded(msgspec.json.decode(value))
 
 
 def _describe_turns(described: Described, turns: list[_Turn], field: str, most: int) -> None:
@@ -229,7 +219,7 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
     for turn in turns:
         content = turn.content
         text = content if isinstance(content, str) else _text_of(described, content) if content else ""
-        if turn.audio is not None or turn.type in _DOCUMENTS:
+        if turn.audio is not None or turn.type in DOCUMENTS:
             described.unbounded = True
         chars += len(text) if turn.output is None else len(text) + _chars_in(described, turn.output)
         if turn.role == "user":
@@ -250,13 +240,13 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
             described.images += 1
             described.attached += part.type != "image_url"
         else:
-            if part.type in _DOCUMENTS:
+            if part.type in DOCUMENTS:
                 described.unbounded = True
             if part.text is not None:
                 texts.append(part.text)
             if part.content is not None:
                 described.input_tokens += int(_chars_in(described, part.content) / CHARS_PER_TOKEN)
-            if part.type in _FILES:
+            if part.type in FILES:
                 described.attached += 1
                 described.input_tokens += int(
                     _chars_of_file(described, part.source, part.file_data or _data_of(part.file)) / CHARS_PER_TOKEN
@@ -275,42 +265,6 @@ def _data_of(file: object) -> object:
     return file.get("file_data") if isinstance(file, dict) else None
 
 
-def _holds_unbounded(value: object) -> bool:
-    """Whether there is a part in it whose bytes don't bound its tokens."""
-    if isinstance(value, list):
-        return any(map(_holds_unbounded, value))
-    if not isinstance(value, dict):
-        return False
-    kind, audio = value.get("type"), value.get("audio")
-    if isinstance(kind, str) and kind in _DOCUMENTS and not _is_bounded(value):
-        return True
-    return (isinstance(audio, dict) and "id" in audio) or any(map(_holds_unbounded, value.values()))
-
-
-def _is_bounded(part: dict[str, object]) -> bool:
-    """A text; or a file of ours, which is described again once it is in its place, and which no upstream knows."""
-    source, file = part.get("source"), part.get("file")
-    told = source if isinstance(source, dict) else file if isinstance(file, dict) else part
-    if told is source and source.get("type") in ("text", "content"):
-        return True
-    id, data = told.get("file_id"), told.get("file_data")
-    if told.get("file_url") or told.get("url"):
-        return False
-    return is_ours(id) and not data if isinstance(id, str) else _is_text(data)
-
-
-def _is_text(data: object) -> bool:
-    """Of a data URL: it says that it is text, and begins as no PDF and no archive, whatever it says."""
-    if not (isinstance(data, str) and data.startswith("data:text/")):
-        return False
-    head = data.partition(",")[2][:_HEAD_CHARS]
-    try:
-        begins = b64decode(head + "=" * (-len(head) % 4))
-    except ValueError:
-        return False
-    return b"%PDF" not in begins and not begins.startswith(b"PK")
-
-
 def _chars_in(described: Described, value: object) -> int:
     """Characters of all strings in a tool's result, however it nests; its images are counted."""
     if isinstance(value, str):
@@ -322,9 +276,9 @@ def _chars_in(described: Described, value: object) -> int:
             described.images += 1
             described.attached += kind != "image_url"
             return 0
-        if isinstance(kind, str) and kind in _DOCUMENTS:
+        if isinstance(kind, str) and kind in DOCUMENTS:
             described.unbounded = True
-        if isinstance(kind, str) and kind in _FILES:
+        if isinstance(kind, str) and kind in FILES:
             described.attached += 1
             return _chars_of_file(described, value.get("source"), value.get("file_data") or _data_of(value.get("file")))
         return sum(_chars_in(described, item) for key, item in value.items() if key != "data")

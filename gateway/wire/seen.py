@@ -26,8 +26,7 @@ class Seen:
 
     __slots__ = (
         "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_chars", "other_endings",
-        "refusals", "started", "stop_sequence", "texts", "thoughts", "tier",
-        "told_usage", "tools", "usage",
+        "refusals", "started", "stop_sequence", "texts", "thoughts", "tier", "told_usage", "tools", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
