@@ -83,12 +83,12 @@ def tls_problems(server: Server) -> list[tuple[str, str]]:
 
 def _context(server: Server) -> ssl.SSLContext:
     """By which its ports speak TLS, as uvicorn makes it of `tls_options`. Raises OSError or SSLError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(server.tls_certificate, server.tls_key)
-    if server.tls_client_ca:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(server.tls_client_ca)
-    return context
+    from uvicorn.config import SSL_PROTOCOL_VERSION, create_ssl_context  # not paid for by who only supervises
+
+    return create_ssl_context(
+        server.tls_certificate, server.tls_key, None, SSL_PROTOCOL_VERSION,
+        ssl.CERT_REQUIRED if server.tls_client_ca else ssl.CERT_NONE, server.tls_client_ca or None, None,
+    )  # fmt: skip
 
 
 def tls_warnings(config: Config, now_s: float) -> list[str]:
