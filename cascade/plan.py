@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf, isnan
 
-from cascade.confidence import RAW
 from cascade.prompts import Message
 from cascade.strategies import BUILDERS, StrategyInputs
 from cascade.types import Limits, Plan, PlanError, Step, price_of
@@ -48,7 +47,7 @@ def plan_for(
     if strategy in BUILDERS:
         floor, most = _floor(accept_at, choice.model), (limits or Limits()).max_attempts
         step = partial(_step, worst_cost_usd=worst_cost_usd, accept_at=-inf)
-        ground = StrategyInputs(choice, step, rungs[1:], messages, floor, RAW, most, judge)
+        ground = StrategyInputs(choice, step, rungs[1:], messages, floor, most, judge)
         built = BUILDERS[strategy](ground)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]

@@ -14,7 +14,7 @@ from cascade.bestof import BestOf
 from cascade.prompts import Message, next_step, point, refinement, skeleton, verification
 from cascade.rewrite import Refine, Skeleton, suits_skeleton
 from cascade.stepwise import Stepwise
-from cascade.types import Confidence, Step, Strategy
+from cascade.types import Step, Strategy
 from cascade.verify import SelfVerification, Threshold, verdicts_within
 from cascade.voting import Vote, samples
 from routers.types import Choice
@@ -42,7 +42,6 @@ class StrategyInputs:
     """Models expected to do better than the chosen one, the best last."""
     messages: Sequence[Message]
     accept_at: float
-    confidence: Confidence
     max_attempts: int = 25
     judge: str = ""
 
@@ -74,14 +73,14 @@ def agreement(ground: StrategyInputs) -> Built | None:
         return None
     second = ground.step(min(others, key=lambda m: cost.get(m, float("inf"))))
     ballots = (ground.chosen, second)
-    return Vote(ballots, best, 1.0, 1.0, at_once=2, confidence=ground.confidence), (*ballots, best)
+    return Vote(ballots, best, 1.0, 1.0, at_once=2), (*ballots, best)
 
 
 def self_consistency(ground: StrategyInputs) -> Built | None:
     """Samples of the chosen model until their vote is clear; a split vote goes to the best model."""
     ballots = samples(ground.chosen, SAMPLES, TEMPERATURE)
     escalate = () if ground.best is None else (ground.best,)
-    return Vote(ballots, ground.best, confidence=ground.confidence), (*ballots, *escalate)
+    return Vote(ballots, ground.best), (*ballots, *escalate)
 
 
 def best_of(ground: StrategyInputs) -> Built | None:
@@ -93,7 +92,7 @@ def best_of(ground: StrategyInputs) -> Built | None:
     dearer = estimates[ground.best.model].cost_usd if ground.best and ground.best.model in estimates else 0.0
     worth = max(dearer if isfinite(dearer) else 0.0, WORTH_IN_CALLS * price)
     tries = samples(ground.chosen, SAMPLES, TEMPERATURE)
-    return BestOf(tries, chance, price, worth, good=ground.accept_at, confidence=ground.confidence), tries
+    return BestOf(tries, chance, price, worth, good=ground.accept_at), tries
 
 
 def verify(ground: StrategyInputs) -> Built | None:
@@ -117,9 +116,7 @@ def refine(ground: StrategyInputs) -> Built | None:
     messages, chosen = ground.messages, ground.chosen
     if not messages:
         return None
-    strategy = Refine(
-        chosen, lambda answer: refinement(messages, answer), good=ground.accept_at, confidence=ground.confidence
-    )
+    strategy = Refine(chosen, lambda answer: refinement(messages, answer), good=ground.accept_at)
     return strategy, (chosen, chosen)
 
 
@@ -137,9 +134,7 @@ def stepwise(ground: StrategyInputs) -> Built | None:
     best, messages, chosen = ground.best, ground.messages, ground.chosen
     if best is None or not messages:
         return None
-    strategy = Stepwise(
-        chosen, best, lambda so_far: next_step(messages, so_far), ground.accept_at, confidence=ground.confidence
-    )
+    strategy = Stepwise(chosen, best, lambda so_far: next_step(messages, so_far), ground.accept_at)
     return strategy, (*(chosen, best) * strategy.most, best)
 
 
