@@ -28,27 +28,37 @@ from cache.evaluate import load_embedder
 from cache.key import Partition, exact_key
 from cache.link import RedisLink
 from cache.memory import MemoryStore
-from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, warmest
+from cache.prefix import AT_HOME, PrefixMap, RecentTokens, Warmth, chain, home, warmest
 from cache.redis import RedisStore
 
 
 def bench_affinity(turns: int = 6000, deployments: int = 8) -> dict[str, dict[str, float]]:
-    """Share of prompt tokens cached, and load imbalance, of agents that talk to eight deployments."""
-    return {
-        "round robin": agents(turns, deployments, soft=False),
-        "soft affinity": agents(turns, deployments, soft=True),
+    """Share of prompt tokens cached, and load imbalance, of agents that talk to eight deployments; means of 5 seeds."""
+    rows: dict[str, dict[str, Any]] = {
+        "round robin": {"soft": False},
+        "soft affinity": {"soft": True},
+        "soft affinity, 4 workers": {"soft": True, "workers": 4},
+        "without homes, 4 workers": {"soft": True, "workers": 4, "homes": False},
     }
+    found = {}
+    for name, row in rows.items():
+        runs = [agents(turns, deployments, seed=seed, **row) for seed in range(5)]
+        found[name] = {key: round(statistics.mean(run[key] for run in runs), 4) for key in runs[0]}
+    return found
 
 
-def agents(turns: int, deployments: int, *, soft: bool, talks: int = 64) -> dict[str, float]:
-    """Replay agents, each with a long system prompt and a conversation that grows by tool results.
+def agents(
+    turns: int, deployments: int, *, soft: bool, workers: int = 1, homes: bool = True, talks: int = 64, seed: int = 0
+) -> dict[str, float]:
+    """Replay agents, each with a long system prompt and a conversation that grows by tool results. Any worker may get
+    the next turn, and knows what it sent itself.
 
     A deployment keeps half as many conversations again as its share of them, the most recent ones.
     """
-    rng = random.Random(0)
+    rng = random.Random(seed)
     names = [f"d{n}" for n in range(deployments)]
-    seen = PrefixMap(warmths=dict.fromkeys(names, Warmth(step_tokens=16)))
-    recent = [RecentTokens() for _ in names]
+    known = [PrefixMap(warmths=dict.fromkeys(names, Warmth(step_tokens=16))) for _ in range(workers)]
+    loads = [[RecentTokens() for _ in names] for _ in range(workers)]
     kept: dict[str, OrderedDict[int, int]] = {name: OrderedDict() for name in names}
     served = dict.fromkeys(names, 0.0)
     active: list[tuple[int, list[bytes], list[int]]] = []
@@ -59,10 +69,14 @@ def agents(turns: int, deployments: int, *, soft: bool, talks: int = 64) -> dict
             active = [*active, (turn, [system, b"%d" % turn], [4000, 2000 + rng.randrange(2000)])][-talks:]
         talk, pieces, tokens = rng.choice(active)
         links = chain("t", pieces, tokens)
-        now_s, place = turn / 20, turn % deployments
+        now_s, place, worker = turn / 20, turn % deployments, rng.randrange(workers)
+        seen, recent = known[worker], loads[worker]
         if soft:
-            shares = [seen.cached_share(links, name, now_s=now_s) for name in names]
-            place = warmest(shares, [one.at(now_s) for one in recent])[0]
+            belongs = home(links[1][0], dict.fromkeys(names, 1.0)) if homes else ""
+            shares = [
+                max(seen.cached_share(links, name, now_s=now_s), AT_HOME if name == belongs else 0.0) for name in names
+            ]
+            place = warmest(shares, [one.at(now_s) for one in recent], links[-1][1])[0]
         name = names[place]
         hit = kept[name].pop(talk, 0)
         kept[name][talk] = links[-1][1]

@@ -5,7 +5,8 @@ like one of them is cheaper and faster there. A conversation is a chain of piece
 each known by the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who
 answered it when. The share reported is an expectation: how much of the prompt the deployment saw, times how
 often what it saw was really read from its cache. It is a reason among others for the router, never a rule; so it is
-among the deployments of one model, which are weighed by what each has taken of late too.
+among the deployments of one model, which are weighed by what each has taken of late too. There every conversation has
+a home, which workers that know nothing of each other agree on.
 """
 
 from __future__ import annotations
@@ -134,14 +135,33 @@ class RecentTokens:
         return self._tokens * math.exp2(-max(now_s - self._at_s, 0.0) / self.HALF_LIFE_S)
 
 
-def warmest(shares: Sequence[float], loads: Sequence[float], *, load_price: float = 0.5) -> list[int]:
+AT_HOME = 0.95
+"""Share of a prompt that a conversation's home is taken to have at least: other workers have sent it there."""
+
+
+def home(opening: bytes, weights: Mapping[str, float]) -> str:
+    """The deployment where a conversation that begins so belongs, by weighted rendezvous hashing (Thaler and
+    Ravishankar 1998; Schindelhauer and Schomaker 2005): each has its share by weight, and one that comes or goes moves
+    no conversation but its own.
+    """
+    def score(name: str) -> float:
+        lot = int.from_bytes(blake2b(name.encode(), digest_size=8, key=opening).digest()) + 1
+        return math.log2(lot / 2**64) / weights[name]
+
+    return max(weights, key=score)
+
+
+def warmest(
+    shares: Sequence[float], loads: Sequence[float], tokens: float, *, load_price: float = 0.9, slack: float = 4.0
+) -> list[int]:
     """Soft affinity: the places of the deployments, more than one where they are equal, with most of a prompt, less
-    the price of their overload. `shares` of the prompt that each has cached; `loads` in tokens, of any scale.
+    the price of their overload. `shares` of the prompt that each has cached; `loads` in tokens, as are the prompt's.
 
     A load that is higher by the mean costs `load_price` of the prompt: a conversation stays where it is warm unless
-    that is far out of balance, a new one goes where there is least to do.
+    that is far out of balance, a new one goes where there is least to do. The mean counts as `slack` such prompts more
+    than it is, so that what has next to nothing to do isn't taken for overloaded.
     """
-    mean = sum(loads) / len(loads) or 1.0
+    mean = sum(loads) / len(loads) + slack * tokens or 1.0
     scores = [share - load_price * load / mean for share, load in zip(shares, loads, strict=True)]
     best = max(scores)
     return [place for place, score in enumerate(scores) if score == best]

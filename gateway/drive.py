@@ -190,7 +190,7 @@ class Run:
 
     def warm(self, deployments: Sequence[Deployment]) -> Sequence[float] | None:
         """Of the client's prompt, what each deployment is expected to have cached."""
-        return self.driver.prefixes.shares(self.exchange, deployments, self.driver.caller.now())
+        return self.driver.prefixes.affinity(self.exchange, deployments, self.driver.caller.now())
 
     async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
         """Ask in one call with other small questions. None: it has to be asked alone."""

@@ -87,6 +87,8 @@ class Exchange(msgspec.Struct):
     choice: Choice | None = None
     links: Chain = ()
     """The conversation's prefixes, where the choice takes warm caches into account."""
+    opening: bytes = b""
+    """Of them, the hash up to the first turn of a user."""
     strategy_pick: Pick | None = None
     """The strategy drawn for this query, where the route learns strategies."""
     paced: Knobs | None = None

@@ -336,8 +336,9 @@ def _among(
     if shares is None:
         return _draw(deployments, draw)
     loads = [one.recent.at(now) / (one.weight or 1.0) for one in deployments]
-    picked = _draw([deployments[place] for place in warmest(shares, loads)], draw)
-    picked.recent.add(asked()[0], now)
+    tokens = asked()[0]
+    picked = _draw([deployments[place] for place in warmest(shares, loads, tokens)], draw)
+    picked.recent.add(tokens, now)
     return picked
 
 

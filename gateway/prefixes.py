@@ -3,7 +3,8 @@ it as a model's price, and among the deployments of one model a request goes whe
 
 Only prompts long enough for a provider to keep are looked at, and only where some model of the route charges less for
 tokens it had cached, or has several deployments; every other request pays nothing for it. Each worker knows what it
-sent itself. Refuses to guess across tenants: their conversations never meet (cache/prefix.py).
+sent itself; what the others sent is where the conversation is at home. Refuses to guess across tenants: their
+conversations never meet (cache/prefix.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from cache.prefix import Chain, PrefixMap, chain
+from cache.prefix import AT_HOME, Chain, PrefixMap, chain, home
 from gateway.call import Call
 from gateway.exchange import Exchange
 from gateway.fleet import Deployment, Fleet
@@ -25,6 +26,13 @@ _BEFORE = ("tools", "system", "instructions")
 _TURNS = ("messages", "input", "prompt")
 _NOTHING = msgspec.Raw(b"")
 _many = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _Turn(msgspec.Struct):
+    role: object = ""
+
+
+_role_of = msgspec.json.Decoder(_Turn).decode
 
 
 class Prefixes:
@@ -49,8 +57,19 @@ class Prefixes:
         """Of this prompt, what each deployment is expected to read from its cache. None: it is too short to be kept."""
         if exchange.call.described.input_tokens < LEAST_TOKENS:
             return None
-        links = exchange.links = exchange.links or links_of(exchange.call, exchange.caller.tenant)
-        return [self._map.cached_share(links, one.id, now_s=now) for one in deployments]
+        if not exchange.links:
+            exchange.links, exchange.opening = links_of(exchange.call, exchange.caller.tenant)
+        return [self._map.cached_share(exchange.links, one.id, now_s=now) for one in deployments]
+
+    def affinity(self, exchange: Exchange, deployments: Sequence[Deployment], now: float) -> Sequence[float] | None:
+        """The same, where the conversation is at home no less than `AT_HOME`, whoever sent it there."""
+        shares = self.shares(exchange, deployments, now)
+        if shares is None or len(deployments) == 1:
+            return shares
+        belongs = home(exchange.opening, {one.id: one.weight or 1.0 for one in deployments})
+        return [
+            max(share, AT_HOME) if one.id == belongs else share for one, share in zip(deployments, shares, strict=True)
+        ]
 
     def settled(self, exchange: Exchange, now: float) -> None:
         """The deployment that answered has the whole prompt now; its usage says what it had before."""
@@ -62,14 +81,22 @@ class Prefixes:
             self._map.record(exchange.links, last.deployment, now_s=now, cached_tokens=cached)
 
 
-def links_of(call: Call, tenant: str) -> Chain:
-    """The conversation piece by piece, as it was sent."""
+def links_of(call: Call, tenant: str) -> tuple[Chain, bytes]:
+    """The conversation piece by piece, as it was sent, and the hash up to its first turn of a user."""
     raw = call.raw
     pieces = [bytes(raw[name]) for name in _BEFORE if name in raw]
+    opening = len(pieces)
     for name in _TURNS:
         turns = bytes(raw.get(name, _NOTHING))
         if turns.startswith(b"["):
-            pieces += map(bytes, _many(turns))
+            several = [bytes(turn) for turn in _many(turns)]
+            opening += next((place for place, turn in enumerate(several) if _is_user(turn)), 0)
+            pieces += several
         elif turns:
             pieces.append(turns)
-    return chain(tenant, pieces, [len(piece) // BYTES_PER_TOKEN for piece in pieces])
+    links = chain(tenant, pieces, [len(piece) // BYTES_PER_TOKEN for piece in pieces])
+    return links, links[min(opening, len(links) - 1)][0] if links else b""
+
+
+def _is_user(turn: bytes) -> bool:
+    return turn.startswith(b"{") and _role_of(turn).role == "user"

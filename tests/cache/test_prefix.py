@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.bench import agents
-from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, warmest
+from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, home, warmest
 
 FINE = Warmth(ttl_s=300, least_tokens=0, step_tokens=1)
 
@@ -78,11 +80,14 @@ def test_the_map_is_bounded_and_shares_are_shares(talks: list[list[str]], max_no
 
 
 def test_affinity_is_soft() -> None:
-    """A conversation stays where it is warm, unless that is far out of balance; a new one goes to the idle."""
-    assert warmest([0.9, 0.0], [120.0, 80.0]) == [0]
-    assert warmest([0.9, 0.0], [400.0, 10.0]) == [1]
-    assert warmest([0.0, 0.0, 0.0], [2.0, 1.0, 3.0]) == [1]
-    assert warmest([0.5, 0.5], [0.0, 0.0]) == [0, 1]
+    """A conversation stays where it is warm, unless that is far out of balance; a new one goes to the idle. Few prompts
+    are no overload.
+    """
+    assert warmest([0.9, 0.0], [120.0, 80.0], 1.0) == [0]
+    assert warmest([0.9, 0.0], [400.0, 10.0], 1.0) == [1]
+    assert warmest([0.9, 0.0], [400.0, 10.0], 100.0) == [0]
+    assert warmest([0.0, 0.0, 0.0], [2.0, 1.0, 3.0], 1.0) == [1]
+    assert warmest([0.5, 0.5], [0.0, 0.0], 1.0) == [0, 1]
 
 
 def test_what_was_taken_fades() -> None:
@@ -99,6 +104,24 @@ def test_agents_keep_their_caches() -> None:
     soft, blind = agents(4000, 8, soft=True), agents(4000, 8, soft=False)
     assert soft["cached_share"] >= 0.95 > 0.3 > blind["cached_share"]
     assert soft["imbalance"] < 1.3
+
+
+def test_workers_that_know_nothing_of_each_other_send_a_conversation_to_the_same_place() -> None:
+    """Any of four workers gets the next turn."""
+    agreed = agents(4000, 8, soft=True, workers=4)
+    assert agreed["cached_share"] > 0.93 and agreed["imbalance"] < 1.3
+    assert agents(4000, 8, soft=True, workers=4, homes=False)["cached_share"] < 0.6
+
+
+def test_a_home_follows_the_weights_and_moves_for_nobody_else() -> None:
+    """A deployment of three times the weight has three times the conversations; one that leaves moves only its own."""
+    openings = [b"%d" % n for n in range(4000)]
+    all_ = {"a": 3.0, "b": 1.0, "c": 1.0}
+    before = {opening: home(opening, all_) for opening in openings}
+    counts = Counter(before.values())
+    assert {name: counts[name] / 4000 for name in all_} == pytest.approx({"a": 0.6, "b": 0.2, "c": 0.2}, abs=0.025)
+    without = {opening: home(opening, {"a": 3.0, "b": 1.0}) for opening in openings}
+    assert all(without[opening] == name for opening, name in before.items() if name != "c")
 
 
 def test_a_map_needs_room() -> None:

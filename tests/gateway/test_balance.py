@@ -127,7 +127,7 @@ def test_a_warm_deployment_is_preferred_unless_it_is_far_busier() -> None:
     took = talks_of(Fleet([ModelConfig(name="m", provider=name) for name in "abc"]), [0.3, 0.0, 0.0], 2000.0, 300)
     assert took["a"] > 110 and min(took["b"], took["c"]) > 70
     took = talks_of(Fleet([ModelConfig(name="m", provider=name) for name in "ab"]), [0.9, 0.0], 2000.0, 300)
-    assert took["a"] > 250
+    assert took["a"] > 220
 
 
 def test_what_is_cached_need_not_be_read() -> None:
@@ -142,16 +142,23 @@ def test_what_is_cached_need_not_be_read() -> None:
 
 
 async def test_a_conversation_stays_with_its_deployment(tmp_path: Path) -> None:
-    """Over HTTP: each of twelve conversations is answered by one of three deployments, and all of these have some."""
+    """Two gateways that know nothing of each other take turns: each of twelve conversations is answered by one of three
+    deployments, and all of these have some.
+    """
     names = ["one", "two", "three"]
     scripts = {name: [{"text": "well", "cached_tokens": 2900}] for name in names}
     models = [{"name": "m", "upstream_name": name} for name in names]
-    async with live(tmp_path, scripts=scripts, models=models) as gateway, httpx.AsyncClient(timeout=120) as client:
+    async with (
+        live(tmp_path / "a", scripts=scripts, models=models) as one,
+        live(tmp_path / "b", scripts=scripts, models=models) as other,
+        httpx.AsyncClient(timeout=120) as client,
+    ):
         talks: list[list[dict[str, str]]] = [
             [{"role": "system", "content": f"You are clerk {n}. " * 300}] for n in range(12)
         ]
         where: list[set[str]] = [set() for _ in talks]
         for turn in range(4):
+            gateway = (one, other)[turn % 2]
             for talk, seen in zip(talks, where, strict=True):
                 talk.append({"role": "user", "content": f"and then {turn}?"})
                 answer = await client.post(f"{gateway.url}/v1/chat/completions", json={"model": "m", "messages": talk})
@@ -159,4 +166,4 @@ async def test_a_conversation_stays_with_its_deployment(tmp_path: Path) -> None:
                 seen.add(record.attempts[-1].deployment)
                 talk.append({"role": "assistant", "content": "well"})
     assert all(len(seen) == 1 for seen in where)
-    assert {len([1 for seen in where if name in seen]) for name in set().union(*where)} == {4}
+    assert set().union(*where) == {f"up/{name}" for name in names}
