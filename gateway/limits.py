@@ -1,4 +1,4 @@
-"""Requests and tokens per minute, as token buckets: no burst at a window's edge, two numbers each.
+"""Requests and tokens per minute, as token buckets: no burst at a window's edge, one number each.
 
 What a request will use is guessed when it comes and corrected when it is settled. One larger than a whole
 minute's tokens passes when its bucket is full and leaves a debt, instead of never passing at all.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from gateway.errors import RateLimited
 
 Headers = list[tuple[bytes, bytes]]
-TOLD_AGE_S = 0.05
-"""How old a level told to a client may be."""
+MINUTE_S = 60.0
+_LATEST_S = MINUTE_S + 1e-6
+"""Of a bucket that is empty, with room for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +28,40 @@ class Limit:
 
 
 class _Bucket:
-    """Refills at `capacity` a minute. `level` may be negative: a debt."""
+    """Refills at `capacity` a minute. Kept as the time when it is full again (the generic cell rate algorithm), so that
+    nothing needs refilling; more than a minute ahead: a debt.
+    """
 
-    __slots__ = ("capacity", "filled_s", "level")
+    __slots__ = ("capacity", "each_s", "full_s")
 
-    def __init__(self, capacity: int, now: float) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.level = float(capacity)
-        self.filled_s = now
-
-    def fill(self, now: float) -> None:
-        passed_s = now - self.filled_s
-        if passed_s > 0:
-            self.filled_s = now
-            level = self.level + passed_s * self.capacity / 60
-            self.level = level if level < self.capacity else self.capacity
+        self.each_s = MINUTE_S / capacity
+        """In which one is refilled."""
+        self.full_s = -inf
 
     def take(self, amount: int, now: float) -> bool:
         """False, and nothing is taken, where neither `amount` nor a full bucket is there."""
-        self.fill(now)
-        if self.level < amount and self.level < self.capacity:
+        full_s = self.full_s
+        if full_s <= now:
+            self.full_s = now + amount * self.each_s
+            return True
+        full_s += amount * self.each_s
+        if full_s - now > _LATEST_S:
             return False
-        self.level -= amount
+        self.full_s = full_s
         return True
 
-    def wait_s(self, amount: float) -> float:
-        """Seconds until `amount` (or a full bucket, if less) is there; 0 or less: now."""
-        return (min(amount, self.capacity) - self.level) * 60 / self.capacity
+    def level(self, now: float) -> float:
+        """How much is there; below 0: a debt."""
+        return self.capacity - (self.full_s - now) / self.each_s if self.full_s > now else self.capacity
 
-    def is_full(self, now: float) -> bool:
-        self.fill(now)
-        return self.level >= self.capacity
+    def set_level(self, level: float, now: float) -> None:
+        self.full_s = now + (self.capacity - level) * self.each_s
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Seconds until `amount` (or a full bucket, if less) is there; 0 or less: now."""
+        return self.full_s - now - MINUTE_S + min(amount * self.each_s, MINUTE_S)
 
 
 class _Pair:
@@ -65,10 +69,10 @@ class _Pair:
 
     __slots__ = ("limit", "requests", "tokens")
 
-    def __init__(self, limit: Limit, now: float) -> None:
+    def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self.requests = _Bucket(limit.rpm, now) if limit.rpm is not None else None
-        self.tokens = _Bucket(limit.tpm, now) if limit.tpm is not None else None
+        self.requests = _Bucket(limit.rpm) if limit.rpm is not None else None
+        self.tokens = _Bucket(limit.tpm) if limit.tpm is not None else None
 
     def take(self, tokens: int, now: float) -> bool:
         """One request and its tokens, or nothing and False."""
@@ -78,22 +82,22 @@ class _Pair:
         if bucket is None or bucket.take(tokens, now):
             return True
         if requests is not None:
-            requests.level += 1
+            requests.full_s -= requests.each_s
         return False
 
     def give_back(self, tokens: int) -> None:
         if self.requests is not None:
-            self.requests.level += 1
+            self.requests.full_s -= self.requests.each_s
         if self.tokens is not None:
-            self.tokens.level += tokens
+            self.tokens.full_s -= tokens * self.tokens.each_s
 
-    def refusal(self, tokens: int) -> RateLimited:
+    def refusal(self, tokens: int, now: float) -> RateLimited:
         """What to tell a request that got nothing: the longer of its two waits."""
         waits = []
         if self.requests is not None:
-            waits.append((self.requests.wait_s(1), self.requests.capacity, "requests"))
+            waits.append((self.requests.wait_s(1, now), self.requests.capacity, "requests"))
         if self.tokens is not None:
-            waits.append((self.tokens.wait_s(tokens), self.tokens.capacity, "tokens"))
+            waits.append((self.tokens.wait_s(tokens, now), self.tokens.capacity, "tokens"))
         wait_s, capacity, what = max(waits)
         kind, _, name = self.limit.id.partition(":")
         return RateLimited(
@@ -103,7 +107,7 @@ class _Pair:
         )
 
     def is_idle(self, now: float) -> bool:
-        return all(bucket is None or bucket.is_full(now) for bucket in (self.requests, self.tokens))
+        return all(bucket is None or bucket.full_s <= now for bucket in (self.requests, self.tokens))
 
 
 class Taken:
@@ -124,9 +128,8 @@ class Taken:
         for pair in self._pairs:
             bucket = pair.tokens
             if bucket is not None:
-                bucket.fill(now)
-                level = bucket.level + self.tokens - tokens
-                bucket.level = level if level < bucket.capacity else bucket.capacity
+                full_s = bucket.full_s
+                bucket.full_s = (full_s if full_s > now else now) + (tokens - self.tokens) * bucket.each_s
         self.tokens = tokens
 
     def headers(self, now: float) -> Headers:
@@ -137,9 +140,9 @@ class Taken:
             tokens = _tighter(pair.tokens, tokens, now)
         found: Headers = []
         if requests is not None:
-            _tell(found, _REQUESTS, requests)
+            _tell(found, _REQUESTS, requests, now)
         if tokens is not None:
-            _tell(found, _TOKENS, tokens)
+            _tell(found, _TOKENS, tokens, now)
         return found
 
 
@@ -169,14 +172,14 @@ class Limits:
             if not pair.take(tokens, now):
                 for taken in pairs:
                     taken.give_back(tokens)
-                raise pair.refusal(tokens)
+                raise pair.refusal(tokens, now)
             pairs.append(pair)
         return Taken(pairs, tokens)
 
     def _add(self, limit: Limit, now: float) -> _Pair:
         if len(self._pairs) >= self._max_limits:
             self._forget(now)
-        pair = self._pairs[limit.id] = _Pair(limit, now)
+        pair = self._pairs[limit.id] = _Pair(limit)
         return pair
 
     def _forget(self, now: float) -> None:
@@ -193,17 +196,16 @@ _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-rat
 
 def _tighter(one: _Bucket | None, other: _Bucket | None, now: float) -> _Bucket | None:
     """The bucket with the lesser share left."""
-    if one is None:
-        return other
-    if now - one.filled_s > TOLD_AGE_S:
-        one.fill(now)
-    return one if other is None or one.level * other.capacity < other.level * one.capacity else other
+    if one is None or other is None:
+        return one or other
+    return one if one.full_s > now and one.full_s > other.full_s else other
 
 
-def _tell(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket) -> None:
+def _tell(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket, now: float) -> None:
+    level = int(bucket.level(now) + 1e-3)
     headers.append((names[0], b"%d" % bucket.capacity))
-    headers.append((names[1], b"%d" % bucket.level if bucket.level > 0 else b"0"))
-    headers.append((names[2], duration((bucket.capacity - bucket.level) * 60 / bucket.capacity).encode()))
+    headers.append((names[1], b"%d" % level if level > 0 else b"0"))
+    headers.append((names[2], duration(bucket.full_s - now).encode()))
 
 
 def duration(seconds: float) -> str:

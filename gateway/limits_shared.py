@@ -32,15 +32,15 @@ class SharedPair(_Pair):
 
     __slots__ = ("shut_until_s",)
 
-    def __init__(self, limit: Limit, now: float) -> None:
-        super().__init__(limit, now)
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit)
         self.shut_until_s = 0.0
 
     def know(self, requests: str, tokens: str, now: float) -> None:
         """Levels as Redis tells them; empty: there is no such bucket."""
         for bucket, told in ((self.requests, requests), (self.tokens, tokens)):
             if bucket is not None and told:
-                bucket.level, bucket.filled_s = float(told), now
+                bucket.set_level(float(told), now)
 
 
 class SharedLimits(Limits):
@@ -56,18 +56,18 @@ class SharedLimits(Limits):
         """Raises RateLimited at once where Redis has just refused the same."""
         if not limits:
             return NOTHING_TAKEN
-        pairs = [self._pair_of(limit, now) for limit in limits]
+        pairs = [self._pair_of(limit) for limit in limits]
         for pair in pairs:
             if now < pair.shut_until_s:
-                raise pair.refusal(tokens)
+                raise pair.refusal(tokens, now)
         return SharedTaken(self._corrections, self._alone, pairs, tokens, now)
 
-    def _pair_of(self, limit: Limit, now: float) -> SharedPair:
+    def _pair_of(self, limit: Limit) -> SharedPair:
         pair = self._known.get(limit.id)
         if pair is None or pair.limit != limit:
             if len(self._known) >= self._max_limits:
                 self._known.clear()  # Redis has the levels; here they are only for headers
-            pair = self._known[limit.id] = SharedPair(limit, now)
+            pair = self._known[limit.id] = SharedPair(limit)
         return pair
 
 
@@ -101,7 +101,7 @@ class SharedTaken(Taken):
         if refused:
             self._corrected = True
             pair = self._shared[refused - 1]
-            refusal = pair.refusal(self.tokens)
+            refusal = pair.refusal(self.tokens, now)
             pair.shut_until_s = now + min(REFUSED_FOR_S, refusal.retry_after_s or 0.0)
             raise refusal
 
