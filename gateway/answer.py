@@ -126,7 +126,8 @@ class Answering:
             into, out = EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             into += route.solved.bound_tokens
-        return {name: self.s.book.models[name].worst(call.described, into, out) for name in route.names}
+        models, asked = self.s.book.models, call.described
+        return {name: models[name].worst(asked, into, out) for name in route.names}
 
     # -- describe
 

@@ -33,6 +33,7 @@ TICK_S = 0.1
 LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
 """How long the delays and queues that routers see may stay as they are."""
+MOST_VIEWS = 1000
 
 
 Asked = Callable[[], tuple[float, float]]
@@ -169,14 +170,27 @@ class Health:
     ttft_p95_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What routers were last told of some candidates."""
+
+    candidates: tuple[Candidate, ...]
+    seen: Sequence[Candidate]
+    healthy: Sequence[bool]
+    breakers: Sequence[Breaker]
+    calm: bool
+    """All of these were closed and no inference server told of itself: all are healthy while they stay closed."""
+    ends_s: float
+
+
 class Fleet:
     """All deployments, by model."""
 
     def __init__(self, models: Iterable[ModelConfig], queueing: Container[str] = ()) -> None:
         """`queueing`: providers whose answers share one machine, so that each one under way makes the next wait."""
         self._queueing = queueing
-        self._views: dict[tuple[str, float, float], tuple[Candidate, Candidate, float]] = {}
-        """By model and prices, as service tiers have prices of their own."""
+        self._views: dict[int, _View] = {}
+        """By the identity of their candidates."""
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
@@ -284,23 +298,40 @@ class Fleet:
             return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running or 0.0)
         return 0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
 
-    def as_of(self, candidate: Candidate, now: float) -> Candidate:
-        """The candidate with its present health, queue and latency. It stays the same object while these stay the same,
-        because routers cache what they compute from it.
+    def as_of(self, candidates: tuple[Candidate, ...], now: float) -> Sequence[Candidate]:
+        """The candidates with their present health, queue and latency. Each stays the same object while these stay the
+        same, because routers cache what they compute from it; the tuple has to be one that is kept.
         """
-        model = candidate.model
-        key = model, candidate.input_usd_per_mtok, candidate.output_usd_per_mtok
-        healthy, view = self.healthy(model, now), self._views.get(key)
-        if view is not None and view[0] is candidate and now < view[2] and view[1].healthy == healthy:
-            return view[1]
-        queue_s, latency_s = self.queue_s(model), self.latency_s(model)
-        seen = replace(
-            candidate, healthy=healthy, queue_s=queue_s, latency_s=0.0 if isnan(latency_s) else latency_s
-        )
-        if view is not None and view[1] == seen:
-            seen = view[1]
-        self._views[key] = candidate, seen, now + VIEW_S
-        return seen
+        view = self._views.get(id(candidates))
+        if view is not None and now < view.ends_s:
+            if view.calm:
+                for breaker in view.breakers:
+                    if breaker.opens_s:
+                        break
+                else:
+                    return view.seen
+            if view.healthy == [self.healthy(one.model, now) for one in candidates]:
+                return view.seen
+        if len(self._views) >= MOST_VIEWS:
+            self._views.clear()
+        view = self._views[id(candidates)] = self._view(candidates, view.seen if view is not None else candidates, now)
+        return view.seen
+
+    def _view(self, candidates: tuple[Candidate, ...], before: Sequence[Candidate], now: float) -> _View:
+        seen = []
+        for candidate, known in zip(candidates, before, strict=True):
+            latency_s = self.latency_s(candidate.model)
+            fresh = replace(
+                candidate,
+                healthy=self.healthy(candidate.model, now),
+                queue_s=self.queue_s(candidate.model),
+                latency_s=0.0 if isnan(latency_s) else latency_s,
+            )
+            seen.append(known if known == fresh else fresh)
+        deployments = [one for candidate in candidates for one in self._deployments.get(candidate.model, ())]
+        calm = all(one.told is None and not one.breaker.opens_s for one in deployments)
+        healthy = [one.healthy for one in seen]
+        return _View(candidates, seen, healthy, [one.breaker for one in deployments], calm, now + VIEW_S)
 
     def deployments(self, model: str) -> Sequence[Deployment]:
         return self._deployments.get(model, ())

@@ -117,9 +117,13 @@ class Price:
         """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
         searches and units. Who asks for a tier that is cheaper than the price may be served at the price.
         """
-        tokens = input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output
-        tokens = -(-tokens * max(self.times(tier), ONCE) // (ONCE * MTOK))
-        return min(tokens + web_searches * self.web_search + units * self.unit, MOST)
+        cost = input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output
+        if (times := self.tiers.get(tier or AUTO, ONCE)) > ONCE:
+            cost = -(-cost * times // ONCE)
+        cost = -(-cost // MTOK)
+        if web_searches or units:
+            cost += web_searches * self.web_search + units * self.unit
+        return cost if cost < MOST else MOST
 
 
 def highest(prices: Iterable[Price]) -> Price:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from cascade.planner import Planner
@@ -40,6 +40,8 @@ class Model:
     """Most that a search adds to the prompt, at any deployment."""
     context_tokens: int = 0
     """The longest of all deployments; 0: unknown at one of them."""
+    web_searches: int = 0
+    """That a deployment runs whatever the request says; the most."""
 
     @property
     def candidate(self) -> Candidate:
@@ -53,8 +55,10 @@ class Model:
         """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's. `more_input`,
         `more_output`: tokens beside those asked for, where a limit is stated.
         """
-        searches = max(asked.web_searches, self.candidate.web_searches)
-        into = asked.prompt_bound(self.context_tokens, more_input) + searches * self.search_tokens
+        into, searches = asked.prompt_bound(self.context_tokens, more_input), asked.web_searches
+        if searches or self.web_searches:
+            searches = max(searches, self.web_searches)
+            into += searches * self.search_tokens
         limit = asked.max_output_tokens
         out = (limit + more_output if limit else self.config.max_output_tokens) + asked.predicted
         return self.price.worst(into, out, asked.n, searches, asked.units, asked.tier)
@@ -91,15 +95,25 @@ class Route:
     """A climb may ask one model again and again, so that any attempt may be the dearest model's."""
     strategy_bandit: StrategyBandit | None = None
     """Learns which strategy a query deserves; None: `config.cascade` names one."""
+    plain: tuple[Candidate, ...] = field(init=False)
+    """The models as routers see them."""
+    tiers: Mapping[str, tuple[Candidate, ...]] = field(init=False)
+    """The same, for the service tiers that have a price of their own at one of them."""
+
+    def __post_init__(self) -> None:
+        known = {"", *(tier for model in self.models for tier in model.price.tiers)}
+        tiers = {tier: tuple([model.candidate_at(tier) for model in self.models]) for tier in known}
+        object.__setattr__(self, "plain", tuple([model.candidate for model in self.models]))
+        object.__setattr__(self, "tiers", tiers)
 
     @property
     def attempted(self) -> tuple[str, ...]:
         """Models that attempts may be made on, as often as they may be."""
         return self.names * self.config.max_attempts if self.repeats else self.names
 
-    def candidates(self, fleet: Fleet, now: float, tier: str = "") -> list[Candidate]:
+    def candidates(self, fleet: Fleet, now: float, tier: str = "") -> Sequence[Candidate]:
         """The route's models as the router may see them now, for a request of this service tier."""
-        return [fleet.as_of(model.candidate_at(tier), now) for model in self.models]
+        return fleet.as_of(self.tiers.get(tier, self.plain), now)
 
 
 class RouteBook:
@@ -235,7 +249,7 @@ def _model(config: Config, name: str) -> Model:
     search_tokens = max(one.web_search_tokens for one in deployments)
     contexts = [one.context_tokens for one in deployments]
     context = max(contexts) if all(contexts) else 0
-    return Model(name, dearest, price, _by_times(candidate, price), search_tokens, context)
+    return Model(name, dearest, price, _by_times(candidate, price), search_tokens, context, candidate.web_searches)
 
 
 def _by_times(candidate: Candidate, price: Price) -> dict[int, Candidate]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
 from gateway.config import Config, ModelConfig
 from gateway.errors import FAILURES
-from gateway.fleet import Delay, Deployment, Fleet
+from gateway.fleet import Delay, Deployment, Fleet, Told
 from gateway.routes import RouteBook
 from routers.types import Candidate
 
@@ -274,30 +274,45 @@ def test_the_state_of_every_deployment_can_be_seen() -> None:
 
 def test_routers_see_a_candidate_as_it_is_doing() -> None:
     """Delays and queues reach routers; while nothing changes they see the very same object, and health at once."""
-    fleet, candidate = Fleet([A], queueing={A.provider}), Candidate(A.name)
+    fleet, candidates = Fleet([A], queueing={A.provider}), (Candidate(A.name),)
     (deployment,) = fleet.all()
-    before = fleet.as_of(candidate, 0.0)
-    assert before == candidate and fleet.as_of(candidate, 5.0) is before
+    (before,) = fleet.as_of(candidates, 0.0)
+    assert before == candidates[0] and fleet.as_of(candidates, 5.0)[0] is before
     for _ in range(3):
         deployment.begin()
     fleet.succeeded(deployment, 6.0, 0.5, 3.0)
-    busy = fleet.as_of(candidate, 6.0)
+    (busy,) = fleet.as_of(candidates, 6.0)
     assert (busy.latency_s, busy.queue_s) == pytest.approx((3.0, 3.0))
-    assert fleet.as_of(candidate, 6.01) is busy
+    assert fleet.as_of(candidates, 6.01)[0] is busy
     for _ in range(20):
         fleet.failed(deployment, "connect", 6.02)
-    assert not fleet.as_of(candidate, 6.03).healthy
+    (ill,) = fleet.as_of(candidates, 6.03)
+    assert not ill.healthy and fleet.as_of(candidates, 6.04)[0] is ill
+    deployment.breaker.begin(6.05)
+    fleet.succeeded(deployment, 6.05)
+    assert fleet.as_of(candidates, 6.06)[0].healthy
+
+
+def test_what_an_engine_tells_of_itself_is_seen_at_once() -> None:
+    """One that says that it is down is not healthy, whatever was seen a moment ago."""
+    fleet, candidates = Fleet([A]), (Candidate(A.name),)
+    (deployment,) = fleet.all()
+    deployment.told = Told(is_up=True)
+    assert fleet.as_of(candidates, 0.0)[0].healthy
+    deployment.told = Told(is_up=False)
+    assert not fleet.as_of(candidates, 0.01)[0].healthy
 
 
 def test_service_tiers_do_not_disturb_what_routers_see() -> None:
     """Each tier of a model has its own prices, and with them the very same object as long as nothing changes."""
     models = [ModelConfig(name="m", provider="openai", input_usd_per_mtok=1.0, output_usd_per_mtok=2.0,
                           tier_prices={"flex": 0.5, "priority": 2.0})]  # fmt: skip
-    fleet, book = Fleet(models), RouteBook(Config(models=models), {})
-    seen = {tier: fleet.as_of(book.models["m"].candidate_at(tier), 0.0) for tier in ("", "flex", "priority")}
+    fleet, route = Fleet(models), RouteBook(Config(models=models), {}).find("m")
+    seen = {tier: route.candidates(fleet, 0.0, tier)[0] for tier in ("", "flex", "priority")}
     assert [one.output_usd_per_mtok for one in seen.values()] == [2.0, 1.0, 4.0]
-    for tier, before in {**seen, "unheard-of": seen[""]}.items():
-        assert fleet.as_of(book.models["m"].candidate_at(tier), 0.1) is before
+    for tier, before in seen.items():
+        assert route.candidates(fleet, 0.05, tier)[0] is before
+    assert route.candidates(fleet, 0.05, "unheard-of")[0] == seen[""]
 
 
 def test_only_models_of_one_machine_queue() -> None:
