@@ -371,10 +371,9 @@ class FastPath(Reply):
 
     def _head(self, status: int, headers: Headers) -> bytes:
         """Status line and headers. Their values are the gateway's own: nothing of a request gets in unchecked."""
-        lines = [b"%b: %b\r\n" % header for header in headers]
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        return STATUS_LINE[status] + b"".join(lines)
+            headers = [*headers, (b"connection", b"close")]
+        return b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join(map(b": ".join, headers)))
 
     def _complete(self) -> None:
         self.response_complete = True

@@ -99,10 +99,13 @@ class Usage(msgspec.Struct, frozen=True):
             return cls()
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         inside, outside = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
-        read = _count(inside, "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
-        read = read or _count(usage, "cached_tokens")
-        write = _count(inside, "cache_write_tokens")
-        reasoning = _count(outside, "reasoning_tokens")
+        read = write = audio_in = reasoning = audio_out = 0
+        if inside:
+            read, write = _count(inside, "cached_tokens"), _count(inside, "cache_write_tokens")
+            audio_in = _count(inside, "audio_tokens")
+        if outside:
+            reasoning, audio_out = _count(outside, "reasoning_tokens"), _count(outside, "audio_tokens")
+        read = read or _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
         beside = _count(usage, "total_tokens") - prompt - completion
         if reasoning > completion or 0 < beside == reasoning:
             completion += reasoning  # some providers report it beside the completion; only the total tells
@@ -110,15 +113,7 @@ class Usage(msgspec.Struct, frozen=True):
             prompt += beside
         elif beside > 0 and not reasoning:  # Gemini's compatible endpoint tells of thinking nowhere else
             reasoning, completion = beside, completion + beside
-        found = _buckets(
-            prompt,
-            completion,
-            read,
-            write,
-            reasoning,
-            _count(inside, "audio_tokens"),
-            _count(outside, "audio_tokens"),
-        )
+        found = _buckets(prompt, completion, read, write, reasoning, audio_in, audio_out)
         return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
 
     @classmethod
