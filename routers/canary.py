@@ -27,11 +27,11 @@ class Canary:
         """Undecided where the incumbent is; a candidate that can't decide leaves all to the incumbent."""
         share = self.share
         tried = draw < share
-        ours = self.incumbent.choose(query, candidates, knobs, draw if tried else (draw - share) / (1.0 - share))
         try:
             theirs = self.candidate.choose(query, candidates, knobs, draw / share if tried else draw)
         except Undecided:
-            return ours
+            return self.incumbent.choose(query, candidates, knobs, draw)
+        ours = self.incumbent.choose(query, candidates, knobs, draw if tried else (draw - share) / (1.0 - share))
         mixed = {
             model: share * theirs.probabilities.get(model, 0.0) + (1.0 - share) * ours.probabilities.get(model, 0.0)
             for model in {**ours.probabilities, **theirs.probabilities}

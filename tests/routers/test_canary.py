@@ -25,10 +25,11 @@ def test_the_mixture_is_exact() -> None:
 
 
 def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:
-    """Undecided candidates cost nothing but their share."""
-    router = Canary(Weighted({"small": 1.0}), Rules([]), 0.5)
-    choice = router.choose(query(), POOL, Knobs(), 0.1)
-    assert choice.model == "small" and choice.propensity == 1.0
+    """Undecided candidates cost nothing but their share, and how often a model comes is still what is stated."""
+    router = Canary(Weighted({"small": 1.0, "large": 1.0}), Rules([]), 0.2)
+    picks = [router.choose(query(), POOL, Knobs(), (i + 0.5) / 1000) for i in range(1000)]
+    assert {p.propensity for p in picks} == {0.5}
+    assert Counter(p.model for p in picks) == {"small": 500, "large": 500}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0])
