@@ -184,3 +184,102 @@ def test_a_few_right_answers_make_nothing_certain() -> None:
     rounds, target = Rounds(action, reward, logged), np.tile([0.0, 1.0], (500, 1))
     found = ope.valued(rounds, target, ope.cross_fitted(rng.normal(size=(500, 2)), rounds))
     assert found.best.low < 0.8 and found.snips.low < 0.8
+
+
+def test_a_known_reward_speaks_for_the_unknown_ones_of_its_model() -> None:
+    """Of two models' answers every second and every fourth is told: as a log in which the others say what those say."""
+    rng = np.random.default_rng(1)
+    action = np.repeat([0, 1], [20, 40])
+    reward = np.concatenate([np.repeat(rng.random(10), 2), np.repeat(rng.random(10), 4)])
+    known = np.concatenate([np.arange(20) % 2 == 0, np.arange(40) % 4 == 0])
+    logged, target = np.tile([0.3, 0.7], (60, 1)), np.tile([0.6, 0.4], (60, 1))
+    full = Rounds(action, reward, logged)
+    told = Rounds(action, np.where(known, reward, 0.0), logged, known)
+    for name in ("ips", "snips"):
+        found = [ope.ESTIMATORS[name](one, target, 0 * target).mean() for one in (told, full)]
+        assert found[0] == pytest.approx(found[1])
+    assert told.told == 20 and told.take(np.arange(10)).told == 5
+    assert ope.overlap(told, target).effective == pytest.approx(60 / (0.36 / (0.3 / 2) + 0.16 / (0.7 / 4)))
+    silent = Rounds(action, np.where(known, reward, 0.0), logged, known & (action == 0))
+    assert ope.overlap(silent, target).unsupported == pytest.approx(0.4)
+
+
+def test_self_normalised_intervals_are_the_jackknifes() -> None:
+    """Leaving out each round in turn gives the same standard error, but for n / (n - 1)."""
+    rounds, target, model = logged(2, n=60)
+    w, r = ope.importance(rounds, target), rounds.reward
+    left = np.array([(w @ r - w[i] * r[i]) / (w.sum() - w[i]) for i in range(60)])
+    error = np.sqrt(59 / 60 * ((left - left.mean()) ** 2).sum())
+    assert ope.snips(rounds, target, model).std(ddof=1) / np.sqrt(60) == pytest.approx(error * 60 / 59)
+
+
+def test_self_normalised_dr_divides_the_correction_by_the_weights() -> None:
+    """Its mean is the textbook's."""
+    rounds, target, model = logged(3)
+    weights, missed = ope.importance(rounds, target), rounds.reward - model[np.arange(400), rounds.action]
+    expected = (target * model).sum(1).mean() + weights @ missed / weights.sum()
+    assert ope.self_normalised_dr(rounds, target, model).mean() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("off", "worse"), [(0.02, "dr"), (0.5, "dm")])
+def test_switch_takes_the_model_where_it_is_better_than_wild_weights(off: float, worse: str) -> None:
+    """With a good reward model SWITCH errs less than doubly robust, with a poor one less than the model alone."""
+    rng, errors = np.random.default_rng(0), {"switch_dr": 0.0, worse: 0.0}
+    n, truth = 200, np.array([0.3, 0.8])
+    logged, target = np.tile([0.99, 0.01], (n, 1)), np.tile([0.5, 0.5], (n, 1))
+    for _ in range(200):
+        action = (rng.random(n) < 0.01).astype(np.intp)
+        reward = (rng.random(n) < truth[action]).astype(float)
+        for name in errors:
+            found = ope.ESTIMATORS[name](Rounds(action, reward, logged), target, np.tile(truth - off, (n, 1)))
+            errors[name] += (found.mean() - 0.55) ** 2
+    assert errors["switch_dr"] < 0.8 * errors[worse]
+
+
+def test_wild_weights_are_cut_at_the_root_of_n() -> None:
+    """A round of weight 90 among 100 counts as ten do."""
+    logged = np.tile([1 - 1 / 90, 1 / 90], (100, 1))
+    rounds = Rounds((np.arange(100) < 1).astype(np.intp), np.full(100, 3.0), logged)
+    assert ope.clipped_ips(rounds, np.tile([0.0, 1.0], (100, 1)), logged).sum() == pytest.approx(10 * 3.0)
+
+
+def test_the_reward_model_finds_linear_rewards() -> None:
+    """A level, a slope common to all and one of each model's own, with queries far from the origin; a model that never
+    answered is expected to do as all do.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3)) + [5.0, -2.0, 0.0]
+    own = np.array([[0.5, -0.5, 0.0], [0.3, 0.0, 0.2]])
+    truth = np.array([1.0, 2.0]) + (x @ np.array([0.1, 0.4, -0.3]))[:, None] + x @ own.T
+    action = rng.integers(0, 2, 2000)
+    rounds = Rounds(action, truth[np.arange(2000), action], np.tile([0.5, 0.5, 0.0], (2000, 1)))
+    found = ope.cross_fitted(x, rounds, penalty=1e-6)
+    assert np.abs(found[:, :2] - truth).max() < 0.02
+    assert found[:, 2].mean() == pytest.approx(rounds.reward.mean(), abs=0.05)
+
+
+def test_the_promised_variance_is_that_of_many_logs() -> None:
+    """Of the mean correction, rewards missed by a known noise; where one of two even choices counts, half the rounds
+    carry it.
+    """
+    rng, n = np.random.default_rng(0), 20
+    logged = rng.dirichlet([5.0, 5.0, 5.0], n)
+    change, noise = rng.normal(size=(n, 3)), np.array([0.5, 1.0, 2.0])
+    rounds = Rounds(np.zeros(n, np.intp), np.zeros(n), logged)
+    drawn = (rng.random((20_000, n, 1)) > logged.cumsum(1)).sum(2)
+    weights = (change / logged)[np.arange(n), drawn]
+    means = (weights * rng.normal(size=drawn.shape) * np.sqrt(noise)[drawn]).mean(1)
+    assert ope.promised(rounds, change, noise)[0] == pytest.approx(means.var(), rel=0.05)
+    even = Rounds(np.zeros(n, np.intp), np.zeros(n), np.full((n, 2), 0.5))
+    assert ope.promised(even, np.tile([1.0, 0.0], (n, 1)), np.ones(2))[1] == pytest.approx(n / 2)
+
+
+@given(seed=st.integers(0, 50), most=st.sampled_from([0.0, 0.1, 0.3]))
+def test_a_log_is_read_from_where_it_tries_what_the_policy_does(seed: int, most: float) -> None:
+    """The longest latest part, by trying them all."""
+    rng = np.random.default_rng(seed)
+    logged = (rng.random((12, 3)) < np.linspace(0.2, 1.1, 12)[:, None]).astype(float)
+    target = rng.dirichlet(np.ones(3), 12)
+    missing = (target * (logged == 0)).sum(1)
+    starts = [start for start in range(12) if missing[start:].mean() <= most]
+    assert ope.supported_from(logged, target, most) == (starts[0] if starts else 0)
