@@ -9,7 +9,7 @@ testing; Angelopoulos et al. 2021, Learn then Test). A certificate speaks of tra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil, log, log1p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ Matrix = NDArray[np.float64]
 LEAST_ROWS = 50
 RISKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """Shares of wrong answers that a cascade learns to stay below by abstaining."""
+MOST_STAKED = 0.75
+"""Of what a gambler may lose in one row."""
 ASSUMPTION = "requests are exchangeable with the calibration rows"
 
 
@@ -121,18 +123,22 @@ def certify(
 
 
 def _refused(slack: Matrix, floor: float, confidence: float) -> Refusal:
-    needed = rows_for(slack, confidence)
+    needed = rows_for(slack, floor, confidence)
     if needed is None:
         return Refusal(f"even the safest rule is below {floor:.0%} of the reference on these rows", len(slack))
     return Refusal("too few rows to tell the safest rule from the floor", len(slack), max(needed, len(slack) + 1))
 
 
-def rows_for(slack: Matrix, confidence: float) -> int | None:
-    """About how many rows like these would tell their mean from 0; None: no number, as things look."""
+def rows_for(slack: Matrix, floor: float, confidence: float) -> int | None:
+    """With about how many rows like these `betting_p` says in half of all samples that their mean is above 0; None: no
+    number, as things look. Twice what a gambler needs who knows mean and variance, for the stakes have to be learnt;
+    and no fewer than the largest stakes need.
+    """
     mean = float(slack.mean())
-    if mean <= 1e-4:
+    if mean <= 1e-4 * float(np.ptp(slack)):
         return None
-    return ceil(2.0 * log(1.0 / (1.0 - confidence)) * max(float(slack.var()), 1e-4) / mean**2)
+    evidence = log(1.0 / (1.0 - confidence))
+    return ceil(evidence * max(4.0 * float(slack.var()) / mean**2, 1.0 / log1p(MOST_STAKED * mean / floor)))
 
 
 def betting_p(slack: Matrix, floor: float, *, mixed: bool = True) -> float:
@@ -151,7 +157,7 @@ def betting_p(slack: Matrix, floor: float, *, mixed: bool = True) -> float:
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1.0)
     before_mean, before_variance = np.r_[0.5, mean[:-1]], np.r_[0.25, variance[:-1]]
     edge = np.maximum(before_mean - null, 0.0)
-    stake = np.minimum(edge / (before_variance + edge**2), 0.75 / null)
+    stake = np.minimum(edge / (before_variance + edge**2), MOST_STAKED / null)
     wealth = np.cumsum(np.log1p(stake * (x - null)))
     return float(np.exp(-max(0.0, float(wealth.max()))))
 
@@ -174,7 +180,7 @@ def abstention(p: Matrix, right: Matrix, risk: float, confidence: float = 0.95) 
     """
     for_rows = np.isfinite(p) & np.isfinite(right)
     p, right = p[for_rows], right[for_rows]
-    # Too few answers could not pass even if all were right, and would end the search before it began.
+    # Fewer answers would hardly pass with one of them wrong, and would end the search before it began.
     fewest = max(LEAST_ROWS, ceil(3.0 * log(1.0 / (1.0 - confidence)) / max(risk, 1e-3)))
     found: float | None = None
     for threshold in np.unique(np.quantile(p, np.linspace(0.95, 0.0, 39)))[::-1] if len(p) else []:

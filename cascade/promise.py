@@ -129,7 +129,7 @@ def _nothing_saved(measured: Measured, family: Family, floor: float, confidence:
     rule = next((k for k in range(passed, len(GRID)) if _kept_share(measured, GRID[k]) >= WORTH_KEEPING), None)
     if rule is None:
         return Refusal("the first model's answers show no confidence to go by", len(measured))
-    needed = rows_for(family.scores[rule] - floor, confidence)
+    needed = rows_for(family.scores[rule] - floor, floor, confidence)
     if needed is None:
         return Refusal("even its surest first answers differ from the reference's too often", len(measured))
     return Refusal("too few measured requests to keep any first answer", len(measured), max(needed, len(measured) + 1))

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, log1p
-from math import log as ln
 
 import numpy as np
 
-from cascade.calibrate import LEAST_ROWS, betting_p
+from cascade.calibrate import LEAST_ROWS, betting_p, rows_for
 from cascade.drift import Drift, DriftSignal
 from gateway.learn.alarms import expected_quality
 from gateway.learn.dataset import Log
@@ -73,14 +71,14 @@ def certify_knob(
     if (scored.logged[:, reference] <= 0.0).mean() > 0.02:
         return Unsupported(f"{log.models[reference]} was not tried in most decisions: set the route's `explore`", n)
     ours, largest = _weights(log, rounds, log.always(reference)), _largest(scored, rounds)
-    alpha, passed = 1.0 - confidence, None
+    passed = None
     for weight, target in policies.items():
         theirs = _weights(log, rounds, target)
         slack = (theirs - floor * ours) * scored.score
         p = betting_p(np.clip(slack / largest, -floor, 1.0), floor)
-        if p > alpha:
+        if p > 1.0 - confidence:
             if passed is None:
-                return _refused(slack / largest, n, alpha, floor, weight)
+                return _refused(slack / largest, confidence, floor, weight)
             break
         passed = weight, p, theirs
     if passed is None:
@@ -144,11 +142,8 @@ def _ratio(weights: Array, values: Array) -> float:
     return float(weights @ values) / max(float(weights.sum()), 1e-12)
 
 
-def _refused(slack: Array, n: int, alpha: float, floor: float, weight: float) -> Unsupported:
-    mean, spread = float(slack.mean()), float(slack.var())
-    if mean <= 0.0:
+def _refused(slack: Array, confidence: float, floor: float, weight: float) -> Unsupported:
+    n, needed = len(slack), rows_for(slack, floor, confidence)
+    if needed is None:
         return Unsupported(f"even cost weight {weight:g} is below {floor:.0%} of the reference on these decisions", n)
-    edge = mean / (spread + mean**2)
-    growth = log1p(edge * mean) - 0.5 * edge**2 * spread
-    needed = ceil(ln(1.0 / alpha) / growth) if growth > 0 else ceil(2.0 * ln(1.0 / alpha) * spread / mean**2)
     return Unsupported("too few scored decisions to tell the safest setting from the floor", n, max(needed, n + 1))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
-from cascade.calibrate import Certificate, Family, Refusal, abstention, betting_p, certify, normal_p
+from cascade.calibrate import Certificate, Family, Refusal, abstention, betting_p, certify, normal_p, rows_for
 
 QUALITIES = (0.90, 0.88, 0.86, 0.82, 0.75, 0.6)
 
@@ -76,6 +77,22 @@ def test_the_betting_test_holds_its_level(mean: float):
     assert np.mean([betting_p(s, 0.9) <= 0.05 for s in samples]) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
 
 
+@given(st.integers(0, 100), st.sampled_from([0.5, 0.9, 1.0]))
+def test_the_betting_test_is_the_published_one(seed: int, floor: float):
+    """Step by step: aGRAPA stakes of at most 3/4 of what may be lost (Waudby-Smith & Ramdas 2024, section B.3)."""
+    slack = np.random.default_rng(seed).uniform(-floor, 1.0, 40)
+    null, mean, variance, total, squares = floor / (1 + floor), 0.5, 0.25, 0.5, 0.25
+    wealth = most = 1.0
+    for t, x in enumerate((slack + floor) / (1 + floor), 1):
+        edge = max(mean - null, 0.0)
+        wealth *= 1.0 + min(edge / (variance + edge**2), 0.75 / null) * (x - null)
+        most, total = max(most, wealth), total + x
+        mean = total / (t + 1)
+        squares += (x - mean) ** 2
+        variance = squares / (t + 1)
+    assert betting_p(slack, floor, mixed=False) == pytest.approx(1.0 / most)
+
+
 def test_the_betting_test_has_power():
     """A clear margin is seen in a few hundred rows."""
     rng = np.random.default_rng(2)
@@ -96,6 +113,43 @@ def test_a_horizon_asks_for_more():
     """A promise on the next hundred requests is harder to give than one on the long run."""
     slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
     assert normal_p(slack, 100) > normal_p(slack, 10**9)
+
+
+def test_a_horizons_value_is_that_of_a_prediction():
+    """Of the normal distribution; rows without any spread leave no doubt."""
+    slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
+    spread = np.std(slack, ddof=1) * np.sqrt(1 / 1000 + 1 / 100)
+    assert normal_p(slack, 100) == pytest.approx(norm.sf(slack.mean() / spread))
+    assert [normal_p(np.full(100, mean), 10) for mean in (-0.1, 0.0, 0.1)] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("wrong", "floor"), [(0.0, 0.97), (0.04, 0.9), (0.08, 0.9), (0.02, 0.97), (0.15, 0.8)])
+def test_the_rows_that_a_refusal_asks_for_are_about_enough(wrong: float, floor: float):
+    """With so many the same rule passes in about half of all samples; a rule that is no better never does."""
+    rng = np.random.default_rng(4)
+    needed = rows_for(np.repeat([-floor, 1.0 - floor], [round(1e4 * wrong), round(1e4 * (1 - wrong))]), floor, 0.95)
+    assert needed is not None
+    passed = [
+        np.mean([betting_p(one, floor) <= 0.05 for one in 1.0 - floor - (rng.random((200, rows)) < wrong)])
+        for rows in (needed // 3, round(0.8 * needed), round(1.25 * needed))
+    ]
+    assert passed[0] < 0.4 and passed[1] < 0.8 and passed[2] > 0.3
+    assert rows_for(np.tile([-0.1, 0.1], 50), floor, 0.95) is None
+
+
+def test_a_refusal_asks_for_more_rows_than_there_are():
+    """Even where the rows at hand look as if fewer would do."""
+    found = certify(family(60, 3), 0.9, 0.999)
+    assert isinstance(found, Refusal) and found.rows_needed is not None and found.rows_needed > 60
+
+
+def test_a_certificate_says_what_its_rule_scored_beside_the_reference():
+    """Quality as a share of the reference's, and both costs, on the calibration rows."""
+    rows = family(5000)
+    found = certify(rows, 0.9)
+    assert isinstance(found, Certificate)
+    assert found.quality_share == pytest.approx(rows.scores[found.rule].sum() / rows.reference.sum())
+    assert (found.cost_usd, found.reference_cost_usd) == pytest.approx((rows.costs_usd[found.rule, 0], 1.0))
 
 
 def test_abstention_keeps_its_risk():

@@ -14,14 +14,16 @@ from tests.routers.worlds import POOL, query
 
 def test_the_mixture_is_exact() -> None:
     """Frequencies of models and of who decided match what is stated."""
-    router = Canary(Weighted({"small": 1.0}, version="old"), Weighted({"small": 1.0, "large": 3.0}, version="new"), 0.2)
+    old = Weighted({"small": 3.0, "large": 1.0}, version="old")
+    router = Canary(old, Weighted({"small": 1.0, "large": 3.0}, version="new"), 0.2)
     picks = [router.choose(query(), POOL, Knobs(), (i + 0.5) / 1000) for i in range(1000)]
     models, labels = Counter(p.model for p in picks), Counter(p.router for p in picks)
     assert labels == {"weighted@new": 200, "weighted@old": 800}
     for pick in picks:
         assert pick.propensity == pytest.approx(models[pick.model] / 1000)
         assert sum(pick.probabilities.values()) == pytest.approx(1.0)
-    assert models == {"small": 850, "large": 150}
+    assert models == {"small": 650, "large": 350}
+    assert Counter(p.model for p in picks if p.router == "weighted@old") == {"small": 600, "large": 200}
 
 
 def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:

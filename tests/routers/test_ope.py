@@ -248,7 +248,7 @@ def test_the_reward_model_finds_linear_rewards() -> None:
     answered is expected to do as all do.
     """
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2000, 3)) + [5.0, -2.0, 0.0]
+    x = rng.normal([5.0, -2.0, 0.0], 1.0, (2000, 3))
     own = np.array([[0.5, -0.5, 0.0], [0.3, 0.0, 0.2]])
     truth = np.array([1.0, 2.0]) + (x @ np.array([0.1, 0.4, -0.3]))[:, None] + x @ own.T
     action = rng.integers(0, 2, 2000)

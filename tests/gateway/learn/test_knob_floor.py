@@ -88,6 +88,19 @@ def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossibl
         certify_knob(log, policies(log), 0, 0.0, 0.95)
 
 
+def test_the_decisions_that_a_refusal_asks_for_are_about_enough() -> None:
+    """With half as many the same setting passes in few journals, with half as many again in most."""
+
+    def asked(count: int, seed: int = 0) -> int:
+        found = certify_knob(log := world(count, seed=seed), {0.1: always(log, 0.1)}, 0, 0.9, 0.95)
+        return found.rows_needed or 0 if isinstance(found, Unsupported) else 0
+
+    needed = asked(60)
+    assert needed > 60
+    passed = [sum(not asked(count, seed) for seed in range(1, 11)) for count in (needed // 2, round(1.5 * needed))]
+    assert passed[0] <= 3 and passed[1] >= 6
+
+
 def test_coverage_is_the_share_of_the_references_quality() -> None:
     """Half small, half large: about (.95 + .5) / 2 of .95, and the interval holds it."""
     found = coverage(world(2000, seed=4), 0)
