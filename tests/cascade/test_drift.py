@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import nan
 
 import numpy as np
+import pytest
 
-from cascade.drift import Drift
+from cascade.drift import STAKES, Bet, Drift
 
 
 def test_steady_traffic_raises_no_alarm():
@@ -62,3 +63,29 @@ def test_wealth_never_overflows():
         drift.observe(1.0)
         drift.audit(0.0, 1.0)
     assert drift.standing == "withdrawn"
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize("null", [0.2, 0.5, 0.9])
+def test_a_bet_is_fair_and_stakes_shares_of_all(null: float, above: bool):
+    """Where the mean is as stated, wealth is expected to stay one; the worst number takes the stakes and no more."""
+
+    def after(x: float) -> float:
+        bet = Bet(null, above)
+        bet.see(x)
+        return bet.wealth
+
+    assert null * after(1.0) + (1 - null) * after(0.0) == pytest.approx(1.0)
+    assert after(0.0 if above else 1.0) == pytest.approx(1 - np.mean(STAKES))
+
+
+def test_what_is_seen_and_audited_is_counted():
+    """An audit needs both scores; a confidence beyond [0, 1] is its nearest end."""
+    one, other = Drift(0.95, 0.8), Drift(0.95, 0.8)
+    for p, q in ((1.0, 1.5), (0.0, -2.0)):
+        one.observe(p)
+        other.observe(q)
+    assert one.as_dict() == other.as_dict() and one.seen == 2
+    one.audit(1.0, nan)
+    one.audit(1.0, 1.0)
+    assert one.audited == 1

@@ -94,6 +94,37 @@ def test_shifted_confidences_tighten_and_never_loosen():
     assert standing.accept_at is None or standing.accept_at >= before
 
 
+def test_the_safer_of_two_thresholds_is_in_force():
+    """Of the old one and the one that recent requests carry, whichever is higher."""
+    rng = np.random.default_rng(0)
+    standing = FloorStatus(0.95, 0.95, "large")
+    standing.calibrate(measured(600, 3), 0.0, "")
+    before, sure = standing.accept_at, rng.random(900)
+    assert before is not None
+    costs = np.full(900, 1e-5), np.full(900, 1e-4)
+    standing.tighten(Measured(0.6 * sure, np.ones(900), *costs), 1.0, "")
+    assert (standing.state, standing.accept_at) == ("tightened", before)
+    standing.tighten(Measured(sure, (sure > 0.97).astype(float), *costs), 2.0, "")
+    assert standing.accept_at is not None and standing.accept_at > max(before, 0.9)
+
+
+def test_a_cheaper_certificate_is_taken_with_twice_the_rows():
+    """Not before; and what a refusal said stands there while there is none."""
+    standing = FloorStatus(0.95, 0.95, "large")
+    standing.calibrate(measured(60, 2), 0.0, "")
+    assert standing.certified is None and "few" in standing.why and (standing.rows_needed or 0) > 60
+    standing.calibrate(measured(600, 3), 1.0, "")
+    assert standing.certified is not None and standing.rows_needed is None
+    first = standing.certified
+    right = Measured(np.full(1200, 0.9), np.ones(1200), np.full(1200, 1e-5), np.full(1200, 1e-4))
+    standing.calibrate(right.last(1199), 2.0, "")
+    assert standing.certified is first
+    standing.calibrate(right, 3.0, "")
+    assert standing.certified is not first and standing.changed_s == 3.0
+    assert standing.certified.certificate.cost_usd == pytest.approx(1e-5)
+    assert standing.certified.certificate.reference_cost_usd == pytest.approx(1e-4)
+
+
 def test_a_standing_survives_as_json():
     """What is remembered is the same monitor again, its wealth included."""
     standing = FloorStatus(0.95, 0.95, "large")

@@ -66,6 +66,13 @@ def test_cost_saved_is_against_the_best_single_model() -> None:
     assert cost_saved(SQUARE, (6.0, 0.95), 1.0) == [0.0]
 
 
+def test_beside_what_is_free_nothing_is_saved() -> None:
+    """Whatever share is asked for; and where all is free the last quality is the area."""
+    assert cost_saved(SQUARE, (0.0, 0.9), 1.0, 0.95) == [0.0, 0.0]
+    free = np.array([[0.0, 0.7]])
+    assert aiq_repo(free, 0.0) == 0.7 and aiq(free, 0.0, 0.0) == 0.7
+
+
 def test_a_random_score_recovers_half_the_gap() -> None:
     """APGR of noise is .5, of the oracle more than 1, of its opposite less than 0."""
     rng = np.random.default_rng(0)
@@ -94,3 +101,11 @@ def test_calls_for_reads_the_running_maximum() -> None:
 def test_arena_scores_of_the_leaderboard(accuracy, cost, score) -> None:
     """Two published rows come out."""
     assert arena_score(np.array([[cost / 1000, accuracy]])) == pytest.approx(score, abs=0.001)
+
+
+def test_the_arena_score_is_the_best_points_within_its_prices() -> None:
+    """What is cheaper than $0.0044 or dearer than $200 per 1,000 counts as that."""
+    point = lambda cost, accuracy: arena_score(np.array([[cost / 1000, accuracy]]))  # noqa: E731
+    assert point(0.0, 0.7) == pytest.approx(point(0.0044, 0.7)) and point(0.0044, 0.7) == pytest.approx(0.77 / 1.07)
+    assert point(200.0, 0.9) == point(900.0, 0.9) == 0.0
+    assert arena_score(np.array([[0.0, 0.4], [0.0001, 0.8], [0.1, 0.9]])) == point(0.1, 0.8)

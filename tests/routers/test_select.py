@@ -76,11 +76,21 @@ def test_the_exchange_rate_grows_with_the_cost_weight(a, b) -> None:
     assert exchange_rate(low) <= exchange_rate(high)
 
 
+def test_the_exchange_rate_is_a_fifth_of_the_squared_odds() -> None:
+    """At 0.8 money counts sixteen times what it does at 0.5."""
+    assert [exchange_rate(weight) for weight in (0.0, 0.5, 0.8)] == pytest.approx([0.0, 0.2, 3.2])
+    given = utilities(forecast([0.5, 0.9], [10.0, 30.0]), Knobs(cost_weight=0.8), 20.0)
+    assert given == pytest.approx([0.5 - 3.2 / 2, 0.9 - 3.2 * 1.5])
+
+
 def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
     """With a floor alone, money decides among those above it; if none is, the best quality is taken."""
     assert best(Knobs(min_quality=0.6)) == 1
     assert best(Knobs(min_quality=0.95)) == 2
     assert best(Knobs(min_quality=0.6, cost_weight=1.0)) == 1
+    assert utilities(forecast([0.7, 0.8], [2.0, 2.0]), Knobs(min_quality=0.6), 1.0).index(-2.0 + 0.8e-9) == 1
+    missed = utilities(forecast([0.5, 0.3, 0.4], [0.0, 0.0, 9e9]), Knobs(min_quality=0.9, cost_weight=0.5), 1.0)
+    assert sorted(range(3), key=missed.__getitem__) == [1, 2, 0]
     assert best(Knobs(min_quality=0.6, cost_weight=0.0)) == 2
 
 
