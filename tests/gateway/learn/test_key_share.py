@@ -56,6 +56,21 @@ def test_no_key_says_more_than_its_share(keys: str, most: float, loudest: float)
     assert np.array_equal(bounded(log, most).score, found.score, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("keys", "most", "told"), [("xxxxxxab", 0.4, 0.4), ("xxxxab", 0.2, 1 / 3), ("xxxxa", 0.3, 0.5), ("xab", 0.5, 1 / 3)]
+)
+def test_a_worker_hears_a_key_as_often_as_its_share(keys: str, most: float, told: float) -> None:
+    """Others whole; and when the loud key falls silent for as long as words are compared, its words count again."""
+    record, shares, n = Town(5).decisions(EVEN, 1)[0][0], KeyShares(most), 3000
+    said = [msgspec.structs.replace(record, id=f"dec_{i}", key_id=keys[i % len(keys)]) for i in range(n)]
+    heard = [one.key_id for one in said if shares.heard(one)][100:]
+    assert heard.count("x") / len(heard) == pytest.approx(told, abs=0.03)
+    assert heard.count("a") == pytest.approx(n / len(keys) * keys.count("a"), abs=60)
+    for i in range(500):
+        shares.heard(msgspec.structs.replace(record, id=f"more_{i}", key_id="abc"[i % 3]))
+    assert all(shares.heard(one) for one in said[: len(keys)] if one.key_id == "x")
+
+
 def test_a_key_that_speaks_alone_and_a_route_without_a_bound_keep_all() -> None:
     """Nobody's scores are taken back."""
     alone = log_of(of_keys(Town(2).decisions(EVEN, 50), "a"))

@@ -123,6 +123,22 @@ def test_chance_is_no_better_than_chance() -> None:
     assert isinstance(against_blind(world(20)), Refusal)
 
 
+def test_a_route_that_reads_its_queries_gains_on_chance() -> None:
+    """Each model answers one half of the queries: four in five go where they are answered. One of two that is chosen
+    blindly is right half the time, and the route pays the dearer one's price for as many more.
+    """
+    rng, log = np.random.default_rng(0), world(1500)
+    kind = rng.integers(0, 2, 1500)
+    logged = np.where(np.arange(2) == kind[:, None], 0.8, 0.2)
+    action = np.where(rng.random(1500) < 0.8, kind, 1 - kind)
+    found = against_blind(
+        replace(log, logged=logged, action=action, score=(action == kind) * 1.0, cost_usd=2.0 - action)
+    )
+    assert not isinstance(found, Refusal) and found.rounds == 1500
+    assert found.quality_gain.low <= 0.3 <= found.quality_gain.high and found.quality_gain.half_width < 0.1
+    assert found.saved_usd.value == pytest.approx(0.0, abs=0.6)
+
+
 def test_what_is_asked_for_next_is_what_nobody_labelled_yet() -> None:
     """Best first, nothing twice, nothing that is labelled; a model without labels comes before one with many."""
     log = world(400, seed=7)
