@@ -38,6 +38,31 @@ def test_the_correction_is_unbiased() -> None:
     assert JudgeError(0.03, 0.05).called_wrong(0.02) == pytest.approx(0.02 * 0.95 + 0.98 * 0.03)
 
 
+def test_the_doubt_about_the_judge_widens_the_bound() -> None:
+    """By the delta method, with slopes read off the correction itself: one-sided 95 % of either rate beside the bound
+    of the share; of rates said to be known only the latter.
+    """
+    wrong, right, share, upper = 0.04, 0.06, 0.15, 0.2
+
+    def corrected(share: float, wrong: float, right: float) -> float:
+        return float(JudgeError(wrong, right).correct(np.array([share]), np.array([share]))[0][0])
+
+    def slope(place: int) -> float:
+        moved = [[share, wrong, right] for _ in range(2)]
+        moved[0][place] += 1e-6
+        moved[1][place] -= 1e-6
+        return (corrected(*moved[0]) - corrected(*moved[1])) / 2e-6
+
+    known = [slope(0) * (upper - share)]
+    doubt = [1.645 * slope(1) * (0.04 * 0.96 / 300 + 1 / 300**2) ** 0.5,
+             1.645 * slope(2) * (0.06 * 0.94 / 200 + 1 / 200**2) ** 0.5]  # fmt: skip
+    for counts, parts in (((300, 200), known + doubt), ((0, 0), known)):
+        _, above = JudgeError(wrong, right, *counts).correct(np.array([share]), np.array([upper]))
+        assert above[0] == pytest.approx(corrected(share, wrong, right) + np.linalg.norm(parts), abs=1e-5)
+    assert JudgeError(wrong, right).correct(np.array([0.01]), np.array([0.99]))[0][0] == 0.0
+    assert JudgeError(wrong, right).correct(np.array([0.9]), np.array([0.99]))[1][0] == 1.0
+
+
 def test_a_judge_that_guesses_is_refused() -> None:
     """A judge that says nothing is an error where it is configured."""
     with pytest.raises(ValueError, match="judge"):

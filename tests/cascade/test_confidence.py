@@ -24,6 +24,13 @@ def test_the_sum_stands_in_for_a_missing_mean():
     assert confidence(Evidence(sum_logprob=-4.0, output_tokens=4)) == pytest.approx(exp(-1.0))
 
 
+def test_log_probabilities_agreement_and_a_judge_count_alike():
+    """Of the log-probabilities the geometric mean of mean and least token; the mean of what is known."""
+    told = Evidence(mean_logprob=-0.2, min_logprob=-1.0, agreement=0.4, judged=0.9)
+    assert confidence(told) == pytest.approx((exp(-0.6) + 0.4 + 0.9) / 3)
+    assert confidence(Evidence(agreement=0.4, judged=0.8)) == pytest.approx(0.6)
+
+
 def test_nothing_known_is_nan():
     """An answer without evidence has no confidence, which is not zero."""
     assert isnan(confidence(Evidence()))

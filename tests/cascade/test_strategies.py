@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from scipy.stats import beta
 
 from cascade.bestof import BestOf
 from cascade.demonstrations import Case, Solved, demonstrations_for
@@ -49,6 +50,22 @@ def test_a_vote_stops_when_the_leader_is_sure_enough():
     """Four equal answers of many make it 97 % sure."""
     verdict, asked = driven(plan(Vote(samples(SMALL, 20, 0.7), certainty=0.95)), scripted(*"77777"))
     assert len(asked) == 4 and stays_ahead(4, 0) == pytest.approx(0.96875) and verdict.model == "small"
+
+
+def test_a_vote_ends_where_no_answer_can_win_any_more():
+    """Three of six ballots say three things: nothing can still be said by five in six, so the large one is asked."""
+    vote = Vote(samples(SMALL, 6, 0.7), LARGE, certainty=1.0, accept_share=5 / 6)
+    verdict, asked = driven(plan(vote), scripted("1", "2", "3", "9"))
+    assert len(asked) == 4 and verdict.model == "large"
+    most = Vote(samples(SMALL, 5, 0.7), LARGE, certainty=1.0, accept_share=0.5)
+    verdict, asked = driven(plan(most), scripted("1", "1", "2", "3", "4", "9"))
+    assert len(asked) == 6 and verdict.model == "large"
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 0), (3, 1), (5, 5), (2, 7)])
+def test_the_leaders_chance_is_that_of_a_beta(first: int, second: int):
+    """As scipy has it."""
+    assert stays_ahead(first, second) == pytest.approx(beta(first + 1, second + 1).sf(0.5))
 
 
 def test_samples_differ_and_none_streams():

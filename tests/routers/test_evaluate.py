@@ -83,6 +83,19 @@ def test_the_operating_point_is_fixed_before_the_test() -> None:
     assert found["cost_ratio"]["high"] < 0.8
 
 
+def test_figures_are_read_off_at_their_places() -> None:
+    """Of a curve that rises evenly from the cheapest model's cost on, and an operating point worked by hand."""
+    alone = np.array([[2.0, 0.4], [12.0, 0.9]])
+    found = evaluate.figures(np.array([[2.0, 0.4], [12.0, 0.9]]), alone, 1, 20.0)
+    assert (found["quality_at_10"], found["quality_at_50"]) == pytest.approx((0.45, 0.65))
+    assert found["aiq"] == pytest.approx(0.65) and found["max_quality"] == 0.9
+    two = Bench(np.tile([0.2, 0.9], (50, 1)), np.tile([1.0, 8.0], (50, 1)), 1)
+    policy = PolicyFamily(np.full((1, 50), 2.0), np.full((1, 50), 0.6))
+    point = operating_point(policy, 0, two)
+    told = [point[name]["value"] for name in ("quality_difference", "cost_ratio", "mean_cost")]
+    assert told == pytest.approx([-0.3, 0.25, 2.0])
+
+
 def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
     """All, none or half of them: those answered for less than the best single model asks."""
     two = Bench(np.ones((100, 2)), np.tile([1.0, 10.0], (100, 1)), 1)
