@@ -49,8 +49,6 @@ class JudgeError:
 
     def correct(self, share: Floats, upper: Floats) -> tuple[Floats, Floats]:
         """Turn the share called wrong, and its upper bound, into those that are wrong."""
-        if not (self.false_wrong or self.false_right):
-            return share, upper
         sharpness = 1.0 - self.false_wrong - self.false_right
         true_share = np.clip((share - self.false_wrong) / sharpness, 0.0, 1.0)
         doubt = np.square(Z95_ONE_SIDED * _sd(self.false_wrong, self.n_same) * (1 - true_share))

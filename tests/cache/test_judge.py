@@ -12,9 +12,11 @@ from cache.judge import JudgeError
 
 
 def test_a_perfect_judge_is_believed() -> None:
-    """Without error nothing is taken off."""
+    """Without error nothing is taken off; that of ten pairs none was misjudged does not say that it never errs."""
     share, upper = np.array([0.02]), np.array([0.04])
-    assert JudgeError().correct(share, upper) == (share, upper)
+    assert [one[0] for one in JudgeError().correct(share, upper)] == pytest.approx([0.02, 0.04])
+    few = JudgeError.measured([True] * 10, [False] * 10).correct(share, upper)
+    assert few[0][0] == pytest.approx(0.02) and few[1][0] > 0.1
 
 
 def test_the_bound_holds_for_an_erring_judge() -> None:

@@ -34,6 +34,14 @@ def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:
     assert Counter(p.model for p in picks) == {"small": 500, "large": 500}
 
 
+@pytest.mark.parametrize(("one", "other", "read"), [("", "b", "b"), ("a", "", "a"), ("a", "b", "a"), ("", "", "")])
+def test_queries_are_described_where_either_reads_them(one: str, other: str, read: str) -> None:
+    """As the incumbent has it, else the candidate."""
+    incumbent, candidate = Weighted({"small": 1.0}), Weighted({"small": 1.0})
+    incumbent.features_version, candidate.features_version = one, other
+    assert Canary(incumbent, candidate, 0.5).features_version == read
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     """A canary has a part of the traffic, neither none nor all."""

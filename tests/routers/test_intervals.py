@@ -16,6 +16,7 @@ from routers.intervals import (
     percentile_interval,
     resampled_counts,
     resampled_weights,
+    skewed_interval,
     student_t,
     wilson_interval,
 )
@@ -83,3 +84,17 @@ def test_figures_that_are_not_finite_are_left_out_of_percentiles() -> None:
     assert percentile_interval(50.0, drawn) == Interval(50.0, 2.5, 97.5)
     nothing = percentile_interval(1.0, [float("nan")])
     assert nothing.value == 1.0 and isnan(nothing.low) and isnan(nothing.high)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_long_tail_widens_its_side_by_edgeworths_first_term(sign: float) -> None:
+    """Hall's shift, from scipy's skewness; the other side stays Student's, and neither is narrower than stated."""
+    values = sign * np.random.default_rng(0).exponential(size=40)
+    z, error = stats.norm.ppf(0.95), stats.sem(values)
+    shift = error * stats.skew(values) / np.sqrt(40) * (2 * z * z + 1) / 6
+    found, reach = skewed_interval(values, 0.90, 25.0), stats.t.ppf(0.95, 25) * error
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - reach + min(shift, 0.0), rel=1e-4)
+    assert found.high == pytest.approx(values.mean() + reach + max(shift, 0.0), rel=1e-4)
+    wide = skewed_interval(np.ones(40), 0.90, np.inf, least=0.25)
+    assert (wide.low, wide.high) == pytest.approx((1 - z * 0.5, 1 + z * 0.5))

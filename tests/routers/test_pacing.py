@@ -116,6 +116,21 @@ def test_a_rate_is_a_cost_weight(rate: float) -> None:
     assert exchange_rate(cost_weight_of(rate)) == pytest.approx(rate, rel=1e-6, abs=1e-12)
 
 
+def test_a_cost_weight_beside_a_floor_is_raised_and_a_floor_alone_is_not() -> None:
+    """The cheapest model that meets it is taken anyway. A purse in debt leaves nothing to spend, and no less."""
+    purse = Purse.new(24.0, 0.0)
+    purse.spend(30.0)
+    both = paced(Knobs(min_quality=0.5, cost_weight=0.1), purse, 0.0)
+    assert both.cost_weight is not None and both.cost_weight > 0.9 and both.max_cost_usd == 0.0
+    assert weighed(Knobs(min_quality=0.5), purse, 0.0) == Knobs(min_quality=0.5)
+
+
+def test_a_full_purse_is_dear_where_the_day_is_nearly_spent() -> None:
+    """Of the last 24 hours' budget half the reserve is left."""
+    purse = Purse(24.0, 24.0 * SAVED, 0.0, spent_usd=24.0 - 24.0 / 32)
+    assert purse.fullness == pytest.approx(0.5)
+
+
 def test_an_emptier_purse_asks_more_for_a_dollar() -> None:
     """The cost weight rises as the purse empties, and falls again as it refills."""
     purse = Purse.new(24.0, 0.0)

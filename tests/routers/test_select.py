@@ -81,6 +81,8 @@ def test_the_exchange_rate_is_a_fifth_of_the_squared_odds() -> None:
     assert [exchange_rate(weight) for weight in (0.0, 0.5, 0.8)] == pytest.approx([0.0, 0.2, 3.2])
     given = utilities(forecast([0.5, 0.9], [10.0, 30.0]), Knobs(cost_weight=0.8), 20.0)
     assert given == pytest.approx([0.5 - 3.2 / 2, 0.9 - 3.2 * 1.5])
+    plain, half = (utilities(forecast([0.5, 0.9], [1.0, 3.0]), Knobs(cost_weight=one), 3.0) for one in (None, 0.5))
+    assert plain == half == pytest.approx([0.5 - 0.2 / 3, 0.7])
 
 
 def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
@@ -88,7 +90,7 @@ def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
     assert best(Knobs(min_quality=0.6)) == 1
     assert best(Knobs(min_quality=0.95)) == 2
     assert best(Knobs(min_quality=0.6, cost_weight=1.0)) == 1
-    assert utilities(forecast([0.7, 0.8], [2.0, 2.0]), Knobs(min_quality=0.6), 1.0).index(-2.0 + 0.8e-9) == 1
+    assert utilities(forecast([0.7, 0.8], [2.0, 2.0]), Knobs(min_quality=0.6), 4.0)[1] == -0.5 + 0.8e-9
     missed = utilities(forecast([0.5, 0.3, 0.4], [0.0, 0.0, 9e9]), Knobs(min_quality=0.9, cost_weight=0.5), 1.0)
     assert sorted(range(3), key=missed.__getitem__) == [1, 2, 0]
     assert best(Knobs(min_quality=0.6, cost_weight=0.0)) == 2
