@@ -120,6 +120,10 @@ def test_a_horizons_value_is_that_of_a_prediction():
     slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
     spread = np.std(slack, ddof=1) * np.sqrt(1 / 1000 + 1 / 100)
     assert normal_p(slack, 100) == pytest.approx(norm.sf(slack.mean() / spread))
+    rows, promised = family(5000), certify(family(5000), 0.9, horizon=500)
+    assert isinstance(promised, Certificate) and promised.horizon == 500
+    slack = rows.scores[promised.rule] - 0.9 * rows.reference
+    assert promised.p_value == normal_p(slack, 500) <= 0.05
     assert [normal_p(np.full(100, mean), 10) for mean in (-0.1, 0.0, 0.1)] == [1.0, 0.0, 0.0]
 
 

@@ -175,6 +175,12 @@ def test_effective_rounds_are_those_promised_and_not_those_drawn() -> None:
     assert found[0] == found[1] == pytest.approx(400 / (0.25 / 0.98 + 0.25 / 0.02))
 
 
+def test_effective_rounds_are_kishs() -> None:
+    """Even weights count in full, one heavy one as little more than itself, none as nothing."""
+    found = [ope.effective_rounds(np.array(weights)) for weights in ([2.0, 2.0, 0.0], [8.0, 1.0, 1.0], [0.0, 0.0])]
+    assert found == pytest.approx([2.0, 100 / 66, 0.0])
+
+
 def test_a_few_right_answers_make_nothing_certain() -> None:
     """Ten answers of a model that were all right, beside many that were right half the time: its mean may be .8."""
     rng = np.random.default_rng(0)

@@ -120,7 +120,10 @@ def test_chance_is_no_better_than_chance() -> None:
     found = against_blind(world(1500, seed=6))
     assert not isinstance(found, Refusal)
     assert found.saved_usd.low <= 0.0 <= found.saved_usd.high
-    assert isinstance(against_blind(world(20)), Refusal)
+    few, log = against_blind(world(20)), world(200)
+    assert isinstance(few, Refusal) and (few.calls, few.overlap.rounds) == (30, 20)
+    never = against_blind(replace(log, logged=always(log, 1.0), action=np.ones(200, np.intp)))
+    assert isinstance(never, Refusal) and "never tried" in never.reason
 
 
 def test_a_route_that_reads_its_queries_gains_on_chance() -> None:
