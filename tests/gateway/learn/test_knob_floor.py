@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gateway.learn.alarms import expected_quality
 from gateway.learn.asking import to_label
 from gateway.learn.blind import against_blind
 from gateway.learn.dataset import Log, log_of
@@ -108,11 +109,22 @@ def test_coverage_is_the_share_of_the_references_quality() -> None:
     assert coverage(world(10), 0) is None
 
 
+def test_the_interval_of_coverage_is_that_of_resampled_decisions() -> None:
+    """The delta method and the bootstrap agree within a sixth."""
+    log, rng = world(600, seed=8), np.random.default_rng(0)
+    drawn = [coverage(log.rows(rng.integers(0, 600, 600)), 0) for _ in range(150)]
+    found = coverage(log, 0)
+    assert found is not None
+    assert found.half_width == pytest.approx(1.96 * np.std([one.value for one in drawn if one]), rel=1 / 6)
+
+
 def test_drift_withdraws_where_quality_sank_and_is_silent_where_it_did_not() -> None:
     """Far below the floor: withdrawn. At it: nothing."""
     sunk = world(3000, seed=5)
     assert drifted(sunk, 0, 1.0, float("nan")) == "withdrawn"
     assert drifted(sunk, 0, 0.7, float("nan")) == "valid"
+    usual = float(np.mean(expected_quality(sunk)))
+    assert drifted(sunk, 0, 0.7, usual) == "valid" and drifted(sunk, 0, 0.7, usual + 0.2) == "tighten"
 
 
 def test_chance_is_no_better_than_chance() -> None:
