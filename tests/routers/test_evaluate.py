@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from routers import evaluate
 from routers.evaluate import (
@@ -133,6 +134,7 @@ def test_calibration_of_the_truth_is_near_perfect() -> None:
     assert good["ece"] < 0.03 < 0.2 < bad["ece"]
     assert good["auroc"] == pytest.approx(1 - bad["auroc"], abs=1e-9)
     assert good["brier"] < bad["brier"]
+    assert good["auroc"] == pytest.approx(roc_auc_score(data.scores.ravel(), truth.ravel()))
 
 
 def test_auroc_counts_ties_half() -> None:
