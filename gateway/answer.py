@@ -143,8 +143,10 @@ class Answering:
             exchange.query = described(self.s.featurizer(), exchange.call.described)
         else:
             exchange.query = bare_query(exchange.call.described)
-        if exchange.call.described.web_searches:
-            exchange.query = replace(exchange.query, web_searches=exchange.call.described.web_searches)
+        asked = exchange.call.described
+        if asked.web_searches or asked.tool_runs:
+            runs = tuple(asked.tool_runs.items())
+            exchange.query = replace(exchange.query, web_searches=asked.web_searches, tool_runs=runs)
 
     async def encoded(self, asked: Described, version: str) -> Query:
         """Embed with the configured embedder, in a thread. Without its vector the router will be undecided."""

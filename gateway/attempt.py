@@ -26,6 +26,7 @@ from gateway.wire.chunk import Peek
 from gateway.wire.describe import TOKENS_PER_IMAGE
 from gateway.wire.documents import UNKNOWN_CONTEXT
 from gateway.wire.errors import classify
+from gateway.wire.hosted_tools import billed
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
 from gateway.wire.pause import MOST_PAUSES, Onward, joined, onward, paused
@@ -304,14 +305,17 @@ class Caller:
         if not usage.tells:
             attempt.estimated = True
             usage = asked.expected or Usage(
-                input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches
-            )
+                input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches,
+                tool_runs=usage.tool_runs,
+            )  # fmt: skip
         elif chars and not (usage.output_tokens or usage.completion_tokens):
             attempt.estimated = True
             usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
         searches = deployment.config.web_searches or (asked.surely_searches and not self._counts_searches(deployment))
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
+        if usage.tool_runs and self._counts_searches(deployment):
+            usage = msgspec.structs.replace(usage, tool_runs=billed(usage.tool_runs, asked.tool_runs))
         if asked.expected is not None and not usage.units:
             usage = msgspec.structs.replace(usage, units=asked.expected.units)
         attempt.usage = usage

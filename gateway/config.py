@@ -23,6 +23,11 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Quality = Annotated[float, Meta(gt=0, le=1)]
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Times = Annotated[float, Meta(ge=0, le=1000)]
+ToolKind = Literal[
+    "advisor", "browser_search", "code_execution", "code_interpreter", "container", "file_search", "image_generation",
+    "mcp", "shell", "web_fetch",
+]
+"""As `gateway.wire.hosted_tools` counts them."""
 Period = Literal["day", "week", "month", "total"]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -149,6 +154,10 @@ class ModelConfig(_Section, frozen=True):
     """That it runs for every answer, asked to or not, as models made for search do."""
     web_search_tokens: Tokens = 0
     """Most prompt tokens that one of its searches adds to a bill: what it found, and the prompt that is read again."""
+    tool_usd: dict[ToolKind, Usd] = {}
+    """Of one run of each other tool that the provider runs, beside its tokens; those left out cost nothing more."""
+    tool_tokens: dict[ToolKind, Tokens] = {}
+    """Most prompt tokens that one such run adds to a bill."""
     tier_prices: dict[str, Times] = {}
     """What each service tier costs, times the prices of tokens; "auto": where none is named. Those left out cost as
     `gateway.prices.TIER_PRICES` has it, or once the price."""

@@ -84,6 +84,9 @@ def idle(config: Config) -> list[str]:
         found += _unread(provider, f"providers[{index}]", _PROVIDER)
     for index, model in enumerate(config.models):
         found += [*_unread(model, f"models[{index}]", _MODEL), *_alone(config, model, f"models[{index}]")]
+        if model.web_search_usd and not model.tool_usd:
+            found.append(f"models[{index}].web_search_usd: prices searches of the web alone; what the provider bills "
+                         "for its other tools (file_search, container ...) is not counted before tool_usd states it")
     for index, route in enumerate(config.routes):
         found += [*_unread(route, f"routes[{index}]", _ROUTE), *_route(config, route, f"routes[{index}]")]
     if config.storage.redis_url and config.storage.redis_vectors and _none_is(config, "semantic"):
@@ -149,7 +152,9 @@ def _has_own_estimates(cascade: str) -> bool:
 
 def _free(models: list[ModelConfig]) -> bool:
     return not any(
-        one.input_usd_per_mtok or one.output_usd_per_mtok or one.web_search_usd or one.unit_usd for one in models
+        one.input_usd_per_mtok or one.output_usd_per_mtok or one.web_search_usd or one.unit_usd
+        or any(one.tool_usd.values())
+        for one in models
     )
 
 

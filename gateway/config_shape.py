@@ -120,6 +120,9 @@ def _value(kind: Any, value: object, path: str, env: Mapping[str, str], found: P
     if origin is dict and arguments[1] is Secret and isinstance(value, dict):
         return {key: _secret(item, f"{path}.{key}", env, found) for key, item in value.items()}
     if origin is dict and isinstance(value, dict):
+        if known := _words(arguments[0]):
+            for key in sorted(value.keys() - known):
+                found.add(f"{path}.{key}", f"unknown key{meant(key, known)}; known are {', '.join(known)}")
         read = {key: _leaf(arguments[1], item, f"{path}.{key}", found) for key, item in value.items()}
         return {key: item for key, item in read.items() if item is not _REFUSED}
     return _leaf(kind, value, path, found)

@@ -60,17 +60,17 @@ def error_headers(error: HeadgateError, *, spent: bool = False) -> Headers:
 
 def expected_nanousd(exchange: Exchange, model: Model) -> int:
     """Estimated cost of a stream: the router's estimate, else that of its prompt and a typical answer. A model that may
-    search the web is expected to do so once.
+    search the web, or run another tool of its provider's, is expected to do so once.
     """
     asked, price, always = exchange.call.described, model.price, model.candidate.web_searches
-    searches = max(always, min(asked.web_searches, 1))
+    searches, runs = max(always, min(asked.web_searches, 1)), dict.fromkeys(asked.tool_runs, 1)
     for estimate in exchange.choice.estimates if exchange.choice is not None else ():
         if estimate.model == exchange.answered_by and isfinite(estimate.cost_usd):
-            return round(estimate.cost_usd * 1e9) + (searches - always) * price.web_search
+            return round(estimate.cost_usd * 1e9) + (searches - always) * price.web_search + price.tool_cost(runs)
     if asked.expected is not None:
         return price.cost(asked.expected, asked.tier)
     output = min(asked.max_output_tokens or TYPICAL_OUTPUT_TOKENS, TYPICAL_OUTPUT_TOKENS)
-    return price.worst(asked.input_tokens, output, asked.n, searches, tier=asked.tier)
+    return price.worst(asked.input_tokens, output, asked.n, searches, tier=asked.tier, tool_runs=runs)
 
 
 @lru_cache(4096)

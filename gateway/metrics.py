@@ -58,6 +58,8 @@ METRICS = (
          ("model", "provider"), _TTFT_S),
     Spec("headgate_tokens", "counter", "Tokens by disjoint price bucket.", ("model", "provider", "bucket")),
     Spec("headgate_web_searches", "counter", "Searches of the web that providers ran.", ("model", "provider")),
+    Spec("headgate_tool_runs", "counter", "How often providers ran other tools of theirs.",
+         ("model", "provider", "tool")),
     Spec("headgate_cost_usd", "counter", "Money spent on attempts.", ("route", "model", "provider")),
     Spec("headgate_saved_usd", "counter", "What answers from the cache had cost.", ("route",)),
     Spec("headgate_cache", "counter", "Outcomes of the cache.", ("route", "state")),
@@ -168,6 +170,7 @@ class Metrics:
         self.ttft_s = Histogram("headgate_ttft_seconds")
         self.tokens = Counter("headgate_tokens")
         self.web_searches = Counter("headgate_web_searches")
+        self.tool_runs = Counter("headgate_tool_runs")
         self.cost_usd = Counter("headgate_cost_usd")
         self.saved_usd = Counter("headgate_saved_usd")
         self.cache = Counter("headgate_cache")
@@ -285,7 +288,7 @@ class Metrics:
         cost_usd[0] += attempt.cost_nanousd / 1e9
         into[0] += usage.input_tokens
         out[0] += usage.output_tokens
-        if any(rare := _rare_counts(usage)):
+        if any(rare := _rare_counts(usage)) or usage.tool_runs:
             self._count_rare(attempt, rare)
 
     def _count_rare(self, attempt: Attempt, counts: tuple[int, ...]) -> None:
@@ -296,6 +299,8 @@ class Metrics:
                 self.tokens.add((attempt.model, provider, bucket), count)
         if searches:
             self.web_searches.add((attempt.model, provider), searches)
+        for kind, count in attempt.usage.tool_runs.items():
+            self.tool_runs.add((attempt.model, provider, kind), count)
 
     def _moved(self, before: Attempt, attempt: Attempt, route: str) -> None:
         if attempt.model == before.model:

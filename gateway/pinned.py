@@ -82,6 +82,7 @@ def bare_query(asked: Described) -> Query:
         images=asked.images,
         wants_json=asked.wants_json,
         web_searches=asked.web_searches,
+        tool_runs=tuple(asked.tool_runs.items()),
     )
 
 

@@ -1,14 +1,15 @@
 """What an answer costs, in integer nano-USD: money is counted, never rounded twice.
 
-A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too; that of a search, in
-nano-USD. Every disjoint bucket of `Usage` has its own price; one left out of the configuration costs as the
-bucket it is part of.
+A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too; that of a search, or of a
+run of another tool of the provider's, in nano-USD. Every disjoint bucket of `Usage` has its own price; one left out of
+the configuration costs as the bucket it is part of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 
 from msgspec.structs import astuple
 
@@ -24,6 +25,7 @@ ONCE = 1000
 """The plain price, in thousandths of itself."""
 AUTO = "auto"
 """The service tier of a request that names none, and an answer's that doesn't say which one served it."""
+NO_RUNS: Mapping[str, int] = MappingProxyType({})
 TIER_PRICES = {"priority": 2.0, "fast": 6.0}
 """Times the price: OpenAI's priority processing, and the fast mode of Anthropic's Opus."""
 
@@ -40,7 +42,7 @@ def usd(amount: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of one deployment; every field but `web_search` and `unit` in nano-USD per million tokens."""
+    """Of one deployment; every field but `web_search`, `unit` and `tools` in nano-USD per million tokens."""
 
     input: int = 0
     cache_read: int = 0
@@ -54,6 +56,8 @@ class Price:
     """One, in nano-USD."""
     unit: int = 0
     """The same."""
+    tools: Mapping[str, int] = field(default_factory=dict)
+    """A run of each kind of the provider's own tools, in nano-USD; others cost nothing."""
     tiers: Mapping[str, int] = field(default_factory=dict)
     """What service tiers cost, in thousandths of the price of tokens; others cost it once."""
     dearest_input: int = field(init=False)
@@ -79,6 +83,7 @@ class Price:
             cache_write_1h=_or(model.cache_write_1h_usd_per_mtok, write),
             web_search=nanousd(model.web_search_usd),
             unit=nanousd(model.unit_usd),
+            tools={kind: nanousd(cost_usd) for kind, cost_usd in model.tool_usd.items()},
             tiers={tier: round(times * ONCE) for tier, times in (TIER_PRICES | model.tier_prices).items()},
         )
 
@@ -88,7 +93,7 @@ class Price:
 
     def cost(self, usage: Usage, tier: str = "") -> int:
         """Nano-USD of one answer that this service tier gave, to the nearest."""
-        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units = astuple(usage)
+        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units, ran = astuple(usage)
         total: int = into * self.input + out * self.output
         if read or wrote or reasoned or heard or spoken or wrote_1h:
             total += (
@@ -101,9 +106,13 @@ class Price:
             )
         if (times := self.times(tier)) != ONCE:
             total = total * times // ONCE
-        if searched or units:
-            total += (searched * self.web_search + units * self.unit) * MTOK
+        if searched or units or ran:
+            total += (searched * self.web_search + units * self.unit + self.tool_cost(ran)) * MTOK
         return (total + MTOK // 2) // MTOK
+
+    def tool_cost(self, runs: Mapping[str, int]) -> int:
+        """Nano-USD of so many runs of the provider's own tools, by their kinds."""
+        return sum(count * self.tools.get(kind, 0) for kind, count in runs.items())
 
     def worst(
         self,
@@ -113,25 +122,27 @@ class Price:
         web_searches: int = 0,
         units: int = 0,
         tier: str = "",
+        tool_runs: Mapping[str, int] = NO_RUNS,
     ) -> int:
         """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
-        searches and units. Who asks for a tier that is cheaper than the price may be served at the price.
+        searches, units and runs of tools. Who asks for a tier that is cheaper than the price may be served at it.
         """
         cost = input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output
         if (times := self.tiers.get(tier or AUTO, ONCE)) > ONCE:
             cost = -(-cost * times // ONCE)
         cost = -(-cost // MTOK)
-        if web_searches or units:
-            cost += web_searches * self.web_search + units * self.unit
+        if web_searches or units or tool_runs:
+            cost += web_searches * self.web_search + units * self.unit + self.tool_cost(tool_runs)
         return cost if cost < MOST else MOST
 
 
 def highest(prices: Iterable[Price]) -> Price:
     """Bucket by bucket: no answer costs more at any of them."""
     every = list(prices)
-    names = [one.name for one in fields(Price) if one.init and one.name != "tiers"]
+    names = [one.name for one in fields(Price) if one.init and one.name not in ("tiers", "tools")]
+    tools = {kind: max(price.tools.get(kind, 0) for price in every) for price in every for kind in price.tools}
     tiers = {tier: max(price.times(tier) for price in every) for price in every for tier in price.tiers}
-    return Price(**{name: max(getattr(price, name) for price in every) for name in names}, tiers=tiers)
+    return Price(**{name: max(getattr(price, name) for price in every) for name in names}, tools=tools, tiers=tiers)
 
 
 def _or(price_usd: float | None, otherwise_usd: float) -> int:

@@ -302,6 +302,7 @@ def _split(group: Group, whole: Attempt, said: list[int], price: Price) -> tuple
     columns = [
         shares(tokens, asked if bucket in PROMPT else said, [UNBOUNDED] * len(said))
         for bucket, tokens in zip(Usage.__struct_fields__, astuple(whole.usage), strict=True)
+        if bucket != "tool_runs"  # who offers tools is asked alone
     ]
     usages = [replace(Usage(*parts), known=True) for parts in zip(*columns, strict=True)]
     most = [one.exchange.worst.get(group.kind.model, UNBOUNDED) for one in group.asked]

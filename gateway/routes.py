@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -16,7 +17,7 @@ from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
-from gateway.prices import ONCE, Price, highest, nanousd
+from gateway.prices import ONCE, Price, highest, nanousd, usd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
 from gateway.wire.describe import Described
@@ -38,6 +39,8 @@ class Model:
     """As routers see it, by thousandths of its price of tokens that a service tier costs."""
     search_tokens: int = 0
     """Most that a search adds to the prompt, at any deployment."""
+    tool_tokens: Mapping[str, int] = field(default_factory=dict)
+    """The same of a run of each other tool that the provider runs."""
     context_tokens: int = 0
     """The longest of all deployments; 0: unknown at one of them."""
     web_searches: int = 0
@@ -59,9 +62,11 @@ class Model:
         if searches or self.web_searches:
             searches = max(searches, self.web_searches)
             into += searches * self.search_tokens
+        if asked.tool_runs:
+            into += sum(count * self.tool_tokens.get(kind, 0) for kind, count in asked.tool_runs.items())
         limit = asked.max_output_tokens
         out = (limit + more_output if limit else self.config.max_output_tokens) + asked.predicted
-        return self.price.worst(into, out, asked.n, searches, asked.units, asked.tier)
+        return self.price.worst(into, out, asked.n, searches, asked.units, asked.tier, asked.tool_runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +238,7 @@ def share_of(knobs: Knobs) -> float:
 def _model(config: Config, name: str) -> Model:
     deployments = [model for model in config.models if model.name == name]
     dearest = max(deployments, key=lambda m: m.output_usd_per_mtok + m.input_usd_per_mtok)
+    price = highest(map(Price.of, deployments))
     abilities = {"tools": dearest.tools, "images": dearest.images, "json": dearest.json}
     candidate = Candidate(
         model=name,
@@ -244,12 +250,16 @@ def _model(config: Config, name: str) -> Model:
         cached_price=_cached_price(dearest),
         web_search_usd=max(one.web_search_usd for one in deployments),
         web_searches=max(one.web_searches for one in deployments),
+        tool_usd=tuple((kind, usd(each)) for kind, each in price.tools.items()),
     )
-    price = highest(map(Price.of, deployments))
     search_tokens = max(one.web_search_tokens for one in deployments)
+    tool_tokens: Counter[str] = Counter()
+    for one in deployments:
+        tool_tokens |= Counter(one.tool_tokens)  # the most at any
     contexts = [one.context_tokens for one in deployments]
     context = max(contexts) if all(contexts) else 0
-    return Model(name, dearest, price, _by_times(candidate, price), search_tokens, context, candidate.web_searches)
+    candidates = _by_times(candidate, price)
+    return Model(name, dearest, price, candidates, search_tokens, tool_tokens, context, candidate.web_searches)
 
 
 def _by_times(candidate: Candidate, price: Price) -> dict[int, Candidate]:

@@ -183,7 +183,7 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
 
 
 def buckets(usage: Usage) -> dict[str, int]:
-    """Usage by bucket, empty ones left out: tokens, except `web_search` and `units`."""
+    """Usage by bucket, empty ones left out: tokens, except `web_search`, `units` and runs of tools."""
     found = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
     if usage.cache_write_1h_tokens:
         found["cache_write_1h"] = usage.cache_write_1h_tokens
@@ -191,7 +191,7 @@ def buckets(usage: Usage) -> dict[str, int]:
         found["web_search"] = usage.web_searches
     if usage.units:
         found["units"] = usage.units
-    return found
+    return found | usage.tool_runs if usage.tool_runs else found
 
 
 def entry_of(services: Services, exchange: Exchange) -> Entry | None:

@@ -24,10 +24,14 @@ def expected_usd(query: Query, candidate: Candidate, output_tokens: float) -> fl
 
 def worst_usd(query: Query, candidate: Candidate) -> float:
     """Most that an answer can cost, where the request limits its output; else the prompt's own price. With as many
-    searches as it may make.
+    searches and runs of tools as it may make.
     """
     tokens = expected_usd(query, candidate, float(query.max_output_tokens or 0))
-    return tokens + max(query.web_searches - candidate.web_searches, 0) * candidate.web_search_usd
+    searches = max(query.web_searches - candidate.web_searches, 0) * candidate.web_search_usd
+    if not (query.tool_runs and candidate.tool_usd):
+        return tokens + searches
+    each_usd = dict(candidate.tool_usd)
+    return tokens + searches + sum(count * each_usd.get(kind, 0.0) for kind, count in query.tool_runs)
 
 
 def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:

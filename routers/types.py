@@ -37,6 +37,8 @@ class Query:
     """The task's name where data names it; live traffic leaves it empty."""
     web_searches: int = 0
     """Most that the request lets the provider make."""
+    tool_runs: tuple[tuple[str, int], ...] = ()
+    """The same of its other tools: kind and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Candidate:
     """Of one search that the provider makes."""
     web_searches: int = 0
     """That it makes for every answer."""
+    tool_usd: tuple[tuple[str, float], ...] = ()
+    """Of one run of each other tool that the provider runs, by its kind."""
 
 
 class Estimate(NamedTuple):

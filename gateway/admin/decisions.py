@@ -183,9 +183,12 @@ def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
 
 
 def _priced(price: Price, usage: dict[str, int]) -> float:
-    """Without the discounts of caches, which belong to the model that answered; with the same searches and units."""
+    """Without the discounts of caches, which belong to the model that answered; with the same searches, units and runs
+    of tools.
+    """
     into, out = (sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS))
     pieces = usage.get("web_search", 0) * price.web_search + usage.get("units", 0) * price.unit
+    pieces += price.tool_cost(usage)
     return (into * price.input + out * price.output) / 1e15 + pieces / 1e9
 
 

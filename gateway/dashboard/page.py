@@ -58,7 +58,7 @@ def templates() -> Environment:
     made.filters.update(units.FILTERS)
     made.globals.update(
         asset=asset, charts=charts, knob_words=words.knob_words, may=may, nav=NAV, outcome_words=words.outcome_words,
-        share_bar=words.share_bar, slider=words.slider, units=units,
+        share_bar=words.share_bar, slider=words.slider, units=units, usage_words=words.usage_words,
     )  # fmt: skip
     return made
 

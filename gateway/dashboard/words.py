@@ -11,6 +11,11 @@ from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.knobs import Knobs
 from gateway.admin.shapes.learning import VersionDone
 from gateway.dashboard import charts, units
+from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS
+
+TOKENS = frozenset({*INPUT_BUCKETS, *OUTPUT_BUCKETS})
+PIECES = {"web_search": "web searches"}
+"""What is billed by the piece, where it has another name than the journal's."""
 
 
 def knob_words(knobs: Knobs) -> str:
@@ -22,6 +27,14 @@ def knob_words(knobs: Knobs) -> str:
         "exploring": units.trimmed(units.percent(knobs.explore)),
     }  # fmt: skip
     return ", ".join(f"{name} {value}" for name, value in told.items() if not value.startswith(units.DASH))
+
+
+def usage_words(usage: Mapping[str, int]) -> str:
+    """Tokens by bucket, and what is billed by the piece."""
+    tokens = [f"{units.count(usage[name])} {name.replace('_', ' ')}" for name in usage if name in TOKENS]
+    pieces = [f"{PIECES.get(name, name.replace('_', ' '))}: {units.count(usage[name])}"
+              for name in usage if name not in TOKENS]  # fmt: skip
+    return "; ".join([f"{', '.join(tokens)} tokens", *pieces] if tokens else pieces)
 
 
 def slider(dial: object, value: float | None) -> float:

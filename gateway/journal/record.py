@@ -70,8 +70,8 @@ class AttemptRecord(_Value, frozen=True):
     failure: str = ""
     """One of gateway.errors.FAILURES; empty: it answered."""
     usage: dict[str, int] = {}
-    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, the searches that the provider ran, as web_search, and what is
-    billed by the piece, as units."""
+    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, the searches that the provider ran, as web_search, what is billed
+    by the piece, as units, and runs of the provider's other tools by the kinds of a model's `tool_usd`."""
     cost_nanousd: int = 0
     estimated: bool = False
     """The upstream told no whole usage, so tokens and cost are estimates."""

@@ -46,6 +46,8 @@ class Answer(msgspec.Struct):
     cache_write_1h_tokens: int
     reasoning_tokens: int
     web_searches: int
+    ran: list[str]
+    """Hosted tools, once each time that one ran."""
     n: int
     wants_logprobs: bool
     tells_usage: bool
@@ -82,6 +84,7 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
         cache_write_1h_tokens=step.cache_write_1h_tokens,
         reasoning_tokens=step.reasoning_tokens,
         web_searches=step.web_searches if _offers_search(request) else 0,
+        ran=[kind for kind, count in step.tool_runs.items() if _offers(request, kind) for _ in range(count)],
         n=n,
         wants_logprobs=bool(request.get("logprobs")),
         tells_usage=step.usage,
@@ -91,7 +94,11 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
 
 
 def _offers_search(request: Json) -> bool:
-    return any(str(tool.get("type")).startswith("web_search") for tool in request.get("tools") or ())
+    return _offers(request, "web_search")
+
+
+def _offers(request: Json, kind: str) -> bool:
+    return any(str(tool.get("type")).startswith(kind) for tool in request.get("tools") or ())
 
 
 def tokenize(text: str) -> list[str]:
@@ -267,6 +274,8 @@ def chat(answer: Answer) -> Json:
         message["content"] = ""
     if answer.call_ids in SIGNED and answer.text:
         message["extra_content"] = signature_of(answer.text)
+    if answer.ran:
+        message["executed_tools"] = _executed(answer, "done")
     logprobs = _chat_logprobs(answer, answer.tokens)
     finish = answer.finish_reason
     return _openai("chat.completion", answer) | {
@@ -275,6 +284,13 @@ def chat(answer: Answer) -> Json:
             for i in range(answer.n)
         ]
     }
+
+
+def _executed(answer: Answer, output: str | None) -> list[Json]:
+    """As Groq tells tools that it ran."""
+    names = {"browser_search": "browser.search", "code_interpreter": "python"}
+    return [{"index": index, "type": "function", "name": names[kind], "arguments": "{}", "output": output}
+            for index, kind in enumerate(answer.ran)]  # fmt: skip
 
 
 def completions(answer: Answer) -> Json:
@@ -302,6 +318,8 @@ def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
 
     for i in range(answer.n):
         yield event(i, {"role": "assistant", "content": "" if not answer.tool_calls else None})
+    for output in (None, "done") if answer.ran else ():
+        yield event(0, {"executed_tools": _executed(answer, output)})
     for token in answer.tokens:
         for i in range(answer.n):
             yield event(i, {"content": token}, _chat_logprobs(answer, [token]))

@@ -25,11 +25,11 @@ def usage_anthropic(answer: Answer) -> Json:
 
 
 def messages(answer: Answer) -> Json:
-    content = list(_searches(answer))
+    content = [*_searches(answer), *_runs(answer)]
     if answer.text or not answer.tool_calls:
         content.append({"type": "text", "text": answer.text})
     content += [_tool_use(answer, i, call.arguments) for i, call in enumerate(answer.tool_calls)]
-    body = _message(answer) | {"content": content, "stop_reason": _stop_reason(answer)}
+    body = _message(answer) | {"content": content, "stop_reason": _stop_reason(answer), "container": _container(answer)}
     if answer.tells_usage:
         body["usage"] = usage_anthropic(answer)
     return body
@@ -43,6 +43,22 @@ def _searches(answer: Answer) -> Iterator[Json]:
         page = {"type": "web_search_result", "url": "https://example.org", "title": "A page", "page_age": None,
                 "encrypted_content": "sealed"}  # fmt: skip
         yield {"type": "web_search_tool_result", "tool_use_id": id, "content": [page]}
+
+
+def _runs(answer: Answer) -> Iterator[Json]:
+    """Of other hosted tools: what was asked of each, then what came of it."""
+    for number, kind in enumerate(answer.ran):
+        id = f"srvtoolu_{answer.id}_ran_{number}"
+        name = {"code_execution": "bash_code_execution"}.get(kind, kind)
+        given = {"url": "https://example.org"} if kind == "web_fetch" else {"command": "ls"}
+        failed = {"type": f"{name}_tool_result_error", "error_code": "unavailable"}
+        yield {"type": "server_tool_use", "id": id, "name": name, "input": given}
+        yield {"type": f"{name}_tool_result", "tool_use_id": id, "content": failed}
+
+
+def _container(answer: Answer) -> Json | None:
+    ran = "code_execution" in answer.ran
+    return {"id": "container_1", "expires_at": "2026-01-01T00:00:00Z"} if ran else None
 
 
 def _message(answer: Answer) -> Json:
@@ -66,7 +82,7 @@ def message_events(answer: Answer) -> Iterator[Json]:
         opened["usage"] = usage_anthropic(answer) | {"output_tokens": 1, "server_tool_use": None}
     yield {"type": "message_start", "message": opened}
     index = 0
-    for block in _searches(answer):
+    for block in (*_searches(answer), *_runs(answer)):
         yield _block(index, block)
         yield {"type": "content_block_stop", "index": index}
         index += 1
@@ -85,7 +101,7 @@ def message_events(answer: Answer) -> Iterator[Json]:
         index += 1
     ended: Json = {
         "type": "message_delta",
-        "delta": {"stop_reason": _stop_reason(answer), "stop_sequence": None},
+        "delta": {"stop_reason": _stop_reason(answer), "stop_sequence": None, "container": _container(answer)},
     }
     if answer.tells_usage:
         ended["usage"] = usage_anthropic(answer)

@@ -88,10 +88,25 @@ def _items(request: Json, answer: Answer) -> Iterator[tuple[Json, list[Json]]]:
         action = {"type": "search", "query": answer.text[:40]}
         item = {"id": f"ws_{answer.id}_{number}", "type": "web_search_call", "status": "completed", "action": action}
         yield item, [{"type": f"response.web_search_call.{kind}"} for kind in kinds]
+    for number, kind in enumerate(answer.ran):
+        yield _ran(f"{answer.id}_{number}", kind)
     if answer.tokens or not answer.tool_calls:
         yield _message(answer)
     for number, call in enumerate(answer.tool_calls):
         yield _call(request, f"{answer.id}_{number}", call.name, encode(call.arguments).decode())
+
+
+def _ran(id: str, kind: str) -> tuple[Json, list[Json]]:
+    """A hosted tool's run."""
+    told: dict[str, Json] = {
+        "code_interpreter": {"container_id": "cntr_1", "code": "1 + 1", "outputs": None},
+        "file_search": {"queries": ["rain"], "results": None},
+        "image_generation": {"result": "aGk="},
+        "mcp": {"name": "look", "server_label": "sky", "arguments": "{}", "output": "rain"},
+        "shell": {"call_id": f"call_{id}", "action": {"commands": ["ls"]},
+                  "environment": {"type": "container_reference", "container_id": "cntr_1"}},
+    }  # fmt: skip
+    return {"id": f"{kind}_{id}", "type": f"{kind}_call", "status": "completed", **told[kind]}, []
 
 
 def _message(answer: Answer) -> tuple[Json, list[Json]]:

@@ -77,6 +77,9 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     signed); one that comes back otherwise is refused."""
     web_searches: int = 1
     """Run where the request offers such a tool."""
+    tool_runs: dict[str, int] = {}
+    """Of other hosted tools, by what the Responses API, Anthropic's or Groq's calls them: run where the request offers
+    such a tool. All code runs in one container."""
     more_usage: dict[str, object] = {}
     """Told beside OpenAI's own in chat's usage."""
     x_groq: bool = False

@@ -27,6 +27,7 @@ from gateway.wire.chunk import (
 )
 from gateway.wire.citations import annotations_of, citations_of
 from gateway.wire.errors import classify_in_stream
+from gateway.wire.hosted_tools import Runs
 from gateway.wire.messages_writer import stop_reason
 from gateway.wire.pass_through import PASSED, peek_passed
 from gateway.wire.readers import STOP_TO_FINISH
@@ -65,6 +66,7 @@ class _Message(msgspec.Struct):
     usage: Json | None = None
     type: str = ""
     error: Any = None
+    container: Any = None
 
 
 _decode_message = msgspec.json.Decoder(_Message).decode
@@ -110,6 +112,11 @@ def _peek_plain(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
     logprobs = LogprobSummary()
     if choice.logprobs is not None:
         logprobs.take(choice.logprobs.values())
+    usage = Usage.from_openai(chunk.usage)
+    if message.executed_tools:
+        ran = Runs()
+        ran.executed(message.executed_tools)
+        usage = usage.with_runs(ran)
     return Peek(
         chunk.id or "",
         chunk.model or "",
@@ -117,7 +124,7 @@ def _peek_plain(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
         message.content or "",
         message.refusal or "",
         message.thought or "",
-        Usage.from_openai(chunk.usage),
+        usage,
         logprobs,
         tier=chunk.tier if chunk.service_tier else "",
     )
@@ -142,11 +149,20 @@ def _peek_message(body: bytes) -> Peek:
         text,
         text if message.stop_reason == "refusal" else "",
         "".join(block.thinking or "" for block in blocks),
-        Usage.from_anthropic(message.usage),
+        Usage.from_anthropic(message.usage).with_runs(_ran_in(message, blocks)),
         tier=speed_of(message.usage or {}),
         tool_names=[tool.name or "" for tool in tools],
         tool_arguments=[bytes(tool.input).decode() for tool in tools],
     )
+
+
+def _ran_in(message: _Message, blocks: list[_Block]) -> Runs:
+    ran = Runs()
+    for place, block in enumerate(blocks):
+        ran.block(place, block.type, block.name)
+    if message.container is not None:
+        ran.container()
+    return ran
 
 
 class _OutputPart(msgspec.Struct):
@@ -162,6 +178,9 @@ class _Output(msgspec.Struct):
     name: str | None = None
     arguments: Any = None
     action: Any = None
+    status: Any = None
+    container_id: Any = None
+    environment: Any = None
 
 
 class _Response(msgspec.Struct):
@@ -186,6 +205,9 @@ def _peek_response(body: bytes) -> Peek:
     calls = [item for item in response.output if item.type in CALLS]
     thoughts = [part for item in response.output if item.type == "reasoning"
                 for part in (*(item.summary or ()), *(item.content or ()))]  # fmt: skip
+    ran = Runs()
+    for place, item in enumerate(response.output):
+        ran.item(place, item)
     why = (response.incomplete_details or {}).get("reason", "") if response.status == "incomplete" else None
     finish = finish_of(why, any(item.type in CALLS for item in response.output))
     return Peek(
@@ -195,7 +217,7 @@ def _peek_response(body: bytes) -> Peek:
         "".join(part.text for part in parts if part.type == "output_text"),
         "".join(part.refusal for part in parts),
         "".join(part.text for part in thoughts),
-        Usage.from_responses(response.usage, sum(map(is_search, response.output))),
+        Usage.from_responses(response.usage, sum(map(is_search, response.output))).with_runs(ran),
         tier=response.service_tier if isinstance(response.service_tier, str) else "",
         tool_names=[call.name or "" for call in calls],
         tool_arguments=[str(call.arguments or "") for call in calls],

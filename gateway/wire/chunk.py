@@ -49,6 +49,8 @@ class Delta(msgspec.Struct):
     """Gemini's signature of what it said, which may be given back with it."""
     annotations: list[dict[str, Any]] | None = None
     """What the text cites."""
+    executed_tools: list[Any] | None = None
+    """That Groq's API ran itself."""
 
     @property
     def thought(self) -> str | None:

@@ -14,6 +14,7 @@ from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
 from gateway.wire.documents import DOCUMENTS, FILES, UNKNOWN_CONTEXT, holds_unbounded
+from gateway.wire.hosted_tools import allowed, allowed_to_template, bounded
 from gateway.wire.tools import offered
 from gateway.wire.usage import Usage
 
@@ -36,7 +37,8 @@ _PROMPT_TOO = frozenset(
 )
 """Fields that models read as well."""
 BILLED = _PROMPT_TOO | {
-    "model", "n", "best_of", "stream", "web_search_options", "search_parameters", "service_tier", "speed",
+    "model", "n", "best_of", "stream", "web_search_options", "search_parameters", "max_tool_calls", "mcp_servers",
+    "prompt", "service_tier", "speed",
     *_PROMPT_FIELD.values(),
     *(name for names in _MAX_TOKENS_FIELDS.values() for name in names),
 }  # fmt: skip
@@ -55,8 +57,6 @@ CHAT_SEARCHES = 1
 """Of a chat that asks for a search; OpenAI's models run one."""
 LIVE_SOURCES = 20
 """That xAI's Live Search reads at most where the request names no bound; each is billed."""
-_MOST_SEARCHES = 1 << 20
-"""A larger bound bounds nothing."""
 
 
 class Described(msgspec.Struct):
@@ -89,6 +89,8 @@ class Described(msgspec.Struct):
     """Most that the provider runs for it, as far as the request says."""
     surely_searches: bool = False
     """It runs one, and its usage, in OpenAI's words, doesn't tell."""
+    tool_runs: dict[str, int] = {}
+    """Most that the provider runs of its other tools for it, by their kinds."""
     unbounded: bool = False
     """It names or holds what may have any number of tokens, as a PDF does: only the model's context bounds it."""
     predicted: int = 0
@@ -145,8 +147,9 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
     _describe_options(described, raw, surface)
-    if surface == "responses" and "prompt" in raw:  # a template, which lies at its provider
-        described.unbounded = described.unbounded or is_set(raw, "prompt")
+    if surface == "responses" and "prompt" in raw and is_set(raw, "prompt"):  # a template, which lies at its provider
+        described.unbounded, described.web_searches = True, response_searches(raw)
+        described.tool_runs = allowed_to_template(_most_runs(raw, surface))
     size = len(memoryview(value))
     if not _PROMPT_TOO.isdisjoint(raw):
         size += sum(len(memoryview(raw[name])) for name in _PROMPT_TOO & raw.keys())
@@ -313,6 +316,8 @@ class _Tool(msgspec.Struct):
     type: Any = None
     max_uses: Any = None
     """Of Anthropic's own tools."""
+    environment: Any = None
+    """Of the Responses API's shells."""
 
 
 class _Live(msgspec.Struct):
@@ -352,6 +357,9 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.tools = len(tools)
         if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
             described.web_searches = _web_searches(raw, surface, found)
+        described.tool_runs = allowed(surface, tools, _most_runs(raw, surface))
+    if surface == "messages" and "mcp_servers" in raw and is_set(raw, "mcp_servers"):
+        described.tool_runs.setdefault("mcp", _most_runs(raw, surface))
     if surface == "chat":
         if "functions" in raw:
             described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
@@ -384,21 +392,21 @@ def _searches(tool: _Tool, surface: str) -> bool:
 
 def _web_searches(raw: Raw, surface: str, tools: list[_Tool]) -> int:
     if surface == "messages":
-        return sum(_bound(tool.max_uses) for tool in tools)
+        return sum(bounded(tool.max_uses, WEB_SEARCHES) for tool in tools)
     return response_searches(raw)
 
 
 def response_searches(raw: Raw) -> int:
     """Held for a Responses request that offers a web search."""
-    return _bound(read(raw, "max_tool_calls", int, None))
+    return bounded(read(raw, "max_tool_calls", int, None), WEB_SEARCHES)
 
 
-def _bound(stated: object, otherwise: int = WEB_SEARCHES) -> int:
-    return stated if type(stated) is int and 0 <= stated <= _MOST_SEARCHES else otherwise
+def _most_runs(raw: Raw, surface: str) -> int:
+    return bounded(read(raw, "max_tool_calls", int, None) if surface == "responses" else None)
 
 
 def _live_sources(live: _Live) -> int:
-    return 0 if live.mode == "off" else _bound(live.max_search_results, LIVE_SOURCES)
+    return 0 if live.mode == "off" else bounded(live.max_search_results, LIVE_SOURCES)
 
 
 def _format(raw: Raw, surface: str) -> _Format | None:

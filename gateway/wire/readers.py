@@ -67,6 +67,8 @@ class _Part(msgspec.Struct):
     type: str = ""
     text: str | None = None
     thinking: str | None = None
+    container: Any = None
+    """Of a message's end: what its code ran in."""
     signature: str | None = None
     partial_json: str | None = None
     id: str | None = None
@@ -84,6 +86,7 @@ class _Message(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     usage: dict[str, Any] | None = None
+    container: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -154,11 +157,15 @@ class MessagesReader:
         if event.type == "message_start" and event.message is not None:
             self._count(event.message.usage, seen, whole=False)
             message = event.message
+            if message.container is not None:
+                seen.ran.container()
             if self._goes_on:
                 return None
             return Chunk([Choice(delta=Delta(role="assistant"))], id=message.id, model=message.model)
         if event.type == "message_delta":
             self._count(event.usage, seen)
+            if event.delta is not None and event.delta.container is not None:
+                seen.ran.container()
             if self._pauses and event.delta is not None and event.delta.stop_reason == PAUSED:
                 self.paused = True
                 return None
@@ -189,6 +196,7 @@ class MessagesReader:
 
     def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:
         self._begins, self._cited, self._query = len(seen.texts), [], None
+        seen.ran.block(block.id or index, block.type, block.name)
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
             given = bytes(block.input).decode()

@@ -24,6 +24,7 @@ from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, strict
 from gateway.wire.errors import classify_in_stream
+from gateway.wire.hosted_tools import Runs
 from gateway.wire.pause import joined
 from gateway.wire.readers import MessagesReader, Reader, reader_of
 from gateway.wire.responses import as_asked
@@ -212,7 +213,8 @@ class Relay:
         self._parts.append(said)
         self._paid += self._seen.usage
         self._told_before = len("".join(self._seen.texts)), len("".join(self._seen.thoughts))
-        self._seen.usage, self._collected, self._splitter = Usage(), [], Splitter()
+        self._seen.usage, self._seen.ran = Usage(), Runs()
+        self._collected, self._splitter = [], Splitter()
         self._reader.resume()
 
     def leave_off(self) -> bytes:
@@ -276,7 +278,7 @@ class Relay:
     @property
     def usage(self) -> Usage:
         """Of a turn that went on, since then."""
-        return self._seen.usage
+        return self._seen.usage.with_runs(self._seen.ran)
 
     @property
     def counted(self) -> bool:

@@ -31,6 +31,9 @@ class _Item(msgspec.Struct):
     call_id: str | None = None
     name: str | None = None
     action: Any = None
+    status: Any = None
+    container_id: Any = None
+    environment: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -134,12 +137,15 @@ def _chunk(event: _Event, seen: Seen) -> Chunk | None:
         delta = Delta(tool_calls=[ToolDelta(event.output_index, None, Function(None, str(event.delta)))])
     elif event.type == "response.output_item.added" and event.item is not None:
         item = event.item
+        seen.ran.item(event.output_index, item)
         if item.type in CALLS:
             delta = Delta(tool_calls=[ToolDelta(event.output_index, item.call_id, Function(item.name, ""))])
         elif item.type not in _QUIET:
             seen.started = True  # the upstream runs a tool of its own
-    elif event.type == "response.output_item.done" and event.item is not None and is_search(event.item):
-        seen.usage = replace(seen.usage, web_searches=seen.usage.web_searches + 1)  # paid, even if no end comes
+    elif event.type == "response.output_item.done" and event.item is not None:
+        seen.ran.item(event.output_index, event.item)
+        if is_search(event.item):
+            seen.usage = replace(seen.usage, web_searches=seen.usage.web_searches + 1)  # paid, even if no end comes
     if delta is None:
         return None
     logprobs = Logprobs(event.logprobs) if event.logprobs else None

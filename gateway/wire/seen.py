@@ -7,6 +7,7 @@ costs well under a microsecond here.
 from __future__ import annotations
 
 from gateway.wire.chunk import FINISHES, LOST, Choice, Chunk, LogprobSummary, Peek, ToolDelta, lost, tells_another
+from gateway.wire.hosted_tools import Runs
 from gateway.wire.usage import Usage
 
 
@@ -26,7 +27,7 @@ class Seen:
 
     __slots__ = (
         "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_chars", "other_endings",
-        "refusals", "started", "stop_sequence", "texts", "thoughts", "tier", "told_usage", "tools", "usage",
+        "ran", "refusals", "started", "stop_sequence", "texts", "thoughts", "tier", "told_usage", "tools", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +47,9 @@ class Seen:
         self._slots: dict[int, int] = {}
         self.logprobs = LogprobSummary()
         self.usage = Usage()
+        """Without `ran`."""
+        self.ran = Runs()
+        """Tools of the provider's own: paid, even if no end comes."""
         self.tier = ""
         self.told_usage = b""
         """Chat's last event that tells usage."""
@@ -104,6 +108,8 @@ class Seen:
         if delta.tool_calls:
             for tool in delta.tool_calls:
                 self._take_tool(tool)
+        if delta.executed_tools:
+            self.ran.executed(delta.executed_tools)
 
     def _take_tool(self, tool: ToolDelta) -> None:
         """Some providers number every call 0: a new id is a new call, or a new name. The delta is renumbered."""
@@ -136,7 +142,7 @@ class Seen:
             "".join(self.texts),
             "".join(self.refusals),
             "".join(self.thoughts),
-            self.usage,
+            self.usage.with_runs(self.ran),
             self.logprobs,
             [call.name for call in self.tools],
             ["".join(call.arguments) for call in self.tools],

@@ -14,6 +14,8 @@ from typing import TypeGuard
 import msgspec
 from msgspec.structs import replace
 
+from gateway.wire.hosted_tools import Runs, sum_of
+
 Json = Mapping[str, object]
 MOST = 2**31
 """Larger counts are no counts, and what they cost might be more than the journal or Redis can hold."""
@@ -24,7 +26,7 @@ _FEES = frozenset({"cost", "search_context_size", "num_search_queries", "num_sou
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens and searches of one answer; the buckets don't overlap, so a cost is their weighted sum."""
+    """Tokens, searches and runs of tools of one answer; the buckets don't overlap, so a cost is their weighted sum."""
 
     input_tokens: int = 0
     """Uncached text (and images) of the prompt."""
@@ -46,6 +48,12 @@ class Usage(msgspec.Struct, frozen=True):
     """What the provider says the answer cost, fees and all; 0: it doesn't say."""
     units: int = 0
     """What is billed by the piece: pictures, seconds of sound heard, characters spoken, searches among documents."""
+    tool_runs: dict[str, int] = {}
+    """Of other tools that the provider ran, by their kinds."""
+
+    def with_runs(self, ran: Runs) -> Usage:
+        """The same, with those tools of the provider's own."""
+        return replace(self, tool_runs=ran.counts()) if ran else self
 
     @property
     def tells(self) -> bool:
@@ -90,6 +98,7 @@ class Usage(msgspec.Struct, frozen=True):
             self.web_searches + other.web_searches,
             self.told_nanousd + other.told_nanousd,
             self.units + other.units,
+            sum_of(self.tool_runs, other.tool_runs),
         )
 
     @classmethod

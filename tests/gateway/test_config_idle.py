@@ -80,6 +80,9 @@ def test_what_is_read_is_no_matter(route: dict[str, Any]) -> None:
           "auth": {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 1.0}]}},
          ["routes[0].budget_usd_per_day", "auth.keys[0].budget_usd"]),
         ({"models": [{"name": name, "provider": "up", "web_search_usd": 0.01} for name in "abc"],
+          "auth": {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 1.0}]}},
+         [f"models[{n}].web_search_usd" for n in range(3)]),
+        ({"models": [{"name": name, "provider": "up", "tool_usd": {"mcp": 0.01}} for name in "abc"],
           "auth": {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 1.0}]}}, []),
         ({"auth": {"tenants": [{"name": "t", "budget_period": "day"}]}}, ["auth.tenants[0].budget_period"]),
         ({"models": [{"name": name, "provider": "up", "input_usd_per_mtok": 1.0, "weight": 2.0, "parallel": 3}

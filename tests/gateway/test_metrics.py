@@ -158,6 +158,7 @@ def test_names_follow_the_conventions_and_no_label_is_unbounded() -> None:
         "status",
         "code",
         "bucket",
+        "tool",
         "state",
         "failure",
         "reason",

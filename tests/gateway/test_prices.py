@@ -34,7 +34,7 @@ VOICE = Price.of(
 SEARCHER = Price.of(
     ModelConfig(
         name="s", provider="p", input_usd_per_mtok=3.0, output_usd_per_mtok=15.0, cache_write_usd_per_mtok=3.75,
-        cache_write_1h_usd_per_mtok=6.0, web_search_usd=0.01,
+        cache_write_1h_usd_per_mtok=6.0, web_search_usd=0.01, tool_usd={"file_search": 0.0025, "container": 0.03},
     )
 )  # fmt: skip
 TIERED = Price.of(
@@ -60,6 +60,8 @@ TIERED = Price.of(
         (SEARCHER, Usage(input_tokens=100, output_tokens=10, web_searches=3), 300_000 + 150_000 + 30_000_000),
         (SEARCHER, Usage(web_searches=2), 20_000_000),
         (MINI, Usage(web_searches=2), 0),
+        (SEARCHER, Usage(tool_runs={"file_search": 3, "container": 1, "mcp": 9}), 7_500_000 + 30_000_000),
+        (MINI, Usage(tool_runs={"file_search": 3}), 0),
         (Price(), Usage(input_tokens=10**9), 0),
     ],
 )
@@ -87,10 +89,11 @@ def test_reading_from_openai_and_from_anthropic_bills_the_same() -> None:
 
 
 counts = st.integers(0, 10**6)
+RUNS = st.dictionaries(st.sampled_from(["file_search", "container", "mcp"]), st.integers(0, 99))
 
 
 @given(
-    usage=st.builds(Usage, *[counts] * 7, st.just(True), counts, st.integers(0, 99)),
+    usage=st.builds(Usage, *[counts] * 7, st.just(True), counts, st.integers(0, 99), tool_runs=RUNS),
     extra=counts,
     tier=st.sampled_from(["", "priority", "fast", "flex", "odd"]),
 )
@@ -100,7 +103,7 @@ def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage
     """
     prices = (MINI, THINKER, VOICE, SEARCHER, TIERED)
     for price in prices:
-        bounds = (usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches, 0, tier)
+        bounds = (usage.prompt_tokens + extra, usage.completion_tokens, 1, usage.web_searches, 0, tier, usage.tool_runs)
         assert price.cost(usage, tier) <= price.worst(*bounds) <= highest(prices).worst(*bounds)
         assert price.cost(usage, "default") <= price.worst(*bounds)
 

@@ -41,7 +41,8 @@ def desk_at(migrated: Path, folder: Path, master_key: str = "") -> Desk:
                                   api_key=Secret("sk-file"))],
         models=[
             ModelConfig(name="small", provider="acme", input_usd_per_mtok=0.1, output_usd_per_mtok=0.4),
-            ModelConfig(name="large", provider="acme", input_usd_per_mtok=2.0, output_usd_per_mtok=8.0),
+            ModelConfig(name="large", provider="acme", input_usd_per_mtok=2.0, output_usd_per_mtok=8.0,
+                        tool_usd={"file_search": 0.002}),
         ],
         routes=[RouteConfig(name="auto", models=["small", "large"], explore=0.2, cost_weight=0.5, store_text=True)],
     )  # fmt: skip

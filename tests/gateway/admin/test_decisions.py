@@ -123,14 +123,16 @@ def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
 
 
 def test_another_model_would_have_searched_as_often(desk: Desk) -> None:
-    """At its own price, and would have read what was written to a cache for an hour."""
+    """At its own price, as its provider's other tools would have run, and would have read what was written to a cache
+    for an hour. A price that only the file has outlives a change made here.
+    """
     prices = {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8", "web_search_usd": "0.01"}
     large = shaped(ModelWanted, {"provider": "acme", **prices, "version": 0})
     parts.put_model(desk, Actor("ada", "admin"), "large", large)
-    usage = {"input": 10, "cache_write_1h": 2, "output": 5, "web_search": 3}
+    usage = {"input": 10, "cache_write_1h": 2, "output": 5, "web_search": 3, "file_search": 4}
     write(desk, recent(1, attempts=(attempt("small", usage=usage),)))
     told = explain(desk, "dec_1", OPERATOR).counterfactual_usd
-    assert told == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5 + 0.03)}
+    assert told == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5 + 0.03 + 0.008)}
 
 
 @pytest.mark.parametrize(

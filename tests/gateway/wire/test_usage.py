@@ -161,18 +161,19 @@ def read(reader: Any, seen: Seen, **event: Any) -> None:
 
 @pytest.mark.parametrize("usage", [{"input_tokens": 5, "output_tokens": 3}, None])
 def test_a_responses_searches_are_items_of_its_output(usage: Any) -> None:
-    """Pages opened or looked through are free. A stream that never ends has told what came."""
+    """Pages opened or looked through are free, other tools counted apart. A stream that never ends tells what came."""
     output = [*SEARCHES, *NO_SEARCHES]
     whole = {"id": "resp_1", "object": "response", "status": "completed", "output": output, "usage": usage}
     wanted = Usage(5, 0, 0, 3, known=True, web_searches=4) if usage else Usage(web_searches=4)
-    assert peek(msgspec.json.encode(whole), "responses").usage == wanted
+    tools = {"image_generation": 1, "file_search": 1}
+    assert peek(msgspec.json.encode(whole), "responses").usage == msgspec.structs.replace(wanted, tool_runs=tools)
     reader, seen = reader_of("responses"), Seen()
     for index, item in enumerate(output):
         read(reader, seen, type="response.output_item.added", output_index=index, item=item)
         read(reader, seen, type="response.output_item.done", output_index=index, item=item)
     assert seen.usage == Usage(web_searches=4)
     read(reader, seen, type="response.completed", response=whole)
-    assert seen.usage == wanted
+    assert seen.usage == wanted and seen.ran.counts() == tools
 
 
 def test_a_messages_searches_are_counted_before_its_end_tells_them() -> None:
@@ -234,4 +235,6 @@ def test_adding_adds_every_bucket(a: Usage, b: Usage) -> None:
     """A climb's usage is the sum of its legs', and an unknown leg adds nothing."""
     assert (a + b).total == a.total + b.total
     assert (a + b).web_searches == a.web_searches + b.web_searches
+    runs = Usage(tool_runs={"mcp": 1, "shell": 2}) + a + Usage(tool_runs={"mcp": 3})
+    assert runs.tool_runs == {"mcp": 4, "shell": 2}
     assert a + Usage() == a
