@@ -197,6 +197,12 @@ class Asker:
         worst = bound(route, self.answering.worst(call, route), route.names)
         return PreparedCall(prompt, worst, call, route, names_files=named is not None)
 
+    async def with_files(self, ready: PreparedCall) -> tuple[Call, int]:
+        """The call with the files that it names, and its worst case then. Raises HeadgateError."""
+        assert ready.call is not None and ready.route is not None
+        call = await call_with_files(self.s, ready.call, self.caller.tenant)
+        return call, bound(ready.route, self.answering.worst(call, ready.route), ready.route.names)
+
     async def ask(self, ready: PreparedCall, *, tries: int, timeout_s: float) -> CallResult:
         """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
         line, call = ready.prompt.line, ready.call
@@ -208,14 +214,13 @@ class Asker:
         worst = ready.worst_nanousd
         if ready.names_files:
             try:
-                call = await call_with_files(self.s, call, self.caller.tenant)
+                call, worst = await self.with_files(ready)
             except HeadgateError as error:
                 if not may_ask_again(error.status, tries + 1):
                     return await self._refused(result, ready.prompt, request_id, error)
                 result.status, result.code = error.status, error.code or error.kind
                 result.held, result.final, result.retry_after_s = False, False, error.retry_after_s or 0.0
                 return result
-            worst = bound(ready.route, self.answering.worst(call, ready.route), ready.route.names)
         name = f"\0{request_id}"
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s

@@ -1,18 +1,18 @@
 """Providers' own batch endpoints: half the price for those who can wait (OpenAI's /v1/files and /v1/batches).
 
-A part of the job goes there as one file. Its worst case is held for as long as it lies there, and it is in the
-database before the provider hears of it, so a runner that died between the two finds its batch by the part's name
-instead of paying for another. A provider that can't be reached for a while is waited for, since its batch goes on and
-is billed; what it doesn't answer in time is asked one by one.
+A part of the job goes there as one file, in which the files that its lines name are put into them. Its worst case is
+held for as long as it lies there, and it is in the database before the provider hears of it, so a runner that died
+between the two finds its batch by the part's name instead of paying for another. A provider that can't be reached for a
+while is waited for, since its batch goes on and is billed; what it doesn't answer in time is asked one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, isfinite
 from typing import Any, TypeVar
 
@@ -22,12 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
 from gateway.attempt import cost_of
-from gateway.batch.ask import MAY_PASS, CallResult, error_code
+from gateway.batch.ask import MAY_PASS, CallResult, PreparedCall, error_code
 from gateway.batch.jobs import Part
 from gateway.batch.prompt_queue import AWAY
 from gateway.batch.run import Runner
 from gateway.batch.types import Arm, Prompt
-from gateway.errors import PolicyError, UpstreamError
+from gateway.call import Call
+from gateway.errors import HeadgateError, PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
 from gateway.providers import Provider
@@ -40,6 +41,8 @@ from gateway.wire.answer import peek, translate_answer
 
 log = logging.getLogger("headgate.batch")
 T = TypeVar("T")
+Write = Callable[[Call, int], bytes]
+"""A call as the line of that number."""
 
 MOST_LINES = 50_000
 MOST_BYTES = 100 * 1024 * 1024
@@ -100,6 +103,29 @@ class EndpointNotFound(UpstreamError):
     """The provider knows of no such batch or file any more."""
 
 
+class NewParts:
+    """Parts of one surface each, within the provider's limits."""
+
+    def __init__(self, job: str, arm: Arm, provider: str, share: float) -> None:
+        """`share`: of the live price."""
+        self.parts: list[Part] = []
+        self._job, self._arm, self._provider, self._share = job, arm, provider, share
+        self._latest: dict[str, tuple[Part, int]] = {}
+
+    def add(self, prompt: Prompt, worst_nanousd: int, size: int) -> None:
+        """Of that many bytes as a line; one for which no batch has room is left out."""
+        if size > MOST_BYTES:
+            return
+        part, taken = self._latest.get(prompt.surface, (None, 0))
+        if part is None or len(part.lines) >= MOST_LINES or taken + size > MOST_BYTES:
+            part, taken = Part(new_id("part"), self._job, "sent", 0, self._provider, self._arm.model, []), 0
+            part.window_s, part.is_new = self._arm.window_s, True
+            self.parts.append(part)
+        part.lines.append(prompt.line)
+        part.worst_nanousd += ceil(worst_nanousd * self._share)
+        self._latest[prompt.surface] = part, taken + size
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderEndpoints:
     """The batch endpoints of this gateway's providers."""
@@ -107,6 +133,8 @@ class ProviderEndpoints:
     s: Services
     poll_s: float = POLL_S
     least_spare_s: float = LEAST_SPARE_S
+    uploads: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One part's file is in memory at a time."""
 
     async def parts(self, runner: Runner) -> Sequence[Part]:
         """Earlier parts that have not ended, and new ones for what the plan sends there."""
@@ -116,7 +144,7 @@ class ProviderEndpoints:
             arm = runner.plan.estimates.arms[number]
             deployment = self._deployment(arm)
             if deployment is not None:
-                parts += await asyncio.to_thread(self._new, runner, arm, deployment, places.tolist())
+                parts += await self._new(runner, arm, deployment, places.tolist())
         for part in parts:
             open_ = [place for place in runner.places(part) if runner.queue.state[place] <= AWAY]
             runner.queue.state[open_] = AWAY
@@ -172,35 +200,53 @@ class ProviderEndpoints:
                 return deployment
         return None
 
-    def _new(self, runner: Runner, arm: Arm, deployment: Deployment, places: Sequence[int]) -> list[Part]:
-        """Parts of one surface each, within the provider's limits."""
-        parts: list[Part] = []
-        latest: dict[str, tuple[Part, int]] = {}
-        for place in places:
-            prompt = runner.plan.prompts[place]
-            ready = runner.asker.ready(prompt, runner.arm_call(place, int(runner.queue.arm[place])))
-            if ready.error is not None or ready.names_files:
-                continue  # asked one by one it is refused with its reason, or its files are read then
-            worst = ceil(ready.worst_nanousd * _share(self, deployment))
-            part, size = latest.get(prompt.surface, (None, 0))
-            if part is None or len(part.lines) >= MOST_LINES or size + len(prompt.body) > MOST_BYTES:
-                part, size = Part(new_id("part"), runner.job.id, "sent", 0, deployment.provider, arm.model, []), 0
-                part.window_s, part.is_new = arm.window_s, True
-                parts.append(part)
-            part.lines.append(prompt.line)
-            part.worst_nanousd += worst
-            latest[prompt.surface] = part, size + len(prompt.body)
-        return parts
+    async def _new(self, runner: Runner, arm: Arm, deployment: Deployment, places: Sequence[int]) -> list[Part]:
+        """Files that lines name are read one after the other, to know what is to be held and how much room they take,
+        and again for the batch. What can't be sent is left out: asked one by one it is refused with its reason.
+        """
+        new = NewParts(runner.job.id, arm, deployment.provider, _share(self, deployment))
 
-    def _file(self, runner: Runner, part: Part, deployment: Deployment, url: str, dialect: str) -> bytes:
-        rung = Rung(part.model, True, TIMEOUT_S)
-        lines = []
-        for place in runner.places(part):
-            prompt = runner.plan.prompts[place]
-            call = runner.asker.call(prompt)
-            body = request_body(call, deployment, dialect, rung, live=False)
-            line = {"custom_id": f"{part.id}-{prompt.line}", "method": "POST", "url": url, "body": msgspec.Raw(body)}
-            lines.append(msgspec.json.encode(line) + b"\n")
+        def add(without_files: Sequence[int]) -> list[int]:
+            naming = []
+            for place in without_files:
+                ready = _ready(runner, place)
+                if ready.names_files:
+                    naming.append(place)
+                elif ready.error is None:
+                    new.add(ready.prompt, ready.worst_nanousd, len(ready.prompt.body))
+            return naming
+
+        for place in await asyncio.to_thread(add, places):
+            ready = _ready(runner, place)
+            with suppress(HeadgateError):
+                call, worst = await runner.asker.with_files(ready)
+                new.add(ready.prompt, worst, sum(len(memoryview(value)) for value in call.raw.values()))
+        return new.parts
+
+    async def _file(self, runner: Runner, part: Part, write: Write) -> bytes:
+        """A line that can't be sent, since its file is no more, is left out, as above."""
+        lines: list[bytes] = []
+
+        def add(without_files: Sequence[int]) -> list[int]:
+            naming = []
+            for place in without_files:
+                ready = _ready(runner, place)
+                if ready.names_files:
+                    naming.append(place)
+                elif ready.call is not None:
+                    lines.append(write(ready.call, ready.prompt.line))
+            return naming
+
+        for place in await asyncio.to_thread(add, runner.places(part)):
+            ready = _ready(runner, place)
+            try:
+                call, _ = await runner.asker.with_files(ready)
+                lines.append(await asyncio.to_thread(write, call, ready.prompt.line))
+            except HeadgateError as error:
+                if error.status in MAY_PASS:
+                    raise EndpointUnavailable("unavailable", error.message) from None
+        if not lines:
+            raise UpstreamError("rejected", "none of its lines can be sent")
         return b"".join(lines)
 
     # ---- the batch at the provider
@@ -267,9 +313,17 @@ class ProviderEndpoints:
         prompt: Prompt = runner.plan.prompts[places[0]]
         dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
         url = f"/v1{PATHS.get(dialect, RESPONSES)}"
-        content = await asyncio.to_thread(self._file, runner, part, deployment, url, dialect)
-        form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
-        file = await _asked(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
+        rung = Rung(part.model, True, TIMEOUT_S)
+
+        def write(call: Call, line: int) -> bytes:
+            body = msgspec.Raw(request_body(call, deployment, dialect, rung, live=False))
+            told = {"custom_id": f"{part.id}-{line}", "method": "POST", "url": url, "body": body}
+            return msgspec.json.encode(told) + b"\n"
+
+        async with self.uploads:
+            content = await self._file(runner, part, write)
+            form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
+            file = await _asked(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
         asks = {"input_file_id": file.id, "endpoint": url, "completion_window": _window(part.window_s),
                 "metadata": {"part": part.id}}  # fmt: skip
         part.is_new = False
@@ -362,6 +416,10 @@ class ProviderEndpoints:
             except SQLAlchemyError as fault:
                 log.warning("part %s of %s waits: %s", part.id, part.job, fault)
                 await asyncio.sleep(STORE_RETRY_S)
+
+
+def _ready(runner: Runner, place: int) -> PreparedCall:
+    return runner.asker.ready(runner.plan.prompts[place], runner.arm_call(place, int(runner.queue.arm[place])))
 
 
 def _share(upstreams: ProviderEndpoints, deployment: Deployment) -> float:

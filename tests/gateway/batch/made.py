@@ -30,12 +30,12 @@ def chat(model: str, text: str, **fields: Any) -> bytes:
     return json.dumps({"model": model, "messages": [{"role": "user", "content": text}], **fields}).encode()
 
 
-def prompts(folder: Path, bodies: Sequence[bytes]) -> Prompts:
+def prompts(folder: Path, bodies: Sequence[bytes], url: str = "/v1/chat/completions") -> Prompts:
     folder.mkdir(parents=True, exist_ok=True)
     writer = PromptWriter(folder / "prompts.jsonl")
     for line, body in enumerate(bodies, 1):
         text = str(json.loads(body)["messages"][-1]["content"])
-        writer.add(line, f"row-{line}", "/v1/chat/completions", body, text)
+        writer.add(line, f"row-{line}", url, body, text)
     return writer.close()
 
 
@@ -67,8 +67,9 @@ def plan(
     budget_usd: float = math.inf,
     duplicates: Sequence[Duplicate] = (),
     deadline_s: float = math.inf,
+    url: str = "/v1/chat/completions",
 ) -> Plan:
-    asked = prompts(folder, bodies)
+    asked = prompts(folder, bodies, url)
     rest = np.arange(len(asked))
     assignment: Assignment = replan(table, rest, budget_usd)
     nothing = Interval(0.0, 0.0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from gateway.batch import endpoint
 from gateway.batch.endpoint import ProviderEndpoints
 from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.jobs import Jobs, Part, owner_name
 from gateway.batch.lease import RunnerOptions
-from gateway.batch.types import Arm
+from gateway.batch.types import Arm, Plan
+from gateway.errors import HeadgateError
 from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
 from tests.live import live
 
@@ -63,22 +66,103 @@ async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> No
     assert gateway.upstream.seen.requests == 10 + 4
 
 
-async def test_a_prompt_that_names_a_file_is_asked_with_it_at_its_own_time(tmp_path: Path) -> None:
-    """It goes to no batch of a provider's, which knows no file of ours; the others go as planned."""
+def naming(*ids: str) -> bytes:
+    """A prompt that names files."""
+    files = [{"type": "file", "file": {"file_id": id}} for id in ids]
+    turns = [{"role": "user", "content": [{"type": "text", "text": "read"}, *files]}]
+    return chat("auto", "read", max_tokens=8, messages=turns)
+
+
+def naming_job(folder: Path, *bodies: bytes, **more: Any) -> Plan:
+    """All of it for the provider's batch endpoint."""
+    table = estimates([LIVE, AWAY], len(bodies), QUALITY, COST)
+    table.cost_usd[:, 0] = 1e-3
+    return plan(folder / "plan", bodies, table, budget_usd=1.0, **more)
+
+
+async def test_a_prompt_that_names_a_file_goes_to_the_endpoint_with_it(tmp_path: Path) -> None:
+    """At the discount that the plan counted with, within what was held; one whose file is gone is refused for that."""
+    text = b"what it says " * 500
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         files = gateway.services.batches.files
-        file = await asyncio.to_thread(files.add, ME.tenant, "user_data", "a.txt", [b"what it says"], 0.0)
-        content = [{"type": "text", "text": "read"}, {"type": "file", "file": {"file_id": file.id}}]
-        naming = chat("auto", "read", max_tokens=8, messages=[{"role": "user", "content": content}])
-        bodies = [chat("auto", "one", max_tokens=8), naming, chat("auto", "two", max_tokens=8)]
-        table = estimates([LIVE, AWAY], 3, QUALITY, COST)
-        table.cost_usd[:, 0] = 1e-3
-        job = plan(tmp_path / "plan", bodies, table, budget_usd=0.002)
+        file, gone = [await asyncio.to_thread(files.add, ME.tenant, "user_data", "a.txt", [text], 0.0) for _ in "ab"]
+        await asyncio.to_thread(files.delete, gone.id, ME.tenant)
+        job = naming_job(tmp_path, chat("auto", "one", max_tokens=8), naming(file.id, file.id), naming(gone.id))
         done = await carried(gateway.services, job, tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01))
         (sent,) = gateway.upstream.batches.batches.values()
-        lines = gateway.upstream.batches.files[sent["input_file_id"]]
-    assert done.job.state == "completed" and len(done.output) == 3
-    assert len(lines.splitlines()) == 2 and b"file_id" not in lines
+        lines = [json.loads(one) for one in gateway.upstream.batches.files[sent["input_file_id"]].splitlines()]
+        paid = [await gateway.decision(item.decision_id) for item in done.jobs.items(done.job.id)]
+        await gateway.rest()
+        ledger = gateway.services.ledger
+        assert ledger.outstanding == ledger.overrun_nanousd == 0
+    assert done.job.state == "completed" and len(done.output) == 2
+    (refused,) = done.errors
+    assert refused["custom_id"] == "row-3" and refused["response"]["body"]["error"]["code"] == "file_not_found"
+    assert len(lines) == 2 and not any(b"file_id" in json.dumps(line).encode() for line in lines)
+    _, *parts = lines[1]["body"]["messages"][0]["content"]
+    told = {"filename": "a.txt", "file_data": "data:text/plain;base64," + base64.b64encode(text).decode()}
+    assert [part["file"] for part in parts] == [told, told]
+    usage = [one.attempts[0].usage for one in paid if one.attempts]
+    assert len(usage) == 2
+    assert round(done.spent_usd * 1e9) == sum(1000 * one["input"] + 4000 * one["output"] for one in usage) // 2
+
+
+async def test_parts_are_as_large_with_their_files_as_the_provider_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is in memory at once is no larger; a line that is too large alone is asked by itself."""
+    monkeypatch.setattr(endpoint, "MOST_BYTES", 30_000)
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        files = gateway.services.batches.files
+        sizes = (20_000, 9_000, 9_000, 9_000, 30_000)
+        added = [await asyncio.to_thread(files.add, ME.tenant, "user_data", "a.txt", [b"a" * n], 0.0) for n in sizes]
+        job = naming_job(tmp_path, *(naming(file.id) for file in added))
+        done = await carried(gateway.services, job, tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01))
+        made = gateway.upstream.batches
+        sent = [made.files[one["input_file_id"]] for one in made.batches.values()]
+    assert done.job.state == "completed" and len(done.output) == 5
+    assert sorted(len(one.splitlines()) for one in sent) == [1, 1, 2] and max(map(len, sent)) <= 30_000
+
+
+async def test_a_part_is_held_for_what_its_files_may_come_to(tmp_path: Path) -> None:
+    """However many tokens the pages of a PDF have: up to what the model reads at all."""
+    scripts = {"small": [{"input_tokens": 90_000}]}
+    models = [{**MODELS[0], "context_tokens": 100_000}]
+    async with live(tmp_path, scripts=scripts, models=models, **CHEAP) as gateway:
+        files = gateway.services.batches.files
+        file = await asyncio.to_thread(files.add, ME.tenant, "user_data", "a.pdf", [b"%PDF-1.7 ..."], 0.0)
+        done = await carried(
+            gateway.services, naming_job(tmp_path, naming(file.id)), tmp_path,
+            endpoints=ProviderEndpoints(gateway.services, 0.01),
+        )  # fmt: skip
+        await gateway.rest()
+        ledger = gateway.services.ledger
+        assert ledger.outstanding == ledger.overrun_nanousd == 0
+        assert len(gateway.upstream.batches.batches) == 1
+        (part,) = done.jobs.parts(done.job.id)
+    assert len(done.output) == 1 and 45_000_000 < round(done.spent_usd * 1e9) <= part.worst_nanousd
+
+
+async def test_a_database_away_holds_a_part_up_and_no_more(tmp_path: Path) -> None:
+    """Its files are read once it is back."""
+    async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
+        store = gateway.services.batches
+        file = await asyncio.to_thread(store.files.add, ME.tenant, "user_data", "a.txt", [b"what it says"], 0.0)
+        job, waiting = naming_job(tmp_path, naming(file.id)), [True, True, False]
+        of_files = type(store).of_files
+
+        async def away(self: Any, ask: Any) -> Any:
+            if waiting and waiting.pop():
+                raise HeadgateError("the database is away", status=503)
+            return await of_files(self, ask)
+
+        type(store).of_files = away  # type: ignore[method-assign]
+        try:
+            done = await carried(gateway.services, job, tmp_path, endpoints=ProviderEndpoints(gateway.services, 0.01))
+        finally:
+            type(store).of_files = of_files  # type: ignore[method-assign]
+        assert len(gateway.upstream.batches.batches) == 1
+    assert done.job.state == "completed" and len(done.output) == 1 and not waiting
 
 
 class Faults:
