@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,9 +30,6 @@ from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
 from gateway.wire.to_responses import is_kept
 
-if TYPE_CHECKING:
-    from gateway.journal.conversations import Item
-
 REMEMBERED = 512
 REMEMBERED_BYTES = 32 * 1024 * 1024
 """Of all of them together."""
@@ -46,6 +42,8 @@ LARGE_BYTES = 64 * 1024
 MOST_OWNERS = 512
 """Responses that one request may refer to the items of."""
 NOTHING = msgspec.Raw()
+Items = dict[str, dict[str, object]]
+"""By their ids."""
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -85,18 +83,17 @@ class Responses:
         conversation = conversation_of(raw)
         if conversation:
             return await self._within(raw, conversation, tenant)
-        raw = await self.recalled(raw, tenant)
         previous = read(raw, "previous_response_id", str, "")
         if not previous:
-            return Turn(raw)
+            return Turn(await self.recalled(raw, tenant))
         record, before = await self._whole(previous, tenant, param="previous_response_id")
         told = msgspec.json.decode(record.output, type=_Output)
         if told.status in STATES:
             raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
                               code="previous_response_in_progress")  # fmt: skip
-        self._fits(len(before) + len(record.input) + len(record.output) + _sent(raw))
-        raw = _with_input(raw)
         items = [*_decode_items(before), *turn_items(record.input), *told.output]
+        raw = await self.recalled(_with_input(raw), tenant, lambda: _by_id(items))
+        self._fits(len(before) + len(record.input) + len(record.output) + _sent(raw))
         continued = self._bounded(responses_input(items, raw), len(items), "previous_response_id")
         if MARK in record.previous_response_id:  # the conversation it leaves may be changed, or go, without this one
             return Turn(continued)
@@ -110,7 +107,8 @@ class Responses:
             fault.param = "conversation"
             raise
         raw = {**_with_input(raw), **to_raw({"conversation": {"id": id}})}
-        raw, items = await self.recalled(raw, tenant, known), [one.item for one in known]
+        raw = await self.recalled(raw, tenant, lambda: {one.id: msgspec.json.decode(one.item) for one in known})
+        items = [one.item for one in known]
         self._fits(sum(len(memoryview(item)) for item in items) + _sent(raw))
         continued = self._bounded(responses_input(items, raw), len(items), "conversation")
         return Turn(continued, place, id, encode_json(items), input_json(raw))
@@ -149,16 +147,15 @@ class Responses:
         self.remember(chain[0], before)
         return as_it_stands(chain[0], self.worker, self._clock()), before
 
-    async def recalled(self, raw: Raw, tenant: str, known: Sequence[Item] = ()) -> Raw:
+    async def recalled(self, raw: Raw, tenant: str, known: Callable[[], Items] = dict) -> Raw:
         """The request with the items that it refers to in their places; raises NotFound for one that isn't kept.
-        `known`: those of its conversation.
+        `known`: those of its conversation, which are meant where an upstream calls others the same.
         """
         if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", NOTHING)).tobytes():
             return raw
-        kept: dict[str, dict[str, object]] = {one.id: msgspec.json.decode(one.item) for one in known}
-        items = input_items(raw)
+        kept, items = known(), input_items(raw)
         named = [str(item.get("id")) for item in items if item.get("type") == REFERENCE]
-        owners = {_keeper(id) for id in named if id not in kept}
+        owners = {_keeper(id, tenant) for id in named if id not in kept}
         if len(owners) > MOST_OWNERS:
             raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
         for owner in owners:
@@ -255,7 +252,11 @@ class Responses:
         if b'"background":true' in record.output:
             with suppress(HeadgateError):  # else they go as old ones do, told to nobody
                 await self.kept.ask(lambda kept: kept.remove(id, tenant))
-        for one in (*_named(msgspec.json.decode(record.output)["output"]), id):
+        gone = [id]
+        for name in _named(msgspec.json.decode(record.output)["output"], tenant):
+            with suppress(NotFound):  # a later response's, where the upstream calls both the same
+                gone += [name] if (await self.find(name, tenant)).decision_id == record.decision_id else []
+        for one in gone:
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
         self._deleted.parent.mkdir(parents=True, exist_ok=True)
         self._deleted.touch()
@@ -302,7 +303,7 @@ class Responses:
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
         """What may be referred to by an upstream's own ids."""
-        for name, item in _named(output).items():
+        for name, item in _named(output, record.tenant).items():
             self._spool.append(one := _record_of(record, name, item))
             self.remember(one)
 
@@ -397,14 +398,23 @@ class _Answer(msgspec.Struct):
     output: list[dict[str, object]] = []
 
 
-def _keeper(item_id: str) -> str:
-    """Under what an item is kept: its response, where its id tells that; else a name of its own."""
-    return owner_of(item_id) or f"item:{item_id}"
+def _keeper(item_id: str, tenant: str) -> str:
+    """Under what an item is kept: its response, where its id tells that; else a name of its own, and of its tenant's,
+    since upstreams may call the items of many the same. No tenant's name has a line break.
+    """
+    return owner_of(item_id) or f"item:{tenant}\n{item_id}"
 
 
-def _named(output: list[dict[str, object]]) -> dict[str, dict[str, object]]:
+def _named(output: list[dict[str, object]], tenant: str) -> Items:
     """Items whose id doesn't tell their response, as an upstream's don't, by what they are kept under."""
-    return {_keeper(id): item for item in output if isinstance(id := item.get("id"), str) and id and not owner_of(id)}
+    ids = ((item.get("id"), item) for item in output)
+    return {_keeper(id, tenant): item for id, item in ids if isinstance(id, str) and id and not owner_of(id)}
+
+
+def _by_id(items: Sequence[msgspec.Raw]) -> Items:
+    """Of several with one id the last."""
+    told = map(msgspec.json.decode, items)
+    return {item["id"]: item for item in told if item.get("id")}
 
 
 def _record_of(response: ResponseRecord, name: str, item: dict[str, object]) -> ResponseRecord:

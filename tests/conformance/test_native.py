@@ -9,8 +9,11 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.batch.execute import shipping
+from gateway.journal.store import open_store
 from tests.conformance.fixed import Json, fixed
 from tests.conformance.house import House, house
+from tests.gateway.batch.made import open_jobs
 
 SEARCH = [{"type": "web_search"}]
 SEALED = "reasoning.encrypted_content"
@@ -135,8 +138,10 @@ def events_of(response: Json) -> list[Json]:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_responses_that_an_upstream_calls_the_same_are_kept_apart(tmp_path: Path, streamed: bool) -> None:
-    """Each tenant has its own, whole, under an id that nobody else's has; of others' it can't do anything."""
-    auth = {"keys": [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]}
+    """Each tenant has its own, whole, under an id that nobody else's has; of others' it can't do anything. An item of
+    theirs is the tenant's last of that id, or the one of the conversation that goes on.
+    """
+    auth = {"keys": [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b", "c")]}
     async with fixed(tmp_path, "openai", b"", provider={"responses": True}, auth=auth) as home:
         sdks = {name: home.sdk("openai", api_key=f"hg-{name}") for name in ("a", "b")}
         ids: dict[str, list[str]] = {"a": [], "b": []}
@@ -155,15 +160,55 @@ async def test_responses_that_an_upstream_calls_the_same_are_kept_apart(tmp_path
                         await sdk.do(f"responses.{call}", id)
                 with pytest.raises(openai.BadRequestError, match="not found"):
                     await sdk.do("responses.create", model="m", input="go on", previous_response_id=id)
+        assert home.gateway is not None
+        for name, sdk in sdks.items():
+            for before, meant in ((None, "two"), (ids[name][0], "one")):
+                home.answer = events_of(said) if streamed else said
+                more: Any = {"previous_response_id": before} if before else {}
+                named: Any = [{"type": "item_reference", "id": "msg_1"}]
+                await sdk.responded(streamed, model="m", input=named, store=False, **more)
+                assert home.asked["input"][-1]["content"][0]["text"] == f"{meant} of {name}"
+        stranger = home.sdk("openai", api_key="hg-c")
+        with pytest.raises(openai.NotFoundError, match="msg_1"):
+            await stranger.do("responses.create", model="m", input=named)
         for name, sdk in sdks.items():
             for turn, id in zip(("one", "two"), ids[name], strict=True):
                 kept = await sdk.do("responses.retrieve", id)
                 assert kept.output_text == f"{turn} of {name}" and kept.id == id
+            said = simple_response(f"three of {name}")
             home.answer = events_of(said) if streamed else said
-            await sdk.responded(streamed, model="m", input="go on", previous_response_id=ids[name][0])
+            told = await sdk.responded(streamed, model="m", input="go on", previous_response_id=ids[name][0])
+            ids[name].append(told.id)
             assert [item["content"] for item in home.asked["input"] if item["role"] == "user"] == [
                 f"one to {name}", "go on",
             ]  # fmt: skip
             assert home.gateway is not None
             record = await home.gateway.decision(ids[name][0])
             assert (record.response_id, record.tenant) == (ids[name][0], name)
+        for name, sdk in sdks.items():
+            for id, gone in ((ids[name][1], False), (ids[name][2], True)):
+                await sdk.do("responses.delete", id)
+                home.answer = events_of(said) if streamed else said
+                if gone:
+                    with pytest.raises(openai.NotFoundError, match="msg_1"):
+                        await sdk.do("responses.create", model="m", input=named, store=False)
+                else:
+                    await sdk.responded(streamed, model="m", input=named, store=False)
+                    assert home.asked["input"][-1]["content"][0]["text"] == f"three of {name}"
+
+
+async def test_items_that_an_upstream_calls_the_same_are_all_in_the_database(tmp_path: Path) -> None:
+    """Each tenant's, whichever was there first."""
+    auth = {"keys": [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]}
+    async with fixed(tmp_path, "openai", b"", provider={"responses": True}, auth=auth) as home:
+        assert home.gateway is not None
+        services = home.gateway.services
+        for name in ("a", "b"):
+            home.answer = simple_response(f"said to {name}")
+            await home.sdk("openai", api_key=f"hg-{name}").do("responses.create", model="m", input="x")
+        async with shipping(services.spool_dir, open_jobs(services).engine):
+            await services.spool.sync()
+        store = open_store(str(services.config.storage.url))
+        for name in ("a", "b"):
+            kept = store.response(f"item:{name}\nmsg_1", name)
+            assert kept is not None and f"said to {name}".encode() in kept.output
