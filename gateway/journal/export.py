@@ -87,10 +87,10 @@ def settle_score(rows: Sequence[Row]) -> float | None:
 
 
 def scored_decisions(
-    engine: sa.Engine, since_s: float = 0.0, route: str = "", without: str = ""
+    engine: sa.Engine, since_s: float = 0.0, route: str = ""
 ) -> Iterator[list[tuple[DecisionRecord, float | None]]]:
-    """Every decision since then with its score, if anybody gave one; in the order of time, a page at a time. `without`
-    those whose router is LIKE this; and without those that had no query to be decided by.
+    """Every decision since then with its score, if anybody gave one; in the order of time, a page at a time. Without
+    those that had no query to be decided by.
     """
     after: tuple[float, str] = (since_s, "")
     while True:
@@ -102,8 +102,6 @@ def scored_decisions(
         )
         if route:
             query = query.where(decisions.c.route == route)
-        if without:
-            query = query.where(decisions.c.router.not_like(without))
         with engine.connect() as connection:
             rows = connection.execute(query).all()
             if not rows:

@@ -21,10 +21,11 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from gateway.journal.export import scored_decisions
+from gateway.journal.recent import PAGE_ROWS, Place, last_scored, place_of, read_back
 from gateway.journal.record import DecisionRecord
 from gateway.journal.vectors import unpacked, vector_bytes
-from gateway.learn.rounds import OF_JOBS, drawn_of, failed_check, is_round, was_checked
+from gateway.learn.rounds import drawn_of, failed_check, is_round, was_checked
+from gateway.wire.pass_through import PASSED
 from routers.features import Featurizer, shipped_featurizer, shipped_version
 from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
@@ -137,16 +138,24 @@ def read_log(
     """The route's latest rounds: `limit` of them at most up to the latest that was scored, as many at most after it, so
     that scores may come late. Raises NothingLogged.
     """
-    told, later = list[Scored](), list[Scored]()
-    for page in scored_decisions(engine, since_s, route, OF_JOBS):
-        end = max((i + 1 for i, (_, score) in enumerate(page) if score is not None), default=0)
-        if end:
-            told, later = [*told, *later, *page[:end]][-2 * limit :], []
-        later = [*later, *page[end:]][-2 * limit :]
+    told, later = list[Scored](), list[Scored]()  # the newest first
+    before: Place | None = None
+    while len(told) < 2 * limit:
+        leaps = not told and len(later) >= 2 * limit  # of those before them, only a score makes any count
+        if leaps and (before := last_scored(engine, route, before, since_s)) is None:
+            break
+        page = read_back(engine, route, before, min(PAGE_ROWS, 2 * limit - len(told)), since_s, including=leaps)
+        if not page:
+            break
+        before = place_of(page[-1])
+        decided = [(record, score) for record, score in page if record.surface not in PASSED]
+        fresh = 0 if told else next((i for i, (_, score) in enumerate(decided) if score is not None), len(decided))
+        later = [*later, *decided[:fresh]][: 2 * limit]
+        told += decided[fresh:]
     if not told:
-        return log_of(later, limit=limit, featurizer=featurizer)
-    later = later[-limit:]
-    return log_of([*told, *later], limit=limit + len(later), featurizer=featurizer)
+        return log_of(later[::-1], limit=limit, featurizer=featurizer)
+    later = later[:limit]
+    return log_of([*told[::-1], *later[::-1]], limit=limit + len(later), featurizer=featurizer)
 
 
 def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Featurizer | None = None) -> Log:

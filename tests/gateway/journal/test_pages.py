@@ -41,7 +41,7 @@ def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> 
 
 def test_no_more_is_read_than_makes_so_many_rounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Page by page from the latest, until enough of them can be learnt from; others come along."""
-    monkeypatch.setattr(recent, "_PAGE_ROWS", 4)
+    monkeypatch.setattr(recent, "PAGE_ROWS", 4)
     records = [decision(n, route="auto", model="small" if n % 2 else "") for n in range(60)]
     with store.engine.begin() as connection:
         write_records(connection, records)

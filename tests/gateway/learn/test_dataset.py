@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
+from gateway.journal import recent
 from gateway.journal.export import scored_decisions
 from gateway.journal.recent import latest_scored
 from gateway.journal.record import DecisionRecord, EvidenceRecord, FeedbackRecord
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.store import open_store
+from gateway.journal.tables import feedback
 from gateway.journal.write import write_records
 from gateway.learn.dataset import (
     NothingLogged,
@@ -113,6 +116,34 @@ def test_scores_that_come_late_are_read(tmp_path: Path) -> None:
     store.close()
     assert log.labelled.tolist() == [True] * 300 + [False] * 300
     assert [one.id for one in log.records] == [one.id for one in (*records[300:600], *records[-300:])]
+
+
+def test_a_log_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a route's figures cost to read does not grow with its journal: of older decisions no record is read, be the
+    scored ones late or long ago.
+    """
+    read: list[str] = []
+
+    def decoded(payload: str) -> DecisionRecord:
+        read.append(payload)
+        return decode(payload)
+
+    decode = recent._decode
+    monkeypatch.setattr(recent, "_decode", decoded)
+    store = open_store(f"sqlite:///{tmp_path}/journal.db")
+    records = [replace(record, time_s=float(i)) for i, (record, _) in enumerate(decisions(3000))]
+    said = [FeedbackRecord(id=one.id, time_s=9e9, decision_id=one.id, tenant="t", score=1.0) for one in records[::2]]
+    with store.engine.begin() as connection:
+        write_records(connection, [*records, *said])
+    assert [one.time_s for one in read_log(store.engine, route="auto", limit=100).records] == [*range(2899, 3000)]
+    assert 200 <= len(read) <= 200 + recent.PAGE_ROWS
+    with store.engine.begin() as connection:
+        connection.execute(sa.delete(feedback).where(feedback.c.id != records[0].id))
+    read.clear()
+    log = read_log(store.engine, route="auto", limit=100)
+    store.close()
+    assert [one.time_s for one in log.records] == [0.0, *range(2900, 3000)] and log.labelled.sum() == 1
+    assert 200 <= len(read) <= 200 + recent.PAGE_ROWS
 
 
 def test_what_is_no_round_is_left_out() -> None:
