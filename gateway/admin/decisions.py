@@ -16,6 +16,7 @@ from gateway.admin.cursors import cursor_of, read_cursor
 from gateway.admin.desk import Desk
 from gateway.admin.explaining import MEANINGS, summary_of
 from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.rounds import kept as kept_a_while
 from gateway.admin.shapes.decisions import (
     Attempt,
     Candidate,
@@ -41,6 +42,7 @@ from gateway.journal.view import decision_view
 from gateway.prices import Price
 
 router = APIRouter(prefix="/admin/decisions", tags=["decisions"])
+FACETS_FRESH_S = 60.0
 FACETS_S = 35 * 86400.0
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -117,7 +119,11 @@ def replay(desk: Desk, id: str, wanted: ReplayWanted) -> Replayed:
 
 
 def facets(desk: Desk) -> dict[str, list[str]]:
-    """Values that a search may ask for: those of the last 35 days."""
+    """Values that a search may ask for: those of the last 35 days, as they were a minute ago."""
+    return kept_a_while(desk, "facets:", FACETS_FRESH_S, lambda: _facets(desk))
+
+
+def _facets(desk: Desk) -> dict[str, list[str]]:
     since_s = int(time.time() - FACETS_S)
     day = (rollups.c.span_s == 86400, rollups.c.start_s >= since_s - 86400)
     wanted = {

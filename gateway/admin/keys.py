@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
@@ -30,6 +31,36 @@ def key_rows(desk: Desk, revoked: bool = False) -> list[KeyRow]:
         spending = Spending(desk)
         made = [_made_row(one, spending) for one in desk.store.keys(revoked=revoked)]
     return made + [_file_row(desk, place, spending) for place in range(len(desk.config.auth.keys))]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPage:
+    """Some of the keys that a search finds, and how many it finds in all."""
+
+    rows: list[KeyRow]
+    found: int
+
+
+def key_page(desk: Desk, count: int, *, start: int = 0, search: str = "", revoked: bool = False) -> KeyPage:
+    """So many keys from that one on, in the order of `key_rows`; those whose name, tenant, beginning or id has `search`
+    in it.
+    """
+    wanted = search.lower()
+    with database():
+        held = desk.store.keys(revoked=revoked)
+        made = [one for one in held if _has(wanted, one.name, one.tenant, one.prefix, one.id)]
+        in_file = [place for place, one in enumerate(desk.config.auth.keys) if _has(wanted, one.name, one.tenant)]
+        spending = Spending(desk)
+        rows = [_made_row(one, spending) for one in made[start : start + count]]
+        first = max(0, start - len(made))
+        rows += [_file_row(desk, place, spending) for place in in_file[first : first + count - len(rows)]]
+    return KeyPage(rows, len(made) + len(in_file))
+
+
+def key_row(desk: Desk, id: str) -> KeyRow:
+    """One that was made here. Raises NotFound."""
+    with database():
+        return _made_row(_find(desk, id), Spending(desk))
 
 
 def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
@@ -107,6 +138,10 @@ def post_rotation(desk: Means, who: Admin, id: str, wanted: KeyRotation) -> Made
 def delete_key(desk: Means, who: Admin, id: str) -> Key:
     """Revoke a key: it stops working within a second."""
     return revoke_key(desk, who, id)
+
+
+def _has(wanted: str, *texts: str) -> bool:
+    return any(wanted in text.lower() for text in texts)
 
 
 def _find(desk: Desk, id: str) -> KeyRecord:

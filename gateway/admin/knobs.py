@@ -39,10 +39,10 @@ def route_cards(desk: Desk) -> list[RouteCard]:
     with database():
         day = day_totals(desk)
         values, numbers = desk.store.latest_settings(), desk.store.setting_numbers("route:")
-    cards = []
+    cards, promoted = [], desk.settings().routers
     for route in desk.current.routes:
         value = values.get(f"route:{route.name}") or {}
-        fields = _card(desk, route, numbers.get(f"route:{route.name}", 0), value.get("trial"))
+        fields = _card(promoted, route, numbers.get(f"route:{route.name}", 0), value.get("trial"))
         cards.append(RouteCard(**fields, day=day.get(route.name) or no_totals()))
     return cards
 
@@ -56,7 +56,8 @@ def route_detail(desk: Desk, route: str) -> RouteDetail:
         spent = Spending(desk).of("route", route, period_start("day", time.time()))
         history = changes.history(desk, name)
         return RouteDetail(
-            **_card(desk, now, in_force.version, trial), day=day_totals(desk).get(route) or no_totals(),
+            **_card(desk.settings().routers, now, in_force.version, trial),
+            day=day_totals(desk).get(route) or no_totals(),
             configured=_configured(desk, route), frontier=known_frontier(desk, route),
             trial_detail=trial_of(desk, route, trial) if trial else None, spent_today_usd=spent,
             history=history, kept=kept_word(desk, route, knobs_in_force(now), history),
@@ -137,9 +138,10 @@ def _value(desk: Desk, route: str) -> dict[str, Any]:
         return dict(desk.store.setting(f"route:{route}") or {})
 
 
-def _card(desk: Desk, route: RouteConfig, version: int, trial: Mapping[str, Any] | None) -> dict[str, Any]:
-    promoted = desk.settings().routers.get(route.name, "")
-    label = promoted.rpartition("/")[2].removesuffix(".safetensors")
+def _card(
+    promoted: Mapping[str, str], route: RouteConfig, version: int, trial: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    label = promoted.get(route.name, "").rpartition("/")[2].removesuffix(".safetensors")
     return {
         "name": route.name, "models": route.models, "router": label or route.router, "cascade": route.cascade,
         "cache": route.cache, "knobs": knobs_in_force(route), "setting_version": version,

@@ -18,12 +18,14 @@ from gateway.admin.overview import raised
 from gateway.admin.rounds import route_of
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Alarm, CanaryWanted, Gate, RouteLearning, Version, VersionDone
+from gateway.config import RouteConfig
 from gateway.errors import CallerError
 from gateway.journal.insights import insights_of
 from gateway.journal.store import RouterVersion
 from gateway.learn.shadow import begin_canary as put_before_traffic
 from gateway.learn.shadow import end_canary as take_back
 from gateway.promote import Versions
+from gateway.settings import CanarySetting
 
 router = APIRouter(prefix="/admin/learning", tags=["learning"])
 May = Literal["promote", "canary", "end_canary", "roll_back"]
@@ -35,7 +37,8 @@ def learning(desk: Desk, route: str = "") -> list[RouteLearning]:
     with database():
         found = insights_of(desk.store, KIND)
         versions = desk.store.router_versions(route)
-    return [_told(desk, one.name, one.router, versions, found.get(one.name)) for one in routes]
+    canaries = desk.settings().canaries
+    return [_told(one, canaries.get(one.name), versions, found.get(one.name)) for one in routes]
 
 
 def refresh(desk: Desk, route: str) -> RouteLearning:
@@ -133,15 +136,15 @@ def _done(desk: Desk, route: str, version: str, state: str) -> VersionDone:
 
 
 def _told(
-    desk: Desk, route: str, configured: str, versions: list[RouterVersion], found: tuple[float, Any] | None
-) -> RouteLearning:
-    mine = [one for one in versions if one.name == route]
+    route: RouteConfig, running: CanarySetting | None, versions: list[RouterVersion],
+    found: tuple[float, Any] | None,
+) -> RouteLearning:  # fmt: skip
+    mine = [one for one in versions if one.name == route.name]
     live = next((one.version for one in mine if one.state == "live"), "")
     value: Mapping[str, Any] = found[1] if found is not None else _NOTHING
     time_s = found[0] if found is not None else None
-    running = desk.settings().canaries.get(route)
     return RouteLearning(
-        route=route, live=live, router=live or configured,
+        route=route.name, live=live, router=live or route.router,
         versions=[_version(one, running.artifact if running else "") for one in mine],
         alarms=[Alarm(**{**one, "time_s": time_s}) for one in value["alarms"]],
         calibration=value["calibration"], drift=value["drift"], rounds=value["rounds"], labelled=value["labelled"],

@@ -28,6 +28,7 @@ class Spending:
     def __init__(self, desk: Desk) -> None:
         self._store = desk.store
         self._by_start: dict[float, list[Row]] = {}
+        self._totals: dict[tuple[str, float], dict[str, int]] = {}
         self.now_s = time.time()
 
     def since(self, start_s: float) -> list[Row]:
@@ -37,7 +38,12 @@ class Spending:
 
     def of(self, field: str, name: str, start_s: float) -> float:
         """US dollars of one key_id, tenant or route since then."""
-        return sum(int(row["cost_nanousd"]) for row in self.since(start_s) if row[field] == name) / 1e9
+        totals = self._totals.get((field, start_s))
+        if totals is None:
+            totals = self._totals[field, start_s] = defaultdict(int)
+            for row in self.since(start_s):
+                totals[row[field]] += row["cost_nanousd"]
+        return totals.get(name, 0) / 1e9
 
 
 def spent_of(spending: Spending, field: str, name: str, period: Period, budget_usd: float | None) -> Spent:

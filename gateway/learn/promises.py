@@ -7,7 +7,6 @@ any time. A measured request is a decision that both models answered; the compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import nan
@@ -55,9 +54,10 @@ class Promises:
         self.config = config
         self.keepers = [Keeper(config, store, route) for route in certified_routes(config)]
 
-    def step(self, now_s: float) -> list[dict[str, Any]]:
-        """One step for every certified route, and where each stands after it (see `Keeper.told`)."""
-        return [keeper.step(now_s) for keeper in self.keepers]
+    def step(self, now_s: float) -> None:
+        """One step for every certified route."""
+        for keeper in self.keepers:
+            keeper.step(now_s)
 
 
 def standings(config: Config, store: Store) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class Keeper:
         """Of the setting."""
         return f"floor.{self.route.name}"
 
-    def step(self, now_s: float) -> dict[str, Any]:
+    def step(self, now_s: float) -> None:
         """Look at what came since the last step, then certify, tighten or withdraw; at most one of these."""
         until_s = now_s - LATE_S
         before = self._promised()
@@ -99,7 +99,6 @@ class Keeper:
             self._remember()
             self._saved_s = now_s
         self._publish()
-        return self.told()
 
     def _look(self, now_s: float, until_s: float) -> None:
         issued = datetime.fromtimestamp(now_s, UTC).date().isoformat()
@@ -135,15 +134,18 @@ class Keeper:
         }
 
     def coverage(self) -> dict[str, Any]:
-        """What came of the promise since it stands so: how much it kept, and how well measured rounds held."""
+        """What came of the promise since it stands so: how much it kept, and how well measured rounds held. Of requests
+        the latest are counted, `counted_since_s` says from when on; of comparisons the latest 20,000.
+        """
         since_s, accept_at = self.standing.changed_s, self.standing.accept_at
-        rounds = list(self._rounds(since_s, float("inf")))
+        rounds, counted_since_s = self._rounds(since_s, float("inf"))
         measured = self.measured(since_s, float("inf"))
         with np.errstate(invalid="ignore"):
             held = np.where(measured.confidence >= (accept_at or NEVER), measured.same, 1.0)
         right, n = float(held.sum()), len(held)
         share = wilson_interval(right, n) if n else None
         return {
+            "counted_since_s": counted_since_s,
             "requests": len(rounds),
             "kept": sum(one.kept for one in rounds),
             "measured": n,
@@ -177,26 +179,33 @@ class Keeper:
             return None
         return (_confidence(first), float(same), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9)
 
-    def _rounds(self, since_s: float, until_s: float) -> Iterator[Round]:
+    def _rounds(self, since_s: float, until_s: float) -> tuple[list[Round], float]:
+        """Of the latest decisions in that time, oldest first, and since when: later than `since_s` where there are more
+        than `MOST_ROWS`.
+        """
         query = (
-            sa.select(decisions.c.payload)
+            sa.select(decisions.c.time_s, decisions.c.payload)
             .where(decisions.c.route == self.route.name)
             .where(decisions.c.time_s >= since_s, decisions.c.time_s < until_s)
             .order_by(decisions.c.time_s.desc())
             .limit(MOST_ROWS)
         )
+        found, looked_at, oldest_s = list[Round](), 0, since_s
         with self.store.engine.connect() as connection:
-            records = [_decode(row.payload) for row in connection.execute(query)]
-        for record in reversed(records):
-            if record.attempts and not record.from_cache and record.plan:
-                first = record.answer_of(record.plan[0]) if len(record.plan) > 1 else None
-                confidence = _confidence(first) if first is not None else nan
-                kept = record.answered_model != self.reference
-                yield Round(record.time_s, record.router, confidence, kept, record.cost_nanousd / 1e9)
+            for time_s, payload in connection.execute(query):
+                looked_at, oldest_s = looked_at + 1, time_s
+                record = _decode(payload)
+                if record.attempts and not record.from_cache and record.plan:
+                    first = record.answer_of(record.plan[0]) if len(record.plan) > 1 else None
+                    confidence = _confidence(first) if first is not None else nan
+                    kept = record.answered_model != self.reference
+                    found.append(Round(record.time_s, record.router, confidence, kept, record.cost_nanousd / 1e9))
+        return found[::-1], oldest_s if looked_at == MOST_ROWS else since_s
 
     def _confidences(self, until_s: float) -> np.ndarray[Any, Any]:
         since_s = max(self.seen_s, self.standing.changed_s)
-        return np.array([one.confidence for one in self._rounds(since_s, until_s) if one.router == self.router])
+        rounds, _ = self._rounds(since_s, until_s)
+        return np.array([one.confidence for one in rounds if one.router == self.router])
 
     def _serving(self) -> str:
         """Label of the router behind the latest round; empty: there was none."""

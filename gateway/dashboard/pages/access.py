@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway.admin import keys as admin_keys
 from gateway.admin import tenants as admin_tenants
@@ -14,20 +15,25 @@ from gateway.admin import users as admin_users
 from gateway.admin.guard import Actor, admin, desk_of, viewer
 from gateway.admin.shapes.access import KeyChange, KeyRotation, MadeKey, NewKey, NewUser, TenantWanted, UserChange
 from gateway.dashboard.forms import Fields, checked, listed, optional, picked, seen, shaped
-from gateway.dashboard.page import render
+from gateway.dashboard.page import page_of, render
 from gateway.dashboard.words import confirmed
-from gateway.errors import CallerError, NotFound
+from gateway.errors import CallerError
 
 router = APIRouter()
+KEYS_SHOWN = 200
+"""On one page."""
 
 
 # -- keys
 
 
 @router.get("/keys")
-def show_keys(request: Request, who: Annotated[Actor, Depends(viewer)], revoked: bool = False) -> Response:
-    """Living keys, or all."""
-    return _keys(request, who, revoked=revoked)
+def show_keys(
+    request: Request, who: Annotated[Actor, Depends(viewer)], revoked: bool = False, search: str = "",
+    start: Annotated[int, Query(ge=0)] = 0,
+) -> Response:  # fmt: skip
+    """Living keys, or all; so many on a page."""
+    return _keys(request, who, revoked=revoked, search=search, start=start)
 
 
 @router.post("/keys/new")
@@ -40,10 +46,8 @@ def make_key(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fi
 @router.get("/keys/edit")
 def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """A key's form."""
-    for row in admin_keys.key_rows(desk_of(request), revoked=True):
-        if row.id == id:
-            return render(request, who, "key_edit.html", {"title": row.name, "row": row})
-    raise NotFound(f"no key has the id '{id}'")
+    row = admin_keys.key_row(desk_of(request), id)
+    return render(request, who, "key_edit.html", {"title": row.name, "row": row})
 
 
 @router.post("/keys/{id}/change")
@@ -65,15 +69,19 @@ def rotate_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str,
 def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """Workers refuse it within a second."""
     gone = admin_keys.revoke_key(desk_of(request), who, id)
-    return _keys(request, who, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
+    search = dict(parse_qsl(urlsplit(page_of(request)).query)).get("search", "")
+    return _keys(request, who, search=search, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
 
 
 def _keys(
-    request: Request, who: Actor, *, revoked: bool = False, said: str = "", made: MadeKey | None = None
-) -> Response:
+    request: Request, who: Actor, *, revoked: bool = False, search: str = "", start: int = 0, said: str = "",
+    made: MadeKey | None = None,
+) -> Response:  # fmt: skip
+    page = admin_keys.key_page(desk_of(request), KEYS_SHOWN, start=start, search=search, revoked=revoked)
+    asked = urlencode({name: one for name, one in (("search", search), ("revoked", "true" if revoked else "")) if one})
     context = {
-        "title": "Keys", "rows": admin_keys.key_rows(desk_of(request), revoked=revoked), "revoked": revoked,
-        "made": made, "now_s": time.time(),
+        "title": "Keys", "page": page, "rows": page.rows, "revoked": revoked, "search": search, "start": start,
+        "shown": KEYS_SHOWN, "asked": asked, "made": made, "now_s": time.time(),
     }  # fmt: skip
     return render(request, who, "keys.html", context, said=said)
 

@@ -23,6 +23,8 @@ from gateway.journal.search import DecisionFilter
 
 router = APIRouter()
 PAGE = 50
+MOST_CHOICES = 300
+"""Of one field of the filter; where there are more, as with ten thousand keys, they are typed."""
 SPANS_S = {"": 0.0, "hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
 OUTCOMES = (
     ("", "any outcome"), ("error", "errors"), ("escalated", "escalated"), ("explored", "explored"),
@@ -42,7 +44,7 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
     kept = {name: value for name, value in asked.items() if value and name != "cursor"}
     context = {
         "title": "Decisions", "found": found, "asked": asked, "facets": admin_decisions.facets(desk),
-        "outcomes": OUTCOMES,
+        "most_choices": MOST_CHOICES, "outcomes": OUTCOMES,
         "further": f"/decisions?{urlencode({**kept, 'cursor': found.next})}" if found.next else "",
         "first": f"/decisions?{urlencode(kept)}" if cursor else "", "filtered": bool(kept),
         "file": f"/decisions.csv?{urlencode(kept)}" if kept else "/decisions.csv", "most": MOST_ROWS,

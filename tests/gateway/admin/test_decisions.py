@@ -14,6 +14,7 @@ from gateway.admin.desk import Desk
 from gateway.admin.shapes.decisions import ReplayWanted
 from gateway.admin.shapes.models import ModelWanted
 from gateway.dashboard.forms import shaped
+from gateway.dashboard.pages import decisions as pages
 from gateway.errors import CallerError, NotFound
 from gateway.journal import search as journal
 from gateway.journal.outcome import NAMES, flags_of
@@ -177,6 +178,17 @@ def test_what_can_be_asked_for_comes_from_the_sums(desk: Desk) -> None:
     write(desk, recent(1), recent(2, route="code", tenant="other"))
     assert facets(desk) == {"route": ["auto", "code"], "model": ["small"], "tenant": ["acme", "other"],
                             "key_id": ["key_1"]}  # fmt: skip
+
+
+async def test_what_there_is_too_much_of_to_choose_from_is_typed(
+    desk: Desk, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of ten thousand keys helps nobody, and the page brings it anew with every request that comes in."""
+    monkeypatch.setattr(pages, "MOST_CHOICES", 1)
+    write(desk, recent(1, key_id="key_a"), recent(2, key_id="key_b"))
+    page = (await client.get("/decisions?key_id=key_b")).text
+    assert '<input id="f-key_id" name="key_id" value="key_b"' in page and "key_a" not in page
+    assert '<select id="f-route"' in page
 
 
 async def test_everything_is_typed_for_scripts(client: httpx.AsyncClient) -> None:

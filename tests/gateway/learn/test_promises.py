@@ -73,14 +73,20 @@ def put(store: Store, records: list[Any]) -> None:
         write_records(connection, records)
 
 
+def stepped(promises: Promises, now_s: float) -> dict[str, Any]:
+    """Where the one route stands after a step."""
+    promises.step(now_s)
+    return promises.keepers[0].told()
+
+
 def test_enough_measurements_become_a_certificate_that_workers_get(config: Config, store: Store) -> None:
     """First a refusal that says how many are missing, then a threshold in the workers' settings, remembered."""
     put(store, rounds(30, 1000.0))
     promises = Promises(config, store)
-    first = promises.step(2000.0)[0]
+    first = stepped(promises, 2000.0)
     assert first["state"] == "collecting" and first["rows_needed"] > 30 and first["accept_at"] is None
     put(store, rounds(400, 3000.0, seed=1))
-    told = promises.step(4000.0)[0]
+    told = stepped(promises, 4000.0)
     assert told["state"] == "valid" and 0.3 < told["accept_at"] <= 0.95
     assert told["certificate"]["quality_share"] >= 0.9 and told["certificate"]["reference"] == "large"
     assert told["certificate"]["cost_usd"] < told["certificate"]["reference_cost_usd"]
@@ -94,14 +100,14 @@ def test_a_model_that_turned_bad_withdraws_the_promise(config: Config, store: St
     """Audits contradict the certificate: workers lose the threshold, and only new measurements count."""
     put(store, rounds(400, 1000.0))
     promises = Promises(config, store)
-    assert promises.step(2000.0)[0]["state"] == "valid"
+    assert stepped(promises, 2000.0)["state"] == "valid"
     put(store, rounds(300, 2000.0, right=0.5, seed=2))
-    told = promises.step(3000.0)[0]
+    told = stepped(promises, 3000.0)
     assert told["state"] == "withdrawn" and told["accept_at"] is None and "below the floor" in told["why"]
     assert read_settings(config.server.run_dir).floors == {}
-    assert promises.step(3100.0)[0]["state"] == "withdrawn"
+    assert stepped(promises, 3100.0)["state"] == "withdrawn"
     put(store, rounds(400, 4000.0, seed=3))
-    assert promises.step(5000.0)[0]["state"] == "valid"
+    assert stepped(promises, 5000.0)["state"] == "valid"
 
 
 def test_another_router_needs_another_certificate(config: Config, store: Store) -> None:
@@ -110,12 +116,16 @@ def test_another_router_needs_another_certificate(config: Config, store: Store) 
     promises = Promises(config, store)
     promises.step(2000.0)
     put(store, rounds(5, 2500.0, seed=4, router="cheapest@2"))
-    told = promises.step(3000.0)[0]
+    told = stepped(promises, 3000.0)
     assert told["state"] == "withdrawn" and "router changed" in told["why"]
 
 
-def test_coverage_counts_what_was_kept_since(config: Config, store: Store) -> None:
-    """Requests and comparisons since the certificate, with an interval; a restart forgets nothing."""
+def test_coverage_counts_what_was_kept_since(
+    config: Config, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests and comparisons since the certificate, with an interval; a restart forgets nothing. Where only the
+    latest are counted, since when is told.
+    """
     put(store, rounds(400, 1000.0))
     Promises(config, store).step(2000.0)
     kept = [
@@ -127,10 +137,13 @@ def test_coverage_counts_what_was_kept_since(config: Config, store: Store) -> No
         for i in range(10)
     ]  # fmt: skip
     put(store, [*kept, *rounds(50, 2200.0, seed=5)])
-    found = Promises(config, store).step(3000.0)[0]["coverage"]
+    found = stepped(Promises(config, store), 3000.0)["coverage"]
     assert found["requests"] == 60 and found["kept"] == 10 and found["measured"] == 50
     assert found["quality_low"] <= found["quality_share"] <= found["quality_high"]
-    assert found["cost_usd"] < found["reference_usd"]
+    assert found["cost_usd"] < found["reference_usd"] and found["counted_since_s"] == 2000.0
+    monkeypatch.setattr("gateway.learn.promises.MOST_ROWS", 20)
+    found = standings(config, store)[0]["coverage"]
+    assert (found["requests"], found["counted_since_s"]) == (20, 2230.0)
 
 
 async def ask(gateway: Live, n: int) -> list[httpx.Response]:
@@ -169,6 +182,6 @@ def keep(services: Any, now_s: float) -> dict[str, Any]:
     shipper = Shipper(services.spool_dir, store.engine)
     shipper.ship_all()
     shipper.close()
-    told = Promises(services.config, store).step(now_s)[0]
+    told = stepped(Promises(services.config, store), now_s)
     store.close()
     return told
