@@ -25,6 +25,7 @@ from gateway.commands.options import (
 from gateway.config import Config, Period
 from gateway.config_load import is_path
 from gateway.errors import CallerError
+from gateway.progress_bar import progress_bar
 
 _OPTIONS = {
     "name": "NAME", "tenant": "--tenant", "models": "--model", "budget_usd": "--budget-usd", "rpm": "--rpm",
@@ -88,7 +89,8 @@ def export(
     chosen = read_config(config, DATABASE)
     ship(chosen, open_journal(chosen))
     since_s = time.time() - since_hours * 3600 if since_hours else 0.0
-    done = write(chosen.storage.url, out, since_s=since_s, route=route)
+    with progress_bar("exporting"):
+        done = write(chosen.storage.url, out, since_s=since_s, route=route)
     if route and not done.queries and all(one.name != route for one in chosen.routes):
         raise CallerError(f"no route is called '{route}'")
     if json:

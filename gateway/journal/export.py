@@ -89,14 +89,16 @@ def settle_score(rows: Sequence[Row]) -> float | None:
 def scored_decisions(
     engine: sa.Engine, since_s: float = 0.0, route: str = ""
 ) -> Iterator[list[tuple[DecisionRecord, float | None]]]:
-    """Every decision since then with its score, if anybody gave one; in the order of time, a page at a time. Without
-    those that had no query to be decided by.
+    """Decisions since then that somebody or a judge scored, with the score if somebody gave one; in the order of time,
+    a page at a time. Without those that had no query to be decided by.
     """
     after: tuple[float, str] = (since_s, "")
+    said_of = sa.exists().where(feedback.c.decision_id == decisions.c.id, feedback.c.score.is_not(None))
+    scored = sa.or_(said_of, decisions.c.payload.contains('"judged"'))  # that no other record is decoded
     while True:
         query = (
             sa.select(decisions.c.time_s, decisions.c.id, decisions.c.payload)
-            .where(sa.tuple_(decisions.c.time_s, decisions.c.id) > sa.tuple_(*after))
+            .where(sa.tuple_(decisions.c.time_s, decisions.c.id) > sa.tuple_(*after), scored)
             .order_by(decisions.c.time_s, decisions.c.id)
             .limit(_PAGE_ROWS)
         )

@@ -160,10 +160,11 @@ class Keeper:
 
     def measured(self, since_s: float, until_s: float) -> Measured:
         """Comparisons made in that time, oldest first, of rounds that the serving router decided."""
+        # the route as an expression: else SQLite goes through all of its decisions, whatever the time
         query = (
             sa.select(decisions.c.payload, feedback.c.label)
             .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
-            .where(feedback.c.source == "reference", decisions.c.route == self.route.name)
+            .where(feedback.c.source == "reference", sa.func.coalesce(decisions.c.route, "") == self.route.name)
             .where(feedback.c.time_s >= since_s, feedback.c.time_s < until_s)
             .order_by(feedback.c.time_s.desc(), feedback.c.id)
             .limit(MOST_ROWS)

@@ -20,10 +20,11 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 def solved_cases(store: Store, route: str, *, least: float = 0.9, most: int = 1000) -> list[CaseLine]:
     """At most so many, oldest first: the file's last lines are the ones that are kept."""
+    # the route as an expression: else SQLite sorts all of its records first
     query = (
         sa.select(decisions.c.id, decisions.c.payload, feedback.c.score)
         .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
-        .where(decisions.c.route == route, feedback.c.score.is_not(None))
+        .where(sa.func.coalesce(decisions.c.route, "") == route, feedback.c.score.is_not(None))
         .order_by(feedback.c.time_s.desc(), feedback.c.id)
         .limit(MOST_ROWS)
     )
@@ -35,7 +36,9 @@ def solved_cases(store: Store, route: str, *, least: float = 0.9, most: int = 10
             judged.add(row.id)
             record = _decode(row.payload)
             told = record.prompt_text and record.answer_text and record.turns == 1
-            if row.score >= least and told and len(found) < most:
+            if row.score >= least and told:
                 case = CaseLine(record.prompt_text, record.answer_text, record.tenant)
                 found.setdefault((record.tenant, record.prompt_text), case)
+            if len(found) == most:
+                break
     return list(found.values())[::-1]

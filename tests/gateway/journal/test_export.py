@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
+from gateway.journal import export as module
 from gateway.journal.export import export, settle_score
-from gateway.journal.record import EvidenceRecord, Record
+from gateway.journal.record import DecisionRecord, EvidenceRecord, Record
 from gateway.journal.store import Store
 from gateway.journal.write import write_records
 from routers.outcomes import read_outcomes
@@ -60,6 +61,26 @@ def test_unscored_cached_and_failed_decisions_are_left_out(
     export(database_url, tmp_path, since_s=NOON_S, route="auto")
     assert set(outcomes(tmp_path)) == {("dec_6", "small")}
     assert [row["query_id"] for row in read_table(tmp_path / "queries.parquet").to_pylist()] == ["dec_6"]
+
+
+def test_only_scored_decisions_are_read_whole(
+    tmp_path: Path, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few of a long journal are: by somebody, or by a judge alone. What has a label but no score is none of them."""
+    read: list[str] = []
+
+    def decoded(payload: str) -> DecisionRecord:
+        record = decode(payload)
+        read.append(record.id)
+        return record
+
+    decode = module._decode
+    monkeypatch.setattr(module, "_decode", decoded)
+    judged = attempt("small", evidence=EvidenceRecord(judged=0.1))
+    write(store, *(decision(number) for number in range(20)), decision(20, attempts=(judged,)))
+    write(store, feedback(3, 1.0), feedback(4, 0.0), feedback(5, None, label="odd"))
+    assert export(database_url, tmp_path).queries == 3
+    assert sorted(read) == ["dec_20", "dec_3", "dec_4"]
 
 
 def test_a_cascades_kept_answer_has_the_feedback_and_a_judged_rung_its_judgement(

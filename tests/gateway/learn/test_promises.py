@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from gateway.app import reload
 from gateway.config import Config
@@ -108,6 +109,22 @@ def test_a_model_that_turned_bad_withdraws_the_promise(config: Config, store: St
     assert stepped(promises, 3100.0)["state"] == "withdrawn"
     put(store, rounds(400, 4000.0, seed=3))
     assert stepped(promises, 5000.0)["state"] == "valid"
+
+
+def test_comparisons_are_found_by_their_time(config: Config, store: Store) -> None:
+    """Not by going through all decisions of the route at every step: of a route's requests few are compared."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if "feedback.label" in statement:
+            asked.append((statement, parameters))
+
+    sa.event.listen(store.engine, "before_cursor_execute", note)
+    Promises(config, store).keepers[0].measured(1000.0, 2000.0)
+    ((statement, parameters),) = asked
+    with store.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    assert plan[0][3].startswith("SEARCH feedback USING INDEX feedback_time")
 
 
 def test_another_router_needs_another_certificate(config: Config, store: Store) -> None:
