@@ -9,11 +9,15 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from gateway.admin.guard import Means, Viewer
+from gateway.errors import CallerError
+from gateway.journal.store import STATS_KEPT_S
 from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS
 from gateway.journal.upsert import Row
 
 router = APIRouter(prefix="/admin", tags=["counters"])
 _DAY_S = 86400.0
+MOST_STEPS = 11_000
+"""In one answer: a week of minutes, or all hours that are kept."""
 
 
 class SpendRow(BaseModel):
@@ -72,6 +76,9 @@ def list_stats(
     """Request counters per step, route and model, of the last day by default."""
     until_s = time.time() + 60 if until_s is None else until_s
     since_s = until_s - _DAY_S if since_s is None else since_s
+    if min(until_s - since_s, STATS_KEPT_S) / step_s > MOST_STEPS:
+        raise CallerError(f"more than {MOST_STEPS} steps: ask for a longer step_s, or for less time at once",
+                          status=422, param="step_s")  # fmt: skip
     rows = desk.store.stats(since_s, until_s, route=route, step_s=step_s)
     return Stats(data=[_stats_row(row) for row in rows])
 

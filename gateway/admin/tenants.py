@@ -15,7 +15,6 @@ from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenan
 from gateway.admin.shapes.common import Applied
 from gateway.config import TenantConfig
 from gateway.errors import CallerError
-from gateway.journal.upsert import Row
 from gateway.key_check import name_fault
 from gateway.ledger import period_start
 
@@ -23,27 +22,23 @@ router = APIRouter(prefix="/admin", tags=["tenants"])
 
 
 class Spending:
-    """Spend since the beginning of each period, read once per period and page."""
+    """Spend since the beginning of each period, added up once per period and page."""
 
     def __init__(self, desk: Desk) -> None:
         self._store = desk.store
-        self._by_start: dict[float, list[Row]] = {}
-        self._totals: dict[tuple[str, float], dict[str, int]] = {}
+        self._totals: dict[tuple[str, float], dict[str, tuple[int, int]]] = {}
         self.now_s = time.time()
 
-    def since(self, start_s: float) -> list[Row]:
-        if start_s not in self._by_start:
-            self._by_start[start_s] = self._store.spend_since(start_s)
-        return self._by_start[start_s]
+    def by(self, field: str, start_s: float) -> dict[str, tuple[int, int]]:
+        """Requests and nano-dollars of each key_id, tenant or route since then."""
+        if (field, start_s) not in self._totals:
+            self._totals[field, start_s] = self._store.spend_by(field, start_s)
+        return self._totals[field, start_s]
 
     def of(self, field: str, name: str, start_s: float) -> float:
         """US dollars of one key_id, tenant or route since then."""
-        totals = self._totals.get((field, start_s))
-        if totals is None:
-            totals = self._totals[field, start_s] = defaultdict(int)
-            for row in self.since(start_s):
-                totals[row[field]] += row["cost_nanousd"]
-        return totals.get(name, 0) / 1e9
+        _, cost_nanousd = self.by(field, start_s).get(name, (0, 0))
+        return cost_nanousd / 1e9
 
 
 def spent_of(spending: Spending, field: str, name: str, period: Period, budget_usd: float | None) -> Spent:
@@ -62,14 +57,12 @@ def tenants(desk: Desk) -> list[Tenant]:
     with database():
         spending = Spending(desk)
         month_s = period_start("month", spending.now_s)
-        requests: defaultdict[str, int] = defaultdict(int)
-        for row in spending.since(month_s):
-            requests[row["tenant"]] += row["requests"]
+        month = spending.by("tenant", month_s)
         keys: defaultdict[str, int] = defaultdict(int)
         for tenant in (*(one.tenant for one in desk.store.keys(revoked=False)), *(one.tenant for one in in_config)):
             keys[tenant] += 1
         versions, values = desk.store.setting_numbers("tenant:"), desk.store.latest_settings()
-    names = sorted({*stated, *requests, *keys})
+    names = sorted({*stated, *month, *keys})
     return [
         Tenant(
             name=name,
@@ -77,7 +70,7 @@ def tenants(desk: Desk) -> list[Tenant]:
             keys=keys[name],
             spent=_spent(spending, stated.get(name), name),
             month_usd=spending.of("tenant", name, month_s),
-            month_requests=requests[name],
+            month_requests=month.get(name, (0, 0))[0],
             setting_version=versions.get(f"tenant:{name}", 0),
         )
         for name in names

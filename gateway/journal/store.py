@@ -44,7 +44,7 @@ _BATCH_ROWS = 1000
 _KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
 """PostgreSQL advisory locks: of makers of keys, and of those who change where a router stands."""
 _OFFSETS_KEPT_S = 7 * 86400.0
-_STATS_KEPT_S = 400 * 86400.0
+STATS_KEPT_S = 400 * 86400.0
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
 _decode_decision = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 _decode_key = msgspec.json.Decoder(KeyRecord).decode
@@ -159,6 +159,14 @@ class Store:
         account = (spend.c.tenant, spend.c.key_id, spend.c.route)
         query = sa.select(*account, *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
         return [_whole_numbers(row) for row in self._rows(query.group_by(*account).order_by(*account))]
+
+    def spend_by(self, name: str, since_s: float) -> dict[str, tuple[int, int]]:
+        """Requests and nano-dollars by tenant, key_id or route since the hour that `since_s` lies in."""
+        totals = sa.func.sum(spend.c.requests), sa.func.sum(spend.c.cost_nanousd)
+        query = sa.select(spend.c[name], *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
+        with self.engine.connect() as connection:
+            found = connection.execute(query.group_by(spend.c[name])).all()
+        return {account: (int(requests), int(cost_nanousd)) for account, requests, cost_nanousd in found}
 
     def stats(self, since_s: float, until_s: float, *, route: str = "", step_s: int = 60) -> list[Row]:
         """Counters per step, route and model, oldest first. `step_s` is a multiple of 60."""
@@ -345,7 +353,7 @@ class Store:
             connection.execute(
                 sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)
             )
-            connection.execute(sa.delete(stats).where(stats.c.minute_s < int(now_s - _STATS_KEPT_S)))
+            connection.execute(sa.delete(stats).where(stats.c.minute_s < int(now_s - STATS_KEPT_S)))
             for span_s, kept_s in KEPT_S.items():
                 old = rollups.c.span_s == span_s, rollups.c.start_s < int(now_s - kept_s)
                 connection.execute(sa.delete(rollups).where(*old))
