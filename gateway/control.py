@@ -53,6 +53,8 @@ COLLECT_AFTER = (50_000, 20, 20)
 """Objects of one batch of records leave no cycle; looking for some is a tenth of what storing them costs."""
 CHORES_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
+FORGET_ROWS = 5000
+"""In one turn; after a shorter `keep_days` millions may be old, and the other chores and writers go on meanwhile."""
 PROMISES_EVERY_S = 15.0
 REOPEN_AFTER_S = 1.0
 LINGER_S = 0.25
@@ -158,7 +160,8 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
                 learning.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
-                desk.store.forget_old(not_ahead(begun))
+                if desk.store.forget_old(not_ahead(begun), FORGET_ROWS) >= FORGET_ROWS:
+                    forget_at = time.monotonic()
                 delete_expired_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:

@@ -226,8 +226,9 @@ def solved(
     writable(out)
     chosen = read_config(config, DATABASE)
     store = open_journal(chosen)
-    cases = solved_cases(store, route, least=least)
-    worth = _worth_of_cases(store, route)
+    with progress_bar("reading the journal"):
+        cases = solved_cases(store, route, least=least)
+        worth = _worth_of_cases(store, route)
     store.close()
     write_whole(out, b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
     _print({"out": str(out), "cases": len(cases), **worth}, as_json)

@@ -31,6 +31,7 @@ from gateway.commands.options import (
     ship,
 )
 from gateway.errors import CallerError
+from gateway.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -75,12 +76,13 @@ def whatif(
     if accept_at is not None and others:
         raise CallerError("--accept-at can't be combined with other knobs: they change which answers it would apply to")
     try:
-        if data is not None:
-            log, policy = _from_folder(data, router, changed, explore)
-        else:
-            chosen = _in_force(config)
-            log, policy = _from_journal(chosen, route, router, changed, models, explore, since_hours)
-        answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
+        with progress_bar("estimating"):
+            if data is not None:
+                log, policy = _from_folder(data, router, changed, explore)
+            else:
+                chosen = _in_force(config)
+                log, policy = _from_journal(chosen, route, router, changed, models, explore, since_hours)
+            answer = at_threshold(log, accept_at) if accept_at is not None else what_if(log, policy)
     except ValueError as error:
         raise CallerError(str(error)) from error
     print_json(answer.as_dict()) if json else show(answer)
@@ -131,7 +133,8 @@ def limits(
         policy = route_policy(chosen, store, route)
         ship(chosen, store)
         stated = {model.name: model.max_output_tokens for model in chosen.models}
-        found = limits_of(read_log(store.engine, route=route), list(policy.candidates), stated, policy.knobs)
+        with progress_bar("reading the journal"):
+            found = limits_of(read_log(store.engine, route=route), list(policy.candidates), stated, policy.knobs)
     except NothingLogged as none:
         raise CallerError(str(none)) from none
     finally:

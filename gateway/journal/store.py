@@ -338,13 +338,18 @@ class Store:
             query = query.where(audit.c.action == action)
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
 
-    def forget_old(self, now_s: float) -> int:
-        """Deletes what is older than `keep_days`, a batch per transaction; the number of rows.
+    def forget_old(self, now_s: float, most: int | None = None) -> int:
+        """Deletes what is older than `keep_days`, a batch per transaction; the number of rows. `most`: it ends with so
+        many decisions and feedbacks, and there may be more.
 
         Keys, settings, versions, audit and spend stay; counters stay for 400 days, sums as long as their grain says.
         """
         old_s = now_s - self.keep_days * 86400.0
-        gone = sum(self._forget(table, old_s) for table in (decisions, feedback))
+        gone = 0
+        for table in (decisions, feedback):
+            gone += self._forget(table, old_s, None if most is None else most - gone)
+            if gone == most:
+                return gone
         gone += forget_responses(self.engine, old_s)
         erase_deleted(self.engine, now_s)
         gone += Conversations(self.engine).forget(old_s)
@@ -360,15 +365,17 @@ class Store:
             connection.execute(sa.delete(sessions).where(sessions.c.expires_s < now_s))
         return gone
 
-    def _forget(self, table: sa.Table, old_s: float) -> int:
+    def _forget(self, table: sa.Table, old_s: float, most: int | None) -> int:
         gone = 0
-        while True:
-            batch = sa.select(table.c.id).where(table.c.time_s < old_s).limit(_BATCH_ROWS)
+        while gone != most:
+            rows = _BATCH_ROWS if most is None else min(_BATCH_ROWS, most - gone)
+            batch = sa.select(table.c.id).where(table.c.time_s < old_s).limit(rows)
             with self.engine.begin() as connection:
                 count = connection.execute(sa.delete(table).where(table.c.id.in_(batch))).rowcount
             gone += count
-            if count < _BATCH_ROWS:
-                return gone
+            if count < rows:
+                break
+        return gone
 
     def _scalar(self, query: sa.Select[Any]) -> Any:
         with self.engine.connect() as connection:

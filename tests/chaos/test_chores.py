@@ -13,6 +13,8 @@ from gateway.config_load import parse
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import ShipState
 from gateway.journal.store import Store
+from gateway.journal.write import write_records
+from tests.gateway.journal.records import decision, feedback
 from tests.live import table
 
 
@@ -35,3 +37,28 @@ def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     control._do_chores(desk, ended)
     desk.store.close()
     assert len(turns) == 2
+
+
+def test_old_decisions_go_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many: between two parts the other chores have their turn, and writers the database."""
+    config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
+    assert config is not None, problems
+    migrate(str(config.storage.url))
+    desk = Desk(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    with desk.store.engine.begin() as connection:
+        write_records(connection, [*map(decision, range(25)), *(feedback(number, 1.0) for number in range(25))])
+    ended, left = threading.Event(), list[int]()
+
+    def counts(_: Desk) -> None:
+        with desk.store.engine.connect() as connection:
+            tables = "SELECT (SELECT count(*) FROM decisions) + (SELECT count(*) FROM feedback)"
+            left.append(connection.exec_driver_sql(tables).scalar_one())
+        if len(left) == 5:
+            ended.set()
+
+    monkeypatch.setattr(control, "CHORES_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "FORGET_ROWS", 15)
+    monkeypatch.setattr(control, "mark_batches", counts)
+    control._do_chores(desk, ended)
+    desk.store.close()
+    assert left == [50, 35, 20, 5, 0]
