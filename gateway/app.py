@@ -256,7 +256,7 @@ def reload(services: Services) -> list[Provider]:
     caller.providers = held | opened
     services.config, services.book, services.current.in_force = config, book, settings
     services.adopt()
-    services.keyring.reload(config.auth)
+    services.keyring.adopt(config.auth)
     return gone
 
 

@@ -124,14 +124,15 @@ class Keyring:
         """All callers with a key; those that still use an earlier secret of theirs come last."""
         return self._callers.values()
 
-    def reload(self, auth: Auth | None = None) -> None:
-        """Read the database's keys again; requests see the old snapshot or the new one, never a mix.
-
-        `auth`: where tenants' budgets have changed.
-        """
-        if auth is not None and auth.tenants != list(self._tenants.values()):
+    def adopt(self, auth: Auth) -> None:
+        """Tenants' budgets as they are now."""
+        if auth.tenants != list(self._tenants.values()):
             self._tenants = {tenant.name: tenant for tenant in auth.tenants}
             self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
+            self.reload()
+
+    def reload(self) -> None:
+        """Read the database's keys again; requests see the old snapshot or the new one, never a mix."""
         stored, earlier = {}, {}
         for record in self._load():
             stored[record.key_hash] = caller = _stored_caller(record, self._tenants)

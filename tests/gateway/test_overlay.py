@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,23 @@ def test_nothing_on_it_is_the_configuration_itself(config: Config) -> None:
     assert overlaid(config, Overlay(), {}) == (config, [])
     same, problems = overlaid(config, Overlay(routes={"auto": {"cost_weight": 0.5}}), {})
     assert problems == [] and same == config
+
+
+def test_each_kind_of_section_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each of ten thousand keys: every worker waits meanwhile, and its requests with it."""
+    keys = [{"name": f"k{number}", "key": f"${{K}}{number}"} for number in range(50)]
+    config, problems = parse({**BASE, "auth": {"keys": keys}}, {"K": "sk"})
+    assert config is not None, problems
+    looked_at: list[type] = []
+
+    def noted(kind: Any) -> Any:
+        looked_at.append(kind if isinstance(kind, type) else type(kind))
+        return fields(kind)
+
+    fields = msgspec.structs.fields
+    monkeypatch.setattr(msgspec.structs, "fields", noted)
+    overlaid(config, Overlay(routes={"auto": {"cost_weight": 0.4}}), {})
+    assert len(looked_at) == len(set(looked_at))
 
 
 @settings(deadline=None)
