@@ -171,7 +171,8 @@ def probe(
     from gateway.learn.probes import plan_of
 
     try:
-        plan = plan_of(data, listed(models), outcomes, seed)
+        with progress_bar("planning"):
+            plan = plan_of(data, listed(models), outcomes, seed)
     except ValueError as error:
         raise _refuse(error) from error
     if out is not None:
@@ -208,7 +209,9 @@ def keep(
     means = {"cost_usd": mean_cost_usd, "latency_s": mean_latency_s}
     try:
         stated = {name: mean for name, mean in means.items() if mean is not None}
-        found = subsets_of(data, router, SubsetLimits(most, stated, _per_model("--sizes", sizes, "GB"), memory_gb))
+        wanted = SubsetLimits(most, stated, _per_model("--sizes", sizes, "GB"), memory_gb)
+        with progress_bar("choosing"):
+            found = subsets_of(data, router, wanted)
     except ValueError as error:
         raise _refuse(error) from error
     typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))
