@@ -60,6 +60,14 @@ def last_scored(engine: sa.Engine, route: str, before: Place | None, since_s: fl
     return None if row is None else (row.time_s, row.id)
 
 
+def joined_to_route(engine: sa.Engine, route: str) -> sa.ColumnElement[bool]:
+    """For decisions that are joined to their feedback: as an expression, since SQLite would begin with all decisions of
+    the route. PostgreSQL knows better, by its statistics.
+    """
+    column = decisions.c.route
+    return (sa.func.coalesce(column, "") if engine.dialect.name == "sqlite" else column) == route
+
+
 def place_of(one: Scored) -> Place:
     """What `read_back` goes on before."""
     return one[0].time_s, one[0].id

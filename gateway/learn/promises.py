@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from cascade.promise import NEVER, FloorStatus, Measured
 from gateway.config import Config, RouteConfig
+from gateway.journal.recent import joined_to_route
 from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions, feedback
@@ -160,11 +161,10 @@ class Keeper:
 
     def measured(self, since_s: float, until_s: float) -> Measured:
         """Comparisons made in that time, oldest first, of rounds that the serving router decided."""
-        # the route as an expression: else SQLite goes through all of its decisions, whatever the time
         query = (
             sa.select(decisions.c.payload, feedback.c.label)
             .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
-            .where(feedback.c.source == "reference", sa.func.coalesce(decisions.c.route, "") == self.route.name)
+            .where(feedback.c.source == "reference", joined_to_route(self.store.engine, self.route.name))
             .where(feedback.c.time_s >= since_s, feedback.c.time_s < until_s)
             .order_by(feedback.c.time_s.desc(), feedback.c.id)
             .limit(MOST_ROWS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 import sqlalchemy as sa
 
+from gateway.journal.recent import joined_to_route
 from gateway.journal.record import DecisionRecord
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions, feedback
@@ -20,11 +21,10 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 def solved_cases(store: Store, route: str, *, least: float = 0.9, most: int = 1000) -> list[CaseLine]:
     """At most so many, oldest first: the file's last lines are the ones that are kept."""
-    # the route as an expression: else SQLite sorts all of its records first
     query = (
         sa.select(decisions.c.id, decisions.c.payload, feedback.c.score)
         .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
-        .where(sa.func.coalesce(decisions.c.route, "") == route, feedback.c.score.is_not(None))
+        .where(joined_to_route(store.engine, route), feedback.c.score.is_not(None))
         .order_by(feedback.c.time_s.desc(), feedback.c.id)
         .limit(MOST_ROWS)
     )
