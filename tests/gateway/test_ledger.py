@@ -138,6 +138,17 @@ async def test_what_the_journal_remembers_is_spent() -> None:
     assert ledger.balance(ROUTE) == (300, 400)
 
 
+def test_what_ends_after_midnight_is_spent_on_the_day_that_begins() -> None:
+    """Be it the first that is heard of the account that day."""
+    clock = Clock()
+    ledger = MemoryLedger(clock)
+    ledger.hold_now((KEY,), 700).settle(700)
+    late = ledger.hold_now((KEY,), 300)
+    clock.now += DAY_S
+    late.settle(250)
+    assert ledger.balance(KEY) == (250, 0)
+
+
 async def test_until_the_journal_answers_nothing_is_held_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was spent before counts from the first hold on; accounts without a limit need not wait for it."""
     monkeypatch.setattr("gateway.ledger.RECALL_EVERY_S", 0.01)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from gateway import ledger_outbox
+from gateway import ledger_outbox, ledger_redis
 from gateway.errors import BudgetsAway, OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
 from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger, raising
@@ -207,14 +207,34 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     redis_server.stop()
     hold = await ledger.hold((KEY,), 300)
     assert ledger.is_away
+    hold.shrink(270)
     assert hold.settle(250)
+    (await ledger.hold((KEY,), 150)).release()
     with pytest.raises(OverBudget):
-        await ledger.hold((KEY,), 900)
+        await ledger.hold((KEY,), 151)
     redis_server.start()
     await ledger.come_back()
     assert not ledger.is_away
     assert await ledger.balance(KEY) == (850, 0)
     assert ledger.queued == 0
+
+
+async def test_while_redis_is_away_days_go_by_as_ever(redis_server: RedisServer, worker: Make, clock: Clock) -> None:
+    """What was spent today counts, and tomorrow nothing of it."""
+    ledger = worker(clock)
+    for spent in (900, 600):
+        (await ledger.hold((KEY,), spent)).settle(spent)
+        await ledger.flush()
+        clock.now += 86_400
+    clock.now -= 86_400
+    redis_server.stop()
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 401)
+    clock.now += 86_400
+    await ledger.hold((KEY,), 1000)
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 1)
+    redis_server.start()
 
 
 async def test_a_long_outage_keeps_sums_instead_of_requests(
@@ -242,16 +262,17 @@ async def test_scripts_run_where_digests_are_unknown(redis: Redis, worker: Make,
     assert await ledger.balance(KEY) == (4, 0)
 
 
-async def test_the_runner_sends_by_itself(worker: Make, clock: Clock) -> None:
-    """A settlement reaches Redis without anybody waiting for it."""
+async def test_the_runner_sends_by_itself(worker: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller hold and a settlement reach Redis without anybody waiting for them, before the next pulse."""
+    monkeypatch.setattr(ledger_redis, "PULSE_S", 1e9)
     ledger = worker(clock)
     runner = asyncio.create_task(ledger.run())
     hold = await ledger.hold((KEY,), 10)
-    hold.settle(7)
-    async with asyncio.timeout(PATIENCE_S):
-        while await ledger.balance(KEY) != (7, 0):
-            await asyncio.sleep(0)
-    assert await ledger.balance(KEY) == (7, 0)
+    for act, balance in ((hold.shrink, (0, 7)), (hold.settle, (7, 0))):
+        act(7)
+        async with asyncio.timeout(PATIENCE_S):
+            while await ledger.balance(KEY) != balance:
+                await asyncio.sleep(0)
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
     await ledger.close()
@@ -418,7 +439,7 @@ async def test_where_told_to_a_budget_is_refused_while_redis_is_away(
 # Rate limits
 
 RPM = Limit("key:a", rpm=10)
-TPM = Limit("route:r", tpm=1000)
+TPM = Limit("route:r", rpm=5000, tpm=1000)
 
 
 async def take(ledger: RedisLedger, limits: SharedLimits, tokens: int = 0, now: float = 0.0) -> SharedTaken:
@@ -455,7 +476,8 @@ async def test_corrections_reach_every_worker(worker: Make, clock: Clock) -> Non
     taken.correct(0, 0.0)
     await one.flush()
     again = await take(two, second, 800, now=1.0)
-    assert dict(again.headers(1.0))[b"x-ratelimit-remaining-tokens"] == b"100"
+    left = dict(again.headers(1.0))
+    assert (left[b"x-ratelimit-remaining-requests"], left[b"x-ratelimit-remaining-tokens"]) == (b"8", b"100")
 
 
 async def test_what_a_budget_refuses_takes_no_limit(worker: Make, clock: Clock) -> None:
