@@ -18,7 +18,7 @@ from gateway.limits import Limit
 NOW = 1_700_000_000.0
 FILE_KEY = KeyConfig(
     name="search", key=Secret("hg-file-key"), tenant="t", models=["auto"], rpm=5, budget_usd=2.0, knobs=False,
-    budget_period="day",
+    budget_period="day", explore=False,
 )  # fmt: skip
 AUTH = Auth(master_key=Secret("hg-master"), keys=[FILE_KEY], tenants=[TenantConfig(name="t", budget_usd=9.0)])
 
@@ -30,13 +30,24 @@ def who(keyring: Keyring, key: str, now: float = NOW) -> Caller:
 def test_a_file_key_brings_its_rights_budgets_and_limits() -> None:
     """All that the request path asks of a caller, made once at start."""
     caller = who(Keyring(AUTH), "hg-file-key")
-    assert (caller.key_id, caller.tenant, caller.knobs, caller.admin) == ("file:search", "t", False, False)
+    assert caller == Caller(
+        "file:search", "search", "t", models=frozenset({"auto"}), knobs=False, explore=False,
+        accounts=(Account("key:file:search", 2_000_000_000, "day"), Account("tenant:t", 9_000_000_000, "month")),
+        limits=(Limit("key:file:search", 5, None),),
+    )  # fmt: skip
     assert caller.may_use("auto") and not caller.may_use("small")
-    assert caller.accounts == (
-        Account("key:file:search", 2_000_000_000, "day"),
-        Account("tenant:t", 9_000_000_000, "month"),
-    )
-    assert caller.limits == (Limit("key:file:search", 5, None),)
+
+
+def test_a_stored_key_brings_its_own() -> None:
+    """As a file's key does, and its end."""
+    key, record = new_key("batch", NOW, tenant="t")
+    told = {"models": ("auto",), "knobs": False, "explore": False, "budget_usd": 2.0, "budget_period": "week", "tpm": 9}
+    record = msgspec.structs.replace(record, expires_s=NOW + 10, **told)
+    assert who(Keyring(AUTH, lambda: [record]), key) == Caller(
+        record.id, "batch", "t", models=frozenset({"auto"}), knobs=False, explore=False,
+        accounts=(Account(f"key:{record.id}", 2_000_000_000, "week"), Account("tenant:t", 9_000_000_000, "month")),
+        limits=(Limit(f"key:{record.id}", None, 9),), expires_s=NOW + 10,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("header", [b"Bearer hg-master", b"bearer  hg-master ", b"BEARER hg-master"])

@@ -130,11 +130,12 @@ async def test_what_the_journal_remembers_is_spent() -> None:
     """A restart forgets no spending, and takes over none of a period that has ended since."""
     clock = Clock()
     ledger = MemoryLedger(clock)
-    ledger.restore({"key:a": 950, "route:r": 300})
+    other = Account("key:b", 1000, "day")
+    ledger.restore({"key:a": 950, "key:b": 950, "route:r": 300})
     with pytest.raises(OverBudget):
         await ledger.hold((KEY,), 51)
     clock.now += DAY_S
-    assert (await ledger.hold((KEY, ROUTE), 400)).nanousd == 400
+    assert (await ledger.hold((KEY, other, ROUTE), 400)).nanousd == 400
     assert ledger.balance(ROUTE) == (300, 400)
 
 
