@@ -246,13 +246,13 @@ class RedisLedger:
             self._outbox.shrink(hold.id, hold.accounts, hold.nanousd)
 
     def settled(self, hold: RedisHold, held: int, spent: int) -> None:
-        """A hold is over."""
-        self._holds.pop(hold.id, None)
+        """A hold is over, or was never answered: such a one doesn't count among what Redis told of."""
+        was_told = self._holds.pop(hold.id, None) is not None
         if not hold.accounts:
             return
         if hold.alone:
             self._alone.give_back(hold.accounts, held - spent)
-        else:
+        elif was_told:
             self._alone.settled(hold.accounts, held, spent)
         self._outbox.settle(hold.id, hold.accounts, spent)
 

@@ -219,6 +219,28 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     assert ledger.queued == 0
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_what_redis_may_not_know_yet_counts_while_it_is_away(
+    redis_server: RedisServer, worker: Make, clock: Clock, is_told: bool
+) -> None:
+    """What is still held, and what was spent just before, once each."""
+    ledger = worker(clock)
+    await ledger.hold((KEY,), 200)
+    for hold in [await ledger.hold((KEY,), 300) for _ in range(2)]:
+        assert hold.settle(250) and not hold.settle(250)
+    if is_told:
+        await ledger.flush()
+    redis_server.stop()
+    with pytest.raises(OverBudget) as refused:
+        await ledger.hold((KEY,), 301)
+    assert refused.value.retry_after_s == 1.0
+    await ledger.hold((KEY,), 300)
+    with pytest.raises(OverBudget) as refused:
+        await ledger.hold((KEY,), 501)
+    assert refused.value.retry_after_s is None
+    redis_server.start()
+
+
 async def test_while_redis_is_away_days_go_by_as_ever(redis_server: RedisServer, worker: Make, clock: Clock) -> None:
     """What was spent today counts, and tomorrow nothing of it."""
     ledger = worker(clock)
@@ -276,6 +298,14 @@ async def test_the_runner_sends_by_itself(worker: Make, clock: Clock, monkeypatc
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
     await ledger.close()
+
+
+async def test_a_worker_that_ends_sends_what_is_left(worker: Make, clock: Clock) -> None:
+    """Nobody else knows what it spent."""
+    ledger = worker(clock)
+    (await ledger.hold((KEY,), 10)).settle(7)
+    await ledger.close()
+    assert await worker(clock).balance(KEY) == (7, 0)
 
 
 async def test_a_redis_that_lost_its_data_is_told_before_anything_is_held(
@@ -409,7 +439,7 @@ async def test_shares_of_all_workers_stay_within_the_budget(
     redis_server.stop()
     given = 0
     for ledger in ledgers:
-        with pytest.raises(OverBudget):
+        with pytest.raises(OverBudget, match="each of 3 workers has a share"):
             while True:
                 (await ledger.hold((TENANT,), 50)).settle(50)
                 given += 50
@@ -478,6 +508,17 @@ async def test_corrections_reach_every_worker(worker: Make, clock: Clock) -> Non
     again = await take(two, second, 800, now=1.0)
     left = dict(again.headers(1.0))
     assert (left[b"x-ratelimit-remaining-requests"], left[b"x-ratelimit-remaining-tokens"]) == (b"8", b"100")
+
+
+async def test_a_request_larger_than_a_minute_leaves_a_debt(redis: Redis, worker: Make, clock: Clock) -> None:
+    """It passes a full bucket, and Redis keeps the debt until it is paid."""
+    ledger = worker(clock)
+    limits = SharedLimits(ledger)
+    await take(ledger, limits, 3000)
+    with pytest.raises(RateLimited) as refused:
+        await take(ledger, limits, 1)
+    assert refused.value.retry_after_s == pytest.approx(120.06)
+    assert await redis.pttl(f"{PREFIX}bucket:{TPM.id}") > 180_000
 
 
 async def test_what_a_budget_refuses_takes_no_limit(worker: Make, clock: Clock) -> None:
