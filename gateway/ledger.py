@@ -78,15 +78,11 @@ class Joined:
         return self._first.nanousd + self._then.nanousd
 
     def shrink(self, to: int) -> None:
-        if not 0 <= to <= self.nanousd:
-            raise ValueError(f"can't shrink a hold of {self.nanousd} to {to}")
         kept = min(to, self._first.nanousd)
         self._first.shrink(kept)
         self._then.shrink(to - kept)
 
     def settle(self, nanousd: int) -> bool:
-        if nanousd < 0:
-            raise ValueError(f"can't spend {nanousd}")
         part = min(nanousd, self._first.nanousd)
         return self._first.settle(part) and self._then.settle(nanousd - part)
 
