@@ -144,6 +144,7 @@ def test_requests_without_one_plain_question_have_no_partition() -> None:
         [{"role": "assistant", "content": "so far"}],
         [{"role": "tool", "content": "42"}],
         [{"role": "user", "content": [{"type": "text", "text": "q"}, picture]}],
+        [{"role": "user", "content": [{"type": "document", "text": "q", "source": {}}]}],
         [{"role": "user", "content": None}],
         ["user"],
         {"role": "user"},
@@ -154,12 +155,17 @@ def test_requests_without_one_plain_question_have_no_partition() -> None:
 
 
 def test_each_surface_names_its_question() -> None:
-    """Completions, responses and messages hand back their last user text."""
-    turn = {"role": "user", "content": [{"type": "input_text", "text": "q"}]}
-    found = [
-        partition({"prompt": "q"}, "completions"),
-        partition({"input": "q"}, "responses"),
-        partition({"input": [turn]}, "responses"),
-        partition({"messages": [{"role": "user", "content": "q"}]}, "messages"),
-    ]
-    assert [f and f[1] for f in found] == ["q"] * 4
+    """Completions, responses and messages hand back their last user text, which alone is left out of the key."""
+
+    def asked(text: str) -> list[Any]:
+        turn = {"role": "user", "content": [{"type": "input_text", "text": text}]}
+        return [
+            partition({"prompt": text}, "completions"),
+            partition({"input": text}, "responses"),
+            partition({"input": [turn]}, "responses"),
+            partition({"messages": [{"role": "user", "content": text}]}, "messages"),
+        ]
+
+    one, other = asked("q"), asked("r")
+    assert [found[1] for found in (*one, *other)] == ["q"] * 4 + ["r"] * 4
+    assert [found[0] for found in one] == [found[0] for found in other] and len({found[0] for found in one}) == 4

@@ -104,6 +104,7 @@ def test_tool_calls_are_kept_where_the_route_says_so() -> None:
     whole: dict[str, Any] = {"status": 200, "complete": True, "finish_reason": "tool_use", "answer_bytes": 10}
     assert may_store(Rules(tools=True), **whole) is None
     assert may_store(Rules(tools=True, ttl_s=0), **whole) == "ttl"
+    assert may_store(Rules(tools=True), **{**whole, "finish_reason": "length"}) == "finish_reason"
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from gateway.answer import bound
 from gateway.audit import anew
 from gateway.call import Arrival, read_call
+from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.keys import ANYONE
+from gateway.ledger import Account
 from gateway.limits import Limit
+from gateway.routes import RouteBook
+from gateway.wire.describe import Described
+from routers.registry import open_router
 from tests.live import live
+
+from .exchanges import BOOK
 
 BODY = b'{"model":"auto","messages":[{"role":"user","content":"%s"}]}' % (b"word " * 200)
 LIMIT = Limit("route:auto", None, 1000)
@@ -21,6 +31,57 @@ LIMIT = Limit("route:auto", None, 1000)
 def call(**headers: str) -> Any:
     named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     return read_call("chat", BODY, Arrival(named, "127.0.0.1", "req_1", 0.0), max_messages=9, timeout_s=60.0)
+
+
+ASKED = Described(input_tokens_bound=10, max_output_tokens=5)
+UNBOUNDED = msgspec.structs.replace(ASKED, unbounded=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "contexts", "tokens"),
+    [
+        pytest.param(ASKED, (0, 0), (10, 5), id="as it says"),
+        pytest.param(Described(input_tokens_bound=10), (0, 0), (10, 300), id="no limit but the model's"),
+        pytest.param(msgspec.structs.replace(ASKED, n=3), (0, 0), (10, 15), id="three answers"),
+        pytest.param(msgspec.structs.replace(ASKED, predicted=40), (0, 0), (10, 45), id="a prediction that fails"),
+        pytest.param(msgspec.structs.replace(ASKED, web_searches=2), (0, 0), (1410, 5), id="what searches find"),
+        pytest.param(UNBOUNDED, (50_000, 80_000), (80_000, 5), id="a document, at the longest context"),
+        pytest.param(UNBOUNDED, (50_000, 0), (200_000, 5), id="a document, where a context is unknown"),
+    ],
+)
+def test_the_worst_case_of_an_attempt(asked: Described, contexts: tuple[int, int], tokens: tuple[int, int]) -> None:
+    """Whichever deployment answers."""
+    models = [
+        ModelConfig(name="m", provider="p", input_usd_per_mtok=1, output_usd_per_mtok=1000, max_output_tokens=300,
+                    context_tokens=contexts[0]),
+        ModelConfig(name="m", provider="q", input_usd_per_mtok=0.5, output_usd_per_mtok=500, max_output_tokens=300,
+                    context_tokens=contexts[1], web_search_tokens=700),
+    ]  # fmt: skip
+    model = RouteBook(Config(models=models), {}).models["m"]
+    assert model.worst(asked) == tokens[0] * 1_000 + tokens[1] * 1_000_000
+    if asked is ASKED:
+        assert model.worst(asked, 7, 3) == 17 * 1_000 + 8 * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("config", "held"),
+    [({"max_attempts": 9}, 22), ({"max_attempts": 3}, 21), ({"max_attempts": 3, "hedge_after_s": 1.0}, 31)],
+)
+def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, Any], held: int) -> None:
+    """Each model is tried twice; a hedge comes on top."""
+    route = BOOK.find("auto")
+    route = replace(route, config=msgspec.structs.replace(route.config, retries=1, **config))
+    assert bound(route, {"small": 1, "large": 10}, route.names) == held
+
+
+@pytest.mark.parametrize(("rpm", "tpm"), [(5, None), (None, 7), (5, 7), (None, None)])
+def test_a_route_brings_its_own_budget_and_limits(rpm: int | None, tpm: int | None) -> None:
+    """Beside those of the key and its tenant."""
+    config = RouteConfig(name="auto", models=["m"], rpm=rpm, tpm=tpm, budget_usd_per_day=2.5)
+    models = [ModelConfig(name="m", provider="p")]
+    route = RouteBook(Config(models=models, routes=[config]), {"auto": open_router("cheapest")}).find("auto")
+    assert route.accounts == (Account("route:auto", 2_500_000_000, "day"),)
+    assert route.limits == ((Limit("route:auto", rpm, tpm),) if rpm or tpm else ())
 
 
 class Gone:

@@ -65,14 +65,15 @@ def test_a_key_may_come_in_a_header_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"", b"Bearer", b"Bearer ", b"hg-master", b"Bearer hg-Master", b"Bearer \xff"]
-)
-def test_anything_else_is_refused(header: bytes) -> None:
-    """An unknown key, half a header, another case of a letter."""
-    with pytest.raises(Unauthorized):
-        Keyring(AUTH).identify(header, None, "127.0.0.1", NOW)
-    with pytest.raises(Unauthorized):
-        Keyring(AUTH).identify(None, None, "127.0.0.1", NOW)
+    ("header", "why"),
+    [(b"", "provide"), (b"Bearer", "provide"), (b"Bearer ", "provide"), (b"hg-master", "provide"),
+     (b"Bearer hg-Master", "Incorrect"), (b"Bearer \xff", "Incorrect"), (None, "provide")],
+)  # fmt: skip
+def test_anything_else_is_refused(header: bytes | None, why: str) -> None:
+    """An unknown key, half a header, another case of a letter; also where there is no master key."""
+    for auth in (AUTH, Auth(keys=[FILE_KEY])):
+        with pytest.raises(Unauthorized, match=why):
+            Keyring(auth).identify(header, None, "127.0.0.1", NOW)
 
 
 def test_without_any_key_this_machine_may_call_and_no_other() -> None:

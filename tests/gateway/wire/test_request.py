@@ -124,6 +124,8 @@ def test_describe_chat() -> None:
     assert (it.text, it.turns, it.images, it.tools, it.n) == ("look", 2, 1, 1, 2)
     assert (it.system_chars, it.wants_json, it.stream, it.include_usage) == (9, True, True, True)
     assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 9, True, True)
+    other = described("chat", messages=[{"role": "user"}], max_tokens=7, max_completion_tokens=9)
+    assert other.max_output_tokens == 9, "whichever limit the upstream goes by"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_describe_messages() -> None:
         ],
     )
     assert (it.system_chars, it.wants_json, it.images, it.max_output_tokens) == (9, True, 1, 5)
-    assert it.input_tokens > 100 + 1600
+    assert 100 + 1600 < it.input_tokens < 120 + 1600
 
 
 def test_describe_responses() -> None:
@@ -380,6 +382,7 @@ PDF = "JVBERi0xLjcK"
         ("chat", {"type": "video_url", "video_url": {"url": "https://a.example/v"}}),
         ("responses", {"type": "input_file", "file_url": "https://a.example/a.pdf"}),
         ("responses", {"type": "input_file", "file_data": f"data:text/plain;base64,{PDF}"}),
+        ("responses", {"type": "input_file", "file_data": "data:text/plain;base64,UEsDBBQA"}),
         ("messages", {"type": "document", "source": {"type": "base64", "data": PDF}}),
         ("messages", {"type": "document", "source": {"type": "file", "file_id": "file_1"}}),
         ("messages", {"type": "document", "source": {"type": "url", "url": "https://a.example/a.pdf"}}),

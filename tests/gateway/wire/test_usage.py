@@ -83,6 +83,24 @@ OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
         },
         Usage(32, 0, 0, 9, 94, 0, 0, True),
     ),
+    "reasoning beside a longer completion": (
+        {
+            "prompt_tokens": 32,
+            "completion_tokens": 100,
+            "total_tokens": 172,
+            "completion_tokens_details": {"reasoning_tokens": 40},
+        },
+        Usage(32, 0, 0, 100, 40, 0, 0, True),
+    ),
+    "reasoning inside the completion, and a total of something else": (
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 20,
+            "total_tokens": 50,
+            "completion_tokens_details": {"reasoning_tokens": 5},
+        },
+        Usage(10, 0, 0, 15, 5, 0, 0, True),
+    ),
     "gemini, thinking in the total alone": (
         {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
         Usage(20, 0, 0, 198, 405, 0, 0, True),
@@ -207,6 +225,35 @@ def test_nothing_reported_is_unknown(nothing: Any) -> None:
     assert not Usage.from_openai(nothing).known
     assert not Usage.from_anthropic(nothing).known
     assert not Usage.from_responses(nothing).known
+
+
+some = st.integers(0, 9)
+
+
+@given(some, some, some, some, some, some, some)
+def test_parts_never_exceed_their_wholes(
+    prompt: int, answer: int, read: int, written: int, heard: int, thought: int, spoken: int
+) -> None:
+    """Whatever an upstream says of them, no bucket is below nothing, and all of them together are the whole."""
+    inside = {"cached_tokens": read, "cache_write_tokens": written, "audio_tokens": heard}
+    outside = {"reasoning_tokens": thought, "audio_tokens": spoken}
+    whole = {"input_tokens": prompt, "output_tokens": answer}
+    beside = {"cache_read_input_tokens": read, "cache_creation_input_tokens": written}
+    chat = Usage.from_openai({"prompt_tokens": prompt, "completion_tokens": answer, "prompt_tokens_details": inside,
+                              "completion_tokens_details": outside})  # fmt: skip
+    responses = Usage.from_responses({**whole, "input_tokens_details": inside, "output_tokens_details": outside})
+    messages = Usage.from_anthropic({**whole, **beside, "output_tokens_details": {"thinking_tokens": thought}})
+    assert min(min(msgspec.structs.astuple(usage)) for usage in (chat, responses, messages)) >= 0
+    assert (chat.prompt_tokens, responses.prompt_tokens) == (prompt, prompt)
+    assert messages.prompt_tokens == prompt + read + written
+    assert chat.completion_tokens == answer + (thought if thought > answer else 0)
+    assert responses.completion_tokens == messages.completion_tokens == answer
+
+
+@pytest.mark.parametrize("part", ["input_tokens", "output_tokens"])
+def test_half_a_report_is_one(part: str) -> None:
+    """As in the middle of a stream."""
+    assert Usage.from_anthropic({part: 5}).total == Usage.from_responses({part: 5}).total == 5
 
 
 counts = st.integers(0, 10**6)
