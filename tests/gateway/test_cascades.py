@@ -278,6 +278,23 @@ async def test_calls_and_json_are_not_put_together_from_parts(tmp_path: Path, ca
     assert written.json()["choices"][0]["message"]["content"] == "{}"
 
 
+@pytest.mark.parametrize(
+    ("cascade", "tells", "more"),
+    [("self-consistency", True, {"n": 2}), ("confidence", True, {"n": 2}), ("confidence", False, {})],
+)
+async def test_what_a_strategy_could_not_compare_one_model_answers(
+    tmp_path: Path, cascade: str, tells: bool, more: dict[str, int]
+) -> None:
+    """Several answers at once, or one of a model that doesn't say how sure it is."""
+    models = [{**MODELS[0], "logprobs": tells}, MODELS[1]]
+    scripts = {"small": [{"text": "unsure", "logprob": -2.0}]}
+    async with live(tmp_path, scripts=scripts, models=models, routes=[route(cascade)]) as gateway:
+        answer = await ask(gateway, **more)
+        await gateway.rest()
+        assert gateway.upstream.seen.by_model == {"small": 1}
+    assert answer.json()["choices"][0]["message"]["content"] == "unsure"
+
+
 async def test_different_calls_of_tools_are_different_answers(tmp_path: Path) -> None:
     """Two models that call for other things don't agree: the best one decides."""
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

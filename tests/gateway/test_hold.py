@@ -26,6 +26,7 @@ from .exchanges import BOOK
 
 BODY = b'{"model":"auto","messages":[{"role":"user","content":"%s"}]}' % (b"word " * 200)
 LIMIT = Limit("route:auto", None, 1000)
+CHEAPEST = open_router("cheapest")
 
 
 def call(**headers: str) -> Any:
@@ -64,14 +65,35 @@ def test_the_worst_case_of_an_attempt(asked: Described, contexts: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("config", "held"),
-    [({"max_attempts": 9}, 22), ({"max_attempts": 3}, 21), ({"max_attempts": 3, "hedge_after_s": 1.0}, 31)],
+    ("config", "repeats", "held"),
+    [
+        ({"max_attempts": 9}, False, 22),
+        ({"max_attempts": 3}, False, 21),
+        ({"max_attempts": 3, "hedge_after_s": 1.0}, False, 31),
+        ({"max_attempts": 9}, True, 90),
+    ],
 )
-def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, Any], held: int) -> None:
-    """Each model is tried twice; a hedge comes on top."""
+def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, Any], repeats: bool, held: int) -> None:
+    """Each model is tried twice, or any again and again; a hedge comes on top."""
     route = BOOK.find("auto")
-    route = replace(route, config=msgspec.structs.replace(route.config, retries=1, **config))
-    assert bound(route, {"small": 1, "large": 10}, route.names) == held
+    route = replace(route, config=msgspec.structs.replace(route.config, retries=1, **config), repeats=repeats)
+    assert bound(route, {"small": 1, "large": 10}, route.attempted) == held
+
+
+@pytest.mark.parametrize(
+    ("cascade", "strategies", "repeats"),
+    [
+        ("best-of", [], True),
+        ("confidence", ["best-of"], False),
+        ("learned", ["none", "verify"], True),
+        ("learned", ["none", "agreement"], False),
+    ],
+)
+def test_a_strategy_that_asks_one_model_again_is_held_for(cascade: str, strategies: list[str], repeats: bool) -> None:
+    """A learned one where it may come to that."""
+    config = RouteConfig(name="auto", models=["m"], cascade=cascade, strategies=strategies)
+    book = RouteBook(Config(models=[ModelConfig(name="m", provider="p")], routes=[config]), {"auto": CHEAPEST})
+    assert book.find("auto").repeats is repeats
 
 
 @pytest.mark.parametrize(("rpm", "tpm"), [(5, None), (None, 7), (5, 7), (None, None)])
@@ -79,7 +101,7 @@ def test_a_route_brings_its_own_budget_and_limits(rpm: int | None, tpm: int | No
     """Beside those of the key and its tenant."""
     config = RouteConfig(name="auto", models=["m"], rpm=rpm, tpm=tpm, budget_usd_per_day=2.5)
     models = [ModelConfig(name="m", provider="p")]
-    route = RouteBook(Config(models=models, routes=[config]), {"auto": open_router("cheapest")}).find("auto")
+    route = RouteBook(Config(models=models, routes=[config]), {"auto": CHEAPEST}).find("auto")
     assert route.accounts == (Account("route:auto", 2_500_000_000, "day"),)
     assert route.limits == ((Limit("route:auto", rpm, tpm),) if rpm or tpm else ())
 

@@ -162,6 +162,14 @@ def test_an_image_that_a_tool_gave_counts(output: Any) -> None:
     assert it.images == 1 and it.input_tokens_bound > 1600
 
 
+@pytest.mark.parametrize("odd", [{"type": ["image"]}, {"type": None}, {"type": {}}, [7, None], 1.5])
+def test_a_tools_result_may_hold_anything(odd: Any) -> None:
+    """It is data, and its upstream's to judge."""
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [odd, "x" * 360]}
+    it = described("messages", max_tokens=1, messages=[{"role": "user", "content": [result]}])
+    assert it.input_tokens >= 100 and not it.images and not it.unbounded
+
+
 SCHEMA = {"type": "object"}
 
 
