@@ -17,7 +17,9 @@ _CONTROLS = ("none", "exact", "semantic")
 _WHOLE = frozenset({"stop", "end_turn", "stop_sequence", "completed"})
 _TOOL_ENDINGS = frozenset({"tool_calls", "tool_use", "function_call"})
 _TOOL_FIELDS = ("tools", "functions")
-_STATE_FIELDS = ("previous_response_id", "conversation", "web_search_options", "mcp_servers", "container")
+_STATE_FIELDS = (
+    "previous_response_id", "conversation", "web_search_options", "search_parameters", "mcp_servers", "container",
+)  # fmt: skip
 _ASKS_MORE = frozenset(_STATE_FIELDS)
 _IMPERSONAL_NULL = (b"null", b"[]", b"{}")
 

@@ -34,7 +34,11 @@ def body(**fields: Any) -> dict[str, bytes]:
         ({"store": True}, "store"),
         ({"store": False}, None),
         ({"previous_response_id": "r"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
         ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"search_parameters": {"mode": "on"}}, "search_parameters"),
+        ({"mcp_servers": [{"url": "u"}]}, "mcp_servers"),
+        ({"container": "c"}, "container"),
         ({"messages": "x" * (1 << 20)}, "request_bytes"),
     ],
 )
