@@ -377,13 +377,13 @@ async def test_no_fallback_breaks_a_requests_own_cap(tmp_path: Path) -> None:
 
 async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: Path) -> None:
     """Rules without a match: the route's default answers, the record and the metrics say so."""
-    rules = [{"keywords": ["never said"], "model": "small"}]
+    rules = [{"keywords": ["never said"], "model": "large"}]
     routes = [{"name": "auto", "models": ["small", "large"], "router": "rules", "rules": rules,
-               "default_model": "large"}]  # fmt: skip
+               "default_model": "small"}]  # fmt: skip
     async with live(tmp_path, models=["small", "large"], routes=routes) as gateway:
         answer = await post(gateway.url, {**CHAT, "model": "auto"})
         metrics = (await httpx.AsyncClient().get(gateway.url + "/metrics")).text
-    assert answer.headers["x-headgate-model"] == "large"
+    assert answer.headers["x-headgate-model"] == "small"
     assert answer.headers["x-headgate-reason"].startswith("default:")
     assert 'headgate_router_undecided_total{route="auto"} 1.0' in metrics
 

@@ -114,6 +114,11 @@ def test_a_rotation_outlives_neither_the_key_nor_its_revocation() -> None:
                 who(Keyring(AUTH, lambda held=held: [held]), secret, later)
     with pytest.raises(CallerError, match="revoked"):
         rotated(gone, "hg-third", NOW, 100.0)
+    long = rotated(msgspec.structs.replace(record, expires_s=NOW + 500), "hg-second", NOW, 100.0)
+    keyring = Keyring(AUTH, lambda: [long])
+    assert who(keyring, first, NOW + 99).name == who(keyring, "hg-second", NOW + 499).name == "app"
+    with pytest.raises(PolicyError, match="has expired"):
+        who(keyring, first, NOW + 100)
 
 
 def test_one_key_closes_an_open_gateway_even_once_revoked() -> None:
