@@ -124,8 +124,8 @@ def test_describe_chat() -> None:
     assert (it.text, it.turns, it.images, it.tools, it.n) == ("look", 2, 1, 1, 2)
     assert (it.system_chars, it.wants_json, it.stream, it.include_usage) == (9, True, True, True)
     assert (it.temperature, it.max_output_tokens, it.logprobs, it.has_user_content) == (0.0, 9, True, True)
-    other = described("chat", messages=[{"role": "user"}], max_tokens=7, max_completion_tokens=9)
-    assert other.max_output_tokens == 9, "whichever limit the upstream goes by"
+    other = described("chat", messages=[{"role": "user", "content": ["x"]}], max_tokens=7, max_completion_tokens=9)
+    assert (other.text, other.max_output_tokens) == ("x", 9), "whichever limit the upstream goes by"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,14 @@ def test_a_tools_result_may_hold_anything(odd: Any) -> None:
     result = {"type": "tool_result", "tool_use_id": "t", "content": [odd, "x" * 360]}
     it = described("messages", max_tokens=1, messages=[{"role": "user", "content": [result]}])
     assert it.input_tokens >= 100 and not it.images and not it.unbounded
+
+
+def test_a_file_that_a_tool_gave_counts() -> None:
+    """As text where it is one, and as a file that may be named by its id."""
+    file = {"type": "document", "source": {"type": "text", "data": "x" * 360}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [file]}
+    it = described("messages", max_tokens=1, messages=[{"role": "user", "content": [result]}])
+    assert it.input_tokens >= 100 and it.attached == 1 and not it.unbounded
 
 
 SCHEMA = {"type": "object"}

@@ -227,6 +227,16 @@ def test_nothing_reported_is_unknown(nothing: Any) -> None:
     assert not Usage.from_responses(nothing).known
 
 
+@pytest.mark.parametrize(
+    ("told", "nano"),
+    [(0.25, 250_000_000), ({"total_cost": 2}, 2 * 10**9), (10**6, 10**15), (10**6 + 1, 0), (-1, 0), (True, 0),
+     ("x", 0)],
+)  # fmt: skip
+def test_a_cost_that_is_told_is_one(told: Any, nano: int) -> None:
+    """Nonsense is none."""
+    assert Usage.from_openai({"prompt_tokens": 1, "completion_tokens": 1, "cost": told}).told_nanousd == nano
+
+
 some = st.integers(0, 9)
 
 
