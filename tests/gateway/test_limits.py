@@ -68,10 +68,30 @@ def test_one_limit_that_refuses_leaves_the_others_untouched() -> None:
     assert dict(limits.take((small,), 0, 60.0).headers(60.0))[b"x-ratelimit-remaining-requests"] == b"4"
 
 
-def test_headers_tell_the_tightest_limit() -> None:
+@pytest.mark.parametrize("small", [Limit("route:b", rpm=5, tpm=10), Limit("route:b", tpm=10)])
+@pytest.mark.parametrize("first", [Limit("key:b", rpm=5), Limit("key:b", tpm=1000), Limit("key:b", rpm=5, tpm=1000)])
+def test_what_is_refused_is_given_back(first: Limit, small: Limit) -> None:
+    """By the limit that refuses and by those before it, requests and tokens, at whatever time."""
+    limits, now = Limits(), 1e6
+    limits.take((small,), 10, now)
+    limits.take((first,), 400, now)
+    for _ in range(20):
+        with pytest.raises(RateLimited, match="10 tokens"):
+            limits.take((first, small), 7, now)
+    taken = limits.take((first,), 100, now)
+    taken.correct(50, now)
+    left = dict(taken.headers(now))
+    assert left.get(b"x-ratelimit-remaining-requests") == (b"3" if first.rpm else None)
+    assert left.get(b"x-ratelimit-remaining-tokens") == (b"550" if first.tpm else None)
+    left = dict(limits.take((small,), 1, now + 6.1).headers(now + 6.1))
+    assert left.get(b"x-ratelimit-remaining-requests") == (b"3" if small.rpm else None)
+
+
+@pytest.mark.parametrize("order", [(ROUTE, KEY), (KEY, ROUTE)])
+def test_headers_tell_the_tightest_limit(order: tuple[Limit, ...]) -> None:
     """Of several limits, the one with the least share left; reset is a duration as OpenAI writes it."""
     limits = Limits()
-    assert limits.take((ROUTE, KEY), 150, 0.0).headers(0.0) == [
+    assert limits.take(order, 150, 1000.0).headers(1000.0) == [
         (b"x-ratelimit-limit-requests", b"6"),
         (b"x-ratelimit-remaining-requests", b"5"),
         (b"x-ratelimit-reset-requests", b"10s"),
