@@ -19,7 +19,7 @@ from typing import Protocol
 from gateway.config import Period
 from gateway.errors import BudgetsAway, HeadgateError, OverBudget
 from gateway.limits import NOTHING_TAKEN, Taken
-from gateway.prices import usd
+from gateway.prices import dollars, usd
 
 log = logging.getLogger("headgate.ledger")
 
@@ -153,8 +153,8 @@ def over_budget(account: Account, nanousd: int, spent: int, held: int) -> OverBu
     kind, _, name = account.id.partition(":")
     span = "" if account.period == "total" else f" for this {account.period}"
     return OverBudget(
-        f"The budget of {kind} '{name}'{span} is ${usd(limit):.6g}: ${usd(spent):.6g} is spent, "
-        f"${usd(held):.6g} is held by requests in flight, and this request may cost ${usd(nanousd):.6g}.",
+        f"The budget of {kind} '{name}'{span} is {dollars(usd(limit))}: {dollars(usd(spent))} is spent, "
+        f"{dollars(usd(held))} is held by requests in flight, and this request may cost {dollars(usd(nanousd))}.",
         retry_after_s=1.0 if spent + nanousd <= limit else None,
     )
 

@@ -40,6 +40,11 @@ def usd(amount: int) -> float:
     return amount / NANOUSD
 
 
+def dollars(usd: float) -> str:
+    """To the nano-dollar, without an exponent, however small or large."""
+    return f"${usd:,.9f}".rstrip("0").rstrip(".")
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Of one deployment; every field but `web_search`, `unit` and `tools` in nano-USD per million tokens."""

@@ -292,7 +292,7 @@ class Refusal:
     reason: str
     overlap: Overlap
     explored_calls: int
-    """Calls whose model is drawn at random."""
+    """Calls whose model is drawn at random; 0: they would not help."""
     calls: int
     """Calls in all, at the exploration assumed."""
     cost_usd: float
@@ -301,6 +301,8 @@ class Refusal:
     """Assumed share of calls whose model is drawn at random; 0: as it is."""
 
     def __str__(self) -> str:
+        if not self.explored_calls:
+            return f"not enough evidence ({self.reason})"
         money = f", about ${self.cost_usd:.4g}" if np.isfinite(self.cost_usd) else ""
         needed = f"about {self.explored_calls} more explored calls needed{money}"
         at = f" (at explore = {self.exploration:g} about {self.calls} requests)" if self.exploration else ""

@@ -100,7 +100,7 @@ def rotate_key(desk: Desk, who: Actor, id: str, wanted: KeyRotation) -> MadeKey:
 
 
 def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
-    """The workers refuse it within a second. Its spend stays on record."""
+    """The workers refuse it within two seconds. Its spend stays on record."""
     return _view(_put(desk, who, id, revoked))
 
 
@@ -136,7 +136,7 @@ def post_rotation(desk: Means, who: Admin, id: str, wanted: KeyRotation) -> Made
 
 @router.delete("/{id}")
 def delete_key(desk: Means, who: Admin, id: str) -> Key:
-    """Revoke a key: it stops working within a second."""
+    """Revoke a key: it stops working within two seconds."""
     return revoke_key(desk, who, id)
 
 

@@ -56,7 +56,10 @@ class NewBatch(msgspec.Struct, frozen=True):
 
 
 async def create_batch(request: Request, _: str) -> Answer:
-    """Answers at once; the input is validated by whoever runs the job."""
+    """Start a batch job from an uploaded file.
+
+    Answers at once; the input is checked by whoever runs the job.
+    """
     from gateway.batch.jobs import Card
 
     caller, services = request.caller(), request.services
@@ -90,12 +93,13 @@ async def create_batch(request: Request, _: str) -> Answer:
 
 
 async def get_batch(request: Request, id: str) -> Answer:
+    """Show a batch job and how far it is."""
     tenant = request.caller().tenant
     return _told(await request.services.batches.of_jobs(lambda jobs: jobs.find(id, tenant, but=ANTHROPIC)))
 
 
 async def list_batches(request: Request, _: str) -> Answer:
-    """Newest first."""
+    """List batch jobs, newest first."""
     from gateway.batch.view import batch_object
 
     tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
@@ -106,7 +110,7 @@ async def list_batches(request: Request, _: str) -> Answer:
 
 
 async def cancel_batch(request: Request, id: str) -> Answer:
-    """What is answered by then is kept."""
+    """Cancel a batch job. What is answered by then is kept."""
     services = request.services
     store = services.batches
     tenant = request.caller().tenant

@@ -10,6 +10,7 @@ from gateway.reply import JSON
 
 
 async def delete_entry(request: Request, id: str) -> Answer:
+    """Delete a cached answer."""
     caller = request.caller()
     if not await request.services.cache.delete(id, tenant=None if caller.admin else caller.tenant):
         raise NotFound(f"No cache entry has the id '{id}'.")
@@ -17,6 +18,7 @@ async def delete_entry(request: Request, id: str) -> Answer:
 
 
 async def delete_tenant(request: Request, _: str) -> Answer:
+    """Delete all cached answers of the caller's tenant; with the master key, of the one that `tenant` names."""
     caller = request.caller()
     tenant = request.query.get("tenant", [caller.tenant])[0] if caller.admin else caller.tenant
     done = await request.services.cache.delete_tenant(tenant)

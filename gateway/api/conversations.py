@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def create_conversation(request: Request, _: str) -> Answer:
-    """With its first items, twenty at most."""
+    """Create a conversation, with its first items: twenty at most."""
     tenant = request.caller().tenant
     raw = _body(request)
     metadata, items = metadata_of(raw), await _items(request, tenant, raw)
@@ -28,12 +28,13 @@ async def create_conversation(request: Request, _: str) -> Answer:
 
 
 async def get_conversation(request: Request, id: str) -> Answer:
+    """Show a conversation."""
     tenant = request.caller().tenant
     return _answer((await _desk(request).ask(lambda kept: kept.find(id, tenant))).as_object())
 
 
 async def update_conversation(request: Request, id: str) -> Answer:
-    """Its metadata, in place of what it had."""
+    """Replace the metadata of a conversation."""
     tenant, raw, now_s = request.caller().tenant, _body(request), request.services.clock()
     if "metadata" not in raw:
         raise CallerError("Missing required parameter: 'metadata'.", param="metadata",
@@ -43,14 +44,14 @@ async def update_conversation(request: Request, id: str) -> Answer:
 
 
 async def delete_conversation(request: Request, id: str) -> Answer:
-    """Responses that were made in it stay, and what was said before them."""
+    """Delete a conversation. Responses that were made in it stay, and what was said before them."""
     tenant = request.caller().tenant
     await _desk(request).ask(lambda kept: kept.delete(id, tenant))
     return _answer({"id": id, "object": "conversation.deleted", "deleted": True})
 
 
 async def list_items(request: Request, id: str) -> Answer:
-    """Newest first unless `order=asc`."""
+    """List the items of a conversation, newest first unless `order=asc`."""
     tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
     forward = asked(request, "order") == "asc"
     found = await _desk(request).ask(
@@ -60,7 +61,7 @@ async def list_items(request: Request, id: str) -> Answer:
 
 
 async def create_items(request: Request, id: str) -> Answer:
-    """Behind those that are there: twenty at most."""
+    """Add items to the end of a conversation, twenty at most."""
     tenant, raw = request.caller().tenant, _body(request)
     items = await _items(request, tenant, raw)
     if not items:
@@ -70,12 +71,13 @@ async def create_items(request: Request, id: str) -> Answer:
 
 
 async def get_item(request: Request, place: str) -> Answer:
+    """Show one item of a conversation."""
     tenant, (id, item_id) = request.caller().tenant, _place(place)
     return _answer(_shown(await _desk(request).ask(lambda kept: kept.item(id, tenant, item_id))))
 
 
 async def delete_item(request: Request, place: str) -> Answer:
-    """Answered with the conversation."""
+    """Delete one item of a conversation; the answer is the conversation."""
     tenant, now_s, (id, item_id) = request.caller().tenant, request.services.clock(), _place(place)
     told = await _desk(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
     return _answer(told.as_object())

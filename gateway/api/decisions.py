@@ -39,7 +39,7 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def get_decision(request: Request, id: str) -> Answer:
-    """By decision, response or request id; another tenant's is not found."""
+    """Explain a decision, by its own id or that of its response or request. Another tenant's is not found."""
     caller, services = request.caller(), request.services
     tenant = None if caller.admin else caller.tenant
     record = await services.journal.decision(id, tenant)
@@ -49,7 +49,9 @@ async def get_decision(request: Request, id: str) -> Answer:
 
 
 async def post_feedback(request: Request, _: str) -> Answer:
-    """Answers once the feedback would survive a power loss. An id that nobody knows is no fault: its decision may be on
+    """Score or label an answer.
+
+    Answers once the feedback would survive a power loss. An id that nobody knows is no fault: its decision may be on
     its way to the journal still, from another replica too. One that there can't be is not found.
     """
     caller, services = request.caller(), request.services

@@ -63,7 +63,7 @@ _ANTHROPIC_LASTING = _Lasting("expires_in_seconds", 3600, 7776000)
 
 
 async def create_file(request: Request, _: str) -> Answer:
-    """The whole upload is kept, or none of it."""
+    """Upload a file. The whole upload is kept, or none of it."""
     caller, services = request.caller(), request.services
     server = services.config.server
     pieces = request.pieces(server.max_file_bytes + FORM_BYTES)
@@ -117,7 +117,7 @@ def _told(request: Request, file: File) -> Answer:
 
 
 async def list_files(request: Request, _: str) -> Answer:
-    """Newest first, page by page."""
+    """List files, newest first, page by page."""
     tenant = request.caller().tenant
     if request.is_anthropic:
         return 200, [JSON], msgspec.json.encode(await _anthropic_page(request, tenant))
@@ -164,12 +164,13 @@ def _page(files: list[File], *, more: bool, back: bool = False) -> dict[str, Any
 
 
 async def get_file(request: Request, id: str) -> Answer:
-    """A file's own description."""
+    """Describe a file."""
     tenant = request.caller().tenant
     return _told(request, await request.services.batches.of_files(lambda files: files.find(id, tenant)))
 
 
 async def get_content(request: Request, id: str) -> Answer:
+    """Download a file."""
     tenant = request.caller().tenant
     file = await request.services.batches.of_files(lambda files: files.find(id, tenant))
     size = (b"content-length", b"%d" % file.bytes)
@@ -185,6 +186,7 @@ async def content_of(request: Request, id: str) -> AsyncIterator[bytes]:
 
 
 async def delete_file(request: Request, id: str) -> Answer:
+    """Delete a file."""
     tenant = request.caller().tenant
     await request.services.batches.of_files(lambda files: files.delete(id, tenant))
     gone = {"id": id, "type": "file_deleted"} if request.is_anthropic else {"id": id, "object": "file", "deleted": True}

@@ -24,12 +24,14 @@ SELF_TEST = "What is two plus two?"
 
 
 async def healthz(request: Request, _: str) -> Answer:
+    """Answer 200 while this worker lives; nothing else is asked."""
     return 200, [JSON], b'{"status":"ok"}'
 
 
 async def readyz(request: Request, _: str) -> Answer:
-    """Every route's router makes a decision. A database or cache that is away is degraded, not unready,
-    and so is a promoted router that is lost.
+    """Say whether this worker can serve: every route's router makes a decision.
+
+    One whose database or Redis is away serves on, and so does one that has lost a promoted router.
     """
     broken = failing_routers(request.services)
     spool = request.services.spool
@@ -71,7 +73,10 @@ def breakers(services: Services) -> list[Health]:
 
 
 async def metrics(request: Request, _: str) -> Answer:
-    """All workers together: this one now, the others as they last said. For this machine, or with the master key."""
+    """Metrics of all workers, for Prometheus. Needs the master key, if there is one, unless asked from this machine.
+
+    This worker tells of now, the others as they last said.
+    """
     services = request.services
     if services.config.auth.master_key and not is_loopback(request.arrival.host) and not request.caller().admin:
         raise PolicyError("metrics are for the master key only")

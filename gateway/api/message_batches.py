@@ -39,7 +39,10 @@ class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 async def create_message_batch(request: Request, _: str) -> Answer:
-    """Answers once all requests are stored; each one's params are judged by whoever runs the batch."""
+    """Start a batch of messages.
+
+    Answers once all requests are stored; each one's params are checked by whoever runs the batch.
+    """
     from gateway.batch.requests import write_lines
 
     caller, services = request.caller(), request.services
@@ -95,11 +98,12 @@ def _extra(others: dict[str, msgspec.Raw]) -> Extra:
 
 
 async def get_message_batch(request: Request, id: str) -> Answer:
+    """Show a batch of messages and how far it is."""
     return _told(await _find(request, id), request.services)
 
 
 async def list_message_batches(request: Request, _: str) -> Answer:
-    """Newest first."""
+    """List batches of messages, newest first."""
     from gateway.batch.view import message_batch_object
 
     caller, services, limit = request.caller(), request.services, page_limit(request, 20, 1000)
@@ -121,7 +125,7 @@ async def list_message_batches(request: Request, _: str) -> Answer:
 
 
 async def cancel_message_batch(request: Request, id: str) -> Answer:
-    """What is answered by then is kept."""
+    """Cancel a batch of messages. What is answered by then is kept."""
     services, job = request.services, await _find(request, id)
     _refuse_ended(job)
     job = await services.batches.of_jobs(lambda jobs: jobs.ask(job.id, "cancel", services.clock()))
@@ -131,7 +135,7 @@ async def cancel_message_batch(request: Request, id: str) -> Answer:
 
 
 async def delete_message_batch(request: Request, id: str) -> Answer:
-    """With its requests and results; what it cost stays in the journal."""
+    """Delete a batch of messages that has ended, with its requests and results. What it cost stays in the journal."""
     from gateway.batch.retention import delete_batch
 
     job = await _find(request, id)
@@ -141,7 +145,7 @@ async def delete_message_batch(request: Request, id: str) -> Answer:
 
 
 async def get_message_batch_results(request: Request, id: str) -> Answer:
-    """A line of JSON for each request, in no order."""
+    """Download the results of a batch of messages: a line of JSON for each request, in no order."""
     from gateway.batch.view import message_batch_object
 
     services, job = request.services, await _find(request, id)

@@ -18,7 +18,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 
 
 async def count_tokens(request: Request, _: str) -> Answer:
-    """A route counts with its default model."""
+    """Count the tokens of a request to /v1/messages. A route counts with its default model."""
     caller, services = request.caller(), request.services
     raw = read_raw(request.body, request.arrival.headers)
     name = read_model(raw)

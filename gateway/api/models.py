@@ -17,6 +17,7 @@ CREATED = 1735689600
 
 
 async def list_models(request: Request, _: str) -> Answer:
+    """List the routes and models that the key may use."""
     caller = request.caller()
     book = request.services.book
     names = [name for name in (*book.routes, *book.models) if caller.may_use(name)]
@@ -26,6 +27,7 @@ async def list_models(request: Request, _: str) -> Answer:
 
 
 async def get_model(request: Request, name: str) -> Answer:
+    """Show a route or a model."""
     _known(request, request.caller(), name)
     shape = _anthropic(name) if request.is_anthropic else _openai(request, name)
     return 200, [JSON], msgspec.json.encode(shape)

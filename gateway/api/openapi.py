@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,7 @@ _COUNT: Schema = {"type": "integer", "minimum": 1}
 _TURNS: Schema = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Turn"}}
 _CONVERSED: Schema = {
     "input": {
-        "anyOf": [_TEXT, _TURNS, {"type": "null"}], "description": "may be left out where there are turns before it",
+        "anyOf": [_TEXT, _TURNS, {"type": "null"}], "description": "may be left out if there are turns before it",
     },
     "instructions": {"type": ["string", "null"]},
     "previous_response_id": {"type": ["string", "null"]},
@@ -96,6 +97,22 @@ _PASSED: dict[str, Schema] = {
         "required": ["model", "query", "documents"],
     },
 }  # fmt: skip
+_ANSWERS = {
+    "chat": "Answer a chat.",
+    "completions": "Complete a text.",
+    "embeddings": "Embed texts.",
+    "responses": "Answer a request of the Responses API.",
+    "messages": "Answer a request of Anthropic's Messages API.",
+    "compact": "Compact a conversation of the Responses API.",
+    "moderations": "Moderate texts or images.",
+    "images": "Make images.",
+    "image_edits": "Edit an image.",
+    "image_variations": "Make variations of an image.",
+    "speech": "Speak a text.",
+    "transcriptions": "Transcribe a recording.",
+    "translations": "Translate a recording into English text.",
+    "rerank": "Order documents by how well they fit a query.",
+}
 _FEEDBACK: Schema = {
     "type": "object",
     "additionalProperties": False,
@@ -140,10 +157,11 @@ _OTHERS: dict[tuple[str, str], Schema] = {
     ("POST", "/v1/files"): {
         "type": "object",
         "properties": {
-            "file": _FILE, "purpose": {"type": "string", "description": "needed but of Anthropic's clients"},
+            "file": _FILE, "purpose": {"type": "string", "description": "required, except from Anthropic's clients"},
             "expires_after[seconds]": {"type": "integer", "minimum": 1, "maximum": 2592000},
             "expires_in_seconds": {
-                "type": "integer", "minimum": 3600, "maximum": 7776000, "description": "as Anthropic's clients say it",
+                "type": "integer", "minimum": 3600, "maximum": 7776000,
+                "description": "what Anthropic's clients send in place of `expires_after`",
             },
         },
         "required": ["file"],
@@ -202,7 +220,7 @@ _COMPONENTS: dict[str, Schema] = {
 
 
 async def get_openapi(request: Request, _: str) -> Answer:
-    """Needs no key: it holds nothing of this installation."""
+    """This document. Needs no key: it holds nothing of this installation."""
     return 200, [JSON], document()
 
 
@@ -239,7 +257,7 @@ def answering(path: str, surface: str) -> Schema:
     answer = {"200": {"description": "the answer, whole or as events", "content": _json({"type": "object"})}}
     answer["200"]["content"]["text/event-stream"] = {"schema": _TEXT}  # type: ignore[index]
     return {
-        "summary": f"An answer of a model, in the shape of {surface}",
+        "summary": _ANSWERS[surface],
         "operationId": _id("POST", path),
         "requestBody": {"required": True, "content": _json(body)},
         "responses": {**answer, **_errors()},
@@ -250,7 +268,8 @@ def passing(path: str, surface: str) -> Schema:
     """A path whose requests and answers pass as they are."""
     body = {"type": "object", **_PASSED[surface]}
     return {
-        "summary": f"{surface.replace('_', ' ').capitalize()}: the model's own answer, as it comes",
+        "summary": _ANSWERS[surface],
+        "description": "The request and the answer pass unchanged, but for the model's name.",
         "operationId": _id("POST", path),
         "requestBody": _body(body),
         "responses": {"200": {"description": "JSON, text, sound or events"}, **_errors()},
@@ -259,8 +278,10 @@ def passing(path: str, surface: str) -> Schema:
 
 def operation(method: str, path: str, handler: Handler) -> Schema:
     """Any other path: its handler says what it does."""
+    summary, _, more = (inspect.getdoc(handler) or "").partition("\n\n")
     said: Schema = {
-        "summary": (handler.__doc__ or handler.__name__.replace("_", " ")).strip().splitlines()[0],
+        "summary": summary,
+        **({"description": more.replace("\n", " ")} if more else {}),
         "operationId": _id(method, path),
         "responses": {"2XX": {"description": "done"}, **_errors()},
     }
@@ -285,7 +306,7 @@ def paths_of(pattern: str) -> Iterator[str]:
 def _errors() -> dict[str, Schema]:
     error = {"content": _json({"$ref": "#/components/schemas/Error"})}
     return {
-        "4XX": {"description": "what is wrong with the request, or with the caller's means", **error},
+        "4XX": {"description": "what is wrong with the request, or why the caller may not send it", **error},
         "5XX": {"description": "a provider's failure, or this gateway can't answer now", **error},
     }
 

@@ -20,8 +20,10 @@ from gateway.wire.request import estimate_tokens
 
 
 async def get_response(request: Request, id: str) -> Answer:
-    """With `stream=true`, as a stream: one of the background as it comes, behind `starting_after` where that is named;
-    another as the stream it could have come as, numbered anew, so nobody's place in it is known.
+    """Show a stored response; with `stream=true` as a stream.
+
+    One of the background comes as it is written, behind `starting_after` where that is named; another as the stream it
+    could have come as, numbered anew, so nobody's place in it is known.
     """
     tenant, responses = request.caller().tenant, request.services.responses
     record, after = await responses.find(id, tenant), asked(request, "starting_after")
@@ -63,12 +65,16 @@ async def _while_there(request: Request, pieces: AsyncIterator[bytes]) -> AsyncI
 
 
 async def delete_response(request: Request, id: str) -> Answer:
+    """Delete a stored response."""
     await request.services.responses.delete(id, request.caller().tenant)
     return 200, [JSON], msgspec.json.encode({"id": id, "object": "response", "deleted": True})
 
 
 async def list_input_items(request: Request, id: str) -> Answer:
-    """Newest first unless `order=asc`; every item has an id, as the API promises."""
+    """List what a response was asked, newest first unless `order=asc`.
+
+    Every item has an id, as the API promises.
+    """
     told = await request.services.responses.input_of(id, request.caller().tenant)
     items = [shown(f"item_{id}_{index}", item) for index, item in enumerate(told)]
     if asked(request, "order") != "asc":
@@ -88,7 +94,7 @@ def shown(id: str, item: dict[str, Any]) -> dict[str, Any]:
 
 
 async def count_input_tokens(request: Request, _: str) -> Answer:
-    """Estimated, turns before this one included: no upstream is asked."""
+    """Estimate the input tokens of a response, turns before it included. No provider is asked."""
     caller, services = request.caller(), request.services
     raw = (await services.responses.continued(read_raw(request.body, request.arrival.headers), caller.tenant)).raw
     name = read_model(raw)
@@ -102,7 +108,7 @@ async def count_input_tokens(request: Request, _: str) -> Answer:
 
 
 async def cancel_response(request: Request, id: str) -> Answer:
-    """Only one in the background; one that has ended is answered as it is."""
+    """Cancel a response in the background. One that has ended is answered as it is."""
     record = await request.services.responses.cancel(id, request.caller().tenant)
     return 200, [JSON], record.output
 

@@ -31,6 +31,7 @@ from gateway.commands.batch_options import (
 )
 from gateway.commands.options import DATABASE, ConfigPath, Json, print_json, read_config
 from gateway.errors import CallerError
+from gateway.prices import dollars
 
 if TYPE_CHECKING:
     from gateway.batch.command import RunOptions
@@ -168,7 +169,7 @@ def status(
         return
     for one in found:
         now, budget = one.progress, one.card.budget_usd
-        most = "" if budget is None else f" of ${budget:g}"
+        most = "" if budget is None else f" of {dollars(budget)}"
         left = f", {_span(now.eta_s)} left" if one.state == "running" and now.eta_s is not None else ""
         lines = f"{now.done}/{now.total or one.card.total} answered, {now.failed} failed"
         money = f"${now.spent_nanousd / 1e9:.6f}{most}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -25,6 +26,7 @@ from gateway.commands.options import (
 from gateway.config import Config, Period
 from gateway.config_load import is_path
 from gateway.errors import CallerError
+from gateway.prices import dollars
 from gateway.progress_bar import progress_bar
 
 _OPTIONS = {
@@ -204,12 +206,12 @@ def list_keys(config: ConfigPath = None, json: Json = False) -> None:
         hidden = {"key_hash": None, "earlier": None}
         print_json([{**msgspec.to_builtins(key), **hidden, "earlier_until_s": key.earlier_until_s} for key in listed])
         return
-    table = Table(Column("id", no_wrap=True), "name", "tenant", "begins", "models", "budget", "made", "revoked")
+    rest = [Column(name, overflow="fold") for name in ("tenant", "models", "budget", "revoked")]
+    table = Table(Column("name and id", no_wrap=True), *rest, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key in listed:
-        budget = f"${key.budget_usd:g}/{key.budget_period}" if key.budget_usd is not None else ""
-        gone = _when(key.revoked_s) if key.revoked_s else ""
-        models = ", ".join(key.models) or "all"
-        table.add_row(key.id, key.name, key.tenant, key.prefix, models, budget, _when(key.created_s), gone)
+        budget = f"{dollars(key.budget_usd)}/{key.budget_period}" if key.budget_usd is not None else ""
+        gone = _when(key.revoked_s)[:10] if key.revoked_s else ""
+        table.add_row(f"{key.name}\n{key.id}", key.tenant, ", ".join(key.models) or "all", budget, gone)
     Console().print(table)
 
 

@@ -34,8 +34,8 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
     """Needs scored rounds in which at least two models were chosen by chance often enough."""
     scored = log.rows(log.labelled)
     if len(scored) < ope.MIN_ESS:
-        overlap, lacking = ope.Overlap(len(scored), 0.0, 1.0), round(ope.MIN_ESS) - len(scored)
-        return Refusal(f"{len(scored)} answers were scored", overlap, 0, lacking, float("nan"))
+        said = f"scored answers: {len(scored)} of the {ope.MIN_ESS:g} needed; send feedback, or label answers"
+        return Refusal(said, ope.Overlap(len(scored), 0.0, 1.0), 0, 0, float("nan"))
     x, prices = scored.covariates(), log.mean_cost_usd()
     quality, cost = list[Array](), list[Array]()
     kept, refused = list[int](), list[Refusal]()

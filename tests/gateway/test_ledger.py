@@ -106,7 +106,7 @@ TestInterleavings.settings = settings(max_examples=60, stateful_step_count=30, d
 async def test_a_refusal_touches_no_account() -> None:
     """Where the second of two accounts says no, the first holds nothing."""
     ledger = MemoryLedger(Clock())
-    with pytest.raises(OverBudget, match=r"route 'r' is \$7e-07"):
+    with pytest.raises(OverBudget, match=r"route 'r' is \$0.0000007: "):
         await ledger.hold((KEY, ROUTE), 800)
     assert ledger.balance(KEY) == (0, 0)
     assert ledger.outstanding == 0

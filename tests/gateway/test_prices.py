@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import ModelConfig
-from gateway.prices import Price, highest, nanousd, usd
+from gateway.prices import Price, dollars, highest, nanousd, usd
 from gateway.wire.usage import Usage
 
 MINI = Price.of(
@@ -130,3 +130,12 @@ def test_n_answers_pay_the_prompt_once(prompt: int, answer: int, n: int) -> None
 def test_dollars_and_back(amount: int) -> None:
     """Nothing is lost between nano-USD and the dollars shown, up to a million dollars."""
     assert nanousd(usd(amount)) == amount
+
+
+@pytest.mark.parametrize(
+    ("usd", "told"),
+    [(0.0, "$0"), (20.0, "$20"), (0.05, "$0.05"), (1e-9, "$0.000000001"), (1e7, "$10,000,000"), (100.0, "$100")],
+)
+def test_money_is_told_without_an_exponent(usd: float, told: str) -> None:
+    """Whoever reads a refusal at night needs no arithmetic, and no zero of a whole number is lost."""
+    assert dollars(usd) == told

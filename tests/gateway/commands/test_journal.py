@@ -103,6 +103,15 @@ def test_a_second_key_of_a_name_is_refused_and_the_first_stays() -> None:
     assert key.id in run("keys", "list").stdout
 
 
+def test_listed_keys_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole: names, tenants and budgets that are cut tell nobody which key is whose."""
+    monkeypatch.setenv("COLUMNS", "80")
+    run("keys", "create", "checkout", "--tenant", "storefront", "--budget-usd", "1500")
+    listed = run("keys", "list").output
+    assert all(word in listed for word in ("checkout", "storefront", "all", "$1,500/month"))
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
     """The secret alone is new. What is not a length of time, too long a grace and an unknown key are refused."""
     assert run("keys", "create", "app").exit_code == 0

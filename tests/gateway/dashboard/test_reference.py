@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from gateway.admin.app import make_admin
 from gateway.admin.desk import Desk
+from gateway.api.openapi import document
 from gateway.config import Config
 from gateway.dashboard.pages.reference import rooms
 from gateway.journal.schema import open_engine
 from gateway.journal.ship import ShipState
 from gateway.journal.store import Store
+
+
+def sentence(text: str) -> bool:
+    """Whole, on one line: no first line of something longer, no name with blanks for underscores."""
+    return text[:1].isupper() and text.endswith(".") and "\n" not in text
+
+
+def test_every_path_of_the_data_plane_is_told_in_a_sentence() -> None:
+    """/openapi.json is read by people too: two operations that do different things are told differently."""
+    told: dict[str, set[str]] = {}
+    for path, methods in json.loads(document())["paths"].items():
+        for method, operation in methods.items():
+            assert sentence(operation["summary"]) and sentence(operation.get("description", "None.")), (method, path)
+            told.setdefault(operation["summary"], set()).add(path)
+    same = {"/healthz", "/health", "/health/liveliness", "/health/liveness"}, {"/readyz", "/health/readiness"}
+    assert [paths for paths in told.values() if len(paths) > 1] == [{"/v1/rerank", "/v2/rerank"}, *same]
 
 
 def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) -> None:
@@ -21,7 +39,7 @@ def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) ->
     operations = {(one.method, one.path): one for room in told.values() for one in room}
     count = sum(len(methods) for path, methods in app.openapi()["paths"].items() if path.startswith("/admin"))
     assert len(operations) == count > 60
-    assert all(one.text for one in operations.values())
+    assert all(sentence(one.text) for one in operations.values())
     knobs = {one.name: one for one in operations["PUT", "/admin/routes/{route}/knobs"].fields}
     assert (knobs["route"].place, knobs["route"].required) == ("path", True)
     assert (knobs["version"].place, knobs["version"].kind, knobs["version"].required) == ("body", "integer", True)

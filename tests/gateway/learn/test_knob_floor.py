@@ -133,7 +133,8 @@ def test_chance_is_no_better_than_chance() -> None:
     assert not isinstance(found, Refusal)
     assert found.saved_usd.low <= 0.0 <= found.saved_usd.high
     few, log = against_blind(world(20)), world(200)
-    assert isinstance(few, Refusal) and (few.calls, few.overlap.rounds) == (30, 20)
+    assert isinstance(few, Refusal) and (few.calls, few.overlap.rounds) == (0, 20)
+    assert str(few) == "not enough evidence (scored answers: 20 of the 50 needed; send feedback, or label answers)"
     never = against_blind(replace(log, logged=always(log, 1.0), action=np.ones(200, np.intp)))
     assert isinstance(never, Refusal) and "never tried" in never.reason
 
