@@ -98,10 +98,8 @@ class Supervisor:
         self._lock = own(self._run_dir)
         forget(self._run_dir)
         (self._run_dir / REFUSED).unlink(missing_ok=True)
-        self._frozen = b""
+        self._frozen = self._freeze(self._in_force)
         """What is in force, word by word."""
-        self._freeze(self._in_force)
-        self._remember()
         self._control = self._keeper(self._control_child())
         self._workers: list[Keeper] = []
         for _ in range(self._count):
@@ -227,7 +225,7 @@ class Supervisor:
     async def _put_in_force(self, config: Config) -> bool:
         """In every worker, one after the other. False: in none, and what starts from now on goes by the old one."""
         try:
-            self._freeze(self._on_trial)
+            frozen = self._freeze(self._on_trial)
         except OSError as fault:
             self._refuse(str(fault))
             return False
@@ -240,8 +238,9 @@ class Supervisor:
             self.config = old
             await self._replace(tried[:replaced])
         elif self._path:
-            self._on_trial.replace(self._in_force)
-            self._remember()
+            self._frozen = frozen
+            with suppress(OSError):  # the folder was cleared away meanwhile: it is laid anew with this
+                self._on_trial.replace(self._in_force)
         for slot, keeper in enumerate(tried):
             keeper.child = replace(keeper.child, command=self._worker_child(slot).command)
         self._on_trial.unlink(missing_ok=True)
@@ -360,14 +359,12 @@ class Supervisor:
         path = ("--config", str(self._file)) if self._path else ()
         return [*path, "--workers", str(self._count), "--parent", str(os.getpid())]
 
-    def _freeze(self, copy: Path) -> None:
+    def _freeze(self, copy: Path) -> bytes:
         """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""
+        content = Path(self._path).read_bytes() if self._path else b""
         if self._path:
-            _write_private(copy, Path(self._path).read_bytes())
-
-    def _remember(self) -> None:
-        if self._path:
-            self._frozen = self._in_force.read_bytes()
+            _write_private(copy, content)
+        return content
 
     def _keep(self, keeper: Keeper) -> None:
         task = self._tasks[keeper] = asyncio.create_task(keeper.keep())

@@ -695,6 +695,25 @@ async def test_a_run_folder_that_is_cleared_away_is_laid_anew(
     assert f"server.run_dir {run} was cleared away" in capfd.readouterr().err
 
 
+async def test_a_run_folder_that_is_cleared_away_in_a_reload_is_laid_anew(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With what the new workers go by, as soon as one is there that has read it."""
+    config, _, _ = write_config(tmp_path)
+    run = tmp_path / "run"
+    async with served(config) as process:
+        before = workers_of(process.pid)
+        stated = config.read_text() + "# changed\n"
+        config.write_text(stated)
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: len(list(run.glob("worker-*.door"))) > 1)
+        shutil.rmtree(run)
+        await until(lambda: (run / "config.toml").exists() and not set(workers_of(process.pid)) & set(before))
+        assert (run / "config.toml").read_text() == stated
+    said = capfd.readouterr().err
+    assert "was cleared away" in said and "never retrieved" not in said, said
+
+
 def test_as_many_files_as_the_system_allows() -> None:
     """Whatever a shell starts processes with."""
     asks = "from gateway.listen import raise_file_limit as r; import resource; r(); print(*resource.getrlimit(7))"
