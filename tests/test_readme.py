@@ -1,4 +1,4 @@
-"""The README is executed: what it shows must work as it stands."""
+"""The README is executed: what it shows must work as it stands. `test_documents` checks the commands that it names."""
 
 from __future__ import annotations
 
@@ -59,24 +59,6 @@ def test_the_configuration_blocks_load(block: str) -> None:
     """Each TOML block is a whole configuration without a problem."""
     _, problems = parse(tomllib.loads(block), {"ACME_KEY": "sk-x"})
     assert problems == []
-
-
-def test_the_console_blocks_name_commands_and_targets_that_exist() -> None:
-    """Every `make` target and every `headgate` sub-command with its options is there."""
-    makefile = (ROOT / "Makefile").read_text()
-    for line in re.findall(r"^\$ (.*?)\s*(?:#.*)?$", "\n".join(blocks("console")), re.M):
-        words = line.split()
-        if words[0] == "make":
-            assert re.search(rf"^{words[1]}:", makefile, re.M), line
-        else:
-            assert words[0] == "headgate", line
-            command = words[1:3] if words[1] == "batch" else words[1:2]
-            shown = subprocess.run(
-                [sys.executable, "-m", "gateway", *command, "--help"], capture_output=True, text=True, timeout=150
-            )
-            assert shown.returncode == 0, line
-            for option in re.findall(r"--[a-z-]+", line):
-                assert option in shown.stdout, line
 
 
 def test_the_readme_stays_short() -> None:
