@@ -71,12 +71,27 @@ def with_setting(options: EngineOptions, setting: Setting) -> EngineOptions:
     )  # fmt: skip
 
 
-ENGINE_OPTIONS = (
-    "kv_tokens", "step_tokens", "most_running", "most_waiting", "dtype", "int8", "invariant", "native", "device",
-    "draft_tokens", "draft_model", "draft_budget", "tier_memory_mb", "tier_disk_mb", "tier_folder",
-    "settings", "settings_folder", "settings_int8",
-)  # fmt: skip
-"""Those that an operator may set."""
+ENGINE_OPTIONS = {
+    "kv_tokens": "tokens of prompts and answers whose keys and values fit in memory at once",
+    "step_tokens": "most tokens computed in one step",
+    "most_running": "most answers written at once",
+    "most_waiting": "most requests that wait; one more is refused",
+    "dtype": "auto, float32, bfloat16 or float16",
+    "int8": "quantize the weights to eight bits while loading",
+    "invariant": "an answer never depends on what else is computed beside it",
+    "native": "compute by kernels in C where the machine can build them; otherwise torch computes",
+    "device": "cpu, cuda, cuda:1, or auto: CUDA where torch finds it",
+    "draft_tokens": "most tokens guessed ahead for one answer; 0: none",
+    "draft_model": "folder of a smaller model with the same tokenizer, which guesses; none: phrases of the text do",
+    "draft_budget": "most guesses checked in one step, of all answers together",
+    "tier_memory_mb": "memory beside the pool for conversations that come back",
+    "tier_disk_mb": "disk for those that leave that memory",
+    "tier_folder": "folder of that disk space; none: the system's for temporary files",
+    "settings": "given: as said here; auto: step_tokens, draft_tokens and shared prefixes are tuned while it runs",
+    "settings_folder": "folder in which the runs that tune are recorded",
+    "settings_int8": "tuning may choose eight bits, which can change answers",
+}
+"""Those that an operator may set, and what each means."""
 SERVER_OPTIONS = ("models", "threads", *ENGINE_OPTIONS)
 _WORDS = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),

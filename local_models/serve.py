@@ -187,22 +187,23 @@ async def _run(app: App, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser(description="Serve local models in OpenAI's dialect.")
+    parser = argparse.ArgumentParser(description="Serve models of this machine by the OpenAI API.")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--uds", type=Path, help="path of the Unix socket")
     where.add_argument("--port", type=int, help="TCP port")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
-    parser.add_argument("--models", type=json.loads, help='JSON: {"name": "folder", ...}; default: the shipped')
-    parser.add_argument("--options", type=json.loads, default={}, help=f"JSON of {', '.join(SERVER_OPTIONS)}")
-    for name in ENGINE_OPTIONS:
+    parser.add_argument("--parent", type=int, default=0, help="id of the process that this one must not outlive")
+    parser.add_argument("--models", type=json.loads, help='JSON: {"name": "folder", ...} (default: those shipped)')
+    parser.add_argument("--options", type=json.loads, default={}, help="all of these as JSON, with _ for - in names")
+    for name, meaning in ENGINE_OPTIONS.items():
         value = getattr(EngineOptions(), name)
+        told = meaning if value is None else f"{meaning} (default {str(value).lower()})"
         kind = str if value is None else type(value)
         if kind is bool:
-            parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction)
+            parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=told)
         else:
-            parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    parser.add_argument("--threads", type=int, help="torch's threads; default 1")
+            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=told)
+    parser.add_argument("--threads", type=int, help="threads of torch (default 1)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from local_models.options import SERVER_OPTIONS, EngineOptions, faults, setting_of, with_setting
+from local_models.options import ENGINE_OPTIONS, SERVER_OPTIONS, EngineOptions, faults, setting_of, with_setting
 from local_models.settings import Setting
 
 
@@ -41,3 +41,16 @@ def test_a_setting_goes_into_the_options_and_comes_back() -> None:
     setting = Setting(True, 64, 4, False)
     assert setting_of(with_setting(EngineOptions(kv_tokens=128), setting)) == setting
     assert with_setting(EngineOptions(kv_tokens=128), setting).kv_tokens == 128
+
+
+def test_help_tells_what_each_option_means(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its default; the example configuration sends its readers there."""
+    from local_models.serve import main
+
+    monkeypatch.setattr("sys.argv", ["local_models", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = " ".join(capsys.readouterr().out.split())
+    for name, meaning in ENGINE_OPTIONS.items():
+        default = getattr(EngineOptions(), name)
+        assert meaning in told and (default is None or f"{meaning} (default {default})".lower() in told.lower()), name
