@@ -151,7 +151,7 @@ def test_savings_beside_chance_are_told_once_enough_was_explored(desk: Desk) -> 
     write(desk, *explored(20))
     look_over(desk, "auto", Seen())
     few = overview(desk, "hour").random
-    assert few.saved_usd.refusal is not None and "explored calls" in few.saved_usd.refusal.message
+    assert few.saved_usd.refusal is not None and "of the 50 needed" in few.saved_usd.refusal.message
     write(desk, *explored(600, seed=1))
     look_over(desk, "auto", Seen())
     desk.kept.clear()
