@@ -11,7 +11,6 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -173,7 +172,6 @@ def replay(
     seed: int,
     judge_error: float = 0.0,
     guard: bool = True,
-    progress: Callable[[int], None] | None = None,
 ) -> Figures:
     """Ask a stream's questions in the order of `seed` and judge as the cache asks for it."""
     order = np.random.default_rng(seed).permutation(len(stream.texts))
@@ -209,8 +207,6 @@ def replay(
             tally.judged += 1
             comparison = cache.audit(comparison.row, oracle.says(same(asked, comparison.entry_id)))
         cache.maintain()
-        if progress is not None:
-            progress(step)
     rate = cache.false_hit_rate()
     return tally.figures(len(cache), (rate.value, rate.high))
 

@@ -49,7 +49,7 @@ from cascade.types import Plan
 from routers import frontier
 from routers.cost import LogLinear
 from routers.estimators.base import firsts, folds
-from routers.features import Featurizer, shipped_featurizer
+from routers.features import shipped_featurizer
 from routers.fit import described, fit_learned, out_of_fold, predicted
 from routers.outcomes import DataError
 from routers.registry import estimator_named
@@ -341,7 +341,6 @@ def evaluate(
     *,
     splits: int = 8,
     setting: TrainingSettings | None = None,
-    featurizer: Featurizer | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures over random 70/30 splits by query, equal ones on one side: mean and standard deviation over splits of
@@ -349,7 +348,7 @@ def evaluate(
     intervals.
     """
     setting = setting or TrainingSettings()
-    x = described(logged.data, featurizer or shipped_featurizer())
+    x = described(logged.data, shipped_featurizer())
     found, given, first = [], [], firsts(logged.data.texts)
     for seed in range(splits):
         train_rows = (np.random.default_rng(seed).random(len(x)) < 0.7)[first]

@@ -96,10 +96,8 @@ class Cheapest:
     """The eligible model with the least expected price."""
 
     name = "cheapest"
+    version = "1"
     features_version = ""
-
-    def __init__(self, version: str = "1") -> None:
-        self.version = version
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         kept, excluded = affordable(query, candidates, knobs)
@@ -194,10 +192,10 @@ class Rules:
     """The first rule that holds and whose models are eligible decides; without one it is Undecided."""
 
     name = "rules"
+    version = "1"
     features_version = ""
 
-    def __init__(self, rules: Sequence[Mapping[str, object]], version: str = "1") -> None:
-        self.version = version
+    def __init__(self, rules: Sequence[Mapping[str, object]]) -> None:
         self._rules = [read_rule(i, stated) for i, stated in enumerate(rules)]
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
