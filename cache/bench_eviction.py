@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,67 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from cache.bench_policies import LFU, LRU, GreedyDual
 from cache.evaluate import half_width
-from cache.eviction import GreedyDual, LeastExpectedCost
+from cache.eviction import LeastExpectedCost
 
 _KEYS = 20_000
-
-
-class LRU:
-    """Evicts the least recently used key."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._sizes: OrderedDict[int, int] = OrderedDict()
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._sizes
-
-    def touch(self, key: int) -> None:
-        self._sizes.move_to_end(key)
-
-    def admit(self, key: int, cost_usd: float, size_bytes: int) -> None:
-        self._sizes[key] = size_bytes
-        self._free -= size_bytes
-        while self._free < 0:
-            self._free += self._sizes.popitem(last=False)[1]
-
-
-class LFU:
-    """Least frequently used goes, by counts that are never forgotten; of equals what was counted first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._counts: Counter[int] = Counter()
-        self._sizes: dict[int, int] = {}
-        self._heap: list[tuple[int, int, int]] = []
-        self._tickets = count()
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._sizes
-
-    def touch(self, key: int) -> None:
-        self._counts[key] += 1
-
-    def admit(self, key: int, cost_usd: float, size_bytes: int) -> None:
-        self._counts[key] += 1
-        while self._free < size_bytes and self._sizes:
-            self._drop_least()
-        if self._free >= size_bytes:
-            self._sizes[key] = size_bytes
-            self._free -= size_bytes
-            self._push(key)
-
-    def _drop_least(self) -> None:
-        while True:
-            counted, _, key = heapq.heappop(self._heap)
-            if counted == self._counts[key]:
-                self._free += self._sizes.pop(key)
-                return
-            self._push(key)
-
-    def _push(self, key: int) -> None:
-        heapq.heappush(self._heap, (self._counts[key], next(self._tickets), key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +56,10 @@ def _zipf(power: float) -> NDArray[np.float64]:
     return popular
 
 
-def saved_share(trace: Trace, policy: Any) -> float:
-    """The share of a trace's cost that hits save; the cost of one answer varies from one time to the next."""
-    saved, total = saved_by_part(trace, policy).sum(0)
-    return float(saved / total)
-
-
 def saved_by_part(trace: Trace, policy: Any, parts: int = 20) -> NDArray[np.float64]:
-    """The cost that hits save and the whole cost, in each of `parts` consecutive parts of a trace."""
+    """The cost that hits save and the whole cost, (parts, 2), in each of `parts` consecutive parts of a trace. The cost
+    of an answer varies from one request to the next.
+    """
     noise = np.random.default_rng(1).lognormal(-0.125, 0.5, len(trace.keys))
     found = np.zeros((parts, 2))
     for at, (key, cost) in enumerate(zip(trace.keys, (trace.cost[trace.keys] * noise).tolist(), strict=True)):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from cache.bench import bench_embedding
-from cache.bench_eviction import _POLICIES, LFU, LRU, bench_eviction, eviction_traces, lead_half_width, saved_share
+from cache.bench_eviction import _POLICIES, Trace, bench_eviction, eviction_traces, lead_half_width, saved_by_part
 from cache.bench_index import bench_index, bench_tenants, median_interval
+from cache.bench_policies import LFU, LRU
 from cache.eviction import LeastExpectedCost
+
+
+def saved_share(trace: Trace, policy: Any) -> float:
+    """The share of a trace's whole cost that hits save."""
+    saved, total = saved_by_part(trace, policy).sum(0)
+    return float(saved / total)
 
 
 @pytest.mark.parametrize("number", [1, 4])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.eviction import GreedyDual, LeastExpectedCost
+from cache.bench_policies import GreedyDual
+from cache.eviction import LeastExpectedCost
 
 _moves = st.lists(
     st.tuples(st.sampled_from(["admit", "touch", "drop"]), st.integers(0, 9), st.integers(1, 60), st.integers(0, 5)),
