@@ -20,9 +20,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from routers.bandit_state import Array, BanditState, Posterior, Shrinkage, fitted
+from routers.bandit_state import Array, BanditState, Shrinkage
 from routers.eligible import eligible
 from routers.estimators.linear import Linear
+from routers.linear_bandit import LinearBandit
 from routers.plugin import PluginRouter, within
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, utilities
@@ -69,7 +70,11 @@ def _normal_cdf(z: Array) -> Array:
     return np.asarray(0.5 * (1.0 + np.tanh(z * (0.7978845608 + 0.0356774081 * z * z))))
 
 
-class Bandit:
+REFIT_EVERY = 20
+"""Answers between two fits of the posterior, which takes about two milliseconds."""
+
+
+class Bandit(LinearBandit):
     """A router that corrects a base router by what came of its choices."""
 
     features_version: str
@@ -89,17 +94,13 @@ class Bandit:
         """`boldness`: see `drawn_spread`; `half_life`: after so many answers one counts half, 0: never."""
         if rule not in RULES:
             raise ValueError(f"rule {rule!r} is unknown: one of {', '.join(RULES)}")
+        state = state if state is not None else BanditState.empty((), projection.dims)
+        super().__init__(projection, state, shrink or Shrinkage(), REFIT_EVERY)
         self.name, self.version = "bandit", f"{base.name}-{base.version}"
-        self.base, self.projection = base, projection
+        self.base = base
         self.features_version = base.features_version
-        self.state = state if state is not None else BanditState.empty((), projection.dims)
-        self.others: BanditState | None = None
-        """Sums of other replicas, never added to our own."""
         self.rule, self.boldness, self.half_life = rule, boldness, half_life
         self.exploration = exploration or Exploration(floor=0.01)
-        self.shrink = shrink or Shrinkage()
-        self.seen = int(self.state.counts.sum())
-        self._posterior: Posterior | None = None
         self._label = f"bandit@{self.version}"
 
     # -- deciding
@@ -175,32 +176,12 @@ class Bandit:
         if self.half_life > 0:
             self.state.fade(0.5 ** (1.0 / self.half_life))
         self.state.learn(self.axes(vector), model, quality, cost_usd)
-        self.seen += 1
-        if self.seen <= 20 or self.seen % 20 == 0:  # a posterior costs about two milliseconds
-            self._posterior = None
+        self._count_answer()
 
     def amend(self, query: Query, model: str, by: float) -> None:
         """An answer learnt before was worth so much more (or less) than was said then."""
         self.state.amend(self.axes(query.vector), model, by)
         self._posterior = None
-
-    def set_others(self, others: BanditState | None) -> None:
-        """What other replicas have seen by now."""
-        self.others = others
-        total = self.state if others is None else self.state.merged(others)
-        self.seen = int(total.counts.sum())
-        self._posterior = fitted(total, self.shrink)
-
-    def axes(self, vector: Vector) -> Array:
-        """The query on its main axes, and 1."""
-        return np.append(self.projection.apply(vector).astype(np.float64), 1.0)
-
-    @property
-    def posterior(self) -> Posterior:
-        if self._posterior is None:
-            total = self.state if self.others is None else self.state.merged(self.others)
-            self._posterior = fitted(total, self.shrink)
-        return self._posterior
 
 
 def main_axes(projection: Projection, vectors: Array, dims: int = 16) -> Projection:
@@ -215,25 +196,3 @@ def learnt_axes(projection: Projection, ridge: Linear, dims: int = 16) -> Projec
     spread = np.sqrt(np.maximum(squares / squares.max(), 1e-6))
     axes = (projection.axes_[:, :dims] / spread).astype(np.float32)
     return Projection().restore({"mean_": projection.mean_, "axes_": axes})
-
-
-class EpsilonGreedy:
-    """The baseline that reads no query: the best mean so far, or any model with probability epsilon."""
-
-    def __init__(self, models: int, epsilon: float = 0.5, least: float = 0.02) -> None:
-        self.sums, self.counts = np.zeros(models), np.zeros(models)
-        self.epsilon, self.least, self.seen = epsilon, least, 0
-
-    def chances(self) -> Array:
-        """Epsilon falls as 1 / (1 + t / 100); untried models come first."""
-        k = len(self.sums)
-        epsilon = max(self.least, self.epsilon / (1.0 + self.seen / 100.0))
-        found = np.full(k, epsilon / k)
-        mean = np.where(self.counts > 0, self.sums / np.maximum(self.counts, 1.0), np.inf)
-        found[int(mean.argmax())] += 1.0 - epsilon
-        return found
-
-    def learn(self, model: int, reward: float) -> None:
-        self.sums[model] += reward
-        self.counts[model] += 1
-        self.seen += 1

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import prior
-from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, EpsilonGreedy, drawn_spread, main_axes, thompson
+from routers.bandit import BOLDNESS, SQUARE_CB, THOMPSON, drawn_spread, main_axes, thompson
 from routers.bandit_state import BanditState, Shrinkage, fitted
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
@@ -105,11 +105,34 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
     return total
 
 
-def greedy_reward(rows: Replay, order: NDArray[np.intp], weight: float, seed: int) -> float:
-    """Total reward of context-free epsilon-greedy."""
-    rng, reward = np.random.default_rng(seed), rows.reward(weight)
-    arms, total = EpsilonGreedy(reward.shape[1]), 0.0
-    for i in order.tolist():
+class EpsilonGreedy:
+    """The baseline that reads no query: the best mean so far, or any arm with probability epsilon."""
+
+    FIRST_EPSILON, LEAST_EPSILON = 0.5, 0.02
+
+    def __init__(self, arms: int) -> None:
+        self.sums, self.counts = np.zeros(arms), np.zeros(arms)
+        self.seen = 0
+
+    def chances(self) -> Array:
+        """Probability of each arm. Epsilon falls as 1 / (1 + t / 100); untried arms come first."""
+        k = len(self.sums)
+        epsilon = max(self.LEAST_EPSILON, self.FIRST_EPSILON / (1.0 + self.seen / 100.0))
+        found = np.full(k, epsilon / k)
+        mean = np.where(self.counts > 0, self.sums / np.maximum(self.counts, 1.0), np.inf)
+        found[int(mean.argmax())] += 1.0 - epsilon
+        return found
+
+    def learn(self, arm: int, reward: float) -> None:
+        self.sums[arm] += reward
+        self.counts[arm] += 1
+        self.seen += 1
+
+
+def epsilon_greedy_reward(reward: Array, order: Sequence[int], seed: int) -> float:
+    """Total reward of epsilon-greedy, which reads no query, over that order of the rows of `reward` (n, arms)."""
+    rng, arms, total = np.random.default_rng(seed), EpsilonGreedy(reward.shape[1]), 0.0
+    for i in order:
         j = drawn(arms.chances(), float(rng.random()))
         arms.learn(j, float(reward[i, j]))
         total += float(reward[i, j])
@@ -129,7 +152,7 @@ def compared(rows: Replay, weight: float, seeds: Sequence[int]) -> dict[str, lis
     found: dict[str, list[float]] = {"epsilon_greedy": [], THOMPSON: [], SQUARE_CB: []}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(reward))
-        found["epsilon_greedy"].append(best - greedy_reward(rows, order, weight, seed + 1000))
+        found["epsilon_greedy"].append(best - epsilon_greedy_reward(reward, order.tolist(), seed + 1000))
         for rule in (THOMPSON, SQUARE_CB):
             found[rule].append(best - learned_reward(rows, order, weight, rule, seed + 2000))
     if rows.expected.any():

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from routers.bandit import thompson
-from routers.bandit_state import Array, BanditState, Posterior, Shrinkage, fitted
+from routers.bandit_state import Array, BanditState, Shrinkage
+from routers.linear_bandit import LinearBandit
 from routers.projection import Projection
 from routers.select import drawn
 from routers.types import Vector
@@ -36,7 +37,11 @@ class Pick:
     probabilities: dict[str, float]
 
 
-class StrategyBandit:
+REFIT_EVERY = 10
+"""Answers between two fits of the posterior, which takes about a millisecond."""
+
+
+class StrategyBandit(LinearBandit):
     """Chooses among the strategies of one route."""
 
     version, features_version = "strategies", ""
@@ -44,16 +49,10 @@ class StrategyBandit:
 
     def __init__(self, names: Sequence[str], projection: Projection, step_price: float, explore: float = 0.0) -> None:
         """`step_price`: score that one more call must gain; `explore`: share of queries with an arm drawn uniformly."""
+        super().__init__(projection, BanditState.empty(names, projection.dims), Shrinkage(), REFIT_EVERY)
         self.names = tuple(names)
-        self.projection = projection
         self.step_price = step_price
         self.floor = explore or LEAST_EXPLORATION
-        self.shrink = Shrinkage()
-        self.state = BanditState.empty(self.names, projection.dims)
-        self.others: BanditState | None = None
-        """Sums of other replicas, never added to our own."""
-        self.seen = 0
-        self._posterior: Posterior | None = None
 
     def choose(self, vector: Vector, draw: float, explore: bool = True) -> Pick:
         """`draw` in [0, 1). Without exploration the best arm has probability 1."""
@@ -78,9 +77,7 @@ class StrategyBandit:
         """Take in an arm's score on a query, and how many calls it made. ValueError: no arm of this name."""
         self._known(arm)
         self.state.learn(self.axes(vector), arm, score - EXPECTED, float(max(calls - 1, 0)))
-        self.seen += 1
-        if self.seen <= 20 or self.seen % 10 == 0:  # a posterior costs about a millisecond
-            self._posterior = None
+        self._count_answer()
 
     def amend(self, vector: Vector, arm: str, by: float) -> None:
         """Correct the score of an answer learnt before, by this much."""
@@ -88,26 +85,14 @@ class StrategyBandit:
         self.state.amend(self.axes(vector), arm, by)
         self._posterior = None
 
-    def set_others(self, others: BanditState | None) -> None:
-        """Take the other replicas' sums, as of now."""
-        self.others = others
-        self.seen = int(self._total().counts.sum())
-        self._posterior = None
-
     def axes(self, vector: Vector) -> Array:
-        """The query's projection and a constant 1; the constant alone where its vector is of another kind."""
+        """The query's projection and a constant 1; zeros and the 1 where its vector is of another kind."""
         if len(vector) != len(self.projection.mean_):
             return np.append(np.zeros(self.projection.dims), 1.0)
-        return np.append(self.projection.apply(vector).astype(np.float64), 1.0)
-
-    @property
-    def posterior(self) -> Posterior:
-        if self._posterior is None:
-            self._posterior = fitted(self._total(), self.shrink)
-        return self._posterior
+        return super().axes(vector)
 
     def _total(self) -> BanditState:
-        total = self.state if self.others is None else self.state.merged(self.others)
+        total = super()._total()
         for name in self.names:  # a replica with an older file may know fewer, another one more
             total.place(name)
         return total

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.bandit import EpsilonGreedy
+from routers.bandit_check import epsilon_greedy_reward
 from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
 from routers.fit import described
@@ -24,7 +24,6 @@ from routers.intervals import half_width
 from routers.onboarding_check import priced
 from routers.outcomes import DataError, Outcomes, read_outcomes
 from routers.registry import bandit_axes
-from routers.select import drawn
 from routers.strategy_bandit import StrategyBandit
 
 NAMES = ("one", "two", "three")
@@ -62,22 +61,12 @@ def learned(x: NDArray[np.float32], found: Ways, order: Sequence[int], price: fl
     return total
 
 
-def greedy(found: Ways, order: Sequence[int], price: float, seed: int) -> float:
-    """Total reward of epsilon-greedy, which reads no query."""
-    rng, reward, arms, total = np.random.default_rng(seed), found.reward(price), EpsilonGreedy(3), 0.0
-    for i in order:
-        place = drawn(arms.chances(), float(rng.random()))
-        arms.learn(place, float(reward[i, place]))
-        total += float(reward[i, place])
-    return total
-
-
 def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[int]) -> dict[str, float]:
     """Mean reward per query of every policy; `gain` is the bandit's over the best fixed way, paired over orders."""
     reward = found.reward(price)
     orders = [np.random.default_rng(seed).permutation(len(x)).tolist() for seed in seeds]
     own = np.array([learned(x, found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
-    blind = np.array([greedy(found, order, price, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
+    blind = np.array([epsilon_greedy_reward(reward, order, s) for order, s in zip(orders, seeds, strict=True)]) / len(x)
     report = {f"always {name}": float(reward[:, j].mean()) for j, name in enumerate(NAMES)}
     return {
         **report,
