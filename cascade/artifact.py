@@ -6,8 +6,7 @@ flat arrays in the order that the space enumerates its states, so that the space
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from numpy.typing import NDArray
 
 from cascade.calibrate import RISKS
 from cascade.frugal import Chosen, FrugalCascade
-from cascade.planner import PlanRequest, Typical
-from cascade.posterior import Matrix, Posterior, Rule, Space, State
-from cascade.posterior_fit import cheapest_matching
-from cascade.routing import routed_plan
-from cascade.types import Plan
+from cascade.planner import Typical
+from cascade.posterior import Matrix, Posterior, Rule, Space, State, value_columns
+from cascade.routing import RoutedCascade
 from cascade.verified import Pair, VerifiedCascade
 from cascade.verify import Pomdp
 from routers.artifact import Arrays, ArtifactError, Card, load_artifact, save_artifact
@@ -29,63 +26,7 @@ from routers.artifact import Arrays, ArtifactError, Card, load_artifact, save_ar
 KIND, FRUGAL, VERIFIED = "cascade-routing", "cascade-frugal", "cascade-verified"
 
 
-@dataclass(frozen=True, slots=True)
-class FittedCascade:
-    """Everything a gateway needs to plan climbs by cascade routing."""
-
-    posterior: Posterior
-    rules: Sequence[Rule] = field(repr=False)
-    held_out: Matrix
-    """(rules, 2): mean cost and quality on held-out training rows."""
-    best_single: float
-    """Quality of the best single model on the training rows."""
-    typical: Typical
-    sure: Matrix = field(default_factory=lambda: np.full((0, len(RISKS)), inf), repr=False)
-    """(rules, risks): how sure an answer must be so that at most that share of those given is wrong (`abstention`); inf
-    where the training rows could not tell.
-    """
-    writes: bool = field(default=False, init=False)
-
-    def plan_from(self, request: PlanRequest, opener: str, rule: Rule) -> Plan:
-        """A climb that begins with that model, whatever the rule would open with, and goes on by the rule."""
-        models = tuple(self.typical)
-        return routed_plan(
-            self.posterior, rule, request.estimates(self.typical), request.worst_cost_usd,
-            absent=request.absent(models), limits=request.limits, retries=request.retries, opener=opener,
-        )  # fmt: skip
-
-    def rule_for(self, share: float = 1.0) -> Rule:
-        """The cheapest rule that held that share of the best single model's quality on held-out training rows."""
-        return self.rules[self._place(share)]
-
-    def least_chance(self, share: float, risk: float) -> float:
-        """How sure an answer must be that no more than `risk` of those given are wrong; inf: the rows can't tell."""
-        known = [at for at, one in enumerate(RISKS) if one <= risk]
-        return float(self.sure[self._place(share), known[-1]]) if known and len(self.sure) else inf
-
-    def _place(self, share: float) -> int:
-        return cheapest_matching(self.held_out, share * self.best_single)
-
-    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
-        """A plan for one request. A model that isn't eligible or has no price now is never asked.
-
-        `most_wrong`: of the answers given, the share that may be wrong; then no other model stands in.
-        """
-        models = tuple(self.typical)
-        return routed_plan(
-            self.posterior,
-            self.rule_for(share),
-            request.estimates(self.typical),
-            request.worst_cost_usd,
-            absent=request.absent(models),
-            limits=request.limits,
-            retries=request.retries,
-            abstain_below=0.0 if most_wrong is None else self.least_chance(share, most_wrong),
-            fallbacks=request.stand_ins(models) if most_wrong is None else (),
-        )
-
-
-TrainedCascade = FittedCascade | FrugalCascade | VerifiedCascade
+TrainedCascade = RoutedCascade | FrugalCascade | VerifiedCascade
 """What a route's `cascade` may name by its file: each plans climbs by `plan`; one that `writes` needs the chat."""
 
 
@@ -148,7 +89,7 @@ def _posterior(card: Card, arrays: Arrays) -> tuple[Posterior, Typical]:
     return Posterior(space, weights, arrays.get("kinds", np.zeros((1 + m, 0)))), typical
 
 
-def _routed(card: Card, arrays: Arrays) -> FittedCascade:
+def _routed(card: Card, arrays: Arrays) -> RoutedCascade:
     posterior, typical = _posterior(card, arrays)
     count = len(arrays["rates"])
     rules = [
@@ -161,7 +102,7 @@ def _routed(card: Card, arrays: Arrays) -> FittedCascade:
     best, sure = float(card.parameters["best_single"]), arrays.get("sure", np.full((0, len(RISKS)), inf))
     if sure.shape not in ((len(rules), len(RISKS)), (0, len(RISKS))):
         raise ValueError("thresholds for other rules or risks than it has")
-    return FittedCascade(posterior, rules, arrays["held_out"], best, typical, sure)
+    return RoutedCascade(posterior, rules, arrays["held_out"], best, typical, sure)
 
 
 def _frugal(card: Card, arrays: Arrays) -> FrugalCascade:
@@ -201,9 +142,3 @@ def _ahead(space: Space, flat: Matrix) -> Iterator[tuple[State, Matrix]]:
             at += d * actions
     if at != len(flat):
         raise ValueError(f"{len(flat)} numbers in a rule that needs {at}")
-
-
-def value_columns(state: State, models: int) -> int:
-    """Columns of `value_design` in that state."""
-    answered = len(state)
-    return 3 + (4 if answered else 0) + (answered if answered > 1 else 0) + (models - answered)

@@ -5,22 +5,19 @@ be trained to serve as well.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cascade.frugal import Chosen, FrugalCascade, Scorer, chains, choose, own_chances
+from cascade.logs import Logged
 from cascade.planner import cheapest
 from cascade.posterior import Matrix, Posterior
 from cascade.posterior_fit import cheapest_matching, fit_posterior, rates_for
+from cascade.rows import EstimatedRows, TrainingSettings, space_of
 from cascade.types import Limits, Plan, Step
 from cascade.verified import Pair, VerifiedCascade, fit_pairs, walked
 from routers.estimators.base import folds
 from routers.outcomes import DataError
-
-if TYPE_CHECKING:
-    from cascade.evaluate import EstimatedRows, TrainingSettings
-    from cascade.logs import Logged
 
 SHARES = (1.0, 0.99, 0.97, 0.95, 0.9)
 """Of the best single model's quality: what operators are likeliest to ask for."""
@@ -55,8 +52,6 @@ def frugal_cascade(taught: EstimatedRows, setting: TrainingSettings) -> FrugalCa
 
 def _chains(taught: EstimatedRows, setting: TrainingSettings) -> tuple[Posterior, list[Chosen]]:
     """The scorer, and every chain with what it does by cross-fitted scores."""
-    from cascade.evaluate import space_of
-
     space = replace(space_of(taught, setting), depth=1, readings=(True,))
     chances = np.full(taught.scores.shape, np.nan)
     fold = folds(taught.logged.data.texts, setting.folds, setting.seed)
@@ -79,7 +74,7 @@ def frugal_plans(posterior: Posterior, chain: Chosen, part: EstimatedRows) -> li
     ]
 
 
-def verified_drafts(logged: Logged) -> VerifiedCascade:
+def verified_cascade(logged: Logged) -> VerifiedCascade:
     """AutoMix to serve: the cheapest pair for each share. DataError where no draft has a confidence."""
     pairs = _pairs(logged)
     if not pairs:

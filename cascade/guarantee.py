@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from cascade.calibrate import Certificate, Family, Refusal, certify
-from cascade.evaluate import LEAST_ROWS, EstimatedRows, TrainingSettings, parts, train
 from cascade.logs import Logged
+from cascade.rows import EstimatedRows, TrainingSettings, estimated_parts
+from cascade.train import LEAST_ROWS, train
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.outcomes import DataError
@@ -48,7 +49,7 @@ def families(logged: Logged, setting: TrainingSettings, reference: str, count: i
     x = described(logged.data, shipped_featurizer())
     for seed in range(setting.seed, setting.seed + count):
         one = replace(setting, rates=RULES, highest_rate=HIGHEST_RATE, seed=seed)
-        yield family_of(parts(logged, x, np.ones(len(x), bool), one)[0], one, place)
+        yield family_of(estimated_parts(logged, x, np.ones(len(x), bool), one)[0], one, place)
 
 
 def reference_of(logged: Logged, name: str) -> int:

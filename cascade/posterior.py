@@ -155,6 +155,12 @@ def value_design(state: State, chances: Matrix) -> Matrix:
     return np.concatenate(columns, 1)
 
 
+def value_columns(state: State, models: int) -> int:
+    """Columns of `value_design` in that state."""
+    answered = len(state)
+    return 3 + (4 if answered else 0) + (answered if answered > 1 else 0) + (models - answered)
+
+
 @dataclass(frozen=True, slots=True)
 class Posterior:
     """The fitted heads: for each state, one weight vector per model."""

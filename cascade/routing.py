@@ -14,8 +14,11 @@ from math import inf, isfinite, isnan, nan
 import numpy as np
 
 from cascade.agreement import agreements
+from cascade.calibrate import RISKS
 from cascade.confidence import confidence, vetoed
+from cascade.planner import PlanRequest, Typical
 from cascade.posterior import NEVER, Matrix, Posterior, Prices, Rule, Scene, Space, State, logit, shown
+from cascade.posterior_fit import cheapest_matching
 from cascade.types import Ask, Fits, Keep, Limits, Outcome, Plan, PlanError, Step, price_of
 from routers.types import Estimate
 
@@ -100,15 +103,15 @@ class CascadeRouting:
                 continue
             sure[0, j], texts[j] = confidence(outcome.evidence), outcome.evidence.text
             heads.append((j, not isnan(sure[0, j])))
-        state = _fitted(space, heads)
+        state = _reachable(space, heads)
         alike = agreements(texts) if len(state) > 1 else np.eye(m)
         chances = self.posterior.chances(state, Scene(self.prior, shown(sure), alike[None]))
         chances[:, vetoes] = 0.0
         return state, chances
 
 
-def _fitted(space: Space, heads: Sequence[tuple[int, bool]]) -> State:
-    """The answers that a fitted state can hold, in the order they came, as many as fit."""
+def _reachable(space: Space, heads: Sequence[tuple[int, bool]]) -> State:
+    """The state of the answers that the space knows, in the order they came, as many as its depth allows."""
     usable = [(j, read) for j, read in heads if j in space.pool and read in space.readings]
     return tuple(sorted(usable[: space.depth]))
 
@@ -144,3 +147,59 @@ def routed_plan(
     )
     steps = tuple(Step(m, -inf, price_of(m, worst_cost_usd)) for m in models if m not in absent)
     return Plan(steps, fallbacks, limits or Limits(), retries, strategy)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedCascade:
+    """Everything a gateway needs to plan climbs by cascade routing."""
+
+    posterior: Posterior
+    rules: Sequence[Rule] = field(repr=False)
+    held_out: Matrix
+    """(rules, 2): mean cost and quality on held-out training rows."""
+    best_single: float
+    """Quality of the best single model on the training rows."""
+    typical: Typical
+    sure: Matrix = field(default_factory=lambda: np.full((0, len(RISKS)), inf), repr=False)
+    """(rules, risks): how sure an answer must be so that at most that share of those given is wrong (`abstention`); inf
+    where the training rows could not tell.
+    """
+    writes: bool = field(default=False, init=False)
+
+    def plan_from(self, request: PlanRequest, opener: str, rule: Rule) -> Plan:
+        """A climb that begins with that model, whatever the rule would open with, and goes on by the rule."""
+        models = tuple(self.typical)
+        return routed_plan(
+            self.posterior, rule, request.estimates(self.typical), request.worst_cost_usd,
+            absent=request.absent(models), limits=request.limits, retries=request.retries, opener=opener,
+        )  # fmt: skip
+
+    def rule_for(self, share: float = 1.0) -> Rule:
+        """The cheapest rule that held that share of the best single model's quality on held-out training rows."""
+        return self.rules[self._place(share)]
+
+    def least_chance(self, share: float, risk: float) -> float:
+        """How sure an answer must be that no more than `risk` of those given are wrong; inf: the rows can't tell."""
+        known = [at for at, one in enumerate(RISKS) if one <= risk]
+        return float(self.sure[self._place(share), known[-1]]) if known and len(self.sure) else inf
+
+    def _place(self, share: float) -> int:
+        return cheapest_matching(self.held_out, share * self.best_single)
+
+    def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
+        """A plan for one request. A model that isn't eligible or has no price now is never asked.
+
+        `most_wrong`: of the answers given, the share that may be wrong; then no other model stands in.
+        """
+        models = tuple(self.typical)
+        return routed_plan(
+            self.posterior,
+            self.rule_for(share),
+            request.estimates(self.typical),
+            request.worst_cost_usd,
+            absent=request.absent(models),
+            limits=request.limits,
+            retries=request.retries,
+            abstain_below=0.0 if most_wrong is None else self.least_chance(share, most_wrong),
+            fallbacks=request.stand_ins(models) if most_wrong is None else (),
+        )

@@ -14,9 +14,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.artifact import FittedCascade
 from cascade.planner import Planner, PlanRequest
 from cascade.posterior import Prices, logit
+from cascade.routing import RoutedCascade
 from cascade.types import Plan
 from gateway.batch.arms import joined
 from gateway.batch.assign import attempted
@@ -33,7 +33,7 @@ _BLOCK = 1 << 16
 class Climbing:
     """A trained cascade that begins where the plan says and goes on by the plan's rule."""
 
-    cascade: FittedCascade
+    cascade: RoutedCascade
     opener: str
     rule: int
     writes: bool = False
@@ -42,21 +42,21 @@ class Climbing:
         return self.cascade.plan_from(request, self.opener, self.cascade.rules[self.rule])
 
 
-def cascade_of(route: Route) -> FittedCascade | None:
+def cascade_of(route: Route) -> RoutedCascade | None:
     """The route's trained cascade, where it can foretell its climbs and promises nothing else."""
     return climbing(route.cascade) if not route.config.most_wrong else None
 
 
-def climbing(planner: Planner | None) -> FittedCascade | None:
+def climbing(planner: Planner | None) -> RoutedCascade | None:
     """A cascade whose rules say what a climb will give; those trained by earlier versions don't."""
-    if isinstance(planner, FittedCascade) and all(rule.gains is not None for rule in planner.rules):
+    if isinstance(planner, RoutedCascade) and all(rule.gains is not None for rule in planner.rules):
         return planner
     return None
 
 
 def with_climbs(
     estimates: Estimates,
-    cascade: FittedCascade,
+    cascade: RoutedCascade,
     budget_usd: float,
     objective: Objective,
     *,
@@ -75,7 +75,7 @@ def with_climbs(
     return estimates if rule is None else _wider(estimates, cascade, places, rule, read_usd)
 
 
-def _places(estimates: Estimates, cascade: FittedCascade) -> list[int] | None:
+def _places(estimates: Estimates, cascade: RoutedCascade) -> list[int] | None:
     """Columns of the cascade's models, each asked once and live."""
     known = {arm.model: place for place, arm in enumerate(estimates.arms) if arm.is_one_call}
     models = cascade.posterior.space.models
@@ -84,7 +84,7 @@ def _places(estimates: Estimates, cascade: FittedCascade) -> list[int] | None:
 
 def _rule(
     estimates: Estimates,
-    cascade: FittedCascade,
+    cascade: RoutedCascade,
     places: list[int],
     budget_usd: float,
     objective: Objective,
@@ -108,7 +108,7 @@ def _worth(estimates: Estimates, budget_usd: float, objective: Objective, deadli
 
 
 def _wider(
-    estimates: Estimates, cascade: FittedCascade, places: list[int], rule: int, read_usd: Floats | None
+    estimates: Estimates, cascade: RoutedCascade, places: list[int], rule: int, read_usd: Floats | None
 ) -> Estimates:
     space = cascade.posterior.space
     actions = space.actions(())
@@ -141,7 +141,7 @@ def _wider(
 
 
 def _foretold(
-    cascade: FittedCascade, rule: int, quality: Floats, cost_usd: Floats, read_usd: Floats | None
+    cascade: RoutedCascade, rule: int, quality: Floats, cost_usd: Floats, read_usd: Floats | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Chance and dollars of a climb by each first action, (n, actions); infinite dollars where a model may not answer:
     the climb was not learnt without it.

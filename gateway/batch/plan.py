@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.acceptance import Acceptance
-from cascade.artifact import FittedCascade
+from cascade.routing import RoutedCascade
 from gateway.batch.arms import capacities_of, with_endpoints, with_samples
 from gateway.batch.assign import assign
 from gateway.batch.climbs import cascade_of, with_climbs
@@ -178,7 +178,7 @@ def solved(
     )
 
 
-def _cascade(gathered: Gathered, book: RouteBook) -> FittedCascade | None:
+def _cascade(gathered: Gathered, book: RouteBook) -> RoutedCascade | None:
     """The trained cascade of the one route that answers all prompts."""
     route = book.routes.get(gathered.routes[0]) if len(gathered.routes) == 1 else None
     return cascade_of(route) if route is not None else None

@@ -32,8 +32,8 @@ from gateway.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from cascade.artifact import TrainedCascade
-    from cascade.evaluate import TrainingSettings
     from cascade.logs import Logged
+    from cascade.rows import TrainingSettings
     from gateway.journal.store import Store
 
 cascade = typer.Typer(help="Evaluate, train and certify cascades, and test what is certified.", no_args_is_help=True)
@@ -87,13 +87,13 @@ def train(
 ) -> None:
     """Train a cascade on all rows whose split is not test."""
     from cascade.artifact import save_cascade
-    from cascade.evaluate import fitted_on
+    from cascade.train import train_cascade
 
     writable(out)
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
     with progress_bar("training"), _refusing():
-        made = fitted_on(logged, _setting(depth, router), plan)
+        made = train_cascade(logged, _setting(depth, router), plan)
     save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
     found = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
     _print({**found, "best_single_quality": made.best_single, "points": _points(made)}, as_json)
@@ -101,10 +101,10 @@ def train(
 
 def _points(made: TrainedCascade) -> list[dict[str, Any]]:
     """What it may be asked to do, with the cost and quality that training rows say."""
-    from cascade.artifact import FittedCascade
     from cascade.frugal import FrugalCascade
+    from cascade.routing import RoutedCascade
 
-    if isinstance(made, FittedCascade):
+    if isinstance(made, RoutedCascade):
         return [{"cost_usd": float(cost_usd), "quality": float(quality)} for cost_usd, quality in made.held_out]
     if isinstance(made, FrugalCascade):
         names = made.posterior.space.models
@@ -252,7 +252,7 @@ def _worth_of_cases(store: Store, route: str) -> dict[str, Any]:
 
 
 def _setting(depth: int, router: str) -> TrainingSettings:
-    from cascade.evaluate import TrainingSettings
+    from cascade.rows import TrainingSettings
 
     return TrainingSettings(router=router, depth=depth)
 

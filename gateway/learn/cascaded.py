@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from cascade.evaluate import EstimatedRows, TrainingSettings, parts, train, walked
 from cascade.logs import read_logged
 from cascade.posterior_fit import cheapest_matching
+from cascade.rows import EstimatedRows, TrainingSettings, estimated_parts
+from cascade.train import train, walked
 from gateway.learn.evaluation import LeftOut, fresh
 from routers import evaluate
 from routers.evaluate import Bench, PolicyFamily
@@ -47,7 +48,7 @@ def evaluated(
     kept[~held] = fresh(logged.data.rows(~held), logged.data.rows(held))
     logged, splits = logged.rows(kept), splits[kept]
     setting = TrainingSettings(router="ensemble" if router == "default" else router, seed=seed)
-    taught, tested = parts(logged, described(logged.data, shipped_featurizer()), splits != "test", setting)
+    taught, tested = estimated_parts(logged, described(logged.data, shipped_featurizer()), splits != "test", setting)
     trained = train(taught, setting)
     bench = Bench(tested.scores, tested.paid.answer, int(taught.scores.mean(0).argmax()))
     walks = walked(trained.posterior, trained.rules, tested)

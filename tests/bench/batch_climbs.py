@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.artifact import FittedCascade
-from cascade.evaluate import TrainingSettings, fitted, parts, train
 from cascade.logs import Logged, read_logged
 from cascade.planner import PlanRequest
 from cascade.replay import LoggedModels, replayed
+from cascade.routing import RoutedCascade
+from cascade.rows import TrainingSettings, estimated_parts
+from cascade.train import routed_cascade, train
 from cascade.types import Limits
 from gateway.batch.climbs import with_climbs
 from gateway.batch.program import Objective
@@ -44,7 +45,7 @@ def evidence_of(folder: Path, rows: Outcomes) -> Logged | None:
 class Climbs:
     """A cascade that the training rows taught, beside the test rows' answers."""
 
-    cascade: FittedCascade
+    cascade: RoutedCascade
     tested: Logged
     read_usd: Matrix
     """Expected cost of test answers with their evidence, (n, m)."""
@@ -52,8 +53,8 @@ class Climbs:
     @classmethod
     def taught(cls, logged: Logged, x: Matrix, train_rows: NDArray[np.bool_]) -> Climbs:
         setting = TrainingSettings(folds=2)  # only the held-out curve, which jobs don't read, is made by folds
-        known, asked = parts(logged, x, train_rows, setting)
-        return cls(fitted(train(known, setting), known), asked.logged, asked.prices.read)
+        known, asked = estimated_parts(logged, x, train_rows, setting)
+        return cls(routed_cascade(train(known, setting), known), asked.logged, asked.prices.read)
 
     def widen(self, job: Estimates, budget_usd: float) -> Estimates:
         """The job with arms that climb."""

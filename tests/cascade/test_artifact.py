@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.artifact import FittedCascade, load_cascade, save_cascade
+from cascade.artifact import load_cascade, save_cascade
 from cascade.climb import climb
-from cascade.evaluate import TrainingSettings, fitted, train
 from cascade.planner import PlanRequest
+from cascade.routing import RoutedCascade
+from cascade.rows import TrainingSettings
+from cascade.train import routed_cascade, train
 from cascade.types import Outcome, PlanError
 from routers.artifact import ArtifactError, Card, save_artifact
 from routers.types import Choice, Estimate
@@ -21,9 +23,9 @@ from tests.cascade.worlds import MODELS
 
 
 @pytest.fixture(scope="module")
-def cascade() -> FittedCascade:
+def cascade() -> RoutedCascade:
     rows = part(200, seed=8)
-    return fitted(train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2)), rows)
+    return routed_cascade(train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2)), rows)
 
 
 def choice(*models: str) -> Choice:
@@ -31,7 +33,7 @@ def choice(*models: str) -> Choice:
     return Choice("small", 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
 
 
-def test_a_cascade_survives_its_file(cascade: FittedCascade, tmp_path: Path):
+def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path):
     """Every head, rule and figure reads back the same."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="3")
     read = load_cascade(tmp_path / "c.safetensors")
@@ -46,19 +48,19 @@ def test_a_cascade_survives_its_file(cascade: FittedCascade, tmp_path: Path):
             )
 
 
-def test_a_higher_share_of_quality_costs_more(cascade: FittedCascade):
+def test_a_higher_share_of_quality_costs_more(cascade: RoutedCascade):
     """A floor of 70 % takes a cheaper rule than one of 100 %."""
     assert cascade.rule_for(0.7).rate > cascade.rule_for(1.0).rate
 
 
-def test_asked_for_all_that_can_be_had_it_takes_the_best_rule(cascade: FittedCascade):
+def test_asked_for_all_that_can_be_had_it_takes_the_best_rule(cascade: RoutedCascade):
     """No rule reaches more than every share of quality; the best one serves."""
     best = cascade.held_out[:, 1].max()
     at = cascade.rules.index(cascade.rule_for(inf))
     assert cascade.held_out[at, 1] >= best - 0.02 and cascade.rule_for(inf).rate <= cascade.rule_for(1.0).rate
 
 
-def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):
+def test_models_not_on_offer_are_never_asked(cascade: RoutedCascade):
     """A model out of the eligible set, or without a price now, takes no part."""
     asked: list[str] = []
     climbing = climb(cascade.plan(PlanRequest(choice("small", "middle"), WORST, retries=0)), repeat(0.5))
@@ -70,13 +72,13 @@ def test_models_not_on_offer_are_never_asked(cascade: FittedCascade):
     assert set(asked) == {"small", "middle"}
 
 
-def test_an_unknown_model_stands_by_as_fallback(cascade: FittedCascade):
+def test_an_unknown_model_stands_by_as_fallback(cascade: RoutedCascade):
     """A model that the cascade never saw answers when all others have failed."""
     plan = cascade.plan(PlanRequest(choice(*MODELS, "new"), {**WORST, "new": 1e-3}))
     assert [step.model for step in plan.fallbacks] == ["new"]
 
 
-def test_nothing_on_offer_is_refused(cascade: FittedCascade):
+def test_nothing_on_offer_is_refused(cascade: RoutedCascade):
     """A plan with no rung is no plan."""
     with pytest.raises(PlanError):
         cascade.plan(PlanRequest(choice("new"), {"new": 1e-3}))
@@ -89,7 +91,7 @@ def test_a_foreign_artefact_is_refused(tmp_path: Path):
         load_cascade(tmp_path / "r.safetensors")
 
 
-def test_a_cascade_with_missing_numbers_is_refused(cascade: FittedCascade, tmp_path: Path):
+def test_a_cascade_with_missing_numbers_is_refused(cascade: RoutedCascade, tmp_path: Path):
     """Arrays that don't fill the space are an error, not a wrong answer."""
     from routers.artifact import load_artifact
 

@@ -7,8 +7,9 @@ from math import isnan
 
 import pytest
 
-from cascade.evaluate import TrainingSettings, evaluate
+from cascade.evaluate import evaluate
 from cascade.guarantee import certified, guarantee, reference_of
+from cascade.rows import TrainingSettings
 from routers.outcomes import DataError
 from tests.cascade.worlds import logged
 

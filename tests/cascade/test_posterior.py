@@ -11,12 +11,14 @@ import pytest
 from msgspec import structs
 
 from cascade.climb import climb
-from cascade.evaluate import EstimatedRows, Trained, TrainingSettings, plans, train, walked
+from cascade.evaluate import plans
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
 from cascade.posterior_fit import Board, best_quality, cheapest_matching, foreseeing, solve
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
+from cascade.rows import EstimatedRows, TrainingSettings
+from cascade.train import Trained, train, walked
 from cascade.types import Evidence, Limits, Outcome, PlanError
 from routers.types import Estimate
 from tests.cascade.worlds import MODELS, logged

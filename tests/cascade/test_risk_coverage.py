@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cascade.evaluate import REPORTED_RISKS, TrainingSettings, evaluate
+from cascade.evaluate import REPORTED_RISKS, evaluate
 from cascade.risk_coverage import CALIBRATED, HINDSIGHT, RAW, Given, figures, risk_coverage
+from cascade.rows import TrainingSettings
 from tests.cascade.worlds import logged
 
 RIGHT = np.array([1.0, 1.0, 0.0, 1.0, 0.0])

@@ -342,7 +342,8 @@ def test_demonstrations_stand_before_the_last_turn():
 
 
 def world(n: int = 300):
-    from cascade.evaluate import TrainingSettings, train
+    from cascade.rows import TrainingSettings
+    from cascade.train import train
     from tests.cascade.test_posterior import part
 
     rows = part(n, seed=11)

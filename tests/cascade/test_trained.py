@@ -11,9 +11,11 @@ import pytest
 
 from cascade.artifact import TrainedCascade, load_cascade, save_cascade
 from cascade.climb import climb
-from cascade.evaluate import TrainingSettings, evaluate_split, fitted_on
+from cascade.evaluate import evaluate_split
 from cascade.frugal import FrugalCascade
 from cascade.planner import PlanRequest
+from cascade.rows import TrainingSettings
+from cascade.train import train_cascade
 from cascade.types import Evidence, Outcome, Rung, Verdict
 from cascade.verified import VerifiedCascade
 from cascade.verify import verdicts_within
@@ -31,12 +33,12 @@ ASKED = [{"role": "user", "content": "what is the answer?"}]
 
 @pytest.fixture(scope="module")
 def frugal() -> TrainedCascade:
-    return fitted_on(logged(300), SETTING, "frugal")
+    return train_cascade(logged(300), SETTING, "frugal")
 
 
 @pytest.fixture(scope="module")
 def verified() -> TrainedCascade:
-    return fitted_on(logged(300), SETTING, "verify")
+    return train_cascade(logged(300), SETTING, "verify")
 
 
 def choice(*models: str) -> Choice:
@@ -144,9 +146,9 @@ def test_answers_without_confidence_can_t_be_verified():
     log = logged(100)
     blind = replace(log, data=replace(log.data, confidence=np.full(log.data.scores.shape, np.nan)))
     with pytest.raises(DataError, match="nothing to verify"):
-        fitted_on(blind, SETTING, "verify")
+        train_cascade(blind, SETTING, "verify")
     with pytest.raises(DataError, match="known"):
-        fitted_on(log, SETTING, "ladder")
+        train_cascade(log, SETTING, "ladder")
 
 
 def test_the_report_sets_them_beside_cascade_routing():

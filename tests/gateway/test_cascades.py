@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cascade.artifact import FittedCascade, save_cascade
-from cascade.evaluate import PLANS, TrainingSettings, fitted_on
+from cascade.artifact import save_cascade
 from cascade.plan import NAMES, plan_for
+from cascade.routing import RoutedCascade
+from cascade.rows import TrainingSettings
+from cascade.train import PLANS, train_cascade
 from gateway.app import open_cascades
 from gateway.config_load import CASCADES, parse
 from gateway.errors import ConfigError
@@ -329,7 +331,7 @@ def test_the_best_model_judges_nobody() -> None:
 @pytest.mark.parametrize("plan", PLANS)
 async def test_a_trained_cascade_answers_a_route_that_names_its_file(tmp_path: Path, plan: str) -> None:
     """Whichever was trained: an answer that shows enough is given, and every cent is settled."""
-    made = fitted_on(logged(150), TrainingSettings(router="linear", estimate_folds=2, folds=2), plan)
+    made = train_cascade(logged(150), TrainingSettings(router="linear", estimate_folds=2, folds=2), plan)
     save_cascade(tmp_path / "c.safetensors", made, version="1")
     models = [{"name": name, "logprobs": True, "output_usd_per_mtok": 10.0**at} for at, name in enumerate(LEARNT)]
     trained = {"name": "auto", "models": LEARNT, "cascade": str(tmp_path / "c.safetensors"), "min_quality": 0.5}
@@ -346,9 +348,9 @@ async def test_a_trained_cascade_answers_a_route_that_names_its_file(tmp_path: P
 
 async def test_a_trained_cascade_gives_no_answer_that_may_be_wrong(tmp_path: Path) -> None:
     """With a bound on wrong answers an unsure question ends with 422 and is paid for; a sure one is answered."""
-    made = fitted_on(logged(400), TrainingSettings(router="linear", estimate_folds=2, folds=2))
+    made = train_cascade(logged(400), TrainingSettings(router="linear", estimate_folds=2, folds=2))
     save_cascade(tmp_path / "c.safetensors", made, version="1")
-    assert isinstance(made, FittedCascade)
+    assert isinstance(made, RoutedCascade)
     assert 0.0 < made.least_chance(1.0, 0.15) < inf == made.least_chance(1.0, 0.001)
     models = [{"name": name, "logprobs": True, "output_usd_per_mtok": 10.0**at} for at, name in enumerate(LEARNT)]
     trained = {"name": "auto", "models": LEARNT, "cascade": str(tmp_path / "c.safetensors"), "most_wrong": 0.15}
@@ -370,7 +372,7 @@ def test_a_bound_that_no_cascade_can_keep_is_refused_at_start(tmp_path: Path) ->
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
     _, problems = parse({**table, "routes": [{**route("confidence"), "most_wrong": 0.1}]}, {})
     assert [problem.partition(":")[0] for problem in problems] == ["routes[0].most_wrong"]
-    made = fitted_on(logged(100), TrainingSettings(router="linear"), "verify")
+    made = train_cascade(logged(100), TrainingSettings(router="linear"), "verify")
     save_cascade(tmp_path / "c.safetensors", made, version="1")
     config, _ = parse({**table, "routes": [{**route(str(tmp_path / "c.safetensors")), "most_wrong": 0.1}]}, {})
     assert config is not None

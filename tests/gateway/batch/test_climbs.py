@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.artifact import FittedCascade, load_cascade, save_cascade
-from cascade.evaluate import EstimatedRows, TrainingSettings, fitted, train
+from cascade.artifact import load_cascade, save_cascade
 from cascade.posterior import logit
+from cascade.routing import RoutedCascade
+from cascade.rows import EstimatedRows, TrainingSettings
+from cascade.train import routed_cascade, train
 from gateway.batch.assign import assign
 from gateway.batch.climbs import cascade_of, climbing, with_climbs
 from gateway.batch.forecast import CostRatios
@@ -32,8 +34,8 @@ def rows() -> EstimatedRows:
 
 
 @pytest.fixture(scope="module")
-def cascade(rows: EstimatedRows) -> FittedCascade:
-    return fitted(train(rows, TrainingSettings(estimate_folds=2, folds=2)), rows)
+def cascade(rows: EstimatedRows) -> RoutedCascade:
+    return routed_cascade(train(rows, TrainingSettings(estimate_folds=2, folds=2)), rows)
 
 
 def job(n: int = 200) -> Estimates:
@@ -46,7 +48,7 @@ def job(n: int = 200) -> Estimates:
     )  # fmt: skip
 
 
-def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: FittedCascade) -> None:
+def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: RoutedCascade) -> None:
     """Over the rows that taught a rule, climbs by each opener cost and give what was foretold of them on the mean."""
     space = cascade.posterior.space
     chances = cascade.posterior.before(rows.scene.prior)
@@ -63,11 +65,11 @@ def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: Fit
             assert gains[:, at].mean() == pytest.approx(rows.scores[places, last].mean(), abs=0.03)
 
 
-def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: FittedCascade, tmp_path: Path) -> None:
+def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: RoutedCascade, tmp_path: Path) -> None:
     """Read back it foretells the same; a rule without says so, and its cascade stands in no plan."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
     again = load_cascade(tmp_path / "c.safetensors")
-    assert isinstance(again, FittedCascade)
+    assert isinstance(again, RoutedCascade)
     np.testing.assert_array_equal(again.rules[3].gains, cascade.rules[3].gains)
     np.testing.assert_array_equal(again.rules[3].spends, cascade.rules[3].spends)
     old = replace(cascade, rules=[replace(rule, gains=None, spends=None) for rule in cascade.rules])
@@ -78,7 +80,7 @@ def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: FittedCascade, tmp_
         old.rules[0].opened(old.posterior.space, logit(np.full((1, 3), 0.5)), part(1).prices)
 
 
-def test_a_plan_with_climbs_is_worth_more(cascade: FittedCascade) -> None:
+def test_a_plan_with_climbs_is_worth_more(cascade: RoutedCascade) -> None:
     """At a budget between the cheapest and the best model climbs raise the expected quality, within the budget."""
     plain, budget_usd = job(), 200 * 1.2e-4
     wide = with_climbs(plain, cascade, budget_usd, DEFAULT_OBJECTIVE)
@@ -89,7 +91,7 @@ def test_a_plan_with_climbs_is_worth_more(cascade: FittedCascade) -> None:
     assert (climbed.arm >= 3).mean() > 0.3
 
 
-def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: FittedCascade) -> None:
+def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: RoutedCascade) -> None:
     """The cascade was not learnt without it; a job that lacks a model altogether has no climbs."""
     barred = job()
     barred.cost_usd[:50, 2] = np.inf
@@ -99,14 +101,14 @@ def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: FittedCasc
     assert with_climbs(other, cascade, 1.0, DEFAULT_OBJECTIVE) is other
 
 
-def test_no_money_is_too_little_to_climb(cascade: FittedCascade) -> None:
+def test_no_money_is_too_little_to_climb(cascade: RoutedCascade) -> None:
     """Where the budget is the cheapest model's, no arm is added for nothing."""
     plain = job()
     assert with_climbs(plain, cascade, float(plain.cost_usd[:, 0].sum()) * 1.0001, DEFAULT_OBJECTIVE) is plain
 
 
 async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
-    cascade: FittedCascade, tmp_path: Path
+    cascade: RoutedCascade, tmp_path: Path
 ) -> None:
     """The opener is the plan's; a sure answer is kept, a doubtful one asked again, and both are paid once."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
@@ -132,7 +134,7 @@ async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
     assert len(done.output) == 4 and done.errors == [] and done.spent_usd <= 0.05
 
 
-def test_a_job_is_planned_with_its_routes_cascade(cascade: FittedCascade, tmp_path: Path) -> None:
+def test_a_job_is_planned_with_its_routes_cascade(cascade: RoutedCascade, tmp_path: Path) -> None:
     """`cascade` adds the climbs of the one route's artefact; without it, and where the route promises, none."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
     models = [
