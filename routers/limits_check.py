@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from routers.censored import LimitArms
 from routers.intervals import mean_and_half_width
-from routers.onboarding_check import priced
-from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.outcomes import DataError, Outcomes, fully_priced, read_outcomes
 
 WIDTHS = (0.1, 0.25, 0.5, 1.0)
 """Of confidence bounds."""
@@ -158,7 +157,7 @@ def main() -> None:
 
 
 def _of(folder: Path, tasks: Sequence[str]) -> Outcomes:
-    data = priced(read_outcomes(folder))
+    data = fully_priced(read_outcomes(folder))
     if not any(tasks):
         return data
     kept = np.array([task.split("/")[0] in tasks for task in data.tasks])

@@ -31,20 +31,8 @@ from routers.evaluate import Bench
 from routers.features import Featurizer, shipped_featurizer
 from routers.fit import described, fit_learned, predicted
 from routers.intervals import percentile_interval, resampled_weights
-from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.outcomes import DataError, Outcomes, fully_priced, read_outcomes
 from routers.projection import Projection
-
-
-def priced(data: Outcomes, share: float = 0.95) -> Outcomes:
-    """Models with a cost on nearly all queries, and the queries on which all of them were scored. Raises DataError
-    where fewer than two models are left.
-    """
-    seen = np.asarray(np.isfinite(data.scores) & np.isfinite(data.cost_usd))
-    kept = [m for m, s in zip(data.models, seen.mean(0).tolist(), strict=True) if s >= share]
-    if len(kept) < 2:
-        raise DataError(f"outcomes.parquet: field cost_usd: not two models have one on {share:.0%} of the queries")
-    data = data.columns(kept)
-    return data.rows(np.asarray((np.isfinite(data.scores) & np.isfinite(data.cost_usd)).all(1)))
 
 
 def aiq(train: Outcomes, x: Matrix, test_x: Matrix, bench: Bench, featurizer: Featurizer) -> float:
@@ -163,7 +151,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     tell = functools.partial(print, file=sys.stderr if asked.json else sys.stdout, flush=True)
-    report = compared(priced(read_outcomes(asked.data)), asked.probes, asked.draws, asked.least, tell)
+    report = compared(fully_priced(read_outcomes(asked.data)), asked.probes, asked.draws, asked.least, tell)
     if asked.json:
         print(json.dumps(report))
         return

@@ -31,6 +31,8 @@ _NUMBERS = (
 OVERSHOOT = 0.05
 """A score this little outside [0, 1], as some text metrics give, is read as 0 or 1."""
 SPLITS = frozenset({"train", "test", ""})
+PRICED_SHARE = 0.95
+"""Share of the queries on which a model must have both a score and a cost to be compared by `fully_priced`."""
 
 
 class DataError(ValueError):
@@ -91,6 +93,20 @@ def read_outcomes(folder: Path, *, unanswered: bool = False) -> Outcomes:
     among them.
     """
     return laid_out(_table(folder / "queries.parquet"), _table(folder / "outcomes.parquet"), unanswered=unanswered)
+
+
+def fully_priced(data: Outcomes) -> Outcomes:
+    """The models with a score and a cost on nearly all queries, on the queries where all of them have both. DataError
+    where fewer than two models are left.
+    """
+    known = np.asarray(np.isfinite(data.scores) & np.isfinite(data.cost_usd))
+    kept = [m for m, share in zip(data.models, known.mean(0).tolist(), strict=True) if share >= PRICED_SHARE]
+    if len(kept) < 2:
+        raise DataError(
+            f"outcomes.parquet: field cost_usd: not two models have one on {PRICED_SHARE:.0%} of the queries"
+        )
+    data = data.columns(kept)
+    return data.rows(np.asarray((np.isfinite(data.scores) & np.isfinite(data.cost_usd)).all(1)))
 
 
 def _table(path: Path) -> dict[str, list[Any]]:

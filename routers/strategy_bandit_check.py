@@ -21,8 +21,7 @@ from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.intervals import half_width
-from routers.onboarding_check import priced
-from routers.outcomes import DataError, Outcomes, read_outcomes
+from routers.outcomes import DataError, Outcomes, fully_priced, read_outcomes
 from routers.registry import bandit_axes
 from routers.strategy_bandit import StrategyBandit
 
@@ -86,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    data = priced(read_outcomes(asked.data))
+    data = fully_priced(read_outcomes(asked.data))
     x, found = described(data, shipped_featurizer()).astype(np.float32), ways(data)
     report = {f"{price:g}": compared(x, found, price, range(asked.seeds)) for price in PRICES}
     if asked.json:

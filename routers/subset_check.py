@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from routers.cores import one_core
 from routers.intervals import half_width
-from routers.onboarding_check import priced
-from routers.outcomes import read_outcomes
+from routers.outcomes import fully_priced, read_outcomes
 from routers.subset import EXACT_MOST, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged
 from routers.subset_fit import SubsetRows, expected
 
@@ -37,7 +36,7 @@ def main() -> None:
     if asked.most < 1:
         parser.error(f"--most {asked.most}: at least one model must be loaded")
     try:
-        train, test, models = expected(priced(read_outcomes(asked.data)), asked.estimator, EXACT_MOST)
+        train, test, models = expected(fully_priced(read_outcomes(asked.data)), asked.estimator, EXACT_MOST)
     except ValueError as error:  # the data, or the estimator's name
         parser.error(str(error))
     report = compared(train, test, models, asked.most)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from routers import subset_check, subset_fit
 from routers.estimators.base import Matrix
-from routers.onboarding_check import priced
-from routers.outcomes import DataError, Outcomes
+from routers.outcomes import DataError, Outcomes, fully_priced
 from routers.subset import Fleet, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged, kept
 
 GREEDY = 1.0 - 1.0 / math.e
@@ -256,4 +255,4 @@ def test_outcomes_without_costs_are_no_check() -> None:
     """Refused by their field's name, not met with an index error later."""
     free = outcomes(latency=False)
     with pytest.raises(DataError, match="field cost_usd"):
-        priced(replace(free, cost_usd=np.full_like(free.cost_usd, np.nan)))
+        fully_priced(replace(free, cost_usd=np.full_like(free.cost_usd, np.nan)))
