@@ -200,16 +200,16 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="vectors of `index`")
     parser.add_argument("--redis", default="", help="URL of a Redis for `latency`")
     parser.add_argument("--embedders", nargs="+", default=[], help="of `embedding`: native:FOLDER, onnx:FOLDER, ...")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     benches: dict[str, Callable[[], object]] = {
         "eviction": bench_eviction,
         "affinity": bench_affinity,
-        "index": lambda: bench_index(tuple(asked.sizes)),
+        "index": lambda: bench_index(tuple(args.sizes)),
         "tenants": bench_tenants,
-        "latency": lambda: bench_latency(redis_url=asked.redis),
-        "embedding": lambda: bench_embedding(asked.embedders),
+        "latency": lambda: bench_latency(redis_url=args.redis),
+        "embedding": lambda: bench_embedding(args.embedders),
     }
-    json.dump({name: benches[name]() for name in asked.names or every}, sys.stdout, indent=2)
+    json.dump({name: benches[name]() for name in args.names or every}, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

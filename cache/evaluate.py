@@ -54,16 +54,16 @@ _BASELINE_ORDERS = 5
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for and print it."""
-    asked = _parser().parse_args(arguments)
-    embed, identity = load_embedder(asked.embedder)
+    args = _parser().parse_args(arguments)
+    embed, identity = load_embedder(args.embedder)
     report: dict[str, object] = {"embedder": identity}
-    screen = Console(stderr=asked.json, width=150)
-    for name in asked.streams:
+    screen = Console(stderr=args.json, width=150)
+    for name in args.streams:
         if name == "qqp_pairs":
-            report[name] = _pairs(asked, embed, identity, screen).as_dict()
+            report[name] = _pairs(args, embed, identity, screen).as_dict()
         else:
-            report[name] = _stream(name, asked, embed, identity, screen)
-    if asked.json:
+            report[name] = _stream(name, args, embed, identity, screen)
+    if args.json:
         json.dump(report, sys.stdout, indent=2)
 
 
@@ -117,16 +117,16 @@ def half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
     return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> object:
-    stream = STREAMS[name](asked.data)
-    vectors = vectors_of(stream.texts, embed, identity, asked.vectors)
-    ranking = Ranking.of(vectors, asked.vectors)
-    eps = asked.eps or EPS[name]
-    rows = {f"learned, eps {eps}": _orders(stream, ranking, asked, eps, 0.0)}
-    for error in asked.judge_error:
-        rows[f"learned, eps {eps}, judge errs {error:.0%}"] = _orders(stream, ranking, asked, eps, error)
-    if asked.baselines:
-        rows |= _baselines(stream, vectors, range(asked.seed, asked.seed + min(asked.orders, _BASELINE_ORDERS)))
+def _stream(name: str, args: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> object:
+    stream = STREAMS[name](args.data)
+    vectors = vectors_of(stream.texts, embed, identity, args.vectors)
+    ranking = Ranking.of(vectors, args.vectors)
+    eps = args.eps or EPS[name]
+    rows = {f"learned, eps {eps}": _orders(stream, ranking, args, eps, 0.0)}
+    for error in args.judge_error:
+        rows[f"learned, eps {eps}, judge errs {error:.0%}"] = _orders(stream, ranking, args, eps, error)
+    if args.baselines:
+        rows |= _baselines(stream, vectors, range(args.seed, args.seed + min(args.orders, _BASELINE_ORDERS)))
     table = Table(title=f"{name}: {len(stream.texts)} questions")
     table.add_column("rule")
     for title in (*_COLUMNS.values(), "bound held"):
@@ -138,12 +138,12 @@ def _stream(name: str, asked: argparse.Namespace, embed: Embed, identity: str, s
     return rows
 
 
-def _orders(stream: Stream, ranking: Ranking, asked: argparse.Namespace, eps: float, error: float) -> dict[str, float]:
-    seeds = range(asked.seed, asked.seed + asked.orders)
+def _orders(stream: Stream, ranking: Ranking, args: argparse.Namespace, eps: float, error: float) -> dict[str, float]:
+    seeds = range(args.seed, args.seed + args.orders)
     title = f"{stream.name}, eps {eps}" + (f", judge errs {error:.0%}" if error else "")
     options = AcceptanceOptions(eps=eps)
     runs = [
-        replay(stream, ranking, options=options, seed=seed, judge_error=error, guard=not asked.no_guard)
+        replay(stream, ranking, options=options, seed=seed, judge_error=error, guard=not args.no_guard)
         for seed in track(seeds, title, console=Console(stderr=True))
     ]
     return summary(runs, eps)
@@ -173,11 +173,11 @@ def _per_entry(delta: float, seed: int) -> HitRule:
     return EntryRule(delta, random.Random(seed))
 
 
-def _pairs(asked: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> PairFigures:
-    pairs = qqp_pairs(asked.data)[: asked.pairs]
+def _pairs(args: argparse.Namespace, embed: Embed, identity: str, screen: Console) -> PairFigures:
+    pairs = qqp_pairs(args.data)[: args.pairs]
     texts = sorted({text for pair in pairs for text in pair[:2]})
-    vectors = dict(zip(texts, vectors_of(texts, embed, identity, asked.vectors), strict=True))
-    found = judge_pairs(pairs, vectors, seed=asked.seed)
+    vectors = dict(zip(texts, vectors_of(texts, embed, identity, args.vectors), strict=True))
+    found = judge_pairs(pairs, vectors, seed=args.seed)
     table = Table(title=f"QQP pairs: {found.pairs} test pairs of other questions than those learnt from")
     for title in ("rule", "hit share at precision .90", "AUC"):
         table.add_column(title)

@@ -192,8 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m cache.minilm_native", description=__doc__)
     parser.add_argument("folder", type=Path, help="all-MiniLM-L6-v2: model.safetensors, config.json, tokenizer.json")
     parser.add_argument("out", type=Path)
-    asked = parser.parse_args()
-    print(export(asked.folder, asked.out))
+    args = parser.parse_args()
+    print(export(args.folder, args.out))
 
 
 if __name__ == "__main__":

@@ -138,8 +138,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="all-MiniLM-L6-v2: model.safetensors, config.json, tokenizer.json")
     parser.add_argument("out", type=Path)
     parser.add_argument("--float", action="store_true", help="keep 32 bits: twice the time, the published vectors")
-    asked = parser.parse_args()
-    print(export(asked.folder, asked.out, int8=not asked.float))
+    args = parser.parse_args()
+    print(export(args.folder, args.out, int8=not args.float))
 
 
 if __name__ == "__main__":

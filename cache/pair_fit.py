@@ -41,15 +41,15 @@ def main() -> None:
     parser.add_argument("--embedder", required=True, help="minilm:FOLDER, onnx:FOLDER or native:FOLDER")
     parser.add_argument("--vectors", type=Path, help="folder to keep vectors in")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     try:
-        pairs = read_pairs(asked.pairs)
-        embed, name = load_embedder(asked.embedder)
+        pairs = read_pairs(args.pairs)
+        embed, name = load_embedder(args.embedder)
         texts = sorted({text for pair in pairs for text in pair[:2]})
-        vectors = dict(zip(texts, vectors_of(texts, embed, name, asked.vectors), strict=True))
-        figures = judge_pairs(pairs, vectors, seed=asked.seed)
-        rule = fit_pair_rule(pairs, cosines(pairs, vectors), embedder=name, seed=asked.seed)
-        rule.save(asked.out)
+        vectors = dict(zip(texts, vectors_of(texts, embed, name, args.vectors), strict=True))
+        figures = judge_pairs(pairs, vectors, seed=args.seed)
+        rule = fit_pair_rule(pairs, cosines(pairs, vectors), embedder=name, seed=args.seed)
+        rule.save(args.out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"no rule was learnt: {error}") from None
     json.dump({"pairs": len(pairs), "embedder": name, "on_other_questions": figures.as_dict()}, sys.stdout, indent=2)

@@ -181,24 +181,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--starts", nargs="+", default=["cold", "priced", "warm"])
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     featurizer = shipped_featurizer()
-    data = read_outcomes(asked.data)
+    data = read_outcomes(args.data)
     x = described(data, featurizer)
     kinds = {"cold": cold, "priced": priced, "warm": warm}
     if not (data.splits == "test").any():
         del kinds["warm"]
-    starts = {name: made(data, x, featurizer) for name, made in kinds.items() if name in asked.starts}
+    starts = {name: made(data, x, featurizer) for name, made in kinds.items() if name in args.starts}
     report = {
-        start: {f"{weight:g}": told(compared(rows, weight, range(asked.seeds))) for weight in WEIGHTS}
+        start: {f"{weight:g}": told(compared(rows, weight, range(args.seeds))) for weight in WEIGHTS}
         for start, rows in starts.items()
     }
-    if asked.json:
+    if args.json:
         print(json.dumps(report))
         return
     for start, rows in starts.items():
         print(
-            f"{start} start, {len(rows.score)} rounds, {rows.score.shape[1]} models, {asked.seeds} orders; "
+            f"{start} start, {len(rows.score)} rounds, {rows.score.shape[1]} models, {args.seeds} orders; "
             "regret against the best fixed model, and how far below epsilon-greedy's (paired)"
         )
         for weight, table in report[start].items():

@@ -162,12 +162,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--resamples", type=int, default=RESAMPLES)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     try:
-        report = compared(read_outcomes(asked.data), max(asked.resamples, 0))
+        report = compared(read_outcomes(args.data), max(args.resamples, 0))
     except DataError as error:
         parser.error(str(error))
-    print(json.dumps(report) if asked.json else told(report))
+    print(json.dumps(report) if args.json else told(report))
 
 
 def told(report: dict[str, Any]) -> str:

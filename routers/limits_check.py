@@ -150,10 +150,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3000)
     parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    answers = drawn_answers() if asked.data is None else logged_answers(_of(asked.data, asked.tasks.split(",")))
-    report = compared(answers, asked.rounds, asked.seeds)
-    print(json.dumps(report) if asked.json else _told(report))
+    args = parser.parse_args()
+    answers = drawn_answers() if args.data is None else logged_answers(_of(args.data, args.tasks.split(",")))
+    report = compared(answers, args.rounds, args.seeds)
+    print(json.dumps(report) if args.json else _told(report))
 
 
 def _of(folder: Path, tasks: Sequence[str]) -> Outcomes:

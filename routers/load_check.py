@@ -85,9 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m routers.load_check", description=__doc__)
     parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    report = compared(asked.seeds)
-    if asked.json:
+    args = parser.parse_args()
+    report = compared(args.seeds)
+    if args.json:
         print(json.dumps(report))
         return
     for name, row in report.items():

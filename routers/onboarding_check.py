@@ -149,13 +149,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="of the probes, for each model")
     parser.add_argument("--least", type=float, default=0.002, help="AIQ that a model must be worth to be counted")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    tell = functools.partial(print, file=sys.stderr if asked.json else sys.stdout, flush=True)
-    report = compared(fully_priced(read_outcomes(asked.data)), asked.probes, asked.draws, asked.least, tell)
-    if asked.json:
+    args = parser.parse_args()
+    tell = functools.partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    report = compared(fully_priced(read_outcomes(args.data)), args.probes, args.draws, args.least, tell)
+    if args.json:
         print(json.dumps(report))
         return
-    print(f"of all that these models are worth, with {asked.probes} probes of each:")
+    print(f"of all that these models are worth, with {args.probes} probes of each:")
     for name, share in report["share"].items():
         print(f"  {name:18s} {_at(share)}")
 

@@ -99,14 +99,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    found = {kind: checked(kind, logs=asked.logs, rounds=asked.rounds, seed=asked.seed) for kind in LOGS}
-    if asked.json:
+    args = parser.parse_args()
+    found = {kind: checked(kind, logs=args.logs, rounds=args.rounds, seed=args.seed) for kind in LOGS}
+    if args.json:
         print(json.dumps(found))
         return
     for kind, table in found.items():
         effective = table["dr"]["effective_rounds"]
-        print(f"{kind} log, {asked.logs} logs of {asked.rounds} rounds (worth {effective:.0f})")
+        print(f"{kind} log, {args.logs} logs of {args.rounds} rounds (worth {effective:.0f})")
         for name, row in table.items():
             print(f"  {name:12s} RMSE {row['rmse']:.4f}  bias {row['bias']:+.4f}  coverage {row['coverage']:.1%}")
 

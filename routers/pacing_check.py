@@ -192,9 +192,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m routers.pacing_check", description=__doc__)
     parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    found = {kind: [checked(kind, seed) for seed in range(asked.seeds)] for kind in KINDS}
-    if asked.json:
+    args = parser.parse_args()
+    found = {kind: [checked(kind, seed) for seed in range(args.seeds)] for kind in KINDS}
+    if args.json:
         print(json.dumps(found))
         return
     for kind, rows in found.items():

@@ -209,9 +209,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--without", type=int, default=0, help="leave so many of the best models out")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    report = compared(complete(read_outcomes(asked.data), asked.without), asked.queries, asked.runs)
-    print(json.dumps(report) if asked.json else _table(report))
+    args = parser.parse_args()
+    report = compared(complete(read_outcomes(args.data), args.without), args.queries, args.runs)
+    print(json.dumps(report) if args.json else _table(report))
 
 
 def _table(report: dict[str, Any]) -> str:

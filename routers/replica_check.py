@@ -177,16 +177,16 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.5)
     parser.add_argument("--rates", nargs="+", type=float, default=[4.0, 6.0, 8.0])
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     report: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for name, slowness in FLEETS.items():
-        for per_s in asked.rates:
-            found = told(compared(range(asked.seeds), asked.requests, per_s, slowness, asked.noise))
+        for per_s in args.rates:
+            found = told(compared(range(args.seeds), args.requests, per_s, slowness, args.noise))
             report.setdefault(name, {})[f"{per_s:g}"] = found
-            if not asked.json:
-                print(f"{name}, {per_s:g} requests a second, {asked.seeds} runs of {asked.requests}")
+            if not args.json:
+                print(f"{name}, {per_s:g} requests a second, {args.seeds} runs of {args.requests}")
                 print("\n".join(_lines(found)), flush=True)
-    if asked.json:
+    if args.json:
         print(json.dumps(report))
 
 

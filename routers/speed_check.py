@@ -90,11 +90,11 @@ def main() -> None:
     parser.add_argument(
         "--cpu", action="store_true", help="time at work, where others use the machine too"
     )
-    asked = parser.parse_args()
-    clock = thread_time_ns if asked.cpu else perf_counter_ns
+    args = parser.parse_args()
+    clock = thread_time_ns if args.cpu else perf_counter_ns
     with one_core():
-        report = {kind: measured(kind, asked.decisions, clock) for kind in ("ensemble", "linear")}
-    if asked.json:
+        report = {kind: measured(kind, args.decisions, clock) for kind in ("ensemble", "linear")}
+    if args.json:
         print(json.dumps(report))
         return
     for kind, rows in report.items():

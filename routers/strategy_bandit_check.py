@@ -84,15 +84,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    data = fully_priced(read_outcomes(asked.data))
+    args = parser.parse_args()
+    data = fully_priced(read_outcomes(args.data))
     x, found = described(data, shipped_featurizer()).astype(np.float32), ways(data)
-    report = {f"{price:g}": compared(x, found, price, range(asked.seeds)) for price in PRICES}
-    if asked.json:
+    report = {f"{price:g}": compared(x, found, price, range(args.seeds)) for price in PRICES}
+    if args.json:
         print(json.dumps(report))
         return
     for price, row in report.items():
-        print(f"price of a step {price}, {len(x)} queries, {asked.seeds} orders: reward per query")
+        print(f"price of a step {price}, {len(x)} queries, {args.seeds} orders: reward per query")
         for name, value in row.items():
             print(f"  {name:30s} {value:+.4f}")
 

@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("--estimator", default="linear")
     parser.add_argument("--most", type=int, default=4, help="largest subset")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    if asked.most < 1:
-        parser.error(f"--most {asked.most}: at least one model must be loaded")
+    args = parser.parse_args()
+    if args.most < 1:
+        parser.error(f"--most {args.most}: at least one model must be loaded")
     try:
-        train, test, models = expected(fully_priced(read_outcomes(asked.data)), asked.estimator, EXACT_MOST)
+        train, test, models = expected(fully_priced(read_outcomes(args.data)), args.estimator, EXACT_MOST)
     except ValueError as error:  # the data, or the estimator's name
         parser.error(str(error))
-    report = compared(train, test, models, asked.most)
-    print(json.dumps(report) if asked.json else _told(report))
+    report = compared(train, test, models, args.most)
+    print(json.dumps(report) if args.json else _told(report))
 
 
 def compared(train: SubsetRows, test: SubsetRows, models: tuple[str, ...], most: int) -> dict[str, Any]:

@@ -44,17 +44,17 @@ def main(words: Sequence[str] | None = None) -> dict[str, object]:
     parser.add_argument("--no-rivals", action="store_true", help="Headgate and the bare proxy only")
     parser.add_argument("--rivals", type=Path, default=Path.home() / ".cache" / "headgate-bench")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    chosen = parser.parse_args(words)
-    rounds = chosen.rounds or (1 if chosen.quick else 5)
-    seconds = chosen.seconds or (0.3 if chosen.quick else 3.0)
+    args = parser.parse_args(words)
+    rounds = args.rounds or (1 if args.quick else 5)
+    seconds = args.seconds or (0.3 if args.quick else 3.0)
     console = Console(width=120)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headgate-bench-")))
         versions = own_versions()
         home = None
-        if not chosen.no_rivals:
+        if not args.no_rivals:
             with console.status("installing LiteLLM (once, into an environment of its own)"):
-                home = install_litellm(chosen.rivals)
+                home = install_litellm(args.rivals)
             versions["litellm"] = version_of(home, "litellm")
         with console.status("starting"):
             url, targets = start(stack, folder, home)
@@ -62,8 +62,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, object]:
         parts = measure(console, url, targets, found, rounds, seconds)
     result = report(found, parts, versions, rounds, seconds, words)
     show(console, result)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
     return result
 
 

@@ -347,23 +347,23 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--one", choices=["free", "limited", "lines"])
-    chosen = parser.parse_args()
-    if chosen.one:
+    args = parser.parse_args()
+    if args.one:
         runs: dict[str, Callable[[], dict[str, Any]]] = {
-            "free": lambda: at_scale(chosen.scale, False),
-            "limited": lambda: at_scale(chosen.scale, True),
-            "lines": lambda: from_lines(chosen.lines, chosen.processes),
+            "free": lambda: at_scale(args.scale, False),
+            "limited": lambda: at_scale(args.scale, True),
+            "lines": lambda: from_lines(args.lines, args.processes),
         }
-        print(json.dumps(runs[chosen.one]()))
+        print(json.dumps(runs[args.one]()))
         return
-    for folder in chosen.data:
+    for folder in args.data:
         for cascade in (False, True):
-            for row in over_splits(folder, chosen.splits, within=chosen.within, cascade=cascade):
+            for row in over_splits(folder, args.splits, within=args.within, cascade=cascade):
                 print(folder.name, json.dumps(row), flush=True)
-    for one in ("free", "limited") if chosen.scale else ():
-        print("scale", json.dumps(alone("--one", one, "--scale", str(chosen.scale))), flush=True)
-    if chosen.lines:
-        words = ("--lines", str(chosen.lines), "--processes", str(chosen.processes))
+    for one in ("free", "limited") if args.scale else ():
+        print("scale", json.dumps(alone("--one", one, "--scale", str(args.scale))), flush=True)
+    if args.lines:
+        words = ("--lines", str(args.lines), "--processes", str(args.processes))
         print("lines", json.dumps(alone("--one", "lines", *words)), flush=True)
 
 

@@ -56,15 +56,15 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=1_000_000)
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        file = chosen.keep or Path(folder) / "journal.db"
-        desk, filled_s = opened(file, Path(folder), chosen.decisions)
+        file = args.keep or Path(folder) / "journal.db"
+        desk, filled_s = opened(file, Path(folder), args.decisions)
         report = measured(desk)
-        if chosen.json:
-            print(json.dumps({"decisions": chosen.decisions, "filled_s": filled_s, **report}))
+        if args.json:
+            print(json.dumps({"decisions": args.decisions, "filled_s": filled_s, **report}))
             return
-        print(f"{chosen.decisions} decisions, {file.stat().st_size / 1e9:.2f} GB; written in {filled_s:.0f} s")
+        print(f"{args.decisions} decisions, {file.stat().st_size / 1e9:.2f} GB; written in {filled_s:.0f} s")
         print(f"{'':34} {'first':>10} {'(CPU)':>10} {'median':>10} {'(CPU) ms':>10}")
         for name, row in report["pages"].items():
             print(f"{name:34} " + " ".join(f"{row[column]:10.1f}" for column in COLUMNS))

@@ -46,26 +46,26 @@ def main(words: Sequence[str] | None = None) -> dict[str, Figures]:
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     parser.add_argument("--folder", type=Path, help="where the journals are made; 10,000,000 rows take about 12 GB")
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args(words)
+    args = parser.parse_args(words)
     console = Console(width=120)
     found: dict[str, Figures] = {}
-    if chosen.folder is not None:
-        chosen.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="headgate-growth-", dir=chosen.folder) as name, ExitStack() as stack:
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="headgate-growth-", dir=args.folder) as name, ExitStack() as stack:
         url = stack.enter_context(upstream())
         for title, build in (
-            ("bytes of body", by_body(chosen.bodies)),
-            ("keys and as many routes", by_keys(chosen.keys)),
-            ("rows in the journal", by_rows(chosen.rows, console)),
+            ("bytes of body", by_body(args.bodies)),
+            ("keys and as many routes", by_keys(args.keys)),
+            ("rows in the journal", by_rows(args.rows, console)),
         ):
-            if not (chosen.bodies, chosen.keys, chosen.rows)[len(found)]:
+            if not (args.bodies, args.keys, args.rows)[len(found)]:
                 found[title] = {}
                 continue
-            found[title] = compare(console, title, build, Path(name) / str(len(found)), url, chosen)
+            found[title] = compare(console, title, build, Path(name) / str(len(found)), url, args)
             show(console, title, found[title])
-    console.print(f"{machine()}; {chosen.rounds} rounds of {chosen.seconds} s per figure, 16 connections")
-    if chosen.json:
-        chosen.json.write_bytes(msgspec.json.encode({"growth": found, "machine": machine()}))
+    console.print(f"{machine()}; {args.rounds} rounds of {args.seconds} s per figure, 16 connections")
+    if args.json:
+        args.json.write_bytes(msgspec.json.encode({"growth": found, "machine": machine()}))
     return found
 
 
@@ -101,7 +101,7 @@ def crowd(count: int) -> str:
 
 
 def compare(
-    console: Console, title: str, build: Build, folder: Path, url: str, chosen: argparse.Namespace
+    console: Console, title: str, build: Build, folder: Path, url: str, args: argparse.Namespace
 ) -> Figures:
     """CPU-us per request of every size in each round."""
     figures: Figures = {}
@@ -118,11 +118,11 @@ def compare(
                 with console.status(f"{title}: starting {name}"):
                     shared = stack.enter_context(headgate(home, url, more))
             targets.append((name, shared, body_bytes))
-        with progress(console, (chosen.rounds + 1) * len(targets)) as say:
-            for turn in range(-1, chosen.rounds):
+        with progress(console, (args.rounds + 1) * len(targets)) as say:
+            for turn in range(-1, args.rounds):
                 for name, target, body_bytes in targets:
                     say(f"{title}: {name}")
-                    cost = measure(target, target.url, Ask("auto", body_bytes=body_bytes), chosen.seconds)
+                    cost = measure(target, target.url, Ask("auto", body_bytes=body_bytes), args.seconds)
                     if turn >= 0:
                         figures.setdefault(name, []).append(cost.cpu_us)
     return figures

@@ -52,10 +52,10 @@ def measured(model: str, answers: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.local_latency", description=__doc__)
     parser.add_argument("--answers", type=int, default=300, help="of each model")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for model in shipped_models() for row in measured(model, asked.answers)]
-    queries = [{"query_id": str(at), "task": "any", "text": f"question {at}"} for at in range(asked.answers)]
+    rows = [row for model in shipped_models() for row in measured(model, args.answers)]
+    queries = [{"query_id": str(at), "task": "any", "text": f"question {at}"} for at in range(args.answers)]
     with tempfile.TemporaryDirectory() as name:
         for file, table in (("queries", queries), ("outcomes", rows)):
             parquet.write_table(pyarrow.Table.from_pylist(table), Path(name) / f"{file}.parquet")

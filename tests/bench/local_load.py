@@ -226,15 +226,15 @@ async def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--patience", type=float, default=120.0, help="seconds after which a client counts as hung")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "m.sock", float("inf"), chosen.patience)
+        run = Run(Path(folder) / "m.sock", float("inf"), args.patience)
         keeper = asyncio.ensure_future(keep(run))
         async with client_of(run) as client:
             await _ready(client)
-            run.until_s = time.monotonic() + 60 * chosen.minutes
-            killer = asyncio.ensure_future(kill_once(run, 6 * chosen.minutes))
-            await asyncio.gather(*(ask_until_over(run, client, seed) for seed in range(chosen.streams)))
+            run.until_s = time.monotonic() + 60 * args.minutes
+            killer = asyncio.ensure_future(kill_once(run, 6 * args.minutes))
+            await asyncio.gather(*(ask_until_over(run, client, seed) for seed in range(args.streams)))
             await killer
             await _ready(client)
             said = await metrics_when_idle(run, client)

@@ -151,14 +151,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--shipped", dest="runs", action="store_const", const=PRIOR, help="judge the shipped runs")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.runs and chosen.runs.exists():
-        runs = read_runs(chosen.runs)
+    if args.runs and args.runs.exists():
+        runs = read_runs(args.runs)
     else:
-        runs = all_runs(chosen.models)
-        if chosen.runs:
-            write_runs(chosen.runs, runs)
+        runs = all_runs(args.models)
+        if args.runs:
+            write_runs(args.runs, runs)
     print(json.dumps({"runs": len(runs), "settings": len(SETTINGS), "chosen": judged(runs)}, indent=1))
 
 

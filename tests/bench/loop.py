@@ -309,8 +309,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1500)
     parser.add_argument("--judged", type=int, default=400)
     parser.add_argument("--seed", type=int, default=11)
-    asked = parser.parse_args()
-    print(json.dumps(asyncio.run(run(asked.questions, asked.judged, asked.seed)), indent=1))
+    args = parser.parse_args()
+    print(json.dumps(asyncio.run(run(args.questions, args.judged, args.seed)), indent=1))
 
 
 if __name__ == "__main__":

@@ -340,12 +340,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), metavar="2..10")
     parser.add_argument("--only", default="", help="worlds whose name begins so")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     screen = Console(stderr=True, width=190)
-    wanted = [case for case in cases(asked.requests) if case.name.startswith(asked.only)]
+    wanted = [case for case in cases(args.requests) if case.name.startswith(args.only)]
     listed = track(wanted, "caches and choices", console=screen)
-    report = {name: cells for case in listed for name, cells in measured(case, range(asked.seeds)).items()}
-    if asked.json:
+    report = {name: cells for case in listed for name, cells in measured(case, range(args.seeds)).items()}
+    if args.json:
         named = {case: {", ".join(key): cell for key, cell in cells.items()} for case, cells in report.items()}
         print(json.dumps(named))
     else:

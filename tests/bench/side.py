@@ -81,17 +81,17 @@ def main(words: Sequence[str] | None = None) -> list[Case]:
     parser.add_argument("--memory-requests", type=int)
     parser.add_argument("--rivals", type=Path, default=Path.home() / ".cache" / "headgate-bench")
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args(words)
-    rounds = chosen.rounds or (1 if chosen.quick else 3)
-    seconds = chosen.seconds or (0.3 if chosen.quick else 2.0)
+    args = parser.parse_args(words)
+    rounds = args.rounds or (1 if args.quick else 3)
+    seconds = args.seconds or (0.3 if args.quick else 2.0)
     console = Console(width=140)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headgate-side-")))
         with console.status("starting"):
-            url, targets, versions = start(stack, folder, chosen.rivals, chosen.only, pin=chosen.pin)
-        parts = {"whole": whole_cases(chosen.connections), "slow": slow_cases(), "streams": stream_cases()}
-        cases = [case for name in chosen.parts for case in parts[name] if case.target in targets]
-        first = 0 if chosen.quick else -1
+            url, targets, versions = start(stack, folder, args.rivals, args.only, pin=args.pin)
+        parts = {"whole": whole_cases(args.connections), "slow": slow_cases(), "streams": stream_cases()}
+        cases = [case for name in args.parts for case in parts[name] if case.target in targets]
+        first = 0 if args.quick else -1
         with progress(console, (rounds - first) * len(cases)) as say:
             for turn in range(first, rounds):
                 for case in cases:
@@ -101,13 +101,13 @@ def main(words: Sequence[str] | None = None) -> list[Case]:
                     if turn >= 0:
                         case.rounds.append(cost)
         with console.status("memory"):
-            memory = memory_of(targets, chosen.memory_requests or (2000 if chosen.quick else 100_000))
+            memory = memory_of(targets, args.memory_requests or (2000 if args.quick else 100_000))
     show(console, cases)
     show_memory(console, memory)
     console.print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    console.print(f"{machine()}; {rounds} rounds of {seconds} s per figure{', pinned' if chosen.pin else ''}")
-    if chosen.json:
-        chosen.json.write_bytes(
+    console.print(f"{machine()}; {rounds} rounds of {seconds} s per figure{', pinned' if args.pin else ''}")
+    if args.json:
+        args.json.write_bytes(
             msgspec.json.encode({"cases": cases, "memory": memory, "versions": versions, "machine": machine()})
         )
     return cases

@@ -138,14 +138,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=16)
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     scripts = json.dumps({"m": [{"text": "It is raining and will go on raining until the evening."}]})
     command = [sys.executable, "-m", "gateway.providers.scripted", "--scripts", scripts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
         try:
-            result = uvloop.run(measure(url, arguments.requests, arguments.concurrency))
+            result = uvloop.run(measure(url, args.requests, args.concurrency))
         finally:
             server.terminate()
     print(json.dumps({name: round(value, 1) for name, value in result.items()}))

@@ -31,13 +31,13 @@ async def main() -> None:
     parser.add_argument("--watchers", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0)
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         port, admin_port = free_port(), free_port()
         config = Path(folder) / "headgate.toml"
         config.write_text(TOML.format(folder=folder, port=port, admin_port=admin_port))
         async with served(config):
-            print(json.dumps(await compared(port, admin_port, chosen.watchers, chosen.rounds, chosen.seconds)))
+            print(json.dumps(await compared(port, admin_port, args.watchers, args.rounds, args.seconds)))
 
 
 async def compared(port: int, admin_port: int, watchers: int, rounds: int, seconds: float) -> dict[str, object]:
