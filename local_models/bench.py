@@ -25,16 +25,16 @@ import numpy
 import torch
 
 from local_models import shipped_models
+from local_models.bench_guesses import STREAMS, guess_cases
+from local_models.bench_prefixes import blocks_met, prefix_cases, prefix_trace
 from local_models.checkpoint import expected_shapes
 from local_models.decoder import DTYPES, Decoder
 from local_models.engine import Engine, EngineOptions
-from local_models.guesses import STREAMS, guess_cases
-from local_models.prefixes import blocks_met, prefix_cases, prefix_trace
+from local_models.intervals import formatted, mean_and_half_width, mean_ratio
 from local_models.quant import int8_levels
 from local_models.request import Delta, Request
 from local_models.scheduler import PredictTokens
 from local_models.shape import Shape, shape_of
-from local_models.spread import shown, spread, times
 from local_models.text import TextCodec
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -258,8 +258,8 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
             lengths.update(told)
     return {
         "requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps,
-        "faster": {name: times(cpu_s["worst case"], spent) for name, spent in cpu_s.items()},
-        "fewer_steps": {name: times(steps["worst case"], taken) for name, taken in steps.items()},
+        "faster": {name: mean_ratio(cpu_s["worst case"], spent) for name, spent in cpu_s.items()},
+        "fewer_steps": {name: mean_ratio(steps["worst case"], taken) for name, taken in steps.items()},
     }  # fmt: skip
 
 
@@ -314,10 +314,11 @@ def first_token_case(kind: str, requests: int) -> dict[str, Any]:
             name: blocks.hit_tokens / blocks.asked_tokens
             for name, blocks in ((name, engine.scheduler.blocks) for name, engine in engines.items())
         },
-        "ms": {name: spread(spent) for name, spent in waits.items()},
-        "again_ms": {name: spread(spent) for name, spent in again.items()},
+        "ms": {name: mean_and_half_width(spent) for name, spent in waits.items()},
+        "again_ms": {name: mean_and_half_width(spent) for name, spent in again.items()},
         "again_ms_less_than_lru": {
-            name: spread([a - b for a, b in zip(again["lru"], spent, strict=True)]) for name, spent in again.items()
+            name: mean_and_half_width([a - b for a, b in zip(again["lru"], spent, strict=True)])
+            for name, spent in again.items()
         },
     }  # fmt: skip
 
@@ -350,38 +351,38 @@ def main() -> None:
     parser.add_argument("--llama", metavar="PYTHON", help="of an environment as tests/bench/local_llama.py says")
     parser.add_argument("--only", choices=("decode", "prefix", "admission", "guesses"))
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
-    report = _measured(arguments)
-    if arguments.json:
+    report = _measured(args)
+    if args.json:
         print(json.dumps(report, indent=1))
     else:
         _print_report(report)
 
 
-def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
     """The cases chosen; a table of each as it is done, unless JSON is wanted."""
     report: dict[str, Any] = {"torch": torch.__version__, "int8_levels": int8_levels(), "gpu": "not measured"}
-    if arguments.only in (None, "decode"):
-        config, cases = SHAPES[arguments.shape], [Case(n, arguments.prompt, arguments.new) for n in arguments.streams]
+    if args.only in (None, "decode"):
+        config, cases = SHAPES[args.shape], [Case(n, args.prompt, args.new) for n in args.streams]
         runs = rivals(
-            config, DTYPES[arguments.dtype], continuous=not arguments.no_continuous, llama=arguments.llama,
+            config, DTYPES[args.dtype], continuous=not args.no_continuous, llama=args.llama,
             most=max(cases, key=lambda case: case.streams),
         )  # fmt: skip
         report["decode"] = []
         for case in cases:
-            report["decode"].append(decode_case(runs, case, config["vocab_size"], arguments.rounds))
-            if not arguments.json:
+            report["decode"].append(decode_case(runs, case, config["vocab_size"], args.rounds))
+            if not args.json:
                 _print_decode(report["decode"][-1])
                 sys.stdout.flush()
-    if arguments.only in (None, "prefix"):
+    if args.only in (None, "prefix"):
         report["prefix"] = prefix_cases(300, 5)
         report["first_token"] = [first_token_case(kind, 200) for kind in ("shared", "turns")]
-    if arguments.only in (None, "admission"):
-        report["admission"] = admission_case(300, max(arguments.rounds, 5))
-    if arguments.only in (None, "guesses"):
-        report["guesses"] = guess_cases(200, max(arguments.rounds, 5))
+    if args.only in (None, "admission"):
+        report["admission"] = admission_case(300, max(args.rounds, 5))
+    if args.only in (None, "guesses"):
+        report["guesses"] = guess_cases(200, max(args.rounds, 5))
     return report
 
 
@@ -390,24 +391,24 @@ def _print_report(report: dict[str, Any]) -> None:
     for row in report.get("prefix", []):
         print(f"\nprefix cache, {row['trace']}, memory for a tenth of {row['tenth_of']}: hit rates")
         for name, rate in (row["hit_rate"] | row["beside"]).items():
-            print(f"  {name:98} {shown(rate, '6.1%')}")
+            print(f"  {name:98} {formatted(rate, '6.1%')}")
     for row in report.get("first_token", []):
         print(f"\nfirst token, {row['trace']}, memory for a tenth: CPU-ms, where asked again, less than LRU")
         for name, rate in row["hit_rate"].items():
-            waits = (shown(row[wait][name], "5.1f") for wait in ("ms", "again_ms", "again_ms_less_than_lru"))
+            waits = (formatted(row[wait][name], "5.1f") for wait in ("ms", "again_ms", "again_ms_less_than_lru"))
             print(f"  {name:44} {', '.join(waits)}; found {rate:.1%}")
     if "admission" in report:
         row = report["admission"]
         for name in ("predicted", "true lengths"):
-            faster, fewer = shown(row["faster"][name]), shown(row["fewer_steps"][name])
+            faster, fewer = formatted(row["faster"][name]), formatted(row["fewer_steps"][name])
             print(f"\nadmission by {name}: {faster} x worst-case reservation's speed, {fewer} x fewer steps")
     for row in report.get("guesses", []):
         drawn = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
         print(f"\n{row['budget']} guesses a step for {STREAMS} answers, {drawn}; the large model's tokens a pass:")
         for name, tokens in row["tokens_a_pass"].items():
-            print(f"  {name:16} {shown(tokens)} of {shown(row['guesses_a_pass'][name])} guesses (without: 1)")
-        kept = shown(row["kept_of_optimum"], ".3f")
-        print(f"  {shown(row['more_tokens'])} x as many tokens; {kept} of what the best rule of acceptance would keep")
+            print(f"  {name:16} {formatted(tokens)} of {formatted(row['guesses_a_pass'][name])} guesses (without: 1)")
+        more, kept = formatted(row["more_tokens"]), formatted(row["kept_of_optimum"], ".3f")
+        print(f"  {more} x as many tokens; {kept} of what the best rule of acceptance would keep")
     print("\nGPU: not measured here, see python -m tests.bench.local_gpu")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from local_models import shipped_models
 from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
+from local_models.intervals import mean_and_half_width, mean_ratio
 from local_models.request import Request, Sampling
 from local_models.speculate import Draft, ModelDrafter
-from local_models.spread import spread, times
 from local_models.tasks import held_out_questions
 from local_models.text import TextCodec
 
@@ -68,10 +68,10 @@ def _beside(in_turn: Ids[Engine], likeliest: Ids[Engine]) -> dict[str, Any]:
     tokens = {name: [_a_pass(engine, engine.output_tokens) for engine in engines] for name, engines in both.items()}
     guesses = {name: [_a_pass(engine, engine.drafted_tokens) for engine in engines] for name, engines in both.items()}
     return {
-        "tokens_a_pass": {name: spread(found) for name, found in tokens.items()},
-        "guesses_a_pass": {name: spread(found) for name, found in guesses.items()},
-        "more_tokens": times(tokens["likeliest first"], tokens["in turn"]),
-        "kept_of_optimum": times(
+        "tokens_a_pass": {name: mean_and_half_width(found) for name, found in tokens.items()},
+        "guesses_a_pass": {name: mean_and_half_width(found) for name, found in guesses.items()},
+        "more_tokens": mean_ratio(tokens["likeliest first"], tokens["in turn"]),
+        "kept_of_optimum": mean_ratio(
             [engine.accepted_tokens for engine in likeliest], [engine.acceptable_tokens for engine in likeliest]
         ),
     }

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from local_models.blocks import EVEN_DEPTH, BlockPool
-from local_models.spread import spread
+from local_models.blocks import EVEN_DEPTH, BlockPool, common_length
+from local_models.intervals import mean_and_half_width
 from local_models.tiers import Tiers, name_of
 
 SIZE = 64
@@ -211,7 +211,7 @@ def _found_again(trace: Sequence[Asked]) -> list[tuple[int, int, int]]:
             found.append((last[names[matched + 1]], at, SIZE))
             matched += 1
         rest = prompt[matched * SIZE : min((matched + 1) * SIZE, len(prompt) - 1)]
-        parts = [(_alike(tokens, rest), used) for used, tokens in ends.get(names[matched], [])]
+        parts = [(common_length(tokens, rest), used) for used, tokens in ends.get(names[matched], [])]
         parts = [part for part in parts if part[0] >= _LEAST_PART]
         if parts:
             found.append((max(used for _, used in parts), at, max(tokens for tokens, _ in parts)))
@@ -223,11 +223,6 @@ def _found_again(trace: Sequence[Asked]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def prefix_cases(requests: int, rounds: int, seed: int = 1) -> list[dict[str, Any]]:
     """Token hit rates by eviction rule, with memory for a share of the trace's distinct blocks; another trace in each
     round."""
@@ -237,10 +232,10 @@ def prefix_cases(requests: int, rounds: int, seed: int = 1) -> list[dict[str, An
         for of in ("all blocks", "blocks asked for again"):
             rates = [_hit_rates(trace, of) for trace in traces]
             beside = {
-                f"{rule} less {other}": spread([rate[rule] - rate[other] for rate in rates])
+                f"{rule} less {other}": mean_and_half_width([rate[rule] - rate[other] for rate in rates])
                 for rule, other in (("marconi", "lru"), (_LEADING, _TRAILING), (_LEADING_FOUR, _TRAILING_FOUR))
             }
-            found = {name: spread([rate[name] for rate in rates]) for name in rates[0]}
+            found = {name: mean_and_half_width([rate[name] for rate in rates]) for name in rates[0]}
             rows.append({"trace": kind, "tenth_of": of, "hit_rate": found, "beside": beside})
     return rows
 

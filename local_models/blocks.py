@@ -322,8 +322,8 @@ class BlockPool:
             return None
         rest = tuple(ids[start : min(start + self.block_tokens, len(ids) - 1)])
         newest = sorted(parent.children.values(), key=lambda node: -node.last_used)[:_CHILDREN_TRIED]
-        best = max(newest, key=lambda node: _common(node.tokens, rest))
-        count = _common(best.tokens, rest) // self._grain * self._grain
+        best = max(newest, key=lambda node: common_length(node.tokens, rest))
+        count = common_length(best.tokens, rest) // self._grain * self._grain
         if count < _LEAST_COPY:
             return None
         return SlotCopy(best.block * self.block_tokens, table.blocks[len(chain)] * self.block_tokens, count)
@@ -391,8 +391,8 @@ class BlockPool:
         return node.last_used + self._lifetime * (seen * _SIGHT + node.ends_turn * _TURN + self._alpha * costly)
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the common prefix."""
+def common_length(a: Ids[int], b: Ids[int]) -> int:
+    """How many tokens two sequences begin alike with."""
     length = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

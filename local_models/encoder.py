@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from local_models.checkpoint import require_manifest
 from local_models.errors import CheckpointError, PromptTooLong
 from local_models.linear import Linear
 from local_models.native import kernels
-from local_models.quant import Recipe, verified
+from local_models.quant import Recipe
 from local_models.text import TextCodec
 
 ARCHITECTURES = ("BertModel",)
@@ -55,7 +56,7 @@ class Encoder:
     """One model: `embed` gives vectors."""
 
     def __init__(self, folder: Path) -> None:
-        verified(folder)
+        require_manifest(folder)
         self.codec = TextCodec(folder)
         self.codec.tokenizer.no_padding()
         self.codec.tokenizer.no_truncation()

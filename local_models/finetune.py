@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow.parquet
 import torch
 from safetensors.torch import save_file
+
+from local_models.training import OnStep
 
 MAX_TOKENS = 256
 KEPT = (
@@ -93,9 +95,9 @@ def loss_of(logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 def finetuned(
-    rows: LabelledTexts, encoder: Path, schedule: Schedule, told: Callable[[int, float], None] = lambda step, loss: None
+    rows: LabelledTexts, encoder: Path, schedule: Schedule, on_step: OnStep = lambda step, loss: None
 ) -> Scorer:
-    """`told` hears every step's loss. ValueError where the folder is no BERT."""
+    """The encoder trained on the rows, with its heads. ValueError where the folder holds no BERT."""
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModel
 
@@ -126,7 +128,7 @@ def finetuned(
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
         optimizer.step()
         falling.step()
-        told(step, loss.item())
+        on_step(step, loss.item())
     scorer.eval()
     return scorer
 
@@ -161,18 +163,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-5)
-    asked = parser.parse_args()
-    rows = read_rows(asked.data)
+    args = parser.parse_args()
+    rows = read_rows(args.data)
     seen: list[float] = []
 
-    def told(step: int, loss: float) -> None:
+    def print_loss(step: int, loss: float) -> None:
         seen.append(loss)
         if step % 20 == 19:
             print(f"step {step + 1}: loss {sum(seen[-20:]) / 20:.4f}", flush=True)
 
-    scorer = finetuned(rows, asked.encoder, Schedule(epochs=asked.epochs, rate=asked.rate), told)
-    save_encoder(scorer, asked.encoder, asked.out)
-    print(f"{asked.out}: {len(rows.texts)} rows, {rows.scores.shape[1]} models")
+    scorer = finetuned(rows, args.encoder, Schedule(epochs=args.epochs, rate=args.rate), print_loss)
+    save_encoder(scorer, args.encoder, args.out)
+    print(f"{args.out}: {len(rows.texts)} rows, {rows.scores.shape[1]} models")
 
 
 if __name__ == "__main__":

@@ -13,34 +13,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from local_models.manifest import MANIFEST, write_manifest
 from local_models.text import TextCodec
+from local_models.training import IGNORED, OnStep, Pair, collate, cosine_schedule, exact_match
 
 LEAST_ROWS = 100
-IGNORED = -100
-Pair = tuple[list[int], list[int]]
-"""Token ids of a question as the chat template writes it, and of its answer with the end mark."""
+WARM_UP_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """Questions with the teacher's answers."""
 
-    taught: list[tuple[str, str]]
-    held: list[tuple[str, str]]
-    """Never learnt from."""
+    train: list[tuple[str, str]]
+    held_out: list[tuple[str, str]]
+    """Never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +64,9 @@ def read_answers(folder: Path, teacher: str) -> Answered:
     found = Answered([], [])
     for id, text, split in zip(queries["query_id"], queries["text"], splits, strict=True):
         if id in said:
-            (found.held if split == "test" else found.taught).append((text, said[id]))
-    if len(found.taught) < LEAST_ROWS:
-        raise ValueError(f"{folder}: {len(found.taught)} answers of {teacher!r} to learn from; {LEAST_ROWS} are needed")
+            (found.held_out if split == "test" else found.train).append((text, said[id]))
+    if len(found.train) < LEAST_ROWS:
+        raise ValueError(f"{folder}: {len(found.train)} answers of {teacher!r} to learn from; {LEAST_ROWS} are needed")
     return found
 
 
@@ -81,51 +78,24 @@ def encoded(codec: TextCodec, end: int, pairs: Sequence[tuple[str, str]]) -> lis
     ]
 
 
-def batch_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (rows, time), padded on the right; only answers carry a loss."""
-    length = max(len(prompt) + len(answer) for prompt, answer in pairs) - 1
-    inputs = torch.zeros((len(pairs), length), dtype=torch.long)
-    targets = torch.full((len(pairs), length), IGNORED)
-    for row, (prompt, answer) in enumerate(pairs):
-        ids = torch.tensor(prompt + answer)
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
-    return inputs, targets
-
-
-def alike(model: Any, pairs: Sequence[Pair], batch: int = 64) -> float:
-    """Share of questions whose whole greedy answer is the teacher's: every token's argmax is the right one."""
-    hits = 0
-    with torch.inference_mode():
-        for at in range(0, len(pairs), batch):
-            inputs, targets = batch_of(pairs[at : at + batch])
-            chosen = model(input_ids=inputs).logits.argmax(-1)
-            hits += int(((chosen == targets) | (targets == IGNORED)).all(-1).sum())
-    return hits / len(pairs) if pairs else math.nan
-
-
-def taught(model: Any, pairs: Sequence[Pair], course: DistillationSettings, told: Callable[[int, float], None]) -> None:
-    """Trains the model in place; causal attention makes padding on the right harmless."""
+def train(model: Any, pairs: Sequence[Pair], course: DistillationSettings, on_step: OnStep) -> None:
+    """Train the model in place; causal attention makes padding on the right harmless."""
     generator = torch.Generator().manual_seed(course.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     for step in range(course.steps):
         places = torch.randint(len(pairs), (min(course.batch, len(pairs)),), generator=generator).tolist()
-        inputs, targets = batch_of([pairs[place] for place in places])
+        inputs, targets = collate([pairs[place] for place in places])
         logits = model(input_ids=inputs).logits
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         for group in optimizer.param_groups:
-            group["lr"] = course.rate * _schedule(step, course.steps)
+            group["lr"] = course.rate * cosine_schedule(step, course.steps, WARM_UP_STEPS)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        told(step, loss.item())
+        on_step(step, loss.item())
     model.eval()
-
-
-def _schedule(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def imitate(
@@ -133,10 +103,10 @@ def imitate(
     student: Path,
     out: Path,
     course: DistillationSettings,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: OnStep = lambda step, loss: None,
 ) -> dict[str, float]:
-    """Writes the taught student to `out`; how often it says what its teacher said on held-out questions, before and
-    after (NaN where none was held out).
+    """Write the trained student to `out`. Returns the share of held-out questions on which it answers as its teacher
+    did, before and after the training; NaN where none was held out.
     """
     from transformers import AutoModelForCausalLM
 
@@ -145,14 +115,18 @@ def imitate(
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).eval()
     ends = model.generation_config.eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
-    held = encoded(codec, end, answered.held)
-    before = alike(model, held)
-    taught(model, encoded(codec, end, answered.taught), course, told)
-    found = {"before": before, "after": alike(model, held)}
+    held = encoded(codec, end, answered.held_out)
+    before = _exact_match(model, held)
+    train(model, encoded(codec, end, answered.train), course, on_step)
+    found = {"before": before, "after": _exact_match(model, held)}
     shutil.copytree(student, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "*.safetensors*"))
     model.save_pretrained(out)
-    write_manifest(out, {"imitates": asdict(course), "rows": len(answered.taught), "held_out_alike": found})
+    write_manifest(out, {"imitates": asdict(course), "rows": len(answered.train), "held_out_alike": found})
     return found
+
+
+def _exact_match(model: Any, pairs: Sequence[Pair]) -> float:
+    return exact_match(lambda ids: model(input_ids=ids).logits, pairs)
 
 
 def main() -> None:
@@ -163,15 +137,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rate", type=float, default=1e-3)
-    asked = parser.parse_args()
-    answered = read_answers(asked.data, asked.teacher)
+    args = parser.parse_args()
+    answered = read_answers(args.data, args.teacher)
 
-    def told(step: int, loss: float) -> None:
+    def print_loss(step: int, loss: float) -> None:
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss:.4f}", flush=True)
 
-    found = imitate(answered, asked.student, asked.out, DistillationSettings(steps=asked.steps, rate=asked.rate), told)
-    print(json.dumps({"out": str(asked.out), "learnt": len(answered.taught), "held": len(answered.held), **found}))
+    course = DistillationSettings(steps=args.steps, rate=args.rate)
+    found = imitate(answered, args.student, args.out, course, print_loss)
+    print(json.dumps({"out": str(args.out), "learnt": len(answered.train), "held": len(answered.held_out), **found}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A mean over rounds and how far it may lie from the truth."""
+"""Means over the rounds of a benchmark, with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean over rounds with its 95 % half width by Student's t, for rounds are few; of one there is none."""
+def mean_and_half_width(values: Sequence[float]) -> dict[str, float]:
+    """The mean over rounds and the half width of its 95 % interval by Student's t; NaN for a single round."""
     from scipy.stats import t
 
     n, half = len(values), math.nan
@@ -18,11 +18,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"value": float(np.mean(values)), "half_width": half}
 
 
-def times(more: Sequence[float], less: Sequence[float]) -> dict[str, float]:
-    """`spread` of each round's ratio."""
-    return spread((np.array(more) / np.array(less)).tolist())
+def mean_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """`mean_and_half_width` of each round's ratio."""
+    return mean_and_half_width((np.array(numerators) / np.array(denominators)).tolist())
 
 
-def shown(figure: dict[str, float], unit: str = ".2f") -> str:
-    """A figure as a table shows it."""
+def formatted(figure: dict[str, float], unit: str = ".2f") -> str:
+    """A mean with its half width, as a table shows it."""
     return f"{figure['value']:{unit}} (+-{figure['half_width']:{unit}})"

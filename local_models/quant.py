@@ -24,10 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from local_models.checkpoint import expected_shapes, load_tensors
+from local_models.checkpoint import expected_shapes, load_tensors, require_manifest
 from local_models.errors import CheckpointError
 from local_models.linear import Dense, Linear
-from local_models.manifest import MANIFEST, ManifestError, verify_manifest, write_manifest
+from local_models.manifest import MANIFEST, write_manifest
 from local_models.native import Int8Panels, Kernels, Panels
 from local_models.shape import Shape, read_shape
 
@@ -229,7 +229,7 @@ def load_weights(folder: Path, shape: Shape, dtype: torch.dtype, device: str = "
     layout = read_layout(folder)
     if layout is None:
         return dict(load_tensors(folder, shape, dtype, device))
-    verified(folder)
+    require_manifest(folder)
     tensors = _all_tensors(folder, device)
     weights: dict[str, Weight] = {}
     for name, size in expected_shapes(shape).items():
@@ -310,14 +310,6 @@ def _linear(parts: list[Weight], bias: Tensor | None, recipe: Recipe) -> Linear:
         return recipe.packed(Packed(values, scales, 8, values.shape[1]), bias)
     dense = torch.cat([part.expand(recipe.dtype) if isinstance(part, Packed) else part for part in parts])
     return recipe.packed(quantize(dense, 8, dense.shape[1]), bias) if recipe.int8 else recipe.dense(dense, bias)
-
-
-def verified(folder: Path) -> None:
-    """Raise `CheckpointError` unless the folder holds what its manifest says."""
-    try:
-        verify_manifest(folder)
-    except ManifestError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _all_tensors(folder: Path, device: str = "cpu") -> dict[str, Tensor]:

@@ -14,11 +14,11 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--bits", type=int, choices=(4, 8), default=8)
-    arguments = parser.parse_args()
-    errors = quantize_folder(arguments.source, arguments.target, arguments.bits)
+    args = parser.parse_args()
+    errors = quantize_folder(args.source, args.target, args.bits)
     for name, error in errors.items():
         print(f"{error:8.4f}  {name}")
-    size = (arguments.target / "model.safetensors").stat().st_size
+    size = (args.target / "model.safetensors").stat().st_size
     print(f"{len(errors)} matrices, worst relative error {max(errors.values()):.4f}, {size / 1e6:.2f} MB")
 
 

@@ -161,14 +161,14 @@ async def _embedded(served: ServedModel, inputs: list[list[int]]) -> list[list[f
     return vectors
 
 
-async def _run(app: App, arguments: argparse.Namespace) -> None:
+async def _run(app: App, args: argparse.Namespace) -> None:
     """Serve until told to stop, or until an engine dies: then the process ends, for its supervisor to
     replace."""
     config = uvicorn.Config(
         app,
-        host=arguments.host,
-        port=arguments.port,
-        uds=str(arguments.uds) if arguments.uds else None,
+        host=args.host,
+        port=args.port,
+        uds=str(args.uds) if args.uds else None,
         log_level="warning",
         lifespan="on",
         timeout_graceful_shutdown=5,
@@ -180,7 +180,7 @@ async def _run(app: App, arguments: argparse.Namespace) -> None:
         if any(served.worker.dead for served in app.models.values()):
             _log.error("an engine is dead, the process ends")
             os.kill(os.getpid(), signal.SIGKILL)
-        if arguments.parent and os.getppid() != arguments.parent:
+        if args.parent and os.getppid() != args.parent:
             server.should_exit = True
     await serving
 
@@ -204,15 +204,15 @@ def main() -> None:
         else:
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=told)
     parser.add_argument("--threads", type=int, help="threads of torch (default 1)")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:
-        given = {name: value for name in SERVER_OPTIONS if (value := getattr(arguments, name)) is not None}
-        beside = {"settings_folder": str(arguments.uds.parent)} if arguments.uds else {}
-        app = _app({**beside, **arguments.options, **given})
+        given = {name: value for name in SERVER_OPTIONS if (value := getattr(args, name)) is not None}
+        beside = {"settings_folder": str(args.uds.parent)} if args.uds else {}
+        app = _app({**beside, **args.options, **given})
     except LocalModelError as error:
         parser.exit(2, f"{error}\n")
-    asyncio.run(_run(app, arguments))
+    asyncio.run(_run(app, args))
 
 
 def _app(options: dict[str, Any]) -> App:

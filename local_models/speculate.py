@@ -22,11 +22,12 @@ from typing import Protocol
 import torch
 
 from local_models.attention import KVCache, Segment
-from local_models.blocks import BlockPool, BlockTable
+from local_models.blocks import BlockPool, BlockTable, common_length
 from local_models.decoder import Batch, Decoder
 from local_models.device import device_for
 from local_models.errors import CheckpointError
 from local_models.options import EngineOptions
+from local_models.runner import slot_numbers
 from local_models.text import TextCodec
 
 _START_RATE = 0.6
@@ -172,17 +173,11 @@ class ModelDrafter:
                 return False
             self._tracks[name] = _Track(taken[0], [])
             return True
-        agreed = 0
-        for one, other in zip(track.seen, ids[:-1], strict=False):
-            if one != other:
-                break
-            agreed += 1
-        del track.seen[agreed:]
+        del track.seen[common_length(track.seen, ids[:-1]) :]
         return self._blocks.grow(track.table, tokens)
 
     def _next(self, texts: dict[str, list[int]]) -> dict[str, tuple[int, float]]:
         """The small model's likeliest next token of each text."""
-        size = self._blocks.block_tokens
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -194,7 +189,7 @@ class ModelDrafter:
             segments.append(Segment(len(ids), len(text) - start, start, track.table.blocks))
             ids += text[start:]
             positions += range(start, len(text))
-            slots += [track.table.blocks[at // size] * size + at % size for at in range(start, len(text))]
+            slots += slot_numbers(track.table.blocks, start, len(text), self._blocks.block_tokens)
             last.append(len(ids) - 1)
             track.seen = list(text)
         tensors = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, slots, last)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from local_models.manifest import write_manifest
 from local_models.tasks import Question, draw, training_questions
+from local_models.training import IGNORED, Pair, collate, cosine_schedule, exact_match
 
 SPECIAL = ("<pad>", "<eos>", "<user>", "<asst>", "<sys>")
 PAD, EOS, USER, ASSISTANT = 0, 1, 2, 3
@@ -42,6 +42,7 @@ CHAT_TEMPLATE = (
 CONTEXT_TOKENS = 512
 EPS = 1e-6
 ROPE_THETA = 10_000.0
+WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +161,8 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def encode(question: Question) -> tuple[list[int], list[int]]:
-    """Token ids of the question as the chat template writes it, and of its answer with the end mark."""
+def encode(question: Question) -> Pair:
+    """Token ids of the question as the chat template writes it, and of its answer with the end token."""
     prompt = [USER, *(VOCABULARY[character] for character in question.prompt), ASSISTANT]
     return prompt, [*(VOCABULARY[character] for character in question.answer), EOS]
 
@@ -174,18 +175,7 @@ def batches(recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         kind = rng.choices(kinds, shares)[0]
         count = recipe.batch // 2 if kind == "booking" else recipe.batch
-        yield _collate([encode(next(questions[kind])) for _ in range(count)])
-
-
-def _collate(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    length = max(len(prompt) + len(answer) for prompt, answer in pairs) - 1
-    inputs = torch.full((len(pairs), length), PAD)
-    targets = torch.full((len(pairs), length), -100)
-    for row, (prompt, answer) in enumerate(pairs):
-        ids = torch.tensor(prompt + answer)
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
-    return inputs, targets
+        yield collate([encode(next(questions[kind])) for _ in range(count)])
 
 
 def train(recipe: Recipe, progress: Progress, name: str) -> TinyLlama:
@@ -198,9 +188,9 @@ def train(recipe: Recipe, progress: Progress, name: str) -> TinyLlama:
     adam = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     task = progress.add_task(name, total=recipe.steps)
     for step, (inputs, targets) in zip(range(recipe.steps), batches(recipe), strict=False):
-        rate = recipe.learning_rate * _schedule(step, recipe.steps)
+        rate = recipe.learning_rate * cosine_schedule(step, recipe.steps, WARM_UP_STEPS)
         adam.param_groups[0]["lr"] = rate
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,22 +200,11 @@ def train(recipe: Recipe, progress: Progress, name: str) -> TinyLlama:
     return model
 
 
-def _schedule(step: int, steps: int) -> float:
-    warm_up = min(1.0, (step + 1) / 50)
-    return warm_up * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def exact_match(model: TinyLlama, kind: str, count: int = 500) -> float:
-    """Share of held-out questions whose whole answer is the model's greedy one.
-
-    Computed with the true answer as input: greedy decoding is right exactly when every token's argmax is.
-    """
+def held_out_score(model: TinyLlama, kind: str, count: int = 500) -> float:
+    """Share of held-out questions of a kind whose whole answer is the model's greedy one."""
     rng = random.Random(99)
     pairs = [encode(draw(kind, rng, held_out=True)) for _ in range(count)]
-    inputs, targets = _collate(pairs)
-    with torch.inference_mode():
-        hits = (model(inputs).argmax(-1) == targets) | (targets == -100)
-    return round(int(hits.all(-1).sum()) / count, 4)
+    return round(exact_match(model, pairs, batch=count), 4)
 
 
 def hugging_face_tensors(model: TinyLlama) -> dict[str, Tensor]:
@@ -306,15 +285,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the two tiny models from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder per model")
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    for name in arguments.models:
+    for name in args.models:
         started_cpu_s = time.process_time()
         with Progress(*columns) as progress:
             model = train(RECIPES[name], progress, name)
-        scores = {kind: exact_match(model, kind) for kind, _ in model.recipe.mix}
-        save(model, arguments.out / name, scores)
+        scores = {kind: held_out_score(model, kind) for kind, _ in model.recipe.mix}
+        save(model, args.out / name, scores)
         print(f"{name}: {time.process_time() - started_cpu_s:.0f} CPU-s, held-out exact match {scores}")
 
 

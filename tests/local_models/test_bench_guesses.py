@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from local_models.guesses import guess_cases
+from local_models.bench_guesses import guess_cases
 
 
 def test_the_likeliest_guesses_yield_more_than_those_in_turn() -> None:

@@ -6,7 +6,16 @@ import random
 import pytest
 
 from local_models.bench import first_token_case
-from local_models.prefixes import SIZE, Asked, LeadingFirst, foreseen, hit_rate, prefix_cases, prefix_trace, unforeseen
+from local_models.bench_prefixes import (
+    SIZE,
+    Asked,
+    LeadingFirst,
+    foreseen,
+    hit_rate,
+    prefix_cases,
+    prefix_trace,
+    unforeseen,
+)
 from local_models.tiers import name_of
 
 

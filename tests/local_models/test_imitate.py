@@ -40,23 +40,23 @@ def _schema(columns: dict[str, list[object]]) -> pa.Schema:
 def test_the_student_says_what_its_teacher_said(tmp_path: Path) -> None:
     """On questions it never saw, after a short course; the folder is one that the engine serves."""
     learnt = read_answers(answers(tmp_path / "data"), "teacher")
-    assert (len(learnt.taught), len(learnt.held)) == (130, 20)
+    assert (len(learnt.train), len(learnt.held_out)) == (130, 20)
     small, out, losses = shipped_models()["tiny-small"], tmp_path / "student", list[float]()
     found = imitate(learnt, small, out, DistillationSettings(steps=60), lambda step, loss: losses.append(loss))
     assert found["after"] > found["before"] and found["after"] >= 0.8 and losses[-1] < losses[0]
     assert verify_manifest(out) and json.loads((out / "manifest.json").read_text())["rows"] == 130
     engine = Engine.load(out, EngineOptions(kv_tokens=256))
     hits = 0
-    for place, (question, said) in enumerate(learnt.held):
+    for place, (question, said) in enumerate(learnt.held_out):
         prompt = codec().encode_chat([{"role": "user", "content": question}])
         hits += codec().decode(run(engine, [greedy(str(place), prompt, 1)])[str(place)].ids) == said
-    assert hits / len(learnt.held) >= found["after"] - 0.05
+    assert hits / len(learnt.held_out) >= found["after"] - 0.05
 
 
 def test_answers_known_to_be_wrong_are_not_learnt(tmp_path: Path) -> None:
     """A score below a half keeps an answer out; too few answers, or none at all, are refused."""
     scores: list[object] = [0.0 if place % 10 == 0 else 1.0 for place in range(150)]
-    assert len(read_answers(answers(tmp_path / "a", score=scores), "teacher").taught) == 117
+    assert len(read_answers(answers(tmp_path / "a", score=scores), "teacher").train) == 117
     with pytest.raises(ValueError, match="0 answers of 'nobody'"):
         read_answers(tmp_path / "a", "nobody")
     with pytest.raises(ValueError, match="no responses"):

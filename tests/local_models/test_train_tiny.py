@@ -11,7 +11,7 @@ from rich.progress import Progress
 from local_models import shipped_models
 from local_models.engine import Engine, EngineOptions
 from local_models.manifest import verify_manifest
-from local_models.train_tiny import RECIPES, TinyLlama, exact_match, hugging_face_tensors, save, train
+from local_models.train_tiny import RECIPES, TinyLlama, held_out_score, hugging_face_tensors, save, train
 from tests.local_models.checkpoints import greedy, prompts, run
 
 SHORT = replace(RECIPES["tiny-small"], steps=12, batch=16)
@@ -34,7 +34,7 @@ def test_the_same_recipe_gives_the_same_weights(model: TinyLlama) -> None:
 def test_the_folder_is_what_the_trainer_computed(model: TinyLlama, tmp_path: Path) -> None:
     """The engine, from the saved folder, chooses the token that the trainer's own forward pass finds
     likeliest."""
-    save(model, tmp_path, {"booking": exact_match(model, "booking", 10)})
+    save(model, tmp_path, {"booking": held_out_score(model, "booking", 10)})
     assert verify_manifest(tmp_path)
     prompt = prompts(1, seed=1)[0]
     answer = run(Engine.load(tmp_path, EngineOptions(kv_tokens=256)), [greedy("a", prompt, 1)])["a"]
